@@ -1,0 +1,136 @@
+"""Ranges -> Scales: one scale for each pair, or one for each channel of a weight."""
+
+from __future__ import annotations
+
+import re
+
+import msgspec
+import numpy as np
+
+from qdq.errors import PlanError, UsageError
+from qdq.feeds import DataLike, open_feeds
+from qdq.index import GraphIndex
+from qdq.loading import ModelLike, load
+from qdq.observation import Progress, Ranges, TensorRange, observe
+from qdq.planning import Placement, Plan
+from qdq.quantizer import INT8_LEVELS, Quantizer
+
+DEFAULT_METHOD = "percentile"
+#: Share of absolute values kept within the range; the default of pytorch-quantization's HistogramCalibrator.
+DEFAULT_PERCENT = 99.99
+#: The range given to a tensor or channel that is zero throughout: any scale would do, this one is harmless.
+DEAD_AMAX = 1.0
+
+_METHOD = re.compile(r"(?P<name>max|percentile)(:(?P<percent>\d+(\.\d+)?))?")
+
+
+class Method(msgspec.Struct, frozen=True):
+    """How a range becomes an amax: the largest value seen, or a percentile of all."""
+
+    name: str
+    percent: float | None = None
+
+    def __str__(self) -> str:
+        return self.name if self.percent is None else f"{self.name}:{self.percent:g}"
+
+    def amax(self, seen: TensorRange) -> float:
+        """Return the absolute value that maps to the last level, in the tensor's unit."""
+        if self.percent is None or seen.histogram is None:
+            return seen.amax
+        return seen.histogram.percentile(self.percent)
+
+
+class PairScale(msgspec.Struct, frozen=True):
+    """The scales of one pair: one, or one for each channel along the quantizer's axis."""
+
+    tensor: str
+    quantizer: Quantizer
+    scales: tuple[float, ...]
+
+
+class Scales(msgspec.Struct, frozen=True):
+    """All scales of a plan, and what they were computed from."""
+
+    #: `Plan.key` of the plan they belong to.
+    plan: str
+    method: str
+    data: str
+    samples: int
+    by_pair: tuple[PairScale, ...]
+    #: Tensors that held only zeros and got the harmless range.
+    dead: tuple[str, ...] = ()
+
+
+def parse_method(text: str) -> Method:
+    """Return the method that ``max``, ``percentile`` or ``percentile:99.9`` names; raises UsageError for others."""
+    found = _METHOD.fullmatch(text)
+    if not found or (found["name"] == "max" and found["percent"]):
+        raise UsageError(f"unknown method {text!r}: write max, percentile or percentile:99.9")
+    if found["name"] == "max":
+        return Method("max")
+    percent = float(found["percent"] or DEFAULT_PERCENT)
+    if not 0.0 < percent <= 100.0:  # noqa: PLR2004 percent
+        raise UsageError(f"method {text!r}: a percentile lies above 0 and at most at 100")
+    return Method("percentile", percent)
+
+
+def calibrate(
+    model: ModelLike, plan: Plan, data: DataLike | None, *, method: str = DEFAULT_METHOD, batch: int | None = None, progress: Progress | None = None
+) -> Scales:
+    """Return the scales of a plan, computed by running the float model over the data in ONNX Runtime.
+
+    Raises PlanError if the plan is another model's, DataError for data that does not fit.
+    """
+    index = GraphIndex(load(model))
+    return calibrate_index(index, plan, data, parse_method(method), batch, progress)
+
+
+def calibrate_index(index: GraphIndex, plan: Plan, data: DataLike | None, method: Method, batch: int | None = None, progress: Progress | None = None) -> Scales:  # noqa: PLR0913 the stages' common arguments
+    """Return the scales of a plan for a model that is indexed already."""
+    require_model(plan, index)
+    feeds = open_feeds(index, data, batch)
+    ranges = observe(index, plan, feeds, histograms=method.percent is not None, progress=progress)
+    return scales_from(index, plan, ranges, method)
+
+
+def scales_from(index: GraphIndex, plan: Plan, ranges: Ranges, method: Method) -> Scales:
+    """Return the scales that a method makes of observed ranges; the tensors of one scale group get the largest range among them."""
+    if ranges.plan != plan.key:
+        raise PlanError("the ranges were observed for another plan; calibrate again with this one")
+    amax = {seen.tensor: method.amax(seen) for seen in ranges.by_tensor}
+    for group in plan.scale_groups:
+        amax.update(dict.fromkeys(group, max(amax[t] for t in group if t in amax)))
+    pairs = tuple(_pair_scale(index, tensor, quantizer, amax) for tensor, quantizer in pairs_of(plan))
+    dead = tuple(seen.tensor for seen in ranges.by_tensor if seen.amax == 0.0)
+    return Scales(plan.key, str(method), ranges.data, ranges.samples, pairs, dead)
+
+
+def pairs_of(plan: Plan) -> dict[tuple[str, Quantizer], tuple[Placement, ...]]:
+    """Return the pairs of a plan: the placements of each tensor and quantizer, in plan order."""
+    pairs: dict[tuple[str, Quantizer], list[Placement]] = {}
+    for placement in plan.placements:
+        pairs.setdefault((placement.edge.tensor, placement.quantizer), []).append(placement)
+    return {key: tuple(placements) for key, placements in pairs.items()}
+
+
+def require_model(plan: Plan, index: GraphIndex) -> None:
+    """Raise PlanError unless the plan was made for this very model."""
+    if plan.digest != index.source.digest:
+        raise PlanError(f"the plan is for {plan.model} with digest {plan.digest[:12]}, but {index.source.name} has {index.source.digest[:12]}; plan again")
+
+
+def _pair_scale(index: GraphIndex, tensor: str, quantizer: Quantizer, amax: dict[str, float]) -> PairScale:
+    if quantizer.name == "int8-activation":
+        values = np.array([amax[tensor]], np.float32)
+    else:
+        values = channel_amax(np.asarray(index.constant(tensor), np.float32), quantizer.axis)
+    values = np.where(values > 0.0, values, np.float32(DEAD_AMAX))
+    scales = np.maximum(values / np.float32(INT8_LEVELS), np.finfo(np.float32).tiny)
+    return PairScale(tensor, quantizer, tuple(float(s) for s in scales))
+
+
+def channel_amax(weight: np.ndarray, axis: int | None) -> np.ndarray:  # type: ignore[type-arg] # any float array
+    """Return the largest absolute value of a weight, or of each slice along `axis`, as a float32 vector."""
+    others = tuple(a for a in range(weight.ndim) if a != axis)
+    largest = np.maximum(weight.max(axis=others, initial=0.0), -weight.min(axis=others, initial=0.0))
+    return np.atleast_1d(largest).astype(np.float32)

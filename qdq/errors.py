@@ -1,0 +1,60 @@
+"""Everything that can go wrong, in one tree.
+
+* QdqError                 exit code 2: the run could not be completed
+  + UsageError             the request itself cannot be met (an option, a target, an output path)
+  + ModelError             the model file is not one that can be read or quantized
+  + RuleError              a rule file is wrong, or two rules disagree
+  + DataError              calibration data is missing or does not fit the model
+  + PlanError              a plan or scales file is stale or does not fit the model
+  + CompilerError          the TensorRT compiler is missing or could not be driven
+
+Each is raised with one sentence that names the file, the node or input, what is wrong and
+what to do. The command line prints that sentence and ends with the class's exit code.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class QdqError(Exception):
+    """The run could not be completed; its text is one line for the user."""
+
+    exit_code = 2
+
+
+class UsageError(QdqError):
+    """The request cannot be met: a bad option value, an output that may not be written."""
+
+
+class ModelError(QdqError):
+    """The model cannot be read, or is not one that can be quantized."""
+
+
+class RuleError(QdqError):
+    """A rule file is wrong, or two rules disagree about an edge."""
+
+
+class DataError(QdqError):
+    """Calibration data is missing or does not fit the model's inputs."""
+
+
+class PlanError(QdqError):
+    """A plan or scales file belongs to another model, or cannot be carried out."""
+
+
+class CompilerError(QdqError):
+    """The TensorRT compiler is not installed, or its answer could not be read."""
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Return ``"; did you mean 'a' or 'b'?"`` for the known words nearest to `word`, or ``""``."""
+    near = difflib.get_close_matches(word, list(known), n=2, cutoff=0.55)
+    return f"; did you mean {' or '.join(repr(n) for n in near)}?" if near else ""
+
+
+def first_line(error: BaseException | str) -> str:
+    """Return the first non-empty line of an error's text, for use inside a one-line message."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__

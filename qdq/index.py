@@ -1,0 +1,234 @@
+"""Source -> GraphIndex: edges, producers, consumers, constants, types and shapes of one model."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from functools import cached_property
+from typing import Any
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import numpy_helper
+
+from qdq.errors import ModelError, first_line
+from qdq.loading import Source
+
+Array = npt.NDArray[Any]
+
+#: Tensors up to this many bytes stay in the copy that shapes are inferred on: reshape targets and the like.
+_SMALL = 4096
+_UNFOLDABLE_PREFIXES = ("Random", "Multinomial", "Bernoulli")
+
+
+class Edge(msgspec.Struct, frozen=True, order=True):
+    """One input slot of one node: the unit of every decision."""
+
+    #: "" for the main graph, else the path of the body it lies in.
+    graph: str
+    #: Label of the consuming node.
+    node: str
+    slot: int
+    tensor: str
+
+    def __str__(self) -> str:
+        where = f"{self.graph}/{self.node}" if self.graph else self.node
+        return f"{self.tensor} -> {where}[{self.slot}]"
+
+
+class Node:
+    """One node of the main graph, read-only."""
+
+    __slots__ = ("inputs", "label", "op", "outputs", "position", "proto")
+
+    def __init__(self, position: int, label: str, proto: onnx.NodeProto) -> None:
+        self.position = position
+        #: The node's name, or ``#17`` by its position where the name is empty or taken.
+        self.label = label
+        self.proto = proto
+        #: The operator; one of another domain carries it, as in ``com.microsoft.Gelu``.
+        self.op = proto.op_type if proto.domain in ("", "ai.onnx") else f"{proto.domain}.{proto.op_type}"
+        self.inputs = tuple(proto.input)
+        self.outputs = tuple(proto.output)
+
+    def attribute(self, name: str, default: Any = None) -> Any:
+        """Return the value of an attribute, or `default` where the node does not carry it."""
+        for attribute in self.proto.attribute:
+            if attribute.name == name:
+                return onnx.helper.get_attribute_value(attribute)
+        return default
+
+    @property
+    def bodies(self) -> tuple[tuple[str, onnx.GraphProto], ...]:
+        """The graphs that the node carries as attributes, by attribute name."""
+        single = [(a.name, a.g) for a in self.proto.attribute if a.HasField("g")]
+        listed = [(f"{a.name}.{i}", g) for a in self.proto.attribute for i, g in enumerate(a.graphs)]
+        return tuple(single + listed)
+
+
+class GraphIndex:
+    """What the stages ask of a model's main graph; built once, never changed."""
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        graph = source.model.graph
+        self.nodes = tuple(Node(i, label, node) for i, (label, node) in enumerate(zip(_labels(graph), graph.node, strict=True)))
+        self.by_label = {node.label: node for node in self.nodes}
+        self.producers = {name: node for node in self.nodes for name in node.outputs if name}
+        self.consumers = _consumers(self.nodes)
+        self.initializers = {t.name: t for t in graph.initializer}
+        #: Graph inputs that the caller must feed; initializers listed as inputs are constants.
+        self.inputs = {i.name: i for i in graph.input if i.name not in self.initializers}
+        self.outputs = {o.name: o for o in graph.output}
+        self.constants = _constant_names(self)
+        self._values: dict[str, Array] = {}
+
+    def edges(self) -> Iterator[Edge]:
+        """Yield every edge of the main graph, in node order and slot order."""
+        for node in self.nodes:
+            for slot, tensor in enumerate(node.inputs):
+                if tensor:
+                    yield Edge("", node.label, slot, tensor)
+
+    def node(self, edge: Edge) -> Node:
+        """Return the node that an edge goes into."""
+        return self.by_label[edge.node]
+
+    def edges_of(self, tensor: str) -> tuple[Edge, ...]:
+        """Return the edges that read a tensor, in node order."""
+        return tuple(Edge("", node.label, slot, tensor) for node, slot in self.consumers.get(tensor, ()) if slot >= 0)
+
+    def sole_consumer(self, tensor: str) -> Node | None:
+        """Return the one node that reads a tensor, or None if several do, or it is a graph output or unread."""
+        readers = self.consumers.get(tensor, ())
+        return readers[0][0] if len(readers) == 1 and tensor not in self.outputs else None
+
+    def is_constant(self, tensor: str) -> bool:
+        """Whether a tensor's value follows from the file alone: an initializer, a Constant, or made of such."""
+        return tensor in self.constants
+
+    def constant(self, tensor: str) -> Array:
+        """Return the value of a constant tensor, following Identity, Reshape, Transpose, Cast and the like.
+
+        Raises ModelError where its data cannot be read or computed.
+        """
+        if tensor not in self._values:
+            self._values[tensor] = _evaluate(self, tensor)
+        return self._values[tensor]
+
+    def forget_constants(self) -> None:
+        """Drop the cached values of constants."""
+        self._values.clear()
+
+    def elem_type(self, tensor: str) -> int:
+        """Return the ONNX element type of a tensor; 0 (undefined) where inference found none."""
+        return self._types[tensor][0] if tensor in self._types else 0
+
+    def shape(self, tensor: str) -> tuple[int | None, ...] | None:
+        """Return a tensor's dimensions, None for each unknown one; None where even the rank is unknown."""
+        return self._types[tensor][1] if tensor in self._types else None
+
+    def rank(self, tensor: str) -> int | None:
+        """Return a tensor's number of dimensions, or None where it is unknown."""
+        shape = self.shape(tensor)
+        return None if shape is None else len(shape)
+
+    def is_float(self, tensor: str) -> bool:
+        """Whether a tensor holds float32 or float16 values, as far as type inference can tell."""
+        return self.elem_type(tensor) in (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16)
+
+    @cached_property
+    def _types(self) -> dict[str, tuple[int, tuple[int | None, ...] | None]]:
+        inferred = _infer(self.source.model)
+        found = {v.name: _type_of(v) for v in (*inferred.value_info, *inferred.input, *inferred.output)}
+        found.update({name: (t.data_type, tuple(t.dims)) for name, t in self.initializers.items()})
+        return found
+
+
+def _labels(graph: onnx.GraphProto) -> list[str]:
+    times = Counter(node.name for node in graph.node)
+    return [node.name if node.name and times[node.name] == 1 else f"{node.name}#{i}" for i, node in enumerate(graph.node)]
+
+
+def _consumers(nodes: tuple[Node, ...]) -> dict[str, list[tuple[Node, int]]]:
+    """Map each tensor to its readers; a body that reads it from outside counts with slot -1."""
+    readers: dict[str, list[tuple[Node, int]]] = {}
+    for node in nodes:
+        for slot, tensor in enumerate(node.inputs):
+            readers.setdefault(tensor, []).append((node, slot))
+        for _, body in node.bodies:
+            for tensor in sorted(captured(body)):
+                readers.setdefault(tensor, []).append((node, -1))
+    return readers
+
+
+def captured(body: onnx.GraphProto) -> set[str]:
+    """Return the names that a body reads from the graphs around it."""
+    made = {i.name for i in body.input} | {t.name for t in body.initializer} | {o for n in body.node for o in n.output}
+    read = {i for n in body.node for i in n.input} | {o.name for o in body.output}
+    for node in body.node:
+        for attribute in node.attribute:
+            for inner in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
+                read |= captured(inner)
+    return read - made - {""}
+
+
+def _constant_names(index: GraphIndex) -> set[str]:
+    names = set(index.initializers)
+    for node in index.nodes:
+        foldable = node.proto.domain in ("", "ai.onnx") and not node.bodies and not node.op.startswith(_UNFOLDABLE_PREFIXES)
+        if node.op == "Constant" or (foldable and node.inputs and all(i in names for i in node.inputs if i)):
+            names.update(node.outputs)
+    return names
+
+
+def _evaluate(index: GraphIndex, tensor: str) -> Array:
+    try:
+        if tensor in index.initializers:
+            folder = index.source.folder
+            return numpy_helper.to_array(index.initializers[tensor], base_dir=str(folder) if folder else "")
+        node = index.producers[tensor]
+        value = node.attribute("value") if node.op == "Constant" else None
+        if value is not None:
+            return numpy_helper.to_array(value)
+        return _run_node(index, node)[node.outputs.index(tensor)]
+    except (ValueError, TypeError, RuntimeError, OSError) as error:
+        raise ModelError(f"{index.source.name}: constant {tensor!r} cannot be computed: {first_line(error)}") from error
+
+
+def _run_node(index: GraphIndex, node: Node) -> list[Array]:
+    from onnx.reference import ReferenceEvaluator
+
+    feeds = {name: index.constant(name) for name in node.inputs if name}
+    inputs = [onnx.helper.make_tensor_value_info(n, onnx.helper.np_dtype_to_tensor_dtype(v.dtype), v.shape) for n, v in feeds.items()]
+    outputs = [onnx.helper.make_empty_tensor_value_info(name) for name in node.outputs]
+    graph = onnx.helper.make_graph([node.proto], "constant", inputs, outputs)
+    model = onnx.helper.make_model(graph, opset_imports=index.source.model.opset_import)
+    return [np.asarray(value) for value in ReferenceEvaluator(model).run(None, feeds)]
+
+
+def _infer(model: onnx.ModelProto) -> onnx.GraphProto:
+    """Return the graph with inferred types, on a copy whose large weights are replaced by their types."""
+    skeleton = onnx.ModelProto(ir_version=max(model.ir_version, 4), opset_import=model.opset_import, functions=model.functions)
+    graph, given = skeleton.graph, model.graph
+    for field in ("node", "input", "output", "value_info", "sparse_initializer"):
+        getattr(graph, field).extend(getattr(given, field))
+    listed = {i.name for i in given.input}
+    for tensor in given.initializer:
+        if len(tensor.raw_data) <= _SMALL and not tensor.external_data:
+            graph.initializer.append(tensor)
+        elif tensor.name not in listed:
+            graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims)))
+    try:
+        return onnx.shape_inference.infer_shapes(skeleton, data_prop=True).graph
+    except (ValueError, TypeError, RuntimeError, onnx.shape_inference.InferenceError):
+        return graph
+
+
+def _type_of(value: onnx.ValueInfoProto) -> tuple[int, tuple[int | None, ...] | None]:
+    tensor = value.type.tensor_type
+    if not tensor.HasField("shape"):
+        return tensor.elem_type, None
+    return tensor.elem_type, tuple(d.dim_value if d.HasField("dim_value") and d.dim_value > 0 else None for d in tensor.shape.dim)

@@ -1,0 +1,172 @@
+"""A path, ModelProto or graphsurgeon Graph becomes a Source: the model, its digest and where it lies."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Union
+
+import msgspec
+import onnx
+from google.protobuf.message import DecodeError
+from onnx.external_data_helper import ExternalDataInfo, uses_external_data
+
+from qdq.errors import ModelError, first_line
+from qdq.opset import raise_opset
+
+if TYPE_CHECKING:
+    import onnx_graphsurgeon as gs
+
+#: What the library's functions take as a model.
+ModelLike = Union[str, Path, onnx.ModelProto, "gs.Graph", "Source"]
+
+_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+_CHUNK = 1 << 20
+
+
+class Source(msgspec.Struct, frozen=True):
+    """A float model as it was given, raised to the opset that Q/DQ needs."""
+
+    #: The file it came from, or None for a model made in memory.
+    path: Path | None
+    #: The model; treated as read-only by every stage.
+    model: onnx.ModelProto
+    #: SHA-256 of the file (and of its external data), or of the model's canonical bytes.
+    digest: str
+    #: What the loader changed, one sentence each: an opset or IR version raised.
+    notes: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """The file's name, or the graph's."""
+        return self.path.name if self.path else self.model.graph.name or "model"
+
+    @property
+    def folder(self) -> Path | None:
+        """The folder that external data is relative to."""
+        return self.path.parent if self.path else None
+
+    @property
+    def external_files(self) -> tuple[str, ...]:
+        """Relative paths of the external data files the model's tensors lie in."""
+        return tuple(sorted({ExternalDataInfo(t).location for t in external_tensors(self.model)}))
+
+
+def load(model: ModelLike) -> Source:
+    """Return the Source of a path, ModelProto or graphsurgeon Graph, raised to opset 13 where it is older.
+
+    Raises ModelError for a file that is missing, truncated, a Git LFS pointer or not ONNX, for
+    external data that is missing or lies outside the model's folder, and for an opset below 7.
+    """
+    if isinstance(model, Source):
+        return model
+    if isinstance(model, (str, Path)):
+        return _load_path(Path(model))
+    proto = model if isinstance(model, onnx.ModelProto) else _from_graphsurgeon(model)
+    return _raised(None, proto, hashlib.sha256(canonical_bytes(proto)))
+
+
+def canonical_bytes(model: onnx.ModelProto) -> bytes:
+    """Return the model's deterministic serialisation; raises ModelError above protobuf's 2 GiB."""
+    try:
+        return model.SerializeToString(deterministic=True)
+    except ValueError as error:
+        raise ModelError(f"{model.graph.name or 'model'}: larger than 2 GiB in memory; save its weights as external data first") from error
+
+
+def external_tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+    """Yield every tensor of the main graph and its bodies whose data lies in another file."""
+    yield from (t for t in _tensors(model.graph) if uses_external_data(t))
+
+
+def _load_path(path: Path) -> Source:
+    model = parse_model(read_file(path), path)
+    _check_external_data(model, path)
+    digest = hashlib.sha256()
+    for file in (path, *_external_paths(model, path)):
+        _hash_file(digest, file)
+    return _raised(path, model, digest)
+
+
+def read_file(path: Path) -> bytes:
+    """Return the file's bytes; raises ModelError where there is no such file or it is a Git LFS pointer."""
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError as error:
+        raise ModelError(f"{path}: no such file") from error
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read: {error.strerror}") from error
+    if content.startswith(_LFS_POINTER):
+        raise ModelError(f"{path}: is a Git LFS pointer, not the model itself; run 'git lfs pull' first")
+    return content
+
+
+def parse_model(content: bytes, path: Path) -> onnx.ModelProto:
+    """Return the model in `content`; raises ModelError for anything that is not a whole ONNX model."""
+    model = onnx.ModelProto()
+    try:
+        model.ParseFromString(content)
+    except DecodeError as error:
+        starts_well = content[:1] == b"\x08" and len(content) > 16
+        what = "is truncated or damaged" if starts_well else "is not an ONNX file"
+        raise ModelError(f"{path}: {what} ({len(content)} bytes); export or download it again") from error
+    if not model.ir_version or not model.opset_import:
+        raise ModelError(f"{path}: is not an ONNX model (no IR version or opset); export or download it again")
+    if not model.graph.node:
+        raise ModelError(f"{path}: is truncated or empty: its graph has no nodes; export or download it again")
+    return model
+
+
+def _raised(path: Path | None, model: onnx.ModelProto, digest: hashlib._Hash) -> Source:
+    try:
+        raised, notes = raise_opset(model)
+    except ModelError as error:
+        raise ModelError(f"{path or model.graph.name or 'model'}: {error}") from error
+    return Source(path, raised, digest.hexdigest(), notes)
+
+
+def _from_graphsurgeon(graph: gs.Graph) -> onnx.ModelProto:
+    import onnx_graphsurgeon as gs
+
+    if not isinstance(graph, gs.Graph):
+        raise ModelError(f"cannot load a model from {type(graph).__name__}: pass a path, an onnx.ModelProto or a graphsurgeon Graph")
+    model: onnx.ModelProto = gs.export_onnx(graph)
+    return model
+
+
+def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+    yield from graph.initializer
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("t"):
+                yield attribute.t
+            yield from attribute.tensors
+            for body in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
+                yield from _tensors(body)
+
+
+def _external_paths(model: onnx.ModelProto, path: Path) -> list[Path]:
+    return [path.parent / name for name in sorted({ExternalDataInfo(t).location for t in external_tensors(model)})]
+
+
+def _check_external_data(model: onnx.ModelProto, path: Path) -> None:
+    folder = path.parent.resolve()
+    for tensor in external_tensors(model):
+        info = ExternalDataInfo(tensor)
+        file = (folder / info.location).resolve()
+        if not file.is_relative_to(folder):
+            raise ModelError(f"{path}: tensor {tensor.name!r} points to {info.location!r}, outside the model's folder; save the model with its data beside it")
+        if not file.is_file():
+            raise ModelError(f"{path}: external data file {info.location!r} of tensor {tensor.name!r} is missing; put it beside the model")
+        if file.stat().st_size < (info.offset or 0) + (info.length or 0):
+            raise ModelError(f"{path}: external data file {info.location!r} ends before tensor {tensor.name!r}; it is truncated")
+
+
+def _hash_file(digest: hashlib._Hash, path: Path) -> None:
+    try:
+        with path.open("rb") as file:
+            while chunk := file.read(_CHUNK):
+                digest.update(chunk)
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read: {first_line(error)}") from error

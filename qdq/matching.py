@@ -1,0 +1,127 @@
+"""Which rules apply to which edges, and what they come to where several do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from fnmatch import fnmatchcase
+
+import msgspec
+
+from qdq.errors import RuleError, UsageError, did_you_mean
+from qdq.facts import EDGE_FACTS, NODE_FACTS, Scene
+from qdq.index import Edge, Node
+from qdq.rule import LEAVE_FLOAT_OPTION, Rule, RuleSet, TargetCondition
+from qdq.target import Target
+
+Test = Callable[[Scene, Edge], bool]
+
+
+class Verdict(msgspec.Struct, frozen=True):
+    """What the rules say of one edge."""
+
+    edge: Edge
+    #: The rules that apply and were not beaten; all say the same.
+    rules: tuple[Rule, ...]
+    #: Rules that apply but were beaten by one of `rules` or by each other.
+    beaten: tuple[Rule, ...] = ()
+
+    @property
+    def then(self) -> str:
+        """``quantize`` or ``leave-float``."""
+        return self.rules[0].then
+
+    @property
+    def using(self) -> str:
+        """The format's name, "" for leave-float."""
+        return self.rules[0].using
+
+
+def match(scene: Scene, rules: RuleSet, allow_unmatched: bool = False) -> tuple[tuple[Verdict, ...], dict[str, tuple[Edge, ...]]]:
+    """Return one verdict for every edge that a rule applies to, and the edges of each share-scale rule.
+
+    Raises RuleError where rules disagree about an edge, and UsageError (unless `allow_unmatched`)
+    for a glob that no name of the graph matches.
+    """
+    judging = [(rule, _tests(rule, scene.targets)) for rule in rules.rules]
+    if not allow_unmatched:
+        _refuse_unmatched(scene, rules.rules)
+    verdicts: list[Verdict] = []
+    shared: dict[str, list[Edge]] = {}
+    for edge in scene.index.edges():
+        applying = [rule for rule, tests in judging if tests is not None and all(test(scene, edge) for test in tests)]
+        for rule in applying:
+            if rule.then == "share-scale":
+                shared.setdefault(rule.name, []).append(edge)
+        deciding = [rule for rule in applying if rule.then != "share-scale"]
+        if deciding:
+            verdicts.append(resolve(edge, deciding))
+    return tuple(verdicts), {name: tuple(edges) for name, edges in shared.items()}
+
+
+def resolve(edge: Edge, applying: Iterable[Rule]) -> Verdict:
+    """Return what is left of the applying rules once beaten ones have dropped out; raises RuleError if they still disagree."""
+    applying = tuple(applying)
+    standing = tuple(r for r in applying if not any(o.outdoes(r) for o in applying))
+    if {(r.then, r.using) for r in standing} == {(standing[0].then, standing[0].using)}:
+        return Verdict(edge, standing, tuple(r for r in applying if r not in standing))
+    first = standing[0]
+    other = next(r for r in standing if (r.then, r.using) != (first.then, first.using))
+    raise RuleError(
+        f"edge {edge}: {first.name} says {_outcome(first)} and {other.name} says {_outcome(other)}; "
+        f"add 'beats: [{other.name}]' to {first.file or first.name}, or 'beats: [{first.name}]' to {other.file or other.name}"
+    )
+
+
+def _outcome(rule: Rule) -> str:
+    return f"{rule.then} {rule.using}".strip()
+
+
+def _tests(rule: Rule, targets: tuple[Target, ...]) -> list[Test] | None:
+    """Return what must hold for an edge, cheapest first, or None where the rule is for other targets."""
+    where = rule.where
+    if where.target is not None and not any(_is_for(where.target, t) for t in targets):
+        return None
+    tests: list[Test] = []
+    if where.named:
+        tests.append(lambda scene, edge: any(_named(scene, edge, glob) for glob in where.named))
+    if where.tensor:
+        tests.append(lambda scene, edge: any(fnmatchcase(edge.tensor, glob) for glob in where.tensor))
+    if where.into:
+        tests.append(lambda scene, edge: any(_is(scene, scene.index.node(edge), word) for word in where.into))
+    if where.from_:
+        tests.append(lambda scene, edge: any(_is(scene, scene.index.producers.get(edge.tensor), word) for word in where.from_))
+    if where.edge:
+        tests.append(lambda scene, edge: any(EDGE_FACTS[word](scene, edge) for word in where.edge))
+    return tests
+
+
+def _is_for(condition: TargetCondition, target: Target) -> bool:
+    return (
+        (condition.backend is None or condition.backend == target.backend)
+        and (condition.sm_at_most is None or target.sm <= condition.sm_at_most)
+        and (condition.sm_at_least is None or target.sm >= condition.sm_at_least)
+    )
+
+
+def _is(scene: Scene, node: Node | None, word: str) -> bool:
+    if node is None:
+        return False
+    return NODE_FACTS[word](scene, node) if word in NODE_FACTS else node.op == word
+
+
+def _named(scene: Scene, edge: Edge, glob: str) -> bool:
+    node = scene.index.node(edge)
+    return fnmatchcase(node.label, glob) or (bool(node.proto.name) and fnmatchcase(node.proto.name, glob))
+
+
+def _refuse_unmatched(scene: Scene, rules: Iterable[Rule]) -> None:
+    names = [name for node in scene.index.nodes for name in {node.label, node.proto.name} if name]
+    tensors = [*scene.index.consumers]
+    for rule in rules:
+        for globs, known, what in ((rule.where.named, names, "node"), (rule.where.tensor, tensors, "tensor")):
+            for glob in globs:
+                if not any(fnmatchcase(name, glob) for name in known):
+                    origin = LEAVE_FLOAT_OPTION if rule.name.startswith(LEAVE_FLOAT_OPTION) else rule.file
+                    raise UsageError(
+                        f"{scene.index.source.name}: {origin}: no {what} is named {glob!r}{did_you_mean(glob, known)}; correct it, or pass --allow-unmatched"
+                    )

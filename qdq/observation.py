@@ -1,0 +1,113 @@
+"""Running the float model with the planned tensors as extra outputs: what range each one takes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import msgspec
+import numpy as np
+import onnx
+import onnxruntime as ort
+
+from qdq.errors import DataError, ModelError, first_line
+from qdq.feeds import Feeds
+from qdq.histogram import Histogram
+from qdq.index import Array, GraphIndex
+from qdq.planning import Plan
+
+#: Called after each sample with the number done.
+Progress = Callable[[int], None]
+
+_ERROR_LEVEL = 3
+_EXTERNAL_FOLDER = "session.model_external_initializers_file_folder_path"
+
+
+class TensorRange(msgspec.Struct, frozen=True):
+    """What one tensor was seen to hold."""
+
+    tensor: str
+    #: The largest absolute value.
+    amax: float
+    #: Counts of absolute values, where the method needs them.
+    histogram: Histogram | None = None
+
+
+class Ranges(msgspec.Struct, frozen=True):
+    """What every planned activation was seen to hold."""
+
+    #: `Plan.key` of the plan whose tensors were observed.
+    plan: str
+    #: What the data was, and how many samples of it were run.
+    data: str
+    samples: int
+    by_tensor: tuple[TensorRange, ...]
+
+
+def observe(index: GraphIndex, plan: Plan, feeds: Feeds, histograms: bool, progress: Progress | None = None) -> Ranges:
+    """Return the range of every activation the plan quantizes, over all samples; one sample is held at a time.
+
+    Raises DataError where a sample gives NaN or Inf in a planned tensor, and ModelError where
+    ONNX Runtime refuses the model.
+    """
+    tensors = sorted({p.edge.tensor for p in plan.placements if p.quantizer.name == "int8-activation"})
+    watches = {name: _Watch(name, histograms) for name in tensors}
+    for name in [t for t in tensors if index.is_constant(t)]:
+        watches[name].see(index.constant(name), "the model")
+    computed = [t for t in tensors if not index.is_constant(t) and t not in index.inputs]
+    session = open_session(index, computed)
+    samples = 0
+    for feed in feeds:
+        for name, values in _run(session, index, computed, feed):
+            if name in watches:
+                watches[name].see(values, f"{feeds.name} sample {samples}")
+        samples += 1
+        if progress:
+            progress(samples)
+    return Ranges(plan.key, feeds.name, samples, tuple(w.range() for w in watches.values()))
+
+
+def open_session(index: GraphIndex, extra_outputs: list[str], options: ort.SessionOptions | None = None) -> ort.InferenceSession:
+    """Return an ONNX Runtime session of a model that also gives the named tensors; raises ModelError where it is refused."""
+    options = options or ort.SessionOptions()
+    options.log_severity_level = _ERROR_LEVEL
+    model = index.source.model
+    if index.source.folder is not None and index.source.external_files:
+        options.add_session_config_entry(_EXTERNAL_FOLDER, str(index.source.folder.resolve()))
+    known = len(model.graph.output)
+    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in extra_outputs if name not in index.outputs)
+    try:
+        return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # noqa: BLE001 ONNX Runtime's exceptions share no public base
+        raise ModelError(f"{index.source.name}: ONNX Runtime cannot run it: {first_line(error)}") from error
+    finally:
+        del model.graph.output[known:]
+
+
+def _run(session: ort.InferenceSession, index: GraphIndex, computed: list[str], feed: dict[str, Array]) -> list[tuple[str, Array]]:
+    try:
+        results = session.run(computed, feed) if computed else []
+    except Exception as error:  # noqa: BLE001 ONNX Runtime's exceptions share no public base
+        raise DataError(f"{index.source.name}: ONNX Runtime failed on a sample: {first_line(error)}; check the shapes of the data") from error
+    return [*zip(computed, results, strict=True), *feed.items()]
+
+
+class _Watch:
+    """What one tensor has held so far."""
+
+    def __init__(self, tensor: str, histogram: bool) -> None:
+        self.tensor = tensor
+        self.amax = 0.0
+        self.histogram = Histogram() if histogram else None
+
+    def see(self, values: Array, where: str) -> None:
+        if values.dtype.kind != "f":
+            raise ModelError(f"tensor {self.tensor!r} holds {values.dtype} and cannot be quantized; narrow the rule that asks for it")
+        largest = float(max(values.max(initial=0), -values.min(initial=0)))
+        if not np.isfinite(largest):
+            raise DataError(f"{where}: tensor {self.tensor!r} becomes NaN or Inf; mend the data or leave its readers in float")
+        self.amax = max(self.amax, largest)
+        if self.histogram is not None:
+            self.histogram.add(values)
+
+    def range(self) -> TensorRange:
+        return TensorRange(self.tensor, self.amax, self.histogram)

@@ -1,0 +1,72 @@
+"""Raising a model to the opset that per-channel Q/DQ needs, and saying so."""
+
+from __future__ import annotations
+
+import onnx
+from onnx import version_converter
+
+from qdq.errors import ModelError, first_line
+
+#: `axis` on QuantizeLinear and DequantizeLinear came with opset 13 (ONNX operator changelog).
+PER_CHANNEL_OPSET = 13
+#: Q/DQ of float16 values came with opset 19 (ONNX operator changelog).
+FLOAT16_OPSET = 19
+#: The oldest opset whose operators the ONNX version converter can raise.
+OLDEST_OPSET = 7
+#: Until IR version 4 every initializer had to be listed as a graph input (ONNX IR specification).
+FREE_INITIALIZERS_IR = 4
+
+
+def raise_opset(model: onnx.ModelProto) -> tuple[onnx.ModelProto, tuple[str, ...]]:
+    """Return the model at an opset that has per-channel Q/DQ, and one note for each thing raised.
+
+    The model itself comes back where nothing had to change. Operators are converted by ONNX's
+    own version converter; node metadata, which it drops, is put back.
+    Raises ModelError for an opset below 7 or a model that the converter refuses.
+    """
+    opset, needed = default_opset(model), _needed_opset(model)
+    if opset < OLDEST_OPSET:
+        raise ModelError(f"opset {opset} is too old; export it with opset {OLDEST_OPSET} or newer")
+    if opset >= needed and model.ir_version >= FREE_INITIALIZERS_IR:
+        return model, ()
+    raised, notes = _with_opset(model, opset, needed)
+    least = max(FREE_INITIALIZERS_IR, onnx.helper.find_min_ir_version_for(raised.opset_import, ignore_unknown=True))
+    if raised.ir_version < least:
+        notes.append(f"IR version raised from {raised.ir_version} to {least}")
+        raised.ir_version = least
+    return raised, tuple(notes)
+
+
+def default_opset(model: onnx.ModelProto) -> int:
+    """Return the version of ONNX's own operator set that the model imports; raises ModelError if it imports none."""
+    for entry in model.opset_import:
+        if entry.domain in ("", "ai.onnx"):
+            return int(entry.version)
+    raise ModelError("imports no opset of the default domain, so it has no operator that can be quantized")
+
+
+def _needed_opset(model: onnx.ModelProto) -> int:
+    half = onnx.TensorProto.FLOAT16
+    graph = model.graph
+    is_half = any(t.data_type == half for t in graph.initializer) or any(i.type.tensor_type.elem_type == half for i in graph.input)
+    return FLOAT16_OPSET if is_half else PER_CHANNEL_OPSET
+
+
+def _with_opset(model: onnx.ModelProto, opset: int, needed: int) -> tuple[onnx.ModelProto, list[str]]:
+    if opset >= needed:
+        copy = onnx.ModelProto()
+        copy.CopyFrom(model)
+        return copy, []
+    try:
+        raised = version_converter.convert_version(model, needed)
+    except Exception as error:  # noqa: BLE001 the converter raises bare RuntimeErrors of several bindings
+        raise ModelError(f"opset {opset} could not be raised to {needed} ({first_line(error)}); export it with opset {needed} or newer") from error
+    _restore_metadata(model, raised)
+    return raised, [f"opset raised from {opset} to {needed}, which Q/DQ needs"]
+
+
+def _restore_metadata(model: onnx.ModelProto, raised: onnx.ModelProto) -> None:
+    kept = {node.output[0]: node.metadata_props for node in model.graph.node if node.metadata_props and node.output}
+    for node in raised.graph.node:
+        if node.output and node.output[0] in kept and not node.metadata_props:
+            node.metadata_props.extend(kept[node.output[0]])

@@ -1,0 +1,92 @@
+"""The Q/DQ pairs that a quantized model holds, ours or anyone's."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import msgspec
+import onnx
+
+#: The `metadata_props` keys of qdq begin with this.
+METADATA_PREFIX = "qdq."
+_RULE_KEY = "qdq.rule"
+
+
+class FoundPair(msgspec.Struct, frozen=True):
+    """A DequantizeLinear and the QuantizeLinear before it, or the stored integers it reads."""
+
+    #: Positions in the graph's node list; no `q` where integers are stored.
+    q: int | None
+    dq: int
+    #: What was quantized: the tensor before the Q, or the stored integer tensor.
+    tensor: str
+    #: What the DequantizeLinear gives.
+    output: str
+    #: Names of the scale and zero point that the DQ reads, "" for no zero point.
+    scale: str
+    zero_point: str
+    #: Those of the Q, where there is one.
+    q_scale: str
+    q_zero_point: str
+    #: The `axis` attribute of the DQ, None where it is absent.
+    axis: int | None
+    #: The rules written on the DQ, "" for a pair that qdq did not write.
+    rules: str
+
+
+def find_pairs(graph: onnx.GraphProto) -> tuple[FoundPair, ...]:
+    """Return the pairs of a graph in node order; bodies are not entered."""
+    producers = {name: i for i, node in enumerate(graph.node) for name in node.output}
+    stored = {t.name for t in graph.initializer} | {n.output[0] for n in graph.node if n.op_type == "Constant"}
+    found = []
+    for i, node in enumerate(graph.node):
+        if node.op_type != "DequantizeLinear" or len(node.input) < 2:  # noqa: PLR2004 data and scale
+            continue
+        before = producers.get(node.input[0])
+        if before is not None and graph.node[before].op_type == "QuantizeLinear":
+            found.append(_pair(node, i, graph.node[before], before))
+        elif node.input[0] in stored:
+            found.append(_pair(node, i, None, None))
+    return tuple(found)
+
+
+def dangling(graph: onnx.GraphProto) -> tuple[str, ...]:
+    """Return the names of Q and DQ nodes that belong to no pair."""
+    paired = {i for p in find_pairs(graph) for i in (p.q, p.dq)}
+    ops = ("QuantizeLinear", "DequantizeLinear")
+    return tuple(n.name or f"#{i}" for i, n in enumerate(graph.node) if n.op_type in ops and i not in paired)
+
+
+def readers(graph: onnx.GraphProto) -> Counter[str]:
+    """Return how often each tensor is read by nodes, bodies and graph outputs."""
+    count = Counter(o.name for o in graph.output)
+    _count_reads(graph, count)
+    return count
+
+
+def _count_reads(graph: onnx.GraphProto, count: Counter[str]) -> None:
+    for node in graph.node:
+        count.update(node.input)
+        for attribute in node.attribute:
+            for body in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
+                count.update(o.name for o in body.output)
+                _count_reads(body, count)
+
+
+def _pair(dq: onnx.NodeProto, dq_position: int, q: onnx.NodeProto | None, q_position: int | None) -> FoundPair:
+    return FoundPair(
+        q=q_position,
+        dq=dq_position,
+        tensor=q.input[0] if q else dq.input[0],
+        output=dq.output[0],
+        scale=dq.input[1],
+        zero_point=_input(dq, 2),
+        q_scale=_input(q, 1) if q else "",
+        q_zero_point=_input(q, 2) if q else "",
+        axis=next((a.i for a in dq.attribute if a.name == "axis"), None),
+        rules=next((p.value for p in dq.metadata_props if p.key == _RULE_KEY), ""),
+    )
+
+
+def _input(node: onnx.NodeProto, slot: int) -> str:
+    return node.input[slot] if len(node.input) > slot else ""

@@ -1,0 +1,200 @@
+"""The plan: for every edge that gets a pair, the quantizer and its rules; for every other candidate, why not."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator
+
+import msgspec
+
+from qdq.errors import ModelError, RuleError
+from qdq.facts import Scene, reached_through_moves
+from qdq.index import Edge, GraphIndex
+from qdq.loading import ModelLike, Source, load
+from qdq.matching import Verdict, match
+from qdq.operands import WEIGHTED, channel_axis, operands
+from qdq.quantizer import FORMATS, Quantizer
+from qdq.residual import fused_convolution, residual_slot
+from qdq.rule import RuleSet, leave_float_rule, make_rule_set
+from qdq.rulefile import load_rules
+from qdq.target import DEFAULT_TARGET, Target
+
+#: Operators that only a quantized model contains.
+QUANTIZED_OPERATORS = (
+    "QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger",
+)  # fmt: skip
+
+#: Reasons that are no rule's: they follow from the graph.
+INCOMPLETE = "incomplete"
+BODY = "body"
+FUNCTION = "function"
+
+
+class Placement(msgspec.Struct, frozen=True):
+    """An edge that gets a pair."""
+
+    edge: Edge
+    quantizer: Quantizer
+    #: Names of the rules that asked for it.
+    because: tuple[str, ...]
+
+
+class LeftFloat(msgspec.Struct, frozen=True):
+    """A candidate edge that stays in float."""
+
+    edge: Edge
+    #: The rule that kept it there, or "incomplete", "body" or "function".
+    because: str
+    why: str
+
+
+class Plan(msgspec.Struct, frozen=True):
+    """Every decision about one model, made before a byte of it changes."""
+
+    model: str
+    #: Digest of the model that the plan is for.
+    digest: str
+    #: What the loader had to raise, one sentence each.
+    notes: tuple[str, ...]
+    targets: tuple[Target, ...]
+    #: Names of the rule sets and the `--leave-float` globs that made it.
+    rule_sets: tuple[str, ...]
+    leave_float: tuple[str, ...]
+    placements: tuple[Placement, ...]
+    left_float: tuple[LeftFloat, ...]
+    #: Tensors that get one range, by group.
+    scale_groups: tuple[tuple[str, ...], ...]
+
+    @property
+    def key(self) -> str:
+        """SHA-256 of the plan: what scales made for it refer to."""
+        return hashlib.sha256(msgspec.json.encode(self)).hexdigest()
+
+
+def plan(
+    model: ModelLike,
+    *,
+    rules: RuleSet | None = None,
+    targets: Iterable[Target] = (),
+    leave_float: Iterable[str] = (),
+    allow_unmatched: bool = False,
+) -> Plan:
+    """Return the plan that the rules make for a float model.
+
+    `leave_float` holds globs of node names to keep in float. With no target the plan is for
+    TensorRT on SM 8.0 and up. Raises ModelError for a model that already holds Q/DQ, RuleError
+    where rules disagree, UsageError for a glob that nothing matches.
+    """
+    source = load(model)
+    refuse_quantized(source)
+    return plan_index(GraphIndex(source), rules or load_rules(), tuple(targets), tuple(leave_float), allow_unmatched)
+
+
+def plan_index(index: GraphIndex, rules: RuleSet, targets: tuple[Target, ...], leave_float: tuple[str, ...] = (), allow_unmatched: bool = False) -> Plan:
+    """Return the plan for a model that is indexed already."""
+    scene = Scene(index, targets or (DEFAULT_TARGET,))
+    rules = with_leave_float(rules, leave_float)
+    verdicts, shared = match(scene, rules, allow_unmatched)
+    placed = {v.edge: _placement(index, v) for v in verdicts if v.then == "quantize"}
+    left = {v.edge: LeftFloat(v.edge, v.rules[0].name, v.rules[0].says) for v in verdicts if v.then == "leave-float"}
+    for edge, missing in _unmet(index, placed):
+        del placed[edge]
+        kept = left.get(missing)
+        why = f"needs {missing} in INT8, which {kept.because if kept else 'no rule'} {'leaves in float' if kept else 'asks for'}"
+        left[edge] = LeftFloat(edge, INCOMPLETE, why)
+    return Plan(
+        model=index.source.name,
+        digest=index.source.digest,
+        notes=index.source.notes,
+        targets=scene.targets,
+        rule_sets=rules.names,
+        leave_float=leave_float,
+        placements=tuple(placed.values()),
+        left_float=(*_in_graph_order(index, left), *_bodies(index), *_functions(index)),
+        scale_groups=_scale_groups(index, shared, {e.tensor for e in placed}),
+    )
+
+
+def with_leave_float(rules: RuleSet, globs: Iterable[str]) -> RuleSet:
+    """Return the rule set with one more rule for each `--leave-float` glob."""
+    return make_rule_set(rules.names, (*rules.rules, *map(leave_float_rule, globs)))
+
+
+def refuse_quantized(source: Source) -> None:
+    """Raise ModelError where the model holds quantized operators already."""
+    found = [n.op_type for n in source.model.graph.node if n.op_type in QUANTIZED_OPERATORS and n.domain in ("", "ai.onnx")]
+    if found:
+        raise ModelError(
+            f"{source.path or source.name}: is quantized already ({len(found)} nodes such as {found[0]}); "
+            "run 'qdq strip' to get the float model back and quantize that, or 'qdq check' to see what is in it"
+        )
+
+
+def _placement(index: GraphIndex, verdict: Verdict) -> Placement:
+    edge, name = verdict.edge, verdict.using
+    form, constant = FORMATS[name], index.is_constant(edge.tensor)
+    rule = verdict.rules[0].name
+    if name.startswith("int8-weight") and not constant:
+        raise RuleError(f"edge {edge}: rule {rule} uses {name}, but {edge.tensor!r} is computed; a weight format needs a constant")
+    if index.elem_type(edge.tensor) and not index.is_float(edge.tensor):
+        raise RuleError(f"edge {edge}: rule {rule} quantizes it, but {edge.tensor!r} holds no floats; narrow the rule's 'where'")
+    axis = channel_axis(index, edge) if form.per_channel else None
+    return Placement(edge, Quantizer(name, form.dtype, axis), tuple(r.name for r in verdict.rules))
+
+
+def _unmet(index: GraphIndex, placed: dict[Edge, Placement]) -> Iterator[tuple[Edge, Edge]]:
+    """Yield each placed edge with the edge it needs quantized and that is not, until none is left; the caller removes them."""
+    found = True
+    while found:
+        found = False
+        for edge in list(placed):
+            missing = next((need for need in _needs(index, edge) if need not in placed), None)
+            if missing is not None:
+                found = True
+                yield edge, missing
+
+
+def _needs(index: GraphIndex, edge: Edge) -> tuple[Edge, ...]:
+    """Return the edges without which a pair on this one only costs: TensorRT runs a layer in INT8 as a whole or not at all."""
+    node = index.node(edge)
+    if edge in (both := operands(index, node)):
+        return both
+    if node.op == "Add" and residual_slot(index, node) == edge.slot:
+        convolution = fused_convolution(index, edge)
+        return operands(index, convolution) if convolution else ()
+    if node.op in ("AveragePool", "GlobalAveragePool", "ReduceMean"):
+        return reached_through_moves(index, node.outputs[0])
+    return ()
+
+
+def _in_graph_order(index: GraphIndex, left: dict[Edge, LeftFloat]) -> list[LeftFloat]:
+    return sorted(left.values(), key=lambda item: (index.node(item.edge).position, item.edge.slot))
+
+
+def _scale_groups(index: GraphIndex, shared: dict[str, tuple[Edge, ...]], quantized: set[str]) -> tuple[tuple[str, ...], ...]:
+    """Return the groups of quantized tensors that one node's matched inputs and its output join, merged where they overlap."""
+    group_of: dict[str, set[str]] = {}
+    for edges in shared.values():
+        for edge in edges:
+            tied = {t for t in (edge.tensor, *index.node(edge).outputs) if t in quantized}
+            merged = set[str]().union(tied, *(group_of.get(t, set()) for t in tied))
+            group_of.update(dict.fromkeys(merged, merged))
+    groups = {tuple(sorted(group)) for group in group_of.values() if len(group) > 1}
+    return tuple(sorted(groups))
+
+
+def _bodies(index: GraphIndex) -> Iterator[LeftFloat]:
+    for node in index.nodes:
+        for name, body in node.bodies:
+            path = f"{node.label}.{name}"
+            for i, inner in enumerate(n for n in body.node if n.op_type in WEIGHTED and len(n.input) > 1):
+                edge = Edge(path, inner.name or f"{inner.op_type}#{i}", 0, inner.input[0])
+                yield LeftFloat(edge, BODY, f"lies in a body of {node.op} {node.label}; bodies are left in float for now")
+
+
+def _functions(index: GraphIndex) -> Iterator[LeftFloat]:
+    local = {(f.domain, f.name) for f in index.source.model.functions}
+    for node in index.nodes:
+        if (node.proto.domain, node.proto.op_type) in local:
+            edge = Edge("", node.label, 0, node.inputs[0] if node.inputs else "")
+            yield LeftFloat(edge, FUNCTION, f"calls the model's own function {node.op}; functions are left in float for now")

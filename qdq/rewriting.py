@@ -1,0 +1,164 @@
+"""Plan and Scales -> the model with its pairs: nodes and initializers are added, nothing else changes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
+
+from qdq.calibration import PairScale, Scales, pairs_of, require_model
+from qdq.errors import ModelError, PlanError, first_line
+from qdq.index import GraphIndex
+from qdq.loading import ModelLike, canonical_bytes, load
+from qdq.planning import Placement, Plan
+from qdq.quantizer import Quantizer
+from qdq.stripping import strip_model
+
+#: Keys of `metadata_props`: the rules on each Q and DQ, and what made the model on the model.
+RULE_KEY = "qdq.rule"
+TARGETS_KEY, RULES_KEY, LEAVE_FLOAT_KEY, METHOD_KEY, DATA_KEY = "qdq.targets", "qdq.rules", "qdq.leave-float", "qdq.method", "qdq.data"
+
+
+def apply(model: ModelLike, plan: Plan, scales: Scales) -> onnx.ModelProto:
+    """Return a copy of the model with a Q/DQ pair on every planned edge.
+
+    Raises PlanError where plan, scales and model do not belong together, and ModelError where the
+    result fails onnx.checker or stripping it does not give the model back byte for byte.
+    """
+    index = GraphIndex(load(model))
+    return apply_index(index, plan, scales)
+
+
+def apply_index(index: GraphIndex, plan: Plan, scales: Scales) -> onnx.ModelProto:
+    """Return the rewritten copy of a model that is indexed already."""
+    require_model(plan, index)
+    if scales.plan != plan.key:
+        raise PlanError("the scales were computed for another plan; calibrate again with this one")
+    rewritten = _rewrite(index, plan, scales)
+    if canonical_bytes(strip_model(rewritten)) != canonical_bytes(index.source.model):
+        raise ModelError(f"{index.source.name}: stripping the result does not give the model back; please report this as a defect of qdq")
+    return rewritten
+
+
+def check_onnx(model: onnx.ModelProto, name: str) -> None:
+    """Raise ModelError where onnx.checker refuses a model; tensors in other files are not looked at."""
+    if any(t.external_data for t in model.graph.initializer):
+        return
+    try:
+        onnx.checker.check_model(model)
+    except (onnx.checker.ValidationError, ValueError) as error:
+        raise ModelError(f"{name}: onnx.checker refuses the result: {first_line(error)}; check that the input passes onnx.checker") from error
+
+
+class _Pair:
+    """The nodes and initializers of one pair, with names the graph does not use yet."""
+
+    def __init__(self, key: tuple[str, Quantizer], placements: tuple[Placement, ...], names: _Names) -> None:
+        (self.tensor, self.quantizer), self.placements = key, placements
+        self.q = names.fresh(f"{self.tensor}_QuantizeLinear")
+        self.dq = names.fresh(f"{self.tensor}_DequantizeLinear")
+        self.quantized = names.fresh(f"{self.tensor}_quantized")
+        self.output = names.fresh(f"{self.tensor}_dequantized")
+        self.scale = names.fresh(f"{self.tensor}_scale")
+        self.zero_point = names.fresh(f"{self.tensor}_zero_point")
+
+    def nodes(self) -> Iterator[onnx.NodeProto]:
+        """Yield the Q and the DQ, each with the rules that asked for it."""
+        rules = ", ".join(sorted({name for p in self.placements for name in p.because}))
+        axis = {} if self.quantizer.axis is None else {"axis": self.quantizer.axis}
+        steps = (("QuantizeLinear", self.q, self.tensor, self.quantized), ("DequantizeLinear", self.dq, self.quantized, self.output))
+        for op, name, source, result in steps:
+            node = onnx.helper.make_node(op, [source, self.scale, self.zero_point], [result], name=name, **axis)
+            node.metadata_props.add(key=RULE_KEY, value=rules)
+            yield node
+
+    def initializers(self, scales: PairScale, dtype: type[np.floating]) -> Iterator[onnx.TensorProto]:  # type: ignore[type-arg]
+        """Yield the scale, of the tensor's own float type, and the int8 zero point 0: scalars, or vectors along the axis."""
+        values = np.maximum(np.array(scales.scales, dtype), np.finfo(dtype).tiny)
+        zeros = np.zeros(len(values), np.int8)
+        if self.quantizer.axis is None:
+            values, zeros = values.reshape(()), zeros.reshape(())
+        yield numpy_helper.from_array(values, self.scale)
+        yield numpy_helper.from_array(zeros, self.zero_point)
+
+
+class _Names:
+    """Names that a graph uses, and new ones that it does not."""
+
+    def __init__(self, index: GraphIndex) -> None:
+        self.taken = {n.proto.name for n in index.nodes} | set(index.producers) | set(index.consumers)
+        self.taken |= set(index.initializers) | set(index.inputs) | set(index.outputs)
+        for node in index.nodes:
+            for _, body in node.bodies:
+                self.taken |= _names_in(body)
+
+    def fresh(self, wanted: str) -> str:
+        name, n = wanted, 1
+        while name in self.taken:
+            n += 1
+            name = f"{wanted}_{n}"
+        self.taken.add(name)
+        return name
+
+
+def _names_in(body: onnx.GraphProto) -> set[str]:
+    names = {t.name for t in body.initializer} | {i.name for i in body.input}
+    for node in body.node:
+        names |= {node.name, *node.input, *node.output}
+        for attribute in node.attribute:
+            for inner in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
+                names |= _names_in(inner)
+    return names
+
+
+def _rewrite(index: GraphIndex, plan: Plan, scales: Scales) -> onnx.ModelProto:
+    names = _Names(index)
+    pairs = [_Pair(key, placements, names) for key, placements in pairs_of(plan).items()]
+    model = onnx.ModelProto()
+    model.CopyFrom(index.source.model)
+    _insert(index, model.graph, pairs)
+    by_pair = {(s.tensor, s.quantizer): s for s in scales.by_pair}
+    for pair in pairs:
+        if (pair.tensor, pair.quantizer) not in by_pair:
+            raise PlanError(f"the scales lack tensor {pair.tensor!r} with {pair.quantizer}; calibrate again")
+        half = index.elem_type(pair.tensor) == onnx.TensorProto.FLOAT16
+        model.graph.initializer.extend(pair.initializers(by_pair[pair.tensor, pair.quantizer], np.float16 if half else np.float32))
+    _sign(model, plan, scales)
+    return model
+
+
+def _insert(index: GraphIndex, graph: onnx.GraphProto, pairs: list[_Pair]) -> None:
+    """Put each pair before the first node that reads it, and lead its edges through it."""
+    by_edge = {(index.node(p.edge).position, p.edge.slot): pair for pair in pairs for p in pair.placements}
+    written: set[str] = set()
+    nodes: list[onnx.NodeProto] = []
+    for position, node in enumerate(graph.node):
+        for slot in range(len(node.input)):
+            pair = by_edge.get((position, slot))
+            if pair is None:
+                continue
+            if pair.q not in written:
+                written.add(pair.q)
+                nodes.extend(pair.nodes())
+            node.input[slot] = pair.output
+        nodes.append(node)
+    kept = onnx.GraphProto()
+    kept.node.extend(nodes)
+    del graph.node[:]
+    graph.node.extend(kept.node)
+
+
+def _sign(model: onnx.ModelProto, plan: Plan, scales: Scales) -> None:
+    """Write into the model what `check` needs to plan it again."""
+    facts = {
+        TARGETS_KEY: " ".join(map(str, plan.targets)),
+        RULES_KEY: "\n".join(plan.rule_sets),
+        LEAVE_FLOAT_KEY: "\n".join(plan.leave_float),
+        METHOD_KEY: scales.method,
+        DATA_KEY: f"{scales.data} ({scales.samples} samples)",
+    }
+    for key, value in facts.items():
+        if value:
+            model.metadata_props.add(key=key, value=value)
