@@ -21,7 +21,7 @@ DEFAULT_PERCENT = 99.99
 #: The range given to a tensor or channel that is zero throughout: any scale would do, this one is harmless.
 DEAD_AMAX = 1.0
 
-_METHOD = re.compile(r"(?P<name>max|percentile)(:(?P<percent>\d+(\.\d+)?))?")
+_METHOD = re.compile(r"(?P<name>max|mse|percentile)(:(?P<percent>\d+(\.\d+)?))?")
 
 
 class Method(msgspec.Struct, frozen=True):
@@ -35,9 +35,14 @@ class Method(msgspec.Struct, frozen=True):
 
     def amax(self, seen: TensorRange) -> float:
         """Return the absolute value that maps to the last level, in the tensor's unit."""
-        if self.percent is None or seen.histogram is None:
+        if seen.histogram is None:
             return seen.amax
-        return seen.histogram.percentile(self.percent)
+        return seen.histogram.least_error(INT8_LEVELS) if self.percent is None else seen.histogram.percentile(self.percent)
+
+    @property
+    def needs_histogram(self) -> bool:
+        """Whether the largest value alone is not enough."""
+        return self.name != "max"
 
 
 class PairScale(msgspec.Struct, frozen=True):
@@ -64,10 +69,10 @@ class Scales(msgspec.Struct, frozen=True):
 def parse_method(text: str) -> Method:
     """Return the method that ``max``, ``percentile`` or ``percentile:99.9`` names; raises UsageError for others."""
     found = _METHOD.fullmatch(text)
-    if not found or (found["name"] == "max" and found["percent"]):
-        raise UsageError(f"unknown method {text!r}: write max, percentile or percentile:99.9")
-    if found["name"] == "max":
-        return Method("max")
+    if not found or (found["name"] != "percentile" and found["percent"]):
+        raise UsageError(f"unknown method {text!r}: write max, mse, percentile or percentile:99.9")
+    if found["name"] != "percentile":
+        return Method(found["name"])
     percent = float(found["percent"] or DEFAULT_PERCENT)
     if not 0.0 < percent <= 100.0:  # noqa: PLR2004 percent
         raise UsageError(f"method {text!r}: a percentile lies above 0 and at most at 100")
@@ -89,7 +94,7 @@ def calibrate_index(index: GraphIndex, plan: Plan, data: DataLike | None, method
     """Return the scales of a plan for a model that is indexed already."""
     require_model(plan, index)
     feeds = open_feeds(index, data, batch)
-    ranges = observe(index, plan, feeds, histograms=method.percent is not None, progress=progress)
+    ranges = observe(index, plan, feeds, histograms=method.needs_histogram, progress=progress)
     return scales_from(index, plan, ranges, method)
 
 
