@@ -9,11 +9,12 @@ import numpy as np
 
 from qdq.errors import PlanError, UsageError
 from qdq.feeds import DataLike, open_feeds
-from qdq.index import GraphIndex
+from qdq.index import Array, GraphIndex
 from qdq.loading import ModelLike, load
 from qdq.observation import Progress, Ranges, TensorRange, observe
 from qdq.planning import Placement, Plan
 from qdq.quantizer import INT8_LEVELS, Quantizer
+from qdq.weights import by_channels, channel_amax, least_shift_amax
 
 DEFAULT_METHOD = "percentile"
 #: Share of absolute values kept within the range; the default of pytorch-quantization's HistogramCalibrator.
@@ -105,7 +106,9 @@ def scales_from(index: GraphIndex, plan: Plan, ranges: Ranges, method: Method) -
     amax = {seen.tensor: method.amax(seen) for seen in ranges.by_tensor}
     for group in plan.scale_groups:
         amax.update(dict.fromkeys(group, max(amax[t] for t in group if t in amax)))
-    pairs = tuple(_pair_scale(index, tensor, quantizer, amax) for tensor, quantizer in pairs_of(plan))
+    by_tensor = {seen.tensor: seen for seen in ranges.by_tensor}
+    pairs = tuple(_pair_scale(index, placements, by_tensor, amax) for placements in pairs_of(plan).values())
+    index.forget_constants()
     dead = tuple(seen.tensor for seen in ranges.by_tensor if seen.amax == 0.0)
     return Scales(plan.key, str(method), ranges.data, ranges.samples, pairs, dead)
 
@@ -124,18 +127,26 @@ def require_model(plan: Plan, index: GraphIndex) -> None:
         raise PlanError(f"the plan is for {plan.model} with digest {plan.digest[:12]}, but {index.source.name} has {index.source.digest[:12]}; plan again")
 
 
-def _pair_scale(index: GraphIndex, tensor: str, quantizer: Quantizer, amax: dict[str, float]) -> PairScale:
+def _pair_scale(index: GraphIndex, placements: tuple[Placement, ...], ranges: dict[str, TensorRange], amax: dict[str, float]) -> PairScale:
+    tensor, quantizer = placements[0].edge.tensor, placements[0].quantizer
     if quantizer.name == "int8-activation":
         values = np.array([amax[tensor]], np.float32)
     else:
-        values = channel_amax(np.asarray(index.constant(tensor), np.float32), quantizer.axis)
+        values = _weight_amax(index, placements, ranges)
     values = np.where(values > 0.0, values, np.float32(DEAD_AMAX))
     scales = np.maximum(values / np.float32(INT8_LEVELS), np.finfo(np.float32).tiny)
     return PairScale(tensor, quantizer, tuple(float(s) for s in scales))
 
 
-def channel_amax(weight: np.ndarray, axis: int | None) -> np.ndarray:  # type: ignore[type-arg] # any float array
-    """Return the largest absolute value of a weight, or of each slice along `axis`, as a float32 vector."""
-    others = tuple(a for a in range(weight.ndim) if a != axis)
-    largest = np.maximum(weight.max(axis=others, initial=0.0), -weight.min(axis=others, initial=0.0))
-    return np.atleast_1d(largest).astype(np.float32)
+def _weight_amax(index: GraphIndex, placements: tuple[Placement, ...], ranges: dict[str, TensorRange]) -> Array:
+    """Return the amax of a weight: the one that shifts the layer's output least where its input was observed, else the largest value."""
+    edge, axis = placements[0].edge, placements[0].quantizer.axis
+    weight, node = np.asarray(index.constant(edge.tensor), np.float32), index.node(edge)
+    seen = ranges.get(node.inputs[0])
+    moments = seen.moments if seen else None
+    if axis is None or edge.slot != 1 or moments is None or len(placements) > 1:
+        return channel_amax(weight, axis)
+    shaped = by_channels(node, weight)
+    if shaped is None:
+        return channel_amax(weight, axis)
+    return least_shift_amax(shaped, moments.mean, moments.variance, node.attribute("group", 1))

@@ -74,7 +74,7 @@ class GraphIndex:
     def __init__(self, source: Source) -> None:
         self.source = source
         graph = source.model.graph
-        self.nodes = tuple(Node(i, label, node) for i, (label, node) in enumerate(zip(_labels(graph), graph.node, strict=True)))
+        self.nodes = tuple(Node(i, label, node) for i, (label, node) in enumerate(zip(node_labels(graph), graph.node, strict=True)))
         self.by_label = {node.label: node for node in self.nodes}
         self.producers = {name: node for node in self.nodes for name in node.outputs if name}
         self.consumers = _consumers(self.nodes)
@@ -147,7 +147,8 @@ class GraphIndex:
         return found
 
 
-def _labels(graph: onnx.GraphProto) -> list[str]:
+def node_labels(graph: onnx.GraphProto) -> list[str]:
+    """Return a unique label for each node: its name, or its position where the name is empty or taken."""
     times = Counter(node.name for node in graph.node)
     return [node.name if node.name and times[node.name] == 1 else f"{node.name}#{i}" for i, node in enumerate(graph.node)]
 

@@ -14,12 +14,20 @@ from qdq.feeds import Feeds
 from qdq.histogram import Histogram
 from qdq.index import Array, GraphIndex
 from qdq.planning import Plan
+from qdq.weights import Floats, input_channel_axis
 
 #: Called after each sample with the number done.
 Progress = Callable[[int], None]
 
 _ERROR_LEVEL = 3
 _EXTERNAL_FOLDER = "session.model_external_initializers_file_folder_path"
+
+
+class Moments(msgspec.Struct, frozen=True):
+    """Mean and variance of each channel of a tensor, float64 vectors."""
+
+    mean: Floats
+    variance: Floats
 
 
 class TensorRange(msgspec.Struct, frozen=True):
@@ -30,6 +38,8 @@ class TensorRange(msgspec.Struct, frozen=True):
     amax: float
     #: Counts of absolute values, where the method needs them.
     histogram: Histogram | None = None
+    #: For the input of a layer with a constant weight: what its channels hold.
+    moments: Moments | None = None
 
 
 class Ranges(msgspec.Struct, frozen=True):
@@ -50,7 +60,8 @@ def observe(index: GraphIndex, plan: Plan, feeds: Feeds, histograms: bool, progr
     ONNX Runtime refuses the model.
     """
     tensors = sorted({p.edge.tensor for p in plan.placements if p.quantizer.name == "int8-activation"})
-    watches = {name: _Watch(name, histograms) for name in tensors}
+    axes = _summed_axes(index, plan)
+    watches = {name: _Watch(name, histograms, axes.get(name)) for name in tensors}
     for name in [t for t in tensors if index.is_constant(t)]:
         watches[name].see(index.constant(name), "the model")
     computed = [t for t in tensors if not index.is_constant(t) and t not in index.inputs]
@@ -91,13 +102,29 @@ def _run(session: ort.InferenceSession, index: GraphIndex, computed: list[str], 
     return [*zip(computed, results, strict=True), *feed.items()]
 
 
+def _summed_axes(index: GraphIndex, plan: Plan) -> dict[str, int]:
+    """Map each tensor that is multiplied with a constant weight to the axis that is summed over."""
+    axes: dict[str, int] = {}
+    for placement in plan.placements:
+        node = index.node(placement.edge)
+        if placement.quantizer.axis is not None and placement.edge.slot == 1:
+            axis = input_channel_axis(index, node)
+            if axis is not None and axes.setdefault(node.inputs[0], axis) != axis:
+                del axes[node.inputs[0]]
+    return axes
+
+
 class _Watch:
     """What one tensor has held so far."""
 
-    def __init__(self, tensor: str, histogram: bool) -> None:
+    def __init__(self, tensor: str, histogram: bool, axis: int | None = None) -> None:
         self.tensor = tensor
         self.amax = 0.0
         self.histogram = Histogram() if histogram else None
+        self.axis = axis
+        self.count = 0
+        self.sums: Floats | None = None
+        self.squares: Floats | None = None
 
     def see(self, values: Array, where: str) -> None:
         if values.dtype.kind != "f":
@@ -108,6 +135,22 @@ class _Watch:
         self.amax = max(self.amax, largest)
         if self.histogram is not None:
             self.histogram.add(values)
+        if self.axis is not None:
+            self._add_moments(values, self.axis)
+
+    def _add_moments(self, values: Array, axis: int) -> None:
+        channels = np.moveaxis(values, axis, 1 if values.ndim > 1 else 0)
+        rows = channels.reshape(len(channels), channels.shape[1], -1).astype(np.float32, copy=False)
+        sums, squares = rows.sum(axis=2).sum(axis=0, dtype=np.float64), np.einsum("nct,nct->c", rows, rows).astype(np.float64)
+        self.count += rows.shape[0] * rows.shape[2]
+        self.sums = sums if self.sums is None else self.sums + sums
+        self.squares = squares if self.squares is None else self.squares + squares
 
     def range(self) -> TensorRange:
-        return TensorRange(self.tensor, self.amax, self.histogram)
+        return TensorRange(self.tensor, self.amax, self.histogram, self._moments())
+
+    def _moments(self) -> Moments | None:
+        if self.sums is None or self.squares is None:
+            return None
+        mean = self.sums / self.count
+        return Moments(mean, np.maximum(self.squares / self.count - mean**2, 0.0))

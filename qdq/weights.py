@@ -1,0 +1,89 @@
+"""Scales of weights: from the constant alone, or so that a layer's output changes least for inputs like those observed.
+
+A rounded weight w + e changes an output by the sum of e*x. For inputs x that are independent
+with mean m and variance v in each input channel, its expected square is
+    sum_c v_c * sum_taps e^2  +  (sum_c m_c * sum_taps e)^2,
+and the second term, the shift of the mean, dominates wherever inputs are one-sided or weights
+nearly cancel, as in depthwise convolutions. That weight rounding shifts the mean is the
+observation behind bias correction (Nagel et al. 2019, arXiv:1906.04721); here nothing is
+corrected afterwards, the scale of each output channel is chosen so that the shift stays small.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from qdq.index import Array, GraphIndex, Node
+from qdq.quantizer import INT8_LEVELS
+
+Floats = npt.NDArray[np.float64]
+
+#: Ranges that are tried, relative to the largest absolute weight of the channel. In small weights few
+#: roundings average out, so they get a closer and wider search; 16 already bring the shift of large ones to a few percent.
+_CLOSE = np.linspace(0.8, 1.2, 121, dtype=np.float32)
+_COARSE = np.linspace(0.9, 1.1, 17, dtype=np.float32)
+_SMALL_WEIGHT = 1 << 16
+#: Elements of a block of channels that are worked on at a time, so that they stay in a core's cache.
+_BLOCK = 1 << 16
+
+
+def channel_amax(weight: Array, axis: int | None) -> Array:
+    """Return the largest absolute value of a weight, or of each slice along `axis`, as a float32 vector."""
+    others = tuple(a for a in range(weight.ndim) if a != axis)
+    largest = np.maximum(weight.max(axis=others, initial=0.0), -weight.min(axis=others, initial=0.0))
+    return np.atleast_1d(largest).astype(np.float32)
+
+
+def input_channel_axis(index: GraphIndex, node: Node) -> int | None:
+    """Return the axis of a weighted node's first input that is summed over with the weight, or None where that is not known."""
+    if node.op == "Conv":
+        return 1
+    if node.op == "Gemm":
+        return 0 if node.attribute("transA", 0) else 1
+    two_dimensional = node.op == "MatMul" and index.rank(node.inputs[1]) == 2  # noqa: PLR2004 a matrix
+    return -1 if two_dimensional else None
+
+
+def by_channels(node: Node, weight: Array) -> Array | None:
+    """Return a weight of slot 1 as [output channels, input channels of one group, taps], or None for other layouts."""
+    if node.op == "Conv":
+        return weight.reshape(weight.shape[0], weight.shape[1], -1)
+    if weight.ndim != 2:  # noqa: PLR2004 a matrix
+        return None
+    rows = weight if node.op == "Gemm" and node.attribute("transB", 0) else weight.T
+    return rows[:, :, None]
+
+
+def least_shift_amax(weight: Array, mean: Floats, variance: Floats, group: int = 1) -> Array:
+    """Return, for each output channel, the amax whose rounding changes the layer's output least.
+
+    `weight` is [output channels, input channels of one group, taps]; `mean` and `variance` have
+    one value for each input channel of the layer.
+    """
+    outputs, inputs, taps = weight.shape
+    rows = np.ascontiguousarray(weight, np.float32).reshape(outputs, inputs * taps)
+    groups = np.arange(group)[:, None] * inputs + np.arange(inputs)
+    means, variances = (np.repeat(m[groups], taps, axis=1).astype(np.float32) for m in (mean, variance))
+    of_row = np.arange(outputs) // max(outputs // group, 1)
+    candidates = _CLOSE if rows.size <= _SMALL_WEIGHT else _COARSE
+    height = max(_BLOCK // rows.shape[1], 1)
+    blocks = [slice(first, first + height) for first in range(0, outputs, height)]
+    return np.concatenate([_least_cost(rows[b], means[of_row[b]], variances[of_row[b]], candidates) for b in blocks])
+
+
+def _least_cost(rows: Array, mean: Array, variance: Array, candidates: Array) -> Array:
+    """Return the amax of each row, out of the candidates, with the least expected square of the output's change."""
+    largest = np.maximum(rows.max(axis=1), -rows.min(axis=1))
+    best, least = largest.copy(), np.full(len(rows), np.inf, np.float32)
+    for candidate in candidates:
+        step = np.maximum(largest * (candidate / INT8_LEVELS), np.finfo(np.float32).tiny)[:, None]
+        error = np.rint(rows / step)
+        np.clip(error, -INT8_LEVELS, INT8_LEVELS, out=error)
+        error *= step
+        error -= rows
+        cost = np.einsum("ki,ki->k", error, mean) ** 2
+        cost += np.einsum("ki,ki->k", np.square(error, out=error), variance)
+        better = cost < least
+        least[better], best[better] = cost[better], largest[better] * candidate
+    return best
