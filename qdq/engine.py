@@ -34,7 +34,6 @@ _LAYER = re.compile(
     r"Name: (?P<name>.*?), LayerType: (?P<kind>[^,]*), Inputs: \[(?P<inputs>.*?)\](?:, Constants: \[(?P<constants>.*?)\])?, "
     r"Outputs: \[(?P<outputs>.*?)\], TacticName: (?P<rest>.*)"
 )
-_NODE = re.compile(r"\[ONNX Layer: ([^\]]*)\]")
 _TOKEN = re.compile(r"qdq_node_(\d+)_")
 
 
@@ -97,7 +96,6 @@ class _Request(msgspec.Struct):
     model: str
     answer: str
     sm: int
-    shapes: dict[str, tuple[int, ...]]
 
 
 class _Answer(msgspec.Struct):
@@ -118,10 +116,10 @@ def build_engine(model: onnx.ModelProto | Source, target: Target, shapes: Mappin
     labels = node_labels(proto.graph)
     with tempfile.TemporaryDirectory(prefix="qdq-") as folder:
         path = Path(folder) / "model.onnx"
-        path.write_bytes(_with_tokens(proto).SerializeToString())
+        path.write_bytes(compilable(proto, shapes or {}).SerializeToString())
         if isinstance(model, Source) and model.folder:
             _link(model, Path(folder))
-        answer = _run_child(_Request(str(path), f"{folder}/answer.json", target.sm, dict(shapes or {})), target)
+        answer = _run_child(_Request(str(path), f"{folder}/answer.json", target.sm), target)
     layers = tuple(read_layers(answer.layers, labels))
     return Engine(target, answer.compiler, layers, _with_labels(answer.failure, labels))
 
@@ -132,27 +130,40 @@ def read_layers(text: str, labels: list[str]) -> Iterator[EngineLayer]:
         found = _LAYER.match(line.strip())
         if not found or found["kind"] in _NO_KERNEL:
             continue
-        nodes = dict.fromkeys(labels[int(token[1])] for name in _NODE.findall(found["rest"]) for token in _TOKEN.finditer(name))
         yield EngineLayer(
             _with_labels(found["name"], labels),
             found["kind"],
             _tensors(found["inputs"]),
             _tensors(found["constants"] or ""),
             _tensors(found["outputs"]),
-            tuple(nodes),
+            token_labels(found["rest"], labels),
         )
+
+
+def token_labels(text: str, labels: list[str]) -> tuple[str, ...]:
+    """Return the labels of the nodes whose tokens stand in a text, each once, in order."""
+    return tuple(dict.fromkeys(labels[int(token[1])] for token in _TOKEN.finditer(text)))
 
 
 def _tensors(text: str) -> tuple[LayerTensor, ...]:
     return tuple(LayerTensor(t["name"], tuple(int(d) for d in t["dims"].split(",") if d), t["dtype"]) for t in _TENSOR.finditer(text))
 
 
-def _with_tokens(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return a copy whose nodes have names that survive the compiler's log: any character may stand in a real one."""
+def compilable(model: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]) -> onnx.ModelProto:
+    """Return a copy for the compiler: its inputs of fixed shape, its nodes named so that any log can be read.
+
+    Dynamic dimensions that no shape is given for become 1. Writing the shapes into the copy, and
+    not into an optimization profile, keeps unlike dimensions of one name (``?``) apart.
+    """
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     for i, node in enumerate(copy.graph.node):
         node.name = f"qdq_node_{i}_"
+    for value in copy.graph.input:
+        dims = value.type.tensor_type.shape.dim
+        for axis, dim in enumerate(dims):
+            wanted = shapes[value.name][axis] if len(shapes.get(value.name, ())) == len(dims) else dim.dim_value
+            dim.dim_value = max(int(wanted), 1)
     return copy
 
 
@@ -186,7 +197,7 @@ def _child() -> None:
     polygraphy.config.USE_TENSORRT_RTX = True
     import tensorrt_rtx as trt
     from polygraphy.backend.tensorrt_rtx import CreateConfigRTX
-    from polygraphy.backend.trt import Profile, engine_bytes_from_network, get_trt_logger, network_from_onnx_path
+    from polygraphy.backend.trt import engine_bytes_from_network, get_trt_logger, network_from_onnx_path
     from polygraphy.exception import PolygraphyException
     from polygraphy.logger import G_LOGGER
 
@@ -202,15 +213,8 @@ def _child() -> None:
 
     get_trt_logger().log = keep
     try:
-        builder, network, parser = network_from_onnx_path(request.model)
-        profile = Profile()
-        for tensor in (network.get_input(i) for i in range(network.num_inputs)):
-            shape = request.shapes.get(tensor.name) or tuple(1 if d < 0 else d for d in tensor.shape)
-            profile.add(tensor.name, shape, shape, shape)
-        config = CreateConfigRTX(
-            profiles=[profile], compute_capabilities=[divmod(request.sm, 10)], profiling_verbosity=trt.ProfilingVerbosity.DETAILED
-        )
-        engine_bytes_from_network((builder, network, parser), config=config)
+        config = CreateConfigRTX(compute_capabilities=[divmod(request.sm, 10)], profiling_verbosity=trt.ProfilingVerbosity.DETAILED)
+        engine_bytes_from_network(network_from_onnx_path(request.model), config=config)
     except PolygraphyException as error:
         answer.failure = next((line for line in (errors[-1:] or str(error).splitlines())), "refused").strip()
     Path(request.answer).write_bytes(msgspec.json.encode(answer))

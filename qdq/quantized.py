@@ -1,0 +1,91 @@
+"""A quantized model seen from its float one: which edge has which quantizer, and with what scales."""
+
+from __future__ import annotations
+
+import msgspec
+import numpy as np
+import onnx
+from onnx import numpy_helper
+
+from qdq.errors import ModelError
+from qdq.index import Array, Edge, GraphIndex, node_labels
+from qdq.loading import ModelLike, Source, load
+from qdq.pairs import FoundPair, find_pairs
+from qdq.stripping import strip_model
+
+
+class QuantizedEdge(msgspec.Struct, frozen=True):
+    """An edge of the float graph that a pair stands on."""
+
+    edge: Edge
+    pair: FoundPair
+    #: Values of the scale and zero point; None where they are no constants.
+    scales: Array | None
+    zero_points: Array | None
+
+
+class QuantizedModel:
+    """A quantized model, its float graph, and the quantized edges between them."""
+
+    def __init__(self, model: ModelLike) -> None:
+        self.source = load(model)
+        proto = self.source.model
+        self.stripped = strip_model(proto)
+        self.index = GraphIndex(Source(self.source.path, self.stripped, self.source.digest))
+        self.edges = _quantized_edges(proto, self.index)
+
+    def labelled(self) -> onnx.ModelProto:
+        """Return a copy in which every node that the float graph has too is named by its label there."""
+        copy = onnx.ModelProto()
+        copy.CopyFrom(self.source.model)
+        for node, label in zip(copy.graph.node, _float_labels(copy.graph, self.index), strict=True):
+            node.name = label
+        return copy
+
+
+def _quantized_edges(model: onnx.ModelProto, index: GraphIndex) -> tuple[QuantizedEdge, ...]:
+    graph = model.graph
+    pairs = {p.output: p for p in find_pairs(graph)}
+    values = _constants(graph, {n for p in pairs.values() for n in (p.scale, p.zero_point) if n}, index)
+    labels = _float_labels(graph, index)
+    found = []
+    for node, label in zip(graph.node, labels, strict=True):
+        if label not in index.by_label or node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+            continue
+        float_node = index.by_label[label]
+        for slot, name in enumerate(node.input):
+            if pair := pairs.get(name):
+                edge = Edge("", label, slot, float_node.inputs[slot])
+                found.append(QuantizedEdge(edge, pair, values.get(pair.scale), values.get(pair.zero_point)))
+    return tuple(found)
+
+
+def _float_labels(graph: onnx.GraphProto, index: GraphIndex) -> list[str]:
+    """Return a label for each node: its label in the float graph, or its own name where it was stripped."""
+    by_output = {output: node.label for node in index.nodes for output in node.outputs if output}
+    own = node_labels(graph)
+    return [next((by_output[o] for o in node.output if o in by_output), own[i]) for i, node in enumerate(graph.node)]
+
+
+def _constants(graph: onnx.GraphProto, names: set[str], index: GraphIndex) -> dict[str, Array]:
+    folder = str(index.source.folder) if index.source.folder else ""
+    found = {t.name: numpy_helper.to_array(t, base_dir=folder) for t in graph.initializer if t.name in names}
+    for node in graph.node:
+        if node.op_type == "Constant" and node.output[0] in names and node.attribute[0].HasField("t"):
+            found[node.output[0]] = numpy_helper.to_array(node.attribute[0].t)
+    return found
+
+
+def require_same_graph(float_index: GraphIndex, quantized: QuantizedModel) -> None:
+    """Raise ModelError unless the quantized model, stripped, has the nodes of the float model."""
+    ours, theirs = [n.op for n in float_index.nodes], [n.op for n in quantized.index.nodes]
+    if ours != theirs:
+        raise ModelError(
+            f"{quantized.source.name}: without its pairs it is another graph than {float_index.source.name} "
+            f"({len(theirs)} nodes against {len(ours)}); pass the float model it was made from"
+        )
+
+
+def largest(values: Array | None) -> float:
+    """Return the largest of some scales, NaN where they are unknown."""
+    return float(np.max(values)) if values is not None and values.size else float("nan")

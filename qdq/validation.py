@@ -1,0 +1,224 @@
+"""The proof: accuracy in ONNX Runtime, and what the TensorRT compiler made of what the rules promised."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import msgspec
+
+from qdq.accuracy import Accuracy, compare
+from qdq.engine import Engine, EngineLayer, build_engine
+from qdq.errors import UsageError
+from qdq.feeds import DataLike, Feeds, open_feeds
+from qdq.gpu import run_tensorrt
+from qdq.index import GraphIndex
+from qdq.loading import ModelLike, Source, load
+from qdq.observation import Progress
+from qdq.operands import operands
+from qdq.quantized import QuantizedModel, require_same_graph
+from qdq.target import Target
+
+#: Kinds of engine layer that multiply matrices or convolve; others are pointwise, or fuse whole attention blocks.
+_MULTIPLYING = ("correlation", "gemm", "deconv", "runtime_fusion", "CaskConvolution", "CaskGemmConvolution", "CudaDepthwiseConvolution", "MatrixMultiply")
+_INT8 = "Int8"
+_VALUES = ("Float", "Half", "BFloat16", "FP8", _INT8)
+
+
+class LayerVerdict(msgspec.Struct, frozen=True):
+    """What the engine made of one weighted node."""
+
+    node: str
+    op: str
+    #: Whether it multiplies INT8 operands.
+    int8: bool
+    #: Whether every operand stands behind a pair, so that the plan promised INT8.
+    promised: bool
+    #: The rules that asked for its pairs, "" where none did.
+    rule: str
+    #: The engine layer that computes it: kind and types.
+    engine: str
+
+
+class BrokenPromise(msgspec.Struct, frozen=True):
+    """A node that the plan put in INT8 and the engine did not."""
+
+    node: str
+    rule: str
+    #: What the engine did instead.
+    instead: str
+
+    def __str__(self) -> str:
+        return f"{self.node} [{self.rule}]: promised INT8, {self.instead}"
+
+
+class EngineReport(msgspec.Struct, frozen=True):
+    """The float and the quantized engine of one target, side by side."""
+
+    target: str
+    #: ``compiled`` with no GPU, or ``measured`` on one.
+    kind: str
+    compiler: str
+    #: The compiler's words where it refused the model, else "".
+    failure: str
+    float_failure: str
+    kernels: int
+    float_kernels: int
+    #: Bytes that all layers read and write in one inference.
+    bytes: float
+    float_bytes: float
+    layers: tuple[LayerVerdict, ...]
+    #: Q and DQ nodes that stayed kernels of their own.
+    standalone: tuple[str, ...]
+    broken: tuple[BrokenPromise, ...]
+    #: Median time on the GPU; None where nothing ran.
+    milliseconds: float | None = None
+    float_milliseconds: float | None = None
+
+    @property
+    def remark(self) -> str:
+        """A sentence for the user where a number alone would mislead, else ""."""
+        if self.failure:
+            same = "with or without Q/DQ" if self.float_failure else "only with Q/DQ"
+            return f"{self.target}: the compiler refuses this model {same}: {self.failure}"
+        if self.bytes > self.float_bytes > 0:
+            return f"{self.target}: the INT8 engine moves more bytes than the float engine ({self.bytes / 1e6:.2f} MB against {self.float_bytes / 1e6:.2f} MB)."
+        return ""
+
+
+class Validation(msgspec.Struct, frozen=True):
+    """Accuracy over some data, and one report for each target."""
+
+    model: str
+    quantized: str
+    accuracy: Accuracy | None
+    engines: tuple[EngineReport, ...]
+
+
+class Thresholds(msgspec.Struct, frozen=True):
+    """What the user wants every output to reach; None for what does not matter."""
+
+    snr_db: float | None = None
+    cosine: float | None = None
+    top1_agreement: float | None = None
+
+
+def validate(  # noqa: PLR0913 keyword arguments of the public function
+    model: ModelLike,
+    quantized: ModelLike,
+    *,
+    data: DataLike | None = None,
+    targets: Iterable[Target] = (),
+    shapes: Mapping[str, tuple[int, ...]] | None = None,
+    batch: int | None = None,
+    progress: Progress | None = None,
+) -> Validation:
+    """Return how the quantized model compares with the float model it was made from.
+
+    Accuracy needs `data`; engines need `targets`. Dynamic dimensions are fixed by `shapes`, else
+    by the first sample, else at 1. Raises ModelError where the two are not the same graph.
+    """
+    index, target_model = GraphIndex(load(model)), QuantizedModel(quantized)
+    require_same_graph(index, target_model)
+    feeds = open_feeds(index, data, batch) if data is not None else None
+    fixed = dict(shapes or {})
+    _require_inputs(index, fixed)
+    if feeds is not None:
+        fixed = {**{name: values.shape for name, values in feeds.first().items()}, **fixed}
+    accuracy = compare(index, GraphIndex(target_model.source), feeds, progress) if feeds is not None else None
+    engines = tuple(_engine_report(index, target_model, target, fixed, feeds) for target in targets)
+    return Validation(index.source.name, target_model.source.name, accuracy, engines)
+
+
+def misses(validation: Validation, thresholds: Thresholds) -> tuple[str, ...]:
+    """Return one sentence for each broken promise, refused build and threshold that is missed; nothing where all is well."""
+    found = [f"{e.target}: {b}" for e in validation.engines for b in e.broken]
+    found += [e.remark for e in validation.engines if e.failure]
+    for output in validation.accuracy.outputs if validation.accuracy else ():
+        for name in ("snr_db", "cosine", "top1_agreement"):
+            wanted, got = getattr(thresholds, name), getattr(output, name)
+            if wanted is not None and got is not None and got < wanted:
+                found.append(f"output {output.name!r}: {name} is {got:.4g}, wanted at least {wanted:g}")
+    return tuple(found)
+
+
+def _require_inputs(index: GraphIndex, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    for name in shapes:
+        if name not in index.inputs:
+            raise UsageError(f"{index.source.name}: --shape names no input {name!r}; its inputs are {', '.join(index.inputs)}")
+
+
+def _engine_report(index: GraphIndex, quantized: QuantizedModel, target: Target, shapes: dict[str, tuple[int, ...]], feeds: Feeds | None) -> EngineReport:
+    if target.backend == "trt":
+        return _measured_report(index, quantized, target, feeds)
+    ours = build_engine(_labelled_source(index), target, shapes)
+    theirs = build_engine(Source(quantized.source.path, quantized.labelled(), quantized.source.digest), target, shapes)
+    return report_engines(quantized, ours, theirs, "compiled")
+
+
+def _measured_report(index: GraphIndex, quantized: QuantizedModel, target: Target, feeds: Feeds | None) -> EngineReport:
+    if feeds is None:
+        raise UsageError(f"target {target}: running an engine needs --data")
+    ours = run_tensorrt(_labelled_source(index).model, target, feeds)
+    theirs = run_tensorrt(quantized.labelled(), target, feeds)
+    report = report_engines(quantized, ours.engine, theirs.engine, "measured")
+    return msgspec.structs.replace(report, milliseconds=theirs.milliseconds, float_milliseconds=ours.milliseconds)
+
+
+def report_engines(quantized: QuantizedModel, ours: Engine, theirs: Engine, kind: str) -> EngineReport:
+    """Return the comparison of the float engine (`ours`) with the quantized one (`theirs`)."""
+    layers = tuple(_verdicts(quantized, theirs)) if not theirs.failure else ()
+    pair_nodes = {n.name for n in quantized.labelled().graph.node if n.op_type in ("QuantizeLinear", "DequantizeLinear")}
+    alone = {n for layer in theirs.layers if layer.nodes and pair_nodes.issuperset(layer.nodes) for n in layer.nodes}
+    return EngineReport(
+        target=str(theirs.target),
+        kind=kind,
+        compiler=theirs.compiler,
+        failure=theirs.failure,
+        float_failure=ours.failure,
+        kernels=theirs.kernels,
+        float_kernels=ours.kernels,
+        bytes=theirs.bytes,
+        float_bytes=ours.bytes,
+        layers=layers,
+        standalone=tuple(sorted(alone)),
+        broken=tuple(BrokenPromise(v.node, v.rule, f"but the engine runs it as {v.engine}") for v in layers if v.promised and not v.int8),
+    )
+
+
+def computing_layer(engine: Engine, node: str) -> EngineLayer | None:
+    """Return the engine layer that multiplies a weighted node's operands, or None where no layer names the node."""
+    naming = [layer for layer in engine.layers if node in layer.nodes]
+    return next((layer for layer in naming if layer.kind in _MULTIPLYING), naming[0] if naming else None)
+
+
+def multiplies_int8(layer: EngineLayer) -> bool:
+    """Whether a layer's first input and what it is multiplied with, a constant or the second input, are INT8; masks aside."""
+    types = [t.dtype for t in layer.inputs if t.dtype in _VALUES]
+    return types[:1] == [_INT8] and (types[1:2] == [_INT8] or any(t.dtype == _INT8 for t in layer.constants))
+
+
+def _verdicts(quantized: QuantizedModel, engine: Engine) -> Iterable[LayerVerdict]:
+    pairs = {q.edge: q.pair for q in quantized.edges}
+    for node in quantized.index.nodes:
+        both = operands(quantized.index, node)
+        if not both:
+            continue
+        layer = computing_layer(engine, node.label)
+        rules = ", ".join(dict.fromkeys(pairs[e].rules for e in both if e in pairs and pairs[e].rules))
+        yield LayerVerdict(
+            node=node.label,
+            op=node.op,
+            int8=layer is not None and multiplies_int8(layer),
+            promised=all(e in pairs for e in both),
+            rule=rules,
+            engine=str(layer) if layer else "nothing: no layer names it",
+        )
+
+
+def _labelled_source(index: GraphIndex) -> Source:
+    """Return the float model with every node named by its label."""
+    copy = type(index.source.model)()
+    copy.CopyFrom(index.source.model)
+    for node, indexed in zip(copy.graph.node, index.nodes, strict=True):
+        node.name = indexed.label
+    return Source(index.source.path, copy, index.source.digest)
