@@ -1,0 +1,92 @@
+"""The command `qdq`: commands are imported when they are called, so that help comes at once."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+import click
+
+from qdq import __version__
+from qdq.errors import QdqError
+
+#: Commands in the order of the work, with the line that `qdq --help` shows.
+COMMANDS = {
+    "quantize": "Float ONNX file in, Q/DQ file out: plan, calibrate, apply and check in one.",
+    "plan": "Decide for every edge whether it gets a pair, and say by which rule.",
+    "explain": "Say why the inputs of a node, or the readers of a tensor, are quantized or not.",
+    "calibrate": "Run the float model over data and compute the plan's scales.",
+    "apply": "Write the model with the pairs of a plan and its scales.",
+    "strip": "Take the Q/DQ pairs out of a model again.",
+    "check": "Find where models' Q/DQ differ from the rules, or would be refused.",
+    "validate": "Compare float and quantized model in ONNX Runtime and in TensorRT's engines.",
+    "test": "Run the cases of rule files.",
+    "facts": "List the words that rules may use.",
+    "rules": "List the rules of a set, with their reasons.",
+}
+
+_INTERRUPTED = 130
+
+
+class _Lazy(click.Group):
+    """A group whose commands live in modules of their own names."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name not in COMMANDS:
+            return None
+        command: click.Command = importlib.import_module(f"qdq.cli.{name}").command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+        from qdq.errors import did_you_mean
+
+        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
+            raise click.UsageError(f"no command {args[0]!r}{did_you_mean(args[0], COMMANDS)}; 'qdq --help' lists them")
+        return super().resolve_command(ctx, args)
+
+
+@click.group(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+@click.version_option(__version__, prog_name="qdq")
+def cli() -> None:
+    """Put QuantizeLinear/DequantizeLinear pairs where TensorRT wants them, and prove the result.
+
+    \b
+    Example:
+      qdq quantize model.onnx -o model.int8.onnx --data samples/ --target rtx:sm86
+      qdq validate model.onnx model.int8.onnx --data samples/ --target rtx:sm86
+
+    Exit codes: 0 clean, 1 findings, 2 could not run.
+    """
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code; errors become one line on standard error."""
+    try:
+        code = cli.main(args=None if argv is None else list(argv), prog_name="qdq", standalone_mode=False)
+        return code if isinstance(code, int) else 0
+    except click.ClickException as error:
+        message = " ".join(error.format_message().split())
+        click.echo(f"qdq: {message}", err=True)
+        return 2
+    except QdqError as error:
+        click.echo(f"qdq: {' '.join(str(error).split())}", err=True)
+        return error.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("qdq: interrupted; nothing was written", err=True)
+        return _INTERRUPTED
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 0
+
+
+def run() -> None:
+    """Run the command line and end the process with its exit code."""
+    sys.exit(main())

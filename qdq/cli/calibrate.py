@@ -1,0 +1,34 @@
+"""`qdq calibrate`: data and a plan in, scales out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from qdq.calibration import calibrate
+from qdq.cli.options import FILE, data_option, method_option, output_option, progress
+from qdq.planfile import read_plan, scales_json
+from qdq.reporting import scales_summary, sections_text
+from qdq.saving import check_output, write_whole
+
+
+@click.command("calibrate")
+@click.argument("model", type=FILE)
+@click.argument("plan", type=FILE)
+@data_option
+@method_option
+@output_option
+def command(model: Path, plan: Path, data: str | None, batch: int | None, method: str, output: Path, force: bool) -> None:  # noqa: PLR0913 click passes each option
+    """Run MODEL over the data and write the scales that PLAN needs, as JSON.
+
+    \b
+    Example:
+      qdq calibrate resnet50.onnx resnet50.plan.yaml --data samples/ -o resnet50.scales.json
+    """
+    check_output(output, (model, plan), force)
+    with progress("calibrating") as advance:
+        scales = calibrate(model, read_plan(plan), data, method=method, batch=batch, progress=advance)
+    write_whole(output, scales_json(scales))
+    click.echo(sections_text([scales_summary(scales)]), nl=False)
+    click.echo(f"\nwrote {output}")

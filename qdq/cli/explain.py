@@ -1,0 +1,55 @@
+"""`qdq explain`: why an edge is quantized or not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+import msgspec
+
+from qdq.cli.options import FILE, format_option, leave_float_option, rules_of, rules_option, show, target_option, targets_of
+from qdq.explaining import Explanation, explain
+from qdq.loading import load
+from qdq.planning import plan
+from qdq.reporting import Section
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """What `--format json` prints."""
+
+    name: str
+    explanations: tuple[Explanation, ...]
+
+
+@click.command("explain")
+@click.argument("model", type=FILE)
+@click.argument("name")
+@rules_option
+@target_option
+@leave_float_option
+@format_option
+def command(  # noqa: PLR0913 click passes each option
+    model: Path, name: str, rule_sets: tuple[str, ...], targets: tuple[str, ...], leave_float: tuple[str, ...], allow_unmatched: bool, layout: str
+) -> None:
+    """Print the decision, the rule, its reason and its source for each input of the node NAME.
+
+    If NAME is a tensor, print them for each node that reads it. A node without a name is
+    written by its position, as in '#17'.
+
+    \b
+    Example:
+      qdq explain resnet50.onnx /layer1/layer1.0/Add
+    """
+    source, rules = load(model), rules_of(rule_sets)
+    made = plan(source, rules=rules, targets=targets_of(targets), leave_float=leave_float, allow_unmatched=allow_unmatched)
+    answer = Answer(name, explain(source, made, rules, name))
+    parts = [_section(e) for e in answer.explanations] or [Section(name, ("nothing reads it",))]
+    show(layout, answer, parts)
+
+
+def _section(e: Explanation) -> Section:
+    lines = [f"{e.decision}: {e.rule}" if e.rule else e.decision, e.says]
+    lines += [f"because: {e.because}"] if e.because else []
+    lines += [f"see: {e.see}"] if e.see else []
+    lines += [f"evidence: {e.evidence}"] if e.evidence else []
+    return Section(str(e.edge), tuple(line for line in lines if line))

@@ -1,0 +1,120 @@
+"""Options and printing that several commands share."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from qdq.calibration import DEFAULT_METHOD
+from qdq.errors import UsageError
+from qdq.observation import Progress
+from qdq.reporting import Section, sections_text, to_json
+from qdq.rule import RuleSet
+from qdq.rulefile import DEFAULT_SET, load_rules
+from qdq.target import Target, parse_target
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+#: A file argument; existence is checked by the loader, whose message says more.
+FILE = click.Path(path_type=Path)
+
+
+def rules_option(function: F) -> F:
+    """Add ``--rules``."""
+    return click.option("--rules", "rule_sets", multiple=True, metavar="SET|FOLDER", help=f"Rule set or folder; repeat to overlay.  [default: {DEFAULT_SET}]")(
+        function
+    )
+
+
+def target_option(function: F) -> F:
+    """Add ``--target``."""
+    return click.option("--target", "targets", multiple=True, metavar="TARGET", help="What to plan or build for, such as rtx:sm86; repeat for several.")(
+        function
+    )
+
+
+def data_option(function: F) -> F:
+    """Add ``--data`` and ``--batch``."""
+    function = click.option("--batch", type=click.IntRange(min=1), help="Samples to feed at once, where the model's batch is dynamic and --data is one .npz.")(
+        function
+    )
+    return click.option("--data", metavar="D", help="Folder of .npz files, one .npz, a Polygraphy data-loader script, or 'noise' to try things out.")(function)
+
+
+def method_option(function: F) -> F:
+    """Add ``--method``."""
+    return click.option("--method", default=DEFAULT_METHOD, show_default=True, help="How ranges are chosen: max, mse, percentile or percentile:99.9.")(function)
+
+
+def leave_float_option(function: F) -> F:
+    """Add ``--leave-float`` and ``--allow-unmatched``."""
+    function = click.option("--allow-unmatched", is_flag=True, help="Accept globs that match nothing.")(function)
+    return click.option("--leave-float", multiple=True, metavar="GLOB", help="Keep the nodes of these names in float; repeat for several.")(function)
+
+
+def output_option(function: F) -> F:
+    """Add ``-o`` and ``--force``."""
+    function = click.option("--force", is_flag=True, help="Replace files that exist.")(function)
+    return click.option("-o", "--output", type=FILE, required=True, metavar="OUT", help="File to write.")(function)
+
+
+def format_option(function: F) -> F:
+    """Add ``--format``."""
+    return click.option("--format", "layout", type=click.Choice(["text", "json"]), default="text", show_default=True, help="For people or for programs.")(
+        function
+    )
+
+
+def shape_option(function: F) -> F:
+    """Add ``--shape``."""
+    return click.option("--shape", "shapes", multiple=True, metavar="INPUT=1x3x224x224", help="Shape to build engines for.  [default: that of the first sample]")(
+        function
+    )
+
+
+def targets_of(texts: Iterable[str]) -> tuple[Target, ...]:
+    """Return the targets that ``--target`` names."""
+    return tuple(parse_target(text) for text in texts)
+
+
+def rules_of(names: Sequence[str]) -> RuleSet:
+    """Return the rules that ``--rules`` names, or the default set."""
+    return load_rules(names or (DEFAULT_SET,))
+
+
+def shapes_of(texts: Iterable[str]) -> dict[str, tuple[int, ...]]:
+    """Return the shapes that ``--shape`` names; raises UsageError for other spellings."""
+    shapes = {}
+    for text in texts:
+        name, _, dims = text.rpartition("=")
+        sizes = dims.split("x")
+        if not name or not all(d.isdigit() and int(d) > 0 for d in sizes):
+            raise UsageError(f"--shape {text!r}: write the input's name and sizes, such as image=1x3x224x224")
+        shapes[name] = tuple(int(d) for d in sizes)
+    return shapes
+
+
+@contextmanager
+def progress(label: str) -> Iterator[Progress]:
+    """Give a callback that counts samples on standard error while it is a terminal."""
+    shown = sys.stderr.isatty()
+
+    def advance(done: int) -> None:
+        if shown:
+            click.echo(f"\r{label}: {done} samples", err=True, nl=False)
+
+    try:
+        yield advance
+    finally:
+        if shown:
+            click.echo("\r\033[K", err=True, nl=False)
+
+
+def show(layout: str, record: Any, parts: list[Section]) -> None:
+    """Print a record as JSON, or its sections as text."""
+    click.echo(to_json(record) if layout == "json" else sections_text(parts), nl=False)

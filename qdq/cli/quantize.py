@@ -1,0 +1,73 @@
+"""`qdq quantize`: the main job."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+
+from qdq.cli.options import (
+    FILE, data_option, format_option, leave_float_option, method_option, output_option, progress, rules_of, rules_option, shape_option, shapes_of, show,
+    target_option, targets_of,
+)  # fmt: skip
+from qdq.feeds import open_feeds
+from qdq.index import GraphIndex
+from qdq.loading import load
+from qdq.quantizing import Quantized, quantize, save
+from qdq.reporting import Report, check_report_path, render, sections
+from qdq.saving import check_output, write_whole
+from qdq.target import DEFAULT_TARGET
+from qdq.validation import Thresholds, misses, validate
+
+
+@click.command("quantize")
+@click.argument("model", type=FILE)
+@output_option
+@data_option
+@rules_option
+@target_option
+@method_option
+@leave_float_option
+@shape_option
+@click.option("--report", type=FILE, metavar="FILE", help="Also write a report: .json, .md or .txt.")
+@click.option("--validate", "prove", is_flag=True, help="Then validate: accuracy on the data, and an engine for each --target.")
+@format_option
+@click.pass_context
+def command(ctx: click.Context, model: Path, output: Path, report: Path | None, **given: Any) -> None:
+    """Write MODEL with Q/DQ pairs where the rules want them and scales from your data.
+
+    \b
+    Example:
+      qdq quantize resnet50.onnx -o resnet50.int8.onnx --data samples/ --target rtx:sm86 --validate
+    """
+    check_output(output, (model,), given["force"])
+    if report:
+        check_report_path(report)
+        check_output(report, (model, output), given["force"])
+    rules, targets = rules_of(given["rule_sets"]), targets_of(given["targets"])
+    source = load(model)
+    open_feeds(GraphIndex(source), given["data"], given["batch"])
+    with progress("calibrating") as advance:
+        result = quantize(
+            source, given["data"], rules=rules, targets=targets, method=given["method"], leave_float=given["leave_float"],
+            batch=given["batch"], allow_unmatched=given["allow_unmatched"], progress=advance,
+        )  # fmt: skip
+    made = _report(result, given) if given["prove"] else Report(result.plan, result.scales, result.findings)
+    if report:
+        write_whole(report, render(made, report.suffix).encode())
+    save(result.model, result.source, output, given["force"])
+    show(given["layout"], made, sections(made))
+    if given["layout"] == "text":
+        click.echo(f"\nwrote {output}")
+    ctx.exit(1 if made.findings or made.misses else 0)
+
+
+def _report(result: Quantized, given: dict[str, Any]) -> Report:
+    with progress("validating") as advance:
+        validation = validate(
+            result.source, msgspec.structs.replace(result.source, model=result.model), data=given["data"], batch=given["batch"],
+            targets=[t for t in result.plan.targets if given["targets"] or t != DEFAULT_TARGET], shapes=shapes_of(given["shapes"]), progress=advance,
+        )  # fmt: skip
+    return Report(result.plan, result.scales, result.findings, validation, misses(validation, Thresholds()))

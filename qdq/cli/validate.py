@@ -1,0 +1,59 @@
+"""`qdq validate`: is it accurate, and does TensorRT keep the plan's promises?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from qdq.cli.options import FILE, data_option, format_option, progress, shape_option, shapes_of, show, target_option, targets_of
+from qdq.errors import UsageError
+from qdq.reporting import Report, check_report_path, render, sections
+from qdq.saving import check_output, write_whole
+from qdq.validation import Thresholds, misses, validate
+
+
+@click.command("validate")
+@click.argument("model", metavar="FLOAT", type=FILE)
+@click.argument("quantized", type=FILE)
+@data_option
+@target_option
+@shape_option
+@click.option("--min-snr", type=float, metavar="DB", help="Least signal-to-noise ratio of every output.")
+@click.option("--min-cosine", type=float, help="Least cosine of every output.")
+@click.option("--min-top1", type=float, metavar="SHARE", help="Least top-1 agreement of class scores, such as 0.95.")
+@click.option("--report", type=FILE, metavar="FILE", help="Also write a report: .json, .md or .txt.")
+@click.option("--force", is_flag=True, help="Replace the report if it exists.")
+@format_option
+@click.pass_context
+def command(ctx: click.Context, model: Path, quantized: Path, report: Path | None, **given: Any) -> None:
+    """Compare QUANTIZED with the FLOAT model it was made from.
+
+    With --data: the error of every output in ONNX Runtime. With --target: the engines that
+    TensorRT-RTX compiles, with no GPU, and each promise of the plan that they broke. A trt
+    target builds and runs TensorRT proper on the GPU that is present; that path is untested by
+    qdq's own suite, which has no GPU.
+
+    Exit 1 if a promise is broken, a build refused or a threshold missed.
+
+    \b
+    Example:
+      qdq validate resnet50.onnx resnet50.int8.onnx --data samples/ --target rtx:sm86 --min-snr 20
+    """
+    if not given["data"] and not given["targets"]:
+        raise UsageError("nothing to validate: pass --data for accuracy, --target for engines, or both")
+    if report:
+        check_report_path(report)
+        check_output(report, (model, quantized), given["force"])
+    with progress("validating") as advance:
+        validation = validate(
+            model, quantized, data=given["data"], batch=given["batch"], targets=targets_of(given["targets"]),
+            shapes=shapes_of(given["shapes"]), progress=advance,
+        )  # fmt: skip
+    thresholds = Thresholds(given["min_snr"], given["min_cosine"], given["min_top1"])
+    made = Report(validation=validation, misses=misses(validation, thresholds))
+    if report:
+        write_whole(report, render(made, report.suffix).encode())
+    show(given["layout"], made, sections(made))
+    ctx.exit(1 if made.misses else 0)

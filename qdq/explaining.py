@@ -1,0 +1,63 @@
+"""Why an edge is quantized or not: every decision about a node, or about the readers of a tensor."""
+
+from __future__ import annotations
+
+import msgspec
+
+from qdq.errors import UsageError, did_you_mean
+from qdq.index import Edge, GraphIndex
+from qdq.loading import ModelLike, load
+from qdq.planning import Plan, with_leave_float
+from qdq.rule import Rule, RuleSet
+
+NO_RULE = "no rule asks for a pair here"
+
+
+class Explanation(msgspec.Struct, frozen=True):
+    """The decision about one edge, with the rule that made it."""
+
+    edge: Edge
+    #: ``quantize (FORMAT)`` or ``leave in float``.
+    decision: str
+    rule: str
+    says: str
+    because: str
+    see: str
+    evidence: str = ""
+
+
+def explain(model: ModelLike, plan: Plan, rules: RuleSet, name: str) -> tuple[Explanation, ...]:
+    """Return one explanation for each input slot of the node, or each reader of the tensor, that `name` names.
+
+    Raises UsageError where the graph has neither.
+    """
+    index = GraphIndex(load(model))
+    edges = _edges(index, name)
+    known = {r.name: r for r in with_leave_float(rules, plan.leave_float).rules}
+    placed = {p.edge: p for p in plan.placements}
+    left = {item.edge: item for item in plan.left_float}
+    explained = []
+    for edge in edges:
+        if edge in placed:
+            placement = placed[edge]
+            explained += [_by_rule(edge, f"quantize ({placement.quantizer})", known[rule]) for rule in placement.because]
+        elif edge in left and left[edge].because in known:
+            explained.append(_by_rule(edge, "leave in float", known[left[edge].because]))
+        else:
+            why = left[edge].why if edge in left else NO_RULE
+            explained.append(Explanation(edge, "leave in float", left[edge].because if edge in left else "", why, "", ""))
+    return tuple(explained)
+
+
+def _edges(index: GraphIndex, name: str) -> tuple[Edge, ...]:
+    if name in index.by_label:
+        node = index.by_label[name]
+        return tuple(Edge("", node.label, slot, tensor) for slot, tensor in enumerate(node.inputs) if tensor)
+    if name in index.consumers or name in index.producers or name in index.inputs:
+        return index.edges_of(name)
+    known = [*index.by_label, *index.consumers]
+    raise UsageError(f"{index.source.name}: has no node or tensor {name!r}{did_you_mean(name, known)}")
+
+
+def _by_rule(edge: Edge, decision: str, rule: Rule) -> Explanation:
+    return Explanation(edge, decision, rule.name, rule.says, rule.because, rule.see, rule.evidence)

@@ -1,0 +1,86 @@
+"""The main job in one call: plan, calibrate, apply, check and, where asked, validate."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import msgspec
+import onnx
+
+from qdq.calibration import DEFAULT_METHOD, Scales, calibrate_index, parse_method
+from qdq.checking import Finding, check
+from qdq.errors import ModelError, UsageError
+from qdq.feeds import DataLike
+from qdq.index import GraphIndex
+from qdq.loading import ModelLike, Source, canonical_bytes, load
+from qdq.observation import Progress
+from qdq.planning import Plan, plan_index, refuse_quantized
+from qdq.rewriting import apply_index, check_onnx
+from qdq.rule import RuleSet
+from qdq.rulefile import load_rules
+from qdq.saving import copy_whole, write_whole
+from qdq.target import Target
+
+
+class Quantized(msgspec.Struct, frozen=True):
+    """A quantized model and everything that led to it."""
+
+    #: The model with its pairs.
+    model: onnx.ModelProto
+    #: The float model it was made from.
+    source: Source
+    plan: Plan
+    scales: Scales
+    #: What `check` finds in the result: nothing, unless a rule and the rewriter disagree.
+    findings: tuple[Finding, ...]
+
+
+def quantize(  # noqa: PLR0913 keyword arguments of the public function
+    model: ModelLike,
+    data: DataLike | None,
+    *,
+    rules: RuleSet | None = None,
+    targets: Iterable[Target] = (),
+    method: str = DEFAULT_METHOD,
+    leave_float: Iterable[str] = (),
+    batch: int | None = None,
+    allow_unmatched: bool = False,
+    progress: Progress | None = None,
+    planned: Callable[[Plan], None] | None = None,
+) -> Quantized:
+    """Return a float model's quantized copy with its plan, scales and findings.
+
+    `planned` is called with the plan before calibration starts. Raises ModelError, RuleError,
+    DataError or UsageError, as the stages do; the model that is given is never changed.
+    """
+    source = load(model)
+    refuse_quantized(source)
+    way, rules = parse_method(method), rules or load_rules()
+    index = GraphIndex(source)
+    plan = plan_index(index, rules, tuple(targets), tuple(leave_float), allow_unmatched)
+    if not plan.placements:
+        raise ModelError(f"{source.path or source.name}: the rules {', '.join(rules.names)} quantize nothing in it; 'qdq explain' says why")
+    if planned:
+        planned(plan)
+    scales = calibrate_index(index, plan, data, way, batch, progress)
+    rewritten = apply_index(index, plan, scales)
+    findings = check(Source(source.path, rewritten, source.digest), rules=rules, targets=plan.targets, leave_float=plan.leave_float)
+    return Quantized(rewritten, source, plan, scales, findings)
+
+
+def save(model: onnx.ModelProto, source: Source, path: Path, force: bool = False) -> None:
+    """Write a model made from `source` to `path` after onnx.checker has passed it; external data files are copied along.
+
+    Raises ModelError where the checker refuses it, UsageError where a file cannot be written.
+    """
+    check_onnx(model, str(path))
+    content = canonical_bytes(model)
+    for name in source.external_files:
+        origin, copy = (source.folder or Path()) / name, path.parent / name
+        if copy.exists() and copy.samefile(origin):
+            continue
+        if copy.exists() and not force:
+            raise UsageError(f"{copy}: exists; the model's external data goes there: pass --force to replace it, or choose another folder")
+        copy_whole(origin, copy)
+    write_whole(path, content)

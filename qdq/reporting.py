@@ -1,0 +1,185 @@
+"""Records as text for people, Markdown, and stable JSON for programs."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from tabulate import tabulate
+
+from qdq.accuracy import Accuracy
+from qdq.calibration import Scales
+from qdq.checking import Finding
+from qdq.errors import UsageError
+from qdq.planning import Plan
+from qdq.validation import EngineReport, Validation
+
+#: Version of the JSON layout, raised when a field changes meaning or goes away.
+JSON_VERSION = 1
+SUFFIXES = (".json", ".md", ".txt")
+_MEGA = 1e6
+
+
+class Section(msgspec.Struct, frozen=True):
+    """A heading, paragraphs and at most one table."""
+
+    title: str
+    lines: tuple[str, ...] = ()
+    headers: tuple[str, ...] = ()
+    rows: tuple[tuple[Any, ...], ...] = ()
+
+
+class Report(msgspec.Struct, frozen=True):
+    """What was decided, measured and validated; parts that did not happen are None."""
+
+    plan: Plan | None = None
+    scales: Scales | None = None
+    findings: tuple[Finding, ...] | None = None
+    validation: Validation | None = None
+    #: One sentence for each promise broken and threshold missed.
+    misses: tuple[str, ...] = ()
+
+
+def check_report_path(path: Path) -> None:
+    """Raise UsageError unless the path's suffix names a format that reports come in."""
+    if path.suffix not in SUFFIXES:
+        raise UsageError(f"{path}: reports end in {', '.join(SUFFIXES)}; the suffix chooses the format")
+
+
+def render(report: Report, suffix: str) -> str:
+    """Return a report as ``.json``, ``.md`` or ``.txt``."""
+    if suffix == ".json":
+        return to_json(report)
+    return sections_text(sections(report), markdown=suffix == ".md")
+
+
+def to_json(record: Any) -> str:
+    """Return a record as indented JSON with the layout's version in front."""
+    content = {"qdq_json": JSON_VERSION, **plain(record)}
+    return msgspec.json.format(msgspec.json.encode(content), indent=2).decode() + "\n"
+
+
+def plain(record: Any) -> dict[str, Any]:
+    """Return a record as dicts, lists, texts and numbers; NaN and infinity become null."""
+    content: dict[str, Any] = msgspec.to_builtins(record, str_keys=True)
+    return content
+
+
+def sections_text(parts: Iterable[Section], markdown: bool = False) -> str:
+    """Return sections as text for a terminal, or as Markdown."""
+    blocks = []
+    for part in parts:
+        heading = f"## {part.title}" if markdown else part.title
+        blocks += [heading, *(f"- {line}" if markdown else f"  {line}" for line in part.lines)]
+        if part.rows:
+            table = tabulate(part.rows, part.headers, tablefmt="github" if markdown else "simple", disable_numparse=True)
+            blocks += ["", table] if markdown else ["\n".join(f"  {line}" for line in table.splitlines())]
+        blocks.append("")
+    return "\n".join(blocks).rstrip() + "\n"
+
+
+def sections(report: Report) -> list[Section]:
+    """Return a report's sections, in the order of the stages."""
+    parts: list[Section] = []
+    if report.plan:
+        parts.append(plan_summary(report.plan))
+    if report.scales:
+        parts.append(scales_summary(report.scales))
+    if report.findings is not None:
+        parts.append(findings_section(report.findings))
+    if report.validation:
+        parts += validation_sections(report.validation)
+    if report.misses:
+        parts.append(Section("Missed", report.misses))
+    return parts
+
+
+def plan_summary(plan: Plan) -> Section:
+    """Return how many edges each rule decided."""
+    placed = Counter(rule for p in plan.placements for rule in p.because)
+    left = Counter(item.because for item in plan.left_float)
+    rows = [(rule, "quantize", count) for rule, count in sorted(placed.items())]
+    rows += [(rule, "leave in float", count) for rule, count in sorted(left.items())]
+    targets = ", ".join(map(str, plan.targets))
+    scope = " (no --target given: TensorRT on SM 8.0 and up)" if targets == "trt:sm80" else ""
+    lines = [f"{plan.model}: {len(plan.placements)} edges quantized, for {targets}{scope}, rules {', '.join(plan.rule_sets)}", *plan.notes]
+    if plan.scale_groups:
+        lines.append(f"{len(plan.scale_groups)} groups of tensors share a scale")
+    lines += [f"left in float: {item.edge}: {item.why}" for item in plan.left_float if item.because in ("body", "function")]
+    return Section("Plan", tuple(lines), ("rule", "decision", "edges"), tuple(rows))
+
+
+def plan_lines(plan: Plan) -> list[str]:
+    """Return a plan's decisions, one line an edge: edge, quantizer, rules."""
+    lines = [f"{p.edge}  {p.quantizer}  {', '.join(p.because)}" for p in plan.placements]
+    return lines + [f"{' + '.join(group)}  share-scale" for group in plan.scale_groups]
+
+
+def float_lines(plan: Plan) -> list[str]:
+    """Return the edges a plan leaves in float, one line each: edge, rule."""
+    return [f"{item.edge}  {item.because}" for item in plan.left_float]
+
+
+def plan_sections(plan: Plan) -> list[Section]:
+    """Return a plan in full."""
+    return [plan_summary(plan), Section("Quantized", tuple(plan_lines(plan))), Section("Left in float", tuple(float_lines(plan)))]
+
+
+def scales_summary(scales: Scales) -> Section:
+    """Return what the scales were computed from."""
+    lines = [f"{scales.method} over {scales.samples} samples of {scales.data}: {len(scales.by_pair)} pairs"]
+    if scales.data == "noise":
+        lines.append("calibrated on noise: the scales mean nothing for real inputs")
+    lines += [f"{tensor} held only zeros; its scale is a placeholder" for tensor in scales.dead]
+    return Section("Calibration", tuple(lines))
+
+
+def findings_section(findings: Sequence[Finding]) -> Section:
+    """Return findings one a line."""
+    return Section("Check", tuple(map(str, findings)) or ("nothing found",))
+
+
+def validation_sections(validation: Validation) -> list[Section]:
+    """Return accuracy, the engine table, and what each engine did not keep."""
+    parts = [accuracy_section(validation.accuracy)] if validation.accuracy else []
+    if validation.engines:
+        parts.append(engine_section(validation.engines))
+    parts += [_promises(e) for e in validation.engines if e.broken or e.standalone]
+    return parts
+
+
+def accuracy_section(accuracy: Accuracy) -> Section:
+    """Return the error of each output."""
+    rows = tuple(
+        (o.name, f"{o.max_abs:.4g}", f"{o.mean_abs:.4g}", f"{o.cosine:.5f}", f"{o.snr_db:.2f}", "-" if o.top1_agreement is None else f"{o.top1_agreement:.1%}")
+        for o in accuracy.outputs
+    )
+    headers = ("output", "max error", "mean error", "cosine", "SNR dB", "top-1 agreement")
+    return Section("Accuracy in ONNX Runtime, float against INT8", (f"{accuracy.samples} samples of {accuracy.data}",), headers, rows)
+
+
+def engine_section(engines: Sequence[EngineReport]) -> Section:
+    """Return the float and the INT8 engine of each target in one table."""
+    rows: list[tuple[Any, ...]] = []
+    for e in engines:
+        int8 = f"{sum(v.int8 for v in e.layers)} of {len(e.layers)}"
+        rows.append((e.target, "float", *_engine_cells(e.float_failure, "-", "-", e.float_kernels, e.float_bytes, e.float_milliseconds)))
+        rows.append((e.target, "INT8", *_engine_cells(e.failure, int8, len(e.standalone), e.kernels, e.bytes, e.milliseconds)))
+    headers = ("target", "model", "weighted in INT8", "stand-alone Q/DQ", "kernels", "MB moved", "ms")
+    compilers = sorted({f"{e.compiler}, {e.kind}" for e in engines})
+    return Section("Engines", tuple(compilers) + tuple(e.remark for e in engines if e.remark), headers, tuple(rows))
+
+
+def _engine_cells(failure: str, int8: str, alone: Any, kernels: int, moved: float, milliseconds: float | None) -> tuple[Any, ...]:  # noqa: PLR0913 a row
+    if failure:
+        return ("does not build", "-", "-", "-", "-")
+    return (int8, alone, kernels, f"{moved / _MEGA:.2f}", "-" if milliseconds is None else f"{milliseconds:.3f}")
+
+
+def _promises(engine: EngineReport) -> Section:
+    lines = [f"broken: {b}" for b in engine.broken]
+    lines += [f"a kernel of its own: {name}" for name in engine.standalone]
+    return Section(f"{engine.target}: what the engine did otherwise", tuple(lines))
