@@ -11,7 +11,7 @@ import onnxruntime as ort
 from qdq.errors import DataError, ModelError, first_line
 from qdq.feeds import Feeds
 from qdq.index import Array, GraphIndex
-from qdq.observation import Progress, open_session
+from qdq.observation import Progress, exact_options, open_session
 from qdq.operands import WEIGHTED
 
 #: Operators behind which an output of shape [batch, classes] holds class scores.
@@ -81,9 +81,7 @@ def looks_like_scores(index: GraphIndex, output: str) -> bool:
 
 
 def _session(index: GraphIndex) -> Callable[[], ort.InferenceSession]:
-    options = ort.SessionOptions()
-    options.add_session_config_entry("session.disable_quant_qdq", "1")
-    return lambda: open_session(index, [], options)
+    return lambda: open_session(index, [], exact_options())
 
 
 def _infer(runner: object, feed: dict[str, Array], index: GraphIndex) -> dict[str, Array]:

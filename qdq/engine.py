@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import os
 import re
 import subprocess
 import sys
@@ -181,12 +182,15 @@ def _link(source: Source, folder: Path) -> None:
 
 def _run_child(request: _Request, target: Target) -> _Answer:
     command = [sys.executable, "-m", "qdq.engine"]
-    done = subprocess.run(command, input=msgspec.json.encode(request), capture_output=True, check=False)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    done = subprocess.run(command, input=msgspec.json.encode(request), capture_output=True, check=False, env=environment)
     answer = Path(request.answer)
-    if not answer.exists():
-        last = done.stderr.decode(errors="replace").strip().splitlines()[-1:] or ["no message"]
-        return _Answer("TensorRT-RTX", failure=f"the compiler's process for {target} ended with code {done.returncode}: {last[0]}")
-    return msgspec.json.decode(answer.read_bytes(), type=_Answer)
+    if answer.exists():
+        return msgspec.json.decode(answer.read_bytes(), type=_Answer)
+    if done.returncode < 0:
+        return _Answer("TensorRT-RTX", failure=f"the compiler crashed on this model (signal {-done.returncode})")
+    last = done.stderr.decode(errors="replace").strip().splitlines()[-1:] or ["no message"]
+    raise CompilerError(f"target {target}: the compiler's process could not start: {last[0]}")
 
 
 def _child() -> None:

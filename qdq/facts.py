@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from qdq.index import Edge, GraphIndex, Node
-from qdq.kernels import missing_kernel
+from qdq.kernels import is_spatial_mean, missing_kernel
 from qdq.operands import is_operand, operands
 from qdq.residual import fused_convolution, residual_slot
 from qdq.target import Target
@@ -30,7 +30,6 @@ EDGE_FACTS: dict[str, EdgeFact] = {}
 
 #: Operators that only move values, so that quantizing before or after them is the same.
 MOVES_VALUES = ("Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze")
-_SPATIAL_RANK = 4
 
 
 def node_fact(function: NodeFact) -> NodeFact:
@@ -55,7 +54,7 @@ def weighted(scene: Scene, node: Node) -> bool:
 def averaging_pool(scene: Scene, node: Node) -> bool:
     """An AveragePool, GlobalAveragePool or spatial ReduceMean whose result goes only into weighted operators."""
     index = scene.index
-    pools = node.op in ("AveragePool", "GlobalAveragePool") or (node.op == "ReduceMean" and _is_spatial_mean(index, node))
+    pools = node.op in ("AveragePool", "GlobalAveragePool") or (node.op == "ReduceMean" and is_spatial_mean(index, node))
     ends = reached_through_moves(index, node.outputs[0]) if pools else ()
     return bool(ends) and all(is_operand(index, edge) for edge in ends)
 
@@ -109,11 +108,3 @@ def reached_through_moves(index: GraphIndex, tensor: str) -> tuple[Edge, ...]:
         elif node.op != "Shape":
             ends.append(edge)
     return tuple(ends)
-
-
-def _is_spatial_mean(index: GraphIndex, node: Node) -> bool:
-    axes = node.attribute("axes")
-    if axes is None and len(node.inputs) > 1 and index.is_constant(node.inputs[1]):
-        axes = index.constant(node.inputs[1]).tolist()
-    spatial = index.rank(node.inputs[0]) == _SPATIAL_RANK
-    return spatial and sorted(a % _SPATIAL_RANK for a in axes or ()) == [2, 3]

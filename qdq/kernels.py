@@ -22,6 +22,7 @@ _PACKAGE = Path(__file__).parent
 _SPATIAL = {"Conv", "ConvTranspose", "AveragePool", "MaxPool", "GlobalAveragePool"}
 _POOLS = {"AveragePool", "MaxPool"}
 _BATCH_AND_CHANNEL = 2
+_PLANE_RANK = 4
 
 
 class Row(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -74,7 +75,9 @@ def missing_kernel(index: GraphIndex, node: Node, target: Target) -> str | None:
 
 
 def layer_form(index: GraphIndex, node: Node) -> dict[str, Any] | None:
-    """Return what the tables tell layers apart by: operator, spatial rank, grouping, operands, pooling stride."""
+    """Return what the tables tell layers apart by: operator, spatial rank, grouping, operands, window and stride of a pool."""
+    if is_spatial_mean(index, node):
+        return {"operator": "GlobalAveragePool", "spatial": 2}
     if node.op not in _SPATIAL and node.op not in WEIGHTED:
         return None
     form: dict[str, Any] = {"operator": node.op}
@@ -83,10 +86,21 @@ def layer_form(index: GraphIndex, node: Node) -> dict[str, Any] | None:
     if node.op in ("Conv", "ConvTranspose"):
         form["groups"] = _grouping(index, node)
     if node.op in _POOLS:
+        form["window"] = "x".join(map(str, node.attribute("kernel_shape", [])))
         form["stride"] = max(node.attribute("strides", [1]))
     if node.op in WEIGHTED:
         form["operands"] = "constant" if any(index.is_constant(i) for i in node.inputs[:2]) else "computed"
     return form
+
+
+def is_spatial_mean(index: GraphIndex, node: Node) -> bool:
+    """Whether a node is a ReduceMean over the plane of [batch, channel, height, width], another spelling of GlobalAveragePool."""
+    if node.op != "ReduceMean" or index.rank(node.inputs[0]) != _PLANE_RANK:
+        return False
+    axes = node.attribute("axes")
+    if axes is None and len(node.inputs) > 1 and index.is_constant(node.inputs[1]):
+        axes = index.constant(node.inputs[1]).tolist()
+    return sorted(a % _PLANE_RANK for a in axes or ()) == [2, 3]
 
 
 def _spatial_rank(index: GraphIndex, node: Node) -> int | None:

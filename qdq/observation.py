@@ -94,6 +94,17 @@ def open_session(index: GraphIndex, extra_outputs: list[str], options: ort.Sessi
         del model.graph.output[known:]
 
 
+def exact_options() -> ort.SessionOptions:
+    """Return session options under which Q/DQ is computed as the graph spells it.
+
+    ONNX Runtime otherwise fuses it into integer kernels of its own, which round in other places and
+    refuse what TensorRT takes, such as a three-dimensional MatMul weight with channel scales (1.31).
+    """
+    options = ort.SessionOptions()
+    options.add_session_config_entry("session.disable_quant_qdq", "1")
+    return options
+
+
 def _run(session: ort.InferenceSession, index: GraphIndex, computed: list[str], feed: dict[str, Array]) -> list[tuple[str, Array]]:
     try:
         results = session.run(computed, feed) if computed else []

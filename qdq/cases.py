@@ -1,0 +1,304 @@
+"""Rule cases: small ONNX texts with the plan they must come to, and the checks that every case gets."""
+
+from __future__ import annotations
+
+import random
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import onnx
+from onnx import numpy_helper
+
+from qdq.bounds import output_bound
+from qdq.calibration import Method, Scales, calibrate_index
+from qdq.checking import check
+from qdq.errors import QdqError, RuleError, UsageError, did_you_mean, first_line
+from qdq.feeds import NOISE, open_feeds
+from qdq.index import GraphIndex
+from qdq.loading import Source, canonical_bytes, load
+from qdq.observation import exact_options, open_session
+from qdq.planning import Plan, plan_index
+from qdq.reporting import float_lines, plan_lines
+from qdq.rewriting import apply_index
+from qdq.rule import Rule, RuleSet
+from qdq.rulefile import Located, KERNELS_FOLDER, load_rules, read_rule, read_yaml, rule_files, shipped_rules, DEFAULT_SET
+from qdq.stripping import strip
+from qdq.target import Target, parse_target
+from qdq.validation import validate
+
+_KEYS = ("says", "before", "plan", "float", "after", "unchanged", "targets", "engine")
+_SHUFFLES = 3
+
+
+class EngineExpectation(msgspec.Struct, frozen=True):
+    """What the compiled engine must make of named nodes."""
+
+    target: Target
+    int8: tuple[str, ...] = ()
+    float: tuple[str, ...] = ()
+
+
+class Case(msgspec.Struct, frozen=True):
+    """One graph, and what the rules must make of it."""
+
+    rule: str
+    name: str
+    says: str
+    #: The float graph as ONNX text.
+    text: str
+    #: Whether the rule under test must decide nothing here.
+    unchanged: bool = False
+    plan: tuple[str, ...] = ()
+    #: The edges left in float with their rules; None where the case does not say.
+    float: tuple[str, ...] | None = None
+    #: The rewritten graph as ONNX text, "" where the case does not say.
+    after: str = ""
+    targets: tuple[Target, ...] = ()
+    engine: EngineExpectation | None = None
+
+
+class CaseResult(msgspec.Struct, frozen=True):
+    """A case, or all cases of a rule, and what failed in it."""
+
+    rule: str
+    case: str
+    failures: tuple[str, ...]
+
+
+def run_cases(folder: Path, cases: Path | None = None, engines: bool = True) -> Iterator[CaseResult]:
+    """Yield a result for each case of the rules in a folder or in its set folders, and one for each rule as a whole.
+
+    Cases lie in files of the rules' names: in `cases`, else in the nearest ``fixtures/rules`` above
+    the folder, else in ``cases`` inside it. `engines` builds the engines that cases ask for.
+    Raises RuleError for mistakes in rule or case files, UsageError where there are none.
+    """
+    sets = _sets(folder)
+    for rules_folder in sets:
+        rules = _rules_of(rules_folder)
+        where = _cases_folder(rules_folder, cases)
+        for path in rule_files(rules_folder):
+            yield from _run_rule(read_rule(path), rules, where / path.name, engines)
+
+
+def read_cases(path: Path, rule: str) -> tuple[Case, ...]:
+    """Return the cases in a file; raises RuleError naming file, line and mistake."""
+    content = read_yaml(path)
+    if not isinstance(content, Located) or content.get("rule") != rule:
+        raise RuleError(f"{path}:1: a case file begins with 'rule: {rule}'")
+    return tuple(_case(path, rule, name, content) for name in content if name != "rule")
+
+
+def run_case(case: Case, rules: RuleSet, engines: bool = True) -> tuple[str, ...]:
+    """Return what is wrong with a case under some rules, one sentence each; nothing where it holds."""
+    try:
+        source = load(parse_case(case.text))
+        index = GraphIndex(source)
+        made = plan_index(index, rules, case.targets)
+        failures = _plan_failures(case, made)
+        failures += _shuffle_failures(case, rules, made)
+        scales = calibrate_index(index, made, NOISE, Method("max"))
+        failures += _rewrite_failures(case, index, made, scales, rules)
+        if engines and case.engine and not failures:
+            failures += _engine_failures(case.engine, source, apply_index(index, made, scales))
+    except QdqError as error:
+        return (first_line(error),)
+    return tuple(failures)
+
+
+def parse_case(text: str) -> onnx.ModelProto:
+    """Return the model of an ONNX text; weights that are declared without values get seeded random ones."""
+    try:
+        model = onnx.parser.parse_model(text)
+    except onnx.parser.ParseError as error:
+        raise RuleError(f"not ONNX text: {first_line(error)}") from error
+    graph = model.graph
+    produced = {o for n in graph.node for o in n.output}
+    open_weights = [v for v in graph.value_info if v.name not in produced]
+    for value in open_weights:
+        shape = [d.dim_value for d in value.type.tensor_type.shape.dim]
+        rng = np.random.default_rng(zlib.crc32(value.name.encode()))
+        graph.initializer.append(numpy_helper.from_array(rng.standard_normal(shape).astype(np.float32), value.name))
+        graph.value_info.remove(value)
+    return model
+
+
+def _case(path: Path, rule: str, name: str, content: Located) -> Case:
+    given, line = content[name], content.lines[name]
+    if not isinstance(given, Located):
+        raise RuleError(f"{path}:{line}: case {name!r} must be a mapping")
+    for key in given:
+        if key not in _KEYS:
+            raise RuleError(f"{path}:{given.lines[key]}: unknown key {key!r}{did_you_mean(key, _KEYS)}")
+    if ("before" in given) == ("unchanged" in given) or "says" not in given or ("before" in given) != ("plan" in given):
+        raise RuleError(f"{path}:{line}: case {name!r} needs 'says', and either 'before' with 'plan' or 'unchanged'")
+    return Case(
+        rule=rule,
+        name=name,
+        says=given["says"],
+        text=given.get("before") or given["unchanged"],
+        unchanged="unchanged" in given,
+        plan=tuple(map(_spaced, given.get("plan") or ())),
+        float=tuple(map(_spaced, given["float"] or ())) if "float" in given else None,
+        after=given.get("after", ""),
+        targets=tuple(parse_target(t) for t in given.get("targets", ())),
+        engine=_expectation(given["engine"]) if "engine" in given else None,
+    )
+
+
+def _expectation(given: dict[str, Any]) -> EngineExpectation:
+    return EngineExpectation(parse_target(given["target"]), tuple(given.get("int8", ())), tuple(given.get("float", ())))
+
+
+def _spaced(line: str) -> str:
+    return " ".join(line.split())
+
+
+def _sets(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        raise UsageError(f"{folder}: no such folder; name a folder of rule files")
+    if any(folder.glob("*.yaml")):
+        return [folder]
+    sets = sorted(p for p in folder.iterdir() if p.is_dir() and p.name != KERNELS_FOLDER and any(p.glob("*.yaml")))
+    if not sets:
+        raise UsageError(f"{folder}: holds no rule files (*.yaml), nor do its folders")
+    return sets
+
+
+def _rules_of(folder: Path) -> RuleSet:
+    """Return a shipped set alone, and a user's folder over the default set."""
+    shipped = folder.resolve().parent == shipped_rules().resolve()
+    return load_rules([str(folder)] if shipped else [DEFAULT_SET, str(folder)])
+
+
+def _cases_folder(rules_folder: Path, cases: Path | None) -> Path:
+    nested = [cases / rules_folder.name, cases] if cases else []
+    above = [p / "fixtures" / "rules" for p in rules_folder.resolve().parents]
+    known = [*nested, *(q for p in above for q in (p / rules_folder.name, p)), rules_folder / "cases"]
+    return next((p for p in known if p.is_dir() and any(p.glob("*.yaml"))), rules_folder / "cases")
+
+
+def _run_rule(rule: Rule, rules: RuleSet, path: Path, engines: bool) -> Iterator[CaseResult]:
+    if not path.exists():
+        yield CaseResult(rule.name, "", (f"has no cases: write {path}",))
+        return
+    cases = read_cases(path, rule.name)
+    for case in cases:
+        yield CaseResult(rule.name, case.name, run_case(case, rules, engines))
+    yield CaseResult(rule.name, "", tuple(_rule_failures(cases, rules)))
+
+
+def _rule_failures(cases: tuple[Case, ...], rules: RuleSet) -> Iterator[str]:
+    """Yield what is wrong with a rule's cases as a whole: without the rule one of them must break."""
+    rule = cases[0].rule if cases else ""
+    if not any(not c.unchanged for c in cases):
+        yield "has no case that it changes"
+    if not any(c.unchanged for c in cases):
+        yield "has no near miss: a case that stays 'unchanged'"
+    without = RuleSet(rules.names, tuple(_forget(r, rule) for r in rules.rules if r.name != rule))
+    if cases and not any(_breaks(c, without) for c in cases):
+        yield "its cases hold without it; write one that needs it"
+
+
+def _forget(rule: Rule, name: str) -> Rule:
+    return msgspec.structs.replace(rule, beats=tuple(b for b in rule.beats if b != name))
+
+
+def _breaks(case: Case, rules: RuleSet) -> bool:
+    try:
+        return bool(_plan_failures(case, plan_index(GraphIndex(load(parse_case(case.text))), rules, case.targets)))
+    except QdqError:
+        return True
+
+
+def _plan_failures(case: Case, made: Plan) -> list[str]:
+    lines, left = list(map(_spaced, plan_lines(made))), list(map(_spaced, float_lines(made)))
+    if case.unchanged:
+        touched = [line for line in [*lines, *left] if case.rule in line.replace(",", " ").split()]
+        return [f"should decide nothing, but: {line}" for line in touched]
+    failures = _difference("plan", case.plan, lines)
+    return failures if case.float is None else failures + _difference("float", case.float, left)
+
+
+def _difference(what: str, wanted: Iterable[str], got: Iterable[str]) -> list[str]:
+    wanted, got = sorted(wanted), sorted(got)
+    missing = [f"{what} lacks: {line}" for line in wanted if line not in got]
+    return missing + [f"{what} has besides: {line}" for line in got if line not in wanted]
+
+
+def _shuffle_failures(case: Case, rules: RuleSet, made: Plan) -> list[str]:
+    """Plan the graph with its nodes in other orders that are as valid; nothing may change."""
+    wanted = sorted([*plan_lines(made), *float_lines(made)])
+    for seed in range(_SHUFFLES):
+        shuffled = parse_case(case.text)
+        _shuffle(shuffled.graph, random.Random(seed))
+        other = plan_index(GraphIndex(load(shuffled)), rules, case.targets)
+        if sorted([*plan_lines(other), *float_lines(other)]) != wanted:
+            return ["the order of nodes changes the plan"]
+    return []
+
+
+def _shuffle(graph: onnx.GraphProto, rng: random.Random) -> None:
+    waiting = [onnx.NodeProto.FromString(n.SerializeToString()) for n in graph.node]
+    known = {i.name for i in graph.input} | {t.name for t in graph.initializer} | {""}
+    del graph.node[:]
+    while waiting:
+        ready = [n for n in waiting if known.issuperset(n.input)]
+        node = rng.choice(ready or waiting)
+        waiting.remove(node)
+        known.update(node.output)
+        graph.node.append(node)
+
+
+def _rewrite_failures(case: Case, index: GraphIndex, made: Plan, scales: Scales, rules: RuleSet) -> list[str]:
+    source, after = index.source, apply_index(index, made, scales)
+    rewritten = Source(None, after, source.digest)
+    stripped = strip(rewritten)
+    tests: dict[str, Callable[[], bool]] = {
+        "stripping the result does not give the graph back": lambda: canonical_bytes(stripped) == canonical_bytes(source.model),
+        "applying again changes it": lambda: canonical_bytes(apply_index(GraphIndex(source), made, scales)) == canonical_bytes(after),
+        "checking the result finds something": lambda: not check(rewritten, rules=rules, targets=case.targets, leave_float=()),
+        "checking the float graph does not find each placement": lambda: _finds_all(case, source, made, rules),
+        "the result is not the 'after' that is given": lambda: not case.after or _same_text(case.after, after),
+    }
+    failures = [sentence for sentence, test in tests.items() if not test()]
+    onnx.checker.check_model(after)
+    return failures + _numeric_failures(index, rewritten, made, scales)
+
+
+def _finds_all(case: Case, source: Source, made: Plan, rules: RuleSet) -> bool:
+    found = check(source, rules=rules, targets=case.targets, leave_float=())
+    return {f.where for f in found if f.code == "missing-pair"} == {str(p.edge) for p in made.placements}
+
+
+def _same_text(text: str, model: onnx.ModelProto) -> bool:
+    """Whether a model has the nodes of a text: operators, names, inputs and outputs."""
+    wanted = onnx.parser.parse_model(text).graph.node
+    shape = [(n.op_type, n.name, list(n.input), list(n.output)) for n in model.graph.node]
+    return shape == [(n.op_type, n.name, list(n.input), list(n.output)) for n in wanted]
+
+
+def _numeric_failures(index: GraphIndex, rewritten: Source, made: Plan, scales: Scales) -> list[str]:
+    """Run both models on noise; no output may differ by more than the scales allow."""
+    feed = open_feeds(index, NOISE).first()
+    outputs = list(index.outputs)
+    expected = open_session(index, []).run(outputs, feed)
+    got = open_session(GraphIndex(rewritten), [], exact_options()).run(outputs, feed)
+    bounds = output_bound(index, made, scales, feed)
+    return [
+        f"output {name!r} differs by {np.abs(a - b).max():.3g}, the scales allow {np.max(bounds[name]):.3g}"
+        for name, a, b in zip(outputs, expected, got, strict=True)
+        if not (np.abs(a - b) <= bounds[name]).all()
+    ]
+
+
+def _engine_failures(expected: EngineExpectation, source: Source, after: onnx.ModelProto) -> list[str]:
+    (report,) = validate(source, after, targets=[expected.target]).engines
+    if report.failure:
+        return [f"{expected.target}: does not build: {report.failure}"]
+    int8 = {v.node: v.int8 for v in report.layers}
+    wrong = [f"{expected.target}: {node} does not run in INT8" for node in expected.int8 if not int8.get(node)]
+    return wrong + [f"{expected.target}: {node} runs in INT8" for node in expected.float if int8.get(node, True)]
