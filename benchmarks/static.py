@@ -14,7 +14,11 @@ from typing import Any
 
 import numpy as np
 from onnxruntime.quantization import (  # type: ignore[import-untyped] # onnxruntime carries no types
-    CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static,
+    CalibrationDataReader,
+    CalibrationMethod,
+    QuantFormat,
+    QuantType,
+    quantize_static,
 )  # fmt: skip
 
 

@@ -87,7 +87,7 @@ def _session(index: GraphIndex) -> Callable[[], ort.InferenceSession]:
 def _infer(runner: object, feed: dict[str, Array], index: GraphIndex) -> dict[str, Array]:
     try:
         outputs: dict[str, Array] = runner.infer(feed)  # type: ignore[attr-defined] # Polygraphy is untyped
-    except Exception as error:  # noqa: BLE001 ONNX Runtime's exceptions share no public base
+    except Exception as error:
         raise DataError(f"{index.source.name}: ONNX Runtime failed on a sample: {first_line(error)}; check the shapes of the data") from error
     return outputs
 

@@ -91,7 +91,7 @@ def calibrate(
     return calibrate_index(index, plan, data, parse_method(method), batch, progress)
 
 
-def calibrate_index(index: GraphIndex, plan: Plan, data: DataLike | None, method: Method, batch: int | None = None, progress: Progress | None = None) -> Scales:  # noqa: PLR0913 the stages' common arguments
+def calibrate_index(index: GraphIndex, plan: Plan, data: DataLike | None, method: Method, batch: int | None = None, progress: Progress | None = None) -> Scales:
     """Return the scales of a plan for a model that is indexed already."""
     require_model(plan, index)
     feeds = open_feeds(index, data, batch)
@@ -129,10 +129,8 @@ def require_model(plan: Plan, index: GraphIndex) -> None:
 
 def _pair_scale(index: GraphIndex, placements: tuple[Placement, ...], ranges: dict[str, TensorRange], amax: dict[str, float]) -> PairScale:
     tensor, quantizer = placements[0].edge.tensor, placements[0].quantizer
-    if quantizer.name == "int8-activation":
-        values = np.array([amax[tensor]], np.float32)
-    else:
-        values = _weight_amax(index, placements, ranges)
+    observed = quantizer.name == "int8-activation"
+    values = np.array([amax[tensor]], np.float32) if observed else _weight_amax(index, placements, ranges)
     values = np.where(values > 0.0, values, np.float32(DEAD_AMAX))
     scales = np.maximum(values / np.float32(INT8_LEVELS), np.finfo(np.float32).tiny)
     return PairScale(tensor, quantizer, tuple(float(s) for s in scales))

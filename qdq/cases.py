@@ -19,13 +19,14 @@ from qdq.checking import check
 from qdq.errors import QdqError, RuleError, UsageError, did_you_mean, first_line
 from qdq.feeds import NOISE, open_feeds
 from qdq.index import GraphIndex
+from qdq.kernels import shipped_rules
 from qdq.loading import Source, canonical_bytes, load
 from qdq.observation import exact_options, open_session
 from qdq.planning import Plan, plan_index
 from qdq.reporting import float_lines, plan_lines
 from qdq.rewriting import apply_index
 from qdq.rule import Rule, RuleSet
-from qdq.rulefile import Located, KERNELS_FOLDER, load_rules, read_rule, read_yaml, rule_files, shipped_rules, DEFAULT_SET
+from qdq.rulefile import DEFAULT_SET, KERNELS_FOLDER, Located, load_rules, read_rule, read_yaml, rule_files
 from qdq.stripping import strip
 from qdq.target import Target, parse_target
 from qdq.validation import validate

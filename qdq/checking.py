@@ -41,9 +41,7 @@ class Finding(msgspec.Struct, frozen=True):
         return f"{self.code}: {self.where}: {self.problem}{by}; {self.fix}"
 
 
-def check(
-    model: ModelLike, *, rules: RuleSet | None = None, targets: Iterable[Target] = (), leave_float: Iterable[str] | None = None
-) -> tuple[Finding, ...]:
+def check(model: ModelLike, *, rules: RuleSet | None = None, targets: Iterable[Target] = (), leave_float: Iterable[str] | None = None) -> tuple[Finding, ...]:
     """Return what is wrong with a model's Q/DQ, nothing for a model that is as the rules want it.
 
     Rules, targets and globs that are not given are those that qdq wrote into the model, else the

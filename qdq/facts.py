@@ -6,7 +6,7 @@ A fact about nodes may stand behind `from` and `into`; a fact about edges behind
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from dataclasses import dataclass
 
 from qdq.index import Edge, GraphIndex, Node
 from qdq.kernels import is_spatial_mean, missing_kernel
@@ -15,7 +15,8 @@ from qdq.residual import fused_convolution, residual_slot
 from qdq.target import Target
 
 
-class Scene(NamedTuple):
+@dataclass(frozen=True)
+class Scene:
     """What facts may look at: the graph and what the plan is for."""
 
     index: GraphIndex

@@ -5,7 +5,7 @@ from __future__ import annotations
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Union
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -16,7 +16,7 @@ from qdq.index import Array, GraphIndex
 
 Sample = Mapping[str, Array]
 #: A path, the word "noise", or any iterable of samples that can be gone through more than once.
-DataLike = Union[str, Path, Iterable[Sample]]
+DataLike = str | Path | Iterable[Sample]
 
 NOISE = "noise"
 _NOISE_SAMPLES = 8
@@ -149,7 +149,7 @@ def _script(name: str, specs: tuple[InputSpec, ...]) -> Feeds:
                 yield f"{path} sample {i}", sample
         except (DataError, GeneratorExit):
             raise
-        except (Exception, PolygraphyException) as error:  # noqa: BLE001 the script is the user's
+        except (Exception, PolygraphyException) as error:
             raise DataError(f"{path}: {function}() failed: {type(error).__name__}: {first_line(error)}") from error
 
     return Feeds(path.name, specs, read, None)

@@ -68,7 +68,7 @@ class Histogram:
         used = np.flatnonzero(self.counts)
         if self.amax == 0.0 or used.size == 0:
             return self.amax
-        centres, weights = used + 0.5, self.counts[used].astype(np.float64)
+        centres, weights = used.astype(np.float64) + 0.5, self.counts[used].astype(np.float64)
         top = int(used[-1]) + 1
         step = max(top // _CANDIDATES, 1)
         best = _least(centres, weights, np.arange(top, top // 16, -step), levels)

@@ -6,7 +6,7 @@ layer's form and says what the compiler made of it; `qdq.probing` regenerates th
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +51,7 @@ def shipped_rules() -> Path:
     return inside if inside.is_dir() else _PACKAGE.parent / "rules"
 
 
-@lru_cache(maxsize=None)
+@cache
 def kernel_table(target: Target) -> KernelTable | None:
     """Return the table for a target, or that of the nearest lower compute capability of its backend; None below all."""
     known = sorted(_tables(target.backend), key=lambda item: item[0])

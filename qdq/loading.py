@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 ModelLike = Union[str, Path, onnx.ModelProto, "gs.Graph", "Source"]
 
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+#: An ONNX file begins with the tag of `ir_version`.
+_FIRST_FIELD = b"\x08"
 _CHUNK = 1 << 20
 
 
@@ -70,9 +72,10 @@ def load(model: ModelLike) -> Source:
 def canonical_bytes(model: onnx.ModelProto) -> bytes:
     """Return the model's deterministic serialisation; raises ModelError above protobuf's 2 GiB."""
     try:
-        return model.SerializeToString(deterministic=True)
+        content: bytes = model.SerializeToString(deterministic=True)
     except ValueError as error:
         raise ModelError(f"{model.graph.name or 'model'}: larger than 2 GiB in memory; save its weights as external data first") from error
+    return content
 
 
 def external_tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
@@ -108,7 +111,7 @@ def parse_model(content: bytes, path: Path) -> onnx.ModelProto:
     try:
         model.ParseFromString(content)
     except DecodeError as error:
-        starts_well = content[:1] == b"\x08" and len(content) > 16
+        starts_well = content[:1] == _FIRST_FIELD
         what = "is truncated or damaged" if starts_well else "is not an ONNX file"
         raise ModelError(f"{path}: {what} ({len(content)} bytes); export or download it again") from error
     if not model.ir_version or not model.opset_import:

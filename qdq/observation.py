@@ -88,7 +88,7 @@ def open_session(index: GraphIndex, extra_outputs: list[str], options: ort.Sessi
     model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in extra_outputs if name not in index.outputs)
     try:
         return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # noqa: BLE001 ONNX Runtime's exceptions share no public base
+    except Exception as error:
         raise ModelError(f"{index.source.name}: ONNX Runtime cannot run it: {first_line(error)}") from error
     finally:
         del model.graph.output[known:]
@@ -108,7 +108,7 @@ def exact_options() -> ort.SessionOptions:
 def _run(session: ort.InferenceSession, index: GraphIndex, computed: list[str], feed: dict[str, Array]) -> list[tuple[str, Array]]:
     try:
         results = session.run(computed, feed) if computed else []
-    except Exception as error:  # noqa: BLE001 ONNX Runtime's exceptions share no public base
+    except Exception as error:
         raise DataError(f"{index.source.name}: ONNX Runtime failed on a sample: {first_line(error)}; check the shapes of the data") from error
     return [*zip(computed, results, strict=True), *feed.items()]
 

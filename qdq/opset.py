@@ -59,7 +59,7 @@ def _with_opset(model: onnx.ModelProto, opset: int, needed: int) -> tuple[onnx.M
         return copy, []
     try:
         raised = version_converter.convert_version(model, needed)
-    except Exception as error:  # noqa: BLE001 the converter raises bare RuntimeErrors of several bindings
+    except Exception as error:
         raise ModelError(f"opset {opset} could not be raised to {needed} ({first_line(error)}); export it with opset {needed} or newer") from error
     _restore_metadata(model, raised)
     return raised, [f"opset raised from {opset} to {needed}, which Q/DQ needs"]

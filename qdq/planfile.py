@@ -18,6 +18,8 @@ from qdq.target import parse_target
 #: Version of the plan file's layout.
 PLAN_VERSION = 1
 _WIDE = 1_000_000
+#: libyaml's loader where PyYAML was built with it: plans of large models have many lines.
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 class _PlacementEntry(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
@@ -77,7 +79,8 @@ def _line(entry: Any) -> str:
 def read_plan(path: Path) -> Plan:
     """Return the plan in a file; raises PlanError naming the file and what is wrong in it."""
     try:
-        content = msgspec.convert(yaml.load(_read(path), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)), _PlanFile)
+        read = yaml.load(_read(path), Loader=_LOADER)  # noqa: S506 one of the safe loaders
+        content = msgspec.convert(read, _PlanFile)
         if content.qdq_plan != PLAN_VERSION:
             raise PlanError(f"its layout is version {content.qdq_plan}, this qdq reads {PLAN_VERSION}; plan again")
         return Plan(

@@ -173,7 +173,7 @@ def engine_section(engines: Sequence[EngineReport]) -> Section:
     return Section("Engines", tuple(compilers) + tuple(e.remark for e in engines if e.remark), headers, tuple(rows))
 
 
-def _engine_cells(failure: str, int8: str, alone: Any, kernels: int, moved: float, milliseconds: float | None) -> tuple[Any, ...]:  # noqa: PLR0913 a row
+def _engine_cells(failure: str, int8: str, alone: Any, kernels: int, moved: float, milliseconds: float | None) -> tuple[Any, ...]:
     if failure:
         return ("does not build", "-", "-", "-", "-")
     return (int8, alone, kernels, f"{moved / _MEGA:.2f}", "-" if milliseconds is None else f"{milliseconds:.3f}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import onnx
@@ -67,21 +68,19 @@ class _Pair:
     def nodes(self) -> Iterator[onnx.NodeProto]:
         """Yield the Q and the DQ, each with the rules that asked for it."""
         rules = ", ".join(sorted({name for p in self.placements for name in p.because}))
-        axis = {} if self.quantizer.axis is None else {"axis": self.quantizer.axis}
+        axis: dict[str, Any] = {} if self.quantizer.axis is None else {"axis": self.quantizer.axis}
         steps = (("QuantizeLinear", self.q, self.tensor, self.quantized), ("DequantizeLinear", self.dq, self.quantized, self.output))
         for op, name, source, result in steps:
             node = onnx.helper.make_node(op, [source, self.scale, self.zero_point], [result], name=name, **axis)
             node.metadata_props.add(key=RULE_KEY, value=rules)
             yield node
 
-    def initializers(self, scales: PairScale, dtype: type[np.floating]) -> Iterator[onnx.TensorProto]:  # type: ignore[type-arg]
+    def initializers(self, scales: PairScale, dtype: type[np.float16] | type[np.float32]) -> Iterator[onnx.TensorProto]:
         """Yield the scale, of the tensor's own float type, and the int8 zero point 0: scalars, or vectors along the axis."""
+        shape = () if self.quantizer.axis is None else (len(scales.scales),)
         values = np.maximum(np.array(scales.scales, dtype), np.finfo(dtype).tiny)
-        zeros = np.zeros(len(values), np.int8)
-        if self.quantizer.axis is None:
-            values, zeros = values.reshape(()), zeros.reshape(())
-        yield numpy_helper.from_array(values, self.scale)
-        yield numpy_helper.from_array(zeros, self.zero_point)
+        yield numpy_helper.from_array(values.reshape(shape), self.scale)
+        yield numpy_helper.from_array(np.zeros(shape, np.int8), self.zero_point)
 
 
 class _Names:

@@ -50,7 +50,7 @@ class _StrictLoader(yaml.SafeLoader):
         return mapping  # type: ignore[return-value] # every key was checked to be a word
 
 
-_StrictLoader.add_constructor("tag:yaml.org,2002:map", lambda loader, node: loader.construct_mapping(node))
+_StrictLoader.add_constructor("tag:yaml.org,2002:map", _StrictLoader.construct_mapping)
 
 
 def read_yaml(path: Path) -> Any:
@@ -168,7 +168,8 @@ def _using(content: Located, then: str) -> str:
         return ""
     if "using" not in content:
         raise RuleError(f"{content.lines['then']}: 'then: quantize' needs 'using': one of {', '.join(FORMATS)}")
-    return _one_of(content, "using", FORMATS)
+    name: str = _one_of(content, "using", FORMATS)
+    return name
 
 
 def _known_keys(mapping: Located, known: Iterable[str], required: Iterable[str] = ()) -> None:

@@ -6,6 +6,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
+from qdq.index import Array
 from qdq.loading import ModelLike, load
 from qdq.pairs import METADATA_PREFIX, FoundPair, find_pairs, readers
 
@@ -61,17 +62,18 @@ def _store_floats(graph: onnx.GraphProto, stored: list[FoundPair]) -> None:
             constants[node.output[0]] = node.attribute[0].t
     for pair in stored:
         if pair.scale in constants:
-            values = [numpy_helper.to_array(constants[n]) if n else None for n in (pair.tensor, pair.scale, pair.zero_point)]
-            graph.initializer.append(numpy_helper.from_array(_dequantized(pair, *values), pair.output))
+            integers, scale = numpy_helper.to_array(constants[pair.tensor]), numpy_helper.to_array(constants[pair.scale])
+            zero = numpy_helper.to_array(constants[pair.zero_point]) if pair.zero_point else np.zeros_like(scale)
+            graph.initializer.append(numpy_helper.from_array(_dequantized(pair, integers, scale, zero), pair.output))
 
 
-def _dequantized(pair: FoundPair, integers: np.ndarray, scale: np.ndarray, zero: np.ndarray | None) -> np.ndarray:  # type: ignore[type-arg] # any element type
+def _dequantized(pair: FoundPair, integers: Array, scale: Array, zero: Array) -> Array:
     """Return (integers - zero) * scale along the pair's axis (ONNX operator DequantizeLinear)."""
     shape = [1] * integers.ndim
     if scale.size > 1:
         shape[1 if pair.axis is None else pair.axis] = scale.size
-    offset = np.zeros_like(scale) if zero is None else zero.astype(scale.dtype)
-    return ((integers.astype(scale.dtype) - offset.reshape(shape)) * scale.reshape(shape)).reshape(integers.shape)
+    values: Array = (integers.astype(scale.dtype) - zero.astype(scale.dtype).reshape(shape)) * scale.reshape(shape)
+    return values.reshape(integers.shape)
 
 
 def _remove(graph: onnx.GraphProto, pairs: list[FoundPair]) -> None:

@@ -74,7 +74,8 @@ def least_shift_amax(weight: Array, mean: Floats, variance: Floats, group: int =
 
 def _least_cost(rows: Array, mean: Array, variance: Array, candidates: Array) -> Array:
     """Return the amax of each row, out of the candidates, with the least expected square of the output's change."""
-    largest = np.maximum(rows.max(axis=1), -rows.min(axis=1))
+    largest: Array = np.maximum(rows.max(axis=1), -rows.min(axis=1))
+    best: Array
     best, least = largest.copy(), np.full(len(rows), np.inf, np.float32)
     for candidate in candidates:
         step = np.maximum(largest * (candidate / INT8_LEVELS), np.finfo(np.float32).tiny)[:, None]

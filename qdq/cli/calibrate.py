@@ -19,7 +19,7 @@ from qdq.saving import check_output, write_whole
 @data_option
 @method_option
 @output_option
-def command(model: Path, plan: Path, data: str | None, batch: int | None, method: str, output: Path, force: bool) -> None:  # noqa: PLR0913 click passes each option
+def command(model: Path, plan: Path, data: str | None, batch: int | None, method: str, output: Path, force: bool) -> None:  # noqa: PLR0913, PLR0917 click passes each option
     """Run MODEL over the data and write the scales that PLAN needs, as JSON.
 
     \b

@@ -28,7 +28,7 @@ class Answer(msgspec.Struct, frozen=True):
 @target_option
 @leave_float_option
 @format_option
-def command(  # noqa: PLR0913 click passes each option
+def command(  # noqa: PLR0913, PLR0917 click passes each option
     model: Path, name: str, rule_sets: tuple[str, ...], targets: tuple[str, ...], leave_float: tuple[str, ...], allow_unmatched: bool, layout: str
 ) -> None:
     """Print the decision, the rule, its reason and its source for each input of the node NAME.

@@ -72,9 +72,9 @@ def format_option(function: F) -> F:
 
 def shape_option(function: F) -> F:
     """Add ``--shape``."""
-    return click.option("--shape", "shapes", multiple=True, metavar="INPUT=1x3x224x224", help="Shape to build engines for.  [default: that of the first sample]")(
-        function
-    )
+    return click.option(
+        "--shape", "shapes", multiple=True, metavar="INPUT=1x3x224x224", help="Shape to build engines for.  [default: that of the first sample]"
+    )(function)
 
 
 def targets_of(texts: Iterable[str]) -> tuple[Target, ...]:

@@ -21,7 +21,7 @@ from qdq.saving import check_output, write_whole
 @target_option
 @leave_float_option
 @format_option
-def command(  # noqa: PLR0913 click passes each option
+def command(  # noqa: PLR0913, PLR0917 click passes each option
     model: Path,
     output: Path | None,
     force: bool,

@@ -9,8 +9,20 @@ import click
 import msgspec
 
 from qdq.cli.options import (
-    FILE, data_option, format_option, leave_float_option, method_option, output_option, progress, rules_of, rules_option, shape_option, shapes_of, show,
-    target_option, targets_of,
+    FILE,
+    data_option,
+    format_option,
+    leave_float_option,
+    method_option,
+    output_option,
+    progress,
+    rules_of,
+    rules_option,
+    shape_option,
+    shapes_of,
+    show,
+    target_option,
+    targets_of,
 )  # fmt: skip
 from qdq.feeds import open_feeds
 from qdq.index import GraphIndex
@@ -35,7 +47,7 @@ from qdq.validation import Thresholds, misses, validate
 @click.option("--validate", "prove", is_flag=True, help="Then validate: accuracy on the data, and an engine for each --target.")
 @format_option
 @click.pass_context
-def command(ctx: click.Context, model: Path, output: Path, report: Path | None, **given: Any) -> None:
+def command(ctx: click.Context, /, model: Path, output: Path, report: Path | None, **given: Any) -> None:
     """Write MODEL with Q/DQ pairs where the rules want them and scales from your data.
 
     \b

@@ -27,7 +27,7 @@ from qdq.validation import Thresholds, misses, validate
 @click.option("--force", is_flag=True, help="Replace the report if it exists.")
 @format_option
 @click.pass_context
-def command(ctx: click.Context, model: Path, quantized: Path, report: Path | None, **given: Any) -> None:
+def command(ctx: click.Context, /, model: Path, quantized: Path, report: Path | None, **given: Any) -> None:
     """Compare QUANTIZED with the FLOAT model it was made from.
 
     With --data: the error of every output in ONNX Runtime. With --target: the engines that

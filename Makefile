@@ -1,0 +1,32 @@
+# make demo   installs into .venv, quantizes the models in fixtures/, measures them, and builds their engines
+# make test   installs, checks style, types and import order, and runs the suite
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+DEMO := build/demo
+
+.PHONY: demo test lint install clean
+
+install: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -e '.[dev]'
+	touch $@
+
+demo: install
+	@$(BIN)/python fixtures/networks/demo.py --out $(DEMO)
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: lint
+	$(BIN)/qdq test rules/
+	$(BIN)/python -m pytest -n 2
+
+clean:
+	rm -rf $(VENV) build dist
