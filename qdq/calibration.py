@@ -16,7 +16,7 @@ from qdq.planning import Placement, Plan
 from qdq.quantizer import INT8_LEVELS, Quantizer
 from qdq.weights import by_channels, channel_amax, least_shift_amax
 
-DEFAULT_METHOD = "percentile"
+DEFAULT_METHOD = "mse"
 #: Share of absolute values kept within the range; the default of pytorch-quantization's HistogramCalibrator.
 DEFAULT_PERCENT = 99.99
 #: The range given to a tensor or channel that is zero throughout: any scale would do, this one is harmless.

@@ -36,6 +36,8 @@ _LAYER = re.compile(
     r"Outputs: \[(?P<outputs>.*?)\], TacticName: (?P<rest>.*)"
 )
 _TOKEN = re.compile(r"qdq_node_(\d+)_")
+#: Where in the compiler's own sources a message comes from: of no use to the reader.
+_SOURCE_PLACE = re.compile(r"\[\S+?\.cpp:\d+[^\]]*\]|\bIn \w+ at \S+|^\w+::\w+: Error Code \d+: [\w ]+\(|\bIn operator\(\) at \S+")
 
 
 class LayerTensor(msgspec.Struct, frozen=True):
@@ -122,7 +124,7 @@ def build_engine(model: onnx.ModelProto | Source, target: Target, shapes: Mappin
             _link(model, Path(folder))
         answer = _run_child(_Request(str(path), f"{folder}/answer.json", target.sm), target)
     layers = tuple(read_layers(answer.layers, labels))
-    return Engine(target, answer.compiler, layers, _with_labels(answer.failure, labels))
+    return Engine(target, answer.compiler, layers, _with_labels(_without_places(answer.failure), labels))
 
 
 def read_layers(text: str, labels: list[str]) -> Iterator[EngineLayer]:
@@ -170,6 +172,10 @@ def compilable(model: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]) ->
 
 def _with_labels(text: str, labels: list[str]) -> str:
     return _TOKEN.sub(lambda token: labels[int(token[1])], text)
+
+
+def _without_places(failure: str) -> str:
+    return " ".join(_SOURCE_PLACE.sub(" ", failure).strip(" .()").split())
 
 
 def _link(source: Source, folder: Path) -> None:

@@ -6,7 +6,6 @@ engine's layers. No GPU is needed.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from itertools import product
 from typing import Any
@@ -43,7 +42,6 @@ _SCALE = 1 / INT8_LEVELS
 
 #: Kinds of engine layer that compute a network's layer; others prepare its data or finish its result.
 _COMPUTING = ("avgpool", "correlation", "deconv", "gemm", "maxpool", "runtime_fusion")
-_SOURCE_PLACE = re.compile(r"\[\S+?\.cpp:\d+[^\]]*\]|\bIn \w+ at \S+|\w+::\w+: Error Code \d+: [\w ]+\(")
 
 
 class _Operand(msgspec.Struct, frozen=True):
@@ -202,7 +200,7 @@ def _row(form: dict[str, Any], engine: Engine) -> Row:
     if engine.failure:
         alone = _built(float_network(form), engine.target)
         without = "(nor without Q/DQ)" if alone.failure else "(but does without Q/DQ)"
-        return Row(form, False, f"does not build: {_shortened(engine.failure)} {without}")
+        return Row(form, False, f"does not build: {last_sentence(engine.failure)} {without}")
     layers = _computing(engine)
     if not layers:
         raise CompilerError(f"target {engine.target}: no engine layer carries the {form['operator']} that was built; this TensorRT-RTX logs another way")
@@ -238,7 +236,6 @@ def _seen(layer: EngineLayer) -> str:
     return f"{layer.kind} {','.join(read)} -> {','.join(written)}"
 
 
-def _shortened(failure: str) -> str:
-    """Return the last sentence of the compiler's words, without places in its source files."""
-    words = _SOURCE_PLACE.sub(" ", failure).strip(" .()")
-    return " ".join(words.rsplit(": ", 1)[-1].split())
+def last_sentence(failure: str) -> str:
+    """Return what the compiler's words come to, without the name of the operation."""
+    return failure.rsplit(": ", 1)[-1]
