@@ -73,8 +73,8 @@ class CaseResult(msgspec.Struct, frozen=True):
 def run_cases(folder: Path, cases: Path | None = None, engines: bool = True) -> Iterator[CaseResult]:
     """Yield a result for each case of the rules in a folder or in its set folders, and one for each rule as a whole.
 
-    Cases lie in files of the rules' names: in `cases`, else in the nearest ``fixtures/rules`` above
-    the folder, else in ``cases`` inside it. `engines` builds the engines that cases ask for.
+    Cases lie in files of the rules' names: in `cases`, else in ``cases`` inside the folder, else in the
+    nearest ``fixtures/rules`` above it. `engines` builds the engines that cases ask for.
     Raises RuleError for mistakes in rule or case files, UsageError where there are none.
     """
     sets = _sets(folder)
@@ -178,7 +178,7 @@ def _rules_of(folder: Path) -> RuleSet:
 def _cases_folder(rules_folder: Path, cases: Path | None) -> Path:
     nested = [cases / rules_folder.name, cases] if cases else []
     above = [p / "fixtures" / "rules" for p in rules_folder.resolve().parents]
-    known = [*nested, *(q for p in above for q in (p / rules_folder.name, p)), rules_folder / "cases"]
+    known = [*nested, rules_folder / "cases", *(q for p in above for q in (p / rules_folder.name, p))]
     return next((p for p in known if p.is_dir() and any(p.glob("*.yaml"))), rules_folder / "cases")
 
 

@@ -20,7 +20,7 @@ class Answer(msgspec.Struct, frozen=True):
 
 @click.command("test")
 @click.argument("folder", metavar="RULES", type=FILE)
-@click.option("--cases", type=FILE, metavar="FOLDER", help="Where the case files lie.  [default: fixtures/rules above RULES, or RULES/cases]")
+@click.option("--cases", type=FILE, metavar="FOLDER", help="Where the case files lie.  [default: RULES/cases, or fixtures/rules above RULES]")
 @click.option("--no-engines", is_flag=True, help="Do not build the engines that cases ask for.")
 @format_option
 @click.pass_context

@@ -1,0 +1,132 @@
+"""Quantize a folder of real models with the default rules and write what came out as Markdown.
+
+    pip install pillow tokenizers scipy scikit-image        # what the tasks need
+    python benchmarks/results.py --shared ../shared > docs/results.md
+
+`--shared` names a folder with `models/` and `tasks/`; each task scores one family of models and
+gives calibration samples that are disjoint from those it scores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+import tempfile
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+import qdq
+
+SAMPLES = 32
+METHODS = ("mse", "percentile", "max")
+TARGET = qdq.parse_target("rtx:sm86")
+#: The task of each model; those not named are compared with their float original on photos.
+TASKS = {"ppocrv4_rec": "ocr_rec", "minilm_l6_legacy": "minilm_retrieval", "ppocrv2_cls": "textline_cls", "silero_vad_16k_sequence": "vad"}
+PAGES = "ppocrv4_det"
+SCORES = {"ocr_rec": "exact", "minilm_retrieval": "recall@1", "textline_cls": "acc", "vad": "auc"}
+
+Feed = dict[str, Any]
+
+
+class Subject:
+    """One model with its calibration samples and its score."""
+
+    def __init__(self, path: Path, tasks: Any) -> None:
+        self.path, self.name = path, path.stem
+        self.tasklib = tasks("tasklib")
+        self.task: ModuleType = tasks(TASKS.get(self.name, "photos"))
+        self.session = self.tasklib.session(str(path))
+        self.ocr = tasks("ocr_rec")
+
+    def calibration(self) -> list[Feed]:
+        if self.name == PAGES:
+            return [{"x": page(self.ocr, 1000 + i)} for i in range(SAMPLES)]
+        if self.name in TASKS:
+            return list(self.task.feeds(self.session, SAMPLES))
+        return list(self.task.feeds(self.session, SAMPLES, 1, str(self.path)))
+
+    def score(self, model: Path) -> dict[str, float]:
+        """Return the task's figures for a model file."""
+        session = self.tasklib.session(str(model))
+        if self.name == PAGES:
+            return text_masks(self.session, session, [page(self.ocr, i) for i in range(24)])
+        if self.name in TASKS:
+            result = self.task.evaluate(session, str(model))
+            return {SCORES[self.task.__name__]: result[SCORES[self.task.__name__]]}
+        result = self.task.compare(self.session, session, str(self.path))
+        return {"top-1 agreement": result["top1_agree"], "dB": result["snr_db"]}
+
+
+def page(ocr: ModuleType, seed: int) -> Any:
+    """Return a 640x640 page of rendered lines, normalised as PP-OCR's detector wants it."""
+    sheet, y = np.full((640, 640, 3), 230, np.uint8), 8
+    for image, _ in ocr.lines(14, seed):
+        height, width = image.shape[:2]
+        if y + height > 632:
+            break
+        sheet[y : y + height, 8 : 8 + min(width, 624)] = image[:, :624]
+        y += height + 10
+    pixels = sheet[:, :, ::-1].astype(np.float32) / 255
+    normal = (pixels - np.array([0.485, 0.456, 0.406], np.float32)) / np.array([0.229, 0.224, 0.225], np.float32)
+    return np.ascontiguousarray(normal.transpose(2, 0, 1)[None], np.float32)
+
+
+def text_masks(ours: Any, theirs: Any, pages: list[Any]) -> dict[str, float]:
+    """Return the F1 of the text pixels (probability above .3) against the float model's."""
+    both = only = 0
+    for x in pages:
+        a, b = (session.run(None, {"x": x})[0] > 0.3 for session in (ours, theirs))
+        both, only = both + int((a & b).sum()), only + int((a ^ b).sum())
+    return {"text pixel F1": 2 * both / max(2 * both + only, 1)}
+
+
+def measure(subject: Subject, method: str, folder: Path) -> tuple[str, ...]:
+    """Return one table row: the scores of a method, and the engine it gives."""
+    feeds = subject.calibration()
+    made = qdq.quantize(subject.path, feeds, method=method)
+    out = folder / f"{subject.name}.{method}.onnx"
+    qdq.save(made.model, made.source, out)
+    (engine,) = qdq.validate(subject.path, out, data=feeds[:1], targets=[TARGET]).engines
+    same = qdq.strip(out).SerializeToString(deterministic=True) == made.source.model.SerializeToString(deterministic=True)
+    kept = f"{sum(v.int8 for v in engine.layers)} of {sum(v.promised for v in engine.layers)}" if not engine.failure else "does not build"
+    broken = "; ".join(f"{b.node} ({b.instead.removeprefix('but the engine runs it as ')})" for b in engine.broken) or "-"
+    moved = f"{engine.float_bytes / 1e6:.1f} -> {engine.bytes / 1e6:.1f}"
+    return (subject.name, method, spelled(subject.score(out)), kept, moved, f"{engine.float_kernels} -> {engine.kernels}", "yes" if same else "NO", broken)
+
+
+def spelled(score: dict[str, float]) -> str:
+    """Return figures with their names."""
+    return ", ".join(f"{name} {value:.2f}" if name == "dB" else f"{name} {value:.3f}" for name, value in score.items())
+
+
+def row(cells: tuple[str, ...]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shared", type=Path, required=True)
+    parser.add_argument("--only", nargs="*", help="names of models")
+    arguments = parser.parse_args()
+    sys.path.insert(0, str(arguments.shared / "tasks"))
+    headers = ("model", "method", "INT8", "weighted nodes in INT8, of promised", "MB moved, float -> INT8", "kernels", "strips to its input", "promises broken")
+    print(row(("model", "float")), row(("---", "---")), sep="\n")
+    subjects = [
+        Subject(p, importlib.import_module) for p in sorted((arguments.shared / "models").glob("*.onnx")) if not arguments.only or p.stem in arguments.only
+    ]
+    for subject in subjects:
+        print(row((subject.name, spelled(subject.score(subject.path)))), flush=True)
+    print("", row(headers), row(("---",) * len(headers)), sep="\n")
+    with tempfile.TemporaryDirectory() as folder:
+        for subject in subjects:
+            for method in METHODS:
+                print(row(measure(subject, method, Path(folder))), flush=True)
+
+
+if __name__ == "__main__":
+    main()
