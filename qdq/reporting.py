@@ -53,7 +53,8 @@ def render(report: Report, suffix: str) -> str:
     """Return a report as ``.json``, ``.md`` or ``.txt``."""
     if suffix == ".json":
         return to_json(report)
-    return sections_text(sections(report), markdown=suffix == ".md")
+    parts = sections(report) + [layers_section(e) for e in (report.validation.engines if report.validation else ()) if e.layers]
+    return sections_text(parts, markdown=suffix == ".md")
 
 
 def to_json(record: Any) -> str:
@@ -147,8 +148,8 @@ def validation_sections(validation: Validation) -> list[Section]:
     parts = [accuracy_section(validation.accuracy)] if validation.accuracy else []
     if validation.engines:
         parts.append(engine_section(validation.engines))
-    parts += [_promises(e) for e in validation.engines if e.broken or e.standalone]
-    return parts
+    others = [_promises(e) for e in validation.engines]
+    return parts + [part for part in others if part.lines]
 
 
 def accuracy_section(accuracy: Accuracy) -> Section:
@@ -179,7 +180,14 @@ def _engine_cells(failure: str, int8: str, alone: Any, kernels: int, moved: floa
     return (int8, alone, kernels, f"{moved / _MEGA:.2f}", "-" if milliseconds is None else f"{milliseconds:.3f}")
 
 
+def layers_section(engine: EngineReport) -> Section:
+    """Return what an engine made of every weighted node."""
+    rows = tuple((v.node, v.op, "INT8" if v.int8 else "float", "yes" if v.promised else "no", v.engine) for v in engine.layers)
+    return Section(f"{engine.target}: weighted nodes", (), ("node", "operator", "multiplies", "promised INT8", "engine layer"), rows)
+
+
 def _promises(engine: EngineReport) -> Section:
     lines = [f"broken: {b}" for b in engine.broken]
+    lines += [f"in float, as planned: {v.node}" for v in engine.layers if not v.int8 and not v.promised]
     lines += [f"a kernel of its own: {name}" for name in engine.standalone]
     return Section(f"{engine.target}: what the engine did otherwise", tuple(lines))

@@ -60,8 +60,8 @@ def command(ctx: click.Context, /, model: Path, output: Path, report: Path | Non
         check_output(report, (model, output), given["force"])
     rules, targets = rules_of(given["rule_sets"]), targets_of(given["targets"])
     source = load(model)
-    open_feeds(GraphIndex(source), given["data"], given["batch"])
-    with progress("calibrating") as advance:
+    feeds = open_feeds(GraphIndex(source), given["data"], given["batch"])
+    with progress("calibrating", feeds.count) as advance:
         result = quantize(
             source, given["data"], rules=rules, targets=targets, method=given["method"], leave_float=given["leave_float"],
             batch=given["batch"], allow_unmatched=given["allow_unmatched"], progress=advance,
