@@ -52,7 +52,10 @@ def compare(float_index: GraphIndex, quantized_index: GraphIndex, feeds: Feeds, 
     from polygraphy.backend.onnxrt import OnnxrtRunner
     from polygraphy.logger import G_LOGGER
 
-    G_LOGGER.module_severity = G_LOGGER.CRITICAL
+    G_LOGGER.module_severity = G_LOGGER.CRITICAL + 1  # what it logs as critical it raises as well
+    for name in quantized_index.inputs:
+        if name not in float_index.inputs:
+            raise ModelError(f"{quantized_index.source.name}: its input {name!r} is none of {float_index.source.name}; pass the float model it was made from")
     sums = {name: _Sums(name, looks_like_scores(float_index, name)) for name in float_index.outputs}
     samples = 0
     with OnnxrtRunner(_session(float_index)) as ours, OnnxrtRunner(_session(quantized_index)) as theirs:

@@ -7,13 +7,13 @@ import re
 import msgspec
 import numpy as np
 
-from qdq.errors import PlanError, UsageError
+from qdq.errors import ModelError, PlanError, UsageError
 from qdq.feeds import DataLike, open_feeds
 from qdq.index import Array, GraphIndex
 from qdq.loading import ModelLike, load
 from qdq.observation import Progress, Ranges, TensorRange, observe
 from qdq.planning import Placement, Plan
-from qdq.quantizer import INT8_LEVELS, Quantizer
+from qdq.quantizer import FORMATS, INT8_LEVELS, Quantizer
 from qdq.weights import by_channels, channel_amax, least_shift_amax
 
 DEFAULT_METHOD = "mse"
@@ -105,7 +105,7 @@ def scales_from(index: GraphIndex, plan: Plan, ranges: Ranges, method: Method) -
         raise PlanError("the ranges were observed for another plan; calibrate again with this one")
     amax = {seen.tensor: method.amax(seen) for seen in ranges.by_tensor}
     for group in plan.scale_groups:
-        amax.update(dict.fromkeys(group, max(amax[t] for t in group if t in amax)))
+        amax.update(dict.fromkeys(group, max((amax[t] for t in group if t in amax), default=0.0)))
     by_tensor = {seen.tensor: seen for seen in ranges.by_tensor}
     pairs = tuple(_pair_scale(index, placements, by_tensor, amax) for placements in pairs_of(plan).values())
     index.forget_constants()
@@ -125,6 +125,23 @@ def require_model(plan: Plan, index: GraphIndex) -> None:
     """Raise PlanError unless the plan was made for this very model."""
     if plan.digest != index.source.digest:
         raise PlanError(f"the plan is for {plan.model} with digest {plan.digest[:12]}, but {index.source.name} has {index.source.digest[:12]}; plan again")
+    for placement in plan.placements:
+        if not _fits(placement, index):
+            raise PlanError(f"{placement.quantizer} on {placement.edge}: {index.source.name} has no such edge, or none that takes this format; plan again")
+    planned = {p.edge.tensor for p in plan.placements}
+    for tensor in (t for group in plan.scale_groups for t in group):
+        if tensor not in planned:
+            raise PlanError(f"scale_groups names {tensor!r}, which the plan does not quantize; plan again")
+
+
+def _fits(placement: Placement, index: GraphIndex) -> bool:
+    edge, quantizer = placement.edge, placement.quantizer
+    node = index.by_label.get(edge.node)
+    if node is None or not 0 <= edge.slot < len(node.inputs) or node.inputs[edge.slot] != edge.tensor:
+        return False
+    rank = index.rank(edge.tensor)
+    fits = quantizer.axis is None or (FORMATS[quantizer.name].per_channel and (rank is None or 0 <= quantizer.axis < rank))
+    return fits and (quantizer.name == "int8-activation" or index.is_constant(edge.tensor))
 
 
 def _pair_scale(index: GraphIndex, placements: tuple[Placement, ...], ranges: dict[str, TensorRange], amax: dict[str, float]) -> PairScale:
@@ -140,6 +157,8 @@ def _weight_amax(index: GraphIndex, placements: tuple[Placement, ...], ranges: d
     """Return the amax of a weight: the one that shifts the layer's output least where its input was observed, else the largest value."""
     edge, axis = placements[0].edge, placements[0].quantizer.axis
     weight, node = np.asarray(index.constant(edge.tensor), np.float32), index.node(edge)
+    if not np.isfinite(weight).all():
+        raise ModelError(f"{index.source.name}: weight {edge.tensor!r} holds NaN or Inf; export the model again, or pass --leave-float {node.label!r}")
     seen = ranges.get(node.inputs[0])
     moments = seen.moments if seen else None
     if axis is None or edge.slot != 1 or moments is None or len(placements) > 1:

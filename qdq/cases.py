@@ -6,7 +6,6 @@ import random
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import numpy as np
@@ -62,6 +61,23 @@ class Case(msgspec.Struct, frozen=True):
     engine: EngineExpectation | None = None
 
 
+class _WrittenEngine(msgspec.Struct, forbid_unknown_fields=True):
+    target: str
+    int8: tuple[str, ...] = ()
+    float: tuple[str, ...] = ()
+
+
+class _Written(msgspec.Struct):
+    says: str
+    before: str = ""
+    unchanged: str = ""
+    plan: list[str] | None = None
+    float: list[str] | None = None
+    after: str = ""
+    targets: list[str] = []
+    engine: _WrittenEngine | None = None
+
+
 class CaseResult(msgspec.Struct, frozen=True):
     """A case, or all cases of a rule, and what failed in it."""
 
@@ -115,7 +131,8 @@ def parse_case(text: str) -> onnx.ModelProto:
     try:
         model = onnx.parser.parse_model(text)
     except onnx.parser.ParseError as error:
-        raise RuleError(f"not ONNX text: {first_line(error)}") from error
+        said = error.args[0].decode() if isinstance(error.args[0], bytes) else str(error)
+        raise RuleError(f"not ONNX text: {' '.join(said.split())}") from error
     graph = model.graph
     produced = {o for n in graph.node for o in n.output}
     open_weights = [v for v in graph.value_info if v.name not in produced]
@@ -136,22 +153,26 @@ def _case(path: Path, rule: str, name: str, content: Located) -> Case:
             raise RuleError(f"{path}:{given.lines[key]}: unknown key {key!r}{did_you_mean(key, _KEYS)}")
     if ("before" in given) == ("unchanged" in given) or "says" not in given or ("before" in given) != ("plan" in given):
         raise RuleError(f"{path}:{line}: case {name!r} needs 'says', and either 'before' with 'plan' or 'unchanged'")
-    return Case(
-        rule=rule,
-        name=name,
-        says=given["says"],
-        text=given.get("before") or given["unchanged"],
-        unchanged="unchanged" in given,
-        plan=tuple(map(_spaced, given.get("plan") or ())),
-        float=tuple(map(_spaced, given["float"] or ())) if "float" in given else None,
-        after=given.get("after", ""),
-        targets=tuple(parse_target(t) for t in given.get("targets", ())),
-        engine=_expectation(given["engine"]) if "engine" in given else None,
-    )
+    try:
+        written = msgspec.convert(given, _Written)
+        return Case(
+            rule=rule,
+            name=name,
+            says=written.says,
+            text=written.before or written.unchanged,
+            unchanged="unchanged" in given,
+            plan=tuple(map(_spaced, written.plan or ())),
+            float=tuple(map(_spaced, written.float or ())) if "float" in given else None,
+            after=written.after,
+            targets=tuple(map(parse_target, written.targets)),
+            engine=_expectation(written.engine) if written.engine else None,
+        )
+    except (msgspec.ValidationError, UsageError) as error:
+        raise RuleError(f"{path}:{line}: case {name!r}: {error}") from error
 
 
-def _expectation(given: dict[str, Any]) -> EngineExpectation:
-    return EngineExpectation(parse_target(given["target"]), tuple(given.get("int8", ())), tuple(given.get("float", ())))
+def _expectation(written: _WrittenEngine) -> EngineExpectation:
+    return EngineExpectation(parse_target(written.target), written.int8, written.float)
 
 
 def _spaced(line: str) -> str:
@@ -277,7 +298,7 @@ def _finds_all(case: Case, source: Source, made: Plan, rules: RuleSet) -> bool:
 
 def _same_text(text: str, model: onnx.ModelProto) -> bool:
     """Whether a model has the nodes of a text: operators, names, inputs and outputs."""
-    wanted = onnx.parser.parse_model(text).graph.node
+    wanted = parse_case(text).graph.node
     shape = [(n.op_type, n.name, list(n.input), list(n.output)) for n in model.graph.node]
     return shape == [(n.op_type, n.name, list(n.input), list(n.output)) for n in wanted]
 

@@ -11,6 +11,7 @@ import msgspec
 import numpy as np
 import onnx
 
+from qdq.errors import ModelError, UsageError
 from qdq.index import Edge
 from qdq.loading import ModelLike
 from qdq.pairs import dangling
@@ -52,11 +53,18 @@ def check(model: ModelLike, *, rules: RuleSet | None = None, targets: Iterable[T
     wanted = plan_index(
         quantized.index,
         rules or load_rules(_written_sets(written)),
-        tuple(targets) or tuple(parse_target(t) for t in written.get(TARGETS_KEY, "").split()),
+        tuple(targets) or _written_targets(written, quantized),
         tuple(leave_float if leave_float is not None else filter(None, written.get(LEAVE_FLOAT_KEY, "").split("\n"))),
         allow_unmatched=True,
     )
     return tuple(_findings(quantized, wanted, rules))
+
+
+def _written_targets(written: dict[str, str], quantized: QuantizedModel) -> tuple[Target, ...]:
+    try:
+        return tuple(parse_target(t) for t in written.get(TARGETS_KEY, "").split())
+    except UsageError as error:
+        raise ModelError(f"{quantized.source.name}: its metadata {TARGETS_KEY!r} names an {error}; pass --target") from error
 
 
 def _written_sets(written: dict[str, str]) -> tuple[str, ...]:

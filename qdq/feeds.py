@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import sys
 import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import msgspec
 import numpy as np
 import onnx
 
-from qdq.errors import DataError, did_you_mean, first_line
+from qdq.errors import DataError, ModelError, did_you_mean, first_line
 from qdq.index import Array, GraphIndex
 
 Sample = Mapping[str, Array]
@@ -21,6 +24,11 @@ DataLike = str | Path | Iterable[Sample]
 NOISE = "noise"
 _NOISE_SAMPLES = 8
 _LOADER_FUNCTION = "load_data"
+#: What numpy and zipfile raise for damaged or pickled content, and for objects that are no arrays.
+_UNREADABLE = (OSError, ValueError, TypeError, EOFError, RuntimeError, MemoryError, zlib.error, zipfile.BadZipFile)
+#: A .npy file begins with this.
+_NPY = b"\x93NUMPY"
+_SAVE = "write it with numpy.savez(path, INPUT=array)"
 _HOW = "pass --data with a folder of .npz files, one .npz, or a Polygraphy data-loader script"
 
 
@@ -68,7 +76,11 @@ def input_specs(index: GraphIndex) -> tuple[InputSpec, ...]:
     for name, value in index.inputs.items():
         tensor = value.type.tensor_type
         dims = tuple(d.dim_value if d.HasField("dim_value") and d.dim_value > 0 else None for d in tensor.shape.dim)
-        specs.append(InputSpec(name, str(onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)), dims))
+        try:
+            dtype = str(onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type))
+        except KeyError as error:
+            raise ModelError(f"{index.source.name}: input {name!r} is no tensor of a known type, so nothing can be fed to it; export it as a tensor") from error
+        specs.append(InputSpec(name, dtype, dims))
     return tuple(specs)
 
 
@@ -80,6 +92,7 @@ def open_feeds(index: GraphIndex, data: DataLike | None, batch: int | None = Non
     specs = input_specs(index)
     if data is None:
         raise DataError(f"{index.source.name}: no calibration data; {_HOW} ('--data noise' is only for trying things out)")
+    _check_batch(index, specs, batch)
     if data == NOISE:
         return Feeds(NOISE, specs, lambda: _noise(specs, batch or 1), _NOISE_SAMPLES)
     if not isinstance(data, (str, Path)):
@@ -88,13 +101,28 @@ def open_feeds(index: GraphIndex, data: DataLike | None, batch: int | None = Non
     if path.is_dir():
         return _folder(path, specs)
     name = str(data)
-    if name.endswith(".py") or ".py:" in name:
+    if _is_script(name):
         return _script(name, specs)
     if not path.exists():
         raise DataError(f"{path}: no such file or folder; {_HOW}")
     if path.suffix != ".npz":
         raise DataError(f"{path}: unknown kind of data; {_HOW}")
     return _stacked(path, specs, batch)
+
+
+def data_files(data: str | None) -> tuple[Path, ...]:
+    """Return the files that `--data` names: none of them may be an output."""
+    if not data or data == NOISE:
+        return ()
+    path = Path(data)
+    return tuple(path.glob("*.npz")) if path.is_dir() else (_script_path(data)[0] if _is_script(data) else path,)
+
+
+def _check_batch(index: GraphIndex, specs: tuple[InputSpec, ...], batch: int | None) -> None:
+    """Raise DataError for a `--batch` that differs from the batch that all inputs fix."""
+    fixed = {spec.shape[0] if spec.shape else None for spec in specs}
+    if batch and fixed and None not in fixed and batch not in fixed:
+        raise DataError(f"{index.source.name}: its batch is fixed at {specs[0].shape[0]}, --batch {batch} cannot change it; leave it out")
 
 
 def _folder(path: Path, specs: tuple[InputSpec, ...]) -> Feeds:
@@ -106,7 +134,7 @@ def _folder(path: Path, specs: tuple[InputSpec, ...]) -> Feeds:
 
 def _stacked(path: Path, specs: tuple[InputSpec, ...], batch: int | None) -> Feeds:
     arrays = {spec.name: _array(spec, _open_npz(path), str(path)) for spec in specs}
-    sizes = {spec.name: _batch_size(spec, arrays[spec.name], batch) for spec in specs}
+    sizes = {spec.name: _batch_size(spec, arrays[spec.name], batch, path) for spec in specs}
     counts = {name: -(-len(arrays[name]) // size) if arrays[name].ndim else 0 for name, size in sizes.items()}
     if len(set(counts.values())) > 1:
         raise DataError(f"{path}: its arrays hold different numbers of samples: {counts}; axis 0 counts samples")
@@ -118,13 +146,13 @@ def _stacked(path: Path, specs: tuple[InputSpec, ...], batch: int | None) -> Fee
     return Feeds(path.name, specs, read, max(counts.values(), default=0))
 
 
-def _batch_size(spec: InputSpec, array: Array, batch: int | None) -> int:
+def _batch_size(spec: InputSpec, array: Array, batch: int | None, where: Path) -> int:
     """Return how many entries of axis 0 make one sample: 1 where the array has one axis more than the input."""
     if array.ndim == len(spec.shape) + 1:
         return 1
     fixed = spec.shape[0] if spec.shape else None
     if fixed and batch and fixed != batch:
-        raise DataError(f"input {spec.name!r}: the model's batch is fixed at {fixed}, --batch {batch} cannot change it; leave it out")
+        raise DataError(f"{where}: input {spec.name!r}: the model's batch is fixed at {fixed}, --batch {batch} cannot change it; leave it out")
     return fixed or batch or 1
 
 
@@ -134,25 +162,45 @@ def _slice(spec: InputSpec, array: Array, i: int, size: int) -> Array:
 
 def _script(name: str, specs: tuple[InputSpec, ...]) -> Feeds:
     """Read samples from a function of a Python script, as Polygraphy's --data-loader-script does."""
-    file, _, function = name.partition(".py")
-    path, function = Path(f"{file}.py"), function.lstrip(":") or _LOADER_FUNCTION
+    path, function = _script_path(name)
     if not path.is_file():
         raise DataError(f"{path}: no such data-loader script; {_HOW}")
 
     def read() -> Iterator[tuple[str, Sample]]:
-        from polygraphy import mod
-        from polygraphy.exception import PolygraphyException
-
         try:
-            loader = mod.import_from_script(str(path), function)
-            for i, sample in enumerate(loader()):
+            load_data = _run_script(path).get(function)
+            if not callable(load_data):
+                raise DataError(f"{path}: has no function {function}(); define it, or name another as {path}:FUNCTION")
+            for i, sample in enumerate(load_data()):
                 yield f"{path} sample {i}", sample
-        except (DataError, GeneratorExit):
+        except DataError:
             raise
-        except (Exception, PolygraphyException) as error:
-            raise DataError(f"{path}: {function}() failed: {type(error).__name__}: {first_line(error)}") from error
+        except (Exception, SystemExit) as error:
+            raise DataError(f"{path}: failed: {type(error).__name__}: {first_line(error)}; mend the script") from error
 
     return Feeds(path.name, specs, read, None)
+
+
+def _is_script(name: str) -> bool:
+    return name.endswith(".py") or ".py:" in name
+
+
+def _script_path(name: str) -> tuple[Path, str]:
+    file, _, function = name.partition(".py")
+    return Path(f"{file}.py"), function.lstrip(":") or _LOADER_FUNCTION
+
+
+def _run_script(path: Path) -> dict[str, Any]:
+    """Run a script that may import its neighbours, and return what it defines."""
+    module = ModuleType(f"qdq_data_{path.stem}")
+    module.__file__ = str(path)
+    sys.modules[module.__name__] = module
+    sys.path.insert(0, str(path.parent.resolve()))
+    try:
+        exec(compile(path.read_bytes(), str(path), "exec"), module.__dict__)
+    finally:
+        del sys.path[0]
+    return module.__dict__
 
 
 def _noise(specs: tuple[InputSpec, ...], batch: int) -> Iterator[tuple[str, Sample]]:
@@ -170,12 +218,14 @@ def _random(rng: np.random.Generator, spec: InputSpec, batch: int) -> Array:
 
 def _open_npz(path: Path) -> Sample:
     try:
-        content = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
-        raise DataError(f"{path}: is not a .npz file that numpy can read: {first_line(error)}") from error
-    if not isinstance(content, np.lib.npyio.NpzFile):
-        raise DataError(f"{path}: holds a single array without a name; save it with numpy.savez(path, INPUT=array)")
-    return content
+        if zipfile.is_zipfile(path):
+            return np.load(path, allow_pickle=False)  # type: ignore[no-any-return] # a NpzFile
+        with path.open("rb") as file:
+            single = file.read(len(_NPY)) == _NPY
+    except _UNREADABLE as error:
+        raise DataError(f"{path}: is not a .npz file that numpy can read: {first_line(error)}; {_SAVE}") from error
+    what = "holds a single array without a name" if single else "is no .npz file, or a truncated one"
+    raise DataError(f"{path}: {what}; {_SAVE}")
 
 
 def _names(specs: Iterable[InputSpec]) -> str:
@@ -184,13 +234,15 @@ def _names(specs: Iterable[InputSpec]) -> str:
 
 def _array(spec: InputSpec, sample: Any, where: str) -> Array:
     if not isinstance(sample, Mapping):
-        raise DataError(f"{where}: is a {type(sample).__name__}; each sample must map input names to arrays")
+        raise DataError(f"{where}: is of type {type(sample).__name__}; each sample must map input names to arrays")
     if spec.name not in sample:
-        raise DataError(f"{where}: has no array for input {spec.name!r}; it holds {', '.join(map(repr, sample))}{did_you_mean(spec.name, sample)}")
+        known = [str(name) for name in sample]
+        holds = ", ".join(map(repr, known)) or "nothing"
+        raise DataError(f"{where}: has no array for input {spec.name!r}; it holds {holds}{did_you_mean(spec.name, known)}; name arrays after inputs")
     try:
         return np.asarray(sample[spec.name])
-    except (ValueError, OSError, zipfile.BadZipFile) as error:
-        raise DataError(f"{where}: input {spec.name!r} cannot be read: {first_line(error)}") from error
+    except _UNREADABLE as error:
+        raise DataError(f"{where}: input {spec.name!r} cannot be read: {first_line(error)}; save it again as numbers") from error
 
 
 def _checked(spec: InputSpec, sample: Sample, where: str) -> Array:
@@ -199,9 +251,9 @@ def _checked(spec: InputSpec, sample: Sample, where: str) -> Array:
         raise DataError(f"{where}: input {spec.name!r} holds {array.dtype}, the model wants {spec.dtype}; convert it with .astype({spec.dtype!r})")
     fits = array.ndim == len(spec.shape) and all(want in (None, got) for want, got in zip(spec.shape, array.shape, strict=True))
     if not fits:
-        raise DataError(f"{where}: input {spec.name!r} has shape {list(array.shape)}, the model wants {spec}")
+        raise DataError(f"{where}: input {spec.name!r} has shape {list(array.shape)}, the model wants {spec}; make it fit")
     if array.size == 0:
-        raise DataError(f"{where}: input {spec.name!r} is empty")
+        raise DataError(f"{where}: input {spec.name!r} is empty; leave the sample out")
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         raise DataError(f"{where}: input {spec.name!r} holds NaN or Inf; mend the data")
     return np.ascontiguousarray(array)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -150,7 +151,14 @@ class GraphIndex:
 def node_labels(graph: onnx.GraphProto) -> list[str]:
     """Return a unique label for each node: its name, or its position where the name is empty or taken."""
     times = Counter(node.name for node in graph.node)
-    return [node.name if node.name and times[node.name] == 1 else f"{node.name}#{i}" for i, node in enumerate(graph.node)]
+    taken, labels = set(times), []
+    for i, node in enumerate(graph.node):
+        label = node.name
+        while not label or times[label] > 1 or (label != node.name and label in taken):
+            label = f"{label}#{i}"
+        taken.add(label)
+        labels.append(label)
+    return labels
 
 
 def _consumers(nodes: tuple[Node, ...]) -> dict[str, list[tuple[Node, int]]]:
@@ -188,15 +196,22 @@ def _constant_names(index: GraphIndex) -> set[str]:
 def _evaluate(index: GraphIndex, tensor: str) -> Array:
     try:
         if tensor in index.initializers:
-            folder = index.source.folder
-            return numpy_helper.to_array(index.initializers[tensor], base_dir=str(folder) if folder else "")
+            return stored_values(index.initializers[tensor], index.source.name, index.source.folder)
         node = index.producers[tensor]
         value = node.attribute("value") if node.op == "Constant" else None
         if value is not None:
-            return numpy_helper.to_array(value)
+            return stored_values(value, index.source.name, None)
         return _run_node(index, node)[node.outputs.index(tensor)]
     except (ValueError, TypeError, RuntimeError, OSError) as error:
         raise ModelError(f"{index.source.name}: constant {tensor!r} cannot be computed: {first_line(error)}") from error
+
+
+def stored_values(tensor: onnx.TensorProto, model: str, folder: Path | None) -> Array:
+    """Return the values of a tensor that lies in a model, or in a file beside it; raises ModelError where they cannot be read."""
+    try:
+        return numpy_helper.to_array(tensor, base_dir=str(folder) if folder else "")
+    except (ValueError, TypeError, KeyError, RuntimeError, OSError) as error:
+        raise ModelError(f"{model}: the values of {tensor.name!r} cannot be read: {first_line(error)}; export the model again") from error
 
 
 def _run_node(index: GraphIndex, node: Node) -> list[Array]:

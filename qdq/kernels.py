@@ -99,7 +99,7 @@ def is_spatial_mean(index: GraphIndex, node: Node) -> bool:
         return False
     axes = node.attribute("axes")
     if axes is None and len(node.inputs) > 1 and index.is_constant(node.inputs[1]):
-        axes = index.constant(node.inputs[1]).tolist()
+        axes = index.constant(node.inputs[1]).ravel().tolist()
     return sorted(a % _PLANE_RANK for a in axes or ()) == [2, 3]
 
 
@@ -113,7 +113,7 @@ def _grouping(index: GraphIndex, node: Node) -> str:
     if group == 1:
         return "none"
     shape = index.shape(node.inputs[1])
-    per_group = shape[1] if shape and node.op == "Conv" else None
+    per_group = shape[1] if shape and len(shape) > 1 and node.op == "Conv" else None
     return "depthwise" if per_group == 1 else "grouped"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Union
 
@@ -13,7 +14,7 @@ from google.protobuf.message import DecodeError
 from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 
 from qdq.errors import ModelError, first_line
-from qdq.opset import raise_opset
+from qdq.opset import default_opset, raise_opset
 
 if TYPE_CHECKING:
     import onnx_graphsurgeon as gs
@@ -97,7 +98,7 @@ def read_file(path: Path) -> bytes:
     try:
         content = path.read_bytes()
     except FileNotFoundError as error:
-        raise ModelError(f"{path}: no such file") from error
+        raise ModelError(f"{path}: no such file; check the path") from error
     except OSError as error:
         raise ModelError(f"{path}: cannot be read: {error.strerror}") from error
     if content.startswith(_LFS_POINTER):
@@ -123,10 +124,46 @@ def parse_model(content: bytes, path: Path) -> onnx.ModelProto:
 
 def _raised(path: Path | None, model: onnx.ModelProto, digest: hashlib._Hash) -> Source:
     try:
+        _check_nodes(model)
         raised, notes = raise_opset(model)
     except ModelError as error:
         raise ModelError(f"{path or model.graph.name or 'model'}: {error}") from error
     return Source(path, raised, digest.hexdigest(), notes)
+
+
+def _check_nodes(model: onnx.ModelProto) -> None:
+    """Raise ModelError for a node that its operator's definition rules out: too few inputs or outputs, an attribute of another type.
+
+    Operators that ONNX does not know, such as TensorRT's plugins, are let through.
+    """
+    opset = default_opset(model)
+    for i, node in enumerate(model.graph.node):
+        if not all(isinstance(text, str) for text in (node.op_type, node.name, *node.input, *node.output)):
+            raise ModelError(f"is damaged: node #{i} holds a name that is no text; export or download it again")
+        schema = _schema(node.op_type, opset) if node.domain in ("", "ai.onnx") else None
+        if schema is not None and (wrong := _wrong_with(node, schema)):
+            raise ModelError(f"is damaged: node {node.name or f'#{i}'} ({node.op_type}) has {wrong}; export or download it again")
+
+
+@cache
+def _schema(operator: str, opset: int) -> onnx.defs.OpSchema | None:
+    try:
+        return onnx.defs.get_schema(operator, opset, "")
+    except onnx.defs.SchemaError:
+        return None
+
+
+def _wrong_with(node: onnx.NodeProto, schema: onnx.defs.OpSchema) -> str:
+    if len(node.input) < schema.min_input:
+        return f"{len(node.input)} inputs, the operator needs {schema.min_input}"
+    if len(node.output) < schema.min_output:
+        return f"{len(node.output)} outputs, the operator gives {schema.min_output}"
+    for attribute in node.attribute:
+        known = schema.attributes.get(attribute.name)
+        wanted, got = str(known.type).rpartition(".")[2] if known else "", onnx.AttributeProto.AttributeType.Name(attribute.type)
+        if wanted and got != wanted:
+            return f"{attribute.name!r} as {got}, the operator takes {wanted}"
+    return ""
 
 
 def _from_graphsurgeon(graph: gs.Graph) -> onnx.ModelProto:
@@ -156,14 +193,18 @@ def _external_paths(model: onnx.ModelProto, path: Path) -> list[Path]:
 def _check_external_data(model: onnx.ModelProto, path: Path) -> None:
     folder = path.parent.resolve()
     for tensor in external_tensors(model):
-        info = ExternalDataInfo(tensor)
-        file = (folder / info.location).resolve()
+        try:
+            info = ExternalDataInfo(tensor)
+            file = (folder / info.location).resolve()
+            size = file.stat().st_size if file.is_file() else None
+        except (OSError, RuntimeError, ValueError) as error:
+            raise ModelError(f"{path}: external data of tensor {tensor.name!r} cannot be found: {first_line(error)}; export the model again") from error
         if not file.is_relative_to(folder):
             raise ModelError(f"{path}: tensor {tensor.name!r} points to {info.location!r}, outside the model's folder; save the model with its data beside it")
-        if not file.is_file():
+        if size is None:
             raise ModelError(f"{path}: external data file {info.location!r} of tensor {tensor.name!r} is missing; put it beside the model")
-        if file.stat().st_size < (info.offset or 0) + (info.length or 0):
-            raise ModelError(f"{path}: external data file {info.location!r} ends before tensor {tensor.name!r}; it is truncated")
+        if size < (info.offset or 0) + (info.length or 0):
+            raise ModelError(f"{path}: external data file {info.location!r} ends before tensor {tensor.name!r}; it is truncated; download or export it again")
 
 
 def _hash_file(digest: hashlib._Hash, path: Path) -> None:

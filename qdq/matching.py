@@ -118,10 +118,11 @@ def _refuse_unmatched(scene: Scene, rules: Iterable[Rule]) -> None:
     names = [name for node in scene.index.nodes for name in {node.label, node.proto.name} if name]
     tensors = [*scene.index.consumers]
     for rule in rules:
-        for globs, known, what in ((rule.where.named, names, "node"), (rule.where.tensor, tensors, "tensor")):
+        for key, globs, known in (("named", rule.where.named, names), ("tensor", rule.where.tensor, tensors)):
             for glob in globs:
                 if not any(fnmatchcase(name, glob) for name in known):
-                    origin = LEAVE_FLOAT_OPTION if rule.name.startswith(LEAVE_FLOAT_OPTION) else rule.file
+                    origin = rule.at(key) if rule.file else LEAVE_FLOAT_OPTION
+                    what = "node" if key == "named" else "tensor"
                     raise UsageError(
                         f"{scene.index.source.name}: {origin}: no {what} is named {glob!r}{did_you_mean(glob, known)}; correct it, or pass --allow-unmatched"
                     )

@@ -19,7 +19,8 @@ from qdq.weights import Floats, input_channel_axis
 #: Called after each sample with the number done.
 Progress = Callable[[int], None]
 
-_ERROR_LEVEL = 3
+#: Above ONNX Runtime's errors: they come as exceptions too, and standard error is for one line.
+_FATAL_LEVEL = 4
 _EXTERNAL_FOLDER = "session.model_external_initializers_file_folder_path"
 
 
@@ -80,18 +81,30 @@ def observe(index: GraphIndex, plan: Plan, feeds: Feeds, histograms: bool, progr
 def open_session(index: GraphIndex, extra_outputs: list[str], options: ort.SessionOptions | None = None) -> ort.InferenceSession:
     """Return an ONNX Runtime session of a model that also gives the named tensors; raises ModelError where it is refused."""
     options = options or ort.SessionOptions()
-    options.log_severity_level = _ERROR_LEVEL
+    options.log_severity_level = _FATAL_LEVEL
     model = index.source.model
     if index.source.folder is not None and index.source.external_files:
         options.add_session_config_entry(_EXTERNAL_FOLDER, str(index.source.folder.resolve()))
     known = len(model.graph.output)
     model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in extra_outputs if name not in index.outputs)
     try:
-        return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        return ort.InferenceSession(_uniquely_named(model).SerializeToString(), options, providers=["CPUExecutionProvider"])
     except Exception as error:
         raise ModelError(f"{index.source.name}: ONNX Runtime cannot run it: {first_line(error)}") from error
     finally:
         del model.graph.output[known:]
+
+
+def _uniquely_named(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return the model, or a copy without node names where two nodes share one: ONNX allows that, ONNX Runtime does not (1.31)."""
+    names = [node.name for node in model.graph.node if node.name]
+    if len(set(names)) == len(names):
+        return model
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    for node in copy.graph.node:
+        node.name = ""
+    return copy
 
 
 def exact_options() -> ort.SessionOptions:
@@ -114,15 +127,15 @@ def _run(session: ort.InferenceSession, index: GraphIndex, computed: list[str], 
 
 
 def _summed_axes(index: GraphIndex, plan: Plan) -> dict[str, int]:
-    """Map each tensor that is multiplied with a constant weight to the axis that is summed over."""
-    axes: dict[str, int] = {}
+    """Map each tensor that is multiplied with a constant weight to the axis that is summed over, where its readers agree on one."""
+    axes: dict[str, set[int]] = {}
     for placement in plan.placements:
         node = index.node(placement.edge)
         if placement.quantizer.axis is not None and placement.edge.slot == 1:
             axis = input_channel_axis(index, node)
-            if axis is not None and axes.setdefault(node.inputs[0], axis) != axis:
-                del axes[node.inputs[0]]
-    return axes
+            if axis is not None:
+                axes.setdefault(node.inputs[0], set()).add(axis)
+    return {tensor: next(iter(found)) for tensor, found in axes.items() if len(found) == 1}
 
 
 class _Watch:
@@ -150,9 +163,12 @@ class _Watch:
             self._add_moments(values, self.axis)
 
     def _add_moments(self, values: Array, axis: int) -> None:
-        channels = np.moveaxis(values, axis, 1 if values.ndim > 1 else 0)
+        if not values.size:
+            return
+        channels = np.moveaxis(values, axis, 1) if values.ndim > 1 else values[None, :]
         rows = channels.reshape(len(channels), channels.shape[1], -1).astype(np.float32, copy=False)
-        sums, squares = rows.sum(axis=2).sum(axis=0, dtype=np.float64), np.einsum("nct,nct->c", rows, rows).astype(np.float64)
+        with np.errstate(over="ignore", invalid="ignore"):
+            sums, squares = rows.sum(axis=2).sum(axis=0, dtype=np.float64), np.einsum("nct,nct->c", rows, rows).astype(np.float64)
         self.count += rows.shape[0] * rows.shape[2]
         self.sums = sums if self.sums is None else self.sums + sums
         self.squares = squares if self.squares is None else self.squares + squares
@@ -161,7 +177,7 @@ class _Watch:
         return TensorRange(self.tensor, self.amax, self.histogram, self._moments())
 
     def _moments(self) -> Moments | None:
-        if self.sums is None or self.squares is None:
+        if self.sums is None or self.squares is None or not (np.isfinite(self.sums) & np.isfinite(self.squares)).all():
             return None
         mean = self.sums / self.count
         return Moments(mean, np.maximum(self.squares / self.count - mean**2, 0.0))

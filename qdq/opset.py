@@ -42,14 +42,16 @@ def default_opset(model: onnx.ModelProto) -> int:
     for entry in model.opset_import:
         if entry.domain in ("", "ai.onnx"):
             return int(entry.version)
-    raise ModelError("imports no opset of the default domain, so it has no operator that can be quantized")
+    raise ModelError("imports no opset of the default domain, so it has no operator that can be quantized; export it with ONNX's own operators")
 
 
 def _needed_opset(model: onnx.ModelProto) -> int:
-    half = onnx.TensorProto.FLOAT16
     graph = model.graph
-    is_half = any(t.data_type == half for t in graph.initializer) or any(i.type.tensor_type.elem_type == half for i in graph.input)
-    return FLOAT16_OPSET if is_half else PER_CHANNEL_OPSET
+    types = {t.data_type for t in graph.initializer} | {i.type.tensor_type.elem_type for i in graph.input}
+    for node in graph.node:
+        if node.op_type in ("Cast", "Constant"):
+            types.update(a.t.data_type if a.HasField("t") else a.i for a in node.attribute if a.name in ("to", "value"))
+    return FLOAT16_OPSET if onnx.TensorProto.FLOAT16 in types else PER_CHANNEL_OPSET
 
 
 def _with_opset(model: onnx.ModelProto, opset: int, needed: int) -> tuple[onnx.ModelProto, list[str]]:

@@ -78,11 +78,12 @@ def _line(entry: Any) -> str:
 
 def read_plan(path: Path) -> Plan:
     """Return the plan in a file; raises PlanError naming the file and what is wrong in it."""
+    text = _read(path)
     try:
-        read = yaml.load(_read(path), Loader=_LOADER)  # noqa: S506 one of the safe loaders
+        read = yaml.load(text, Loader=_LOADER)  # noqa: S506 one of the safe loaders
         content = msgspec.convert(read, _PlanFile)
         if content.qdq_plan != PLAN_VERSION:
-            raise PlanError(f"its layout is version {content.qdq_plan}, this qdq reads {PLAN_VERSION}; plan again")
+            raise PlanError(f"its layout is version {content.qdq_plan}, this qdq reads {PLAN_VERSION}")
         return Plan(
             model=content.model,
             digest=content.digest,
@@ -94,16 +95,16 @@ def read_plan(path: Path) -> Plan:
             left_float=tuple(LeftFloat(Edge(e.graph, e.into, e.slot, e.tensor), e.because, e.why) for e in content.float),
             scale_groups=tuple(tuple(g) for g in content.scale_groups),
         )
-    except (yaml.YAMLError, msgspec.ValidationError, QdqError) as error:
-        raise PlanError(f"{path}: not a plan that qdq can read: {first_line(error)}") from error
+    except (yaml.YAMLError, msgspec.ValidationError, QdqError, ValueError, KeyError, AttributeError, RecursionError) as error:
+        raise PlanError(f"{path}: not a plan that qdq can read: {first_line(error)}; make one with 'qdq plan'") from error
 
 
 def read_scales(path: Path) -> Scales:
     """Return the scales in a file; raises PlanError naming the file and what is wrong in it."""
     try:
         return msgspec.json.decode(_read(path), type=Scales)
-    except msgspec.DecodeError as error:
-        raise PlanError(f"{path}: not a scales file that qdq can read: {first_line(error)}") from error
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise PlanError(f"{path}: not a scales file that qdq can read: {first_line(error)}; make one with 'qdq calibrate'") from error
 
 
 def scales_json(scales: Scales) -> bytes:
@@ -115,7 +116,7 @@ def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise PlanError(f"{path}: cannot be read: {error.strerror}") from error
+        raise PlanError(f"{path}: cannot be read: {error.strerror}; check the path") from error
 
 
 def _placement(entry: _PlacementEntry) -> Placement:

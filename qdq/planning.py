@@ -9,7 +9,7 @@ import msgspec
 
 from qdq.errors import ModelError, RuleError
 from qdq.facts import Scene, reached_through_moves
-from qdq.index import Edge, GraphIndex
+from qdq.index import Edge, GraphIndex, Node, node_labels
 from qdq.loading import ModelLike, Source, load
 from qdq.matching import Verdict, match
 from qdq.operands import WEIGHTED, channel_axis, operands
@@ -111,7 +111,7 @@ def plan_index(index: GraphIndex, rules: RuleSet, targets: tuple[Target, ...], l
         leave_float=leave_float,
         placements=tuple(placed.values()),
         left_float=(*_in_graph_order(index, left), *_bodies(index), *_functions(index)),
-        scale_groups=_scale_groups(index, shared, {e.tensor for e in placed}),
+        scale_groups=_scale_groups(index, shared, {e.tensor for e, p in placed.items() if p.quantizer.name == "int8-activation"}),
     )
 
 
@@ -122,7 +122,7 @@ def with_leave_float(rules: RuleSet, globs: Iterable[str]) -> RuleSet:
 
 def refuse_quantized(source: Source) -> None:
     """Raise ModelError where the model holds quantized operators already."""
-    found = [n.op_type for n in source.model.graph.node if n.op_type in QUANTIZED_OPERATORS and n.domain in ("", "ai.onnx")]
+    found = [n.op_type for n in source.model.graph.node if n.op_type in QUANTIZED_OPERATORS]
     if found:
         raise ModelError(
             f"{source.path or source.name}: is quantized already ({len(found)} nodes such as {found[0]}); "
@@ -133,11 +133,11 @@ def refuse_quantized(source: Source) -> None:
 def _placement(index: GraphIndex, verdict: Verdict) -> Placement:
     edge, name = verdict.edge, verdict.using
     form, constant = FORMATS[name], index.is_constant(edge.tensor)
-    rule = verdict.rules[0].name
+    rule = verdict.rules[0]
     if name.startswith("int8-weight") and not constant:
-        raise RuleError(f"edge {edge}: rule {rule} uses {name}, but {edge.tensor!r} is computed; a weight format needs a constant")
+        raise RuleError(f"{rule.at('using')}: uses {name} on edge {edge}, but {edge.tensor!r} is computed; a weight format needs a constant")
     if index.elem_type(edge.tensor) and not index.is_float(edge.tensor):
-        raise RuleError(f"edge {edge}: rule {rule} quantizes it, but {edge.tensor!r} holds no floats; narrow the rule's 'where'")
+        raise RuleError(f"{rule.at('where')}: quantizes edge {edge}, but {edge.tensor!r} holds no floats; narrow the rule's 'where'")
     axis = channel_axis(index, edge) if form.per_channel else None
     return Placement(edge, Quantizer(name, form.dtype, axis), tuple(r.name for r in verdict.rules))
 
@@ -172,7 +172,7 @@ def _in_graph_order(index: GraphIndex, left: dict[Edge, LeftFloat]) -> list[Left
 
 
 def _scale_groups(index: GraphIndex, shared: dict[str, tuple[Edge, ...]], quantized: set[str]) -> tuple[tuple[str, ...], ...]:
-    """Return the groups of quantized tensors that one node's matched inputs and its output join, merged where they overlap."""
+    """Return the groups of quantized activations that one node's matched inputs and its output join, merged where they overlap."""
     group_of: dict[str, set[str]] = {}
     for edges in shared.values():
         for edge in edges:
@@ -185,11 +185,17 @@ def _scale_groups(index: GraphIndex, shared: dict[str, tuple[Edge, ...]], quanti
 
 def _bodies(index: GraphIndex) -> Iterator[LeftFloat]:
     for node in index.nodes:
-        for name, body in node.bodies:
-            path = f"{node.label}.{name}"
-            for i, inner in enumerate(n for n in body.node if n.op_type in WEIGHTED and len(n.input) > 1):
-                edge = Edge(path, inner.name or f"{inner.op_type}#{i}", 0, inner.input[0])
+        yield from _bodies_of(node, node.label)
+
+
+def _bodies_of(node: Node, path: str) -> Iterator[LeftFloat]:
+    for name, body in node.bodies:
+        for i, (label, proto) in enumerate(zip(node_labels(body), body.node, strict=True)):
+            inner = Node(i, label, proto)
+            if inner.op in WEIGHTED and len(inner.inputs) > 1:
+                edge = Edge(f"{path}.{name}", label, 0, inner.inputs[0])
                 yield LeftFloat(edge, BODY, f"lies in a body of {node.op} {node.label}; bodies are left in float for now")
+            yield from _bodies_of(inner, f"{path}.{name}/{label}")
 
 
 def _functions(index: GraphIndex) -> Iterator[LeftFloat]:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import msgspec
 import numpy as np
 import onnx
-from onnx import numpy_helper
 
 from qdq.errors import ModelError
-from qdq.index import Array, Edge, GraphIndex, node_labels
+from qdq.index import Array, Edge, GraphIndex, node_labels, stored_values
 from qdq.loading import ModelLike, Source, load
 from qdq.pairs import FoundPair, find_pairs
 from qdq.stripping import strip_model
@@ -30,7 +29,7 @@ class QuantizedModel:
     def __init__(self, model: ModelLike) -> None:
         self.source = load(model)
         proto = self.source.model
-        self.stripped = strip_model(proto)
+        self.stripped = strip_model(proto, self.source.name, self.source.folder)
         self.index = GraphIndex(Source(self.source.path, self.stripped, self.source.digest))
         self.edges = _quantized_edges(proto, self.index)
 
@@ -61,18 +60,22 @@ def _quantized_edges(model: onnx.ModelProto, index: GraphIndex) -> tuple[Quantiz
 
 
 def _float_labels(graph: onnx.GraphProto, index: GraphIndex) -> list[str]:
-    """Return a label for each node: its label in the float graph, or its own name where it was stripped."""
+    """Return a unique label for each node: its label in the float graph, or for one that was stripped its own name."""
     by_output = {output: node.label for node in index.nodes for output in node.outputs if output}
-    own = node_labels(graph)
-    return [next((by_output[o] for o in node.output if o in by_output), own[i]) for i, node in enumerate(graph.node)]
+    labels = []
+    for i, (node, label) in enumerate(zip(graph.node, node_labels(graph), strict=True)):
+        known = next((by_output[o] for o in node.output if o in by_output), None)
+        while known is None and label in index.by_label:
+            label = f"{label}#{i}"
+        labels.append(known or label)
+    return labels
 
 
 def _constants(graph: onnx.GraphProto, names: set[str], index: GraphIndex) -> dict[str, Array]:
-    folder = str(index.source.folder) if index.source.folder else ""
-    found = {t.name: numpy_helper.to_array(t, base_dir=folder) for t in graph.initializer if t.name in names}
+    found = {t.name: stored_values(t, index.source.name, index.source.folder) for t in graph.initializer if t.name in names}
     for node in graph.node:
         if node.op_type == "Constant" and node.output[0] in names and node.attribute[0].HasField("t"):
-            found[node.output[0]] = numpy_helper.to_array(node.attribute[0].t)
+            found[node.output[0]] = stored_values(node.attribute[0].t, index.source.name, None)
     return found
 
 

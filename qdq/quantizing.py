@@ -19,7 +19,7 @@ from qdq.planning import Plan, plan_index, refuse_quantized
 from qdq.rewriting import apply_index, check_onnx
 from qdq.rule import RuleSet
 from qdq.rulefile import load_rules
-from qdq.saving import copy_whole, write_whole
+from qdq.saving import check_output, copy_whole, write_whole
 from qdq.target import Target
 
 
@@ -76,11 +76,12 @@ def save(model: onnx.ModelProto, source: Source, path: Path, force: bool = False
     """
     check_onnx(model, str(path))
     content = canonical_bytes(model)
-    for name in source.external_files:
-        origin, copy = (source.folder or Path()) / name, path.parent / name
-        if copy.exists() and copy.samefile(origin):
-            continue
+    copies = {(source.folder or Path()) / name: path.parent / name for name in source.external_files}
+    check_output(path, (*copies, *copies.values()), force=True)
+    copies = {origin: copy for origin, copy in copies.items() if not (copy.exists() and copy.samefile(origin))}
+    for copy in copies.values():
         if copy.exists() and not force:
             raise UsageError(f"{copy}: exists; the model's external data goes there: pass --force to replace it, or choose another folder")
+    for origin, copy in copies.items():
         copy_whole(origin, copy)
     write_whole(path, content)

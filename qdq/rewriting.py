@@ -122,10 +122,18 @@ def _rewrite(index: GraphIndex, plan: Plan, scales: Scales) -> onnx.ModelProto:
     for pair in pairs:
         if (pair.tensor, pair.quantizer) not in by_pair:
             raise PlanError(f"the scales lack tensor {pair.tensor!r} with {pair.quantizer}; calibrate again")
+        _check_scales(index, by_pair[pair.tensor, pair.quantizer])
         half = index.elem_type(pair.tensor) == onnx.TensorProto.FLOAT16
         model.graph.initializer.extend(pair.initializers(by_pair[pair.tensor, pair.quantizer], np.float16 if half else np.float32))
     _sign(model, plan, scales)
     return model
+
+
+def _check_scales(index: GraphIndex, pair: PairScale) -> None:
+    axis, largest = pair.quantizer.axis, float(np.finfo(np.float32).max)
+    wanted = 1 if axis is None else (index.shape(pair.tensor) or index.constant(pair.tensor).shape)[axis]
+    if len(pair.scales) != wanted or not all(0.0 < s <= largest for s in pair.scales):
+        raise PlanError(f"the scales of tensor {pair.tensor!r} are not {wanted} positive numbers; calibrate again")
 
 
 def _insert(index: GraphIndex, graph: onnx.GraphProto, pairs: list[_Pair]) -> None:

@@ -52,10 +52,17 @@ class Rule(msgspec.Struct, frozen=True):
     beats: tuple[str, ...] = ()
     #: The file the rule was read from, "" for one made from an option.
     file: str = ""
+    #: The line of each key in the file, those behind `where` included.
+    lines: tuple[tuple[str, int], ...] = ()
 
     def outdoes(self, other: Rule) -> bool:
-        """Whether this rule names the other in `beats`."""
-        return other.name in self.beats or ("*" in self.beats and other.name != self.name)
+        """Whether `beats` names the other rule; "*" stands for all but those with a "*" of their own, and in an option for these too."""
+        return other.name in self.beats or ("*" in self.beats and ("*" not in other.beats or bool(other.file and not self.file)))
+
+    def at(self, key: str) -> str:
+        """Return where a key of the rule is written, as ``file:line``, or the option's name."""
+        line = dict(self.lines).get(key)
+        return f"{self.file}:{line}" if line else self.file or self.name
 
 
 class RuleSet(msgspec.Struct, frozen=True):
@@ -79,10 +86,10 @@ def make_rule_set(names: Iterable[str], rules: Iterable[Rule]) -> RuleSet:
     for rule in ordered:
         for beaten in rule.beats:
             if beaten not in known and beaten != "*":
-                raise RuleError(f"{rule.file}: beats names no rule {beaten!r}{did_you_mean(beaten, known)}")
+                raise RuleError(f"{rule.at('beats')}: beats names no rule {beaten!r}{did_you_mean(beaten, known)}; correct it, or add --rules with its set")
     for rule in ordered:
         if circle := _circle(rule, known):
-            raise RuleError(f"{rule.file}: rules beat each other in a circle: {' beats '.join(circle)}; remove one of these lines")
+            raise RuleError(f"{rule.at('beats')}: rules beat each other in a circle: {' beats '.join(circle)}; remove one of these lines")
     return RuleSet(tuple(names), ordered)
 
 
@@ -105,10 +112,11 @@ def _circle(start: Rule, known: dict[str, Rule]) -> list[str]:
     seen: set[str] = set()
     while ways:
         way = ways.pop()
-        for beaten in known[way[-1]].beats:
+        last = known[way[-1]]
+        for beaten in (name for name, rule in known.items() if last.outdoes(rule)):
             if beaten == start.name:
                 return [*way, beaten]
-            if beaten in known and beaten not in seen:
+            if beaten not in seen:
                 seen.add(beaten)
                 ways.append([*way, beaten])
     return []

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import onnx.defs
 import yaml
 
@@ -24,6 +24,8 @@ _WHERE_KEYS = ("into", "from", "edge", "named", "tensor", "target")
 _TARGET_KEYS = ("sm_at_most", "sm_at_least", "backend")
 _THENS = ("quantize", "leave-float", "share-scale")
 _BACKENDS = ("rtx", "trt")
+#: Compute capability 1.0, times ten.
+_LEAST_SM = 10
 
 
 class Located(dict[str, Any]):
@@ -49,6 +51,12 @@ class _StrictLoader(yaml.SafeLoader):
             mapping.lines[key] = line
         return mapping  # type: ignore[return-value] # every key was checked to be a word
 
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, KeyError, AttributeError) as error:  # PyYAML's, for dates and explicit tags
+            raise RuleError(f"{node.start_mark.line + 1}: YAML cannot read {node.value!r} as {node.tag.rpartition(':')[2]}; put it in quotes") from error
+
 
 _StrictLoader.add_constructor("tag:yaml.org,2002:map", _StrictLoader.construct_mapping)
 
@@ -62,6 +70,8 @@ def read_yaml(path: Path) -> Any:
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise RuleError(f"{path}:{line}: not valid YAML: {error.problem}; quote values that begin with a sign") from error
+    except RecursionError as error:
+        raise RuleError(f"{path}: is nested too deeply; a rule or case file needs a few levels only") from error
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise RuleError(f"{path}: cannot be read: {error}") from error
 
@@ -100,6 +110,9 @@ def rule_files(folder: Path) -> list[Path]:
     files = sorted([*folder.glob("*.yaml"), *folder.glob("*.yml")])
     if not files:
         raise RuleError(f"{folder}: holds no rule files (*.yaml)")
+    for first, second in pairwise(files):
+        if first.stem == second.stem:
+            raise RuleError(f"{second}: {first.name} lies beside it, and both would be rule {first.stem!r}; remove one")
     return files
 
 
@@ -127,6 +140,7 @@ def _rule(content: Any, path: Path) -> Rule:
         using=_using(content, then),
         beats=_words(content, "beats", str),
         file=str(path),
+        lines=(*content.lines.items(), *content["where"].lines.items()),
         **texts,
     )
 
@@ -155,10 +169,10 @@ def _target(where: Located) -> TargetCondition | None:
     _known_keys(given, _TARGET_KEYS)
     if "backend" in given:
         _one_of(given, "backend", _BACKENDS)
-    try:
-        return msgspec.convert(dict(given), TargetCondition)
-    except msgspec.ValidationError as error:
-        raise RuleError(f"{line}: {error}; write a compute capability times ten, such as 75") from error
+    for key in ("sm_at_most", "sm_at_least"):
+        if key in given and (type(given[key]) is not int or given[key] < _LEAST_SM):
+            raise RuleError(f"{given.lines[key]}: {key!r} is {given[key]!r}; write a compute capability times ten, such as 75")
+    return TargetCondition(**given)
 
 
 def _using(content: Located, then: str) -> str:

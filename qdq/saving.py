@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from qdq.errors import UsageError
@@ -12,17 +14,41 @@ from qdq.errors import UsageError
 
 def check_output(path: Path, inputs: tuple[Path, ...] = (), force: bool = False) -> None:
     """Raise UsageError unless `path` can be written: not an input, not existing (or `force`), in a writable folder."""
-    for source in inputs:
-        if path.exists() and source.exists() and path.samefile(source):
-            raise UsageError(f"{path}: the output is the input; name another file, inputs are never changed")
+    exists = _exists(path)
+    if any(_same(path, source) for source in inputs):
+        raise UsageError(f"{path}: the output is the input; name another file, inputs are never changed")
     if path.is_dir():
         raise UsageError(f"{path}: is a folder; name a file")
-    if path.exists() and not force:
+    if path.exists() and not path.is_file():
+        raise UsageError(f"{path}: is no regular file; name another")
+    if exists and not force:
         raise UsageError(f"{path}: exists; pass --force to replace it")
-    if not path.parent.is_dir():
-        raise UsageError(f"{path}: its folder {path.parent} does not exist; make it first")
-    if not os.access(path.parent, os.W_OK):
-        raise UsageError(f"{path}: cannot write in {path.parent}; choose another folder")
+    _check_folder(path)
+
+
+def _exists(path: Path) -> bool:
+    """Whether there is anything at `path`, a link that leads nowhere included."""
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be written: {error.strerror}; choose another name") from error
+    return True
+
+
+def _check_folder(path: Path) -> None:
+    folder = path.parent
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"{path}: {folder} is a file, not a folder; choose a folder")
+    if not folder.is_dir():
+        raise UsageError(f"{path}: its folder {folder} does not exist; make it first")
+    if not os.access(folder, os.W_OK):
+        raise UsageError(f"{path}: cannot write in {folder}; choose another folder")
+
+
+def _same(path: Path, other: Path) -> bool:
+    return os.path.realpath(path) == os.path.realpath(other) or (path.exists() and other.exists() and path.samefile(other))
 
 
 def write_whole(path: Path, content: bytes) -> None:
@@ -30,33 +56,34 @@ def write_whole(path: Path, content: bytes) -> None:
 
     Raises UsageError when the system refuses.
     """
-    try:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    except OSError as error:
-        raise UsageError(f"{path}: cannot write here: {error.strerror}") from error
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        os.chmod(name, 0o666 & ~_umask())
-        os.replace(name, path)
-    except OSError as error:
-        raise UsageError(f"{path}: could not be written: {error.strerror}") from error
-    finally:
-        Path(name).unlink(missing_ok=True)
+    with _whole(path) as temporary:
+        temporary.write_bytes(content)
 
 
 def copy_whole(source: Path, path: Path) -> None:
-    """Copy the file `source` to `path` so that `path` appears whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
+    """Copy the file `source` to `path` so that `path` appears whole or not at all; raises UsageError when the system refuses."""
+    with _whole(path, parents=True) as temporary:
+        shutil.copyfile(source, temporary)
+
+
+@contextmanager
+def _whole(path: Path, parents: bool = False) -> Iterator[Path]:
+    """Give a temporary file beside `path` that takes its place, or goes away where writing fails."""
+    temporary = None
     try:
-        shutil.copyfile(source, name)
-        os.replace(name, path)
+        if parents:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=".qdq-")
+        os.close(handle)
+        temporary = Path(name)
+        yield temporary
+        temporary.chmod(0o666 & ~_umask())
+        temporary.replace(path)
     except OSError as error:
-        raise UsageError(f"{path}: could not be written: {error.strerror}") from error
+        raise UsageError(f"{path}: could not be written: {error.strerror or error}; choose another place") from error
     finally:
-        Path(name).unlink(missing_ok=True)
+        if temporary:
+            temporary.unlink(missing_ok=True)
 
 
 def _umask() -> int:

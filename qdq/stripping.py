@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from qdq.index import Array
+from qdq.errors import ModelError
+from qdq.index import Array, stored_values
 from qdq.loading import ModelLike, load
 from qdq.pairs import METADATA_PREFIX, FoundPair, find_pairs, readers
 
@@ -17,18 +20,22 @@ def strip(model: ModelLike) -> onnx.ModelProto:
     Weights stored as integers become floats; a DequantizeLinear that gives a graph output, and
     a Q or DQ that is no pair, stay.
     """
-    return strip_model(load(model).model)
+    source = load(model)
+    return strip_model(source.model, source.name, source.folder)
 
 
-def strip_model(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return the stripped copy of a ModelProto, with what qdq wrote into its metadata removed."""
+def strip_model(model: onnx.ModelProto, name: str = "model", folder: Path | None = None) -> onnx.ModelProto:
+    """Return the stripped copy of a ModelProto, with what qdq wrote into its metadata removed.
+
+    Raises ModelError, which begins with `name`, for stored integers that cannot be turned into floats.
+    """
     stripped = onnx.ModelProto()
     stripped.CopyFrom(model)
     graph = stripped.graph
     pairs = [p for p in find_pairs(graph) if p.output not in {o.name for o in graph.output}]
     lead = {p.output: p.tensor for p in pairs if p.q is not None}
     _redirect(graph, lead)
-    _store_floats(graph, [p for p in pairs if p.q is None])
+    _store_floats(graph, [p for p in pairs if p.q is None], name, folder)
     _remove(graph, pairs)
     kept = [p for p in stripped.metadata_props if not p.key.startswith(METADATA_PREFIX)]
     if len(kept) < len(stripped.metadata_props):
@@ -54,17 +61,20 @@ def _origin(lead: dict[str, str], name: str) -> str:
     return name
 
 
-def _store_floats(graph: onnx.GraphProto, stored: list[FoundPair]) -> None:
+def _store_floats(graph: onnx.GraphProto, stored: list[FoundPair], name: str, folder: Path | None) -> None:
     """Replace each DQ of stored integers by an initializer of its float values, under the DQ's output name."""
     constants = {t.name: t for t in graph.initializer}
     for node in graph.node:
         if node.op_type == "Constant" and node.attribute and node.attribute[0].HasField("t"):
             constants[node.output[0]] = node.attribute[0].t
     for pair in stored:
-        if pair.scale in constants:
-            integers, scale = numpy_helper.to_array(constants[pair.tensor]), numpy_helper.to_array(constants[pair.scale])
-            zero = numpy_helper.to_array(constants[pair.zero_point]) if pair.zero_point else np.zeros_like(scale)
-            graph.initializer.append(numpy_helper.from_array(_dequantized(pair, integers, scale, zero), pair.output))
+        if pair.scale in constants and (not pair.zero_point or pair.zero_point in constants):
+            given = [stored_values(constants[n], name, folder) for n in (pair.tensor, pair.scale, pair.zero_point) if n in constants]
+            try:
+                values = _dequantized(pair, given[0], given[1], given[2] if len(given) > 2 else np.zeros_like(given[1]))  # noqa: PLR2004 a zero point
+            except (ValueError, IndexError) as error:
+                raise ModelError(f"{name}: the scale of {pair.tensor!r} does not fit it, or goes by blocks, which qdq cannot undo") from error
+            graph.initializer.append(numpy_helper.from_array(values, pair.output))
 
 
 def _dequantized(pair: FoundPair, integers: Array, scale: Array, zero: Array) -> Array:

@@ -8,8 +8,8 @@ import msgspec
 
 from qdq.accuracy import Accuracy, compare
 from qdq.engine import Engine, EngineLayer, build_engine
-from qdq.errors import UsageError
-from qdq.feeds import DataLike, Feeds, open_feeds
+from qdq.errors import UsageError, did_you_mean
+from qdq.feeds import DataLike, Feeds, input_specs, open_feeds
 from qdq.gpu import run_tensorrt
 from qdq.index import GraphIndex
 from qdq.loading import ModelLike, Source, load
@@ -121,7 +121,7 @@ def validate(  # noqa: PLR0913 keyword arguments of the public function
     require_same_graph(index, target_model)
     feeds = open_feeds(index, data, batch) if data is not None else None
     fixed = dict(shapes or {})
-    _require_inputs(index, fixed)
+    require_shapes(index, fixed)
     if feeds is not None:
         fixed = {**{name: values.shape for name, values in feeds.first().items()}, **fixed}
     accuracy = compare(index, GraphIndex(target_model.source), feeds, progress) if feeds is not None else None
@@ -141,10 +141,14 @@ def misses(validation: Validation, thresholds: Thresholds) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _require_inputs(index: GraphIndex, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    for name in shapes:
-        if name not in index.inputs:
-            raise UsageError(f"{index.source.name}: --shape names no input {name!r}; its inputs are {', '.join(index.inputs)}")
+def require_shapes(index: GraphIndex, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Raise UsageError for shapes of inputs that the model does not have, or that these cannot take."""
+    specs = {spec.name: spec for spec in input_specs(index)}
+    for name, shape in shapes.items():
+        if name not in specs:
+            raise UsageError(f"{index.source.name}: --shape names no input {name!r}; its inputs are {', '.join(specs)}{did_you_mean(name, specs)}")
+        if len(shape) != len(specs[name].shape) or any(d not in (None, given) for d, given in zip(specs[name].shape, shape, strict=True)):
+            raise UsageError(f"{index.source.name}: --shape {name}={'x'.join(map(str, shape))} does not fit the input, which is {specs[name]}")
 
 
 def _engine_report(index: GraphIndex, quantized: QuantizedModel, target: Target, shapes: dict[str, tuple[int, ...]], feeds: Feeds | None) -> EngineReport:

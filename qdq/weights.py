@@ -72,6 +72,7 @@ def least_shift_amax(weight: Array, mean: Floats, variance: Floats, group: int =
     return np.concatenate([_least_cost(rows[b], means[of_row[b]], variances[of_row[b]], candidates) for b in blocks])
 
 
+@np.errstate(over="ignore", invalid="ignore")  # the cost of an enormous weight is infinite, and its largest value stays
 def _least_cost(rows: Array, mean: Array, variance: Array, candidates: Array) -> Array:
     """Return the amax of each row, out of the candidates, with the least expected square of the output's change."""
     largest: Array = np.maximum(rows.max(axis=1), -rows.min(axis=1))
@@ -83,8 +84,9 @@ def _least_cost(rows: Array, mean: Array, variance: Array, candidates: Array) ->
         np.clip(error, -INT8_LEVELS, INT8_LEVELS, out=error)
         error *= step
         error -= rows
-        cost = np.einsum("ki,ki->k", error, mean) ** 2
-        cost += np.einsum("ki,ki->k", np.square(error, out=error), variance)
+        with np.errstate(over="ignore"):
+            cost = np.einsum("ki,ki->k", error, mean) ** 2
+            cost += np.einsum("ki,ki->k", np.square(error, out=error), variance)
         better = cost < least
         least[better], best[better] = cost[better], largest[better] * candidate
     return best

@@ -20,9 +20,6 @@ NETWORKS = Path(__file__).resolve().parent.parent / "fixtures" / "networks"
 CALIBRATION = NETWORKS / "digits-calibration.npz"
 DIGITS = ("digits_cnn", "digits_plain", "digits_attention")
 
-#: IR versions old enough for each opset that the tests use.
-_IR = {3: 3}
-_ONNX_DOMAINS = ("", "ai.onnx")
 PAIR = ("QuantizeLinear", "DequantizeLinear")
 
 
@@ -45,7 +42,7 @@ def node(op: str, inputs: Sequence[str], output: str | Sequence[str], name: str 
 def build(  # noqa: PLR0913 keyword arguments of a builder
     nodes: Iterable[onnx.NodeProto],
     inputs: Mapping[str, Sequence[int | str | None]],
-    outputs: Iterable[str],
+    outputs: Iterable[str] | Mapping[str, Sequence[int | str | None]],
     weights: Mapping[str, Array] | None = None,
     *,
     opset: int = 17,
@@ -54,16 +51,22 @@ def build(  # noqa: PLR0913 keyword arguments of a builder
     dtype: int = TensorProto.FLOAT,
     **more: Any,
 ) -> onnx.ModelProto:
-    """Return a model of the nodes; outputs are declared with a type alone."""
+    """Return a model of the nodes; outputs given by name alone get the shape that ONNX infers."""
+    shapes = outputs if isinstance(outputs, Mapping) else {}
     graph = helper.make_graph(
         list(nodes),
         "tested",
         [value(name, shape, dtype) for name, shape in inputs.items()],
-        [helper.make_tensor_value_info(name, dtype, None) for name in outputs],
+        [helper.make_tensor_value_info(name, dtype, shapes.get(name)) for name in outputs],
         [numpy_helper.from_array(np.asarray(array), name) for name, array in (weights or {}).items()],
     )
     imports = [helper.make_opsetid("", opset), *(helper.make_opsetid(d, v) for d, v in (domains or {}).items())]
-    return helper.make_model(graph, opset_imports=imports, ir_version=ir, **more)
+    model = helper.make_model(graph, opset_imports=imports, ir_version=ir, **more)
+    if not shapes:
+        inferred = onnx.shape_inference.infer_shapes(model).graph.output
+        del model.graph.output[:]
+        model.graph.output.extend(inferred)
+    return model
 
 
 def convolution(opset: int = 17, batch: int | str | None = 1) -> onnx.ModelProto:
@@ -78,14 +81,25 @@ def convolution(opset: int = 17, batch: int | str | None = 1) -> onnx.ModelProto
 
 
 def run(model: onnx.ModelProto | Path | str, feed: Mapping[str, Array]) -> list[Array]:
-    """Return what ONNX Runtime computes, each node as it is written."""
+    """Return what ONNX Runtime computes, each node as it is written.
+
+    Node names are left out of a ModelProto, for ONNX Runtime refuses one that occurs twice.
+    """
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.intra_op_num_threads = 1
     options.log_severity_level = 3
-    content = model.SerializeToString() if isinstance(model, onnx.ModelProto) else str(model)
+    content = _nameless(model).SerializeToString() if isinstance(model, onnx.ModelProto) else str(model)
     outputs: list[Array] = ort.InferenceSession(content, options, providers=["CPUExecutionProvider"]).run(None, dict(feed))
     return outputs
+
+
+def _nameless(model: onnx.ModelProto) -> onnx.ModelProto:
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    for item in copy.graph.node:
+        item.name = ""
+    return copy
 
 
 def random_feed(model: onnx.ModelProto, seed: int = 0) -> dict[str, Array]:
@@ -190,7 +204,7 @@ class _Grower:
     def add(self, op: str, inputs: Sequence[str], shape: tuple[int, ...], **attributes: Any) -> str:
         """Append a node whose name is its own, empty, or shared with others."""
         output = f"{op.lower()}_{len(self.nodes)}"
-        name = self.draw(st.sampled_from([f"{op}/{len(self.nodes)}", "", "same"]), label="name")
+        name = self.draw(st.sampled_from([f"{op}/{len(self.nodes)}", "", "same", "#3"]), label="name")
         self.nodes.append(helper.make_node(op, list(inputs), [output], name=name, **attributes))
         self.shapes[output] = shape
         return output

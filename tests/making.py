@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -56,3 +58,34 @@ def run(*argv: object) -> tuple[int, str, str]:
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         code = main([str(a) for a in argv])
     return code, out.getvalue(), err.getvalue()
+
+
+def refused(folder: Path, *argv: object) -> str:
+    """Run `qdq`, assert that it fails as documented and leaves `folder` as it was, and return its message.
+
+    As documented: exit code 2, nothing on standard output, one line that begins with "qdq: " on
+    standard error, and nothing that a library in C++ writes there.
+    """
+    before, kept = contents(folder), os.dup(2)
+    with tempfile.TemporaryFile() as native:
+        os.dup2(native.fileno(), 2)
+        try:
+            code, out, err = run(*argv)
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+        native.seek(0)
+        noise = native.read()
+    assert (code, out, noise) == (2, "", b""), err
+    assert err.startswith("qdq: "), err
+    assert err.index("\n") == len(err) - 1, err
+    assert contents(folder) == before
+    return err
+
+
+def contents(folder: Path) -> dict[str, object]:
+    """Return what lies in a folder by relative path: a file's bytes, a link's end, or None."""
+    return {
+        str(path.relative_to(folder)): path.readlink() if path.is_symlink() else path.read_bytes() if path.is_file() else None
+        for path in folder.rglob("*")
+    }  # fmt: skip

@@ -53,7 +53,7 @@ class _Lazy(click.Group):
         return super().resolve_command(ctx, args)
 
 
-@click.group(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+@click.group(cls=_Lazy, no_args_is_help=False, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
 @click.version_option(__version__, prog_name="qdq")
 def cli() -> None:
     """Put QuantizeLinear/DequantizeLinear pairs where TensorRT wants them, and prove the result.
@@ -73,18 +73,26 @@ def main(argv: Sequence[str] | None = None) -> int:
         code = cli.main(args=None if argv is None else list(argv), prog_name="qdq", standalone_mode=False)
         return code if isinstance(code, int) else 0
     except click.ClickException as error:
-        message = " ".join(error.format_message().split())
-        click.echo(f"qdq: {message}", err=True)
+        click.echo(f"qdq: {_one_line(error)}", err=True)
         return 2
     except QdqError as error:
         click.echo(f"qdq: {' '.join(str(error).split())}", err=True)
         return error.exit_code
+    except MemoryError as error:
+        click.echo(f"qdq: not enough memory: {' '.join(str(error).split()) or 'for this model and data'}; use a smaller batch", err=True)
+        return 2
     except (KeyboardInterrupt, click.Abort):
         click.echo("qdq: interrupted; nothing was written", err=True)
         return _INTERRUPTED
     except BrokenPipeError:
         sys.stderr.close()
         return 0
+
+
+def _one_line(error: click.ClickException) -> str:
+    message = " ".join(error.format_message().split())
+    where = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else ""
+    return f"{message.rstrip('.')}; '{where} --help' shows how" if where else message
 
 
 def run() -> None:

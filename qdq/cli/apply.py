@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from qdq.cli.options import FILE, output_option
+from qdq.cli.options import FILE, naming, output_option
 from qdq.loading import load
 from qdq.planfile import read_plan, read_scales
 from qdq.quantizing import save
@@ -28,5 +28,8 @@ def command(model: Path, plan: Path, scales: Path, output: Path, force: bool) ->
     """
     check_output(output, (model, plan, scales), force)
     source = load(model)
-    save(apply(source, read_plan(plan), read_scales(scales)), source, output, force)
+    planned, scaled = read_plan(plan), read_scales(scales)
+    with naming(plan, scales):
+        rewritten = apply(source, planned, scaled)
+    save(rewritten, source, output, force)
     click.echo(f"wrote {output}")

@@ -7,7 +7,8 @@ from pathlib import Path
 import click
 
 from qdq.calibration import calibrate
-from qdq.cli.options import FILE, data_option, method_option, output_option, progress
+from qdq.cli.options import FILE, data_option, method_option, naming, output_option, progress
+from qdq.feeds import data_files
 from qdq.planfile import read_plan, scales_json
 from qdq.reporting import scales_summary, sections_text
 from qdq.saving import check_output, write_whole
@@ -26,9 +27,10 @@ def command(model: Path, plan: Path, data: str | None, batch: int | None, method
     Example:
       qdq calibrate resnet50.onnx resnet50.plan.yaml --data samples/ -o resnet50.scales.json
     """
-    check_output(output, (model, plan), force)
-    with progress("calibrating") as advance:
-        scales = calibrate(model, read_plan(plan), data, method=method, batch=batch, progress=advance)
+    check_output(output, (model, plan, *data_files(data)), force)
+    planned = read_plan(plan)
+    with naming(plan), progress("calibrating") as advance:
+        scales = calibrate(model, planned, data, method=method, batch=batch, progress=advance)
     write_whole(output, scales_json(scales))
     click.echo(sections_text([scales_summary(scales)]), nl=False)
     click.echo(f"\nwrote {output}")

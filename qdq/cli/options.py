@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import click
 
 from qdq.calibration import DEFAULT_METHOD
-from qdq.errors import UsageError
+from qdq.errors import PlanError, UsageError
 from qdq.observation import Progress
 from qdq.reporting import Section, sections_text, to_json
 from qdq.rule import RuleSet
@@ -93,10 +93,19 @@ def shapes_of(texts: Iterable[str]) -> dict[str, tuple[int, ...]]:
     for text in texts:
         name, _, dims = text.rpartition("=")
         sizes = dims.split("x")
-        if not name or not all(d.isdigit() and int(d) > 0 for d in sizes):
+        if not name or not all(d.isdecimal() and int(d) > 0 for d in sizes):
             raise UsageError(f"--shape {text!r}: write the input's name and sizes, such as image=1x3x224x224")
         shapes[name] = tuple(int(d) for d in sizes)
     return shapes
+
+
+@contextmanager
+def naming(*paths: Path) -> Iterator[None]:
+    """Put the names of plan and scales files before a PlanError that is raised inside."""
+    try:
+        yield
+    except PlanError as error:
+        raise PlanError(f"{', '.join(map(str, paths))}: {error}") from error
 
 
 @contextmanager

@@ -24,14 +24,14 @@ from qdq.cli.options import (
     target_option,
     targets_of,
 )  # fmt: skip
-from qdq.feeds import open_feeds
+from qdq.feeds import data_files, open_feeds
 from qdq.index import GraphIndex
 from qdq.loading import load
 from qdq.quantizing import Quantized, quantize, save
 from qdq.reporting import Report, check_report_path, render, sections
 from qdq.saving import check_output, write_whole
 from qdq.target import DEFAULT_TARGET
-from qdq.validation import Thresholds, misses, validate
+from qdq.validation import Thresholds, misses, require_shapes, validate
 
 
 @click.command("quantize")
@@ -54,32 +54,36 @@ def command(ctx: click.Context, /, model: Path, output: Path, report: Path | Non
     Example:
       qdq quantize resnet50.onnx -o resnet50.int8.onnx --data samples/ --target rtx:sm86 --validate
     """
-    check_output(output, (model,), given["force"])
+    inputs = (model, *data_files(given["data"]))
+    check_output(output, inputs, given["force"])
     if report:
         check_report_path(report)
-        check_output(report, (model, output), given["force"])
+        check_output(report, (*inputs, output), given["force"])
+    shapes = shapes_of(given["shapes"])
     rules, targets = rules_of(given["rule_sets"]), targets_of(given["targets"])
     source = load(model)
-    feeds = open_feeds(GraphIndex(source), given["data"], given["batch"])
+    index = GraphIndex(source)
+    require_shapes(index, shapes)
+    feeds = open_feeds(index, given["data"], given["batch"])
     with progress("calibrating", feeds.count) as advance:
         result = quantize(
             source, given["data"], rules=rules, targets=targets, method=given["method"], leave_float=given["leave_float"],
             batch=given["batch"], allow_unmatched=given["allow_unmatched"], progress=advance,
         )  # fmt: skip
-    made = _report(result, given) if given["prove"] else Report(result.plan, result.scales, result.findings)
+    made = _report(result, given, shapes) if given["prove"] else Report(result.plan, result.scales, result.findings)
+    save(result.model, result.source, output, given["force"])
     if report:
         write_whole(report, render(made, report.suffix).encode())
-    save(result.model, result.source, output, given["force"])
     show(given["layout"], made, sections(made))
     if given["layout"] == "text":
         click.echo(f"\nwrote {output}")
     ctx.exit(1 if made.findings or made.misses else 0)
 
 
-def _report(result: Quantized, given: dict[str, Any]) -> Report:
+def _report(result: Quantized, given: dict[str, Any], shapes: dict[str, tuple[int, ...]]) -> Report:
     with progress("validating") as advance:
         validation = validate(
             result.source, msgspec.structs.replace(result.source, model=result.model), data=given["data"], batch=given["batch"],
-            targets=[t for t in result.plan.targets if given["targets"] or t != DEFAULT_TARGET], shapes=shapes_of(given["shapes"]), progress=advance,
+            targets=[t for t in result.plan.targets if given["targets"] or t != DEFAULT_TARGET], shapes=shapes, progress=advance,
         )  # fmt: skip
     return Report(result.plan, result.scales, result.findings, validation, misses(validation, Thresholds()))

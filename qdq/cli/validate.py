@@ -9,6 +9,7 @@ import click
 
 from qdq.cli.options import FILE, data_option, format_option, progress, shape_option, shapes_of, show, target_option, targets_of
 from qdq.errors import UsageError
+from qdq.feeds import data_files
 from qdq.reporting import Report, check_report_path, render, sections
 from qdq.saving import check_output, write_whole
 from qdq.validation import Thresholds, misses, validate
@@ -45,7 +46,7 @@ def command(ctx: click.Context, /, model: Path, quantized: Path, report: Path | 
         raise UsageError("nothing to validate: pass --data for accuracy, --target for engines, or both")
     if report:
         check_report_path(report)
-        check_output(report, (model, quantized), given["force"])
+        check_output(report, (model, quantized, *data_files(given["data"])), given["force"])
     with progress("validating") as advance:
         validation = validate(
             model, quantized, data=given["data"], batch=given["batch"], targets=targets_of(given["targets"]),
