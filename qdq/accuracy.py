@@ -124,6 +124,6 @@ class _Sums:
             max_abs=self.largest,
             mean_abs=self.absolute / max(self.count, 1),
             cosine=self.dot / max(float(np.sqrt(ours * theirs)), _TINY),
-            snr_db=float(10 * np.log10(max(ours, _TINY) / max(self.error, _TINY))),
+            snr_db=float(10 * np.log10(max(max(ours, _TINY) / max(self.error, _TINY), _TINY))),
             top1_agreement=self.same / self.rows if self.rows else None,
         )

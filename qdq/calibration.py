@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from concurrent.futures import ThreadPoolExecutor
 
 import msgspec
 import numpy as np
@@ -95,7 +96,7 @@ def calibrate_index(index: GraphIndex, plan: Plan, data: DataLike | None, method
     """Return the scales of a plan for a model that is indexed already."""
     require_model(plan, index)
     feeds = open_feeds(index, data, batch)
-    ranges = observe(index, plan, feeds, histograms=method.needs_histogram, progress=progress)
+    ranges = observe(index, plan, feeds, full=method.needs_histogram, progress=progress)
     return scales_from(index, plan, ranges, method)
 
 
@@ -107,7 +108,8 @@ def scales_from(index: GraphIndex, plan: Plan, ranges: Ranges, method: Method) -
     for group in plan.scale_groups:
         amax.update(dict.fromkeys(group, max((amax[t] for t in group if t in amax), default=0.0)))
     by_tensor = {seen.tensor: seen for seen in ranges.by_tensor}
-    pairs = tuple(_pair_scale(index, placements, by_tensor, amax) for placements in pairs_of(plan).values())
+    with ThreadPoolExecutor() as pool:
+        pairs = tuple(pool.map(lambda placements: _pair_scale(index, placements, by_tensor, amax), pairs_of(plan).values()))
     index.forget_constants()
     dead = tuple(seen.tensor for seen in ranges.by_tensor if seen.amax == 0.0)
     return Scales(plan.key, str(method), ranges.data, ranges.samples, pairs, dead)

@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 
 from qdq.errors import ModelError, UsageError
-from qdq.index import Edge
+from qdq.index import Edge, GraphIndex
 from qdq.loading import ModelLike
 from qdq.pairs import dangling
 from qdq.planning import Placement, Plan, plan_index
@@ -111,7 +111,7 @@ def _placement_findings(quantized: QuantizedModel, wanted: Plan, says: dict[str,
         rule = placement.because[0]
         if edge not in found:
             yield Finding("missing-pair", str(edge), "has no Q/DQ pair", rule, says.get(rule, ""), "quantize the float model again with qdq")
-        elif (axis := _axis_of(found[edge])) != placement.quantizer.axis and not _one_channel(found[edge], placement):
+        elif (axis := _axis_of(found[edge], quantized.index)) != placement.quantizer.axis and not _one_channel(found[edge], placement, quantized.index):
             problem = f"is quantized {_spelled(axis)}, not {_spelled(placement.quantizer.axis)}"
             yield Finding("wrong-axis", str(edge), problem, rule, says.get(rule, ""), "quantize the float model again with qdq")
     for edge in found:
@@ -121,15 +121,17 @@ def _placement_findings(quantized: QuantizedModel, wanted: Plan, says: dict[str,
             yield Finding("unwanted-pair", str(edge), "has a Q/DQ pair that the rules leave out", rule, why, "quantize the float model again with qdq")
 
 
-def _axis_of(found: QuantizedEdge) -> int | None:
+def _axis_of(found: QuantizedEdge, index: GraphIndex) -> int | None:
     if found.scales is None or found.scales.ndim == 0 or (found.scales.size == 1 and found.pair.axis is None):
         return None
-    return 1 if found.pair.axis is None else found.pair.axis
+    axis = 1 if found.pair.axis is None else found.pair.axis
+    return axis + (index.rank(found.edge.tensor) or 0) if axis < 0 else axis
 
 
-def _one_channel(found: QuantizedEdge, placement: Placement) -> bool:
+def _one_channel(found: QuantizedEdge, placement: Placement, index: GraphIndex) -> bool:
     """Whether the axis cannot matter: one scale, where the plan's axis has one channel."""
-    return found.scales is not None and found.scales.size == 1 and placement.quantizer.axis is not None and _axis_of(found) is None
+    axis, shape = placement.quantizer.axis, index.shape(found.edge.tensor)
+    return found.scales is not None and found.scales.size == 1 and axis is not None and shape is not None and shape[axis] == 1
 
 
 def _spelled(axis: int | None) -> str:

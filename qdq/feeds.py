@@ -219,6 +219,7 @@ def _random(rng: np.random.Generator, spec: InputSpec, batch: int) -> Array:
 def _open_npz(path: Path) -> Sample:
     try:
         if zipfile.is_zipfile(path):
+            zipfile.ZipFile(path).close()  # unlike numpy, it closes a file that it cannot read
             return np.load(path, allow_pickle=False)  # type: ignore[no-any-return] # a NpzFile
         with path.open("rb") as file:
             single = file.read(len(_NPY)) == _NPY

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Union
 
 import msgspec
 import onnx
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, Message
 from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 
 from qdq.errors import ModelError, first_line
@@ -25,6 +25,8 @@ ModelLike = Union[str, Path, onnx.ModelProto, "gs.Graph", "Source"]
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 #: An ONNX file begins with the tag of `ir_version`.
 _FIRST_FIELD = b"\x08"
+#: Weights up to this many bytes stay in a light copy.
+_LIGHT = 1 << 12
 _CHUNK = 1 << 20
 
 
@@ -79,16 +81,43 @@ def canonical_bytes(model: onnx.ModelProto) -> bytes:
     return content
 
 
+def light_copy(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a copy without the data of large weights, for work on the graph alone; their names, types and dimensions stay."""
+    copy = onnx.ModelProto()
+    _copy_fields(model, copy, "graph")
+    _copy_fields(model.graph, copy.graph, "initializer")
+    for tensor in model.graph.initializer:
+        if len(tensor.dims) <= 1 or tensor.ByteSize() <= _LIGHT:
+            copy.graph.initializer.append(tensor)
+        else:
+            copy.graph.initializer.add(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
+    return copy
+
+
+def _copy_fields(source: Message, copy: Message, besides: str) -> None:
+    """Copy every field that is set, but one."""
+    for field, value in source.ListFields():
+        if field.name == besides:
+            continue
+        if field.is_repeated:
+            getattr(copy, field.name).extend(value)
+        elif field.message_type:
+            getattr(copy, field.name).CopyFrom(value)
+        else:
+            setattr(copy, field.name, value)
+
+
 def external_tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
     """Yield every tensor of the main graph and its bodies whose data lies in another file."""
     yield from (t for t in _tensors(model.graph) if uses_external_data(t))
 
 
 def _load_path(path: Path) -> Source:
-    model = parse_model(read_file(path), path)
+    content = read_file(path)
+    model = parse_model(content, path)
     _check_external_data(model, path)
-    digest = hashlib.sha256()
-    for file in (path, *_external_paths(model, path)):
+    digest = hashlib.sha256(content)
+    for file in _external_paths(model, path):
         _hash_file(digest, file)
     return _raised(path, model, digest)
 
@@ -136,8 +165,11 @@ def _check_nodes(model: onnx.ModelProto) -> None:
 
     Operators that ONNX does not know, such as TensorRT's plugins, are let through.
     """
-    opset = default_opset(model)
-    for i, node in enumerate(model.graph.node):
+    opset, graph = default_opset(model), model.graph
+    names = [item.name for field in (graph.input, graph.output, graph.initializer) for item in field]
+    if not all(isinstance(text, str) for text in (*names, graph.name, *(s for p in model.metadata_props for s in (p.key, p.value)))):
+        raise ModelError("is damaged: it holds a name that is no text; export or download it again")
+    for i, node in enumerate(graph.node):
         if not all(isinstance(text, str) for text in (node.op_type, node.name, *node.input, *node.output)):
             raise ModelError(f"is damaged: node #{i} holds a name that is no text; export or download it again")
         schema = _schema(node.op_type, opset) if node.domain in ("", "ai.onnx") else None

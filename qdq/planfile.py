@@ -103,7 +103,7 @@ def read_scales(path: Path) -> Scales:
     """Return the scales in a file; raises PlanError naming the file and what is wrong in it."""
     try:
         return msgspec.json.decode(_read(path), type=Scales)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, ValueError, RecursionError) as error:
         raise PlanError(f"{path}: not a scales file that qdq can read: {first_line(error)}; make one with 'qdq calibrate'") from error
 
 

@@ -53,7 +53,7 @@ def _quantized_edges(model: onnx.ModelProto, index: GraphIndex) -> tuple[Quantiz
             continue
         float_node = index.by_label[label]
         for slot, name in enumerate(node.input):
-            if pair := pairs.get(name):
+            if (pair := pairs.get(name)) and slot < len(float_node.inputs):
                 edge = Edge("", label, slot, float_node.inputs[slot])
                 found.append(QuantizedEdge(edge, pair, values.get(pair.scale), values.get(pair.zero_point)))
     return tuple(found)
@@ -63,11 +63,13 @@ def _float_labels(graph: onnx.GraphProto, index: GraphIndex) -> list[str]:
     """Return a unique label for each node: its label in the float graph, or for one that was stripped its own name."""
     by_output = {output: node.label for node in index.nodes for output in node.outputs if output}
     labels = []
-    for i, (node, label) in enumerate(zip(graph.node, node_labels(graph), strict=True)):
-        known = next((by_output[o] for o in node.output if o in by_output), None)
-        while known is None and label in index.by_label:
-            label = f"{label}#{i}"
-        labels.append(known or label)
+    for i, (node, own) in enumerate(zip(graph.node, node_labels(graph), strict=True)):
+        label = next((by_output[o] for o in node.output if o in by_output), "")
+        if not label:
+            label = own
+            while label in index.by_label:
+                label += f"#{i}"
+        labels.append(label)
     return labels
 
 

@@ -13,13 +13,13 @@ from qdq.checking import Finding, check
 from qdq.errors import ModelError, UsageError
 from qdq.feeds import DataLike
 from qdq.index import GraphIndex
-from qdq.loading import ModelLike, Source, canonical_bytes, load
+from qdq.loading import ModelLike, Source, canonical_bytes, light_copy, load
 from qdq.observation import Progress
 from qdq.planning import Plan, plan_index, refuse_quantized
 from qdq.rewriting import apply_index, check_onnx
 from qdq.rule import RuleSet
 from qdq.rulefile import load_rules
-from qdq.saving import check_output, copy_whole, write_whole
+from qdq.saving import check_output, copy_whole, whole
 from qdq.target import Target
 
 
@@ -65,7 +65,7 @@ def quantize(  # noqa: PLR0913 keyword arguments of the public function
         planned(plan)
     scales = calibrate_index(index, plan, data, way, batch, progress)
     rewritten = apply_index(index, plan, scales)
-    findings = check(Source(source.path, rewritten, source.digest), rules=rules, targets=plan.targets, leave_float=plan.leave_float)
+    findings = check(Source(source.path, light_copy(rewritten), source.digest), rules=rules, targets=plan.targets, leave_float=plan.leave_float)
     return Quantized(rewritten, source, plan, scales, findings)
 
 
@@ -74,8 +74,6 @@ def save(model: onnx.ModelProto, source: Source, path: Path, force: bool = False
 
     Raises ModelError where the checker refuses it, UsageError where a file cannot be written.
     """
-    check_onnx(model, str(path))
-    content = canonical_bytes(model)
     copies = {(source.folder or Path()) / name: path.parent / name for name in source.external_files}
     check_output(path, (*copies, *copies.values()), force=True)
     copies = {origin: copy for origin, copy in copies.items() if not (copy.exists() and copy.samefile(origin))}
@@ -84,4 +82,7 @@ def save(model: onnx.ModelProto, source: Source, path: Path, force: bool = False
             raise UsageError(f"{copy}: exists; the model's external data goes there: pass --force to replace it, or choose another folder")
     for origin, copy in copies.items():
         copy_whole(origin, copy)
-    write_whole(path, content)
+    with whole(path) as temporary:
+        temporary.write_bytes(canonical_bytes(model))
+        if not source.external_files:
+            check_onnx(temporary, path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from onnx import numpy_helper
 from qdq.calibration import PairScale, Scales, pairs_of, require_model
 from qdq.errors import ModelError, PlanError, first_line
 from qdq.index import GraphIndex
-from qdq.loading import ModelLike, canonical_bytes, load
+from qdq.loading import ModelLike, canonical_bytes, light_copy, load
 from qdq.planning import Placement, Plan
 from qdq.quantizer import Quantizer
 from qdq.stripping import strip_model
@@ -38,17 +39,21 @@ def apply_index(index: GraphIndex, plan: Plan, scales: Scales) -> onnx.ModelProt
     if scales.plan != plan.key:
         raise PlanError("the scales were computed for another plan; calibrate again with this one")
     rewritten = _rewrite(index, plan, scales)
-    if canonical_bytes(strip_model(rewritten)) != canonical_bytes(index.source.model):
+    if not strips_to(rewritten, index.source.model):
         raise ModelError(f"{index.source.name}: stripping the result does not give the model back; please report this as a defect of qdq")
     return rewritten
 
 
-def check_onnx(model: onnx.ModelProto, name: str) -> None:
-    """Raise ModelError where onnx.checker refuses a model; tensors in other files are not looked at."""
-    if any(t.external_data for t in model.graph.initializer):
-        return
+def strips_to(rewritten: onnx.ModelProto, model: onnx.ModelProto) -> bool:
+    """Whether stripping a rewritten model gives a model back byte for byte: its weights stand first, unchanged, and the rest comes back."""
+    weights = zip(rewritten.graph.initializer, model.graph.initializer, strict=False)
+    return all(a == b for a, b in weights) and canonical_bytes(strip_model(light_copy(rewritten))) == canonical_bytes(light_copy(model))
+
+
+def check_onnx(file: Path, name: Path) -> None:
+    """Raise ModelError, for the output `name`, where onnx.checker refuses the model in a file."""
     try:
-        onnx.checker.check_model(model)
+        onnx.checker.check_model(str(file))
     except (onnx.checker.ValidationError, ValueError) as error:
         raise ModelError(f"{name}: onnx.checker refuses the result: {first_line(error)}; check that the input passes onnx.checker") from error
 

@@ -56,19 +56,22 @@ def write_whole(path: Path, content: bytes) -> None:
 
     Raises UsageError when the system refuses.
     """
-    with _whole(path) as temporary:
+    with whole(path) as temporary:
         temporary.write_bytes(content)
 
 
 def copy_whole(source: Path, path: Path) -> None:
     """Copy the file `source` to `path` so that `path` appears whole or not at all; raises UsageError when the system refuses."""
-    with _whole(path, parents=True) as temporary:
+    with whole(path, parents=True) as temporary:
         shutil.copyfile(source, temporary)
 
 
 @contextmanager
-def _whole(path: Path, parents: bool = False) -> Iterator[Path]:
-    """Give a temporary file beside `path` that takes its place, or goes away where writing fails."""
+def whole(path: Path, parents: bool = False) -> Iterator[Path]:
+    """Give a temporary file beside `path` that takes its place at the end, or goes away where something fails before.
+
+    Raises UsageError when the system refuses.
+    """
     temporary = None
     try:
         if parents:

@@ -68,8 +68,9 @@ def _store_floats(graph: onnx.GraphProto, stored: list[FoundPair], name: str, fo
         if node.op_type == "Constant" and node.attribute and node.attribute[0].HasField("t"):
             constants[node.output[0]] = node.attribute[0].t
     for pair in stored:
-        if pair.scale in constants and (not pair.zero_point or pair.zero_point in constants):
-            given = [stored_values(constants[n], name, folder) for n in (pair.tensor, pair.scale, pair.zero_point) if n in constants]
+        read = [n for n in (pair.tensor, pair.scale, pair.zero_point) if n]
+        if constants.keys() >= set(read):
+            given = [stored_values(constants[n], name, folder) for n in read]
             try:
                 values = _dequantized(pair, given[0], given[1], given[2] if len(given) > 2 else np.zeros_like(given[1]))  # noqa: PLR2004 a zero point
             except (ValueError, IndexError) as error:

@@ -39,7 +39,7 @@ def node(op: str, inputs: Sequence[str], output: str | Sequence[str], name: str 
     return helper.make_node(op, list(inputs), outputs, name=f"{outputs[0]}_node" if name is None else name, **attributes)
 
 
-def build(  # noqa: PLR0913 keyword arguments of a builder
+def build(
     nodes: Iterable[onnx.NodeProto],
     inputs: Mapping[str, Sequence[int | str | None]],
     outputs: Iterable[str] | Mapping[str, Sequence[int | str | None]],
@@ -209,10 +209,9 @@ class _Grower:
         self.shapes[output] = shape
         return output
 
-    def pick(self, rank: int) -> str | None:
-        """Return one of the tensors of a rank, or None."""
-        fitting = [name for name, shape in self.shapes.items() if len(shape) == rank]
-        return str(self.draw(st.sampled_from(fitting), label="reads")) if fitting else None
+    def pick(self, rank: int) -> str:
+        """Return one of the tensors of a rank."""
+        return str(self.draw(st.sampled_from([name for name, shape in self.shapes.items() if len(shape) == rank]), label="reads"))
 
     def weight(self, *shape: int) -> str:
         """Return a weight: an initializer, a Constant, one behind Identity or Transpose, or one that is used already."""
@@ -236,30 +235,32 @@ class _Grower:
         return name
 
     def grow(self, op: str) -> None:
-        """Append one operator, and its weights before it; nothing where no tensor fits."""
-        read = self.pick(2 if op in ("Gemm", "MatMul2") else 4)
-        if read is None:
-            return
+        """Append one operator, and what it needs before it."""
+        flat = op in ("Gemm", "MatMul2")
+        if flat and not any(len(shape) == 2 for shape in self.shapes.values()):
+            self.grow("GlobalAveragePool")
+        read = self.pick(2 if flat else 4)
         shape = self.shapes[read]
-        if op == "Conv":
-            self._conv(read, shape)
-        elif op == "Add":
-            self._add(read, shape)
-        elif op == "Concat":
-            others = [n for n, s in self.shapes.items() if len(s) == len(shape) and s[2:] == shape[2:]]
-            other = str(self.draw(st.sampled_from(others)))
-            channels = shape[1] + self.shapes[other][1]
-            if channels <= 8:
-                self.add("Concat", [read, other], (1, channels, *shape[2:]), axis=1)
-        elif op == "MaxPool":
-            self.add("MaxPool", [read], shape, kernel_shape=[3, 3], pads=[1, 1, 1, 1])
-        elif op == "GlobalAveragePool":
-            pooled = self.add("GlobalAveragePool", [read], (*shape[:2], 1, 1))
-            self.add("Flatten", [pooled], (1, shape[1]))
-        elif op in ("Gemm", "MatMul2", "MatMul"):
+        special = {"Conv": self._conv, "Add": self._add, "Concat": self._concat, "GlobalAveragePool": self._flat}
+        if op in ("Gemm", "MatMul2", "MatMul"):
             self._product(op, read, shape)
+        elif op in special:
+            special[op](read, shape)
+        elif op == "ConvTranspose":
+            self.add(op, [read, self.weight(shape[1], 2, 1, 1)], (1, 2, *shape[2:]))
         else:
-            self.add(op, [read], shape)
+            pool = {"kernel_shape": [3, 3], "pads": [1, 1, 1, 1]}
+            self.add(op, [read], shape, **{"MaxPool": pool, "AveragePool": pool, "Transpose": {"perm": [0, 1, 3, 2]}}.get(op, {}))
+
+    def _concat(self, read: str, shape: tuple[int, ...]) -> None:
+        other = str(self.draw(st.sampled_from([n for n, s in self.shapes.items() if len(s) == 4 and s[2:] == shape[2:]]), label="other"))
+        channels = shape[1] + self.shapes[other][1]
+        if channels <= 8:
+            self.add("Concat", [read, other], (1, channels, *shape[2:]), axis=1)
+
+    def _flat(self, read: str, shape: tuple[int, ...]) -> None:
+        pooled = self.add("GlobalAveragePool", [read], (*shape[:2], 1, 1))
+        self.add("Flatten", [pooled], (1, shape[1]))
 
     def _conv(self, read: str, shape: tuple[int, ...]) -> None:
         depthwise = self.draw(st.booleans(), label="depthwise")
@@ -288,7 +289,8 @@ class _Grower:
             self.add("MatMul", [read, self.weight(shape[-1], shape[-1])], shape)
 
 
-OPERATORS = ("Conv", "Conv", "Conv", "Relu", "Add", "Add", "Concat", "MaxPool", "GlobalAveragePool", "Gemm", "MatMul", "MatMul2", "Identity")
+_USUAL = ("Conv", "Conv", "Conv", "Relu", "Add", "Add", "Concat", "MaxPool", "GlobalAveragePool", "Gemm", "MatMul", "MatMul2", "Identity")
+OPERATORS = (*_USUAL, "AveragePool", "ConvTranspose", "Sigmoid", "Transpose")
 
 
 @st.composite

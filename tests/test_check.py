@@ -16,6 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 import qdq
 from qdq.checking import Finding, check
+from qdq.errors import ModelError
 from qdq.loading import canonical_bytes, load
 from qdq.quantized import QuantizedModel
 from qdq.stripping import strip
@@ -25,7 +26,7 @@ Model = onnx.ModelProto
 
 def good() -> Model:
     """Return a Conv, Relu and Conv as TensorRT wants them, written by hand."""
-    return quantized_by_hand({"x": 0.03, "r": 0.05}, {"w": noise(4, 3, 3, 3), "v": noise(2, 4, 1, 1, seed=1)})
+    return quantized_by_hand({"x": 0.03, "r": 0.2}, {"w": noise(4, 3, 3, 3), "v": noise(2, 4, 1, 1, seed=1)})
 
 
 def quantized_by_hand(activations: dict[str, float], weights: dict[str, Array]) -> Model:
@@ -317,16 +318,16 @@ def test_stored_integers_whose_zero_point_is_computed_stay() -> None:
     onnx.checker.check_model(stripped)
 
 
-def test_blocks_of_weights_are_dequantized() -> None:
+def test_weights_quantized_by_blocks_are_refused_by_name() -> None:
     integers = np.random.default_rng(0).integers(-127, 128, (4, 6)).astype(np.int8)
     scales = np.random.default_rng(1).uniform(0.01, 0.02, (2, 6)).astype(np.float32)
     model = build(
         [node("DequantizeLinear", ["w_q", "w_s"], "w", axis=0, block_size=2), node("MatMul", ["x", "w"], "y")],
         {"x": [3, 4]}, ["y"], {"w_q": integers, "w_s": scales}, opset=21, ir=10,
     )  # fmt: skip
-    feed = random_feed(model)
-    assert codes(check(model)) >= {"wrong-axis"} | {"missing-pair"}
-    np.testing.assert_allclose(run(strip(model), feed)[0], run(model, feed)[0], rtol=1e-5)
+    for entry in (check, strip):
+        with pytest.raises(ModelError, match="goes by blocks"):
+            entry(model)
 
 
 def test_a_pair_on_a_graph_output_stays_when_stripped() -> None:
@@ -422,10 +423,12 @@ def test_a_model_that_onnx_runtime_quantized_gets_findings(tmp_path: Path, form:
         assert not [f for f in findings if f.code == "zero-point" and not f.where.endswith("[2]")]
     stripped = strip(out)
     if form.startswith("QDQ"):
-        assert not [n for n in stripped.graph.node if n.op_type in ("QuantizeLinear",) and n.output[0] not in {o.name for o in stripped.graph.output}]
+        assert [n.op_type for n in stripped.graph.node if n.op_type.endswith("Linear")] == ["QuantizeLinear", "DequantizeLinear"]
+        assert stripped.graph.node[-1].output[0] == stripped.graph.output[0].name
         onnx.checker.check_model(stripped)
-        feed = {"image": next(iter(Reader().samples))["image"]}
-        np.testing.assert_allclose(run(stripped, feed)[0], run(NETWORKS / "digits_cnn.onnx", feed)[0], atol=2.0)
+    if form == "QDQ signed":  # with a zero point ONNX Runtime drops each Relu, for the clipping of its Q does the same
+        feed = next(iter(Reader().samples))
+        np.testing.assert_allclose(run(stripped, feed)[0], run(NETWORKS / "digits_cnn.onnx", feed)[0], atol=0.5)
     assert cli("check", out)[0] == 1
 
 

@@ -1,0 +1,296 @@
+"""Plans and scales that are damaged, edited or another model's, and models that do not belong together."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+import yaml
+from making import refused, run, samples, save, tiny_model
+
+needs_no_tensorrt = pytest.mark.skipif(importlib.util.find_spec("tensorrt") is not None, reason="TensorRT is installed")
+Edit = Callable[[Any], object]
+
+
+class Bench:
+    """A folder with a tiny model, its plan, its scales and its quantized model."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.model, self.plan, self.scales = save(tiny_model(), folder / "model.onnx"), folder / "plan.yaml", folder / "scales.json"
+        self.quantized, self.out = folder / "quantized.onnx", folder / "out"
+        for argv in (
+            ["plan", self.model, "-o", self.plan],
+            ["calibrate", self.model, self.plan, "--data", "noise", "-o", self.scales],
+            ["apply", self.model, self.plan, self.scales, "-o", self.quantized],
+        ):
+            assert run(*argv)[0] == 0
+
+    def calibrate(self, **other: Path) -> str:
+        """Return the refusal of `qdq calibrate` with another model or plan."""
+        return refused(self.folder, "calibrate", other.get("model", self.model), other.get("plan", self.plan), "--data", "noise", "-o", self.out)
+
+    def apply(self, **other: Path) -> str:
+        """Return the refusal of `qdq apply` with another model, plan or scales."""
+        given = (other.get("model", self.model), other.get("plan", self.plan), other.get("scales", self.scales))
+        return refused(self.folder, "apply", *given, "-o", self.out)
+
+    def validate(self, *more: object, model: Path | None = None, quantized: Path | None = None) -> str:
+        """Return the refusal of `qdq validate` with other models."""
+        return refused(self.folder, "validate", model or self.model, quantized or self.quantized, *more)
+
+    def write(self, name: str, content: str | bytes) -> Path:
+        """Write a file into the folder."""
+        (self.folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+        return self.folder / name
+
+    def edited_plan(self, edit: Edit) -> Path:
+        """Write the plan with a change."""
+        content = yaml.safe_load(self.plan.read_text())
+        edit(content)
+        return self.write("edited.yaml", yaml.safe_dump(content))
+
+    def edited_scales(self, edit: Edit) -> Path:
+        """Write the scales with a change."""
+        content = json.loads(self.scales.read_text())
+        edit(content)
+        return self.write("edited.json", json.dumps(content))
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    """Return a bench in the test's own folder."""
+    return Bench(tmp_path)
+
+
+def other_model(folder: Path) -> Path:
+    """Write the tiny model with one weight changed."""
+    model = tiny_model()
+    model.graph.initializer[1].raw_data = model.graph.initializer[1].raw_data[::-1]
+    return save(model, folder / "other.onnx")
+
+
+NO_PLANS = {
+    "empty": "",
+    "text": "hello\n",
+    "list": "[1, 2]\n",
+    "mapping": "a: b\n",
+    "version-only": "qdq_plan: 1\n",
+    "open-bracket": "a: [\n",
+    "no-such-date": "a: 2024-99-99\n",
+    "python-object": "!!python/object:os.system {}\n",
+    "PNG": b"\x89PNG\r\n\x1a\n\x00",
+    "UTF-16": b"\xff\xfea\x00",
+}
+
+
+@pytest.mark.parametrize("content", NO_PLANS.values(), ids=NO_PLANS)
+@pytest.mark.parametrize("command", ["calibrate", "apply"])
+def test_a_file_that_is_no_plan_is_named(bench: Bench, command: str, content: str | bytes) -> None:
+    path = bench.write("bad.yaml", content)
+
+    message = bench.calibrate(plan=path) if command == "calibrate" else bench.apply(plan=path)
+
+    assert message.startswith(f"qdq: {path}: not a plan that qdq can read: ")
+    assert message.endswith("; make one with 'qdq plan'\n")
+
+
+NO_SCALES = {
+    "empty": "",
+    "text": "hello\n",
+    "list": "[]",
+    "mapping": "{}",
+    "plan-only": '{"plan": "x"}',
+    "PNG": b"\x89PNG",
+    "UTF-16": b"\xff\xfe{\x00",
+    "no-UTF-8": b'{"plan": "\xff"}',
+}
+
+
+@pytest.mark.parametrize("content", NO_SCALES.values(), ids=NO_SCALES)
+def test_a_file_that_holds_no_scales_is_named(bench: Bench, content: str | bytes) -> None:
+    path = bench.write("bad.json", content)
+
+    message = bench.apply(scales=path)
+
+    assert message.startswith(f"qdq: {path}: not a scales file that qdq can read: ")
+    assert message.endswith("; make one with 'qdq calibrate'\n")
+
+
+def test_model_plan_and_scales_in_the_wrong_order_are_told_apart(bench: Bench) -> None:
+    assert f"qdq: {bench.scales}: not a plan" in bench.apply(plan=bench.scales, scales=bench.plan)
+    assert f"qdq: {bench.model}: not a plan" in bench.calibrate(plan=bench.model)
+    assert f"qdq: {bench.plan}: is not an ONNX" in bench.calibrate(model=bench.plan)
+
+
+@pytest.mark.parametrize(("name", "says"), [("gone", "No such file or directory"), (".", "Is a directory")])
+def test_a_plan_or_scales_that_cannot_be_read_are_named_once(bench: Bench, name: str, says: str) -> None:
+    path = bench.folder / name
+
+    assert bench.calibrate(plan=path) == f"qdq: {path}: cannot be read: {says}; check the path\n"
+    assert bench.apply(scales=path) == f"qdq: {path}: cannot be read: {says}; check the path\n"
+
+
+def test_a_plan_of_another_model_is_refused_with_both_digests(bench: Bench) -> None:
+    other = other_model(bench.folder)
+    says = r"the plan is for model.onnx with digest [0-9a-f]{12}, but other.onnx has [0-9a-f]{12}; plan again\n"
+
+    assert re.fullmatch(rf"qdq: {bench.plan}: {says}", bench.calibrate(model=other))
+    assert re.fullmatch(rf"qdq: {bench.plan}, {bench.scales}: {says}", bench.apply(model=other))
+
+
+def test_scales_of_another_plan_are_refused(bench: Bench) -> None:
+    other = bench.folder / "other.yaml"
+    assert run("plan", bench.model, "--leave-float", "gemm", "-o", other)[0] == 0
+
+    assert bench.apply(plan=other) == f"qdq: {other}, {bench.scales}: the scales were computed for another plan; calibrate again with this one\n"
+
+
+def setting(*path: str | int, value: object) -> Edit:
+    """Return the edit that sets one entry."""
+
+    def edit(content: Any) -> None:
+        for step in path[:-1]:
+            content = content[step]
+        content[path[-1]] = value
+
+    return edit
+
+
+@pytest.mark.parametrize(
+    ("edit", "says"),
+    [
+        (setting("qdq_plan", value=2), "not a plan that qdq can read: its layout is version 2, this qdq reads 1"),
+        (setting("quantize", 0, "using", value="int4"), "x -> conv[0]: unknown format 'int4'; known are int8-activation, "),
+        (setting("targets", value=["rtx:sm90"]), "unknown target 'rtx:sm90'"),
+        (setting("quantise", value=[]), "Object contains unknown field `quantise`"),
+        (setting("quantize", 0, "slot", value="0"), "Expected `int`, got `str` - at `$.quantize[0].slot`"),
+        (lambda plan: plan.pop("model"), "Object missing required field `model`"),
+        (
+            setting("quantize", 0, "into", value="cnov"),
+            "on x -> cnov[0]: model.onnx has no such edge, or none that takes this format; plan again",
+        ),
+        (setting("quantize", 0, "tensor", value="y"), "int8-activation on y -> conv[0]: model.onnx has no such edge"),
+        (setting("quantize", 0, "slot", value=7), "int8-activation on x -> conv[7]: model.onnx has no such edge"),
+        (setting("quantize", 0, "slot", value=-1), "int8-activation on x -> conv[-1]: model.onnx has no such edge"),
+        (setting("quantize", 0, "axis", value=1), "int8-activation(axis=1) on x -> conv[0]: model.onnx has no such edge, or none that takes this format"),
+        (setting("quantize", 1, "axis", value=4), "int8-weight-per-channel(axis=4) on conv.weight -> conv[1]: model.onnx has no such edge, or none"),
+        (setting("quantize", 0, "using", value="int8-weight-per-tensor"), "int8-weight-per-tensor on x -> conv[0]: model.onnx has no such edge, or none"),
+        (setting("scale_groups", value=[["x", "y"]]), "scale_groups names 'y', which the plan does not quantize; plan again"),
+        (setting("digest", value="0" * 64), "the plan is for model.onnx with digest 000000000000, but model.onnx has"),
+    ],
+)
+def test_an_edited_plan_that_the_model_cannot_follow_is_refused(bench: Bench, edit: Edit, says: str) -> None:
+    path = bench.edited_plan(edit)
+
+    message = bench.calibrate(plan=path)
+
+    assert message.startswith(f"qdq: {path}: ")
+    assert says in message
+
+
+@pytest.mark.parametrize(
+    ("edit", "says"),
+    [
+        (setting("by_pair", 0, "scales", value=[]), "the scales of tensor 'x' are not 1 positive numbers; calibrate again"),
+        (setting("by_pair", 0, "scales", value=[0.1, 0.2]), "the scales of tensor 'x' are not 1 positive numbers"),
+        (setting("by_pair", 1, "scales", value=[0.1, 0.2]), "the scales of tensor 'conv.weight' are not 6 positive numbers"),
+        (setting("by_pair", 0, "scales", value=[0.0]), "the scales of tensor 'x' are not 1 positive numbers"),
+        (setting("by_pair", 0, "scales", value=[-0.1]), "the scales of tensor 'x' are not 1 positive numbers"),
+        (setting("by_pair", 0, "scales", value=[1e300]), "the scales of tensor 'x' are not 1 positive numbers"),
+        (setting("by_pair", 0, "scales", value=["0.1"]), "Expected `float`, got `str`"),
+        (lambda scales: scales["by_pair"].pop(), "the scales lack tensor 'gemm.weight' with int8-weight-per-channel(axis=0); calibrate again"),
+        (setting("plan", value="0" * 64), "the scales were computed for another plan; calibrate again with this one"),
+    ],
+)
+def test_edited_scales_that_the_plan_cannot_use_are_refused(bench: Bench, edit: Edit, says: str) -> None:
+    path = bench.edited_scales(edit)
+
+    message = bench.apply(scales=path)
+
+    assert f"{path}: " in message
+    assert says in message
+
+
+def test_nothing_to_validate_is_said_so(bench: Bench) -> None:
+    assert bench.validate() == "qdq: nothing to validate: pass --data for accuracy, --target for engines, or both\n"
+
+
+def changed(bench: Bench, change: Callable[[onnx.ModelProto], object]) -> Path:
+    """Write a changed tiny model."""
+    model = tiny_model()
+    change(model)
+    return save(model, bench.folder / "changed.onnx")
+
+
+def test_a_quantized_model_of_another_graph_is_refused(bench: Bench) -> None:
+    other = changed(bench, lambda m: setattr(m.graph.node[1], "op_type", "Sigmoid"))
+
+    for more in (["--data", "noise"], ["--target", "rtx:sm86"]):
+        assert bench.validate(*more, model=other) == (
+            "qdq: quantized.onnx: without its pairs it is another graph than changed.onnx (4 nodes against 4); pass the float model it was made from\n"
+        )
+
+
+def test_float_and_quantized_model_the_wrong_way_round_are_refused(bench: Bench) -> None:
+    message = bench.validate("--data", "noise", model=bench.quantized, quantized=bench.model)
+
+    assert message.startswith("qdq: model.onnx: without its pairs it is another graph than quantized.onnx")
+
+
+def test_an_input_that_only_the_quantized_model_has_is_named(bench: Bench) -> None:
+    def rename(model: onnx.ModelProto) -> None:
+        model.graph.input[0].name = model.graph.node[0].input[0] = "image"
+
+    message = bench.validate("--data", samples(bench.folder / "samples"), quantized=changed(bench, rename))
+
+    assert message == "qdq: changed.onnx: its input 'image' is none of model.onnx; pass the float model it was made from\n"
+
+
+def test_an_output_that_only_the_float_model_has_is_named(bench: Bench) -> None:
+    def rename(model: onnx.ModelProto) -> None:
+        model.graph.output[0].name = model.graph.node[3].output[0] = "scores"
+
+    message = bench.validate("--data", "noise", quantized=changed(bench, rename))
+
+    assert message == "qdq: changed.onnx: output 'y' is missing or has another shape than in model.onnx\n"
+
+
+def test_an_unknown_input_in_shape_is_refused_without_building_an_engine(bench: Bench) -> None:
+    message = bench.validate("--target", "rtx:sm86", "--shape", "image=1x4x8x8")
+
+    assert message == "qdq: model.onnx: --shape names no input 'image'; its inputs are x\n"
+
+
+@needs_no_tensorrt
+@pytest.mark.parametrize("target", ["trt", "trt:sm80"])
+@pytest.mark.parametrize("command", ["validate", "quantize"])
+def test_a_trt_target_without_tensorrt_says_what_to_install(bench: Bench, command: str, target: str) -> None:
+    more = [bench.quantized] if command == "validate" else ["-o", bench.out, "--validate", "--report", bench.folder / "report.md"]
+
+    message = refused(bench.folder, command, bench.model, *more, "--data", "noise", "--target", target)
+
+    assert message == f"qdq: target {target}: needs a GPU and TensorRT: pip install 'qdq[tensorrt]'; rtx targets need neither\n"
+
+
+def test_a_trt_target_needs_data_because_it_runs(bench: Bench) -> None:
+    assert bench.validate("--target", "trt:sm80") == "qdq: target trt:sm80: running an engine needs --data\n"
+
+
+@pytest.mark.parametrize("target", ["rtx:sm90", "junk"])
+def test_a_target_that_a_models_own_metadata_misspells_is_named_with_the_model(bench: Bench, target: str) -> None:
+    model = onnx.load(bench.quantized)
+    next(p for p in model.metadata_props if p.key == "qdq.targets").value = target
+    path = save(model, bench.folder / "signed.onnx")
+
+    message = refused(bench.folder, "check", path)
+
+    assert message.startswith(f"qdq: signed.onnx: its metadata 'qdq.targets' names an unknown target {target!r}: ")
+    assert message.endswith("; pass --target\n")
+    assert run("check", path, "--target", "trt:sm80")[0] == 0
