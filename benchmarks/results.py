@@ -29,6 +29,9 @@ TASKS = {"ppocrv4_rec": "ocr_rec", "minilm_l6_legacy": "minilm_retrieval", "ppoc
 PAGES = "ppocrv4_det"
 SCORES = {"ocr_rec": "exact", "minilm_retrieval": "recall@1", "textline_cls": "acc", "vad": "auc"}
 
+#: A signal-to-noise ratio above this, in dB, compares a model with itself.
+EXACT = 200
+
 Feed = dict[str, Any]
 
 HEAD = f"""# Results
@@ -113,7 +116,8 @@ def measure(subject: Subject, method: str, folder: Path) -> tuple[str, ...]:
 
 def spelled(score: dict[str, float]) -> str:
     """Return figures with their names."""
-    return ", ".join(f"{name} {value:.2f}" if name == "dB" else f"{name} {value:.3f}" for name, value in score.items())
+    figures = {name: f"{value:.2f}" if name == "dB" else f"{value:.3f}" for name, value in score.items()}
+    return ", ".join(f"{name} {'-' if score[name] > EXACT else figure}" for name, figure in figures.items())
 
 
 def row(cells: tuple[str, ...]) -> str:

@@ -83,6 +83,8 @@ class GraphIndex:
         #: Graph inputs that the caller must feed; initializers listed as inputs are constants.
         self.inputs = {i.name: i for i in graph.input if i.name not in self.initializers}
         self.outputs = {o.name: o for o in graph.output}
+        #: Weights that the file stores as sparse tensors.
+        self.sparse = {s.values.name for s in graph.sparse_initializer}
         self.constants = _constant_names(self)
         self._values: dict[str, Array] = {}
 

@@ -16,14 +16,14 @@ _DATA, _WEIGHT = 0, 1
 
 
 def operands(index: GraphIndex, node: Node) -> tuple[Edge, ...]:
-    """Return the two edges that a weighted node multiplies; none for other nodes or integer matrix products."""
+    """Return the two edges that a weighted node multiplies; none for other nodes, integer matrix products or sparse weights."""
     if node.op not in WEIGHTED or len(node.inputs) < 2:  # noqa: PLR2004 two operands
         return ()
     edges = tuple(Edge("", node.label, slot, node.inputs[slot]) for slot in (_DATA, _WEIGHT))
     typed = [index.elem_type(e.tensor) for e in edges]
     if any(t and not index.is_float(e.tensor) for t, e in zip(typed, edges, strict=True)):
         return ()
-    if all(index.is_constant(e.tensor) for e in edges):
+    if all(index.is_constant(e.tensor) for e in edges) or any(e.tensor in index.sparse for e in edges):
         return ()
     return edges
 

@@ -16,7 +16,7 @@ from qdq.index import GraphIndex
 from qdq.loading import ModelLike, canonical_bytes, light_copy, load
 from qdq.planning import Placement, Plan
 from qdq.quantizer import Quantizer
-from qdq.stripping import strip_model
+from qdq.stripping import remove_metadata, strip_model
 
 #: Keys of `metadata_props`: the rules on each Q and DQ, and what made the model on the model.
 RULE_KEY = "qdq.rule"
@@ -47,7 +47,7 @@ def apply_index(index: GraphIndex, plan: Plan, scales: Scales) -> onnx.ModelProt
 def strips_to(rewritten: onnx.ModelProto, model: onnx.ModelProto) -> bool:
     """Whether stripping a rewritten model gives a model back byte for byte: its weights stand first, unchanged, and the rest comes back."""
     weights = zip(rewritten.graph.initializer, model.graph.initializer, strict=False)
-    return all(a == b for a, b in weights) and canonical_bytes(strip_model(light_copy(rewritten))) == canonical_bytes(light_copy(model))
+    return all(a == b for a, b in weights) and canonical_bytes(strip_model(light_copy(rewritten))) == canonical_bytes(strip_model(light_copy(model)))
 
 
 def check_onnx(file: Path, name: Path) -> None:
@@ -93,7 +93,7 @@ class _Names:
 
     def __init__(self, index: GraphIndex) -> None:
         self.taken = {n.proto.name for n in index.nodes} | set(index.producers) | set(index.consumers)
-        self.taken |= set(index.initializers) | set(index.inputs) | set(index.outputs)
+        self.taken |= set(index.initializers) | set(index.inputs) | set(index.outputs) | {v.name for v in index.source.model.graph.value_info}
         for node in index.nodes:
             for _, body in node.bodies:
                 self.taken |= _names_in(body)
@@ -163,7 +163,8 @@ def _insert(index: GraphIndex, graph: onnx.GraphProto, pairs: list[_Pair]) -> No
 
 
 def _sign(model: onnx.ModelProto, plan: Plan, scales: Scales) -> None:
-    """Write into the model what `check` needs to plan it again."""
+    """Write into the model what `check` needs to plan it again, in place of what an earlier run may have left there."""
+    remove_metadata(model)
     facts = {
         TARGETS_KEY: " ".join(map(str, plan.targets)),
         RULES_KEY: "\n".join(plan.rule_sets),

@@ -37,11 +37,16 @@ def strip_model(model: onnx.ModelProto, name: str = "model", folder: Path | None
     _redirect(graph, lead)
     _store_floats(graph, [p for p in pairs if p.q is None], name, folder)
     _remove(graph, pairs)
-    kept = [p for p in stripped.metadata_props if not p.key.startswith(METADATA_PREFIX)]
-    if len(kept) < len(stripped.metadata_props):
-        del stripped.metadata_props[:]
-        stripped.metadata_props.extend(kept)
+    remove_metadata(stripped)
     return stripped
+
+
+def remove_metadata(model: onnx.ModelProto) -> None:
+    """Remove what qdq wrote into a model's metadata."""
+    kept = [p for p in model.metadata_props if not p.key.startswith(METADATA_PREFIX)]
+    if len(kept) < len(model.metadata_props):
+        del model.metadata_props[:]
+        model.metadata_props.extend(kept)
 
 
 def _redirect(graph: onnx.GraphProto, lead: dict[str, str]) -> None:

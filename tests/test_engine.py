@@ -6,10 +6,12 @@ import importlib.util
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 from graphs import CALIBRATION, DIGITS, NETWORKS, build, convolution, node, noise
 from making import run as cli
+from onnx import TensorProto, numpy_helper
 
 import qdq
 from qdq.engine import LayerTensor, build_engine, compilable
@@ -125,6 +127,29 @@ def test_a_half_quantized_convolution_is_neither_promised_nor_int8(slot: int) ->
     assert promise(report) == {"conv": (False, False)}
     assert report.broken == ()
     assert [f.code for f in qdq.check(model)] == ["missing-pair"]
+
+
+@needs_compiler
+def test_promises_hold_for_weights_of_every_form() -> None:
+    square, flat = noise(16, 16, 3, 3), noise(16, 16)
+    nodes = [
+        node("Constant", [], "w1", value=numpy_helper.from_array(square)), node("Conv", ["x", "w1"], "c1"),
+        node("Identity", ["s"], "w2"), node("Conv", ["c1", "w2"], "c2"), node("Transpose", ["s"], "w3", perm=[1, 0, 2, 3]), node("Conv", ["c2", "w3"], "c3"),
+        node("Mul", ["s", "two"], "w4"), node("Conv", ["c3", "w4"], "c4"), node("GlobalAveragePool", ["c4"], "p"), node("Flatten", ["p"], "f"),
+        node("Transpose", ["m"], "w5", perm=[1, 0]), node("MatMul", ["f", "w5"], "g1"),
+        node("Gemm", ["g1", "m"], "g2", transB=1), node("Gemm", ["g2", "m"], "y"),
+    ]  # fmt: skip
+    model = build(nodes, {"x": [1, 16, 12, 12]}, ["y"], {"s": square, "m": flat, "two": np.array(2, np.float32)})
+    (report,) = engines(qdq.quantize(model, "noise", targets=[SM86]), SM86).engines
+    assert promise(report) == {f"{name}_node": (True, True) for name in ("c1", "c2", "c3", "c4", "g1", "g2", "y")}
+
+
+@needs_compiler
+def test_promises_hold_in_half_precision() -> None:
+    nodes = [node("Conv", ["x", "w"], "c"), node("Relu", ["c"], "r"), node("Conv", ["r", "w"], "y")]
+    model = build(nodes, {"x": [1, 16, 8, 8]}, ["y"], {"w": noise(16, 16, 3, 3, dtype=np.float16)}, dtype=TensorProto.FLOAT16)
+    (report,) = engines(qdq.quantize(model, "noise", targets=[SM86]), SM86).engines
+    assert promise(report) == {"c_node": (True, True), "y_node": (True, True)}
 
 
 ODD_NAMES = ("a], b, Inputs: [c", "Übung/слой/層 😀", "", "qdq_node_1_", "Name: x, LayerType: y", "tab\tand 'quote'")

@@ -454,6 +454,80 @@ def test_tensors_that_are_empty_for_some_samples_are_calibrated() -> None:
             run(result.model, {"x": some})
 
 
+def test_layers_with_sparse_weights_stay_in_float() -> None:
+    model = build([node("MatMul", ["x", "w"], "a"), node("MatMul", ["a", "v"], "y")], {"x": [2, 3]}, {"y": [2, 4]}, {"v": noise(3, 4)})
+    stored, places = helper.make_tensor("w", TensorProto.FLOAT, [2], [1.0, 2.0]), helper.make_tensor("w_places", TensorProto.INT64, [2], [0, 4])
+    model.graph.sparse_initializer.append(helper.make_sparse_tensor(stored, places, [3, 3]))
+    result = quantized(model)
+    assert paired_edges(model, result.model) == {("y", 0), ("y", 1)}
+    assert canonical_bytes(strip(result.model)) == canonical_bytes(model)
+
+
+def test_what_others_left_of_pairs_they_took_out_is_no_obstacle() -> None:
+    model = convolution()
+    after = quantized(model).model
+    model.metadata_props.extend(after.metadata_props)
+    model.graph.value_info.extend([value("x_dequantized", [1, 3, 6, 6]), value("x_quantized", [1, 3, 6, 6], TensorProto.INT8)])
+    again = quantized(model, leave_float=["y_node"]).model
+    assert {p.key: p.value for p in again.metadata_props}["qdq.leave-float"] == "y_node"
+    assert len({p.key for p in again.metadata_props}) == len(again.metadata_props)
+    stripped = strip(again)
+    assert stripped.graph == model.graph
+    assert not stripped.metadata_props
+
+
+FORMS: dict[str, tuple[list[onnx.NodeProto], dict[str, list[int]], dict[str, Any], int]] = {
+    "weight of ConstantOfShape": (
+        [node("ConstantOfShape", ["s"], "w", value=numpy_helper.from_array(np.array([0.5], np.float32))), node("Conv", ["x", "w"], "y")],
+        {"x": [1, 3, 6, 6]}, {"s": np.array([4, 3, 3, 3])}, 2,
+    ),
+    "weight of a Constant's list": (
+        [node("Constant", [], "c", value_floats=[0.1, 0.2, 0.3]), node("Unsqueeze", ["c", "axes"], "w"), node("MatMul", ["x", "w"], "y")],
+        {"x": [2, 3]}, {"axes": np.array([1])}, 2,
+    ),
+    "empty optional input": ([node("Conv", ["x", "w", ""], "y")], {"x": [1, 3, 6, 6]}, {"w": CONV_WEIGHT}, 2),
+    "matrix and vector": ([node("MatMul", ["x", "w"], "y")], {"x": [5, 2, 3]}, {"w": noise(3)}, 2),
+    "batched weight": ([node("MatMul", ["x", "w"], "y")], {"x": [5, 2, 3]}, {"w": noise(5, 3, 4)}, 2),
+    "weight on the left": ([node("MatMul", ["w", "x"], "y")], {"x": [3, 2]}, {"w": noise(4, 3)}, 2),
+    "transA": ([node("Gemm", ["x", "w", "b"], "y", transA=1, alpha=0.5)], {"x": [3, 2]}, {"w": noise(3, 4), "b": noise(4)}, 2),
+    "a tensor by itself": ([node("MatMul", ["x", "x"], "y")], {"x": [3, 3]}, {}, 2),
+    "one weight along two axes": ([node("Gemm", ["x", "w"], "a", transB=1), node("MatMul", ["a", "w"], "y")], {"x": [2, 3]}, {"w": noise(3, 3)}, 4),
+    "one dimension": ([node("Conv", ["x", "w"], "y")], {"x": [1, 3, 6]}, {"w": noise(4, 3, 3)}, 2),
+    "three dimensions": ([node("Conv", ["x", "w"], "y")], {"x": [1, 3, 4, 4, 4]}, {"w": noise(4, 3, 3, 3, 3)}, 2),
+    "scalar input": ([node("Mul", ["x", "k"], "m"), node("Conv", ["m", "w"], "y")], {"x": [1, 3, 6, 6], "k": []}, {"w": CONV_WEIGHT}, 2),
+    "a layer that nothing reads": ([node("Conv", ["x", "w"], "y"), node("Conv", ["x", "w"], "unread")], {"x": [1, 3, 6, 6]}, {"w": CONV_WEIGHT}, 4),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("method", ["max", "mse"])
+@pytest.mark.parametrize("form", sorted(FORMS))
+def test_weighted_layers_of_every_form_are_quantized(form: str, method: str) -> None:
+    nodes, inputs, weights, edges = FORMS[form]
+    model = build(nodes, inputs, ["y"], weights)
+    result = qdq.quantize(model, "noise", method=method)
+    assert len(result.plan.placements) == len(paired_edges(model, result.model)) == edges
+    assert result.findings == ()
+    feed = random_feed(model)
+    expected = run(model, feed)[0]
+    np.testing.assert_allclose(run(result.model, feed)[0], expected, atol=0.08 * max(np.abs(expected).max(), 1.0))
+
+
+def test_constants_and_inputs_that_are_outputs_stay_outputs() -> None:
+    model = build([node("Conv", ["x", "w"], "y")], {"x": [1, 3, 6, 6]}, ["y"], {"w": CONV_WEIGHT})
+    model.graph.output.extend([value("x", [1, 3, 6, 6]), value("w", [4, 3, 3, 3])])
+    result = quantized(model)
+    feed = random_feed(model)
+    np.testing.assert_array_equal(run(result.model, feed)[1], feed["x"])
+    np.testing.assert_array_equal(run(result.model, feed)[2], CONV_WEIGHT)
+
+
+@pytest.mark.parametrize("dtype", [TensorProto.UINT8, TensorProto.BOOL, TensorProto.INT64])
+def test_inputs_that_are_no_floats_are_fed_and_left_alone(dtype: int) -> None:
+    model = build([node("Cast", ["i"], "x", to=TensorProto.FLOAT), node("Conv", ["x", "w"], "y")], {"i": [1, 3, 6, 6]}, {"y": [1, 4, 4, 4]}, {"w": CONV_WEIGHT})
+    model.graph.input[0].type.tensor_type.elem_type = dtype
+    assert paired_edges(model, quantized(model).model) == {("y", 0), ("y", 1)}
+
+
 def test_a_model_without_weighted_layers_is_refused_by_name() -> None:
     model = build([node("Relu", ["x"], "y")], {"x": [2, 3]}, ["y"])
     with pytest.raises(ModelError, match="tested: the rules tensorrt quantize nothing in it"):

@@ -17,7 +17,7 @@ from qdq.loading import canonical_bytes
 from qdq.planning import Plan
 
 slow = settings(
-    max_examples=40, deadline=None, phases=[Phase.generate], suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large], derandomize=True
+    max_examples=60, deadline=None, phases=[Phase.generate], suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large], derandomize=True
 )
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
