@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 
 import msgspec
 import numpy as np
@@ -69,6 +69,17 @@ def compare(float_index: GraphIndex, quantized_index: GraphIndex, feeds: Feeds, 
             if progress:
                 progress(samples)
     return Accuracy(feeds.name, samples, tuple(total.result() for total in sums.values()))
+
+
+def output_errors(index: GraphIndex, feeds: Iterable[dict[str, Array]], outputs: Iterable[Mapping[str, Array]]) -> tuple[OutputError, ...]:
+    """Return how far outputs that were computed elsewhere, one mapping a sample, are from the model's own in ONNX Runtime."""
+    names = list(index.outputs)
+    sums = [_Sums(name, looks_like_scores(index, name)) for name in names]
+    session = open_session(index, [])
+    for feed, got in zip(feeds, outputs, strict=True):
+        for total, expected in zip(sums, session.run(names, feed), strict=True):
+            total.add(expected, np.asarray(got[total.name]))
+    return tuple(total.result() for total in sums)
 
 
 def looks_like_scores(index: GraphIndex, output: str) -> bool:

@@ -118,10 +118,7 @@ def build_engine(model: onnx.ModelProto | Source, target: Target, shapes: Mappin
     proto = model.model if isinstance(model, Source) else model
     labels = node_labels(proto.graph)
     with tempfile.TemporaryDirectory(prefix="qdq-") as folder:
-        path = Path(folder) / "model.onnx"
-        path.write_bytes(compilable(proto, shapes or {}).SerializeToString())
-        if isinstance(model, Source) and model.folder:
-            _link(model, Path(folder))
+        path = write_compilable(model, shapes or {}, Path(folder))
         answer = _run_child(_Request(str(path), f"{folder}/answer.json", target.sm), target)
     layers = tuple(read_layers(answer.layers, labels))
     return Engine(target, answer.compiler, layers, _with_labels(_without_places(answer.failure), labels))
@@ -150,6 +147,15 @@ def token_labels(text: str, labels: list[str]) -> tuple[str, ...]:
 
 def _tensors(text: str) -> tuple[LayerTensor, ...]:
     return tuple(LayerTensor(t["name"], tuple(int(d) for d in t["dims"].split(",") if d), t["dtype"]) for t in _TENSOR.finditer(text))
+
+
+def write_compilable(model: onnx.ModelProto | Source, shapes: Mapping[str, tuple[int, ...]], folder: Path) -> Path:
+    """Write the copy of a model that the compiler reads into a folder, its external data within reach, and return its path."""
+    path = folder / "model.onnx"
+    path.write_bytes(compilable(model.model if isinstance(model, Source) else model, shapes).SerializeToString())
+    if isinstance(model, Source) and model.folder:
+        _link(model, folder)
+    return path
 
 
 def compilable(model: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]) -> onnx.ModelProto:

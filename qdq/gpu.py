@@ -16,11 +16,11 @@ from typing import Any
 
 import msgspec
 import numpy as np
-import onnx
 
-from qdq.engine import Engine, EngineLayer, LayerTensor, compilable, token_labels
+from qdq.engine import Engine, EngineLayer, LayerTensor, token_labels, write_compilable
 from qdq.errors import CompilerError, first_line
 from qdq.index import Array, node_labels
+from qdq.loading import Source
 from qdq.target import Target
 
 _TYPES = {"Int8": "Int8", "FP32": "Float", "FP16": "Half", "BF16": "BFloat16", "FP8": "FP8", "Int32": "Int32", "Int64": "Int64", "Bool": "Bool"}
@@ -37,7 +37,7 @@ class Run(msgspec.Struct, frozen=True):
     milliseconds: float
 
 
-def run_tensorrt(model: onnx.ModelProto, target: Target, feeds: Iterable[Mapping[str, Array]]) -> Run:
+def run_tensorrt(model: Source, target: Target, feeds: Iterable[Mapping[str, Array]]) -> Run:
     """Return what TensorRT makes of a model on the GPU that is present, and what it computes for each sample.
 
     Raises CompilerError where TensorRT or a GPU is missing, or the build is refused.
@@ -52,12 +52,11 @@ def run_tensorrt(model: onnx.ModelProto, target: Target, feeds: Iterable[Mapping
     shapes = {name: values.shape for name, values in samples[0].items()}
     try:
         with tempfile.TemporaryDirectory(prefix="qdq-") as folder:
-            path = Path(folder) / "model.onnx"
-            path.write_bytes(compilable(model, shapes).SerializeToString())
+            path = write_compilable(model, shapes, Path(folder))
             config = CreateConfig(profiling_verbosity=trt.ProfilingVerbosity.DETAILED)
             engine = EngineFromNetwork(NetworkFromOnnxPath(str(path)), config)()
         text = engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON)
-        layers = tuple(read_inspector(json.loads(text), node_labels(model.graph)))
+        layers = tuple(read_inspector(json.loads(text), node_labels(model.model.graph)))
         with TrtRunner(engine) as runner:
             outputs, seconds = zip(*(_timed(runner, sample) for sample in samples), strict=True)
     except (PolygraphyException, RuntimeError) as error:

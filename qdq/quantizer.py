@@ -33,6 +33,6 @@ class Format(msgspec.Struct, frozen=True):
 
 FORMATS: dict[str, Format] = {
     "int8-activation": Format("int8", False, "INT8, one calibrated scale for the tensor"),
-    "int8-weight-per-channel": Format("int8", True, "INT8, one scale per output channel, from the constant's values"),
-    "int8-weight-per-tensor": Format("int8", False, "INT8, one scale for the constant, from its values"),
+    "int8-weight-per-channel": Format("int8", True, "INT8, one scale per output channel of a constant"),
+    "int8-weight-per-tensor": Format("int8", False, "INT8, one scale for the whole constant"),
 }

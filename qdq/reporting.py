@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 from tabulate import tabulate
 
-from qdq.accuracy import Accuracy
+from qdq.accuracy import Accuracy, OutputError
 from qdq.calibration import Scales
 from qdq.checking import Finding
 from qdq.errors import UsageError
@@ -148,18 +148,23 @@ def validation_sections(validation: Validation) -> list[Section]:
     parts = [accuracy_section(validation.accuracy)] if validation.accuracy else []
     if validation.engines:
         parts.append(engine_section(validation.engines))
+    parts += [_errors_section(f"{e.target}: the engine's own outputs against float ONNX Runtime", e.outputs) for e in validation.engines if e.outputs]
     others = [_promises(e) for e in validation.engines]
     return parts + [part for part in others if part.lines]
 
 
 def accuracy_section(accuracy: Accuracy) -> Section:
     """Return the error of each output."""
+    return _errors_section("Accuracy in ONNX Runtime, float against INT8", accuracy.outputs, f"{accuracy.samples} samples of {accuracy.data}")
+
+
+def _errors_section(title: str, outputs: Sequence[OutputError], *lines: str) -> Section:
     rows = tuple(
         (o.name, f"{o.max_abs:.4g}", f"{o.mean_abs:.4g}", f"{o.cosine:.5f}", f"{o.snr_db:.2f}", "-" if o.top1_agreement is None else f"{o.top1_agreement:.1%}")
-        for o in accuracy.outputs
+        for o in outputs
     )
     headers = ("output", "max error", "mean error", "cosine", "SNR dB", "top-1 agreement")
-    return Section("Accuracy in ONNX Runtime, float against INT8", (f"{accuracy.samples} samples of {accuracy.data}",), headers, rows)
+    return Section(title, lines, headers, rows)
 
 
 def engine_section(engines: Sequence[EngineReport]) -> Section:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 
 import msgspec
 
-from qdq.accuracy import Accuracy, compare
+from qdq.accuracy import Accuracy, OutputError, compare, output_errors
 from qdq.engine import Engine, EngineLayer, build_engine
 from qdq.errors import UsageError, did_you_mean
 from qdq.feeds import DataLike, Feeds, input_specs, open_feeds
@@ -73,6 +73,8 @@ class EngineReport(msgspec.Struct, frozen=True):
     #: Median time on the GPU; None where nothing ran.
     milliseconds: float | None = None
     float_milliseconds: float | None = None
+    #: Errors of the INT8 engine's own outputs against the float model's in ONNX Runtime; empty where nothing ran.
+    outputs: tuple[OutputError, ...] = ()
 
     @property
     def remark(self) -> str:
@@ -162,10 +164,11 @@ def _engine_report(index: GraphIndex, quantized: QuantizedModel, target: Target,
 def _measured_report(index: GraphIndex, quantized: QuantizedModel, target: Target, feeds: Feeds | None) -> EngineReport:
     if feeds is None:
         raise UsageError(f"target {target}: running an engine needs --data")
-    ours = run_tensorrt(_labelled_source(index).model, target, feeds)
-    theirs = run_tensorrt(quantized.labelled(), target, feeds)
+    ours = run_tensorrt(_labelled_source(index), target, feeds)
+    theirs = run_tensorrt(Source(quantized.source.path, quantized.labelled(), quantized.source.digest), target, feeds)
     report = report_engines(quantized, ours.engine, theirs.engine, "measured")
-    return msgspec.structs.replace(report, milliseconds=theirs.milliseconds, float_milliseconds=ours.milliseconds)
+    errors = output_errors(index, feeds, theirs.outputs)
+    return msgspec.structs.replace(report, milliseconds=theirs.milliseconds, float_milliseconds=ours.milliseconds, outputs=errors)
 
 
 def report_engines(quantized: QuantizedModel, ours: Engine, theirs: Engine, kind: str) -> EngineReport:
