@@ -84,9 +84,8 @@ def _least_cost(rows: Array, mean: Array, variance: Array, candidates: Array) ->
         np.clip(error, -INT8_LEVELS, INT8_LEVELS, out=error)
         error *= step
         error -= rows
-        with np.errstate(over="ignore"):
-            cost = np.einsum("ki,ki->k", error, mean) ** 2
-            cost += np.einsum("ki,ki->k", np.square(error, out=error), variance)
+        cost = np.einsum("ki,ki->k", error, mean) ** 2
+        cost += np.einsum("ki,ki->k", np.square(error, out=error), variance)
         better = cost < least
         least[better], best[better] = cost[better], largest[better] * candidate
     return best
