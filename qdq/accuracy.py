@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 
 import msgspec
@@ -33,6 +34,8 @@ class OutputError(msgspec.Struct, frozen=True):
     snr_db: float
     #: Share of rows whose largest entry is the same; None where the output is no class scores.
     top1_agreement: float | None = None
+    #: Samples for which the two have different shapes, as detections may; they are in none of the figures.
+    unlike: int = 0
 
 
 class Accuracy(msgspec.Struct, frozen=True):
@@ -62,8 +65,8 @@ def compare(float_index: GraphIndex, quantized_index: GraphIndex, feeds: Feeds, 
         for feed in feeds:
             expected, got = _infer(ours, feed, float_index), _infer(theirs, feed, quantized_index)
             for name, total in sums.items():
-                if name not in got or got[name].shape != expected[name].shape:
-                    raise ModelError(f"{quantized_index.source.name}: output {name!r} is missing or has another shape than in {float_index.source.name}")
+                if name not in got or got[name].ndim != expected[name].ndim:
+                    raise ModelError(f"{quantized_index.source.name}: output {name!r} is missing or has another rank than in {float_index.source.name}")
                 total.add(expected[name], got[name])
             samples += 1
             if progress:
@@ -113,9 +116,12 @@ class _Sums:
         self.name, self.scores = name, scores
         self.largest = self.absolute = self.error = self.dot = 0.0
         self.energies = [0.0, 0.0]
-        self.count = self.rows = self.same = 0
+        self.count = self.rows = self.same = self.unlike = 0
 
     def add(self, expected: Array, got: Array) -> None:
+        if expected.shape != got.shape:
+            self.unlike += 1
+            return
         a, b = expected.astype(np.float64).ravel(), got.astype(np.float64).ravel()
         difference = np.abs(a - b)
         self.largest = max(self.largest, float(difference.max(initial=0.0)))
@@ -129,12 +135,17 @@ class _Sums:
             self.same += int((a.reshape(len(expected), -1).argmax(1) == b.reshape(len(expected), -1).argmax(1)).sum())
 
     def result(self) -> OutputError:
+        """Return the figures: NaN where no sample could be compared, an infinite ratio where nothing differs."""
+        if not self.count:
+            return OutputError(self.name, math.nan, math.nan, math.nan, math.nan, None, self.unlike)
         ours, theirs = self.energies
+        same = self.error == 0.0
         return OutputError(
             self.name,
             max_abs=self.largest,
-            mean_abs=self.absolute / max(self.count, 1),
-            cosine=self.dot / max(float(np.sqrt(ours * theirs)), _TINY),
-            snr_db=float(10 * np.log10(max(max(ours, _TINY) / max(self.error, _TINY), _TINY))),
+            mean_abs=self.absolute / self.count,
+            cosine=1.0 if same else self.dot / max(math.sqrt(ours * theirs), _TINY),
+            snr_db=math.inf if same else 10 * math.log10(max(ours / self.error, _TINY)),
             top1_agreement=self.same / self.rows if self.rows else None,
+            unlike=self.unlike,
         )

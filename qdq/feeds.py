@@ -136,6 +136,11 @@ def _stacked(path: Path, specs: tuple[InputSpec, ...], batch: int | None) -> Fee
     arrays = {spec.name: _array(spec, _open_npz(path), str(path)) for spec in specs}
     sizes = {spec.name: _batch_size(spec, arrays[spec.name], batch, path) for spec in specs}
     counts = {name: -(-len(arrays[name]) // size) if arrays[name].ndim else 0 for name, size in sizes.items()}
+    for spec in specs:
+        size = sizes[spec.name]
+        if spec.shape and spec.shape[0] == size and len(arrays[spec.name]) % size:
+            count = len(arrays[spec.name])
+            raise DataError(f"{path}: input {spec.name!r} has {count} entries, which batches of {size} do not divide; leave out {count % size}")
     if len(set(counts.values())) > 1:
         raise DataError(f"{path}: its arrays hold different numbers of samples: {counts}; axis 0 counts samples")
 

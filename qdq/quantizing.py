@@ -74,15 +74,23 @@ def save(model: onnx.ModelProto, source: Source, path: Path, force: bool = False
 
     Raises ModelError where the checker refuses it, UsageError where a file cannot be written.
     """
+    for origin, copy in external_copies(source, path, force).items():
+        copy_whole(origin, copy)
+    with whole(path) as temporary:
+        temporary.write_bytes(canonical_bytes(model))
+        if not source.external_files:
+            check_onnx(temporary, path)
+
+
+def external_copies(source: Source, path: Path, force: bool = False) -> dict[Path, Path]:
+    """Return where each external data file of a model must be copied to for an output at `path`; those that lie right are left out.
+
+    Raises UsageError where one would replace another file (unless `force`) or the output itself.
+    """
     copies = {(source.folder or Path()) / name: path.parent / name for name in source.external_files}
     check_output(path, (*copies, *copies.values()), force=True)
     copies = {origin: copy for origin, copy in copies.items() if not (copy.exists() and copy.samefile(origin))}
     for copy in copies.values():
         if copy.exists() and not force:
             raise UsageError(f"{copy}: exists; the model's external data goes there: pass --force to replace it, or choose another folder")
-    for origin, copy in copies.items():
-        copy_whole(origin, copy)
-    with whole(path) as temporary:
-        temporary.write_bytes(canonical_bytes(model))
-        if not source.external_files:
-            check_onnx(temporary, path)
+    return copies

@@ -155,7 +155,9 @@ def validation_sections(validation: Validation) -> list[Section]:
 
 def accuracy_section(accuracy: Accuracy) -> Section:
     """Return the error of each output."""
-    return _errors_section("Accuracy in ONNX Runtime, float against INT8", accuracy.outputs, f"{accuracy.samples} samples of {accuracy.data}")
+    lines = [f"{accuracy.samples} samples of {accuracy.data}"]
+    lines += [f"{o.name} has another shape than in float for {o.unlike} of them, which are not compared" for o in accuracy.outputs if o.unlike]
+    return _errors_section("Accuracy in ONNX Runtime, float against INT8", accuracy.outputs, *lines)
 
 
 def _errors_section(title: str, outputs: Sequence[OutputError], *lines: str) -> Section:

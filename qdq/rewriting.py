@@ -26,8 +26,8 @@ TARGETS_KEY, RULES_KEY, LEAVE_FLOAT_KEY, METHOD_KEY, DATA_KEY = "qdq.targets", "
 def apply(model: ModelLike, plan: Plan, scales: Scales) -> onnx.ModelProto:
     """Return a copy of the model with a Q/DQ pair on every planned edge.
 
-    Raises PlanError where plan, scales and model do not belong together, and ModelError where the
-    result fails onnx.checker or stripping it does not give the model back byte for byte.
+    Raises PlanError where plan, scales and model do not belong together, and ModelError where
+    stripping the result does not give the model back byte for byte. `qdq.save` runs onnx.checker.
     """
     index = GraphIndex(load(model))
     return apply_index(index, plan, scales)

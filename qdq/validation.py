@@ -138,7 +138,7 @@ def misses(validation: Validation, thresholds: Thresholds) -> tuple[str, ...]:
     for output in validation.accuracy.outputs if validation.accuracy else ():
         for name in ("snr_db", "cosine", "top1_agreement"):
             wanted, got = getattr(thresholds, name), getattr(output, name)
-            if wanted is not None and got is not None and got < wanted:
+            if wanted is not None and got is not None and not got >= wanted:  # NaN misses
                 found.append(f"output {output.name!r}: {name} is {got:.4g}, wanted at least {wanted:g}")
     return tuple(found)
 

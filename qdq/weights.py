@@ -41,8 +41,9 @@ def input_channel_axis(index: GraphIndex, node: Node) -> int | None:
         return 1
     if node.op == "Gemm":
         return 0 if node.attribute("transA", 0) else 1
-    two_dimensional = node.op == "MatMul" and index.rank(node.inputs[1]) == 2  # noqa: PLR2004 a matrix
-    return -1 if two_dimensional else None
+    if node.op != "MatMul" or index.rank(node.inputs[1]) != 2:  # noqa: PLR2004 a matrix
+        return None
+    return (index.rank(node.inputs[0]) or 0) - 1
 
 
 def by_channels(node: Node, weight: Array) -> Array | None:

@@ -259,7 +259,7 @@ def test_an_output_that_only_the_float_model_has_is_named(bench: Bench) -> None:
 
     message = bench.validate("--data", "noise", quantized=changed(bench, rename))
 
-    assert message == "qdq: changed.onnx: output 'y' is missing or has another shape than in model.onnx\n"
+    assert message == "qdq: changed.onnx: output 'y' is missing or has another rank than in model.onnx\n"
 
 
 def test_an_unknown_input_in_shape_is_refused_without_building_an_engine(bench: Bench) -> None:

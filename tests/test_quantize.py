@@ -147,7 +147,7 @@ def test_the_json_of_quantize_has_its_keys(tmp_path: Path) -> None:
     assert set(content["scales"]["by_pair"][0]) == {"tensor", "quantizer", "scales"}
     assert set(content["validation"]) == {"model", "quantized", "accuracy", "engines"}
     assert set(content["validation"]["accuracy"]) == {"data", "samples", "outputs"}
-    assert set(content["validation"]["accuracy"]["outputs"][0]) == {"name", "max_abs", "mean_abs", "cosine", "snr_db", "top1_agreement"}
+    assert set(content["validation"]["accuracy"]["outputs"][0]) == {"name", "max_abs", "mean_abs", "cosine", "snr_db", "top1_agreement", "unlike"}
 
 
 def test_the_json_of_the_other_commands_has_its_keys(quantized: Path) -> None:

@@ -27,7 +27,7 @@ from qdq.cli.options import (
 from qdq.feeds import data_files, open_feeds
 from qdq.index import GraphIndex
 from qdq.loading import load
-from qdq.quantizing import Quantized, quantize, save
+from qdq.quantizing import Quantized, external_copies, quantize, save
 from qdq.reporting import Report, check_report_path, render, sections
 from qdq.saving import check_output, write_whole
 from qdq.target import DEFAULT_TARGET
@@ -62,6 +62,7 @@ def command(ctx: click.Context, /, model: Path, output: Path, report: Path | Non
     shapes = shapes_of(given["shapes"])
     rules, targets = rules_of(given["rule_sets"]), targets_of(given["targets"])
     source = load(model)
+    external_copies(source, output, given["force"])
     index = GraphIndex(source)
     require_shapes(index, shapes)
     feeds = open_feeds(index, given["data"], given["batch"])

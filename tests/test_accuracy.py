@@ -1,8 +1,9 @@
-"""What needs TensorRT proper and a GPU: never run where the project is developed, which has none."""
+"""Errors of outputs, and what needs TensorRT proper and a GPU: that is never run where the project is developed, which has none."""
 
 from __future__ import annotations
 
 import importlib.util
+import math
 import shutil
 from pathlib import Path
 
@@ -43,3 +44,16 @@ def test_outputs_from_elsewhere_are_compared_with_the_float_models() -> None:
 
     assert (same.max_abs, same.top1_agreement) == (0.0, 1.0)
     assert half.snr_db == pytest.approx(6.02, abs=0.01)
+
+
+def test_samples_with_another_shape_are_counted_and_not_compared() -> None:
+    index = GraphIndex(qdq.load(NETWORK))
+    feeds = list(open_feeds(index, DATA))[:2]
+    right = [dict(zip(index.outputs, open_session(index, []).run(None, feed), strict=True)) for feed in feeds]
+    shorter = {name: values[:, :-1] for name, values in right[0].items()}
+
+    (one,), (none,) = (output_errors(index, feeds, outputs) for outputs in ([shorter, right[1]], [shorter, shorter]))
+
+    assert (one.unlike, one.max_abs, one.cosine, one.snr_db) == (1, 0.0, 1.0, math.inf)
+    assert none.unlike == 2
+    assert math.isnan(none.snr_db)
