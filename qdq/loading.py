@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import mmap
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Union
@@ -41,6 +43,8 @@ class Source(msgspec.Struct, frozen=True):
     digest: str
     #: What the loader changed, one sentence each: an opset or IR version raised.
     notes: tuple[str, ...] = ()
+    #: Size and time of change of the file when it was read.
+    stamp: tuple[int, int] | None = None
 
     @property
     def name(self) -> str:
@@ -51,6 +55,17 @@ class Source(msgspec.Struct, frozen=True):
     def folder(self) -> Path | None:
         """The folder that external data is relative to."""
         return self.path.parent if self.path else None
+
+    def bytes_with(self, addition: onnx.ModelProto) -> bytes:
+        """Return the serialised model with what `addition` holds merged into it.
+
+        Messages that stand one behind the other are read as one merged message (protobuf encoding,
+        "last one wins"), so the file's own bytes serve where it is as it was read and nothing was raised.
+        """
+        if self.path is not None and not self.notes and self.stamp == _stamp(self.path):
+            with self.path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+                return b"".join((content, canonical_bytes(addition)))
+        return canonical_bytes(self.model) + canonical_bytes(addition)
 
     @property
     def external_files(self) -> tuple[str, ...]:
@@ -69,13 +84,17 @@ def load(model: ModelLike) -> Source:
     if isinstance(model, (str, Path)):
         return _load_path(Path(model))
     proto = model if isinstance(model, onnx.ModelProto) else _from_graphsurgeon(model)
-    return _raised(None, proto, hashlib.sha256(canonical_bytes(proto)))
+    raised, notes = _raised(None, proto)
+    return Source(None, raised, hashlib.sha256(canonical_bytes(proto)).hexdigest(), notes)
 
 
 def canonical_bytes(model: onnx.ModelProto) -> bytes:
-    """Return the model's deterministic serialisation; raises ModelError above protobuf's 2 GiB."""
+    """Return the model's serialisation, the same for the same model: ONNX's messages have no map fields, whose order alone is free.
+
+    Raises ModelError above protobuf's 2 GiB.
+    """
     try:
-        content: bytes = model.SerializeToString(deterministic=True)
+        content: bytes = model.SerializeToString()
     except ValueError as error:
         raise ModelError(f"{model.graph.name or 'model'}: larger than 2 GiB in memory; save its weights as external data first") from error
     return content
@@ -113,13 +132,24 @@ def external_tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
 
 
 def _load_path(path: Path) -> Source:
+    stamp = _stamp(path)
     content = read_file(path)
-    model = parse_model(content, path)
-    _check_external_data(model, path)
-    digest = hashlib.sha256(content)
+    with ThreadPoolExecutor(1) as pool:
+        digest = pool.submit(hashlib.sha256, content)
+        model = parse_model(content, path)
+        _check_external_data(model, path)
+        raised, notes = _raised(path, model)
     for file in _external_paths(model, path):
-        _hash_file(digest, file)
-    return _raised(path, model, digest)
+        _hash_file(digest.result(), file)
+    return Source(path, raised, digest.result().hexdigest(), notes, stamp)
+
+
+def _stamp(path: Path) -> tuple[int, int] | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_size, found.st_mtime_ns
 
 
 def read_file(path: Path) -> bytes:
@@ -151,13 +181,12 @@ def parse_model(content: bytes, path: Path) -> onnx.ModelProto:
     return model
 
 
-def _raised(path: Path | None, model: onnx.ModelProto, digest: hashlib._Hash) -> Source:
+def _raised(path: Path | None, model: onnx.ModelProto) -> tuple[onnx.ModelProto, tuple[str, ...]]:
     try:
         _check_nodes(model)
-        raised, notes = raise_opset(model)
+        return raise_opset(model)
     except ModelError as error:
         raise ModelError(f"{path or model.graph.name or 'model'}: {error}") from error
-    return Source(path, raised, digest.hexdigest(), notes)
 
 
 def _check_nodes(model: onnx.ModelProto) -> None:

@@ -6,6 +6,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -16,6 +17,7 @@ from qdq.errors import DataError, ModelError, first_line
 from qdq.feeds import Feeds
 from qdq.histogram import Histogram
 from qdq.index import Array, GraphIndex
+from qdq.loading import canonical_bytes
 from qdq.planning import Plan
 from qdq.weights import Floats, input_channel_axis
 
@@ -92,14 +94,15 @@ def open_session(index: GraphIndex, extra_outputs: list[str], options: ort.Sessi
     model = index.source.model
     if index.source.folder is not None and index.source.external_files:
         options.add_session_config_entry(_EXTERNAL_FOLDER, str(index.source.folder.resolve()))
-    known = len(model.graph.output)
-    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in extra_outputs if name not in index.outputs)
+    addition = onnx.ModelProto(graph=onnx.GraphProto(output=[onnx.ValueInfoProto(name=name) for name in extra_outputs if name not in index.outputs]))
+    named = _uniquely_named(model)
     try:
-        return ort.InferenceSession(_uniquely_named(model).SerializeToString(), options, providers=["CPUExecutionProvider"])
+        content = index.source.bytes_with(addition) if named is model else canonical_bytes(named) + addition.SerializeToString()
+        return ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    except ModelError:
+        raise
     except Exception as error:
         raise ModelError(f"{index.source.name}: ONNX Runtime cannot run it: {first_line(error)}") from error
-    finally:
-        del model.graph.output[known:]
 
 
 def _uniquely_named(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -149,10 +152,17 @@ def _run_all(index: GraphIndex, computed: list[str], feeds: Feeds) -> Iterator[l
 
 def _run(session: ort.InferenceSession, index: GraphIndex, computed: list[str], feed: dict[str, Array]) -> list[tuple[str, Array]]:
     try:
-        results = session.run(computed, feed) if computed else []
+        given = {name: ort.OrtValue.ortvalue_from_numpy(values) for name, values in feed.items()}
+        results = session.run_with_ort_values(computed, given) if computed else []
+        return [*zip(computed, map(_shared, results), strict=True), *feed.items()]
     except Exception as error:
         raise DataError(f"{index.source.name}: ONNX Runtime failed on a sample: {first_line(error)}; check the shapes of the data") from error
-    return [*zip(computed, results, strict=True), *feed.items()]
+
+
+def _shared(value: ort.OrtValue) -> Array:
+    """Return a result without copying it, where this ONNX Runtime lends its memory."""
+    lender: Any = getattr(value, "_ortvalue", None)
+    return np.from_dlpack(lender) if hasattr(lender, "__dlpack__") else np.asarray(value.numpy())
 
 
 def _summed_axes(index: GraphIndex, plan: Plan) -> dict[str, int]:

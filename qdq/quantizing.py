@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import msgspec
@@ -74,12 +75,15 @@ def save(model: onnx.ModelProto, source: Source, path: Path, force: bool = False
 
     Raises ModelError where the checker refuses it, UsageError where a file cannot be written.
     """
-    for origin, copy in external_copies(source, path, force).items():
-        copy_whole(origin, copy)
-    with whole(path) as temporary:
-        temporary.write_bytes(canonical_bytes(model))
+    copies = external_copies(source, path, force)
+    content = canonical_bytes(model)
+    with whole(path) as temporary, ThreadPoolExecutor(1) as pool:
+        writing = pool.submit(temporary.write_bytes, content)
         if not source.external_files:
-            check_onnx(temporary, path)
+            check_onnx(content, path)
+        for origin, copy in copies.items():
+            copy_whole(origin, copy)
+        writing.result()
 
 
 def external_copies(source: Source, path: Path, force: bool = False) -> dict[Path, Path]:

@@ -50,10 +50,10 @@ def strips_to(rewritten: onnx.ModelProto, model: onnx.ModelProto) -> bool:
     return all(a == b for a, b in weights) and canonical_bytes(strip_model(light_copy(rewritten))) == canonical_bytes(strip_model(light_copy(model)))
 
 
-def check_onnx(file: Path, name: Path) -> None:
-    """Raise ModelError, for the output `name`, where onnx.checker refuses the model in a file."""
+def check_onnx(content: bytes, name: Path) -> None:
+    """Raise ModelError, for the output `name`, where onnx.checker refuses a serialised model."""
     try:
-        onnx.checker.check_model(str(file))
+        onnx.checker.check_model(content)
     except (onnx.checker.ValidationError, ValueError) as error:
         raise ModelError(f"{name}: onnx.checker refuses the result: {first_line(error)}; check that the input passes onnx.checker") from error
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
@@ -96,5 +98,9 @@ def _one_line(error: click.ClickException) -> str:
 
 
 def run() -> None:
-    """Run the command line and end the process with its exit code."""
-    sys.exit(main())
+    """Run the command line and end the process with its exit code, without taking large models apart first."""
+    code = main()
+    with contextlib.suppress(OSError, ValueError):  # a reader that went away, or a stream that main closed
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(code)
