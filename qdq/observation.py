@@ -144,7 +144,7 @@ def _run_all(index: GraphIndex, computed: list[str], feeds: Feeds) -> Iterator[l
         waiting: deque[Future[list[tuple[str, Array]]]] = deque()
         for feed in feeds:
             waiting.append(pool.submit(_run, session, index, computed, feed))
-            if len(waiting) == workers:
+            if len(waiting) > workers:  # one more than is computed, so that no core waits while a sample is looked at
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
