@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import mmap
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -29,6 +30,8 @@ _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 _FIRST_FIELD = b"\x08"
 #: Weights up to this many bytes stay in a light copy.
 _LIGHT = 1 << 12
+#: Bytes of one element, of the types that weights usually have.
+_ITEM_BYTES = {onnx.TensorProto.FLOAT: 4, onnx.TensorProto.FLOAT16: 2, onnx.TensorProto.DOUBLE: 8, onnx.TensorProto.INT64: 8, onnx.TensorProto.INT32: 4}
 _CHUNK = 1 << 20
 
 
@@ -184,6 +187,7 @@ def parse_model(content: bytes, path: Path) -> onnx.ModelProto:
 def _raised(path: Path | None, model: onnx.ModelProto) -> tuple[onnx.ModelProto, tuple[str, ...]]:
     try:
         _check_nodes(model)
+        _check_weights(model)
         return raise_opset(model)
     except ModelError as error:
         raise ModelError(f"{path or model.graph.name or 'model'}: {error}") from error
@@ -204,6 +208,16 @@ def _check_nodes(model: onnx.ModelProto) -> None:
         schema = _schema(node.op_type, opset) if node.domain in ("", "ai.onnx") else None
         if schema is not None and (wrong := _wrong_with(node, schema)):
             raise ModelError(f"is damaged: node {node.name or f'#{i}'} ({node.op_type}) has {wrong}; export or download it again")
+
+
+def _check_weights(model: onnx.ModelProto) -> None:
+    """Raise ModelError for a weight of no known type, or with less data than its dimensions need."""
+    for tensor in model.graph.initializer:
+        if tensor.data_type not in onnx.TensorProto.DataType.values():
+            raise ModelError(f"is damaged: weight {tensor.name!r} has the unknown type {tensor.data_type}; export or download it again")
+        needed = math.prod(tensor.dims) * _ITEM_BYTES.get(tensor.data_type, 0)
+        if tensor.HasField("raw_data") and tensor.ByteSize() < needed:
+            raise ModelError(f"is damaged: weight {tensor.name!r} holds less than the {needed} bytes of its dimensions; export or download it again")
 
 
 @cache
