@@ -4,8 +4,9 @@ Run it from anywhere, with the interpreter that has qdq's dependencies (and noth
 
     python benchmarks/quantize.py [--samples 16] [--repeats 3]
 
-Every measurement is a whole process, started in turns: one of each, then again. Peak memory is the process's own, from wait4.
-It prints and judges nothing: the exit code is 0 unless one of the commands fails.
+Every measurement is a whole process, started in turns: one of each, then again, after a first turn that does not count.
+Python keeps its bytecode meanwhile, as it does of installed packages, in a temporary folder. Peak memory is the process's own, from wait4.
+It prints and judges nothing: the exit code is 0 unless one of the commands fails, whose words are then shown.
 """
 
 from __future__ import annotations
@@ -46,11 +47,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="qdq-benchmark-") as name:
         folder = Path(name)
         _prepare(folder, given.samples)
-        runs = _alternate(_commands(folder), given.repeats)
+        environment = _environment(folder)
+        runs = _alternate(_commands(folder), environment, given.repeats)
+        starts = _alternate({"python -c pass": ["-c", "pass"], "qdq --help": ["-m", "qdq", "--help"]}, environment, _STARTS)
     print(f"ResNet-50, {given.samples} samples, {given.repeats} runs of each in turns, {len(os.sched_getaffinity(0))} cores\n")
     _print_table(runs)
-    bare, helped = (statistics.median(_measure(arguments).seconds for _ in range(_STARTS)) for arguments in (["-c", "pass"], ["-m", "qdq", "--help"]))
-    print(f"\npython -c pass {bare * _MILLI:.0f} ms, qdq --help {helped * _MILLI:.0f} ms: {(helped - bare) * _MILLI:.0f} ms more (medians of {_STARTS})")
+    bare, helped = (_median(runs).seconds * _MILLI for runs in starts.values())
+    print(f"\npython -c pass {bare:.0f} ms, qdq --help {helped:.0f} ms: {helped - bare:.0f} ms more (medians of {_STARTS})")
 
 
 def make_inputs(folder: Path, samples: int) -> None:
@@ -87,26 +90,28 @@ def _commands(folder: Path) -> dict[str, list[str]]:
     return commands
 
 
-def _alternate(commands: dict[str, list[str]], repeats: int) -> dict[str, list[Run]]:
-    runs: dict[str, list[Run]] = {row: [] for row in commands}
-    for _ in range(repeats):
-        for row, arguments in commands.items():
-            runs[row].append(_measure(arguments))
-    return runs
+def _environment(folder: Path) -> dict[str, str]:
+    """Return this environment with the checkout's qdq, and with bytecode kept in the folder."""
+    given = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    return {**given, "PYTHONPATH": str(_CHECKOUT), "PYTHONPYCACHEPREFIX": str(folder / "bytecode")}
 
 
-def _measure(arguments: Sequence[str]) -> Run:
-    """Run Python with the checkout's qdq and these arguments; shows what it wrote and stops where it fails."""
+def _alternate(commands: dict[str, list[str]], environment: dict[str, str], repeats: int) -> dict[str, list[Run]]:
+    turns = [[_measure(arguments, environment) for arguments in commands.values()] for _ in range(repeats + 1)]
+    return {row: [turn[i] for turn in turns[1:]] for i, row in enumerate(commands)}
+
+
+def _measure(arguments: Sequence[str], environment: dict[str, str]) -> Run:
+    """Run Python with these arguments; where it fails, show what it wrote and end."""
     with tempfile.TemporaryFile() as said:
-        environment = {**os.environ, "PYTHONPATH": str(_CHECKOUT)}
         start = time.perf_counter()
-        process = subprocess.Popen([sys.executable, *arguments], stdout=said, stderr=said, env=environment)
+        process = subprocess.Popen([sys.executable, *arguments], stdout=said, stderr=said, env=environment, cwd=_CHECKOUT)
         _, status, used = os.wait4(process.pid, 0)
         seconds = time.perf_counter() - start
         process.returncode = os.waitstatus_to_exitcode(status)
         if process.returncode:
             said.seek(0)
-            sys.exit(f"{' '.join(arguments)}: exit code {process.returncode}\n{said.read().decode()}")
+            sys.exit(f"python {' '.join(arguments)}: exit code {process.returncode}\n{said.read().decode()}")
     return Run(seconds, used.ru_maxrss / _KIB_PER_MIB)
 
 

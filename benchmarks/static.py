@@ -13,16 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from onnxruntime.quantization import (  # type: ignore[import-untyped] # onnxruntime carries no types
-    CalibrationDataReader,
-    CalibrationMethod,
-    QuantFormat,
-    QuantType,
-    quantize_static,
-)  # fmt: skip
+from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
 
 
-class Samples(CalibrationDataReader):  # type: ignore[misc]
+class Samples(CalibrationDataReader):  # type: ignore[misc] # onnxruntime carries no types
     """The .npz files of a folder, read one at a time."""
 
     def __init__(self, folder: Path) -> None:
