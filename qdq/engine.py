@@ -1,7 +1,8 @@
 """Building a model with TensorRT-RTX, without a GPU, and reading back the layers of its engine.
 
-Builds run in a child process that ends with the first refusal, because after a failed build later
-ones in the same process come out wrong (seen with TensorRT-RTX 1.7.1). The layers come from the message that the
+Builds run in a child process that ends with its first refusal, because after a failed build later ones
+in the same process come out wrong (seen with TensorRT-RTX 1.7.1); builds after a success come out as
+alone. Where the system can fork, the next process is forked from one that has loaded the compiler. The layers come from the message that the
 builder logs at VERBOSE severity when profiling verbosity is DETAILED.
 """
 
@@ -17,7 +18,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import msgspec
 import onnx
@@ -35,7 +36,11 @@ _VALUES = ("Float", "Half", "BFloat16", "FP8", "Int8")
 #: A kernel that the compiler generates is named after what it computes, in order: ``__myl_CastMulCastCastMulFc_myl0_1``.
 _GENERATED = re.compile(r"__myl_(?P<steps>[A-Za-z0-9]+?)_")
 _STEP = re.compile(r"[A-Z][a-z0-9]*")
-_PRODUCTS = ("Bmm", "Conv", "Fc", "Gemm", "MatMul")
+_PRODUCTS = ("Corr", "Fc")
+_QUANTIZING = "Roun"
+_FORKS = hasattr(os, "fork")
+#: Exit codes of building processes: after a refusal, and plus the signal's number after a crash.
+_REFUSED, _CRASHED = 3, 128
 _INSTALL = "install it with: pip install tensorrt-rtx-cu12"
 
 _TENSOR = re.compile(r"Name: (?P<name>.*?), Dimensions: \[(?P<dims>[^\]]*)\].*?Datatype: (?P<dtype>\w+)")
@@ -80,17 +85,24 @@ class EngineLayer(msgspec.Struct, frozen=True):
     def multiplies(self, dtype: str) -> bool:
         """Whether it multiplies its first input with a constant or its second input in `dtype`, such as ``Int8``; masks aside.
 
-        A generated kernel that casts before its product reads INT8 and multiplies floats: that does not count.
+        A generated kernel that casts before its product reads INT8 and multiplies floats: that does
+        not count. One that rounds and casts, and no more, quantizes its input itself: that does.
         """
+        before = self._before_product()
+        casts = [i for i, step in enumerate(before) if step == "Cast"]
+        if any(before[i - 1] != _QUANTIZING for i in casts):
+            return False
         types = [t.dtype for t in self.inputs if t.dtype in _VALUES]
-        both = types[:1] == [dtype] and (types[1:2] == [dtype] or any(t.dtype == dtype for t in self.constants))
-        return both and not self._casts_operands()
+        if not casts and types[:1] != [dtype]:
+            return False
+        return types[1:2] == [dtype] or any(t.dtype == dtype for t in self.constants)
 
-    def _casts_operands(self) -> bool:
+    def _before_product(self) -> list[str]:
+        """Return the steps of a generated kernel up to its product: none for other kernels, a cast for one without a product."""
         found = _GENERATED.match(self.name)
         steps = _STEP.findall(found["steps"]) if found else []
-        product = next((i for i, step in enumerate(steps) if step in _PRODUCTS), len(steps))
-        return "Cast" in steps[:product]
+        product = next((i for i, step in enumerate(steps) if step in _PRODUCTS), None)
+        return steps[:product] if product is not None else ["", "Cast"] if steps else []
 
     def __str__(self) -> str:
         parts = (self.inputs, self.constants, self.outputs)
@@ -141,11 +153,7 @@ def build_engine(model: onnx.ModelProto | Source, target: Target, shapes: Mappin
 
 
 class Compiler:
-    """A child process that compiles models one after another, replaced by a new one after each refusal.
-
-    Builds after a success come out as in a new process; after a failure they do not (seen with
-    TensorRT-RTX 1.7.1), so a process ends with its first refusal. Use as a context manager.
-    """
+    """A child process that compiles models one after another, each as if it were alone. Use as a context manager."""
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
@@ -175,12 +183,12 @@ class Compiler:
         written = Path(request.answer)
         if _ask(process, request) and written.exists():
             answer = msgspec.json.decode(written.read_bytes(), type=_Answer)
-            if answer.failure:
+            if answer.failure and not _FORKS:
                 self._end()
             return answer
         code = self._end()
-        if code < 0:
-            return _Answer("TensorRT-RTX", failure=f"the compiler crashed on this model (signal {-code})")
+        if code < 0 or code > _CRASHED:
+            return _Answer("TensorRT-RTX", failure=f"the compiler crashed on this model (signal {-code if code < 0 else code - _CRASHED})")
         self._errors.seek(0)
         last = self._errors.read().decode(errors="replace").strip().splitlines()[-1:] or ["no message"]
         raise CompilerError(f"target {target}: the compiler's process could not start: {last[0]}")
@@ -282,26 +290,42 @@ def _link(source: Source, folder: Path) -> None:
 
 
 def _child() -> None:
-    """Build each model that standard input names, one a line, and write its answer beside it; stop after the first refusal."""
+    """Build each model that standard input names, one a line, and write its answer beside it."""
     import polygraphy.config
 
     polygraphy.config.USE_TENSORRT_RTX = True
+    import polygraphy.backend.tensorrt_rtx  # loaded once, before any fork
+    import polygraphy.backend.trt
     import tensorrt_rtx as trt
     from polygraphy.logger import G_LOGGER
 
     G_LOGGER.module_severity = G_LOGGER.CRITICAL
     answered = os.fdopen(os.dup(1), "wb", buffering=0)
     os.dup2(2, 1)  # what the compiler prints must not look like an answer
-    for line in sys.stdin.buffer:
-        request = msgspec.json.decode(line, type=_Request)
-        answer = _compile(request, trt)
-        Path(request.answer).write_bytes(msgspec.json.encode(answer))
-        answered.write(b"\n")
-        if answer.failure:
+    while _FORKS:
+        worker = os.fork()
+        if not worker:
+            os._exit(_REFUSED if _refuses_one(trt, answered) else 0)
+        _, status = os.waitpid(worker, 0)
+        if os.WIFSIGNALED(status):
+            os._exit(_CRASHED + os.WTERMSIG(status))
+        if os.WEXITSTATUS(status) != _REFUSED:
             return
+    _refuses_one(trt, answered)
 
 
-def _compile(request: _Request, trt: Any) -> _Answer:
+def _refuses_one(trt: Any, answered: IO[bytes]) -> bool:
+    """Answer requests until one is refused or there are no more; return whether one was refused."""
+    for line in iter(sys.stdin.buffer.readline, b""):
+        failed = _compile(msgspec.json.decode(line, type=_Request), trt)
+        answered.write(b"\n")
+        if failed:
+            return True
+    return False
+
+
+def _compile(request: _Request, trt: Any) -> bool:
+    """Write the answer to a request; return whether the compiler refused."""
     from polygraphy.backend.tensorrt_rtx import CreateConfigRTX
     from polygraphy.backend.trt import engine_bytes_from_network, get_trt_logger, network_from_onnx_path
     from polygraphy.exception import PolygraphyException
@@ -321,7 +345,8 @@ def _compile(request: _Request, trt: Any) -> _Answer:
         engine_bytes_from_network(network_from_onnx_path(request.model), config=config)
     except PolygraphyException as error:
         answer.failure = next((line for line in (errors[-1:] or str(error).splitlines())), "refused").strip()
-    return answer
+    Path(request.answer).write_bytes(msgspec.json.encode(answer))
+    return bool(answer.failure)
 
 
 if __name__ == "__main__":

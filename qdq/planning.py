@@ -10,6 +10,7 @@ import msgspec
 from qdq.errors import ModelError, RuleError
 from qdq.facts import Scene, reached_through_moves
 from qdq.index import Edge, GraphIndex, Node, node_labels
+from qdq.kernels import borrowed_tables
 from qdq.loading import ModelLike, Source, load
 from qdq.matching import Verdict, match
 from qdq.operands import WEIGHTED, channel_axis, operands
@@ -64,7 +65,7 @@ class Plan(msgspec.Struct, frozen=True):
     model: str
     #: Digest of the model that the plan is for.
     digest: str
-    #: What the loader had to raise, one sentence each.
+    #: What the loader had to raise, and targets without a kernel table of their own, one sentence each.
     notes: tuple[str, ...]
     targets: tuple[Target, ...]
     #: Names of the rule sets and the `--leave-float` globs that made it.
@@ -114,7 +115,7 @@ def plan_index(index: GraphIndex, rules: RuleSet, targets: tuple[Target, ...], l
     return Plan(
         model=index.source.name,
         digest=index.source.digest,
-        notes=index.source.notes,
+        notes=(*index.source.notes, *borrowed_tables(scene.targets)),
         targets=scene.targets,
         rule_sets=rules.names,
         leave_float=leave_float,

@@ -156,7 +156,8 @@ def test_weight_scales_along_the_wrong_axis_break_the_promise(axis: int, dtype: 
     ("name", "int8"),
     [
         ("__myl_CastMulCastCastMulFc_myl0_1", False), ("__myl_CastMulFc_myl0_1", False), ("__myl_MulMinMaxRounCast_myl0_0", False),
-        ("__myl_FcMulReluMulMinMaxRounCast_myl0_1", True), ("fc_myl0_1", True), ("_gemm_mha_v2_myl0_3", True), ("BroadCast", True),
+        ("__myl_FcMulReluMulMinMaxRounCast_myl0_1", True), ("__myl_MoveConcCorrMulCastReshMove_myl0_1", True), ("__myl_MulSum_myl0_1", False),
+        ("__myl_MulMinMaxRounCastCastMulCorr_myl0_0", False), ("fc_myl0_1", True), ("_gemm_mha_v2_myl0_3", True), ("BroadCast", True),
     ],
 )  # fmt: skip
 def test_a_generated_kernel_that_casts_before_its_product_does_not_multiply_int8(name: str, int8: bool) -> None:
@@ -165,6 +166,14 @@ def test_a_generated_kernel_that_casts_before_its_product_does_not_multiply_int8
     assert layer.multiplies("Int8") is int8
     assert not layer.multiplies("FP8")
     assert multiplies_int8(layer) is int8
+
+
+@pytest.mark.parametrize(
+    ("name", "int8"), [("__myl_MulMinMaxRounCastConcCorr_myl0_0", True), ("__myl_MulMinMaxRounCastCastMulCorr_myl0_0", False), ("c", False)]
+)
+def test_a_generated_kernel_that_quantizes_its_input_itself_multiplies_int8(name: str, int8: bool) -> None:
+    read, weight = (LayerTensor("x", (1, 2, 1, 1), "Float"),), (LayerTensor("w", (4, 2, 1, 1), "Int8"),)
+    assert EngineLayer(name, "kgen", read, weight, read, ("c",)).multiplies("Int8") is int8
 
 
 @needs_compiler
