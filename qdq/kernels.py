@@ -216,12 +216,12 @@ def _spatial_rank(index: GraphIndex, node: Node) -> int | None:
 
 
 def _grouping(index: GraphIndex, node: Node) -> str:
+    """Return ``none``, ``depthwise`` where each group reads one channel and writes one, or ``grouped``."""
     group = int(node.attribute("group", 1))
     if group == 1:
         return "none"
     shape = index.shape(node.inputs[1])
-    per_group = shape[1] if shape and len(shape) > 1 and node.op == "Conv" else None
-    return "depthwise" if per_group == 1 else "grouped"
+    return "depthwise" if shape is not None and tuple(shape[:_BATCH_AND_CHANNEL]) == (group, 1) else "grouped"
 
 
 def _tables(backend: str) -> list[tuple[int, Path]]:

@@ -303,5 +303,6 @@ def _seen(layer: EngineLayer) -> str:
 
 
 def last_sentence(failure: str) -> str:
-    """Return what the compiler's words come to, without the name of the operation."""
-    return failure.rsplit(": ", 1)[-1]
+    """Return what the compiler's words come to, without the name of the operation; more where the end is one word."""
+    end = failure.rsplit(": ", 1)[-1]
+    return end if " " in end else failure
