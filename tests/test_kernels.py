@@ -44,7 +44,7 @@ SAMPLE: list[tuple[int, Form, str]] = [
     (86, {"operator": "AveragePool", "graph": "float32", "spatial": 2, "counted": 1, "kernel": 2, "stride": 2}, "int8"),
     (120, {"operator": "GlobalAveragePool", "graph": "float32", "spatial": 2}, "int8"),
     (86, {"operator": "MatMul", "graph": "float32"}, "fp8"),
-    (89, {"operator": "MatMul", "graph": "float16", "batched": "both", "operands": "constant"}, "fp8"),
+    (89, {"operator": "MatMul", "graph": "float16", "batched": "heads", "operands": "computed"}, "fp8"),
 ]
 
 
@@ -170,12 +170,18 @@ def test_on_sm75_convolutions_run_in_float_and_products_are_refused_in_fp32_and_
     assert looked_up({"operator": "MatMul", "graph": "float16", "batched": "data"}, sm75) is None
 
 
+def test_fp8_is_refused_on_sm86_and_runs_on_sm89() -> None:
+    index = index_of({"operator": "MatMul", "graph": "float16"})
+    node_ = index.by_label[LAYER]
+
+    assert "does not build: Cannot compile for target(s) sm86" in (missing_kernel(index, node_, Target("rtx", 86), "fp8") or "")
+    assert missing_kernel(index, node_, Target("rtx", 89), "fp8") is None
+
+
 def test_a_number_that_was_not_measured_is_taken_as_the_nearest_lower_one() -> None:
     rows = [Row({"operator": "Conv", "channels": [4, 16]}, "int8", "new"), Row({"operator": "Conv", "channels": 8}, "float", "old")]
-    made = KernelTable("rtx", 1, "test", 3, tuple(rows))
-
     for channels, seen in ((1, "new"), (4, "new"), (7, "new"), (8, "old"), (15, "old"), (16, "new"), (1000, "new")):
-        assert [row.seen for row in speaking_rows(made, {"operator": "Conv", "channels": channels})] == [seen], channels
+        assert [row.seen for row in speaking_rows(rows, {"operator": "Conv", "channels": channels})] == [seen], channels
 
 
 def test_a_row_of_more_keys_speaks_instead_of_one_of_fewer_and_unlike_rows_speak_together() -> None:
@@ -183,10 +189,9 @@ def test_a_row_of_more_keys_speaks_instead_of_one_of_fewer_and_unlike_rows_speak
         Row({"operator": "Conv"}, "int8", "all"), Row({"operator": "Conv", "kernel": 1}, "float", "point"),
         Row({"operator": "Conv", "kernel": 1, "channels": 4}, "int8", "both"), Row({"operator": "Conv", "stride": 2}, "float", "strided"),
     ]  # fmt: skip
-    made = KernelTable("rtx", 1, "test", 4, tuple(rows))
 
     def spoken(**form: Any) -> set[str]:
-        return {row.seen for row in speaking_rows(made, {"operator": "Conv", **form})}
+        return {row.seen for row in speaking_rows(rows, {"operator": "Conv", **form})}
 
     assert spoken(kernel=3, stride=1) == {"point", "strided"}  # the nearest measured are 1 and 2
     assert spoken(kernel="1x3") == {"all"}
