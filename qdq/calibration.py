@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 import msgspec
@@ -13,7 +14,7 @@ from qdq.feeds import DataLike, open_feeds
 from qdq.index import Array, GraphIndex
 from qdq.loading import ModelLike, load
 from qdq.observation import Progress, Ranges, TensorRange, observe
-from qdq.planning import Placement, Plan
+from qdq.planning import Placement, Plan, ScaleGroup
 from qdq.quantizer import FORMATS, INT8_LEVELS, Quantizer
 from qdq.weights import by_channels, channel_amax, least_shift_amax
 
@@ -106,13 +107,21 @@ def scales_from(index: GraphIndex, plan: Plan, ranges: Ranges, method: Method) -
         raise PlanError("the ranges were observed for another plan; calibrate again with this one")
     amax = {seen.tensor: method.amax(seen) for seen in ranges.by_tensor}
     for group in plan.scale_groups:
-        amax.update(dict.fromkeys(group, max((amax[t] for t in group if t in amax), default=0.0)))
+        amax.update(_shared(group, amax))
     by_tensor = {seen.tensor: seen for seen in ranges.by_tensor}
     with ThreadPoolExecutor() as pool:
         pairs = tuple(pool.map(lambda placements: _pair_scale(index, placements, by_tensor, amax), pairs_of(plan).values()))
     index.forget_constants()
     dead = tuple(seen.tensor for seen in ranges.by_tensor if seen.amax == 0.0)
     return Scales(plan.key, str(method), ranges.data, ranges.samples, pairs, dead)
+
+
+def _shared(group: ScaleGroup, amax: Mapping[str, float]) -> dict[str, float]:
+    """Return the group's largest range for each member, but for those whose own is smaller by more than the group's ratio."""
+    known = {t: amax[t] for t in group.tensors if t in amax}
+    largest = max(known.values(), default=0.0)
+    least = largest / group.ratio_at_most if group.ratio_at_most else 0.0
+    return {t: largest for t, own in known.items() if own >= least or own == 0.0}
 
 
 def pairs_of(plan: Plan) -> dict[tuple[str, Quantizer], tuple[Placement, ...]]:
@@ -131,7 +140,7 @@ def require_model(plan: Plan, index: GraphIndex) -> None:
         if not _fits(placement, index):
             raise PlanError(f"{placement.quantizer} on {placement.edge}: {index.source.name} has no such edge, or none that takes this format; plan again")
     planned = {p.edge.tensor for p in plan.placements}
-    for tensor in (t for group in plan.scale_groups for t in group):
+    for tensor in (t for group in plan.scale_groups for t in group.tensors):
         if tensor not in planned:
             raise PlanError(f"scale_groups names {tensor!r}, which the plan does not quantize; plan again")
 

@@ -141,11 +141,15 @@ def _spelled(axis: int | None) -> str:
 def _group_findings(quantized: QuantizedModel, wanted: Plan) -> Iterator[Finding]:
     by_tensor: dict[str, tuple[float, Edge]] = {q.edge.tensor: (largest(q.scales), q.edge) for q in quantized.edges}
     for group in wanted.scale_groups:
-        members = [by_tensor[t] for t in group if t in by_tensor]
+        members = [by_tensor[t] for t in group.tensors if t in by_tensor]
+        least = max((scale for scale, _ in members), default=0.0) / group.ratio_at_most if group.ratio_at_most else 0.0
+        members = [(scale, edge) for scale, edge in members if not scale < least]
         if len({scale for scale, _ in members}) > 1:
             names = ", ".join(f"{edge.tensor} {scale:.6g}" for scale, edge in members)
             says = "TensorRT adds a kernel that requantizes where they differ"
-            yield Finding("unequal-scales", str(members[0][1]), f"its group has different scales: {names}", "concat-scales", says, "calibrate again with qdq")
+            yield Finding(
+                "unequal-scales", str(members[0][1]), f"its group has different scales: {names}", ", ".join(group.because), says, "calibrate again with qdq"
+            )
 
 
 def is_quantized(model: onnx.ModelProto) -> bool:
