@@ -415,6 +415,15 @@ class _Grower:
         convolved = self.add("Conv", [read, self.weight(2, shape[1], 1, 1)], (1, 2, *shape[2:]))
         self.add("Mul", [convolved, self.add("Sigmoid", [convolved], (1, 2, *shape[2:]))], (1, 2, *shape[2:]))
 
+    def projection(self) -> None:
+        """Append a residual Add with a convolution on both sides, one behind the other's activation or both next to the fork."""
+        read = self.pick(4)
+        given, shape = self.shapes[read], (1, 2, *self.shapes[read][2:])
+        branches = [self.add("Conv", [read, self.weight(2, given[1], 1, 1)], shape) for _ in range(2)]
+        if self.draw(st.booleans(), label="deeper"):
+            branches[0] = self.add("Conv", [self.add("Relu", branches[:1], shape), self.weight(2, 2, 1, 1)], shape)
+        self.add("Add", branches[:: self.draw(st.sampled_from([1, -1]), label="sides")], shape)
+
     def layer_scale(self) -> None:
         read = self.pick(4)
         shape = self.shapes[read]
@@ -486,7 +495,7 @@ OTHERS = {
     name.replace("_", "-"): getattr(_Grower, name)
     for name in (
         "activation", "attention", "batch_norm", "conv1", "conv3", "einsum", "feed_forward", "instance_norm", "layer_norm", "layer_scale", "lookup", "pad",
-        "recurrent", "resize", "shape_arithmetic", "silu", "slice", "split", "squeeze_excite",
+        "projection", "recurrent", "resize", "shape_arithmetic", "silu", "slice", "split", "squeeze_excite",
     )
 }  # fmt: skip
 EVERYTHING = (*OPERATORS, *OTHERS)
