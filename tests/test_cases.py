@@ -17,6 +17,7 @@ import qdq.facts
 from qdq.cases import CaseResult, run_cases
 from qdq.index import Node
 from qdq.planning import Plan, plan_index
+from qdq.rulefile import load_rules
 
 HEAD = '<ir_version: 10, opset_import: ["" : 21]>\n    g (float[1,4,8,8] x) => (float[1,3,8,8] y)\n    <float[4,4,1,1] v, float[3,4,1,1] w>\n    '
 #: Two convolutions, of which the rule `keep` leaves the one that reads a Relu in float.
@@ -226,3 +227,45 @@ def test_every_plan_of_the_shuffled_graph_is_compared(tmp_path: Path, monkeypatc
     monkeypatch.setattr(qdq.cases, "plan_index", forgetful)
 
     assert "the order of nodes changes the plan" in results(tmp_path, hit(), near())["hit"]
+
+
+SECOND = "rule: other\nsays: Leave in float what reads a Tanh.\nwhere: {from: Tanh}\nthen: leave-float\nbeats: [weighted-inputs]\n"
+OTHER_HIT = hit(text=PLAIN).replace("Relu", "Tanh")
+OTHER_NEAR = near(CHAIN).replace("Tanh", "Relu")
+
+
+def several(folder: Path) -> Path:
+    """Write a file of two rules and return it."""
+    (folder / "cases").mkdir()
+    (folder / "team.yaml").write_text(f"{RULE}---\n{SECOND}")
+    return folder / "team.yaml"
+
+
+def ran(path: Path) -> dict[tuple[str, str], tuple[str, ...]]:
+    """Return what is wrong by rule and case."""
+    return {(result.rule, result.case): result.failures for result in run_cases(path)}
+
+
+def test_a_file_of_several_rules_runs_the_cases_of_each_from_one_file_or_its_own(tmp_path: Path) -> None:
+    path = several(tmp_path)
+    wanted = {(rule, case): () for rule in ("keep", "other") for case in ("hit", "near", "")}
+    first, second = f"rule: keep\n{hit()}{near()}", f"rule: other\n{OTHER_HIT}{OTHER_NEAR}"
+
+    (tmp_path / "cases" / "team.yaml").write_text(f"{first}---\n{second}")
+    assert ran(path) == ran(tmp_path) == wanted
+
+    (tmp_path / "cases" / "team.yaml").write_text(first)
+    assert ran(path)["other", ""] != ()
+    (tmp_path / "cases" / "other.yaml").write_text(second)
+    assert ran(path) == wanted
+
+
+def test_rules_of_a_file_overlay_a_shipped_set(tmp_path: Path) -> None:
+    path = several(tmp_path)
+
+    rules = load_rules(["tensorrt", str(path)])
+
+    assert rules.names == ("tensorrt", "team.yaml")
+    assert (rules.rule("other") or rules.rules[0]).at("then") == f"{path}:10"
+    assert rules.rule("keep") is not None
+    assert rules.rule("weighted-inputs") is not None

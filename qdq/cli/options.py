@@ -26,9 +26,9 @@ FILE = click.Path(path_type=Path)
 
 def rules_option(function: F) -> F:
     """Add ``--rules``."""
-    return click.option("--rules", "rule_sets", multiple=True, metavar="SET|FOLDER", help=f"Rule set or folder; repeat to overlay.  [default: {DEFAULT_SET}]")(
-        function
-    )
+    return click.option(
+        "--rules", "rule_sets", multiple=True, metavar="SET|FOLDER|FILE", help=f"Rule set, folder or file; repeat to overlay.  [default: {DEFAULT_SET}]"
+    )(function)
 
 
 def target_option(function: F) -> F:
