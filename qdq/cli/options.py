@@ -77,6 +77,20 @@ def shape_option(function: F) -> F:
     )(function)
 
 
+def thresholds_option(function: F) -> F:
+    """Add ``--min-snr``, ``--min-cosine`` and ``--min-top1``."""
+    function = click.option("--min-top1", type=float, metavar="SHARE", help="Least top-1 agreement of class scores, such as 0.95.")(function)
+    function = click.option("--min-cosine", type=float, help="Least cosine of every output.")(function)
+    return click.option("--min-snr", type=float, metavar="DB", help="Least signal-to-noise ratio of every output.")(function)
+
+
+def refuse_idle_thresholds(ctx: click.Context) -> None:
+    """Raise UsageError where a threshold is passed to a command that is not asked to validate."""
+    for name in ("min_snr", "min_cosine", "min_top1"):
+        if ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
+            raise UsageError(f"--{name.replace('_', '-')} judges a validation; pass --validate too")
+
+
 def targets_of(texts: Iterable[str]) -> tuple[Target, ...]:
     """Return the targets that ``--target`` names."""
     return tuple(parse_target(text) for text in texts)
