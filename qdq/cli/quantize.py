@@ -89,7 +89,7 @@ def command(ctx: click.Context, /, model: Path, output: Path, report: Path | Non
 def _report(result: Quantized, given: dict[str, Any], shapes: dict[str, tuple[int, ...]]) -> Report:
     with progress("validating") as advance:
         validation = validate(
-            result.source, msgspec.structs.replace(result.source, model=result.model), data=given["data"], batch=given["batch"],
+            result.source, msgspec.structs.replace(result.source, model=result.model, stamp=None), data=given["data"], batch=given["batch"],
             targets=[t for t in result.plan.targets if given["targets"] or t != DEFAULT_TARGET], shapes=shapes, progress=advance,
         )  # fmt: skip
     return Report(
