@@ -136,6 +136,13 @@ def read_cases(path: Path, rule: str, known: tuple[str, ...] = ()) -> tuple[Case
     return tuple(cases)
 
 
+def case_names(rule: Rule) -> tuple[tuple[str, str], ...]:
+    """Return the name of each case of a rule and what it shows, none where they do not lie beside the rule or above it."""
+    file = Path(rule.file)
+    files = _CaseFiles(_cases_folder(file.parent, None), file, tuple(r.name for r in read_rules(file)))
+    return tuple((case.name, case.says) for case in files.cases(rule.name)) if files.path(rule.name).exists() else ()
+
+
 def run_case(case: Case, rules: RuleSet, engines: bool = True) -> tuple[str, ...]:
     """Return what is wrong with a case under some rules, one sentence each; nothing where it holds."""
     try:
