@@ -74,7 +74,7 @@ def lacks_int8_kernel(scene: Scene, node: Node) -> bool:
     """A layer that has no INT8 kernel on one of the plan's targets, as its kernel table says; or an Add fused to such a one."""
     if node.op == "Add":
         slot = residual_slot(scene.index, node)
-        fused = None if slot is None else fused_convolution(scene.index, Edge("", node.label, slot, node.inputs[slot]))
+        fused = None if slot is None else fused_convolution(scene.index, scene.index.edge(node, slot))
         return fused is not None and lacks_int8_kernel(scene, fused)
     return any(missing_kernel(scene.index, node, target) for target in scene.targets)
 

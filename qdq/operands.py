@@ -19,7 +19,7 @@ def operands(index: GraphIndex, node: Node) -> tuple[Edge, ...]:
     """Return the two edges that a weighted node multiplies; none for other nodes, integer matrix products or sparse weights."""
     if node.op not in WEIGHTED or len(node.inputs) < 2:  # noqa: PLR2004 two operands
         return ()
-    edges = tuple(Edge("", node.label, slot, node.inputs[slot]) for slot in (_DATA, _WEIGHT))
+    edges = tuple(index.edge(node, slot) for slot in (_DATA, _WEIGHT))
     typed = [index.elem_type(e.tensor) for e in edges]
     if any(t and not index.is_float(e.tensor) for t, e in zip(typed, edges, strict=True)):
         return ()
