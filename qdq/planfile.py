@@ -30,6 +30,7 @@ class _PlacementEntry(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=
     using: str
     because: list[str]
     axis: int | None = None
+    graph: str = ""
 
 
 class _FloatEntry(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
@@ -62,7 +63,9 @@ class _PlanFile(msgspec.Struct, forbid_unknown_fields=True):
 
 def plan_yaml(plan: Plan) -> str:
     """Return a plan as YAML: one line for each edge, in graph order."""
-    quantized = [_PlacementEntry(p.edge.tensor, p.edge.node, p.edge.slot, p.quantizer.name, list(p.because), p.quantizer.axis) for p in plan.placements]
+    quantized = [
+        _PlacementEntry(p.edge.tensor, p.edge.node, p.edge.slot, p.quantizer.name, list(p.because), p.quantizer.axis, p.edge.graph) for p in plan.placements
+    ]
     left = [_FloatEntry(e.tensor, e.node, e.slot, item.because, item.why, e.graph) for item in plan.left_float for e in [item.edge]]
     head = {
         "qdq_plan": PLAN_VERSION,
@@ -135,4 +138,4 @@ def _placement(entry: _PlacementEntry) -> Placement:
     if entry.using not in FORMATS:
         raise PlanError(f"{entry.tensor} -> {entry.into}[{entry.slot}]: unknown format {entry.using!r}; known are {', '.join(FORMATS)}")
     quantizer = Quantizer(entry.using, FORMATS[entry.using].dtype, entry.axis)
-    return Placement(Edge("", entry.into, entry.slot, entry.tensor), quantizer, tuple(entry.because))
+    return Placement(Edge(entry.graph, entry.into, entry.slot, entry.tensor), quantizer, tuple(entry.because))
