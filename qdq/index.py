@@ -7,7 +7,7 @@ constants and types of the graphs around it, but what they compute it takes as g
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -85,8 +85,18 @@ class Node:
 class GraphIndex:
     """What the stages ask of a model's main graph, or of one body in it; built once, never changed."""
 
-    def __init__(self, source: Source, graph: onnx.GraphProto | None = None, path: str = "", outer: GraphIndex | None = None, position: int = 0) -> None:
+    def __init__(
+        self,
+        source: Source,
+        shapes: Mapping[str, tuple[int, ...]] | None = None,
+        graph: onnx.GraphProto | None = None,
+        path: str = "",
+        outer: GraphIndex | None = None,
+        position: int = 0,
+    ) -> None:
         self.source = source
+        #: Shapes that inputs of the main graph are taken to have.
+        self.given_shapes = dict(shapes or {})
         #: "" for the main graph, else the path of the body, as in ``if_3.then_branch``.
         self.path = path
         #: The index of the graph around a body.
@@ -202,13 +212,13 @@ class GraphIndex:
     def _inferred(self) -> onnx.GraphProto:
         """This graph with the types that inference found."""
         if self.outer is None:
-            return _infer(self.source.model)
+            return _infer(self.source.model, self.given_shapes)
         bodies = bodies_of(self.outer._inferred.node[self.position])
         return next(body for name, body in bodies if self.path.endswith(f".{name}"))
 
 
 def _body_index(around: GraphIndex, node: Node, name: str, body: onnx.GraphProto) -> GraphIndex:
-    return GraphIndex(around.source, body, qualified(around.path, f"{node.label}.{name}"), around, node.position)
+    return GraphIndex(around.source, None, body, qualified(around.path, f"{node.label}.{name}"), around, node.position)
 
 
 def bodies_of(node: onnx.NodeProto) -> tuple[tuple[str, onnx.GraphProto], ...]:
@@ -298,12 +308,15 @@ def _run_node(index: GraphIndex, node: Node) -> list[Array]:
     return [np.asarray(value) for value in ReferenceEvaluator(model).run(None, feeds)]
 
 
-def _infer(model: onnx.ModelProto) -> onnx.GraphProto:
-    """Return the graph with inferred types, on a copy whose large weights are replaced by their types."""
+def _infer(model: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]) -> onnx.GraphProto:
+    """Return the graph with inferred types, on a copy whose large weights are replaced by their types and whose inputs have the given shapes."""
     skeleton = onnx.ModelProto(ir_version=max(model.ir_version, 4), opset_import=model.opset_import, functions=model.functions)
     graph, given = skeleton.graph, model.graph
     for field in ("node", "input", "output", "value_info", "sparse_initializer"):
         getattr(graph, field).extend(getattr(given, field))
+    for value in graph.input:
+        for dim, size in zip(value.type.tensor_type.shape.dim, shapes.get(value.name, ()), strict=False):
+            dim.dim_value = size
     listed = {i.name for i in given.input}
     for tensor in given.initializer:
         if len(tensor.raw_data) <= _SMALL and not tensor.external_data:
