@@ -198,7 +198,9 @@ class GraphIndex:
     def _inferred(self) -> onnx.GraphProto:
         """This graph with the types that inference found."""
         if self.outer is None:
-            return _infer(self.source.model)
+            return _infer(self.source.model, self.graph)
+        if self.outer.nodes[self.position].op == "Loop":  # seen from the Loop, inference forgets the shapes of its state, declared or not
+            return _infer(self.source.model, _with_captured(self.graph, self.outer))
         bodies = bodies_of(self.outer._inferred.node[self.position])
         return next(body for name, body in bodies if self.path.endswith(f".{name}"))
 
@@ -294,10 +296,23 @@ def _run_node(index: GraphIndex, node: Node) -> list[Array]:
     return [np.asarray(value) for value in ReferenceEvaluator(model).run(None, feeds)]
 
 
-def _infer(model: onnx.ModelProto) -> onnx.GraphProto:
-    """Return the graph with inferred types, on a copy whose large weights are replaced by their types."""
+def _with_captured(body: onnx.GraphProto, around: GraphIndex) -> onnx.GraphProto:
+    """Return a copy of a body that stands alone: what it reads from outside is an input, or an initializer where it is small."""
+    copy = onnx.GraphProto()
+    copy.CopyFrom(body)
+    for name in sorted(captured(body)):
+        stored = around.defining(name).initializers.get(name)
+        if stored is not None and stored.ByteSize() <= _SMALL:
+            copy.initializer.append(stored)
+        elif around.elem_type(name):
+            copy.input.append(onnx.helper.make_tensor_value_info(name, around.elem_type(name), around.shape(name)))
+    return copy
+
+
+def _infer(model: onnx.ModelProto, given: onnx.GraphProto) -> onnx.GraphProto:
+    """Return a graph of a model with inferred types, on a copy whose large weights are replaced by their types."""
     skeleton = onnx.ModelProto(ir_version=max(model.ir_version, 4), opset_import=model.opset_import, functions=model.functions)
-    graph, given = skeleton.graph, model.graph
+    graph = skeleton.graph
     for field in ("node", "input", "output", "value_info", "sparse_initializer"):
         getattr(graph, field).extend(getattr(given, field))
     listed = {i.name for i in given.input}

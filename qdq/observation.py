@@ -74,22 +74,23 @@ def observe(index: GraphIndex, plan: Plan, feeds: Feeds, full: bool, progress: P
     body with one, and ModelError where ONNX Runtime refuses the model.
     """
     made = {p.edge.read: _made(index, p.edge) for p in plan.placements if p.quantizer.name == "int8-activation"}
+    constant = {key for key in made.values() if index.scopes[key[0]].is_constant(key[1])}
+    inside = sorted({key for key in made.values() if key[0] and key not in constant})
+    source, exposed = expose(index, inside) if inside else (index.source, {})
     axes = _summed_axes(index, plan) if full else {}
+    axes = {key: axis for key, axis in axes.items() if not any(e.flat and (e.graph, e.tensor) == key for e in exposed.values())}
     watches = {key: _Watch(key[1], full, axes.get(key)) for key in sorted(made.values())}
-    constant = [key for key in watches if index.scopes[key[0]].is_constant(key[1])]
     for path, tensor in constant:
         watches[path, tensor].see(index.scopes[path].constant(tensor), "the model")
-    inside = [key for key in watches if key[0] and key not in constant]
-    source, exposed = expose(index, inside) if inside else (index.source, {})
-    computed = [tensor for path, tensor in watches if not path and not index.is_constant(tensor) and tensor not in index.inputs]
+    computed = [tensor for path, tensor in watches if not path and ("", tensor) not in constant and tensor not in index.inputs]
     samples = 0
     for seen in _run_all(GraphIndex(source) if inside else index, [*computed, *exposed], feeds):
         while seen:
             name, values = seen.pop()
-            watch = watches.get((exposed[name].graph, exposed[name].tensor) if name in exposed else ("", name))
-            for turn in exposed[name].turns(values) if name in exposed else (values,):
-                if watch:
-                    watch.see(turn, f"{feeds.name} sample {samples}")
+            given = exposed.get(name)
+            key, turns = ((given.graph, given.tensor), given.turns(values)) if given else (("", name), (values,))
+            for turn in turns if key in watches else ():
+                watches[key].see(turn, f"{feeds.name} sample {samples}")
         samples += 1
         if progress:
             progress(samples)
