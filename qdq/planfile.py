@@ -18,8 +18,9 @@ from qdq.target import parse_target
 #: Version of the plan file's layout.
 PLAN_VERSION = 1
 _WIDE = 1_000_000
-#: libyaml's loader where PyYAML was built with it: plans of large models have many lines.
+#: libyaml's loader and dumper where PyYAML was built with it: plans of large models have many lines.
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 
 
 class _PlacementEntry(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
@@ -86,7 +87,8 @@ def plan_yaml(plan: Plan) -> str:
 
 
 def _line(entry: Any) -> str:
-    return f"- {yaml.safe_dump(msgspec.to_builtins(entry), default_flow_style=True, sort_keys=False, width=_WIDE).strip()}\n"
+    line = yaml.dump(msgspec.to_builtins(entry), Dumper=_DUMPER, default_flow_style=True, sort_keys=False, width=_WIDE)
+    return f"- {line.strip()}\n"
 
 
 def read_plan(path: Path) -> Plan:

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator
+from itertools import groupby
 
 import msgspec
 import onnx
 
 from qdq.errors import ModelError, RuleError
-from qdq.facts import Scene, reached_through_moves
-from qdq.index import Edge, GraphIndex, bodies_of, qualified
+from qdq.facts import POOLS, Scene, pool_ends
+from qdq.index import Edge, GraphIndex, Node, bodies_of, qualified
 from qdq.loading import ModelLike, Source, load
 from qdq.matching import Verdict, match, refuse_unmatched
-from qdq.operands import channel_axis, operands
+from qdq.operands import channel_axis, is_operand, operands
 from qdq.quantizer import FORMATS, Quantizer
-from qdq.residual import fused_convolution, residual_slot
+from qdq.residual import PRODUCTS, fused_backbone, residual_slot
 from qdq.rule import RATIO_AT_MOST, RuleSet, leave_float_rule, make_rule_set
 from qdq.rulefile import load_rules
 from qdq.target import DEFAULT_TARGET, Target
@@ -25,6 +26,9 @@ from qdq.ties import Ties
 QUANTIZED_OPERATORS = (
     "QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger",
 )  # fmt: skip
+
+#: Operators whose result has another range than what they read, so that a shared scale is about their inputs alone.
+ARITHMETIC = ("Add", "Sub", "Mul", "Div", "Max", "Min", "Sum", "Pow")
 
 #: Reasons that are no rule's: they follow from the graph.
 INCOMPLETE = "incomplete"
@@ -197,11 +201,20 @@ def _needs(index: GraphIndex, edge: Edge) -> tuple[Edge, ...]:
     node = index.node(edge)
     if edge in (both := operands(index, node)):
         return both
-    if node.op == "Add" and residual_slot(index, node) == edge.slot:
-        convolution = fused_convolution(index, edge)
+    if node.op == "Add":
+        return _residual_needs(index, node, edge)
+    return pool_ends(index, node) if node.op in POOLS else ()
+
+
+def _residual_needs(index: GraphIndex, add: Node, edge: Edge) -> tuple[Edge, ...]:
+    """Return the operands of the layer that an Add is fused with; behind a matrix product the tensor's own reader too."""
+    if residual_slot(index, add) == edge.slot:
+        convolution = fused_backbone(index, edge)
         return operands(index, convolution) if convolution else ()
-    if node.op in ("AveragePool", "GlobalAveragePool", "ReduceMean"):
-        return reached_through_moves(index, node.outputs[0])
+    if residual_slot(index, add, PRODUCTS) == edge.slot:
+        product = fused_backbone(index, edge, PRODUCTS)
+        readers = [other for other in index.edges_of(edge.tensor) if is_operand(index, other)]
+        return (*(operands(index, product) if product else ()), *readers[:1])
     return ()
 
 
@@ -212,13 +225,15 @@ def _in_graph_order(index: GraphIndex, left: dict[Edge, LeftFloat]) -> list[Left
 def _scale_groups(index: GraphIndex, rules: RuleSet, shared: dict[str, tuple[Edge, ...]], quantized: set[str]) -> tuple[ScaleGroup, ...]:
     """Return the groups of quantized activations that the matched nodes tie together.
 
-    A matched edge ties its tensor to what the node gives, whether either is quantized or not, so
-    that a tie reaches through any number of nodes.
+    The matched edges of one node are tied to each other, and to what the node gives unless it
+    computes that from several of them; whether a tensor is quantized or not, so that a tie reaches
+    through any number of nodes.
     """
     ties = Ties()
     for name, edges in shared.items():
-        for edge in edges:
-            ties.tie((edge.read, *(qualified(index.path, o) for o in index.node(edge).outputs if o)), name)
+        for node, tied in _by_node(index, edges):
+            gives = () if node.op in ARITHMETIC else filter(None, node.outputs)
+            ties.tie((*(e.read for e in tied), *(qualified(index.path, o) for o in gives)), name)
     ratios = {name: dict(rule.given).get(RATIO_AT_MOST) for name in shared if (rule := rules.rule(name))}
     groups = []
     for members, names in ties.groups():
@@ -226,6 +241,12 @@ def _scale_groups(index: GraphIndex, rules: RuleSet, shared: dict[str, tuple[Edg
             limits = [ratio for name in names if (ratio := ratios[name])]
             groups.append(ScaleGroup(tuple(tensors), tuple(sorted(names)), min(limits, default=None)))
     return tuple(sorted(groups))
+
+
+def _by_node(index: GraphIndex, edges: Iterable[Edge]) -> Iterator[tuple[Node, tuple[Edge, ...]]]:
+    """Yield each node with its edges; edges of one node stand together."""
+    for label, own in groupby(edges, key=lambda edge: edge.node):
+        yield index.by_label[label], tuple(own)
 
 
 def _operators(graph: onnx.GraphProto) -> Iterator[str]:
