@@ -92,7 +92,7 @@ class _Form(msgspec.Struct, frozen=True):
 
     @property
     def spelled(self) -> tuple[int, ...] | None:
-        """Dimensions for a Reshape that changes nothing, None where too few are known: ONNX Runtime forgets those of a Loop's state, but its Scan wants them."""
+        """Dimensions for a Reshape that changes nothing, None where too few are known: ONNX Runtime forgets those of a Loop, its Scan wants them."""
         return None if self.dims is None or self.dims.count(None) > 1 else tuple(-1 if d is None else d for d in self.dims)
 
     def declared(self, name: str) -> onnx.ValueInfoProto:

@@ -229,6 +229,15 @@ def node_labels(graph: onnx.GraphProto) -> list[str]:
     return labels
 
 
+def every_node(graph: onnx.GraphProto, path: str = "") -> Iterator[tuple[str, onnx.NodeProto]]:
+    """Yield the nodes of a graph, then those of its bodies, each with its label behind the body's path."""
+    labels = node_labels(graph)
+    yield from ((qualified(path, label), node) for label, node in zip(labels, graph.node, strict=True))
+    for label, node in zip(labels, graph.node, strict=True):
+        for name, body in bodies_of(node):
+            yield from every_node(body, qualified(path, f"{label}.{name}"))
+
+
 def _consumers(nodes: tuple[Node, ...]) -> dict[str, list[tuple[Node, int]]]:
     """Map each tensor to its readers; a body that reads it from outside counts with slot -1."""
     readers: dict[str, list[tuple[Node, int]]] = {}

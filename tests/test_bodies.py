@@ -388,3 +388,22 @@ def every_op(body: onnx.GraphProto) -> list[str]:
     """Return the operators of a graph and of the bodies in it."""
     inner = [op for n in body.node for a in n.attribute if a.HasField("g") for op in every_op(a.g)]
     return ops(body) + inner
+
+
+COMPILED = {
+    "if": build_if(branch("then", "w"), branch("else", "v")),
+    "loop": looping(),
+    "scan": scanning(),
+}
+
+
+@pytest.mark.parametrize("target", ["rtx:sm86", "rtx:sm120"])
+@pytest.mark.parametrize("kind", sorted(COMPILED))
+def test_the_compiler_runs_the_layers_of_bodies_in_int8(kind: str, target: str) -> None:
+    result = quantized(COMPILED[kind])
+    (report,) = qdq.validate(result.source, result.model, targets=[qdq.parse_target(target)]).engines
+    assert report.failure == ""
+    assert report.broken == ()
+    inside = [v for v in report.layers if "/" in v.node]
+    assert inside
+    assert all(v.promised and v.int8 for v in inside), inside
