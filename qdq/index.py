@@ -212,7 +212,9 @@ class GraphIndex:
     def _inferred(self) -> onnx.GraphProto:
         """This graph with the types that inference found."""
         if self.outer is None:
-            return _infer(self.source.model, self.given_shapes)
+            return _infer(self.source.model, self.graph, self.given_shapes)
+        if self.outer.nodes[self.position].op == "Loop":  # seen from the Loop, inference forgets the shapes of its state, declared or not
+            return _infer(self.source.model, _with_captured(self.graph, self.outer), {})
         bodies = bodies_of(self.outer._inferred.node[self.position])
         return next(body for name, body in bodies if self.path.endswith(f".{name}"))
 
@@ -239,6 +241,15 @@ def node_labels(graph: onnx.GraphProto) -> list[str]:
         taken.add(label)
         labels.append(label)
     return labels
+
+
+def every_node(graph: onnx.GraphProto, path: str = "") -> Iterator[tuple[str, onnx.NodeProto]]:
+    """Yield the nodes of a graph, then those of its bodies, each with its label behind the body's path."""
+    labels = node_labels(graph)
+    yield from ((qualified(path, label), node) for label, node in zip(labels, graph.node, strict=True))
+    for label, node in zip(labels, graph.node, strict=True):
+        for name, body in bodies_of(node):
+            yield from every_node(body, qualified(path, f"{label}.{name}"))
 
 
 def _consumers(nodes: tuple[Node, ...]) -> dict[str, list[tuple[Node, int]]]:
@@ -308,10 +319,23 @@ def _run_node(index: GraphIndex, node: Node) -> list[Array]:
     return [np.asarray(value) for value in ReferenceEvaluator(model).run(None, feeds)]
 
 
-def _infer(model: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]) -> onnx.GraphProto:
-    """Return the graph with inferred types, on a copy whose large weights are replaced by their types and whose inputs have the given shapes."""
+def _with_captured(body: onnx.GraphProto, around: GraphIndex) -> onnx.GraphProto:
+    """Return a copy of a body that stands alone: what it reads from outside is an input, or an initializer where it is small."""
+    copy = onnx.GraphProto()
+    copy.CopyFrom(body)
+    for name in sorted(captured(body)):
+        stored = around.defining(name).initializers.get(name)
+        if stored is not None and stored.ByteSize() <= _SMALL:
+            copy.initializer.append(stored)
+        elif around.elem_type(name):
+            copy.input.append(onnx.helper.make_tensor_value_info(name, around.elem_type(name), around.shape(name)))
+    return copy
+
+
+def _infer(model: onnx.ModelProto, given: onnx.GraphProto, shapes: Mapping[str, tuple[int, ...]]) -> onnx.GraphProto:
+    """Return a graph of a model with inferred types, on a copy whose large weights are replaced by their types and whose inputs have some shapes."""
     skeleton = onnx.ModelProto(ir_version=max(model.ir_version, 4), opset_import=model.opset_import, functions=model.functions)
-    graph, given = skeleton.graph, model.graph
+    graph = skeleton.graph
     for field in ("node", "input", "output", "value_info", "sparse_initializer"):
         getattr(graph, field).extend(getattr(given, field))
     for value in graph.input:
