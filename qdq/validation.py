@@ -20,8 +20,6 @@ from qdq.target import Target
 
 #: Kinds of engine layer that multiply matrices or convolve; others are pointwise, or fuse whole attention blocks.
 _MULTIPLYING = ("correlation", "gemm", "deconv", "runtime_fusion", "CaskConvolution", "CaskGemmConvolution", "CudaDepthwiseConvolution", "MatrixMultiply")
-_INT8 = "Int8"
-_VALUES = ("Float", "Half", "BFloat16", "FP8", _INT8)
 
 
 class LayerVerdict(msgspec.Struct, frozen=True):
@@ -199,9 +197,8 @@ def computing_layer(engine: Engine, node: str) -> EngineLayer | None:
 
 
 def multiplies_int8(layer: EngineLayer) -> bool:
-    """Whether a layer's first input and what it is multiplied with, a constant or the second input, are INT8; masks aside."""
-    types = [t.dtype for t in layer.inputs if t.dtype in _VALUES]
-    return types[:1] == [_INT8] and (types[1:2] == [_INT8] or any(t.dtype == _INT8 for t in layer.constants))
+    """Whether a layer multiplies INT8 operands, without casting them to float first."""
+    return layer.multiplies("Int8")
 
 
 def _verdicts(quantized: QuantizedModel, engine: Engine) -> Iterable[LayerVerdict]:
