@@ -29,6 +29,7 @@ _FORMATS = (
     ("thirty-two wide", "32-wide"), ("sixteen wide", "16-wide"), ("four wide", "4-wide"), ("two wide", "2-wide"), ("channel major", "channel-last"),
     ("row major", "linear"),
 )  # fmt: skip
+_COPY = "Reformatting CopyNode"
 _ONNX_NODE = re.compile(r"\[ONNX Layer: ([^\]\x1e\x1f]*)\]")
 _SEPARATORS = re.compile(r" \+ | \|\| |, |\bPWN\(|[()\[\]]")
 _DETAILED = "build it with trtexec --profilingVerbosity=detailed and export its layers again"
@@ -75,6 +76,8 @@ def read_inspector(layers: Iterable[Any], nodes: Callable[[str, str], tuple[str,
 
 def named_nodes(name: str, metadata: str, labels: Mapping[str, str]) -> tuple[str, ...]:
     """Return the labels of the ONNX nodes that a layer's name lists, and its metadata, each once, in order."""
+    if name.startswith(_COPY):  # it names the layer that it copies for, and does nothing of its own
+        return ()
     words = [name] if name in labels else [part.strip() for part in (*name.split(" + "), *_SEPARATORS.split(name))]
     words += [part.strip() for part in _ONNX_NODE.findall(metadata)]
     return tuple(dict.fromkeys(labels[word] for word in words if word in labels))
