@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from qdq.engine import Engine, EngineLayer, LayerTensor
-from qdq.errors import LayerFileError
+from qdq.errors import LayerFileError, first_line
 from qdq.target import Target
 
 #: How the inspector spells data types, old and new.
@@ -42,11 +42,11 @@ def read_layer_file(path: Path, target: Target, labels: Mapping[str, str]) -> En
     LayerFileError where the file cannot be read, holds no layers, or none in detail.
     """
     try:
-        content = msgspec.json.decode(path.read_bytes())
+        content = msgspec.json.decode(path.read_bytes().removeprefix(b"\xef\xbb\xbf"))
     except OSError as error:
         raise LayerFileError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except msgspec.DecodeError as error:
-        raise LayerFileError(f"{path}: is not JSON ({error}); pass what trtexec --exportLayerInfo or the engine inspector writes") from error
+    except (msgspec.DecodeError, ValueError, RecursionError) as error:
+        raise LayerFileError(f"{path}: is not JSON ({first_line(error)}); pass what trtexec --exportLayerInfo or the engine inspector writes") from error
     layers = content.get("Layers") if isinstance(content, dict) else None
     if not isinstance(layers, list) or not layers:
         raise LayerFileError(f"{path}: holds no 'Layers'; pass what trtexec --exportLayerInfo or the engine inspector writes")

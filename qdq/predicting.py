@@ -159,16 +159,24 @@ class _Prediction(WeightedLayers):
             return
         quantizations = {self.flow.quantization(r) for r in reads}
         form = (quantizations.pop() if len(quantizations) == 1 else None) or self.flow.wanted.get(group.output)
-        layout = self._layout_of(group, reads, form)
-        inputs = [self.int8(r, form, layout) if form else self.in_float(r) for r in reads]
-        dtype = form.dtype if form else inputs[0].dtype
-        inputs = inputs if form else [self.convert(i, dtype, inputs[0].format) for i in inputs]
-        made = self.hold(group.output, dtype, inputs[0].format, form or "")
-        copied = [(r, i) for r, i in zip(reads, inputs, strict=True) if i.name == r.tensor and not self._in_place(r.tensor)]
-        for read, held in copied:
+        first = None if form else self.in_float(reads[0])
+        dtype, layout = (first.dtype, first.format) if first else (form.dtype if form else FLOAT, self._vectors_for(group.output, LINEAR))
+        made = self.hold(group.output, dtype, layout, form or "")
+        for read in reads:
+            self._part(group, read, form, made)
+        self.wrote(made.name)
+
+    def _part(self, group: Group, read: Read, form: Quantization | None, made: Held) -> None:
+        """Bring one input of a Concat into its output, by a copy where no layer could write it there."""
+        before = len(self.layers)
+        if form is None:
+            held = self.in_float(read, made.dtype, made.format)
+        else:
+            again = read.quantization is not None and read.quantization != form
+            held = self.int8(msgspec.structs.replace(read, q=self.label_of_q(group.output, form)) if again else read, form, made.format)
+        if len(self.layers) == before and not self._in_place(read.tensor):
             part = msgspec.structs.replace(held, name=group.output)
             self.add_layer(REFORMAT, f"{read.tensor} copy", "concat", ([held], [part]), [group.core.label])
-        self.written.add(made.name)
 
     def _in_place(self, tensor: str) -> bool:
         readers = len(self.flow.plain.get(tensor, ())) + len(self.flow.quantized.get(tensor, ()))

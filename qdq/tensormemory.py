@@ -86,16 +86,17 @@ class Memory:
         return self.converted[key]
 
     def int8(self, read: Read, quantization: Quantization, layout: str) -> Held:
-        """Return a tensor in INT8, through a stand-alone quantize where nothing wrote it so."""
+        """Return a tensor in INT8, through a stand-alone quantize where nothing wrote it so, and a second one where it has another scale."""
         key = (read.tensor, quantization)
         if key not in self.held:
-            before = self.as_written(read.tensor)
+            again = read.quantization is not None and read.quantization != quantization
+            before = self.int8(Read(read.tensor, read.quantization), read.quantization, "") if again and read.quantization else self.as_written(read.tensor)
             self.hold(read.tensor, quantization.dtype, layout, quantization)
-            labels = [q for q in (read.q or self._label_of_q(read.tensor, quantization),) if q]
+            labels = [q for q in (read.q or self.label_of_q(read.tensor, quantization),) if q]
             self.add_layer(REFORMAT, " + ".join(labels) or f"quantize {read.tensor}", "stand-alone-quantize", ([before], [self.held[key]]), labels)
         return self.convert(self.held[key], "", layout)
 
-    def _label_of_q(self, tensor: str, quantization: Quantization) -> str:
+    def label_of_q(self, tensor: str, quantization: Quantization) -> str:
         """Return the label of the Q that asks for a quantization, here or behind what commutes."""
         for _ in self.flow.nodes:
             label = next((r.q for r in self.flow.quantized.get(tensor, ()) if r.quantization == quantization and r.q), "")
