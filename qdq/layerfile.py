@@ -30,7 +30,8 @@ _FORMATS = (
     ("row major", "linear"),
 )  # fmt: skip
 _COPY = "Reformatting CopyNode"
-_ONNX_NODE = re.compile(r"\[ONNX Layer: ([^\]\x1e\x1f]*)\]")
+#: A node in the metadata; several stand behind each other, newer versions put a record or unit separator between them.
+_ONNX_NODE = re.compile(r"\[ONNX Layer: (.*?)\](?=\s*(?:[\x1e\x1f,]|\[ONNX Layer: |$))")
 _SEPARATORS = re.compile(r" \+ | \|\| |, |\bPWN\(|[()\[\]]")
 _DETAILED = "build it with trtexec --profilingVerbosity=detailed and export its layers again"
 
@@ -84,7 +85,8 @@ def named_nodes(name: str, metadata: str, labels: Mapping[str, str]) -> tuple[st
 
 
 def _tensors(layer: Mapping[str, Any], side: str, where: str) -> Iterator[LayerTensor]:
-    for tensor in layer.get(side) or ():
+    described = layer.get(side) or ()
+    for tensor in described if isinstance(described, (list, tuple)) else [described]:
         if not isinstance(tensor, dict) or not isinstance(tensor.get("Dimensions", []), list):
             raise LayerFileError(f"{where}: layer {layer['Name']!r} does not describe its {side.lower()}; {_DETAILED}")
         layout = str(tensor.get("Format/Datatype") or tensor.get("Format") or "")

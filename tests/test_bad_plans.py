@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
 from collections.abc import Callable
@@ -14,7 +13,6 @@ import pytest
 import yaml
 from making import refused, run, samples, save, tiny_model
 
-needs_no_tensorrt = pytest.mark.skipif(importlib.util.find_spec("tensorrt") is not None, reason="TensorRT is installed")
 Edit = Callable[[Any], object]
 
 
