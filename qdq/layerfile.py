@@ -31,7 +31,7 @@ _FORMATS = (
 )  # fmt: skip
 _COPY = "Reformatting CopyNode"
 #: A node in the metadata; several stand behind each other, newer versions put a record or unit separator between them.
-_ONNX_NODE = re.compile(r"\[ONNX Layer: (.*?)\](?=\s*(?:[\x1e\x1f,]|\[ONNX Layer: |$))")
+_ONNX_NODE = re.compile(r"\[ONNX Layer: (.*?)\](?=\s*(?:[\x1e\x1f]|\[ONNX Layer: |$))")
 _SEPARATORS = re.compile(r" \+ | \|\| |, |\bPWN\(|[()\[\]]")
 _DETAILED = "build it with trtexec --profilingVerbosity=detailed and export its layers again"
 
