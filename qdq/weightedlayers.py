@@ -120,7 +120,7 @@ class WeightedLayers(Memory):
 
     def _done_weighted(self, group: Group, rule: str, inputs: list[Held], made: Held, dtype: str) -> None:
         node = group.core
-        weights = [t for t in node.inputs[1:2] if t in self.flow.folded]
+        weights = [t for t in node.inputs[:2] if t in self.flow.folded]
         constants = tuple(LayerTensor(t, self.dims(t), dtype) for t in weights)
         pairs = [label for t in weights for label in self.flow.pair_labels(t)]
         names = [*pairs[-1:], *(n.label for n in group.nodes)]
