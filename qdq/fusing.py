@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 import msgspec
 
 from qdq.index import Node
-from qdq.operands import WEIGHTED, operands
+from qdq.operands import PRODUCTS, RECURRENT, operands
 from qdq.propagation import Flow, Read
 
 CONVOLUTIONS = ("Conv", "ConvTranspose")
@@ -38,7 +38,7 @@ _PLANE = 4
 class Group(msgspec.Struct, frozen=True):
     """Nodes that run as one layer, in graph order."""
 
-    #: ``weighted``, ``pointwise``, ``pool``, ``shuffle``, ``concat`` or ``other``.
+    #: ``weighted``, ``recurrent``, ``pointwise``, ``pool``, ``shuffle``, ``concat`` or ``other``.
     family: str
     nodes: tuple[Node, ...]
     #: The weighted node, else the first one.
@@ -57,7 +57,7 @@ def fuse(flow: Flow) -> tuple[Group, ...]:
     owned: set[int] = set()
     groups = []
     for node in reversed(flow.nodes):
-        if node.op in WEIGHTED and operands(flow.index, node) and id(node) not in owned:
+        if node.op in PRODUCTS and operands(flow.index, node) and id(node) not in owned:
             group = _weighted(flow, node, owned)
             owned.update(id(n) for n in group.nodes)
             groups.append(group)
@@ -103,10 +103,12 @@ def result_channels(flow: Flow, node: Node) -> int:
 
 def averages_plane(flow: Flow, node: Node) -> bool:
     """Whether a ReduceMean is an average pool: over the last two of four dimensions."""
+    if node.op != "ReduceMean" or flow.index.rank(node.inputs[0]) != _PLANE:
+        return False
     axes = node.attribute("axes")
     if axes is None and len(node.inputs) > 1 and flow.index.is_constant(node.inputs[1]):
         axes = flow.index.constant(node.inputs[1]).tolist()
-    return node.op == "ReduceMean" and flow.index.rank(node.inputs[0]) == _PLANE and sorted(a % _PLANE for a in axes or ()) == [2, 3]
+    return sorted(a % _PLANE for a in axes or ()) == [2, 3]
 
 
 def _weighted(flow: Flow, node: Node, owned: set[int]) -> Group:
@@ -210,6 +212,8 @@ def _pool_behind(flow: Flow, node: Node, tensor: str, addend: Read | None) -> No
 def _family(flow: Flow, node: Node) -> str:
     if node.op in POOLS or averages_plane(flow, node):
         return "pool"
+    if node.op in RECURRENT:
+        return "recurrent"
     return "concat" if node.op == "Concat" else "other"
 
 

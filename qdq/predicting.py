@@ -179,8 +179,10 @@ class _Prediction(WeightedLayers):
             self.add_layer(REFORMAT, f"{read.tensor} copy", "concat", ([held], [part]), [group.core.label])
 
     def _in_place(self, tensor: str) -> bool:
-        readers = len(self.flow.plain.get(tensor, ())) + len(self.flow.quantized.get(tensor, ()))
-        return tensor in self.written and readers == 1 and tensor not in self.flow.outputs
+        """Whether the layer that wrote a tensor could write it into one Concat's output; it is then taken."""
+        free = tensor in self.written and tensor not in self.flow.outputs
+        self.written.discard(tensor)
+        return free
 
     def pointwise(self, group: Group) -> None:
         """A generated kernel of point-wise operators."""

@@ -138,6 +138,23 @@ class WeightedLayers(Memory):
             return "CudaDepthwiseConvolution" if is_depthwise(self.flow, group.core) and dtype == INT8 else "CaskConvolution"
         return "MatrixMultiply"
 
+    def recurrent(self, group: Group) -> None:
+        """An LSTM, GRU or RNN: the product of the whole sequence with W, then the recurrence, in float."""
+        node = group.core
+        (_, sequence), *states = self.flow.inputs(node)
+        quantization = self.flow.quantization(sequence)
+        dtype = int8_operands(self.flow, node)
+        made = self.float_type(node.outputs[0] or node.outputs[-1])
+        read = self.int8(sequence, quantization, LINEAR) if dtype and quantization else self.in_float(sequence, made, LINEAR)
+        outputs = [self.hold(o, made, LINEAR) for o in node.outputs if o]
+        gates = Held(f"{node.label} gates", (*self.dims(node.inputs[0])[:2], *self.dims(node.inputs[1])[:2]), made, LINEAR)
+        weights = LayerTensor(node.inputs[1], self.dims(node.inputs[1]), dtype or made)
+        pairs = [*self.flow.pair_labels(node.inputs[1])]
+        rule = "recurrent-int8" if dtype else "float-operands"
+        self.add_layer("MatrixMultiply", " + ".join([*pairs[-1:], node.label]), rule, ([read], [gates]), [node.label, *pairs], (weights,))
+        self.add_layer("Loop", node.label, "recurrence", ([gates, *(self.in_float(r) for _, r in states)], outputs), [node.label])
+        self.wrote(*(o.name for o in outputs))
+
     def wrote(self, *tensors: str) -> None:
         """Remember that a layer wrote some tensors, so that it could write them elsewhere."""
         self.written.update(tensors)

@@ -265,6 +265,40 @@ def test_squeeze_and_excite_gates_in_a_pointwise_kernel() -> None:
     assert sorted(t.dims for t in mul.inputs) == [(1, 32, 1, 1), (1, 32, 8, 8)]
 
 
+def test_a_recurrent_layer_multiplies_its_whole_input_in_int8_and_recurs_in_float() -> None:
+    e = Exported()
+    e.weights |= {"r": np.zeros((1, 64, 16), np.float32)}
+    w = e.weight(1, 64, 32)
+    e.nodes.append(node("LSTM", [e.pair("x"), w, "r"], ["y"], "lstm", hidden_size=16))
+    engine = predicted(e, "y", shape=(10, 1, 32))
+
+    assert [(la.kind, types(la), la.follows) for la in engine.layers[1:]] == [
+        ("MatrixMultiply", "Int8 -> Float", "recurrent-int8"), ("Loop", "Float -> Float", "recurrence"),
+    ]  # fmt: skip
+
+
+def test_what_lies_in_one_concat_is_copied_into_the_next() -> None:
+    e = Exported()
+    a, b = convolution(e, "x"), convolution(e, "x", kernel=1)
+    first = e.add("Concat", a, b, axis=1)
+    second = e.add("Concat", a, first, axis=1)
+    engine = predicted(e, e.add("Add", second, e.add("Concat", first, b, axis=1)), shape=(1, 32, 8, 8))
+
+    copied = [la.name for la in engine.layers if la.follows == "concat"]
+    assert copied == [f"{a} copy", f"{first} copy", f"{b} copy"]
+
+
+@pytest.mark.parametrize("inner", [True, False], ids=["over the plane", "over channels"])
+def test_a_mean_over_the_plane_is_a_pool(inner: bool) -> None:
+    e = Exported()
+    pooled = e.add("ReduceMean", e.pair("x"), axes=[2, 3] if inner else [1], keepdims=1)
+    y = e.add("Conv", e.pair(pooled), e.weight(32, 32 if inner else 1, 1, 1))
+    engine = predicted(e, y)
+
+    layer = layer_of(engine, pooled.removesuffix(".out"))
+    assert (layer.kind, types(layer)) == (("CudaPooling", PLAIN) if inner else ("Reduce", "Float -> Int8"))
+
+
 @pytest.mark.parametrize(("group", "expected"), [(16, "grouped-channels"), (8, "float-result"), (32, "float-result")])
 def test_grouped_convolutions_need_four_channels_a_group(group: int, expected: str) -> None:
     e = Exported()
