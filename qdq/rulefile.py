@@ -105,13 +105,9 @@ def _taken_rules(path: Path) -> list[Rule]:
 
 def _chosen(name: str, wanted: tuple[str, ...], line: int) -> list[Rule]:
     """Return the wanted rules of a shipped set, by their names."""
-<<<<<<< HEAD
-    known = _set_rules(shipped_rules() / name)
+    known = _rules_at(shipped_rules() / name)
     if wanted == ("*",):
         return list(known.values())
-=======
-    known = _rules_at(shipped_rules() / name)
->>>>>>> rulefiles
     for rule in wanted:
         if rule not in known:
             raise RuleError(f"{line}: set {name} has no rule {rule!r}{did_you_mean(rule, known)}")
