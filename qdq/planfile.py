@@ -224,13 +224,20 @@ def _decision(entry: Located, graph: str, node: str, reasons: Located) -> Placem
 
 
 def _scale_group(entry: Located) -> ScaleGroup:
-    ratio = None
-    if "ratio_at_most" in entry:
-        try:
-            ratio = float(_word(entry, "ratio_at_most"))
-        except ValueError as error:
-            raise PlanError(f"{entry.lines['ratio_at_most']}: 'ratio_at_most' is {entry['ratio_at_most']!r}; write a number") from error
-    return ScaleGroup(_texts(entry, "tensors"), _texts(entry, "because") if "because" in entry else (BY_HAND,), ratio)
+    because = _texts(entry, "because") if "because" in entry else (BY_HAND,)
+    return ScaleGroup(_texts(entry, "tensors"), because, _ratio(entry) if "ratio_at_most" in entry else None)
+
+
+def _ratio(entry: Located) -> float:
+    """Return the ratio as it was written, whole or not: the plan's key tells them apart."""
+    text = _word(entry, "ratio_at_most")
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not number > 0.0:
+        raise PlanError(f"{entry.lines['ratio_at_most']}: 'ratio_at_most' is {text!r}; write a number above 0")
+    return int(text) if text.isdecimal() else number
 
 
 def _mappings(content: Located, key: str, known: tuple[str, ...], required: tuple[str, ...]) -> Iterator[Located]:

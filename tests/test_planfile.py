@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import msgspec
 import onnx
 import pytest
 from making import run, save, tiny_model
@@ -14,7 +15,7 @@ from qdq.loading import load
 from qdq.plandiff import diff_plans
 from qdq.planedits import require_edits
 from qdq.planfile import BY_HAND, plan_yaml, read_plan, read_plan_file
-from qdq.planning import plan
+from qdq.planning import ScaleGroup, plan
 
 CONV = """  - {slot: 0, tensor: x, quantize: int8-activation, because: weighted-inputs}
   - {slot: 1, tensor: conv.weight, quantize: int8-weight-per-channel, axis: 0, because: weights-per-channel}
@@ -167,3 +168,11 @@ def test_a_diff_can_write_the_new_plan_too(edited: Edited) -> None:
 
     assert edited.diff("-o", new)[0] == 0
     assert new.read_text() == edited.path.read_text() == plan_yaml(plan(edited.model), GraphIndex(load(edited.model)))
+
+
+@pytest.mark.parametrize("ratio", [10, 10.0, 2.5, None])
+def test_a_ratio_is_the_same_after_a_round_trip(tmp_path: Path, ratio: float | None) -> None:
+    made = msgspec.structs.replace(plan(tiny_model()), scale_groups=(ScaleGroup(("f", "x"), ("a", "b"), ratio),))
+    (tmp_path / "plan.yaml").write_text(plan_yaml(made))
+
+    assert read_plan(tmp_path / "plan.yaml").key == made.key
