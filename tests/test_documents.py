@@ -162,6 +162,21 @@ def test_a_new_rule_passes_its_cases_and_its_schema(tmp_path: Path) -> None:
     assert json.loads((folder / content.splitlines()[0].removeprefix(SCHEMA_LINE)).read_text()) == rule_schema()
 
 
+def test_a_new_rule_of_a_set_among_others_goes_where_theirs_are(tmp_path: Path) -> None:
+    folder, cases = tmp_path / "sets" / "mine", tmp_path / "fixtures" / "rules" / "mine"
+    for each in (folder, cases):
+        each.mkdir(parents=True)
+    (folder / "old.yaml").write_text(rule("old"))
+    (cases / "old.yaml").write_text("rule: old\n")
+    (folder.parent / "schema.json").write_text("{}")
+
+    assert run("new-rule", "new", "--rules", folder)[0] == 0
+
+    assert sorted(path.name for path in folder.iterdir()) == ["new.yaml", "old.yaml"]
+    assert (cases / "new.yaml").exists()
+    assert (folder / "new.yaml").read_text().startswith(f"{SCHEMA_LINE}../schema.json\n")
+
+
 @pytest.mark.parametrize(
     ("name", "says"),
     [
@@ -184,7 +199,7 @@ def test_a_new_rule_never_replaces_anything(tmp_path: Path, name: str, says: str
 def test_a_new_rule_needs_a_folder_that_can_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
 
-    assert f"qdq: {tmp_path / 'file'}: cannot be made: " in refused(tmp_path, "new-rule", "mine", "--rules", tmp_path / "file")
+    assert f"qdq: {tmp_path / 'file' / 'cases'}: cannot be made: " in refused(tmp_path, "new-rule", "mine", "--rules", tmp_path / "file")
 
 
 def test_facts_lists_words_formats_and_the_numbers_that_rules_must_give(monkeypatch: pytest.MonkeyPatch) -> None:
