@@ -267,7 +267,7 @@ def _skipped(scope: GraphIndex) -> str:
         return ""
     node = scope.outer.nodes[scope.position]
     if node.op not in PLANNED_BODIES:
-        return f"lies in a body of {node.op}; only bodies of {', '.join(PLANNED_BODIES)} are planned"
+        return f"lies in a body of {node.op}; only those of If, Loop and Scan are planned"
     if node.op == "If" and scope.outer.is_constant(node.inputs[0]) and bool(scope.outer.constant(node.inputs[0]).all()) != scope.path.endswith("then_branch"):
         return f"never runs: the condition of {node.label} is constant"
     return _skipped(scope.outer)
