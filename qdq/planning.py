@@ -197,6 +197,11 @@ def _unmet(index: GraphIndex, placed: dict[Edge, Placement]) -> Iterator[tuple[E
                 yield edge, missing
 
 
+def first_unmet(index: GraphIndex, placements: Iterable[Placement]) -> tuple[Edge, Edge] | None:
+    """Return the first placed edge that lacks another one it only makes sense with, and that one; None where all is well."""
+    return next(_unmet(index, {p.edge: p for p in placements}), None)
+
+
 def _needs(index: GraphIndex, edge: Edge) -> tuple[Edge, ...]:
     """Return the edges without which a pair on this one only costs: TensorRT runs a layer in INT8 as a whole or not at all."""
     node = index.node(edge)
