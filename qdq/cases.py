@@ -21,7 +21,7 @@ from qdq.index import GraphIndex
 from qdq.kernels import shipped_rules
 from qdq.loading import Source, canonical_bytes, load
 from qdq.observation import exact_options, open_session
-from qdq.planning import Plan, plan_index
+from qdq.planning import Plan, plan_index, plan_source
 from qdq.reporting import float_lines, plan_lines
 from qdq.rewriting import apply_index
 from qdq.rule import Rule, RuleSet
@@ -112,9 +112,8 @@ def read_cases(path: Path, rule: str) -> tuple[Case, ...]:
 def run_case(case: Case, rules: RuleSet, engines: bool = True) -> tuple[str, ...]:
     """Return what is wrong with a case under some rules, one sentence each; nothing where it holds."""
     try:
-        source = load(parse_case(case.text))
-        index = GraphIndex(source)
-        made = plan_index(index, rules, case.targets)
+        index, made = plan_source(load(parse_case(case.text)), rules, case.targets)
+        source = index.source
         failures = _plan_failures(case, made)
         failures += _shuffle_failures(case, rules, made)
         scales = calibrate_index(index, made, NOISE, Method("max"))

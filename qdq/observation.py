@@ -69,7 +69,7 @@ def observe(index: GraphIndex, plan: Plan, feeds: Feeds, full: bool, progress: P
     Raises DataError where a sample gives NaN or Inf in a planned tensor, and ModelError where
     ONNX Runtime refuses the model.
     """
-    tensors = sorted({p.edge.tensor for p in plan.placements if p.quantizer.name == "int8-activation"})
+    tensors = sorted({p.edge.tensor for p in plan.placements if p.quantizer.calibrated})
     axes = _summed_axes(index, plan) if full else {}
     watches = {name: _Watch(name, full, axes.get(name)) for name in tensors}
     for name in [t for t in tensors if index.is_constant(t)]:

@@ -10,6 +10,7 @@ from qdq.errors import ModelError
 from qdq.index import Array, Edge, GraphIndex, node_labels, stored_values
 from qdq.loading import ModelLike, Source, load
 from qdq.pairs import FoundPair, find_pairs
+from qdq.quantizer import ELEMENT_TYPES
 from qdq.stripping import strip_model
 
 
@@ -21,6 +22,8 @@ class QuantizedEdge(msgspec.Struct, frozen=True):
     #: Values of the scale and zero point; None where they are no constants.
     scales: Array | None
     zero_points: Array | None
+    #: Type that the zero point says, in lower case as ONNX spells it; "" where it is no constant.
+    dtype: str = ""
 
 
 class QuantizedModel:
@@ -32,6 +35,11 @@ class QuantizedModel:
         self.stripped = strip_model(proto, self.source.name, self.source.folder)
         self.index = GraphIndex(Source(self.source.path, self.stripped, self.source.digest))
         self.edges = _quantized_edges(proto, self.index)
+
+    @property
+    def least_opset(self) -> int:
+        """The opset that its pairs need, to which its float model was raised."""
+        return max((ELEMENT_TYPES[q.dtype].opset for q in self.edges if q.dtype in ELEMENT_TYPES), default=0)
 
     def labelled(self) -> onnx.ModelProto:
         """Return a copy in which every node that the float graph has too is named by its label there."""
@@ -46,6 +54,7 @@ def _quantized_edges(model: onnx.ModelProto, index: GraphIndex) -> tuple[Quantiz
     graph = model.graph
     pairs = {p.output: p for p in find_pairs(graph)}
     values = _constants(graph, {n for p in pairs.values() for n in (p.scale, p.zero_point) if n}, index)
+    types = _types(graph)
     labels = _float_labels(graph, index)
     found = []
     for node, label in zip(graph.node, labels, strict=True):
@@ -55,7 +64,7 @@ def _quantized_edges(model: onnx.ModelProto, index: GraphIndex) -> tuple[Quantiz
         for slot, name in enumerate(node.input):
             if (pair := pairs.get(name)) and slot < len(float_node.inputs):
                 edge = Edge("", label, slot, float_node.inputs[slot])
-                found.append(QuantizedEdge(edge, pair, values.get(pair.scale), values.get(pair.zero_point)))
+                found.append(QuantizedEdge(edge, pair, values.get(pair.scale), values.get(pair.zero_point), types.get(pair.zero_point, "")))
     return tuple(found)
 
 
@@ -79,6 +88,13 @@ def _constants(graph: onnx.GraphProto, names: set[str], index: GraphIndex) -> di
         if node.op_type == "Constant" and node.output[0] in names and node.attribute[0].HasField("t"):
             found[node.output[0]] = stored_values(node.attribute[0].t, index.source.name, None)
     return found
+
+
+def _types(graph: onnx.GraphProto) -> dict[str, str]:
+    """Return the element type of every stored tensor; NumPy's would not do, for it has no 8-bit floats of its own."""
+    stored = [(t.name, t.data_type) for t in graph.initializer]
+    stored += [(n.output[0], n.attribute[0].t.data_type) for n in graph.node if n.op_type == "Constant" and n.attribute and n.attribute[0].HasField("t")]
+    return {name: onnx.TensorProto.DataType.Name(code).lower() for name, code in stored}
 
 
 def require_same_graph(float_index: GraphIndex, quantized: QuantizedModel) -> None:

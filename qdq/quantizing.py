@@ -13,10 +13,9 @@ from qdq.calibration import DEFAULT_METHOD, Scales, calibrate_index, parse_metho
 from qdq.checking import Finding, check
 from qdq.errors import ModelError, UsageError
 from qdq.feeds import DataLike
-from qdq.index import GraphIndex
 from qdq.loading import ModelLike, Source, canonical_bytes, light_copy, load
 from qdq.observation import Progress
-from qdq.planning import Plan, plan_index, refuse_quantized
+from qdq.planning import Plan, plan_source, refuse_quantized
 from qdq.rewriting import apply_index, check_onnx
 from qdq.rule import RuleSet
 from qdq.rulefile import load_rules
@@ -29,7 +28,7 @@ class Quantized(msgspec.Struct, frozen=True):
 
     #: The model with its pairs.
     model: onnx.ModelProto
-    #: The float model it was made from.
+    #: The float model it was made from, at the opset that the plan needs.
     source: Source
     plan: Plan
     scales: Scales
@@ -58,8 +57,7 @@ def quantize(  # noqa: PLR0913 keyword arguments of the public function
     source = load(model)
     refuse_quantized(source)
     way, rules = parse_method(method), rules or load_rules()
-    index = GraphIndex(source)
-    plan = plan_index(index, rules, tuple(targets), tuple(leave_float), allow_unmatched)
+    index, plan = plan_source(source, rules, tuple(targets), tuple(leave_float), allow_unmatched)
     if not plan.placements:
         raise ModelError(f"{source.path or source.name}: the rules {', '.join(rules.names)} quantize nothing in it; 'qdq explain' says why")
     if planned:
@@ -67,7 +65,7 @@ def quantize(  # noqa: PLR0913 keyword arguments of the public function
     scales = calibrate_index(index, plan, data, way, batch, progress)
     rewritten = apply_index(index, plan, scales)
     findings = check(Source(source.path, light_copy(rewritten), source.digest), rules=rules, targets=plan.targets, leave_float=plan.leave_float)
-    return Quantized(rewritten, source, plan, scales, findings)
+    return Quantized(rewritten, index.source, plan, scales, findings)
 
 
 def save(model: onnx.ModelProto, source: Source, path: Path, force: bool = False) -> None:

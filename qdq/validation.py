@@ -12,7 +12,7 @@ from qdq.errors import UsageError, did_you_mean
 from qdq.feeds import DataLike, Feeds, input_specs, open_feeds
 from qdq.gpu import run_tensorrt
 from qdq.index import GraphIndex
-from qdq.loading import ModelLike, Source, load
+from qdq.loading import ModelLike, Source, load, raise_source
 from qdq.observation import Progress
 from qdq.operands import operands
 from qdq.quantized import QuantizedModel, require_same_graph
@@ -119,7 +119,8 @@ def validate(  # noqa: PLR0913 keyword arguments of the public function
     Accuracy needs `data`; engines need `targets`. Dynamic dimensions are fixed by `shapes`, else
     by the first sample, else at 1. Raises ModelError where the two are not the same graph.
     """
-    index, target_model = GraphIndex(load(model)), QuantizedModel(quantized)
+    target_model = QuantizedModel(quantized)
+    index = GraphIndex(raise_source(load(model), target_model.least_opset))
     require_same_graph(index, target_model)
     feeds = open_feeds(index, data, batch) if data is not None else None
     fixed = dict(shapes or {})
