@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 
@@ -14,7 +15,7 @@ from qdq.feeds import DataLike, open_feeds
 from qdq.index import Array, GraphIndex
 from qdq.loading import ModelLike, load
 from qdq.observation import Progress, Ranges, TensorRange, observe
-from qdq.planning import Placement, Plan, source_for
+from qdq.planning import Placement, Plan, ScaleGroup, source_for
 from qdq.quantizer import FORMATS, ElementType, Quantizer
 from qdq.weights import by_channels, channel_amax, least_shift_amax
 
@@ -109,13 +110,21 @@ def scales_from(index: GraphIndex, plan: Plan, ranges: Ranges, method: Method) -
     observed = {(tensor, quantizer.dtype): quantizer.element for tensor, quantizer in pairs_of(plan) if quantizer.calibrated}
     amax = {(tensor, dtype): method.amax(by_tensor[tensor], element) for (tensor, dtype), element in observed.items()}
     for group, dtype in product(plan.scale_groups, sorted({dtype for _, dtype in observed})):
-        members = [(tensor, dtype) for tensor in group if (tensor, dtype) in amax]
-        amax.update(dict.fromkeys(members, max((amax[m] for m in members), default=0.0)))
+        shared = _shared(group, {tensor: value for (tensor, of), value in amax.items() if of == dtype})
+        amax.update({(tensor, dtype): value for tensor, value in shared.items()})
     with ThreadPoolExecutor() as pool:
         pairs = tuple(pool.map(lambda placements: _pair_scale(index, placements, by_tensor, amax), pairs_of(plan).values()))
     index.forget_constants()
     dead = tuple(seen.tensor for seen in ranges.by_tensor if seen.amax == 0.0)
     return Scales(plan.key, str(method), ranges.data, ranges.samples, pairs, dead)
+
+
+def _shared(group: ScaleGroup, amax: Mapping[str, float]) -> dict[str, float]:
+    """Return the group's largest range for each member, but for those whose own is smaller by more than the group's ratio."""
+    known = {t: amax[t] for t in group.tensors if t in amax}
+    largest = max(known.values(), default=0.0)
+    least = largest / group.ratio_at_most if group.ratio_at_most else 0.0
+    return {t: largest for t, own in known.items() if own >= least or own == 0.0}
 
 
 def pairs_of(plan: Plan) -> dict[tuple[str, Quantizer], tuple[Placement, ...]]:
@@ -134,7 +143,7 @@ def require_model(plan: Plan, index: GraphIndex) -> None:
         if not _fits(placement, index):
             raise PlanError(f"{placement.quantizer} on {placement.edge}: {index.source.name} has no such edge, or none that takes this format; plan again")
     planned = {p.edge.tensor for p in plan.placements}
-    for tensor in (t for group in plan.scale_groups for t in group):
+    for tensor in (t for group in plan.scale_groups for t in group.tensors):
         if tensor not in planned:
             raise PlanError(f"scale_groups names {tensor!r}, which the plan does not quantize; plan again")
 

@@ -147,11 +147,15 @@ def _spelled(axis: int | None) -> str:
 def _group_findings(quantized: QuantizedModel, wanted: Plan) -> Iterator[Finding]:
     by_tensor = {(q.edge.tensor, q.dtype): (largest(q.scales), q.edge) for q in quantized.edges}
     for group, dtype in product(wanted.scale_groups, sorted({q.dtype for q in quantized.edges})):
-        members = [by_tensor[t, dtype] for t in group if (t, dtype) in by_tensor]
+        members = [by_tensor[t, dtype] for t in group.tensors if (t, dtype) in by_tensor]
+        least = max((scale for scale, _ in members), default=0.0) / group.ratio_at_most if group.ratio_at_most else 0.0
+        members = [(scale, edge) for scale, edge in members if not scale < least]
         if len({scale for scale, _ in members}) > 1:
             names = ", ".join(f"{edge.tensor} {scale:.6g}" for scale, edge in members)
             says = "TensorRT adds a kernel that requantizes where they differ"
-            yield Finding("unequal-scales", str(members[0][1]), f"its group has different scales: {names}", "concat-scales", says, "calibrate again with qdq")
+            yield Finding(
+                "unequal-scales", str(members[0][1]), f"its group has different scales: {names}", ", ".join(group.because), says, "calibrate again with qdq"
+            )
 
 
 def is_quantized(model: onnx.ModelProto) -> bool:

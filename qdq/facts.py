@@ -5,8 +5,10 @@ A fact about nodes may stand behind `from` and `into`; a fact about edges behind
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from qdq.index import Edge, GraphIndex, Node
 from qdq.kernels import is_spatial_mean, missing_kernel
@@ -23,8 +25,9 @@ class Scene:
     targets: tuple[Target, ...]
 
 
-NodeFact = Callable[[Scene, Node], bool]
-EdgeFact = Callable[[Scene, Edge], bool]
+#: A fact may ask for numbers, as keyword-only parameters; a rule gives them under ``given``.
+NodeFact = Callable[..., bool]
+EdgeFact = Callable[..., bool]
 
 NODE_FACTS: dict[str, NodeFact] = {}
 EDGE_FACTS: dict[str, EdgeFact] = {}
@@ -43,6 +46,12 @@ def edge_fact(function: EdgeFact) -> EdgeFact:
     """Register a function of an edge under its name in kebab-case."""
     EDGE_FACTS[function.__name__.replace("_", "-")] = function
     return function
+
+
+def parameters(fact: Callable[..., Any]) -> tuple[str, ...]:
+    """Return the names of the numbers that a fact asks for, in kebab-case."""
+    asked = inspect.signature(fact).parameters.values()
+    return tuple(p.name.replace("_", "-") for p in asked if p.kind is p.KEYWORD_ONLY)
 
 
 @node_fact

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from fnmatch import fnmatchcase
+from functools import partial
+from typing import Any
 
 import msgspec
 
 from qdq.errors import RuleError, UsageError, did_you_mean
-from qdq.facts import EDGE_FACTS, NODE_FACTS, Scene
+from qdq.facts import EDGE_FACTS, NODE_FACTS, Scene, parameters
 from qdq.index import Edge, Node
 from qdq.rule import LEAVE_FLOAT_OPTION, Rule, RuleSet, TargetCondition
 from qdq.target import Target
@@ -86,13 +88,33 @@ def _tests(rule: Rule, targets: tuple[Target, ...]) -> list[Test] | None:
         tests.append(lambda scene, edge: any(_named(scene, edge, glob) for glob in where.named))
     if where.tensor:
         tests.append(lambda scene, edge: any(fnmatchcase(edge.tensor, glob) for glob in where.tensor))
-    if where.into:
-        tests.append(lambda scene, edge: any(_is(scene, scene.index.node(edge), word) for word in where.into))
-    if where.from_:
-        tests.append(lambda scene, edge: any(_is(scene, scene.index.producers.get(edge.tensor), word) for word in where.from_))
+    into, from_ = ([_node_test(word, rule) for word in words] for words in (where.into, where.from_))
+    if into:
+        tests.append(lambda scene, edge: any(test(scene, scene.index.node(edge)) for test in into))
+    if from_:
+        tests.append(lambda scene, edge: _made_by(scene, edge, from_))
     if where.edge:
-        tests.append(lambda scene, edge: any(EDGE_FACTS[word](scene, edge) for word in where.edge))
+        facts = [_given(EDGE_FACTS[word], rule) for word in where.edge]
+        tests.append(lambda scene, edge: any(fact(scene, edge) for fact in facts))
     return tests
+
+
+def _node_test(word: str, rule: Rule) -> Callable[[Scene, Node], bool]:
+    if word in NODE_FACTS:
+        return _given(NODE_FACTS[word], rule)
+    return lambda _, node: node.op == word
+
+
+def _given(fact: Callable[..., bool], rule: Rule) -> Callable[..., bool]:
+    """Return a fact with the numbers that the rule gives it."""
+    given = dict(rule.given)
+    numbers: dict[str, Any] = {name.replace("-", "_"): given[name] for name in parameters(fact)}
+    return partial(fact, **numbers) if numbers else fact
+
+
+def _made_by(scene: Scene, edge: Edge, tests: list[Callable[[Scene, Node], bool]]) -> bool:
+    node = scene.index.producers.get(edge.tensor)
+    return node is not None and any(test(scene, node) for test in tests)
 
 
 def _is_for(condition: TargetCondition, target: Target) -> bool:
@@ -101,12 +123,6 @@ def _is_for(condition: TargetCondition, target: Target) -> bool:
         and (condition.sm_at_most is None or target.sm <= condition.sm_at_most)
         and (condition.sm_at_least is None or target.sm >= condition.sm_at_least)
     )
-
-
-def _is(scene: Scene, node: Node | None, word: str) -> bool:
-    if node is None:
-        return False
-    return NODE_FACTS[word](scene, node) if word in NODE_FACTS else node.op == word
 
 
 def _named(scene: Scene, edge: Edge, glob: str) -> bool:

@@ -11,7 +11,7 @@ import yaml
 from qdq.calibration import Scales
 from qdq.errors import PlanError, QdqError, first_line
 from qdq.index import Edge
-from qdq.planning import LeftFloat, Placement, Plan
+from qdq.planning import LeftFloat, Placement, Plan, ScaleGroup
 from qdq.quantizer import FORMATS, Quantizer
 from qdq.target import parse_target
 
@@ -40,6 +40,12 @@ class _FloatEntry(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True
     graph: str = ""
 
 
+class _GroupEntry(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
+    tensors: list[str]
+    because: list[str]
+    ratio_at_most: float | None = None
+
+
 class _PlanFile(msgspec.Struct, forbid_unknown_fields=True):
     qdq_plan: int
     model: str
@@ -48,7 +54,7 @@ class _PlanFile(msgspec.Struct, forbid_unknown_fields=True):
     targets: list[str]
     rule_sets: list[str]
     leave_float: list[str]
-    scale_groups: list[list[str]]
+    scale_groups: list[_GroupEntry]
     quantize: list[_PlacementEntry]
     float: list[_FloatEntry]
 
@@ -67,7 +73,11 @@ def plan_yaml(plan: Plan) -> str:
         "leave_float": list(plan.leave_float),
     }
     parts = [yaml.safe_dump(head, sort_keys=False, width=_WIDE)]
-    for key, entries in (("scale_groups", [list(g) for g in plan.scale_groups]), ("quantize", quantized), ("float", left)):
+    for key, entries in (
+        ("scale_groups", [_GroupEntry(list(g.tensors), list(g.because), g.ratio_at_most) for g in plan.scale_groups]),
+        ("quantize", quantized),
+        ("float", left),
+    ):
         parts.append(f"{key}:\n{''.join(map(_line, entries))}" if entries else f"{key}: []\n")
     return "".join(parts)
 
@@ -93,7 +103,7 @@ def read_plan(path: Path) -> Plan:
             leave_float=tuple(content.leave_float),
             placements=tuple(map(_placement, content.quantize)),
             left_float=tuple(LeftFloat(Edge(e.graph, e.into, e.slot, e.tensor), e.because, e.why) for e in content.float),
-            scale_groups=tuple(tuple(g) for g in content.scale_groups),
+            scale_groups=tuple(ScaleGroup(tuple(g.tensors), tuple(g.because), g.ratio_at_most) for g in content.scale_groups),
         )
     except (yaml.YAMLError, msgspec.ValidationError, QdqError, ValueError, KeyError, AttributeError, RecursionError) as error:
         raise PlanError(f"{path}: not a plan that qdq can read: {first_line(error)}; make one with 'qdq plan'") from error

@@ -15,9 +15,10 @@ from qdq.matching import Verdict, match
 from qdq.operands import WEIGHTED, channel_axis, operands
 from qdq.quantizer import FORMATS, Quantizer
 from qdq.residual import fused_convolution, residual_slot
-from qdq.rule import RuleSet, leave_float_rule, make_rule_set
+from qdq.rule import RATIO_AT_MOST, RuleSet, leave_float_rule, make_rule_set
 from qdq.rulefile import load_rules
 from qdq.target import DEFAULT_TARGET, Target
+from qdq.ties import Ties
 
 #: Operators that only a quantized model contains.
 QUANTIZED_OPERATORS = (
@@ -48,6 +49,15 @@ class LeftFloat(msgspec.Struct, frozen=True):
     why: str
 
 
+class ScaleGroup(msgspec.Struct, frozen=True, order=True):
+    """Tensors that get one range, and the rules that tie them."""
+
+    tensors: tuple[str, ...]
+    because: tuple[str, ...]
+    #: A tensor keeps a range of its own where the group's is more than so many times as large; None for no limit.
+    ratio_at_most: float | None = None
+
+
 class Plan(msgspec.Struct, frozen=True):
     """Every decision about one model, made before a byte of it changes."""
 
@@ -62,8 +72,7 @@ class Plan(msgspec.Struct, frozen=True):
     leave_float: tuple[str, ...]
     placements: tuple[Placement, ...]
     left_float: tuple[LeftFloat, ...]
-    #: Tensors that get one range, by group.
-    scale_groups: tuple[tuple[str, ...], ...]
+    scale_groups: tuple[ScaleGroup, ...]
 
     @property
     def key(self) -> str:
@@ -128,7 +137,7 @@ def plan_index(index: GraphIndex, rules: RuleSet, targets: tuple[Target, ...], l
         leave_float=leave_float,
         placements=tuple(placed.values()),
         left_float=(*_in_graph_order(index, left), *_bodies(index), *_functions(index)),
-        scale_groups=_scale_groups(index, shared, {e.tensor for e, p in placed.items() if p.quantizer.calibrated}),
+        scale_groups=_scale_groups(index, rules, shared, {e.tensor for e, p in placed.items() if p.quantizer.calibrated}),
     )
 
 
@@ -196,15 +205,22 @@ def _in_graph_order(index: GraphIndex, left: dict[Edge, LeftFloat]) -> list[Left
     return sorted(left.values(), key=lambda item: (index.node(item.edge).position, item.edge.slot))
 
 
-def _scale_groups(index: GraphIndex, shared: dict[str, tuple[Edge, ...]], quantized: set[str]) -> tuple[tuple[str, ...], ...]:
-    """Return the groups of quantized activations that one node's matched inputs and its output join, merged where they overlap."""
-    group_of: dict[str, set[str]] = {}
-    for edges in shared.values():
+def _scale_groups(index: GraphIndex, rules: RuleSet, shared: dict[str, tuple[Edge, ...]], quantized: set[str]) -> tuple[ScaleGroup, ...]:
+    """Return the groups of quantized activations that the matched nodes tie together.
+
+    A matched edge ties its tensor to what the node gives, whether either is quantized or not, so
+    that a tie reaches through any number of nodes.
+    """
+    ties = Ties()
+    for name, edges in shared.items():
         for edge in edges:
-            tied = {t for t in (edge.tensor, *index.node(edge).outputs) if t in quantized}
-            merged = set[str]().union(tied, *(group_of.get(t, set()) for t in tied))
-            group_of.update(dict.fromkeys(merged, merged))
-    groups = {tuple(sorted(group)) for group in group_of.values() if len(group) > 1}
+            ties.tie((edge.tensor, *filter(None, index.node(edge).outputs)), name)
+    ratios = {name: dict(rule.given).get(RATIO_AT_MOST) for name in shared if (rule := rules.rule(name))}
+    groups = []
+    for members, names in ties.groups():
+        if len(tensors := sorted(members & quantized)) > 1:
+            limits = [ratio for name in names if (ratio := ratios[name])]
+            groups.append(ScaleGroup(tuple(tensors), tuple(sorted(names)), min(limits, default=None)))
     return tuple(sorted(groups))
 
 

@@ -116,7 +116,7 @@ def plan_summary(plan: Plan) -> Section:
 def plan_lines(plan: Plan) -> list[str]:
     """Return a plan's decisions, one line an edge: edge, quantizer, rules."""
     lines = [f"{p.edge}  {p.quantizer}  {', '.join(p.because)}" for p in plan.placements]
-    return lines + [f"{' + '.join(group)}  share-scale" for group in plan.scale_groups]
+    return lines + [f"{' + '.join(group.tensors)}  share-scale  {', '.join(group.because)}" for group in plan.scale_groups]
 
 
 def float_lines(plan: Plan) -> list[str]:

@@ -11,6 +11,8 @@ from qdq.errors import RuleError, did_you_mean
 
 Then = Literal["quantize", "leave-float", "share-scale"]
 
+#: What `then: share-scale` may be given: how many times a group's range may be as large as a member's own.
+RATIO_AT_MOST = "ratio-at-most"
 #: The rule that `--leave-float` stands for.
 LEAVE_FLOAT_OPTION = "--leave-float"
 
@@ -45,6 +47,8 @@ class Rule(msgspec.Struct, frozen=True):
     then: Then
     #: Name of a format in `qdq.quantizer.FORMATS`, for `then: quantize`.
     using: str = ""
+    #: The numbers that the rule's facts ask for, by parameter; and for `then: share-scale` how far the ranges may lie apart.
+    given: tuple[tuple[str, float], ...] = ()
     because: str = ""
     see: str = ""
     evidence: str = ""

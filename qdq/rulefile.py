@@ -7,19 +7,22 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import onnx.defs
 import yaml
 
 from qdq.errors import RuleError, did_you_mean
-from qdq.facts import EDGE_FACTS, NODE_FACTS
+from qdq.facts import EDGE_FACTS, NODE_FACTS, parameters
 from qdq.kernels import shipped_rules
 from qdq.quantizer import FORMATS
-from qdq.rule import Rule, RuleSet, TargetCondition, Where, make_rule_set
+from qdq.rule import RATIO_AT_MOST, Rule, RuleSet, TargetCondition, Where, make_rule_set
 
 DEFAULT_SET = "tensorrt"
 KERNELS_FOLDER = "kernels"
+#: The file of a set that takes rules from other sets.
+SET_FILE = "set.yaml"
 
-_KEYS = ("rule", "says", "because", "see", "evidence", "where", "then", "using", "beats")
+_KEYS = ("rule", "says", "because", "see", "evidence", "where", "given", "then", "using", "beats")
 _WHERE_KEYS = ("into", "from", "edge", "named", "tensor", "target")
 _TARGET_KEYS = ("sm_at_most", "sm_at_least", "backend")
 _THENS = ("quantize", "leave-float", "share-scale")
@@ -84,10 +87,41 @@ def load_rules(names: Iterable[str] = (DEFAULT_SET,)) -> RuleSet:
     names = tuple(names)
     rules: dict[str, Rule] = {}
     for name in names:
-        for path in rule_files(rules_folder(name)):
-            rule = read_rule(path)
-            rules[rule.name] = rule
+        rules.update(_set_rules(rules_folder(name)))
     return make_rule_set((Path(n).name for n in names), rules.values())
+
+
+def _set_rules(folder: Path) -> dict[str, Rule]:
+    """Return a set's rules by name: those it takes from shipped sets, and its own."""
+    taken = {rule.name: rule for rule in _taken_rules(folder / SET_FILE)} if (folder / SET_FILE).is_file() else {}
+    return {**taken, **{rule.name: rule for rule in map(read_rule, rule_files(folder))}}
+
+
+def _taken_rules(path: Path) -> list[Rule]:
+    """Return the rules that a set file takes from shipped sets; what they beat and is not taken too is forgotten."""
+    content = read_yaml(path)
+    try:
+        if not isinstance(content, Located):
+            raise RuleError("1: a set file is a mapping that begins with 'set: NAME'")
+        _known_keys(content, ("set", "says", "takes"), ("set", "says", "takes"))
+        takes = content["takes"]
+        if _text(content, "set") != path.parent.name or not isinstance(takes, Located):
+            raise RuleError(f"{content.lines['set']}: 'set' must be {path.parent.name!r}, as the folder is called, and 'takes' a mapping of sets to rules")
+        _known_keys(takes, shipped_sets())
+        taken = [rule for name in takes for rule in _chosen(name, _words(takes, name, str), takes.lines[name])]
+    except RuleError as error:
+        raise RuleError(f"{path}:{error}") from error
+    kept = {rule.name for rule in taken}
+    return [msgspec.structs.replace(rule, beats=tuple(b for b in rule.beats if b in kept or b == "*")) for rule in taken]
+
+
+def _chosen(name: str, wanted: tuple[str, ...], line: int) -> list[Rule]:
+    """Return the wanted rules of a shipped set, by their names."""
+    known = _set_rules(shipped_rules() / name)
+    for rule in wanted:
+        if rule not in known:
+            raise RuleError(f"{line}: set {name} has no rule {rule!r}{did_you_mean(rule, known)}")
+    return [known[rule] for rule in wanted]
 
 
 def rules_folder(name: str) -> Path:
@@ -106,9 +140,9 @@ def shipped_sets() -> list[str]:
 
 
 def rule_files(folder: Path) -> list[Path]:
-    """Return a folder's rule files by name; raises RuleError if it holds none."""
-    files = sorted([*folder.glob("*.yaml"), *folder.glob("*.yml")])
-    if not files:
+    """Return a folder's rule files by name; raises RuleError if it holds none and takes none from other sets."""
+    files = sorted(p for p in (*folder.glob("*.yaml"), *folder.glob("*.yml")) if p.name != SET_FILE)
+    if not files and not (folder / SET_FILE).is_file():
         raise RuleError(f"{folder}: holds no rule files (*.yaml)")
     for first, second in pairwise(files):
         if first.stem == second.stem:
@@ -133,11 +167,13 @@ def _rule(content: Any, path: Path) -> Rule:
     if texts["rule"] != path.stem:
         raise RuleError(f"{content.lines['rule']}: the rule is called {texts['rule']!r} but the file {path.stem!r}; they must be the same")
     then = _one_of(content, "then", _THENS)
+    where = _where(content)
     return Rule(
         name=texts.pop("rule"),
-        where=_where(content),
+        where=where,
         then=then,
         using=_using(content, then),
+        given=_given(content, where, then),
         beats=_words(content, "beats", str),
         file=str(path),
         lines=(*content.lines.items(), *content["where"].lines.items()),
@@ -186,10 +222,26 @@ def _using(content: Located, then: str) -> str:
     return name
 
 
+def _given(content: Located, where: Where, then: str) -> tuple[tuple[str, float], ...]:
+    """Return the numbers a rule gives: every parameter of its facts, and for share-scale perhaps the ratio."""
+    facts = [f for word in (*where.into, *where.from_, *where.edge) if (f := NODE_FACTS.get(word) or EDGE_FACTS.get(word))]
+    needed = {name for fact in facts for name in parameters(fact)}
+    given = content.get("given", Located())
+    if not isinstance(given, Located):
+        raise RuleError(f"{content.lines['given']}: 'given' must name numbers, such as {{channels-below: 16}}")
+    _known_keys(given, sorted(needed | ({RATIO_AT_MOST} if then == "share-scale" else set())))
+    for name, value in given.items():
+        if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+            raise RuleError(f"{given.lines[name]}: {name!r} is {value!r}; write a number above 0")
+    if missing := sorted(needed - set(given)):
+        raise RuleError(f"{content.lines['where']}: its facts ask for {', '.join(missing)}; add 'given: {{{missing[0]}: NUMBER}}'")
+    return tuple(sorted(given.items()))
+
+
 def _known_keys(mapping: Located, known: Iterable[str], required: Iterable[str] = ()) -> None:
     for key in mapping:
         if key not in known:
-            raise RuleError(f"{mapping.lines[key]}: unknown key {key!r}{did_you_mean(key, known)}; known are {', '.join(known)}")
+            raise RuleError(f"{mapping.lines[key]}: unknown key {key!r}{did_you_mean(key, known)}; known are {', '.join(known) or 'none'}")
     for key in required:
         if key not in mapping:
             raise RuleError(f"1: the key {key!r} is missing")

@@ -182,7 +182,10 @@ def setting(*path: str | int, value: object) -> Edit:
         (setting("quantize", 0, "axis", value=1), "int8-activation(axis=1) on x -> conv[0]: model.onnx has no such edge, or none that takes this format"),
         (setting("quantize", 1, "axis", value=4), "int8-weight-per-channel(axis=4) on conv.weight -> conv[1]: model.onnx has no such edge, or none"),
         (setting("quantize", 0, "using", value="int8-weight-per-tensor"), "int8-weight-per-tensor on x -> conv[0]: model.onnx has no such edge, or none"),
-        (setting("scale_groups", value=[["x", "y"]]), "scale_groups names 'y', which the plan does not quantize; plan again"),
+        (
+            setting("scale_groups", value=[{"tensors": ["x", "y"], "because": ["concat-scales"]}]),
+            "scale_groups names 'y', which the plan does not quantize; plan again",
+        ),
         (setting("digest", value="0" * 64), "the plan is for model.onnx with digest 000000000000, but model.onnx has"),
     ],
 )

@@ -23,6 +23,7 @@ from qdq.feeds import open_feeds
 from qdq.histogram import BINS, Histogram
 from qdq.index import GraphIndex
 from qdq.observation import Ranges, observe
+from qdq.planning import ScaleGroup
 from qdq.quantizer import ELEMENT_TYPES, INT8, INT8_LEVELS
 from qdq.weights import channel_amax, least_shift_amax
 
@@ -358,7 +359,7 @@ def test_members_of_a_concat_get_the_largest_range_of_them() -> None:
         {"x": [1, 3, 4, 4]}, ["y1", "y2", "y3"], {"ten": np.array(10, np.float32), "w3": noise(2, 3, 1, 1), "w6": noise(2, 6, 1, 1)},
     )  # fmt: skip
     data = [{"x": noise(1, 3, 4, 4, seed=i)} for i in range(3)]
-    assert qdq.plan(model).scale_groups == (("a", "b", "c"),)
+    assert qdq.plan(model).scale_groups == (ScaleGroup(("a", "b", "c"), ("concat-scales",)),)
     for method in ("max", "mse", "percentile:99"):
         scales = scales_of(model, data, method)
         assert scales["a"] == scales["b"] == scales["c"]
@@ -371,7 +372,7 @@ def test_a_weight_that_is_also_concatenated_keeps_its_channel_scales() -> None:
         {"x": [2, 3]}, ["y", "z"], {"w": noise(3, 3), "v": noise(3, 2, seed=1)},
     )  # fmt: skip
     result = qdq.quantize(model, [{"x": 20 * noise(2, 3)}], method="max")
-    assert result.plan.scale_groups == (("c", "x"),)
+    assert result.plan.scale_groups == (ScaleGroup(("c", "x"), ("concat-scales",)),)
     assert result.findings == ()
 
 

@@ -23,7 +23,7 @@ import qdq
 from qdq.cli import COMMANDS
 from qdq.index import Edge
 from qdq.planfile import plan_yaml, read_plan, read_scales, scales_json
-from qdq.planning import LeftFloat, Placement, Plan
+from qdq.planning import LeftFloat, Placement, Plan, ScaleGroup
 from qdq.quantizer import FORMATS, Quantizer
 from qdq.target import parse_target
 
@@ -233,7 +233,7 @@ PLANS = st.builds(
     leave_float=TUPLES,
     placements=st.lists(st.builds(Placement, EDGES, QUANTIZERS, TUPLES), max_size=3).map(tuple),
     left_float=st.lists(st.builds(LeftFloat, st.builds(Edge, NAMES, NAMES, st.integers(0, 9), NAMES), NAMES, NAMES), max_size=3).map(tuple),
-    scale_groups=st.lists(TUPLES, max_size=2).map(tuple),
+    scale_groups=st.lists(st.builds(ScaleGroup, TUPLES, TUPLES, st.none() | st.floats(1, 99)), max_size=2).map(tuple),
 )
 
 

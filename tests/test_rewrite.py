@@ -30,7 +30,7 @@ def planned(model: onnx.ModelProto, made: Plan) -> set[tuple[str, int]]:
 
 def shared(model: onnx.ModelProto, made: Plan) -> set[frozenset[str]]:
     """Return the scale groups as sets."""
-    return {frozenset(group) for group in made.scale_groups}
+    return {frozenset(group.tensors) for group in made.scale_groups}
 
 
 def quantized(model: onnx.ModelProto, made: Plan, method: str = "max") -> onnx.ModelProto:
