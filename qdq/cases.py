@@ -39,6 +39,7 @@ class EngineExpectation(msgspec.Struct, frozen=True):
 
     target: Target
     int8: tuple[str, ...] = ()
+    fp8: tuple[str, ...] = ()
     float: tuple[str, ...] = ()
 
 
@@ -64,6 +65,7 @@ class Case(msgspec.Struct, frozen=True):
 class _WrittenEngine(msgspec.Struct, forbid_unknown_fields=True):
     target: str
     int8: tuple[str, ...] = ()
+    fp8: tuple[str, ...] = ()
     float: tuple[str, ...] = ()
 
 
@@ -171,7 +173,7 @@ def _case(path: Path, rule: str, name: str, content: Located) -> Case:
 
 
 def _expectation(written: _WrittenEngine) -> EngineExpectation:
-    return EngineExpectation(parse_target(written.target), written.int8, written.float)
+    return EngineExpectation(parse_target(written.target), written.int8, written.fp8, written.float)
 
 
 def _spaced(line: str) -> str:
@@ -320,6 +322,7 @@ def _engine_failures(expected: EngineExpectation, source: Source, after: onnx.Mo
     (report,) = validate(source, after, targets=[expected.target]).engines
     if report.failure:
         return [f"{expected.target}: does not build: {report.failure}"]
-    int8 = {v.node: v.int8 for v in report.layers}
+    int8, fp8 = ({v.node: getattr(v, kind) for v in report.layers} for kind in ("int8", "fp8"))
     wrong = [f"{expected.target}: {node} does not run in INT8" for node in expected.int8 if not int8.get(node)]
-    return wrong + [f"{expected.target}: {node} runs in INT8" for node in expected.float if int8.get(node, True)]
+    wrong += [f"{expected.target}: {node} does not run in FP8" for node in expected.fp8 if not fp8.get(node)]
+    return wrong + [f"{expected.target}: {node} does not run in float" for node in expected.float if int8.get(node, True) or fp8.get(node, True)]

@@ -121,10 +121,13 @@ def exact_options() -> ort.SessionOptions:
     """Return session options under which Q/DQ is computed as the graph spells it.
 
     ONNX Runtime otherwise fuses it into integer kernels of its own, which round in other places and
-    refuse what TensorRT takes, such as a three-dimensional MatMul weight with channel scales (1.31).
+    refuse what TensorRT takes, such as a three-dimensional MatMul weight with channel scales or FP8
+    operands of a MatMul (1.31). It also drops a Relu before an FP8
+    QuantizeLinear, as if FP8 had no sign, and fails at a Clip there.
     """
     options = ort.SessionOptions()
     options.add_session_config_entry("session.disable_quant_qdq", "1")
+    options.add_session_config_entry("optimization.disable_specified_optimizers", "ReluQuantRewrite;ClipQuantRewrite")
     return options
 
 

@@ -173,12 +173,17 @@ def engine_section(engines: Sequence[EngineReport]) -> Section:
     """Return the float and the INT8 engine of each target in one table."""
     rows: list[tuple[Any, ...]] = []
     for e in engines:
-        int8 = f"{sum(v.int8 for v in e.layers)} of {len(e.layers)}"
+        int8 = f"{sum(v.int8 or v.fp8 for v in e.layers)} of {len(e.layers)}"
         rows.append((e.target, "float", *_engine_cells(e.float_failure, "-", "-", e.float_kernels, e.float_bytes, e.float_milliseconds)))
-        rows.append((e.target, "INT8", *_engine_cells(e.failure, int8, len(e.standalone), e.kernels, e.bytes, e.milliseconds)))
-    headers = ("target", "model", "weighted in INT8", "stand-alone Q/DQ", "kernels", "MB moved", "ms")
+        rows.append((e.target, _type_of(e), *_engine_cells(e.failure, int8, len(e.standalone), e.kernels, e.bytes, e.milliseconds)))
+    headers = ("target", "model", f"weighted in {', '.join(sorted(set(map(_type_of, engines))))}", "stand-alone Q/DQ", "kernels", "MB moved", "ms")
     compilers = sorted({f"{e.compiler}, {e.kind}" for e in engines})
     return Section("Engines", tuple(compilers) + tuple(e.remark for e in engines if e.remark), headers, tuple(rows))
+
+
+def _type_of(engine: EngineReport) -> str:
+    """Return the types that an engine's weighted nodes were promised: FP8 where any was, else INT8."""
+    return " and ".join(sorted({v.wanted for v in engine.layers if v.wanted})) or "INT8"
 
 
 def _engine_cells(failure: str, int8: str, alone: Any, kernels: int, moved: float, milliseconds: float | None) -> tuple[Any, ...]:
@@ -189,12 +194,12 @@ def _engine_cells(failure: str, int8: str, alone: Any, kernels: int, moved: floa
 
 def layers_section(engine: EngineReport) -> Section:
     """Return what an engine made of every weighted node."""
-    rows = tuple((v.node, v.op, "INT8" if v.int8 else "float", "yes" if v.promised else "no", v.engine) for v in engine.layers)
-    return Section(f"{engine.target}: weighted nodes", (), ("node", "operator", "multiplies", "promised INT8", "engine layer"), rows)
+    rows = tuple((v.node, v.op, "INT8" if v.int8 else "FP8" if v.fp8 else "float", v.wanted or "no", v.engine) for v in engine.layers)
+    return Section(f"{engine.target}: weighted nodes", (), ("node", "operator", "multiplies", "promised", "engine layer"), rows)
 
 
 def _promises(engine: EngineReport) -> Section:
     lines = [f"broken: {b}" for b in engine.broken]
-    lines += [f"in float, as planned: {v.node}" for v in engine.layers if not v.int8 and not v.promised]
+    lines += [f"in float, as planned: {v.node}" for v in engine.layers if not v.int8 and not v.fp8 and not v.promised]
     lines += [f"a kernel of its own: {name}" for name in engine.standalone]
     return Section(f"{engine.target}: what the engine did otherwise", tuple(lines))

@@ -16,12 +16,14 @@ from qdq.loading import ModelLike, Source, load, raise_source
 from qdq.observation import Progress
 from qdq.operands import operands
 from qdq.quantized import QuantizedModel, require_same_graph
+from qdq.quantizer import E4M3, ELEMENT_TYPES, INT8
 from qdq.target import Target
 
 #: Kinds of engine layer that multiply matrices or convolve; others are pointwise, or fuse whole attention blocks.
 _MULTIPLYING = ("correlation", "gemm", "deconv", "runtime_fusion", "CaskConvolution", "CaskGemmConvolution", "CudaDepthwiseConvolution", "MatrixMultiply")
-_INT8 = "Int8"
-_VALUES = ("Float", "Half", "BFloat16", "FP8", _INT8)
+_INT8, _FP8 = "Int8", "FP8"
+_VALUES = ("Float", "Half", "BFloat16", _FP8, _INT8)
+INT8_SAYS, FP8_SAYS = ELEMENT_TYPES[INT8].says, ELEMENT_TYPES[E4M3].says
 
 
 class LayerVerdict(msgspec.Struct, frozen=True):
@@ -37,18 +39,29 @@ class LayerVerdict(msgspec.Struct, frozen=True):
     rule: str
     #: The engine layer that computes it: kind and types.
     engine: str
+    #: Whether it multiplies FP8 operands.
+    fp8: bool = False
+    #: What the pairs promised: ``INT8``, ``FP8``, or "" where an operand has no pair.
+    wanted: str = ""
+
+    @property
+    def kept(self) -> bool:
+        """Whether it multiplies the type that the pairs promised."""
+        return {INT8_SAYS: self.int8, FP8_SAYS: self.fp8}.get(self.wanted, False)
 
 
 class BrokenPromise(msgspec.Struct, frozen=True):
-    """A node that the plan put in INT8 and the engine did not."""
+    """A node that the plan put in INT8 or FP8 and the engine did not."""
 
     node: str
     rule: str
     #: What the engine did instead.
     instead: str
+    #: What was promised: ``INT8`` or ``FP8``.
+    wanted: str = INT8_SAYS
 
     def __str__(self) -> str:
-        return f"{self.node} [{self.rule}]: promised INT8, {self.instead}"
+        return f"{self.node} [{self.rule}]: promised {self.wanted}, {self.instead}"
 
 
 class EngineReport(msgspec.Struct, frozen=True):
@@ -189,7 +202,7 @@ def report_engines(quantized: QuantizedModel, ours: Engine, theirs: Engine, kind
         float_bytes=ours.bytes,
         layers=layers,
         standalone=tuple(sorted(alone)),
-        broken=tuple(BrokenPromise(v.node, v.rule, f"but the engine runs it as {v.engine}") for v in layers if v.promised and not v.int8),
+        broken=tuple(BrokenPromise(v.node, v.rule, f"but the engine runs it as {v.engine}", v.wanted) for v in layers if v.promised and not v.kept),
     )
 
 
@@ -199,14 +212,15 @@ def computing_layer(engine: Engine, node: str) -> EngineLayer | None:
     return next((layer for layer in naming if layer.kind in _MULTIPLYING), naming[0] if naming else None)
 
 
-def multiplies_int8(layer: EngineLayer) -> bool:
-    """Whether a layer's first input and what it is multiplied with, a constant or the second input, are INT8; masks aside."""
+def multiplies_int8(layer: EngineLayer, dtype: str = _INT8) -> bool:
+    """Whether a layer's first input and what it is multiplied with, a constant or the second input, are INT8, or of another type; masks aside."""
     types = [t.dtype for t in layer.inputs if t.dtype in _VALUES]
-    return types[:1] == [_INT8] and (types[1:2] == [_INT8] or any(t.dtype == _INT8 for t in layer.constants))
+    return types[:1] == [dtype] and (types[1:2] == [dtype] or any(t.dtype == dtype for t in layer.constants))
 
 
 def _verdicts(quantized: QuantizedModel, engine: Engine) -> Iterable[LayerVerdict]:
     pairs = {q.edge: q.pair for q in quantized.edges}
+    types = {q.edge: q.dtype for q in quantized.edges}
     for node in quantized.index.nodes:
         both = operands(quantized.index, node)
         if not both:
@@ -220,6 +234,8 @@ def _verdicts(quantized: QuantizedModel, engine: Engine) -> Iterable[LayerVerdic
             promised=all(e in pairs for e in both),
             rule=rules,
             engine=str(layer) if layer else "nothing: no layer names it",
+            fp8=layer is not None and multiplies_int8(layer, _FP8),
+            wanted="" if not all(e in pairs for e in both) else FP8_SAYS if all(types[e] == E4M3 for e in both) else INT8_SAYS,
         )
 
 
