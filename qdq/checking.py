@@ -10,7 +10,6 @@ from itertools import product
 
 import msgspec
 import numpy as np
-import onnx
 
 from qdq.errors import ModelError, UsageError
 from qdq.index import GraphIndex
@@ -24,7 +23,7 @@ from qdq.rule import RuleSet
 from qdq.rulefile import DEFAULT_SET, load_rules, shipped_sets
 from qdq.target import Target, parse_target
 
-_IMPORTER = "onnx-tensorrt's importer, as in facts of the parser: QuantDequantLinearHelper"
+_IMPORTER = "onnx-tensorrt's importer (QuantDequantLinearHelper) refuses or misreads it"
 
 
 class Finding(msgspec.Struct, frozen=True):
@@ -156,8 +155,3 @@ def _group_findings(quantized: QuantizedModel, wanted: Plan) -> Iterator[Finding
             yield Finding(
                 "unequal-scales", str(members[0][1]), f"its group has different scales: {names}", ", ".join(group.because), says, "calibrate again with qdq"
             )
-
-
-def is_quantized(model: onnx.ModelProto) -> bool:
-    """Whether a model's main graph holds any QuantizeLinear or DequantizeLinear."""
-    return any(n.op_type in ("QuantizeLinear", "DequantizeLinear") for n in model.graph.node)
