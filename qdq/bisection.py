@@ -53,7 +53,7 @@ Attempt = Callable[[frozenset[str]], Refusal | None]
 def find_guilty(groups: Sequence[str], attempt: Attempt) -> Search:
     """Return a smallest set of groups without which everything else builds: none of them can be put back.
 
-    Where groups are refused only together, one of them is in the set. Raises HopelessError where
+    Where groups are refused only together, one of them is in the set, rather an earlier one. Raises HopelessError where
     leaving out all groups is refused too.
     """
     builds = _Builds(attempt)

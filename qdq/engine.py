@@ -83,6 +83,8 @@ class Engine(msgspec.Struct, frozen=True):
     layers: tuple[EngineLayer, ...] = ()
     #: The compiler's words where it refused, else "".
     failure: str = ""
+    #: Labels of the nodes that these words name.
+    refused: tuple[str, ...] = ()
 
     @property
     def kernels(self) -> int:
@@ -121,7 +123,7 @@ def build_engine(model: onnx.ModelProto | Source, target: Target, shapes: Mappin
         path = write_compilable(model, shapes or {}, Path(folder))
         answer = _run_child(_Request(str(path), f"{folder}/answer.json", target.sm), target)
     layers = tuple(read_layers(answer.layers, labels))
-    return Engine(target, answer.compiler, layers, _with_labels(_without_places(answer.failure), labels))
+    return Engine(target, answer.compiler, layers, _with_labels(_without_places(answer.failure), labels), token_labels(answer.failure, labels))
 
 
 def read_layers(text: str, labels: list[str]) -> Iterator[EngineLayer]:

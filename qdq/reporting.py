@@ -11,6 +11,7 @@ import msgspec
 from tabulate import tabulate
 
 from qdq.accuracy import Accuracy, OutputError
+from qdq.bisection import Search
 from qdq.calibration import Scales
 from qdq.checking import Finding
 from qdq.errors import UsageError
@@ -41,6 +42,8 @@ class Report(msgspec.Struct, frozen=True):
     validation: Validation | None = None
     #: One sentence for each promise broken and threshold missed.
     misses: tuple[str, ...] = ()
+    #: What was left in float so that it builds; absent where that was not asked for.
+    building: Search | msgspec.UnsetType = msgspec.UNSET
 
 
 def check_report_path(path: Path) -> None:
@@ -87,6 +90,8 @@ def sections(report: Report) -> list[Section]:
     parts: list[Section] = []
     if report.plan:
         parts.append(plan_summary(report.plan))
+    if isinstance(report.building, Search):
+        parts.append(building_section(report.building))
     if report.scales:
         parts.append(scales_summary(report.scales))
     if report.findings is not None:
@@ -111,6 +116,12 @@ def plan_summary(plan: Plan) -> Section:
         lines.append(f"{len(plan.scale_groups)} groups of tensors share a scale")
     lines += [f"left in float: {item.edge}: {item.why}" for item in plan.left_float if item.because in ("body", "function")]
     return Section("Plan", tuple(lines), ("rule", "decision", "edges"), tuple(rows))
+
+
+def building_section(found: Search) -> Section:
+    """Return what the compiler refused, in its words, and what was left in float for it."""
+    lines = [f"left in float: {', '.join(guilt.groups)}: {guilt.words}" for guilt in found.guilty]
+    return Section("Building", (*lines, f"it builds; {found.builds} built to find out"))
 
 
 def plan_lines(plan: Plan) -> list[str]:

@@ -123,13 +123,13 @@ def naming(*paths: Path) -> Iterator[None]:
 
 
 @contextmanager
-def progress(label: str, total: int | None = None) -> Iterator[Progress]:
-    """Give a callback that counts samples, out of `total` where that is known, on standard error while it is a terminal."""
+def progress(label: str, total: int | None = None, unit: str = "samples") -> Iterator[Progress]:
+    """Give a callback that counts samples, or another unit, out of `total` where that is known, on standard error while it is a terminal."""
     shown = sys.stderr.isatty()
 
     def advance(done: int) -> None:
         if shown:
-            click.echo(f"\r{label}: {done}{f' of {total}' if total else ''} samples", err=True, nl=False)
+            click.echo(f"\r{label}: {done}{f' of {total}' if total else ''} {unit}", err=True, nl=False)
 
     try:
         yield advance
