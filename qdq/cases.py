@@ -138,10 +138,17 @@ def read_cases(path: Path, rule: str, known: tuple[str, ...] = ()) -> tuple[Case
     return tuple(cases)
 
 
+def case_names(rule: Rule) -> tuple[tuple[str, str], ...]:
+    """Return the name of each case of a rule and what it shows, none where they do not lie beside the rule or above it."""
+    file = Path(rule.file)
+    files = _CaseFiles(_cases_folder(file.parent, None), file, tuple(r.name for r in read_rules(file)))
+    return tuple((case.name, case.says) for case in files.cases(rule.name)) if files.path(rule.name).exists() else ()
+
+
 def run_case(case: Case, rules: RuleSet, engines: bool = True) -> tuple[str, ...]:
     """Return what is wrong with a case under some rules, one sentence each; nothing where it holds."""
     try:
-        index, made = plan_source(load(parse_case(case.text)), rules, case.targets)
+        index, made = plan_source(load(parse_case(case.text)), rules, case.targets, allow_unmatched=True)
         source = index.source
         failures = _plan_failures(case, made)
         failures += _shuffle_failures(case, rules, made)
@@ -262,7 +269,7 @@ def _forget(rule: Rule, name: str) -> Rule:
 
 def _breaks(case: Case, rules: RuleSet) -> bool:
     try:
-        return bool(_plan_failures(case, plan_index(GraphIndex(load(parse_case(case.text))), rules, case.targets)))
+        return bool(_plan_failures(case, plan_index(GraphIndex(load(parse_case(case.text))), rules, case.targets, allow_unmatched=True)))
     except QdqError:
         return True
 
@@ -288,7 +295,7 @@ def _shuffle_failures(case: Case, rules: RuleSet, made: Plan) -> list[str]:
     for seed in range(_SHUFFLES):
         shuffled = parse_case(case.text)
         _shuffle(shuffled.graph, random.Random(seed))
-        other = plan_index(GraphIndex(load(shuffled)), rules, case.targets)
+        other = plan_index(GraphIndex(load(shuffled)), rules, case.targets, allow_unmatched=True)
         if sorted([*plan_lines(other), *float_lines(other)]) != wanted:
             return ["the order of nodes changes the plan"]
     return []

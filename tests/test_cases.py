@@ -218,10 +218,10 @@ def test_the_command_counts_what_holds_and_ends_with_1_if_something_does_not(tmp
 def test_every_plan_of_the_shuffled_graph_is_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = 0
 
-    def forgetful(*given: object) -> Plan:
+    def forgetful(*given: object, **_: object) -> Plan:
         nonlocal calls
         calls += 1
-        made = plan_index(*given)  # type: ignore[arg-type]
+        made = plan_index(*given, allow_unmatched=True)  # type: ignore[arg-type]
         return made if calls < 3 else msgspec.structs.replace(made, left_float=())
 
     monkeypatch.setattr(qdq.cases, "plan_index", forgetful)
@@ -269,3 +269,15 @@ def test_rules_of_a_file_overlay_a_shipped_set(tmp_path: Path) -> None:
     assert (rules.rule("other") or rules.rules[0]).at("then") == f"{path}:10"
     assert rules.rule("keep") is not None
     assert rules.rule("weighted-inputs") is not None
+
+
+def test_a_rule_about_names_does_not_fail_the_cases_of_others_that_lack_them(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "named.yaml").write_text("rule: named\nsays: Leave it.\nwhere: {named: elsewhere}\nthen: leave-float\nbeats: [weighted-inputs]\n")
+    (tmp_path / "mine" / "keep.yaml").write_text(RULE)
+    (tmp_path / "mine" / "cases").mkdir()
+    (tmp_path / "mine" / "cases" / "keep.yaml").write_text(f"rule: keep\n{hit()}{near()}")
+
+    found = {(result.rule, result.case): result.failures for result in run_cases(tmp_path / "mine")}
+
+    assert found["keep", "hit"] == found["keep", "near"] == found["keep", ""] == ()

@@ -27,7 +27,8 @@ COMMANDS = {
     "validate": "Compare float and quantized model in ONNX Runtime and in TensorRT's engines.",
     "test": "Run the cases of rule files.",
     "facts": "List the words that rules may use.",
-    "rules": "List the rules of a set, with their reasons.",
+    "rules": "List or show rules with their reasons; write their schema and documents.",
+    "new-rule": "Write a rule and its cases to start from.",
 }
 
 #: Commands that a project file gives defaults to.
@@ -67,7 +68,7 @@ class _Lazy(click.Group):
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         if name not in COMMANDS:
             return None
-        command: click.Command = importlib.import_module(f"qdq.cli.{name}").command
+        command: click.Command = importlib.import_module(f"qdq.cli.{name.replace('-', '_')}").command
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
