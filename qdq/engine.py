@@ -28,6 +28,12 @@ from qdq.target import Target
 _BYTES = {"Float": 4.0, "Half": 2.0, "BFloat16": 2.0, "Int8": 1.0, "UInt8": 1.0, "FP8": 1.0, "Bool": 1.0, "Int32": 4.0, "Int64": 8.0, "Int4": 0.5, "FP4": 0.5}
 #: Layers that synchronise streams or branch: no work, and no kernel.
 _NO_KERNEL = ("wait", "signal", "cjmp")
+#: Data types that are multiplied; others are masks, lengths and indices.
+_VALUES = ("Float", "Half", "BFloat16", "FP8", "Int8")
+#: A kernel that the compiler generates is named after what it computes, in order: ``__myl_CastMulCastCastMulFc_myl0_1``.
+_GENERATED = re.compile(r"__myl_(?P<steps>[A-Za-z0-9]+?)_")
+_STEP = re.compile(r"[A-Z][a-z0-9]*")
+_PRODUCTS = ("Bmm", "Conv", "Fc", "Gemm", "MatMul")
 _INSTALL = "install it with: pip install tensorrt-rtx-cu12"
 
 _TENSOR = re.compile(r"Name: (?P<name>.*?), Dimensions: \[(?P<dims>[^\]]*)\].*?Datatype: (?P<dtype>\w+)")
@@ -68,6 +74,21 @@ class EngineLayer(msgspec.Struct, frozen=True):
     def bytes(self) -> float:
         """Bytes of everything it reads and writes."""
         return sum(t.bytes for t in (*self.inputs, *self.constants, *self.outputs))
+
+    def multiplies(self, dtype: str) -> bool:
+        """Whether it multiplies its first input with a constant or its second input in `dtype`, such as ``Int8``; masks aside.
+
+        A generated kernel that casts before its product reads INT8 and multiplies floats: that does not count.
+        """
+        types = [t.dtype for t in self.inputs if t.dtype in _VALUES]
+        both = types[:1] == [dtype] and (types[1:2] == [dtype] or any(t.dtype == dtype for t in self.constants))
+        return both and not self._casts_operands()
+
+    def _casts_operands(self) -> bool:
+        found = _GENERATED.match(self.name)
+        steps = _STEP.findall(found["steps"]) if found else []
+        product = next((i for i, step in enumerate(steps) if step in _PRODUCTS), len(steps))
+        return "Cast" in steps[:product]
 
     def __str__(self) -> str:
         parts = (self.inputs, self.constants, self.outputs)

@@ -215,12 +215,9 @@ def _computing(engine: Engine) -> list[EngineLayer]:
 
 
 def _is_int8(form: dict[str, Any], layer: EngineLayer) -> bool:
-    read = [tensor.dtype for tensor in layer.inputs]
-    if form.get("operands") == "constant":
-        read.append("Int8" if _has_int8_constant(layer) else "")
-    if form["operator"] not in WEIGHTED:
-        read += [tensor.dtype for tensor in layer.outputs]
-    return layer.kind in _COMPUTING and set(read) == {"Int8"}
+    if form["operator"] in WEIGHTED:
+        return layer.multiplies("Int8")
+    return layer.kind in _COMPUTING and {tensor.dtype for tensor in (*layer.inputs, *layer.outputs)} == {"Int8"}
 
 
 def _has_int8_constant(layer: EngineLayer) -> bool:

@@ -21,8 +21,6 @@ from qdq.target import Target
 
 #: Kinds of engine layer that multiply matrices or convolve; others are pointwise, or fuse whole attention blocks.
 _MULTIPLYING = ("correlation", "gemm", "deconv", "runtime_fusion", "CaskConvolution", "CaskGemmConvolution", "CudaDepthwiseConvolution", "MatrixMultiply")
-_INT8, _FP8 = "Int8", "FP8"
-_VALUES = ("Float", "Half", "BFloat16", _FP8, _INT8)
 INT8_SAYS, FP8_SAYS = ELEMENT_TYPES[INT8].says, ELEMENT_TYPES[E4M3].says
 
 
@@ -212,10 +210,9 @@ def computing_layer(engine: Engine, node: str) -> EngineLayer | None:
     return next((layer for layer in naming if layer.kind in _MULTIPLYING), naming[0] if naming else None)
 
 
-def multiplies_int8(layer: EngineLayer, dtype: str = _INT8) -> bool:
-    """Whether a layer's first input and what it is multiplied with, a constant or the second input, are INT8, or of another type; masks aside."""
-    types = [t.dtype for t in layer.inputs if t.dtype in _VALUES]
-    return types[:1] == [dtype] and (types[1:2] == [dtype] or any(t.dtype == dtype for t in layer.constants))
+def multiplies_int8(layer: EngineLayer) -> bool:
+    """Whether a layer multiplies INT8 operands, without casting them to float first."""
+    return layer.multiplies("Int8")
 
 
 def _verdicts(quantized: QuantizedModel, engine: Engine) -> Iterable[LayerVerdict]:
@@ -234,7 +231,7 @@ def _verdicts(quantized: QuantizedModel, engine: Engine) -> Iterable[LayerVerdic
             promised=all(e in pairs for e in both),
             rule=rules,
             engine=str(layer) if layer else "nothing: no layer names it",
-            fp8=layer is not None and multiplies_int8(layer, _FP8),
+            fp8=layer is not None and layer.multiplies("FP8"),
             wanted="" if not all(e in pairs for e in both) else FP8_SAYS if all(types[e] == E4M3 for e in both) else INT8_SAYS,
         )
 
