@@ -34,6 +34,10 @@ _VALUES = ("Float", "Half", "BFloat16", "FP8", "Int8")
 _GENERATED = re.compile(r"__myl_(?P<steps>[A-Za-z0-9]+?)_")
 _STEP = re.compile(r"[A-Z][a-z0-9]*")
 _PRODUCTS = ("Bmm", "Conv", "Fc", "Gemm", "MatMul")
+#: A layer that only gives memory another name or shape.
+NO_OP = "NoOp"
+#: A layer that copies a tensor into another type or memory format; a Q or DQ of its own is one too.
+REFORMAT = "Reformat"
 _INSTALL = "install it with: pip install tensorrt-rtx-cu12"
 
 _TENSOR = re.compile(r"Name: (?P<name>.*?), Dimensions: \[(?P<dims>[^\]]*)\].*?Datatype: (?P<dtype>\w+)")
@@ -52,6 +56,8 @@ class LayerTensor(msgspec.Struct, frozen=True):
     name: str
     dims: tuple[int, ...]
     dtype: str
+    #: How it lies in memory, such as ``linear`` or ``32-wide``; "" where the compiler does not say.
+    format: str = ""
 
     @property
     def bytes(self) -> float:
@@ -69,11 +75,13 @@ class EngineLayer(msgspec.Struct, frozen=True):
     outputs: tuple[LayerTensor, ...]
     #: Labels of the ONNX nodes fused into it, as `GraphIndex` gives them.
     nodes: tuple[str, ...]
+    #: For a predicted layer, the name of the documented rule that it follows.
+    follows: str = ""
 
     @property
     def bytes(self) -> float:
-        """Bytes of everything it reads and writes."""
-        return sum(t.bytes for t in (*self.inputs, *self.constants, *self.outputs))
+        """Bytes of everything it reads and writes; none for a layer that only gives memory another name."""
+        return 0.0 if self.kind == NO_OP else sum(t.bytes for t in (*self.inputs, *self.constants, *self.outputs))
 
     def multiplies(self, dtype: str) -> bool:
         """Whether it multiplies its first input with a constant or its second input in `dtype`, such as ``Int8``; masks aside.
@@ -110,7 +118,12 @@ class Engine(msgspec.Struct, frozen=True):
     @property
     def kernels(self) -> int:
         """How many kernels one inference starts."""
-        return len(self.layers)
+        return sum(layer.kind != NO_OP for layer in self.layers)
+
+    @property
+    def reformats(self) -> int:
+        """How many layers only convert a tensor to another type or memory format, stand-alone Q and DQ among them."""
+        return sum(layer.kind == REFORMAT for layer in self.layers)
 
     @property
     def bytes(self) -> float:
