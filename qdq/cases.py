@@ -359,7 +359,10 @@ def _engine_failures(expected: EngineExpectation, source: Source, after: onnx.Mo
     (report,) = validate(source, after, targets=[expected.target]).engines
     if report.failure:
         return [f"{expected.target}: does not build: {report.failure}"]
-    int8, fp8 = ({v.node: getattr(v, kind) for v in report.layers} for kind in ("int8", "fp8"))
-    wrong = [f"{expected.target}: {node} does not run in INT8" for node in expected.int8 if not int8.get(node)]
-    wrong += [f"{expected.target}: {node} does not run in FP8" for node in expected.fp8 if not fp8.get(node)]
-    return wrong + [f"{expected.target}: {node} does not run in float" for node in expected.float if int8.get(node, True) or fp8.get(node, True)]
+    ran = {v.node: "INT8" if v.int8 else "FP8" if v.fp8 else "float" for v in report.layers}
+    wanted = {"INT8": expected.int8, "FP8": expected.fp8, "float": expected.float}
+    return [f"{expected.target}: {n} {_instead(ran.get(n), says)}" for says, nodes in wanted.items() for n in nodes if ran.get(n) != says]
+
+
+def _instead(ran: str | None, wanted: str) -> str:
+    return f"runs in {ran}" if wanted == "float" and ran else f"does not run in {wanted}"

@@ -169,7 +169,7 @@ def accuracy_section(accuracy: Accuracy) -> Section:
     """Return the error of each output."""
     lines = [f"{accuracy.samples} samples of {accuracy.data}"]
     lines += [f"{o.name} has another shape than in float for {o.unlike} of them, which are not compared" for o in accuracy.outputs if o.unlike]
-    return _errors_section("Accuracy in ONNX Runtime, float against INT8", accuracy.outputs, *lines)
+    return _errors_section("Accuracy in ONNX Runtime, float against quantized", accuracy.outputs, *lines)
 
 
 def _errors_section(title: str, outputs: Sequence[OutputError], *lines: str) -> Section:
@@ -194,16 +194,11 @@ def engine_section(engines: Sequence[EngineReport]) -> Section:
                     *_engine_cells(e.float_failure, "-", "-", e.float_kernels, _reformats(e, e.float_reformats), e.float_bytes, e.float_milliseconds),
                 )
             )
-        rows.append((e.target, _type_of(e), *_engine_cells(e.failure, int8, len(e.standalone), e.kernels, _reformats(e, e.reformats), e.bytes, e.milliseconds)))
-    weighted = f"weighted in {', '.join(sorted(set(map(_type_of, engines))))}"
+        rows.append((e.target, e.types, *_engine_cells(e.failure, int8, len(e.standalone), e.kernels, _reformats(e, e.reformats), e.bytes, e.milliseconds)))
+    weighted = f"weighted in {', '.join(sorted({e.types for e in engines}))}"
     headers = ("target", "model", weighted, "stand-alone Q/DQ", "kernels", "reformats", "MB moved", "ms")
     compilers = sorted({f"{e.compiler}, {e.kind}" for e in engines})
     return Section("Engines", tuple(compilers) + tuple(e.remark for e in engines if e.remark), headers, tuple(rows))
-
-
-def _type_of(engine: EngineReport) -> str:
-    """Return the types that an engine's weighted nodes were promised: FP8 where any was, else INT8."""
-    return " and ".join(sorted({v.wanted for v in engine.layers if v.wanted})) or "INT8"
 
 
 def _reformats(engine: EngineReport, count: int) -> Any:

@@ -110,6 +110,11 @@ class EngineReport(msgspec.Struct, frozen=True):
     rules: tuple[FollowedRule, ...] = ()
 
     @property
+    def types(self) -> str:
+        """The types that the weighted nodes were promised, such as ``INT8`` or ``FP8 and INT8``."""
+        return " and ".join(sorted({v.wanted for v in self.layers if v.wanted})) or INT8_SAYS
+
+    @property
     def remark(self) -> str:
         """A sentence for the user where a number alone would mislead, else ""."""
         if self.failure:
@@ -117,7 +122,7 @@ class EngineReport(msgspec.Struct, frozen=True):
             who = "TensorRT is predicted to refuse" if self.kind == "predicted" else "the compiler refuses"
             return f"{self.target}: {who} this model {same}: {self.failure}"
         if self.bytes > self.float_bytes > 0:
-            word = "predicted INT8 engine" if self.kind == "predicted" else "INT8 engine"
+            word = f"predicted {self.types} engine" if self.kind == "predicted" else f"{self.types} engine"
             return f"{self.target}: the {word} moves more bytes than the float engine ({self.bytes / 1e6:.2f} MB against {self.float_bytes / 1e6:.2f} MB)."
         return ""
 
