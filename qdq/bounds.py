@@ -15,7 +15,7 @@ from onnx.reference import ReferenceEvaluator
 
 from qdq.calibration import Scales
 from qdq.index import Array, Edge, GraphIndex, Node
-from qdq.operands import WEIGHTED
+from qdq.operands import PRODUCTS
 from qdq.planning import Plan
 from qdq.quantizer import Quantizer
 
@@ -70,7 +70,7 @@ def _edge_error(pair: tuple[Quantizer, Array] | None, value: Array | None, error
 def _node_error(index: GraphIndex, node: Node, values: Mapping[str, Array], errors: list[Array]) -> list[Array]:
     if not any(np.any(e) for e in errors):
         return [np.zeros_like(values[o], np.float64) for o in node.outputs]
-    if node.op in WEIGHTED:
+    if node.op in PRODUCTS:
         return _product_error(index, node, values, errors)
     if node.op in ("Add", "Sub", "Sum"):
         return [np.broadcast_to(sum(errors), values[node.outputs[0]].shape)]

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator
+from itertools import groupby
 
 import msgspec
 
 from qdq.errors import ModelError, RuleError
-from qdq.facts import Scene, reached_through_moves
+from qdq.facts import Scene, pool_ends
 from qdq.index import Edge, GraphIndex, Node, node_labels
 from qdq.loading import ModelLike, Source, load, raise_source
 from qdq.matching import Verdict, match
@@ -24,6 +25,9 @@ from qdq.ties import Ties
 QUANTIZED_OPERATORS = (
     "QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger",
 )  # fmt: skip
+
+#: Operators whose result has another range than what they read, so that a shared scale is about their inputs alone.
+ARITHMETIC = ("Add", "Sub", "Mul", "Div", "Max", "Min", "Sum", "Pow")
 
 #: Reasons that are no rule's: they follow from the graph.
 INCOMPLETE = "incomplete"
@@ -196,8 +200,8 @@ def _needs(index: GraphIndex, edge: Edge) -> tuple[Edge, ...]:
     if node.op == "Add" and residual_slot(index, node) == edge.slot:
         convolution = fused_convolution(index, edge)
         return operands(index, convolution) if convolution else ()
-    if node.op in ("AveragePool", "GlobalAveragePool", "ReduceMean"):
-        return reached_through_moves(index, node.outputs[0])
+    if node.op in ("AveragePool", "GlobalAveragePool", "ReduceMean", "MaxPool"):
+        return pool_ends(index, node)
     return ()
 
 
@@ -208,13 +212,14 @@ def _in_graph_order(index: GraphIndex, left: dict[Edge, LeftFloat]) -> list[Left
 def _scale_groups(index: GraphIndex, rules: RuleSet, shared: dict[str, tuple[Edge, ...]], quantized: set[str]) -> tuple[ScaleGroup, ...]:
     """Return the groups of quantized activations that the matched nodes tie together.
 
-    A matched edge ties its tensor to what the node gives, whether either is quantized or not, so
-    that a tie reaches through any number of nodes.
+    The matched edges of one node are tied to each other, and to what the node gives unless it
+    computes that from several of them; whether a tensor is quantized or not, so that a tie reaches
+    through any number of nodes.
     """
     ties = Ties()
     for name, edges in shared.items():
-        for edge in edges:
-            ties.tie((edge.tensor, *filter(None, index.node(edge).outputs)), name)
+        for node, tied in _by_node(index, edges):
+            ties.tie((*(e.tensor for e in tied), *(() if node.op in ARITHMETIC else filter(None, node.outputs))), name)
     ratios = {name: dict(rule.given).get(RATIO_AT_MOST) for name in shared if (rule := rules.rule(name))}
     groups = []
     for members, names in ties.groups():
@@ -222,6 +227,12 @@ def _scale_groups(index: GraphIndex, rules: RuleSet, shared: dict[str, tuple[Edg
             limits = [ratio for name in names if (ratio := ratios[name])]
             groups.append(ScaleGroup(tuple(tensors), tuple(sorted(names)), min(limits, default=None)))
     return tuple(sorted(groups))
+
+
+def _by_node(index: GraphIndex, edges: Iterable[Edge]) -> Iterator[tuple[Node, tuple[Edge, ...]]]:
+    """Yield each node with its edges; edges of one node stand together."""
+    for label, own in groupby(edges, key=lambda edge: edge.node):
+        yield index.by_label[label], tuple(own)
 
 
 def _bodies(index: GraphIndex) -> Iterator[LeftFloat]:

@@ -106,6 +106,8 @@ def _taken_rules(path: Path) -> list[Rule]:
 def _chosen(name: str, wanted: tuple[str, ...], line: int) -> list[Rule]:
     """Return the wanted rules of a shipped set, by their names."""
     known = _rules_at(shipped_rules() / name)
+    if wanted == ("*",):
+        return list(known.values())
     for rule in wanted:
         if rule not in known:
             raise RuleError(f"{line}: set {name} has no rule {rule!r}{did_you_mean(rule, known)}")

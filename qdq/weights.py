@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qdq.index import Array, GraphIndex, Node
+from qdq.operands import RECURRENT
 from qdq.quantizer import ELEMENT_TYPES, INT8, ElementType
 
 Floats = npt.NDArray[np.float64]
@@ -41,6 +42,8 @@ def input_channel_axis(index: GraphIndex, node: Node) -> int | None:
         return 1
     if node.op == "Gemm":
         return 0 if node.attribute("transA", 0) else 1
+    if node.op in RECURRENT:
+        return 2
     if node.op != "MatMul" or index.rank(node.inputs[1]) != 2:  # noqa: PLR2004 a matrix
         return None
     return (index.rank(node.inputs[0]) or 0) - 1
@@ -50,7 +53,10 @@ def by_channels(node: Node, weight: Array) -> Array | None:
     """Return a weight of slot 1 as [output channels, input channels of one group, taps], or None for other layouts."""
     if node.op == "Conv":
         return weight.reshape(weight.shape[0], weight.shape[1], -1)
-    if weight.ndim != 2:  # noqa: PLR2004 a matrix
+    if node.op in RECURRENT and len(weight) == 1:  # both directions share the scales of their gate rows
+        rows: Array = weight[0]
+        return rows[:, :, None]
+    if weight.ndim != 2 or node.op == "Einsum":  # noqa: PLR2004 a matrix
         return None
     rows = weight if node.op == "Gemm" and node.attribute("transB", 0) else weight.T
     return rows[:, :, None]

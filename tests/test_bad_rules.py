@@ -48,7 +48,7 @@ def test_an_unknown_rule_set_is_answered_with_the_nearest(tmp_path: Path, comman
 
     message = refused(tmp_path, *(words.get(word, word) for word in command))
 
-    assert message.startswith("qdq: unknown rule set 'tensort': no folder or file, and the shipped sets are tensorrt, ")
+    assert message.startswith("qdq: unknown rule set 'tensort': no folder or file, and the shipped sets are ")
     assert "; did you mean 'tensorrt'" in message
 
 
