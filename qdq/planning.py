@@ -192,6 +192,11 @@ def _instead(edge: Edge, placed: dict[Edge, Placement], left: dict[Edge, LeftFlo
     return f"{left[edge].because} leaves in float" if edge in left else "no rule asks for"
 
 
+def first_unmet(index: GraphIndex, placements: Iterable[Placement]) -> tuple[Edge, Edge] | None:
+    """Return the first placed edge that lacks another one it only makes sense with, and that one; None where all is well."""
+    return next(_unmet(index, {p.edge: p for p in placements}), None)
+
+
 def _needs(index: GraphIndex, edge: Edge) -> tuple[Edge, ...]:
     """Return the edges without which a pair on this one only costs: TensorRT runs a layer in one type as a whole or not at all."""
     node = index.node(edge)

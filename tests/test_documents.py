@@ -123,11 +123,11 @@ def test_rules_show_prints_one_rule_in_full() -> None:
     code, text, _ = run("rules", "show", "residual-inputs")
 
     assert code == 0
-    for words in ("where: into Add; edge residual-branch", "then: quantize int8-activation", "beaten by: no-missing-kernels", "evidence: ", "bias-add: "):
+    for words in ("where: into Add; edge residual-branch", "then: quantize int8-activation", "beaten by: ", "no-missing-kernels", "evidence: ", "bias-add: "):
         assert words in text
     shown = json.loads(run("rules", "show", "residual-inputs", "--format", "json")[1])
     assert shown["rule"]["name"] == "residual-inputs"
-    assert shown["beaten_by"] == ["no-missing-kernels"]
+    assert "no-missing-kernels" in shown["beaten_by"]
     assert "bias-add" in dict(shown["cases"])
 
 
