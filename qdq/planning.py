@@ -229,7 +229,7 @@ def _scale_groups(index: GraphIndex, rules: RuleSet, shared: dict[str, tuple[Edg
     groups = []
     for members, names in ties.groups():
         if len(tensors := sorted(members & quantized)) > 1:
-            limits = [ratio for name in names if (ratio := ratios[name])]
+            limits = [float(ratio) for name in names if (ratio := ratios[name])]
             groups.append(ScaleGroup(tuple(tensors), tuple(sorted(names)), min(limits, default=None)))
     return tuple(sorted(groups))
 
