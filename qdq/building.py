@@ -17,11 +17,11 @@ from qdq.bisection import HopelessError, Refusal, Search, find_guilty
 from qdq.calibration import PairScale, Scales, pairs_of
 from qdq.engine import build_engine
 from qdq.errors import ModelError, UsageError
-from qdq.index import GraphIndex
+from qdq.index import Edge, GraphIndex, qualified
 from qdq.loading import Source
-from qdq.operands import operands
-from qdq.planning import Plan, plan_index
-from qdq.quantizer import E4M3, Quantizer
+from qdq.operands import is_operand
+from qdq.planning import Placement, Plan, plan_index
+from qdq.quantizer import E4M3
 from qdq.rewriting import apply_index
 from qdq.rule import RuleSet
 from qdq.target import Target
@@ -49,7 +49,7 @@ def buildable(index: GraphIndex, plan: Plan, rules: RuleSet, build: Build, progr
     compiler refuses the float model too, or all that the plan would quantize.
     """
     # A residual Add or a pool goes with the layer that it needs, but not the other way: it comes first, so that it is suspected first.
-    groups = sorted(dict.fromkeys(p.edge.node for p in plan.placements), key=lambda label: bool(operands(index, index.by_label[label])))
+    groups = list(dict.fromkeys(_group(p.edge) for p in sorted(plan.placements, key=lambda p: is_operand(index.scope(p.edge), p.edge))))
     count = 0
 
     def without(left: frozenset[str]) -> Plan:
@@ -117,15 +117,21 @@ def leave_float_yaml(name: str, model: str, found: Search, rules: RuleSet) -> st
     return yaml.safe_dump(rule, sort_keys=False, width=_WIDE, allow_unicode=True)
 
 
+def _group(edge: Edge) -> str:
+    """Return the node of an edge, in a body behind the body's path: a name that rules may use."""
+    return qualified(edge.graph, edge.node)
+
+
 def _stand_in(index: GraphIndex, plan: Plan) -> Scales:
-    pairs = tuple(PairScale(tensor, quantizer, (_STAND_IN_SCALE,) * _channels(index, tensor, quantizer)) for tensor, quantizer in pairs_of(plan))
+    pairs = tuple(
+        PairScale(tensor, quantizer, (_STAND_IN_SCALE,) * _channels(index, placements[0])) for (tensor, quantizer), placements in pairs_of(plan).items()
+    )
     return Scales(plan.key, "none", "none", 0, pairs)
 
 
-def _channels(index: GraphIndex, tensor: str, quantizer: Quantizer) -> int:
-    if quantizer.axis is None:
-        return 1
-    return int((index.shape(tensor) or index.constant(tensor).shape)[quantizer.axis] or index.constant(tensor).shape[quantizer.axis])
+def _channels(index: GraphIndex, placement: Placement) -> int:
+    scope, tensor, axis = index.scope(placement.edge), placement.edge.tensor, placement.quantizer.axis
+    return 1 if axis is None else int((scope.shape(tensor) or scope.constant(tensor).shape)[axis] or scope.constant(tensor).shape[axis])
 
 
 def _labelled(model: onnx.ModelProto, index: GraphIndex) -> onnx.ModelProto:
@@ -142,7 +148,7 @@ def _pointing(refusal: Refusal, plan: Plan, model: onnx.ModelProto) -> Refusal:
     named = tuple(dict.fromkeys(label for name in refusal.named for label in _behind(model.graph, name)))
     if named or not _FP8_WORDS.search(refusal.words):
         return msgspec.structs.replace(refusal, named=named)
-    kind = dict.fromkeys(p.edge.node for p in plan.placements if p.quantizer.dtype == E4M3)
+    kind = dict.fromkeys(_group(p.edge) for p in plan.placements if p.quantizer.dtype == E4M3)
     return msgspec.structs.replace(refusal, named=(), alike=tuple(kind))
 
 

@@ -17,7 +17,7 @@ from qdq.calibration import Method, Scales, calibrate_index
 from qdq.checking import check
 from qdq.errors import QdqError, RuleError, UsageError, did_you_mean, first_line
 from qdq.feeds import NOISE, open_feeds
-from qdq.index import GraphIndex
+from qdq.index import GraphIndex, bodies_of, captured
 from qdq.kernels import shipped_rules
 from qdq.loading import Source, canonical_bytes, load
 from qdq.observation import exact_options, open_session
@@ -306,7 +306,7 @@ def _shuffle(graph: onnx.GraphProto, rng: random.Random) -> None:
     known = {i.name for i in graph.input} | {t.name for t in graph.initializer} | {""}
     del graph.node[:]
     while waiting:
-        ready = [n for n in waiting if known.issuperset(n.input)]
+        ready = [n for n in waiting if known.issuperset((*n.input, *(t for _, body in bodies_of(n) for t in captured(body))))]
         node = rng.choice(ready or waiting)
         waiting.remove(node)
         known.update(node.output)

@@ -96,7 +96,7 @@ def _format_findings(found: QuantizedEdge, quantized: QuantizedModel, planned: E
         yield finding("scale-not-constant", f"its scale {pair.scale!r} is computed; TensorRT wants it at build time", "store it as an initializer")
     elif not (scales > 0).all():
         yield finding("scale-not-positive", f"its scale {pair.scale!r} is not above 0 everywhere", "calibrate again")
-    elif scales.size > 1 and not quantized.index.is_constant(found.edge.tensor):
+    elif scales.size > 1 and not quantized.index.scope(found.edge).is_constant(found.edge.tensor):
         yield finding("channel-scales", "a computed tensor has one scale per channel; TensorRT then runs in float", "give it one scale")
     if not pair.zero_point:
         yield finding("no-zero-point", "no zero point: ONNX reads that as uint8, TensorRT as int8", f"add a zero point of 0 of type {wanted}")
@@ -116,7 +116,9 @@ def _placement_findings(quantized: QuantizedModel, wanted: Plan, says: dict[str,
         rule = placement.because[0]
         if edge not in found:
             yield Finding("missing-pair", str(edge), "has no Q/DQ pair", rule, says.get(rule, ""), "quantize the float model again with qdq")
-        elif (axis := _axis_of(found[edge], quantized.index)) != placement.quantizer.axis and not _one_channel(found[edge], placement, quantized.index):
+        elif (axis := _axis_of(found[edge], quantized.index.scope(edge))) != placement.quantizer.axis and not _one_channel(
+            found[edge], placement, quantized.index.scope(edge)
+        ):
             problem = f"is quantized {_spelled(axis)}, not {_spelled(placement.quantizer.axis)}"
             yield Finding("wrong-axis", str(edge), problem, rule, says.get(rule, ""), "quantize the float model again with qdq")
     for edge in found:
@@ -144,7 +146,7 @@ def _spelled(axis: int | None) -> str:
 
 
 def _group_findings(quantized: QuantizedModel, wanted: Plan) -> Iterator[Finding]:
-    by_tensor = {(q.edge.tensor, q.dtype): (largest(q.scales), q.edge) for q in quantized.edges}
+    by_tensor = {(q.edge.read, q.dtype): (largest(q.scales), q.edge) for q in quantized.edges}
     for group, dtype in product(wanted.scale_groups, sorted({q.dtype for q in quantized.edges})):
         members = [by_tensor[t, dtype] for t in group.tensors if (t, dtype) in by_tensor]
         least = max((scale for scale, _ in members), default=0.0) / group.ratio_at_most if group.ratio_at_most else 0.0

@@ -92,7 +92,8 @@ def _rule_parts(rule: Rule, rules: RuleSet) -> list[str]:
 def _fact_lines(facts: Mapping[str, Callable[..., bool]]) -> list[str]:
     lines = []
     for word, fact in sorted(facts.items()):
-        asked = "".join(f"; asks for `{name}`" for name in parameters(fact))
+        names = parameters(fact)
+        asked = f"; asks for {', '.join(f'`{name}`' for name in names)}" if names else ""
         lines.append(f"- **`{word}`**{asked}: {' '.join((fact.__doc__ or '').split())}")
     return ["\n".join(lines)]
 

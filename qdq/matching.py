@@ -11,7 +11,7 @@ import msgspec
 
 from qdq.errors import RuleError, UsageError, did_you_mean
 from qdq.facts import EDGE_FACTS, NODE_FACTS, Scene, parameters
-from qdq.index import Edge, Node
+from qdq.index import Edge, GraphIndex, Node, qualified
 from qdq.rule import LEAVE_FLOAT_OPTION, Rule, RuleSet, TargetCondition
 from qdq.target import Target
 
@@ -38,15 +38,12 @@ class Verdict(msgspec.Struct, frozen=True):
         return self.rules[0].using
 
 
-def match(scene: Scene, rules: RuleSet, allow_unmatched: bool = False) -> tuple[tuple[Verdict, ...], dict[str, tuple[Edge, ...]]]:
-    """Return one verdict for every edge that a rule applies to, and the edges of each share-scale rule.
+def match(scene: Scene, rules: RuleSet) -> tuple[tuple[Verdict, ...], dict[str, tuple[Edge, ...]]]:
+    """Return one verdict for every edge of a graph that a rule applies to, and the edges of each share-scale rule.
 
-    Raises RuleError where rules disagree about an edge, and UsageError (unless `allow_unmatched`)
-    for a glob that no name of the graph matches.
+    Raises RuleError where rules disagree about an edge.
     """
     judging = [(rule, _tests(rule, scene.targets)) for rule in rules.rules]
-    if not allow_unmatched:
-        _refuse_unmatched(scene, rules.rules)
     verdicts: list[Verdict] = []
     shared: dict[str, list[Edge]] = {}
     for edge in scene.index.edges():
@@ -127,12 +124,18 @@ def _is_for(condition: TargetCondition, target: Target) -> bool:
 
 def _named(scene: Scene, edge: Edge, glob: str) -> bool:
     node = scene.index.node(edge)
-    return fnmatchcase(node.label, glob) or (bool(node.proto.name) and fnmatchcase(node.proto.name, glob))
+    return any(fnmatchcase(name, glob) for name in names_of(scene.index, node))
 
 
-def _refuse_unmatched(scene: Scene, rules: Iterable[Rule]) -> None:
-    names = [name for node in scene.index.nodes for name in {node.label, node.proto.name} if name]
-    tensors = [*scene.index.consumers]
+def names_of(index: GraphIndex, node: Node) -> set[str]:
+    """Return what a glob may call a node: its label, its name, and in a body its label behind the body's path."""
+    return {node.label, node.proto.name or node.label, qualified(index.path, node.label)}
+
+
+def refuse_unmatched(index: GraphIndex, rules: Iterable[Rule]) -> None:
+    """Raise UsageError for a glob that no name of the graph or of its bodies matches."""
+    names = [name for scope in index.scopes.values() for node in scope.nodes for name in names_of(scope, node)]
+    tensors = [tensor for scope in index.scopes.values() for tensor in scope.consumers]
     for rule in rules:
         for key, globs, known in (("named", rule.where.named, names), ("tensor", rule.where.tensor, tensors)):
             for glob in globs:
@@ -140,5 +143,5 @@ def _refuse_unmatched(scene: Scene, rules: Iterable[Rule]) -> None:
                     origin = rule.at(key) if rule.file else LEAVE_FLOAT_OPTION
                     what = "node" if key == "named" else "tensor"
                     raise UsageError(
-                        f"{scene.index.source.name}: {origin}: no {what} is named {glob!r}{did_you_mean(glob, known)}; correct it, or pass --allow-unmatched"
+                        f"{index.source.name}: {origin}: no {what} is named {glob!r}{did_you_mean(glob, known)}; correct it, or pass --allow-unmatched"
                     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -14,15 +14,18 @@ import onnx
 import onnxruntime as ort
 
 from qdq.errors import DataError, ModelError, first_line
+from qdq.exposing import expose
 from qdq.feeds import Feeds
 from qdq.histogram import Histogram
-from qdq.index import Array, GraphIndex
+from qdq.index import Array, Edge, GraphIndex
 from qdq.loading import canonical_bytes
 from qdq.planning import Plan
 from qdq.weights import Floats, input_channel_axis
 
 #: Called after each sample with the number done.
 Progress = Callable[[int], None]
+#: A tensor: the path of the graph that makes it, and its name.
+Key = tuple[str, str]
 
 #: Above ONNX Runtime's errors: they come as exceptions too, and standard error is for one line.
 _FATAL_LEVEL = 4
@@ -41,6 +44,7 @@ class Moments(msgspec.Struct, frozen=True):
 class TensorRange(msgspec.Struct, frozen=True):
     """What one tensor was seen to hold."""
 
+    #: Its name as `Edge.read` gives it.
     tensor: str
     #: The largest absolute value.
     amax: float
@@ -66,25 +70,44 @@ def observe(index: GraphIndex, plan: Plan, feeds: Feeds, full: bool, progress: P
 
     `full` adds histograms, and the moments of what is multiplied with weights, to the largest values.
 
-    Raises DataError where a sample gives NaN or Inf in a planned tensor, and ModelError where
-    ONNX Runtime refuses the model.
+    Raises DataError where a sample gives NaN or Inf in a planned tensor, or where no sample runs a
+    body with one, and ModelError where ONNX Runtime refuses the model.
     """
-    tensors = sorted({p.edge.tensor for p in plan.placements if p.quantizer.calibrated})
+    made = {p.edge.read: _made(index, p.edge) for p in plan.placements if p.quantizer.calibrated}
     axes = _summed_axes(index, plan) if full else {}
-    watches = {name: _Watch(name, full, axes.get(name)) for name in tensors}
-    for name in [t for t in tensors if index.is_constant(t)]:
-        watches[name].see(index.constant(name), "the model")
-    computed = [t for t in tensors if not index.is_constant(t) and t not in index.inputs]
+    watches = {key: _Watch(key[1], full, axes.get(key)) for key in sorted(made.values())}
+    constant = [key for key in watches if index.scopes[key[0]].is_constant(key[1])]
+    for path, tensor in constant:
+        watches[path, tensor].see(index.scopes[path].constant(tensor), "the model")
+    inside = [key for key in watches if key[0] and key not in constant]
+    source, exposed = expose(index, inside) if inside else (index.source, {})
+    computed = [tensor for path, tensor in watches if not path and not index.is_constant(tensor) and tensor not in index.inputs]
     samples = 0
-    for seen in _run_all(index, computed, feeds):
+    for seen in _run_all(GraphIndex(source) if inside else index, [*computed, *exposed], feeds):
         while seen:
             name, values = seen.pop()
-            if name in watches:
-                watches[name].see(values, f"{feeds.name} sample {samples}")
+            watch = watches.get((exposed[name].graph, exposed[name].tensor) if name in exposed else ("", name))
+            for turn in exposed[name].turns(values) if name in exposed else (values,):
+                if watch:
+                    watch.see(turn, f"{feeds.name} sample {samples}")
         samples += 1
         if progress:
             progress(samples)
-    return Ranges(plan.key, feeds.name, samples, tuple(w.range() for w in watches.values()))
+    _refuse_unseen(watches, feeds)
+    return Ranges(plan.key, feeds.name, samples, tuple(watches[made[read]].range(read) for read in sorted(made)))
+
+
+def _made(index: GraphIndex, edge: Edge) -> Key:
+    """Return the path of the graph that makes what an edge reads, and its name."""
+    return index.scope(edge).defining(edge.tensor).path, edge.tensor
+
+
+def _refuse_unseen(watches: Mapping[Key, _Watch], feeds: Feeds) -> None:
+    for (path, tensor), watch in watches.items():
+        if path and not watch.seen:
+            raise DataError(
+                f"{feeds.name}: no sample runs the body {path}, so {tensor!r} has no range; give data that does, or leave it in float: --leave-float '{path}/*'"
+            )
 
 
 def open_session(index: GraphIndex, extra_outputs: list[str], options: ort.SessionOptions | None = None) -> ort.InferenceSession:
@@ -168,16 +191,16 @@ def _shared(value: ort.OrtValue) -> Array:
     return np.from_dlpack(lender) if hasattr(lender, "__dlpack__") else np.asarray(value.numpy())
 
 
-def _summed_axes(index: GraphIndex, plan: Plan) -> dict[str, int]:
+def _summed_axes(index: GraphIndex, plan: Plan) -> dict[Key, int]:
     """Map each tensor that is multiplied with a constant weight to the axis that is summed over, where its readers agree on one."""
-    axes: dict[str, set[int]] = {}
+    axes: dict[Key, set[int]] = {}
     for placement in plan.placements:
-        node = index.node(placement.edge)
-        if placement.quantizer.axis is not None and placement.edge.slot == 1:
-            axis = input_channel_axis(index, node)
+        edge, node = placement.edge, index.node(placement.edge)
+        if placement.quantizer.axis is not None and edge.slot == 1:
+            axis = input_channel_axis(index.scope(edge), node)
             if axis is not None:
-                axes.setdefault(node.inputs[0], set()).add(axis)
-    return {tensor: next(iter(found)) for tensor, found in axes.items() if len(found) == 1}
+                axes.setdefault((index.scope(edge).defining(node.inputs[0]).path, node.inputs[0]), set()).add(axis)
+    return {key: next(iter(found)) for key, found in axes.items() if len(found) == 1}
 
 
 class _Watch:
@@ -185,6 +208,7 @@ class _Watch:
 
     def __init__(self, tensor: str, histogram: bool, axis: int | None = None) -> None:
         self.tensor = tensor
+        self.seen = False
         self.amax = 0.0
         self.histogram = Histogram() if histogram else None
         self.axis = axis
@@ -198,7 +222,7 @@ class _Watch:
         largest = float(max(values.max(initial=0), -values.min(initial=0)))
         if not np.isfinite(largest):
             raise DataError(f"{where}: tensor {self.tensor!r} becomes NaN or Inf; mend the data or leave its readers in float")
-        self.amax = max(self.amax, largest)
+        self.seen, self.amax = True, max(self.amax, largest)
         if self.histogram is not None:
             self.histogram.add(values)
         if self.axis is not None:
@@ -215,8 +239,8 @@ class _Watch:
         self.sums = sums if self.sums is None else self.sums + sums
         self.squares = squares if self.squares is None else self.squares + squares
 
-    def range(self) -> TensorRange:
-        return TensorRange(self.tensor, self.amax, self.histogram, self._moments())
+    def range(self, read: str) -> TensorRange:
+        return TensorRange(read, self.amax, self.histogram, self._moments())
 
     def _moments(self) -> Moments | None:
         if self.sums is None or self.squares is None or not (np.isfinite(self.sums) & np.isfinite(self.squares)).all():

@@ -41,7 +41,7 @@ class PlanDiff(msgspec.Struct, frozen=True):
 def diff_plans(old: Plan, new: Plan) -> PlanDiff:
     """Return what changed from an older plan to a newer one, which may be of another export of the model."""
     before, after = _decisions(old), _decisions(new)
-    renamed = {before[key].edge.tensor: after[key].edge.tensor for key in before.keys() & after.keys()}
+    renamed = {before[key].edge.read: after[key].edge.read for key in before.keys() & after.keys()}
     had = {_renamed(group, renamed) for group in old.scale_groups}
     return PlanDiff(
         same_model=old.digest == new.digest,

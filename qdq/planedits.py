@@ -18,22 +18,22 @@ def require_edits(file: PlanFile, index: GraphIndex) -> None:
     plan = file.plan
     _require_model(file, msgspec.structs.replace(plan, placements=(), scale_groups=()), index)
     for (graph, label), (op, line) in file.nodes.items():
-        if not graph:
-            _require_node(file, index, label, op, line)
+        _require_node(file, index, (graph, label), op, line)
     for edge, line in file.lines.items():
-        if not edge.graph and (problem := _misplaced(edge, index.by_label[edge.node])):
+        if problem := _misplaced(edge, index.node(edge)):
             raise PlanError(f"{file.path}:{line}: {problem}")
     for placement in plan.placements:
-        if problem := _misfit(placement, index):
+        if problem := _misfit(placement, index.scope(placement.edge)):
             raise PlanError(f"{file.path}:{file.lines[placement.edge]}: {placement.quantizer} on {placement.edge}: {problem}")
     _require_groups(file, index)
     _require_model(file, plan, index)
-    if unmet := first_unmet(index, plan.placements):
-        edge, missing = unmet
-        raise PlanError(
-            f"{file.path}:{file.lines[edge]}: a pair on {edge} only costs unless {missing} has one of the same type: "
-            "TensorRT runs a layer in that type as a whole or not at all; quantize both or neither"
-        )
+    for path, scope in index.scopes.items():
+        if unmet := first_unmet(scope, (p for p in plan.placements if p.edge.graph == path)):
+            edge, missing = unmet
+            raise PlanError(
+                f"{file.path}:{file.lines[edge]}: a pair on {edge} only costs unless {missing} has one of the same type: "
+                "TensorRT runs a layer in that type as a whole or not at all; quantize both or neither"
+            )
 
 
 def _require_model(file: PlanFile, plan: Plan, index: GraphIndex) -> None:
@@ -43,12 +43,16 @@ def _require_model(file: PlanFile, plan: Plan, index: GraphIndex) -> None:
         raise PlanError(f"{file.path}: {error}") from error
 
 
-def _require_node(file: PlanFile, index: GraphIndex, label: str, op: str, line: int) -> None:
-    node = index.by_label.get(label)
+def _require_node(file: PlanFile, index: GraphIndex, name: tuple[str, str], op: str, line: int) -> None:
+    graph, label = name
+    scope = index.scopes.get(graph)
+    if scope is None:
+        raise PlanError(f"{file.path}:{line}: {index.source.name} has no body {graph!r}{did_you_mean(graph, filter(None, index.scopes))}")
+    node = scope.by_label.get(label)
     if node is None:
-        raise PlanError(f"{file.path}:{line}: {index.source.name} has no node {label!r}{did_you_mean(label, index.by_label)}")
+        raise PlanError(f"{file.path}:{line}: {graph or index.source.name} has no node {label!r}{did_you_mean(label, scope.by_label)}")
     if op and op != node.op:
-        raise PlanError(f"{file.path}:{line}: node {label!r} of {index.source.name} is a {node.op}, not a {op}")
+        raise PlanError(f"{file.path}:{line}: node {label!r} of {graph or index.source.name} is a {node.op}, not a {op}")
 
 
 def _misplaced(edge: Edge, node: Node) -> str:
@@ -63,8 +67,6 @@ def _misplaced(edge: Edge, node: Node) -> str:
 def _misfit(placement: Placement, index: GraphIndex) -> str:
     """Return why a tensor cannot take a format, "" where it can."""
     edge, quantizer = placement.edge, placement.quantizer
-    if edge.graph:
-        return "it lies in a body; these are left in float"
     if index.elem_type(edge.tensor) and not index.is_float(edge.tensor):
         return f"{edge.tensor!r} holds no floats"
     if "-weight" in quantizer.name and not index.is_constant(edge.tensor):
@@ -81,7 +83,7 @@ def _misfit(placement: Placement, index: GraphIndex) -> str:
 
 
 def _require_groups(file: PlanFile, index: GraphIndex) -> None:
-    planned = {p.edge.tensor for p in file.plan.placements}
+    planned = {p.edge.read for p in file.plan.placements}
     for group, line in zip(file.plan.scale_groups, file.groups, strict=True):
         for tensor in group.tensors:
             if tensor not in planned:

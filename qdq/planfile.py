@@ -89,9 +89,14 @@ def _by_node(plan: Plan, reasons: dict[str, str], index: GraphIndex | None) -> d
         why = "" if reasons.get(item.because) == item.why else f", why: {_quoted(item.why)}"
         line = _edge_line(item.edge, f"float: {_quoted(item.because)}{why}")
         found.setdefault((item.edge.graph, item.edge.node), []).append((item.edge.slot, line))
-    known = index.by_label if index else {}
-    last = len(known)
-    return dict(sorted(found.items(), key=lambda entry: known[entry[0][1]].position if not entry[0][0] and entry[0][1] in known else last))
+    places = _places(index) if index else {}
+    return dict(sorted(found.items(), key=lambda entry: places.get(entry[0], (len(places), 0))))
+
+
+def _places(index: GraphIndex) -> dict[tuple[str, str], tuple[int, int]]:
+    """Return a number for each graph and node that sorts them: the main graph first, then the bodies, each in its own order."""
+    graphs = enumerate(index.scopes.items())
+    return {(path, node.label): (i, node.position) for i, (path, scope) in graphs for node in scope.nodes}
 
 
 def _edge_line(edge: Edge, decision: str) -> str:
@@ -99,7 +104,8 @@ def _edge_line(edge: Edge, decision: str) -> str:
 
 
 def _block(graph: str, node: str, edges: list[tuple[int, str]], index: GraphIndex | None) -> str:
-    known = index.by_label.get(node) if index and not graph else None
+    scope = index.scopes.get(graph) if index else None
+    known = scope.by_label.get(node) if scope else None
     lines = [f"- node: {_quoted(node)}\n"]
     lines += [f"  graph: {_quoted(graph)}\n"] if graph else []
     lines += [f"  op: {_quoted(known.op)}\n"] if known else []
@@ -224,13 +230,20 @@ def _decision(entry: Located, graph: str, node: str, reasons: Located) -> Placem
 
 
 def _scale_group(entry: Located) -> ScaleGroup:
-    ratio = None
-    if "ratio_at_most" in entry:
-        try:
-            ratio = float(_word(entry, "ratio_at_most"))
-        except ValueError as error:
-            raise PlanError(f"{entry.lines['ratio_at_most']}: 'ratio_at_most' is {entry['ratio_at_most']!r}; write a number") from error
-    return ScaleGroup(_texts(entry, "tensors"), _texts(entry, "because") if "because" in entry else (BY_HAND,), ratio)
+    because = _texts(entry, "because") if "because" in entry else (BY_HAND,)
+    return ScaleGroup(_texts(entry, "tensors"), because, _ratio(entry) if "ratio_at_most" in entry else None)
+
+
+def _ratio(entry: Located) -> float:
+    """Return the ratio as it was written, whole or not: the plan's key tells them apart."""
+    text = _word(entry, "ratio_at_most")
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not number > 0.0:
+        raise PlanError(f"{entry.lines['ratio_at_most']}: 'ratio_at_most' is {text!r}; write a number above 0")
+    return int(text) if text.isdecimal() else number
 
 
 def _mappings(content: Located, key: str, known: tuple[str, ...], required: tuple[str, ...]) -> Iterator[Located]:

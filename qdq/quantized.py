@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import msgspec
 import numpy as np
 import onnx
 
 from qdq.errors import ModelError
-from qdq.index import Array, Edge, GraphIndex, node_labels, stored_values
+from qdq.index import Array, Edge, GraphIndex, bodies_of, node_labels, qualified, stored_values
 from qdq.loading import ModelLike, Source, load
-from qdq.pairs import FoundPair, find_pairs
+from qdq.pairs import FoundPair, find_pairs, stored_tensors
 from qdq.quantizer import ELEMENT_TYPES
 from qdq.stripping import strip_model
 
@@ -34,7 +36,7 @@ class QuantizedModel:
         proto = self.source.model
         self.stripped = strip_model(proto, self.source.name, self.source.folder)
         self.index = GraphIndex(Source(self.source.path, self.stripped, self.source.digest))
-        self.edges = _quantized_edges(proto, self.index)
+        self.edges = tuple(_quantized_edges(proto.graph, self.index, {}))
 
     @property
     def least_opset(self) -> int:
@@ -50,22 +52,21 @@ class QuantizedModel:
         return copy
 
 
-def _quantized_edges(model: onnx.ModelProto, index: GraphIndex) -> tuple[QuantizedEdge, ...]:
-    graph = model.graph
-    pairs = {p.output: p for p in find_pairs(graph)}
-    values = _constants(graph, {n for p in pairs.values() for n in (p.scale, p.zero_point) if n}, index)
-    types = _types(graph)
-    labels = _float_labels(graph, index)
-    found = []
-    for node, label in zip(graph.node, labels, strict=True):
+def _quantized_edges(graph: onnx.GraphProto, index: GraphIndex, around: dict[str, onnx.TensorProto]) -> Iterator[QuantizedEdge]:
+    """Yield the quantized edges of a graph and of its bodies; `around` holds the tensors that the graphs around it store."""
+    stored = around | stored_tensors(graph)
+    pairs = {p.output: p for p in find_pairs(graph, around)}
+    values = _values({n for p in pairs.values() for n in (p.scale, p.zero_point) if n}, stored, index)
+    for node, label in zip(graph.node, _float_labels(graph, index), strict=True):
         if label not in index.by_label or node.op_type in ("QuantizeLinear", "DequantizeLinear"):
             continue
         float_node = index.by_label[label]
         for slot, name in enumerate(node.input):
             if (pair := pairs.get(name)) and slot < len(float_node.inputs):
-                edge = Edge("", label, slot, float_node.inputs[slot])
-                found.append(QuantizedEdge(edge, pair, values.get(pair.scale), values.get(pair.zero_point), types.get(pair.zero_point, "")))
-    return tuple(found)
+                dtype = onnx.TensorProto.DataType.Name(stored[pair.zero_point].data_type).lower() if pair.zero_point in stored else ""
+                yield QuantizedEdge(index.edge(float_node, slot), pair, values.get(pair.scale), values.get(pair.zero_point), dtype)
+        for name, body in bodies_of(node):
+            yield from _quantized_edges(body, index.scopes[qualified(index.path, f"{label}.{name}")], stored)
 
 
 def _float_labels(graph: onnx.GraphProto, index: GraphIndex) -> list[str]:
@@ -82,24 +83,13 @@ def _float_labels(graph: onnx.GraphProto, index: GraphIndex) -> list[str]:
     return labels
 
 
-def _constants(graph: onnx.GraphProto, names: set[str], index: GraphIndex) -> dict[str, Array]:
-    found = {t.name: stored_values(t, index.source.name, index.source.folder) for t in graph.initializer if t.name in names}
-    for node in graph.node:
-        if node.op_type == "Constant" and node.output[0] in names and node.attribute[0].HasField("t"):
-            found[node.output[0]] = stored_values(node.attribute[0].t, index.source.name, None)
-    return found
-
-
-def _types(graph: onnx.GraphProto) -> dict[str, str]:
-    """Return the element type of every stored tensor; NumPy's would not do, for it has no 8-bit floats of its own."""
-    stored = [(t.name, t.data_type) for t in graph.initializer]
-    stored += [(n.output[0], n.attribute[0].t.data_type) for n in graph.node if n.op_type == "Constant" and n.attribute and n.attribute[0].HasField("t")]
-    return {name: onnx.TensorProto.DataType.Name(code).lower() for name, code in stored}
+def _values(names: set[str], stored: dict[str, onnx.TensorProto], index: GraphIndex) -> dict[str, Array]:
+    return {name: stored_values(stored[name], index.source.name, index.source.folder) for name in names if name in stored}
 
 
 def require_same_graph(float_index: GraphIndex, quantized: QuantizedModel) -> None:
     """Raise ModelError unless the quantized model, stripped, has the nodes of the float model."""
-    ours, theirs = [n.op for n in float_index.nodes], [n.op for n in quantized.index.nodes]
+    ours, theirs = ([n.op for scope in index.scopes.values() for n in scope.nodes] for index in (float_index, quantized.index))
     if ours != theirs:
         raise ModelError(
             f"{quantized.source.name}: without its pairs it is another graph than {float_index.source.name} "

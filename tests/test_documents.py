@@ -14,7 +14,8 @@ from making import refused, run
 from test_bad_rules import MISTAKES, rule
 
 from qdq.documenting import facts_page, rules_page
-from qdq.facts import EDGE_FACTS, NODE_FACTS
+from qdq.facts import EDGE_FACTS, NODE_FACTS, Scene
+from qdq.index import Node
 from qdq.rulefile import load_rules, shipped_sets
 from qdq.schema import SCHEMA_LINE, operators, rule_schema
 
@@ -184,3 +185,18 @@ def test_a_new_rule_needs_a_folder_that_can_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
 
     assert f"qdq: {tmp_path / 'file'}: cannot be made: " in refused(tmp_path, "new-rule", "mine", "--rules", tmp_path / "file")
+
+
+def test_facts_lists_words_formats_and_the_numbers_that_rules_must_give(monkeypatch: pytest.MonkeyPatch) -> None:
+    def taller(_: Scene, node: Node, *, than: float) -> bool:
+        """Is taller than so much."""
+        return node.position > than
+
+    monkeypatch.setitem(NODE_FACTS, "taller", taller)
+
+    listed = {each["word"]: each for each in json.loads(run("facts", "--format", "json")[1])["facts"]}
+
+    assert listed["taller"] == {"word": "taller", "behind": "from, into", "says": "Is taller than so much.", "given": ["than"]}
+    assert (listed["first-input"]["behind"], listed["int8-activation"]["behind"]) == ("edge", "using")
+    assert "- **`taller`**; asks for `than`: Is taller than so much." in facts_page()
+    assert rule_schema()["properties"]["given"]["properties"]["than"]["description"] == "Asked for by taller."

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import msgspec
+import numpy as np
 import onnx
 import pytest
 from making import run, save, tiny_model
@@ -14,7 +16,7 @@ from qdq.loading import load
 from qdq.plandiff import diff_plans
 from qdq.planedits import require_edits
 from qdq.planfile import BY_HAND, plan_yaml, read_plan, read_plan_file
-from qdq.planning import plan
+from qdq.planning import ScaleGroup, plan
 
 CONV = """  - {slot: 0, tensor: x, quantize: int8-activation, because: weighted-inputs}
   - {slot: 1, tensor: conv.weight, quantize: int8-weight-per-channel, axis: 0, because: weights-per-channel}
@@ -167,3 +169,56 @@ def test_a_diff_can_write_the_new_plan_too(edited: Edited) -> None:
 
     assert edited.diff("-o", new)[0] == 0
     assert new.read_text() == edited.path.read_text() == plan_yaml(plan(edited.model), GraphIndex(load(edited.model)))
+
+
+@pytest.mark.parametrize("ratio", [10, 10.0, 2.5, None])
+def test_a_ratio_is_the_same_after_a_round_trip(tmp_path: Path, ratio: float | None) -> None:
+    made = msgspec.structs.replace(plan(tiny_model()), scale_groups=(ScaleGroup(("f", "x"), ("a", "b"), ratio),))
+    (tmp_path / "plan.yaml").write_text(plan_yaml(made))
+
+    assert read_plan(tmp_path / "plan.yaml").key == made.key
+
+
+BODIES = """<ir_version: 10, opset_import: ["" : 21]>
+g (float[1,4,8,8] x, bool b) => (float[1,4,8,8] y)
+<float[4,4,1,1] v>
+{ [first] c = Conv (x, v)
+  [choice] y = If (b) <
+    then_branch = yes () => (float[1,4,8,8] t) <float[4,4,1,1] w> { [inner] t = Conv (c, w) },
+    else_branch = no () => (float[1,4,8,8] e) { [plain] e = Relu (c) }> }
+"""
+
+
+def test_edges_of_bodies_have_blocks_of_their_own_that_are_honoured(tmp_path: Path) -> None:
+    model = onnx.parser.parse_model(BODIES)
+    rng = np.random.default_rng(0)
+    for graph in (model.graph, model.graph.node[1].attribute[0].g):
+        graph.initializer.append(onnx.numpy_helper.from_array(rng.standard_normal((4, 4, 1, 1)).astype(np.float32), graph.value_info[0].name))
+        del graph.value_info[:]
+    path, file, scales = save(model, tmp_path / "model.onnx"), tmp_path / "plan.yaml", tmp_path / "scales.json"
+    assert run("plan", path, "-o", file)[0] == 0
+    text = file.read_text()
+    block = text[text.index("- node: inner\n  graph: choice.then_branch\n  op: Conv\n  edges:\n") : text.index("\nscale_groups")]
+    assert text.index("- node: first\n") < text.index(block)
+
+    for old, new, says in (
+        ("graph: choice.then_branch", "graph: choice.then", "model.onnx has no body 'choice.then'; did you mean 'choice.then_branch'"),
+        ("node: inner", "node: iner", "choice.then_branch has no node 'iner'; did you mean 'inner'?"),
+        ("slot: 1, tensor: w", "slot: 1, tensor: c", "slot 1 of 'inner' reads 'w', not 'c'"),
+        (
+            "tensor: w, quantize: int8-weight-per-channel, axis: 0, because: weights-per-channel",
+            "tensor: w, float: me",
+            "c -> choice.then_branch/inner[0] only costs",
+        ),
+    ):
+        assert text.count(old) == 1
+        file.write_text(text.replace(old, new))
+        code, _, err = run("calibrate", path, file, "--data", "noise", "-o", scales)
+        assert (code, says in err) == (2, True), err
+
+    file.write_text(text.replace(block, ""))
+    assert run("calibrate", path, file, "--data", "noise", "-o", scales)[0] == 0
+    assert run("apply", path, file, scales, "-o", tmp_path / "out.onnx")[0] == 0
+    inner = next(n for n in onnx.load(tmp_path / "out.onnx").graph.node if n.op_type == "If").attribute[0].g
+    assert [n.op_type for n in inner.node] == ["Conv"]
+    assert run("plan", path, "--diff", file)[0] == 1

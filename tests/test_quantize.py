@@ -161,7 +161,7 @@ def test_the_json_of_the_other_commands_has_its_keys(quantized: Path) -> None:
     assert checked == {"models": [{"model": str(quantized), "findings": []}]}
     missing = answer("check", quantized, model, code=1)
     assert set(missing["models"][1]["findings"][0]) == {"code", "where", "problem", "rule", "says", "fix"}
-    assert set(answer("facts")["facts"][0]) == {"word", "behind", "says"}
+    assert set(answer("facts")["facts"][0]) == {"word", "behind", "says", "given"}
     assert set(answer("rules")) == {"names", "rules"}
     assert set(answer("validate", model, quantized, "--data", CALIBRATION)) == {"plan", "scales", "findings", "validation", "misses"}
 
