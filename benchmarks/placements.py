@@ -52,7 +52,7 @@ _OPTIONS = {
 
 _PAIR = ("QuantizeLinear", "DequantizeLinear")
 #: Operators that multiply weights, and the slots that must all be quantized or none.
-_WEIGHTED = {"Conv": (0, 1), "ConvTranspose": (0, 1), "Gemm": (0, 1), "MatMul": (0, 1), "LSTM": (0, 1, 2), "GRU": (0, 1, 2), "RNN": (0, 1, 2)}
+_WEIGHTED = {"Conv": (0, 1), "ConvTranspose": (0, 1), "Gemm": (0, 1), "MatMul": (0, 1), "LSTM": (0, 1), "GRU": (0, 1), "RNN": (0, 1)}
 _MOVES = ("Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze")
 _FOLDED = ("BatchNormalization", "Add", "Mul", "Sub", "Div")
 _ACTIVATIONS = ("Relu", "Clip", "LeakyRelu", "PRelu", "Elu", "Selu", "HardSwish", "HardSigmoid", "Sigmoid", "Tanh", "Erf", "Gelu", "Softplus", "Mish")

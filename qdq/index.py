@@ -120,9 +120,13 @@ class GraphIndex:
     def edges(self) -> Iterator[Edge]:
         """Yield every edge of this graph, in node order and slot order; bodies are not entered."""
         for node in self.nodes:
-            for slot, tensor in enumerate(node.inputs):
-                if tensor:
-                    yield Edge(self.path, node.label, slot, tensor)
+            yield from self.edges_into(node)
+
+    def edges_into(self, node: Node) -> Iterator[Edge]:
+        """Yield the edges into a node of this graph, in slot order."""
+        for slot, tensor in enumerate(node.inputs):
+            if tensor:
+                yield Edge(self.path, node.label, slot, tensor)
 
     def edge(self, node: Node, slot: int) -> Edge:
         """Return the edge into an input slot of a node of this graph."""
