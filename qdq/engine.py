@@ -1,12 +1,13 @@
 """Building a model with TensorRT-RTX, without a GPU, and reading back the layers of its engine.
 
-Each build runs in a process of its own, because after a failed build later ones in the same
-process come out wrong (seen with TensorRT-RTX 1.7.1). The layers come from the message that the
+Builds run in a child process that ends with the first refusal, because after a failed build later
+ones in the same process come out wrong (seen with TensorRT-RTX 1.7.1). The layers come from the message that the
 builder logs at VERBOSE severity when profiling verbosity is DETAILED.
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import math
 import os
@@ -16,6 +17,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import onnx
@@ -149,15 +151,82 @@ def build_engine(model: onnx.ModelProto | Source, target: Target, shapes: Mappin
     `shapes` fixes the dynamic dimensions by input name; those not named become 1.
     Raises CompilerError where TensorRT-RTX is not installed or ends without an answer.
     """
-    if importlib.util.find_spec("tensorrt_rtx") is None:
-        raise CompilerError(f"target {target}: TensorRT-RTX is not installed; {_INSTALL}")
-    proto = model.model if isinstance(model, Source) else model
-    labels = node_labels(proto.graph)
-    with tempfile.TemporaryDirectory(prefix="qdq-") as folder:
-        path = write_compilable(model, shapes or {}, Path(folder))
-        answer = _run_child(_Request(str(path), f"{folder}/answer.json", target.sm), target)
-    layers = tuple(read_layers(answer.layers, labels))
-    return Engine(target, answer.compiler, layers, _with_labels(_without_places(answer.failure), labels), token_labels(answer.failure, labels))
+    with Compiler() as compiler:
+        return compiler.build(model, target, shapes)
+
+
+class Compiler:
+    """A child process that compiles models one after another, replaced by a new one after each refusal.
+
+    Builds after a success come out as in a new process; after a failure they do not (seen with
+    TensorRT-RTX 1.7.1), so a process ends with its first refusal. Use as a context manager.
+    """
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[bytes] | None = None
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 closed by __exit__
+
+    def __enter__(self) -> Compiler:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end()
+        self._errors.close()
+
+    def build(self, model: onnx.ModelProto | Source, target: Target, shapes: Mapping[str, tuple[int, ...]] | None = None) -> Engine:
+        """Return the engine of a model as `build_engine` does."""
+        if importlib.util.find_spec("tensorrt_rtx") is None:
+            raise CompilerError(f"target {target}: TensorRT-RTX is not installed; {_INSTALL}")
+        proto = model.model if isinstance(model, Source) else model
+        labels = node_labels(proto.graph)
+        with tempfile.TemporaryDirectory(prefix="qdq-") as folder:
+            path = write_compilable(model, shapes or {}, Path(folder))
+            answer = self._answer(_Request(str(path), f"{folder}/answer.json", target.sm), target)
+        layers = tuple(read_layers(answer.layers, labels))
+        failure = _with_labels(_without_places(answer.failure), labels)
+        return Engine(target, answer.compiler, layers, failure, token_labels(answer.failure, labels))
+
+    def _answer(self, request: _Request, target: Target) -> _Answer:
+        process = self._process = self._process or self._start()
+        written = Path(request.answer)
+        if _ask(process, request) and written.exists():
+            answer = msgspec.json.decode(written.read_bytes(), type=_Answer)
+            if answer.failure:
+                self._end()
+            return answer
+        code = self._end()
+        if code < 0:
+            return _Answer("TensorRT-RTX", failure=f"the compiler crashed on this model (signal {-code})")
+        self._errors.seek(0)
+        last = self._errors.read().decode(errors="replace").strip().splitlines()[-1:] or ["no message"]
+        raise CompilerError(f"target {target}: the compiler's process could not start: {last[0]}")
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+        command = [sys.executable, "-m", "qdq.engine"]
+        self._errors.seek(0)
+        self._errors.truncate()
+        return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, env=environment)
+
+    def _end(self) -> int:
+        process, self._process = self._process, None
+        if process is None:
+            return 0
+        with contextlib.suppress(OSError):
+            process.communicate()
+        return process.wait()
+
+
+def _ask(process: subprocess.Popen[bytes], request: _Request) -> bool:
+    """Send a request to a compiling process and wait; return whether it answered."""
+    if process.stdin is None or process.stdout is None:
+        return False
+    try:
+        process.stdin.write(msgspec.json.encode(request) + b"\n")
+        process.stdin.flush()
+    except OSError:
+        return False
+    return process.stdout.readline() != b""
 
 
 def read_layers(text: str, labels: list[str]) -> Iterator[EngineLayer]:
@@ -228,36 +297,35 @@ def _link(source: Source, folder: Path) -> None:
         link.symlink_to((source.folder or folder).resolve() / name)
 
 
-def _run_child(request: _Request, target: Target) -> _Answer:
-    command = [sys.executable, "-m", "qdq.engine"]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
-    done = subprocess.run(command, input=msgspec.json.encode(request), capture_output=True, check=False, env=environment)
-    answer = Path(request.answer)
-    if answer.exists():
-        return msgspec.json.decode(answer.read_bytes(), type=_Answer)
-    if done.returncode < 0:
-        return _Answer("TensorRT-RTX", failure=f"the compiler crashed on this model (signal {-done.returncode})")
-    last = done.stderr.decode(errors="replace").strip().splitlines()[-1:] or ["no message"]
-    raise CompilerError(f"target {target}: the compiler's process could not start: {last[0]}")
-
-
 def _child() -> None:
-    """Build the model that standard input names, and write the answer beside it."""
-    request = msgspec.json.decode(sys.stdin.buffer.read(), type=_Request)
+    """Build each model that standard input names, one a line, and write its answer beside it; stop after the first refusal."""
     import polygraphy.config
 
     polygraphy.config.USE_TENSORRT_RTX = True
     import tensorrt_rtx as trt
-    from polygraphy.backend.tensorrt_rtx import CreateConfigRTX
-    from polygraphy.backend.trt import engine_bytes_from_network, get_trt_logger, network_from_onnx_path
-    from polygraphy.exception import PolygraphyException
     from polygraphy.logger import G_LOGGER
 
     G_LOGGER.module_severity = G_LOGGER.CRITICAL
+    answered = os.fdopen(os.dup(1), "wb", buffering=0)
+    os.dup2(2, 1)  # what the compiler prints must not look like an answer
+    for line in sys.stdin.buffer:
+        request = msgspec.json.decode(line, type=_Request)
+        answer = _compile(request, trt)
+        Path(request.answer).write_bytes(msgspec.json.encode(answer))
+        answered.write(b"\n")
+        if answer.failure:
+            return
+
+
+def _compile(request: _Request, trt: Any) -> _Answer:
+    from polygraphy.backend.tensorrt_rtx import CreateConfigRTX
+    from polygraphy.backend.trt import engine_bytes_from_network, get_trt_logger, network_from_onnx_path
+    from polygraphy.exception import PolygraphyException
+
     answer = _Answer(f"TensorRT-RTX {trt.__version__}")
     errors: list[str] = []
 
-    def keep(severity: trt.ILogger.Severity, message: str) -> None:
+    def keep(severity: Any, message: str) -> None:
         if severity <= trt.ILogger.Severity.ERROR:
             errors.append(message)
         elif message.startswith("Layers:"):
@@ -269,7 +337,7 @@ def _child() -> None:
         engine_bytes_from_network(network_from_onnx_path(request.model), config=config)
     except PolygraphyException as error:
         answer.failure = next((line for line in (errors[-1:] or str(error).splitlines())), "refused").strip()
-    Path(request.answer).write_bytes(msgspec.json.encode(answer))
+    return answer
 
 
 if __name__ == "__main__":
