@@ -30,7 +30,7 @@ _POINTWISE = {
     "Where", "Xor",
 }  # fmt: skip
 _SHUFFLES = ("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose")
-_POOLS = ("MaxPool", "GlobalMaxPool", "AveragePool", "GlobalAveragePool", "LpPool", "GlobalLpPool")
+POOLS = ("MaxPool", "GlobalMaxPool", "AveragePool", "GlobalAveragePool", "LpPool", "GlobalLpPool")
 _LARGEST_EPILOGUE = 16
 _PLANE = 4
 
@@ -82,13 +82,23 @@ def int8_operands(flow: Flow, node: Node) -> str:
 
 def is_depthwise(flow: Flow, node: Node) -> bool:
     """Whether a convolution has one input channel in each group."""
-    return node.op in CONVOLUTIONS and node.attribute("group", 1) > 1 and (channels(flow, node) == node.attribute("group", 1))
+    return node.op in CONVOLUTIONS and node.attribute("group", 1) > 1 and channels(flow, node) == node.attribute("group", 1)
 
 
 def channels(flow: Flow, node: Node) -> int:
     """Return how many channels a convolution reads, 0 where that is unknown."""
-    shape = flow.index.shape(node.inputs[0]) or flow.index.shape(flow.read(node.inputs[0]).tensor)
-    return (shape[1] or 0) if shape and len(shape) > 1 else 0
+    shape = flow.index.shape(node.inputs[1])
+    if not shape or len(shape) < 2:  # noqa: PLR2004 no weight of a convolution
+        return 0
+    return (shape[0] if node.op == "ConvTranspose" else (shape[1] or 0) * int(node.attribute("group", 1))) or 0
+
+
+def result_channels(flow: Flow, node: Node) -> int:
+    """Return how many channels a convolution writes, 0 where that is unknown."""
+    shape = flow.index.shape(node.inputs[1])
+    if not shape or len(shape) < 2:  # noqa: PLR2004 no weight of a convolution
+        return 0
+    return ((shape[1] or 0) * int(node.attribute("group", 1)) if node.op == "ConvTranspose" else shape[0]) or 0
 
 
 def averages_plane(flow: Flow, node: Node) -> bool:
@@ -198,7 +208,7 @@ def _pool_behind(flow: Flow, node: Node, tensor: str, addend: Read | None) -> No
 
 
 def _family(flow: Flow, node: Node) -> str:
-    if node.op in _POOLS or averages_plane(flow, node):
+    if node.op in POOLS or averages_plane(flow, node):
         return "pool"
     return "concat" if node.op == "Concat" else "other"
 

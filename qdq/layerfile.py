@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from qdq.engine import Engine, EngineLayer, LayerTensor
-from qdq.errors import LayerFileError
+from qdq.errors import LayerFileError, first_line
 from qdq.target import Target
 
 #: How the inspector spells data types, old and new.
@@ -29,7 +29,9 @@ _FORMATS = (
     ("thirty-two wide", "32-wide"), ("sixteen wide", "16-wide"), ("four wide", "4-wide"), ("two wide", "2-wide"), ("channel major", "channel-last"),
     ("row major", "linear"),
 )  # fmt: skip
-_ONNX_NODE = re.compile(r"\[ONNX Layer: ([^\]\x1e\x1f]*)\]")
+_COPY = "Reformatting CopyNode"
+#: A node in the metadata; several stand behind each other, newer versions put a record or unit separator between them.
+_ONNX_NODE = re.compile(r"\[ONNX Layer: (.*?)\](?=\s*(?:[\x1e\x1f]|\[ONNX Layer: |$))")
 _SEPARATORS = re.compile(r" \+ | \|\| |, |\bPWN\(|[()\[\]]")
 _DETAILED = "build it with trtexec --profilingVerbosity=detailed and export its layers again"
 
@@ -41,11 +43,11 @@ def read_layer_file(path: Path, target: Target, labels: Mapping[str, str]) -> En
     LayerFileError where the file cannot be read, holds no layers, or none in detail.
     """
     try:
-        content = msgspec.json.decode(path.read_bytes())
+        content = msgspec.json.decode(path.read_bytes().removeprefix(b"\xef\xbb\xbf"))
     except OSError as error:
         raise LayerFileError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except msgspec.DecodeError as error:
-        raise LayerFileError(f"{path}: is not JSON ({error}); pass what trtexec --exportLayerInfo or the engine inspector writes") from error
+    except (msgspec.DecodeError, ValueError, RecursionError) as error:
+        raise LayerFileError(f"{path}: is not JSON ({first_line(error)}); pass what trtexec --exportLayerInfo or the engine inspector writes") from error
     layers = content.get("Layers") if isinstance(content, dict) else None
     if not isinstance(layers, list) or not layers:
         raise LayerFileError(f"{path}: holds no 'Layers'; pass what trtexec --exportLayerInfo or the engine inspector writes")
@@ -75,13 +77,16 @@ def read_inspector(layers: Iterable[Any], nodes: Callable[[str, str], tuple[str,
 
 def named_nodes(name: str, metadata: str, labels: Mapping[str, str]) -> tuple[str, ...]:
     """Return the labels of the ONNX nodes that a layer's name lists, and its metadata, each once, in order."""
+    if name.startswith(_COPY):  # it names the layer that it copies for, and does nothing of its own
+        return ()
     words = [name] if name in labels else [part.strip() for part in (*name.split(" + "), *_SEPARATORS.split(name))]
     words += [part.strip() for part in _ONNX_NODE.findall(metadata)]
     return tuple(dict.fromkeys(labels[word] for word in words if word in labels))
 
 
 def _tensors(layer: Mapping[str, Any], side: str, where: str) -> Iterator[LayerTensor]:
-    for tensor in layer.get(side) or ():
+    described = layer.get(side) or ()
+    for tensor in described if isinstance(described, (list, tuple)) else [described]:
         if not isinstance(tensor, dict) or not isinstance(tensor.get("Dimensions", []), list):
             raise LayerFileError(f"{where}: layer {layer['Name']!r} does not describe its {side.lower()}; {_DETAILED}")
         layout = str(tensor.get("Format/Datatype") or tensor.get("Format") or "")

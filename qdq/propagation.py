@@ -64,6 +64,8 @@ class Flow:
         #: Readers of each tensor: as it is, and through a Q.
         self.plain: dict[str, list[tuple[Node, int]]] = defaultdict(list)
         self.quantized: dict[str, list[Read]] = defaultdict(list)
+        #: The nodes that read each tensor, either way.
+        self.readers: dict[str, list[Node]] = defaultdict(list)
         #: Tensors that a DQ has moved past: the INT8 tensor is there already.
         self.reached: dict[str, Read] = {}
         #: The nodes that compute: no constants, pairs or copies.
@@ -166,6 +168,7 @@ class Flow:
     def _count(self, node: Node) -> None:
         inputs = self.inputs(node)
         for slot, read in inputs:
+            self.readers[read.tensor].append(node)
             if read.quantization:
                 self.quantized[read.tensor].append(read)
             else:

@@ -215,8 +215,12 @@ def _engine_cells(failure: str, *cells: Any) -> tuple[Any, ...]:
 
 def rules_section(engine: EngineReport) -> Section:
     """Return the documented rules that a predicted engine's layers follow."""
-    rows = tuple((r.layers, ", ".join(r.kinds), r.rule, r.says, r.source) for r in engine.rules)
-    return Section(f"{engine.target}: predicted, not built; its layers follow", (), ("layers", "kind", "rule", "says", "documented in"), rows)
+    lines = tuple(f"{r.layers} {_plural('layer', r.layers)} ({', '.join(r.kinds)}), {r.rule}: {r.says} [{r.source}]" for r in engine.rules)
+    return Section(f"{engine.target}: predicted, not built; its layers follow", lines)
+
+
+def _plural(word: str, count: int) -> str:
+    return word if count == 1 else f"{word}s"
 
 
 def layers_section(engine: EngineReport) -> Section:
@@ -230,4 +234,5 @@ def _promises(engine: EngineReport) -> Section:
     lines += [f"in float, as planned: {v.node}" for v in engine.layers if not v.int8 and not v.fp8 and not v.promised and v.node not in engine.unmapped]
     lines += [f"no layer of the engine names it: {node}" for node in engine.unmapped]
     lines += [f"a kernel of its own: {name}" for name in engine.standalone]
-    return Section(f"{engine.target}: what the engine did otherwise", tuple(lines))
+    did = "what the predicted engine does otherwise" if engine.kind == "predicted" else "what the engine did otherwise"
+    return Section(f"{engine.target}: {did}", tuple(lines))

@@ -8,6 +8,7 @@ from pathlib import Path
 import msgspec
 
 from qdq.accuracy import Accuracy, OutputError, compare, output_errors
+from qdq.documented import RULES
 from qdq.engine import Engine, EngineLayer, build_engine
 from qdq.errors import LayerFileError, UsageError, did_you_mean
 from qdq.feeds import DataLike, Feeds, input_specs, open_feeds
@@ -17,7 +18,7 @@ from qdq.layerfile import read_layer_file
 from qdq.loading import ModelLike, Source, load, raise_source
 from qdq.observation import Progress
 from qdq.operands import operands
-from qdq.predicting import RULES, predict_engine
+from qdq.predicting import predict_engine
 from qdq.quantized import QuantizedModel, require_same_graph
 from qdq.quantizer import E4M3, ELEMENT_TYPES, INT8
 from qdq.target import Target

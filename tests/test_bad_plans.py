@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
 from collections.abc import Callable
@@ -13,7 +12,6 @@ import onnx
 import pytest
 from making import refused, run, samples, save, tiny_model
 
-needs_no_tensorrt = pytest.mark.skipif(importlib.util.find_spec("tensorrt") is not None, reason="TensorRT is installed")
 Edit = Callable[[Any], object]
 
 
@@ -278,7 +276,7 @@ def test_edited_scales_that_the_plan_cannot_use_are_refused(bench: Bench, edit: 
 
 
 def test_nothing_to_validate_is_said_so(bench: Bench) -> None:
-    assert bench.validate() == "qdq: nothing to validate: pass --data for accuracy, --target for engines, or both\n"
+    assert bench.validate() == "qdq: nothing to validate: pass --data for accuracy, --target for engines, --layers for an engine of yours, or several\n"
 
 
 def changed(bench: Bench, change: Callable[[onnx.ModelProto], object]) -> Path:
@@ -325,21 +323,6 @@ def test_an_unknown_input_in_shape_is_refused_without_building_an_engine(bench: 
     message = bench.validate("--target", "rtx:sm86", "--shape", "image=1x4x8x8")
 
     assert message == "qdq: model.onnx: --shape names no input 'image'; its inputs are x\n"
-
-
-@needs_no_tensorrt
-@pytest.mark.parametrize("target", ["trt", "trt:sm80"])
-@pytest.mark.parametrize("command", ["validate", "quantize"])
-def test_a_trt_target_without_tensorrt_says_what_to_install(bench: Bench, command: str, target: str) -> None:
-    more = [bench.quantized] if command == "validate" else ["-o", bench.out, "--validate", "--report", bench.folder / "report.md"]
-
-    message = refused(bench.folder, command, bench.model, *more, "--data", "noise", "--target", target)
-
-    assert message == f"qdq: target {target}: needs a GPU and TensorRT: pip install 'qdq[tensorrt]'; rtx targets need neither\n"
-
-
-def test_a_trt_target_needs_data_because_it_runs(bench: Bench) -> None:
-    assert bench.validate("--target", "trt:sm80") == "qdq: target trt:sm80: running an engine needs --data\n"
 
 
 @pytest.mark.parametrize("target", ["rtx:sm90", "junk"])

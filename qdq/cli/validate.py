@@ -22,12 +22,7 @@ from qdq.validation import Thresholds, misses, validate
 @target_option
 @shape_option
 @click.option(
-    "--layers",
-    "layers",
-    multiple=True,
-    type=FILE,
-    metavar="JSON",
-    help="Layers of an engine built from QUANTIZED, as trtexec --exportLayerInfo writes them; repeat.",
+    "--layers", multiple=True, type=FILE, metavar="JSON", help="Layers of an engine built from QUANTIZED, as trtexec --exportLayerInfo writes them; repeat."
 )
 @click.option("--allow-fp16", is_flag=True, help="Predict what TensorRT 10 and earlier build with --fp16; 11 goes by the types in the model.")
 @thresholds_option
