@@ -5,17 +5,18 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from itertools import product
 
 import msgspec
 import numpy as np
 
 from qdq.errors import ModelError, PlanError, UsageError
 from qdq.feeds import DataLike, open_feeds
-from qdq.index import Array, GraphIndex
+from qdq.index import Array, GraphIndex, qualified
 from qdq.loading import ModelLike, load
 from qdq.observation import Progress, Ranges, TensorRange, observe
-from qdq.planning import Placement, Plan, ScaleGroup
-from qdq.quantizer import FORMATS, INT8_LEVELS, Quantizer
+from qdq.planning import Placement, Plan, ScaleGroup, source_for
+from qdq.quantizer import FORMATS, ElementType, Quantizer
 from qdq.weights import by_channels, channel_amax, least_shift_amax
 
 DEFAULT_METHOD = "mse"
@@ -36,11 +37,11 @@ class Method(msgspec.Struct, frozen=True):
     def __str__(self) -> str:
         return self.name if self.percent is None else f"{self.name}:{self.percent:g}"
 
-    def amax(self, seen: TensorRange) -> float:
-        """Return the absolute value that maps to the last level, in the tensor's unit."""
+    def amax(self, seen: TensorRange, element: ElementType) -> float:
+        """Return the absolute value that maps to the largest value of a type, in the tensor's unit."""
         if seen.histogram is None:
             return seen.amax
-        return seen.histogram.least_error(INT8_LEVELS) if self.percent is None else seen.histogram.percentile(self.percent)
+        return seen.histogram.least_error(element) if self.percent is None else seen.histogram.percentile(self.percent)
 
     @property
     def needs_histogram(self) -> bool:
@@ -51,6 +52,7 @@ class Method(msgspec.Struct, frozen=True):
 class PairScale(msgspec.Struct, frozen=True):
     """The scales of one pair: one, or one for each channel along the quantizer's axis."""
 
+    #: Its name as `Edge.read` gives it.
     tensor: str
     quantizer: Quantizer
     scales: tuple[float, ...]
@@ -89,7 +91,7 @@ def calibrate(
 
     Raises PlanError if the plan is another model's, DataError for data that does not fit.
     """
-    index = GraphIndex(load(model))
+    index = GraphIndex(source_for(load(model), plan))
     return calibrate_index(index, plan, data, parse_method(method), batch, progress)
 
 
@@ -105,10 +107,12 @@ def scales_from(index: GraphIndex, plan: Plan, ranges: Ranges, method: Method) -
     """Return the scales that a method makes of observed ranges; the tensors of one scale group get the largest range among them."""
     if ranges.plan != plan.key:
         raise PlanError("the ranges were observed for another plan; calibrate again with this one")
-    amax = {seen.tensor: method.amax(seen) for seen in ranges.by_tensor}
-    for group in plan.scale_groups:
-        amax.update(_shared(group, amax))
     by_tensor = {seen.tensor: seen for seen in ranges.by_tensor}
+    observed = {(tensor, quantizer.dtype): quantizer.element for tensor, quantizer in pairs_of(plan) if quantizer.calibrated}
+    amax = {(tensor, dtype): method.amax(by_tensor[tensor], element) for (tensor, dtype), element in observed.items()}
+    for group, dtype in product(plan.scale_groups, sorted({dtype for _, dtype in observed})):
+        shared = _shared(group, {tensor: value for (tensor, of), value in amax.items() if of == dtype})
+        amax.update({(tensor, dtype): value for tensor, value in shared.items()})
     with ThreadPoolExecutor() as pool:
         pairs = tuple(pool.map(lambda placements: _pair_scale(index, placements, by_tensor, amax), pairs_of(plan).values()))
     index.forget_constants()
@@ -125,10 +129,10 @@ def _shared(group: ScaleGroup, amax: Mapping[str, float]) -> dict[str, float]:
 
 
 def pairs_of(plan: Plan) -> dict[tuple[str, Quantizer], tuple[Placement, ...]]:
-    """Return the pairs of a plan: the placements of each tensor and quantizer, in plan order."""
+    """Return the pairs of a plan: the placements of each tensor, as `Edge.read` gives it, and quantizer, in plan order."""
     pairs: dict[tuple[str, Quantizer], list[Placement]] = {}
     for placement in plan.placements:
-        pairs.setdefault((placement.edge.tensor, placement.quantizer), []).append(placement)
+        pairs.setdefault((placement.edge.read, placement.quantizer), []).append(placement)
     return {key: tuple(placements) for key, placements in pairs.items()}
 
 
@@ -139,7 +143,7 @@ def require_model(plan: Plan, index: GraphIndex) -> None:
     for placement in plan.placements:
         if not _fits(placement, index):
             raise PlanError(f"{placement.quantizer} on {placement.edge}: {index.source.name} has no such edge, or none that takes this format; plan again")
-    planned = {p.edge.tensor for p in plan.placements}
+    planned = {p.edge.read for p in plan.placements}
     for tensor in (t for group in plan.scale_groups for t in group.tensors):
         if tensor not in planned:
             raise PlanError(f"scale_groups names {tensor!r}, which the plan does not quantize; plan again")
@@ -147,34 +151,36 @@ def require_model(plan: Plan, index: GraphIndex) -> None:
 
 def _fits(placement: Placement, index: GraphIndex) -> bool:
     edge, quantizer = placement.edge, placement.quantizer
+    if edge.graph not in index.scopes:
+        return False
+    index = index.scopes[edge.graph]
     node = index.by_label.get(edge.node)
     if node is None or not 0 <= edge.slot < len(node.inputs) or node.inputs[edge.slot] != edge.tensor:
         return False
     rank = index.rank(edge.tensor)
     fits = quantizer.axis is None or (FORMATS[quantizer.name].per_channel and (rank is None or 0 <= quantizer.axis < rank))
-    return fits and (quantizer.name == "int8-activation" or index.is_constant(edge.tensor))
+    return fits and (quantizer.calibrated or index.is_constant(edge.tensor))
 
 
-def _pair_scale(index: GraphIndex, placements: tuple[Placement, ...], ranges: dict[str, TensorRange], amax: dict[str, float]) -> PairScale:
-    tensor, quantizer = placements[0].edge.tensor, placements[0].quantizer
-    observed = quantizer.name == "int8-activation"
-    values = np.array([amax[tensor]], np.float32) if observed else _weight_amax(index, placements, ranges)
+def _pair_scale(index: GraphIndex, placements: tuple[Placement, ...], ranges: dict[str, TensorRange], amax: dict[tuple[str, str], float]) -> PairScale:
+    tensor, quantizer = placements[0].edge.read, placements[0].quantizer
+    values = np.array([amax[tensor, quantizer.dtype]], np.float32) if quantizer.calibrated else _weight_amax(index, placements, ranges)
     values = np.where(values > 0.0, values, np.float32(DEAD_AMAX))
-    scales = np.maximum(values / np.float32(INT8_LEVELS), np.finfo(np.float32).tiny)
+    scales = np.maximum(values / np.float32(quantizer.element.largest), np.finfo(np.float32).tiny)
     return PairScale(tensor, quantizer, tuple(float(s) for s in scales))
 
 
 def _weight_amax(index: GraphIndex, placements: tuple[Placement, ...], ranges: dict[str, TensorRange]) -> Array:
     """Return the amax of a weight: the one that shifts the layer's output least where its input was observed, else the largest value."""
     edge, axis = placements[0].edge, placements[0].quantizer.axis
-    weight, node = np.asarray(index.constant(edge.tensor), np.float32), index.node(edge)
+    weight, node = np.asarray(index.scope(edge).constant(edge.tensor), np.float32), index.node(edge)
     if not np.isfinite(weight).all():
         raise ModelError(f"{index.source.name}: weight {edge.tensor!r} holds NaN or Inf; export the model again, or pass --leave-float {node.label!r}")
-    seen = ranges.get(node.inputs[0])
+    seen = ranges.get(qualified(edge.graph, node.inputs[0]))
     moments = seen.moments if seen else None
     if axis is None or edge.slot != 1 or moments is None or len(placements) > 1:
         return channel_amax(weight, axis)
     shaped = by_channels(node, weight)
     if shaped is None:
         return channel_amax(weight, axis)
-    return least_shift_amax(shaped, moments.mean, moments.variance, node.attribute("group", 1))
+    return least_shift_amax(shaped, moments.mean, moments.variance, node.attribute("group", 1), placements[0].quantizer.element)

@@ -24,7 +24,7 @@ import msgspec
 import onnx
 
 from qdq.errors import CompilerError
-from qdq.index import node_labels
+from qdq.index import every_node
 from qdq.loading import Source
 from qdq.target import Target
 
@@ -41,6 +41,10 @@ _QUANTIZING = "Roun"
 _FORKS = hasattr(os, "fork")
 #: Exit codes of building processes: after a refusal, and plus the signal's number after a crash.
 _REFUSED, _CRASHED = 3, 128
+#: A layer that only gives memory another name or shape.
+NO_OP = "NoOp"
+#: A layer that copies a tensor into another type or memory format; a Q or DQ of its own is one too.
+REFORMAT = "Reformat"
 _INSTALL = "install it with: pip install tensorrt-rtx-cu12"
 
 _TENSOR = re.compile(r"Name: (?P<name>.*?), Dimensions: \[(?P<dims>[^\]]*)\].*?Datatype: (?P<dtype>\w+)")
@@ -59,6 +63,8 @@ class LayerTensor(msgspec.Struct, frozen=True):
     name: str
     dims: tuple[int, ...]
     dtype: str
+    #: How it lies in memory, such as ``linear`` or ``32-wide``; "" where the compiler does not say.
+    format: str = ""
 
     @property
     def bytes(self) -> float:
@@ -76,11 +82,13 @@ class EngineLayer(msgspec.Struct, frozen=True):
     outputs: tuple[LayerTensor, ...]
     #: Labels of the ONNX nodes fused into it, as `GraphIndex` gives them.
     nodes: tuple[str, ...]
+    #: For a predicted layer, the name of the documented rule that it follows.
+    follows: str = ""
 
     @property
     def bytes(self) -> float:
-        """Bytes of everything it reads and writes."""
-        return sum(t.bytes for t in (*self.inputs, *self.constants, *self.outputs))
+        """Bytes of everything it reads and writes; none for a layer that only gives memory another name."""
+        return 0.0 if self.kind == NO_OP else sum(t.bytes for t in (*self.inputs, *self.constants, *self.outputs))
 
     def multiplies(self, dtype: str) -> bool:
         """Whether it multiplies its first input with a constant or its second input in `dtype`, such as ``Int8``; masks aside.
@@ -118,11 +126,18 @@ class Engine(msgspec.Struct, frozen=True):
     layers: tuple[EngineLayer, ...] = ()
     #: The compiler's words where it refused, else "".
     failure: str = ""
+    #: Labels of the nodes that these words name.
+    refused: tuple[str, ...] = ()
 
     @property
     def kernels(self) -> int:
         """How many kernels one inference starts."""
-        return len(self.layers)
+        return sum(layer.kind != NO_OP for layer in self.layers)
+
+    @property
+    def reformats(self) -> int:
+        """How many layers only convert a tensor to another type or memory format, stand-alone Q and DQ among them."""
+        return sum(layer.kind == REFORMAT for layer in self.layers)
 
     @property
     def bytes(self) -> float:
@@ -171,12 +186,13 @@ class Compiler:
         if importlib.util.find_spec("tensorrt_rtx") is None:
             raise CompilerError(f"target {target}: TensorRT-RTX is not installed; {_INSTALL}")
         proto = model.model if isinstance(model, Source) else model
-        labels = node_labels(proto.graph)
+        labels = [label for label, _ in every_node(proto.graph)]
         with tempfile.TemporaryDirectory(prefix="qdq-") as folder:
             path = write_compilable(model, shapes or {}, Path(folder))
             answer = self._answer(_Request(str(path), f"{folder}/answer.json", target.sm), target)
         layers = tuple(read_layers(answer.layers, labels))
-        return Engine(target, answer.compiler, layers, _with_labels(_without_places(answer.failure), labels))
+        failure = _with_labels(_without_places(answer.failure), labels)
+        return Engine(target, answer.compiler, layers, failure, token_labels(answer.failure, labels))
 
     def _answer(self, request: _Request, target: Target) -> _Answer:
         process = self._process = self._process or self._start()
@@ -263,7 +279,7 @@ def compilable(model: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]) ->
     """
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
-    for i, node in enumerate(copy.graph.node):
+    for i, (_, node) in enumerate(list(every_node(copy.graph))):
         node.name = f"qdq_node_{i}_"
     for value in copy.graph.input:
         dims = value.type.tensor_type.shape.dim

@@ -5,9 +5,10 @@ Written against the documented API and untested where this project is developed:
 
 from __future__ import annotations
 
+import ctypes
 import importlib.util
 import json
-import re
+import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -18,14 +19,13 @@ import msgspec
 import numpy as np
 import onnx
 
-from qdq.engine import Engine, EngineLayer, LayerTensor, token_labels, write_compilable
+from qdq import layerfile
+from qdq.engine import Engine, EngineLayer, token_labels, write_compilable
 from qdq.errors import CompilerError, first_line
-from qdq.index import Array, node_labels
+from qdq.index import Array, every_node
 from qdq.loading import Source
 from qdq.target import Target
 
-_TYPES = {"Int8": "Int8", "FP32": "Float", "FP16": "Half", "BF16": "BFloat16", "FP8": "FP8", "Int32": "Int32", "Int64": "Int64", "Bool": "Bool"}
-_TYPE = re.compile("|".join(_TYPES))
 _NEEDS = "needs a GPU and TensorRT: pip install 'qdq[tensorrt]'; rtx targets need neither"
 
 
@@ -92,35 +92,25 @@ def _build(model: onnx.ModelProto | Source, target: Target, shapes: Mapping[str,
         config = CreateConfig(profiling_verbosity=trt.ProfilingVerbosity.DETAILED)
         engine = EngineFromNetwork(NetworkFromOnnxPath(str(path)), config)()
     text = engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON)
-    layers = tuple(read_inspector(json.loads(text), node_labels(proto.graph)))
+    layers = tuple(read_inspector(json.loads(text), [label for label, _ in every_node(proto.graph)]))
     return engine, Engine(target, f"TensorRT {trt.__version__}", layers)
+
+
+def gpu_present() -> bool:
+    """Whether TensorRT is installed and a GPU that CUDA can use is there."""
+    if importlib.util.find_spec("tensorrt") is None:
+        return False
+    try:
+        driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+    except OSError:
+        return False
+    count = ctypes.c_int(0)
+    return driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0 and count.value > 0
 
 
 def read_inspector(content: Mapping[str, Any], labels: list[str]) -> Iterator[EngineLayer]:
     """Yield the layers of an engine inspector's JSON, of TensorRT 8 to 11; `labels` name the nodes that its tokens stand for."""
-    for layer in content["Layers"]:
-        if isinstance(layer, str):
-            raise CompilerError("the engine was built without detailed profiling verbosity, so its layers cannot be read")
-        name = layer["Name"]
-        weights = layer.get("Weights")
-        constants = (LayerTensor("weights", (int(weights["Count"]),), _data_type(str(weights["Type"]))),) if isinstance(weights, dict) else ()
-        yield EngineLayer(
-            name,
-            layer.get("LayerType", ""),
-            _tensors(layer.get("Inputs", ())),
-            constants,
-            _tensors(layer.get("Outputs", ())),
-            token_labels(f"{name} {layer.get('Metadata', '')}", labels),
-        )
-
-
-def _tensors(described: Iterable[Mapping[str, Any]]) -> tuple[LayerTensor, ...]:
-    return tuple(LayerTensor(t["Name"], tuple(t["Dimensions"]), _data_type(str(t.get("Format/Datatype") or t.get("Datatype") or ""))) for t in described)
-
-
-def _data_type(text: str) -> str:
-    found = _TYPE.search(text)
-    return _TYPES[found[0]] if found else text
+    return layerfile.read_inspector(content["Layers"], lambda name, metadata: token_labels(f"{name} {metadata}", labels), "the engine")
 
 
 def _timed(runner: Any, sample: Mapping[str, Array]) -> tuple[dict[str, Array], float]:

@@ -2,24 +2,39 @@
 
 Axes follow the ONNX operator specification's weight layouts and TensorRT's per-channel
 requirement (quantized types, explicit quantization): Conv 0; Gemm by `transB`; MatMul the
-last axis of the right operand. ConvTranspose has none: TensorRT 8 wants axis 0, later releases
-axis 1, and grouped ones fail to build, so one scale for the tensor is the form every release takes.
+last axis of the right operand; LSTM, GRU and RNN the gate rows of W; Einsum the one label that the
+weight alone has and the output keeps. With any other axis TensorRT-RTX 1.7.1 multiplies in float.
+ConvTranspose has none: TensorRT 8 wants axis 0, later releases axis 1, and grouped ones fail to
+build, so one scale for the tensor is the form every release takes.
+
+The recurrent operators multiply twice; only the product of the whole sequence with W is counted
+here. The product of the hidden state with R stays in float whatever stands before R, since no
+pair can stand on a state inside the operator (seen with TensorRT-RTX 1.7.1).
 """
 
 from __future__ import annotations
 
+import re
+
 from qdq.index import Edge, GraphIndex, Node
 
-#: Operators whose first two inputs are multiplied and summed.
-WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+#: Operators whose first two inputs are multiplied and summed into their result.
+PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul", "Einsum")
+#: Operators that multiply their first input with W, and more besides.
+RECURRENT = ("LSTM", "GRU", "RNN")
+WEIGHTED = (*PRODUCTS, *RECURRENT)
 _DATA, _WEIGHT = 0, 1
+_GATE_ROWS = 1
+_TWO_TERMS = re.compile(r"([A-Za-z]+),([A-Za-z]+)->([A-Za-z]*)")
 
 
 def operands(index: GraphIndex, node: Node) -> tuple[Edge, ...]:
     """Return the two edges that a weighted node multiplies; none for other nodes, integer matrix products or sparse weights."""
     if node.op not in WEIGHTED or len(node.inputs) < 2:  # noqa: PLR2004 two operands
         return ()
-    edges = tuple(Edge("", node.label, slot, node.inputs[slot]) for slot in (_DATA, _WEIGHT))
+    if node.op == "Einsum" and einsum_labels(node) is None:
+        return ()
+    edges = tuple(index.edge(node, slot) for slot in (_DATA, _WEIGHT))
     typed = [index.elem_type(e.tensor) for e in edges]
     if any(t and not index.is_float(e.tensor) for t, e in zip(typed, edges, strict=True)):
         return ()
@@ -36,17 +51,47 @@ def is_operand(index: GraphIndex, edge: Edge) -> bool:
 def channel_axis(index: GraphIndex, edge: Edge) -> int | None:
     """Return the axis of a weight that holds output channels, or None where one scale must do.
 
-    None for ConvTranspose, for one-dimensional weights, and for edges that are no operand.
+    None for ConvTranspose, for one-dimensional weights, for an Einsum that keeps no or several
+    labels of the weight alone, and for edges that are no operand.
     """
     node = index.node(edge)
     rank = index.rank(edge.tensor)
     if node.op == "Conv":
         return 0 if edge.slot == _WEIGHT else None
+    if node.op in RECURRENT:
+        return _GATE_ROWS if edge.slot == _WEIGHT else None
     if node.op == "Gemm":
         return _gemm_axis(node, edge.slot)
+    if node.op == "Einsum":
+        return _einsum_axis(node, edge.slot)
     if node.op == "MatMul" and rank is not None and rank > 1:
         return rank - 1 if edge.slot == _WEIGHT else rank - 2
     return None
+
+
+def einsum_labels(node: Node) -> tuple[str, str, str] | None:
+    """Return the labels of both operands and the result of an Einsum that is a matrix product, else None.
+
+    A product sums over a label that both operands have; repeated labels and ellipses are not followed.
+    """
+    equation = node.attribute("equation", b"")
+    found = _TWO_TERMS.fullmatch((equation.decode() if isinstance(equation, bytes) else str(equation)).replace(" ", ""))
+    if found is None or len(node.inputs) != 2:  # noqa: PLR2004 two operands
+        return None
+    left, right, result = found.groups()
+    summed = (set(left) & set(right)) - set(result)
+    if not summed or any(len(set(term)) < len(term) for term in (left, right, result)):
+        return None
+    return left, right, result
+
+
+def _einsum_axis(node: Node, slot: int) -> int | None:
+    labels = einsum_labels(node)
+    if labels is None or slot > _WEIGHT:
+        return None
+    own, other, result = labels[slot], labels[1 - slot], labels[2]
+    free = [label for label in own if label in result and label not in other]
+    return own.index(free[0]) if len(free) == 1 else None
 
 
 def _gemm_axis(node: Node, slot: int) -> int:

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator
+from itertools import groupby
 
 import msgspec
+import onnx
 
 from qdq.errors import ModelError, RuleError
-from qdq.facts import Scene, reached_through_moves
-from qdq.index import Edge, GraphIndex, Node, node_labels
+from qdq.facts import POOLS, Scene, pool_ends
+from qdq.index import Edge, GraphIndex, Node, bodies_of, qualified
 from qdq.kernels import borrowed_tables
-from qdq.loading import ModelLike, Source, load
-from qdq.matching import Verdict, match
-from qdq.operands import WEIGHTED, channel_axis, operands
+from qdq.loading import ModelLike, Source, load, raise_source
+from qdq.matching import Verdict, match, refuse_unmatched
+from qdq.operands import channel_axis, is_operand, operands
 from qdq.quantizer import FORMATS, Quantizer
-from qdq.residual import fused_convolution, residual_slot
+from qdq.residual import PRODUCTS, fused_backbone, residual_slot
 from qdq.rule import RATIO_AT_MOST, RuleSet, leave_float_rule, make_rule_set
 from qdq.rulefile import load_rules
 from qdq.target import DEFAULT_TARGET, Target
@@ -26,10 +28,16 @@ QUANTIZED_OPERATORS = (
     "QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger",
 )  # fmt: skip
 
+#: Operators whose result has another range than what they read, so that a shared scale is about their inputs alone.
+ARITHMETIC = ("Add", "Sub", "Mul", "Div", "Max", "Min", "Sum", "Pow")
+
 #: Reasons that are no rule's: they follow from the graph.
 INCOMPLETE = "incomplete"
 BODY = "body"
 FUNCTION = "function"
+
+#: Operators whose bodies are planned.
+PLANNED_BODIES = ("If", "Loop", "Scan")
 
 
 class Placement(msgspec.Struct, frozen=True):
@@ -97,31 +105,73 @@ def plan(
     """
     source = load(model)
     refuse_quantized(source)
-    return plan_index(GraphIndex(source), rules or load_rules(), tuple(targets), tuple(leave_float), allow_unmatched)
+    return plan_source(source, rules or load_rules(), tuple(targets), tuple(leave_float), allow_unmatched)[1]
+
+
+def plan_source(
+    source: Source, rules: RuleSet, targets: tuple[Target, ...], leave_float: tuple[str, ...] = (), allow_unmatched: bool = False
+) -> tuple[GraphIndex, Plan]:
+    """Return the plan for a model and the index that it speaks of, of the model at the opset that the plan needs."""
+    index = GraphIndex(source)
+    made = plan_index(index, rules, targets, leave_float, allow_unmatched)
+    raised = source_for(source, made)
+    if raised is source:
+        return index, made
+    index = GraphIndex(raised)
+    return index, plan_index(index, rules, targets, leave_float, allow_unmatched)
+
+
+def source_for(source: Source, plan: Plan) -> Source:
+    """Return a model at the opset that a plan's types need: FP8 needs a later one than INT8."""
+    return raise_source(source, max((p.quantizer.element.opset for p in plan.placements), default=0))
 
 
 def plan_index(index: GraphIndex, rules: RuleSet, targets: tuple[Target, ...], leave_float: tuple[str, ...] = (), allow_unmatched: bool = False) -> Plan:
-    """Return the plan for a model that is indexed already."""
-    scene = Scene(index, targets or (DEFAULT_TARGET,))
-    rules = with_leave_float(rules, leave_float)
-    verdicts, shared = match(scene, rules, allow_unmatched)
-    placed = {v.edge: _placement(index, v) for v in verdicts if v.then == "quantize"}
-    left = {v.edge: LeftFloat(v.edge, v.rules[0].name, v.rules[0].says) for v in verdicts if v.then == "leave-float"}
-    for edge, missing in _unmet(index, placed):
-        del placed[edge]
-        kept = left.get(missing)
-        why = f"needs {missing} in INT8, which {kept.because if kept else 'no rule'} {'leaves in float' if kept else 'asks for'}"
-        left[edge] = LeftFloat(edge, INCOMPLETE, why)
+    """Return the plan for a model that is indexed already.
+
+    Bodies of If, Loop and Scan are planned as graphs of their own, each with the same rules: TensorRT-RTX
+    1.7.1 runs a Conv, Gemm or MatMul in them in INT8 on sm86 and sm120 where both of its pairs stand
+    inside the body. With the pair of a tensor from outside standing outside, Conv and Gemm in the
+    branches of an If run in float.
+    """
+    targets, rules = targets or (DEFAULT_TARGET,), with_leave_float(rules, leave_float)
+    if not allow_unmatched:
+        refuse_unmatched(index, rules.rules)
+    parts = [_plan_scope(Scene(scope, targets), rules) for scope in index.scopes.values() if not _skipped(scope)]
     return Plan(
         model=index.source.name,
         digest=index.source.digest,
-        notes=(*index.source.notes, *borrowed_tables(scene.targets)),
-        targets=scene.targets,
+        notes=(*index.source.notes, *borrowed_tables(targets)),
+        targets=targets,
         rule_sets=rules.names,
         leave_float=leave_float,
+        placements=tuple(p for part in parts for p in part.placements),
+        left_float=(*(item for part in parts for item in part.left_float), *_skipped_bodies(index), *_functions(index)),
+        scale_groups=tuple(sorted(group for part in parts for group in part.scale_groups)),
+    )
+
+
+class _Part(msgspec.Struct, frozen=True):
+    """The part of a plan that lies in one graph."""
+
+    placements: tuple[Placement, ...]
+    left_float: tuple[LeftFloat, ...]
+    scale_groups: tuple[ScaleGroup, ...]
+
+
+def _plan_scope(scene: Scene, rules: RuleSet) -> _Part:
+    index = scene.index
+    verdicts, shared = match(scene, rules)
+    placed = {v.edge: _placement(index, v) for v in verdicts if v.then == "quantize"}
+    left = {v.edge: LeftFloat(v.edge, v.rules[0].name, v.rules[0].says) for v in verdicts if v.then == "leave-float"}
+    for edge, missing in _unmet(index, placed):
+        says = placed.pop(edge).quantizer.element.says
+        why = f"needs {missing} in {says}, which {_instead(missing, placed, left)}"
+        left[edge] = LeftFloat(edge, INCOMPLETE, why)
+    return _Part(
         placements=tuple(placed.values()),
-        left_float=(*_in_graph_order(index, left), *_bodies(index), *_functions(index)),
-        scale_groups=_scale_groups(index, rules, shared, {e.tensor for e, p in placed.items() if p.quantizer.name == "int8-activation"}),
+        left_float=tuple(_in_graph_order(index, left)),
+        scale_groups=_scale_groups(index, rules, shared, {e.read for e, p in placed.items() if p.quantizer.calibrated}),
     )
 
 
@@ -132,7 +182,7 @@ def with_leave_float(rules: RuleSet, globs: Iterable[str]) -> RuleSet:
 
 def refuse_quantized(source: Source) -> None:
     """Raise ModelError where the model holds quantized operators already."""
-    found = [n.op_type for n in source.model.graph.node if n.op_type in QUANTIZED_OPERATORS]
+    found = [op for op in _operators(source.model.graph) if op in QUANTIZED_OPERATORS]
     if found:
         raise ModelError(
             f"{source.path or source.name}: is quantized already ({len(found)} nodes such as {found[0]}); "
@@ -144,7 +194,7 @@ def _placement(index: GraphIndex, verdict: Verdict) -> Placement:
     edge, name = verdict.edge, verdict.using
     form, constant = FORMATS[name], index.is_constant(edge.tensor)
     rule = verdict.rules[0]
-    if name.startswith("int8-weight") and not constant:
+    if form.constant and not constant:
         raise RuleError(f"{rule.at('using')}: uses {name} on edge {edge}, but {edge.tensor!r} is computed; a weight format needs a constant")
     if index.elem_type(edge.tensor) and not index.is_float(edge.tensor):
         raise RuleError(f"{rule.at('where')}: quantizes edge {edge}, but {edge.tensor!r} holds no floats; narrow the rule's 'where'")
@@ -158,22 +208,44 @@ def _unmet(index: GraphIndex, placed: dict[Edge, Placement]) -> Iterator[tuple[E
     while found:
         found = False
         for edge in list(placed):
-            missing = next((need for need in _needs(index, edge) if need not in placed), None)
+            dtype = placed[edge].quantizer.dtype
+            missing = next((need for need in _needs(index, edge) if need not in placed or placed[need].quantizer.dtype != dtype), None)
             if missing is not None:
                 found = True
                 yield edge, missing
 
 
+def _instead(edge: Edge, placed: dict[Edge, Placement], left: dict[Edge, LeftFloat]) -> str:
+    """Return what happens to an edge that another one needs quantized to its own type."""
+    if edge in placed:
+        return f"{placed[edge].because[0]} quantizes to {placed[edge].quantizer.element.says}"
+    return f"{left[edge].because} leaves in float" if edge in left else "no rule asks for"
+
+
+def first_unmet(index: GraphIndex, placements: Iterable[Placement]) -> tuple[Edge, Edge] | None:
+    """Return the first placed edge that lacks another one it only makes sense with, and that one; None where all is well."""
+    return next(_unmet(index, {p.edge: p for p in placements}), None)
+
+
 def _needs(index: GraphIndex, edge: Edge) -> tuple[Edge, ...]:
-    """Return the edges without which a pair on this one only costs: TensorRT runs a layer in INT8 as a whole or not at all."""
+    """Return the edges without which a pair on this one only costs: TensorRT runs a layer in one type as a whole or not at all."""
     node = index.node(edge)
     if edge in (both := operands(index, node)):
         return both
-    if node.op == "Add" and residual_slot(index, node) == edge.slot:
-        convolution = fused_convolution(index, edge)
+    if node.op == "Add":
+        return _residual_needs(index, node, edge)
+    return pool_ends(index, node) if node.op in POOLS else ()
+
+
+def _residual_needs(index: GraphIndex, add: Node, edge: Edge) -> tuple[Edge, ...]:
+    """Return the operands of the layer that an Add is fused with; behind a matrix product the tensor's own reader too."""
+    if residual_slot(index, add) == edge.slot:
+        convolution = fused_backbone(index, edge)
         return operands(index, convolution) if convolution else ()
-    if node.op in ("AveragePool", "GlobalAveragePool", "ReduceMean"):
-        return reached_through_moves(index, node.outputs[0])
+    if residual_slot(index, add, PRODUCTS) == edge.slot:
+        product = fused_backbone(index, edge, PRODUCTS)
+        readers = [other for other in index.edges_of(edge.tensor) if is_operand(index, other)]
+        return (*(operands(index, product) if product else ()), *readers[:1])
     return ()
 
 
@@ -184,40 +256,59 @@ def _in_graph_order(index: GraphIndex, left: dict[Edge, LeftFloat]) -> list[Left
 def _scale_groups(index: GraphIndex, rules: RuleSet, shared: dict[str, tuple[Edge, ...]], quantized: set[str]) -> tuple[ScaleGroup, ...]:
     """Return the groups of quantized activations that the matched nodes tie together.
 
-    A matched edge ties its tensor to what the node gives, whether either is quantized or not, so
-    that a tie reaches through any number of nodes.
+    The matched edges of one node are tied to each other, and to what the node gives unless it
+    computes that from several of them; whether a tensor is quantized or not, so that a tie reaches
+    through any number of nodes.
     """
     ties = Ties()
     for name, edges in shared.items():
-        for edge in edges:
-            ties.tie((edge.tensor, *filter(None, index.node(edge).outputs)), name)
+        for node, tied in _by_node(index, edges):
+            gives = () if node.op in ARITHMETIC else filter(None, node.outputs)
+            ties.tie((*(e.read for e in tied), *(qualified(index.path, o) for o in gives)), name)
     ratios = {name: dict(rule.given).get(RATIO_AT_MOST) for name in shared if (rule := rules.rule(name))}
     groups = []
     for members, names in ties.groups():
         if len(tensors := sorted(members & quantized)) > 1:
-            limits = [ratio for name in names if (ratio := ratios[name])]
+            limits = [float(ratio) for name in names if (ratio := ratios[name])]
             groups.append(ScaleGroup(tuple(tensors), tuple(sorted(names)), min(limits, default=None)))
     return tuple(sorted(groups))
 
 
-def _bodies(index: GraphIndex) -> Iterator[LeftFloat]:
-    for node in index.nodes:
-        yield from _bodies_of(node, node.label)
+def _by_node(index: GraphIndex, edges: Iterable[Edge]) -> Iterator[tuple[Node, tuple[Edge, ...]]]:
+    """Yield each node with its edges; edges of one node stand together."""
+    for label, own in groupby(edges, key=lambda edge: edge.node):
+        yield index.by_label[label], tuple(own)
 
 
-def _bodies_of(node: Node, path: str) -> Iterator[LeftFloat]:
-    for name, body in node.bodies:
-        for i, (label, proto) in enumerate(zip(node_labels(body), body.node, strict=True)):
-            inner = Node(i, label, proto)
-            if inner.op in WEIGHTED and len(inner.inputs) > 1:
-                edge = Edge(f"{path}.{name}", label, 0, inner.inputs[0])
-                yield LeftFloat(edge, BODY, f"lies in a body of {node.op} {node.label}; bodies are left in float for now")
-            yield from _bodies_of(inner, f"{path}.{name}/{label}")
+def _operators(graph: onnx.GraphProto) -> Iterator[str]:
+    for node in graph.node:
+        yield node.op_type
+        for _, body in bodies_of(node):
+            yield from _operators(body)
+
+
+def _skipped(scope: GraphIndex) -> str:
+    """Return why a graph is not planned, or "" where it is."""
+    if scope.outer is None:
+        return ""
+    node = scope.outer.nodes[scope.position]
+    if node.op not in PLANNED_BODIES:
+        return f"lies in a body of {node.op}; only those of If, Loop and Scan are planned"
+    if node.op == "If" and scope.outer.is_constant(node.inputs[0]) and bool(scope.outer.constant(node.inputs[0]).all()) != scope.path.endswith("then_branch"):
+        return f"never runs: the condition of {node.label} is constant"
+    return _skipped(scope.outer)
+
+
+def _skipped_bodies(index: GraphIndex) -> Iterator[LeftFloat]:
+    for scope in index.scopes.values():
+        if why := _skipped(scope):
+            yield from (LeftFloat(both[0], BODY, why) for node in scope.nodes if (both := operands(scope, node)))
 
 
 def _functions(index: GraphIndex) -> Iterator[LeftFloat]:
     local = {(f.domain, f.name) for f in index.source.model.functions}
-    for node in index.nodes:
-        if (node.proto.domain, node.proto.op_type) in local:
-            edge = Edge("", node.label, 0, node.inputs[0] if node.inputs else "")
-            yield LeftFloat(edge, FUNCTION, f"calls the model's own function {node.op}; functions are left in float for now")
+    for scope in index.scopes.values() if local else ():
+        for node in scope.nodes:
+            if (node.proto.domain, node.proto.op_type) in local:
+                edge = Edge(scope.path, node.label, 0, node.inputs[0] if node.inputs else "")
+                yield LeftFloat(edge, FUNCTION, f"calls the model's own function {node.op}, which ONNX's inliner could not write out")

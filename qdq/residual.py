@@ -11,14 +11,18 @@ from collections import deque
 
 from qdq.index import Edge, GraphIndex, Node
 
-_BACKBONE = ("Conv", "ConvTranspose")
+CONVOLUTIONS = ("Conv", "ConvTranspose")
+#: The backbones of transformers' and ConvNeXt's residual Adds.
+PRODUCTS = ("Gemm", "MatMul")
 #: Operators that TensorRT folds into the convolution before them when their other inputs are constant.
 _FOLDED = ("BatchNormalization", "Add", "Mul")
+#: What lies between a matrix product and its residual Add besides: turning back to channels first.
+_TURNED = ("Transpose", "Reshape", "Identity")
 _TERMS = 2
 
 
-def residual_slot(index: GraphIndex, add: Node) -> int | None:
-    """Return the slot of an Add's residual branch, or None where the Add joins no convolution with a skip.
+def residual_slot(index: GraphIndex, add: Node, backbones: tuple[str, ...] = CONVOLUTIONS) -> int | None:
+    """Return the slot of an Add's residual branch, or None where the Add joins no convolution, or other backbone, with a skip.
 
     With a convolution on one side, the other side is the residual. With one on both, the branch
     with the longer way to their lowest common ancestor is fused and the shorter one is the
@@ -26,31 +30,35 @@ def residual_slot(index: GraphIndex, add: Node) -> int | None:
     """
     if not _joins_two_branches(index, add):
         return None
-    backbones = [backbone(index, tensor) for tensor in add.inputs]
-    if backbones[0] is None and backbones[1] is None:
+    found = [backbone(index, tensor, backbones) for tensor in add.inputs]
+    if found[0] is None and found[1] is None:
         return None
-    if backbones[0] is None or backbones[1] is None:
-        return 0 if backbones[0] is None else 1
+    if found[0] is None or found[1] is None:
+        return 0 if found[0] is None else 1
     near = _distances_to_common_ancestor(index, add.inputs[0], add.inputs[1])
     return 1 if near is not None and near[0] > near[1] else 0
 
 
-def backbone(index: GraphIndex, tensor: str) -> Node | None:
-    """Return the convolution that a tensor comes from through nothing but folded operators, if no one else reads on the way."""
+def backbone(index: GraphIndex, tensor: str, backbones: tuple[str, ...] = CONVOLUTIONS) -> Node | None:
+    """Return the convolution that a tensor comes from through nothing but folded operators, if no one else reads on the way.
+
+    `backbones` names other operators to look for; behind a matrix product, moves may follow too.
+    """
+    passed = _FOLDED if backbones == CONVOLUTIONS else (*_FOLDED, *_TURNED)
     while (node := index.producers.get(tensor)) is not None and index.sole_consumer(tensor):
-        if node.op in _BACKBONE:
+        if node.op in backbones:
             return node
         computed = [i for i in node.inputs if i and not index.is_constant(i)]
-        if node.op not in _FOLDED or len(computed) != 1:
+        if node.op not in passed or len(computed) != 1:
             return None
         tensor = computed[0]
     return None
 
 
-def fused_convolution(index: GraphIndex, edge: Edge) -> Node | None:
-    """Return the convolution that an Add's other operand comes from, for an edge into an Add."""
+def fused_backbone(index: GraphIndex, edge: Edge, backbones: tuple[str, ...] = CONVOLUTIONS) -> Node | None:
+    """Return the convolution, or other backbone, that an Add's other operand comes from, for an edge into an Add."""
     add = index.node(edge)
-    return backbone(index, add.inputs[1 - edge.slot]) if len(add.inputs) == _TERMS and edge.slot < _TERMS else None
+    return backbone(index, add.inputs[1 - edge.slot], backbones) if len(add.inputs) == _TERMS and edge.slot < _TERMS else None
 
 
 def _joins_two_branches(index: GraphIndex, add: Node) -> bool:

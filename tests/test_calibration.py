@@ -24,7 +24,7 @@ from qdq.histogram import BINS, Histogram
 from qdq.index import GraphIndex
 from qdq.observation import Ranges, observe
 from qdq.planning import ScaleGroup
-from qdq.quantizer import INT8_LEVELS
+from qdq.quantizer import ELEMENT_TYPES, INT8, INT8_LEVELS
 from qdq.weights import channel_amax, least_shift_amax
 
 few = settings(max_examples=60, deadline=None, derandomize=True)
@@ -160,7 +160,7 @@ def error_of(values: Array, amax: float) -> float:
 def test_the_least_error_is_that_of_the_full_data(name: str) -> None:
     values = CASES[name]
     made = histogram_of(values)
-    got = made.least_error(INT8_LEVELS)
+    got = made.least_error(ELEMENT_TYPES[INT8])
     best = min(error_of(values, amax) for amax in np.linspace(made.amax / 16, made.amax, 1500))
     assert error_of(values, got) <= best * 1.01
     assert made.amax / 16 <= got <= made.amax
@@ -171,12 +171,12 @@ def test_the_least_error_is_never_more_than_that_of_the_largest_value(name: str)
     values = CASES[name]
     made = histogram_of(values)
     slack = (bin_width(made) / 2) ** 2
-    assert error_of(values, made.least_error(INT8_LEVELS)) <= error_of(values, made.amax) + slack
+    assert error_of(values, made.least_error(ELEMENT_TYPES[INT8])) <= error_of(values, made.amax) + slack
 
 
 def test_one_outlier_in_a_million_is_clipped_by_mse_and_percentile() -> None:
     made = histogram_of(CASES["one outlier in a million"])
-    assert 4.0 < made.least_error(INT8_LEVELS) < 12.0
+    assert 4.0 < made.least_error(ELEMENT_TYPES[INT8]) < 12.0
     assert 3.0 < made.percentile(99.99) < 5.0
     assert made.amax == 40.0
 
@@ -184,7 +184,7 @@ def test_one_outlier_in_a_million_is_clipped_by_mse_and_percentile() -> None:
 @pytest.mark.parametrize("method", ["max", "mse", "percentile"])
 def test_all_zero_is_zero(method: str) -> None:
     made = histogram_of(np.zeros(10, np.float32), np.zeros((2, 3), np.float32))
-    assert (made.amax, made.percentile(99.9), made.least_error(INT8_LEVELS)) == (0.0, 0.0, 0.0)
+    assert (made.amax, made.percentile(99.9), made.least_error(ELEMENT_TYPES[INT8])) == (0.0, 0.0, 0.0)
     assert made.counts[0] == 16
     made.add(np.array([1.0], np.float32))
     assert made.counts[0] == 16
@@ -198,7 +198,7 @@ def test_denormal_values_neither_fail_nor_exceed_the_largest(scale: float) -> No
     made = histogram_of(values)
     assert made.counts.sum() == 3
     assert 0 < made.percentile(99.99) <= made.amax
-    assert 0 < made.least_error(INT8_LEVELS) <= made.amax
+    assert 0 < made.least_error(ELEMENT_TYPES[INT8]) <= made.amax
 
 
 def test_the_largest_float_is_counted() -> None:
@@ -350,20 +350,34 @@ def test_unknown_methods_are_refused(text: str) -> None:
         parse_method(text)
 
 
-def test_members_of_a_concat_get_the_largest_range_of_them() -> None:
-    model = build(
+def concatenated(factor: float) -> onnx.ModelProto:
+    """Return a Concat of a = relu(x) and b = factor * x, each of them and their Concat read by a convolution."""
+    return build(
         [
             node("Relu", ["x"], "a"), node("Mul", ["x", "ten"], "b"), node("Concat", ["a", "b"], "c", axis=1),
             node("Conv", ["a", "w3"], "y1"), node("Conv", ["b", "w3"], "y2"), node("Conv", ["c", "w6"], "y3"),
         ],
-        {"x": [1, 3, 4, 4]}, ["y1", "y2", "y3"], {"ten": np.array(10, np.float32), "w3": noise(2, 3, 1, 1), "w6": noise(2, 6, 1, 1)},
+        {"x": [1, 3, 4, 4]}, ["y1", "y2", "y3"], {"ten": np.array(factor, np.float32), "w3": noise(2, 3, 1, 1), "w6": noise(2, 6, 1, 1)},
     )  # fmt: skip
+
+
+def test_members_of_a_concat_get_the_largest_range_of_them() -> None:
+    model = concatenated(4)
     data = [{"x": noise(1, 3, 4, 4, seed=i)} for i in range(3)]
-    assert qdq.plan(model).scale_groups == (ScaleGroup(("a", "b", "c"), ("concat-scales",)),)
+    assert qdq.plan(model).scale_groups == (ScaleGroup(("a", "b", "c"), ("concat-scales",), 10),)
     for method in ("max", "mse", "percentile:99"):
         scales = scales_of(model, data, method)
         assert scales["a"] == scales["b"] == scales["c"]
-    assert scales_of(model, data)["a"][0] == pytest.approx(10 * max(np.abs(d["x"]).max() for d in data) / 127, rel=1e-5)
+    assert scales_of(model, data)["a"][0] == pytest.approx(4 * max(np.abs(d["x"]).max() for d in data) / 127, rel=1e-5)
+
+
+def test_a_member_of_a_tenth_of_the_range_keeps_its_own() -> None:
+    model, data = concatenated(30), [{"x": noise(1, 3, 4, 4, seed=i)} for i in range(3)]
+    result = qdq.quantize(model, data, method="max")
+    scales = {s.tensor: s.scales for s in result.scales.by_pair}
+    assert scales["b"] == scales["c"]
+    assert scales["a"][0] < scales["c"][0] / 10
+    assert result.findings == ()
 
 
 def test_a_weight_that_is_also_concatenated_keeps_its_channel_scales() -> None:
@@ -372,7 +386,7 @@ def test_a_weight_that_is_also_concatenated_keeps_its_channel_scales() -> None:
         {"x": [2, 3]}, ["y", "z"], {"w": noise(3, 3), "v": noise(3, 2, seed=1)},
     )  # fmt: skip
     result = qdq.quantize(model, [{"x": 20 * noise(2, 3)}], method="max")
-    assert result.plan.scale_groups == (ScaleGroup(("c", "x"), ("concat-scales",)),)
+    assert result.plan.scale_groups == (ScaleGroup(("c", "x"), ("concat-scales",), 10),)
     assert result.findings == ()
 
 

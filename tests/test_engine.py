@@ -16,7 +16,7 @@ from onnx import TensorProto, numpy_helper
 import qdq
 from qdq.engine import EngineLayer, LayerTensor, build_engine, compilable
 from qdq.errors import CompilerError, UsageError
-from qdq.gpu import read_inspector
+from qdq.gpu import read_inspector, run_tensorrt
 from qdq.index import node_labels
 from qdq.target import parse_target
 from qdq.validation import EngineReport, Thresholds, Validation, misses, multiplies_int8, validate
@@ -300,14 +300,14 @@ def test_what_is_compiled_is_a_copy_of_fixed_shape_with_names_of_its_own() -> No
     assert model.SerializeToString() == before
 
 
-def test_tensorrt_proper_is_asked_for_by_name() -> None:
+def test_tensorrt_proper_is_built_only_where_it_can_run() -> None:
     if importlib.util.find_spec("tensorrt") is not None:
         pytest.skip("TensorRT is installed")
     result = qdq.quantize(convolution(), "noise")
-    with pytest.raises(UsageError, match="running an engine needs --data"):
-        engines(result, parse_target("trt"))
+    (engine,) = engines(result, parse_target("trt")).engines
+    assert (engine.kind, engine.milliseconds) == ("predicted", None)
     with pytest.raises(CompilerError, match=r"target trt: needs a GPU and TensorRT"):
-        engines(result, parse_target("trt"), data="noise")
+        run_tensorrt(qdq.load(convolution()), parse_target("trt"), [])
 
 
 # --- the engine inspector's JSON, of TensorRT proper -----------------------------------------------------------------
@@ -350,7 +350,7 @@ def test_the_inspector_is_read_in_its_old_and_its_new_form(old: bool) -> None:
     first, second, reformat = read_inspector(inspected(old), LABELS)
     assert first.nodes == ("first], conv", "relu")
     assert (second.nodes, reformat.nodes) == (("übung",), ())
-    assert first.inputs == (LayerTensor("x", (1, 3, 6, 6), "Int8"),)
+    assert first.inputs == (LayerTensor("x", (1, 3, 6, 6), "Int8", "32-wide" if old else "linear"),)
     assert first.constants == (LayerTensor("weights", (108,), "Int8"),)
     assert [t.dtype for t in (*second.inputs, *second.outputs)] == ["Half", "Float"]
     assert multiplies_int8(first)
