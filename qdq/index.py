@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -86,8 +86,18 @@ class Node:
 class GraphIndex:
     """What the stages ask of a model's main graph, or of one body in it; built once, never changed."""
 
-    def __init__(self, source: Source, graph: onnx.GraphProto | None = None, path: str = "", outer: GraphIndex | None = None, position: int = 0) -> None:
+    def __init__(
+        self,
+        source: Source,
+        shapes: Mapping[str, tuple[int, ...]] | None = None,
+        graph: onnx.GraphProto | None = None,
+        path: str = "",
+        outer: GraphIndex | None = None,
+        position: int = 0,
+    ) -> None:
         self.source = source
+        #: Shapes that inputs of the main graph are taken to have.
+        self.given_shapes = dict(shapes or {})
         #: "" for the main graph, else the path of the body, as in ``if_3.then_branch``.
         self.path = path
         #: The index of the graph around a body.
@@ -203,15 +213,15 @@ class GraphIndex:
     def _inferred(self) -> onnx.GraphProto:
         """This graph with the types that inference found."""
         if self.outer is None:
-            return _infer(self.source.model, self.graph)
+            return _infer(self.source.model, self.graph, self.given_shapes)
         if self.outer.nodes[self.position].op == "Loop":  # seen from the Loop, inference forgets the shapes of its state, declared or not
-            return _infer(self.source.model, _with_captured(self.graph, self.outer))
+            return _infer(self.source.model, _with_captured(self.graph, self.outer), {})
         bodies = bodies_of(self.outer._inferred.node[self.position])
         return next(body for name, body in bodies if self.path.endswith(f".{name}"))
 
 
 def _body_index(around: GraphIndex, node: Node, name: str, body: onnx.GraphProto) -> GraphIndex:
-    return GraphIndex(around.source, body, qualified(around.path, f"{node.label}.{name}"), around, node.position)
+    return GraphIndex(around.source, None, body, qualified(around.path, f"{node.label}.{name}"), around, node.position)
 
 
 def bodies_of(node: onnx.NodeProto) -> tuple[tuple[str, onnx.GraphProto], ...]:
@@ -336,12 +346,15 @@ def _with_captured(body: onnx.GraphProto, around: GraphIndex) -> onnx.GraphProto
     return copy
 
 
-def _infer(model: onnx.ModelProto, given: onnx.GraphProto) -> onnx.GraphProto:
-    """Return a graph of a model with inferred types, on a copy whose large weights are replaced by their types."""
+def _infer(model: onnx.ModelProto, given: onnx.GraphProto, shapes: Mapping[str, tuple[int, ...]]) -> onnx.GraphProto:
+    """Return a graph of a model with inferred types, on a copy whose large weights are replaced by their types and whose inputs have some shapes."""
     skeleton = onnx.ModelProto(ir_version=max(model.ir_version, 4), opset_import=model.opset_import, functions=model.functions)
     graph = skeleton.graph
     for field in ("node", "input", "output", "value_info", "sparse_initializer"):
         getattr(graph, field).extend(getattr(given, field))
+    for value in graph.input:
+        for dim, size in zip(value.type.tensor_type.shape.dim, shapes.get(value.name, ()), strict=False):
+            dim.dim_value = size
     listed = {i.name for i in given.input}
     for tensor in given.initializer:
         if len(tensor.raw_data) <= _SMALL and not tensor.external_data:
