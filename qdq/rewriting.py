@@ -132,7 +132,8 @@ def _rewrite(index: GraphIndex, plan: Plan, scales: Scales) -> onnx.ModelProto:
 
 def _check_scales(index: GraphIndex, tensor: str, pair: PairScale) -> None:
     axis, largest = pair.quantizer.axis, float(np.finfo(np.float32).max)
-    wanted = 1 if axis is None else (index.shape(tensor) or index.constant(tensor).shape)[axis]
+    known = index.shape(tensor) if axis is not None else None
+    wanted = 1 if axis is None else (known and known[axis]) or index.constant(tensor).shape[axis]
     if len(pair.scales) != wanted or not all(0.0 < s <= largest for s in pair.scales):
         raise PlanError(f"the scales of tensor {pair.tensor!r} are not {wanted} positive numbers; calibrate again")
 

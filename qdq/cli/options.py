@@ -78,7 +78,7 @@ def shapes_option(function: F) -> F:
         "shapes",
         multiple=True,
         metavar="INPUT=MIN/OPT/MAX",
-        help="Shapes to plan for, such as x=1x3x224x224 or three of them, and to build engines for at OPT.  [default: the model's; to build, the first sample's]",
+        help="Shapes to plan for, as x=1x3x224x224 or three of them, and to build engines for at OPT.  [default: the model's; to build, the first sample's]",
     )(function)
 
 
