@@ -1,11 +1,12 @@
 # make demo   installs into .venv, quantizes the models in fixtures/, measures them, and builds their engines
+# make docs   writes docs/rules.md, docs/facts.md and rules/schema.json from the rules and facts
 # make test   installs, checks style, types and import order, and runs the suite
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO := build/demo
 
-.PHONY: demo test lint install clean
+.PHONY: demo test lint docs install clean
 
 install: $(VENV)/.installed
 
@@ -17,6 +18,11 @@ $(VENV)/.installed: pyproject.toml
 
 demo: install
 	@$(BIN)/python fixtures/networks/demo.py --out $(DEMO)
+
+docs: install
+	$(BIN)/qdq rules docs -o docs --force
+	@mkdir -p build
+	$(BIN)/qdq rules schema > build/schema.json && mv build/schema.json rules/schema.json
 
 lint: install
 	$(BIN)/ruff check .

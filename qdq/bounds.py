@@ -15,7 +15,7 @@ import onnx
 import onnxruntime as ort
 
 from qdq.calibration import Scales
-from qdq.index import Array, Edge, GraphIndex, Node
+from qdq.index import Array, GraphIndex, Node
 from qdq.observation import open_session
 from qdq.operands import PRODUCTS, RECURRENT
 from qdq.planning import Plan
@@ -45,10 +45,10 @@ def output_bound(index: GraphIndex, plan: Plan, scales: Scales, feed: Mapping[st
     """Return, for each graph output, the largest absolute difference that the pairs may make for one feed."""
     values = _values(index, feed)
     by_pair = {(s.tensor, s.quantizer): np.array(s.scales, np.float64) for s in scales.by_pair}
-    pairs = {p.edge: (p.quantizer, by_pair[p.edge.tensor, p.quantizer]) for p in plan.placements}
+    pairs = {p.edge: (p.quantizer, by_pair[p.edge.read, p.quantizer]) for p in plan.placements}
     errors: dict[str, Array] = {}
     for node in index.nodes:
-        edges = [Edge("", node.label, slot, tensor) for slot, tensor in enumerate(node.inputs)]
+        edges = [index.edge(node, slot) for slot in range(len(node.inputs))]
         given = [_edge_error(pairs.get(e), values.get(e.tensor), errors.get(e.tensor)) for e in edges]
         for name, error in zip(node.outputs, _node_error(index, node, values, given), strict=False):
             errors[name] = np.abs(error)
@@ -75,7 +75,7 @@ def _edge_error(pair: tuple[Quantizer, Array] | None, value: Array | None, error
 
 
 def _node_error(index: GraphIndex, node: Node, values: Mapping[str, Array], errors: list[Array]) -> list[Array]:
-    if not any(np.any(e) for e in errors):
+    if not any(np.any(e) for e in errors) and not node.bodies:
         return [np.zeros_like(values[o], np.float64) if o else np.zeros(()) for o in node.outputs]
     if node.op in (*PRODUCTS, "Mul", "Pow"):
         return [_product_error(index, node, values, errors)]

@@ -11,7 +11,7 @@ import numpy as np
 
 from qdq.errors import ModelError, PlanError, UsageError
 from qdq.feeds import DataLike, open_feeds
-from qdq.index import Array, GraphIndex
+from qdq.index import Array, GraphIndex, qualified
 from qdq.loading import ModelLike, load
 from qdq.observation import Progress, Ranges, TensorRange, observe
 from qdq.planning import Placement, Plan, ScaleGroup
@@ -51,6 +51,7 @@ class Method(msgspec.Struct, frozen=True):
 class PairScale(msgspec.Struct, frozen=True):
     """The scales of one pair: one, or one for each channel along the quantizer's axis."""
 
+    #: Its name as `Edge.read` gives it.
     tensor: str
     quantizer: Quantizer
     scales: tuple[float, ...]
@@ -125,10 +126,10 @@ def _shared(group: ScaleGroup, amax: Mapping[str, float]) -> dict[str, float]:
 
 
 def pairs_of(plan: Plan) -> dict[tuple[str, Quantizer], tuple[Placement, ...]]:
-    """Return the pairs of a plan: the placements of each tensor and quantizer, in plan order."""
+    """Return the pairs of a plan: the placements of each tensor, as `Edge.read` gives it, and quantizer, in plan order."""
     pairs: dict[tuple[str, Quantizer], list[Placement]] = {}
     for placement in plan.placements:
-        pairs.setdefault((placement.edge.tensor, placement.quantizer), []).append(placement)
+        pairs.setdefault((placement.edge.read, placement.quantizer), []).append(placement)
     return {key: tuple(placements) for key, placements in pairs.items()}
 
 
@@ -139,7 +140,7 @@ def require_model(plan: Plan, index: GraphIndex) -> None:
     for placement in plan.placements:
         if not _fits(placement, index):
             raise PlanError(f"{placement.quantizer} on {placement.edge}: {index.source.name} has no such edge, or none that takes this format; plan again")
-    planned = {p.edge.tensor for p in plan.placements}
+    planned = {p.edge.read for p in plan.placements}
     for tensor in (t for group in plan.scale_groups for t in group.tensors):
         if tensor not in planned:
             raise PlanError(f"scale_groups names {tensor!r}, which the plan does not quantize; plan again")
@@ -147,6 +148,9 @@ def require_model(plan: Plan, index: GraphIndex) -> None:
 
 def _fits(placement: Placement, index: GraphIndex) -> bool:
     edge, quantizer = placement.edge, placement.quantizer
+    if edge.graph not in index.scopes:
+        return False
+    index = index.scopes[edge.graph]
     node = index.by_label.get(edge.node)
     if node is None or not 0 <= edge.slot < len(node.inputs) or node.inputs[edge.slot] != edge.tensor:
         return False
@@ -156,7 +160,7 @@ def _fits(placement: Placement, index: GraphIndex) -> bool:
 
 
 def _pair_scale(index: GraphIndex, placements: tuple[Placement, ...], ranges: dict[str, TensorRange], amax: dict[str, float]) -> PairScale:
-    tensor, quantizer = placements[0].edge.tensor, placements[0].quantizer
+    tensor, quantizer = placements[0].edge.read, placements[0].quantizer
     observed = quantizer.name == "int8-activation"
     values = np.array([amax[tensor]], np.float32) if observed else _weight_amax(index, placements, ranges)
     values = np.where(values > 0.0, values, np.float32(DEAD_AMAX))
@@ -167,10 +171,10 @@ def _pair_scale(index: GraphIndex, placements: tuple[Placement, ...], ranges: di
 def _weight_amax(index: GraphIndex, placements: tuple[Placement, ...], ranges: dict[str, TensorRange]) -> Array:
     """Return the amax of a weight: the one that shifts the layer's output least where its input was observed, else the largest value."""
     edge, axis = placements[0].edge, placements[0].quantizer.axis
-    weight, node = np.asarray(index.constant(edge.tensor), np.float32), index.node(edge)
+    weight, node = np.asarray(index.scope(edge).constant(edge.tensor), np.float32), index.node(edge)
     if not np.isfinite(weight).all():
         raise ModelError(f"{index.source.name}: weight {edge.tensor!r} holds NaN or Inf; export the model again, or pass --leave-float {node.label!r}")
-    seen = ranges.get(node.inputs[0])
+    seen = ranges.get(qualified(edge.graph, node.inputs[0]))
     moments = seen.moments if seen else None
     if axis is None or edge.slot != 1 or moments is None or len(placements) > 1:
         return channel_amax(weight, axis)

@@ -17,7 +17,7 @@ from qdq.calibration import Method, Scales, calibrate_index
 from qdq.checking import check
 from qdq.errors import QdqError, RuleError, UsageError, did_you_mean, first_line
 from qdq.feeds import NOISE, open_feeds
-from qdq.index import GraphIndex
+from qdq.index import GraphIndex, bodies_of, captured
 from qdq.kernels import shipped_rules
 from qdq.loading import Source, canonical_bytes, load
 from qdq.observation import exact_options, open_session
@@ -25,7 +25,8 @@ from qdq.planning import Plan, plan_index
 from qdq.reporting import float_lines, plan_lines
 from qdq.rewriting import apply_index
 from qdq.rule import Rule, RuleSet
-from qdq.rulefile import DEFAULT_SET, KERNELS_FOLDER, Located, load_rules, read_rule, read_yaml, rule_files
+from qdq.rulefile import DEFAULT_SET, KERNELS_FOLDER, RULE_SUFFIXES, load_rules, read_rules, rule_files
+from qdq.strictyaml import Located, read_documents
 from qdq.stripping import strip
 from qdq.target import Target, parse_target
 from qdq.validation import validate
@@ -86,27 +87,60 @@ class CaseResult(msgspec.Struct, frozen=True):
     failures: tuple[str, ...]
 
 
-def run_cases(folder: Path, cases: Path | None = None, engines: bool = True) -> Iterator[CaseResult]:
-    """Yield a result for each case of the rules in a folder or in its set folders, and one for each rule as a whole.
+def run_cases(path: Path, cases: Path | None = None, engines: bool = True) -> Iterator[CaseResult]:
+    """Yield a result for each case of the rules in a file, a folder or its set folders, and one for each rule as a whole.
 
-    Cases lie in files of the rules' names: in `cases`, else in ``cases`` inside the folder, else in the
-    nearest ``fixtures/rules`` above it. `engines` builds the engines that cases ask for.
-    Raises RuleError for mistakes in rule or case files, UsageError where there are none.
+    A rule's cases lie in a file of the rule's name, or in one of its file's name: in `cases`, else in
+    ``cases`` beside the rules, else in the nearest ``fixtures/rules`` above them. `engines` builds the
+    engines that cases ask for. Raises RuleError for mistakes in rule or case files, UsageError where
+    there are none.
     """
-    sets = _sets(folder)
-    for rules_folder in sets:
-        rules = _rules_of(rules_folder)
-        where = _cases_folder(rules_folder, cases)
-        for path in rule_files(rules_folder):
-            yield from _run_rule(read_rule(path), rules, where / path.name, engines)
+    for part in _parts(path):
+        files = rule_files(part) if part.is_dir() else [part]
+        rules = _rules_of(part)
+        where = _cases_folder(part if part.is_dir() else part.parent, cases)
+        for file in files:
+            written = read_rules(file)
+            read = _CaseFiles(where, file, tuple(rule.name for rule in written))
+            for rule in written:
+                yield from _run_rule(rule, rules, read, engines)
 
 
-def read_cases(path: Path, rule: str) -> tuple[Case, ...]:
-    """Return the cases in a file; raises RuleError naming file, line and mistake."""
-    content = read_yaml(path)
-    if not isinstance(content, Located) or content.get("rule") != rule:
-        raise RuleError(f"{path}:1: a case file begins with 'rule: {rule}'")
-    return tuple(_case(path, rule, name, content) for name in content if name != "rule")
+class _CaseFiles:
+    """Where the cases of one rule file lie: a file for each rule, or one for all."""
+
+    def __init__(self, folder: Path, file: Path, names: tuple[str, ...]) -> None:
+        self.folder, self.shared, self.names = folder, folder / f"{file.stem}.yaml", names
+
+    def path(self, rule: str) -> Path:
+        """Return the file that holds a rule's cases, or should."""
+        own = self.folder / f"{rule}.yaml"
+        return own if own.exists() or not self.shared.exists() else self.shared
+
+    def cases(self, rule: str) -> tuple[Case, ...]:
+        """Return a rule's cases; raises RuleError for mistakes in their file."""
+        path = self.path(rule)
+        return read_cases(path, rule, self.names if path == self.shared else (rule,))
+
+
+def read_cases(path: Path, rule: str, known: tuple[str, ...] = ()) -> tuple[Case, ...]:
+    """Return a rule's cases in a file that holds those of the `known` rules, one rule a YAML document; raises RuleError naming file, line and mistake."""
+    known = known or (rule,)
+    cases: list[Case] = []
+    for line, content in read_documents(path) or [(1, None)]:
+        if not isinstance(content, Located) or content.get("rule") not in known:
+            near = did_you_mean(str(content.get("rule")), known) if isinstance(content, Located) else ""
+            raise RuleError(f"{path}:{line}: a case file begins with 'rule: {' or '.join(known)}'{near}")
+        if content["rule"] == rule:
+            cases += [_case(path, rule, name, content) for name in content if name != "rule"]
+    return tuple(cases)
+
+
+def case_names(rule: Rule) -> tuple[tuple[str, str], ...]:
+    """Return the name of each case of a rule and what it shows, none where they do not lie beside the rule or above it."""
+    file = Path(rule.file)
+    files = _CaseFiles(_cases_folder(file.parent, None), file, tuple(r.name for r in read_rules(file)))
+    return tuple((case.name, case.says) for case in files.cases(rule.name)) if files.path(rule.name).exists() else ()
 
 
 def run_case(case: Case, rules: RuleSet, engines: bool = True) -> tuple[str, ...]:
@@ -114,7 +148,7 @@ def run_case(case: Case, rules: RuleSet, engines: bool = True) -> tuple[str, ...
     try:
         source = load(parse_case(case.text))
         index = GraphIndex(source)
-        made = plan_index(index, rules, case.targets)
+        made = plan_index(index, rules, case.targets, allow_unmatched=True)
         failures = _plan_failures(case, made)
         failures += _shuffle_failures(case, rules, made)
         scales = calibrate_index(index, made, NOISE, Method("max"))
@@ -179,21 +213,25 @@ def _spaced(line: str) -> str:
     return " ".join(line.split())
 
 
-def _sets(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        raise UsageError(f"{folder}: no such folder; name a folder of rule files")
-    if any(folder.glob("*.yaml")):
-        return [folder]
-    sets = sorted(p for p in folder.iterdir() if p.is_dir() and p.name != KERNELS_FOLDER and any(p.glob("*.yaml")))
+def _parts(path: Path) -> list[Path]:
+    """Return the rule file or folder itself, or the set folders inside it."""
+    if path.is_file() and path.suffix in RULE_SUFFIXES:
+        return [path]
+    if not path.is_dir():
+        raise UsageError(f"{path}: no such folder or rule file; name a folder of rule files, or one that ends in {' or '.join(RULE_SUFFIXES)}")
+    if any(path.glob("*.yaml")):
+        return [path]
+    sets = sorted(p for p in path.iterdir() if p.is_dir() and p.name != KERNELS_FOLDER and any(p.glob("*.yaml")))
     if not sets:
-        raise UsageError(f"{folder}: holds no rule files (*.yaml), nor do its folders")
+        raise UsageError(f"{path}: holds no rule files (*.yaml), nor do its folders")
     return sets
 
 
-def _rules_of(folder: Path) -> RuleSet:
-    """Return a shipped set alone, and a user's folder over the default set."""
+def _rules_of(path: Path) -> RuleSet:
+    """Return a shipped set alone, and a user's folder or file over the default set."""
+    folder = path if path.is_dir() else path.parent
     shipped = folder.resolve().parent == shipped_rules().resolve()
-    return load_rules([str(folder)] if shipped else [DEFAULT_SET, str(folder)])
+    return load_rules([str(folder)] if shipped else [DEFAULT_SET, str(path)])
 
 
 def _cases_folder(rules_folder: Path, cases: Path | None) -> Path:
@@ -203,19 +241,18 @@ def _cases_folder(rules_folder: Path, cases: Path | None) -> Path:
     return next((p for p in known if p.is_dir() and any(p.glob("*.yaml"))), rules_folder / "cases")
 
 
-def _run_rule(rule: Rule, rules: RuleSet, path: Path, engines: bool) -> Iterator[CaseResult]:
-    if not path.exists():
-        yield CaseResult(rule.name, "", (f"has no cases: write {path}",))
+def _run_rule(rule: Rule, rules: RuleSet, files: _CaseFiles, engines: bool) -> Iterator[CaseResult]:
+    if not files.path(rule.name).exists():
+        yield CaseResult(rule.name, "", (f"has no cases: write {files.path(rule.name)}",))
         return
-    cases = read_cases(path, rule.name)
+    cases = files.cases(rule.name)
     for case in cases:
         yield CaseResult(rule.name, case.name, run_case(case, rules, engines))
-    yield CaseResult(rule.name, "", tuple(_rule_failures(cases, rules)))
+    yield CaseResult(rule.name, "", tuple(_rule_failures(rule.name, cases, rules)))
 
 
-def _rule_failures(cases: tuple[Case, ...], rules: RuleSet) -> Iterator[str]:
+def _rule_failures(rule: str, cases: tuple[Case, ...], rules: RuleSet) -> Iterator[str]:
     """Yield what is wrong with a rule's cases as a whole: without the rule one of them must break."""
-    rule = cases[0].rule if cases else ""
     if not any(not c.unchanged for c in cases):
         yield "has no case that it changes"
     if not any(c.unchanged for c in cases):
@@ -231,7 +268,7 @@ def _forget(rule: Rule, name: str) -> Rule:
 
 def _breaks(case: Case, rules: RuleSet) -> bool:
     try:
-        return bool(_plan_failures(case, plan_index(GraphIndex(load(parse_case(case.text))), rules, case.targets)))
+        return bool(_plan_failures(case, plan_index(GraphIndex(load(parse_case(case.text))), rules, case.targets, allow_unmatched=True)))
     except QdqError:
         return True
 
@@ -257,7 +294,7 @@ def _shuffle_failures(case: Case, rules: RuleSet, made: Plan) -> list[str]:
     for seed in range(_SHUFFLES):
         shuffled = parse_case(case.text)
         _shuffle(shuffled.graph, random.Random(seed))
-        other = plan_index(GraphIndex(load(shuffled)), rules, case.targets)
+        other = plan_index(GraphIndex(load(shuffled)), rules, case.targets, allow_unmatched=True)
         if sorted([*plan_lines(other), *float_lines(other)]) != wanted:
             return ["the order of nodes changes the plan"]
     return []
@@ -268,7 +305,7 @@ def _shuffle(graph: onnx.GraphProto, rng: random.Random) -> None:
     known = {i.name for i in graph.input} | {t.name for t in graph.initializer} | {""}
     del graph.node[:]
     while waiting:
-        ready = [n for n in waiting if known.issuperset(n.input)]
+        ready = [n for n in waiting if known.issuperset((*n.input, *(t for _, body in bodies_of(n) for t in captured(body))))]
         node = rng.choice(ready or waiting)
         waiting.remove(node)
         known.update(node.output)

@@ -9,7 +9,6 @@ from collections.abc import Iterable, Iterator
 
 import msgspec
 import numpy as np
-import onnx
 
 from qdq.errors import ModelError, UsageError
 from qdq.index import Edge, GraphIndex
@@ -22,7 +21,7 @@ from qdq.rule import RuleSet
 from qdq.rulefile import DEFAULT_SET, load_rules, shipped_sets
 from qdq.target import Target, parse_target
 
-_IMPORTER = "onnx-tensorrt's importer, as in facts of the parser: QuantDequantLinearHelper"
+_IMPORTER = "onnx-tensorrt's importer (QuantDequantLinearHelper) refuses or misreads it"
 
 
 class Finding(msgspec.Struct, frozen=True):
@@ -93,7 +92,7 @@ def _format_findings(found: QuantizedEdge, quantized: QuantizedModel) -> Iterato
         yield finding("scale-not-constant", f"its scale {pair.scale!r} is computed; TensorRT wants it at build time", "store it as an initializer")
     elif not (scales > 0).all():
         yield finding("scale-not-positive", f"its scale {pair.scale!r} is not above 0 everywhere", "calibrate again")
-    elif scales.size > 1 and not quantized.index.is_constant(found.edge.tensor):
+    elif scales.size > 1 and not quantized.index.scope(found.edge).is_constant(found.edge.tensor):
         yield finding("channel-scales", "a computed tensor has one scale per channel; TensorRT then runs in float", "give it one scale")
     if not pair.zero_point:
         yield finding("no-zero-point", "no zero point: ONNX reads that as uint8, TensorRT as int8", "add an int8 zero point of 0")
@@ -111,7 +110,9 @@ def _placement_findings(quantized: QuantizedModel, wanted: Plan, says: dict[str,
         rule = placement.because[0]
         if edge not in found:
             yield Finding("missing-pair", str(edge), "has no Q/DQ pair", rule, says.get(rule, ""), "quantize the float model again with qdq")
-        elif (axis := _axis_of(found[edge], quantized.index)) != placement.quantizer.axis and not _one_channel(found[edge], placement, quantized.index):
+        elif (axis := _axis_of(found[edge], quantized.index.scope(edge))) != placement.quantizer.axis and not _one_channel(
+            found[edge], placement, quantized.index.scope(edge)
+        ):
             problem = f"is quantized {_spelled(axis)}, not {_spelled(placement.quantizer.axis)}"
             yield Finding("wrong-axis", str(edge), problem, rule, says.get(rule, ""), "quantize the float model again with qdq")
     for edge in found:
@@ -139,7 +140,7 @@ def _spelled(axis: int | None) -> str:
 
 
 def _group_findings(quantized: QuantizedModel, wanted: Plan) -> Iterator[Finding]:
-    by_tensor: dict[str, tuple[float, Edge]] = {q.edge.tensor: (largest(q.scales), q.edge) for q in quantized.edges}
+    by_tensor: dict[str, tuple[float, Edge]] = {q.edge.read: (largest(q.scales), q.edge) for q in quantized.edges}
     for group in wanted.scale_groups:
         members = [by_tensor[t] for t in group.tensors if t in by_tensor]
         least = max((scale for scale, _ in members), default=0.0) / group.ratio_at_most if group.ratio_at_most else 0.0
@@ -150,8 +151,3 @@ def _group_findings(quantized: QuantizedModel, wanted: Plan) -> Iterator[Finding
             yield Finding(
                 "unequal-scales", str(members[0][1]), f"its group has different scales: {names}", ", ".join(group.because), says, "calibrate again with qdq"
             )
-
-
-def is_quantized(model: onnx.ModelProto) -> bool:
-    """Whether a model's main graph holds any QuantizeLinear or DequantizeLinear."""
-    return any(n.op_type in ("QuantizeLinear", "DequantizeLinear") for n in model.graph.node)

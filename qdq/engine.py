@@ -21,7 +21,7 @@ import msgspec
 import onnx
 
 from qdq.errors import CompilerError
-from qdq.index import node_labels
+from qdq.index import every_node
 from qdq.loading import Source
 from qdq.target import Target
 
@@ -116,7 +116,7 @@ def build_engine(model: onnx.ModelProto | Source, target: Target, shapes: Mappin
     if importlib.util.find_spec("tensorrt_rtx") is None:
         raise CompilerError(f"target {target}: TensorRT-RTX is not installed; {_INSTALL}")
     proto = model.model if isinstance(model, Source) else model
-    labels = node_labels(proto.graph)
+    labels = [label for label, _ in every_node(proto.graph)]
     with tempfile.TemporaryDirectory(prefix="qdq-") as folder:
         path = write_compilable(model, shapes or {}, Path(folder))
         answer = _run_child(_Request(str(path), f"{folder}/answer.json", target.sm), target)
@@ -166,7 +166,7 @@ def compilable(model: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]) ->
     """
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
-    for i, node in enumerate(copy.graph.node):
+    for i, (_, node) in enumerate(list(every_node(copy.graph))):
         node.name = f"qdq_node_{i}_"
     for value in copy.graph.input:
         dims = value.type.tensor_type.shape.dim

@@ -5,8 +5,9 @@ from __future__ import annotations
 import msgspec
 
 from qdq.errors import UsageError, did_you_mean
-from qdq.index import Edge, GraphIndex
+from qdq.index import Edge, GraphIndex, qualified
 from qdq.loading import ModelLike, load
+from qdq.matching import names_of
 from qdq.planning import Plan, with_leave_float
 from qdq.rule import Rule, RuleSet
 
@@ -50,12 +51,13 @@ def explain(model: ModelLike, plan: Plan, rules: RuleSet, name: str) -> tuple[Ex
 
 
 def _edges(index: GraphIndex, name: str) -> tuple[Edge, ...]:
-    if name in index.by_label:
-        node = index.by_label[name]
-        return tuple(Edge("", node.label, slot, tensor) for slot, tensor in enumerate(node.inputs) if tensor)
-    if name in index.consumers or name in index.producers or name in index.inputs:
-        return index.edges_of(name)
-    known = [*index.by_label, *index.consumers]
+    scopes = index.scopes.values()
+    of_nodes = [scope.edge(node, slot) for scope in scopes for node in scope.nodes if name in names_of(scope, node) for slot, t in enumerate(node.inputs) if t]
+    if of_nodes or any(name in scope.by_label for scope in scopes):
+        return tuple(of_nodes)
+    if any(name in known for scope in scopes for known in (scope.consumers, scope.producers, scope.inputs)):
+        return tuple(edge for scope in scopes for edge in scope.edges_of(name))
+    known = [word for scope in scopes for word in (*(qualified(scope.path, label) for label in scope.by_label), *scope.consumers)]
     raise UsageError(f"{index.source.name}: has no node or tensor {name!r}{did_you_mean(name, known)}")
 
 

@@ -15,7 +15,7 @@ from qdq.kernels import is_spatial_mean, missing_kernel
 from qdq.layers import attention_length, channels, columns, kernel_shape, layers_to_output, reads_graph_input, rows
 from qdq.operands import is_operand, operands
 from qdq.patterns import MOVES_VALUES, behind_moves, commutes, gated, gates_channels, gelu_nodes, masks_attention, normalization_nodes, tail_nodes
-from qdq.residual import PRODUCTS, fused_convolution, residual_slot
+from qdq.residual import PRODUCTS, fused_backbone, residual_slot
 from qdq.target import Target
 
 
@@ -92,7 +92,7 @@ def lacks_int8_kernel(scene: Scene, node: Node) -> bool:
     """A layer that has no INT8 kernel on one of the plan's targets, as its kernel table says; or an Add fused to such a one."""
     if node.op == "Add":
         slot = residual_slot(scene.index, node)
-        fused = None if slot is None else fused_convolution(scene.index, Edge("", node.label, slot, node.inputs[slot]))
+        fused = None if slot is None else fused_backbone(scene.index, scene.index.edge(node, slot))
         return fused is not None and lacks_int8_kernel(scene, fused)
     return any(missing_kernel(scene.index, node, target) for target in scene.targets)
 

@@ -19,7 +19,7 @@ import numpy as np
 
 from qdq.engine import Engine, EngineLayer, LayerTensor, token_labels, write_compilable
 from qdq.errors import CompilerError, first_line
-from qdq.index import Array, node_labels
+from qdq.index import Array, every_node
 from qdq.loading import Source
 from qdq.target import Target
 
@@ -56,7 +56,7 @@ def run_tensorrt(model: Source, target: Target, feeds: Iterable[Mapping[str, Arr
             config = CreateConfig(profiling_verbosity=trt.ProfilingVerbosity.DETAILED)
             engine = EngineFromNetwork(NetworkFromOnnxPath(str(path)), config)()
         text = engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON)
-        layers = tuple(read_inspector(json.loads(text), node_labels(model.model.graph)))
+        layers = tuple(read_inspector(json.loads(text), [label for label, _ in every_node(model.model.graph)]))
         with TrtRunner(engine) as runner:
             outputs, seconds = zip(*(_timed(runner, sample) for sample in samples), strict=True)
     except (PolygraphyException, RuntimeError) as error:

@@ -1,9 +1,13 @@
-"""Source -> GraphIndex: edges, producers, consumers, constants, types and shapes of one model."""
+"""Source -> GraphIndex: edges, producers, consumers, constants, types and shapes of one model.
+
+The main graph and every body in it are a scope of their own, an index each: a body sees the
+constants and types of the graphs around it, but what they compute it takes as given from outside.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,6 +22,8 @@ from qdq.errors import ModelError, first_line
 from qdq.loading import Source
 
 Array = npt.NDArray[Any]
+#: Element type and dimensions, as `elem_type` and `shape` give them.
+Type = tuple[int, tuple[int | None, ...] | None]
 
 #: Tensors up to this many bytes stay in the copy that shapes are inferred on: reshape targets and the like.
 _SMALL = 4096
@@ -35,12 +41,21 @@ class Edge(msgspec.Struct, frozen=True, order=True):
     tensor: str
 
     def __str__(self) -> str:
-        where = f"{self.graph}/{self.node}" if self.graph else self.node
-        return f"{self.tensor} -> {where}[{self.slot}]"
+        return f"{self.tensor} -> {qualified(self.graph, self.node)}[{self.slot}]"
+
+    @property
+    def read(self) -> str:
+        """The tensor as it is read here: its name, in a body behind the body's path. Ranges and scales go by it."""
+        return qualified(self.graph, self.tensor)
+
+
+def qualified(graph: str, name: str) -> str:
+    """Return a name behind the path of the body it stands in; in the main graph the name alone."""
+    return f"{graph}/{name}" if graph else name
 
 
 class Node:
-    """One node of the main graph, read-only."""
+    """One node of a graph, read-only."""
 
     __slots__ = ("inputs", "label", "op", "outputs", "position", "proto")
 
@@ -64,17 +79,31 @@ class Node:
     @property
     def bodies(self) -> tuple[tuple[str, onnx.GraphProto], ...]:
         """The graphs that the node carries as attributes, by attribute name."""
-        single = [(a.name, a.g) for a in self.proto.attribute if a.HasField("g")]
-        listed = [(f"{a.name}.{i}", g) for a in self.proto.attribute for i, g in enumerate(a.graphs)]
-        return tuple(single + listed)
+        return bodies_of(self.proto)
 
 
 class GraphIndex:
-    """What the stages ask of a model's main graph; built once, never changed."""
+    """What the stages ask of a model's main graph, or of one body in it; built once, never changed."""
 
-    def __init__(self, source: Source) -> None:
+    def __init__(
+        self,
+        source: Source,
+        shapes: Mapping[str, tuple[int, ...]] | None = None,
+        graph: onnx.GraphProto | None = None,
+        path: str = "",
+        outer: GraphIndex | None = None,
+        position: int = 0,
+    ) -> None:
         self.source = source
-        graph = source.model.graph
+        #: Shapes that inputs of the main graph are taken to have.
+        self.given_shapes = dict(shapes or {})
+        #: "" for the main graph, else the path of the body, as in ``if_3.then_branch``.
+        self.path = path
+        #: The index of the graph around a body.
+        self.outer = outer
+        #: Position there of the node that a body belongs to.
+        self.position = position
+        self.graph = graph = source.model.graph if graph is None else graph
         self.nodes = tuple(Node(i, label, node) for i, (label, node) in enumerate(zip(node_labels(graph), graph.node, strict=True)))
         self.by_label = {node.label: node for node in self.nodes}
         self.producers = {name: node for node in self.nodes for name in node.outputs if name}
@@ -84,24 +113,48 @@ class GraphIndex:
         self.inputs = {i.name: i for i in graph.input if i.name not in self.initializers}
         self.outputs = {o.name: o for o in graph.output}
         #: Weights that the file stores as sparse tensors.
-        self.sparse = {s.values.name for s in graph.sparse_initializer}
+        self.sparse: set[str] = {s.values.name for s in graph.sparse_initializer} | (outer.sparse if outer else set())
         self.constants = _constant_names(self)
         self._values: dict[str, Array] = {}
+        self._bodies = tuple(_body_index(self, node, name, body) for node in self.nodes for name, body in node.bodies)
+
+    @cached_property
+    def scopes(self) -> dict[str, GraphIndex]:
+        """This graph and all bodies in it by path, each before the bodies in it."""
+        return {self.path: self} | {path: scope for body in self._bodies for path, scope in body.scopes.items()}
+
+    def scope(self, edge: Edge) -> GraphIndex:
+        """Return the index of the graph that an edge lies in."""
+        return self if edge.graph == self.path else self.scopes[edge.graph]
 
     def edges(self) -> Iterator[Edge]:
-        """Yield every edge of the main graph, in node order and slot order."""
+        """Yield every edge of this graph, in node order and slot order; bodies are not entered."""
         for node in self.nodes:
-            for slot, tensor in enumerate(node.inputs):
-                if tensor:
-                    yield Edge("", node.label, slot, tensor)
+            yield from self.edges_into(node)
+
+    def edges_into(self, node: Node) -> Iterator[Edge]:
+        """Yield the edges into a node of this graph, in slot order."""
+        for slot, tensor in enumerate(node.inputs):
+            if tensor:
+                yield Edge(self.path, node.label, slot, tensor)
+
+    def edge(self, node: Node, slot: int) -> Edge:
+        """Return the edge into an input slot of a node of this graph."""
+        return Edge(self.path, node.label, slot, node.inputs[slot])
 
     def node(self, edge: Edge) -> Node:
         """Return the node that an edge goes into."""
-        return self.by_label[edge.node]
+        return self.scope(edge).by_label[edge.node]
 
     def edges_of(self, tensor: str) -> tuple[Edge, ...]:
-        """Return the edges that read a tensor, in node order."""
-        return tuple(Edge("", node.label, slot, tensor) for node, slot in self.consumers.get(tensor, ()) if slot >= 0)
+        """Return the edges of this graph that read a tensor, in node order."""
+        return tuple(self.edge(node, slot) for node, slot in self.consumers.get(tensor, ()) if slot >= 0)
+
+    def defining(self, tensor: str) -> GraphIndex:
+        """Return the index of the graph that a tensor is made in: this one, or one around it."""
+        if self.outer is None or tensor in self.producers or tensor in self.inputs or tensor in self.initializers:
+            return self
+        return self.outer.defining(tensor)
 
     def sole_consumer(self, tensor: str) -> Node | None:
         """Return the one node that reads a tensor, or None if several do, or it is a graph output or unread."""
@@ -110,28 +163,31 @@ class GraphIndex:
 
     def is_constant(self, tensor: str) -> bool:
         """Whether a tensor's value follows from the file alone: an initializer, a Constant, or made of such."""
-        return tensor in self.constants
+        return tensor in self.defining(tensor).constants
 
     def constant(self, tensor: str) -> Array:
         """Return the value of a constant tensor, following Identity, Reshape, Transpose, Cast and the like.
 
         Raises ModelError where its data cannot be read or computed.
         """
+        if (home := self.defining(tensor)) is not self:
+            return home.constant(tensor)
         if tensor not in self._values:
             self._values[tensor] = _evaluate(self, tensor)
         return self._values[tensor]
 
     def forget_constants(self) -> None:
         """Drop the cached values of constants."""
-        self._values.clear()
+        for scope in self.scopes.values():
+            scope._values.clear()
 
     def elem_type(self, tensor: str) -> int:
         """Return the ONNX element type of a tensor; 0 (undefined) where inference found none."""
-        return self._types[tensor][0] if tensor in self._types else 0
+        return self._type(tensor)[0]
 
     def shape(self, tensor: str) -> tuple[int | None, ...] | None:
         """Return a tensor's dimensions, None for each unknown one; None where even the rank is unknown."""
-        return self._types[tensor][1] if tensor in self._types else None
+        return self._type(tensor)[1]
 
     def rank(self, tensor: str) -> int | None:
         """Return a tensor's number of dimensions, or None where it is unknown."""
@@ -142,12 +198,36 @@ class GraphIndex:
         """Whether a tensor holds float32 or float16 values, as far as type inference can tell."""
         return self.elem_type(tensor) in (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16)
 
+    def _type(self, tensor: str) -> Type:
+        return self.defining(tensor)._types.get(tensor, (0, None))
+
     @cached_property
-    def _types(self) -> dict[str, tuple[int, tuple[int | None, ...] | None]]:
-        inferred = _infer(self.source.model)
+    def _types(self) -> dict[str, Type]:
+        inferred = self._inferred
         found = {v.name: _type_of(v) for v in (*inferred.value_info, *inferred.input, *inferred.output)}
         found.update({name: (t.data_type, tuple(t.dims)) for name, t in self.initializers.items()})
         return found
+
+    @cached_property
+    def _inferred(self) -> onnx.GraphProto:
+        """This graph with the types that inference found."""
+        if self.outer is None:
+            return _infer(self.source.model, self.graph, self.given_shapes)
+        if self.outer.nodes[self.position].op == "Loop":  # seen from the Loop, inference forgets the shapes of its state, declared or not
+            return _infer(self.source.model, _with_captured(self.graph, self.outer), {})
+        bodies = bodies_of(self.outer._inferred.node[self.position])
+        return next(body for name, body in bodies if self.path.endswith(f".{name}"))
+
+
+def _body_index(around: GraphIndex, node: Node, name: str, body: onnx.GraphProto) -> GraphIndex:
+    return GraphIndex(around.source, None, body, qualified(around.path, f"{node.label}.{name}"), around, node.position)
+
+
+def bodies_of(node: onnx.NodeProto) -> tuple[tuple[str, onnx.GraphProto], ...]:
+    """Return the graphs that a node carries as attributes, by attribute name."""
+    single = [(a.name, a.g) for a in node.attribute if a.HasField("g")]
+    listed = [(f"{a.name}.{i}", g) for a in node.attribute for i, g in enumerate(a.graphs)]
+    return tuple(single + listed)
 
 
 def node_labels(graph: onnx.GraphProto) -> list[str]:
@@ -161,6 +241,15 @@ def node_labels(graph: onnx.GraphProto) -> list[str]:
         taken.add(label)
         labels.append(label)
     return labels
+
+
+def every_node(graph: onnx.GraphProto, path: str = "") -> Iterator[tuple[str, onnx.NodeProto]]:
+    """Yield the nodes of a graph, then those of its bodies, each with its label behind the body's path."""
+    labels = node_labels(graph)
+    yield from ((qualified(path, label), node) for label, node in zip(labels, graph.node, strict=True))
+    for label, node in zip(labels, graph.node, strict=True):
+        for name, body in bodies_of(node):
+            yield from every_node(body, qualified(path, f"{label}.{name}"))
 
 
 def _consumers(nodes: tuple[Node, ...]) -> dict[str, list[tuple[Node, int]]]:
@@ -180,17 +269,20 @@ def captured(body: onnx.GraphProto) -> set[str]:
     made = {i.name for i in body.input} | {t.name for t in body.initializer} | {o for n in body.node for o in n.output}
     read = {i for n in body.node for i in n.input} | {o.name for o in body.output}
     for node in body.node:
-        for attribute in node.attribute:
-            for inner in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
-                read |= captured(inner)
+        for _, inner in bodies_of(node):
+            read |= captured(inner)
     return read - made - {""}
 
 
 def _constant_names(index: GraphIndex) -> set[str]:
     names = set(index.initializers)
+
+    def known(tensor: str) -> bool:
+        return tensor in names or (index.outer is not None and (home := index.defining(tensor)) is not index and tensor in home.constants)
+
     for node in index.nodes:
         foldable = node.proto.domain in ("", "ai.onnx") and not node.bodies and not node.op.startswith(_UNFOLDABLE_PREFIXES)
-        if node.op == "Constant" or (foldable and node.inputs and all(i in names for i in node.inputs if i)):
+        if node.op == "Constant" or (foldable and node.inputs and all(known(i) for i in node.inputs if i)):
             names.update(node.outputs)
     return names
 
@@ -227,12 +319,28 @@ def _run_node(index: GraphIndex, node: Node) -> list[Array]:
     return [np.asarray(value) for value in ReferenceEvaluator(model).run(None, feeds)]
 
 
-def _infer(model: onnx.ModelProto) -> onnx.GraphProto:
-    """Return the graph with inferred types, on a copy whose large weights are replaced by their types."""
+def _with_captured(body: onnx.GraphProto, around: GraphIndex) -> onnx.GraphProto:
+    """Return a copy of a body that stands alone: what it reads from outside is an input, or an initializer where it is small."""
+    copy = onnx.GraphProto()
+    copy.CopyFrom(body)
+    for name in sorted(captured(body)):
+        stored = around.defining(name).initializers.get(name)
+        if stored is not None and stored.ByteSize() <= _SMALL:
+            copy.initializer.append(stored)
+        elif around.elem_type(name):
+            copy.input.append(onnx.helper.make_tensor_value_info(name, around.elem_type(name), around.shape(name)))
+    return copy
+
+
+def _infer(model: onnx.ModelProto, given: onnx.GraphProto, shapes: Mapping[str, tuple[int, ...]]) -> onnx.GraphProto:
+    """Return a graph of a model with inferred types, on a copy whose large weights are replaced by their types and whose inputs have some shapes."""
     skeleton = onnx.ModelProto(ir_version=max(model.ir_version, 4), opset_import=model.opset_import, functions=model.functions)
-    graph, given = skeleton.graph, model.graph
+    graph = skeleton.graph
     for field in ("node", "input", "output", "value_info", "sparse_initializer"):
         getattr(graph, field).extend(getattr(given, field))
+    for value in graph.input:
+        for dim, size in zip(value.type.tensor_type.shape.dim, shapes.get(value.name, ()), strict=False):
+            dim.dim_value = size
     listed = {i.name for i in given.input}
     for tensor in given.initializer:
         if len(tensor.raw_data) <= _SMALL and not tensor.external_data:

@@ -17,6 +17,7 @@ from google.protobuf.message import DecodeError, Message
 from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 
 from qdq.errors import ModelError, first_line
+from qdq.inlining import inline_functions
 from qdq.opset import default_opset, raise_opset
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ _CHUNK = 1 << 20
 
 
 class Source(msgspec.Struct, frozen=True):
-    """A float model as it was given, raised to the opset that Q/DQ needs."""
+    """A float model as it was given, raised to the opset that Q/DQ needs, its own functions written out."""
 
     #: The file it came from, or None for a model made in memory.
     path: Path | None
@@ -44,7 +45,7 @@ class Source(msgspec.Struct, frozen=True):
     model: onnx.ModelProto
     #: SHA-256 of the file (and of its external data), or of the model's canonical bytes.
     digest: str
-    #: What the loader changed, one sentence each: an opset or IR version raised.
+    #: What the loader changed, one sentence each: an opset or IR version raised, functions inlined.
     notes: tuple[str, ...] = ()
     #: Size and time of change of the file when it was read.
     stamp: tuple[int, int] | None = None
@@ -188,7 +189,9 @@ def _raised(path: Path | None, model: onnx.ModelProto) -> tuple[onnx.ModelProto,
     try:
         _check_nodes(model)
         _check_weights(model)
-        return raise_opset(model)
+        inlined, notes = inline_functions(model)
+        raised, more = raise_opset(inlined)
+        return raised, (*notes, *more)
     except ModelError as error:
         raise ModelError(f"{path or model.graph.name or 'model'}: {error}") from error
 

@@ -11,7 +11,7 @@ import msgspec
 
 from qdq.errors import RuleError, UsageError, did_you_mean
 from qdq.facts import EDGE_FACTS, NODE_FACTS, Scene, parameters
-from qdq.index import Edge, Node
+from qdq.index import Edge, GraphIndex, Node, qualified
 from qdq.rule import LEAVE_FLOAT_OPTION, Rule, RuleSet, TargetCondition
 from qdq.target import Target
 
@@ -38,25 +38,24 @@ class Verdict(msgspec.Struct, frozen=True):
         return self.rules[0].using
 
 
-def match(scene: Scene, rules: RuleSet, allow_unmatched: bool = False) -> tuple[tuple[Verdict, ...], dict[str, tuple[Edge, ...]]]:
-    """Return one verdict for every edge that a rule applies to, and the edges of each share-scale rule.
+def match(scene: Scene, rules: RuleSet) -> tuple[tuple[Verdict, ...], dict[str, tuple[Edge, ...]]]:
+    """Return one verdict for every edge of a graph that a rule applies to, and the edges of each share-scale rule.
 
-    Raises RuleError where rules disagree about an edge, and UsageError (unless `allow_unmatched`)
-    for a glob that no name of the graph matches.
+    Raises RuleError where rules disagree about an edge.
     """
-    judging = [(rule, _tests(rule, scene.targets)) for rule in rules.rules]
-    if not allow_unmatched:
-        _refuse_unmatched(scene, rules.rules)
+    judges = [_Judge(rule) for rule in rules.rules if rule.where.target is None or any(_is_for(rule.where.target, t) for t in scene.targets)]
     verdicts: list[Verdict] = []
     shared: dict[str, list[Edge]] = {}
-    for edge in scene.index.edges():
-        applying = [rule for rule, tests in judging if tests is not None and all(test(scene, edge) for test in tests)]
-        for rule in applying:
-            if rule.then == "share-scale":
-                shared.setdefault(rule.name, []).append(edge)
-        deciding = [rule for rule in applying if rule.then != "share-scale"]
-        if deciding:
-            verdicts.append(resolve(edge, deciding))
+    for node in scene.index.nodes:
+        here = [judge for judge in judges if judge.may_apply(scene, node)]
+        for edge in scene.index.edges_into(node) if here else ():
+            applying = [judge.rule for judge in here if judge.applies(scene, edge)]
+            for rule in applying:
+                if rule.then == "share-scale":
+                    shared.setdefault(rule.name, []).append(edge)
+            deciding = [rule for rule in applying if rule.then != "share-scale"]
+            if deciding:
+                verdicts.append(resolve(edge, deciding))
     return tuple(verdicts), {name: tuple(edges) for name, edges in shared.items()}
 
 
@@ -78,19 +77,32 @@ def _outcome(rule: Rule) -> str:
     return f"{rule.then} {rule.using}".strip()
 
 
-def _tests(rule: Rule, targets: tuple[Target, ...]) -> list[Test] | None:
-    """Return what must hold for an edge, cheapest first, or None where the rule is for other targets."""
-    where = rule.where
-    if where.target is not None and not any(_is_for(where.target, t) for t in targets):
-        return None
-    tests: list[Test] = []
+class _Judge:
+    """A rule made ready: what its `where` asks of the node an edge goes into, asked once a node, and of the edge itself."""
+
+    def __init__(self, rule: Rule) -> None:
+        self.rule = rule
+        self._ops = frozenset(word for word in rule.where.into if word not in NODE_FACTS)
+        self._node_tests = [_node_test(word, rule) for word in rule.where.into if word in NODE_FACTS]
+        self._edge_tests = _edge_tests(rule)
+
+    def may_apply(self, scene: Scene, node: Node) -> bool:
+        """Whether the rule's `into` holds for a node."""
+        return not self.rule.where.into or node.op in self._ops or any(test(scene, node) for test in self._node_tests)
+
+    def applies(self, scene: Scene, edge: Edge) -> bool:
+        """Whether the rest holds for an edge into such a node."""
+        return all(test(scene, edge) for test in self._edge_tests)
+
+
+def _edge_tests(rule: Rule) -> list[Test]:
+    """Return what must hold for an edge besides `into` and `target`, cheapest first."""
+    where, tests = rule.where, list[Test]()
     if where.named:
         tests.append(lambda scene, edge: any(_named(scene, edge, glob) for glob in where.named))
     if where.tensor:
         tests.append(lambda scene, edge: any(fnmatchcase(edge.tensor, glob) for glob in where.tensor))
-    into, from_ = ([_node_test(word, rule) for word in words] for words in (where.into, where.from_))
-    if into:
-        tests.append(lambda scene, edge: any(test(scene, scene.index.node(edge)) for test in into))
+    from_ = [_node_test(word, rule) for word in where.from_]
     if from_:
         tests.append(lambda scene, edge: _made_by(scene, edge, from_))
     if where.edge:
@@ -127,12 +139,18 @@ def _is_for(condition: TargetCondition, target: Target) -> bool:
 
 def _named(scene: Scene, edge: Edge, glob: str) -> bool:
     node = scene.index.node(edge)
-    return fnmatchcase(node.label, glob) or (bool(node.proto.name) and fnmatchcase(node.proto.name, glob))
+    return any(fnmatchcase(name, glob) for name in names_of(scene.index, node))
 
 
-def _refuse_unmatched(scene: Scene, rules: Iterable[Rule]) -> None:
-    names = [name for node in scene.index.nodes for name in {node.label, node.proto.name} if name]
-    tensors = [*scene.index.consumers]
+def names_of(index: GraphIndex, node: Node) -> set[str]:
+    """Return what a glob may call a node: its label, its name, and in a body its label behind the body's path."""
+    return {node.label, node.proto.name or node.label, qualified(index.path, node.label)}
+
+
+def refuse_unmatched(index: GraphIndex, rules: Iterable[Rule]) -> None:
+    """Raise UsageError for a glob that no name of the graph or of its bodies matches."""
+    names = [name for scope in index.scopes.values() for node in scope.nodes for name in names_of(scope, node)]
+    tensors = [tensor for scope in index.scopes.values() for tensor in scope.consumers]
     for rule in rules:
         for key, globs, known in (("named", rule.where.named, names), ("tensor", rule.where.tensor, tensors)):
             for glob in globs:
@@ -140,5 +158,5 @@ def _refuse_unmatched(scene: Scene, rules: Iterable[Rule]) -> None:
                     origin = rule.at(key) if rule.file else LEAVE_FLOAT_OPTION
                     what = "node" if key == "named" else "tensor"
                     raise UsageError(
-                        f"{scene.index.source.name}: {origin}: no {what} is named {glob!r}{did_you_mean(glob, known)}; correct it, or pass --allow-unmatched"
+                        f"{index.source.name}: {origin}: no {what} is named {glob!r}{did_you_mean(glob, known)}; correct it, or pass --allow-unmatched"
                     )

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -14,15 +15,18 @@ import onnx
 import onnxruntime as ort
 
 from qdq.errors import DataError, ModelError, first_line
+from qdq.exposing import Exposed, expose
 from qdq.feeds import Feeds
 from qdq.histogram import Histogram
-from qdq.index import Array, GraphIndex
+from qdq.index import Array, Edge, GraphIndex
 from qdq.loading import canonical_bytes
 from qdq.planning import Plan
 from qdq.weights import Floats, input_channel_axis
 
 #: Called after each sample with the number done.
 Progress = Callable[[int], None]
+#: A tensor: the path of the graph that makes it, and its name.
+Key = tuple[str, str]
 
 #: Above ONNX Runtime's errors: they come as exceptions too, and standard error is for one line.
 _FATAL_LEVEL = 4
@@ -41,6 +45,7 @@ class Moments(msgspec.Struct, frozen=True):
 class TensorRange(msgspec.Struct, frozen=True):
     """What one tensor was seen to hold."""
 
+    #: Its name as `Edge.read` gives it.
     tensor: str
     #: The largest absolute value.
     amax: float
@@ -66,25 +71,71 @@ def observe(index: GraphIndex, plan: Plan, feeds: Feeds, full: bool, progress: P
 
     `full` adds histograms, and the moments of what is multiplied with weights, to the largest values.
 
-    Raises DataError where a sample gives NaN or Inf in a planned tensor, and ModelError where
-    ONNX Runtime refuses the model.
+    Raises DataError where a sample gives NaN or Inf in a planned tensor, or where no sample runs a
+    body with one, and ModelError where ONNX Runtime refuses the model.
     """
-    tensors = sorted({p.edge.tensor for p in plan.placements if p.quantizer.name == "int8-activation"})
+    made = {p.edge.read: _made(index, p.edge) for p in plan.placements if p.quantizer.name == "int8-activation"}
+    way = _way(index, set(made.values()))
     axes = _summed_axes(index, plan) if full else {}
-    watches = {name: _Watch(name, full, axes.get(name)) for name in tensors}
-    for name in [t for t in tensors if index.is_constant(t)]:
-        watches[name].see(index.constant(name), "the model")
-    computed = [t for t in tensors if not index.is_constant(t) and t not in index.inputs]
+    watches = {key: _Watch(key[1], full, axes.get(key) if key not in way.flat else None) for key in sorted(made.values())}
+    for path, tensor in way.constant:
+        watches[path, tensor].see(index.scopes[path].constant(tensor), "the model")
     samples = 0
-    for seen in _run_all(index, computed, feeds):
+    for seen in _run_all(way.index, way.outputs, feeds):
         while seen:
-            name, values = seen.pop()
-            if name in watches:
-                watches[name].see(values, f"{feeds.name} sample {samples}")
+            key, turns = way.turns(*seen.pop())
+            for turn in turns if key in watches else ():
+                watches[key].see(turn, f"{feeds.name} sample {samples}")
         samples += 1
         if progress:
             progress(samples)
-    return Ranges(plan.key, feeds.name, samples, tuple(w.range() for w in watches.values()))
+    _refuse_unseen(watches, feeds)
+    return Ranges(plan.key, feeds.name, samples, tuple(watches[made[read]].range(read) for read in sorted(made)))
+
+
+@dataclass(frozen=True)
+class _Way:
+    """How tensors are observed: the model that is run, and its further outputs."""
+
+    index: GraphIndex
+    outputs: list[str]
+    #: The outputs that come from bodies.
+    exposed: dict[str, Exposed]
+    #: Tensors that need no run.
+    constant: tuple[Key, ...]
+
+    @property
+    def flat(self) -> set[Key]:
+        """The tensors that come as vectors, so that their channels are not known."""
+        return {(e.graph, e.tensor) for e in self.exposed.values() if e.flat}
+
+    def turns(self, name: str, values: Array) -> tuple[Key, Iterable[Array]]:
+        """Return which tensor an output is, and what it held each time that it was computed."""
+        given = self.exposed.get(name)
+        return ((given.graph, given.tensor), given.turns(values)) if given else (("", name), (values,))
+
+
+def _way(index: GraphIndex, tensors: set[Key]) -> _Way:
+    constant = {key for key in tensors if index.scopes[key[0]].is_constant(key[1])}
+    computed = sorted(tensor for path, tensor in tensors - constant if not path and tensor not in index.inputs)
+    inside = sorted(key for key in tensors - constant if key[0])
+    if not inside:
+        return _Way(index, computed, {}, tuple(constant))
+    source, exposed = expose(index, inside)
+    return _Way(GraphIndex(source), [*computed, *exposed], exposed, tuple(constant))
+
+
+def _made(index: GraphIndex, edge: Edge) -> Key:
+    """Return the path of the graph that makes what an edge reads, and its name."""
+    return index.scope(edge).defining(edge.tensor).path, edge.tensor
+
+
+def _refuse_unseen(watches: Mapping[Key, _Watch], feeds: Feeds) -> None:
+    for (path, tensor), watch in watches.items():
+        if path and not watch.seen:
+            raise DataError(
+                f"{feeds.name}: no sample runs the body {path}, so {tensor!r} has no range; give data that does, or leave it in float: --leave-float '{path}/*'"
+            )
 
 
 def open_session(index: GraphIndex, extra_outputs: list[str], options: ort.SessionOptions | None = None) -> ort.InferenceSession:
@@ -165,16 +216,16 @@ def _shared(value: ort.OrtValue) -> Array:
     return np.from_dlpack(lender) if hasattr(lender, "__dlpack__") else np.asarray(value.numpy())
 
 
-def _summed_axes(index: GraphIndex, plan: Plan) -> dict[str, int]:
+def _summed_axes(index: GraphIndex, plan: Plan) -> dict[Key, int]:
     """Map each tensor that is multiplied with a constant weight to the axis that is summed over, where its readers agree on one."""
-    axes: dict[str, set[int]] = {}
+    axes: dict[Key, set[int]] = {}
     for placement in plan.placements:
-        node = index.node(placement.edge)
-        if placement.quantizer.axis is not None and placement.edge.slot == 1:
-            axis = input_channel_axis(index, node)
+        edge, node = placement.edge, index.node(placement.edge)
+        if placement.quantizer.axis is not None and edge.slot == 1:
+            axis = input_channel_axis(index.scope(edge), node)
             if axis is not None:
-                axes.setdefault(node.inputs[0], set()).add(axis)
-    return {tensor: next(iter(found)) for tensor, found in axes.items() if len(found) == 1}
+                axes.setdefault((index.scope(edge).defining(node.inputs[0]).path, node.inputs[0]), set()).add(axis)
+    return {key: next(iter(found)) for key, found in axes.items() if len(found) == 1}
 
 
 class _Watch:
@@ -182,6 +233,7 @@ class _Watch:
 
     def __init__(self, tensor: str, histogram: bool, axis: int | None = None) -> None:
         self.tensor = tensor
+        self.seen = False
         self.amax = 0.0
         self.histogram = Histogram() if histogram else None
         self.axis = axis
@@ -195,7 +247,7 @@ class _Watch:
         largest = float(max(values.max(initial=0), -values.min(initial=0)))
         if not np.isfinite(largest):
             raise DataError(f"{where}: tensor {self.tensor!r} becomes NaN or Inf; mend the data or leave its readers in float")
-        self.amax = max(self.amax, largest)
+        self.seen, self.amax = True, max(self.amax, largest)
         if self.histogram is not None:
             self.histogram.add(values)
         if self.axis is not None:
@@ -212,8 +264,8 @@ class _Watch:
         self.sums = sums if self.sums is None else self.sums + sums
         self.squares = squares if self.squares is None else self.squares + squares
 
-    def range(self) -> TensorRange:
-        return TensorRange(self.tensor, self.amax, self.histogram, self._moments())
+    def range(self, read: str) -> TensorRange:
+        return TensorRange(read, self.amax, self.histogram, self._moments())
 
     def _moments(self) -> Moments | None:
         if self.sums is None or self.squares is None or not (np.isfinite(self.sums) & np.isfinite(self.squares)).all():

@@ -34,7 +34,7 @@ def operands(index: GraphIndex, node: Node) -> tuple[Edge, ...]:
         return ()
     if node.op == "Einsum" and einsum_labels(node) is None:
         return ()
-    edges = tuple(Edge("", node.label, slot, node.inputs[slot]) for slot in (_DATA, _WEIGHT))
+    edges = tuple(index.edge(node, slot) for slot in (_DATA, _WEIGHT))
     typed = [index.elem_type(e.tensor) for e in edges]
     if any(t and not index.is_float(e.tensor) for t, e in zip(typed, edges, strict=True)):
         return ()

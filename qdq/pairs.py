@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Collection
 
 import msgspec
 import onnx
+
+from qdq.index import bodies_of
 
 #: The `metadata_props` keys of qdq begin with this.
 METADATA_PREFIX = "qdq."
@@ -34,10 +37,10 @@ class FoundPair(msgspec.Struct, frozen=True):
     rules: str
 
 
-def find_pairs(graph: onnx.GraphProto) -> tuple[FoundPair, ...]:
-    """Return the pairs of a graph in node order; bodies are not entered."""
+def find_pairs(graph: onnx.GraphProto, around: Collection[str] = ()) -> tuple[FoundPair, ...]:
+    """Return the pairs of a graph in node order; bodies are not entered. `around` names the constants of the graphs around it."""
     producers = {name: i for i, node in enumerate(graph.node) for name in node.output}
-    stored = {t.name for t in graph.initializer} | {n.output[0] for n in graph.node if n.op_type == "Constant"}
+    stored = {*stored_tensors(graph), *around}
     found = []
     for i, node in enumerate(graph.node):
         if node.op_type != "DequantizeLinear" or len(node.input) < 2:  # noqa: PLR2004 data and scale
@@ -50,11 +53,22 @@ def find_pairs(graph: onnx.GraphProto) -> tuple[FoundPair, ...]:
     return tuple(found)
 
 
-def dangling(graph: onnx.GraphProto) -> tuple[str, ...]:
-    """Return the names of Q and DQ nodes that belong to no pair."""
-    paired = {i for p in find_pairs(graph) for i in (p.q, p.dq)}
+def stored_tensors(graph: onnx.GraphProto) -> dict[str, onnx.TensorProto]:
+    """Return the tensors that a graph stores by name: its initializers and the values of its Constants."""
+    stored = {t.name: t for t in graph.initializer}
+    for node in graph.node:
+        if node.op_type == "Constant" and node.attribute and node.attribute[0].HasField("t"):
+            stored[node.output[0]] = node.attribute[0].t
+    return stored
+
+
+def dangling(graph: onnx.GraphProto, around: Collection[str] = ()) -> tuple[str, ...]:
+    """Return the names of Q and DQ nodes that belong to no pair, those in bodies too."""
+    paired = {i for p in find_pairs(graph, around) for i in (p.q, p.dq)}
     ops = ("QuantizeLinear", "DequantizeLinear")
-    return tuple(n.name or f"#{i}" for i, n in enumerate(graph.node) if n.op_type in ops and i not in paired)
+    alone = [n.name or f"#{i}" for i, n in enumerate(graph.node) if n.op_type in ops and i not in paired]
+    known = {*stored_tensors(graph), *around}
+    return (*alone, *(name for node in graph.node for _, body in bodies_of(node) for name in dangling(body, known)))
 
 
 def readers(graph: onnx.GraphProto) -> Counter[str]:
@@ -67,10 +81,9 @@ def readers(graph: onnx.GraphProto) -> Counter[str]:
 def _count_reads(graph: onnx.GraphProto, count: Counter[str]) -> None:
     for node in graph.node:
         count.update(node.input)
-        for attribute in node.attribute:
-            for body in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
-                count.update(o.name for o in body.output)
-                _count_reads(body, count)
+        for _, body in bodies_of(node):
+            count.update(o.name for o in body.output)
+            _count_reads(body, count)
 
 
 def _pair(dq: onnx.NodeProto, dq_position: int, q: onnx.NodeProto | None, q_position: int | None) -> FoundPair:

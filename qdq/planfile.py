@@ -18,8 +18,9 @@ from qdq.target import parse_target
 #: Version of the plan file's layout.
 PLAN_VERSION = 1
 _WIDE = 1_000_000
-#: libyaml's loader where PyYAML was built with it: plans of large models have many lines.
+#: libyaml's loader and dumper where PyYAML was built with it: plans of large models have many lines.
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 
 
 class _PlacementEntry(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
@@ -29,6 +30,7 @@ class _PlacementEntry(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=
     using: str
     because: list[str]
     axis: int | None = None
+    graph: str = ""
 
 
 class _FloatEntry(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
@@ -61,7 +63,9 @@ class _PlanFile(msgspec.Struct, forbid_unknown_fields=True):
 
 def plan_yaml(plan: Plan) -> str:
     """Return a plan as YAML: one line for each edge, in graph order."""
-    quantized = [_PlacementEntry(p.edge.tensor, p.edge.node, p.edge.slot, p.quantizer.name, list(p.because), p.quantizer.axis) for p in plan.placements]
+    quantized = [
+        _PlacementEntry(p.edge.tensor, p.edge.node, p.edge.slot, p.quantizer.name, list(p.because), p.quantizer.axis, p.edge.graph) for p in plan.placements
+    ]
     left = [_FloatEntry(e.tensor, e.node, e.slot, item.because, item.why, e.graph) for item in plan.left_float for e in [item.edge]]
     head = {
         "qdq_plan": PLAN_VERSION,
@@ -83,7 +87,8 @@ def plan_yaml(plan: Plan) -> str:
 
 
 def _line(entry: Any) -> str:
-    return f"- {yaml.safe_dump(msgspec.to_builtins(entry), default_flow_style=True, sort_keys=False, width=_WIDE).strip()}\n"
+    line = yaml.dump(msgspec.to_builtins(entry), Dumper=_DUMPER, default_flow_style=True, sort_keys=False, width=_WIDE)
+    return f"- {line.strip()}\n"
 
 
 def read_plan(path: Path) -> Plan:
@@ -133,4 +138,4 @@ def _placement(entry: _PlacementEntry) -> Placement:
     if entry.using not in FORMATS:
         raise PlanError(f"{entry.tensor} -> {entry.into}[{entry.slot}]: unknown format {entry.using!r}; known are {', '.join(FORMATS)}")
     quantizer = Quantizer(entry.using, FORMATS[entry.using].dtype, entry.axis)
-    return Placement(Edge("", entry.into, entry.slot, entry.tensor), quantizer, tuple(entry.because))
+    return Placement(Edge(entry.graph, entry.into, entry.slot, entry.tensor), quantizer, tuple(entry.because))

@@ -7,15 +7,16 @@ from collections.abc import Iterable, Iterator
 from itertools import groupby
 
 import msgspec
+import onnx
 
 from qdq.errors import ModelError, RuleError
-from qdq.facts import Scene, pool_ends
-from qdq.index import Edge, GraphIndex, Node, node_labels
+from qdq.facts import POOLS, Scene, pool_ends
+from qdq.index import Edge, GraphIndex, Node, bodies_of, qualified
 from qdq.loading import ModelLike, Source, load
-from qdq.matching import Verdict, match
-from qdq.operands import WEIGHTED, channel_axis, operands
+from qdq.matching import Verdict, match, refuse_unmatched
+from qdq.operands import channel_axis, is_operand, operands
 from qdq.quantizer import FORMATS, Quantizer
-from qdq.residual import fused_convolution, residual_slot
+from qdq.residual import PRODUCTS, fused_backbone, residual_slot
 from qdq.rule import RATIO_AT_MOST, RuleSet, leave_float_rule, make_rule_set
 from qdq.rulefile import load_rules
 from qdq.target import DEFAULT_TARGET, Target
@@ -33,6 +34,9 @@ ARITHMETIC = ("Add", "Sub", "Mul", "Div", "Max", "Min", "Sum", "Pow")
 INCOMPLETE = "incomplete"
 BODY = "body"
 FUNCTION = "function"
+
+#: Operators whose bodies are planned.
+PLANNED_BODIES = ("If", "Loop", "Scan")
 
 
 class Placement(msgspec.Struct, frozen=True):
@@ -104,10 +108,41 @@ def plan(
 
 
 def plan_index(index: GraphIndex, rules: RuleSet, targets: tuple[Target, ...], leave_float: tuple[str, ...] = (), allow_unmatched: bool = False) -> Plan:
-    """Return the plan for a model that is indexed already."""
-    scene = Scene(index, targets or (DEFAULT_TARGET,))
-    rules = with_leave_float(rules, leave_float)
-    verdicts, shared = match(scene, rules, allow_unmatched)
+    """Return the plan for a model that is indexed already.
+
+    Bodies of If, Loop and Scan are planned as graphs of their own, each with the same rules: TensorRT-RTX
+    1.7.1 runs a Conv, Gemm or MatMul in them in INT8 on sm86 and sm120 where both of its pairs stand
+    inside the body. With the pair of a tensor from outside standing outside, Conv and Gemm in the
+    branches of an If run in float.
+    """
+    targets, rules = targets or (DEFAULT_TARGET,), with_leave_float(rules, leave_float)
+    if not allow_unmatched:
+        refuse_unmatched(index, rules.rules)
+    parts = [_plan_scope(Scene(scope, targets), rules) for scope in index.scopes.values() if not _skipped(scope)]
+    return Plan(
+        model=index.source.name,
+        digest=index.source.digest,
+        notes=index.source.notes,
+        targets=targets,
+        rule_sets=rules.names,
+        leave_float=leave_float,
+        placements=tuple(p for part in parts for p in part.placements),
+        left_float=(*(item for part in parts for item in part.left_float), *_skipped_bodies(index), *_functions(index)),
+        scale_groups=tuple(sorted(group for part in parts for group in part.scale_groups)),
+    )
+
+
+class _Part(msgspec.Struct, frozen=True):
+    """The part of a plan that lies in one graph."""
+
+    placements: tuple[Placement, ...]
+    left_float: tuple[LeftFloat, ...]
+    scale_groups: tuple[ScaleGroup, ...]
+
+
+def _plan_scope(scene: Scene, rules: RuleSet) -> _Part:
+    index = scene.index
+    verdicts, shared = match(scene, rules)
     placed = {v.edge: _placement(index, v) for v in verdicts if v.then == "quantize"}
     left = {v.edge: LeftFloat(v.edge, v.rules[0].name, v.rules[0].says) for v in verdicts if v.then == "leave-float"}
     for edge, missing in _unmet(index, placed):
@@ -115,16 +150,10 @@ def plan_index(index: GraphIndex, rules: RuleSet, targets: tuple[Target, ...], l
         kept = left.get(missing)
         why = f"needs {missing} in INT8, which {kept.because if kept else 'no rule'} {'leaves in float' if kept else 'asks for'}"
         left[edge] = LeftFloat(edge, INCOMPLETE, why)
-    return Plan(
-        model=index.source.name,
-        digest=index.source.digest,
-        notes=index.source.notes,
-        targets=scene.targets,
-        rule_sets=rules.names,
-        leave_float=leave_float,
+    return _Part(
         placements=tuple(placed.values()),
-        left_float=(*_in_graph_order(index, left), *_bodies(index), *_functions(index)),
-        scale_groups=_scale_groups(index, rules, shared, {e.tensor for e, p in placed.items() if p.quantizer.name == "int8-activation"}),
+        left_float=tuple(_in_graph_order(index, left)),
+        scale_groups=_scale_groups(index, rules, shared, {e.read for e, p in placed.items() if p.quantizer.name == "int8-activation"}),
     )
 
 
@@ -135,7 +164,7 @@ def with_leave_float(rules: RuleSet, globs: Iterable[str]) -> RuleSet:
 
 def refuse_quantized(source: Source) -> None:
     """Raise ModelError where the model holds quantized operators already."""
-    found = [n.op_type for n in source.model.graph.node if n.op_type in QUANTIZED_OPERATORS]
+    found = [op for op in _operators(source.model.graph) if op in QUANTIZED_OPERATORS]
     if found:
         raise ModelError(
             f"{source.path or source.name}: is quantized already ({len(found)} nodes such as {found[0]}); "
@@ -172,11 +201,20 @@ def _needs(index: GraphIndex, edge: Edge) -> tuple[Edge, ...]:
     node = index.node(edge)
     if edge in (both := operands(index, node)):
         return both
-    if node.op == "Add" and residual_slot(index, node) == edge.slot:
-        convolution = fused_convolution(index, edge)
+    if node.op == "Add":
+        return _residual_needs(index, node, edge)
+    return pool_ends(index, node) if node.op in POOLS else ()
+
+
+def _residual_needs(index: GraphIndex, add: Node, edge: Edge) -> tuple[Edge, ...]:
+    """Return the operands of the layer that an Add is fused with; behind a matrix product the tensor's own reader too."""
+    if residual_slot(index, add) == edge.slot:
+        convolution = fused_backbone(index, edge)
         return operands(index, convolution) if convolution else ()
-    if node.op in ("AveragePool", "GlobalAveragePool", "ReduceMean", "MaxPool"):
-        return pool_ends(index, node)
+    if residual_slot(index, add, PRODUCTS) == edge.slot:
+        product = fused_backbone(index, edge, PRODUCTS)
+        readers = [other for other in index.edges_of(edge.tensor) if is_operand(index, other)]
+        return (*(operands(index, product) if product else ()), *readers[:1])
     return ()
 
 
@@ -194,7 +232,8 @@ def _scale_groups(index: GraphIndex, rules: RuleSet, shared: dict[str, tuple[Edg
     ties = Ties()
     for name, edges in shared.items():
         for node, tied in _by_node(index, edges):
-            ties.tie((*(e.tensor for e in tied), *(() if node.op in ARITHMETIC else filter(None, node.outputs))), name)
+            gives = () if node.op in ARITHMETIC else filter(None, node.outputs)
+            ties.tie((*(e.read for e in tied), *(qualified(index.path, o) for o in gives)), name)
     ratios = {name: dict(rule.given).get(RATIO_AT_MOST) for name in shared if (rule := rules.rule(name))}
     groups = []
     for members, names in ties.groups():
@@ -210,24 +249,35 @@ def _by_node(index: GraphIndex, edges: Iterable[Edge]) -> Iterator[tuple[Node, t
         yield index.by_label[label], tuple(own)
 
 
-def _bodies(index: GraphIndex) -> Iterator[LeftFloat]:
-    for node in index.nodes:
-        yield from _bodies_of(node, node.label)
+def _operators(graph: onnx.GraphProto) -> Iterator[str]:
+    for node in graph.node:
+        yield node.op_type
+        for _, body in bodies_of(node):
+            yield from _operators(body)
 
 
-def _bodies_of(node: Node, path: str) -> Iterator[LeftFloat]:
-    for name, body in node.bodies:
-        for i, (label, proto) in enumerate(zip(node_labels(body), body.node, strict=True)):
-            inner = Node(i, label, proto)
-            if inner.op in WEIGHTED and len(inner.inputs) > 1:
-                edge = Edge(f"{path}.{name}", label, 0, inner.inputs[0])
-                yield LeftFloat(edge, BODY, f"lies in a body of {node.op} {node.label}; bodies are left in float for now")
-            yield from _bodies_of(inner, f"{path}.{name}/{label}")
+def _skipped(scope: GraphIndex) -> str:
+    """Return why a graph is not planned, or "" where it is."""
+    if scope.outer is None:
+        return ""
+    node = scope.outer.nodes[scope.position]
+    if node.op not in PLANNED_BODIES:
+        return f"lies in a body of {node.op}; only those of If, Loop and Scan are planned"
+    if node.op == "If" and scope.outer.is_constant(node.inputs[0]) and bool(scope.outer.constant(node.inputs[0]).all()) != scope.path.endswith("then_branch"):
+        return f"never runs: the condition of {node.label} is constant"
+    return _skipped(scope.outer)
+
+
+def _skipped_bodies(index: GraphIndex) -> Iterator[LeftFloat]:
+    for scope in index.scopes.values():
+        if why := _skipped(scope):
+            yield from (LeftFloat(both[0], BODY, why) for node in scope.nodes if (both := operands(scope, node)))
 
 
 def _functions(index: GraphIndex) -> Iterator[LeftFloat]:
     local = {(f.domain, f.name) for f in index.source.model.functions}
-    for node in index.nodes:
-        if (node.proto.domain, node.proto.op_type) in local:
-            edge = Edge("", node.label, 0, node.inputs[0] if node.inputs else "")
-            yield LeftFloat(edge, FUNCTION, f"calls the model's own function {node.op}; functions are left in float for now")
+    for scope in index.scopes.values() if local else ():
+        for node in scope.nodes:
+            if (node.proto.domain, node.proto.op_type) in local:
+                edge = Edge(scope.path, node.label, 0, node.inputs[0] if node.inputs else "")
+                yield LeftFloat(edge, FUNCTION, f"calls the model's own function {node.op}, which ONNX's inliner could not write out")

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import msgspec
 import numpy as np
 import onnx
 
 from qdq.errors import ModelError
-from qdq.index import Array, Edge, GraphIndex, node_labels, stored_values
+from qdq.index import Array, Edge, GraphIndex, bodies_of, node_labels, qualified, stored_values
 from qdq.loading import ModelLike, Source, load
-from qdq.pairs import FoundPair, find_pairs
+from qdq.pairs import FoundPair, find_pairs, stored_tensors
 from qdq.stripping import strip_model
 
 
@@ -31,32 +33,38 @@ class QuantizedModel:
         proto = self.source.model
         self.stripped = strip_model(proto, self.source.name, self.source.folder)
         self.index = GraphIndex(Source(self.source.path, self.stripped, self.source.digest))
-        self.edges = _quantized_edges(proto, self.index)
+        self.edges = tuple(_quantized_edges(proto.graph, self.index, {}))
 
     def labelled(self) -> onnx.ModelProto:
-        """Return a copy in which every node that the float graph has too is named by its label there."""
+        """Return a copy in which every node that the float graph has too is named by its label there, in bodies too."""
         copy = onnx.ModelProto()
         copy.CopyFrom(self.source.model)
-        for node, label in zip(copy.graph.node, _float_labels(copy.graph, self.index), strict=True):
-            node.name = label
+        _label(copy.graph, self.index)
         return copy
 
 
-def _quantized_edges(model: onnx.ModelProto, index: GraphIndex) -> tuple[QuantizedEdge, ...]:
-    graph = model.graph
-    pairs = {p.output: p for p in find_pairs(graph)}
-    values = _constants(graph, {n for p in pairs.values() for n in (p.scale, p.zero_point) if n}, index)
-    labels = _float_labels(graph, index)
-    found = []
-    for node, label in zip(graph.node, labels, strict=True):
+def _label(graph: onnx.GraphProto, index: GraphIndex) -> None:
+    for node, label in zip(graph.node, _float_labels(graph, index), strict=True):
+        node.name = label
+        for name, body in bodies_of(node):
+            if scope := index.scopes.get(qualified(index.path, f"{label}.{name}")):
+                _label(body, scope)
+
+
+def _quantized_edges(graph: onnx.GraphProto, index: GraphIndex, around: dict[str, onnx.TensorProto]) -> Iterator[QuantizedEdge]:
+    """Yield the quantized edges of a graph and of its bodies; `around` holds the tensors that the graphs around it store."""
+    stored = around | stored_tensors(graph)
+    pairs = {p.output: p for p in find_pairs(graph, around)}
+    values = _values({n for p in pairs.values() for n in (p.scale, p.zero_point) if n}, stored, index)
+    for node, label in zip(graph.node, _float_labels(graph, index), strict=True):
         if label not in index.by_label or node.op_type in ("QuantizeLinear", "DequantizeLinear"):
             continue
         float_node = index.by_label[label]
         for slot, name in enumerate(node.input):
             if (pair := pairs.get(name)) and slot < len(float_node.inputs):
-                edge = Edge("", label, slot, float_node.inputs[slot])
-                found.append(QuantizedEdge(edge, pair, values.get(pair.scale), values.get(pair.zero_point)))
-    return tuple(found)
+                yield QuantizedEdge(index.edge(float_node, slot), pair, values.get(pair.scale), values.get(pair.zero_point))
+        for name, body in bodies_of(node):
+            yield from _quantized_edges(body, index.scopes[qualified(index.path, f"{label}.{name}")], stored)
 
 
 def _float_labels(graph: onnx.GraphProto, index: GraphIndex) -> list[str]:
@@ -73,17 +81,13 @@ def _float_labels(graph: onnx.GraphProto, index: GraphIndex) -> list[str]:
     return labels
 
 
-def _constants(graph: onnx.GraphProto, names: set[str], index: GraphIndex) -> dict[str, Array]:
-    found = {t.name: stored_values(t, index.source.name, index.source.folder) for t in graph.initializer if t.name in names}
-    for node in graph.node:
-        if node.op_type == "Constant" and node.output[0] in names and node.attribute[0].HasField("t"):
-            found[node.output[0]] = stored_values(node.attribute[0].t, index.source.name, None)
-    return found
+def _values(names: set[str], stored: dict[str, onnx.TensorProto], index: GraphIndex) -> dict[str, Array]:
+    return {name: stored_values(stored[name], index.source.name, index.source.folder) for name in names if name in stored}
 
 
 def require_same_graph(float_index: GraphIndex, quantized: QuantizedModel) -> None:
     """Raise ModelError unless the quantized model, stripped, has the nodes of the float model."""
-    ours, theirs = [n.op for n in float_index.nodes], [n.op for n in quantized.index.nodes]
+    ours, theirs = ([n.op for scope in index.scopes.values() for n in scope.nodes] for index in (float_index, quantized.index))
     if ours != theirs:
         raise ModelError(
             f"{quantized.source.name}: without its pairs it is another graph than {float_index.source.name} "

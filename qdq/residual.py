@@ -55,10 +55,10 @@ def backbone(index: GraphIndex, tensor: str, backbones: tuple[str, ...] = CONVOL
     return None
 
 
-def fused_convolution(index: GraphIndex, edge: Edge) -> Node | None:
-    """Return the convolution that an Add's other operand comes from, for an edge into an Add."""
+def fused_backbone(index: GraphIndex, edge: Edge, backbones: tuple[str, ...] = CONVOLUTIONS) -> Node | None:
+    """Return the convolution, or other backbone, that an Add's other operand comes from, for an edge into an Add."""
     add = index.node(edge)
-    return backbone(index, add.inputs[1 - edge.slot]) if len(add.inputs) == _TERMS and edge.slot < _TERMS else None
+    return backbone(index, add.inputs[1 - edge.slot], backbones) if len(add.inputs) == _TERMS and edge.slot < _TERMS else None
 
 
 def _joins_two_branches(index: GraphIndex, add: Node) -> bool:

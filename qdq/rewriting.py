@@ -1,4 +1,8 @@
-"""Plan and Scales -> the model with its pairs: nodes and initializers are added, nothing else changes."""
+"""Plan and Scales -> the model with its pairs: nodes and initializers are added, nothing else changes.
+
+A pair stands in the graph that its readers lie in, also where what it quantizes comes from outside;
+scales and zero points are initializers of the main graph, which every body sees.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +16,7 @@ from onnx import numpy_helper
 
 from qdq.calibration import PairScale, Scales, pairs_of, require_model
 from qdq.errors import ModelError, PlanError, first_line
-from qdq.index import GraphIndex
+from qdq.index import GraphIndex, bodies_of, qualified
 from qdq.loading import ModelLike, canonical_bytes, light_copy, load
 from qdq.planning import Placement, Plan
 from qdq.quantizer import Quantizer
@@ -62,7 +66,8 @@ class _Pair:
     """The nodes and initializers of one pair, with names the graph does not use yet."""
 
     def __init__(self, key: tuple[str, Quantizer], placements: tuple[Placement, ...], names: _Names) -> None:
-        (self.tensor, self.quantizer), self.placements = key, placements
+        (self.read, self.quantizer), self.placements = key, placements
+        self.graph, self.tensor = placements[0].edge.graph, placements[0].edge.tensor
         self.q = names.fresh(f"{self.tensor}_QuantizeLinear")
         self.dq = names.fresh(f"{self.tensor}_DequantizeLinear")
         self.quantized = names.fresh(f"{self.tensor}_quantized")
@@ -92,11 +97,10 @@ class _Names:
     """Names that a graph uses, and new ones that it does not."""
 
     def __init__(self, index: GraphIndex) -> None:
-        self.taken = {n.proto.name for n in index.nodes} | set(index.producers) | set(index.consumers)
-        self.taken |= set(index.initializers) | set(index.inputs) | set(index.outputs) | {v.name for v in index.source.model.graph.value_info}
-        for node in index.nodes:
-            for _, body in node.bodies:
-                self.taken |= _names_in(body)
+        self.taken: set[str] = set()
+        for scope in index.scopes.values():
+            self.taken |= {n.proto.name for n in scope.nodes} | set(scope.producers) | set(scope.consumers)
+            self.taken |= set(scope.initializers) | set(scope.inputs) | set(scope.outputs) | {v.name for v in scope.graph.value_info}
 
     def fresh(self, wanted: str) -> str:
         name, n = wanted, 1
@@ -107,16 +111,6 @@ class _Names:
         return name
 
 
-def _names_in(body: onnx.GraphProto) -> set[str]:
-    names = {t.name for t in body.initializer} | {i.name for i in body.input}
-    for node in body.node:
-        names |= {node.name, *node.input, *node.output}
-        for attribute in node.attribute:
-            for inner in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
-                names |= _names_in(inner)
-    return names
-
-
 def _rewrite(index: GraphIndex, plan: Plan, scales: Scales) -> onnx.ModelProto:
     names = _Names(index)
     pairs = [_Pair(key, placements, names) for key, placements in pairs_of(plan).items()]
@@ -125,25 +119,31 @@ def _rewrite(index: GraphIndex, plan: Plan, scales: Scales) -> onnx.ModelProto:
     _insert(index, model.graph, pairs)
     by_pair = {(s.tensor, s.quantizer): s for s in scales.by_pair}
     for pair in pairs:
-        if (pair.tensor, pair.quantizer) not in by_pair:
-            raise PlanError(f"the scales lack tensor {pair.tensor!r} with {pair.quantizer}; calibrate again")
-        _check_scales(index, by_pair[pair.tensor, pair.quantizer])
-        half = index.elem_type(pair.tensor) == onnx.TensorProto.FLOAT16
-        model.graph.initializer.extend(pair.initializers(by_pair[pair.tensor, pair.quantizer], np.float16 if half else np.float32))
+        if (pair.read, pair.quantizer) not in by_pair:
+            raise PlanError(f"the scales lack tensor {pair.read!r} with {pair.quantizer}; calibrate again")
+        scope, pair_scale = index.scopes[pair.graph], by_pair[pair.read, pair.quantizer]
+        _check_scales(scope, pair.tensor, pair_scale)
+        half = scope.elem_type(pair.tensor) == onnx.TensorProto.FLOAT16
+        model.graph.initializer.extend(pair.initializers(pair_scale, np.float16 if half else np.float32))
     _sign(model, plan, scales)
     return model
 
 
-def _check_scales(index: GraphIndex, pair: PairScale) -> None:
+def _check_scales(index: GraphIndex, tensor: str, pair: PairScale) -> None:
     axis, largest = pair.quantizer.axis, float(np.finfo(np.float32).max)
-    wanted = 1 if axis is None else (index.shape(pair.tensor) or index.constant(pair.tensor).shape)[axis]
+    wanted = 1 if axis is None else (index.shape(tensor) or index.constant(tensor).shape)[axis]
     if len(pair.scales) != wanted or not all(0.0 < s <= largest for s in pair.scales):
         raise PlanError(f"the scales of tensor {pair.tensor!r} are not {wanted} positive numbers; calibrate again")
 
 
 def _insert(index: GraphIndex, graph: onnx.GraphProto, pairs: list[_Pair]) -> None:
-    """Put each pair before the first node that reads it, and lead its edges through it."""
-    by_edge = {(index.node(p.edge).position, p.edge.slot): pair for pair in pairs for p in pair.placements}
+    """Put each pair before the first node of its graph that reads it, and lead its edges through it; bodies get theirs first."""
+    for node in index.nodes:
+        for name, body in bodies_of(graph.node[node.position]):
+            _insert(index.scopes[qualified(index.path, f"{node.label}.{name}")], body, pairs)
+    by_edge = {(index.node(p.edge).position, p.edge.slot): pair for pair in pairs if pair.graph == index.path for p in pair.placements}
+    if not by_edge:
+        return
     written: set[str] = set()
     nodes: list[onnx.NodeProto] = []
     for position, node in enumerate(graph.node):

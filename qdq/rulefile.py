@@ -2,99 +2,87 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Iterable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import onnx.defs
-import yaml
 
 from qdq.errors import RuleError, did_you_mean
 from qdq.facts import EDGE_FACTS, NODE_FACTS, parameters
 from qdq.kernels import shipped_rules
 from qdq.quantizer import FORMATS
 from qdq.rule import RATIO_AT_MOST, Rule, RuleSet, TargetCondition, Where, make_rule_set
+from qdq.strictyaml import Located, known_keys, one_of, read_documents, read_yaml, text, words
 
 DEFAULT_SET = "tensorrt"
 KERNELS_FOLDER = "kernels"
 #: The file of a set that takes rules from other sets.
 SET_FILE = "set.yaml"
+RULE_SUFFIXES = (".yaml", ".yml")
 
-_KEYS = ("rule", "says", "because", "see", "evidence", "where", "given", "then", "using", "beats")
-_WHERE_KEYS = ("into", "from", "edge", "named", "tensor", "target")
-_TARGET_KEYS = ("sm_at_most", "sm_at_least", "backend")
-_THENS = ("quantize", "leave-float", "share-scale")
-_BACKENDS = ("rtx", "trt")
+#: The keys of a rule, of its `where`, of its `target` and its decisions, each with what it means.
+KEYS = {
+    "rule": "The rule's name, in kebab-case; that of the file, unless the file holds several rules.",
+    "says": "The rule in one sentence.",
+    "because": "The reason: what TensorRT does.",
+    "see": "A document or issue that says so.",
+    "evidence": "What was measured, or who found it.",
+    "where": "Which edges: all lines must hold, and of a list any word.",
+    "given": "The numbers that the facts in 'where' ask for; for share-scale, ratio-at-most.",
+    "then": "What happens to these edges.",
+    "using": "The number format, for 'then: quantize'.",
+    "beats": "Rules that drop out where this one applies too; '*' stands for all.",
+}
+REQUIRED_KEYS = ("rule", "says", "where", "then")
+WHERE_KEYS = {
+    "into": "The edge goes into such a node: an ONNX operator, domain.Operator, or a fact about nodes.",
+    "from": "The edge's tensor is made by such a node.",
+    "edge": "A fact about the edge itself.",
+    "named": "The consuming node's name matches the glob, in full.",
+    "tensor": "The tensor's name matches the glob, in full.",
+    "target": "One of the plan's targets fits.",
+}
+TARGET_KEYS = {
+    "sm_at_most": "The highest compute capability, times ten.",
+    "sm_at_least": "The lowest compute capability, times ten.",
+    "backend": "The compiler: rtx for TensorRT-RTX, trt for TensorRT.",
+}
+THENS = {
+    "quantize": "Put a Q/DQ pair on the edge.",
+    "leave-float": "Keep the edge in float.",
+    "share-scale": "Give the quantized tensors that the nodes tie together one scale.",
+}
+BACKENDS = ("rtx", "trt")
 #: Compute capability 1.0, times ten.
-_LEAST_SM = 10
-
-
-class Located(dict[str, Any]):
-    """A YAML mapping that remembers the line of each key."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.lines: dict[str, int] = {}
-
-
-class _StrictLoader(yaml.SafeLoader):
-    """SafeLoader that refuses repeated keys and keys that are not words, and remembers lines."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = True) -> dict[Hashable, Any]:
-        mapping = Located()
-        for key_node, value_node in node.value:
-            key, line = self.construct_object(key_node, deep=True), key_node.start_mark.line + 1
-            if not isinstance(key, str):
-                raise RuleError(f"{line}: YAML reads the key {key_node.value!r} as {key!r}; put it in quotes")
-            if key in mapping:
-                raise RuleError(f"{line}: the key {key!r} is given twice; remove one")
-            mapping[key] = self.construct_object(value_node, deep=True)
-            mapping.lines[key] = line
-        return mapping  # type: ignore[return-value] # every key was checked to be a word
-
-    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
-        try:
-            return super().construct_object(node, deep)
-        except (ValueError, KeyError, AttributeError) as error:  # PyYAML's, for dates and explicit tags
-            raise RuleError(f"{node.start_mark.line + 1}: YAML cannot read {node.value!r} as {node.tag.rpartition(':')[2]}; put it in quotes") from error
-
-
-_StrictLoader.add_constructor("tag:yaml.org,2002:map", _StrictLoader.construct_mapping)
-
-
-def read_yaml(path: Path) -> Any:
-    """Return a YAML file's content with mappings as `Located`; raises RuleError with file and line."""
-    try:
-        return yaml.load(path.read_text(encoding="utf-8"), Loader=_StrictLoader)  # noqa: S506 a SafeLoader
-    except RuleError as error:
-        raise RuleError(f"{path}:{error}") from error
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise RuleError(f"{path}:{line}: not valid YAML: {error.problem}; quote values that begin with a sign") from error
-    except RecursionError as error:
-        raise RuleError(f"{path}: is nested too deeply; a rule or case file needs a few levels only") from error
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise RuleError(f"{path}: cannot be read: {error}") from error
+LEAST_SM = 10
 
 
 def load_rules(names: Iterable[str] = (DEFAULT_SET,)) -> RuleSet:
-    """Return the rules of the named shipped sets and folders; a later folder's rule replaces an earlier one of its name.
+    """Return the rules of the named shipped sets, folders and files; a later one's rule replaces an earlier one of its name.
 
     Raises RuleError for an unknown set or any mistake in a file.
     """
     names = tuple(names)
     rules: dict[str, Rule] = {}
     for name in names:
-        rules.update(_set_rules(rules_folder(name)))
+        rules.update(_rules_at(rules_path(name)))
     return make_rule_set((Path(n).name for n in names), rules.values())
 
 
-def _set_rules(folder: Path) -> dict[str, Rule]:
-    """Return a set's rules by name: those it takes from shipped sets, and its own."""
-    taken = {rule.name: rule for rule in _taken_rules(folder / SET_FILE)} if (folder / SET_FILE).is_file() else {}
-    return {**taken, **{rule.name: rule for rule in map(read_rule, rule_files(folder))}}
+def _rules_at(path: Path) -> dict[str, Rule]:
+    """Return the rules of a file; or of a folder, those it takes from shipped sets first."""
+    if path.is_file():
+        return {rule.name: rule for rule in read_rules(path)}
+    taken = {rule.name: rule for rule in _taken_rules(path / SET_FILE)} if (path / SET_FILE).is_file() else {}
+    own: dict[str, Rule] = {}
+    for rule in (rule for file in rule_files(path) for rule in read_rules(file)):
+        if rule.name in own:
+            raise RuleError(f"{rule.at('rule')}: rule {rule.name!r} stands at {own[rule.name].at('rule')} too; remove one")
+        own[rule.name] = rule
+    return {**taken, **own}
 
 
 def _taken_rules(path: Path) -> list[Rule]:
@@ -103,12 +91,12 @@ def _taken_rules(path: Path) -> list[Rule]:
     try:
         if not isinstance(content, Located):
             raise RuleError("1: a set file is a mapping that begins with 'set: NAME'")
-        _known_keys(content, ("set", "says", "takes"), ("set", "says", "takes"))
+        known_keys(content, ("set", "says", "takes"), ("set", "says", "takes"))
         takes = content["takes"]
-        if _text(content, "set") != path.parent.name or not isinstance(takes, Located):
+        if text(content, "set") != path.parent.name or not isinstance(takes, Located):
             raise RuleError(f"{content.lines['set']}: 'set' must be {path.parent.name!r}, as the folder is called, and 'takes' a mapping of sets to rules")
-        _known_keys(takes, shipped_sets())
-        taken = [rule for name in takes for rule in _chosen(name, _words(takes, name, str), takes.lines[name])]
+        known_keys(takes, shipped_sets())
+        taken = [rule for name in takes for rule in _chosen(name, words(takes, name), takes.lines[name])]
     except RuleError as error:
         raise RuleError(f"{path}:{error}") from error
     kept = {rule.name for rule in taken}
@@ -117,7 +105,7 @@ def _taken_rules(path: Path) -> list[Rule]:
 
 def _chosen(name: str, wanted: tuple[str, ...], line: int) -> list[Rule]:
     """Return the wanted rules of a shipped set, by their names."""
-    known = _set_rules(shipped_rules() / name)
+    known = _rules_at(shipped_rules() / name)
     if wanted == ("*",):
         return list(known.values())
     for rule in wanted:
@@ -126,14 +114,17 @@ def _chosen(name: str, wanted: tuple[str, ...], line: int) -> list[Rule]:
     return [known[rule] for rule in wanted]
 
 
-def rules_folder(name: str) -> Path:
-    """Return the folder of a shipped set or of a user's path; raises RuleError where there is neither."""
-    shipped = shipped_rules() / name
+def rules_path(name: str) -> Path:
+    """Return the folder of a shipped set, or a user's folder or file; raises RuleError where there is none."""
     if name in shipped_sets():
-        return shipped
-    if Path(name).is_dir():
-        return Path(name)
-    raise RuleError(f"unknown rule set {name!r}: not a folder, and the shipped sets are {', '.join(shipped_sets())}{did_you_mean(name, shipped_sets())}")
+        return shipped_rules() / name
+    path = Path(name)
+    if path.is_dir() or (path.is_file() and path.suffix in RULE_SUFFIXES):
+        return path
+    problem = (
+        f"a rule file ends in {' or '.join(RULE_SUFFIXES)}" if path.is_file() else f"no folder or file, and the shipped sets are {', '.join(shipped_sets())}"
+    )
+    raise RuleError(f"unknown rule set {name!r}: {problem}{did_you_mean(name, shipped_sets())}")
 
 
 def shipped_sets() -> list[str]:
@@ -143,7 +134,7 @@ def shipped_sets() -> list[str]:
 
 def rule_files(folder: Path) -> list[Path]:
     """Return a folder's rule files by name; raises RuleError if it holds none and takes none from other sets."""
-    files = sorted(p for p in (*folder.glob("*.yaml"), *folder.glob("*.yml")) if p.name != SET_FILE)
+    files = sorted(p for suffix in RULE_SUFFIXES for p in folder.glob(f"*{suffix}") if p.name != SET_FILE)
     if not files and not (folder / SET_FILE).is_file():
         raise RuleError(f"{folder}: holds no rule files (*.yaml)")
     for first, second in pairwise(files):
@@ -152,23 +143,30 @@ def rule_files(folder: Path) -> list[Path]:
     return files
 
 
-def read_rule(path: Path) -> Rule:
-    """Return the rule in a file; raises RuleError naming file, line, what is wrong and the nearest known word."""
-    content = read_yaml(path)
+def read_rules(path: Path) -> tuple[Rule, ...]:
+    """Return the rules in a file, one a YAML document; a rule that is alone is called as its file.
+
+    Raises RuleError naming file, line, what is wrong and the nearest known word.
+    """
+    documents = read_documents(path) or [(1, None)]
     try:
-        return _rule(content, path)
+        rules = tuple(_rule(content, line, path) for line, content in documents)
+        if len(rules) == 1 and rules[0].name != path.stem:
+            raise RuleError(f"{dict(rules[0].lines)['rule']}: the rule is called {rules[0].name!r} but the file {path.stem!r}; they must be the same")
+        for rule, (line, _) in zip(rules[1:], documents[1:], strict=True):
+            if any(other.name == rule.name and other is not rule for other in rules):
+                raise RuleError(f"{line}: the file holds another rule {rule.name!r}; rename or remove one")
     except RuleError as error:
         raise RuleError(f"{path}:{error}") from error
+    return rules
 
 
-def _rule(content: Any, path: Path) -> Rule:
+def _rule(content: Any, line: int, path: Path) -> Rule:
     if not isinstance(content, Located):
-        raise RuleError("1: a rule file is a mapping that begins with 'rule: NAME'")
-    _known_keys(content, _KEYS, ("rule", "says", "where", "then"))
-    texts = {key: _text(content, key) for key in ("rule", "says", "because", "see", "evidence") if key in content}
-    if texts["rule"] != path.stem:
-        raise RuleError(f"{content.lines['rule']}: the rule is called {texts['rule']!r} but the file {path.stem!r}; they must be the same")
-    then = _one_of(content, "then", _THENS)
+        raise RuleError(f"{line}: a rule file is a mapping that begins with 'rule: NAME'")
+    known_keys(content, KEYS, REQUIRED_KEYS)
+    texts = {key: text(content, key) for key in ("rule", "says", "because", "see", "evidence") if key in content}
+    then = one_of(content, "then", THENS)
     where = _where(content)
     return Rule(
         name=texts.pop("rule"),
@@ -176,7 +174,7 @@ def _rule(content: Any, path: Path) -> Rule:
         then=then,
         using=_using(content, then),
         given=_given(content, where, then),
-        beats=_words(content, "beats", str),
+        beats=words(content, "beats"),
         file=str(path),
         lines=(*content.lines.items(), *content["where"].lines.items()),
         **texts,
@@ -186,14 +184,14 @@ def _rule(content: Any, path: Path) -> Rule:
 def _where(content: Located) -> Where:
     where = content["where"]
     if not isinstance(where, Located) or not where:
-        raise RuleError(f"{content.lines['where']}: 'where' needs at least one of {', '.join(_WHERE_KEYS)}")
-    _known_keys(where, _WHERE_KEYS)
+        raise RuleError(f"{content.lines['where']}: 'where' needs at least one of {', '.join(WHERE_KEYS)}")
+    known_keys(where, WHERE_KEYS)
     return Where(
-        into=_words(where, "into", _node_word),
-        from_=_words(where, "from", _node_word),
-        edge=_words(where, "edge", _edge_word),
-        named=_words(where, "named", str),
-        tensor=_words(where, "tensor", str),
+        into=words(where, "into", _node_word),
+        from_=words(where, "from", _node_word),
+        edge=words(where, "edge", _edge_word),
+        named=words(where, "named"),
+        tensor=words(where, "tensor"),
         target=_target(where),
     )
 
@@ -203,12 +201,12 @@ def _target(where: Located) -> TargetCondition | None:
         return None
     given, line = where["target"], where.lines["target"]
     if not isinstance(given, Located) or not given:
-        raise RuleError(f"{line}: 'target' needs at least one of {', '.join(_TARGET_KEYS)}")
-    _known_keys(given, _TARGET_KEYS)
+        raise RuleError(f"{line}: 'target' needs at least one of {', '.join(TARGET_KEYS)}")
+    known_keys(given, TARGET_KEYS)
     if "backend" in given:
-        _one_of(given, "backend", _BACKENDS)
+        one_of(given, "backend", BACKENDS)
     for key in ("sm_at_most", "sm_at_least"):
-        if key in given and (type(given[key]) is not int or given[key] < _LEAST_SM):
+        if key in given and (type(given[key]) is not int or given[key] < LEAST_SM):
             raise RuleError(f"{given.lines[key]}: {key!r} is {given[key]!r}; write a compute capability times ten, such as 75")
     return TargetCondition(**given)
 
@@ -220,7 +218,7 @@ def _using(content: Located, then: str) -> str:
         return ""
     if "using" not in content:
         raise RuleError(f"{content.lines['then']}: 'then: quantize' needs 'using': one of {', '.join(FORMATS)}")
-    name: str = _one_of(content, "using", FORMATS)
+    name: str = one_of(content, "using", FORMATS)
     return name
 
 
@@ -231,49 +229,13 @@ def _given(content: Located, where: Where, then: str) -> tuple[tuple[str, float]
     given = content.get("given", Located())
     if not isinstance(given, Located):
         raise RuleError(f"{content.lines['given']}: 'given' must name numbers, such as {{channels-below: 16}}")
-    _known_keys(given, sorted(needed | ({RATIO_AT_MOST} if then == "share-scale" else set())))
+    known_keys(given, sorted(needed | ({RATIO_AT_MOST} if then == "share-scale" else set())))
     for name, value in given.items():
         if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
             raise RuleError(f"{given.lines[name]}: {name!r} is {value!r}; write a number above 0")
     if missing := sorted(needed - set(given)):
         raise RuleError(f"{content.lines['where']}: its facts ask for {', '.join(missing)}; add 'given: {{{missing[0]}: NUMBER}}'")
     return tuple(sorted(given.items()))
-
-
-def _known_keys(mapping: Located, known: Iterable[str], required: Iterable[str] = ()) -> None:
-    for key in mapping:
-        if key not in known:
-            raise RuleError(f"{mapping.lines[key]}: unknown key {key!r}{did_you_mean(key, known)}; known are {', '.join(known) or 'none'}")
-    for key in required:
-        if key not in mapping:
-            raise RuleError(f"1: the key {key!r} is missing")
-
-
-def _text(mapping: Located, key: str) -> str:
-    value = mapping[key]
-    if not isinstance(value, str) or not value.strip():
-        raise RuleError(f"{mapping.lines[key]}: {key!r} must be text, not {value!r}; put it in quotes")
-    return " ".join(value.split())
-
-
-def _one_of(mapping: Located, key: str, known: Iterable[str]) -> Any:
-    value, known = mapping[key], tuple(known)
-    if value not in known:
-        raise RuleError(f"{mapping.lines[key]}: {key!r} is {value!r}; it must be one of {', '.join(known)}{did_you_mean(str(value), known)}")
-    return value
-
-
-def _words(mapping: Located, key: str, check: Callable[[str], str]) -> tuple[str, ...]:
-    if key not in mapping:
-        return ()
-    value, line = mapping[key], mapping.lines[key]
-    words = value if isinstance(value, list) else [value]
-    if not words or not all(isinstance(w, str) and w for w in words):
-        raise RuleError(f"{line}: {key!r} must be a word or a list of words, not {value!r}")
-    try:
-        return tuple(check(w) for w in words)
-    except RuleError as error:
-        raise RuleError(f"{line}: {error}") from error
 
 
 def _node_word(word: str) -> str:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import onnx
 from onnx import numpy_helper
 
 from qdq.errors import ModelError
-from qdq.index import Array, stored_values
+from qdq.index import Array, bodies_of, stored_values
 from qdq.loading import ModelLike, load
-from qdq.pairs import METADATA_PREFIX, FoundPair, find_pairs, readers
+from qdq.pairs import METADATA_PREFIX, FoundPair, find_pairs, readers, stored_tensors
 
 
 def strip(model: ModelLike) -> onnx.ModelProto:
@@ -31,14 +32,29 @@ def strip_model(model: onnx.ModelProto, name: str = "model", folder: Path | None
     """
     stripped = onnx.ModelProto()
     stripped.CopyFrom(model)
-    graph = stripped.graph
-    pairs = [p for p in find_pairs(graph) if p.output not in {o.name for o in graph.output}]
-    lead = {p.output: p.tensor for p in pairs if p.q is not None}
-    _redirect(graph, lead)
-    _store_floats(graph, [p for p in pairs if p.q is None], name, folder)
-    _remove(graph, pairs)
+    _strip_graph(stripped.graph, {}, _Place(name, folder))
     remove_metadata(stripped)
     return stripped
+
+
+class _Place(msgspec.Struct, frozen=True):
+    """What the model is called, and the folder of its external data."""
+
+    name: str
+    folder: Path | None
+
+
+def _strip_graph(graph: onnx.GraphProto, around: dict[str, onnx.TensorProto], place: _Place) -> set[str]:
+    """Strip a graph and its bodies; return the names from the graphs around it that what was removed had read.
+
+    `around` holds the stored tensors of the graphs around it.
+    """
+    stored = around | stored_tensors(graph)
+    unread = {name for node in graph.node for _, body in bodies_of(node) for name in _strip_graph(body, stored, place)}
+    pairs = [p for p in find_pairs(graph, around) if p.output not in {o.name for o in graph.output}]
+    _redirect(graph, {p.output: p.tensor for p in pairs if p.q is not None})
+    _store_floats(graph, [p for p in pairs if p.q is None], stored, place)
+    return _remove(graph, pairs, unread)
 
 
 def remove_metadata(model: onnx.ModelProto) -> None:
@@ -55,9 +71,8 @@ def _redirect(graph: onnx.GraphProto, lead: dict[str, str]) -> None:
         for slot, name in enumerate(node.input):
             if name in lead:
                 node.input[slot] = _origin(lead, name)
-        for attribute in node.attribute:
-            for body in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
-                _redirect(body, lead)
+        for _, body in bodies_of(node):
+            _redirect(body, lead)
 
 
 def _origin(lead: dict[str, str], name: str) -> str:
@@ -66,20 +81,16 @@ def _origin(lead: dict[str, str], name: str) -> str:
     return name
 
 
-def _store_floats(graph: onnx.GraphProto, stored: list[FoundPair], name: str, folder: Path | None) -> None:
+def _store_floats(graph: onnx.GraphProto, pairs: list[FoundPair], constants: dict[str, onnx.TensorProto], place: _Place) -> None:
     """Replace each DQ of stored integers by an initializer of its float values, under the DQ's output name."""
-    constants = {t.name: t for t in graph.initializer}
-    for node in graph.node:
-        if node.op_type == "Constant" and node.attribute and node.attribute[0].HasField("t"):
-            constants[node.output[0]] = node.attribute[0].t
-    for pair in stored:
+    for pair in pairs:
         read = [n for n in (pair.tensor, pair.scale, pair.zero_point) if n]
         if constants.keys() >= set(read):
-            given = [stored_values(constants[n], name, folder) for n in read]
+            given = [stored_values(constants[n], place.name, place.folder) for n in read]
             try:
                 values = _dequantized(pair, given[0], given[1], given[2] if len(given) > 2 else np.zeros_like(given[1]))  # noqa: PLR2004 a zero point
             except (ValueError, IndexError) as error:
-                raise ModelError(f"{name}: the scale of {pair.tensor!r} does not fit it, or goes by blocks, which qdq cannot undo") from error
+                raise ModelError(f"{place.name}: the scale of {pair.tensor!r} does not fit it, or goes by blocks, which qdq cannot undo") from error
             graph.initializer.append(numpy_helper.from_array(values, pair.output))
 
 
@@ -92,15 +103,19 @@ def _dequantized(pair: FoundPair, integers: Array, scale: Array, zero: Array) ->
     return values.reshape(integers.shape)
 
 
-def _remove(graph: onnx.GraphProto, pairs: list[FoundPair]) -> None:
-    """Remove the pairs' nodes, then the tensors that only they read."""
+def _remove(graph: onnx.GraphProto, pairs: list[FoundPair], unread: set[str]) -> set[str]:
+    """Remove the pairs' nodes, then the tensors that only they read, or what was removed from bodies.
+
+    Returns the names among these that are not the graph's own.
+    """
+    own = {i.name for i in graph.input} | {t.name for t in graph.initializer} | {o for n in graph.node for o in n.output}
     left = readers(graph)
     floats = {t.name for t in graph.initializer}
     gone = {p.dq for p in pairs if left[p.output] == 0 or p.output in floats}
     quantized = {graph.node[i].input[0] for i in gone}
     still = readers_without(graph, gone)
     gone |= {p.q for p in pairs if p.q is not None and graph.node[p.q].output[0] in quantized and still[graph.node[p.q].output[0]] == 0}
-    names = {name for i in gone for name in graph.node[i].input}
+    names = unread | {name for i in gone for name in graph.node[i].input}
     still = readers_without(graph, gone)
     dead = {name for name in names if still[name] == 0}
     gone |= {i for i, n in enumerate(graph.node) if n.op_type == "Constant" and n.output[0] in dead}
@@ -108,6 +123,7 @@ def _remove(graph: onnx.GraphProto, pairs: list[FoundPair]) -> None:
     for field, unwanted in (("initializer", dead), ("value_info", dead | produced)):
         _keep(graph, field, [i for i, item in enumerate(getattr(graph, field)) if item.name not in unwanted])
     _keep(graph, "node", [i for i in range(len(graph.node)) if i not in gone])
+    return names - own
 
 
 def readers_without(graph: onnx.GraphProto, gone: set[int]) -> dict[str, int]:

@@ -11,7 +11,7 @@ from qdq.engine import Engine, EngineLayer, build_engine
 from qdq.errors import UsageError, did_you_mean
 from qdq.feeds import DataLike, Feeds, input_specs, open_feeds
 from qdq.gpu import run_tensorrt
-from qdq.index import GraphIndex
+from qdq.index import GraphIndex, every_node, qualified
 from qdq.loading import ModelLike, Source, load
 from qdq.observation import Progress
 from qdq.operands import operands
@@ -174,7 +174,7 @@ def _measured_report(index: GraphIndex, quantized: QuantizedModel, target: Targe
 def report_engines(quantized: QuantizedModel, ours: Engine, theirs: Engine, kind: str) -> EngineReport:
     """Return the comparison of the float engine (`ours`) with the quantized one (`theirs`)."""
     layers = tuple(_verdicts(quantized, theirs)) if not theirs.failure else ()
-    pair_nodes = {n.name for n in quantized.labelled().graph.node if n.op_type in ("QuantizeLinear", "DequantizeLinear")}
+    pair_nodes = {label for label, n in every_node(quantized.labelled().graph) if n.op_type in ("QuantizeLinear", "DequantizeLinear")}
     alone = {n for layer in theirs.layers if layer.nodes and pair_nodes.issuperset(layer.nodes) for n in layer.nodes}
     return EngineReport(
         target=str(theirs.target),
@@ -206,14 +206,15 @@ def multiplies_int8(layer: EngineLayer) -> bool:
 
 def _verdicts(quantized: QuantizedModel, engine: Engine) -> Iterable[LayerVerdict]:
     pairs = {q.edge: q.pair for q in quantized.edges}
-    for node in quantized.index.nodes:
-        both = operands(quantized.index, node)
+    for scope, node in ((s, n) for s in quantized.index.scopes.values() for n in s.nodes):
+        both = operands(scope, node)
         if not both:
             continue
-        layer = computing_layer(engine, node.label)
+        label = qualified(scope.path, node.label)
+        layer = computing_layer(engine, label)
         rules = ", ".join(dict.fromkeys(pairs[e].rules for e in both if e in pairs and pairs[e].rules))
         yield LayerVerdict(
-            node=node.label,
+            node=label,
             op=node.op,
             int8=layer is not None and multiplies_int8(layer),
             promised=all(e in pairs for e in both),
@@ -226,6 +227,7 @@ def _labelled_source(index: GraphIndex) -> Source:
     """Return the float model with every node named by its label."""
     copy = type(index.source.model)()
     copy.CopyFrom(index.source.model)
-    for node, indexed in zip(copy.graph.node, index.nodes, strict=True):
-        node.name = indexed.label
+    labels = [node.label for scope in index.scopes.values() for node in scope.nodes]
+    for (_, node), label in zip(list(every_node(copy.graph)), labels, strict=True):
+        node.name = label
     return Source(index.source.path, copy, index.source.digest)

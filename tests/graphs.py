@@ -236,6 +236,8 @@ class _Grower:
 
     def grow(self, op: str) -> None:
         """Append one operator, and what it needs before it."""
+        if op in OTHERS:
+            return OTHERS[op](self)
         flat = op in ("Gemm", "MatMul2")
         if flat and not any(len(shape) == 2 for shape in self.shapes.values()):
             self.grow("GlobalAveragePool")
@@ -250,7 +252,8 @@ class _Grower:
             self.add(op, [read, self.weight(shape[1], 2, 1, 1)], (1, 2, *shape[2:]))
         else:
             pool = {"kernel_shape": [3, 3], "pads": [1, 1, 1, 1]}
-            self.add(op, [read], shape, **{"MaxPool": pool, "AveragePool": pool, "Transpose": {"perm": [0, 1, 3, 2]}}.get(op, {}))
+            turned = (*shape[:2], shape[3], shape[2]) if op == "Transpose" else shape
+            self.add(op, [read], turned, **{"MaxPool": pool, "AveragePool": pool, "Transpose": {"perm": [0, 1, 3, 2]}}.get(op, {}))
 
     def _concat(self, read: str, shape: tuple[int, ...]) -> None:
         other = str(self.draw(st.sampled_from([n for n, s in self.shapes.items() if len(s) == 4 and s[2:] == shape[2:]]), label="other"))
@@ -288,21 +291,226 @@ class _Grower:
         else:
             self.add("MatMul", [read, self.weight(shape[-1], shape[-1])], shape)
 
+    # What follows grows whole patterns, one method for each.
+
+    def integers(self, *values: int) -> str:
+        """Return an int64 initializer."""
+        name = f"integers_{len(self.nodes)}_{len(self.weights)}"
+        self.weights[name] = np.asarray(values, np.int64)
+        return name
+
+    def scalar(self, number: float) -> str:
+        """Return a float initializer without dimensions."""
+        name = f"scalar_{len(self.nodes)}_{len(self.weights)}"
+        self.weights[name] = np.asarray(number, np.float32)
+        return name
+
+    def positive(self, size: int) -> str:
+        """Return a stored vector of positive numbers."""
+        name = f"positive_{len(self.nodes)}_{len(self.weights)}"
+        self.weights[name] = self.rng.uniform(0.5, 1.5, size).astype(np.float32)
+        return name
+
+    def sequence(self) -> str:
+        """Return a tensor [1, places, channels]: one of those there are, or a plane turned into one."""
+        known = [name for name, shape in self.shapes.items() if len(shape) == 3]
+        if known and self.draw(st.booleans(), label="again"):
+            return str(self.draw(st.sampled_from(known), label="reads"))
+        read = self.pick(4)
+        _, channels, high, wide = self.shapes[read]
+        flat = self.add("Reshape", [read, self.integers(1, channels, -1)], (1, channels, high * wide))
+        return self.add("Transpose", [flat], (1, high * wide, channels), perm=[0, 2, 1])
+
+    def conv1(self) -> None:
+        read = self.sequence()
+        _, places, channels = self.shapes[read]
+        turned = self.add("Transpose", [read], (1, channels, places), perm=[0, 2, 1])
+        self.add("Conv", [turned, self.weight(2, channels, 3)], (1, 2, places), pads=[1, 1])
+
+    def conv3(self) -> None:
+        read = self.pick(4)
+        _, channels, high, wide = self.shapes[read]
+        cube = self.add("Reshape", [read, self.integers(1, channels, 1, high, wide)], (1, channels, 1, high, wide))
+        cube = self.add("Conv", [cube, self.weight(2, channels, 1, 3, 3)], (1, 2, 1, high, wide), pads=[0, 1, 1, 0, 1, 1])
+        self.add("Reshape", [cube, self.integers(1, 2, high, wide)], (1, 2, high, wide))
+
+    def recurrent(self) -> None:
+        op, gates = self.draw(st.sampled_from([("LSTM", 4), ("GRU", 3), ("RNN", 1)]), label="cell")
+        read = self.sequence()
+        _, places, channels = self.shapes[read]
+        turned = self.add("Transpose", [read], (places, 1, channels), perm=[1, 0, 2])
+        weights = [self.weight(1, gates * 2, channels), self.weight(1, gates * 2, 2)]
+        states = self.add(op, [turned, *weights], (places, 1, 1, 2), hidden_size=2)
+        merged = self.add("Squeeze", [states, self.integers(1)], (places, 1, 2))
+        self.add("Transpose", [merged], (1, places, 2), perm=[1, 0, 2])
+        for name in (turned, states, merged):
+            self.shapes.pop(name)
+
+    def einsum(self) -> None:
+        read = self.sequence()
+        _, places, channels = self.shapes[read]
+        if self.draw(st.booleans(), label="computed"):
+            self.add("Einsum", [read, read], (1, places, places), equation="bij,bkj->bik")
+        else:
+            self.add("Einsum", [read, self.weight(channels, 3)], (1, places, 3), equation="bij,jk->bik")
+
+    def linear(self, read: str, size: int) -> str:
+        """Append a MatMul with a weight and a bias Add."""
+        given, shape = self.shapes[read][-1], (*self.shapes[read][:-1], size)
+        return self.add("Add", [self.add("MatMul", [read, self.weight(given, size)], shape), self.weight(size)], shape)
+
+    def attention(self) -> None:
+        read = self.sequence()
+        _, places, channels = self.shapes[read]
+        query, key, value = (self.linear(read, channels) for _ in range(3))
+        turned = self.add("Transpose", [key], (1, channels, places), perm=[0, 2, 1])
+        scores = self.add("Mul", [self.add("MatMul", [query, turned], (1, places, places)), self.scalar(0.5)], (1, places, places))
+        if self.draw(st.booleans(), label="mask"):
+            scores = self.add("Add", [scores, self.weight(1, 1, places)], (1, places, places))
+        mixed = self.add("MatMul", [self.add("Softmax", [scores], (1, places, places), axis=-1), value], (1, places, channels))
+        self.add("Add", [read, self.linear(mixed, channels)], (1, places, channels))
+
+    def layer_norm(self) -> None:
+        read = self.sequence()
+        shape = self.shapes[read]
+        if self.opset >= 17 and self.draw(st.booleans(), label="fused"):
+            self.add("LayerNormalization", [read, self.weight(shape[-1]), self.weight(shape[-1])], shape, axis=-1)
+            return
+        means = {"axes": [-1]} if self.opset < 18 else {}
+        axes = [] if self.opset < 18 else [self.integers(-1)]
+        mean = self.add("ReduceMean", [read, *axes], (*shape[:-1], 1), **means)
+        centred = self.add("Sub", [read, mean], shape)
+        spread = self.add("ReduceMean", [self.add("Mul", [centred, centred], shape), *axes], (*shape[:-1], 1), **means)
+        self.add("Div", [centred, self.add("Sqrt", [self.add("Add", [spread, self.scalar(1e-3)], (*shape[:-1], 1))], (*shape[:-1], 1))], shape)
+
+    def feed_forward(self) -> None:
+        """Append a residual feed-forward layer with a Gelu spelt out."""
+        read = self.sequence()
+        shape = self.shapes[read]
+        hidden = self.linear(read, 3)
+        wide = self.shapes[hidden]
+        erf = self.add("Erf", [self.add("Div", [hidden, self.scalar(1.4142)], wide)], wide)
+        gated = self.add("Mul", [hidden, self.add("Add", [erf, self.scalar(1.0)], wide)], wide)
+        self.add("Add", [self.linear(self.add("Mul", [gated, self.scalar(0.5)], wide), shape[-1]), read], shape)
+
+    def batch_norm(self) -> None:
+        read = self.pick(4)
+        channels = self.shapes[read][1]
+        self.add("BatchNormalization", [read, *(self.positive(channels) for _ in range(4))], self.shapes[read])
+
+    def instance_norm(self) -> None:
+        read = self.pick(4)
+        self.add("InstanceNormalization", [read, self.positive(self.shapes[read][1]), self.weight(self.shapes[read][1])], self.shapes[read])
+
+    def squeeze_excite(self) -> None:
+        read = self.pick(4)
+        shape = self.shapes[read]
+        pooled = self.add("GlobalAveragePool", [read], (*shape[:2], 1, 1))
+        gate = self.add("Conv", [pooled, self.weight(shape[1], shape[1], 1, 1)], (*shape[:2], 1, 1))
+        self.add("Mul", [read, self.add("HardSigmoid", [gate], (*shape[:2], 1, 1))], shape)
+
+    def silu(self) -> None:
+        read = self.pick(4)
+        shape = self.shapes[read]
+        convolved = self.add("Conv", [read, self.weight(2, shape[1], 1, 1)], (1, 2, *shape[2:]))
+        self.add("Mul", [convolved, self.add("Sigmoid", [convolved], (1, 2, *shape[2:]))], (1, 2, *shape[2:]))
+
+    def projection(self) -> None:
+        """Append a residual Add with a convolution on both sides, one behind the other's activation or both next to the fork."""
+        read = self.pick(4)
+        given, shape = self.shapes[read], (1, 2, *self.shapes[read][2:])
+        branches = [self.add("Conv", [read, self.weight(2, given[1], 1, 1)], shape) for _ in range(2)]
+        if self.draw(st.booleans(), label="deeper"):
+            branches[0] = self.add("Conv", [self.add("Relu", branches[:1], shape), self.weight(2, 2, 1, 1)], shape)
+        self.add("Add", branches[:: self.draw(st.sampled_from([1, -1]), label="sides")], shape)
+
+    def layer_scale(self) -> None:
+        read = self.pick(4)
+        shape = self.shapes[read]
+        branch = self.add("Conv", [read, self.weight(shape[1], 1, 3, 3)], shape, group=shape[1], pads=[1, 1, 1, 1])
+        self.add("Add", [self.add("Mul", [branch, self.weight(1, shape[1], 1, 1)], shape), read], shape)
+
+    def resize(self) -> None:
+        read = self.pick(4)
+        _, channels, high, wide = self.shapes[read]
+        if max(high, wide) <= 4:
+            self.weights.setdefault("scales", np.asarray([1, 1, 2, 2], np.float32))
+            self.add("Resize", [read, "", "scales"], (1, channels, 2 * high, 2 * wide), mode="nearest")
+
+    def split(self) -> None:
+        read = self.pick(4)
+        shape = self.shapes[read]
+        half = shape[1] // 2
+        if half:
+            parts = (half, shape[1] - half)
+            first = self.add("Split", [read, self.integers(*parts)], (1, half, *shape[2:]), axis=1)
+            second = f"{first}_rest"
+            self.nodes[-1].output.append(second)
+            self.shapes[second] = (1, parts[1], *shape[2:])
+
+    def slice(self) -> None:
+        read = self.pick(4)
+        shape = self.shapes[read]
+        if shape[3] > 2:
+            window = [self.integers(0), self.integers(2), self.integers(3)]
+            self.add("Slice", [read, *window], (*shape[:3], 2))
+
+    def pad(self) -> None:
+        read = self.pick(4)
+        _, channels, high, wide = self.shapes[read]
+        if max(high, wide) <= 4:
+            self.add("Pad", [read, self.integers(0, 0, 1, 1, 0, 0, 1, 1)], (1, channels, high + 2, wide + 2))
+
+    def activation(self) -> None:
+        read = self.pick(4)
+        op = self.draw(st.sampled_from(["Clip", "LeakyRelu", "PRelu", "HardSwish", "Tanh", "Elu"]), label="activation")
+        op = "Elu" if op == "HardSwish" and self.opset < 14 else op
+        more = {"Clip": [self.scalar(0.0), self.scalar(6.0)], "PRelu": [self.weight(self.shapes[read][1], 1, 1)]}.get(op, [])
+        self.add(op, [read, *more], self.shapes[read])
+
+    def lookup(self) -> None:
+        """Append a table of embeddings that constant indices read, beside a sequence that they are added to."""
+        read = self.sequence()
+        _, places, channels = self.shapes[read]
+        found = self.add("Gather", [self.weight(6, channels), self.integers(*(i % 6 for i in range(places)))], (places, channels))
+        self.shapes.pop(found)
+        self.add("Add", [read, found], (1, places, channels))
+
+    def shape_arithmetic(self) -> None:
+        """Append a Reshape to a shape that is computed from the tensor's own."""
+        read = self.pick(4)
+        sizes = self.add("Shape", [read], (4,))
+        channels = self.add("Gather", [sizes, self.integers(1)], (1,))
+        target = self.add("Concat", [self.integers(1), channels, self.integers(-1)], (3,), axis=0)
+        for name in (sizes, channels, target):
+            self.shapes.pop(name)
+        shape = self.shapes[read]
+        self.add("Reshape", [read, target], (1, shape[1], shape[2] * shape[3]))
+
 
 _USUAL = ("Conv", "Conv", "Conv", "Relu", "Add", "Add", "Concat", "MaxPool", "GlobalAveragePool", "Gemm", "MatMul", "MatMul2", "Identity")
 OPERATORS = (*_USUAL, "AveragePool", "ConvTranspose", "Sigmoid", "Transpose")
+#: Patterns of several operators, of other ranks and kinds.
+OTHERS = {
+    name.replace("_", "-"): getattr(_Grower, name)
+    for name in (
+        "activation", "attention", "batch_norm", "conv1", "conv3", "einsum", "feed_forward", "instance_norm", "layer_norm", "layer_scale", "lookup", "pad",
+        "projection", "recurrent", "resize", "shape_arithmetic", "silu", "slice", "split", "squeeze_excite",
+    )
+}  # fmt: skip
+EVERYTHING = (*OPERATORS, *OTHERS)
 
 
 @st.composite
-def models(draw: Any, most: int = 9) -> onnx.ModelProto:
-    """Return a random float model with at least one Conv; every tensor that no node reads is an output."""
+def models(draw: Any, most: int = 9, operators: Sequence[str] = OPERATORS) -> onnx.ModelProto:
+    """Return a random float model of these operators with at least one Conv; every tensor that no node reads is an output."""
     grower = _Grower(draw)
     grower.grow("Conv")
-    for op in draw(st.lists(st.sampled_from(OPERATORS), max_size=most), label="operators"):
+    for op in draw(st.lists(st.sampled_from(operators), max_size=most), label="operators"):
         grower.grow(op)
     read = {i for n in grower.nodes for i in n.input}
     computed = [n for n in grower.shapes if n != "x"]
-    outputs = [name for name in computed if name not in read or draw(st.integers(0, 7), label="output too") == 0]
+    outputs = {name: grower.shapes[name] for name in computed if name not in read or draw(st.integers(0, 7), label="output too") == 0}
     model = build(grower.nodes, {"x": grower.shapes["x"]}, outputs, grower.weights, opset=grower.opset, ir=draw(st.sampled_from([7, 8, 10])))
     if draw(st.booleans(), label="value_info"):
         model = onnx.shape_inference.infer_shapes(model)

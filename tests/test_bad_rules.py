@@ -48,14 +48,15 @@ def test_an_unknown_rule_set_is_answered_with_the_nearest(tmp_path: Path, comman
 
     message = refused(tmp_path, *(words.get(word, word) for word in command))
 
-    assert message.startswith("qdq: unknown rule set 'tensort': not a folder, and the shipped sets are ")
+    assert message.startswith("qdq: unknown rule set 'tensort': no folder or file, and the shipped sets are ")
     assert message.endswith("; did you mean 'tensorrt'?\n")
 
 
-def test_a_rule_file_in_place_of_its_folder_is_no_rule_set(tmp_path: Path) -> None:
-    path = folder_of(tmp_path, mine=rule()) / "mine.yaml"
+def test_a_file_of_another_suffix_is_no_rule_file(tmp_path: Path) -> None:
+    path = tmp_path / "mine.txt"
+    path.write_text(rule())
 
-    assert f"unknown rule set '{path}': not a folder" in refused(tmp_path, "rules", path)
+    assert f"unknown rule set '{path}': a rule file ends in .yaml or .yml" in refused(tmp_path, "rules", path)
 
 
 @pytest.mark.parametrize("command", ["rules", "test"])
@@ -70,7 +71,11 @@ MISTAKES: list[tuple[str, str | bytes, int, str]] = [
     ("open-bracket", "rule: [\n", 2, "not valid YAML"),
     ("tab", "rule: mine\n\tsays: x\n", 2, "not valid YAML"),
     ("unquoted-sign", rule(where="{target: {sm_at_least: >=8.0}}"), 3, "quote values that begin with a sign"),
-    ("two-documents", "a: b\n---\nc: d\n", 2, "not valid YAML"),
+    ("second-document-a-list", rule("a") + "---\n- x\n", 6, "a rule file is a mapping"),
+    ("second-document-empty", rule("a") + "---\n", 6, "a rule file is a mapping"),
+    ("second-document-incomplete", rule("a") + "---\nrule: b\nsays: x\nthen: leave-float\n", 6, "the key 'where' is missing"),
+    ("second-document-misspelt", rule("a") + "---\n" + rule("b", where="{into: Convv}"), 8, "'Convv' is not an ONNX operator"),
+    ("second-document-repeats-a-name", rule("a") + "---\n" + rule("a"), 6, "the file holds another rule 'a'; rename or remove one"),
     ("unknown-alias", "rule: *mine\n", 1, "not valid YAML"),
     ("python-object", "rule: !!python/object:os.system {}\n", 1, "not valid YAML"),
     ("no-such-date", "rule: mine\nsays: 2024-99-99\n", 2, "YAML cannot read '2024-99-99' as timestamp; put it in quotes"),
@@ -162,6 +167,12 @@ def test_a_rule_cannot_be_written_in_two_files(tmp_path: Path) -> None:
     (folder / "mine.yml").write_text(rule())
 
     assert f"qdq: {folder / 'mine.yml'}: mine.yaml lies beside it, and both would be rule 'mine'; remove one" in refused(tmp_path, "rules", folder)
+
+
+def test_a_rule_cannot_stand_in_two_files_of_a_folder(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path, mine=rule("a") + "---\n" + rule("b"), b=rule("b"))
+
+    assert f"qdq: {folder / 'mine.yaml'}:6: rule 'b' stands at {folder / 'b.yaml'}:1 too; remove one" in refused(tmp_path, "rules", folder)
 
 
 @pytest.mark.parametrize(
@@ -305,6 +316,15 @@ def test_a_mistake_in_a_case_file_is_named_with_its_line(tmp_path: Path, content
     assert says in message
 
 
+def test_a_case_file_of_several_rules_names_the_nearest(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path, team=rule("first") + "---\n" + rule("second"))
+    (folder / "cases").mkdir()
+    (folder / "cases" / "team.yaml").write_text("rule: first\n---\nrule: secnd\n")
+
+    says = "team.yaml:3: a case file begins with 'rule: first or second'; did you mean 'second'?"
+    assert says in refused(tmp_path, "test", folder, "--no-engines")
+
+
 @pytest.mark.parametrize("after", ["junk", "<ir_version: 8>"])
 def test_a_graph_in_a_case_that_is_no_onnx_text_fails_the_case(tmp_path: Path, after: str) -> None:
     folder = folder_of(tmp_path, mine=rule())
@@ -326,4 +346,4 @@ def test_test_refuses_what_is_no_folder(tmp_path: Path, kind: str) -> None:
     if kind == "file":
         path.write_text(rule())
 
-    assert f"qdq: {path}: no such folder; name a folder of rule files" in refused(tmp_path, "test", path)
+    assert f"qdq: {path}: no such folder or rule file; name a folder of rule files, or one that ends in .yaml or .yml" in refused(tmp_path, "test", path)

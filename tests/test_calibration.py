@@ -350,20 +350,34 @@ def test_unknown_methods_are_refused(text: str) -> None:
         parse_method(text)
 
 
-def test_members_of_a_concat_get_the_largest_range_of_them() -> None:
-    model = build(
+def concatenated(factor: float) -> onnx.ModelProto:
+    """Return a Concat of a = relu(x) and b = factor * x, each of them and their Concat read by a convolution."""
+    return build(
         [
             node("Relu", ["x"], "a"), node("Mul", ["x", "ten"], "b"), node("Concat", ["a", "b"], "c", axis=1),
             node("Conv", ["a", "w3"], "y1"), node("Conv", ["b", "w3"], "y2"), node("Conv", ["c", "w6"], "y3"),
         ],
-        {"x": [1, 3, 4, 4]}, ["y1", "y2", "y3"], {"ten": np.array(10, np.float32), "w3": noise(2, 3, 1, 1), "w6": noise(2, 6, 1, 1)},
+        {"x": [1, 3, 4, 4]}, ["y1", "y2", "y3"], {"ten": np.array(factor, np.float32), "w3": noise(2, 3, 1, 1), "w6": noise(2, 6, 1, 1)},
     )  # fmt: skip
+
+
+def test_members_of_a_concat_get_the_largest_range_of_them() -> None:
+    model = concatenated(4)
     data = [{"x": noise(1, 3, 4, 4, seed=i)} for i in range(3)]
     assert qdq.plan(model).scale_groups == (ScaleGroup(("a", "b", "c"), ("concat-scales",), 10),)
     for method in ("max", "mse", "percentile:99"):
         scales = scales_of(model, data, method)
         assert scales["a"] == scales["b"] == scales["c"]
-    assert scales_of(model, data)["a"][0] == pytest.approx(10 * max(np.abs(d["x"]).max() for d in data) / 127, rel=1e-5)
+    assert scales_of(model, data)["a"][0] == pytest.approx(4 * max(np.abs(d["x"]).max() for d in data) / 127, rel=1e-5)
+
+
+def test_a_member_of_a_tenth_of_the_range_keeps_its_own() -> None:
+    model, data = concatenated(30), [{"x": noise(1, 3, 4, 4, seed=i)} for i in range(3)]
+    result = qdq.quantize(model, data, method="max")
+    scales = {s.tensor: s.scales for s in result.scales.by_pair}
+    assert scales["b"] == scales["c"]
+    assert scales["a"][0] < scales["c"][0] / 10
+    assert result.findings == ()
 
 
 def test_a_weight_that_is_also_concatenated_keeps_its_channel_scales() -> None:

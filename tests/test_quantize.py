@@ -18,6 +18,7 @@ from graphs import CALIBRATION, DIGITS, NETWORKS, convolution, models, paired_ed
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from making import run as cli
+from making import samples, save, tiny_model
 
 import qdq
 from qdq.cli import COMMANDS
@@ -385,3 +386,14 @@ def test_the_errors_of_an_output_are_those_of_all_samples_together() -> None:
     assert output.snr_db == pytest.approx(10 * np.log10((ours**2).sum() / ((ours - theirs) ** 2).sum()), abs=0.05)
     assert output.cosine == pytest.approx((ours * theirs).sum() / np.sqrt((ours**2).sum() * (theirs**2).sum()), rel=1e-5)
     assert output.top1_agreement is None
+
+
+def test_quantize_validates_the_model_that_it_wrote_and_not_the_float_one(tmp_path: Path) -> None:
+    model, out, data = save(tiny_model(), tmp_path / "model.onnx"), tmp_path / "out.onnx", samples(tmp_path / "samples")
+
+    def accuracy(*argv: object) -> Any:
+        return json.loads(cli(*argv, "--data", data, "--format", "json")[1])["validation"]["accuracy"]
+
+    judged = accuracy("quantize", model, "-o", out, "--validate")
+    assert judged == accuracy("validate", model, out)
+    assert judged["outputs"][0]["max_abs"] > 0.0

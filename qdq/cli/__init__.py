@@ -7,6 +7,8 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import click
 
@@ -25,14 +27,40 @@ COMMANDS = {
     "validate": "Compare float and quantized model in ONNX Runtime and in TensorRT's engines.",
     "test": "Run the cases of rule files.",
     "facts": "List the words that rules may use.",
-    "rules": "List the rules of a set, with their reasons.",
+    "rules": "List or show rules with their reasons; write their schema and documents.",
+    "new-rule": "Write a rule and its cases to start from.",
 }
 
+#: Commands that a project file gives defaults to.
+PROJECT_COMMANDS = ("quantize", "plan", "explain", "calibrate", "check", "validate")
+
 _INTERRUPTED = 130
+_HELP = "qdq.help"
 
 
 class _Lazy(click.Group):
     """A group whose commands live in modules of their own names."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        ctx.meta[_HELP] = not {"-h", "--help"}.isdisjoint(args)
+        return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            code = super().invoke(ctx)
+        except click.exceptions.Exit:  # how commands end that found something
+            self._say_project(ctx)
+            raise
+        self._say_project(ctx)
+        return code
+
+    def _say_project(self, ctx: click.Context) -> None:
+        """Say on standard error which project file gave the command defaults."""
+        if ctx.obj is None or not (command := self.get_command(ctx, ctx.invoked_subcommand or "")):
+            return
+        options = {p.name for p in command.params}
+        if keys := [key for key in ctx.obj.keys if not options.isdisjoint(ctx.obj.options_of(key))]:
+            click.echo(f"project file {os.path.relpath(ctx.obj.path)}: {', '.join(keys)}", err=True)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -40,7 +68,7 @@ class _Lazy(click.Group):
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         if name not in COMMANDS:
             return None
-        command: click.Command = importlib.import_module(f"qdq.cli.{name}").command
+        command: click.Command = importlib.import_module(f"qdq.cli.{name.replace('-', '_')}").command
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -56,8 +84,10 @@ class _Lazy(click.Group):
 
 
 @click.group(cls=_Lazy, no_args_is_help=False, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+@click.option("--no-project", is_flag=True, help="Ignore the project file.")
 @click.version_option(__version__, prog_name="qdq")
-def cli() -> None:
+@click.pass_context
+def cli(ctx: click.Context, no_project: bool) -> None:
     """Put QuantizeLinear/DequantizeLinear pairs where TensorRT wants them, and prove the result.
 
     \b
@@ -65,8 +95,16 @@ def cli() -> None:
       qdq quantize model.onnx -o model.int8.onnx --data samples/ --target rtx:sm86
       qdq validate model.onnx model.int8.onnx --data samples/ --target rtx:sm86
 
+    A project file, qdq.yaml or [tool.qdq] in pyproject.toml, here or above, gives defaults for --rules,
+    --target, --data and others.
+
     Exit codes: 0 clean, 1 findings, 2 could not run.
     """
+    if ctx.invoked_subcommand in PROJECT_COMMANDS and not no_project and not ctx.meta[_HELP]:
+        from qdq.project import find_project
+
+        ctx.obj = find_project(Path.cwd())
+        ctx.default_map = {ctx.invoked_subcommand: ctx.obj.options} if ctx.obj else None
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -34,14 +34,16 @@ class Answer(msgspec.Struct, frozen=True):
 def command(ctx: click.Context, models: tuple[Path, ...], rule_sets: tuple[str, ...], targets: tuple[str, ...], layout: str) -> None:
     """Print where the Q/DQ of MODELS differ from what the rules ask, or would be refused by TensorRT.
 
-    Rules and targets default to those that qdq wrote into each model. Exit 1 if anything is found.
+    Rules and targets default to those of the project file, else to those that qdq wrote into each
+    model. Exit 1 if anything is found.
 
     \b
     Example:
       qdq check resnet50.int8.onnx
     """
     rules = rules_of(rule_sets) if rule_sets else None
-    answer = Answer(tuple(Checked(str(m), check(m, rules=rules, targets=targets_of(targets))) for m in models))
+    globs = ctx.obj.options.get("leave_float") if ctx.obj else None
+    answer = Answer(tuple(Checked(str(m), check(m, rules=rules, targets=targets_of(targets), leave_float=globs)) for m in models))
     if layout == "json":
         click.echo(to_json(answer), nl=False)
     else:

@@ -26,9 +26,9 @@ FILE = click.Path(path_type=Path)
 
 def rules_option(function: F) -> F:
     """Add ``--rules``."""
-    return click.option("--rules", "rule_sets", multiple=True, metavar="SET|FOLDER", help=f"Rule set or folder; repeat to overlay.  [default: {DEFAULT_SET}]")(
-        function
-    )
+    return click.option(
+        "--rules", "rule_sets", multiple=True, metavar="SET|FOLDER|FILE", help=f"Rule set, folder or file; repeat to overlay.  [default: {DEFAULT_SET}]"
+    )(function)
 
 
 def target_option(function: F) -> F:
@@ -75,6 +75,20 @@ def shape_option(function: F) -> F:
     return click.option(
         "--shape", "shapes", multiple=True, metavar="INPUT=1x3x224x224", help="Shape to build engines for.  [default: that of the first sample]"
     )(function)
+
+
+def thresholds_option(function: F) -> F:
+    """Add ``--min-snr``, ``--min-cosine`` and ``--min-top1``."""
+    function = click.option("--min-top1", type=float, metavar="SHARE", help="Least top-1 agreement of class scores, such as 0.95.")(function)
+    function = click.option("--min-cosine", type=float, help="Least cosine of every output.")(function)
+    return click.option("--min-snr", type=float, metavar="DB", help="Least signal-to-noise ratio of every output.")(function)
+
+
+def refuse_idle_thresholds(ctx: click.Context) -> None:
+    """Raise UsageError where a threshold is passed to a command that is not asked to validate."""
+    for name in ("min_snr", "min_cosine", "min_top1"):
+        if ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
+            raise UsageError(f"--{name.replace('_', '-')} judges a validation; pass --validate too")
 
 
 def targets_of(texts: Iterable[str]) -> tuple[Target, ...]:

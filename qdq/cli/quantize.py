@@ -16,6 +16,7 @@ from qdq.cli.options import (
     method_option,
     output_option,
     progress,
+    refuse_idle_thresholds,
     rules_of,
     rules_option,
     shape_option,
@@ -23,6 +24,7 @@ from qdq.cli.options import (
     show,
     target_option,
     targets_of,
+    thresholds_option,
 )  # fmt: skip
 from qdq.feeds import data_files, open_feeds
 from qdq.index import GraphIndex
@@ -45,6 +47,7 @@ from qdq.validation import Thresholds, misses, require_shapes, validate
 @shape_option
 @click.option("--report", type=FILE, metavar="FILE", help="Also write a report: .json, .md or .txt.")
 @click.option("--validate", "prove", is_flag=True, help="Then validate: accuracy on the data, and an engine for each --target.")
+@thresholds_option
 @format_option
 @click.pass_context
 def command(ctx: click.Context, /, model: Path, output: Path, report: Path | None, **given: Any) -> None:
@@ -56,6 +59,8 @@ def command(ctx: click.Context, /, model: Path, output: Path, report: Path | Non
     """
     inputs = (model, *data_files(given["data"]))
     check_output(output, inputs, given["force"])
+    if not given["prove"]:
+        refuse_idle_thresholds(ctx)
     if report:
         check_report_path(report)
         check_output(report, (*inputs, output), given["force"])
@@ -84,7 +89,9 @@ def command(ctx: click.Context, /, model: Path, output: Path, report: Path | Non
 def _report(result: Quantized, given: dict[str, Any], shapes: dict[str, tuple[int, ...]]) -> Report:
     with progress("validating") as advance:
         validation = validate(
-            result.source, msgspec.structs.replace(result.source, model=result.model), data=given["data"], batch=given["batch"],
+            result.source, msgspec.structs.replace(result.source, model=result.model, stamp=None), data=given["data"], batch=given["batch"],
             targets=[t for t in result.plan.targets if given["targets"] or t != DEFAULT_TARGET], shapes=shapes, progress=advance,
         )  # fmt: skip
-    return Report(result.plan, result.scales, result.findings, validation, misses(validation, Thresholds()))
+    return Report(
+        result.plan, result.scales, result.findings, validation, misses(validation, Thresholds(given["min_snr"], given["min_cosine"], given["min_top1"]))
+    )

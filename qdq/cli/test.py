@@ -19,13 +19,13 @@ class Answer(msgspec.Struct, frozen=True):
 
 
 @click.command("test")
-@click.argument("folder", metavar="RULES", type=FILE)
+@click.argument("path", metavar="RULES", type=FILE)
 @click.option("--cases", type=FILE, metavar="FOLDER", help="Where the case files lie.  [default: RULES/cases, or fixtures/rules above RULES]")
 @click.option("--no-engines", is_flag=True, help="Do not build the engines that cases ask for.")
 @format_option
 @click.pass_context
-def command(ctx: click.Context, folder: Path, cases: Path | None, no_engines: bool, layout: str) -> None:
-    """Run the cases of every rule in RULES, a rule set's folder or a folder of sets.
+def command(ctx: click.Context, path: Path, cases: Path | None, no_engines: bool, layout: str) -> None:
+    """Run the cases of every rule in RULES: a rule file, a set's folder or a folder of sets.
 
     Exit 1 if a case fails, or a rule has no case that needs it.
 
@@ -34,7 +34,7 @@ def command(ctx: click.Context, folder: Path, cases: Path | None, no_engines: bo
       qdq test rules/
     """
     results = []
-    for result in run_cases(folder, cases, engines=not no_engines):
+    for result in run_cases(path, cases, engines=not no_engines):
         results.append(result)
         if layout == "text":
             name = f"{result.rule}: {result.case}" if result.case else f"{result.rule}: as a whole"

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from qdq.cli.options import FILE, data_option, format_option, progress, shape_option, shapes_of, show, target_option, targets_of
+from qdq.cli.options import FILE, data_option, format_option, progress, shape_option, shapes_of, show, target_option, targets_of, thresholds_option
 from qdq.errors import UsageError
 from qdq.feeds import data_files
 from qdq.reporting import Report, check_report_path, render, sections
@@ -21,9 +21,7 @@ from qdq.validation import Thresholds, misses, validate
 @data_option
 @target_option
 @shape_option
-@click.option("--min-snr", type=float, metavar="DB", help="Least signal-to-noise ratio of every output.")
-@click.option("--min-cosine", type=float, help="Least cosine of every output.")
-@click.option("--min-top1", type=float, metavar="SHARE", help="Least top-1 agreement of class scores, such as 0.95.")
+@thresholds_option
 @click.option("--report", type=FILE, metavar="FILE", help="Also write a report: .json, .md or .txt.")
 @click.option("--force", is_flag=True, help="Replace the report if it exists.")
 @format_option

@@ -1,0 +1,104 @@
+"""`qdq new-rule`: a rule and its cases to start from."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import click
+
+from qdq.cli.options import FILE
+from qdq.errors import UsageError
+from qdq.rulefile import DEFAULT_SET, SET_FILE, load_rules
+from qdq.saving import check_output, write_whole
+from qdq.schema import SCHEMA_FILE, SCHEMA_LINE, rule_schema
+
+_NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
+
+_RULE = """{schema_line}{schema_file}
+rule: {name}
+# The rule in one sentence, and its reason: what TensorRT does, or what you measured.
+says: Leave in float these layers if they are weighted.
+because: They lie close to the output, and nothing behind them corrects what they round.
+# Add where it is written ('see:') and what was measured ('evidence:').
+#
+# Which edges: every line must hold, and of a list any word. 'qdq facts' lists the words for
+# 'into', 'from' and 'edge'; CamelCase words are ONNX operators; 'named' and 'tensor' take globs
+# such as '/head/*'.
+where:
+  into: weighted
+  named: [{stem}_conv, {stem}_relu]
+# One of quantize (with 'using: int8-activation' or another format), leave-float, share-scale.
+then: leave-float
+# The rules that drop out where this one applies too; '*' stands for all.
+beats: ['*']
+"""
+
+_CASES = """rule: {name}
+# Every case is an ONNX graph as text. 'before' must come to exactly the edges under 'plan'; in an
+# 'unchanged' graph, a near miss, the rule must decide nothing. 'qdq test' runs them.
+classifier:
+  says: The named convolution stays in float, the one before it does not.
+  before: |
+    <ir_version: 10, opset_import: ["" : 21]>
+    g (float[1,4,8,8] x) => (float[1,3,8,8] y)
+    <float[4,4,1,1] v, float[3,4,1,1] w>
+    {{ [body_conv] c = Conv (x, v)
+      [{stem}_relu] r = Relu (c)
+      [{stem}_conv] y = Conv (r, w) }}
+  plan:
+    - x -> body_conv[0]  int8-activation  weighted-inputs
+    - v -> body_conv[1]  int8-weight-per-channel(axis=0)  weights-per-channel
+other-operators:
+  says: A named node that multiplies nothing is no business of this rule.
+  unchanged: |
+    <ir_version: 10, opset_import: ["" : 21]>
+    g (float[1,4,8,8] x) => (float[1,4,8,8] y)
+    <float[4,4,1,1] v>
+    {{ [body_conv] c = Conv (x, v)
+      [{stem}_relu] y = Relu (c) }}
+"""
+
+
+@click.command("new-rule")
+@click.argument("name")
+@click.option("--rules", "folder", type=FILE, default=Path("rules"), show_default=True, metavar="FOLDER", help="Folder of your rules; made if missing.")
+def command(name: str, folder: Path) -> None:
+    """Write the rule NAME and its cases into a folder, as a start that passes 'qdq test'.
+
+    \b
+    Example:
+      qdq new-rule float-head --rules my-rules
+      qdq test my-rules
+    """
+    _refuse_name(name, folder)
+    texts = {"name": name, "stem": name.replace("-", "_"), "schema_line": SCHEMA_LINE, "schema_file": SCHEMA_FILE}
+    files = {folder / f"{name}.yaml": _RULE.format(**texts), folder / "cases" / f"{name}.yaml": _CASES.format(**texts)}
+    if not (folder / SCHEMA_FILE).exists():
+        files[folder / SCHEMA_FILE] = json.dumps(rule_schema(), indent=1) + "\n"
+    _make(folder)
+    for path in files:
+        check_output(path)
+    for path, content in files.items():
+        write_whole(path, content.encode())
+        click.echo(f"wrote {path}")
+    click.echo(f"\nedit both files, then run: qdq test {folder}")
+
+
+def _refuse_name(name: str, folder: Path) -> None:
+    if not _NAME.fullmatch(name) or name == Path(SET_FILE).stem:
+        raise UsageError(f"rule name {name!r}: write small letters, digits and hyphens, such as float-head")
+    if load_rules([DEFAULT_SET]).rule(name):
+        raise UsageError(f"rule name {name!r}: the set {DEFAULT_SET} has a rule of that name, which yours would replace; choose another")
+    for path in (folder / f"{name}.yaml", folder / f"{name}.yml", folder / "cases" / f"{name}.yaml"):
+        if path.exists():
+            raise UsageError(f"{path}: exists; choose another name, or edit that file")
+
+
+def _make(folder: Path) -> None:
+    """Make the folder and the one for its cases."""
+    try:
+        (folder / "cases").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"{folder}: cannot be made: {error.strerror}; choose another folder") from error
