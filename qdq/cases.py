@@ -21,7 +21,7 @@ from qdq.index import GraphIndex, bodies_of, captured
 from qdq.kernels import shipped_rules
 from qdq.loading import Source, canonical_bytes, load
 from qdq.observation import exact_options, open_session
-from qdq.planning import Plan, plan_index
+from qdq.planning import Plan, plan_index, plan_source
 from qdq.reporting import float_lines, plan_lines
 from qdq.rewriting import apply_index
 from qdq.rule import Rule, RuleSet
@@ -40,6 +40,7 @@ class EngineExpectation(msgspec.Struct, frozen=True):
 
     target: Target
     int8: tuple[str, ...] = ()
+    fp8: tuple[str, ...] = ()
     float: tuple[str, ...] = ()
 
 
@@ -65,6 +66,7 @@ class Case(msgspec.Struct, frozen=True):
 class _WrittenEngine(msgspec.Struct, forbid_unknown_fields=True):
     target: str
     int8: tuple[str, ...] = ()
+    fp8: tuple[str, ...] = ()
     float: tuple[str, ...] = ()
 
 
@@ -98,7 +100,7 @@ def run_cases(path: Path, cases: Path | None = None, engines: bool = True) -> It
     for part in _parts(path):
         files = rule_files(part) if part.is_dir() else [part]
         rules = _rules_of(part)
-        where = _cases_folder(part if part.is_dir() else part.parent, cases)
+        where = cases_folder(part if part.is_dir() else part.parent, cases)
         for file in files:
             written = read_rules(file)
             read = _CaseFiles(where, file, tuple(rule.name for rule in written))
@@ -139,16 +141,15 @@ def read_cases(path: Path, rule: str, known: tuple[str, ...] = ()) -> tuple[Case
 def case_names(rule: Rule) -> tuple[tuple[str, str], ...]:
     """Return the name of each case of a rule and what it shows, none where they do not lie beside the rule or above it."""
     file = Path(rule.file)
-    files = _CaseFiles(_cases_folder(file.parent, None), file, tuple(r.name for r in read_rules(file)))
+    files = _CaseFiles(cases_folder(file.parent), file, tuple(r.name for r in read_rules(file)))
     return tuple((case.name, case.says) for case in files.cases(rule.name)) if files.path(rule.name).exists() else ()
 
 
 def run_case(case: Case, rules: RuleSet, engines: bool = True) -> tuple[str, ...]:
     """Return what is wrong with a case under some rules, one sentence each; nothing where it holds."""
     try:
-        source = load(parse_case(case.text))
-        index = GraphIndex(source)
-        made = plan_index(index, rules, case.targets, allow_unmatched=True)
+        index, made = plan_source(load(parse_case(case.text)), rules, case.targets, allow_unmatched=True)
+        source = index.source
         failures = _plan_failures(case, made)
         failures += _shuffle_failures(case, rules, made)
         scales = calibrate_index(index, made, NOISE, Method("max"))
@@ -206,7 +207,7 @@ def _case(path: Path, rule: str, name: str, content: Located) -> Case:
 
 
 def _expectation(written: _WrittenEngine) -> EngineExpectation:
-    return EngineExpectation(parse_target(written.target), written.int8, written.float)
+    return EngineExpectation(parse_target(written.target), written.int8, written.fp8, written.float)
 
 
 def _spaced(line: str) -> str:
@@ -234,7 +235,8 @@ def _rules_of(path: Path) -> RuleSet:
     return load_rules([str(folder)] if shipped else [DEFAULT_SET, str(path)])
 
 
-def _cases_folder(rules_folder: Path, cases: Path | None) -> Path:
+def cases_folder(rules_folder: Path, cases: Path | None = None) -> Path:
+    """Return the folder where the cases of a folder's rules lie, or should where there are none yet."""
     nested = [cases / rules_folder.name, cases] if cases else []
     above = [p / "fixtures" / "rules" for p in rules_folder.resolve().parents]
     known = [*nested, rules_folder / "cases", *(q for p in above for q in (p / rules_folder.name, p))]
@@ -358,6 +360,10 @@ def _engine_failures(expected: EngineExpectation, source: Source, after: onnx.Mo
     (report,) = validate(source, after, targets=[expected.target]).engines
     if report.failure:
         return [f"{expected.target}: does not build: {report.failure}"]
-    int8 = {v.node: v.int8 for v in report.layers}
-    wrong = [f"{expected.target}: {node} does not run in INT8" for node in expected.int8 if not int8.get(node)]
-    return wrong + [f"{expected.target}: {node} runs in INT8" for node in expected.float if int8.get(node, True)]
+    ran = {v.node: "INT8" if v.int8 else "FP8" if v.fp8 else "float" for v in report.layers}
+    wanted = {"INT8": expected.int8, "FP8": expected.fp8, "float": expected.float}
+    return [f"{expected.target}: {n} {_instead(ran.get(n), says)}" for says, nodes in wanted.items() for n in nodes if ran.get(n) != says]
+
+
+def _instead(ran: str | None, wanted: str) -> str:
+    return f"runs in {ran}" if wanted == "float" and ran else f"does not run in {wanted}"
