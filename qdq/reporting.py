@@ -213,8 +213,11 @@ def _plural(word: str, count: int) -> str:
 
 def layers_section(engine: EngineReport) -> Section:
     """Return what an engine made of every weighted node."""
-    rows = tuple((v.node, v.op, "INT8" if v.int8 else "float", "yes" if v.promised else "no", v.engine) for v in engine.layers)
-    return Section(f"{engine.target}: weighted nodes", (), ("node", "operator", "multiplies", "promised INT8", "engine layer"), rows)
+    rows = tuple(
+        (v.node, v.op, "INT8" if v.int8 else "float", "yes" if v.promised else "no", v.engine, *([v.follows] if engine.rules else [])) for v in engine.layers
+    )
+    headers = ("node", "operator", "multiplies", "promised INT8", "engine layer", *(["follows"] if engine.rules else []))
+    return Section(f"{engine.target}: weighted nodes", (), headers, rows)
 
 
 def _promises(engine: EngineReport) -> Section:

@@ -41,6 +41,8 @@ class LayerVerdict(msgspec.Struct, frozen=True):
     rule: str
     #: The engine layer that computes it: kind and types.
     engine: str
+    #: The documented rule that a predicted layer follows, "" for a real one.
+    follows: str = ""
 
 
 class BrokenPromise(msgspec.Struct, frozen=True):
@@ -260,7 +262,8 @@ def report_engines(quantized: QuantizedModel, ours: Engine, theirs: Engine, kind
 
 def _broken(verdict: LayerVerdict, kind: str) -> BrokenPromise:
     runs = "is predicted to run" if kind == "predicted" else "runs"
-    return BrokenPromise(verdict.node, verdict.rule, f"but the engine {runs} it as {verdict.engine}")
+    why = f": {RULES[verdict.follows].says}" if verdict.follows else ""
+    return BrokenPromise(verdict.node, verdict.rule, f"but the engine {runs} it as {verdict.engine}{why}")
 
 
 def computing_layer(engine: Engine, node: str) -> EngineLayer | None:
@@ -290,6 +293,7 @@ def _verdicts(quantized: QuantizedModel, engine: Engine) -> Iterable[LayerVerdic
             promised=all(e in pairs for e in both),
             rule=rules,
             engine=str(layer) if layer else "nothing: no layer names it",
+            follows=layer.follows if layer else "",
         )
 
 

@@ -451,7 +451,10 @@ def test_a_promise_that_the_prediction_does_not_keep_is_broken(tmp_path: Path) -
     code, text, _ = run("validate", *paths, "--target", "trt:sm80")
 
     assert code == 1
-    assert "odd [weighted-inputs, weights-per-channel]: promised INT8, but the engine is predicted to run it as CaskConvolution Float -> Float -> Float" in text
+    assert (
+        "odd [weighted-inputs, weights-per-channel]: promised INT8, but the engine is predicted to run it as CaskConvolution Float -> Float -> Float: " in text
+    )
+    assert RULES["grouped-channels"].says in text
 
 
 def test_a_model_that_tensorrt_refuses_is_missed(files: tuple[Path, Path], tmp_path: Path) -> None:
