@@ -237,6 +237,18 @@ def test_tensorflows_layout_moves_int8_through_transposes() -> None:
     assert types(engine.layers[3]) == "Int8 -> Float"
 
 
+def test_an_int8_graph_input_needs_no_quantize() -> None:
+    e = Exported()
+    e.weights["scale"] = np.array(0.1, np.float32)
+    y = e.add("Conv", e.add("DequantizeLinear", "x", "scale", "zero"), e.weight(32, 32, 1, 1))
+    model = build(e.nodes, {"x": [1, 32, 8, 8]}, {y: [1, 32, 8, 8]}, e.weights)
+    model.graph.input[0].type.tensor_type.elem_type = TensorProto.INT8
+    engine = predict_engine(model, TRT)
+
+    assert kinds(engine) == ["reformat", "float-result"]
+    assert types(engine.layers[-1]) == "Int8 -> Float"
+
+
 def test_a_transformer_block_multiplies_in_int8_and_its_generated_kernels_quantize() -> None:
     e = Exported()
     e.weights |= {"scale": np.ones(32, np.float32), "bias": np.zeros(32, np.float32)}
