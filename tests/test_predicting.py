@@ -481,3 +481,18 @@ def test_a_model_that_tensorrt_refuses_is_missed(files: tuple[Path, Path], tmp_p
 
     assert code == 1
     assert "TensorRT is predicted to refuse this model only with Q/DQ" in text
+
+
+def test_quantize_validates_a_trt_target_by_predicting_it(files: tuple[Path, Path], tmp_path: Path) -> None:
+    code, text, error = run("quantize", files[0], "-o", tmp_path / "out.onnx", "--data", "noise", "--target", "trt:sm80", "--validate")
+
+    assert (code, error) == (0, "")
+    assert "predicted, not built" in text
+
+
+def test_where_tensorrt_and_a_gpu_are_present_the_engine_is_run_and_not_predicted(files: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("qdq.validation.gpu_present", lambda: True)
+
+    code, _, error = run("validate", *files, "--target", "trt:sm80")
+
+    assert (code, error) == (2, "qdq: target trt:sm80: running an engine needs --data\n")
