@@ -10,6 +10,7 @@ Weights and batch normalisation statistics are seeded. Files that are there alre
 from __future__ import annotations
 
 import argparse
+import warnings
 from collections.abc import Callable
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -39,6 +40,7 @@ def main() -> None:
     parser.add_argument("--only", default="*", help="glob of the architectures to export (default: all)")
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
+    warnings.simplefilter("ignore")  # of shapes that a trace makes constant, as they are meant to be
     for name, architecture in architectures().items():
         path = given.out / f"{name}.onnx"
         if fnmatchcase(name, given.only) and not path.exists():
@@ -160,7 +162,7 @@ def _export(architecture: Architecture, path: Path) -> None:
     names = {"input_names": ["input"], "output_names": ["output"]}
     temporary = path.with_suffix(".part")
     if architecture.exporter == "dynamo":
-        torch.onnx.export(model, (example,), temporary, dynamo=True, external_data=False, **names)
+        torch.onnx.export(model, (example,), temporary, dynamo=True, external_data=False, verbose=False, **names)
     else:
         mode = torch.onnx.TrainingMode.PRESERVE if architecture.exporter == "unfolded" else torch.onnx.TrainingMode.EVAL
         torch.onnx.export(model, (example,), temporary, dynamo=False, opset_version=_OPSET, training=mode, **names)

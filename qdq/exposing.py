@@ -23,13 +23,15 @@ _CONDITION = 1
 
 
 class Exposed(msgspec.Struct, frozen=True):
-    """A tensor of a body that an output of the main graph gives."""
+    """A tensor of a body that the main graph has."""
 
-    #: The path of its graph and its name.
+    #: The path of its body.
     graph: str
     tensor: str
     #: How many Loops and Scans stack it.
     levels: int
+    #: Whether it comes as a vector, for its dimensions are unknown.
+    flat: bool
 
     def turns(self, values: Array) -> Iterator[Array]:
         """Yield what the tensor held each time that its graph ran; nothing where it did not."""
@@ -42,7 +44,7 @@ class Exposed(msgspec.Struct, frozen=True):
 
 
 def expose(index: GraphIndex, tensors: Iterable[tuple[str, str]]) -> tuple[Source, dict[str, Exposed]]:
-    """Return a copy of the model whose bodies give some tensors, each as (path, name), and these by the names that the main graph gets them under.
+    """Return a copy of the model whose bodies give some tensors, each as (path, name), and these by the names the main graph has for them.
 
     The names are not declared as outputs of the main graph.
     """
@@ -52,48 +54,81 @@ def expose(index: GraphIndex, tensors: Iterable[tuple[str, str]]) -> tuple[Sourc
     exposed: dict[str, Exposed] = {}
     for i, (path, tensor) in enumerate(tensors):
         scope, name, levels = index.scopes[path], tensor, 0
-        given = _Given(scope.elem_type(tensor) or onnx.TensorProto.FLOAT, scope.shape(tensor))
+        form = _Form(scope.elem_type(tensor) or onnx.TensorProto.FLOAT, scope.shape(tensor))
+        flat = form.dims is None and _repeats(scope)
+        if flat:
+            form = _Form(form.elem_type, (None,))
         while scope.outer is not None:
             node, body = graphs[scope.outer.path].node[scope.position], graphs[scope.path]
             outside = f"qdq_observed_{i}_{len(scope.path)}"
             if node.op_type == "If":
-                _give_filler(node, body, f"{outside}_filler", given if not levels and _repeats(scope.outer) else msgspec.structs.replace(given, shape=None))
-            _give(node, body, name, outside, given.elem_type)
-            levels += node.op_type in _REPEATING
+                _give_filler(node, body, f"{outside}_filler", form, even=_repeats(scope.outer))
+            _give(node, body, name, outside, form)
+            if node.op_type == "If" and not (_repeats(scope.outer) and form.known):
+                form = form.unknown()
+            if node.op_type in _REPEATING:
+                levels, form = levels + 1, form.stacked()
             name, scope = outside, scope.outer
-        exposed[name] = Exposed(path, tensor, levels)
+        exposed[name] = Exposed(path, tensor, levels, flat)
     source = index.source
     return Source(source.path, model, source.digest, source.notes), exposed
 
 
-class _Given(msgspec.Struct, frozen=True):
-    """What is known of a tensor."""
+class _Form(msgspec.Struct, frozen=True):
+    """Element type and dimensions of a tensor, None for what is unknown."""
 
     elem_type: int
-    shape: tuple[int | None, ...] | None
+    dims: tuple[int | None, ...] | None
+
+    def stacked(self) -> _Form:
+        return _Form(self.elem_type, None if self.dims is None else (None, *self.dims))
+
+    def unknown(self) -> _Form:
+        return _Form(self.elem_type, None if self.dims is None else (None,) * len(self.dims))
+
+    @property
+    def known(self) -> bool:
+        return self.dims is not None and None not in self.dims
+
+    @property
+    def spelled(self) -> tuple[int, ...] | None:
+        """Dimensions for a Reshape that changes nothing, None where too few are known: ONNX Runtime forgets those of a Loop, its Scan wants them."""
+        return None if self.dims is None or self.dims.count(None) > 1 else tuple(-1 if d is None else d for d in self.dims)
+
+    def declared(self, name: str) -> onnx.ValueInfoProto:
+        """Return an output of this rank."""
+        return helper.make_tensor_value_info(name, self.elem_type, None if self.dims is None else [None] * len(self.dims))
+
+    def filler(self, even: bool) -> Array:
+        """Return what stands for a tensor that was not made: of its own shape where that must be `even` and is known, else empty."""
+        dtype = helper.tensor_dtype_to_np_dtype(self.elem_type)
+        if even and self.known:
+            return np.full([d for d in self.dims or () if d is not None], np.finfo(dtype).min, dtype)
+        return np.zeros((0,) * max(len(self.dims or ()), 1), dtype)
 
 
-def _give(node: onnx.NodeProto, body: onnx.GraphProto, tensor: str, outside: str, elem_type: int) -> None:
+def _give(node: onnx.NodeProto, body: onnx.GraphProto, tensor: str, outside: str, form: _Form) -> None:
     """Make a tensor a further output of a body and of its node."""
     node.output.extend([""] * (len(body.output) - (_CONDITION if node.op_type == "Loop" else 0) - len(node.output)))
     node.output.append(outside)
-    body.node.append(helper.make_node("Identity", [tensor], [f"{outside}_inside"]))
-    body.output.append(helper.make_tensor_value_info(f"{outside}_inside", elem_type, None))
+    inside = f"{outside}_inside"
+    if form.spelled is None:
+        body.node.append(helper.make_node("Identity", [tensor], [inside]))
+    else:
+        body.initializer.append(numpy_helper.from_array(np.array(form.spelled, np.int64), f"{outside}_shape"))
+        body.node.append(helper.make_node("Reshape", [tensor, f"{outside}_shape"], [inside]))
+    body.output.append(form.declared(inside))
     for attribute in node.attribute:
         if attribute.name in ("scan_output_axes", "scan_output_directions"):
             attribute.ints.append(0)
 
 
-def _give_filler(node: onnx.NodeProto, body: onnx.GraphProto, name: str, given: _Given) -> None:
-    """Make a filler a further output of the other branches of an If."""
-    known = tuple(d for d in given.shape or (None,) if d is not None)
-    shape = known if len(known) == len(given.shape or (None,)) else (0,)
-    dtype = helper.tensor_dtype_to_np_dtype(given.elem_type)
-    values = np.full(shape, np.finfo(dtype).min if np.issubdtype(dtype, np.floating) else 0, dtype)
+def _give_filler(node: onnx.NodeProto, body: onnx.GraphProto, name: str, form: _Form, even: bool) -> None:
+    """Make a filler a further output of the other branch of an If."""
     for _, other in bodies_of(node):
         if other is not body:
-            other.node.append(helper.make_node("Constant", [], [name], value=numpy_helper.from_array(values)))
-            other.output.append(helper.make_tensor_value_info(name, given.elem_type, None))
+            other.node.append(helper.make_node("Constant", [], [name], value=numpy_helper.from_array(form.filler(even))))
+            other.output.append(form.declared(name))
 
 
 def _repeats(scope: GraphIndex) -> bool:

@@ -17,11 +17,12 @@ from typing import Any
 
 import msgspec
 import numpy as np
+import onnx
 
 from qdq import layerfile
 from qdq.engine import Engine, EngineLayer, token_labels, write_compilable
 from qdq.errors import CompilerError, first_line
-from qdq.index import Array, node_labels
+from qdq.index import Array, every_node
 from qdq.loading import Source
 from qdq.target import Target
 
@@ -42,26 +43,57 @@ def run_tensorrt(model: Source, target: Target, feeds: Iterable[Mapping[str, Arr
 
     Raises CompilerError where TensorRT or a GPU is missing, or the build is refused.
     """
-    if importlib.util.find_spec("tensorrt") is None:
-        raise CompilerError(f"target {target}: {_NEEDS}")
-    import tensorrt as trt
-    from polygraphy.backend.trt import CreateConfig, EngineFromNetwork, NetworkFromOnnxPath, TrtRunner
+    _require(target)
+    from polygraphy.backend.trt import TrtRunner
     from polygraphy.exception import PolygraphyException
 
     samples = tuple(feeds)
     shapes = {name: values.shape for name, values in samples[0].items()}
     try:
-        with tempfile.TemporaryDirectory(prefix="qdq-") as folder:
-            path = write_compilable(model, shapes, Path(folder))
-            config = CreateConfig(profiling_verbosity=trt.ProfilingVerbosity.DETAILED)
-            engine = EngineFromNetwork(NetworkFromOnnxPath(str(path)), config)()
-        text = engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON)
-        layers = tuple(read_inspector(json.loads(text), node_labels(model.model.graph)))
+        engine, built = _build(model, target, shapes)
         with TrtRunner(engine) as runner:
             outputs, seconds = zip(*(_timed(runner, sample) for sample in samples), strict=True)
     except (PolygraphyException, RuntimeError) as error:
         raise CompilerError(f"target {target}: {first_line(error)}; {_NEEDS}") from error
-    return Run(Engine(target, f"TensorRT {trt.__version__}", layers), outputs, float(np.median(seconds)) * 1e3)
+    return Run(built, outputs, float(np.median(seconds)) * 1e3)
+
+
+def compile_tensorrt(model: onnx.ModelProto, target: Target) -> Engine:
+    """Return the engine that TensorRT makes of a model on the GPU that is present; a refusal comes back as its `failure`.
+
+    Raises CompilerError where TensorRT or a GPU is missing.
+    """
+    _require(target)
+    import tensorrt as trt
+    from polygraphy.exception import PolygraphyException
+
+    try:
+        trt.Builder(trt.Logger(trt.Logger.ERROR))
+    except (TypeError, RuntimeError) as error:
+        raise CompilerError(f"target {target}: {first_line(error)}; {_NEEDS}") from error
+    try:
+        return _build(model, target, {})[1]
+    except (PolygraphyException, RuntimeError) as error:
+        return Engine(target, f"TensorRT {trt.__version__}", failure=first_line(error))
+
+
+def _require(target: Target) -> None:
+    if importlib.util.find_spec("tensorrt") is None:
+        raise CompilerError(f"target {target}: {_NEEDS}")
+
+
+def _build(model: onnx.ModelProto | Source, target: Target, shapes: Mapping[str, tuple[int, ...]]) -> tuple[Any, Engine]:
+    import tensorrt as trt
+    from polygraphy.backend.trt import CreateConfig, EngineFromNetwork, NetworkFromOnnxPath
+
+    proto = model.model if isinstance(model, Source) else model
+    with tempfile.TemporaryDirectory(prefix="qdq-") as folder:
+        path = write_compilable(model, shapes, Path(folder))
+        config = CreateConfig(profiling_verbosity=trt.ProfilingVerbosity.DETAILED)
+        engine = EngineFromNetwork(NetworkFromOnnxPath(str(path)), config)()
+    text = engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON)
+    layers = tuple(read_inspector(json.loads(text), [label for label, _ in every_node(proto.graph)]))
+    return engine, Engine(target, f"TensorRT {trt.__version__}", layers)
 
 
 def gpu_present() -> bool:

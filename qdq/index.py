@@ -7,7 +7,7 @@ constants and types of the graphs around it, but what they compute it takes as g
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -85,8 +85,18 @@ class Node:
 class GraphIndex:
     """What the stages ask of a model's main graph, or of one body in it; built once, never changed."""
 
-    def __init__(self, source: Source, graph: onnx.GraphProto | None = None, path: str = "", outer: GraphIndex | None = None, position: int = 0) -> None:
+    def __init__(
+        self,
+        source: Source,
+        shapes: Mapping[str, tuple[int, ...]] | None = None,
+        graph: onnx.GraphProto | None = None,
+        path: str = "",
+        outer: GraphIndex | None = None,
+        position: int = 0,
+    ) -> None:
         self.source = source
+        #: Shapes that inputs of the main graph are taken to have.
+        self.given_shapes = dict(shapes or {})
         #: "" for the main graph, else the path of the body, as in ``if_3.then_branch``.
         self.path = path
         #: The index of the graph around a body.
@@ -120,9 +130,13 @@ class GraphIndex:
     def edges(self) -> Iterator[Edge]:
         """Yield every edge of this graph, in node order and slot order; bodies are not entered."""
         for node in self.nodes:
-            for slot, tensor in enumerate(node.inputs):
-                if tensor:
-                    yield Edge(self.path, node.label, slot, tensor)
+            yield from self.edges_into(node)
+
+    def edges_into(self, node: Node) -> Iterator[Edge]:
+        """Yield the edges into a node of this graph, in slot order."""
+        for slot, tensor in enumerate(node.inputs):
+            if tensor:
+                yield Edge(self.path, node.label, slot, tensor)
 
     def edge(self, node: Node, slot: int) -> Edge:
         """Return the edge into an input slot of a node of this graph."""
@@ -198,13 +212,15 @@ class GraphIndex:
     def _inferred(self) -> onnx.GraphProto:
         """This graph with the types that inference found."""
         if self.outer is None:
-            return _infer(self.source.model)
+            return _infer(self.source.model, self.graph, self.given_shapes)
+        if self.outer.nodes[self.position].op == "Loop":  # seen from the Loop, inference forgets the shapes of its state, declared or not
+            return _infer(self.source.model, _with_captured(self.graph, self.outer), {})
         bodies = bodies_of(self.outer._inferred.node[self.position])
         return next(body for name, body in bodies if self.path.endswith(f".{name}"))
 
 
 def _body_index(around: GraphIndex, node: Node, name: str, body: onnx.GraphProto) -> GraphIndex:
-    return GraphIndex(around.source, body, qualified(around.path, f"{node.label}.{name}"), around, node.position)
+    return GraphIndex(around.source, None, body, qualified(around.path, f"{node.label}.{name}"), around, node.position)
 
 
 def bodies_of(node: onnx.NodeProto) -> tuple[tuple[str, onnx.GraphProto], ...]:
@@ -225,6 +241,15 @@ def node_labels(graph: onnx.GraphProto) -> list[str]:
         taken.add(label)
         labels.append(label)
     return labels
+
+
+def every_node(graph: onnx.GraphProto, path: str = "") -> Iterator[tuple[str, onnx.NodeProto]]:
+    """Yield the nodes of a graph, then those of its bodies, each with its label behind the body's path."""
+    labels = node_labels(graph)
+    yield from ((qualified(path, label), node) for label, node in zip(labels, graph.node, strict=True))
+    for label, node in zip(labels, graph.node, strict=True):
+        for name, body in bodies_of(node):
+            yield from every_node(body, qualified(path, f"{label}.{name}"))
 
 
 def _consumers(nodes: tuple[Node, ...]) -> dict[str, list[tuple[Node, int]]]:
@@ -294,12 +319,28 @@ def _run_node(index: GraphIndex, node: Node) -> list[Array]:
     return [np.asarray(value) for value in ReferenceEvaluator(model).run(None, feeds)]
 
 
-def _infer(model: onnx.ModelProto) -> onnx.GraphProto:
-    """Return the graph with inferred types, on a copy whose large weights are replaced by their types."""
+def _with_captured(body: onnx.GraphProto, around: GraphIndex) -> onnx.GraphProto:
+    """Return a copy of a body that stands alone: what it reads from outside is an input, or an initializer where it is small."""
+    copy = onnx.GraphProto()
+    copy.CopyFrom(body)
+    for name in sorted(captured(body)):
+        stored = around.defining(name).initializers.get(name)
+        if stored is not None and stored.ByteSize() <= _SMALL:
+            copy.initializer.append(stored)
+        elif around.elem_type(name):
+            copy.input.append(onnx.helper.make_tensor_value_info(name, around.elem_type(name), around.shape(name)))
+    return copy
+
+
+def _infer(model: onnx.ModelProto, given: onnx.GraphProto, shapes: Mapping[str, tuple[int, ...]]) -> onnx.GraphProto:
+    """Return a graph of a model with inferred types, on a copy whose large weights are replaced by their types and whose inputs have some shapes."""
     skeleton = onnx.ModelProto(ir_version=max(model.ir_version, 4), opset_import=model.opset_import, functions=model.functions)
-    graph, given = skeleton.graph, model.graph
+    graph = skeleton.graph
     for field in ("node", "input", "output", "value_info", "sparse_initializer"):
         getattr(graph, field).extend(getattr(given, field))
+    for value in graph.input:
+        for dim, size in zip(value.type.tensor_type.shape.dim, shapes.get(value.name, ()), strict=False):
+            dim.dim_value = size
     listed = {i.name for i in given.input}
     for tensor in given.initializer:
         if len(tensor.raw_data) <= _SMALL and not tensor.external_data:

@@ -43,17 +43,19 @@ def match(scene: Scene, rules: RuleSet) -> tuple[tuple[Verdict, ...], dict[str, 
 
     Raises RuleError where rules disagree about an edge.
     """
-    judging = [(rule, _tests(rule, scene.targets)) for rule in rules.rules]
+    judges = [_Judge(rule) for rule in rules.rules if rule.where.target is None or any(_is_for(rule.where.target, t) for t in scene.targets)]
     verdicts: list[Verdict] = []
     shared: dict[str, list[Edge]] = {}
-    for edge in scene.index.edges():
-        applying = [rule for rule, tests in judging if tests is not None and all(test(scene, edge) for test in tests)]
-        for rule in applying:
-            if rule.then == "share-scale":
-                shared.setdefault(rule.name, []).append(edge)
-        deciding = [rule for rule in applying if rule.then != "share-scale"]
-        if deciding:
-            verdicts.append(resolve(edge, deciding))
+    for node in scene.index.nodes:
+        here = [judge for judge in judges if judge.may_apply(scene, node)]
+        for edge in scene.index.edges_into(node) if here else ():
+            applying = [judge.rule for judge in here if judge.applies(scene, edge)]
+            for rule in applying:
+                if rule.then == "share-scale":
+                    shared.setdefault(rule.name, []).append(edge)
+            deciding = [rule for rule in applying if rule.then != "share-scale"]
+            if deciding:
+                verdicts.append(resolve(edge, deciding))
     return tuple(verdicts), {name: tuple(edges) for name, edges in shared.items()}
 
 
@@ -75,19 +77,32 @@ def _outcome(rule: Rule) -> str:
     return f"{rule.then} {rule.using}".strip()
 
 
-def _tests(rule: Rule, targets: tuple[Target, ...]) -> list[Test] | None:
-    """Return what must hold for an edge, cheapest first, or None where the rule is for other targets."""
-    where = rule.where
-    if where.target is not None and not any(_is_for(where.target, t) for t in targets):
-        return None
-    tests: list[Test] = []
+class _Judge:
+    """A rule made ready: what its `where` asks of the node an edge goes into, asked once a node, and of the edge itself."""
+
+    def __init__(self, rule: Rule) -> None:
+        self.rule = rule
+        self._ops = frozenset(word for word in rule.where.into if word not in NODE_FACTS)
+        self._node_tests = [_node_test(word, rule) for word in rule.where.into if word in NODE_FACTS]
+        self._edge_tests = _edge_tests(rule)
+
+    def may_apply(self, scene: Scene, node: Node) -> bool:
+        """Whether the rule's `into` holds for a node."""
+        return not self.rule.where.into or node.op in self._ops or any(test(scene, node) for test in self._node_tests)
+
+    def applies(self, scene: Scene, edge: Edge) -> bool:
+        """Whether the rest holds for an edge into such a node."""
+        return all(test(scene, edge) for test in self._edge_tests)
+
+
+def _edge_tests(rule: Rule) -> list[Test]:
+    """Return what must hold for an edge besides `into` and `target`, cheapest first."""
+    where, tests = rule.where, list[Test]()
     if where.named:
         tests.append(lambda scene, edge: any(_named(scene, edge, glob) for glob in where.named))
     if where.tensor:
         tests.append(lambda scene, edge: any(fnmatchcase(edge.tensor, glob) for glob in where.tensor))
-    into, from_ = ([_node_test(word, rule) for word in words] for words in (where.into, where.from_))
-    if into:
-        tests.append(lambda scene, edge: any(test(scene, scene.index.node(edge)) for test in into))
+    from_ = [_node_test(word, rule) for word in where.from_]
     if from_:
         tests.append(lambda scene, edge: _made_by(scene, edge, from_))
     if where.edge:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -14,7 +15,7 @@ import onnx
 import onnxruntime as ort
 
 from qdq.errors import DataError, ModelError, first_line
-from qdq.exposing import expose
+from qdq.exposing import Exposed, expose
 from qdq.feeds import Feeds
 from qdq.histogram import Histogram
 from qdq.index import Array, Edge, GraphIndex
@@ -74,27 +75,54 @@ def observe(index: GraphIndex, plan: Plan, feeds: Feeds, full: bool, progress: P
     body with one, and ModelError where ONNX Runtime refuses the model.
     """
     made = {p.edge.read: _made(index, p.edge) for p in plan.placements if p.quantizer.name == "int8-activation"}
+    way = _way(index, set(made.values()))
     axes = _summed_axes(index, plan) if full else {}
-    watches = {key: _Watch(key[1], full, axes.get(key)) for key in sorted(made.values())}
-    constant = [key for key in watches if index.scopes[key[0]].is_constant(key[1])]
-    for path, tensor in constant:
+    watches = {key: _Watch(key[1], full, axes.get(key) if key not in way.flat else None) for key in sorted(made.values())}
+    for path, tensor in way.constant:
         watches[path, tensor].see(index.scopes[path].constant(tensor), "the model")
-    inside = [key for key in watches if key[0] and key not in constant]
-    source, exposed = expose(index, inside) if inside else (index.source, {})
-    computed = [tensor for path, tensor in watches if not path and not index.is_constant(tensor) and tensor not in index.inputs]
     samples = 0
-    for seen in _run_all(GraphIndex(source) if inside else index, [*computed, *exposed], feeds):
+    for seen in _run_all(way.index, way.outputs, feeds):
         while seen:
-            name, values = seen.pop()
-            watch = watches.get((exposed[name].graph, exposed[name].tensor) if name in exposed else ("", name))
-            for turn in exposed[name].turns(values) if name in exposed else (values,):
-                if watch:
-                    watch.see(turn, f"{feeds.name} sample {samples}")
+            key, turns = way.turns(*seen.pop())
+            for turn in turns if key in watches else ():
+                watches[key].see(turn, f"{feeds.name} sample {samples}")
         samples += 1
         if progress:
             progress(samples)
     _refuse_unseen(watches, feeds)
     return Ranges(plan.key, feeds.name, samples, tuple(watches[made[read]].range(read) for read in sorted(made)))
+
+
+@dataclass(frozen=True)
+class _Way:
+    """How tensors are observed: the model that is run, and its further outputs."""
+
+    index: GraphIndex
+    outputs: list[str]
+    #: The outputs that come from bodies.
+    exposed: dict[str, Exposed]
+    #: Tensors that need no run.
+    constant: tuple[Key, ...]
+
+    @property
+    def flat(self) -> set[Key]:
+        """The tensors that come as vectors, so that their channels are not known."""
+        return {(e.graph, e.tensor) for e in self.exposed.values() if e.flat}
+
+    def turns(self, name: str, values: Array) -> tuple[Key, Iterable[Array]]:
+        """Return which tensor an output is, and what it held each time that it was computed."""
+        given = self.exposed.get(name)
+        return ((given.graph, given.tensor), given.turns(values)) if given else (("", name), (values,))
+
+
+def _way(index: GraphIndex, tensors: set[Key]) -> _Way:
+    constant = {key for key in tensors if index.scopes[key[0]].is_constant(key[1])}
+    computed = sorted(tensor for path, tensor in tensors - constant if not path and tensor not in index.inputs)
+    inside = sorted(key for key in tensors - constant if key[0])
+    if not inside:
+        return _Way(index, computed, {}, tuple(constant))
+    source, exposed = expose(index, inside)
+    return _Way(GraphIndex(source), [*computed, *exposed], exposed, tuple(constant))
 
 
 def _made(index: GraphIndex, edge: Edge) -> Key:

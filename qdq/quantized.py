@@ -36,12 +36,19 @@ class QuantizedModel:
         self.edges = tuple(_quantized_edges(proto.graph, self.index, {}))
 
     def labelled(self) -> onnx.ModelProto:
-        """Return a copy in which every node that the float graph has too is named by its label there."""
+        """Return a copy in which every node that the float graph has too is named by its label there, in bodies too."""
         copy = onnx.ModelProto()
         copy.CopyFrom(self.source.model)
-        for node, label in zip(copy.graph.node, _float_labels(copy.graph, self.index), strict=True):
-            node.name = label
+        _label(copy.graph, self.index)
         return copy
+
+
+def _label(graph: onnx.GraphProto, index: GraphIndex) -> None:
+    for node, label in zip(graph.node, _float_labels(graph, index), strict=True):
+        node.name = label
+        for name, body in bodies_of(node):
+            if scope := index.scopes.get(qualified(index.path, f"{label}.{name}")):
+                _label(body, scope)
 
 
 def _quantized_edges(graph: onnx.GraphProto, index: GraphIndex, around: dict[str, onnx.TensorProto]) -> Iterator[QuantizedEdge]:

@@ -13,7 +13,7 @@ from qdq.engine import Engine, EngineLayer, build_engine
 from qdq.errors import LayerFileError, UsageError, did_you_mean
 from qdq.feeds import DataLike, Feeds, input_specs, open_feeds
 from qdq.gpu import gpu_present, run_tensorrt
-from qdq.index import GraphIndex
+from qdq.index import GraphIndex, every_node, qualified
 from qdq.layerfile import read_layer_file
 from qdq.loading import ModelLike, Source, load
 from qdq.observation import Progress
@@ -24,8 +24,6 @@ from qdq.target import Target
 
 #: Kinds of engine layer that multiply matrices or convolve; others are pointwise, or fuse whole attention blocks.
 _MULTIPLYING = ("correlation", "gemm", "deconv", "runtime_fusion", "CaskConvolution", "CaskGemmConvolution", "CudaDepthwiseConvolution", "MatrixMultiply")
-_INT8 = "Int8"
-_VALUES = ("Float", "Half", "BFloat16", "FP8", _INT8)
 
 
 class LayerVerdict(msgspec.Struct, frozen=True):
@@ -239,7 +237,7 @@ def report_engines(quantized: QuantizedModel, ours: Engine, theirs: Engine, kind
     layers = tuple(_verdicts(quantized, theirs)) if not theirs.failure else ()
     named = {node for layer in theirs.layers for node in layer.nodes}
     unmapped = tuple(v.node for v in layers if kind == "read" and v.node not in named)
-    pair_nodes = {n.name for n in quantized.labelled().graph.node if n.op_type in ("QuantizeLinear", "DequantizeLinear")}
+    pair_nodes = {label for label, n in every_node(quantized.labelled().graph) if n.op_type in ("QuantizeLinear", "DequantizeLinear")}
     alone = {n for layer in theirs.layers if layer.nodes and pair_nodes.issuperset(layer.nodes) for n in layer.nodes}
     return EngineReport(
         target=str(theirs.target),
@@ -273,21 +271,21 @@ def computing_layer(engine: Engine, node: str) -> EngineLayer | None:
 
 
 def multiplies_int8(layer: EngineLayer) -> bool:
-    """Whether a layer's first input and what it is multiplied with, a constant or the second input, are INT8; masks aside."""
-    types = [t.dtype for t in layer.inputs if t.dtype in _VALUES]
-    return types[:1] == [_INT8] and (types[1:2] == [_INT8] or any(t.dtype == _INT8 for t in layer.constants))
+    """Whether a layer multiplies INT8 operands, without casting them to float first."""
+    return layer.multiplies("Int8")
 
 
 def _verdicts(quantized: QuantizedModel, engine: Engine) -> Iterable[LayerVerdict]:
     pairs = {q.edge: q.pair for q in quantized.edges}
-    for node in quantized.index.nodes:
-        both = operands(quantized.index, node)
+    for scope, node in ((s, n) for s in quantized.index.scopes.values() for n in s.nodes):
+        both = operands(scope, node)
         if not both:
             continue
-        layer = computing_layer(engine, node.label)
+        label = qualified(scope.path, node.label)
+        layer = computing_layer(engine, label)
         rules = ", ".join(dict.fromkeys(pairs[e].rules for e in both if e in pairs and pairs[e].rules))
         yield LayerVerdict(
-            node=node.label,
+            node=label,
             op=node.op,
             int8=layer is not None and multiplies_int8(layer),
             promised=all(e in pairs for e in both),
@@ -301,6 +299,7 @@ def _labelled_source(index: GraphIndex) -> Source:
     """Return the float model with every node named by its label."""
     copy = type(index.source.model)()
     copy.CopyFrom(index.source.model)
-    for node, indexed in zip(copy.graph.node, index.nodes, strict=True):
-        node.name = indexed.label
+    labels = [node.label for scope in index.scopes.values() for node in scope.nodes]
+    for (_, node), label in zip(list(every_node(copy.graph)), labels, strict=True):
+        node.name = label
     return Source(index.source.path, copy, index.source.digest)

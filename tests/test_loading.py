@@ -19,7 +19,6 @@ import qdq
 from qdq.errors import ModelError
 from qdq.index import GraphIndex
 from qdq.loading import canonical_bytes
-from qdq.planning import BODY, FUNCTION
 from qdq.stripping import strip
 
 CONV_WEIGHT = noise(4, 3, 3, 3, seed=1)
@@ -28,11 +27,6 @@ CONV_WEIGHT = noise(4, 3, 3, 3, seed=1)
 def with_tail(opset: int, tail: list[onnx.NodeProto], output: str = "y", weights: dict[str, Any] | None = None, **more: Any) -> onnx.ModelProto:
     """Return Conv [1,3,6,6] -> c [1,4,4,4], and what follows."""
     return build([node("Conv", ["x", "w"], "c"), *tail], {"x": [1, 3, 6, 6]}, [output], {"w": CONV_WEIGHT, **(weights or {})}, opset=opset, ir=4, **more)
-
-
-def float_edges(made: qdq.Plan, because: str) -> set[tuple[str, str]]:
-    """Return graph and node of each edge that is left in float for a reason."""
-    return {(item.edge.graph, item.edge.node) for item in made.left_float if item.because == because}
 
 
 def quantized(model: onnx.ModelProto | Path, **options: Any) -> qdq.Quantized:
@@ -234,9 +228,9 @@ def test_operators_of_unknown_domains_are_planned_around() -> None:
         qdq.calibrate(model, made, "noise")
 
 
-def body(name: str, weight: str, captured: str = "x") -> onnx.GraphProto:
-    """Return a body that convolves a tensor from outside."""
-    return helper.make_graph([node("Conv", [captured, weight], f"{name}_y", name=f"{name}_conv")], name, [], [value(f"{name}_y", [1, 4, 4, 4])])
+def body(name: str, weight: str) -> onnx.GraphProto:
+    """Return a body that convolves x, which comes from outside."""
+    return helper.make_graph([node("Conv", ["x", weight], f"{name}_y", name=f"{name}_conv")], name, [], [value(f"{name}_y", [1, 4, 4, 4])])
 
 
 def branching() -> onnx.ModelProto:
@@ -251,71 +245,6 @@ def branching() -> onnx.ModelProto:
         {"w": noise(4, 3, 3, 3, seed=1), "v": noise(2, 4, 1, 1, seed=2), "condition": np.array(True)},
     )
     return model
-
-
-def test_the_bodies_of_an_if_stay_in_float_and_are_reported() -> None:
-    model = branching()
-    result = quantized(model)
-    assert float_edges(result.plan, BODY) == {("i_node.then_branch", "then_conv"), ("i_node.else_branch", "else_conv")}
-    assert paired_edges(model, result.model) == {("y", 0), ("y", 1)}
-    before, after = model.graph.node[0], next(n for n in result.model.graph.node if n.op_type == "If")
-    assert before.SerializeToString() == after.SerializeToString()
-    assert canonical_bytes(strip(result.model)) == canonical_bytes(model)
-    feed = random_feed(model)
-    np.testing.assert_allclose(run(result.model, feed)[0], run(model, feed)[0], atol=0.7)
-
-
-def test_layers_in_bodies_of_bodies_are_reported_too() -> None:
-    inner = body("inner", "w")
-    outer = helper.make_graph([node("If", ["condition"], "o", then_branch=inner, else_branch=body("inner2", "w"))], "outer", [], [value("o", [1, 4, 4, 4])])
-    model = build(
-        [node("If", ["condition"], "y", then_branch=outer, else_branch=body("else", "w"))],
-        {"x": [1, 3, 6, 6]}, {"y": [1, 4, 4, 4]}, {"w": noise(4, 3, 3, 3), "condition": np.array(True)},
-    )  # fmt: skip
-    assert {node for _, node in float_edges(qdq.plan(model), BODY)} == {"inner_conv", "inner2_conv", "else_conv"}
-
-
-def test_the_body_of_a_loop_stays_in_float_and_is_reported() -> None:
-    loop = helper.make_graph(
-        [node("Identity", ["go"], "still"), node("MatMul", ["state", "m"], "next", name="inside")],
-        "step",
-        [value("i", [], TensorProto.INT64), value("go", [], TensorProto.BOOL), value("state", [2, 3])],
-        [value("still", [], TensorProto.BOOL), value("next", [2, 3])],
-    )
-    model = build(
-        [node("MatMul", ["x", "m"], "a"), node("Loop", ["times", "", "a"], "l", body=loop), node("MatMul", ["l", "m"], "y")],
-        {"x": [2, 3]}, {"y": [2, 3]}, {"m": noise(3, 3, seed=4) / 3, "times": np.array(2)},
-    )  # fmt: skip
-    result = quantized(model)
-    assert float_edges(result.plan, BODY) == {("l_node.body", "inside")}
-    assert paired_edges(model, result.model) == {("a", 0), ("a", 1), ("y", 0), ("y", 1)}
-    feed = random_feed(model)
-    np.testing.assert_allclose(run(result.model, feed)[0], run(model, feed)[0], atol=0.3)
-
-
-def test_names_in_bodies_are_not_used_for_new_tensors() -> None:
-    model = branching()
-    taken = "v_scale"
-    for attribute in model.graph.node[0].attribute:
-        attribute.g.node[0].output[0] = attribute.g.output[0].name = taken
-    result = quantized(model)
-    assert taken not in {t.name for t in result.model.graph.initializer}
-    run(result.model, random_feed(model))
-
-
-def test_model_local_functions_are_left_alone_and_reported() -> None:
-    function = helper.make_function("local", "Block", ["a", "k"], ["b"], [node("Conv", ["a", "k"], "b", name="in_function")], [helper.make_opsetid("", 17)])
-    model = build(
-        [node("Block", ["x", "w"], "f", domain="local"), node("Conv", ["f", "v"], "y")],
-        {"x": [1, 3, 6, 6]}, {"y": [1, 2, 4, 4]}, {"w": noise(4, 3, 3, 3, seed=1), "v": noise(2, 4, 1, 1, seed=2)},
-        domains={"local": 1}, functions=[function],
-    )  # fmt: skip
-    result = quantized(model)
-    assert float_edges(result.plan, FUNCTION) == {("", "f_node")}
-    assert paired_edges(model, result.model) == {("y", 0), ("y", 1)}
-    assert [f.SerializeToString() for f in result.model.functions] == [function.SerializeToString()]
-    feed = random_feed(model)
-    np.testing.assert_allclose(run(result.model, feed)[0], run(model, feed)[0], atol=0.7)
 
 
 @pytest.mark.parametrize("batch", ["batch", None])
