@@ -14,6 +14,7 @@ from making import run, save
 from mobilenet import Exported, mobilenet
 from onnx import TensorProto, helper
 from resnet18 import resnet18
+from test_bodies import branching, samples
 
 import qdq
 from qdq.documented import RULES
@@ -496,3 +497,15 @@ def test_where_tensorrt_and_a_gpu_are_present_the_engine_is_run_and_not_predicte
     code, _, error = run("validate", *files, "--target", "trt:sm80")
 
     assert (code, error) == (2, "qdq: target trt:sm80: running an engine needs --data\n")
+
+
+def test_layers_in_bodies_are_named_as_not_predicted() -> None:
+    model = branching()
+    made = qdq.quantize(model, samples(model))
+
+    (engine,) = qdq.validate(model, made.model, targets=[TRT]).engines
+
+    inside = [v.node for v in engine.layers if v.promised and "." in v.node]
+    assert inside != []
+    assert set(inside) <= set(engine.unmapped)
+    assert engine.broken == ()
