@@ -14,7 +14,8 @@ from qdq.facts import POOLS, Scene, pool_ends
 from qdq.index import Edge, GraphIndex, Node, bodies_of, qualified
 from qdq.loading import ModelLike, Source, load
 from qdq.matching import Verdict, match, refuse_unmatched
-from qdq.operands import channel_axis, is_operand, operands
+from qdq.operands import channel_axis, operands
+from qdq.patterns import multiplied
 from qdq.quantizer import FORMATS, Quantizer
 from qdq.residual import PRODUCTS, fused_backbone, residual_slot
 from qdq.rule import RATIO_AT_MOST, RuleSet, leave_float_rule, make_rule_set
@@ -189,7 +190,7 @@ def _unmet(index: GraphIndex, placed: dict[Edge, Placement]) -> Iterator[tuple[E
     found = True
     while found:
         found = False
-        for edge in list(placed):
+        for edge in reversed(list(placed)):
             missing = next((need for need in _needs(index, edge) if need not in placed), None)
             if missing is not None:
                 found = True
@@ -213,8 +214,8 @@ def _residual_needs(index: GraphIndex, add: Node, edge: Edge) -> tuple[Edge, ...
         return operands(index, convolution) if convolution else ()
     if residual_slot(index, add, PRODUCTS) == edge.slot:
         product = fused_backbone(index, edge, PRODUCTS)
-        readers = [other for other in index.edges_of(edge.tensor) if is_operand(index, other)]
-        return (*(operands(index, product) if product else ()), *readers[:1])
+        reader = multiplied(index).get(edge.tensor)
+        return (*(operands(index, product) if product else ()), *([reader] if reader else []))
     return ()
 
 
