@@ -128,12 +128,14 @@ def _softmax_error(node: Node, values: list[Array], errors: list[Array]) -> Arra
     axis = node.attribute("axis", -1)
     shares = np.exp(values[0] - values[0].max(axis, keepdims=True))
     grown = np.expm1(np.minimum(2 * errors[0].max(axis, keepdims=True), _LARGEST_EXPONENT))
-    return np.minimum(1.0, shares / shares.sum(axis, keepdims=True) * grown)
+    bound: Array = np.minimum(1.0, shares / shares.sum(axis, keepdims=True) * grown)
+    return bound
 
 
 def _batch_normalization_error(node: Node, values: list[Array], errors: list[Array]) -> Array:
     scale, variance = (values[slot].reshape(-1, *[1] * (values[0].ndim - 2)) for slot in (1, 4))
-    return errors[0] * np.abs(scale) / np.sqrt(variance + node.attribute("epsilon", 1e-5))
+    bound: Array = errors[0] * np.abs(scale) / np.sqrt(variance + node.attribute("epsilon", 1e-5))
+    return bound
 
 
 def _layer_normalization_error(node: Node, values: list[Array], errors: list[Array]) -> Array:
@@ -158,7 +160,7 @@ def _run(index: GraphIndex, node: Node, inputs: list[Array]) -> list[Array]:
     """Return what the operator makes of other inputs; a bias is left out."""
     proto = onnx.NodeProto()
     proto.CopyFrom(node.proto)
-    feeds = {f"i{k}": v.astype(np.float32) if v.dtype.kind == "f" else v for k, v in enumerate(inputs)}
+    feeds = {f"i{k}": np.asarray(v, np.float32 if v.dtype.kind == "f" else v.dtype) for k, v in enumerate(inputs)}
     proto.input[:] = [name if node.inputs[k] else "" for k, name in enumerate(feeds)]
     declared = [onnx.helper.make_tensor_value_info(n, onnx.helper.np_dtype_to_tensor_dtype(v.dtype), v.shape) for n, v in feeds.items() if n in proto.input]
     graph = onnx.helper.make_graph([proto], "bound", declared, [onnx.helper.make_empty_tensor_value_info(o) for o in proto.output if o])

@@ -98,7 +98,7 @@ def run_cases(path: Path, cases: Path | None = None, engines: bool = True) -> It
     for part in _parts(path):
         files = rule_files(part) if part.is_dir() else [part]
         rules = _rules_of(part)
-        where = _cases_folder(part if part.is_dir() else part.parent, cases)
+        where = cases_folder(part if part.is_dir() else part.parent, cases)
         for file in files:
             written = read_rules(file)
             read = _CaseFiles(where, file, tuple(rule.name for rule in written))
@@ -139,7 +139,7 @@ def read_cases(path: Path, rule: str, known: tuple[str, ...] = ()) -> tuple[Case
 def case_names(rule: Rule) -> tuple[tuple[str, str], ...]:
     """Return the name of each case of a rule and what it shows, none where they do not lie beside the rule or above it."""
     file = Path(rule.file)
-    files = _CaseFiles(_cases_folder(file.parent, None), file, tuple(r.name for r in read_rules(file)))
+    files = _CaseFiles(cases_folder(file.parent), file, tuple(r.name for r in read_rules(file)))
     return tuple((case.name, case.says) for case in files.cases(rule.name)) if files.path(rule.name).exists() else ()
 
 
@@ -234,7 +234,8 @@ def _rules_of(path: Path) -> RuleSet:
     return load_rules([str(folder)] if shipped else [DEFAULT_SET, str(path)])
 
 
-def _cases_folder(rules_folder: Path, cases: Path | None) -> Path:
+def cases_folder(rules_folder: Path, cases: Path | None = None) -> Path:
+    """Return the folder where the cases of a folder's rules lie, or should where there are none yet."""
     nested = [cases / rules_folder.name, cases] if cases else []
     above = [p / "fixtures" / "rules" for p in rules_folder.resolve().parents]
     known = [*nested, rules_folder / "cases", *(q for p in above for q in (p / rules_folder.name, p))]

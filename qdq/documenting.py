@@ -8,14 +8,18 @@ from qdq.cases import case_names
 from qdq.facts import EDGE_FACTS, NODE_FACTS, parameters
 from qdq.quantizer import FORMATS
 from qdq.rule import Rule, RuleSet, Where
-from qdq.rulefile import SET_FILE, load_rules, rules_path
+from qdq.rulefile import DEFAULT_SET, SET_FILE, load_rules, rules_path, shipped_sets
 from qdq.strictyaml import read_yaml
 
 _MADE = "Made by `qdq rules docs`; do not edit."
 
 
-def rules_page(names: Iterable[str]) -> str:
-    """Return the rules of sets, folders or files as Markdown, each set on its own; raises RuleError for mistakes in them."""
+def rules_page(names: Iterable[str] = ()) -> str:
+    """Return the rules of sets, folders or files as Markdown, each set on its own; with none named all shipped sets, the default first.
+
+    Raises RuleError for mistakes in them.
+    """
+    names = tuple(names) or (DEFAULT_SET, *(name for name in shipped_sets() if name != DEFAULT_SET))
     parts = ["# The rules", f"{_MADE} [rule-language.md](rule-language.md) describes the language, [facts.md](facts.md) the words."]
     told: set[tuple[str, str]] = set()
     for name in names:
@@ -92,7 +96,8 @@ def _rule_parts(rule: Rule, rules: RuleSet) -> list[str]:
 def _fact_lines(facts: Mapping[str, Callable[..., bool]]) -> list[str]:
     lines = []
     for word, fact in sorted(facts.items()):
-        asked = "".join(f"; asks for `{name}`" for name in parameters(fact))
+        names = parameters(fact)
+        asked = f"; asks for {', '.join(f'`{name}`' for name in names)}" if names else ""
         lines.append(f"- **`{word}`**{asked}: {' '.join((fact.__doc__ or '').split())}")
     return ["\n".join(lines)]
 

@@ -1,12 +1,14 @@
 """Building a model with TensorRT-RTX, without a GPU, and reading back the layers of its engine.
 
-Each build runs in a process of its own, because after a failed build later ones in the same
-process come out wrong (seen with TensorRT-RTX 1.7.1). The layers come from the message that the
+Builds run in a child process that ends with its first refusal, because after a failed build later ones
+in the same process come out wrong (seen with TensorRT-RTX 1.7.1); builds after a success come out as
+alone. Where the system can fork, the next process is forked from one that has loaded the compiler. The layers come from the message that the
 builder logs at VERBOSE severity when profiling verbosity is DETAILED.
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import math
 import os
@@ -16,6 +18,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import IO, Any
 
 import msgspec
 import onnx
@@ -28,6 +31,20 @@ from qdq.target import Target
 _BYTES = {"Float": 4.0, "Half": 2.0, "BFloat16": 2.0, "Int8": 1.0, "UInt8": 1.0, "FP8": 1.0, "Bool": 1.0, "Int32": 4.0, "Int64": 8.0, "Int4": 0.5, "FP4": 0.5}
 #: Layers that synchronise streams or branch: no work, and no kernel.
 _NO_KERNEL = ("wait", "signal", "cjmp")
+#: Data types that are multiplied; others are masks, lengths and indices.
+_VALUES = ("Float", "Half", "BFloat16", "FP8", "Int8")
+#: A kernel that the compiler generates is named after what it computes, in order: ``__myl_CastMulCastCastMulFc_myl0_1``.
+_GENERATED = re.compile(r"__myl_(?P<steps>[A-Za-z0-9]+?)_")
+_STEP = re.compile(r"[A-Z][a-z0-9]*")
+_PRODUCTS = ("Corr", "Fc")
+_QUANTIZING = "Roun"
+_FORKS = hasattr(os, "fork")
+#: Exit codes of building processes: after a refusal, and plus the signal's number after a crash.
+_REFUSED, _CRASHED = 3, 128
+#: A layer that only gives memory another name or shape.
+NO_OP = "NoOp"
+#: A layer that copies a tensor into another type or memory format; a Q or DQ of its own is one too.
+REFORMAT = "Reformat"
 _INSTALL = "install it with: pip install tensorrt-rtx-cu12"
 
 _TENSOR = re.compile(r"Name: (?P<name>.*?), Dimensions: \[(?P<dims>[^\]]*)\].*?Datatype: (?P<dtype>\w+)")
@@ -46,6 +63,8 @@ class LayerTensor(msgspec.Struct, frozen=True):
     name: str
     dims: tuple[int, ...]
     dtype: str
+    #: How it lies in memory, such as ``linear`` or ``32-wide``; "" where the compiler does not say.
+    format: str = ""
 
     @property
     def bytes(self) -> float:
@@ -63,11 +82,35 @@ class EngineLayer(msgspec.Struct, frozen=True):
     outputs: tuple[LayerTensor, ...]
     #: Labels of the ONNX nodes fused into it, as `GraphIndex` gives them.
     nodes: tuple[str, ...]
+    #: For a predicted layer, the name of the documented rule that it follows.
+    follows: str = ""
 
     @property
     def bytes(self) -> float:
-        """Bytes of everything it reads and writes."""
-        return sum(t.bytes for t in (*self.inputs, *self.constants, *self.outputs))
+        """Bytes of everything it reads and writes; none for a layer that only gives memory another name."""
+        return 0.0 if self.kind == NO_OP else sum(t.bytes for t in (*self.inputs, *self.constants, *self.outputs))
+
+    def multiplies(self, dtype: str) -> bool:
+        """Whether it multiplies its first input with a constant or its second input in `dtype`, such as ``Int8``; masks aside.
+
+        A generated kernel that casts before its product reads INT8 and multiplies floats: that does
+        not count. One that rounds and casts, and no more, quantizes its input itself: that does.
+        """
+        before = self._before_product()
+        casts = [i for i, step in enumerate(before) if step == "Cast"]
+        if any(before[i - 1] != _QUANTIZING for i in casts):
+            return False
+        types = [t.dtype for t in self.inputs if t.dtype in _VALUES]
+        if not casts and types[:1] != [dtype]:
+            return False
+        return types[1:2] == [dtype] or any(t.dtype == dtype for t in self.constants)
+
+    def _before_product(self) -> list[str]:
+        """Return the steps of a generated kernel up to its product: none for other kernels, a cast for one without a product."""
+        found = _GENERATED.match(self.name)
+        steps = _STEP.findall(found["steps"]) if found else []
+        product = next((i for i, step in enumerate(steps) if step in _PRODUCTS), None)
+        return steps[:product] if product is not None else ["", "Cast"] if steps else []
 
     def __str__(self) -> str:
         parts = (self.inputs, self.constants, self.outputs)
@@ -87,7 +130,12 @@ class Engine(msgspec.Struct, frozen=True):
     @property
     def kernels(self) -> int:
         """How many kernels one inference starts."""
-        return len(self.layers)
+        return sum(layer.kind != NO_OP for layer in self.layers)
+
+    @property
+    def reformats(self) -> int:
+        """How many layers only convert a tensor to another type or memory format, stand-alone Q and DQ among them."""
+        return sum(layer.kind == REFORMAT for layer in self.layers)
 
     @property
     def bytes(self) -> float:
@@ -113,15 +161,77 @@ def build_engine(model: onnx.ModelProto | Source, target: Target, shapes: Mappin
     `shapes` fixes the dynamic dimensions by input name; those not named become 1.
     Raises CompilerError where TensorRT-RTX is not installed or ends without an answer.
     """
-    if importlib.util.find_spec("tensorrt_rtx") is None:
-        raise CompilerError(f"target {target}: TensorRT-RTX is not installed; {_INSTALL}")
-    proto = model.model if isinstance(model, Source) else model
-    labels = [label for label, _ in every_node(proto.graph)]
-    with tempfile.TemporaryDirectory(prefix="qdq-") as folder:
-        path = write_compilable(model, shapes or {}, Path(folder))
-        answer = _run_child(_Request(str(path), f"{folder}/answer.json", target.sm), target)
-    layers = tuple(read_layers(answer.layers, labels))
-    return Engine(target, answer.compiler, layers, _with_labels(_without_places(answer.failure), labels))
+    with Compiler() as compiler:
+        return compiler.build(model, target, shapes)
+
+
+class Compiler:
+    """A child process that compiles models one after another, each as if it were alone. Use as a context manager."""
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[bytes] | None = None
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 closed by __exit__
+
+    def __enter__(self) -> Compiler:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end()
+        self._errors.close()
+
+    def build(self, model: onnx.ModelProto | Source, target: Target, shapes: Mapping[str, tuple[int, ...]] | None = None) -> Engine:
+        """Return the engine of a model as `build_engine` does."""
+        if importlib.util.find_spec("tensorrt_rtx") is None:
+            raise CompilerError(f"target {target}: TensorRT-RTX is not installed; {_INSTALL}")
+        proto = model.model if isinstance(model, Source) else model
+        labels = [label for label, _ in every_node(proto.graph)]
+        with tempfile.TemporaryDirectory(prefix="qdq-") as folder:
+            path = write_compilable(model, shapes or {}, Path(folder))
+            answer = self._answer(_Request(str(path), f"{folder}/answer.json", target.sm), target)
+        layers = tuple(read_layers(answer.layers, labels))
+        return Engine(target, answer.compiler, layers, _with_labels(_without_places(answer.failure), labels))
+
+    def _answer(self, request: _Request, target: Target) -> _Answer:
+        process = self._process = self._process or self._start()
+        written = Path(request.answer)
+        if _ask(process, request) and written.exists():
+            answer = msgspec.json.decode(written.read_bytes(), type=_Answer)
+            if answer.failure and not _FORKS:
+                self._end()
+            return answer
+        code = self._end()
+        if code < 0 or code > _CRASHED:
+            return _Answer("TensorRT-RTX", failure=f"the compiler crashed on this model (signal {-code if code < 0 else code - _CRASHED})")
+        self._errors.seek(0)
+        last = self._errors.read().decode(errors="replace").strip().splitlines()[-1:] or ["no message"]
+        raise CompilerError(f"target {target}: the compiler's process could not start: {last[0]}")
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+        command = [sys.executable, "-m", "qdq.engine"]
+        self._errors.seek(0)
+        self._errors.truncate()
+        return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, env=environment)
+
+    def _end(self) -> int:
+        process, self._process = self._process, None
+        if process is None:
+            return 0
+        with contextlib.suppress(OSError):
+            process.communicate()
+        return process.wait()
+
+
+def _ask(process: subprocess.Popen[bytes], request: _Request) -> bool:
+    """Send a request to a compiling process and wait; return whether it answered."""
+    if process.stdin is None or process.stdout is None:
+        return False
+    try:
+        process.stdin.write(msgspec.json.encode(request) + b"\n")
+        process.stdin.flush()
+    except OSError:
+        return False
+    return process.stdout.readline() != b""
 
 
 def read_layers(text: str, labels: list[str]) -> Iterator[EngineLayer]:
@@ -192,36 +302,51 @@ def _link(source: Source, folder: Path) -> None:
         link.symlink_to((source.folder or folder).resolve() / name)
 
 
-def _run_child(request: _Request, target: Target) -> _Answer:
-    command = [sys.executable, "-m", "qdq.engine"]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
-    done = subprocess.run(command, input=msgspec.json.encode(request), capture_output=True, check=False, env=environment)
-    answer = Path(request.answer)
-    if answer.exists():
-        return msgspec.json.decode(answer.read_bytes(), type=_Answer)
-    if done.returncode < 0:
-        return _Answer("TensorRT-RTX", failure=f"the compiler crashed on this model (signal {-done.returncode})")
-    last = done.stderr.decode(errors="replace").strip().splitlines()[-1:] or ["no message"]
-    raise CompilerError(f"target {target}: the compiler's process could not start: {last[0]}")
-
-
 def _child() -> None:
-    """Build the model that standard input names, and write the answer beside it."""
-    request = msgspec.json.decode(sys.stdin.buffer.read(), type=_Request)
+    """Build each model that standard input names, one a line, and write its answer beside it."""
     import polygraphy.config
 
     polygraphy.config.USE_TENSORRT_RTX = True
+    import polygraphy.backend.tensorrt_rtx  # loaded once, before any fork
+    import polygraphy.backend.trt
     import tensorrt_rtx as trt
-    from polygraphy.backend.tensorrt_rtx import CreateConfigRTX
-    from polygraphy.backend.trt import engine_bytes_from_network, get_trt_logger, network_from_onnx_path
-    from polygraphy.exception import PolygraphyException
     from polygraphy.logger import G_LOGGER
 
     G_LOGGER.module_severity = G_LOGGER.CRITICAL
+    answered = os.fdopen(os.dup(1), "wb", buffering=0)
+    os.dup2(2, 1)  # what the compiler prints must not look like an answer
+    while _FORKS:
+        worker = os.fork()
+        if not worker:
+            os._exit(_REFUSED if _refuses_one(trt, answered) else 0)
+        _, status = os.waitpid(worker, 0)
+        if os.WIFSIGNALED(status):
+            os._exit(_CRASHED + os.WTERMSIG(status))
+        if os.WEXITSTATUS(status) != _REFUSED:
+            return
+    _refuses_one(trt, answered)
+
+
+def _refuses_one(trt: Any, answered: IO[bytes]) -> bool:
+    """Answer requests until one is refused or there are no more; return whether one was refused."""
+    for line in iter(sys.stdin.buffer.readline, b""):
+        failed = _compile(msgspec.json.decode(line, type=_Request), trt)
+        answered.write(b"\n")
+        if failed:
+            return True
+    return False
+
+
+def _compile(request: _Request, trt: Any) -> bool:
+    """Write the answer to a request; return whether the compiler refused."""
+    from polygraphy.backend.tensorrt_rtx import CreateConfigRTX
+    from polygraphy.backend.trt import engine_bytes_from_network, get_trt_logger, network_from_onnx_path
+    from polygraphy.exception import PolygraphyException
+
     answer = _Answer(f"TensorRT-RTX {trt.__version__}")
     errors: list[str] = []
 
-    def keep(severity: trt.ILogger.Severity, message: str) -> None:
+    def keep(severity: Any, message: str) -> None:
         if severity <= trt.ILogger.Severity.ERROR:
             errors.append(message)
         elif message.startswith("Layers:"):
@@ -234,6 +359,7 @@ def _child() -> None:
     except PolygraphyException as error:
         answer.failure = next((line for line in (errors[-1:] or str(error).splitlines())), "refused").strip()
     Path(request.answer).write_bytes(msgspec.json.encode(answer))
+    return bool(answer.failure)
 
 
 if __name__ == "__main__":

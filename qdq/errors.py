@@ -7,6 +7,7 @@
   + DataError              calibration data is missing or does not fit the model
   + PlanError              a plan or scales file is stale or does not fit the model
   + CompilerError          the TensorRT compiler is missing or could not be driven
+    - LayerFileError       a file of engine layers cannot be read
 
 Each is raised with one sentence that names the file, the node or input, what is wrong and
 what to do. The command line prints that sentence and ends with the class's exit code.
@@ -46,6 +47,10 @@ class PlanError(QdqError):
 
 class CompilerError(QdqError):
     """The TensorRT compiler is not installed, or its answer could not be read."""
+
+
+class LayerFileError(CompilerError):
+    """A file of engine layers cannot be read, or belongs to another model."""
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

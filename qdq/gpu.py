@@ -5,9 +5,10 @@ Written against the documented API and untested where this project is developed:
 
 from __future__ import annotations
 
+import ctypes
 import importlib.util
 import json
-import re
+import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -16,15 +17,15 @@ from typing import Any
 
 import msgspec
 import numpy as np
+import onnx
 
-from qdq.engine import Engine, EngineLayer, LayerTensor, token_labels, write_compilable
+from qdq import layerfile
+from qdq.engine import Engine, EngineLayer, token_labels, write_compilable
 from qdq.errors import CompilerError, first_line
 from qdq.index import Array, every_node
 from qdq.loading import Source
 from qdq.target import Target
 
-_TYPES = {"Int8": "Int8", "FP32": "Float", "FP16": "Half", "BF16": "BFloat16", "FP8": "FP8", "Int32": "Int32", "Int64": "Int64", "Bool": "Bool"}
-_TYPE = re.compile("|".join(_TYPES))
 _NEEDS = "needs a GPU and TensorRT: pip install 'qdq[tensorrt]'; rtx targets need neither"
 
 
@@ -42,53 +43,74 @@ def run_tensorrt(model: Source, target: Target, feeds: Iterable[Mapping[str, Arr
 
     Raises CompilerError where TensorRT or a GPU is missing, or the build is refused.
     """
-    if importlib.util.find_spec("tensorrt") is None:
-        raise CompilerError(f"target {target}: {_NEEDS}")
-    import tensorrt as trt
-    from polygraphy.backend.trt import CreateConfig, EngineFromNetwork, NetworkFromOnnxPath, TrtRunner
+    _require(target)
+    from polygraphy.backend.trt import TrtRunner
     from polygraphy.exception import PolygraphyException
 
     samples = tuple(feeds)
     shapes = {name: values.shape for name, values in samples[0].items()}
     try:
-        with tempfile.TemporaryDirectory(prefix="qdq-") as folder:
-            path = write_compilable(model, shapes, Path(folder))
-            config = CreateConfig(profiling_verbosity=trt.ProfilingVerbosity.DETAILED)
-            engine = EngineFromNetwork(NetworkFromOnnxPath(str(path)), config)()
-        text = engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON)
-        layers = tuple(read_inspector(json.loads(text), [label for label, _ in every_node(model.model.graph)]))
+        engine, built = _build(model, target, shapes)
         with TrtRunner(engine) as runner:
             outputs, seconds = zip(*(_timed(runner, sample) for sample in samples), strict=True)
     except (PolygraphyException, RuntimeError) as error:
         raise CompilerError(f"target {target}: {first_line(error)}; {_NEEDS}") from error
-    return Run(Engine(target, f"TensorRT {trt.__version__}", layers), outputs, float(np.median(seconds)) * 1e3)
+    return Run(built, outputs, float(np.median(seconds)) * 1e3)
+
+
+def compile_tensorrt(model: onnx.ModelProto, target: Target) -> Engine:
+    """Return the engine that TensorRT makes of a model on the GPU that is present; a refusal comes back as its `failure`.
+
+    Raises CompilerError where TensorRT or a GPU is missing.
+    """
+    _require(target)
+    import tensorrt as trt
+    from polygraphy.exception import PolygraphyException
+
+    try:
+        trt.Builder(trt.Logger(trt.Logger.ERROR))
+    except (TypeError, RuntimeError) as error:
+        raise CompilerError(f"target {target}: {first_line(error)}; {_NEEDS}") from error
+    try:
+        return _build(model, target, {})[1]
+    except (PolygraphyException, RuntimeError) as error:
+        return Engine(target, f"TensorRT {trt.__version__}", failure=first_line(error))
+
+
+def _require(target: Target) -> None:
+    if importlib.util.find_spec("tensorrt") is None:
+        raise CompilerError(f"target {target}: {_NEEDS}")
+
+
+def _build(model: onnx.ModelProto | Source, target: Target, shapes: Mapping[str, tuple[int, ...]]) -> tuple[Any, Engine]:
+    import tensorrt as trt
+    from polygraphy.backend.trt import CreateConfig, EngineFromNetwork, NetworkFromOnnxPath
+
+    proto = model.model if isinstance(model, Source) else model
+    with tempfile.TemporaryDirectory(prefix="qdq-") as folder:
+        path = write_compilable(model, shapes, Path(folder))
+        config = CreateConfig(profiling_verbosity=trt.ProfilingVerbosity.DETAILED)
+        engine = EngineFromNetwork(NetworkFromOnnxPath(str(path)), config)()
+    text = engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON)
+    layers = tuple(read_inspector(json.loads(text), [label for label, _ in every_node(proto.graph)]))
+    return engine, Engine(target, f"TensorRT {trt.__version__}", layers)
+
+
+def gpu_present() -> bool:
+    """Whether TensorRT is installed and a GPU that CUDA can use is there."""
+    if importlib.util.find_spec("tensorrt") is None:
+        return False
+    try:
+        driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+    except OSError:
+        return False
+    count = ctypes.c_int(0)
+    return driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0 and count.value > 0
 
 
 def read_inspector(content: Mapping[str, Any], labels: list[str]) -> Iterator[EngineLayer]:
     """Yield the layers of an engine inspector's JSON, of TensorRT 8 to 11; `labels` name the nodes that its tokens stand for."""
-    for layer in content["Layers"]:
-        if isinstance(layer, str):
-            raise CompilerError("the engine was built without detailed profiling verbosity, so its layers cannot be read")
-        name = layer["Name"]
-        weights = layer.get("Weights")
-        constants = (LayerTensor("weights", (int(weights["Count"]),), _data_type(str(weights["Type"]))),) if isinstance(weights, dict) else ()
-        yield EngineLayer(
-            name,
-            layer.get("LayerType", ""),
-            _tensors(layer.get("Inputs", ())),
-            constants,
-            _tensors(layer.get("Outputs", ())),
-            token_labels(f"{name} {layer.get('Metadata', '')}", labels),
-        )
-
-
-def _tensors(described: Iterable[Mapping[str, Any]]) -> tuple[LayerTensor, ...]:
-    return tuple(LayerTensor(t["Name"], tuple(t["Dimensions"]), _data_type(str(t.get("Format/Datatype") or t.get("Datatype") or ""))) for t in described)
-
-
-def _data_type(text: str) -> str:
-    found = _TYPE.search(text)
-    return _TYPES[found[0]] if found else text
+    return layerfile.read_inspector(content["Layers"], lambda name, metadata: token_labels(f"{name} {metadata}", labels), "the engine")
 
 
 def _timed(runner: Any, sample: Mapping[str, Array]) -> tuple[dict[str, Array], float]:

@@ -109,12 +109,11 @@ def tail_nodes(index: GraphIndex) -> frozenset[str]:
 
 
 def gated(index: GraphIndex, node: Node) -> tuple[str, str] | None:
-    """Return the gate and the gated tensor of a Mul by a Sigmoid or HardSigmoid, else None."""
+    """Return the gate and the gated tensor of a Mul by a Sigmoid or HardSigmoid, also one spelled as Clip(x + 3, 0, 6) / 6, else None."""
     if node.op != "Mul" or len(node.inputs) != 2:  # noqa: PLR2004 two factors
         return None
     for gate, other in (node.inputs, node.inputs[::-1]):
-        maker = behind_moves(index, gate)
-        if maker is not None and maker.op in GATES and not index.is_constant(other):
+        if not index.is_constant(other) and _is_gate(index, behind_moves(index, gate)):
             return gate, other
     return None
 
@@ -150,6 +149,15 @@ def _pads_with_zeros_or_itself(index: GraphIndex, node: Node) -> bool:
     return index.is_constant(node.inputs[_PAD_VALUE]) and not index.constant(node.inputs[_PAD_VALUE]).any()
 
 
+def _is_gate(index: GraphIndex, maker: Node | None) -> bool:
+    if maker is not None and maker.op in ("Div", "Mul") and _has_constant(index, maker):
+        maker = _maker(index, maker, ("Clip",))
+    if maker is None or maker.op != "Clip":
+        return maker is not None and maker.op in GATES
+    shifted = index.producers.get(maker.inputs[0])
+    return shifted is not None and shifted.op == "Add" and _has_constant(index, shifted)
+
+
 def _decomposed_normalization(index: GraphIndex, root: Node) -> set[str]:
     """Return the labels of a normalisation around its root: mean, difference, square, mean, Add of epsilon, root, division."""
     chain = [root]
@@ -162,25 +170,31 @@ def _decomposed_normalization(index: GraphIndex, root: Node) -> set[str]:
     if difference is not None:
         mean = _maker(index, difference, ("ReduceMean",))
         chain += [difference, *([mean] if mean else [])]
-    chain += [n for n in _readers(index, root) if n.op in ("Div", "Reciprocal")]
-    if chain[-1].op == "Reciprocal":
-        chain += [n for n in _readers(index, chain[-1]) if n.op == "Mul"]
-    return {node.label for node in chain}
+    divisions = [n for n in _readers(index, root) if n.op in ("Div", "Reciprocal")]
+    inverted = [n for n in divisions if n.op == "Reciprocal" or index.is_constant(n.inputs[0])]
+    scalings = [product for n in inverted for product in _readers(index, n) if product.op == "Mul"]
+    return {node.label for node in (*chain, *divisions, *scalings)} if divisions else set()
 
 
 def _decomposed_gelu(index: GraphIndex, curve: Node) -> set[str]:
-    """Return the labels of x * (1 + curve(...)) / 2 around its Erf or Tanh; nothing where it spells something else."""
-    one_more = [n for n in _readers(index, curve) if n.op == "Add" and _has_constant(index, n)]
-    products = [n for add in one_more for n in _readers(index, add) if n.op == "Mul"]
-    if len(one_more) != 1 or not products:
-        return set()
-    halved = [n for p in products for n in _readers(index, p) if n.op == "Mul" and _has_constant(index, n)]
+    """Return the labels of x * (1 + curve(...)) / 2 around its Erf or Tanh, halved at any of three places; nothing where it spells something else."""
     inside = list(_argument(index, curve))
-    if not inside:
+    one_more = [n for n in _readers(index, curve) if n.op == "Add" and _has_constant(index, n)]
+    if len(one_more) != 1 or not inside:
         return set()
-    if not halved:  # (x / 2) * (1 + ...)
-        halved = [m for p in products for t in p.inputs if (m := index.producers.get(t)) and m.op == "Mul" and _has_constant(index, m)]
-    return {node.label for node in (curve, *one_more, *products, *halved, *inside)}
+    factors = [n for n in _readers(index, one_more[0]) if n.op == "Mul"]
+    behind = [n for f in factors for n in _readers(index, f) if n.op in ("Mul", "Div")]
+    before = [m for f in factors for t in f.inputs if (m := index.producers.get(t)) and m.op in ("Mul", "Div")]
+    halved = [n for n in (*factors, *behind, *before) if _has_constant(index, n)]
+    products = [n for n in (*factors, *behind) if n.op == "Mul" and not _has_constant(index, n) and _shares_input(index, n, inside)]
+    return {node.label for node in (curve, *inside, *one_more, *factors, *halved, *products)} if products and halved else set()
+
+
+def _shares_input(index: GraphIndex, product: Node, inside: list[Node]) -> bool:
+    """Whether a product multiplies what the inner argument is made of, perhaps halved."""
+    read = {tensor for node in inside for tensor in node.inputs}
+    halves = {t for tensor in product.inputs if (m := index.producers.get(tensor)) and m.op in ("Mul", "Div") and _has_constant(index, m) for t in m.inputs}
+    return bool(read & (set(product.inputs) | halves))
 
 
 def _argument(index: GraphIndex, curve: Node) -> Iterator[Node]:

@@ -12,6 +12,7 @@ import onnx
 from qdq.errors import ModelError, RuleError
 from qdq.facts import POOLS, Scene, pool_ends
 from qdq.index import Edge, GraphIndex, Node, bodies_of, qualified
+from qdq.kernels import borrowed_tables
 from qdq.loading import ModelLike, Source, load
 from qdq.matching import Verdict, match, refuse_unmatched
 from qdq.operands import channel_axis, operands
@@ -73,7 +74,7 @@ class Plan(msgspec.Struct, frozen=True):
     model: str
     #: Digest of the model that the plan is for.
     digest: str
-    #: What the loader had to raise, one sentence each.
+    #: What the loader had to raise, and targets without a kernel table of their own, one sentence each.
     notes: tuple[str, ...]
     targets: tuple[Target, ...]
     #: Names of the rule sets and the `--leave-float` globs that made it.
@@ -123,7 +124,7 @@ def plan_index(index: GraphIndex, rules: RuleSet, targets: tuple[Target, ...], l
     return Plan(
         model=index.source.name,
         digest=index.source.digest,
-        notes=index.source.notes,
+        notes=(*index.source.notes, *borrowed_tables(targets)),
         targets=targets,
         rule_sets=rules.names,
         leave_float=leave_float,
@@ -195,6 +196,11 @@ def _unmet(index: GraphIndex, placed: dict[Edge, Placement]) -> Iterator[tuple[E
             if missing is not None:
                 found = True
                 yield edge, missing
+
+
+def first_unmet(index: GraphIndex, placements: Iterable[Placement]) -> tuple[Edge, Edge] | None:
+    """Return the first placed edge that lacks another one it only makes sense with, and that one; None where all is well."""
+    return next(_unmet(index, {p.edge: p for p in placements}), None)
 
 
 def _needs(index: GraphIndex, edge: Edge) -> tuple[Edge, ...]:

@@ -1,239 +1,305 @@
-"""One-layer networks -> kernel tables: which forms of layer TensorRT-RTX runs in INT8 on a compute capability.
+"""One-layer networks -> kernel tables: which forms of layer a compiler runs in INT8 or FP8 on a compute capability.
 
-Each form is built alone, with the Q/DQ that TensorRT asks for, and the answer is read from the
-engine's layers. No GPU is needed.
+The forms are a star, not a product: around a usual layer (`onelayer.USUAL`) each factor is varied
+alone, and with another only where the two meet in one kernel choice:
+
+- groups with channels, because channels per group decide how values are packed; with stride, kernel
+  and dilation, because depthwise convolutions have kernels of their own;
+- kernel 1 and a plane of one point with channels, because such layers are small matrix products, or
+  are turned into generated kernels (seen in PP-OCR's classifier: 1x1, 2 channels, 1x1 plane);
+- kernel with stride for pools, because averaging kernels exist for single windows only;
+- both sizes of a matrix product where one is small, and the number of rows (one row is a GEMV).
+
+Everything is measured for FP32 and FP16 graphs. FP8 is measured for the weighted operators.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from itertools import product
-from typing import Any
 
 import msgspec
-import numpy as np
 import onnx
 import yaml
-from onnx import numpy_helper
 
-from qdq.engine import Engine, EngineLayer, build_engine
-from qdq.errors import CompilerError, UsageError
+from qdq.engine import Compiler, Engine, EngineLayer
+from qdq.gpu import compile_tensorrt
 from qdq.kernels import KernelTable, Row
-from qdq.operands import WEIGHTED
-from qdq.quantizer import INT8_LEVELS
+from qdq.onelayer import LAYER, RECURRENT, WEIGHTED_OPERATORS, Form, network
 from qdq.target import Target
 
-#: Name of the node that is measured in every network.
-LAYER = "layer"
-
-_OPSET, _IR = 17, 8
-_CHANNELS = 64
-_GROUPS = {"none": 1, "grouped": 2, "depthwise": _CHANNELS}
-#: Length of each side of the data, by spatial rank.
-_SIDE = {1: 32, 2: 16, 3: 8}
-#: Size and stride of averaging windows; only some of them have an INT8 kernel.
-_AVERAGED = ((2, 1), (3, 1), (5, 1), (2, 2), (3, 2))
-_PADDED_WINDOW = 3
-#: The last row of every measured table: averaging windows that were not built.
-OTHER_AVERAGES = Row({"operator": "AveragePool"}, False, "of the windows that were built, only 3x3 with stride 1 ran in INT8")
-_ROWS, _COLUMNS = 32, 128
-#: Every network reads data in [-1, 1].
-_SCALE = 1 / INT8_LEVELS
-
+_GRAPHS = ("float32", "float16")
+_CHANNELS = (1, 2, 3, 4, 8, 10, 16, 32, 64, 65)
+_SIZES = (1, 2, 3, 4, 8, 10, 15, 16, 17, 32, 64)
+_SPATIAL = (1, 2, 3)
+_POINTWISE = (
+    "Relu", "Clip", "LeakyRelu", "Sigmoid", "HardSwish", "Add", "Mul", "Concat", "Resize", "Transpose", "Softmax", "LayerNormalization",
+)  # fmt: skip
 #: Kinds of engine layer that compute a network's layer; others prepare its data or finish its result.
 _COMPUTING = ("avgpool", "correlation", "deconv", "gemm", "maxpool", "runtime_fusion")
+_STORED = {"int8": "Int8", "fp8": "FP8"}
+
+#: Operators that are measured, in the order of a table's rows.
+OPERATORS = (
+    "Conv",
+    "ConvTranspose",
+    "Gemm",
+    "MatMul",
+    "Einsum",
+    *RECURRENT,
+    "AveragePool",
+    "MaxPool",
+    "GlobalAveragePool",
+    "GlobalMaxPool",
+    "ReduceMean",
+    *_POINTWISE,
+)
+
+Progress = Callable[[int, int], None]
 
 
-class _Operand(msgspec.Struct, frozen=True):
-    """One input of the measured layer."""
-
-    name: str
-    shape: tuple[int, ...]
-    constant: bool = False
-    #: The axis with one scale each, or None for one scale in all.
-    axis: int | None = None
+class _Asked(msgspec.Struct, frozen=True):
+    form: Form
+    pairs: str
 
 
-class _Layer(msgspec.Struct, frozen=True):
-    """What the measured layer reads, and its attributes."""
-
-    operands: tuple[_Operand, ...]
-    attributes: dict[str, Any]
-
-
-def forms() -> tuple[dict[str, Any], ...]:
-    """Return the forms that are probed, in the vocabulary of `kernels.layer_form`."""
-    return (*_convolutions(), *_products(), *_pools())
+class _Answer(msgspec.Struct, frozen=True):
+    row: Row
+    pairs: str
+    compiler: str
 
 
-def network(form: dict[str, Any]) -> onnx.ModelProto:
-    """Return a network of one layer of a form: operands in pairs, a pool's result too, scales per channel where they may be."""
-    return _model(form, quantized=True)
+def forms(pairs: str = "int8") -> tuple[Form, ...]:
+    """Return the forms that are probed with ``int8`` or ``fp8`` pairs, in the vocabulary of `kernels.layer_form`."""
+    parts = (_convolutions, _deconvolutions, _products, _recurrent) + ((_pools, _others) if pairs == "int8" else ())
+    made = [{"operator": form["operator"], "graph": graph, **form} for graph in _GRAPHS for part in parts for form in part()]
+    return tuple({repr(form): form for form in made}.values())
 
 
-def float_network(form: dict[str, Any]) -> onnx.ModelProto:
-    """Return the same network without Q/DQ."""
-    return _model(form, quantized=False)
+def _varied(operator: str, **factors: Sequence[object]) -> Iterator[Form]:
+    """Yield a form for each combination of the factors' values."""
+    for values in product(*factors.values()):
+        yield {"operator": operator, **dict(zip(factors, values, strict=True))}
 
 
-def measure(form: dict[str, Any], target: Target) -> Row:
-    """Return what TensorRT-RTX makes of one layer of a form.
+def _convolutions() -> Iterator[Form]:
+    for operands in ("constant", "computed"):
+        yield from _varied("Conv", operands=[operands], spatial=_SPATIAL, groups=("none", "grouped", "depthwise"))
+    yield from _varied("Conv", spatial=_SPATIAL, kernel=(1, 2, 3, 5, 7))
+    yield from _varied("Conv", spatial=_SPATIAL, stride=(1, 2, 3))
+    yield from _varied("Conv", spatial=_SPATIAL, dilation=(1, 2, 3))
+    yield from _varied("Conv", spatial=_SPATIAL, channels=_CHANNELS)
+    yield from _varied("Conv", spatial=_SPATIAL, outputs=_CHANNELS)
+    yield from _varied("Conv", kernel=[1], channels=_CHANNELS)
+    yield from _varied("Conv", groups=["grouped"], channels=(2, 4, 6, 8, 10, 16, 32, 64))
+    yield from _varied("Conv", groups=["depthwise"], channels=(2, 3, 4, 8, 10, 16, 32, 64, 65))
+    yield from _varied("Conv", groups=("grouped", "depthwise"), kernel=(1, 2, 3, 5, 7))
+    yield from _varied("Conv", groups=("grouped", "depthwise"), stride=(1, 2))
+    yield from _varied("Conv", groups=("grouped", "depthwise"), dilation=(1, 2))
+    yield from _varied("Conv", plane=["point"], kernel=(1, 3))
+    yield from _varied("Conv", plane=["point"], kernel=[1], channels=_CHANNELS)
+    yield from _varied("Conv", plane=["point"], kernel=[1], outputs=_CHANNELS)
+    yield from _varied("Conv", plane=["point"], groups=("grouped", "depthwise"))
+    yield from _varied("Conv", scales=("usual", "tensor", "axis 1"))
 
-    A layer that it refuses to build counts as not INT8. Raises UsageError for another backend and
-    CompilerError where the compiler is missing or its answer cannot be read.
+
+def _deconvolutions() -> Iterator[Form]:
+    for operands in ("constant", "computed"):
+        yield from _varied("ConvTranspose", operands=[operands], spatial=_SPATIAL, groups=("none", "grouped", "depthwise"))
+    yield from _varied("ConvTranspose", spatial=_SPATIAL, kernel=(2, 3, 4), stride=(1, 2))
+    yield from _varied("ConvTranspose", spatial=_SPATIAL, scales=("tensor", "axis 0", "axis 1"))
+    yield from _varied("ConvTranspose", channels=_CHANNELS)
+    yield from _varied("ConvTranspose", outputs=(1, 3, 8, 16, 64))
+
+
+def _products() -> Iterator[Form]:
+    for operator in ("Gemm", "MatMul"):
+        for operands in ("constant", "computed"):
+            yield from _varied(operator, operands=[operands], channels=_SIZES)
+            yield from _varied(operator, operands=[operands], outputs=_SIZES)
+            yield from _varied(operator, operands=[operands], rows=(1, 2, 4, 8, 32))
+        yield from _varied(operator, rows=(1, 32), channels=(1, 4, 16), outputs=(1, 4, 16))
+        yield from _varied(operator, scales=("usual", "tensor", "wrong axis"))
+    yield from _varied("Gemm", transA=(0, 1), transB=(0, 1))
+    yield from _varied("Gemm", operands=["computed"], transA=(0, 1), transB=(0, 1))
+    yield from _varied("Gemm", bias=(0, 1), alpha=(0.5, 1.0), beta=(0.5, 1.0))
+    yield from _varied("MatMul", batched=("data", "both", "heads"), operands=("constant", "computed"))
+    yield from _varied("MatMul", batched=["heads"], operands=["computed"], channels=_SIZES)
+    yield from _varied("MatMul", batched=["heads"], operands=["computed"], outputs=_SIZES)
+    yield from _varied("Einsum", operands=("constant", "computed"))
+
+
+def _recurrent() -> Iterator[Form]:
+    for operator in RECURRENT:
+        yield from _varied(operator, scales=("usual", "tensor"), rows=(1, 32))
+
+
+def _pools() -> Iterator[Form]:
+    for spatial in _SPATIAL:
+        kernels = (2, 3, 4, 5, 6, 7, 8) if spatial < max(_SPATIAL) else (2, 3)
+        yield from _varied("AveragePool", spatial=[spatial], counted=(0, 1), kernel=kernels, stride=(1, 2, 3))
+        yield from _varied("MaxPool", spatial=[spatial], kernel=kernels, stride=(1, 2, 3))
+    yield from _varied("AveragePool", padded=[1], counted=(0, 1), kernel=(2, 3, 4, 5, 6, 7, 8), stride=(1, 2, 3))
+    yield from _varied("AveragePool", counted=(0, 1), kernel=[3], stride=[1], channels=_CHANNELS)
+    yield from _varied("MaxPool", padded=(0, 1), kernel=[3], stride=(1, 2))
+    yield from _varied("MaxPool", channels=_CHANNELS)
+    for operator in ("GlobalAveragePool", "GlobalMaxPool", "ReduceMean"):
+        yield from _varied(operator, spatial=_SPATIAL)
+        yield from _varied(operator, channels=_CHANNELS)
+
+
+def _others() -> Iterator[Form]:
+    for operator in _POINTWISE:
+        yield {"operator": operator}
+
+
+def measure(form: Form, target: Target, pairs: str = "int8") -> Row:
+    """Return what the compiler makes of one layer of a form; raises CompilerError where it is missing."""
+    with _Builders() as builders:
+        return _answer(_Asked(form, pairs), target, builders).row
+
+
+def probe(target: Target, operators: Iterable[str] = (), jobs: int = 1, progress: Progress = lambda done, total: None) -> KernelTable:
+    """Return the kernel table of a target, measured form by form with `jobs` compilers at once.
+
+    `operators` limits it to some operators; `progress` is told how many networks of how many are
+    done. Where the usual form of an operator is refused with FP8 pairs, its other forms are not
+    built with them. Raises CompilerError where the compiler is missing.
     """
-    return _row(form, _built(network(form), target))
+    wanted = set(operators)
+    first = [_Asked(form, "int8") for form in forms() if not wanted or form["operator"] in wanted]
+    usual = {(form["operator"], form["graph"]): _Asked({"operator": form["operator"], "graph": form["graph"]}, "fp8") for form in forms("fp8")}
+    first += [asked for (operator, _), asked in usual.items() if not wanted or operator in wanted]
+    with _Builders() as builders, ThreadPoolExecutor(max_workers=jobs) as pool:
+        known: dict[str, _Answer] = {}
+        _ask(first, known, target, builders, pool, progress)
+        accepted = [key for key, asked in usual.items() if repr(asked) in known and known[repr(asked)].row.runs != "refused"]
+        rest = [_Asked(form, "fp8") for form in forms("fp8") if (form["operator"], form["graph"]) in accepted]
+        _ask([*first, *rest], known, target, builders, pool, progress)
+    rows = {pairs: merged(a.row for a in known.values() if a.pairs == pairs) for pairs in _STORED}
+    compiler = next((a.compiler for a in known.values() if a.row.runs != "refused"), "")
+    return KernelTable(target.backend, target.sm, compiler, len(known), rows["int8"], rows["fp8"])
 
 
-def probe(target: Target) -> KernelTable:
-    """Return the kernel table of a target, measured form by form; raises as `measure` does."""
-    engines = [(form, _built(network(form), target)) for form in forms()]
-    rows = tuple(_row(form, engine) for form, engine in engines)
-    return KernelTable(target.backend, target.sm, engines[0][1].compiler, (*rows, OTHER_AVERAGES))
+def _ask(asked: list[_Asked], known: dict[str, _Answer], target: Target, builders: _Builders, pool: ThreadPoolExecutor, progress: Progress) -> None:
+    """Add the answers that are missing to those that are known, each under what was asked."""
+    missing = [item for item in asked if repr(item) not in known]
+    for item, answer in zip(missing, pool.map(lambda a: _answer(a, target, builders), missing), strict=True):
+        known[repr(item)] = answer
+        progress(len(known), len(asked))
 
 
 def table_yaml(table: KernelTable) -> str:
-    """Return the text of a table's file: three lines a row."""
-    return yaml.safe_dump(msgspec.to_builtins(table), sort_keys=False, default_flow_style=None, width=1000, allow_unicode=True)
+    """Return the text of a table's file: one line a row."""
+    head = {name: getattr(table, name) for name in ("backend", "sm", "compiler", "networks")}
+    text = yaml.safe_dump(head, sort_keys=False, width=1000)
+    for pairs in _STORED:
+        rows: tuple[Row, ...] = getattr(table, pairs)
+        text += f"{pairs}:\n" + "".join(f"- {_flow(row)}\n" for row in rows) if rows else ""
+    return text
 
 
-def _convolutions() -> Iterator[dict[str, Any]]:
-    for operands, spatial, groups in product(("constant", "computed"), _SIDE, _GROUPS):
-        yield {"operator": "Conv", "spatial": spatial, "groups": groups, "operands": operands}
-    for operands, spatial, groups in product(("constant", "computed"), _SIDE, ("none", "grouped")):
-        yield {"operator": "ConvTranspose", "spatial": spatial, "groups": groups, "operands": operands}
+def merged(rows: Iterable[Row]) -> tuple[Row, ...]:
+    """Return rows that say the same in fewer: where all but one key agree, the values of that key become a list."""
+    kept = list({_key(row): row for row in rows}.values())
+    names = dict.fromkeys(key for row in kept for key in reversed(row.layer) if key not in ("operator", "graph"))
+    for name in (*names, "graph"):
+        kept = list(_merged_by(name, kept))
+    return tuple(sorted(kept, key=lambda row: OPERATORS.index(row.layer["operator"])))
 
 
-def _products() -> Iterator[dict[str, Any]]:
-    for operator, operands in product(("Gemm", "MatMul"), ("constant", "computed")):
-        yield {"operator": operator, "operands": operands}
+def _merged_by(name: str, rows: Iterable[Row]) -> Iterator[Row]:
+    alike: dict[str, list[Row]] = {}
+    for row in rows:
+        rest = {key: value for key, value in row.layer.items() if key != name}
+        alike.setdefault(repr((rest, name in row.layer, row.runs, row.seen)), []).append(row)
+    for group in alike.values():
+        values = [value for row in group for value in _values(row.layer.get(name))]
+        together = values[0] if len(values) == 1 else values
+        yield Row({**group[0].layer, name: together} if name in group[0].layer else group[0].layer, group[0].runs, group[0].seen)
 
 
-def _pools() -> Iterator[dict[str, Any]]:
-    for spatial, (size, stride) in product(_SIDE, _AVERAGED):
-        yield {"operator": "AveragePool", "spatial": spatial, "window": "x".join([str(size)] * spatial), "stride": stride}
-    for spatial in _SIDE:
-        yield {"operator": "MaxPool", "spatial": spatial}
-    for spatial in _SIDE:
-        yield {"operator": "GlobalAveragePool", "spatial": spatial}
+def _values(value: object) -> list[object]:
+    return value if isinstance(value, list) else [value]
 
 
-def _layer(form: dict[str, Any]) -> _Layer:
-    if form["operator"] in ("Gemm", "MatMul"):
-        return _product(form)
-    data = _Operand("x", (1, _CHANNELS, *[_SIDE[form["spatial"]]] * form["spatial"]))
-    if form["operator"] in ("Conv", "ConvTranspose"):
-        return _convolution(form, data)
-    return _Layer((data,), _window(form))
+def _key(row: Row) -> str:
+    return repr(row.layer)
 
 
-def _convolution(form: dict[str, Any], data: _Operand) -> _Layer:
-    spatial, group, constant = form["spatial"], _GROUPS[form["groups"]], form["operands"] == "constant"
-    transposed = form["operator"] == "ConvTranspose"
-    kernel = [2 if transposed else 3] * spatial
-    axis = 0 if constant and not transposed else None
-    weight = _Operand("w", (_CHANNELS, _CHANNELS // group, *kernel), constant, axis)
-    placing = {"strides": [2] * spatial} if transposed else {"pads": [1, 1] * spatial}
-    return _Layer((data, weight), {"group": group, "kernel_shape": kernel, **placing})
+def _flow(row: Row) -> str:
+    return yaml.safe_dump(msgspec.to_builtins(row), sort_keys=False, default_flow_style=True, width=10_000, allow_unicode=True).strip()
 
 
-def _product(form: dict[str, Any]) -> _Layer:
-    data = _Operand("x", (_ROWS, _CHANNELS))
-    constant = form["operands"] == "constant"
-    if form["operator"] == "Gemm":
-        return _Layer((data, _Operand("w", (_COLUMNS, _CHANNELS), constant, 0 if constant else None)), {"transB": 1})
-    return _Layer((data, _Operand("w", (_CHANNELS, _COLUMNS), constant, 1 if constant else None)), {})
+class _Builders:
+    """One compiler for each thread that builds."""
+
+    def __init__(self) -> None:
+        self._here = threading.local()
+        self._all: list[Compiler] = []
+
+    def __enter__(self) -> _Builders:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for compiler in self._all:
+            compiler.__exit__()
+
+    def build(self, model: onnx.ModelProto, target: Target) -> Engine:
+        """Return the engine that the target's compiler makes; raises CompilerError where there is none."""
+        if target.backend == "trt":
+            return compile_tensorrt(model, target)
+        if not hasattr(self._here, "compiler"):
+            self._here.compiler = Compiler()
+            self._all.append(self._here.compiler)
+        engine: Engine = self._here.compiler.build(model, target)
+        return engine
 
 
-def _window(form: dict[str, Any]) -> dict[str, Any]:
-    """Return the attributes of a pool: none for a global one, a halving window of 2 where the form leaves it open."""
-    if form["operator"] == "GlobalAveragePool":
-        return {}
-    spatial, size = form["spatial"], int(form.get("window", "2").split("x")[0])
-    pads = [1 if size == _PADDED_WINDOW else 0] * 2 * spatial
-    return {"kernel_shape": [size] * spatial, "strides": [form.get("stride", 2)] * spatial, "pads": pads}
-
-
-def _model(form: dict[str, Any], quantized: bool) -> onnx.ModelProto:
-    layer = _layer(form)
-    graph = onnx.GraphProto(name="one-layer")
-    for operand in layer.operands:
-        _declare(graph, operand)
-    inputs = [_pair(graph, operand) if quantized else operand.name for operand in layer.operands]
-    graph.node.append(onnx.helper.make_node(form["operator"], inputs, ["y"], name=LAYER, **layer.attributes))
-    ends_in_pair = quantized and form["operator"] not in WEIGHTED
-    result = _pair(graph, _Operand("y", ())) if ends_in_pair else "y"
-    graph.output.append(onnx.helper.make_tensor_value_info(result, onnx.TensorProto.FLOAT, None))
-    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", _OPSET)], ir_version=_IR)
-    return onnx.shape_inference.infer_shapes(model, strict_mode=True)
-
-
-def _declare(graph: onnx.GraphProto, operand: _Operand) -> None:
-    """Add an operand to a graph: an initializer with values in [-1, 1], or an input."""
-    if operand.constant:
-        values = np.random.default_rng(0).uniform(-1, 1, operand.shape).astype(np.float32)
-        graph.initializer.append(numpy_helper.from_array(values, operand.name))
-    else:
-        graph.input.append(onnx.helper.make_tensor_value_info(operand.name, onnx.TensorProto.FLOAT, operand.shape))
-
-
-def _pair(graph: onnx.GraphProto, operand: _Operand) -> str:
-    """Add a pair behind an operand and return the name of what the pair gives."""
-    name, axis = operand.name, operand.axis
-    shape = () if axis is None else (operand.shape[axis],)
-    scale, zero, stored, given = (f"{name}_{part}" for part in ("scale", "zero_point", "quantized", "dequantized"))
-    graph.initializer.append(numpy_helper.from_array(np.full(shape, _SCALE, np.float32), scale))
-    graph.initializer.append(numpy_helper.from_array(np.zeros(shape, np.int8), zero))
-    attributes: dict[str, Any] = {} if axis is None else {"axis": axis}
-    for operator, source, result in (("QuantizeLinear", name, stored), ("DequantizeLinear", stored, given)):
-        graph.node.append(onnx.helper.make_node(operator, [source, scale, zero], [result], name=f"{name}_{operator}", **attributes))
-    return given
-
-
-def _built(model: onnx.ModelProto, target: Target) -> Engine:
-    if target.backend != "rtx":
-        raise UsageError(f"target {target}: only rtx targets can be probed; the tables of other backends are written by hand")
-    return build_engine(model, target)
-
-
-def _row(form: dict[str, Any], engine: Engine) -> Row:
+def _answer(asked: _Asked, target: Target, builders: _Builders) -> _Answer:
+    form, pairs = asked.form, asked.pairs
+    engine = builders.build(network(form, pairs), target)
     if engine.failure:
-        alone = _built(float_network(form), engine.target)
-        without = "(nor without Q/DQ)" if alone.failure else "(but does without Q/DQ)"
-        return Row(form, False, f"does not build: {last_sentence(engine.failure)} {without}")
-    layers = _computing(engine)
-    if not layers:
-        raise CompilerError(f"target {engine.target}: no engine layer carries the {form['operator']} that was built; this TensorRT-RTX logs another way")
-    seen = " + ".join(_seen(layer) for layer in layers)
-    return Row(form, all(_is_int8(form, layer) for layer in layers), seen)
+        alone = builders.build(network(form, "none"), target)
+        without = "nor without Q/DQ" if alone.failure else "but does without Q/DQ"
+        return _Answer(Row(form, "refused", f"{last_sentence(engine.failure)} ({without})"), pairs, engine.compiler)
+    layers = _computing(engine, form)
+    seen = " + ".join(dict.fromkeys(map(_seen, layers))) or "no layer of the engine names it"
+    if form["operator"] in RECURRENT:
+        seen = " + ".join(dict.fromkeys(_seen(layer) if layer.multiplies(_STORED[pairs]) else f"{layer.kind} in float" for layer in layers))
+    return _Answer(Row(form, _runs(form, layers, pairs), seen), pairs, engine.compiler)
 
 
-def _computing(engine: Engine) -> list[EngineLayer]:
-    """Return the engine layers that compute the measured one; a generated kernel only where there is no other."""
+def _computing(engine: Engine, form: Form) -> list[EngineLayer]:
+    """Return the engine layers that compute the measured one; a generated kernel only where there is no other.
+
+    A recurrent layer is taken apart by the compiler and its name lost: its products are the matrix
+    products and the generated kernels that multiply and sum.
+    """
+    if form["operator"] in RECURRENT:
+        return [layer for layer in engine.layers if layer.kind in _COMPUTING or "MulSum" in layer.name]
     carrying = [layer for layer in engine.layers if LAYER in layer.nodes]
     return [layer for layer in carrying if layer.kind in _COMPUTING] or carrying
 
 
-def _is_int8(form: dict[str, Any], layer: EngineLayer) -> bool:
-    read = [tensor.dtype for tensor in layer.inputs]
-    if form.get("operands") == "constant":
-        read.append("Int8" if _has_int8_constant(layer) else "")
-    if form["operator"] not in WEIGHTED:
-        read += [tensor.dtype for tensor in layer.outputs]
-    return layer.kind in _COMPUTING and set(read) == {"Int8"}
-
-
-def _has_int8_constant(layer: EngineLayer) -> bool:
-    return any(tensor.dtype == "Int8" for tensor in layer.constants)
+def _runs(form: Form, layers: list[EngineLayer], pairs: str) -> str:
+    stored = _STORED[pairs]
+    if form["operator"] in WEIGHTED_OPERATORS:
+        products = {layer.multiplies(stored) for layer in layers}
+        return {frozenset({True}): pairs, frozenset({True, False}): f"{pairs}-in-part"}.get(frozenset(products), "float")
+    moved = {tensor.dtype for layer in layers for tensor in (*layer.inputs, *layer.outputs)}
+    if moved != {stored}:
+        return "float"
+    return f"{pairs}-in-memory" if any("Cast" in layer.name for layer in layers) else pairs
 
 
 def _seen(layer: EngineLayer) -> str:
-    """Return an engine layer in words: its kind and the types of its data, INT8 weight and result."""
-    read = [tensor.dtype for tensor in layer.inputs] + ["Int8"] * _has_int8_constant(layer)
-    written = [tensor.dtype for tensor in layer.outputs]
-    if len({*read, *written}) == 1 and read[0] != "Int8":
-        return f"{layer.kind} in {read[0]}"
-    return f"{layer.kind} {','.join(read)} -> {','.join(written)}"
+    """Return an engine layer in words: its kind and the types of its data, small weight and result."""
+    read = [tensor.dtype for tensor in layer.inputs]
+    read += [t.dtype for t in layer.constants if t.dtype in _STORED.values()][:1]
+    return f"{layer.kind} {','.join(read)} -> {','.join(tensor.dtype for tensor in layer.outputs)}"
 
 
 def last_sentence(failure: str) -> str:

@@ -81,10 +81,13 @@ def _read_toml(path: Path) -> Located | None:
     if not path.is_file():
         return None
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read: {error.strerror}; mend it, or pass --no-project: qdq --no-project COMMAND ...") from error
+    try:
         tool = tomllib.loads(text).get("tool", {})
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        if "[tool.qdq" not in path.read_bytes().decode(errors="replace"):
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        if "[tool.qdq" not in text:
             return None
         raise UsageError(f"{path}: is not valid TOML: {error}") from error
     table = tool.get("qdq") if isinstance(tool, dict) else None

@@ -149,6 +149,7 @@ def validation_sections(validation: Validation) -> list[Section]:
     if validation.engines:
         parts.append(engine_section(validation.engines))
     parts += [_errors_section(f"{e.target}: the engine's own outputs against float ONNX Runtime", e.outputs) for e in validation.engines if e.outputs]
+    parts += [rules_section(e) for e in validation.engines if e.rules]
     others = [_promises(e) for e in validation.engines]
     return parts + [part for part in others if part.lines]
 
@@ -174,17 +175,40 @@ def engine_section(engines: Sequence[EngineReport]) -> Section:
     rows: list[tuple[Any, ...]] = []
     for e in engines:
         int8 = f"{sum(v.int8 for v in e.layers)} of {len(e.layers)}"
-        rows.append((e.target, "float", *_engine_cells(e.float_failure, "-", "-", e.float_kernels, e.float_bytes, e.float_milliseconds)))
-        rows.append((e.target, "INT8", *_engine_cells(e.failure, int8, len(e.standalone), e.kernels, e.bytes, e.milliseconds)))
-    headers = ("target", "model", "weighted in INT8", "stand-alone Q/DQ", "kernels", "MB moved", "ms")
+        if e.kind != "read":
+            rows.append(
+                (
+                    e.target,
+                    "float",
+                    *_engine_cells(e.float_failure, "-", "-", e.float_kernels, _reformats(e, e.float_reformats), e.float_bytes, e.float_milliseconds),
+                )
+            )
+        rows.append((e.target, "INT8", *_engine_cells(e.failure, int8, len(e.standalone), e.kernels, _reformats(e, e.reformats), e.bytes, e.milliseconds)))
+    headers = ("target", "model", "weighted in INT8", "stand-alone Q/DQ", "kernels", "reformats", "MB moved", "ms")
     compilers = sorted({f"{e.compiler}, {e.kind}" for e in engines})
     return Section("Engines", tuple(compilers) + tuple(e.remark for e in engines if e.remark), headers, tuple(rows))
 
 
-def _engine_cells(failure: str, int8: str, alone: Any, kernels: int, moved: float, milliseconds: float | None) -> tuple[Any, ...]:
+def _reformats(engine: EngineReport, count: int) -> Any:
+    """Return how many reformats an engine has; TensorRT-RTX converts inside other kernels."""
+    return "-" if engine.kind == "compiled" else count
+
+
+def _engine_cells(failure: str, *cells: Any) -> tuple[Any, ...]:
+    *counts, moved, milliseconds = cells
     if failure:
-        return ("does not build", "-", "-", "-", "-")
-    return (int8, alone, kernels, f"{moved / _MEGA:.2f}", "-" if milliseconds is None else f"{milliseconds:.3f}")
+        return ("does not build", *("-" for _ in cells[1:]))
+    return (*counts, f"{moved / _MEGA:.2f}", "-" if milliseconds is None else f"{milliseconds:.3f}")
+
+
+def rules_section(engine: EngineReport) -> Section:
+    """Return the documented rules that a predicted engine's layers follow."""
+    lines = tuple(f"{r.layers} {_plural('layer', r.layers)} ({', '.join(r.kinds)}), {r.rule}: {r.says} [{r.source}]" for r in engine.rules)
+    return Section(f"{engine.target}: predicted, not built; its layers follow", lines)
+
+
+def _plural(word: str, count: int) -> str:
+    return word if count == 1 else f"{word}s"
 
 
 def layers_section(engine: EngineReport) -> Section:
@@ -195,6 +219,8 @@ def layers_section(engine: EngineReport) -> Section:
 
 def _promises(engine: EngineReport) -> Section:
     lines = [f"broken: {b}" for b in engine.broken]
-    lines += [f"in float, as planned: {v.node}" for v in engine.layers if not v.int8 and not v.promised]
+    lines += [f"in float, as planned: {v.node}" for v in engine.layers if not v.int8 and not v.promised and v.node not in engine.unmapped]
+    lines += [f"no layer of the engine names it: {node}" for node in engine.unmapped]
     lines += [f"a kernel of its own: {name}" for name in engine.standalone]
-    return Section(f"{engine.target}: what the engine did otherwise", tuple(lines))
+    did = "what the predicted engine does otherwise" if engine.kind == "predicted" else "what the engine did otherwise"
+    return Section(f"{engine.target}: {did}", tuple(lines))

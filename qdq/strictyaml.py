@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -111,3 +111,49 @@ def words(mapping: Located, key: str, check: Callable[[str], str] = str) -> tupl
         return tuple(check(w) for w in found)
     except RuleError as error:
         raise RuleError(f"{line}: {error}") from error
+
+
+#: libyaml's parser where PyYAML was built with it: plans of large models have many lines.
+_FAST = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+def parse_texts(content: bytes) -> Any:
+    """Return one YAML document as `Located` mappings, lists and texts: every scalar stays the text that it is.
+
+    Raises RuleError, from its line on, for a repeated key, an alias, a tag or a second document, and
+    yaml.YAMLError for what is no YAML.
+    """
+    events = iter(yaml.parse(content, Loader=_FAST))
+    found: Any = None
+    for event in events:
+        if isinstance(event, yaml.DocumentStartEvent):
+            if found is not None:
+                raise RuleError(f"{_line(event)}: a second document begins; this file holds one")
+            found = _texts(next(events), events)
+    return found
+
+
+def _texts(event: yaml.Event, events: Iterator[yaml.Event]) -> Any:
+    if isinstance(event, yaml.AliasEvent) or getattr(event, "tag", None) is not None:
+        raise RuleError(f"{_line(event)}: tags and aliases are not read here; write the value itself")
+    if isinstance(event, yaml.ScalarEvent):
+        return event.value
+    if isinstance(event, yaml.SequenceStartEvent):
+        items: list[Any] = []
+        while not isinstance(event := next(events), yaml.SequenceEndEvent):
+            items.append(_texts(event, events))
+        return items
+    mapping = Located(_line(event))
+    while not isinstance(event := next(events), yaml.MappingEndEvent):
+        key = _texts(event, events)
+        if not isinstance(key, str):
+            raise RuleError(f"{_line(event)}: a key must be a word")
+        if key in mapping:
+            raise RuleError(f"{_line(event)}: the key {key!r} is given twice; remove one")
+        mapping.lines[key] = _line(event)
+        mapping[key] = _texts(next(events), events)
+    return mapping
+
+
+def _line(event: yaml.Event) -> int:
+    return event.start_mark.line + 1 if event.start_mark else 1

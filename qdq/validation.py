@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 
 import msgspec
 
 from qdq.accuracy import Accuracy, OutputError, compare, output_errors
+from qdq.documented import RULES
 from qdq.engine import Engine, EngineLayer, build_engine
-from qdq.errors import UsageError, did_you_mean
+from qdq.errors import LayerFileError, UsageError, did_you_mean
 from qdq.feeds import DataLike, Feeds, input_specs, open_feeds
-from qdq.gpu import run_tensorrt
+from qdq.gpu import gpu_present, run_tensorrt
 from qdq.index import GraphIndex, every_node, qualified
+from qdq.layerfile import read_layer_file
 from qdq.loading import ModelLike, Source, load
 from qdq.observation import Progress
 from qdq.operands import operands
+from qdq.predicting import predict_engine
 from qdq.quantized import QuantizedModel, require_same_graph
 from qdq.target import Target
 
 #: Kinds of engine layer that multiply matrices or convolve; others are pointwise, or fuse whole attention blocks.
 _MULTIPLYING = ("correlation", "gemm", "deconv", "runtime_fusion", "CaskConvolution", "CaskGemmConvolution", "CudaDepthwiseConvolution", "MatrixMultiply")
-_INT8 = "Int8"
-_VALUES = ("Float", "Half", "BFloat16", "FP8", _INT8)
 
 
 class LayerVerdict(msgspec.Struct, frozen=True):
@@ -51,11 +53,23 @@ class BrokenPromise(msgspec.Struct, frozen=True):
         return f"{self.node} [{self.rule}]: promised INT8, {self.instead}"
 
 
+class FollowedRule(msgspec.Struct, frozen=True):
+    """A documented rule, and how many layers of a predicted engine follow it."""
+
+    rule: str
+    says: str
+    #: Where it is documented.
+    source: str
+    layers: int
+    #: What those layers are.
+    kinds: tuple[str, ...]
+
+
 class EngineReport(msgspec.Struct, frozen=True):
     """The float and the quantized engine of one target, side by side."""
 
     target: str
-    #: ``compiled`` with no GPU, or ``measured`` on one.
+    #: ``compiled`` with no GPU, ``measured`` on one, ``predicted`` from documented rules, or ``read`` from a file of layers.
     kind: str
     compiler: str
     #: The compiler's words where it refused the model, else "".
@@ -75,15 +89,24 @@ class EngineReport(msgspec.Struct, frozen=True):
     float_milliseconds: float | None = None
     #: Errors of the INT8 engine's own outputs against the float model's in ONNX Runtime; empty where nothing ran.
     outputs: tuple[OutputError, ...] = ()
+    #: Layers that only convert a tensor's type or memory format, stand-alone Q and DQ among them.
+    reformats: int = 0
+    float_reformats: int = 0
+    #: Weighted nodes that no layer of the engine names; they count neither as kept nor as broken.
+    unmapped: tuple[str, ...] = ()
+    #: What a predicted engine's layers follow; empty for a real one.
+    rules: tuple[FollowedRule, ...] = ()
 
     @property
     def remark(self) -> str:
         """A sentence for the user where a number alone would mislead, else ""."""
         if self.failure:
             same = "with or without Q/DQ" if self.float_failure else "only with Q/DQ"
-            return f"{self.target}: the compiler refuses this model {same}: {self.failure}"
+            who = "TensorRT is predicted to refuse" if self.kind == "predicted" else "the compiler refuses"
+            return f"{self.target}: {who} this model {same}: {self.failure}"
         if self.bytes > self.float_bytes > 0:
-            return f"{self.target}: the INT8 engine moves more bytes than the float engine ({self.bytes / 1e6:.2f} MB against {self.float_bytes / 1e6:.2f} MB)."
+            word = "predicted INT8 engine" if self.kind == "predicted" else "INT8 engine"
+            return f"{self.target}: the {word} moves more bytes than the float engine ({self.bytes / 1e6:.2f} MB against {self.float_bytes / 1e6:.2f} MB)."
         return ""
 
 
@@ -113,11 +136,17 @@ def validate(  # noqa: PLR0913 keyword arguments of the public function
     shapes: Mapping[str, tuple[int, ...]] | None = None,
     batch: int | None = None,
     progress: Progress | None = None,
+    layers: Iterable[str | Path] = (),
+    allow_fp16: bool = False,
 ) -> Validation:
     """Return how the quantized model compares with the float model it was made from.
 
-    Accuracy needs `data`; engines need `targets`. Dynamic dimensions are fixed by `shapes`, else
-    by the first sample, else at 1. Raises ModelError where the two are not the same graph.
+    Accuracy needs `data`; engines need `targets`: rtx targets are compiled, trt targets built and
+    run where TensorRT and a GPU are present, which needs `data`, and predicted elsewhere.
+    `allow_fp16` predicts what TensorRT 10 and earlier build with FP16 allowed. `layers` are files
+    that the engine inspector or ``trtexec --exportLayerInfo`` wrote for engines of the quantized
+    model. Dynamic dimensions are fixed by `shapes`, else by the first sample, else at 1. Raises
+    ModelError where the two models are not the same graph.
     """
     index, target_model = GraphIndex(load(model)), QuantizedModel(quantized)
     require_same_graph(index, target_model)
@@ -127,7 +156,8 @@ def validate(  # noqa: PLR0913 keyword arguments of the public function
     if feeds is not None:
         fixed = {**{name: values.shape for name, values in feeds.first().items()}, **fixed}
     accuracy = compare(index, GraphIndex(target_model.source), feeds, progress) if feeds is not None else None
-    engines = tuple(_engine_report(index, target_model, target, fixed, feeds) for target in targets)
+    engines = tuple(_engine_report(index, target_model, target, fixed, feeds, allow_fp16) for target in targets)
+    engines += tuple(_file_report(target_model, Path(path)) for path in layers)
     return Validation(index.source.name, target_model.source.name, accuracy, engines)
 
 
@@ -153,12 +183,41 @@ def require_shapes(index: GraphIndex, shapes: Mapping[str, tuple[int, ...]]) -> 
             raise UsageError(f"{index.source.name}: --shape {name}={'x'.join(map(str, shape))} does not fit the input, which is {specs[name]}")
 
 
-def _engine_report(index: GraphIndex, quantized: QuantizedModel, target: Target, shapes: dict[str, tuple[int, ...]], feeds: Feeds | None) -> EngineReport:
-    if target.backend == "trt":
+def _engine_report(
+    index: GraphIndex, quantized: QuantizedModel, target: Target, shapes: dict[str, tuple[int, ...]], feeds: Feeds | None, allow_fp16: bool
+) -> EngineReport:
+    if target.backend == "trt" and gpu_present():
         return _measured_report(index, quantized, target, feeds)
-    ours = build_engine(_labelled_source(index), target, shapes)
-    theirs = build_engine(Source(quantized.source.path, quantized.labelled(), quantized.source.digest), target, shapes)
+    models = (_labelled_source(index), Source(quantized.source.path, quantized.labelled(), quantized.source.digest))
+    if target.backend == "trt":
+        ours, theirs = (predict_engine(m, target, shapes, allow_fp16=allow_fp16) for m in models)
+        return msgspec.structs.replace(report_engines(quantized, ours, theirs, "predicted"), rules=tuple(_followed(theirs)))
+    ours, theirs = (build_engine(m, target, shapes) for m in models)
     return report_engines(quantized, ours, theirs, "compiled")
+
+
+def _followed(engine: Engine) -> Iterable[FollowedRule]:
+    """Yield the rules that a predicted engine's layers follow, in the order of their first layer."""
+    for name in dict.fromkeys(layer.follows for layer in engine.layers):
+        following = [layer.kind for layer in engine.layers if layer.follows == name]
+        rule = RULES[name]
+        yield FollowedRule(name, rule.says, rule.source, len(following), tuple(dict.fromkeys(following)))
+
+
+def _file_report(quantized: QuantizedModel, path: Path) -> EngineReport:
+    """Return the report on a real engine of the quantized model, whose layers a file lists."""
+    engine = read_layer_file(path, Target("trt", 0), _names_in_engines(quantized))
+    report = msgspec.structs.replace(report_engines(quantized, engine, engine, "read"), target=path.name, float_kernels=0, float_bytes=0.0, float_reformats=0)
+    if report.layers and len(report.unmapped) == len(report.layers):
+        raise LayerFileError(f"{path}: no layer names a weighted node of {quantized.source.name}; pass the model that the engine was built from")
+    return report
+
+
+def _names_in_engines(quantized: QuantizedModel) -> dict[str, str]:
+    """Map what an engine may call a node to its label: its name in the file, or ``node_of_`` its first output."""
+    given, labelled = quantized.source.model.graph.node, quantized.labelled().graph.node
+    names = {f"node_of_{ours.output[0]}": theirs.name for ours, theirs in zip(given, labelled, strict=True) if ours.output}
+    return {**names, **{ours.name: theirs.name for ours, theirs in zip(given, labelled, strict=True) if ours.name}}
 
 
 def _measured_report(index: GraphIndex, quantized: QuantizedModel, target: Target, feeds: Feeds | None) -> EngineReport:
@@ -174,6 +233,8 @@ def _measured_report(index: GraphIndex, quantized: QuantizedModel, target: Targe
 def report_engines(quantized: QuantizedModel, ours: Engine, theirs: Engine, kind: str) -> EngineReport:
     """Return the comparison of the float engine (`ours`) with the quantized one (`theirs`)."""
     layers = tuple(_verdicts(quantized, theirs)) if not theirs.failure else ()
+    named = {node for layer in theirs.layers for node in layer.nodes}
+    unmapped = tuple(v.node for v in layers if kind == "read" and v.node not in named)
     pair_nodes = {label for label, n in every_node(quantized.labelled().graph) if n.op_type in ("QuantizeLinear", "DequantizeLinear")}
     alone = {n for layer in theirs.layers if layer.nodes and pair_nodes.issuperset(layer.nodes) for n in layer.nodes}
     return EngineReport(
@@ -188,8 +249,16 @@ def report_engines(quantized: QuantizedModel, ours: Engine, theirs: Engine, kind
         float_bytes=ours.bytes,
         layers=layers,
         standalone=tuple(sorted(alone)),
-        broken=tuple(BrokenPromise(v.node, v.rule, f"but the engine runs it as {v.engine}") for v in layers if v.promised and not v.int8),
+        broken=tuple(_broken(v, kind) for v in layers if v.promised and not v.int8 and v.node not in unmapped),
+        reformats=theirs.reformats,
+        float_reformats=ours.reformats,
+        unmapped=unmapped,
     )
+
+
+def _broken(verdict: LayerVerdict, kind: str) -> BrokenPromise:
+    runs = "is predicted to run" if kind == "predicted" else "runs"
+    return BrokenPromise(verdict.node, verdict.rule, f"but the engine {runs} it as {verdict.engine}")
 
 
 def computing_layer(engine: Engine, node: str) -> EngineLayer | None:
@@ -199,9 +268,8 @@ def computing_layer(engine: Engine, node: str) -> EngineLayer | None:
 
 
 def multiplies_int8(layer: EngineLayer) -> bool:
-    """Whether a layer's first input and what it is multiplied with, a constant or the second input, are INT8; masks aside."""
-    types = [t.dtype for t in layer.inputs if t.dtype in _VALUES]
-    return types[:1] == [_INT8] and (types[1:2] == [_INT8] or any(t.dtype == _INT8 for t in layer.constants))
+    """Whether a layer multiplies INT8 operands, without casting them to float first."""
+    return layer.multiplies("Int8")
 
 
 def _verdicts(quantized: QuantizedModel, engine: Engine) -> Iterable[LayerVerdict]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
 from collections.abc import Callable
@@ -11,10 +10,8 @@ from typing import Any
 
 import onnx
 import pytest
-import yaml
 from making import refused, run, samples, save, tiny_model
 
-needs_no_tensorrt = pytest.mark.skipif(importlib.util.find_spec("tensorrt") is not None, reason="TensorRT is installed")
 Edit = Callable[[Any], object]
 
 
@@ -50,11 +47,11 @@ class Bench:
         (self.folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
         return self.folder / name
 
-    def edited_plan(self, edit: Edit) -> Path:
-        """Write the plan with a change."""
-        content = yaml.safe_load(self.plan.read_text())
-        edit(content)
-        return self.write("edited.yaml", yaml.safe_dump(content))
+    def edited_plan(self, old: str, new: str) -> Path:
+        """Write the plan with the one place where it says `old` saying `new`."""
+        text = self.plan.read_text()
+        assert text.count(old) == 1, old
+        return self.write("edited.yaml", text.replace(old, new))
 
     def edited_scales(self, edit: Edit) -> Path:
         """Write the scales with a change."""
@@ -81,7 +78,9 @@ NO_PLANS = {
     "text": "hello\n",
     "list": "[1, 2]\n",
     "mapping": "a: b\n",
-    "version-only": "qdq_plan: 1\n",
+    "other-version": "qdq_plan: 1\n",
+    "two-documents": "qdq_plan: 2\n---\nqdq_plan: 2\n",
+    "alias": "qdq_plan: &a 2\nmodel: *a\n",
     "open-bracket": "a: [\n",
     "no-such-date": "a: 2024-99-99\n",
     "python-object": "!!python/object:os.system {}\n",
@@ -142,7 +141,7 @@ def test_a_plan_of_another_model_is_refused_with_both_digests(bench: Bench) -> N
     says = r"the plan is for model.onnx with digest [0-9a-f]{12}, but other.onnx has [0-9a-f]{12}; plan again\n"
 
     assert re.fullmatch(rf"qdq: {bench.plan}: {says}", bench.calibrate(model=other))
-    assert re.fullmatch(rf"qdq: {bench.plan}, {bench.scales}: {says}", bench.apply(model=other))
+    assert re.fullmatch(rf"qdq: {bench.plan}: {says}", bench.apply(model=other))
 
 
 def test_scales_of_another_plan_are_refused(bench: Bench) -> None:
@@ -163,39 +162,94 @@ def setting(*path: str | int, value: object) -> Edit:
     return edit
 
 
-@pytest.mark.parametrize(
-    ("edit", "says"),
-    [
-        (setting("qdq_plan", value=2), "not a plan that qdq can read: its layout is version 2, this qdq reads 1"),
-        (setting("quantize", 0, "using", value="int4"), "x -> conv[0]: unknown format 'int4'; known are int8-activation, "),
-        (setting("targets", value=["rtx:sm90"]), "unknown target 'rtx:sm90'"),
-        (setting("quantise", value=[]), "Object contains unknown field `quantise`"),
-        (setting("quantize", 0, "slot", value="0"), "Expected `int`, got `str` - at `$.quantize[0].slot`"),
-        (lambda plan: plan.pop("model"), "Object missing required field `model`"),
-        (
-            setting("quantize", 0, "into", value="cnov"),
-            "on x -> cnov[0]: model.onnx has no such edge, or none that takes this format; plan again",
-        ),
-        (setting("quantize", 0, "tensor", value="y"), "int8-activation on y -> conv[0]: model.onnx has no such edge"),
-        (setting("quantize", 0, "slot", value=7), "int8-activation on x -> conv[7]: model.onnx has no such edge"),
-        (setting("quantize", 0, "slot", value=-1), "int8-activation on x -> conv[-1]: model.onnx has no such edge"),
-        (setting("quantize", 0, "axis", value=1), "int8-activation(axis=1) on x -> conv[0]: model.onnx has no such edge, or none that takes this format"),
-        (setting("quantize", 1, "axis", value=4), "int8-weight-per-channel(axis=4) on conv.weight -> conv[1]: model.onnx has no such edge, or none"),
-        (setting("quantize", 0, "using", value="int8-weight-per-tensor"), "int8-weight-per-tensor on x -> conv[0]: model.onnx has no such edge, or none"),
-        (
-            setting("scale_groups", value=[{"tensors": ["x", "y"], "because": ["concat-scales"]}]),
-            "scale_groups names 'y', which the plan does not quantize; plan again",
-        ),
-        (setting("digest", value="0" * 64), "the plan is for model.onnx with digest 000000000000, but model.onnx has"),
-    ],
-)
-def test_an_edited_plan_that_the_model_cannot_follow_is_refused(bench: Bench, edit: Edit, says: str) -> None:
-    path = bench.edited_plan(edit)
+X = "{slot: 0, tensor: x, quantize: int8-activation, because: weighted-inputs}"
+W = "{slot: 1, tensor: conv.weight, quantize: int8-weight-per-channel, axis: 0, because: weights-per-channel}"
+RELU = "{slot: 0, tensor: c, float: no-weighted-outputs}"
 
-    message = bench.calibrate(plan=path)
+#: What is replaced, by what, a text of the line that the message names, and what it says.
+EDITS = {
+    "node": ("- node: conv", "- node: cnov", "cnov", "model.onnx has no node 'cnov'; did you mean 'conv'?"),
+    "operator": ("op: Conv", "op: Gemm", "node: conv", "node 'conv' of model.onnx is a Conv, not a Gemm"),
+    "tensor": (X, X.replace("tensor: x", "tensor: y"), "tensor: y", "slot 0 of 'conv' reads 'x', not 'y'"),
+    "float-tensor": (RELU, RELU.replace("tensor: c", "tensor: y"), "tensor: y", "slot 0 of 'relu' reads 'c', not 'y'"),
+    "no-slot": (X, X.replace("slot: 0", "slot: 7"), "slot: 7", "Conv 'conv' has 3 inputs, so no slot 7"),
+    "slot-below-0": (X, X.replace("slot: 0", "slot: -1"), "slot: -1", "'slot' is '-1'; write a whole number from 0 on"),
+    "slot-word": (X, X.replace("slot: 0", "slot: first"), "slot: first", "'slot' is 'first'; write a whole number"),
+    "format": (X, X.replace("int8-activation", "int4"), "int4", "'quantize' is 'int4'; it must be one of int8-activation"),
+    "weight-format-on-computed": (
+        X, X.replace("int8-activation", "int8-weight-per-tensor"), "slot: 0, tensor: x",
+        "int8-weight-per-tensor on x -> conv[0]: 'x' is computed; a weight format needs a constant",
+    ),
+    "axis-of-activation": (X, X.replace("int8-activation", "int8-activation, axis: 1"), "axis: 1", "this format has one scale and no axis; remove 'axis'"),
+    "other-axis": (W, W.replace("axis: 0", "axis: 4"), "axis: 4", "the output channels of 'conv.weight' lie along axis 0; write 'axis: 0'"),
+    "no-axis": (W, W.replace("axis: 0, ", ""), "conv.weight", "the output channels of 'conv.weight' lie along axis 0; write 'axis: 0'"),
+    "repeated": (X, f"{X}\n  - {X.replace('weighted-inputs', 'again')}", "again", "the edge x -> conv[0] stands on line "),
+    "undecided": (X, "{slot: 0, tensor: x}", "tensor: x}", "edge x -> conv[0] needs either 'quantize: FORMAT' or 'float: REASON'"),
+    "twofold": (X, X.replace("because", "float: me, because"), "float: me", "edge x -> conv[0] needs either 'quantize: FORMAT' or 'float: REASON'"),
+    "float-with-axis": (RELU, RELU.replace("float", "axis: 0, float"), "axis: 0, float", "'axis' goes with 'quantize' only"),
+    "quantize-with-why": (X, X.replace("because", "why: so, because"), "why: so", "'why' goes with 'float' only; remove it"),
+    "edge-key": (X, X.replace("because", "becuase"), "becuase", "unknown key 'becuase'; did you mean 'because'?"),
+    "edge-text": (X, "conv", "", "edited.yaml:16: 'edges' must hold mappings with slot, tensor, not 'conv'"),
+    "half-quantized": (
+        X, "{slot: 0, tensor: x, float: me}", "conv.weight",
+        "a pair on conv.weight -> conv[1] only costs unless x -> conv[0] has one of the same type: TensorRT runs a layer",
+    ),
+    "half-dropped": (f"  - {W}\n", "", X, "a pair on x -> conv[0] only costs unless conv.weight -> conv[1] has one of the same type"),
+    "layer-key": ("- node: conv", "- name: conv\n  node: conv", "name: conv", "unknown key 'name'"),
+    "no-edges": ("- node: conv\n", "- node: nowhere\n- node: conv\n", "nowhere", "the key 'edges' is missing"),
+    "group-tensor": (
+        "scale_groups: []", "scale_groups:\n- tensors: [x, ff]", "tensors: [x, ff]",
+        "scale group names 'ff', which is no tensor of model.onnx; did you mean 'f'?",
+    ),
+    "group-of-floats": ("scale_groups: []", "scale_groups:\n- tensors: [x, y]", "tensors: [x, y]", "scale group names 'y', which the plan does not quantize"),
+    "group-ratio": ("scale_groups: []", "scale_groups:\n- tensors: [x]\n  ratio_at_most: ten", "ten", "'ratio_at_most' is 'ten'; write a number above 0"),
+    "group-ratio-below-0": ("scale_groups: []", "scale_groups:\n- tensors: [x]\n  ratio_at_most: -1", "-1", "'ratio_at_most' is '-1'; write a number"),
+    "target": ("- trt:sm80", "- rtx:sm90", "targets:", "unknown target 'rtx:sm90'"),
+    "top-key": ("notes: []", "nots: []", "nots", "unknown key 'nots'; did you mean 'notes'?"),
+    "repeated-key": ("notes: []", "notes: []\nmodel: x", "", "not a plan that qdq can read: "),
+    "notes-a-mapping": ("notes: []", "notes: {a: b}", "notes", "'notes' must be a text or a list of texts"),
+    "reasons-a-list": ("reasons:\n", "reasons: [x]\nmodl:\n", "", "unknown key 'modl'; did you mean 'model'"),
+}  # fmt: skip
 
-    assert message.startswith(f"qdq: {path}: ")
+
+@pytest.mark.parametrize(("old", "new", "at", "says"), EDITS.values(), ids=EDITS)
+@pytest.mark.parametrize("command", ["calibrate", "apply"])
+def test_an_edit_that_cannot_be_honoured_is_named_with_its_line(bench: Bench, command: str, old: str, new: str, at: str, says: str) -> None:
+    path = bench.edited_plan(old, new)
+
+    message = bench.calibrate(plan=path) if command == "calibrate" else bench.apply(plan=path)
+
+    lines = [i for i, line in enumerate(path.read_text().splitlines(), 1) if at and at in line]
+    assert message.startswith(f"qdq: {path}:{lines[-1]}: " if at else f"qdq: {path}:"), message
     assert says in message
+
+
+def test_a_plan_of_an_older_layout_says_how_to_get_a_new_one(bench: Bench) -> None:
+    message = bench.calibrate(plan=bench.edited_plan("qdq_plan: 2", "qdq_plan: 1"))
+
+    assert message.endswith("not a plan that qdq can read: its layout is version 1, this qdq reads 2; make one with 'qdq plan'\n")
+
+
+def test_a_plan_without_its_model_is_refused(bench: Bench) -> None:
+    assert "edited.yaml:1: the key 'model' is missing" in bench.calibrate(plan=bench.edited_plan("model: model.onnx\n", ""))
+
+
+def test_a_digest_that_was_edited_is_another_models(bench: Bench) -> None:
+    digest = next(line for line in bench.plan.read_text().splitlines() if line.startswith("digest: "))
+
+    assert "the plan is for model.onnx with digest 000000000000, but model.onnx has" in bench.calibrate(plan=bench.edited_plan(digest, f"digest: '{'0' * 64}'"))
+
+
+def test_integers_take_no_format(bench: Bench) -> None:
+    model = tiny_model()
+    model.graph.input.append(onnx.helper.make_tensor_value_info("i", onnx.TensorProto.INT64, ["n"]))
+    model.graph.output.append(onnx.helper.make_tensor_value_info("j", onnx.TensorProto.INT64, ["n"]))
+    model.graph.node.append(onnx.helper.make_node("Abs", ["i"], ["j"], name="abs"))
+    path, plan = save(model, bench.folder / "integers.onnx"), bench.folder / "integers.yaml"
+    assert run("plan", path, "-o", plan)[0] == 0
+    plan.write_text(plan.read_text().replace("\nscale_groups", "- node: abs\n  edges:\n  - {slot: 0, tensor: i, quantize: int8-activation}\nscale_groups"))
+
+    assert "int8-activation on i -> abs[0]: 'i' holds no floats" in bench.calibrate(model=path, plan=plan)
 
 
 @pytest.mark.parametrize(
@@ -222,7 +276,7 @@ def test_edited_scales_that_the_plan_cannot_use_are_refused(bench: Bench, edit: 
 
 
 def test_nothing_to_validate_is_said_so(bench: Bench) -> None:
-    assert bench.validate() == "qdq: nothing to validate: pass --data for accuracy, --target for engines, or both\n"
+    assert bench.validate() == "qdq: nothing to validate: pass --data for accuracy, --target for engines, --layers for an engine of yours, or several\n"
 
 
 def changed(bench: Bench, change: Callable[[onnx.ModelProto], object]) -> Path:
@@ -269,21 +323,6 @@ def test_an_unknown_input_in_shape_is_refused_without_building_an_engine(bench: 
     message = bench.validate("--target", "rtx:sm86", "--shape", "image=1x4x8x8")
 
     assert message == "qdq: model.onnx: --shape names no input 'image'; its inputs are x\n"
-
-
-@needs_no_tensorrt
-@pytest.mark.parametrize("target", ["trt", "trt:sm80"])
-@pytest.mark.parametrize("command", ["validate", "quantize"])
-def test_a_trt_target_without_tensorrt_says_what_to_install(bench: Bench, command: str, target: str) -> None:
-    more = [bench.quantized] if command == "validate" else ["-o", bench.out, "--validate", "--report", bench.folder / "report.md"]
-
-    message = refused(bench.folder, command, bench.model, *more, "--data", "noise", "--target", target)
-
-    assert message == f"qdq: target {target}: needs a GPU and TensorRT: pip install 'qdq[tensorrt]'; rtx targets need neither\n"
-
-
-def test_a_trt_target_needs_data_because_it_runs(bench: Bench) -> None:
-    assert bench.validate("--target", "trt:sm80") == "qdq: target trt:sm80: running an engine needs --data\n"
 
 
 @pytest.mark.parametrize("target", ["rtx:sm90", "junk"])

@@ -14,9 +14,9 @@ from making import run as cli
 from onnx import TensorProto, numpy_helper
 
 import qdq
-from qdq.engine import LayerTensor, build_engine, compilable
+from qdq.engine import EngineLayer, LayerTensor, build_engine, compilable
 from qdq.errors import CompilerError, UsageError
-from qdq.gpu import read_inspector
+from qdq.gpu import read_inspector, run_tensorrt
 from qdq.index import node_labels
 from qdq.target import parse_target
 from qdq.validation import EngineReport, Thresholds, Validation, misses, multiplies_int8, validate
@@ -127,6 +127,53 @@ def test_a_half_quantized_convolution_is_neither_promised_nor_int8(slot: int) ->
     assert promise(report) == {"conv": (False, False)}
     assert report.broken == ()
     assert [f.code for f in qdq.check(model)] == ["missing-pair"]
+
+
+def product(axis: int, dtype: Any = np.float32) -> onnx.ModelProto:
+    """Return a MatMul with pairs on both operands, the weight's scales along an axis."""
+    kind = TensorProto.FLOAT16 if dtype == np.float16 else TensorProto.FLOAT
+    model = build([node("MatMul", ["x", "w"], "y", name="fc")], {"x": [8, 32]}, ["y"], {"w": noise(32, 32, dtype=dtype)}, dtype=kind)
+    after = qdq.quantize(model, "noise").model
+    for item in after.graph.node:
+        for attribute in item.attribute:
+            if attribute.name == "axis":
+                attribute.i = axis
+    return after
+
+
+@needs_compiler
+@pytest.mark.parametrize(("dtype", "target"), [(np.float32, SM86), (np.float16, SM75), (np.float16, SM86), (np.float32, SM120)], ids=str)
+@pytest.mark.parametrize("axis", [0, 1])
+def test_weight_scales_along_the_wrong_axis_break_the_promise(axis: int, dtype: Any, target: qdq.Target) -> None:
+    model = product(axis, dtype)
+    (report,) = validate(qdq.strip(model), model, targets=[target]).engines
+    assert report.failure == ""
+    assert promise(report) == {"fc": (True, axis == 1)}
+    assert len(report.broken) == (axis == 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "int8"),
+    [
+        ("__myl_CastMulCastCastMulFc_myl0_1", False), ("__myl_CastMulFc_myl0_1", False), ("__myl_MulMinMaxRounCast_myl0_0", False),
+        ("__myl_FcMulReluMulMinMaxRounCast_myl0_1", True), ("__myl_MoveConcCorrMulCastReshMove_myl0_1", True), ("__myl_MulSum_myl0_1", False),
+        ("__myl_MulMinMaxRounCastCastMulCorr_myl0_0", False), ("fc_myl0_1", True), ("_gemm_mha_v2_myl0_3", True), ("BroadCast", True),
+    ],
+)  # fmt: skip
+def test_a_generated_kernel_that_casts_before_its_product_does_not_multiply_int8(name: str, int8: bool) -> None:
+    stored = (LayerTensor("t", (8, 8), "Int8"),)
+    layer = EngineLayer(name, "runtime_fusion", stored, stored, (LayerTensor("y", (8, 8), "Float"),), ("fc",))
+    assert layer.multiplies("Int8") is int8
+    assert not layer.multiplies("FP8")
+    assert multiplies_int8(layer) is int8
+
+
+@pytest.mark.parametrize(
+    ("name", "int8"), [("__myl_MulMinMaxRounCastConcCorr_myl0_0", True), ("__myl_MulMinMaxRounCastCastMulCorr_myl0_0", False), ("c", False)]
+)
+def test_a_generated_kernel_that_quantizes_its_input_itself_multiplies_int8(name: str, int8: bool) -> None:
+    read, weight = (LayerTensor("x", (1, 2, 1, 1), "Float"),), (LayerTensor("w", (4, 2, 1, 1), "Int8"),)
+    assert EngineLayer(name, "kgen", read, weight, read, ("c",)).multiplies("Int8") is int8
 
 
 @needs_compiler
@@ -253,14 +300,14 @@ def test_what_is_compiled_is_a_copy_of_fixed_shape_with_names_of_its_own() -> No
     assert model.SerializeToString() == before
 
 
-def test_tensorrt_proper_is_asked_for_by_name() -> None:
+def test_tensorrt_proper_is_built_only_where_it_can_run() -> None:
     if importlib.util.find_spec("tensorrt") is not None:
         pytest.skip("TensorRT is installed")
     result = qdq.quantize(convolution(), "noise")
-    with pytest.raises(UsageError, match="running an engine needs --data"):
-        engines(result, parse_target("trt"))
+    (engine,) = engines(result, parse_target("trt")).engines
+    assert (engine.kind, engine.milliseconds) == ("predicted", None)
     with pytest.raises(CompilerError, match=r"target trt: needs a GPU and TensorRT"):
-        engines(result, parse_target("trt"), data="noise")
+        run_tensorrt(qdq.load(convolution()), parse_target("trt"), [])
 
 
 # --- the engine inspector's JSON, of TensorRT proper -----------------------------------------------------------------
@@ -303,7 +350,7 @@ def test_the_inspector_is_read_in_its_old_and_its_new_form(old: bool) -> None:
     first, second, reformat = read_inspector(inspected(old), LABELS)
     assert first.nodes == ("first], conv", "relu")
     assert (second.nodes, reformat.nodes) == (("übung",), ())
-    assert first.inputs == (LayerTensor("x", (1, 3, 6, 6), "Int8"),)
+    assert first.inputs == (LayerTensor("x", (1, 3, 6, 6), "Int8", "32-wide" if old else "linear"),)
     assert first.constants == (LayerTensor("weights", (108,), "Int8"),)
     assert [t.dtype for t in (*second.inputs, *second.outputs)] == ["Half", "Float"]
     assert multiplies_int8(first)

@@ -103,8 +103,8 @@ def test_the_nearest_file_counts_and_the_search_ends_at_the_repository(repositor
 
 
 def test_a_pyproject_of_others_is_no_project_file(repository: Path) -> None:
-    for content in ("[tool.ruff]\nline-length = 3\n", "tool = 3\n", "no TOML ["):
-        (repository / "pyproject.toml").write_text(content)
+    for content in (b"[tool.ruff]\nline-length = 3\n", b"tool = 3\n", b"no TOML [", b"\xff\xfe", b"a = " + b"[" * 5000):
+        (repository / "pyproject.toml").write_bytes(content)
         assert find_project(repository / "work") is None
 
 

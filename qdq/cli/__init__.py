@@ -25,6 +25,7 @@ COMMANDS = {
     "strip": "Take the Q/DQ pairs out of a model again.",
     "check": "Find where models' Q/DQ differ from the rules, or would be refused.",
     "validate": "Compare float and quantized model in ONNX Runtime and in TensorRT's engines.",
+    "probe": "Measure which layers a target runs in INT8 and FP8, as a kernel table.",
     "test": "Run the cases of rule files.",
     "facts": "List the words that rules may use.",
     "rules": "List or show rules with their reasons; write their schema and documents.",

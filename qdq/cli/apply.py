@@ -7,10 +7,12 @@ from pathlib import Path
 import click
 
 from qdq.cli.options import FILE, naming, output_option
+from qdq.index import GraphIndex
 from qdq.loading import load
-from qdq.planfile import read_plan, read_scales
+from qdq.planedits import require_edits
+from qdq.planfile import read_plan_file, read_scales
 from qdq.quantizing import save
-from qdq.rewriting import apply
+from qdq.rewriting import apply_index
 from qdq.saving import check_output
 
 
@@ -27,9 +29,11 @@ def command(model: Path, plan: Path, scales: Path, output: Path, force: bool) ->
       qdq apply resnet50.onnx resnet50.plan.yaml resnet50.scales.json -o resnet50.int8.onnx
     """
     check_output(output, (model, plan, scales), force)
+    planned, scaled = read_plan_file(plan), read_scales(scales)
     source = load(model)
-    planned, scaled = read_plan(plan), read_scales(scales)
+    index = GraphIndex(source)
+    require_edits(planned, index)
     with naming(plan, scales):
-        rewritten = apply(source, planned, scaled)
+        rewritten = apply_index(index, planned.plan, scaled)
     save(rewritten, source, output, force)
     click.echo(f"wrote {output}")

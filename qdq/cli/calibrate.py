@@ -6,10 +6,13 @@ from pathlib import Path
 
 import click
 
-from qdq.calibration import calibrate
+from qdq.calibration import calibrate_index, parse_method
 from qdq.cli.options import FILE, data_option, method_option, naming, output_option, progress
 from qdq.feeds import data_files
-from qdq.planfile import read_plan, scales_json
+from qdq.index import GraphIndex
+from qdq.loading import load
+from qdq.planedits import require_edits
+from qdq.planfile import read_plan_file, scales_json
 from qdq.reporting import scales_summary, sections_text
 from qdq.saving import check_output, write_whole
 
@@ -28,9 +31,11 @@ def command(model: Path, plan: Path, data: str | None, batch: int | None, method
       qdq calibrate resnet50.onnx resnet50.plan.yaml --data samples/ -o resnet50.scales.json
     """
     check_output(output, (model, plan, *data_files(data)), force)
-    planned = read_plan(plan)
+    planned, way = read_plan_file(plan), parse_method(method)
+    index = GraphIndex(load(model))
+    require_edits(planned, index)
     with naming(plan), progress("calibrating") as advance:
-        scales = calibrate(model, planned, data, method=method, batch=batch, progress=advance)
+        scales = calibrate_index(index, planned.plan, data, way, batch, advance)
     write_whole(output, scales_json(scales))
     click.echo(sections_text([scales_summary(scales)]), nl=False)
     click.echo(f"\nwrote {output}")

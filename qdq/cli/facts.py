@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+
 import click
 import msgspec
 
 from qdq.cli.options import format_option, show
-from qdq.facts import EDGE_FACTS, NODE_FACTS
+from qdq.facts import EDGE_FACTS, NODE_FACTS, parameters
+from qdq.quantizer import FORMATS
 from qdq.reporting import Section
 
 
@@ -16,6 +19,8 @@ class Fact(msgspec.Struct, frozen=True):
     word: str
     behind: str
     says: str
+    #: The numbers that a rule must give it under `given`.
+    given: tuple[str, ...] = ()
 
 
 class Answer(msgspec.Struct, frozen=True):
@@ -33,7 +38,12 @@ def command(layout: str) -> None:
     Example:
       qdq facts
     """
-    facts = [Fact(word, "from, into", " ".join((f.__doc__ or "").split())) for word, f in sorted(NODE_FACTS.items())]
-    facts += [Fact(word, "edge", " ".join((f.__doc__ or "").split())) for word, f in sorted(EDGE_FACTS.items())]
-    rows = tuple((f.word, f.behind, f.says) for f in facts)
-    show(layout, Answer(tuple(facts)), [Section("Facts", (), ("word", "behind", "holds for"), rows)])
+    facts = [*_facts(NODE_FACTS, "from, into"), *_facts(EDGE_FACTS, "edge")]
+    facts += [Fact(name, "using", form.says) for name, form in sorted(FORMATS.items())]
+    rows = tuple((f.word, f.behind, ", ".join(f.given), f.says) for f in facts)
+    show(layout, Answer(tuple(facts)), [Section("Facts and formats", (), ("word", "behind", "given", "holds for"), rows)])
+
+
+def _facts(functions: dict[str, Callable[..., bool]], behind: str) -> Iterator[Fact]:
+    for word, function in sorted(functions.items()):
+        yield Fact(word, behind, " ".join((function.__doc__ or "").split()), parameters(function))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from qdq.cases import cases_folder
 from qdq.cli.options import FILE
 from qdq.errors import UsageError
 from qdq.rulefile import DEFAULT_SET, SET_FILE, load_rules
@@ -72,12 +73,14 @@ def command(name: str, folder: Path) -> None:
       qdq new-rule float-head --rules my-rules
       qdq test my-rules
     """
-    _refuse_name(name, folder)
-    texts = {"name": name, "stem": name.replace("-", "_"), "schema_line": SCHEMA_LINE, "schema_file": SCHEMA_FILE}
-    files = {folder / f"{name}.yaml": _RULE.format(**texts), folder / "cases" / f"{name}.yaml": _CASES.format(**texts)}
-    if not (folder / SCHEMA_FILE).exists():
+    cases = cases_folder(folder)
+    _refuse_name(name, folder, cases)
+    above = (folder.parent / SCHEMA_FILE).exists()  # one for several sets
+    texts = {"name": name, "stem": name.replace("-", "_"), "schema_line": SCHEMA_LINE, "schema_file": f"../{SCHEMA_FILE}" if above else SCHEMA_FILE}
+    files = {folder / f"{name}.yaml": _RULE.format(**texts), cases / f"{name}.yaml": _CASES.format(**texts)}
+    if not above and not (folder / SCHEMA_FILE).exists():
         files[folder / SCHEMA_FILE] = json.dumps(rule_schema(), indent=1) + "\n"
-    _make(folder)
+    _make(cases)
     for path in files:
         check_output(path)
     for path, content in files.items():
@@ -86,19 +89,19 @@ def command(name: str, folder: Path) -> None:
     click.echo(f"\nedit both files, then run: qdq test {folder}")
 
 
-def _refuse_name(name: str, folder: Path) -> None:
+def _refuse_name(name: str, folder: Path, cases: Path) -> None:
     if not _NAME.fullmatch(name) or name == Path(SET_FILE).stem:
         raise UsageError(f"rule name {name!r}: write small letters, digits and hyphens, such as float-head")
     if load_rules([DEFAULT_SET]).rule(name):
         raise UsageError(f"rule name {name!r}: the set {DEFAULT_SET} has a rule of that name, which yours would replace; choose another")
-    for path in (folder / f"{name}.yaml", folder / f"{name}.yml", folder / "cases" / f"{name}.yaml"):
+    for path in (folder / f"{name}.yaml", folder / f"{name}.yml", cases / f"{name}.yaml"):
         if path.exists():
             raise UsageError(f"{path}: exists; choose another name, or edit that file")
 
 
 def _make(folder: Path) -> None:
-    """Make the folder and the one for its cases."""
+    """Make a folder and those above it."""
     try:
-        (folder / "cases").mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(f"{folder}: cannot be made: {error.strerror}; choose another folder") from error

@@ -12,7 +12,6 @@ import click
 
 from qdq.calibration import DEFAULT_METHOD
 from qdq.errors import PlanError, UsageError
-from qdq.observation import Progress
 from qdq.reporting import Section, sections_text, to_json
 from qdq.rule import RuleSet
 from qdq.rulefile import DEFAULT_SET, load_rules
@@ -123,13 +122,13 @@ def naming(*paths: Path) -> Iterator[None]:
 
 
 @contextmanager
-def progress(label: str, total: int | None = None) -> Iterator[Progress]:
-    """Give a callback that counts samples, out of `total` where that is known, on standard error while it is a terminal."""
+def progress(label: str, total: int | None = None, unit: str = "samples") -> Iterator[Callable[..., None]]:
+    """Give a callback that counts on standard error while it is a terminal, out of `total` or of the number it is given."""
     shown = sys.stderr.isatty()
 
-    def advance(done: int) -> None:
+    def advance(done: int, of: int | None = total) -> None:
         if shown:
-            click.echo(f"\r{label}: {done}{f' of {total}' if total else ''} samples", err=True, nl=False)
+            click.echo(f"\r{label}: {done}{f' of {of}' if of else ''} {unit}", err=True, nl=False)
 
     try:
         yield advance

@@ -113,7 +113,7 @@ def _docs(names: tuple[str, ...], output: Path, force: bool) -> None:
     Example:
       qdq rules docs -o docs/ --force
     """
-    pages = {output / "rules.md": rules_page(names or tuple(shipped_sets())), output / "facts.md": facts_page()}
+    pages = {output / "rules.md": rules_page(names), output / "facts.md": facts_page()}
     for path in pages:
         check_output(path, (), force)
     for path, content in pages.items():

@@ -21,6 +21,10 @@ from qdq.validation import Thresholds, misses, validate
 @data_option
 @target_option
 @shape_option
+@click.option(
+    "--layers", multiple=True, type=FILE, metavar="JSON", help="Layers of an engine built from QUANTIZED, as trtexec --exportLayerInfo writes them; repeat."
+)
+@click.option("--allow-fp16", is_flag=True, help="Predict what TensorRT 10 and earlier build with --fp16; 11 goes by the types in the model.")
 @thresholds_option
 @click.option("--report", type=FILE, metavar="FILE", help="Also write a report: .json, .md or .txt.")
 @click.option("--force", is_flag=True, help="Replace the report if it exists.")
@@ -31,24 +35,26 @@ def command(ctx: click.Context, /, model: Path, quantized: Path, report: Path | 
 
     With --data: the error of every output in ONNX Runtime. With --target: the engines that
     TensorRT-RTX compiles, with no GPU, and each promise of the plan that they broke. A trt
-    target builds and runs TensorRT proper on the GPU that is present; that path is untested by
-    qdq's own suite, which has no GPU.
+    target is TensorRT proper: built and run where it and a GPU are present (untested by qdq's own
+    suite, which has none), else predicted from its documented fusions. With --layers: a real
+    engine against the plan.
 
     Exit 1 if a promise is broken, a build refused or a threshold missed.
 
     \b
     Example:
       qdq validate resnet50.onnx resnet50.int8.onnx --data samples/ --target rtx:sm86 --min-snr 20
+      qdq validate resnet50.onnx resnet50.int8.onnx --target trt:sm80 --layers engine.json
     """
-    if not given["data"] and not given["targets"]:
-        raise UsageError("nothing to validate: pass --data for accuracy, --target for engines, or both")
+    if not given["data"] and not given["targets"] and not given["layers"]:
+        raise UsageError("nothing to validate: pass --data for accuracy, --target for engines, --layers for an engine of yours, or several")
     if report:
         check_report_path(report)
-        check_output(report, (model, quantized, *data_files(given["data"])), given["force"])
+        check_output(report, (model, quantized, *given["layers"], *data_files(given["data"])), given["force"])
     with progress("validating") as advance:
         validation = validate(
             model, quantized, data=given["data"], batch=given["batch"], targets=targets_of(given["targets"]),
-            shapes=shapes_of(given["shapes"]), progress=advance,
+            shapes=shapes_of(given["shapes"]), progress=advance, layers=given["layers"], allow_fp16=given["allow_fp16"],
         )  # fmt: skip
     thresholds = Thresholds(given["min_snr"], given["min_cosine"], given["min_top1"])
     made = Report(validation=validation, misses=misses(validation, thresholds))
