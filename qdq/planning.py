@@ -208,14 +208,9 @@ def _unmet(index: GraphIndex, placed: dict[Edge, Placement]) -> Iterator[tuple[E
     found = True
     while found:
         found = False
-<<<<<<< HEAD
-        for edge in reversed(list(placed)):
-            missing = next((need for need in _needs(index, edge) if need not in placed), None)
-=======
         for edge in list(placed):
             dtype = placed[edge].quantizer.dtype
             missing = next((need for need in _needs(index, edge) if need not in placed or placed[need].quantizer.dtype != dtype), None)
->>>>>>> main
             if missing is not None:
                 found = True
                 yield edge, missing
