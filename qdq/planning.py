@@ -15,7 +15,8 @@ from qdq.index import Edge, GraphIndex, Node, bodies_of, qualified
 from qdq.kernels import borrowed_tables
 from qdq.loading import ModelLike, Source, load, raise_source
 from qdq.matching import Verdict, match, refuse_unmatched
-from qdq.operands import channel_axis, is_operand, operands
+from qdq.operands import channel_axis, operands
+from qdq.patterns import multiplied
 from qdq.profiles import Profile, Shape, extremes, require_shapes, usual
 from qdq.quantizer import FORMATS, Quantizer
 from qdq.residual import PRODUCTS, fused_backbone, residual_slot
@@ -278,8 +279,8 @@ def _residual_needs(index: GraphIndex, add: Node, edge: Edge) -> tuple[Edge, ...
         return operands(index, convolution) if convolution else ()
     if residual_slot(index, add, PRODUCTS) == edge.slot:
         product = fused_backbone(index, edge, PRODUCTS)
-        readers = [other for other in index.edges_of(edge.tensor) if is_operand(index, other)]
-        return (*(operands(index, product) if product else ()), *readers[:1])
+        reader = multiplied(index).get(edge.tensor)
+        return (*(operands(index, product) if product else ()), *([reader] if reader else []))
     return ()
 
 
