@@ -146,10 +146,12 @@ def with_body(nodes: list[onnx.NodeProto], inside: list[onnx.NodeProto]) -> Grap
     return GraphIndex(qdq.load(model))
 
 
-def test_what_a_body_reads_is_no_tail_and_a_body_has_none() -> None:
+def test_what_a_body_reads_is_no_tail_and_a_body_with_a_layer_has_none() -> None:
     graph = with_body([node("Tanh", ["x"], "h", name="tanh")], [node("MatMul", ["h", "w"], "m", name="mm"), node("Relu", ["m"], "t", name="inner")])
     assert tail_nodes(graph) == {"relu"}
-    assert all(tail_nodes(scope) == frozenset() for path, scope in graph.scopes.items() if path)
+    assert tail_nodes(graph.scopes["if.then_branch"]) == frozenset()
+    without_layer = with_body([], [node("Tanh", ["x"], "t", name="inner")])
+    assert tail_nodes(without_layer.scopes["if.then_branch"]) == {"inner"}
 
 
 def test_layers_to_an_output_count_those_behind_a_body() -> None:
