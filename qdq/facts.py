@@ -6,6 +6,7 @@ A fact about nodes may stand behind `from` and `into`; a fact about edges behind
 from __future__ import annotations
 
 import inspect
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +15,18 @@ from qdq.index import Edge, GraphIndex, Node
 from qdq.kernels import is_spatial_mean, missing_kernel
 from qdq.layers import attention_length, channels, columns, kernel_shape, layers_to_output, reads_graph_input, rows
 from qdq.operands import is_operand, operands
-from qdq.patterns import MOVES_VALUES, behind_moves, commutes, gated, gates_channels, gelu_nodes, masks_attention, normalization_nodes, tail_nodes
+from qdq.patterns import (
+    MOVES_VALUES,
+    attention_masks,
+    behind_moves,
+    commutes,
+    gated,
+    gates_channels,
+    gelu_nodes,
+    multiplied,
+    normalization_nodes,
+    tail_nodes,
+)
 from qdq.residual import PRODUCTS, fused_backbone, residual_slot
 from qdq.target import Target
 
@@ -72,7 +84,7 @@ def averaging_pool(scene: Scene, node: Node) -> bool:
 def max_pool_beside_weighted(scene: Scene, node: Node) -> bool:
     """A MaxPool whose input a weighted operator multiplies too, and whose result goes only into weighted operators and pools, or there by a Concat."""
     index = scene.index
-    if node.op != "MaxPool" or not any(is_operand(index, edge) for edge in index.edges_of(node.inputs[0])):
+    if node.op != "MaxPool" or node.inputs[0] not in multiplied(index):
         return False
     ends = pool_ends(index, node)
     return bool(ends) and all(is_operand(index, edge) or index.node(edge).op in POOLS for edge in ends)
@@ -133,7 +145,7 @@ def squeeze_excite(scene: Scene, node: Node) -> bool:
 @node_fact
 def attention_mask(scene: Scene, node: Node) -> bool:
     """The Add of a mask or a bias to attention scores, in front of their Softmax."""
-    return masks_attention(scene.index, node)
+    return node.label in attention_masks(scene.index)
 
 
 @node_fact
@@ -226,7 +238,7 @@ def residual_product_branch(scene: Scene, edge: Edge) -> bool:
     index, node = scene.index, scene.index.node(edge)
     if residual_slot(index, node) is not None or residual_slot(index, node, PRODUCTS) != edge.slot:
         return False
-    return any(is_operand(index, other) for other in index.edges_of(edge.tensor))
+    return edge.tensor in multiplied(index)
 
 
 @edge_fact
@@ -273,17 +285,19 @@ def pool_ends(index: GraphIndex, pool: Node) -> tuple[Edge, ...]:
     return _reached(index, pool.outputs[0], (*MOVES_VALUES, "Concat") if pool.op == "MaxPool" else MOVES_VALUES)
 
 
-def _reached(index: GraphIndex, tensor: str, through: tuple[str, ...]) -> tuple[Edge, ...]:
-    if tensor in index.outputs or any(slot < 0 for _, slot in index.consumers.get(tensor, ())):
-        return ()
-    ends: list[Edge] = []
-    for edge in index.edges_of(tensor):
-        node = index.node(edge)
-        if node.op in through and (edge.slot == 0 or node.op == "Concat"):
-            beyond = _reached(index, node.outputs[0], through)
-            if not beyond:
-                return ()
-            ends.extend(beyond)
-        elif node.op != "Shape":
-            ends.append(edge)
+def _reached(index: GraphIndex, start: str, through: tuple[str, ...]) -> tuple[Edge, ...]:
+    waiting, seen, ends = deque([start]), {start}, list[Edge]()
+    while waiting:
+        tensor = waiting.popleft()
+        read = [edge for edge in index.edges_of(tensor) if index.node(edge).op != "Shape"]
+        read_inside = any(slot < 0 for _, slot in index.consumers.get(tensor, ()))
+        if tensor in index.outputs or read_inside or not read:
+            return ()
+        for edge in read:
+            node = index.node(edge)
+            if node.op not in through or (edge.slot and node.op != "Concat"):
+                ends.append(edge)
+            elif node.outputs[0] not in seen:
+                seen.add(node.outputs[0])
+                waiting.append(node.outputs[0])
     return tuple(ends)

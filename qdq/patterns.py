@@ -7,9 +7,10 @@ so that what is found does not depend on the order of nodes and takes linear tim
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import TypeVar
 from weakref import WeakKeyDictionary
 
-from qdq.index import GraphIndex, Node, captured
+from qdq.index import Edge, GraphIndex, Node, captured
 from qdq.operands import operands
 
 #: Operators that normalise, in one node.
@@ -25,20 +26,30 @@ GATES = ("Sigmoid", "HardSigmoid")
 _PAD_VALUE = 2
 _PLANE = 2
 
-_Found = Callable[[GraphIndex], frozenset[str]]
+_Found = TypeVar("_Found")
 
 
-def once(function: _Found) -> _Found:
+def once(function: Callable[[GraphIndex], _Found]) -> Callable[[GraphIndex], _Found]:
     """Keep what a function found in a graph for as long as the graph is kept."""
-    known: WeakKeyDictionary[GraphIndex, frozenset[str]] = WeakKeyDictionary()
+    known: WeakKeyDictionary[GraphIndex, _Found] = WeakKeyDictionary()
 
-    def kept(index: GraphIndex) -> frozenset[str]:
+    def kept(index: GraphIndex) -> _Found:
         if index not in known:
             known[index] = function(index)
         return known[index]
 
     kept.__doc__ = function.__doc__
     return kept
+
+
+@once
+def multiplied(index: GraphIndex) -> dict[str, Edge]:
+    """Return the tensors of a graph that weighted operators multiply, each with the first edge that does."""
+    found: dict[str, Edge] = {}
+    for node in index.nodes:
+        for edge in operands(index, node):
+            found.setdefault(edge.tensor, edge)
+    return found
 
 
 def commutes(index: GraphIndex, node: Node) -> bool:
@@ -123,16 +134,20 @@ def gates_channels(index: GraphIndex, node: Node) -> bool:
     return all(size == 1 for size in gate[_PLANE:]) and (data is None or gate[_PLANE:] != data[_PLANE:])
 
 
-def masks_attention(index: GraphIndex, node: Node) -> bool:
-    """Whether a node adds a mask or a bias to attention scores: an Add that leads to a Softmax through moves, scaling and other such Adds."""
-    tensor = node.outputs[0] if node.op == "Add" else ""
-    while tensor:
-        readers = [n for n, _ in index.consumers.get(tensor, ())]
-        if any(n.op in ("Softmax", "LogSoftmax") for n in readers):
-            return True
-        scaled = [n for n in readers if n.op in (*MOVES_VALUES, "Add") or (n.op in ("Mul", "Div") and _has_constant(index, n))]
-        tensor = scaled[0].outputs[0] if len(readers) == 1 and scaled else ""
-    return False
+@once
+def attention_masks(index: GraphIndex) -> frozenset[str]:
+    """Return the labels of the Adds of a mask or a bias to attention scores: those that lead to a Softmax through moves, scaling and other such Adds."""
+    found: set[str] = set()
+    waiting = [node.inputs[0] for node in index.nodes if node.op in ("Softmax", "LogSoftmax")]
+    while waiting:
+        maker = index.producers.get(waiting.pop())
+        if maker is None or maker.label in found:
+            continue
+        if maker.op == "Add":
+            found.add(maker.label)
+        if maker.op in (*MOVES_VALUES, "Add") or (maker.op in ("Mul", "Div") and _has_constant(index, maker)):
+            waiting.extend(tensor for tensor in maker.inputs if len(index.consumers.get(tensor, ())) == 1)
+    return frozenset(found)
 
 
 def _pads_with_zeros_or_itself(index: GraphIndex, node: Node) -> bool:

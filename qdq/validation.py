@@ -10,15 +10,16 @@ import msgspec
 from qdq.accuracy import Accuracy, OutputError, compare, output_errors
 from qdq.documented import RULES
 from qdq.engine import Engine, EngineLayer, build_engine
-from qdq.errors import LayerFileError, UsageError, did_you_mean
-from qdq.feeds import DataLike, Feeds, input_specs, open_feeds
+from qdq.errors import LayerFileError, UsageError
+from qdq.feeds import DataLike, Feeds, open_feeds
 from qdq.gpu import gpu_present, run_tensorrt
 from qdq.index import GraphIndex, every_node, qualified
 from qdq.layerfile import read_layer_file
 from qdq.loading import ModelLike, Source, load, raise_source
 from qdq.observation import Progress
-from qdq.operands import operands
+from qdq.operands import RECURRENT, operands
 from qdq.predicting import predict_engine
+from qdq.profiles import require_shapes
 from qdq.quantized import QuantizedModel, require_same_graph
 from qdq.quantizer import E4M3, ELEMENT_TYPES, INT8
 from qdq.target import Target
@@ -45,6 +46,8 @@ class LayerVerdict(msgspec.Struct, frozen=True):
     fp8: bool = False
     #: What the pairs promised: ``INT8``, ``FP8``, or "" where an operand has no pair.
     wanted: str = ""
+    #: The documented rule that a predicted layer follows, "" for a real one.
+    follows: str = ""
 
     @property
     def kept(self) -> bool:
@@ -105,7 +108,7 @@ class EngineReport(msgspec.Struct, frozen=True):
     #: Layers that only convert a tensor's type or memory format, stand-alone Q and DQ among them.
     reformats: int = 0
     float_reformats: int = 0
-    #: Weighted nodes that no layer of the engine names; they count neither as kept nor as broken.
+    #: Weighted nodes that no layer of a predicted or read engine names, such as those in bodies; neither kept nor broken.
     unmapped: tuple[str, ...] = ()
     #: What a predicted engine's layers follow; empty for a real one.
     rules: tuple[FollowedRule, ...] = ()
@@ -192,16 +195,6 @@ def misses(validation: Validation, thresholds: Thresholds) -> tuple[str, ...]:
     return tuple(found)
 
 
-def require_shapes(index: GraphIndex, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Raise UsageError for shapes of inputs that the model does not have, or that these cannot take."""
-    specs = {spec.name: spec for spec in input_specs(index)}
-    for name, shape in shapes.items():
-        if name not in specs:
-            raise UsageError(f"{index.source.name}: --shape names no input {name!r}; its inputs are {', '.join(specs)}{did_you_mean(name, specs)}")
-        if len(shape) != len(specs[name].shape) or any(d not in (None, given) for d, given in zip(specs[name].shape, shape, strict=True)):
-            raise UsageError(f"{index.source.name}: --shape {name}={'x'.join(map(str, shape))} does not fit the input, which is {specs[name]}")
-
-
 def _engine_report(
     index: GraphIndex, quantized: QuantizedModel, target: Target, shapes: dict[str, tuple[int, ...]], feeds: Feeds | None, allow_fp16: bool
 ) -> EngineReport:
@@ -233,10 +226,11 @@ def _file_report(quantized: QuantizedModel, path: Path) -> EngineReport:
 
 
 def _names_in_engines(quantized: QuantizedModel) -> dict[str, str]:
-    """Map what an engine may call a node to its label: its name in the file, or ``node_of_`` its first output."""
-    given, labelled = quantized.source.model.graph.node, quantized.labelled().graph.node
-    names = {f"node_of_{ours.output[0]}": theirs.name for ours, theirs in zip(given, labelled, strict=True) if ours.output}
-    return {**names, **{ours.name: theirs.name for ours, theirs in zip(given, labelled, strict=True) if ours.name}}
+    """Map what an engine may call a node to its label: its name in the file, or ``node_of_`` its first output; bodies included."""
+    given, labelled = every_node(quantized.source.model.graph), every_node(quantized.labelled().graph)
+    both = [(ours, label) for (_, ours), (label, _) in zip(given, labelled, strict=True)]
+    names = {f"node_of_{node.output[0]}": label for node, label in both if node.output}
+    return {**names, **{node.name: label for node, label in both if node.name}}
 
 
 def _measured_report(index: GraphIndex, quantized: QuantizedModel, target: Target, feeds: Feeds | None) -> EngineReport:
@@ -251,9 +245,11 @@ def _measured_report(index: GraphIndex, quantized: QuantizedModel, target: Targe
 
 def report_engines(quantized: QuantizedModel, ours: Engine, theirs: Engine, kind: str) -> EngineReport:
     """Return the comparison of the float engine (`ours`) with the quantized one (`theirs`)."""
-    layers = tuple(_verdicts(quantized, theirs)) if not theirs.failure else ()
+    index = quantized.index
+    scopes = [index] if kind == "predicted" else list(index.scopes.values())  # bodies are not predicted
+    layers = tuple(_verdicts(quantized, scopes, theirs)) if not theirs.failure else ()
     named = {node for layer in theirs.layers for node in layer.nodes}
-    unmapped = tuple(v.node for v in layers if kind == "read" and v.node not in named)
+    unmapped = tuple(v.node for v in layers if kind in ("read", "predicted") and v.node not in named)
     pair_nodes = {label for label, n in every_node(quantized.labelled().graph) if n.op_type in ("QuantizeLinear", "DequantizeLinear")}
     alone = {n for layer in theirs.layers if layer.nodes and pair_nodes.issuperset(layer.nodes) for n in layer.nodes}
     return EngineReport(
@@ -277,7 +273,8 @@ def report_engines(quantized: QuantizedModel, ours: Engine, theirs: Engine, kind
 
 def _broken(verdict: LayerVerdict, kind: str) -> BrokenPromise:
     runs = "is predicted to run" if kind == "predicted" else "runs"
-    return BrokenPromise(verdict.node, verdict.rule, f"but the engine {runs} it as {verdict.engine}", verdict.wanted)
+    why = f": {RULES[verdict.follows].says}" if verdict.follows else ""
+    return BrokenPromise(verdict.node, verdict.rule, f"but the engine {runs} it as {verdict.engine}{why}", verdict.wanted)
 
 
 def computing_layer(engine: Engine, node: str) -> EngineLayer | None:
@@ -291,15 +288,18 @@ def multiplies_int8(layer: EngineLayer) -> bool:
     return layer.multiplies("Int8")
 
 
-def _verdicts(quantized: QuantizedModel, engine: Engine) -> Iterable[LayerVerdict]:
+def _verdicts(quantized: QuantizedModel, scopes: list[GraphIndex], engine: Engine) -> Iterable[LayerVerdict]:
     pairs = {q.edge: q.pair for q in quantized.edges}
     types = {q.edge: q.dtype for q in quantized.edges}
-    for scope, node in ((s, n) for s in quantized.index.scopes.values() for n in s.nodes):
+    dequantizers = {n.output[0]: label for label, n in every_node(quantized.labelled().graph) if n.op_type == "DequantizeLinear"}
+    for scope, node in ((s, n) for s in scopes for n in s.nodes):
         both = operands(scope, node)
         if not both:
             continue
         label = qualified(scope.path, node.label)
         layer = computing_layer(engine, label)
+        if node.op in RECURRENT and both[1] in pairs:  # the loop it becomes has no name: its product carries the weight's pair
+            layer = computing_layer(engine, dequantizers.get(pairs[both[1]].output, "")) or layer
         rules = ", ".join(dict.fromkeys(pairs[e].rules for e in both if e in pairs and pairs[e].rules))
         yield LayerVerdict(
             node=label,
@@ -310,6 +310,7 @@ def _verdicts(quantized: QuantizedModel, engine: Engine) -> Iterable[LayerVerdic
             engine=str(layer) if layer else "nothing: no layer names it",
             fp8=layer is not None and layer.multiplies("FP8"),
             wanted="" if not all(e in pairs for e in both) else FP8_SAYS if all(types[e] == E4M3 for e in both) else INT8_SAYS,
+            follows=layer.follows if layer else "",
         )
 
 

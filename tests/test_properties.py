@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import onnx
 import pytest
-from graphs import EVERYTHING, OTHERS, models, paired_edges, random_feed, renamed, run, shuffled
+from graphs import EVERYTHING, OTHERS, build, models, node, noise, paired_edges, random_feed, renamed, run, shuffled
 from hypothesis import HealthCheck, Phase, assume, given, settings
 from hypothesis import strategies as st
 
@@ -51,9 +51,9 @@ def decisions(model: onnx.ModelProto, made: Plan) -> dict[Identity, tuple[str, .
 def half_quantized(model: onnx.ModelProto, edges: set[Identity]) -> list[str]:
     """Return the layers of which one operand has a pair and another has none."""
     found = []
-    for node in model.graph.node:
-        pairs = {(node.output[0], slot) in edges for slot in OPERANDS.get(node.op_type, ())}
-        found += [node.op_type] if len(pairs) > 1 else []
+    for layer in model.graph.node:
+        pairs = {(layer.output[0], slot) in edges for slot in OPERANDS.get(layer.op_type, ())}
+        found += [layer.op_type] if len(pairs) > 1 else []
     return found
 
 
@@ -245,3 +245,18 @@ def test_rules_that_only_leave_in_float_add_no_pair_and_leave_no_layer_half_quan
     assert half_quantized(model, edges) == []
     named = {rule.name for rule in mine}
     assert not edges & places(model, [item.edge for item in made.left_float if item.because in named])
+
+
+# --- graphs that are long or much branched ---------------------------------------------------------------------------
+
+
+def test_what_a_pool_reaches_is_found_through_any_number_of_moves_and_concats() -> None:
+    moves = [node("Identity", ["p" if i == 0 else f"i{i - 1}"], f"i{i}") for i in range(3000)]
+    chain = build(
+        [node("GlobalAveragePool", ["x"], "p", name="pool"), *moves, node("Conv", ["i2999", "w"], "y")], {"x": [1, 2, 4, 4]}, ["y"], {"w": noise(2, 2, 1, 1)}
+    )
+    assert ("p", 0) in planned(chain, qdq.plan(chain))
+    doubled = [node("Concat", [f"c{i}", f"c{i}"], f"c{i + 1}", axis=2) for i in range(60)]
+    joined = [node("MaxPool", ["x"], "c0", name="pool", kernel_shape=[1, 1]), node("Conv", ["x", "w"], "z"), *doubled]
+    ends = build([*joined, node("Conv", ["c60", "w"], "y")], {"x": [1, 2, "h", 4]}, {"y": [1, 2, "n", 4], "z": [1, 2, "h", 4]}, {"w": noise(2, 2, 1, 1)})
+    assert ("c0", 0) in planned(ends, qdq.plan(ends))
