@@ -98,11 +98,12 @@ def gelu_nodes(index: GraphIndex) -> frozenset[str]:
 def tail_nodes(index: GraphIndex) -> frozenset[str]:
     """Return the labels of the nodes behind the last weighted ones: no weighted operator reads what they make.
 
-    A node with bodies counts as weighted, and in a body nothing is known to be the last.
+    A node with bodies counts as weighted. What a body gives may come back to the weighted operators
+    in it, so that in a body with one nothing is the last, and in one without everything.
     """
-    if index.outer is not None:
-        return frozenset()
     before = {node.label for node in index.nodes if node.bodies or operands(index, node)}
+    if before and index.outer is not None:
+        return frozenset()
     waiting = [index.by_label[label] for label in before]
     while waiting:
         node = waiting.pop()

@@ -15,7 +15,7 @@ import qdq
 from qdq.cases import parse_case
 from qdq.index import GraphIndex
 from qdq.layers import Channels, attention_length, channels, columns, kernel_shape, layers_to_output, reads_graph_input, rows
-from qdq.patterns import behind_moves, commutes, gated, gates_channels, gelu_nodes, masks_attention, normalization_nodes, tail_nodes
+from qdq.patterns import attention_masks, behind_moves, commutes, gated, gates_channels, gelu_nodes, normalization_nodes, tail_nodes
 
 NORMALIZATION = """
   [mean] m = ReduceMean (h, last)
@@ -129,7 +129,7 @@ def test_a_gate_of_channels_holds_one_value_for_each(plane: str, weight: str, ho
 )
 def test_masks_in_front_of_a_softmax(behind: str, holds: bool) -> None:
     graph = index(f"[mask] s = Add (x, m) {behind}", "float[2,8] x, float[2,8] m")
-    assert masks_attention(graph, graph.by_label["mask"]) is holds
+    assert ("mask" in attention_masks(graph)) is holds
 
 
 def test_what_no_weighted_layer_reads_is_the_tail() -> None:
@@ -146,10 +146,12 @@ def with_body(nodes: list[onnx.NodeProto], inside: list[onnx.NodeProto]) -> Grap
     return GraphIndex(qdq.load(model))
 
 
-def test_what_a_body_reads_is_no_tail_and_a_body_has_none() -> None:
+def test_what_a_body_reads_is_no_tail_and_a_body_with_a_layer_has_none() -> None:
     graph = with_body([node("Tanh", ["x"], "h", name="tanh")], [node("MatMul", ["h", "w"], "m", name="mm"), node("Relu", ["m"], "t", name="inner")])
     assert tail_nodes(graph) == {"relu"}
-    assert all(tail_nodes(scope) == frozenset() for path, scope in graph.scopes.items() if path)
+    assert tail_nodes(graph.scopes["if.then_branch"]) == frozenset()
+    without_layer = with_body([], [node("Tanh", ["x"], "t", name="inner")])
+    assert tail_nodes(without_layer.scopes["if.then_branch"]) == {"inner"}
 
 
 def test_layers_to_an_output_count_those_behind_a_body() -> None:
@@ -252,6 +254,6 @@ def test_every_pattern_answers_for_each_node_of_an_odd_graph() -> None:
     ]  # fmt: skip
     model = build(odd, {"x": [2, 4]}, {"y": [2, 4]}, {"r0": np.array(1, np.float32)}, domains={"other": 1})
     graph = GraphIndex(qdq.load(model))
-    tests = (commutes, gated, gates_channels, masks_attention, channels, columns, rows, attention_length)
+    tests = (commutes, gated, gates_channels, channels, columns, rows, attention_length)
     assert not any(test(graph, n) for test, n in itertools.product(tests, graph.nodes))
-    assert gelu_nodes(graph) == normalization_nodes(graph) == frozenset()
+    assert gelu_nodes(graph) == normalization_nodes(graph) == attention_masks(graph) == frozenset()
