@@ -1,8 +1,8 @@
 """How far Q/DQ may move a small graph's outputs: rounding errors carried through the graph as absolute values.
 
-Interval arithmetic of the textbook kind (Moore 1966): each pair adds at most half a scale, plus
-what it clips; a sum of products grows the error by |w|*e; operators that only move, pick or
-average values pass it on; functions of one value stretch it by at most their steepest slope.
+Interval arithmetic of the textbook kind (Moore 1966): each pair adds at most half the distance of
+neighbouring values of its type, plus what it clips; a sum of products grows the error by |w|*e; operators
+that only move, pick or average values pass it on; functions of one value stretch it by at most their steepest slope.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from qdq.index import Array, GraphIndex, Node
 from qdq.observation import open_session
 from qdq.operands import PRODUCTS, RECURRENT
 from qdq.planning import Plan
-from qdq.quantizer import INT8_LEVELS, Quantizer
+from qdq.quantizer import Quantizer
 
 #: Operators with f(error) as a bound of their result's error: they move, pick, sum or average values.
 _PASSES_ERROR = (
@@ -69,8 +69,9 @@ def _edge_error(pair: tuple[Quantizer, Array] | None, value: Array | None, error
     quantizer, scale = pair
     if quantizer.axis is not None:
         scale = scale.reshape([-1 if a == quantizer.axis else 1 for a in range(value.ndim)])
-    clipped = np.maximum(np.abs(value) + carried - INT8_LEVELS * scale, 0.0)
-    rounded: Array = carried + scale / 2 + clipped
+    reach, element = np.abs(value) + carried, quantizer.element
+    clipped = np.maximum(reach - element.largest * scale, 0.0)
+    rounded: Array = carried + element.error(reach / scale) * scale + clipped
     return rounded
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from itertools import product
 
 import msgspec
 import numpy as np
@@ -14,8 +15,8 @@ from qdq.feeds import DataLike, open_feeds
 from qdq.index import Array, GraphIndex, qualified
 from qdq.loading import ModelLike, load
 from qdq.observation import Progress, Ranges, TensorRange, observe
-from qdq.planning import Placement, Plan, ScaleGroup
-from qdq.quantizer import FORMATS, INT8_LEVELS, Quantizer
+from qdq.planning import Placement, Plan, ScaleGroup, source_for
+from qdq.quantizer import FORMATS, ElementType, Quantizer
 from qdq.weights import by_channels, channel_amax, least_shift_amax
 
 DEFAULT_METHOD = "mse"
@@ -36,11 +37,11 @@ class Method(msgspec.Struct, frozen=True):
     def __str__(self) -> str:
         return self.name if self.percent is None else f"{self.name}:{self.percent:g}"
 
-    def amax(self, seen: TensorRange) -> float:
-        """Return the absolute value that maps to the last level, in the tensor's unit."""
+    def amax(self, seen: TensorRange, element: ElementType) -> float:
+        """Return the absolute value that maps to the largest value of a type, in the tensor's unit."""
         if seen.histogram is None:
             return seen.amax
-        return seen.histogram.least_error(INT8_LEVELS) if self.percent is None else seen.histogram.percentile(self.percent)
+        return seen.histogram.least_error(element) if self.percent is None else seen.histogram.percentile(self.percent)
 
     @property
     def needs_histogram(self) -> bool:
@@ -90,7 +91,7 @@ def calibrate(
 
     Raises PlanError if the plan is another model's, DataError for data that does not fit.
     """
-    index = GraphIndex(load(model))
+    index = GraphIndex(source_for(load(model), plan))
     return calibrate_index(index, plan, data, parse_method(method), batch, progress)
 
 
@@ -106,10 +107,12 @@ def scales_from(index: GraphIndex, plan: Plan, ranges: Ranges, method: Method) -
     """Return the scales that a method makes of observed ranges; the tensors of one scale group get the largest range among them."""
     if ranges.plan != plan.key:
         raise PlanError("the ranges were observed for another plan; calibrate again with this one")
-    amax = {seen.tensor: method.amax(seen) for seen in ranges.by_tensor}
-    for group in plan.scale_groups:
-        amax.update(_shared(group, amax))
     by_tensor = {seen.tensor: seen for seen in ranges.by_tensor}
+    observed = {(tensor, quantizer.dtype): quantizer.element for tensor, quantizer in pairs_of(plan) if quantizer.calibrated}
+    amax = {(tensor, dtype): method.amax(by_tensor[tensor], element) for (tensor, dtype), element in observed.items()}
+    for group, dtype in product(plan.scale_groups, sorted({dtype for _, dtype in observed})):
+        shared = _shared(group, {tensor: value for (tensor, of), value in amax.items() if of == dtype})
+        amax.update({(tensor, dtype): value for tensor, value in shared.items()})
     with ThreadPoolExecutor() as pool:
         pairs = tuple(pool.map(lambda placements: _pair_scale(index, placements, by_tensor, amax), pairs_of(plan).values()))
     index.forget_constants()
@@ -156,15 +159,14 @@ def _fits(placement: Placement, index: GraphIndex) -> bool:
         return False
     rank = index.rank(edge.tensor)
     fits = quantizer.axis is None or (FORMATS[quantizer.name].per_channel and (rank is None or 0 <= quantizer.axis < rank))
-    return fits and (quantizer.name == "int8-activation" or index.is_constant(edge.tensor))
+    return fits and (quantizer.calibrated or index.is_constant(edge.tensor))
 
 
-def _pair_scale(index: GraphIndex, placements: tuple[Placement, ...], ranges: dict[str, TensorRange], amax: dict[str, float]) -> PairScale:
+def _pair_scale(index: GraphIndex, placements: tuple[Placement, ...], ranges: dict[str, TensorRange], amax: dict[tuple[str, str], float]) -> PairScale:
     tensor, quantizer = placements[0].edge.read, placements[0].quantizer
-    observed = quantizer.name == "int8-activation"
-    values = np.array([amax[tensor]], np.float32) if observed else _weight_amax(index, placements, ranges)
+    values = np.array([amax[tensor, quantizer.dtype]], np.float32) if quantizer.calibrated else _weight_amax(index, placements, ranges)
     values = np.where(values > 0.0, values, np.float32(DEAD_AMAX))
-    scales = np.maximum(values / np.float32(INT8_LEVELS), np.finfo(np.float32).tiny)
+    scales = np.maximum(values / np.float32(quantizer.element.largest), np.finfo(np.float32).tiny)
     return PairScale(tensor, quantizer, tuple(float(s) for s in scales))
 
 
@@ -181,4 +183,4 @@ def _weight_amax(index: GraphIndex, placements: tuple[Placement, ...], ranges: d
     shaped = by_channels(node, weight)
     if shaped is None:
         return channel_amax(weight, axis)
-    return least_shift_amax(shaped, moments.mean, moments.variance, node.attribute("group", 1))
+    return least_shift_amax(shaped, moments.mean, moments.variance, node.attribute("group", 1), placements[0].quantizer.element)

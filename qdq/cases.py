@@ -21,7 +21,7 @@ from qdq.index import GraphIndex, bodies_of, captured
 from qdq.kernels import shipped_rules
 from qdq.loading import Source, canonical_bytes, load
 from qdq.observation import exact_options, open_session
-from qdq.planning import Plan, plan_index
+from qdq.planning import Plan, plan_index, plan_source
 from qdq.reporting import float_lines, plan_lines
 from qdq.rewriting import apply_index
 from qdq.rule import Rule, RuleSet
@@ -40,6 +40,7 @@ class EngineExpectation(msgspec.Struct, frozen=True):
 
     target: Target
     int8: tuple[str, ...] = ()
+    fp8: tuple[str, ...] = ()
     float: tuple[str, ...] = ()
 
 
@@ -65,6 +66,7 @@ class Case(msgspec.Struct, frozen=True):
 class _WrittenEngine(msgspec.Struct, forbid_unknown_fields=True):
     target: str
     int8: tuple[str, ...] = ()
+    fp8: tuple[str, ...] = ()
     float: tuple[str, ...] = ()
 
 
@@ -146,9 +148,8 @@ def case_names(rule: Rule) -> tuple[tuple[str, str], ...]:
 def run_case(case: Case, rules: RuleSet, engines: bool = True) -> tuple[str, ...]:
     """Return what is wrong with a case under some rules, one sentence each; nothing where it holds."""
     try:
-        source = load(parse_case(case.text))
-        index = GraphIndex(source)
-        made = plan_index(index, rules, case.targets, allow_unmatched=True)
+        index, made = plan_source(load(parse_case(case.text)), rules, case.targets, allow_unmatched=True)
+        source = index.source
         failures = _plan_failures(case, made)
         failures += _shuffle_failures(case, rules, made)
         scales = calibrate_index(index, made, NOISE, Method("max"))
@@ -206,7 +207,7 @@ def _case(path: Path, rule: str, name: str, content: Located) -> Case:
 
 
 def _expectation(written: _WrittenEngine) -> EngineExpectation:
-    return EngineExpectation(parse_target(written.target), written.int8, written.float)
+    return EngineExpectation(parse_target(written.target), written.int8, written.fp8, written.float)
 
 
 def _spaced(line: str) -> str:
@@ -359,6 +360,10 @@ def _engine_failures(expected: EngineExpectation, source: Source, after: onnx.Mo
     (report,) = validate(source, after, targets=[expected.target]).engines
     if report.failure:
         return [f"{expected.target}: does not build: {report.failure}"]
-    int8 = {v.node: v.int8 for v in report.layers}
-    wrong = [f"{expected.target}: {node} does not run in INT8" for node in expected.int8 if not int8.get(node)]
-    return wrong + [f"{expected.target}: {node} runs in INT8" for node in expected.float if int8.get(node, True)]
+    ran = {v.node: "INT8" if v.int8 else "FP8" if v.fp8 else "float" for v in report.layers}
+    wanted = {"INT8": expected.int8, "FP8": expected.fp8, "float": expected.float}
+    return [f"{expected.target}: {n} {_instead(ran.get(n), says)}" for says, nodes in wanted.items() for n in nodes if ran.get(n) != says]
+
+
+def _instead(ran: str | None, wanted: str) -> str:
+    return f"runs in {ran}" if wanted == "float" and ran else f"does not run in {wanted}"

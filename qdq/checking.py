@@ -6,16 +6,18 @@ The model is stripped and planned with the same rules; there is no second implem
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from itertools import product
 
 import msgspec
 import numpy as np
 
 from qdq.errors import ModelError, UsageError
-from qdq.index import Edge, GraphIndex
+from qdq.index import GraphIndex
 from qdq.loading import ModelLike
 from qdq.pairs import dangling
 from qdq.planning import Placement, Plan, plan_index
 from qdq.quantized import QuantizedEdge, QuantizedModel, largest
+from qdq.quantizer import ELEMENT_TYPES, INT8, ElementType
 from qdq.rewriting import LEAVE_FLOAT_KEY, RULES_KEY, TARGETS_KEY
 from qdq.rule import RuleSet
 from qdq.rulefile import DEFAULT_SET, load_rules, shipped_sets
@@ -75,15 +77,17 @@ def _findings(quantized: QuantizedModel, wanted: Plan, rules: RuleSet | None) ->
     says = {r.name: r.says for r in (rules or load_rules()).rules}
     for name in dangling(quantized.source.model.graph):
         yield Finding("no-pair", name, "a QuantizeLinear or DequantizeLinear without its other half", "", "", "remove it, or complete the pair")
+    planned = {p.edge: p.quantizer.element for p in wanted.placements}
     for found in quantized.edges:
-        yield from _format_findings(found, quantized)
+        yield from _format_findings(found, quantized, planned.get(found.edge))
     yield from _placement_findings(quantized, wanted, says)
     yield from _group_findings(quantized, wanted)
 
 
-def _format_findings(found: QuantizedEdge, quantized: QuantizedModel) -> Iterator[Finding]:
+def _format_findings(found: QuantizedEdge, quantized: QuantizedModel, planned: ElementType | None) -> Iterator[Finding]:
     """Yield what TensorRT's parser refuses or reads differently from ONNX, on one quantized edge."""
     where, pair, scales, zeros = str(found.edge), found.pair, found.scales, found.zero_points
+    wanted = planned.name if planned else INT8
 
     def finding(code: str, problem: str, fix: str) -> Finding:
         return Finding(code, where, problem, "", _IMPORTER, fix)
@@ -95,11 +99,13 @@ def _format_findings(found: QuantizedEdge, quantized: QuantizedModel) -> Iterato
     elif scales.size > 1 and not quantized.index.scope(found.edge).is_constant(found.edge.tensor):
         yield finding("channel-scales", "a computed tensor has one scale per channel; TensorRT then runs in float", "give it one scale")
     if not pair.zero_point:
-        yield finding("no-zero-point", "no zero point: ONNX reads that as uint8, TensorRT as int8", "add an int8 zero point of 0")
+        yield finding("no-zero-point", "no zero point: ONNX reads that as uint8, TensorRT as int8", f"add a zero point of 0 of type {wanted}")
     elif zeros is not None and np.any(zeros):
         yield finding("zero-point", "its zero point is not 0; TensorRT quantizes symmetrically only", "quantize it again symmetrically")
-    elif zeros is not None and zeros.dtype != np.int8:
-        yield finding("element-type", f"is quantized to {zeros.dtype}; TensorRT reads that as int8 or refuses it", "quantize it to int8")
+    elif found.dtype and found.dtype not in ELEMENT_TYPES:
+        yield finding("element-type", f"is quantized to {found.dtype}; TensorRT reads that as int8 or refuses it", f"quantize it to {wanted}")
+    elif found.dtype and planned and found.dtype != planned.name:
+        yield finding("element-type", f"is quantized to {found.dtype}; the rules ask for {wanted}", "quantize the float model again with qdq")
 
 
 def _placement_findings(quantized: QuantizedModel, wanted: Plan, says: dict[str, str]) -> Iterator[Finding]:
@@ -140,9 +146,9 @@ def _spelled(axis: int | None) -> str:
 
 
 def _group_findings(quantized: QuantizedModel, wanted: Plan) -> Iterator[Finding]:
-    by_tensor: dict[str, tuple[float, Edge]] = {q.edge.read: (largest(q.scales), q.edge) for q in quantized.edges}
-    for group in wanted.scale_groups:
-        members = [by_tensor[t] for t in group.tensors if t in by_tensor]
+    by_tensor = {(q.edge.read, q.dtype): (largest(q.scales), q.edge) for q in quantized.edges}
+    for group, dtype in product(wanted.scale_groups, sorted({q.dtype for q in quantized.edges})):
+        members = [by_tensor[t, dtype] for t in group.tensors if (t, dtype) in by_tensor]
         least = max((scale for scale, _ in members), default=0.0) / group.ratio_at_most if group.ratio_at_most else 0.0
         members = [(scale, edge) for scale, edge in members if not scale < least]
         if len({scale for scale, _ in members}) > 1:

@@ -126,6 +126,8 @@ class Engine(msgspec.Struct, frozen=True):
     layers: tuple[EngineLayer, ...] = ()
     #: The compiler's words where it refused, else "".
     failure: str = ""
+    #: Labels of the nodes that these words name.
+    refused: tuple[str, ...] = ()
 
     @property
     def kernels(self) -> int:
@@ -189,7 +191,8 @@ class Compiler:
             path = write_compilable(model, shapes or {}, Path(folder))
             answer = self._answer(_Request(str(path), f"{folder}/answer.json", target.sm), target)
         layers = tuple(read_layers(answer.layers, labels))
-        return Engine(target, answer.compiler, layers, _with_labels(_without_places(answer.failure), labels))
+        failure = _with_labels(_without_places(answer.failure), labels)
+        return Engine(target, answer.compiler, layers, failure, token_labels(answer.failure, labels))
 
     def _answer(self, request: _Request, target: Target) -> _Answer:
         process = self._process = self._process or self._start()

@@ -8,7 +8,7 @@ from qdq.errors import UsageError, did_you_mean
 from qdq.index import Edge, GraphIndex, qualified
 from qdq.loading import ModelLike, load
 from qdq.matching import names_of
-from qdq.planning import Plan, with_leave_float
+from qdq.planning import Plan, source_for, with_leave_float
 from qdq.rule import Rule, RuleSet
 
 NO_RULE = "no rule asks for a pair here"
@@ -32,7 +32,7 @@ def explain(model: ModelLike, plan: Plan, rules: RuleSet, name: str) -> tuple[Ex
 
     Raises UsageError where the graph has neither.
     """
-    index = GraphIndex(load(model))
+    index = GraphIndex(source_for(load(model), plan))
     edges = _edges(index, name)
     known = {r.name: r for r in with_leave_float(rules, plan.leave_float).rules}
     placed = {p.edge: p for p in plan.placements}

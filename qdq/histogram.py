@@ -13,6 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from qdq.index import Array
+from qdq.quantizer import ElementType
+
+Floats = npt.NDArray[np.float64]
 
 #: At least half of these are below the largest value seen, so 2048 are always in use.
 BINS = 4096
@@ -58,22 +61,22 @@ class Histogram:
         edge = int(np.searchsorted(cumulative, wanted)) + 1
         return min(self.amax, math.ldexp(float(edge), self.exponent))
 
-    def least_error(self, levels: int) -> float:
-        """Return the amax whose rounding to `levels` steps and clipping change the counted values least, in mean square.
+    def least_error(self, element: ElementType) -> float:
+        """Return the amax whose rounding and clipping change the counted values least, in mean square.
 
-        Candidates are the bin edges from 1/16 of the largest value up, as in pytorch-quantization's
-        MSE calibrator, first some far apart and then all between the best one's neighbours; values
-        stand at their bins' centres.
+        Candidates are the bin edges from 1/16 of the largest value up to the type's headroom, as in
+        pytorch-quantization's MSE calibrator (for FP8 as in Kuzmin et al. 2022, arXiv:2208.09225), first
+        some far apart and then all between the best one's neighbours; values stand at their bins' centres.
         """
         used = np.flatnonzero(self.counts)
         if self.amax == 0.0 or used.size == 0:
             return self.amax
-        centres, weights = used.astype(np.float64) + 0.5, self.counts[used].astype(np.float64)
+        sums = _Sums(used.astype(np.float64) + 0.5, self.counts[used].astype(np.float64))
         top = int(used[-1]) + 1
-        step = max(top // _CANDIDATES, 1)
-        best = _least(centres, weights, np.arange(top, top // 16, -step), levels)
-        best = _least(centres, weights, np.arange(min(best + step, top), max(best - step, 0), -1), levels)
-        return min(self.amax, math.ldexp(float(best), self.exponent))
+        step, most = max(top // _CANDIDATES, 1), int(top * element.headroom)
+        best = sums.least(np.arange(most, top // 16, -step), element.grid())
+        best = sums.least(np.arange(min(best + step, most), max(best - step, 0), -1), element.grid())
+        return min(self.amax * element.headroom, math.ldexp(float(best), self.exponent))
 
     def _reach(self, largest: float) -> None:
         if largest <= self.amax:
@@ -87,14 +90,24 @@ class Histogram:
         self.amax = largest
 
 
-def _least(centres: npt.NDArray[np.float64], weights: npt.NDArray[np.float64], candidates: npt.NDArray[np.int64], levels: int) -> int:
-    """Return the candidate amax, in bins, with the least mean square error of rounding and clipping."""
-    errors = []
-    for amax in candidates:
-        step = amax / levels
-        rounded = np.minimum(np.rint(centres / step), levels) * step
-        errors.append(float(np.dot(weights, np.square(rounded - centres))))
-    return int(candidates[int(np.argmin(errors))])
+class _Sums:
+    """Running sums over values in ascending order, from which the error of any grid follows cell by cell."""
+
+    def __init__(self, values: Floats, weights: Floats) -> None:
+        self.values = values
+        zero = np.zeros(1)
+        self.moments = [np.concatenate([zero, np.cumsum(weights * values**power)]) for power in range(3)]
+
+    def least(self, candidates: npt.NDArray[np.int64], grid: Floats) -> int:
+        """Return the candidate amax, in bins, with the least square error of rounding to the grid and clipping."""
+        errors = [self._error(grid * (amax / grid[-1])) for amax in candidates]
+        return int(candidates[int(np.argmin(errors))])
+
+    def _error(self, grid: Floats) -> float:
+        """Return the sum of squares of what rounding to the nearest grid value changes."""
+        cuts = np.concatenate([[0], np.searchsorted(self.values, (grid[:-1] + grid[1:]) / 2), [self.values.size]])
+        counts, sums, squares = (np.diff(moment[cuts]) for moment in self.moments)
+        return float(np.sum(np.maximum(squares - 2 * grid * sums + grid**2 * counts, 0.0)))
 
 
 def _fold(counts: npt.NDArray[np.int64], times: int) -> npt.NDArray[np.int64]:

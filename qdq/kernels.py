@@ -25,6 +25,8 @@ _PACKAGE = Path(__file__).parent
 _POOLS = ("AveragePool", "MaxPool", "GlobalAveragePool", "GlobalMaxPool")
 _FULL = (onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE, onnx.TensorProto.UNDEFINED, None)
 _SAME = ("SAME_UPPER", "SAME_LOWER", b"SAME_UPPER", b"SAME_LOWER")
+#: Keys of which a value that was not measured counts as the nearest lower one.
+_SIZES = ("kernel", "stride", "dilation", "channels", "outputs", "rows", "alpha", "beta")
 INT8 = "int8"
 _BATCH_AND_CHANNEL = 2
 _PLANE_RANK = 4
@@ -76,32 +78,32 @@ def borrowed_tables(targets: Iterable[Target]) -> tuple[str, ...]:
     return tuple(_borrowed(target) for target in targets if _borrowed(target))
 
 
-def missing_kernel(index: GraphIndex, node: Node, target: Target) -> str | None:
-    """Return why a layer would not run in INT8 on a target, or None where it would or nothing is known of it."""
+def missing_kernel(index: GraphIndex, node: Node, target: Target, pairs: str = INT8) -> str | None:
+    """Return why a layer would not run in INT8 (or ``fp8``) on a target, or None where it would or nothing is known of it."""
     form = layer_form(index, node)
-    return None if form is None else _missing(target, tuple(form.items()))
+    return None if form is None else _missing(target, tuple(form.items()), pairs)
 
 
 @cache
-def _missing(target: Target, form: tuple[tuple[str, Any], ...]) -> str | None:
+def _missing(target: Target, form: tuple[tuple[str, Any], ...], pairs: str) -> str | None:
     table = kernel_table(target)
     if table is None:
         return _borrowed(target)
     source = f"{table.compiler} on sm{table.sm}{f' ({_borrowed(target)})' if _borrowed(target) else ''}"
-    rows = speaking_rows(table, dict(form))
+    rows = speaking_rows(table.int8 if pairs == INT8 else table.fp8, dict(form))
     if not rows and table.networks:
         return f"{source}: no row of the table speaks of such a layer"
-    return next((f"{source}: {_outcome(row)}" for row in rows if row.runs != INT8), None)
+    return next((f"{source}: {_outcome(row)}" for row in rows if row.runs != pairs), None)
 
 
-def speaking_rows(table: KernelTable, form: dict[str, Any]) -> list[Row]:
-    """Return the INT8 rows that decide about a layer: those that match and whose keys no other matching row has all of.
+def speaking_rows(table: Iterable[Row], form: dict[str, Any]) -> list[Row]:
+    """Return the rows of a table that decide about a layer: those that match and whose keys no other matching row has all of.
 
     A number matches the nearest lower one that was measured for it together with the same keys, or
     the lowest of all; other values match themselves only.
     """
-    rows = [row for row in table.int8 if row.layer["operator"] == form["operator"]]
-    matching = [row for row in rows if all(key in form and _nearest(form[key], _measured(rows, row, key)) in _values(row, key) for key in row.layer)]
+    rows = [row for row in table if row.layer["operator"] == form["operator"]]
+    matching = [row for row in rows if all(key in form and _fits(form[key], row, key, rows) for key in row.layer)]
     return [row for row in matching if not any(row.layer.keys() < other.layer.keys() for other in matching)]
 
 
@@ -110,15 +112,12 @@ def _values(row: Row, key: str) -> list[Any]:
     return value if isinstance(value, list) else [value]
 
 
-def _measured(rows: list[Row], row: Row, key: str) -> list[Any]:
-    """Return all values of a key in the rows that have the same keys as `row`."""
-    return [value for other in rows if other.layer.keys() == row.layer.keys() for value in _values(other, key)]
-
-
-def _nearest(wanted: Any, measured: list[Any]) -> Any:
-    if wanted in measured or not all(isinstance(value, int | float) for value in (wanted, *measured)):
-        return wanted
-    return max((value for value in measured if value <= wanted), default=min(measured))
+def _fits(wanted: Any, row: Row, key: str, rows: Iterable[Row]) -> bool:
+    """Whether a value is one of a row's, or the nearest measured one is: among all rows that have the same keys as `row`."""
+    if key not in _SIZES or isinstance(wanted, str):
+        return wanted in _values(row, key)
+    measured = [value for other in rows if other.layer.keys() == row.layer.keys() for value in _values(other, key)]
+    return max((value for value in measured if value <= wanted), default=min(measured)) in _values(row, key)
 
 
 def _outcome(row: Row) -> str:
@@ -216,12 +215,12 @@ def _spatial_rank(index: GraphIndex, node: Node) -> int | None:
 
 
 def _grouping(index: GraphIndex, node: Node) -> str:
+    """Return ``none``, ``depthwise`` where each group reads one channel and writes one, or ``grouped``."""
     group = int(node.attribute("group", 1))
     if group == 1:
         return "none"
     shape = index.shape(node.inputs[1])
-    per_group = shape[1] if shape and len(shape) > 1 and node.op == "Conv" else None
-    return "depthwise" if per_group == 1 else "grouped"
+    return "depthwise" if shape is not None and tuple(shape[:_BATCH_AND_CHANNEL]) == (group, 1) else "grouped"
 
 
 def _tables(backend: str) -> list[tuple[int, Path]]:

@@ -92,6 +92,17 @@ def load(model: ModelLike) -> Source:
     return Source(None, raised, hashlib.sha256(canonical_bytes(proto)).hexdigest(), notes)
 
 
+def raise_source(source: Source, opset: int) -> Source:
+    """Return a Source whose model has at least this opset: itself where it has; raises ModelError where that cannot be."""
+    if default_opset(source.model) >= opset:
+        return source
+    try:
+        model, notes = raise_opset(source.model, opset)
+    except ModelError as error:
+        raise ModelError(f"{source.path or source.name}: {error}") from error
+    return msgspec.structs.replace(source, model=model, notes=(*source.notes, *notes))
+
+
 def canonical_bytes(model: onnx.ModelProto) -> bytes:
     """Return the model's serialisation, the same for the same model: ONNX's messages have no map fields, whose order alone is free.
 

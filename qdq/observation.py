@@ -74,7 +74,7 @@ def observe(index: GraphIndex, plan: Plan, feeds: Feeds, full: bool, progress: P
     Raises DataError where a sample gives NaN or Inf in a planned tensor, or where no sample runs a
     body with one, and ModelError where ONNX Runtime refuses the model.
     """
-    made = {p.edge.read: _made(index, p.edge) for p in plan.placements if p.quantizer.name == "int8-activation"}
+    made = {p.edge.read: _made(index, p.edge) for p in plan.placements if p.quantizer.calibrated}
     way = _way(index, set(made.values()))
     axes = _summed_axes(index, plan) if full else {}
     watches = {key: _Watch(key[1], full, axes.get(key) if key not in way.flat else None) for key in sorted(made.values())}
@@ -172,10 +172,13 @@ def exact_options() -> ort.SessionOptions:
     """Return session options under which Q/DQ is computed as the graph spells it.
 
     ONNX Runtime otherwise fuses it into integer kernels of its own, which round in other places and
-    refuse what TensorRT takes, such as a three-dimensional MatMul weight with channel scales (1.31).
+    refuse what TensorRT takes, such as a three-dimensional MatMul weight with channel scales or FP8
+    operands of a MatMul (1.31). It also drops a Relu before an FP8
+    QuantizeLinear, as if FP8 had no sign, and fails at a Clip there.
     """
     options = ort.SessionOptions()
     options.add_session_config_entry("session.disable_quant_qdq", "1")
+    options.add_session_config_entry("optimization.disable_specified_optimizers", "ReluQuantRewrite;ClipQuantRewrite")
     return options
 
 

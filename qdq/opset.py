@@ -17,23 +17,23 @@ OLDEST_OPSET = 7
 FREE_INITIALIZERS_IR = 4
 
 
-def raise_opset(model: onnx.ModelProto) -> tuple[onnx.ModelProto, tuple[str, ...]]:
-    """Return the model at an opset that has per-channel Q/DQ, and one note for each thing raised.
+def raise_opset(model: onnx.ModelProto, least: int = PER_CHANNEL_OPSET) -> tuple[onnx.ModelProto, tuple[str, ...]]:
+    """Return the model at an opset of at least `least` that has Q/DQ of its types, and one note for each thing raised.
 
     The model itself comes back where nothing had to change. Operators are converted by ONNX's
     own version converter; node metadata, which it drops, is put back.
     Raises ModelError for an opset below 7 or a model that the converter refuses.
     """
-    opset, needed = default_opset(model), _needed_opset(model)
+    opset, needed = default_opset(model), max(_needed_opset(model), least)
     if opset < OLDEST_OPSET:
         raise ModelError(f"opset {opset} is too old; export it with opset {OLDEST_OPSET} or newer")
     if opset >= needed and model.ir_version >= FREE_INITIALIZERS_IR:
         return model, ()
     raised, notes = _with_opset(model, opset, needed)
-    least = max(FREE_INITIALIZERS_IR, onnx.helper.find_min_ir_version_for(raised.opset_import, ignore_unknown=True))
-    if raised.ir_version < least:
-        notes.append(f"IR version raised from {raised.ir_version} to {least}")
-        raised.ir_version = least
+    oldest = max(FREE_INITIALIZERS_IR, onnx.helper.find_min_ir_version_for(raised.opset_import, ignore_unknown=True))
+    if raised.ir_version < oldest:
+        notes.append(f"IR version raised from {raised.ir_version} to {oldest}")
+        raised.ir_version = oldest
     return raised, tuple(notes)
 
 
@@ -64,7 +64,7 @@ def _with_opset(model: onnx.ModelProto, opset: int, needed: int) -> tuple[onnx.M
     except Exception as error:
         raise ModelError(f"opset {opset} could not be raised to {needed} ({first_line(error)}); export it with opset {needed} or newer") from error
     _restore_metadata(model, raised)
-    return raised, [f"opset raised from {opset} to {needed}, which Q/DQ needs"]
+    return raised, [f"opset raised from {opset} to {needed}, which {'FP8 ' if needed > _needed_opset(model) else ''}Q/DQ needs"]
 
 
 def _restore_metadata(model: onnx.ModelProto, raised: onnx.ModelProto) -> None:

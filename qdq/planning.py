@@ -13,7 +13,7 @@ from qdq.errors import ModelError, RuleError
 from qdq.facts import POOLS, Scene, pool_ends
 from qdq.index import Edge, GraphIndex, Node, bodies_of, qualified
 from qdq.kernels import borrowed_tables
-from qdq.loading import ModelLike, Source, load
+from qdq.loading import ModelLike, Source, load, raise_source
 from qdq.matching import Verdict, match, refuse_unmatched
 from qdq.operands import channel_axis, is_operand, operands
 from qdq.quantizer import FORMATS, Quantizer
@@ -105,7 +105,25 @@ def plan(
     """
     source = load(model)
     refuse_quantized(source)
-    return plan_index(GraphIndex(source), rules or load_rules(), tuple(targets), tuple(leave_float), allow_unmatched)
+    return plan_source(source, rules or load_rules(), tuple(targets), tuple(leave_float), allow_unmatched)[1]
+
+
+def plan_source(
+    source: Source, rules: RuleSet, targets: tuple[Target, ...], leave_float: tuple[str, ...] = (), allow_unmatched: bool = False
+) -> tuple[GraphIndex, Plan]:
+    """Return the plan for a model and the index that it speaks of, of the model at the opset that the plan needs."""
+    index = GraphIndex(source)
+    made = plan_index(index, rules, targets, leave_float, allow_unmatched)
+    raised = source_for(source, made)
+    if raised is source:
+        return index, made
+    index = GraphIndex(raised)
+    return index, plan_index(index, rules, targets, leave_float, allow_unmatched)
+
+
+def source_for(source: Source, plan: Plan) -> Source:
+    """Return a model at the opset that a plan's types need: FP8 needs a later one than INT8."""
+    return raise_source(source, max((p.quantizer.element.opset for p in plan.placements), default=0))
 
 
 def plan_index(index: GraphIndex, rules: RuleSet, targets: tuple[Target, ...], leave_float: tuple[str, ...] = (), allow_unmatched: bool = False) -> Plan:
@@ -147,14 +165,13 @@ def _plan_scope(scene: Scene, rules: RuleSet) -> _Part:
     placed = {v.edge: _placement(index, v) for v in verdicts if v.then == "quantize"}
     left = {v.edge: LeftFloat(v.edge, v.rules[0].name, v.rules[0].says) for v in verdicts if v.then == "leave-float"}
     for edge, missing in _unmet(index, placed):
-        del placed[edge]
-        kept = left.get(missing)
-        why = f"needs {missing} in INT8, which {kept.because if kept else 'no rule'} {'leaves in float' if kept else 'asks for'}"
+        says = placed.pop(edge).quantizer.element.says
+        why = f"needs {missing} in {says}, which {_instead(missing, placed, left)}"
         left[edge] = LeftFloat(edge, INCOMPLETE, why)
     return _Part(
         placements=tuple(placed.values()),
         left_float=tuple(_in_graph_order(index, left)),
-        scale_groups=_scale_groups(index, rules, shared, {e.read for e, p in placed.items() if p.quantizer.name == "int8-activation"}),
+        scale_groups=_scale_groups(index, rules, shared, {e.read for e, p in placed.items() if p.quantizer.calibrated}),
     )
 
 
@@ -177,7 +194,7 @@ def _placement(index: GraphIndex, verdict: Verdict) -> Placement:
     edge, name = verdict.edge, verdict.using
     form, constant = FORMATS[name], index.is_constant(edge.tensor)
     rule = verdict.rules[0]
-    if name.startswith("int8-weight") and not constant:
+    if form.constant and not constant:
         raise RuleError(f"{rule.at('using')}: uses {name} on edge {edge}, but {edge.tensor!r} is computed; a weight format needs a constant")
     if index.elem_type(edge.tensor) and not index.is_float(edge.tensor):
         raise RuleError(f"{rule.at('where')}: quantizes edge {edge}, but {edge.tensor!r} holds no floats; narrow the rule's 'where'")
@@ -191,10 +208,18 @@ def _unmet(index: GraphIndex, placed: dict[Edge, Placement]) -> Iterator[tuple[E
     while found:
         found = False
         for edge in list(placed):
-            missing = next((need for need in _needs(index, edge) if need not in placed), None)
+            dtype = placed[edge].quantizer.dtype
+            missing = next((need for need in _needs(index, edge) if need not in placed or placed[need].quantizer.dtype != dtype), None)
             if missing is not None:
                 found = True
                 yield edge, missing
+
+
+def _instead(edge: Edge, placed: dict[Edge, Placement], left: dict[Edge, LeftFloat]) -> str:
+    """Return what happens to an edge that another one needs quantized to its own type."""
+    if edge in placed:
+        return f"{placed[edge].because[0]} quantizes to {placed[edge].quantizer.element.says}"
+    return f"{left[edge].because} leaves in float" if edge in left else "no rule asks for"
 
 
 def first_unmet(index: GraphIndex, placements: Iterable[Placement]) -> tuple[Edge, Edge] | None:
@@ -203,7 +228,7 @@ def first_unmet(index: GraphIndex, placements: Iterable[Placement]) -> tuple[Edg
 
 
 def _needs(index: GraphIndex, edge: Edge) -> tuple[Edge, ...]:
-    """Return the edges without which a pair on this one only costs: TensorRT runs a layer in INT8 as a whole or not at all."""
+    """Return the edges without which a pair on this one only costs: TensorRT runs a layer in one type as a whole or not at all."""
     node = index.node(edge)
     if edge in (both := operands(index, node)):
         return both
@@ -244,7 +269,7 @@ def _scale_groups(index: GraphIndex, rules: RuleSet, shared: dict[str, tuple[Edg
     groups = []
     for members, names in ties.groups():
         if len(tensors := sorted(members & quantized)) > 1:
-            limits = [ratio for name in names if (ratio := ratios[name])]
+            limits = [float(ratio) for name in names if (ratio := ratios[name])]
             groups.append(ScaleGroup(tuple(tensors), tuple(sorted(names)), min(limits, default=None)))
     return tuple(sorted(groups))
 

@@ -73,7 +73,7 @@ class _Answer(msgspec.Struct, frozen=True):
 
 def forms(pairs: str = "int8") -> tuple[Form, ...]:
     """Return the forms that are probed with ``int8`` or ``fp8`` pairs, in the vocabulary of `kernels.layer_form`."""
-    parts = (_convolutions, _deconvolutions, _products, _recurrent) + ((_pools, _others) if pairs == "int8" else ())
+    parts = (_convolutions, _deconvolutions, _products, _recurrent, _pools, _others) if pairs == "int8" else (_weighted, _recurrent)
     made = [{"operator": form["operator"], "graph": graph, **form} for graph in _GRAPHS for part in parts for form in part()]
     return tuple({repr(form): form for form in made}.values())
 
@@ -128,6 +128,21 @@ def _products() -> Iterator[Form]:
     yield from _varied("MatMul", batched=("data", "both", "heads"), operands=("constant", "computed"))
     yield from _varied("MatMul", batched=["heads"], operands=["computed"], channels=_SIZES)
     yield from _varied("MatMul", batched=["heads"], operands=["computed"], outputs=_SIZES)
+    yield from _varied("Einsum", operands=("constant", "computed"))
+
+
+def _weighted() -> Iterator[Form]:
+    """Yield the forms that are measured with FP8 pairs: the factors that decide about INT8, and those alone."""
+    for operator, operands in product(("Conv", "ConvTranspose"), ("constant", "computed")):
+        yield from _varied(operator, operands=[operands], spatial=_SPATIAL, groups=("none", "grouped", "depthwise"))
+    yield from _varied("Conv", kernel=(1, 3), channels=(1, 3, 4, 8, 10, 16, 64))
+    yield from _varied("Conv", plane=["point"], kernel=[1], channels=(2, 8, 16))
+    yield from _varied("Conv", scales=("usual", "tensor", "axis 1"))
+    for operator in ("Gemm", "MatMul"):
+        yield from _varied(operator, operands=("constant", "computed"), channels=(4, 8, 10, 15, 16, 32, 64))
+        yield from _varied(operator, outputs=(1, 4, 8, 15, 16, 64))
+        yield from _varied(operator, rows=(1, 32), scales=("usual", "tensor", "wrong axis"))
+    yield from _varied("MatMul", batched=("data", "both", "heads"), operands=("constant", "computed"))
     yield from _varied("Einsum", operands=("constant", "computed"))
 
 
@@ -303,5 +318,6 @@ def _seen(layer: EngineLayer) -> str:
 
 
 def last_sentence(failure: str) -> str:
-    """Return what the compiler's words come to, without the name of the operation."""
-    return failure.rsplit(": ", 1)[-1]
+    """Return what the compiler's words come to, without the name of the operation; more where the end is one word."""
+    end = failure.rsplit(": ", 1)[-1]
+    return end if " " in end else failure

@@ -12,6 +12,7 @@ from qdq.errors import ModelError
 from qdq.index import Array, Edge, GraphIndex, bodies_of, node_labels, qualified, stored_values
 from qdq.loading import ModelLike, Source, load
 from qdq.pairs import FoundPair, find_pairs, stored_tensors
+from qdq.quantizer import ELEMENT_TYPES
 from qdq.stripping import strip_model
 
 
@@ -23,6 +24,8 @@ class QuantizedEdge(msgspec.Struct, frozen=True):
     #: Values of the scale and zero point; None where they are no constants.
     scales: Array | None
     zero_points: Array | None
+    #: Type that the zero point says, in lower case as ONNX spells it; "" where it is no constant.
+    dtype: str = ""
 
 
 class QuantizedModel:
@@ -34,6 +37,11 @@ class QuantizedModel:
         self.stripped = strip_model(proto, self.source.name, self.source.folder)
         self.index = GraphIndex(Source(self.source.path, self.stripped, self.source.digest))
         self.edges = tuple(_quantized_edges(proto.graph, self.index, {}))
+
+    @property
+    def least_opset(self) -> int:
+        """The opset that its pairs need, to which its float model was raised."""
+        return max((ELEMENT_TYPES[q.dtype].opset for q in self.edges if q.dtype in ELEMENT_TYPES), default=0)
 
     def labelled(self) -> onnx.ModelProto:
         """Return a copy in which every node that the float graph has too is named by its label there, in bodies too."""
@@ -62,7 +70,8 @@ def _quantized_edges(graph: onnx.GraphProto, index: GraphIndex, around: dict[str
         float_node = index.by_label[label]
         for slot, name in enumerate(node.input):
             if (pair := pairs.get(name)) and slot < len(float_node.inputs):
-                yield QuantizedEdge(index.edge(float_node, slot), pair, values.get(pair.scale), values.get(pair.zero_point))
+                dtype = onnx.TensorProto.DataType.Name(stored[pair.zero_point].data_type).lower() if pair.zero_point in stored else ""
+                yield QuantizedEdge(index.edge(float_node, slot), pair, values.get(pair.scale), values.get(pair.zero_point), dtype)
         for name, body in bodies_of(node):
             yield from _quantized_edges(body, index.scopes[qualified(index.path, f"{label}.{name}")], stored)
 

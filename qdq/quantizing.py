@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import msgspec
 import onnx
 
+from qdq.bisection import Search
+from qdq.building import buildable, compiler, globs_of
 from qdq.calibration import DEFAULT_METHOD, Scales, calibrate_index, parse_method
 from qdq.checking import Finding, check
 from qdq.errors import ModelError, UsageError
 from qdq.feeds import DataLike
-from qdq.index import GraphIndex
 from qdq.loading import ModelLike, Source, canonical_bytes, light_copy, load
 from qdq.observation import Progress
-from qdq.planning import Plan, plan_index, refuse_quantized
+from qdq.planning import Plan, plan_source, refuse_quantized
 from qdq.rewriting import apply_index, check_onnx
 from qdq.rule import RuleSet
 from qdq.rulefile import load_rules
@@ -24,17 +25,28 @@ from qdq.saving import check_output, copy_whole, whole
 from qdq.target import Target
 
 
+class Building(msgspec.Struct, frozen=True):
+    """How the plan is built for `until_it_builds`."""
+
+    #: Shapes of inputs by name; dynamic dimensions of those not named become 1.
+    shapes: Mapping[str, tuple[int, ...]] = {}
+    #: Called after each build with the number done.
+    progress: Progress | None = None
+
+
 class Quantized(msgspec.Struct, frozen=True):
     """A quantized model and everything that led to it."""
 
     #: The model with its pairs.
     model: onnx.ModelProto
-    #: The float model it was made from.
+    #: The float model it was made from, at the opset that the plan needs.
     source: Source
     plan: Plan
     scales: Scales
     #: What `check` finds in the result: nothing, unless a rule and the rewriter disagree.
     findings: tuple[Finding, ...]
+    #: What was left in float so that it builds; None where that was not asked for.
+    building: Search | None = None
 
 
 def quantize(  # noqa: PLR0913 keyword arguments of the public function
@@ -49,17 +61,23 @@ def quantize(  # noqa: PLR0913 keyword arguments of the public function
     allow_unmatched: bool = False,
     progress: Progress | None = None,
     planned: Callable[[Plan], None] | None = None,
+    until_it_builds: Building | None = None,
 ) -> Quantized:
     """Return a float model's quantized copy with its plan, scales and findings.
 
-    `planned` is called with the plan before calibration starts. Raises ModelError, RuleError,
+    `planned` is called with the plan before calibration starts. `until_it_builds` compiles the plan for its rtx
+    targets first, and leaves in float what the compiler refuses. Raises ModelError, RuleError,
     DataError or UsageError, as the stages do; the model that is given is never changed.
     """
     source = load(model)
     refuse_quantized(source)
     way, rules = parse_method(method), rules or load_rules()
-    index = GraphIndex(source)
-    plan = plan_index(index, rules, tuple(targets), tuple(leave_float), allow_unmatched)
+    index, plan = plan_source(source, rules, tuple(targets), tuple(leave_float), allow_unmatched)
+    found, build = None, None
+    if until_it_builds is not None:
+        build = compiler(index.source, plan.targets, until_it_builds.shapes)
+        found = buildable(index, plan, rules, build, until_it_builds.progress)
+        index, plan = plan_source(source, rules, tuple(targets), (*leave_float, *globs_of(found.groups)), allow_unmatched)
     if not plan.placements:
         raise ModelError(f"{source.path or source.name}: the rules {', '.join(rules.names)} quantize nothing in it; 'qdq explain' says why")
     if planned:
@@ -67,7 +85,9 @@ def quantize(  # noqa: PLR0913 keyword arguments of the public function
     scales = calibrate_index(index, plan, data, way, batch, progress)
     rewritten = apply_index(index, plan, scales)
     findings = check(Source(source.path, light_copy(rewritten), source.digest), rules=rules, targets=plan.targets, leave_float=plan.leave_float)
-    return Quantized(rewritten, source, plan, scales, findings)
+    if build is not None and (refusal := build(rewritten)):
+        raise ModelError(f"{source.path or source.name}: builds with other scales, but not with the calibrated ones: {refusal.words}; try another --method")
+    return Quantized(rewritten, index.source, plan, scales, findings, found)
 
 
 def save(model: onnx.ModelProto, source: Source, path: Path, force: bool = False) -> None:

@@ -11,6 +11,7 @@ import msgspec
 from tabulate import tabulate
 
 from qdq.accuracy import Accuracy, OutputError
+from qdq.bisection import Search
 from qdq.calibration import Scales
 from qdq.checking import Finding
 from qdq.errors import UsageError
@@ -41,6 +42,8 @@ class Report(msgspec.Struct, frozen=True):
     validation: Validation | None = None
     #: One sentence for each promise broken and threshold missed.
     misses: tuple[str, ...] = ()
+    #: What was left in float so that it builds; absent where that was not asked for.
+    building: Search | msgspec.UnsetType = msgspec.UNSET
 
 
 def check_report_path(path: Path) -> None:
@@ -87,6 +90,8 @@ def sections(report: Report) -> list[Section]:
     parts: list[Section] = []
     if report.plan:
         parts.append(plan_summary(report.plan))
+    if isinstance(report.building, Search):
+        parts.append(building_section(report.building))
     if report.scales:
         parts.append(scales_summary(report.scales))
     if report.findings is not None:
@@ -111,6 +116,12 @@ def plan_summary(plan: Plan) -> Section:
         lines.append(f"{len(plan.scale_groups)} groups of tensors share a scale")
     lines += [f"left in float: {item.edge}: {item.why}" for item in plan.left_float if item.because in ("body", "function")]
     return Section("Plan", tuple(lines), ("rule", "decision", "edges"), tuple(rows))
+
+
+def building_section(found: Search) -> Section:
+    """Return what the compiler refused, in its words, and what was left in float for it."""
+    lines = [f"left in float: {', '.join(guilt.groups)}: {guilt.words}" for guilt in found.guilty]
+    return Section("Building", (*lines, f"it builds; {found.builds} built to find out"))
 
 
 def plan_lines(plan: Plan) -> list[str]:
@@ -158,7 +169,7 @@ def accuracy_section(accuracy: Accuracy) -> Section:
     """Return the error of each output."""
     lines = [f"{accuracy.samples} samples of {accuracy.data}"]
     lines += [f"{o.name} has another shape than in float for {o.unlike} of them, which are not compared" for o in accuracy.outputs if o.unlike]
-    return _errors_section("Accuracy in ONNX Runtime, float against INT8", accuracy.outputs, *lines)
+    return _errors_section("Accuracy in ONNX Runtime, float against quantized", accuracy.outputs, *lines)
 
 
 def _errors_section(title: str, outputs: Sequence[OutputError], *lines: str) -> Section:
@@ -174,7 +185,7 @@ def engine_section(engines: Sequence[EngineReport]) -> Section:
     """Return the float and the INT8 engine of each target in one table."""
     rows: list[tuple[Any, ...]] = []
     for e in engines:
-        int8 = f"{sum(v.int8 for v in e.layers)} of {len(e.layers)}"
+        int8 = f"{sum(v.int8 or v.fp8 for v in e.layers)} of {len(e.layers)}"
         if e.kind != "read":
             rows.append(
                 (
@@ -183,8 +194,9 @@ def engine_section(engines: Sequence[EngineReport]) -> Section:
                     *_engine_cells(e.float_failure, "-", "-", e.float_kernels, _reformats(e, e.float_reformats), e.float_bytes, e.float_milliseconds),
                 )
             )
-        rows.append((e.target, "INT8", *_engine_cells(e.failure, int8, len(e.standalone), e.kernels, _reformats(e, e.reformats), e.bytes, e.milliseconds)))
-    headers = ("target", "model", "weighted in INT8", "stand-alone Q/DQ", "kernels", "reformats", "MB moved", "ms")
+        rows.append((e.target, e.types, *_engine_cells(e.failure, int8, len(e.standalone), e.kernels, _reformats(e, e.reformats), e.bytes, e.milliseconds)))
+    weighted = f"weighted in {', '.join(sorted({e.types for e in engines}))}"
+    headers = ("target", "model", weighted, "stand-alone Q/DQ", "kernels", "reformats", "MB moved", "ms")
     compilers = sorted({f"{e.compiler}, {e.kind}" for e in engines})
     return Section("Engines", tuple(compilers) + tuple(e.remark for e in engines if e.remark), headers, tuple(rows))
 
@@ -214,15 +226,16 @@ def _plural(word: str, count: int) -> str:
 def layers_section(engine: EngineReport) -> Section:
     """Return what an engine made of every weighted node."""
     rows = tuple(
-        (v.node, v.op, "INT8" if v.int8 else "float", "yes" if v.promised else "no", v.engine, *([v.follows] if engine.rules else [])) for v in engine.layers
+        (v.node, v.op, "INT8" if v.int8 else "FP8" if v.fp8 else "float", v.wanted or "no", v.engine, *([v.follows] if engine.rules else []))
+        for v in engine.layers
     )
-    headers = ("node", "operator", "multiplies", "promised INT8", "engine layer", *(["follows"] if engine.rules else []))
+    headers = ("node", "operator", "multiplies", "promised", "engine layer", *(["follows"] if engine.rules else []))
     return Section(f"{engine.target}: weighted nodes", (), headers, rows)
 
 
 def _promises(engine: EngineReport) -> Section:
     lines = [f"broken: {b}" for b in engine.broken]
-    lines += [f"in float, as planned: {v.node}" for v in engine.layers if not v.int8 and not v.promised and v.node not in engine.unmapped]
+    lines += [f"in float, as planned: {v.node}" for v in engine.layers if not v.int8 and not v.fp8 and not v.promised and v.node not in engine.unmapped]
     lines += [f"no layer of the engine names it: {node}" for node in engine.unmapped]
     lines += [f"a kernel of its own: {name}" for name in engine.standalone]
     did = "what the predicted engine does otherwise" if engine.kind == "predicted" else "what the engine did otherwise"

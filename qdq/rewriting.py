@@ -18,7 +18,7 @@ from qdq.calibration import PairScale, Scales, pairs_of, require_model
 from qdq.errors import ModelError, PlanError, first_line
 from qdq.index import GraphIndex, bodies_of, qualified
 from qdq.loading import ModelLike, canonical_bytes, light_copy, load
-from qdq.planning import Placement, Plan
+from qdq.planning import Placement, Plan, source_for
 from qdq.quantizer import Quantizer
 from qdq.stripping import remove_metadata, strip_model
 
@@ -33,7 +33,7 @@ def apply(model: ModelLike, plan: Plan, scales: Scales) -> onnx.ModelProto:
     Raises PlanError where plan, scales and model do not belong together, and ModelError where
     stripping the result does not give the model back byte for byte. `qdq.save` runs onnx.checker.
     """
-    index = GraphIndex(load(model))
+    index = GraphIndex(source_for(load(model), plan))
     return apply_index(index, plan, scales)
 
 
@@ -86,11 +86,11 @@ class _Pair:
             yield node
 
     def initializers(self, scales: PairScale, dtype: type[np.float16] | type[np.float32]) -> Iterator[onnx.TensorProto]:
-        """Yield the scale, of the tensor's own float type, and the int8 zero point 0: scalars, or vectors along the axis."""
+        """Yield the scale, of the tensor's own float type, and the zero point 0 of the quantized type: scalars, or vectors along the axis."""
         shape = () if self.quantizer.axis is None else (len(scales.scales),)
         values = np.maximum(np.array(scales.scales, dtype), np.finfo(dtype).tiny)
         yield numpy_helper.from_array(values.reshape(shape), self.scale)
-        yield numpy_helper.from_array(np.zeros(shape, np.int8), self.zero_point)
+        yield onnx.TensorProto(name=self.zero_point, data_type=self.quantizer.element.code, dims=shape, raw_data=bytes(values.size))
 
 
 class _Names:

@@ -15,15 +15,17 @@ from qdq.feeds import DataLike, Feeds, input_specs, open_feeds
 from qdq.gpu import gpu_present, run_tensorrt
 from qdq.index import GraphIndex, every_node, qualified
 from qdq.layerfile import read_layer_file
-from qdq.loading import ModelLike, Source, load
+from qdq.loading import ModelLike, Source, load, raise_source
 from qdq.observation import Progress
 from qdq.operands import operands
 from qdq.predicting import predict_engine
 from qdq.quantized import QuantizedModel, require_same_graph
+from qdq.quantizer import E4M3, ELEMENT_TYPES, INT8
 from qdq.target import Target
 
 #: Kinds of engine layer that multiply matrices or convolve; others are pointwise, or fuse whole attention blocks.
 _MULTIPLYING = ("correlation", "gemm", "deconv", "runtime_fusion", "CaskConvolution", "CaskGemmConvolution", "CudaDepthwiseConvolution", "MatrixMultiply")
+INT8_SAYS, FP8_SAYS = ELEMENT_TYPES[INT8].says, ELEMENT_TYPES[E4M3].says
 
 
 class LayerVerdict(msgspec.Struct, frozen=True):
@@ -39,20 +41,31 @@ class LayerVerdict(msgspec.Struct, frozen=True):
     rule: str
     #: The engine layer that computes it: kind and types.
     engine: str
+    #: Whether it multiplies FP8 operands.
+    fp8: bool = False
+    #: What the pairs promised: ``INT8``, ``FP8``, or "" where an operand has no pair.
+    wanted: str = ""
     #: The documented rule that a predicted layer follows, "" for a real one.
     follows: str = ""
 
+    @property
+    def kept(self) -> bool:
+        """Whether it multiplies the type that the pairs promised."""
+        return {INT8_SAYS: self.int8, FP8_SAYS: self.fp8}.get(self.wanted, False)
+
 
 class BrokenPromise(msgspec.Struct, frozen=True):
-    """A node that the plan put in INT8 and the engine did not."""
+    """A node that the plan put in INT8 or FP8 and the engine did not."""
 
     node: str
     rule: str
     #: What the engine did instead.
     instead: str
+    #: What was promised: ``INT8`` or ``FP8``.
+    wanted: str = INT8_SAYS
 
     def __str__(self) -> str:
-        return f"{self.node} [{self.rule}]: promised INT8, {self.instead}"
+        return f"{self.node} [{self.rule}]: promised {self.wanted}, {self.instead}"
 
 
 class FollowedRule(msgspec.Struct, frozen=True):
@@ -100,6 +113,11 @@ class EngineReport(msgspec.Struct, frozen=True):
     rules: tuple[FollowedRule, ...] = ()
 
     @property
+    def types(self) -> str:
+        """The types that the weighted nodes were promised, such as ``INT8`` or ``FP8 and INT8``."""
+        return " and ".join(sorted({v.wanted for v in self.layers if v.wanted})) or INT8_SAYS
+
+    @property
     def remark(self) -> str:
         """A sentence for the user where a number alone would mislead, else ""."""
         if self.failure:
@@ -107,7 +125,7 @@ class EngineReport(msgspec.Struct, frozen=True):
             who = "TensorRT is predicted to refuse" if self.kind == "predicted" else "the compiler refuses"
             return f"{self.target}: {who} this model {same}: {self.failure}"
         if self.bytes > self.float_bytes > 0:
-            word = "predicted INT8 engine" if self.kind == "predicted" else "INT8 engine"
+            word = f"predicted {self.types} engine" if self.kind == "predicted" else f"{self.types} engine"
             return f"{self.target}: the {word} moves more bytes than the float engine ({self.bytes / 1e6:.2f} MB against {self.float_bytes / 1e6:.2f} MB)."
         return ""
 
@@ -150,7 +168,8 @@ def validate(  # noqa: PLR0913 keyword arguments of the public function
     model. Dynamic dimensions are fixed by `shapes`, else by the first sample, else at 1. Raises
     ModelError where the two models are not the same graph.
     """
-    index, target_model = GraphIndex(load(model)), QuantizedModel(quantized)
+    target_model = QuantizedModel(quantized)
+    index = GraphIndex(raise_source(load(model), target_model.least_opset))
     require_same_graph(index, target_model)
     feeds = open_feeds(index, data, batch) if data is not None else None
     fixed = dict(shapes or {})
@@ -252,7 +271,7 @@ def report_engines(quantized: QuantizedModel, ours: Engine, theirs: Engine, kind
         float_bytes=ours.bytes,
         layers=layers,
         standalone=tuple(sorted(alone)),
-        broken=tuple(_broken(v, kind) for v in layers if v.promised and not v.int8 and v.node not in unmapped),
+        broken=tuple(_broken(v, kind) for v in layers if v.promised and not v.kept and v.node not in unmapped),
         reformats=theirs.reformats,
         float_reformats=ours.reformats,
         unmapped=unmapped,
@@ -262,7 +281,7 @@ def report_engines(quantized: QuantizedModel, ours: Engine, theirs: Engine, kind
 def _broken(verdict: LayerVerdict, kind: str) -> BrokenPromise:
     runs = "is predicted to run" if kind == "predicted" else "runs"
     why = f": {RULES[verdict.follows].says}" if verdict.follows else ""
-    return BrokenPromise(verdict.node, verdict.rule, f"but the engine {runs} it as {verdict.engine}{why}")
+    return BrokenPromise(verdict.node, verdict.rule, f"but the engine {runs} it as {verdict.engine}{why}", verdict.wanted)
 
 
 def computing_layer(engine: Engine, node: str) -> EngineLayer | None:
@@ -278,6 +297,7 @@ def multiplies_int8(layer: EngineLayer) -> bool:
 
 def _verdicts(quantized: QuantizedModel, engine: Engine) -> Iterable[LayerVerdict]:
     pairs = {q.edge: q.pair for q in quantized.edges}
+    types = {q.edge: q.dtype for q in quantized.edges}
     for scope, node in ((s, n) for s in quantized.index.scopes.values() for n in s.nodes):
         both = operands(scope, node)
         if not both:
@@ -292,6 +312,8 @@ def _verdicts(quantized: QuantizedModel, engine: Engine) -> Iterable[LayerVerdic
             promised=all(e in pairs for e in both),
             rule=rules,
             engine=str(layer) if layer else "nothing: no layer names it",
+            fp8=layer is not None and layer.multiplies("FP8"),
+            wanted="" if not all(e in pairs for e in both) else FP8_SAYS if all(types[e] == E4M3 for e in both) else INT8_SAYS,
             follows=layer.follows if layer else "",
         )
 

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from qdq.index import Array, GraphIndex, Node
 from qdq.operands import RECURRENT
-from qdq.quantizer import INT8_LEVELS
+from qdq.quantizer import ELEMENT_TYPES, INT8, ElementType
 
 Floats = npt.NDArray[np.float64]
 
@@ -62,8 +62,8 @@ def by_channels(node: Node, weight: Array) -> Array | None:
     return rows[:, :, None]
 
 
-def least_shift_amax(weight: Array, mean: Floats, variance: Floats, group: int = 1) -> Array:
-    """Return, for each output channel, the amax whose rounding changes the layer's output least.
+def least_shift_amax(weight: Array, mean: Floats, variance: Floats, group: int = 1, element: ElementType = ELEMENT_TYPES[INT8]) -> Array:
+    """Return, for each output channel, the amax whose rounding to a type changes the layer's output least.
 
     `weight` is [output channels, input channels of one group, taps]; `mean` and `variance` have
     one value for each input channel of the layer.
@@ -76,19 +76,18 @@ def least_shift_amax(weight: Array, mean: Floats, variance: Floats, group: int =
     candidates = _CLOSE if rows.size <= _SMALL_WEIGHT else _COARSE
     height = max(_BLOCK // rows.shape[1], 1)
     blocks = [slice(first, first + height) for first in range(0, outputs, height)]
-    return np.concatenate([_least_cost(rows[b], means[of_row[b]], variances[of_row[b]], candidates) for b in blocks])
+    return np.concatenate([_least_cost(rows[b], means[of_row[b]], variances[of_row[b]], candidates, element) for b in blocks])
 
 
 @np.errstate(over="ignore", invalid="ignore")  # the cost of an enormous weight is infinite, and its largest value stays
-def _least_cost(rows: Array, mean: Array, variance: Array, candidates: Array) -> Array:
+def _least_cost(rows: Array, mean: Array, variance: Array, candidates: Array, element: ElementType) -> Array:
     """Return the amax of each row, out of the candidates, with the least expected square of the output's change."""
     largest: Array = np.maximum(rows.max(axis=1), -rows.min(axis=1))
     best: Array
     best, least = largest.copy(), np.full(len(rows), np.inf, np.float32)
     for candidate in candidates:
-        step = np.maximum(largest * (candidate / INT8_LEVELS), np.finfo(np.float32).tiny)[:, None]
-        error = np.rint(rows / step)
-        np.clip(error, -INT8_LEVELS, INT8_LEVELS, out=error)
+        step = np.maximum(largest * (candidate / element.largest), np.finfo(np.float32).tiny)[:, None]
+        error = element.round(rows / step)
         error *= step
         error -= rows
         cost = np.einsum("ki,ki->k", error, mean) ** 2

@@ -49,7 +49,7 @@ def test_an_unknown_rule_set_is_answered_with_the_nearest(tmp_path: Path, comman
     message = refused(tmp_path, *(words.get(word, word) for word in command))
 
     assert message.startswith("qdq: unknown rule set 'tensort': no folder or file, and the shipped sets are ")
-    assert message.endswith("; did you mean 'tensorrt'?\n")
+    assert "; did you mean 'tensorrt'" in message
 
 
 def test_a_file_of_another_suffix_is_no_rule_file(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from qdq.histogram import BINS, Histogram
 from qdq.index import GraphIndex
 from qdq.observation import Ranges, observe
 from qdq.planning import ScaleGroup
-from qdq.quantizer import INT8_LEVELS
+from qdq.quantizer import ELEMENT_TYPES, INT8, INT8_LEVELS
 from qdq.weights import channel_amax, least_shift_amax
 
 few = settings(max_examples=60, deadline=None, derandomize=True)
@@ -160,7 +160,7 @@ def error_of(values: Array, amax: float) -> float:
 def test_the_least_error_is_that_of_the_full_data(name: str) -> None:
     values = CASES[name]
     made = histogram_of(values)
-    got = made.least_error(INT8_LEVELS)
+    got = made.least_error(ELEMENT_TYPES[INT8])
     best = min(error_of(values, amax) for amax in np.linspace(made.amax / 16, made.amax, 1500))
     assert error_of(values, got) <= best * 1.01
     assert made.amax / 16 <= got <= made.amax
@@ -171,12 +171,12 @@ def test_the_least_error_is_never_more_than_that_of_the_largest_value(name: str)
     values = CASES[name]
     made = histogram_of(values)
     slack = (bin_width(made) / 2) ** 2
-    assert error_of(values, made.least_error(INT8_LEVELS)) <= error_of(values, made.amax) + slack
+    assert error_of(values, made.least_error(ELEMENT_TYPES[INT8])) <= error_of(values, made.amax) + slack
 
 
 def test_one_outlier_in_a_million_is_clipped_by_mse_and_percentile() -> None:
     made = histogram_of(CASES["one outlier in a million"])
-    assert 4.0 < made.least_error(INT8_LEVELS) < 12.0
+    assert 4.0 < made.least_error(ELEMENT_TYPES[INT8]) < 12.0
     assert 3.0 < made.percentile(99.99) < 5.0
     assert made.amax == 40.0
 
@@ -184,7 +184,7 @@ def test_one_outlier_in_a_million_is_clipped_by_mse_and_percentile() -> None:
 @pytest.mark.parametrize("method", ["max", "mse", "percentile"])
 def test_all_zero_is_zero(method: str) -> None:
     made = histogram_of(np.zeros(10, np.float32), np.zeros((2, 3), np.float32))
-    assert (made.amax, made.percentile(99.9), made.least_error(INT8_LEVELS)) == (0.0, 0.0, 0.0)
+    assert (made.amax, made.percentile(99.9), made.least_error(ELEMENT_TYPES[INT8])) == (0.0, 0.0, 0.0)
     assert made.counts[0] == 16
     made.add(np.array([1.0], np.float32))
     assert made.counts[0] == 16
@@ -198,7 +198,7 @@ def test_denormal_values_neither_fail_nor_exceed_the_largest(scale: float) -> No
     made = histogram_of(values)
     assert made.counts.sum() == 3
     assert 0 < made.percentile(99.99) <= made.amax
-    assert 0 < made.least_error(INT8_LEVELS) <= made.amax
+    assert 0 < made.least_error(ELEMENT_TYPES[INT8]) <= made.amax
 
 
 def test_the_largest_float_is_counted() -> None:

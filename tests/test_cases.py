@@ -122,7 +122,7 @@ def test_an_after_is_compared_with_the_result(tmp_path: Path) -> None:
 
 def compiled(monkeypatch: pytest.MonkeyPatch, *, failure: str = "", **int8: bool) -> None:
     """Let the compiler answer with whether each node runs in INT8, or with a failure."""
-    layers = [SimpleNamespace(node=node, int8=yes) for node, yes in int8.items()]
+    layers = [SimpleNamespace(node=node, int8=yes, fp8=False) for node, yes in int8.items()]
     monkeypatch.setattr(qdq.cases, "validate", lambda *_, **__: SimpleNamespace(engines=[SimpleNamespace(layers=layers, failure=failure)]))
 
 

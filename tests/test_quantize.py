@@ -105,7 +105,7 @@ def test_a_report_holds_plan_calibration_check_and_accuracy(tmp_path: Path, suff
         assert content["validation"]["accuracy"]["outputs"][0]["top1_agreement"] >= 0.95
         assert content["findings"] == content["misses"] == []
         return
-    heads = ["Plan", "Calibration", "Check", "Accuracy in ONNX Runtime, float against INT8"]
+    heads = ["Plan", "Calibration", "Check", "Accuracy in ONNX Runtime, float against quantized"]
     lines = text.splitlines()
     assert [line.removeprefix("## ") for line in lines if line.removeprefix("## ") in heads] == heads
     assert "digits_cnn.onnx: 26 edges quantized, for trt:sm80" in text

@@ -11,6 +11,7 @@ from qdq.index import GraphIndex
 from qdq.loading import load
 from qdq.planedits import require_edits
 from qdq.planfile import read_plan_file, read_scales
+from qdq.planning import source_for
 from qdq.quantizing import save
 from qdq.rewriting import apply_index
 from qdq.saving import check_output
@@ -30,7 +31,7 @@ def command(model: Path, plan: Path, scales: Path, output: Path, force: bool) ->
     """
     check_output(output, (model, plan, scales), force)
     planned, scaled = read_plan_file(plan), read_scales(scales)
-    source = load(model)
+    source = source_for(load(model), planned.plan)
     index = GraphIndex(source)
     require_edits(planned, index)
     with naming(plan, scales):

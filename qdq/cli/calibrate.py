@@ -13,6 +13,7 @@ from qdq.index import GraphIndex
 from qdq.loading import load
 from qdq.planedits import require_edits
 from qdq.planfile import read_plan_file, scales_json
+from qdq.planning import source_for
 from qdq.reporting import scales_summary, sections_text
 from qdq.saving import check_output, write_whole
 
@@ -32,7 +33,7 @@ def command(model: Path, plan: Path, data: str | None, batch: int | None, method
     """
     check_output(output, (model, plan, *data_files(data)), force)
     planned, way = read_plan_file(plan), parse_method(method)
-    index = GraphIndex(load(model))
+    index = GraphIndex(source_for(load(model), planned.plan))
     require_edits(planned, index)
     with naming(plan), progress("calibrating") as advance:
         scales = calibrate_index(index, planned.plan, data, way, batch, advance)

@@ -8,11 +8,10 @@ from typing import Any
 import click
 
 from qdq.cli.options import FILE, format_option, leave_float_option, rules_of, rules_option, show, target_option, targets_of
-from qdq.index import GraphIndex
 from qdq.loading import load
 from qdq.plandiff import PlanDiff, diff_plans
 from qdq.planfile import plan_yaml, read_plan
-from qdq.planning import plan_index, refuse_quantized
+from qdq.planning import plan_source, refuse_quantized
 from qdq.reporting import Section, plan_sections
 from qdq.saving import check_output, write_whole
 
@@ -45,8 +44,7 @@ def command(ctx: click.Context, /, model: Path, output: Path | None, older: Path
     old = read_plan(older) if older else None
     source = load(model)
     refuse_quantized(source)
-    index = GraphIndex(source)
-    made = plan_index(index, rules_of(given["rule_sets"]), targets_of(given["targets"]), given["leave_float"], given["allow_unmatched"])
+    index, made = plan_source(source, rules_of(given["rule_sets"]), targets_of(given["targets"]), given["leave_float"], given["allow_unmatched"])
     if output:
         write_whole(output, plan_yaml(made, index).encode())
     if old is None:

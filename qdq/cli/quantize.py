@@ -8,6 +8,7 @@ from typing import Any
 import click
 import msgspec
 
+from qdq.building import RULE_SUFFIX, leave_float_yaml
 from qdq.cli.options import (
     FILE,
     data_option,
@@ -29,7 +30,7 @@ from qdq.cli.options import (
 from qdq.feeds import data_files, open_feeds
 from qdq.index import GraphIndex
 from qdq.loading import load
-from qdq.quantizing import Quantized, external_copies, quantize, save
+from qdq.quantizing import Building, Quantized, external_copies, quantize, save
 from qdq.reporting import Report, check_report_path, render, sections
 from qdq.saving import check_output, write_whole
 from qdq.target import DEFAULT_TARGET
@@ -47,6 +48,7 @@ from qdq.validation import Thresholds, misses, require_shapes, validate
 @shape_option
 @click.option("--report", type=FILE, metavar="FILE", help="Also write a report: .json, .md or .txt.")
 @click.option("--validate", "prove", is_flag=True, help="Then validate: accuracy on the data, and an engine for each --target.")
+@click.option("--until-it-builds", is_flag=True, help="Compile for each rtx --target; leave in float what is refused, and write that as a rule file.")
 @thresholds_option
 @format_option
 @click.pass_context
@@ -56,9 +58,13 @@ def command(ctx: click.Context, /, model: Path, output: Path, report: Path | Non
     \b
     Example:
       qdq quantize resnet50.onnx -o resnet50.int8.onnx --data samples/ --target rtx:sm86 --validate
+      qdq quantize net.onnx -o net.fp8.onnx --data samples/ --rules tensorrt-fp8 --target rtx:sm89 --until-it-builds
     """
     inputs = (model, *data_files(given["data"]))
     check_output(output, inputs, given["force"])
+    rule_file = output.with_suffix(RULE_SUFFIX)
+    if given["until_it_builds"]:
+        check_output(rule_file, inputs, given["force"])
     if not given["prove"]:
         refuse_idle_thresholds(ctx)
     if report:
@@ -71,25 +77,33 @@ def command(ctx: click.Context, /, model: Path, output: Path, report: Path | Non
     index = GraphIndex(source)
     require_shapes(index, shapes)
     feeds = open_feeds(index, given["data"], given["batch"])
-    with progress("calibrating", feeds.count) as advance:
+    with progress("building", unit="builds") as count, progress("calibrating", feeds.count) as advance:
+        building = Building({**{name: v.shape for name, v in feeds.first().items()}, **shapes}, count) if given["until_it_builds"] else None
         result = quantize(
             source, given["data"], rules=rules, targets=targets, method=given["method"], leave_float=given["leave_float"],
-            batch=given["batch"], allow_unmatched=given["allow_unmatched"], progress=advance,
+            batch=given["batch"], allow_unmatched=given["allow_unmatched"], progress=advance, until_it_builds=building,
         )  # fmt: skip
     made = _report(result, given, shapes) if given["prove"] else Report(result.plan, result.scales, result.findings)
+    if result.building:
+        made = msgspec.structs.replace(made, building=result.building)
     save(result.model, result.source, output, given["force"])
     if report:
         write_whole(report, render(made, report.suffix).encode())
     show(given["layout"], made, sections(made))
+    written = [output]
+    if result.building and result.building.groups:
+        write_whole(rule_file, leave_float_yaml(rule_file.stem, source.name, result.building, rules).encode())
+        written.append(rule_file)
     if given["layout"] == "text":
-        click.echo(f"\nwrote {output}")
+        click.echo(f"\nwrote {', '.join(map(str, written))}")
     ctx.exit(1 if made.findings or made.misses else 0)
 
 
 def _report(result: Quantized, given: dict[str, Any], shapes: dict[str, tuple[int, ...]]) -> Report:
+    quantized = msgspec.structs.replace(result.source, model=result.model, stamp=None)  # the file at its path is the float model
     with progress("validating") as advance:
         validation = validate(
-            result.source, msgspec.structs.replace(result.source, model=result.model, stamp=None), data=given["data"], batch=given["batch"],
+            result.source, quantized, data=given["data"], batch=given["batch"],
             targets=[t for t in result.plan.targets if given["targets"] or t != DEFAULT_TARGET], shapes=shapes, progress=advance,
         )  # fmt: skip
     return Report(
