@@ -28,6 +28,8 @@ from qdq.weightedlayers import WeightedLayers
 #: Layers that read and write one memory format.
 _KEEPING_FORMAT = ("Relu", "Concat", "Pad", "Resize", "Upsample", "Slice", "Split")
 _LOOK_AHEAD = 4
+#: First compute capability with FP8 (TensorRT support matrix).
+_FP8 = 89
 
 
 def predict_engine(model: onnx.ModelProto | Source, target: Target, shapes: Mapping[str, tuple[int, ...]] | None = None, *, allow_fp16: bool = False) -> Engine:
@@ -42,17 +44,20 @@ def predict_engine(model: onnx.ModelProto | Source, target: Target, shapes: Mapp
     index = with_static_shapes(source, shapes or {})
     typing = "weakly typed, FP16 allowed" if allow_fp16 else "strongly typed"
     compiler = f"TensorRT, {typing}"
-    if refusal := _refusal(index):
+    if refusal := _refusal(index, target):
         return Engine(target, compiler, failure=refusal)
     return Engine(target, compiler, _Prediction(Flow(index), target, allow_fp16).predicted())
 
 
-def _refusal(index: GraphIndex) -> str:
-    """Return what the ONNX importer refuses, in a sentence, or ""."""
+def _refusal(index: GraphIndex, target: Target) -> str:
+    """Return what the ONNX importer or the builder refuses, in a sentence, or ""."""
     for node in index.nodes:
         if node.op not in (QUANTIZE, DEQUANTIZE):
             continue
-        if node.op == DEQUANTIZE and index.elem_type(node.inputs[0]) == TensorProto.INT32:
+        stored = index.elem_type(node.inputs[0] if node.op == DEQUANTIZE else node.outputs[0])
+        if stored == TensorProto.FLOAT8E4M3FN and 0 < target.sm < _FP8:
+            return f"{node.label}: FP8 needs compute capability 8.9 or higher"
+        if stored == TensorProto.INT32:
             return f"{node.label}: a DequantizeLinear of INT32, such as a quantized bias, is not supported"
         if len(node.inputs) > 2 and index.is_constant(node.inputs[2]) and index.constant(node.inputs[2]).astype(float).any():  # noqa: PLR2004
             return f"{node.label}: a zero point other than zero is not supported"

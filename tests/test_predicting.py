@@ -384,6 +384,19 @@ def test_what_the_importer_refuses_is_predicted_as_a_failure() -> None:
     assert "a DequantizeLinear of INT32" in predicted(e, y).failure
 
 
+def test_fp8_is_refused_below_ada_and_multiplied_from_there_on() -> None:
+    e = Exported()
+    y = convolution(e, "x")
+    model = finished(e, y)
+    model.opset_import[0].version = 19
+    for tensor in model.graph.initializer:
+        if tensor.data_type == TensorProto.INT8:
+            tensor.CopyFrom(helper.make_tensor(tensor.name, TensorProto.FLOAT8E4M3FN, tensor.dims, [0.0] * int(np.prod(tensor.dims))))
+
+    assert predict_engine(model, TRT).failure.endswith(": FP8 needs compute capability 8.9 or higher")
+    assert types(layer_of(predict_engine(model, Target("trt", 89)), y.removesuffix(".out"))) == "FP8 -> Float"
+
+
 # --- any graph --------------------------------------------------------------------------------------------------------
 
 
