@@ -53,7 +53,7 @@ def buildable(index: GraphIndex, plan: Plan, rules: RuleSet, build: Build, progr
     count = 0
 
     def without(left: frozenset[str]) -> Plan:
-        return plan_index(index, rules, plan.targets, (*plan.leave_float, *globs_of(left)), allow_unmatched=True) if left else plan
+        return plan_index(index, rules, plan.targets, (*plan.leave_float, *globs_of(left)), True, plan.profiles) if left else plan
 
     def attempt(left: frozenset[str]) -> Refusal | None:
         nonlocal count

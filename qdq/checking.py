@@ -16,9 +16,10 @@ from qdq.index import GraphIndex
 from qdq.loading import ModelLike
 from qdq.pairs import dangling
 from qdq.planning import Placement, Plan, plan_index
+from qdq.profiles import Profile, parse_profile
 from qdq.quantized import QuantizedEdge, QuantizedModel, largest
 from qdq.quantizer import ELEMENT_TYPES, INT8, ElementType
-from qdq.rewriting import LEAVE_FLOAT_KEY, RULES_KEY, TARGETS_KEY
+from qdq.rewriting import LEAVE_FLOAT_KEY, RULES_KEY, SHAPES_KEY, TARGETS_KEY
 from qdq.rule import RuleSet
 from qdq.rulefile import DEFAULT_SET, load_rules, shipped_sets
 from qdq.target import Target, parse_target
@@ -57,6 +58,7 @@ def check(model: ModelLike, *, rules: RuleSet | None = None, targets: Iterable[T
         tuple(targets) or _written_targets(written, quantized),
         tuple(leave_float if leave_float is not None else filter(None, written.get(LEAVE_FLOAT_KEY, "").split("\n"))),
         allow_unmatched=True,
+        profiles=_written_profiles(written, quantized),
     )
     return tuple(_findings(quantized, wanted, rules))
 
@@ -66,6 +68,13 @@ def _written_targets(written: dict[str, str], quantized: QuantizedModel) -> tupl
         return tuple(parse_target(t) for t in written.get(TARGETS_KEY, "").split())
     except UsageError as error:
         raise ModelError(f"{quantized.source.name}: its metadata {TARGETS_KEY!r} names an {error}; pass --target") from error
+
+
+def _written_profiles(written: dict[str, str], quantized: QuantizedModel) -> tuple[Profile, ...]:
+    try:
+        return tuple(parse_profile(text) for text in filter(None, written.get(SHAPES_KEY, "").split("\n")))
+    except UsageError as error:
+        raise ModelError(f"{quantized.source.name}: its metadata {SHAPES_KEY!r} holds {error}; remove it") from error
 
 
 def _written_sets(written: dict[str, str]) -> tuple[str, ...]:

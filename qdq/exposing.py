@@ -1,6 +1,7 @@
 """Leading tensors out of the bodies of If, Loop and Scan, as further outputs of a copy of the model, so that they can be observed.
 
-A tensor of a Loop or Scan comes out once for each turn, stacked along a new first axis. A branch of
+A tensor of a Loop or Scan comes out once for each turn, stacked along a new first axis, or where its
+dimensions in a Loop are not all known, and so may change with each turn, as one vector. A branch of
 an If that lacks a tensor gives a filler in its place: an empty tensor, or inside a Loop or Scan,
 where all turns must have one shape, a tensor of the lowest finite value throughout.
 """
@@ -20,6 +21,8 @@ from qdq.loading import Source
 _REPEATING = ("Loop", "Scan")
 #: Of a Loop's body the first output is the condition, which the Loop itself does not give.
 _CONDITION = 1
+#: A Loop's inputs before its states: the number of turns and the condition.
+_LOOP_INPUTS = 2
 
 
 class Exposed(msgspec.Struct, frozen=True):
@@ -55,7 +58,9 @@ def expose(index: GraphIndex, tensors: Iterable[tuple[str, str]]) -> tuple[Sourc
     for i, (path, tensor) in enumerate(tensors):
         scope, name, levels = index.scopes[path], tensor, 0
         form = _Form(scope.elem_type(tensor) or onnx.TensorProto.FLOAT, scope.shape(tensor))
-        flat = form.dims is None and _repeats(scope)
+        around = _operators_around(scope)
+        gathers = "Loop" in around and "Scan" not in around and not form.known
+        flat = gathers or (form.dims is None and _repeats(scope))
         if flat:
             form = _Form(form.elem_type, (None,))
         while scope.outer is not None:
@@ -63,10 +68,14 @@ def expose(index: GraphIndex, tensors: Iterable[tuple[str, str]]) -> tuple[Sourc
             outside = f"qdq_observed_{i}_{len(scope.path)}"
             if node.op_type == "If":
                 _give_filler(node, body, f"{outside}_filler", form, even=_repeats(scope.outer))
-            _give(node, body, name, outside, form)
+            if node.op_type == "Loop" and gathers:
+                _gather(node, body, name, outside, form)
+                graphs[scope.outer.path].initializer.append(numpy_helper.from_array(form.filler(even=False), _start(outside)))
+            else:
+                _give(node, body, name, outside, form)
             if node.op_type == "If" and not (_repeats(scope.outer) and form.known):
                 form = form.unknown()
-            if node.op_type in _REPEATING:
+            if node.op_type in _REPEATING and not gathers:
                 levels, form = levels + 1, form.stacked()
             name, scope = outside, scope.outer
         exposed[name] = Exposed(path, tensor, levels, flat)
@@ -109,7 +118,7 @@ class _Form(msgspec.Struct, frozen=True):
 
 def _give(node: onnx.NodeProto, body: onnx.GraphProto, tensor: str, outside: str, form: _Form) -> None:
     """Make a tensor a further output of a body and of its node."""
-    node.output.extend([""] * (len(body.output) - (_CONDITION if node.op_type == "Loop" else 0) - len(node.output)))
+    _name_outputs(node, len(body.output) - (_CONDITION if node.op_type == "Loop" else 0), outside)
     node.output.append(outside)
     inside = f"{outside}_inside"
     if form.spelled is None:
@@ -123,6 +132,30 @@ def _give(node: onnx.NodeProto, body: onnx.GraphProto, tensor: str, outside: str
             attribute.ints.append(0)
 
 
+def _gather(node: onnx.NodeProto, body: onnx.GraphProto, tensor: str, outside: str, form: _Form) -> None:
+    """Make the values of a tensor in all turns a further state of a Loop: a vector that each turn adds to, empty at the start."""
+    node.input.extend([""] * (_LOOP_INPUTS - len(node.input)))
+    states = len(node.input) - _LOOP_INPUTS
+    node.input.append(_start(outside))
+    _name_outputs(node, states, outside)
+    node.output.insert(states, outside)
+    before, flat, after = (f"{outside}_{part}" for part in ("before", "flat", "after"))
+    body.input.append(form.declared(before))
+    body.initializer.append(numpy_helper.from_array(np.array([-1], np.int64), f"{outside}_shape"))
+    body.node.append(helper.make_node("Reshape", [tensor, f"{outside}_shape"], [flat]))
+    body.node.append(helper.make_node("Concat", [before, flat], [after], axis=0))
+    body.output.insert(_CONDITION + states, form.declared(after))
+
+
+def _start(outside: str) -> str:
+    return f"{outside}_start"
+
+
+def _name_outputs(node: onnx.NodeProto, count: int, outside: str) -> None:
+    """Give a node's last outputs, which may be left out where nobody reads them, names up to a count."""
+    node.output.extend(f"{outside}_unread_{i}" for i in range(len(node.output), count))
+
+
 def _give_filler(node: onnx.NodeProto, body: onnx.GraphProto, name: str, form: _Form, even: bool) -> None:
     """Make a filler a further output of the other branch of an If."""
     for _, other in bodies_of(node):
@@ -131,9 +164,14 @@ def _give_filler(node: onnx.NodeProto, body: onnx.GraphProto, name: str, form: _
             other.output.append(form.declared(name))
 
 
+def _operators_around(scope: GraphIndex) -> set[str]:
+    """Return the operators in whose bodies a graph lies."""
+    return set() if scope.outer is None else {scope.outer.nodes[scope.position].op} | _operators_around(scope.outer)
+
+
 def _repeats(scope: GraphIndex) -> bool:
     """Whether a graph lies in the body of a Loop or Scan."""
-    return scope.outer is not None and (scope.outer.nodes[scope.position].op in _REPEATING or _repeats(scope.outer))
+    return not _operators_around(scope).isdisjoint(_REPEATING)
 
 
 def _by_path(index: GraphIndex, graph: onnx.GraphProto) -> Iterator[tuple[str, onnx.GraphProto]]:

@@ -101,11 +101,14 @@ def unfused_batch_normalization(scene: Scene, node: Node) -> bool:
 
 @node_fact
 def lacks_int8_kernel(scene: Scene, node: Node) -> bool:
-    """A layer that has no INT8 kernel on one of the plan's targets, as its kernel table says; or an Add fused to such a one."""
+    """A layer that has no INT8 kernel on one of the plan's targets, as its kernel table says; an Add fused to such a one; a normalisation only for such."""
     if node.op == "Add":
         slot = residual_slot(scene.index, node)
         fused = None if slot is None else fused_backbone(scene.index, scene.index.edge(node, slot))
         return fused is not None and lacks_int8_kernel(scene, fused)
+    if unfused_batch_normalization(scene, node):
+        readers = [scene.index.node(edge) for edge in _reached(scene.index, node.outputs[0], (*MOVES_VALUES, *ACTIVATIONS))]
+        return bool(readers) and all(lacks_int8_kernel(scene, reader) for reader in readers)
     return any(missing_kernel(scene.index, node, target) for target in scene.targets)
 
 
@@ -129,7 +132,7 @@ def gelu(scene: Scene, node: Node) -> bool:
 
 @node_fact
 def gate(scene: Scene, node: Node) -> bool:
-    """The Mul of a value by a Sigmoid or HardSigmoid: SiLU, hard swish, gated units and squeeze-and-excite."""
+    """The Mul of a value by a Sigmoid or HardSigmoid, in each spelling: SiLU, hard swish, gated units and squeeze-and-excite."""
     return gated(scene.index, node) is not None
 
 
@@ -271,12 +274,14 @@ def computed_float(scene: Scene, edge: Edge) -> bool:
     return index.is_float(edge.tensor) and not index.is_constant(edge.tensor) and index.rank(edge.tensor) != 0
 
 
+#: Activations that TensorRT fuses with the normalisation before them.
+ACTIVATIONS = ("Clip", "Elu", "HardSigmoid", "LeakyRelu", "Relu", "Sigmoid", "Tanh")
 #: Pools that rules may ask a pair for, so that what leads to them may be quantized too.
 POOLS = ("AveragePool", "GlobalAveragePool", "MaxPool", "ReduceMean")
 
 
 def pool_ends(index: GraphIndex, pool: Node) -> tuple[Edge, ...]:
-    """Return the edges that a pool's result reaches through moves, that of a MaxPool through Concat too; none if it reaches a graph output."""
+    """Return the edges that a pool's result reaches through moves, that of a MaxPool through Concat too; none if it reaches an output or a body."""
     return _reached(index, pool.outputs[0], (*MOVES_VALUES, "Concat") if pool.op == "MaxPool" else MOVES_VALUES)
 
 
@@ -285,7 +290,8 @@ def _reached(index: GraphIndex, start: str, through: tuple[str, ...]) -> tuple[E
     while waiting:
         tensor = waiting.popleft()
         read = [edge for edge in index.edges_of(tensor) if index.node(edge).op != "Shape"]
-        if tensor in index.outputs or not read:
+        leaves = tensor in index.outputs or any(slot < 0 for _, slot in index.consumers.get(tensor, ()))
+        if leaves or not read:
             return ()
         for edge in read:
             node = index.node(edge)

@@ -6,6 +6,7 @@ constants and types of the graphs around it, but what they compute it takes as g
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from functools import cached_property
@@ -281,10 +282,16 @@ def _constant_names(index: GraphIndex) -> set[str]:
         return tensor in names or (index.outer is not None and (home := index.defining(tensor)) is not index and tensor in home.constants)
 
     for node in index.nodes:
-        foldable = node.proto.domain in ("", "ai.onnx") and not node.bodies and not node.op.startswith(_UNFOLDABLE_PREFIXES)
-        if node.op == "Constant" or (foldable and node.inputs and all(known(i) for i in node.inputs if i)):
+        foldable = node.proto.domain in ("", "ai.onnx") and (not node.bodies or node.op == "If") and not node.op.startswith(_UNFOLDABLE_PREFIXES)
+        if node.op == "Constant" or (foldable and node.inputs and all(map(known, _reads(node)))):
             names.update(node.outputs)
     return names
+
+
+def _reads(node: Node) -> tuple[str, ...]:
+    """Return what a node reads, in its bodies too."""
+    inside = {name for _, body in node.bodies for name in captured(body)}
+    return (*filter(None, node.inputs), *sorted(inside.difference(node.inputs)))
 
 
 def _evaluate(index: GraphIndex, tensor: str) -> Array:
@@ -295,6 +302,8 @@ def _evaluate(index: GraphIndex, tensor: str) -> Array:
         value = node.attribute("value") if node.op == "Constant" else None
         if value is not None:
             return stored_values(value, index.source.name, None)
+        if node.op in ("Shape", "Size") and (dims := _known_dims(index, node.inputs[0])) is not None:
+            return np.array(math.prod(dims) if node.op == "Size" else dims[slice(node.attribute("start"), node.attribute("end"))], np.int64)
         return _run_node(index, node)[node.outputs.index(tensor)]
     except (ValueError, TypeError, RuntimeError, OSError) as error:
         raise ModelError(f"{index.source.name}: constant {tensor!r} cannot be computed: {first_line(error)}") from error
@@ -308,10 +317,15 @@ def stored_values(tensor: onnx.TensorProto, model: str, folder: Path | None) -> 
         raise ModelError(f"{model}: the values of {tensor.name!r} cannot be read: {first_line(error)}; export the model again") from error
 
 
+def _known_dims(index: GraphIndex, tensor: str) -> tuple[int, ...] | None:
+    dims = tuple(d for d in index.shape(tensor) or () if d is not None)
+    return dims if len(dims) == index.rank(tensor) else None
+
+
 def _run_node(index: GraphIndex, node: Node) -> list[Array]:
     from onnx.reference import ReferenceEvaluator
 
-    feeds = {name: index.constant(name) for name in node.inputs if name}
+    feeds = {name: index.constant(name) for name in _reads(node)}
     inputs = [onnx.helper.make_tensor_value_info(n, onnx.helper.np_dtype_to_tensor_dtype(v.dtype), v.shape) for n, v in feeds.items()]
     outputs = [onnx.helper.make_empty_tensor_value_info(name) for name in node.outputs]
     graph = onnx.helper.make_graph([node.proto], "constant", inputs, outputs)

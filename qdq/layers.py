@@ -82,7 +82,7 @@ def attention_length(index: GraphIndex, node: Node) -> int | None:
 
 
 def layers_to_output(index: GraphIndex) -> dict[str, int]:
-    """Return for each node the fewest weighted operators, itself included, on a way from it to a graph output."""
+    """Return for each node the fewest weighted operators, itself included, on a way from it to an output of the main graph."""
     if index not in _distances:
         _distances[index] = _measure(index)
     return _distances[index]
@@ -90,12 +90,17 @@ def layers_to_output(index: GraphIndex) -> dict[str, int]:
 
 def _measure(index: GraphIndex) -> dict[str, int]:
     known: dict[str, int] = {}
+    end = [0] if index.outer is None else _behind(layers_to_output(index.outer), index.outer.nodes[index.position])
     for node in reversed(index.nodes):
-        behind = [known[reader.label] for tensor in node.outputs for reader, _ in index.consumers.get(tensor, ()) if reader.label in known]
-        if behind or any(tensor in index.outputs for tensor in node.outputs):
-            nearest = 0 if any(tensor in index.outputs for tensor in node.outputs) else min(behind)
-            known[node.label] = nearest + bool(operands(index, node))
+        readers = [reader for tensor in node.outputs for reader, _ in index.consumers.get(tensor, ())]
+        behind = [*(end if any(tensor in index.outputs for tensor in node.outputs) else []), *(d for reader in readers for d in _behind(known, reader))]
+        if behind:
+            known[node.label] = min(behind) + bool(operands(index, node))
     return known
+
+
+def _behind(known: dict[str, int], node: Node) -> list[int]:
+    return [known[node.label]] if node.label in known else []
 
 
 def _leads_to_softmax(index: GraphIndex, node: Node) -> bool:

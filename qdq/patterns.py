@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import TypeVar
 from weakref import WeakKeyDictionary
 
-from qdq.index import Edge, GraphIndex, Node
+from qdq.index import Edge, GraphIndex, Node, captured
 from qdq.operands import operands
 
 #: Operators that normalise, in one node.
@@ -96,11 +96,17 @@ def gelu_nodes(index: GraphIndex) -> frozenset[str]:
 
 @once
 def tail_nodes(index: GraphIndex) -> frozenset[str]:
-    """Return the labels of the nodes behind the last weighted ones: no weighted operator reads what they make."""
-    before = {node.label for node in index.nodes if operands(index, node)}
+    """Return the labels of the nodes behind the last weighted ones: no weighted operator reads what they make.
+
+    A node with bodies counts as weighted, and in a body nothing is known to be the last.
+    """
+    if index.outer is not None:
+        return frozenset()
+    before = {node.label for node in index.nodes if node.bodies or operands(index, node)}
     waiting = [index.by_label[label] for label in before]
     while waiting:
-        for tensor in waiting.pop().inputs:
+        node = waiting.pop()
+        for tensor in (*node.inputs, *(name for _, body in node.bodies for name in captured(body))):
             maker = index.producers.get(tensor)
             if maker is not None and maker.label not in before:
                 before.add(maker.label)

@@ -59,7 +59,7 @@ def _decisions(plan: Plan) -> dict[tuple[str, str, int], _Decision]:
 
 
 def _made_for(old: Plan, new: Plan) -> Iterator[tuple[str, str, str]]:
-    for key in ("targets", "rule_sets", "leave_float"):
+    for key in ("targets", "rule_sets", "leave_float", "profiles"):
         was, now = (", ".join(map(str, getattr(plan, key))) for plan in (old, new))
         if was != now:
             yield key, was, now

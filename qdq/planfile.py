@@ -14,6 +14,7 @@ from qdq.calibration import Scales
 from qdq.errors import PlanError, QdqError, RuleError, first_line
 from qdq.index import Edge, GraphIndex
 from qdq.planning import BODY, FUNCTION, INCOMPLETE, LeftFloat, Placement, Plan, ScaleGroup
+from qdq.profiles import parse_profile
 from qdq.quantizer import FORMATS, Quantizer
 from qdq.strictyaml import Located, known_keys, one_of, parse_texts
 from qdq.target import parse_target
@@ -23,7 +24,7 @@ PLAN_VERSION = "2"
 #: The rule of an edge that a reviewer quantized without naming one.
 BY_HAND = "by-hand"
 _WIDE = 1_000_000
-_HEAD = ("qdq_plan", "model", "digest", "notes", "targets", "rule_sets", "leave_float", "reasons")
+_HEAD = ("qdq_plan", "model", "digest", "notes", "targets", "rule_sets", "leave_float", "profiles", "reasons")
 _LAYER = ("node", "graph", "op", "edges")
 _EDGE = ("slot", "tensor", "quantize", "axis", "because", "float", "why")
 _GROUP = ("tensors", "because", "ratio_at_most")
@@ -60,6 +61,7 @@ def plan_yaml(plan: Plan, index: GraphIndex | None = None) -> str:
         "targets": [str(t) for t in plan.targets],
         "rule_sets": list(plan.rule_sets),
         "leave_float": list(plan.leave_float),
+        **({"profiles": list(map(str, plan.profiles))} if plan.profiles else {}),
         "reasons": reasons,
     }
     blocks = [_block(graph, node, edges, index) for (graph, node), edges in _by_node(plan, reasons, index).items()]
@@ -197,6 +199,7 @@ def _plan_file(path: Path, content: Located) -> PlanFile:
         targets=tuple(_located(content, "targets", parse_target)),
         rule_sets=_texts(content, "rule_sets"),
         leave_float=_texts(content, "leave_float"),
+        profiles=tuple(_located(content, "profiles", parse_profile)) if "profiles" in content else (),
         placements=tuple(d for d in decisions if isinstance(d, Placement)),
         left_float=tuple(d for d in decisions if isinstance(d, LeftFloat)),
         scale_groups=tuple(map(_scale_group, groups)),

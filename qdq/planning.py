@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import groupby
 
 import msgspec
@@ -17,6 +17,7 @@ from qdq.loading import ModelLike, Source, load, raise_source
 from qdq.matching import Verdict, match, refuse_unmatched
 from qdq.operands import channel_axis, operands
 from qdq.patterns import multiplied
+from qdq.profiles import Profile, Shape, extremes, require_shapes, usual
 from qdq.quantizer import FORMATS, Quantizer
 from qdq.residual import PRODUCTS, fused_backbone, residual_slot
 from qdq.rule import RATIO_AT_MOST, RuleSet, leave_float_rule, make_rule_set
@@ -83,6 +84,8 @@ class Plan(msgspec.Struct, frozen=True):
     placements: tuple[Placement, ...]
     left_float: tuple[LeftFloat, ...]
     scale_groups: tuple[ScaleGroup, ...]
+    #: The shapes that rules about shapes went by, besides those in the model.
+    profiles: tuple[Profile, ...] = ()
 
     @property
     def key(self) -> str:
@@ -97,29 +100,36 @@ def plan(
     targets: Iterable[Target] = (),
     leave_float: Iterable[str] = (),
     allow_unmatched: bool = False,
+    profiles: Iterable[Profile] = (),
 ) -> Plan:
     """Return the plan that the rules make for a float model.
 
     `leave_float` holds globs of node names to keep in float. With no target the plan is for
-    TensorRT on SM 8.0 and up. Raises ModelError for a model that already holds Q/DQ, RuleError
+    TensorRT on SM 8.0 and up. Rules about shapes go by `profiles` where the model leaves a size
+    open, and by nothing else. Raises ModelError for a model that already holds Q/DQ, RuleError
     where rules disagree, UsageError for a glob that nothing matches.
     """
     source = load(model)
     refuse_quantized(source)
-    return plan_source(source, rules or load_rules(), tuple(targets), tuple(leave_float), allow_unmatched)[1]
+    return plan_source(source, rules or load_rules(), tuple(targets), tuple(leave_float), allow_unmatched, tuple(profiles))[1]
 
 
 def plan_source(
-    source: Source, rules: RuleSet, targets: tuple[Target, ...], leave_float: tuple[str, ...] = (), allow_unmatched: bool = False
+    source: Source,
+    rules: RuleSet,
+    targets: tuple[Target, ...],
+    leave_float: tuple[str, ...] = (),
+    allow_unmatched: bool = False,
+    profiles: tuple[Profile, ...] = (),
 ) -> tuple[GraphIndex, Plan]:
     """Return the plan for a model and the index that it speaks of, of the model at the opset that the plan needs."""
     index = GraphIndex(source)
-    made = plan_index(index, rules, targets, leave_float, allow_unmatched)
+    made = plan_index(index, rules, targets, leave_float, allow_unmatched, profiles)
     raised = source_for(source, made)
     if raised is source:
         return index, made
     index = GraphIndex(raised)
-    return index, plan_index(index, rules, targets, leave_float, allow_unmatched)
+    return index, plan_index(index, rules, targets, leave_float, allow_unmatched, profiles)
 
 
 def source_for(source: Source, plan: Plan) -> Source:
@@ -127,7 +137,14 @@ def source_for(source: Source, plan: Plan) -> Source:
     return raise_source(source, max((p.quantizer.element.opset for p in plan.placements), default=0))
 
 
-def plan_index(index: GraphIndex, rules: RuleSet, targets: tuple[Target, ...], leave_float: tuple[str, ...] = (), allow_unmatched: bool = False) -> Plan:
+def plan_index(
+    index: GraphIndex,
+    rules: RuleSet,
+    targets: tuple[Target, ...],
+    leave_float: tuple[str, ...] = (),
+    allow_unmatched: bool = False,
+    profiles: tuple[Profile, ...] = (),
+) -> Plan:
     """Return the plan for a model that is indexed already.
 
     Bodies of If, Loop and Scan are planned as graphs of their own, each with the same rules: TensorRT-RTX
@@ -138,18 +155,35 @@ def plan_index(index: GraphIndex, rules: RuleSet, targets: tuple[Target, ...], l
     targets, rules = targets or (DEFAULT_TARGET,), with_leave_float(rules, leave_float)
     if not allow_unmatched:
         refuse_unmatched(index, rules.rules)
-    parts = [_plan_scope(Scene(scope, targets), rules) for scope in index.scopes.values() if not _skipped(scope)]
+    parts = _parts_at(index, usual(profiles), targets, rules)
     return Plan(
         model=index.source.name,
         digest=index.source.digest,
-        notes=(*index.source.notes, *borrowed_tables(targets)),
+        notes=(*index.source.notes, *borrowed_tables(targets), *_otherwise(index, profiles, targets, rules, parts)),
         targets=targets,
         rule_sets=rules.names,
         leave_float=leave_float,
         placements=tuple(p for part in parts for p in part.placements),
         left_float=(*(item for part in parts for item in part.left_float), *_skipped_bodies(index), *_functions(index)),
         scale_groups=tuple(sorted(group for part in parts for group in part.scale_groups)),
+        profiles=profiles,
     )
+
+
+def _parts_at(index: GraphIndex, shapes: Mapping[str, Shape], targets: tuple[Target, ...], rules: RuleSet) -> list[_Part]:
+    """Return what the rules decide in each graph of a model whose inputs have some shapes."""
+    require_shapes(index, shapes)
+    looked = GraphIndex(index.source, shapes) if shapes else index
+    return [_plan_scope(Scene(scope, targets), rules) for scope in looked.scopes.values() if not _skipped(scope)]
+
+
+def _otherwise(index: GraphIndex, profiles: tuple[Profile, ...], targets: tuple[Target, ...], rules: RuleSet, parts: list[_Part]) -> Iterator[str]:
+    """Yield a sentence for an end of the profiles at which the rules would decide otherwise than at the usual shapes."""
+    ours = {p.edge for part in parts for p in part.placements}
+    for end, shapes in extremes(profiles).items():
+        theirs = {p.edge for part in _parts_at(index, shapes, targets, rules) for p in part.placements}
+        if differing := sorted(ours ^ theirs):
+            yield f"at the {end} shapes {len(differing)} edges would be decided otherwise, such as {differing[0]}; the plan goes by opt"
 
 
 class _Part(msgspec.Struct, frozen=True):

@@ -17,6 +17,7 @@ import msgspec
 from qdq.calibration import parse_method
 from qdq.errors import QdqError, UsageError, did_you_mean
 from qdq.feeds import NOISE
+from qdq.profiles import parse_profile
 from qdq.rulefile import rules_path, shipped_sets
 from qdq.strictyaml import Located, read_yaml
 from qdq.target import parse_target
@@ -30,7 +31,7 @@ YAML_FILE, TOML_FILE = "qdq.yaml", "pyproject.toml"
 
 #: Keys of the project file, with the name that the commands' options have for each.
 _OPTIONS = {"rules": "rule_sets", "targets": "targets", "data": "data", "method": "method", "batch": "batch"}
-_OPTIONS |= {"leave_float": "leave_float", "allow_unmatched": "allow_unmatched"}
+_OPTIONS |= {"leave_float": "leave_float", "allow_unmatched": "allow_unmatched", "shapes": "shapes"}
 _THRESHOLDS = {"snr_db": "min_snr", "cosine": "min_cosine", "top1_agreement": "min_top1"}
 
 
@@ -180,6 +181,10 @@ def _batch(_: Path, value: Any) -> int:
     return value
 
 
+def _shapes(_: Path, value: Any) -> list[str]:
+    return [str(parse_profile(text)) for text in _texts(value)]
+
+
 def _truth(_: Path, value: Any) -> bool:
     if not isinstance(value, bool):
         raise UsageError(f"is {value!r}; write true or false")
@@ -200,5 +205,6 @@ _READERS: dict[str, Callable[[Path, Any], Any]] = {
     "method": _method,
     "batch": _batch,
     "leave_float": lambda _, value: _texts(value),
+    "shapes": _shapes,
     "allow_unmatched": _truth,
 }

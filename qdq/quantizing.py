@@ -18,6 +18,7 @@ from qdq.feeds import DataLike
 from qdq.loading import ModelLike, Source, canonical_bytes, light_copy, load
 from qdq.observation import Progress
 from qdq.planning import Plan, plan_source, refuse_quantized
+from qdq.profiles import Profile
 from qdq.rewriting import apply_index, check_onnx
 from qdq.rule import RuleSet
 from qdq.rulefile import load_rules
@@ -62,6 +63,7 @@ def quantize(  # noqa: PLR0913 keyword arguments of the public function
     progress: Progress | None = None,
     planned: Callable[[Plan], None] | None = None,
     until_it_builds: Building | None = None,
+    profiles: Iterable[Profile] = (),
 ) -> Quantized:
     """Return a float model's quantized copy with its plan, scales and findings.
 
@@ -72,12 +74,12 @@ def quantize(  # noqa: PLR0913 keyword arguments of the public function
     source = load(model)
     refuse_quantized(source)
     way, rules = parse_method(method), rules or load_rules()
-    index, plan = plan_source(source, rules, tuple(targets), tuple(leave_float), allow_unmatched)
+    index, plan = plan_source(source, rules, tuple(targets), tuple(leave_float), allow_unmatched, tuple(profiles))
     found, build = None, None
     if until_it_builds is not None:
         build = compiler(index.source, plan.targets, until_it_builds.shapes)
         found = buildable(index, plan, rules, build, until_it_builds.progress)
-        index, plan = plan_source(source, rules, tuple(targets), (*leave_float, *globs_of(found.groups)), allow_unmatched)
+        index, plan = plan_source(source, rules, tuple(targets), (*leave_float, *globs_of(found.groups)), allow_unmatched, plan.profiles)
     if not plan.placements:
         raise ModelError(f"{source.path or source.name}: the rules {', '.join(rules.names)} quantize nothing in it; 'qdq explain' says why")
     if planned:

@@ -25,6 +25,7 @@ from qdq.stripping import remove_metadata, strip_model
 #: Keys of `metadata_props`: the rules on each Q and DQ, and what made the model on the model.
 RULE_KEY = "qdq.rule"
 TARGETS_KEY, RULES_KEY, LEAVE_FLOAT_KEY, METHOD_KEY, DATA_KEY = "qdq.targets", "qdq.rules", "qdq.leave-float", "qdq.method", "qdq.data"
+SHAPES_KEY = "qdq.shapes"
 
 
 def apply(model: ModelLike, plan: Plan, scales: Scales) -> onnx.ModelProto:
@@ -131,7 +132,8 @@ def _rewrite(index: GraphIndex, plan: Plan, scales: Scales) -> onnx.ModelProto:
 
 def _check_scales(index: GraphIndex, tensor: str, pair: PairScale) -> None:
     axis, largest = pair.quantizer.axis, float(np.finfo(np.float32).max)
-    wanted = 1 if axis is None else (index.shape(tensor) or index.constant(tensor).shape)[axis]
+    known = index.shape(tensor) if axis is not None else None
+    wanted = 1 if axis is None else (known and known[axis]) or index.constant(tensor).shape[axis]
     if len(pair.scales) != wanted or not all(0.0 < s <= largest for s in pair.scales):
         raise PlanError(f"the scales of tensor {pair.tensor!r} are not {wanted} positive numbers; calibrate again")
 
@@ -169,6 +171,7 @@ def _sign(model: onnx.ModelProto, plan: Plan, scales: Scales) -> None:
         TARGETS_KEY: " ".join(map(str, plan.targets)),
         RULES_KEY: "\n".join(plan.rule_sets),
         LEAVE_FLOAT_KEY: "\n".join(plan.leave_float),
+        SHAPES_KEY: "\n".join(map(str, plan.profiles)),
         METHOD_KEY: scales.method,
         DATA_KEY: f"{scales.data} ({scales.samples} samples)",
     }

@@ -10,15 +10,16 @@ import msgspec
 from qdq.accuracy import Accuracy, OutputError, compare, output_errors
 from qdq.documented import RULES
 from qdq.engine import Engine, EngineLayer, build_engine
-from qdq.errors import LayerFileError, UsageError, did_you_mean
-from qdq.feeds import DataLike, Feeds, input_specs, open_feeds
+from qdq.errors import LayerFileError, UsageError
+from qdq.feeds import DataLike, Feeds, open_feeds
 from qdq.gpu import gpu_present, run_tensorrt
 from qdq.index import GraphIndex, every_node, qualified
 from qdq.layerfile import read_layer_file
 from qdq.loading import ModelLike, Source, load, raise_source
 from qdq.observation import Progress
-from qdq.operands import operands
+from qdq.operands import RECURRENT, operands
 from qdq.predicting import predict_engine
+from qdq.profiles import require_shapes
 from qdq.quantized import QuantizedModel, require_same_graph
 from qdq.quantizer import E4M3, ELEMENT_TYPES, INT8
 from qdq.target import Target
@@ -192,16 +193,6 @@ def misses(validation: Validation, thresholds: Thresholds) -> tuple[str, ...]:
     return tuple(found)
 
 
-def require_shapes(index: GraphIndex, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Raise UsageError for shapes of inputs that the model does not have, or that these cannot take."""
-    specs = {spec.name: spec for spec in input_specs(index)}
-    for name, shape in shapes.items():
-        if name not in specs:
-            raise UsageError(f"{index.source.name}: --shape names no input {name!r}; its inputs are {', '.join(specs)}{did_you_mean(name, specs)}")
-        if len(shape) != len(specs[name].shape) or any(d not in (None, given) for d, given in zip(specs[name].shape, shape, strict=True)):
-            raise UsageError(f"{index.source.name}: --shape {name}={'x'.join(map(str, shape))} does not fit the input, which is {specs[name]}")
-
-
 def _engine_report(
     index: GraphIndex, quantized: QuantizedModel, target: Target, shapes: dict[str, tuple[int, ...]], feeds: Feeds | None, allow_fp16: bool
 ) -> EngineReport:
@@ -251,7 +242,9 @@ def _measured_report(index: GraphIndex, quantized: QuantizedModel, target: Targe
 
 def report_engines(quantized: QuantizedModel, ours: Engine, theirs: Engine, kind: str) -> EngineReport:
     """Return the comparison of the float engine (`ours`) with the quantized one (`theirs`)."""
-    layers = tuple(_verdicts(quantized, theirs)) if not theirs.failure else ()
+    index = quantized.index
+    scopes = [index] if kind == "predicted" else list(index.scopes.values())  # bodies are not predicted
+    layers = tuple(_verdicts(quantized, scopes, theirs)) if not theirs.failure else ()
     named = {node for layer in theirs.layers for node in layer.nodes}
     unmapped = tuple(v.node for v in layers if kind == "read" and v.node not in named)
     pair_nodes = {label for label, n in every_node(quantized.labelled().graph) if n.op_type in ("QuantizeLinear", "DequantizeLinear")}
@@ -291,15 +284,18 @@ def multiplies_int8(layer: EngineLayer) -> bool:
     return layer.multiplies("Int8")
 
 
-def _verdicts(quantized: QuantizedModel, engine: Engine) -> Iterable[LayerVerdict]:
+def _verdicts(quantized: QuantizedModel, scopes: list[GraphIndex], engine: Engine) -> Iterable[LayerVerdict]:
     pairs = {q.edge: q.pair for q in quantized.edges}
     types = {q.edge: q.dtype for q in quantized.edges}
-    for scope, node in ((s, n) for s in quantized.index.scopes.values() for n in s.nodes):
+    dequantizers = {n.output[0]: label for label, n in every_node(quantized.labelled().graph) if n.op_type == "DequantizeLinear"}
+    for scope, node in ((s, n) for s in scopes for n in s.nodes):
         both = operands(scope, node)
         if not both:
             continue
         label = qualified(scope.path, node.label)
         layer = computing_layer(engine, label)
+        if node.op in RECURRENT and both[1] in pairs:  # the loop it becomes has no name: its product carries the weight's pair
+            layer = computing_layer(engine, dequantizers.get(pairs[both[1]].output, "")) or layer
         rules = ", ".join(dict.fromkeys(pairs[e].rules for e in both if e in pairs and pairs[e].rules))
         yield LayerVerdict(
             node=label,

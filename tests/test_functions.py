@@ -141,3 +141,18 @@ def test_pairs_in_a_function_are_seen_and_stripped() -> None:
     with pytest.raises(ModelError, match="is quantized already"):
         qdq.plan(model)
     assert [n.op_type for n in strip(model).graph.node] == ["MatMul"]
+
+
+def test_a_weight_that_an_if_over_shapes_transposes_is_a_constant_as_in_old_torch_exports() -> None:
+    def side(name: str, op: str) -> onnx.GraphProto:
+        return helper.make_graph([node(op, ["a"], name)], name, [], [helper.make_tensor_value_info(name, TensorProto.FLOAT, None)])
+
+    two = node("Constant", [], "two", value=onnx.numpy_helper.from_array(np.array(2)))
+    branches = {"then_branch": side("turned", "Transpose"), "else_branch": side("same", "Identity")}
+    nodes = [node("Shape", ["a"], "s"), node("Size", ["s"], "rank"), two, node("Equal", ["rank", "two"], "is"), node("If", ["is"], "b", **branches)]
+    model = calling([node("Turn", ["w"], "t", domain="local"), node("MatMul", ["x", "t"], "y")], function("Turn", nodes, ["a"]))
+    result = quantized(model)
+    weight = next(s for s in result.scales.by_pair if s.tensor == "t")
+    np.testing.assert_allclose(weight.scales, np.abs(WEIGHTS["w"]).max(axis=1) / 127, rtol=0.3)
+    (report,) = qdq.validate(result.source, result.model, targets=[qdq.parse_target("rtx:sm86")]).engines
+    assert [(v.node, v.int8) for v in report.layers] == [("y_node", True)]

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 import msgspec
 
-from qdq.cli.options import FILE, format_option, leave_float_option, rules_of, rules_option, show, target_option, targets_of
+from qdq.cli.options import FILE, format_option, leave_float_option, profiles_of, rules_of, rules_option, shapes_option, show, target_option, targets_of
 from qdq.explaining import Explanation, explain
 from qdq.loading import load
 from qdq.planning import plan
@@ -27,10 +28,9 @@ class Answer(msgspec.Struct, frozen=True):
 @rules_option
 @target_option
 @leave_float_option
+@shapes_option
 @format_option
-def command(  # noqa: PLR0913, PLR0917 click passes each option
-    model: Path, name: str, rule_sets: tuple[str, ...], targets: tuple[str, ...], leave_float: tuple[str, ...], allow_unmatched: bool, layout: str
-) -> None:
+def command(model: Path, name: str, **given: Any) -> None:
     """Print the decision, the rule, its reason and its source for each input of the node NAME.
 
     If NAME is a tensor, print them for each node that reads it. A node without a name is
@@ -40,11 +40,14 @@ def command(  # noqa: PLR0913, PLR0917 click passes each option
     Example:
       qdq explain resnet50.onnx /layer1/layer1.0/Add
     """
-    source, rules = load(model), rules_of(rule_sets)
-    made = plan(source, rules=rules, targets=targets_of(targets), leave_float=leave_float, allow_unmatched=allow_unmatched)
+    source, rules = load(model), rules_of(given["rule_sets"])
+    made = plan(
+        source, rules=rules, targets=targets_of(given["targets"]), leave_float=given["leave_float"], allow_unmatched=given["allow_unmatched"],
+        profiles=profiles_of(given["shapes"]),
+    )  # fmt: skip
     answer = Answer(name, explain(source, made, rules, name))
     parts = [_section(e) for e in answer.explanations] or [Section(name, ("nothing reads it",))]
-    show(layout, answer, parts)
+    show(given["layout"], answer, parts)
 
 
 def _section(e: Explanation) -> Section:

@@ -12,6 +12,7 @@ import click
 
 from qdq.calibration import DEFAULT_METHOD
 from qdq.errors import PlanError, UsageError
+from qdq.profiles import Profile, parse_profile
 from qdq.reporting import Section, sections_text, to_json
 from qdq.rule import RuleSet
 from qdq.rulefile import DEFAULT_SET, load_rules
@@ -69,10 +70,15 @@ def format_option(function: F) -> F:
     )
 
 
-def shape_option(function: F) -> F:
-    """Add ``--shape``."""
+def shapes_option(function: F) -> F:
+    """Add ``--shapes``."""
     return click.option(
-        "--shape", "shapes", multiple=True, metavar="INPUT=1x3x224x224", help="Shape to build engines for.  [default: that of the first sample]"
+        "--shapes",
+        "--shape",
+        "shapes",
+        multiple=True,
+        metavar="INPUT=MIN/OPT/MAX",
+        help="Shapes to plan for, as x=1x3x224x224 or three of them, and to build engines for at OPT.  [default: the model's; to build, the first sample's]",
     )(function)
 
 
@@ -100,16 +106,14 @@ def rules_of(names: Sequence[str]) -> RuleSet:
     return load_rules(names or (DEFAULT_SET,))
 
 
-def shapes_of(texts: Iterable[str]) -> dict[str, tuple[int, ...]]:
-    """Return the shapes that ``--shape`` names; raises UsageError for other spellings."""
-    shapes = {}
-    for text in texts:
-        name, _, dims = text.rpartition("=")
-        sizes = dims.split("x")
-        if not name or not all(d.isdecimal() and int(d) > 0 for d in sizes):
-            raise UsageError(f"--shape {text!r}: write the input's name and sizes, such as image=1x3x224x224")
-        shapes[name] = tuple(int(d) for d in sizes)
-    return shapes
+def profiles_of(texts: Iterable[str]) -> tuple[Profile, ...]:
+    """Return the profiles that ``--shapes`` names; raises UsageError for other spellings and for an input that is named twice."""
+    profiles = tuple(parse_profile(text) for text in texts)
+    names = [profile.input for profile in profiles]
+    for name in names:
+        if names.count(name) > 1:
+            raise UsageError(f"--shapes names the input {name!r} twice; give min, opt and max in one")
+    return profiles
 
 
 @contextmanager

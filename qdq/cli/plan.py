@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from qdq.cli.options import FILE, format_option, leave_float_option, rules_of, rules_option, show, target_option, targets_of
+from qdq.cli.options import FILE, format_option, leave_float_option, profiles_of, rules_of, rules_option, shapes_option, show, target_option, targets_of
 from qdq.loading import load
 from qdq.plandiff import PlanDiff, diff_plans
 from qdq.planfile import plan_yaml, read_plan
@@ -26,6 +26,7 @@ _SIGNS = {"gained": "+", "lost": "-", "format": "~", "reason": "~"}
 @rules_option
 @target_option
 @leave_float_option
+@shapes_option
 @format_option
 @click.pass_context
 def command(ctx: click.Context, /, model: Path, output: Path | None, older: Path | None, **given: Any) -> None:
@@ -44,7 +45,8 @@ def command(ctx: click.Context, /, model: Path, output: Path | None, older: Path
     old = read_plan(older) if older else None
     source = load(model)
     refuse_quantized(source)
-    index, made = plan_source(source, rules_of(given["rule_sets"]), targets_of(given["targets"]), given["leave_float"], given["allow_unmatched"])
+    rules, profiles = rules_of(given["rule_sets"]), profiles_of(given["shapes"])
+    index, made = plan_source(source, rules, targets_of(given["targets"]), given["leave_float"], given["allow_unmatched"], profiles)
     if output:
         write_whole(output, plan_yaml(made, index).encode())
     if old is None:

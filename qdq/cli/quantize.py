@@ -16,12 +16,12 @@ from qdq.cli.options import (
     leave_float_option,
     method_option,
     output_option,
+    profiles_of,
     progress,
     refuse_idle_thresholds,
     rules_of,
     rules_option,
-    shape_option,
-    shapes_of,
+    shapes_option,
     show,
     target_option,
     targets_of,
@@ -30,11 +30,12 @@ from qdq.cli.options import (
 from qdq.feeds import data_files, open_feeds
 from qdq.index import GraphIndex
 from qdq.loading import load
+from qdq.profiles import require_shapes, usual
 from qdq.quantizing import Building, Quantized, external_copies, quantize, save
 from qdq.reporting import Report, check_report_path, render, sections
 from qdq.saving import check_output, write_whole
 from qdq.target import DEFAULT_TARGET
-from qdq.validation import Thresholds, misses, require_shapes, validate
+from qdq.validation import Thresholds, misses, validate
 
 
 @click.command("quantize")
@@ -45,7 +46,7 @@ from qdq.validation import Thresholds, misses, require_shapes, validate
 @target_option
 @method_option
 @leave_float_option
-@shape_option
+@shapes_option
 @click.option("--report", type=FILE, metavar="FILE", help="Also write a report: .json, .md or .txt.")
 @click.option("--validate", "prove", is_flag=True, help="Then validate: accuracy on the data, and an engine for each --target.")
 @click.option("--until-it-builds", is_flag=True, help="Compile for each rtx --target; leave in float what is refused, and write that as a rule file.")
@@ -70,7 +71,7 @@ def command(ctx: click.Context, /, model: Path, output: Path, report: Path | Non
     if report:
         check_report_path(report)
         check_output(report, (*inputs, output), given["force"])
-    shapes = shapes_of(given["shapes"])
+    shapes = usual(profiles := profiles_of(given["shapes"]))
     rules, targets = rules_of(given["rule_sets"]), targets_of(given["targets"])
     source = load(model)
     external_copies(source, output, given["force"])
@@ -81,7 +82,7 @@ def command(ctx: click.Context, /, model: Path, output: Path, report: Path | Non
         building = Building({**{name: v.shape for name, v in feeds.first().items()}, **shapes}, count) if given["until_it_builds"] else None
         result = quantize(
             source, given["data"], rules=rules, targets=targets, method=given["method"], leave_float=given["leave_float"],
-            batch=given["batch"], allow_unmatched=given["allow_unmatched"], progress=advance, until_it_builds=building,
+            batch=given["batch"], allow_unmatched=given["allow_unmatched"], progress=advance, until_it_builds=building, profiles=profiles,
         )  # fmt: skip
     made = _report(result, given, shapes) if given["prove"] else Report(result.plan, result.scales, result.findings)
     if result.building:

@@ -7,9 +7,10 @@ from typing import Any
 
 import click
 
-from qdq.cli.options import FILE, data_option, format_option, progress, shape_option, shapes_of, show, target_option, targets_of, thresholds_option
+from qdq.cli.options import FILE, data_option, format_option, profiles_of, progress, shapes_option, show, target_option, targets_of, thresholds_option
 from qdq.errors import UsageError
 from qdq.feeds import data_files
+from qdq.profiles import usual
 from qdq.reporting import Report, check_report_path, render, sections
 from qdq.saving import check_output, write_whole
 from qdq.validation import Thresholds, misses, validate
@@ -20,7 +21,7 @@ from qdq.validation import Thresholds, misses, validate
 @click.argument("quantized", type=FILE)
 @data_option
 @target_option
-@shape_option
+@shapes_option
 @click.option(
     "--layers", multiple=True, type=FILE, metavar="JSON", help="Layers of an engine built from QUANTIZED, as trtexec --exportLayerInfo writes them; repeat."
 )
@@ -54,7 +55,7 @@ def command(ctx: click.Context, /, model: Path, quantized: Path, report: Path | 
     with progress("validating") as advance:
         validation = validate(
             model, quantized, data=given["data"], batch=given["batch"], targets=targets_of(given["targets"]),
-            shapes=shapes_of(given["shapes"]), progress=advance, layers=given["layers"], allow_fp16=given["allow_fp16"],
+            shapes=usual(profiles_of(given["shapes"])), progress=advance, layers=given["layers"], allow_fp16=given["allow_fp16"],
         )  # fmt: skip
     thresholds = Thresholds(given["min_snr"], given["min_cosine"], given["min_top1"])
     made = Report(validation=validation, misses=misses(validation, thresholds))
