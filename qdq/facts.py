@@ -290,8 +290,8 @@ def _reached(index: GraphIndex, start: str, through: tuple[str, ...]) -> tuple[E
     while waiting:
         tensor = waiting.popleft()
         read = [edge for edge in index.edges_of(tensor) if index.node(edge).op != "Shape"]
-        leaves = tensor in index.outputs or any(slot < 0 for _, slot in index.consumers.get(tensor, ()))
-        if leaves or not read:
+        read_inside = any(slot < 0 for _, slot in index.consumers.get(tensor, ()))
+        if tensor in index.outputs or read_inside or not read:
             return ()
         for edge in read:
             node = index.node(edge)

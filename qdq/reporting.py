@@ -225,8 +225,12 @@ def _plural(word: str, count: int) -> str:
 
 def layers_section(engine: EngineReport) -> Section:
     """Return what an engine made of every weighted node."""
-    rows = tuple((v.node, v.op, "INT8" if v.int8 else "FP8" if v.fp8 else "float", v.wanted or "no", v.engine) for v in engine.layers)
-    return Section(f"{engine.target}: weighted nodes", (), ("node", "operator", "multiplies", "promised", "engine layer"), rows)
+    follows = bool(engine.rules)
+    rows = tuple(
+        (v.node, v.op, "INT8" if v.int8 else "FP8" if v.fp8 else "float", v.wanted or "no", v.engine, *([v.follows] if follows else [])) for v in engine.layers
+    )
+    headers = ("node", "operator", "multiplies", "promised", "engine layer", *(["follows"] if follows else []))
+    return Section(f"{engine.target}: weighted nodes", (), headers, rows)
 
 
 def _promises(engine: EngineReport) -> Section:

@@ -91,6 +91,9 @@ class Memory:
         if key not in self.held:
             again = read.quantization is not None and read.quantization != quantization
             before = self.int8(Read(read.tensor, read.quantization), read.quantization, "") if again and read.quantization else self.as_written(read.tensor)
+            if self.held.get((read.tensor, "")) == before and before.dtype == quantization.dtype:  # a graph input that is INT8 already
+                self.held[key] = before
+                return self.convert(before, "", layout)
             self.hold(read.tensor, quantization.dtype, layout, quantization)
             labels = [q for q in (read.q or self.label_of_q(read.tensor, quantization),) if q]
             self.add_layer(REFORMAT, " + ".join(labels) or f"quantize {read.tensor}", "stand-alone-quantize", ([before], [self.held[key]]), labels)
@@ -107,15 +110,11 @@ class Memory:
         return ""
 
     def as_written(self, tensor: str) -> Held:
-        """Return a tensor in whatever form it was written."""
-        if (tensor, "") not in self.held:
-            written = (held for (name, _), held in self._forms(tensor))
-            return next(written, None) or self.hold(tensor, self.type_of(tensor), LINEAR)
-        return self.held[tensor, ""]
-
-    def _forms(self, tensor: str) -> list[tuple[tuple[str, object], Held]]:
-        forms = [self.flow.wanted.get(tensor), getattr(self.flow.reached.get(tensor), "quantization", None)]
-        return [((tensor, form), self.held[tensor, form]) for form in forms if form and (tensor, form) in self.held]
+        """Return a tensor in the form it was written in."""
+        for form in ("", self.flow.wanted.get(tensor), self.flow.quantization(Read(tensor))):
+            if (tensor, form) in self.held:
+                return self.held[tensor, form]
+        return self.hold(tensor, self.type_of(tensor), LINEAR)
 
     def in_float(self, read: Read, dtype: str = "", layout: str = "") -> Held:
         """Return a value in float, through a stand-alone dequantize where it lies in INT8."""
@@ -127,7 +126,7 @@ class Memory:
         key = (read.tensor, ("dq", quantization))
         if key not in self.held:
             before = self.int8(read, quantization, "")
-            dq = read.dq or getattr(self.flow.reached.get(read.tensor), "dq", "")
+            dq = read.dq or self.flow.reached.get(read.tensor, read).dq
             made = self.type_of(self.flow.index.by_label[dq].outputs[0]) if dq in self.flow.index.by_label else FLOAT
             held = Held(f"dequantized {read.tensor}", before.dims, made, layout or LINEAR)
             self.add_layer(REFORMAT, dq or f"dequantize {read.tensor}", "stand-alone-dequantize", ([before], [held]), [dq] if dq else [])

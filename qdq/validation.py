@@ -46,6 +46,8 @@ class LayerVerdict(msgspec.Struct, frozen=True):
     fp8: bool = False
     #: What the pairs promised: ``INT8``, ``FP8``, or "" where an operand has no pair.
     wanted: str = ""
+    #: The documented rule that a predicted layer follows, "" for a real one.
+    follows: str = ""
 
     @property
     def kept(self) -> bool:
@@ -106,7 +108,7 @@ class EngineReport(msgspec.Struct, frozen=True):
     #: Layers that only convert a tensor's type or memory format, stand-alone Q and DQ among them.
     reformats: int = 0
     float_reformats: int = 0
-    #: Weighted nodes that no layer of the engine names; they count neither as kept nor as broken.
+    #: Weighted nodes that no layer of a predicted or read engine names, such as those in bodies; neither kept nor broken.
     unmapped: tuple[str, ...] = ()
     #: What a predicted engine's layers follow; empty for a real one.
     rules: tuple[FollowedRule, ...] = ()
@@ -224,10 +226,11 @@ def _file_report(quantized: QuantizedModel, path: Path) -> EngineReport:
 
 
 def _names_in_engines(quantized: QuantizedModel) -> dict[str, str]:
-    """Map what an engine may call a node to its label: its name in the file, or ``node_of_`` its first output."""
-    given, labelled = quantized.source.model.graph.node, quantized.labelled().graph.node
-    names = {f"node_of_{ours.output[0]}": theirs.name for ours, theirs in zip(given, labelled, strict=True) if ours.output}
-    return {**names, **{ours.name: theirs.name for ours, theirs in zip(given, labelled, strict=True) if ours.name}}
+    """Map what an engine may call a node to its label: its name in the file, or ``node_of_`` its first output; bodies included."""
+    given, labelled = every_node(quantized.source.model.graph), every_node(quantized.labelled().graph)
+    both = [(ours, label) for (_, ours), (label, _) in zip(given, labelled, strict=True)]
+    names = {f"node_of_{node.output[0]}": label for node, label in both if node.output}
+    return {**names, **{node.name: label for node, label in both if node.name}}
 
 
 def _measured_report(index: GraphIndex, quantized: QuantizedModel, target: Target, feeds: Feeds | None) -> EngineReport:
@@ -246,7 +249,7 @@ def report_engines(quantized: QuantizedModel, ours: Engine, theirs: Engine, kind
     scopes = [index] if kind == "predicted" else list(index.scopes.values())  # bodies are not predicted
     layers = tuple(_verdicts(quantized, scopes, theirs)) if not theirs.failure else ()
     named = {node for layer in theirs.layers for node in layer.nodes}
-    unmapped = tuple(v.node for v in layers if kind == "read" and v.node not in named)
+    unmapped = tuple(v.node for v in layers if kind in ("read", "predicted") and v.node not in named)
     pair_nodes = {label for label, n in every_node(quantized.labelled().graph) if n.op_type in ("QuantizeLinear", "DequantizeLinear")}
     alone = {n for layer in theirs.layers if layer.nodes and pair_nodes.issuperset(layer.nodes) for n in layer.nodes}
     return EngineReport(
@@ -270,7 +273,8 @@ def report_engines(quantized: QuantizedModel, ours: Engine, theirs: Engine, kind
 
 def _broken(verdict: LayerVerdict, kind: str) -> BrokenPromise:
     runs = "is predicted to run" if kind == "predicted" else "runs"
-    return BrokenPromise(verdict.node, verdict.rule, f"but the engine {runs} it as {verdict.engine}", verdict.wanted)
+    why = f": {RULES[verdict.follows].says}" if verdict.follows else ""
+    return BrokenPromise(verdict.node, verdict.rule, f"but the engine {runs} it as {verdict.engine}{why}", verdict.wanted)
 
 
 def computing_layer(engine: Engine, node: str) -> EngineLayer | None:
@@ -306,6 +310,7 @@ def _verdicts(quantized: QuantizedModel, scopes: list[GraphIndex], engine: Engin
             engine=str(layer) if layer else "nothing: no layer names it",
             fp8=layer is not None and layer.multiplies("FP8"),
             wanted="" if not all(e in pairs for e in both) else FP8_SAYS if all(types[e] == E4M3 for e in both) else INT8_SAYS,
+            follows=layer.follows if layer else "",
         )
 
 

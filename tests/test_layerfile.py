@@ -119,7 +119,7 @@ def test_a_promise_that_a_real_engine_broke_is_named(files: tuple[Path, Path], t
 
 def test_a_node_that_no_layer_names_is_neither_kept_nor_broken(files: tuple[Path, Path], tmp_path: Path) -> None:
     content = engine_of_tiny("Int8")
-    content["Layers"][3]["Name"] = "__myl_Mm_0x7"
+    content["Layers"][3]["Name"] = "__myl_Fc_myl0_7"
 
     code, text, _ = run("validate", *files, "--layers", write(tmp_path, content))
 
@@ -132,7 +132,7 @@ def test_a_node_without_a_name_is_found_by_its_output(tmp_path: Path) -> None:
     model.graph.node[3].name = ""
     paths = save(model, tmp_path / "model.onnx"), save(qdq.quantize(model, "noise").model, tmp_path / "model.int8.onnx")
     content = engine_of_tiny("Int8")
-    content["Layers"][3] |= {"Name": "__myl_Mm_0x7", "Metadata": "[ONNX Layer: node_of_y]"}
+    content["Layers"][3] |= {"Name": "__myl_Fc_myl0_7", "Metadata": "[ONNX Layer: node_of_y]"}
 
     code, text, _ = run("validate", *paths, "--layers", write(tmp_path, content), "--format", "json")
 

@@ -14,6 +14,7 @@ from making import run, save
 from mobilenet import Exported, mobilenet
 from onnx import TensorProto, helper
 from resnet18 import resnet18
+from test_bodies import branching, samples
 
 import qdq
 from qdq.documented import RULES
@@ -237,6 +238,18 @@ def test_tensorflows_layout_moves_int8_through_transposes() -> None:
     assert types(engine.layers[3]) == "Int8 -> Float"
 
 
+def test_an_int8_graph_input_needs_no_quantize() -> None:
+    e = Exported()
+    e.weights["scale"] = np.array(0.1, np.float32)
+    y = e.add("Conv", e.add("DequantizeLinear", "x", "scale", "zero"), e.weight(32, 32, 1, 1))
+    model = build(e.nodes, {"x": [1, 32, 8, 8]}, {y: [1, 32, 8, 8]}, e.weights)
+    model.graph.input[0].type.tensor_type.elem_type = TensorProto.INT8
+    engine = predict_engine(model, TRT)
+
+    assert kinds(engine) == ["reformat", "float-result"]
+    assert types(engine.layers[-1]) == "Int8 -> Float"
+
+
 def test_a_transformer_block_multiplies_in_int8_and_its_generated_kernels_quantize() -> None:
     e = Exported()
     e.weights |= {"scale": np.ones(32, np.float32), "bias": np.zeros(32, np.float32)}
@@ -451,7 +464,10 @@ def test_a_promise_that_the_prediction_does_not_keep_is_broken(tmp_path: Path) -
     code, text, _ = run("validate", *paths, "--target", "trt:sm80")
 
     assert code == 1
-    assert "odd [weighted-inputs, weights-per-channel]: promised INT8, but the engine is predicted to run it as CaskConvolution Float -> Float -> Float" in text
+    assert (
+        "odd [weighted-inputs, weights-per-channel]: promised INT8, but the engine is predicted to run it as CaskConvolution Float -> Float -> Float: " in text
+    )
+    assert RULES["grouped-channels"].says in text
 
 
 def test_a_model_that_tensorrt_refuses_is_missed(files: tuple[Path, Path], tmp_path: Path) -> None:
@@ -466,3 +482,30 @@ def test_a_model_that_tensorrt_refuses_is_missed(files: tuple[Path, Path], tmp_p
 
     assert code == 1
     assert "TensorRT is predicted to refuse this model only with Q/DQ" in text
+
+
+def test_quantize_validates_a_trt_target_by_predicting_it(files: tuple[Path, Path], tmp_path: Path) -> None:
+    code, text, error = run("quantize", files[0], "-o", tmp_path / "out.onnx", "--data", "noise", "--target", "trt:sm80", "--validate")
+
+    assert (code, error) == (0, "")
+    assert "predicted, not built" in text
+
+
+def test_where_tensorrt_and_a_gpu_are_present_the_engine_is_run_and_not_predicted(files: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("qdq.validation.gpu_present", lambda: True)
+
+    code, _, error = run("validate", *files, "--target", "trt:sm80")
+
+    assert (code, error) == (2, "qdq: target trt:sm80: running an engine needs --data\n")
+
+
+def test_layers_in_bodies_are_named_as_not_predicted() -> None:
+    model = branching()
+    made = qdq.quantize(model, samples(model))
+
+    (engine,) = qdq.validate(model, made.model, targets=[TRT]).engines
+
+    inside = [v.node for v in engine.layers if v.promised and "." in v.node]
+    assert inside != []
+    assert set(inside) <= set(engine.unmapped)
+    assert engine.broken == ()
