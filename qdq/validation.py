@@ -245,9 +245,7 @@ def _measured_report(index: GraphIndex, quantized: QuantizedModel, target: Targe
 
 def report_engines(quantized: QuantizedModel, ours: Engine, theirs: Engine, kind: str) -> EngineReport:
     """Return the comparison of the float engine (`ours`) with the quantized one (`theirs`)."""
-    index = quantized.index
-    scopes = [index] if kind == "predicted" else list(index.scopes.values())  # bodies are not predicted
-    layers = tuple(_verdicts(quantized, scopes, theirs)) if not theirs.failure else ()
+    layers = tuple(_verdicts(quantized, theirs)) if not theirs.failure else ()
     named = {node for layer in theirs.layers for node in layer.nodes}
     unmapped = tuple(v.node for v in layers if kind in ("read", "predicted") and v.node not in named)
     pair_nodes = {label for label, n in every_node(quantized.labelled().graph) if n.op_type in ("QuantizeLinear", "DequantizeLinear")}
@@ -288,11 +286,11 @@ def multiplies_int8(layer: EngineLayer) -> bool:
     return layer.multiplies("Int8")
 
 
-def _verdicts(quantized: QuantizedModel, scopes: list[GraphIndex], engine: Engine) -> Iterable[LayerVerdict]:
+def _verdicts(quantized: QuantizedModel, engine: Engine) -> Iterable[LayerVerdict]:
     pairs = {q.edge: q.pair for q in quantized.edges}
     types = {q.edge: q.dtype for q in quantized.edges}
     dequantizers = {n.output[0]: label for label, n in every_node(quantized.labelled().graph) if n.op_type == "DequantizeLinear"}
-    for scope, node in ((s, n) for s in scopes for n in s.nodes):
+    for scope, node in ((s, n) for s in quantized.index.scopes.values() for n in s.nodes):
         both = operands(scope, node)
         if not both:
             continue

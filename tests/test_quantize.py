@@ -124,7 +124,7 @@ def test_reports_of_other_kinds_are_refused_before_the_work_begins(tmp_path: Pat
 
 
 EDGE = {"graph", "node", "slot", "tensor"}
-PLAN = {"model", "digest", "notes", "targets", "rule_sets", "leave_float", "placements", "left_float", "scale_groups"}
+PLAN = {"model", "digest", "notes", "targets", "rule_sets", "leave_float", "placements", "left_float", "scale_groups", "profiles"}
 
 
 def answer(*argv: object, code: int = 0) -> dict[str, Any]:
