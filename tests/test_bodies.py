@@ -436,10 +436,3 @@ def test_the_compiler_runs_the_layers_of_bodies_in_int8(kind: str, target: str) 
     inside = [v for v in report.layers if "/" in v.node]
     assert inside
     assert all(v.promised and v.int8 for v in inside), inside
-
-
-def test_layers_of_bodies_are_not_judged_where_the_engine_is_only_predicted() -> None:
-    result = quantized(branching())
-    (report,) = qdq.validate(result.source, result.model, targets=[qdq.parse_target("trt:sm80")]).engines
-    assert (report.kind, report.broken) == ("predicted", ())
-    assert [v.node for v in report.layers] == ["y_node"]
