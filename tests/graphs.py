@@ -498,7 +498,7 @@ OTHERS = {
         "projection", "recurrent", "resize", "shape_arithmetic", "silu", "slice", "split", "squeeze_excite",
     )
 }  # fmt: skip
-EVERYTHING = (*OPERATORS, *OTHERS)
+EVERYTHING = (*OPERATORS, *OTHERS, "projection", "projection", "projection")
 
 
 @st.composite
