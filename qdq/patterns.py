@@ -125,6 +125,13 @@ def gated(index: GraphIndex, node: Node) -> tuple[str, str] | None:
     return None
 
 
+def self_gated(index: GraphIndex, node: Node) -> str | None:
+    """Return the tensor that a node multiplies by the Sigmoid or HardSigmoid of itself, as in SiLU; None for other nodes."""
+    pair = gated(index, node)
+    maker = index.producers.get(pair[0]) if pair else None
+    return pair[1] if pair and maker is not None and maker.inputs[0] == pair[1] else None
+
+
 def gates_channels(index: GraphIndex, node: Node) -> bool:
     """Whether a node is the Mul of a squeeze-and-excite block: its gate holds one value for each channel (Hu et al., arXiv:1709.01507)."""
     pair = gated(index, node)

@@ -10,12 +10,15 @@ from __future__ import annotations
 from collections import deque
 
 from qdq.index import Edge, GraphIndex, Node
+from qdq.patterns import self_gated
 
 CONVOLUTIONS = ("Conv", "ConvTranspose")
 #: The backbones of transformers' and ConvNeXt's residual Adds.
 PRODUCTS = ("Gemm", "MatMul")
 #: Operators that TensorRT folds into the convolution before them when their other inputs are constant.
 _FOLDED = ("BatchNormalization", "Add", "Mul")
+#: Activations that TensorRT computes together with the convolution before them and the Add behind; SiLU is one too, spelled with Mul.
+_ACTIVATIONS = ("Relu", "Clip", "LeakyRelu", "HardSwish")
 #: What lies between a matrix product and its residual Add besides: turning back to channels first.
 _TURNED = ("Transpose", "Reshape", "Identity")
 _TERMS = 2
@@ -40,19 +43,30 @@ def residual_slot(index: GraphIndex, add: Node, backbones: tuple[str, ...] = CON
 
 
 def backbone(index: GraphIndex, tensor: str, backbones: tuple[str, ...] = CONVOLUTIONS) -> Node | None:
-    """Return the convolution that a tensor comes from through nothing but folded operators, if no one else reads on the way.
+    """Return the convolution that a tensor comes from through nothing but folded operators and activations, if no one else reads on the way.
 
     `backbones` names other operators to look for; behind a matrix product, moves may follow too.
     """
-    passed = _FOLDED if backbones == CONVOLUTIONS else (*_FOLDED, *_TURNED)
-    while (node := index.producers.get(tensor)) is not None and index.sole_consumer(tensor):
+    passed = (*_FOLDED, *_ACTIVATIONS) if backbones == CONVOLUTIONS else (*_FOLDED, *_TURNED)
+    while (node := index.producers.get(tensor)) is not None and _read_once(index, tensor):
         if node.op in backbones:
             return node
         computed = [i for i in node.inputs if i and not index.is_constant(i)]
-        if node.op not in passed or len(computed) != 1:
+        if node.op in passed and len(computed) == 1:
+            tensor = computed[0]
+        elif backbones == CONVOLUTIONS and (gated_by_itself := self_gated(index, node)):
+            tensor = gated_by_itself
+        else:
             return None
-        tensor = computed[0]
     return None
+
+
+def _read_once(index: GraphIndex, tensor: str) -> bool:
+    """Whether one node reads a tensor, or the two nodes of one SiLU."""
+    if index.sole_consumer(tensor):
+        return True
+    readers = [node for node, _ in index.consumers.get(tensor, ())]
+    return len(readers) == _TERMS and tensor not in index.outputs and any(self_gated(index, node) == tensor for node in readers)
 
 
 def fused_backbone(index: GraphIndex, edge: Edge, backbones: tuple[str, ...] = CONVOLUTIONS) -> Node | None:
