@@ -18,7 +18,7 @@ import yaml
 
 from qdq.errors import RuleError
 from qdq.index import GraphIndex, Node
-from qdq.operands import WEIGHTED
+from qdq.operands import RECURRENT, WEIGHTED
 from qdq.target import Target
 
 _PACKAGE = Path(__file__).parent
@@ -93,7 +93,7 @@ def _missing(target: Target, form: tuple[tuple[str, Any], ...], pairs: str) -> s
     rows = speaking_rows(table.int8 if pairs == INT8 else table.fp8, dict(form))
     if not rows and table.networks:
         return f"{source}: no row of the table speaks of such a layer"
-    return next((f"{source}: {_outcome(row)}" for row in rows if row.runs != pairs), None)
+    return next((f"{source}: {_outcome(row)}" for row in rows if row.runs not in (pairs, f"{pairs}-in-part")), None)
 
 
 def speaking_rows(table: Iterable[Row], form: dict[str, Any]) -> list[Row]:
@@ -145,7 +145,9 @@ def layer_form(index: GraphIndex, node: Node) -> dict[str, Any] | None:
     form: dict[str, Any] = {"operator": op, "graph": "float32" if index.elem_type(node.inputs[0]) in _FULL else "float16"}
     if node.op in ("Gemm", "MatMul"):
         form |= _product_form(index, node)
-    else:
+    elif node.op in RECURRENT:
+        form |= {"scales": "usual", "rows": _size(index.shape(node.inputs[0]), 0 if node.attribute("layout", 0) else 1) or 1}
+    elif node.op != "Einsum":
         form |= _window_form(index, node)
     if node.op in WEIGHTED:
         form["operands"] = "constant" if any(index.is_constant(i) for i in node.inputs[:2]) else "computed"

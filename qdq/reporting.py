@@ -113,7 +113,8 @@ def plan_summary(plan: Plan) -> Section:
     scope = " (no --target given: TensorRT on SM 8.0 and up)" if targets == "trt:sm80" else ""
     lines = [f"{plan.model}: {len(plan.placements)} edges quantized, for {targets}{scope}, rules {', '.join(plan.rule_sets)}", *plan.notes]
     if plan.scale_groups:
-        lines.append(f"{len(plan.scale_groups)} {_plural('group', len(plan.scale_groups))} of tensors share{'s' if len(plan.scale_groups) == 1 else ''} a scale")
+        count = len(plan.scale_groups)
+        lines.append(f"{count} {_plural('group', count)} of tensors share{'s' if count == 1 else ''} a scale")
     lines += [f"left in float: {item.edge}: {item.why}" for item in plan.left_float if item.because in ("body", "function")]
     return Section("Plan", tuple(lines), ("rule", "decision", "edges"), tuple(rows))
 
