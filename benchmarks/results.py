@@ -47,8 +47,7 @@ on 24 rendered pages. With n between 200 and 600, one standard error is one to t
 no classifiers (supres_x3_core, yolox_nano).
 
 Promises broken: TensorRT-RTX has no INT8 transposed convolution, so the two of ppocrv4_det run in float; planned with `--target rtx:sm86`
-they are left in float and nothing is broken. In ppocrv2_cls it computes one convolution of two input channels on a 1x1 plane inside a
-generated float kernel; the kernel tables do not tell channel counts apart yet, so the plan promises INT8 there for either target.
+they are left in float and nothing is broken.
 """
 
 
