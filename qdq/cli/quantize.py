@@ -34,7 +34,6 @@ from qdq.profiles import require_shapes, usual
 from qdq.quantizing import Building, Quantized, external_copies, quantize, save
 from qdq.reporting import Report, check_report_path, render, sections
 from qdq.saving import check_output, write_whole
-from qdq.target import DEFAULT_TARGET
 from qdq.validation import Thresholds, misses, validate
 
 
@@ -48,7 +47,9 @@ from qdq.validation import Thresholds, misses, validate
 @leave_float_option
 @shapes_option
 @click.option("--report", type=FILE, metavar="FILE", help="Also write a report: .json, .md or .txt.")
-@click.option("--validate", "prove", is_flag=True, help="Then validate: accuracy on the data, and an engine for each --target.")
+@click.option(
+    "--validate", "prove", is_flag=True, help="Then validate: accuracy on the data, and an engine for each target, predicted for TensorRT without a GPU."
+)
 @click.option("--until-it-builds", is_flag=True, help="Compile for each rtx --target; leave in float what is refused, and write that as a rule file.")
 @thresholds_option
 @format_option
@@ -105,7 +106,7 @@ def _report(result: Quantized, given: dict[str, Any], shapes: dict[str, tuple[in
     with progress("validating") as advance:
         validation = validate(
             result.source, quantized, data=given["data"], batch=given["batch"],
-            targets=[t for t in result.plan.targets if given["targets"] or t != DEFAULT_TARGET], shapes=shapes, progress=advance,
+            targets=result.plan.targets, shapes=shapes, progress=advance,
         )  # fmt: skip
     return Report(
         result.plan, result.scales, result.findings, validation, misses(validation, Thresholds(given["min_snr"], given["min_cosine"], given["min_top1"]))
