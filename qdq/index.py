@@ -23,6 +23,7 @@ from qdq.errors import ModelError, first_line
 from qdq.loading import Source
 
 Array = npt.NDArray[Any]
+Floats = npt.NDArray[np.float64]
 #: Element type and dimensions, as `elem_type` and `shape` give them.
 Type = tuple[int, tuple[int | None, ...] | None]
 
