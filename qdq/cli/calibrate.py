@@ -8,7 +8,7 @@ import click
 
 from qdq.calibration import calibrate_index, parse_method
 from qdq.cli.options import FILE, data_option, method_option, naming, output_option, progress
-from qdq.feeds import data_files
+from qdq.feeds import DataLike, data_files
 from qdq.index import GraphIndex
 from qdq.loading import load
 from qdq.planedits import require_edits
@@ -24,7 +24,7 @@ from qdq.saving import check_output, write_whole
 @data_option
 @method_option
 @output_option
-def command(model: Path, plan: Path, data: str | None, batch: int | None, method: str, output: Path, force: bool) -> None:  # noqa: PLR0913, PLR0917 click passes each option
+def command(model: Path, plan: Path, data: DataLike | None, batch: int | None, method: str, output: Path, force: bool) -> None:  # noqa: PLR0913, PLR0917 click passes each option
     """Run MODEL over the data and write the scales that PLAN needs, as JSON.
 
     \b
