@@ -277,10 +277,11 @@ def _open(path: Path, channels: str) -> Image.Image:
     from PIL import Image
 
     try:
-        with warnings.catch_warnings(), Image.open(path) as picture:
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # standard error is for one line
-            deep = picture.mode.startswith(("I", "F"))
-            read = picture.convert("L" if channels == "gray" else "RGB")
+            with Image.open(path) as picture:
+                deep = picture.mode.startswith(("I", "F"))
+                read = picture.convert("L" if channels == "gray" else "RGB")
     except (OSError, ValueError, SyntaxError, EOFError, MemoryError, Image.DecompressionBombError) as error:
         raise DataError(f"{path}: is no picture that can be read: {first_line(error)}; mend it or leave it out") from error
     if deep:
