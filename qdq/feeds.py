@@ -70,7 +70,8 @@ class Feeds:
         for where, sample in self._read():
             read += 1
             feed = {spec.name: checked(spec, sample, where) for spec in self.specs}
-            self._batches |= {len(values) for values in feed.values() if values.ndim > 1}
+            sizes = {len(values) for values in feed.values() if values.ndim > 1}
+            self._batches.add(sizes.pop() if len(sizes) == 1 else 0)
             yield feed
         if not read:
             raise DataError(f"{self.name}: holds no samples; {'a generator is used up after one run: pass a list' if self._once else HOW}")
@@ -87,8 +88,10 @@ class Feeds:
 
     @property
     def batch(self) -> str:
-        """The size of axis 0 of the inputs read so far, as ``8`` or ``1 to 8``; empty before."""
-        return " to ".join(str(size) for size in sorted({min(self._batches), max(self._batches)})) if self._batches else ""
+        """The size of axis 0 of the samples read so far, as ``8`` or ``1 to 8``; empty before, and where the inputs of a sample differ in it."""
+        if not self._batches or 0 in self._batches:
+            return ""
+        return " to ".join(str(size) for size in sorted({min(self._batches), max(self._batches)}))
 
 
 def _used_up(name: str) -> Iterator[dict[str, Array]]:

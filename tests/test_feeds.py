@@ -116,6 +116,26 @@ def test_batches_are_cut_from_one_npy(tmp_path: Path) -> None:
     assert feeds.batch == "1 to 2"
 
 
+def test_the_batch_that_calibrated_is_written_beside_the_shapes_that_engines_are_built_for(tmp_path: Path) -> None:
+    model, out, data = save(tiny_model(), tmp_path / "model.onnx"), tmp_path / "out.onnx", saved(tmp_path, "one.npy")
+    shapes = "x=1x4x8x8/8x4x8x8/32x4x8x8"
+
+    code, text, _ = run("quantize", model, "-o", out, "--data", data, "--batch", 2, "--shapes", shapes, "--method", "max")
+
+    written = {p.key: p.value for p in onnx.load(out).metadata_props}
+    assert (code, written["qdq.batch"], written["qdq.shapes"]) == (0, "1 to 2", shapes)
+    assert "max over 3 samples of batch 1 to 2 of one.npy" in text
+    assert qdq.calibrate(tiny_model(), qdq.plan(tiny_model()), data, method="max").batch == "1"
+
+
+def test_no_batch_is_told_where_the_inputs_differ_in_it() -> None:
+    feeds = feeds_of([{"x": values(2), "bias": BIAS[:1]}], with_two_inputs())
+
+    assert feeds.batch == ""
+    assert len(list(feeds)) == 1
+    assert feeds.batch == ""
+
+
 def test_samples_of_different_shapes_in_one_run(tmp_path: Path) -> None:
     weight = helper.make_tensor("w", TensorProto.FLOAT, [2, 1, 3, 3], np.ones(18, np.float32))
     graph = helper.make_graph(
