@@ -18,10 +18,10 @@ from qdq.errors import DataError, ModelError, first_line
 from qdq.exposing import Exposed, expose
 from qdq.feeds import Feeds
 from qdq.histogram import Histogram
-from qdq.index import Array, Edge, GraphIndex
+from qdq.index import Array, Edge, Floats, GraphIndex
 from qdq.loading import canonical_bytes
 from qdq.planning import Plan
-from qdq.weights import Floats, input_channel_axis
+from qdq.weights import input_channel_axis
 
 #: Called after each sample with the number done.
 Progress = Callable[[int], None]

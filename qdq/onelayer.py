@@ -17,6 +17,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from qdq.operands import RECURRENT, WEIGHTED
 from qdq.quantizer import INT8_LEVELS
 
 Form = dict[str, Any]
@@ -82,7 +83,7 @@ class _Network:
         self.stored = {"int8": TensorProto.INT8, "fp8": TensorProto.FLOAT8E4M3FN}.get(pairs)
 
     def model(self, operator: str, layer: _Layer) -> onnx.ModelProto:
-        weighted = operator in WEIGHTED_OPERATORS
+        weighted = operator in WEIGHTED
         inputs = [self._operand(operand, weighted) for operand in layer.operands]
         outputs = ["", "y"] if operator in RECURRENT else ["y"]
         self.graph.node.append(helper.make_node(operator, inputs, outputs, name=LAYER, **layer.attributes))
@@ -239,6 +240,3 @@ _BUILDERS: dict[str, Callable[[Form], _Layer]] = {
     "Conv": _convolution, "ConvTranspose": _deconvolution, "Gemm": _gemm, "MatMul": _matmul, "Einsum": _einsum,
     "AveragePool": _pool, "MaxPool": _pool, "LSTM": _recurrent, "GRU": _recurrent, "RNN": _recurrent, "ReduceMean": _spatial_mean,
 }  # fmt: skip
-RECURRENT = ("LSTM", "GRU", "RNN")
-#: Operators that are measured with pairs on their operands and a float result.
-WEIGHTED_OPERATORS = ("Conv", "ConvTranspose", "Gemm", "MatMul", "Einsum", *RECURRENT)

@@ -18,6 +18,7 @@ from qdq.layerfile import read_layer_file
 from qdq.loading import ModelLike, Source, load, raise_source
 from qdq.observation import Progress
 from qdq.operands import RECURRENT, operands
+from qdq.pairs import DEQUANTIZE, PAIR_OPERATORS
 from qdq.predicting import predict_engine
 from qdq.profiles import require_shapes
 from qdq.quantized import QuantizedModel, require_same_graph
@@ -248,7 +249,7 @@ def report_engines(quantized: QuantizedModel, ours: Engine, theirs: Engine, kind
     layers = tuple(_verdicts(quantized, theirs)) if not theirs.failure else ()
     named = {node for layer in theirs.layers for node in layer.nodes}
     unmapped = tuple(v.node for v in layers if kind in ("read", "predicted") and v.node not in named)
-    pair_nodes = {label for label, n in every_node(quantized.labelled().graph) if n.op_type in ("QuantizeLinear", "DequantizeLinear")}
+    pair_nodes = {label for label, n in every_node(quantized.labelled().graph) if n.op_type in PAIR_OPERATORS}
     alone = {n for layer in theirs.layers if layer.nodes and pair_nodes.issuperset(layer.nodes) for n in layer.nodes}
     return EngineReport(
         target=str(theirs.target),
@@ -289,7 +290,7 @@ def multiplies_int8(layer: EngineLayer) -> bool:
 def _verdicts(quantized: QuantizedModel, engine: Engine) -> Iterable[LayerVerdict]:
     pairs = {q.edge: q.pair for q in quantized.edges}
     types = {q.edge: q.dtype for q in quantized.edges}
-    dequantizers = {n.output[0]: label for label, n in every_node(quantized.labelled().graph) if n.op_type == "DequantizeLinear"}
+    dequantizers = {n.output[0]: label for label, n in every_node(quantized.labelled().graph) if n.op_type == DEQUANTIZE}
     for scope, node in ((s, n) for s in quantized.index.scopes.values() for n in s.nodes):
         both = operands(scope, node)
         if not both:
