@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import math
 import warnings
-from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -111,6 +111,8 @@ def _check_together(content: Located, values: dict[str, Any]) -> None:
         raise RuleError(f"{content.lines.get('resize', content.line)}: 'resize' is the short side before 'size' is cut out; give both, 'resize' the larger")
     if not values.get("antialias", True) and values.get("interpolation", "bilinear") not in _UNSMOOTHED:
         raise RuleError(f"{content.lines.get('antialias', content.line)}: without 'antialias' the interpolation is one of {', '.join(_UNSMOOTHED)}")
+    if not all(0 <= colour <= 255 for colour in values.get("fill", ())):  # noqa: PLR2004 a level of eight bits
+        raise RuleError(f"{content.lines['fill']}: 'fill' is {content['fill']!r}; write colours from 0 to 255")
     count = _CHANNELS[values.get("channels", "rgb")]
     for key in ("mean", "std", "fill"):
         if len(values.get(key, ())) not in (0, 1, count):
@@ -125,8 +127,11 @@ def _number(content: Located, key: str, value: Any) -> float:
     try:
         if isinstance(value, bool):
             raise ValueError
-        number = float(Fraction(str(value)))
-    except (ValueError, ZeroDivisionError, OverflowError) as error:
+        above, _, below = str(value).partition("/")
+        number = float(above) / float(below or 1)
+        if not math.isfinite(number):
+            raise ValueError
+    except (ValueError, ZeroDivisionError) as error:
         raise RuleError(f"{content.lines[key]}: {key!r} is {value!r}; write a number such as 0.5 or 1/255") from error
     return number
 
@@ -268,8 +273,9 @@ def _input(way: _Way, path: Path) -> Array:
         pixels = pixels[:, :, None]
     if preprocess.channels == "bgr":
         pixels = pixels[:, :, ::-1]
-    values: Array = (pixels * np.float32(preprocess.scale) - np.array(preprocess.mean, np.float32)) / np.array(preprocess.std, np.float32)
-    return (values.transpose(2, 0, 1) if way.nchw else values).astype(way.spec.dtype)
+    with np.errstate(over="ignore", invalid="ignore"):  # the sample that overflows is refused by its number
+        values: Array = (pixels * np.float32(preprocess.scale) - np.array(preprocess.mean, np.float32)) / np.array(preprocess.std, np.float32)
+        return (values.transpose(2, 0, 1) if way.nchw else values).astype(way.spec.dtype)
 
 
 def _open(path: Path, channels: str) -> Image.Image:

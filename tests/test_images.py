@@ -203,6 +203,14 @@ def test_a_half_precision_input_gets_half_precision(tmp_path: Path) -> None:
     assert read(picture_model(1, 3, 16, 16, dtype=TensorProto.FLOAT16), tmp_path, "yolo")[0].dtype == np.float16
 
 
+def test_what_overflows_half_precision_is_named(bench: Path) -> None:
+    save(picture_model(1, 3, 16, 16, dtype=TensorProto.FLOAT16), bench / "model.onnx")
+
+    message = quantize(bench, "--images", bench / "album", "--preprocess", write(bench, "fit: stretch\nscale: 1000\n"))
+
+    assert message == f"qdq: {bench / 'album'} sample 0: input 'images' holds NaN or Inf; mend the data\n"
+
+
 def test_every_preset_can_be_read() -> None:
     assert preset_names() == ["imagenet", "yolo"]
     assert [read_preprocess(name).fit for name in preset_names()] == ["crop", "letterbox"]
@@ -325,6 +333,9 @@ MISTAKES = {
     "std": ("fit: stretch\nstd: [1, 0, 1]\n", 2, "'std' is [1, 0, 1]; write a number for each channel, none of them 0"),
     "scale": ("fit: stretch\nscale: 1/0\n", 2, "'scale' is '1/0'; write a number such as 0.5 or 1/255"),
     "scale-infinite": ("fit: stretch\nscale: .inf\n", 2, "'scale' is inf; write a number"),
+    "scale-huge": ("fit: stretch\nscale: '1e999999999'\n", 2, "'scale' is '1e999999999'; write a number"),
+    "scale-nan": ("fit: stretch\nscale: .nan\n", 2, "'scale' is nan; write a number"),
+    "fill": ("fit: letterbox\nfill: [0, 0, 256]\n", 2, "'fill' is [0, 0, 256]; write colours from 0 to 255"),
     "grey-mean": ("like: imagenet\nchannels: gray\n", 1, "'mean' has 3 numbers; write one, or one for each of 1 channels"),
     "antialias": ("fit: stretch\nantialias: 'no'\n", 2, "'antialias' is 'no'; write true or false"),
     "lanczos": ("fit: stretch\nantialias: false\ninterpolation: lanczos\n", 2, "without 'antialias' the interpolation is one of nearest, bilinear, bicubic"),
