@@ -69,6 +69,8 @@ class Scales(msgspec.Struct, frozen=True):
     by_pair: tuple[PairScale, ...]
     #: Tensors that held only zeros and got the harmless range.
     dead: tuple[str, ...] = ()
+    #: How many entries one sample held, as ``8`` or ``1 to 8``; empty where that is not known.
+    batch: str = ""
 
 
 def parse_method(text: str) -> Method:
@@ -117,7 +119,7 @@ def scales_from(index: GraphIndex, plan: Plan, ranges: Ranges, method: Method) -
         pairs = tuple(pool.map(lambda placements: _pair_scale(index, placements, by_tensor, amax), pairs_of(plan).values()))
     index.forget_constants()
     dead = tuple(seen.tensor for seen in ranges.by_tensor if seen.amax == 0.0)
-    return Scales(plan.key, str(method), ranges.data, ranges.samples, pairs, dead)
+    return Scales(plan.key, str(method), ranges.data, ranges.samples, pairs, dead, ranges.batch)
 
 
 def _shared(group: ScaleGroup, amax: Mapping[str, float]) -> dict[str, float]:
