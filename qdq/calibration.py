@@ -25,7 +25,7 @@ DEFAULT_PERCENT = 99.99
 #: The range given to a tensor or channel that is zero throughout: any scale would do, this one is harmless.
 DEAD_AMAX = 1.0
 
-_METHOD = re.compile(r"(?P<name>max|mse|percentile)(:(?P<percent>\d+(\.\d+)?))?")
+_METHOD = re.compile(r"(?P<name>max|mse|percentile|entropy)(:(?P<percent>\d+(\.\d+)?))?")
 
 
 class Method(msgspec.Struct, frozen=True):
@@ -41,6 +41,8 @@ class Method(msgspec.Struct, frozen=True):
         """Return the absolute value that maps to the largest value of a type, in the tensor's unit."""
         if seen.histogram is None:
             return seen.amax
+        if self.name == "entropy":
+            return seen.histogram.least_divergence(element)
         return seen.histogram.least_error(element) if self.percent is None else seen.histogram.percentile(self.percent)
 
     @property
