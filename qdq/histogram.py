@@ -8,6 +8,7 @@ pass with the final width would have made. Adding is therefore exact, streaming 
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 
 import numpy as np
 import numpy.typing as npt
@@ -63,7 +64,7 @@ class Histogram:
     def percentile(self, percent: float) -> float:
         """Return the smallest bin edge with at least `percent` of the values below it, never above the largest seen."""
         cumulative = np.cumsum(self.counts)
-        wanted = cumulative[-1] * (percent / 100.0)
+        wanted = math.ceil(int(cumulative[-1]) * Fraction(str(percent)) / 100)  # of the decimal number that was written
         edge = int(np.searchsorted(cumulative, wanted)) + 1
         return min(self.amax, math.ldexp(float(edge), self.exponent))
 

@@ -24,7 +24,7 @@ from qdq.saving import check_output, write_whole
 @data_option
 @method_option
 @output_option
-def command(model: Path, plan: Path, data: str | None, batch: int | None, method: str, output: Path, force: bool) -> None:  # noqa: PLR0913, PLR0917 click passes each option
+def command(model: Path, plan: Path, data: str | None, batch: int | None, method: str, weights: str | None, output: Path, force: bool) -> None:  # noqa: PLR0913, PLR0917 click passes each option
     """Run MODEL over the data and write the scales that PLAN needs, as JSON.
 
     \b
@@ -32,7 +32,7 @@ def command(model: Path, plan: Path, data: str | None, batch: int | None, method
       qdq calibrate resnet50.onnx resnet50.plan.yaml --data samples/ -o resnet50.scales.json
     """
     check_output(output, (model, plan, *data_files(data)), force)
-    planned, way = read_plan_file(plan), parse_method(method)
+    planned, way = read_plan_file(plan), parse_method(method, weights)
     index = GraphIndex(source_for(load(model), planned.plan))
     require_edits(planned, index)
     with naming(plan), progress("calibrating") as advance:

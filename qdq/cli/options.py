@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import click
 
-from qdq.calibration import DEFAULT_METHOD
+from qdq.calibration import DEFAULT_METHOD, WEIGHTS
 from qdq.errors import PlanError, UsageError
 from qdq.profiles import Profile, parse_profile
 from qdq.reporting import Section, sections_text, to_json
@@ -47,8 +47,13 @@ def data_option(function: F) -> F:
 
 
 def method_option(function: F) -> F:
-    """Add ``--method``."""
-    return click.option("--method", default=DEFAULT_METHOD, show_default=True, help="How ranges are chosen: max, mse, percentile or percentile:99.9.")(function)
+    """Add ``--method`` and ``--weights``."""
+    function = click.option(
+        "--weights", type=click.Choice(WEIGHTS), help="How scales of weights are chosen; shift, the default but for --method max, changes outputs least."
+    )(function)
+    return click.option("--method", default=DEFAULT_METHOD, show_default=True, help="How ranges are chosen: max, mse, entropy, percentile or percentile:99.9.")(
+        function
+    )
 
 
 def leave_float_option(function: F) -> F:
