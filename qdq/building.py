@@ -20,6 +20,7 @@ from qdq.errors import ModelError, UsageError
 from qdq.index import Edge, GraphIndex, qualified
 from qdq.loading import Source
 from qdq.operands import is_operand
+from qdq.pairs import PAIR_OPERATORS
 from qdq.planning import Placement, Plan, plan_index
 from qdq.quantizer import E4M3
 from qdq.rewriting import apply_index
@@ -34,8 +35,6 @@ Build = Callable[[onnx.ModelProto], Refusal | None]
 #: Called after each build with the number done.
 Progress = Callable[[int], None]
 
-#: The operators of a pair.
-PAIR_OPERATORS = ("QuantizeLinear", "DequantizeLinear")
 _STAND_IN_SCALE = 2.0**-6
 #: How compilers spell FP8 where they refuse a type and not a layer.
 _FP8_WORDS = re.compile(r"fp8|float8|e4m3", re.IGNORECASE)

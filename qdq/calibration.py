@@ -234,7 +234,7 @@ def _weight_amax(index: GraphIndex, placements: tuple[Placement, ...], ranges: d
     moments = seen.moments if seen else None
     if way == "max" or quantizer.axis is None or edge.slot != 1 or moments is None or len(placements) > 1:
         return channel_amax(weight, quantizer.axis)
-    shaped = by_channels(node, weight)
-    if shaped is None:
+    shaped, group, mean = by_channels(node, weight), int(node.attribute("group", 1)), moments.mean
+    if shaped is None or shaped.shape[1] * group != mean.size:
         return channel_amax(weight, quantizer.axis)
-    return least_shift_amax(shaped, moments.mean, moments.variance, node.attribute("group", 1), quantizer.element)
+    return least_shift_amax(shaped, mean, moments.variance, group, quantizer.element)

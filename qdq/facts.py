@@ -14,7 +14,7 @@ from typing import Any
 from qdq.index import Edge, GraphIndex, Node
 from qdq.kernels import is_spatial_mean, missing_kernel
 from qdq.layers import attention_length, channels, columns, kernel_shape, layers_to_output, reads_graph_input, rows
-from qdq.operands import is_operand, operands
+from qdq.operands import MATRIX_PRODUCTS, is_operand, operands
 from qdq.patterns import (
     MOVES_VALUES,
     attention_masks,
@@ -27,7 +27,7 @@ from qdq.patterns import (
     normalization_nodes,
     tail_nodes,
 )
-from qdq.residual import PRODUCTS, fused_backbone, residual_slot
+from qdq.residual import fused_backbone, residual_slot
 from qdq.target import Target
 
 
@@ -236,7 +236,7 @@ def residual_branch(scene: Scene, edge: Edge) -> bool:
 def residual_product_branch(scene: Scene, edge: Edge) -> bool:
     """The operand of a residual Add that is not the Gemm or MatMul before it, where a weighted operator multiplies that tensor too."""
     index, node = scene.index, scene.index.node(edge)
-    if residual_slot(index, node) is not None or residual_slot(index, node, PRODUCTS) != edge.slot:
+    if residual_slot(index, node) is not None or residual_slot(index, node, MATRIX_PRODUCTS) != edge.slot:
         return False
     return edge.tensor in multiplied(index)
 

@@ -14,10 +14,11 @@ from collections.abc import Callable, Iterable, Iterator
 import msgspec
 
 from qdq.index import Node
-from qdq.operands import PRODUCTS, RECURRENT, operands
+from qdq.kernels import is_spatial_mean
+from qdq.layers import channels
+from qdq.operands import CONVOLUTIONS, PRODUCTS, RECURRENT, operands
 from qdq.propagation import Flow, Read
 
-CONVOLUTIONS = ("Conv", "ConvTranspose")
 #: Input channels up to which a convolution reads four-wide vectors, as the first one does.
 FEW_CHANNELS = 4
 _SCALING = ("Add", "Sub", "Mul", "Div", "BatchNormalization")
@@ -32,7 +33,6 @@ _POINTWISE = {
 _SHUFFLES = ("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose")
 POOLS = ("MaxPool", "GlobalMaxPool", "AveragePool", "GlobalAveragePool", "LpPool", "GlobalLpPool")
 _LARGEST_EPILOGUE = 16
-_PLANE = 4
 
 
 class Group(msgspec.Struct, frozen=True):
@@ -82,33 +82,14 @@ def int8_operands(flow: Flow, node: Node) -> str:
 
 def is_depthwise(flow: Flow, node: Node) -> bool:
     """Whether a convolution has one input channel in each group."""
-    return node.op in CONVOLUTIONS and node.attribute("group", 1) > 1 and channels(flow, node) == node.attribute("group", 1)
+    sizes = channels(flow.index, node)
+    return sizes is not None and sizes.groups > 1 and sizes.inputs == 1
 
 
-def channels(flow: Flow, node: Node) -> int:
-    """Return how many channels a convolution reads, 0 where that is unknown."""
-    shape = flow.index.shape(node.inputs[1])
-    if not shape or len(shape) < 2:  # noqa: PLR2004 no weight of a convolution
-        return 0
-    return (shape[0] if node.op == "ConvTranspose" else (shape[1] or 0) * int(node.attribute("group", 1))) or 0
-
-
-def result_channels(flow: Flow, node: Node) -> int:
-    """Return how many channels a convolution writes, 0 where that is unknown."""
-    shape = flow.index.shape(node.inputs[1])
-    if not shape or len(shape) < 2:  # noqa: PLR2004 no weight of a convolution
-        return 0
-    return ((shape[1] or 0) * int(node.attribute("group", 1)) if node.op == "ConvTranspose" else shape[0]) or 0
-
-
-def averages_plane(flow: Flow, node: Node) -> bool:
-    """Whether a ReduceMean is an average pool: over the last two of four dimensions."""
-    if node.op != "ReduceMean" or flow.index.rank(node.inputs[0]) != _PLANE:
-        return False
-    axes = node.attribute("axes")
-    if axes is None and len(node.inputs) > 1 and flow.index.is_constant(node.inputs[1]):
-        axes = flow.index.constant(node.inputs[1]).tolist()
-    return sorted(a % _PLANE for a in axes or ()) == [2, 3]
+def has_few_channels(flow: Flow, node: Node) -> bool:
+    """Whether a convolution reads so few channels that it takes four-wide vectors."""
+    sizes = channels(flow.index, node)
+    return sizes is not None and 0 < sizes.inputs * sizes.groups <= FEW_CHANNELS
 
 
 def _weighted(flow: Flow, node: Node, owned: set[int]) -> Group:
@@ -206,11 +187,11 @@ def _pool_behind(flow: Flow, node: Node, tensor: str, addend: Read | None) -> No
     pool = flow.sole_reader(tensor)
     if pool is None or pool.op != "MaxPool" or addend or node.op != "Conv" or int8_operands(flow, node) != "Int8":
         return None
-    return pool if 0 < channels(flow, node) <= FEW_CHANNELS and pool.outputs[0] in flow.wanted else None
+    return pool if has_few_channels(flow, node) and pool.outputs[0] in flow.wanted else None
 
 
 def _family(flow: Flow, node: Node) -> str:
-    if node.op in POOLS or averages_plane(flow, node):
+    if node.op in POOLS or is_spatial_mean(flow.index, node):
         return "pool"
     if node.op in RECURRENT:
         return "recurrent"

@@ -13,10 +13,8 @@ from fractions import Fraction
 import numpy as np
 import numpy.typing as npt
 
-from qdq.index import Array
+from qdq.index import Array, Floats
 from qdq.quantizer import ElementType
-
-Floats = npt.NDArray[np.float64]
 
 #: At least half of these are below the largest value seen, so 2048 are always in use.
 BINS = 4096

@@ -23,6 +23,7 @@ from qdq.errors import ModelError, first_line
 from qdq.loading import Source
 
 Array = npt.NDArray[Any]
+Floats = npt.NDArray[np.float64]
 #: Element type and dimensions, as `elem_type` and `shape` give them.
 Type = tuple[int, tuple[int | None, ...] | None]
 
@@ -284,7 +285,7 @@ def _constant_names(index: GraphIndex) -> set[str]:
     for node in index.nodes:
         foldable = node.proto.domain in ("", "ai.onnx") and (not node.bodies or node.op == "If") and not node.op.startswith(_UNFOLDABLE_PREFIXES)
         if node.op == "Constant" or (foldable and node.inputs and all(map(known, _reads(node)))):
-            names.update(node.outputs)
+            names.update(filter(None, node.outputs))
     return names
 
 

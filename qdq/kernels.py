@@ -16,9 +16,10 @@ import msgspec
 import onnx
 import yaml
 
-from qdq.errors import RuleError
+from qdq.errors import RuleError, first_line
 from qdq.index import GraphIndex, Node
-from qdq.operands import RECURRENT, WEIGHTED
+from qdq.operands import CONVOLUTIONS, MATRIX_PRODUCTS, RECURRENT, WEIGHTED
+from qdq.quantizer import INT8
 from qdq.target import Target
 
 _PACKAGE = Path(__file__).parent
@@ -27,7 +28,6 @@ _FULL = (onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE, onnx.TensorProto.UNDEF
 _SAME = ("SAME_UPPER", "SAME_LOWER", b"SAME_UPPER", b"SAME_LOWER")
 #: Keys of which a value that was not measured counts as the nearest lower one.
 _SIZES = ("kernel", "stride", "dilation", "channels", "outputs", "rows", "alpha", "beta")
-INT8 = "int8"
 _BATCH_AND_CHANNEL = 2
 _PLANE_RANK = 4
 
@@ -107,17 +107,17 @@ def speaking_rows(table: Iterable[Row], form: dict[str, Any]) -> list[Row]:
     return [row for row in matching if not any(row.layer.keys() < other.layer.keys() for other in matching)]
 
 
-def _values(row: Row, key: str) -> list[Any]:
-    value = row.layer[key]
+def as_list(value: Any) -> list[Any]:
+    """Return the values that a key of a row stands for: of a list each, else the one."""
     return value if isinstance(value, list) else [value]
 
 
 def _fits(wanted: Any, row: Row, key: str, rows: Iterable[Row]) -> bool:
     """Whether a value is one of a row's, or the nearest measured one is: among all rows that have the same keys as `row`."""
     if key not in _SIZES or isinstance(wanted, str):
-        return wanted in _values(row, key)
-    measured = [value for other in rows if other.layer.keys() == row.layer.keys() for value in _values(other, key)]
-    return max((value for value in measured if value <= wanted), default=min(measured)) in _values(row, key)
+        return wanted in as_list(row.layer[key])
+    measured = [value for other in rows if other.layer.keys() == row.layer.keys() for value in as_list(other.layer[key])]
+    return max((value for value in measured if value <= wanted), default=min(measured)) in as_list(row.layer[key])
 
 
 def _outcome(row: Row) -> str:
@@ -143,7 +143,7 @@ def layer_form(index: GraphIndex, node: Node) -> dict[str, Any] | None:
         return None
     op = "GlobalAveragePool" if node.op == "ReduceMean" else node.op
     form: dict[str, Any] = {"operator": op, "graph": "float32" if index.elem_type(node.inputs[0]) in _FULL else "float16"}
-    if node.op in ("Gemm", "MatMul"):
+    if node.op in MATRIX_PRODUCTS:
         form |= _product_form(index, node)
     elif node.op in RECURRENT:
         form |= {"scales": "usual", "rows": _size(index.shape(node.inputs[0]), 0 if node.attribute("layout", 0) else 1) or 1}
@@ -155,7 +155,7 @@ def layer_form(index: GraphIndex, node: Node) -> dict[str, Any] | None:
 
 
 def _window_form(index: GraphIndex, node: Node) -> dict[str, Any]:
-    shape, weight = index.shape(node.inputs[0]), index.shape(node.inputs[1]) if node.op.startswith("Conv") else None
+    shape, weight = index.shape(node.inputs[0]), index.shape(node.inputs[1]) if node.op in CONVOLUTIONS else None
     sides = tuple(node.attribute("kernel_shape", [])) or tuple(weight or ())[_BATCH_AND_CHANNEL:]
     form: dict[str, Any] = {"spatial": _spatial_rank(index, node), "channels": _size(shape, 1)}
     if shape and len(shape) > _BATCH_AND_CHANNEL:
@@ -164,7 +164,7 @@ def _window_form(index: GraphIndex, node: Node) -> dict[str, Any]:
         form["kernel"] = sides[0] if len(set(sides)) == 1 else "x".join(map(str, sides))
     for key, name in (("stride", "strides"), ("dilation", "dilations")):
         form[key] = max(node.attribute(name, [1]) or [1])
-    if node.op.startswith("Conv"):
+    if node.op in CONVOLUTIONS:
         form["groups"] = _grouping(index, node)
         form["outputs"] = _outputs(node, weight)
     else:
@@ -212,7 +212,7 @@ def is_spatial_mean(index: GraphIndex, node: Node) -> bool:
 
 
 def _spatial_rank(index: GraphIndex, node: Node) -> int | None:
-    rank = index.rank(node.inputs[0]) or (index.rank(node.inputs[1]) if node.op.startswith("Conv") else None)
+    rank = index.rank(node.inputs[0]) or (index.rank(node.inputs[1]) if node.op in CONVOLUTIONS else None)
     return None if rank is None else rank - _BATCH_AND_CHANNEL
 
 
@@ -232,6 +232,6 @@ def _tables(backend: str) -> list[tuple[int, Path]]:
 
 def _read(path: Path) -> KernelTable:
     try:
-        return msgspec.convert(yaml.safe_load(path.read_text()), KernelTable)
+        return msgspec.convert(yaml.safe_load(path.read_text(encoding="utf-8")), KernelTable)
     except (yaml.YAMLError, msgspec.ValidationError) as error:
-        raise RuleError(f"{path}: not a kernel table: {error}") from error
+        raise RuleError(f"{path}: not a kernel table: {first_line(error)}") from error

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import math
-from weakref import WeakKeyDictionary
 
 import msgspec
 
 from qdq.index import GraphIndex, Node
-from qdq.operands import operands
-from qdq.patterns import MOVES_VALUES, behind_moves
+from qdq.operands import CONVOLUTIONS, MATRIX_PRODUCTS, operands
+from qdq.patterns import MOVES_VALUES, behind_moves, once
 
 _MATRIX = 2
-_distances: WeakKeyDictionary[GraphIndex, dict[str, int]] = WeakKeyDictionary()
 
 
 class Channels(msgspec.Struct, frozen=True):
@@ -27,7 +25,7 @@ class Channels(msgspec.Struct, frozen=True):
 
 def channels(index: GraphIndex, node: Node) -> Channels | None:
     """Return the channels of a Conv or ConvTranspose, or None for other nodes and unknown weights."""
-    if node.op not in ("Conv", "ConvTranspose") or not operands(index, node):
+    if node.op not in CONVOLUTIONS or not operands(index, node):
         return None
     shape, groups = index.shape(node.inputs[1]), int(node.attribute("group", 1))
     if shape is None or len(shape) < _MATRIX or shape[0] is None or shape[1] is None:
@@ -53,7 +51,7 @@ def reads_graph_input(index: GraphIndex, node: Node) -> bool:
 
 def columns(index: GraphIndex, node: Node) -> tuple[int, int] | None:
     """Return K and N of a Gemm or MatMul: how many products each value sums, and how many values a row holds. None where unknown."""
-    weight = index.shape(node.inputs[1]) if node.op in ("Gemm", "MatMul") and operands(index, node) else None
+    weight = index.shape(node.inputs[1]) if node.op in MATRIX_PRODUCTS and operands(index, node) else None
     if weight is None or len(weight) < _MATRIX or weight[-1] is None or weight[-2] is None:
         return None
     turned = node.op == "Gemm" and node.attribute("transB", 0)
@@ -62,7 +60,7 @@ def columns(index: GraphIndex, node: Node) -> tuple[int, int] | None:
 
 def rows(index: GraphIndex, node: Node) -> int | None:
     """Return M of a Gemm or MatMul with a constant right operand: the rows of all matrices of its left one. None where unknown."""
-    if node.op not in ("Gemm", "MatMul") or not operands(index, node) or not index.is_constant(node.inputs[1]):
+    if node.op not in MATRIX_PRODUCTS or not operands(index, node) or not index.is_constant(node.inputs[1]):
         return None
     shape = index.shape(node.inputs[0])
     if shape is None:
@@ -81,14 +79,9 @@ def attention_length(index: GraphIndex, node: Node) -> int | None:
     return shape[-1] if shape else None
 
 
+@once
 def layers_to_output(index: GraphIndex) -> dict[str, int]:
     """Return for each node the fewest weighted operators, itself included, on a way from it to an output of the main graph."""
-    if index not in _distances:
-        _distances[index] = _measure(index)
-    return _distances[index]
-
-
-def _measure(index: GraphIndex) -> dict[str, int]:
     known: dict[str, int] = {}
     end = [0] if index.outer is None else _behind(layers_to_output(index.outer), index.outer.nodes[index.position])
     for node in reversed(index.nodes):

@@ -19,10 +19,10 @@ from qdq.exactsum import ExactSum
 from qdq.exposing import Exposed, expose
 from qdq.feeds import Feeds
 from qdq.histogram import Histogram
-from qdq.index import Array, Edge, GraphIndex
+from qdq.index import Array, Edge, Floats, GraphIndex
 from qdq.loading import canonical_bytes
 from qdq.planning import Plan
-from qdq.weights import Floats, input_channel_axis
+from qdq.weights import input_channel_axis
 
 #: Called after each sample with the number done.
 Progress = Callable[[int], None]
@@ -256,7 +256,7 @@ class _Watch:
         self.count = 0
         self.sums: ExactSum | None = None
         self.squares: ExactSum | None = None
-        self.overflowed = False
+        self.lost = False
 
     def see(self, values: Array, where: str) -> None:
         if values.dtype.kind != "f":
@@ -276,8 +276,9 @@ class _Watch:
         sums, squares = channel_sums(values, axis)
         if self.sums is None or self.squares is None:
             self.sums, self.squares = ExactSum(sums.shape[1]), ExactSum(sums.shape[1])
-        if not (np.isfinite(sums).all() and np.isfinite(squares).all()):
-            self.overflowed = True
+        alike = self.sums.limbs.shape[1] == sums.shape[1]
+        if not (alike and np.isfinite(sums).all() and np.isfinite(squares).all()):
+            self.lost = True
             return
         self.count += values.size // sums.shape[1]
         self.sums.add(sums)
@@ -287,7 +288,7 @@ class _Watch:
         return TensorRange(read, self.amax, self.histogram, self._moments())
 
     def _moments(self) -> Moments | None:
-        if self.sums is None or self.squares is None or self.overflowed:
+        if self.sums is None or self.squares is None or self.lost:
             return None
         return Moments(self.count, self.sums, self.squares)
 

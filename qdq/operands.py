@@ -18,8 +18,10 @@ import re
 
 from qdq.index import Edge, GraphIndex, Node
 
+CONVOLUTIONS = ("Conv", "ConvTranspose")
+MATRIX_PRODUCTS = ("Gemm", "MatMul")
 #: Operators whose first two inputs are multiplied and summed into their result.
-PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul", "Einsum")
+PRODUCTS = (*CONVOLUTIONS, *MATRIX_PRODUCTS, "Einsum")
 #: Operators that multiply their first input with W, and more besides.
 RECURRENT = ("LSTM", "GRU", "RNN")
 WEIGHTED = (*PRODUCTS, *RECURRENT)

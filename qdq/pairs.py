@@ -12,7 +12,11 @@ from qdq.index import bodies_of
 
 #: The `metadata_props` keys of qdq begin with this.
 METADATA_PREFIX = "qdq."
-_RULE_KEY = "qdq.rule"
+#: The key of the rules on each Q and DQ.
+RULE_KEY = "qdq.rule"
+#: The operators of a pair.
+QUANTIZE, DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
+PAIR_OPERATORS = (QUANTIZE, DEQUANTIZE)
 
 
 class FoundPair(msgspec.Struct, frozen=True):
@@ -43,10 +47,10 @@ def find_pairs(graph: onnx.GraphProto, around: Collection[str] = ()) -> tuple[Fo
     stored = {*stored_tensors(graph), *around}
     found = []
     for i, node in enumerate(graph.node):
-        if node.op_type != "DequantizeLinear" or len(node.input) < 2:  # noqa: PLR2004 data and scale
+        if node.op_type != DEQUANTIZE or len(node.input) < 2:  # noqa: PLR2004 data and scale
             continue
         before = producers.get(node.input[0])
-        if before is not None and graph.node[before].op_type == "QuantizeLinear":
+        if before is not None and graph.node[before].op_type == QUANTIZE:
             found.append(_pair(node, i, graph.node[before], before))
         elif node.input[0] in stored:
             found.append(_pair(node, i, None, None))
@@ -65,8 +69,7 @@ def stored_tensors(graph: onnx.GraphProto) -> dict[str, onnx.TensorProto]:
 def dangling(graph: onnx.GraphProto, around: Collection[str] = ()) -> tuple[str, ...]:
     """Return the names of Q and DQ nodes that belong to no pair, those in bodies too."""
     paired = {i for p in find_pairs(graph, around) for i in (p.q, p.dq)}
-    ops = ("QuantizeLinear", "DequantizeLinear")
-    alone = [n.name or f"#{i}" for i, n in enumerate(graph.node) if n.op_type in ops and i not in paired]
+    alone = [n.name or f"#{i}" for i, n in enumerate(graph.node) if n.op_type in PAIR_OPERATORS and i not in paired]
     known = {*stored_tensors(graph), *around}
     return (*alone, *(name for node in graph.node for _, body in bodies_of(node) for name in dangling(body, known)))
 
@@ -97,7 +100,7 @@ def _pair(dq: onnx.NodeProto, dq_position: int, q: onnx.NodeProto | None, q_posi
         q_scale=_input(q, 1) if q else "",
         q_zero_point=_input(q, 2) if q else "",
         axis=next((a.i for a in dq.attribute if a.name == "axis"), None),
-        rules=next((p.value for p in dq.metadata_props if p.key == _RULE_KEY), ""),
+        rules=next((p.value for p in dq.metadata_props if p.key == RULE_KEY), ""),
     )
 
 

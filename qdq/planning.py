@@ -7,19 +7,18 @@ from collections.abc import Iterable, Iterator, Mapping
 from itertools import groupby
 
 import msgspec
-import onnx
 
 from qdq.errors import ModelError, RuleError
 from qdq.facts import POOLS, Scene, pool_ends
-from qdq.index import Edge, GraphIndex, Node, bodies_of, qualified
+from qdq.index import Edge, GraphIndex, Node, every_node, qualified
 from qdq.kernels import borrowed_tables
 from qdq.loading import ModelLike, Source, load, raise_source
 from qdq.matching import Verdict, match, refuse_unmatched
-from qdq.operands import channel_axis, operands
+from qdq.operands import MATRIX_PRODUCTS, channel_axis, operands
 from qdq.patterns import multiplied
 from qdq.profiles import Profile, Shape, extremes, require_shapes, usual
 from qdq.quantizer import FORMATS, Quantizer
-from qdq.residual import PRODUCTS, fused_backbone, residual_slot
+from qdq.residual import fused_backbone, residual_slot
 from qdq.rule import RATIO_AT_MOST, RuleSet, leave_float_rule, make_rule_set
 from qdq.rulefile import load_rules
 from qdq.target import DEFAULT_TARGET, Target
@@ -37,6 +36,9 @@ ARITHMETIC = ("Add", "Sub", "Mul", "Div", "Max", "Min", "Sum", "Pow")
 INCOMPLETE = "incomplete"
 BODY = "body"
 FUNCTION = "function"
+
+#: Why an edge that no rule speaks of stays in float.
+NO_RULE = "no rule asks for a pair here"
 
 #: Operators whose bodies are planned.
 PLANNED_BODIES = ("If", "Loop", "Scan")
@@ -217,7 +219,7 @@ def with_leave_float(rules: RuleSet, globs: Iterable[str]) -> RuleSet:
 
 def refuse_quantized(source: Source) -> None:
     """Raise ModelError where the model holds quantized operators already."""
-    found = [op for op in _operators(source.model.graph) if op in QUANTIZED_OPERATORS]
+    found = [node.op_type for _, node in every_node(source.model.graph) if node.op_type in QUANTIZED_OPERATORS]
     if found:
         raise ModelError(
             f"{source.path or source.name}: is quantized already ({len(found)} nodes such as {found[0]}); "
@@ -277,8 +279,8 @@ def _residual_needs(index: GraphIndex, add: Node, edge: Edge) -> tuple[Edge, ...
     if residual_slot(index, add) == edge.slot:
         convolution = fused_backbone(index, edge)
         return operands(index, convolution) if convolution else ()
-    if residual_slot(index, add, PRODUCTS) == edge.slot:
-        product = fused_backbone(index, edge, PRODUCTS)
+    if residual_slot(index, add, MATRIX_PRODUCTS) == edge.slot:
+        product = fused_backbone(index, edge, MATRIX_PRODUCTS)
         reader = multiplied(index).get(edge.tensor)
         return (*(operands(index, product) if product else ()), *([reader] if reader else []))
     return ()
@@ -313,13 +315,6 @@ def _by_node(index: GraphIndex, edges: Iterable[Edge]) -> Iterator[tuple[Node, t
     """Yield each node with its edges; edges of one node stand together."""
     for label, own in groupby(edges, key=lambda edge: edge.node):
         yield index.by_label[label], tuple(own)
-
-
-def _operators(graph: onnx.GraphProto) -> Iterator[str]:
-    for node in graph.node:
-        yield node.op_type
-        for _, body in bodies_of(node):
-            yield from _operators(body)
 
 
 def _skipped(scope: GraphIndex) -> str:

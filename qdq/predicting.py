@@ -16,10 +16,12 @@ import onnx
 from onnx import TensorProto
 
 from qdq.engine import NO_OP, REFORMAT, Engine, EngineLayer
-from qdq.fusing import CONVOLUTIONS, POOLS, Group, fuse
+from qdq.fusing import POOLS, Group, fuse
 from qdq.index import GraphIndex, Node
 from qdq.loading import Source
-from qdq.propagation import DEQUANTIZE, QUANTIZE, Flow, Quantization, Read
+from qdq.operands import CONVOLUTIONS
+from qdq.pairs import DEQUANTIZE, QUANTIZE
+from qdq.propagation import Flow, Quantization, Read
 from qdq.staticshape import with_static_shapes
 from qdq.target import Target
 from qdq.tensormemory import FLOAT, FLOATS, LINEAR, THIRTY_TWO_WIDE, TWO_WIDE, Held

@@ -26,8 +26,9 @@ import yaml
 
 from qdq.engine import Compiler, Engine, EngineLayer
 from qdq.gpu import compile_tensorrt
-from qdq.kernels import KernelTable, Row
-from qdq.onelayer import LAYER, RECURRENT, WEIGHTED_OPERATORS, Form, network
+from qdq.kernels import KernelTable, Row, as_list
+from qdq.onelayer import LAYER, Form, network
+from qdq.operands import MATRIX_PRODUCTS, RECURRENT, WEIGHTED
 from qdq.target import Target
 
 _GRAPHS = ("float32", "float16")
@@ -42,20 +43,7 @@ _COMPUTING = ("avgpool", "correlation", "deconv", "gemm", "maxpool", "runtime_fu
 _STORED = {"int8": "Int8", "fp8": "FP8"}
 
 #: Operators that are measured, in the order of a table's rows.
-OPERATORS = (
-    "Conv",
-    "ConvTranspose",
-    "Gemm",
-    "MatMul",
-    "Einsum",
-    *RECURRENT,
-    "AveragePool",
-    "MaxPool",
-    "GlobalAveragePool",
-    "GlobalMaxPool",
-    "ReduceMean",
-    *_POINTWISE,
-)
+OPERATORS = (*WEIGHTED, "AveragePool", "MaxPool", "GlobalAveragePool", "GlobalMaxPool", "ReduceMean", *_POINTWISE)
 
 Progress = Callable[[int, int], None]
 
@@ -115,7 +103,7 @@ def _deconvolutions() -> Iterator[Form]:
 
 
 def _products() -> Iterator[Form]:
-    for operator in ("Gemm", "MatMul"):
+    for operator in MATRIX_PRODUCTS:
         for operands in ("constant", "computed"):
             yield from _varied(operator, operands=[operands], channels=_SIZES)
             yield from _varied(operator, operands=[operands], outputs=_SIZES)
@@ -138,7 +126,7 @@ def _weighted() -> Iterator[Form]:
     yield from _varied("Conv", kernel=(1, 3), channels=(1, 3, 4, 8, 10, 16, 64))
     yield from _varied("Conv", plane=["point"], kernel=[1], channels=(2, 8, 16))
     yield from _varied("Conv", scales=("usual", "tensor", "axis 1"))
-    for operator in ("Gemm", "MatMul"):
+    for operator in MATRIX_PRODUCTS:
         yield from _varied(operator, operands=("constant", "computed"), channels=(4, 8, 10, 15, 16, 32, 64))
         yield from _varied(operator, outputs=(1, 4, 8, 15, 16, 64))
         yield from _varied(operator, rows=(1, 32), scales=("usual", "tensor", "wrong axis"))
@@ -218,7 +206,7 @@ def table_yaml(table: KernelTable) -> str:
 
 def merged(rows: Iterable[Row]) -> tuple[Row, ...]:
     """Return rows that say the same in fewer: where all but one key agree, the values of that key become a list."""
-    kept = list({_key(row): row for row in rows}.values())
+    kept = list({repr(row.layer): row for row in rows}.values())
     names = dict.fromkeys(key for row in kept for key in reversed(row.layer) if key not in ("operator", "graph"))
     for name in (*names, "graph"):
         kept = list(_merged_by(name, kept))
@@ -231,17 +219,9 @@ def _merged_by(name: str, rows: Iterable[Row]) -> Iterator[Row]:
         rest = {key: value for key, value in row.layer.items() if key != name}
         alike.setdefault(repr((rest, name in row.layer, row.runs, row.seen)), []).append(row)
     for group in alike.values():
-        values = [value for row in group for value in _values(row.layer.get(name))]
+        values = [value for row in group for value in as_list(row.layer.get(name))]
         together = values[0] if len(values) == 1 else values
         yield Row({**group[0].layer, name: together} if name in group[0].layer else group[0].layer, group[0].runs, group[0].seen)
-
-
-def _values(value: object) -> list[object]:
-    return value if isinstance(value, list) else [value]
-
-
-def _key(row: Row) -> str:
-    return repr(row.layer)
 
 
 def _flow(row: Row) -> str:
@@ -301,7 +281,7 @@ def _computing(engine: Engine, form: Form) -> list[EngineLayer]:
 
 def _runs(form: Form, layers: list[EngineLayer], pairs: str) -> str:
     stored = _STORED[pairs]
-    if form["operator"] in WEIGHTED_OPERATORS:
+    if form["operator"] in WEIGHTED:
         products = {layer.multiplies(stored) for layer in layers}
         return {frozenset({True}): pairs, frozenset({True, False}): f"{pairs}-in-part"}.get(frozenset(products), "float")
     moved = {tensor.dtype for layer in layers for tensor in (*layer.inputs, *layer.outputs)}

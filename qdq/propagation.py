@@ -20,8 +20,8 @@ from onnx import TensorProto
 
 from qdq.errors import ModelError
 from qdq.index import GraphIndex, Node, captured
+from qdq.pairs import DEQUANTIZE, PAIR_OPERATORS, QUANTIZE
 
-QUANTIZE, DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
 #: Operators that only move or copy values, and so commute with Q and DQ.
 _MOVING = (
     "MaxPool", "GlobalMaxPool", "Relu", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Slice", "Split", "Concat", "Gather", "Expand", "Tile",
@@ -121,7 +121,7 @@ class Flow:
     def pair_labels(self, tensor: str) -> Iterator[str]:
         """Yield the labels of the Q and DQ that a constant passes through."""
         while (node := self.index.producers.get(tensor)) is not None and node.inputs and tensor in self.folded:
-            if node.op in (QUANTIZE, DEQUANTIZE):
+            if node.op in PAIR_OPERATORS:
                 yield node.label
             tensor = node.inputs[0]
 
@@ -143,7 +143,7 @@ class Flow:
         if node.op in _ALIASES:
             self._reads[node.outputs[0]] = self.read(node.inputs[0])
             return True
-        if node.op not in (QUANTIZE, DEQUANTIZE) or (found := self._quantization(node)) is None:
+        if node.op not in PAIR_OPERATORS or (found := self._quantization(node)) is None:
             return False
         before = self.read(node.inputs[0])
         if node.op == QUANTIZE:

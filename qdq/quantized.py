@@ -11,7 +11,7 @@ import onnx
 from qdq.errors import ModelError
 from qdq.index import Array, Edge, GraphIndex, bodies_of, node_labels, qualified, stored_values
 from qdq.loading import ModelLike, Source, load
-from qdq.pairs import FoundPair, find_pairs, stored_tensors
+from qdq.pairs import PAIR_OPERATORS, FoundPair, find_pairs, stored_tensors
 from qdq.quantizer import ELEMENT_TYPES
 from qdq.stripping import strip_model
 
@@ -65,7 +65,7 @@ def _quantized_edges(graph: onnx.GraphProto, index: GraphIndex, around: dict[str
     pairs = {p.output: p for p in find_pairs(graph, around)}
     values = _values({n for p in pairs.values() for n in (p.scale, p.zero_point) if n}, stored, index)
     for node, label in zip(graph.node, _float_labels(graph, index), strict=True):
-        if label not in index.by_label or node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+        if label not in index.by_label or node.op_type in PAIR_OPERATORS:
             continue
         float_node = index.by_label[label]
         for slot, name in enumerate(node.input):

@@ -10,11 +10,9 @@ from __future__ import annotations
 from collections import deque
 
 from qdq.index import Edge, GraphIndex, Node
+from qdq.operands import CONVOLUTIONS
 from qdq.patterns import self_gated
 
-CONVOLUTIONS = ("Conv", "ConvTranspose")
-#: The backbones of transformers' and ConvNeXt's residual Adds.
-PRODUCTS = ("Gemm", "MatMul")
 #: Operators that TensorRT folds into the convolution before them when their other inputs are constant.
 _FOLDED = ("BatchNormalization", "Add", "Mul")
 #: Activations that TensorRT computes together with the convolution before them and the Add behind; SiLU is one too, spelled with Mul.
@@ -45,7 +43,8 @@ def residual_slot(index: GraphIndex, add: Node, backbones: tuple[str, ...] = CON
 def backbone(index: GraphIndex, tensor: str, backbones: tuple[str, ...] = CONVOLUTIONS) -> Node | None:
     """Return the convolution that a tensor comes from through nothing but folded operators and activations, if no one else reads on the way.
 
-    `backbones` names other operators to look for; behind a matrix product, moves may follow too.
+    `backbones` names other operators to look for, as MATRIX_PRODUCTS of transformers and ConvNeXt; behind
+    a matrix product, moves may follow too.
     """
     passed = (*_FOLDED, *_ACTIVATIONS) if backbones == CONVOLUTIONS else (*_FOLDED, *_TURNED)
     while (node := index.producers.get(tensor)) is not None and _read_once(index, tensor):

@@ -18,12 +18,12 @@ from qdq.calibration import PairScale, Scales, pairs_of, require_model
 from qdq.errors import ModelError, PlanError, first_line
 from qdq.index import GraphIndex, bodies_of, qualified
 from qdq.loading import ModelLike, canonical_bytes, light_copy, load
+from qdq.pairs import DEQUANTIZE, QUANTIZE, RULE_KEY
 from qdq.planning import Placement, Plan, source_for
 from qdq.quantizer import Quantizer
 from qdq.stripping import remove_metadata, strip_model
 
-#: Keys of `metadata_props`: the rules on each Q and DQ, and what made the model on the model.
-RULE_KEY = "qdq.rule"
+#: Keys of the model's `metadata_props`: what made it.
 TARGETS_KEY, RULES_KEY, LEAVE_FLOAT_KEY, METHOD_KEY, DATA_KEY = "qdq.targets", "qdq.rules", "qdq.leave-float", "qdq.method", "qdq.data"
 SHAPES_KEY = "qdq.shapes"
 
@@ -80,7 +80,7 @@ class _Pair:
         """Yield the Q and the DQ, each with the rules that asked for it."""
         rules = ", ".join(sorted({name for p in self.placements for name in p.because}))
         axis: dict[str, Any] = {} if self.quantizer.axis is None else {"axis": self.quantizer.axis}
-        steps = (("QuantizeLinear", self.q, self.tensor, self.quantized), ("DequantizeLinear", self.dq, self.quantized, self.output))
+        steps = ((QUANTIZE, self.q, self.tensor, self.quantized), (DEQUANTIZE, self.dq, self.quantized, self.output))
         for op, name, source, result in steps:
             node = onnx.helper.make_node(op, [source, self.scale, self.zero_point], [result], name=name, **axis)
             node.metadata_props.add(key=RULE_KEY, value=rules)

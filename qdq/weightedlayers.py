@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from qdq.engine import LayerTensor
-from qdq.fusing import CONVOLUTIONS, FEW_CHANNELS, Group, channels, int8_operands, is_depthwise, result_channels
+from qdq.fusing import Group, has_few_channels, int8_operands, is_depthwise
+from qdq.layers import channels
+from qdq.operands import CONVOLUTIONS
 from qdq.propagation import Flow, Quantization, Read
 from qdq.target import Target
 from qdq.tensormemory import CHANNEL_LAST, FLOAT, FOUR_WIDE, HALF, INT8, LINEAR, THIRTY_TWO_WIDE, Held, Memory
@@ -35,14 +37,14 @@ class WeightedLayers(Memory):
 
     def _multiplies(self, group: Group) -> tuple[str, str]:
         """Return the quantized type a weighted layer multiplies in, or "" and the rule that keeps it in float."""
-        node, groups = group.core, group.core.attribute("group", 1)
+        node, sizes = group.core, channels(self.flow.index, group.core)
         dtype = int8_operands(self.flow, node)
         if not dtype:
             return "", "float-operands"
         if node.op == "ConvTranspose" and (self.flow.index.rank(node.inputs[1]) or 0) > 4:  # noqa: PLR2004 three spatial dimensions
             return "", "deconvolution-3d"
-        grouped = node.op in CONVOLUTIONS and groups > 1 and not is_depthwise(self.flow, node)
-        if grouped and ((channels(self.flow, node) // groups) % 4 or (result_channels(self.flow, node) // groups) % 4):
+        grouped = sizes is not None and sizes.groups > 1 and not is_depthwise(self.flow, node)
+        if sizes is not None and grouped and (sizes.inputs % 4 or (sizes.outputs // sizes.groups) % 4):
             return "", "grouped-channels"
         return dtype, ""
 
@@ -50,7 +52,7 @@ class WeightedLayers(Memory):
         node, out = group.core, group.output
         spatial = node.op in CONVOLUTIONS
         vectors = THIRTY_TWO_WIDE if spatial else LINEAR
-        few = spatial and 0 < channels(self.flow, node) <= FEW_CHANNELS
+        few = has_few_channels(self.flow, node)
         wanted = self.flow.wanted.get(out)
         addend = self.flow.quantization(group.addend) if group.addend else None
         writes = wanted if group.addend is None or addend else None
@@ -105,7 +107,7 @@ class WeightedLayers(Memory):
         node = group.core
         spatial = node.op in CONVOLUTIONS
         dtype = self.float_type(group.output)
-        few = spatial and 0 < channels(self.flow, node) <= FEW_CHANNELS
+        few = has_few_channels(self.flow, node)
         rows = not spatial or (dtype == FLOAT and (few or (self.target.sm and self.target.sm < _TF32)))
         layout = LINEAR if rows else CHANNEL_LAST
         reads = [*self._multiplied(group), *([group.addend] if group.addend else [])]

@@ -12,13 +12,10 @@ corrected afterwards, the scale of each output channel is chosen so that the shi
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
-from qdq.index import Array, GraphIndex, Node
+from qdq.index import Array, Floats, GraphIndex, Node
 from qdq.operands import RECURRENT
 from qdq.quantizer import ELEMENT_TYPES, INT8, ElementType
-
-Floats = npt.NDArray[np.float64]
 
 #: Ranges that are tried, relative to the largest absolute weight of the channel. In small weights few
 #: roundings average out, so they get a closer and wider search; 16 already bring the shift of large ones to a few percent.

@@ -347,3 +347,41 @@ def test_test_refuses_what_is_no_folder(tmp_path: Path, kind: str) -> None:
         path.write_text(rule())
 
     assert f"qdq: {path}: no such folder or rule file; name a folder of rule files, or one that ends in .yaml or .yml" in refused(tmp_path, "test", path)
+
+
+NARROW = "rule: mine\nsays: What the test wants.\nwhere: {into: narrow-convolution}\ngiven: GIVEN\nthen: leave-float\nbeats: ['*']\n"
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ("{channel-below: 3}", "4: unknown key 'channel-below'; did you mean 'channels-below'?; known are channels-below, multiple-of"),
+        ("{channels-below: 0, multiple-of: 8}", "4: 'channels-below' is 0; write a number above 0"),
+        ("{channels-below: true, multiple-of: 8}", "4: 'channels-below' is True; write a number above 0"),
+        ("{channels-below: '16', multiple-of: 8}", "4: 'channels-below' is '16'; write a number above 0"),
+        ("{channels-below: 16}", "3: its facts ask for multiple-of; add 'given: {multiple-of: NUMBER}'"),
+        ("16", "4: 'given' must name numbers, such as {channels-below: 16}"),
+    ],
+)
+def test_numbers_that_a_rules_facts_cannot_take_are_refused(tmp_path: Path, given: str, says: str) -> None:
+    model, folder = save(tiny_model(), tmp_path / "model.onnx"), tmp_path / "mine"
+    folder.mkdir()
+    (folder / "mine.yaml").write_text(NARROW.replace("GIVEN", given))
+    assert refused(tmp_path, "plan", model, "--rules", folder) == f"qdq: {folder / 'mine.yaml'}:{says}\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("set: mine\nsays: x\ntakes: {tensort: [a]}\n", "3: unknown key 'tensort'; did you mean 'tensorrt'"),
+        ("set: mine\nsays: x\ntakes: {tensorrt: [weighted-input]}\n", "3: set tensorrt has no rule 'weighted-input'; did you mean 'weighted-inputs'"),
+        ("set: other\nsays: x\ntakes: {tensorrt: '*'}\n", "1: 'set' must be 'mine', as the folder is called"),
+        ("set: mine\nsays: x\n", "1: the key 'takes' is missing"),
+        ("- mine\n", "1: a set file is a mapping that begins with 'set: NAME'"),
+    ],
+)
+def test_a_set_file_with_a_mistake_is_refused(tmp_path: Path, text: str, says: str) -> None:
+    model, folder = save(tiny_model(), tmp_path / "model.onnx"), tmp_path / "mine"
+    folder.mkdir()
+    (folder / "set.yaml").write_text(text)
+    assert refused(tmp_path, "plan", model, "--rules", folder).startswith(f"qdq: {folder / 'set.yaml'}:{says}")

@@ -19,10 +19,11 @@ from making import run as cli
 
 import qdq
 from qdq.bisection import Refusal, Search
-from qdq.building import PAIR_OPERATORS, buildable, globs_of, leave_float_yaml
+from qdq.building import buildable, globs_of, leave_float_yaml
 from qdq.engine import build_engine
 from qdq.errors import ModelError
 from qdq.operands import operands
+from qdq.pairs import PAIR_OPERATORS
 from qdq.planning import Plan, plan_source
 from qdq.quantizing import Building
 from qdq.rule import Rule, RuleSet, Where, make_rule_set

@@ -281,3 +281,17 @@ def test_a_rule_about_names_does_not_fail_the_cases_of_others_that_lack_them(tmp
     found = {(result.rule, result.case): result.failures for result in run_cases(tmp_path / "mine")}
 
     assert found["keep", "hit"] == found["keep", "near"] == found["keep", ""] == ()
+
+
+def test_outputs_that_hold_no_floats_are_not_held_to_the_scales(tmp_path: Path) -> None:
+    text = CHAIN.replace("=> (float[1,3,8,8] y)", "=> (bool[1,3,8,8] y)").replace("y = Conv (r, w) }", "c = Conv (r, w)\n      [over] y = Greater (c, p0) }")
+    text = text.replace("float[3,4,1,1] w>", "float[3,4,1,1] w, float[1] p0>")
+    assert results(tmp_path, hit(text=text), near())["hit"] == ()
+
+
+def test_a_result_that_onnx_refuses_fails_its_case_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(model: object) -> None:
+        raise onnx.checker.ValidationError("no such attribute\n==> Context: somewhere")
+
+    monkeypatch.setattr("onnx.checker.check_model", refuse)
+    assert "onnx.checker refuses the result: no such attribute" in results(tmp_path, hit(), near())["hit"][0]

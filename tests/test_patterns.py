@@ -257,3 +257,12 @@ def test_every_pattern_answers_for_each_node_of_an_odd_graph() -> None:
     tests = (commutes, gated, gates_channels, channels, columns, rows, attention_length)
     assert not any(test(graph, n) for test, n in itertools.product(tests, graph.nodes))
     assert gelu_nodes(graph) == normalization_nodes(graph) == attention_masks(graph) == frozenset()
+
+
+def test_an_input_that_is_left_out_is_no_constant_even_beside_a_constant_node_without_all_its_outputs() -> None:
+    left_out = index("[drop] v, = Dropout (w) [mean] m = ReduceMean (x, ) [flat] f = Flatten (m) [last] y = MatMul (f, v)", "float[1,8,1,1] x", "float[1,8] y")
+    left_out.source.model.graph.node[0].output.append("")
+    graph = GraphIndex(left_out.source)
+    assert graph.is_constant("v")
+    assert not graph.is_constant("")
+    assert qdq.plan(left_out.source.model).placements
