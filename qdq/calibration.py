@@ -17,7 +17,7 @@ from qdq.loading import ModelLike, load
 from qdq.observation import Progress, Ranges, TensorRange, observe
 from qdq.planning import Placement, Plan, ScaleGroup, source_for
 from qdq.quantizer import FORMATS, ElementType, Quantizer
-from qdq.weights import by_channels, channel_amax, least_shift_amax
+from qdq.weights import by_channels, channel_amax, least_error_amax, least_shift_amax
 
 DEFAULT_METHOD = "mse"
 #: Share of absolute values kept within the range; the default of pytorch-quantization's HistogramCalibrator.
@@ -25,28 +25,39 @@ DEFAULT_PERCENT = 99.99
 #: The range given to a tensor or channel that is zero throughout: any scale would do, this one is harmless.
 DEAD_AMAX = 1.0
 
-_METHOD = re.compile(r"(?P<name>max|mse|percentile)(:(?P<percent>\d+(\.\d+)?))?")
+#: What chooses the scales of weights: the largest value of each channel, the least change of the weights, or of what their layer gives.
+WEIGHTS = ("max", "mse", "shift")
+#: A tensor that was seen to reach this many times its range is named: its largest values are outliers, and clipped.
+OUTLIERS = 8.0
+
+_METHOD = re.compile(r"(?P<name>max|mse|percentile|entropy)(:(?P<percent>\d+(\.\d+)?))?")
 
 
 class Method(msgspec.Struct, frozen=True):
-    """How a range becomes an amax: the largest value seen, or a percentile of all."""
+    """How a range becomes an amax, and how the scales of weights are chosen."""
 
+    #: max, mse, entropy or percentile.
     name: str
     percent: float | None = None
+    #: One of WEIGHTS.
+    weights: str = "shift"
 
     def __str__(self) -> str:
-        return self.name if self.percent is None else f"{self.name}:{self.percent:g}"
+        name = self.name if self.percent is None else f"{self.name}:{self.percent:g}"
+        return name if self.weights == _usual_weights(self.name) else f"{name}, weights {self.weights}"
 
     def amax(self, seen: TensorRange, element: ElementType) -> float:
         """Return the absolute value that maps to the largest value of a type, in the tensor's unit."""
-        if seen.histogram is None:
+        if seen.histogram is None or self.name == "max":
             return seen.amax
-        return seen.histogram.least_error(element) if self.percent is None else seen.histogram.percentile(self.percent)
+        if self.percent is not None:
+            return seen.histogram.percentile(self.percent)
+        return seen.histogram.least_divergence(element) if self.name == "entropy" else seen.histogram.least_error(element)
 
     @property
     def needs_histogram(self) -> bool:
         """Whether the largest value alone is not enough."""
-        return self.name != "max"
+        return self.name != "max" or self.weights == "shift"
 
 
 class PairScale(msgspec.Struct, frozen=True):
@@ -56,6 +67,16 @@ class PairScale(msgspec.Struct, frozen=True):
     tensor: str
     quantizer: Quantizer
     scales: tuple[float, ...]
+
+
+class Outliers(msgspec.Struct, frozen=True):
+    """A tensor whose largest value lies far beyond the range that its method chose."""
+
+    tensor: str
+    #: The largest absolute value seen.
+    amax: float
+    #: What it is clipped at.
+    clipped: float
 
 
 class Scales(msgspec.Struct, frozen=True):
@@ -71,30 +92,50 @@ class Scales(msgspec.Struct, frozen=True):
     dead: tuple[str, ...] = ()
     #: How many entries one sample held, as ``8`` or ``1 to 8``; empty where that is not known.
     batch: str = ""
+    #: Tensors that were seen to reach `OUTLIERS` times their range or more.
+    outliers: tuple[Outliers, ...] = ()
 
 
-def parse_method(text: str) -> Method:
-    """Return the method that ``max``, ``percentile`` or ``percentile:99.9`` names; raises UsageError for others."""
+def parse_method(text: str, weights: str | None = None) -> Method:
+    """Return the method that ``mse``, ``entropy``, ``max``, ``percentile`` or ``percentile:99.9`` names; raises UsageError for others.
+
+    `weights` is one of WEIGHTS; without it ``max`` takes the largest weights too, and all others ``shift``.
+    """
     found = _METHOD.fullmatch(text)
     if not found or (found["name"] != "percentile" and found["percent"]):
-        raise UsageError(f"unknown method {text!r}: write max, mse, percentile or percentile:99.9")
-    if found["name"] != "percentile":
-        return Method(found["name"])
+        raise UsageError(f"unknown method {text!r}: write max, mse, entropy, percentile or percentile:99.9")
+    name, way = found["name"], weights or _usual_weights(found["name"])
+    if way not in WEIGHTS:
+        raise UsageError(f"unknown way to choose the scales of weights {way!r}: write {', '.join(WEIGHTS[:-1])} or {WEIGHTS[-1]}")
+    if name != "percentile":
+        return Method(name, None, way)
     percent = float(found["percent"] or DEFAULT_PERCENT)
     if not 0.0 < percent <= 100.0:  # noqa: PLR2004 percent
         raise UsageError(f"method {text!r}: a percentile lies above 0 and at most at 100")
-    return Method("percentile", percent)
+    return Method(name, percent, way)
 
 
-def calibrate(
-    model: ModelLike, plan: Plan, data: DataLike | None, *, method: str = DEFAULT_METHOD, batch: int | None = None, progress: Progress | None = None
+def _usual_weights(name: str) -> str:
+    return "max" if name == "max" else "shift"
+
+
+def calibrate(  # noqa: PLR0913 keyword arguments of the public function
+    model: ModelLike,
+    plan: Plan,
+    data: DataLike | None,
+    *,
+    method: str = DEFAULT_METHOD,
+    weights: str | None = None,
+    batch: int | None = None,
+    progress: Progress | None = None,
 ) -> Scales:
     """Return the scales of a plan, computed by running the float model over the data in ONNX Runtime.
 
-    Raises PlanError if the plan is another model's, DataError for data that does not fit.
+    `method` and `weights` are as `parse_method` takes them. Raises PlanError if the plan is another model's,
+    DataError for data that does not fit.
     """
     index = GraphIndex(source_for(load(model), plan))
-    return calibrate_index(index, plan, data, parse_method(method), batch, progress)
+    return calibrate_index(index, plan, data, parse_method(method, weights), batch, progress)
 
 
 def calibrate_index(index: GraphIndex, plan: Plan, data: DataLike | None, method: Method, batch: int | None = None, progress: Progress | None = None) -> Scales:
@@ -116,10 +157,19 @@ def scales_from(index: GraphIndex, plan: Plan, ranges: Ranges, method: Method) -
         shared = _shared(group, {tensor: value for (tensor, of), value in amax.items() if of == dtype})
         amax.update({(tensor, dtype): value for tensor, value in shared.items()})
     with ThreadPoolExecutor() as pool:
-        pairs = tuple(pool.map(lambda placements: _pair_scale(index, placements, by_tensor, amax), pairs_of(plan).values()))
+        pairs = tuple(pool.map(lambda placements: _pair_scale(index, placements, by_tensor, amax, method.weights), pairs_of(plan).values()))
     index.forget_constants()
     dead = tuple(seen.tensor for seen in ranges.by_tensor if seen.amax == 0.0)
-    return Scales(plan.key, str(method), ranges.data, ranges.samples, pairs, dead, ranges.batch)
+    return Scales(plan.key, str(method), ranges.data, ranges.samples, pairs, dead, ranges.batch, _outliers(ranges, amax))
+
+
+def _outliers(ranges: Ranges, amax: Mapping[tuple[str, str], float]) -> tuple[Outliers, ...]:
+    """Return the tensors that reach many times their range, the farthest first."""
+    least: dict[str, float] = {}
+    for (tensor, _), value in amax.items():
+        least[tensor] = min(value, least.get(tensor, value))
+    found = [Outliers(seen.tensor, seen.amax, least[seen.tensor]) for seen in ranges.by_tensor if 0.0 < least.get(seen.tensor, 0.0) <= seen.amax / OUTLIERS]
+    return tuple(sorted(found, key=lambda far: far.clipped / far.amax))
 
 
 def _shared(group: ScaleGroup, amax: Mapping[str, float]) -> dict[str, float]:
@@ -164,25 +214,29 @@ def _fits(placement: Placement, index: GraphIndex) -> bool:
     return fits and (quantizer.calibrated or index.is_constant(edge.tensor))
 
 
-def _pair_scale(index: GraphIndex, placements: tuple[Placement, ...], ranges: dict[str, TensorRange], amax: dict[tuple[str, str], float]) -> PairScale:
+def _pair_scale(
+    index: GraphIndex, placements: tuple[Placement, ...], ranges: dict[str, TensorRange], amax: dict[tuple[str, str], float], weights: str
+) -> PairScale:
     tensor, quantizer = placements[0].edge.read, placements[0].quantizer
-    values = np.array([amax[tensor, quantizer.dtype]], np.float32) if quantizer.calibrated else _weight_amax(index, placements, ranges)
+    values = np.array([amax[tensor, quantizer.dtype]], np.float32) if quantizer.calibrated else _weight_amax(index, placements, ranges, weights)
     values = np.where(values > 0.0, values, np.float32(DEAD_AMAX))
     scales = np.maximum(values / np.float32(quantizer.element.largest), np.finfo(np.float32).tiny)
     return PairScale(tensor, quantizer, tuple(float(s) for s in scales))
 
 
-def _weight_amax(index: GraphIndex, placements: tuple[Placement, ...], ranges: dict[str, TensorRange]) -> Array:
-    """Return the amax of a weight: the one that shifts the layer's output least where its input was observed, else the largest value."""
-    edge, axis = placements[0].edge, placements[0].quantizer.axis
+def _weight_amax(index: GraphIndex, placements: tuple[Placement, ...], ranges: dict[str, TensorRange], way: str) -> Array:
+    """Return the amax of a weight in one of the WEIGHTS ways; where the layer's input was not observed, ``shift`` takes the largest value."""
+    edge, quantizer = placements[0].edge, placements[0].quantizer
     weight, node = np.asarray(index.scope(edge).constant(edge.tensor), np.float32), index.node(edge)
     if not np.isfinite(weight).all():
         raise ModelError(f"{index.source.name}: weight {edge.tensor!r} holds NaN or Inf; export the model again, or pass --leave-float {node.label!r}")
+    if way == "mse":
+        return least_error_amax(weight, quantizer.axis, quantizer.element)
     seen = ranges.get(qualified(edge.graph, node.inputs[0]))
     moments = seen.moments if seen else None
-    if axis is None or edge.slot != 1 or moments is None or len(placements) > 1:
-        return channel_amax(weight, axis)
-    shaped, group = by_channels(node, weight), int(node.attribute("group", 1))
-    if shaped is None or shaped.shape[1] * group != moments.mean.size:
-        return channel_amax(weight, axis)
-    return least_shift_amax(shaped, moments.mean, moments.variance, group, placements[0].quantizer.element)
+    if way == "max" or quantizer.axis is None or edge.slot != 1 or moments is None or len(placements) > 1:
+        return channel_amax(weight, quantizer.axis)
+    shaped, group, mean = by_channels(node, weight), int(node.attribute("group", 1)), moments.mean
+    if shaped is None or shaped.shape[1] * group != mean.size:
+        return channel_amax(weight, quantizer.axis)
+    return least_shift_amax(shaped, mean, moments.variance, group, quantizer.element)

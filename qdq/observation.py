@@ -15,6 +15,7 @@ import onnx
 import onnxruntime as ort
 
 from qdq.errors import DataError, ModelError, first_line
+from qdq.exactsum import ExactSum
 from qdq.exposing import Exposed, expose
 from qdq.feeds import Feeds
 from qdq.histogram import Histogram
@@ -36,10 +37,22 @@ _EXTERNAL_FOLDER = "session.model_external_initializers_file_folder_path"
 
 
 class Moments(msgspec.Struct, frozen=True):
-    """Mean and variance of each channel of a tensor, float64 vectors."""
+    """What the channels of a tensor add up to, exactly: the same whatever the order of the samples."""
 
-    mean: Floats
-    variance: Floats
+    #: How many values each channel held.
+    count: int
+    sums: ExactSum
+    squares: ExactSum
+
+    @property
+    def mean(self) -> Floats:
+        """The mean of each channel, a float64 vector."""
+        return self.sums.divided(self.count)
+
+    @property
+    def variance(self) -> Floats:
+        """The variance of each channel, a float64 vector."""
+        return np.maximum(self.squares.divided(self.count) - self.mean**2, 0.0)
 
 
 class TensorRange(msgspec.Struct, frozen=True):
@@ -243,8 +256,9 @@ class _Watch:
         self.histogram = Histogram() if histogram else None
         self.axis = axis
         self.count = 0
-        self.sums: Floats | None = None
-        self.squares: Floats | None = None
+        self.sums: ExactSum | None = None
+        self.squares: ExactSum | None = None
+        self.lost = False
 
     def see(self, values: Array, where: str) -> None:
         if values.dtype.kind != "f":
@@ -261,19 +275,32 @@ class _Watch:
     def _add_moments(self, values: Array, axis: int) -> None:
         if not values.size:
             return
-        channels = np.moveaxis(values, axis, 1) if values.ndim > 1 else values[None, :]
-        rows = channels.reshape(len(channels), channels.shape[1], -1).astype(np.float32, copy=False)
-        with np.errstate(over="ignore", invalid="ignore"):
-            sums, squares = rows.sum(axis=2).sum(axis=0, dtype=np.float64), np.einsum("nct,nct->c", rows, rows).astype(np.float64)
-        self.count += rows.shape[0] * rows.shape[2]
-        self.sums = sums if self.sums is None else self.sums + sums
-        self.squares = squares if self.squares is None else self.squares + squares
+        sums, squares = channel_sums(values, axis)
+        if self.sums is None or self.squares is None:
+            self.sums, self.squares = ExactSum(sums.shape[1]), ExactSum(sums.shape[1])
+        alike = self.sums.limbs.shape[1] == sums.shape[1]
+        if not (alike and np.isfinite(sums).all() and np.isfinite(squares).all()):
+            self.lost = True
+            return
+        self.count += values.size // sums.shape[1]
+        self.sums.add(sums)
+        self.squares.add(squares)
 
     def range(self, read: str) -> TensorRange:
         return TensorRange(read, self.amax, self.histogram, self._moments())
 
     def _moments(self) -> Moments | None:
-        if self.sums is None or self.squares is None or not (np.isfinite(self.sums) & np.isfinite(self.squares)).all():
+        if self.sums is None or self.squares is None or self.lost:
             return None
-        mean = self.sums / self.count
-        return Moments(mean, np.maximum(self.squares / self.count - mean**2, 0.0))
+        return Moments(self.count, self.sums, self.squares)
+
+
+def channel_sums(values: Array, axis: int) -> tuple[Array, Array]:
+    """Return the sums of values and of their squares along a channel axis, float32 [entries, channels], entries being those of axis 0.
+
+    An entry's sums do not depend on the entries it comes with.
+    """
+    channels = np.moveaxis(values, axis, 1) if values.ndim > 1 else values[None, :]
+    rows = channels.reshape(len(channels), channels.shape[1], -1).astype(np.float32, copy=False)
+    with np.errstate(over="ignore", invalid="ignore"):
+        return rows.sum(axis=2), np.einsum("nct,nct->nc", rows, rows)

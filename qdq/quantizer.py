@@ -53,6 +53,17 @@ class ElementType(msgspec.Struct, frozen=True):
         """Return every value of this type from 0 to the largest, ascending."""
         return _grid(self.name)
 
+    def bounds(self) -> npt.NDArray[np.float64]:
+        """Return where the values of this type from 0 on part [0, 1] among them, ascending, as fractions of amax.
+
+        INT8's 127 steps and zero take 128 equal parts, as in pytorch-quantization's entropy calibrator; the parts of a
+        floating-point type meet halfway between its values.
+        """
+        if self.name == INT8:
+            return np.arange(INT8_LEVELS + 2) / (INT8_LEVELS + 1)
+        grid = self.grid() / self.largest
+        return np.concatenate([[0.0], (grid[1:] + grid[:-1]) / 2, [1.0]])
+
 
 def _e4m3_step(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """Return the distance of neighbouring E4M3 values around each value: 2**-3 of its power of two, 2**-9 near zero."""

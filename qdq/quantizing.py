@@ -57,6 +57,7 @@ def quantize(  # noqa: PLR0913 keyword arguments of the public function
     rules: RuleSet | None = None,
     targets: Iterable[Target] = (),
     method: str = DEFAULT_METHOD,
+    weights: str | None = None,
     leave_float: Iterable[str] = (),
     batch: int | None = None,
     allow_unmatched: bool = False,
@@ -73,7 +74,7 @@ def quantize(  # noqa: PLR0913 keyword arguments of the public function
     """
     source = load(model)
     refuse_quantized(source)
-    way, rules = parse_method(method), rules or load_rules()
+    way, rules = parse_method(method, weights), rules or load_rules()
     index, plan = plan_source(source, rules, tuple(targets), tuple(leave_float), allow_unmatched, tuple(profiles))
     found, build = None, None
     if until_it_builds is not None:

@@ -150,6 +150,10 @@ def scales_summary(scales: Scales) -> Section:
     if scales.data == NOISE:
         lines.append("calibrated on noise: the scales mean nothing for real inputs")
     lines += [f"{tensor} held only zeros; its scale is a placeholder" for tensor in scales.dead]
+    lines += [
+        f"{far.tensor} reaches {far.amax:.3g} and is clipped at {far.clipped:.3g}: its outliers are {far.amax / far.clipped:.0f} times its range"
+        for far in scales.outliers
+    ]
     return Section("Calibration", tuple(lines))
 
 

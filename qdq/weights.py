@@ -22,6 +22,8 @@ from qdq.quantizer import ELEMENT_TYPES, INT8, ElementType
 _CLOSE = np.linspace(0.8, 1.2, 121, dtype=np.float32)
 _COARSE = np.linspace(0.9, 1.1, 17, dtype=np.float32)
 _SMALL_WEIGHT = 1 << 16
+#: Plain rounding errors are least somewhere above this part of the largest weight, sought in 48 steps and then 17 within two of them.
+_LEAST_FRACTION, _FRACTIONS, _NEARBY = 0.2, 48, 17
 #: Elements of a block of channels that are worked on at a time, so that they stay in a core's cache.
 _BLOCK = 1 << 16
 
@@ -71,14 +73,42 @@ def least_shift_amax(weight: Array, mean: Floats, variance: Floats, group: int =
     means, variances = (np.repeat(m[groups], taps, axis=1).astype(np.float32) for m in (mean, variance))
     of_row = np.arange(outputs) // max(outputs // group, 1)
     candidates = _CLOSE if rows.size <= _SMALL_WEIGHT else _COARSE
-    height = max(_BLOCK // rows.shape[1], 1)
-    blocks = [slice(first, first + height) for first in range(0, outputs, height)]
-    return np.concatenate([_least_cost(rows[b], means[of_row[b]], variances[of_row[b]], candidates, element) for b in blocks])
+    return np.concatenate([_least_cost(rows[b], means[of_row[b]], variances[of_row[b]], candidates, element) for b in _blocks(rows)])
+
+
+def least_error_amax(weight: Array, axis: int | None, element: ElementType = ELEMENT_TYPES[INT8]) -> Array:
+    """Return the amax of a weight, or of each slice along `axis`, whose rounding to a type changes the weights least in mean square.
+
+    Fractions of the largest absolute value are tried, up to the type's headroom, first some far apart and then those
+    around the best one, as in pytorch-quantization's MSE calibrator.
+    """
+    rows = np.ascontiguousarray(weight if axis is None else np.moveaxis(weight, axis, 0), np.float32)
+    rows = rows.reshape(1 if axis is None else len(rows), -1)
+    apart = (element.headroom - _LEAST_FRACTION) / _FRACTIONS
+    fractions = _LEAST_FRACTION + apart * np.arange(1, _FRACTIONS + 1)
+    return np.concatenate([_least_error(rows[b], fractions.astype(np.float32), apart, element) for b in _blocks(rows)])
+
+
+def _least_error(rows: Array, fractions: Array, apart: float, element: ElementType) -> Array:
+    nothing, all_alike = np.zeros_like(rows[:1]), np.ones_like(rows[:1])
+    mean, variance = (np.broadcast_to(m, rows.shape) for m in (nothing, all_alike))
+    largest = channel_amax(rows, 0)
+    coarse = _least_cost(rows, mean, variance, fractions, element) / np.maximum(largest, np.finfo(np.float32).tiny)
+    nearby = np.linspace(-apart, apart, _NEARBY, dtype=np.float32)[:, None]
+    return _least_cost(rows, mean, variance, np.clip(coarse + nearby, fractions[0], fractions[-1]), element)
+
+
+def _blocks(rows: Array) -> list[slice]:
+    height = max(_BLOCK // max(rows.shape[1], 1), 1)
+    return [slice(first, first + height) for first in range(0, len(rows), height)]
 
 
 @np.errstate(over="ignore", invalid="ignore")  # the cost of an enormous weight is infinite, and its largest value stays
 def _least_cost(rows: Array, mean: Array, variance: Array, candidates: Array, element: ElementType) -> Array:
-    """Return the amax of each row, out of the candidates, with the least expected square of the output's change."""
+    """Return the amax of each row with the least expected square of the output's change.
+
+    Candidates are relative to the row's largest absolute value: one number for all rows, or a vector.
+    """
     largest: Array = np.maximum(rows.max(axis=1), -rows.min(axis=1))
     best: Array
     best, least = largest.copy(), np.full(len(rows), np.inf, np.float32)
@@ -90,5 +120,5 @@ def _least_cost(rows: Array, mean: Array, variance: Array, candidates: Array, el
         cost = np.einsum("ki,ki->k", error, mean) ** 2
         cost += np.einsum("ki,ki->k", np.square(error, out=error), variance)
         better = cost < least
-        least[better], best[better] = cost[better], largest[better] * candidate
+        least[better], best[better] = cost[better], (largest * candidate)[better]
     return best

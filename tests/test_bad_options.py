@@ -78,8 +78,8 @@ def test_an_unknown_target_is_answered_with_those_there_are(tmp_path: Path, comm
 @pytest.mark.parametrize(
     ("method", "says"),
     [
-        ("median", "unknown method 'median': write max, mse, percentile or percentile:99.9"),
-        ("entropy", "unknown method 'entropy'"),
+        ("median", "unknown method 'median': write max, mse, entropy, percentile or percentile:99.9"),
+        ("entropy:2", "unknown method 'entropy:2'"),
         ("", "unknown method ''"),
         ("max:3", "unknown method 'max:3'"),
         ("percentile:", "unknown method 'percentile:'"),

@@ -344,7 +344,7 @@ def test_no_method_exceeds_the_largest_value(method: str) -> None:
         assert 0 < got[tensor][0] <= largest[tensor][0] * (1 + 1e-6)
 
 
-@pytest.mark.parametrize("text", ["percentile:0", "percentile:101", "max:3", "entropy", "", "percentile:"])
+@pytest.mark.parametrize("text", ["percentile:0", "percentile:101", "max:3", "entropy:3", "", "percentile:"])
 def test_unknown_methods_are_refused(text: str) -> None:
     with pytest.raises(UsageError, match="method"):
         parse_method(text)

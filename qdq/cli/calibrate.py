@@ -24,7 +24,9 @@ from qdq.saving import check_output, write_whole
 @data_option
 @method_option
 @output_option
-def command(model: Path, plan: Path, data: DataLike | None, batch: int | None, method: str, output: Path, force: bool) -> None:  # noqa: PLR0913, PLR0917 click passes each option
+def command(  # noqa: PLR0913, PLR0917 click passes each option
+    model: Path, plan: Path, data: DataLike | None, batch: int | None, method: str, weights: str | None, output: Path, force: bool
+) -> None:
     """Run MODEL over the data and write the scales that PLAN needs, as JSON.
 
     \b
@@ -33,7 +35,7 @@ def command(model: Path, plan: Path, data: DataLike | None, batch: int | None, m
       qdq calibrate resnet50.onnx resnet50.plan.yaml --images photos/ --preprocess imagenet --samples 256 -o resnet50.scales.json
     """
     check_output(output, (model, plan, *data_files(data)), force)
-    planned, way = read_plan_file(plan), parse_method(method)
+    planned, way = read_plan_file(plan), parse_method(method, weights)
     index = GraphIndex(source_for(load(model), planned.plan))
     require_edits(planned, index)
     feeds = open_feeds(index, data, batch)

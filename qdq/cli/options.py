@@ -13,7 +13,7 @@ from typing import Any, TypeVar, cast
 import click
 from click.core import ParameterSource
 
-from qdq.calibration import DEFAULT_METHOD
+from qdq.calibration import DEFAULT_METHOD, WEIGHTS
 from qdq.errors import PlanError, UsageError
 from qdq.feeds import NOISE, DataLike, Subset
 from qdq.images import Images, preset_names
@@ -92,8 +92,13 @@ def _data(ctx: click.Context, given: Mapping[str, Any]) -> DataLike | None:
 
 
 def method_option(function: F) -> F:
-    """Add ``--method``."""
-    return click.option("--method", default=DEFAULT_METHOD, show_default=True, help="How ranges are chosen: max, mse, percentile or percentile:99.9.")(function)
+    """Add ``--method`` and ``--weights``."""
+    function = click.option(
+        "--weights", type=click.Choice(WEIGHTS), help="How scales of weights are chosen; shift, the default but for --method max, changes outputs least."
+    )(function)
+    return click.option("--method", default=DEFAULT_METHOD, show_default=True, help="How ranges are chosen: max, mse, entropy, percentile or percentile:99.9.")(
+        function
+    )
 
 
 def leave_float_option(function: F) -> F:

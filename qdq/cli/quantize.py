@@ -83,7 +83,7 @@ def command(ctx: click.Context, /, model: Path, output: Path, report: Path | Non
     with progress("building", unit="builds") as count, progress("calibrating", feeds.count) as advance:
         building = Building({**{name: v.shape for name, v in feeds.first().items()}, **shapes}, count) if given["until_it_builds"] else None
         result = quantize(
-            source, given["data"], rules=rules, targets=targets, method=given["method"], leave_float=given["leave_float"],
+            source, given["data"], rules=rules, targets=targets, method=given["method"], weights=given["weights"], leave_float=given["leave_float"],
             batch=given["batch"], allow_unmatched=given["allow_unmatched"], progress=advance, until_it_builds=building, profiles=profiles,
         )  # fmt: skip
     made = _report(result, given, shapes) if given["prove"] else Report(result.plan, result.scales, result.findings)
