@@ -182,7 +182,7 @@ def _weight_amax(index: GraphIndex, placements: tuple[Placement, ...], ranges: d
     moments = seen.moments if seen else None
     if axis is None or edge.slot != 1 or moments is None or len(placements) > 1:
         return channel_amax(weight, axis)
-    shaped = by_channels(node, weight)
-    if shaped is None:
+    shaped, group = by_channels(node, weight), int(node.attribute("group", 1))
+    if shaped is None or shaped.shape[1] * group != moments.mean.size:
         return channel_amax(weight, axis)
-    return least_shift_amax(shaped, moments.mean, moments.variance, node.attribute("group", 1), placements[0].quantizer.element)
+    return least_shift_amax(shaped, moments.mean, moments.variance, group, placements[0].quantizer.element)

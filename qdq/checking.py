@@ -15,7 +15,7 @@ from qdq.errors import ModelError, UsageError
 from qdq.index import GraphIndex
 from qdq.loading import ModelLike
 from qdq.pairs import dangling
-from qdq.planning import Placement, Plan, plan_index
+from qdq.planning import NO_RULE, Placement, Plan, plan_index
 from qdq.profiles import Profile, parse_profile
 from qdq.quantized import QuantizedEdge, QuantizedModel, largest
 from qdq.quantizer import ELEMENT_TYPES, INT8, ElementType
@@ -133,7 +133,7 @@ def _placement_findings(quantized: QuantizedModel, wanted: Plan, says: dict[str,
     for edge in found:
         if edge not in planned:
             kept = left.get(edge)
-            rule, why = (kept.because, says.get(kept.because, kept.why)) if kept else ("", "no rule asks for a pair here")
+            rule, why = (kept.because, says.get(kept.because, kept.why)) if kept else ("", NO_RULE)
             yield Finding("unwanted-pair", str(edge), "has a Q/DQ pair that the rules leave out", rule, why, "quantize the float model again with qdq")
 
 

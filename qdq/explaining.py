@@ -8,10 +8,8 @@ from qdq.errors import UsageError, did_you_mean
 from qdq.index import Edge, GraphIndex, qualified
 from qdq.loading import ModelLike, load
 from qdq.matching import names_of
-from qdq.planning import Plan, source_for, with_leave_float
+from qdq.planning import NO_RULE, Plan, source_for, with_leave_float
 from qdq.rule import Rule, RuleSet
-
-NO_RULE = "no rule asks for a pair here"
 
 
 class Explanation(msgspec.Struct, frozen=True):

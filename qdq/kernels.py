@@ -19,6 +19,7 @@ import yaml
 from qdq.errors import RuleError, first_line
 from qdq.index import GraphIndex, Node
 from qdq.operands import CONVOLUTIONS, MATRIX_PRODUCTS, RECURRENT, WEIGHTED
+from qdq.quantizer import INT8
 from qdq.target import Target
 
 _PACKAGE = Path(__file__).parent
@@ -27,7 +28,6 @@ _FULL = (onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE, onnx.TensorProto.UNDEF
 _SAME = ("SAME_UPPER", "SAME_LOWER", b"SAME_UPPER", b"SAME_LOWER")
 #: Keys of which a value that was not measured counts as the nearest lower one.
 _SIZES = ("kernel", "stride", "dilation", "channels", "outputs", "rows", "alpha", "beta")
-INT8 = "int8"
 _BATCH_AND_CHANNEL = 2
 _PLANE_RANK = 4
 

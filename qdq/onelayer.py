@@ -18,7 +18,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from qdq.operands import RECURRENT, WEIGHTED
-from qdq.quantizer import INT8_LEVELS
+from qdq.quantizer import E4M3, ELEMENT_TYPES, INT8_LEVELS
 
 Form = dict[str, Any]
 
@@ -37,7 +37,6 @@ _TYPES = {"float32": (TensorProto.FLOAT, np.float32), "float16": (TensorProto.FL
 _SIDE = {1: 64, 2: 16, 3: 8}
 #: Every network reads data in [-1, 1].
 _SCALE = 1 / INT8_LEVELS
-_FP8_LARGEST = 448
 _STEPS = 8
 
 
@@ -125,7 +124,7 @@ class _Network:
         scale, zero, result = f"{name}_scale", f"{name}_zero_point", f"{name}_{operator}"
         if scale not in {i.name for i in self.graph.initializer}:
             fp8 = self.stored == TensorProto.FLOAT8E4M3FN
-            step = 1 / _FP8_LARGEST if fp8 else _SCALE
+            step = 1 / ELEMENT_TYPES[E4M3].largest if fp8 else _SCALE
             self.graph.initializer.append(numpy_helper.from_array(np.full(size, step, self.dtype), scale))
             self.graph.initializer.append(helper.make_tensor(zero, self.stored or TensorProto.INT8, size, [0] * math.prod(size)))
         attributes: dict[str, Any] = {} if axis is None else {"axis": axis}

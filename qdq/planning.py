@@ -37,6 +37,9 @@ INCOMPLETE = "incomplete"
 BODY = "body"
 FUNCTION = "function"
 
+#: Why an edge that no rule speaks of stays in float.
+NO_RULE = "no rule asks for a pair here"
+
 #: Operators whose bodies are planned.
 PLANNED_BODIES = ("If", "Loop", "Scan")
 

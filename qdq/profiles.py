@@ -14,6 +14,8 @@ from qdq.index import GraphIndex
 
 Shape = tuple[int, ...]
 _THREE = 3
+#: A size is stored in 64 bits (ONNX, TensorShapeProto).
+_MOST_DIGITS = 18
 
 
 class Profile(msgspec.Struct, frozen=True, order=True):
@@ -35,7 +37,7 @@ def parse_profile(text: str) -> Profile:
     Raises UsageError for another spelling, and where the three are not in order.
     """
     name, _, written = text.rpartition("=")
-    shapes = [tuple(int(d) if d.isdecimal() else 0 for d in shape.split("x")) for shape in written.split("/")]
+    shapes = [tuple(int(d) if d.isdecimal() and len(d) <= _MOST_DIGITS else 0 for d in shape.split("x")) for shape in written.split("/")]
     if not name or len(shapes) not in (1, _THREE) or any(0 in shape for shape in shapes):
         raise UsageError(f"--shapes {text!r}: write the input's name and sizes, such as image=1x3x224x224, or three of them as min/opt/max")
     low, usual, high = shapes * _THREE if len(shapes) == 1 else shapes

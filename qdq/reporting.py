@@ -15,7 +15,9 @@ from qdq.bisection import Search
 from qdq.calibration import Scales
 from qdq.checking import Finding
 from qdq.errors import UsageError
-from qdq.planning import Plan
+from qdq.feeds import NOISE
+from qdq.planning import BODY, FUNCTION, Plan
+from qdq.target import DEFAULT_TARGET
 from qdq.validation import EngineReport, Validation
 
 #: Version of the JSON layout, raised when a field changes meaning or goes away.
@@ -110,12 +112,12 @@ def plan_summary(plan: Plan) -> Section:
     rows = [(rule, "quantize", count) for rule, count in sorted(placed.items())]
     rows += [(rule, "leave in float", count) for rule, count in sorted(left.items())]
     targets = ", ".join(map(str, plan.targets))
-    scope = " (no --target given: TensorRT on SM 8.0 and up)" if targets == "trt:sm80" else ""
+    scope = " (no --target given: TensorRT on SM 8.0 and up)" if plan.targets == (DEFAULT_TARGET,) else ""
     lines = [f"{plan.model}: {len(plan.placements)} edges quantized, for {targets}{scope}, rules {', '.join(plan.rule_sets)}", *plan.notes]
     if plan.scale_groups:
         count = len(plan.scale_groups)
         lines.append(f"{count} {_plural('group', count)} of tensors share{'s' if count == 1 else ''} a scale")
-    lines += [f"left in float: {item.edge}: {item.why}" for item in plan.left_float if item.because in ("body", "function")]
+    lines += [f"left in float: {item.edge}: {item.why}" for item in plan.left_float if item.because in (BODY, FUNCTION)]
     return Section("Plan", tuple(lines), ("rule", "decision", "edges"), tuple(rows))
 
 
@@ -145,7 +147,7 @@ def scales_summary(scales: Scales) -> Section:
     """Return what the scales were computed from."""
     entries = f" of batch {scales.batch}" if scales.batch not in ("", "1") else ""
     lines = [f"{scales.method} over {scales.samples} samples{entries} of {scales.data}: {len(scales.by_pair)} pairs"]
-    if scales.data == "noise":
+    if scales.data == NOISE:
         lines.append("calibrated on noise: the scales mean nothing for real inputs")
     lines += [f"{tensor} held only zeros; its scale is a placeholder" for tensor in scales.dead]
     return Section("Calibration", tuple(lines))

@@ -276,10 +276,10 @@ def _broken(verdict: LayerVerdict, kind: str) -> BrokenPromise:
     return BrokenPromise(verdict.node, verdict.rule, f"but the engine {runs} it as {verdict.engine}{why}", verdict.wanted)
 
 
-def computing_layer(engine: Engine, node: str) -> EngineLayer | None:
-    """Return the engine layer that multiplies a weighted node's operands, or None where no layer names the node."""
-    naming = [layer for layer in engine.layers if node in layer.nodes]
-    return next((layer for layer in naming if layer.kind in _MULTIPLYING), naming[0] if naming else None)
+def _computing_layers(engine: Engine) -> dict[str, EngineLayer]:
+    """Return for each node that a layer names the layer that multiplies its operands, else the first."""
+    multiplying = {node: layer for layer in reversed(engine.layers) if layer.kind in _MULTIPLYING for node in layer.nodes}
+    return {node: layer for layer in reversed(engine.layers) for node in layer.nodes} | multiplying
 
 
 def multiplies_int8(layer: EngineLayer) -> bool:
@@ -288,6 +288,7 @@ def multiplies_int8(layer: EngineLayer) -> bool:
 
 
 def _verdicts(quantized: QuantizedModel, engine: Engine) -> Iterable[LayerVerdict]:
+    computing = _computing_layers(engine)
     pairs = {q.edge: q.pair for q in quantized.edges}
     types = {q.edge: q.dtype for q in quantized.edges}
     dequantizers = {n.output[0]: label for label, n in every_node(quantized.labelled().graph) if n.op_type == DEQUANTIZE}
@@ -296,9 +297,9 @@ def _verdicts(quantized: QuantizedModel, engine: Engine) -> Iterable[LayerVerdic
         if not both:
             continue
         label = qualified(scope.path, node.label)
-        layer = computing_layer(engine, label)
+        layer = computing.get(label)
         if node.op in RECURRENT and both[1] in pairs:  # the loop it becomes has no name: its product carries the weight's pair
-            layer = computing_layer(engine, dequantizers.get(pairs[both[1]].output, "")) or layer
+            layer = computing.get(dequantizers.get(pairs[both[1]].output, ""), layer)
         rules = ", ".join(dict.fromkeys(pairs[e].rules for e in both if e in pairs and pairs[e].rules))
         yield LayerVerdict(
             node=label,

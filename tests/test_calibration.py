@@ -613,3 +613,12 @@ def test_only_a_few_samples_are_held_at_a_time() -> None:
     qdq.quantize(convolution(), samples())
     assert len(most) == 60
     assert max(most) < 12
+
+
+def test_an_input_of_unknown_rank_that_is_fed_a_scalar_leaves_the_weight_its_largest_values() -> None:
+    weight = noise(4, 4)
+    model = build([node("Gemm", ["x", "w"], "y")], {"x": []}, {"y": [1, 4]}, {"w": weight})
+    for declared in (*model.graph.input, *model.graph.output):
+        declared.type.tensor_type.ClearField("shape")
+    scales = qdq.calibrate(model, qdq.plan(model), "noise")
+    assert np.allclose([s.scales for s in scales.by_pair if s.tensor == "w"], np.abs(weight).max(axis=0) / 127)

@@ -39,7 +39,7 @@ def test_a_profile_is_one_shape_or_three(text: str, shapes: tuple[tuple[int, ...
     assert str(profile) == text
 
 
-@pytest.mark.parametrize("text", ["x", "=4x32", "x=4x32/8x32", "x=0x32", "x=4x", "x=8x32/4x32/9x32", "x=4x32/8x32/6x32", "x=4/4x32/4x32"])
+@pytest.mark.parametrize("text", ["x", "=4x32", "x=4x32/8x32", "x=0x32", "x=4x", "x=8x32/4x32/9x32", "x=4x32/8x32/6x32", "x=4/4x32/4x32", f"x=4x{2**63}"])
 def test_other_spellings_are_refused(text: str) -> None:
     with pytest.raises(UsageError, match="--shapes"):
         parse_profile(text)
