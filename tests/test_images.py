@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -235,6 +236,19 @@ def test_quantize_and_validate_take_pictures(bench: Path) -> None:
     code, text, err = run("validate", model, out, *more)
     assert (code, err) == (0, "")
     assert "4 samples of album as yolo" in text
+
+
+def test_calibrate_and_the_library_take_pictures(bench: Path) -> None:
+    model, plan, scales = bench / "model.onnx", bench / "plan.yaml", bench / "scales.json"
+    assert run("plan", model, "-o", plan)[0] == 0
+
+    code, _, err = run("calibrate", model, plan, "--images", bench / "album", "--preprocess", "yolo", "--samples", 2, "--batch", 2, "-o", scales)
+    assert (code, err) == (0, "")
+    made = qdq.calibrate(model, qdq.plan(model), qdq.Subset(qdq.Images(bench / "album", "yolo"), samples=2), batch=2)
+
+    written = json.loads(scales.read_text())
+    assert (written["data"], written["samples"], written["batch"]) == (made.data, 2, "2")
+    assert [pair["scales"] for pair in written["by_pair"]] == [list(pair.scales) for pair in made.by_pair]
 
 
 def quantize(bench: Path, *more: object) -> str:
