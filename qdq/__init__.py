@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from qdq.loading import load as load
     from qdq.planning import Plan as Plan
     from qdq.planning import plan as plan
+    from qdq.profiles import Profile as Profile
+    from qdq.profiles import parse_profile as parse_profile
     from qdq.quantizing import Quantized as Quantized
     from qdq.quantizing import quantize as quantize
     from qdq.quantizing import save as save
@@ -47,6 +49,7 @@ _HOME = {
     "Finding": "checking",
     "Images": "images",
     "Plan": "planning",
+    "Profile": "profiles",
     "QdqError": "errors",
     "Quantized": "quantizing",
     "Scales": "calibration",
@@ -62,6 +65,7 @@ _HOME = {
     "load": "loading",
     "load_rules": "rulefile",
     "misses": "validation",
+    "parse_profile": "profiles",
     "parse_target": "target",
     "plan": "planning",
     "quantize": "quantizing",
