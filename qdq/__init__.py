@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from qdq.checking import check as check
     from qdq.errors import QdqError as QdqError
     from qdq.explaining import explain as explain
+    from qdq.feeds import Subset as Subset
+    from qdq.images import Images as Images
     from qdq.loading import Source as Source
     from qdq.loading import load as load
     from qdq.planning import Plan as Plan
@@ -43,11 +45,13 @@ __version__ = "0.1.0"
 #: Where each public name lives; imported when first used, so that `qdq --help` stays quick.
 _HOME = {
     "Finding": "checking",
+    "Images": "images",
     "Plan": "planning",
     "QdqError": "errors",
     "Quantized": "quantizing",
     "Scales": "calibration",
     "Source": "loading",
+    "Subset": "feeds",
     "Target": "target",
     "Thresholds": "validation",
     "Validation": "validation",

@@ -90,6 +90,8 @@ class Scales(msgspec.Struct, frozen=True):
     by_pair: tuple[PairScale, ...]
     #: Tensors that held only zeros and got the harmless range.
     dead: tuple[str, ...] = ()
+    #: How many entries one sample held, as ``8`` or ``1 to 8``; empty where that is not known.
+    batch: str = ""
     #: Tensors that were seen to reach `OUTLIERS` times their range or more.
     outliers: tuple[Outliers, ...] = ()
 
@@ -158,7 +160,7 @@ def scales_from(index: GraphIndex, plan: Plan, ranges: Ranges, method: Method) -
         pairs = tuple(pool.map(lambda placements: _pair_scale(index, placements, by_tensor, amax, method.weights), pairs_of(plan).values()))
     index.forget_constants()
     dead = tuple(seen.tensor for seen in ranges.by_tensor if seen.amax == 0.0)
-    return Scales(plan.key, str(method), ranges.data, ranges.samples, pairs, dead, _outliers(ranges, amax))
+    return Scales(plan.key, str(method), ranges.data, ranges.samples, pairs, dead, ranges.batch, _outliers(ranges, amax))
 
 
 def _outliers(ranges: Ranges, amax: Mapping[tuple[str, str], float]) -> tuple[Outliers, ...]:

@@ -1,87 +1,102 @@
-"""Calibration and validation inputs: folders of .npz, one .npz of many samples, data-loader scripts, noise by name."""
+"""Calibration and validation inputs: files, pictures, data-loader scripts, iterables, or noise by name; all of them or some."""
 
 from __future__ import annotations
 
-import sys
-import zipfile
-import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import chain, islice
 from pathlib import Path
-from types import ModuleType
-from typing import Any
+from typing import TypeAlias, cast
 
 import msgspec
 import numpy as np
-import onnx
 
-from qdq.errors import DataError, ModelError, did_you_mean, first_line
+from qdq.datafiles import HOW, files_of, series_of
+from qdq.errors import DataError
+from qdq.images import Images, pictures_in, pictures_of, preprocess_path
 from qdq.index import Array, GraphIndex
-
-Sample = Mapping[str, Array]
-#: A path, the word "noise", or any iterable of samples that can be gone through more than once.
-DataLike = str | Path | Iterable[Sample]
+from qdq.inputs import Indexed, InputSpec, Named, Sample, Series, Specs, Streamed, checked, input_specs
 
 NOISE = "noise"
 _NOISE_SAMPLES = 8
-_LOADER_FUNCTION = "load_data"
-#: What numpy and zipfile raise for damaged or pickled content, and for objects that are no arrays.
-_UNREADABLE = (OSError, ValueError, TypeError, EOFError, RuntimeError, MemoryError, zlib.error, zipfile.BadZipFile)
-#: A .npy file begins with this.
-_NPY = b"\x93NUMPY"
-_SAVE = "write it with numpy.savez(path, INPUT=array)"
-_HOW = "pass --data with a folder of .npz files, one .npz, or a Polygraphy data-loader script"
+_LIBRARY = "samples passed to the library"
 
 
-class InputSpec(msgspec.Struct, frozen=True):
-    """One input that the model must be fed."""
+class Subset(msgspec.Struct, frozen=True):
+    """At most so many samples of some data.
 
-    name: str
-    #: numpy's name of the element type.
-    dtype: str
-    #: Dimensions, None for each dynamic one.
-    shape: tuple[int | None, ...]
+    Without a seed they are spread evenly over data whose number of samples is known, and the first
+    ones of scripts, iterables and Polygraphy's JSON. With a seed they are a random choice, which is
+    the same whenever the data is.
+    """
 
-    def __str__(self) -> str:
-        return f"{self.dtype}[{', '.join('?' if d is None else str(d) for d in self.shape)}]"
+    data: DataLike
+    #: None for all.
+    samples: int | None = None
+    #: For noise, what it is made from.
+    seed: int | None = None
+
+
+#: A path, the word "noise", a folder of pictures, any iterable of samples, or some samples of one of these.
+DataLike: TypeAlias = str | Path | Images | Subset | Iterable[Sample]
 
 
 class Feeds:
-    """Samples that fit a model's inputs, checked as they are read; can be gone through again and again."""
+    """Samples that fit a model's inputs, checked as they are read; can be gone through again and again, but for an iterator's."""
 
-    def __init__(self, name: str, specs: tuple[InputSpec, ...], read: Callable[[], Iterator[tuple[str, Sample]]], count: int | None) -> None:
+    def __init__(self, name: str, specs: Specs, read: Callable[[], Iterator[Named]], count: int | None, once: bool = False) -> None:
         #: What the data is, for reports: a file name, or "noise".
         self.name = name
         self.specs = specs
         #: How many samples there are, or None where only reading them tells.
         self.count = count
         self._read = read
+        self._once = once
+        self._begun: Iterator[dict[str, Array]] | None = None
+        self._batches: set[int] = set()
 
     def __iter__(self) -> Iterator[dict[str, Array]]:
-        """Yield each sample as arrays by input name; raises DataError naming the file and the input."""
+        """Yield each sample as arrays by input name; raises DataError naming the file and the input.
+
+        Samples that can be gone through only once are refused the second time.
+        """
+        if not self._once:
+            return self._samples()
+        if self._begun is None:
+            self._begun = self._samples()
+        return self._begun
+
+    def _samples(self) -> Iterator[dict[str, Array]]:
         read = 0
         for where, sample in self._read():
             read += 1
-            yield {spec.name: _checked(spec, sample, where) for spec in self.specs}
+            feed = {spec.name: checked(spec, sample, where) for spec in self.specs}
+            sizes = {len(values) for values in feed.values() if values.ndim > 1}
+            self._batches.add(sizes.pop() if len(sizes) == 1 else 0)
+            yield feed
         if not read:
-            raise DataError(f"{self.name}: holds no samples; {_HOW}")
+            raise DataError(f"{self.name}: holds no samples; {'a generator is used up after one run: pass a list' if self._once else HOW}")
+        if self._once:
+            self._begun = _used_up(self.name)
 
     def first(self) -> dict[str, Array]:
         """Return the first sample."""
-        return next(iter(self))
+        feeds = iter(self)
+        feed = next(feeds)
+        if self._once:
+            self._begun = chain([feed], feeds)
+        return feed
+
+    @property
+    def batch(self) -> str:
+        """The size of axis 0 of the samples read so far, as ``8`` or ``1 to 8``; empty before, and where the inputs of a sample differ in it."""
+        if not self._batches or 0 in self._batches:
+            return ""
+        return " to ".join(str(size) for size in sorted({min(self._batches), max(self._batches)}))
 
 
-def input_specs(index: GraphIndex) -> tuple[InputSpec, ...]:
-    """Return what must be fed to a model; initializers listed as inputs are left out."""
-    specs = []
-    for name, value in index.inputs.items():
-        tensor = value.type.tensor_type
-        dims = tuple(d.dim_value if d.HasField("dim_value") and d.dim_value > 0 else None for d in tensor.shape.dim)
-        try:
-            dtype = str(onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type))
-        except KeyError as error:
-            raise ModelError(f"{index.source.name}: input {name!r} is no tensor of a known type, so nothing can be fed to it; export it as a tensor") from error
-        specs.append(InputSpec(name, dtype, dims))
-    return tuple(specs)
+def _used_up(name: str) -> Iterator[dict[str, Array]]:
+    raise DataError(f"{name}: can be gone through only once, and are needed again; pass a list, or an object whose __iter__ begins anew")
+    yield {}
 
 
 def open_feeds(index: GraphIndex, data: DataLike | None, batch: int | None = None) -> Feeds:
@@ -90,127 +105,89 @@ def open_feeds(index: GraphIndex, data: DataLike | None, batch: int | None = Non
     Raises DataError where there is nothing to read; what is read is checked sample by sample.
     """
     specs = input_specs(index)
-    if data is None:
-        raise DataError(f"{index.source.name}: no calibration data; {_HOW} ('--data noise' is only for trying things out)")
+    some = data if isinstance(data, Subset) else Subset(data) if data is not None else None
+    if some is None:
+        raise DataError(f"{index.source.name}: no calibration data; {HOW} ('--data noise' is only for trying things out)")
     _check_batch(index, specs, batch)
-    if data == NOISE:
-        return Feeds(NOISE, specs, lambda: _noise(specs, batch or 1), _NOISE_SAMPLES)
-    if not isinstance(data, (str, Path)):
-        return Feeds("samples passed to the library", specs, lambda: ((f"sample {i}", s) for i, s in enumerate(data)), None)
-    path = Path(data)
-    if path.is_dir():
-        return _folder(path, specs)
-    name = str(data)
-    if _is_script(name):
-        return _script(name, specs)
-    if not path.exists():
-        raise DataError(f"{path}: no such file or folder; {_HOW}")
-    if path.suffix != ".npz":
-        raise DataError(f"{path}: unknown kind of data; {_HOW}")
-    return _stacked(path, specs, batch)
+    if some.data == NOISE:
+        count = some.samples or _NOISE_SAMPLES
+        return Feeds(NOISE, specs, lambda: _noise(specs, batch or 1, count, some.seed or 0), count)
+    series = _series(index, some.data, specs, batch)
+    if isinstance(series, Indexed):
+        return _chosen(series, specs, some)
+    return _streamed(series, specs, some)
 
 
-def data_files(data: str | None) -> tuple[Path, ...]:
-    """Return the files that `--data` names: none of them may be an output."""
-    if not data or data == NOISE:
+def _series(index: GraphIndex, data: DataLike, specs: Specs, batch: int | None) -> Series:
+    if isinstance(data, Images):
+        return pictures_of(data, specs, batch, index.source.name)
+    if isinstance(data, (str, Path)):
+        return series_of(str(data), specs, batch)
+    if not isinstance(data, Mapping) and hasattr(data, "__getitem__") and hasattr(data, "__len__"):
+        samples = cast("Sequence[Sample]", data)  # or less of one, as torch's Dataset is
+        return Indexed(_LIBRARY, len(samples), lambda i: (f"sample {i}", samples[i]))
+    if not isinstance(data, Iterable):
+        raise DataError(f"{_LIBRARY}: are of type {type(data).__name__}; pass a path, or an iterable of dicts of arrays")
+    return Streamed(_LIBRARY, lambda: ((f"sample {i}", sample) for i, sample in enumerate(data)), once=iter(data) is data)
+
+
+def _chosen(series: Indexed, specs: Specs, some: Subset) -> Feeds:
+    picks = _picks(series.count, some.samples, some.seed)
+    return Feeds(_name(series.name, some, series.count), specs, lambda: map(series.at, picks), len(picks))
+
+
+def _name(name: str, some: Subset, count: int) -> str:
+    """Return what the data is with what was taken of it."""
+    if some.samples is None or some.samples >= count:
+        return name
+    return f"{name}, {some.samples} of {count} {'evenly' if some.seed is None else f'by seed {some.seed}'}"
+
+
+def _picks(count: int, wanted: int | None, seed: int | None) -> Sequence[int]:
+    """Return which of `count` samples are taken, in order."""
+    if wanted is None or wanted >= count:
+        return range(count)
+    if seed is None:
+        return [(2 * i + 1) * count // (2 * wanted) for i in range(wanted)]
+    return sorted(np.random.default_rng(seed).choice(count, wanted, replace=False).tolist())
+
+
+def _streamed(series: Streamed, specs: Specs, some: Subset) -> Feeds:
+    if some.samples is None:
+        return Feeds(series.name, specs, series.read, None, series.once)
+    if some.seed is None:
+        return Feeds(f"{series.name}, at most the first {some.samples}", specs, lambda: islice(series.read(), some.samples), None, series.once)
+    if series.once:
+        raise DataError(f"{series.name}: can be gone through only once, and a seed needs to know how many there are; pass a list, or no seed")
+
+    def read() -> Iterator[Named]:
+        picks = set(_picks(sum(1 for _ in series.read()), some.samples, some.seed))
+        return (named for i, named in enumerate(series.read()) if i in picks)
+
+    return Feeds(f"{series.name}, at most {some.samples} by seed {some.seed}", specs, read, None)
+
+
+def data_files(data: DataLike | None) -> tuple[Path, ...]:
+    """Return the files that data is read from: none of them may be an output."""
+    if isinstance(data, Subset):
+        return data_files(data.data)
+    if isinstance(data, Images):
+        return (*pictures_in(Path(data.folder)), preprocess_path(data.preprocess))
+    if not data or data == NOISE or not isinstance(data, (str, Path)):
         return ()
-    path = Path(data)
-    return tuple(path.glob("*.npz")) if path.is_dir() else (_script_path(data)[0] if _is_script(data) else path,)
+    return files_of(str(data))
 
 
-def _check_batch(index: GraphIndex, specs: tuple[InputSpec, ...], batch: int | None) -> None:
+def _check_batch(index: GraphIndex, specs: Specs, batch: int | None) -> None:
     """Raise DataError for a `--batch` that differs from the batch that all inputs fix."""
     fixed = {spec.shape[0] if spec.shape else None for spec in specs}
     if batch and fixed and None not in fixed and batch not in fixed:
         raise DataError(f"{index.source.name}: its batch is fixed at {specs[0].shape[0]}, --batch {batch} cannot change it; leave it out")
 
 
-def _folder(path: Path, specs: tuple[InputSpec, ...]) -> Feeds:
-    files = sorted(path.glob("*.npz"))
-    if not files:
-        raise DataError(f"{path}: holds no .npz files; write one a sample, its arrays named {_names(specs)}")
-    return Feeds(path.name or str(path), specs, lambda: ((str(file), _open_npz(file)) for file in files), len(files))
-
-
-def _stacked(path: Path, specs: tuple[InputSpec, ...], batch: int | None) -> Feeds:
-    arrays = {spec.name: _array(spec, _open_npz(path), str(path)) for spec in specs}
-    sizes = {spec.name: _batch_size(spec, arrays[spec.name], batch, path) for spec in specs}
-    counts = {name: -(-len(arrays[name]) // size) if arrays[name].ndim else 0 for name, size in sizes.items()}
-    for spec in specs:
-        size = sizes[spec.name]
-        if spec.shape and spec.shape[0] == size and len(arrays[spec.name]) % size:
-            count = len(arrays[spec.name])
-            raise DataError(f"{path}: input {spec.name!r} has {count} entries, which batches of {size} do not divide; leave out {count % size}")
-    if len(set(counts.values())) > 1:
-        raise DataError(f"{path}: its arrays hold different numbers of samples: {counts}; axis 0 counts samples")
-
-    def read() -> Iterator[tuple[str, Sample]]:
-        for i in range(max(counts.values(), default=0)):
-            yield f"{path} sample {i}", {s.name: _slice(s, arrays[s.name], i, sizes[s.name]) for s in specs}
-
-    return Feeds(path.name, specs, read, max(counts.values(), default=0))
-
-
-def _batch_size(spec: InputSpec, array: Array, batch: int | None, where: Path) -> int:
-    """Return how many entries of axis 0 make one sample: 1 where the array has one axis more than the input."""
-    if array.ndim == len(spec.shape) + 1:
-        return 1
-    fixed = spec.shape[0] if spec.shape else None
-    if fixed and batch and fixed != batch:
-        raise DataError(f"{where}: input {spec.name!r}: the model's batch is fixed at {fixed}, --batch {batch} cannot change it; leave it out")
-    return fixed or batch or 1
-
-
-def _slice(spec: InputSpec, array: Array, i: int, size: int) -> Array:
-    return array[i] if array.ndim == len(spec.shape) + 1 else array[i * size : (i + 1) * size]
-
-
-def _script(name: str, specs: tuple[InputSpec, ...]) -> Feeds:
-    """Read samples from a function of a Python script, as Polygraphy's --data-loader-script does."""
-    path, function = _script_path(name)
-    if not path.is_file():
-        raise DataError(f"{path}: no such data-loader script; {_HOW}")
-
-    def read() -> Iterator[tuple[str, Sample]]:
-        try:
-            load_data = _run_script(path).get(function)
-            if not callable(load_data):
-                raise DataError(f"{path}: has no function {function}(); define it, or name another as {path}:FUNCTION")
-            for i, sample in enumerate(load_data()):
-                yield f"{path} sample {i}", sample
-        except DataError:
-            raise
-        except (Exception, SystemExit) as error:
-            raise DataError(f"{path}: failed: {type(error).__name__}: {first_line(error)}; mend the script") from error
-
-    return Feeds(path.name, specs, read, None)
-
-
-def _is_script(name: str) -> bool:
-    return name.endswith(".py") or ".py:" in name
-
-
-def _script_path(name: str) -> tuple[Path, str]:
-    file, _, function = name.partition(".py")
-    return Path(f"{file}.py"), function.lstrip(":") or _LOADER_FUNCTION
-
-
-def _run_script(path: Path) -> dict[str, Any]:
-    """Run a script that may import its neighbours, and return what it defines."""
-    module = ModuleType(f"qdq_data_{path.stem}")
-    module.__file__ = str(path)
-    sys.modules[module.__name__] = module
-    sys.path.insert(0, str(path.parent.resolve()))
-    try:
-        exec(compile(path.read_bytes(), str(path), "exec"), module.__dict__)
-    finally:
-        del sys.path[0]
-    return module.__dict__
-
-
-def _noise(specs: tuple[InputSpec, ...], batch: int) -> Iterator[tuple[str, Sample]]:
-    rng = np.random.default_rng(0)
-    for i in range(_NOISE_SAMPLES):
+def _noise(specs: Specs, batch: int, count: int, seed: int) -> Iterator[Named]:
+    rng = np.random.default_rng(seed)
+    for i in range(count):
         yield f"noise sample {i}", {s.name: _random(rng, s, batch) for s in specs}
 
 
@@ -219,47 +196,3 @@ def _random(rng: np.random.Generator, spec: InputSpec, batch: int) -> Array:
     if np.dtype(spec.dtype).kind == "f":
         return rng.standard_normal(shape).astype(spec.dtype)
     return rng.integers(0, 2, shape).astype(spec.dtype)
-
-
-def _open_npz(path: Path) -> Sample:
-    try:
-        if zipfile.is_zipfile(path):
-            zipfile.ZipFile(path).close()  # unlike numpy, it closes a file that it cannot read
-            return np.load(path, allow_pickle=False)  # type: ignore[no-any-return] # a NpzFile
-        with path.open("rb") as file:
-            single = file.read(len(_NPY)) == _NPY
-    except _UNREADABLE as error:
-        raise DataError(f"{path}: is not a .npz file that numpy can read: {first_line(error)}; {_SAVE}") from error
-    what = "holds a single array without a name" if single else "is no .npz file, or a truncated one"
-    raise DataError(f"{path}: {what}; {_SAVE}")
-
-
-def _names(specs: Iterable[InputSpec]) -> str:
-    return ", ".join(repr(s.name) for s in specs)
-
-
-def _array(spec: InputSpec, sample: Any, where: str) -> Array:
-    if not isinstance(sample, Mapping):
-        raise DataError(f"{where}: is of type {type(sample).__name__}; each sample must map input names to arrays")
-    if spec.name not in sample:
-        known = [str(name) for name in sample]
-        holds = ", ".join(map(repr, known)) or "nothing"
-        raise DataError(f"{where}: has no array for input {spec.name!r}; it holds {holds}{did_you_mean(spec.name, known)}; name arrays after inputs")
-    try:
-        return np.asarray(sample[spec.name])
-    except _UNREADABLE as error:
-        raise DataError(f"{where}: input {spec.name!r} cannot be read: {first_line(error)}; save it again as numbers") from error
-
-
-def _checked(spec: InputSpec, sample: Sample, where: str) -> Array:
-    array = _array(spec, sample, where)
-    if str(array.dtype) != spec.dtype:
-        raise DataError(f"{where}: input {spec.name!r} holds {array.dtype}, the model wants {spec.dtype}; convert it with .astype({spec.dtype!r})")
-    fits = array.ndim == len(spec.shape) and all(want in (None, got) for want, got in zip(spec.shape, array.shape, strict=True))
-    if not fits:
-        raise DataError(f"{where}: input {spec.name!r} has shape {list(array.shape)}, the model wants {spec}; make it fit")
-    if array.size == 0:
-        raise DataError(f"{where}: input {spec.name!r} is empty; leave the sample out")
-    if array.dtype.kind == "f" and not np.isfinite(array).all():
-        raise DataError(f"{where}: input {spec.name!r} holds NaN or Inf; mend the data")
-    return np.ascontiguousarray(array)

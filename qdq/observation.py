@@ -77,6 +77,8 @@ class Ranges(msgspec.Struct, frozen=True):
     data: str
     samples: int
     by_tensor: tuple[TensorRange, ...]
+    #: How many entries one sample held, as ``8`` or ``1 to 8``; empty where that is not known.
+    batch: str = ""
 
 
 def observe(index: GraphIndex, plan: Plan, feeds: Feeds, full: bool, progress: Progress | None = None) -> Ranges:
@@ -103,7 +105,7 @@ def observe(index: GraphIndex, plan: Plan, feeds: Feeds, full: bool, progress: P
         if progress:
             progress(samples)
     _refuse_unseen(watches, feeds)
-    return Ranges(plan.key, feeds.name, samples, tuple(watches[made[read]].range(read) for read in sorted(made)))
+    return Ranges(plan.key, feeds.name, samples, tuple(watches[made[read]].range(read) for read in sorted(made)), feeds.batch)
 
 
 @dataclass(frozen=True)

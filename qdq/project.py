@@ -17,6 +17,7 @@ import msgspec
 from qdq.calibration import parse_method
 from qdq.errors import QdqError, UsageError, did_you_mean
 from qdq.feeds import NOISE
+from qdq.images import preset_names
 from qdq.profiles import parse_profile
 from qdq.rulefile import rules_path, shipped_sets
 from qdq.strictyaml import Located, read_yaml
@@ -31,6 +32,7 @@ YAML_FILE, TOML_FILE = "qdq.yaml", "pyproject.toml"
 
 #: Keys of the project file, with the name that the commands' options have for each.
 _OPTIONS = {"rules": "rule_sets", "targets": "targets", "data": "data", "method": "method", "batch": "batch"}
+_OPTIONS |= {"images": "images", "preprocess": "preprocess", "samples": "samples", "seed": "seed"}
 _OPTIONS |= {"leave_float": "leave_float", "allow_unmatched": "allow_unmatched", "shapes": "shapes"}
 _THRESHOLDS = {"snr_db": "min_snr", "cosine": "min_cosine", "top1_agreement": "min_top1"}
 
@@ -117,6 +119,8 @@ def _project(path: Path, content: Located) -> Project:
         else:
             known = (*_OPTIONS, "thresholds")
             raise UsageError(f"{at}: unknown key {key!r}{did_you_mean(key, known)}; known are {', '.join(known)}")
+    if "data" in content and "images" in content:
+        raise UsageError(f"{path}:{content.lines['images']}: 'data' and 'images' exclude each other; keep one of them")
     return Project(path, tuple(content), options)
 
 
@@ -170,15 +174,23 @@ def _data(folder: Path, value: Any) -> str:
     return text if text == NOISE else _under(folder, text)
 
 
+def _preprocess(folder: Path, value: Any) -> str:
+    text = _text(value)
+    return text if text in preset_names() else _under(folder, text)
+
+
 def _method(_: Path, value: Any) -> str:
     parse_method(_text(value))
     return str(value)
 
 
-def _batch(_: Path, value: Any) -> int:
-    if type(value) is not int or value < 1:
-        raise UsageError(f"is {value!r}; write a whole number of samples, at least 1")
-    return value
+def _whole(least: int, what: str) -> Callable[[Path, Any], int]:
+    def read(_: Path, value: Any) -> int:
+        if type(value) is not int or value < least:
+            raise UsageError(f"is {value!r}; write a whole number{what}, at least {least}")
+        return value
+
+    return read
 
 
 def _shapes(_: Path, value: Any) -> list[str]:
@@ -203,7 +215,11 @@ _READERS: dict[str, Callable[[Path, Any], Any]] = {
     "targets": _targets,
     "data": _data,
     "method": _method,
-    "batch": _batch,
+    "batch": _whole(1, " of samples"),
+    "images": lambda folder, value: _under(folder, _text(value)),
+    "preprocess": _preprocess,
+    "samples": _whole(1, " of samples"),
+    "seed": _whole(0, ""),
     "leave_float": lambda _, value: _texts(value),
     "shapes": _shapes,
     "allow_unmatched": _truth,

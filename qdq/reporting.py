@@ -145,7 +145,8 @@ def plan_sections(plan: Plan) -> list[Section]:
 
 def scales_summary(scales: Scales) -> Section:
     """Return what the scales were computed from."""
-    lines = [f"{scales.method} over {scales.samples} samples of {scales.data}: {len(scales.by_pair)} pairs"]
+    entries = f" of batch {scales.batch}" if scales.batch not in ("", "1") else ""
+    lines = [f"{scales.method} over {scales.samples} samples{entries} of {scales.data}: {len(scales.by_pair)} pairs"]
     if scales.data == NOISE:
         lines.append("calibrated on noise: the scales mean nothing for real inputs")
     lines += [f"{tensor} held only zeros; its scale is a placeholder" for tensor in scales.dead]

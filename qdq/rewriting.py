@@ -25,7 +25,7 @@ from qdq.stripping import remove_metadata, strip_model
 
 #: Keys of the model's `metadata_props`: what made it.
 TARGETS_KEY, RULES_KEY, LEAVE_FLOAT_KEY, METHOD_KEY, DATA_KEY = "qdq.targets", "qdq.rules", "qdq.leave-float", "qdq.method", "qdq.data"
-SHAPES_KEY = "qdq.shapes"
+SHAPES_KEY, BATCH_KEY = "qdq.shapes", "qdq.batch"
 
 
 def apply(model: ModelLike, plan: Plan, scales: Scales) -> onnx.ModelProto:
@@ -174,6 +174,7 @@ def _sign(model: onnx.ModelProto, plan: Plan, scales: Scales) -> None:
         SHAPES_KEY: "\n".join(map(str, plan.profiles)),
         METHOD_KEY: scales.method,
         DATA_KEY: f"{scales.data} ({scales.samples} samples)",
+        BATCH_KEY: scales.batch,
     }
     for key, value in facts.items():
         if value:

@@ -11,7 +11,7 @@ import pytest
 from making import SHAPE, refused, run, samples, save, tiny_model
 from onnx import TensorProto, helper
 
-HOW = "pass --data with a folder of .npz files, one .npz, or a Polygraphy data-loader script"
+from qdq.datafiles import HOW
 
 
 def values(n: int = 1) -> np.ndarray:
@@ -82,13 +82,16 @@ def test_an_empty_folder_is_answered_with_what_to_write(tmp_path: Path) -> None:
     folder.mkdir()
     (folder / "notes.txt").write_text("x")
 
-    assert quantize(tmp_path, folder) == f"qdq: {folder}: holds no .npz files; write one a sample, its arrays named 'x'\n"
+    assert (
+        quantize(tmp_path, folder)
+        == f"qdq: {folder}: holds no .npz files, .npy files or inputs that Polygraphy saved; write one .npz a sample, its arrays named 'x'\n"
+    )
 
 
 def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
-    np.save(tmp_path / "data.npy", values())
+    (tmp_path / "data.csv").write_text("1,2")
 
-    assert quantize(tmp_path, tmp_path / "data.npy") == f"qdq: {tmp_path / 'data.npy'}: unknown kind of data; {HOW}\n"
+    assert quantize(tmp_path, tmp_path / "data.csv") == f"qdq: {tmp_path / 'data.csv'}: unknown kind of data; {HOW}\n"
 
 
 def damaged(good: bytes, kind: str) -> bytes:

@@ -276,7 +276,10 @@ def test_edited_scales_that_the_plan_cannot_use_are_refused(bench: Bench, edit: 
 
 
 def test_nothing_to_validate_is_said_so(bench: Bench) -> None:
-    assert bench.validate() == "qdq: nothing to validate: pass --data for accuracy, --target for engines, --layers for an engine of yours, or several\n"
+    assert (
+        bench.validate()
+        == "qdq: nothing to validate: pass --data or --images for accuracy, --target for engines, --layers for an engine of yours, or several\n"
+    )
 
 
 def changed(bench: Bench, change: Callable[[onnx.ModelProto], object]) -> Path:

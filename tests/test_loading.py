@@ -338,6 +338,7 @@ def test_the_pairs_name_their_rules_and_the_model_says_what_made_it() -> None:
     said = {p.key: p.value for p in after.metadata_props}
     assert said == {
         "qdq.targets": "rtx:sm86", "qdq.rules": "tensorrt", "qdq.leave-float": "gemm", "qdq.method": "max", "qdq.data": "noise (8 samples)",
+        "qdq.batch": "1",
     }  # fmt: skip
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from making import refused, run, samples, save, tiny_model
+from test_images import album, picture_model
 
 from qdq.project import find_project
 
@@ -53,6 +54,22 @@ def plan_of(repository: Path) -> Path:
     """Write a plan and return it."""
     assert run("plan", repository / "model.onnx", "-o", repository / "plan.yaml")[0] == 0
     return repository / "plan.yaml"
+
+
+def test_pictures_and_their_preprocessing_stand_in_the_project_file(repository: Path) -> None:
+    save(picture_model("n", 3, 16, 16), repository / "model.onnx")
+    album(repository / "album", (20, 20), (20, 30), (30, 20))
+    (repository / "how.yaml").write_text("like: yolo\n")
+    (repository / "qdq.yaml").write_text("images: album\npreprocess: how.yaml\nsamples: 2\nseed: 3\n")
+    model, out = repository / "model.onnx", repository / "out.onnx"
+
+    code, text, err = run("quantize", model, "-o", out)
+    assert (code, err) == (0, "project file ../qdq.yaml: images, preprocess, samples, seed\n")
+    assert "mse over 2 samples of album as how.yaml, 2 of 3 by seed 3" in text
+    assert "1 samples of noise" in run("quantize", model, "-o", out, "--force", "--data", "noise", "--samples", "1")[1]
+
+    (repository / "qdq.yaml").write_text("data: samples\n")
+    assert "mse over 3 samples of album as yolo" in run("quantize", model, "-o", out, "--force", "--images", repository / "album", "--preprocess", "yolo")[1]
 
 
 def test_thresholds_judge_validate_and_quantize(repository: Path) -> None:
@@ -124,6 +141,11 @@ MISTAKES = {
     "no-set": ("rules: tensort\n", 1, "'rules': unknown rule set"),
     "rules-number": ("rules: 3\n", 1, "'rules': is 3; write a text or a list of texts"),
     "no-target": ("targets: [rtx:sm86, rtx]\n", 1, "'targets': unknown target 'rtx'"),
+    "data-and-images": ("data: x\nimages: y\n", 2, "'data' and 'images' exclude each other; keep one of them"),
+    "images-number": ("images: 3\n", 1, "'images': is 3; write a text"),
+    "preprocess": ("preprocess: [a]\n", 1, "'preprocess': is ['a']; write a text"),
+    "samples-zero": ("samples: 0\n", 1, "'samples': is 0; write a whole number of samples, at least 1"),
+    "seed": ("seed: -1\n", 1, "'seed': is -1; write a whole number, at least 0"),
     "data-list": ("data: [a, b]\n", 1, "'data': is ['a', 'b']; write a text"),
     "no-method": ("\nmethod: median\n", 2, "'method': unknown method 'median'"),
     "batch-zero": ("batch: 0\n", 1, "'batch': is 0; write a whole number of samples, at least 1"),

@@ -8,7 +8,7 @@ import click
 
 from qdq.calibration import calibrate_index, parse_method
 from qdq.cli.options import FILE, data_option, method_option, naming, output_option, progress
-from qdq.feeds import data_files
+from qdq.feeds import DataLike, data_files, open_feeds
 from qdq.index import GraphIndex
 from qdq.loading import load
 from qdq.planedits import require_edits
@@ -24,18 +24,20 @@ from qdq.saving import check_output, write_whole
 @data_option
 @method_option
 @output_option
-def command(model: Path, plan: Path, data: str | None, batch: int | None, method: str, weights: str | None, output: Path, force: bool) -> None:  # noqa: PLR0913, PLR0917 click passes each option
+def command(model: Path, plan: Path, data: DataLike | None, batch: int | None, method: str, weights: str | None, output: Path, force: bool) -> None:  # noqa: PLR0913, PLR0917 click passes each option
     """Run MODEL over the data and write the scales that PLAN needs, as JSON.
 
     \b
     Example:
       qdq calibrate resnet50.onnx resnet50.plan.yaml --data samples/ -o resnet50.scales.json
+      qdq calibrate resnet50.onnx resnet50.plan.yaml --images photos/ --preprocess imagenet --samples 256 -o resnet50.scales.json
     """
     check_output(output, (model, plan, *data_files(data)), force)
     planned, way = read_plan_file(plan), parse_method(method, weights)
     index = GraphIndex(source_for(load(model), planned.plan))
     require_edits(planned, index)
-    with naming(plan), progress("calibrating") as advance:
+    feeds = open_feeds(index, data, batch)
+    with naming(plan), progress("calibrating", feeds.count) as advance:
         scales = calibrate_index(index, planned.plan, data, way, batch, advance)
     write_whole(output, scales_json(scales))
     click.echo(sections_text([scales_summary(scales)]), nl=False)

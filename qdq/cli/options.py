@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import click
+from click.core import ParameterSource
 
 from qdq.calibration import DEFAULT_METHOD, WEIGHTS
 from qdq.errors import PlanError, UsageError
+from qdq.feeds import NOISE, DataLike, Subset
+from qdq.images import Images, preset_names
 from qdq.profiles import Profile, parse_profile
 from qdq.reporting import Section, sections_text, to_json
 from qdq.rule import RuleSet
@@ -38,12 +43,52 @@ def target_option(function: F) -> F:
     )
 
 
+#: The options that `data_option` makes one `data` of.
+_DATA = ("data", "images", "preprocess", "samples", "seed")
+
+
 def data_option(function: F) -> F:
-    """Add ``--data`` and ``--batch``."""
-    function = click.option("--batch", type=click.IntRange(min=1), help="Samples to feed at once, where the model's batch is dynamic and --data is one .npz.")(
-        function
+    """Add ``--data``, ``--images``, ``--preprocess``, ``--samples`` and ``--seed``, of which the command gets one `data`, and ``--batch``."""
+
+    @functools.wraps(function)
+    def command(*args: Any, **given: Any) -> Any:
+        return function(*args, **{**{k: v for k, v in given.items() if k not in _DATA}, "data": _data(click.get_current_context(), given)})
+
+    options = (
+        click.option(
+            "--data", metavar="D", help="Folder of .npz or .npy files, one .npz or .npy, Polygraphy's saved inputs or data-loader script, or 'noise' for a try."
+        ),
+        click.option("--images", metavar="DIR", help="Instead of --data: a folder of pictures."),
+        click.option("--preprocess", metavar="HOW|FILE", help="How pictures become inputs: imagenet, yolo or a YAML file (docs/data.md)."),
+        click.option("--samples", type=click.IntRange(min=1), metavar="N", help="At most N samples, spread evenly; of scripts and JSON the first N."),
+        click.option("--seed", type=click.IntRange(min=0), metavar="S", help="With --samples: a random choice, which S makes the same again."),
+        click.option(
+            "--batch",
+            type=click.IntRange(min=1),
+            help="Entries or pictures in a sample, where the model's batch is dynamic: for one .npz or .npy, and --images.",
+        ),
     )
-    return click.option("--data", metavar="D", help="Folder of .npz files, one .npz, a Polygraphy data-loader script, or 'noise' to try things out.")(function)
+    for option in reversed(options):
+        option(command)
+    return cast(F, command)
+
+
+def _data(ctx: click.Context, given: Mapping[str, Any]) -> DataLike | None:
+    """Return the data that the options name; one that is given wins over the project file's other kind."""
+    typed = {name for name in _DATA if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE}
+    data, images = (None if other in typed and own not in typed else given[own] for own, other in (("data", "images"), ("images", "data")))
+    if data and images:
+        raise UsageError("--data and --images exclude each other; pass one of them")
+    if images and not given["preprocess"]:
+        raise UsageError(f"--images needs --preprocess: {', '.join(preset_names())}, or a YAML file that says how a picture becomes the model's input")
+    if "preprocess" in typed and not images:
+        raise UsageError("--preprocess says how pictures become inputs; pass --images with a folder of them")
+    if "seed" in typed and not given["samples"] and data != NOISE:
+        raise UsageError("--seed chooses samples; pass --samples with how many")
+    if {"samples", "seed"} & typed and not data and not images:
+        raise UsageError("--samples and --seed choose samples; pass --data or --images")
+    chosen: DataLike | None = Images(images, given["preprocess"]) if images else data
+    return Subset(chosen, given["samples"], given["seed"]) if chosen is not None and (given["samples"] or given["seed"] is not None) else chosen
 
 
 def method_option(function: F) -> F:
@@ -132,18 +177,39 @@ def naming(*paths: Path) -> Iterator[None]:
 
 @contextmanager
 def progress(label: str, total: int | None = None, unit: str = "samples") -> Iterator[Callable[..., None]]:
-    """Give a callback that counts on standard error while it is a terminal, out of `total` or of the number it is given."""
-    shown = sys.stderr.isatty()
+    """Give a callback that counts on standard error while it is a terminal, out of `total` or of the number it is given.
+
+    Behind the count stand the time left, as long as what is done took, and the most memory that the process has held.
+    """
+    shown, began = sys.stderr.isatty(), time.monotonic()
 
     def advance(done: int, of: int | None = total) -> None:
         if shown:
-            click.echo(f"\r{label}: {done}{f' of {of}' if of else ''} {unit}", err=True, nl=False)
+            left = [_duration((time.monotonic() - began) / done * (of - done))] if of and done else []
+            held = [f"{memory} MB at most"] if (memory := _most_memory()) else []
+            count = f"{label}: {done}{f' of {of}' if of else ''} {unit}"
+            click.echo(f"\r{', '.join([count, *left, *held])}\033[K", err=True, nl=False)
 
     try:
         yield advance
     finally:
         if shown:
             click.echo("\r\033[K", err=True, nl=False)
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s left" if minutes else f"{rest} s left"
+
+
+def _most_memory() -> int:
+    """Return the most memory that this process has held, in MB; 0 where the system does not tell, as on Windows."""
+    try:
+        import resource
+    except ImportError:
+        return 0
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit // 1_000_000
 
 
 def show(layout: str, record: Any, parts: list[Section]) -> None:

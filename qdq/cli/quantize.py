@@ -61,6 +61,7 @@ def command(ctx: click.Context, /, model: Path, output: Path, report: Path | Non
     Example:
       qdq quantize resnet50.onnx -o resnet50.int8.onnx --data samples/ --target rtx:sm86 --validate
       qdq quantize net.onnx -o net.fp8.onnx --data samples/ --rules tensorrt-fp8 --target rtx:sm89 --until-it-builds
+      qdq quantize yolo.onnx -o yolo.int8.onnx --images photos/ --preprocess yolo --samples 256
     """
     inputs = (model, *data_files(given["data"]))
     check_output(output, inputs, given["force"])

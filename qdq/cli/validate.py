@@ -48,7 +48,7 @@ def command(ctx: click.Context, /, model: Path, quantized: Path, report: Path | 
       qdq validate resnet50.onnx resnet50.int8.onnx --target trt:sm80 --layers engine.json
     """
     if not given["data"] and not given["targets"] and not given["layers"]:
-        raise UsageError("nothing to validate: pass --data for accuracy, --target for engines, --layers for an engine of yours, or several")
+        raise UsageError("nothing to validate: pass --data or --images for accuracy, --target for engines, --layers for an engine of yours, or several")
     if report:
         check_report_path(report)
         check_output(report, (model, quantized, *given["layers"], *data_files(given["data"])), given["force"])
