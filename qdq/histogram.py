@@ -135,14 +135,16 @@ class _Sums:
 
     def least(self, candidates: npt.NDArray[np.int64], grid: Floats) -> int:
         """Return the candidate amax, in bins, with the least square error of rounding to the grid and clipping."""
-        errors = [self._error(grid * (amax / grid[-1])) for amax in candidates]
+        errors = self._errors(grid * (candidates[:, None] / grid[-1]))
         return int(candidates[int(np.argmin(errors))])
 
-    def _error(self, grid: Floats) -> float:
-        """Return the sum of squares of what rounding to the nearest grid value changes."""
-        cuts = np.concatenate([[0], np.searchsorted(self.values, (grid[:-1] + grid[1:]) / 2), [self.values.size]])
-        counts, sums, squares = (np.diff(moment[cuts]) for moment in self.moments)
-        return float(np.sum(np.maximum(squares - 2 * grid * sums + grid**2 * counts, 0.0)))
+    def _errors(self, grids: Floats) -> Floats:
+        """Return for each row of grid values the sum of squares of what rounding to the nearest of them changes."""
+        cuts = np.pad(np.searchsorted(self.values, (grids[:, :-1] + grids[:, 1:]) / 2), ((0, 0), (1, 1)))
+        cuts[:, -1] = self.values.size
+        counts, sums, squares = (np.diff(moment[cuts], axis=1) for moment in self.moments)
+        errors: Floats = np.sum(np.maximum(squares - 2 * grids * sums + grids**2 * counts, 0.0), axis=1)
+        return errors
 
 
 def _divergences(counts: Floats, candidates: npt.NDArray[np.int64], bounds: Floats) -> Floats:
