@@ -33,6 +33,7 @@ from qdq.loading import load
 from qdq.profiles import require_shapes, usual
 from qdq.quantizing import Building, Quantized, external_copies, quantize, save
 from qdq.reporting import Report, check_report_path, render, sections
+from qdq.rule import RuleSet
 from qdq.saving import check_output, write_whole
 from qdq.validation import Thresholds, misses, validate
 
@@ -63,16 +64,10 @@ def command(ctx: click.Context, /, model: Path, output: Path, report: Path | Non
       qdq quantize net.onnx -o net.fp8.onnx --data samples/ --rules tensorrt-fp8 --target rtx:sm89 --until-it-builds
       qdq quantize yolo.onnx -o yolo.int8.onnx --images photos/ --preprocess yolo --samples 256
     """
-    inputs = (model, *data_files(given["data"]))
-    check_output(output, inputs, given["force"])
     rule_file = output.with_suffix(RULE_SUFFIX)
-    if given["until_it_builds"]:
-        check_output(rule_file, inputs, given["force"])
+    _check_outputs(model, output, report, rule_file, given)
     if not given["prove"]:
         refuse_idle_thresholds(ctx)
-    if report:
-        check_report_path(report)
-        check_output(report, (*inputs, output), given["force"])
     shapes = usual(profiles := profiles_of(given["shapes"]))
     rules, targets = rules_of(given["rule_sets"]), targets_of(given["targets"])
     source = load(model)
@@ -93,13 +88,29 @@ def command(ctx: click.Context, /, model: Path, output: Path, report: Path | Non
     if report:
         write_whole(report, render(made, report.suffix).encode())
     show(given["layout"], made, sections(made))
-    written = [output]
-    if result.building and result.building.groups:
-        write_whole(rule_file, leave_float_yaml(rule_file.stem, source.name, result.building, rules).encode())
-        written.append(rule_file)
+    written = [output, *_write_refused(result, rules, rule_file)]
     if given["layout"] == "text":
         click.echo(f"\nwrote {', '.join(map(str, written))}")
     ctx.exit(1 if made.findings or made.misses else 0)
+
+
+def _check_outputs(model: Path, output: Path, report: Path | None, rule_file: Path, given: dict[str, Any]) -> None:
+    """Raise UsageError, before any work, for a file that could not be written at the end."""
+    inputs = (model, *data_files(given["data"]))
+    check_output(output, inputs, given["force"])
+    if given["until_it_builds"]:
+        check_output(rule_file, inputs, given["force"])
+    if report:
+        check_report_path(report)
+        check_output(report, (*inputs, output), given["force"])
+
+
+def _write_refused(result: Quantized, rules: RuleSet, path: Path) -> list[Path]:
+    """Write what the compiler refused as a rule file, where it refused anything, and return the file."""
+    if not result.building or not result.building.groups:
+        return []
+    write_whole(path, leave_float_yaml(path.stem, result.source.name, result.building, rules).encode())
+    return [path]
 
 
 def _report(result: Quantized, given: dict[str, Any], shapes: dict[str, tuple[int, ...]]) -> Report:
