@@ -5,18 +5,19 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from itertools import product
 
 import msgspec
 import numpy as np
 
 from qdq.errors import ModelError, PlanError, UsageError
 from qdq.feeds import DataLike, open_feeds
+from qdq.givenranges import GivenRanges, GivenSummary, require_all, settle
 from qdq.index import Array, GraphIndex, qualified
 from qdq.loading import ModelLike, load
 from qdq.observation import Progress, Ranges, TensorRange, observe
-from qdq.planning import Placement, Plan, ScaleGroup, source_for
+from qdq.planning import Placement, Plan, source_for
 from qdq.quantizer import FORMATS, ElementType, Quantizer
+from qdq.sharing import Shared, share
 from qdq.weights import by_channels, channel_amax, least_error_amax, least_shift_amax
 
 DEFAULT_METHOD = "mse"
@@ -94,6 +95,10 @@ class Scales(msgspec.Struct, frozen=True):
     batch: str = ""
     #: Tensors that were seen to reach `OUTLIERS` times their range or more.
     outliers: tuple[Outliers, ...] = ()
+    #: Tensors that have the range of their scale group.
+    shared: tuple[Shared, ...] = ()
+    #: What became of ranges that came from elsewhere; None where there were none.
+    given: GivenSummary | None = None
 
 
 def parse_method(text: str, weights: str | None = None) -> Method:
@@ -128,39 +133,60 @@ def calibrate(  # noqa: PLR0913 keyword arguments of the public function
     weights: str | None = None,
     batch: int | None = None,
     progress: Progress | None = None,
+    given: GivenRanges | None = None,
 ) -> Scales:
     """Return the scales of a plan, computed by running the float model over the data in ONNX Runtime.
 
-    `method` and `weights` are as `parse_method` takes them. Raises PlanError if the plan is another model's,
-    DataError for data that does not fit.
+    `method` and `weights` are as `parse_method` takes them. What is `given` takes the place of what the method finds;
+    with no data at all it must have every planned activation, and weights take their largest values, or with
+    ``mse`` those. Raises PlanError if the plan is another model's, DataError for data or given ranges that do not fit.
     """
     index = GraphIndex(source_for(load(model), plan))
-    return calibrate_index(index, plan, data, parse_method(method, weights), batch, progress)
+    return calibrate_index(index, plan, data, parse_method(method, weights), batch, progress, given)
 
 
-def calibrate_index(index: GraphIndex, plan: Plan, data: DataLike | None, method: Method, batch: int | None = None, progress: Progress | None = None) -> Scales:
+def calibrate_index(  # noqa: PLR0913, PLR0917 the arguments of `calibrate`
+    index: GraphIndex,
+    plan: Plan,
+    data: DataLike | None,
+    method: Method,
+    batch: int | None = None,
+    progress: Progress | None = None,
+    given: GivenRanges | None = None,
+) -> Scales:
     """Return the scales of a plan for a model that is indexed already."""
     require_model(plan, index)
+    found = settle(index, plan, given) if given else None
+    if data is None and found:
+        return _scales_given(index, plan, found, method)
     feeds = open_feeds(index, data, batch)
     ranges = observe(index, plan, feeds, full=method.needs_histogram, progress=progress)
-    return scales_from(index, plan, ranges, method)
+    return scales_from(index, plan, ranges, method, found)
 
 
-def scales_from(index: GraphIndex, plan: Plan, ranges: Ranges, method: Method) -> Scales:
-    """Return the scales that a method makes of observed ranges; the tensors of one scale group get the largest range among them."""
+def _scales_given(index: GraphIndex, plan: Plan, found: GivenSummary, method: Method) -> Scales:
+    """Return scales made of given ranges alone: TensorRT, too, takes the largest weights where it has a cache."""
+    require_all(index, found)
+    ranges = Ranges(plan.key, "", 0, tuple(TensorRange(tensor, amax) for tensor, amax in found.amax.items()))
+    way = "mse" if method.weights == "mse" else "max"
+    scales = scales_from(index, plan, ranges, Method("max", None, way), found)
+    return msgspec.structs.replace(scales, method="given" if way == "max" else f"given, weights {way}")
+
+
+def scales_from(index: GraphIndex, plan: Plan, ranges: Ranges, method: Method, found: GivenSummary | None = None) -> Scales:
+    """Return the scales that a method makes of observed ranges, given ones in their place; scale groups get the largest range in them."""
     if ranges.plan != plan.key:
         raise PlanError("the ranges were observed for another plan; calibrate again with this one")
     by_tensor = {seen.tensor: seen for seen in ranges.by_tensor}
     observed = {(tensor, quantizer.dtype): quantizer.element for tensor, quantizer in pairs_of(plan) if quantizer.calibrated}
-    amax = {(tensor, dtype): method.amax(by_tensor[tensor], element) for (tensor, dtype), element in observed.items()}
-    for group, dtype in product(plan.scale_groups, sorted({dtype for _, dtype in observed})):
-        shared = _shared(group, {tensor: value for (tensor, of), value in amax.items() if of == dtype})
-        amax.update({(tensor, dtype): value for tensor, value in shared.items()})
+    given = found.amax if found else {}
+    own = {(tensor, dtype): given[tensor] if tensor in given else method.amax(by_tensor[tensor], element) for (tensor, dtype), element in observed.items()}
+    amax, shared = share(plan, own)
     with ThreadPoolExecutor() as pool:
         pairs = tuple(pool.map(lambda placements: _pair_scale(index, placements, by_tensor, amax, method.weights), pairs_of(plan).values()))
     index.forget_constants()
-    dead = tuple(seen.tensor for seen in ranges.by_tensor if seen.amax == 0.0)
-    return Scales(plan.key, str(method), ranges.data, ranges.samples, pairs, dead, ranges.batch, _outliers(ranges, amax))
+    dead = tuple(seen.tensor for seen in ranges.by_tensor if given.get(seen.tensor, seen.amax) == 0.0)
+    return Scales(plan.key, str(method), ranges.data, ranges.samples, pairs, dead, ranges.batch, _outliers(ranges, amax), shared, found)
 
 
 def _outliers(ranges: Ranges, amax: Mapping[tuple[str, str], float]) -> tuple[Outliers, ...]:
@@ -170,14 +196,6 @@ def _outliers(ranges: Ranges, amax: Mapping[tuple[str, str], float]) -> tuple[Ou
         least[tensor] = min(value, least.get(tensor, value))
     found = [Outliers(seen.tensor, seen.amax, least[seen.tensor]) for seen in ranges.by_tensor if 0.0 < least.get(seen.tensor, 0.0) <= seen.amax / OUTLIERS]
     return tuple(sorted(found, key=lambda far: far.clipped / far.amax))
-
-
-def _shared(group: ScaleGroup, amax: Mapping[str, float]) -> dict[str, float]:
-    """Return the group's largest range for each member, but for those whose own is smaller by more than the group's ratio."""
-    known = {t: amax[t] for t in group.tensors if t in amax}
-    largest = max(known.values(), default=0.0)
-    least = largest / group.ratio_at_most if group.ratio_at_most else 0.0
-    return {t: largest for t, own in known.items() if own >= least or own == 0.0}
 
 
 def pairs_of(plan: Plan) -> dict[tuple[str, Quantizer], tuple[Placement, ...]]:
@@ -218,9 +236,9 @@ def _pair_scale(
     index: GraphIndex, placements: tuple[Placement, ...], ranges: dict[str, TensorRange], amax: dict[tuple[str, str], float], weights: str
 ) -> PairScale:
     tensor, quantizer = placements[0].edge.read, placements[0].quantizer
-    values = np.array([amax[tensor, quantizer.dtype]], np.float32) if quantizer.calibrated else _weight_amax(index, placements, ranges, weights)
-    values = np.where(values > 0.0, values, np.float32(DEAD_AMAX))
-    scales = np.maximum(values / np.float32(quantizer.element.largest), np.finfo(np.float32).tiny)
+    values = np.array([amax[tensor, quantizer.dtype]]) if quantizer.calibrated else _weight_amax(index, placements, ranges, weights)
+    values = np.where(values > 0.0, values, values.dtype.type(DEAD_AMAX))
+    scales = np.maximum((values / values.dtype.type(quantizer.element.largest)).astype(np.float32), np.finfo(np.float32).tiny)
     return PairScale(tensor, quantizer, tuple(float(s) for s in scales))
 
 

@@ -15,6 +15,7 @@ from qdq.calibration import DEFAULT_METHOD, Scales, calibrate_index, parse_metho
 from qdq.checking import Finding, check
 from qdq.errors import ModelError, UsageError
 from qdq.feeds import DataLike
+from qdq.givenranges import GivenRanges
 from qdq.loading import ModelLike, Source, canonical_bytes, light_copy, load
 from qdq.observation import Progress
 from qdq.planning import Plan, plan_source, refuse_quantized
@@ -65,11 +66,13 @@ def quantize(  # noqa: PLR0913 keyword arguments of the public function
     planned: Callable[[Plan], None] | None = None,
     until_it_builds: Building | None = None,
     profiles: Iterable[Profile] = (),
+    given: GivenRanges | None = None,
 ) -> Quantized:
     """Return a float model's quantized copy with its plan, scales and findings.
 
-    `planned` is called with the plan before calibration starts. `until_it_builds` compiles the plan for its rtx
-    targets first, and leaves in float what the compiler refuses. Raises ModelError, RuleError,
+    `given` holds ranges from elsewhere, as `calibrate` takes them. `planned` is called with the plan before
+    calibration starts. `until_it_builds` compiles the plan for its rtx targets first, and leaves in float
+    what the compiler refuses. Raises ModelError, RuleError,
     DataError or UsageError, as the stages do; the model that is given is never changed.
     """
     source = load(model)
@@ -85,7 +88,7 @@ def quantize(  # noqa: PLR0913 keyword arguments of the public function
         raise ModelError(f"{source.path or source.name}: the rules {', '.join(rules.names)} quantize nothing in it; 'qdq explain' says why")
     if planned:
         planned(plan)
-    scales = calibrate_index(index, plan, data, way, batch, progress)
+    scales = calibrate_index(index, plan, data, way, batch, progress, given)
     rewritten = apply_index(index, plan, scales)
     findings = check(Source(source.path, light_copy(rewritten), source.digest), rules=rules, targets=plan.targets, leave_float=plan.leave_float)
     if build is not None and (refusal := build(rewritten)):

@@ -17,6 +17,7 @@ from qdq.checking import Finding
 from qdq.errors import UsageError
 from qdq.feeds import NOISE
 from qdq.planning import BODY, FUNCTION, Plan
+from qdq.sharing import Shared
 from qdq.target import DEFAULT_TARGET
 from qdq.validation import EngineReport, Validation
 
@@ -24,6 +25,8 @@ from qdq.validation import EngineReport, Validation
 JSON_VERSION = 1
 SUFFIXES = (".json", ".md", ".txt")
 _MEGA = 1e6
+#: How many names a line holds, and how many tensors that gave up range are shown.
+_NAMES, _MOST = 12, 5
 
 
 class Section(msgspec.Struct, frozen=True):
@@ -146,7 +149,8 @@ def plan_sections(plan: Plan) -> list[Section]:
 def scales_summary(scales: Scales) -> Section:
     """Return what the scales were computed from."""
     entries = f" of batch {scales.batch}" if scales.batch not in ("", "1") else ""
-    lines = [f"{scales.method} over {scales.samples} samples{entries} of {scales.data}: {len(scales.by_pair)} pairs"]
+    source = f"{scales.method} over {scales.samples} samples{entries} of {scales.data}" if scales.data else f"{scales.method}, no data was run"
+    lines = [f"{source}: {len(scales.by_pair)} pairs"]
     if scales.data == NOISE:
         lines.append("calibrated on noise: the scales mean nothing for real inputs")
     lines += [f"{tensor} held only zeros; its scale is a placeholder" for tensor in scales.dead]
@@ -154,7 +158,41 @@ def scales_summary(scales: Scales) -> Section:
         f"{far.tensor} reaches {far.amax:.3g} and is clipped at {far.clipped:.3g}: its outliers are {far.amax / far.clipped:.0f} times its range"
         for far in scales.outliers
     ]
-    return Section("Calibration", tuple(lines))
+    return Section("Calibration", (*lines, *given_lines(scales), *shared_lines(scales.shared)))
+
+
+def given_lines(scales: Scales) -> list[str]:
+    """Return what became of ranges that came from elsewhere, and which of them their scale group widened."""
+    given = scales.given
+    if given is None:
+        return []
+    lines = [f"{given.name} gives the ranges of {len(given.tensors)} tensors"]
+    lines += _listed("take the range of a tensor that holds all of their values", [f"{t.tensor} from {t.of}" for t in given.tensors if t.of])
+    lines += _listed(f"not in {given.name}, and calibrated", given.missing)
+    lines += _listed(f"in {given.name}, but not in the graph", given.unknown)
+    lines += _listed(f"in {given.name}, but not quantized by the plan", given.unplanned)
+    return lines + [f"{s.tensor} was given {s.own:.4g}, and has {s.amax:.4g} as its scale group does" for s in widened(scales)]
+
+
+def widened(scales: Scales) -> list[Shared]:
+    """Return the tensors whose range was given, for them by name, and that their scale group gave a larger one."""
+    named = {taken.tensor for taken in scales.given.tensors if not taken.of} if scales.given else set()
+    return [shared for shared in scales.shared if shared.tensor in named and shared.own < shared.amax]
+
+
+def shared_lines(shared: Sequence[Shared]) -> list[str]:
+    """Return how many tensors have their scale group's range, and which of them gave up most for it."""
+    lost = sorted((s for s in shared if s.bits > 0.0), key=lambda s: -s.bits)
+    if not shared:
+        return []
+    head = f"{len(shared)} tensors have the range of their scale group, {len(lost)} of them a larger one than their own"
+    most = [f"{s.tensor} gave up {s.bits:.1f} bits: {s.own:.4g} of its own, {s.amax:.4g} shared, {s.amax / s.own:.1f} times" for s in lost[:_MOST]]
+    return [head + (f", such as these {_MOST}" if len(lost) > _MOST else ""), *most]
+
+
+def _listed(what: str, names: Sequence[str]) -> list[str]:
+    more = f" and {len(names) - _NAMES} more (all of them in a report that ends in .json)" if len(names) > _NAMES else ""
+    return [f"{len(names)} {what}: {', '.join(names[:_NAMES])}{more}"] if names else []
 
 
 def findings_section(findings: Sequence[Finding]) -> Section:

@@ -25,7 +25,7 @@ from qdq.stripping import remove_metadata, strip_model
 
 #: Keys of the model's `metadata_props`: what made it.
 TARGETS_KEY, RULES_KEY, LEAVE_FLOAT_KEY, METHOD_KEY, DATA_KEY = "qdq.targets", "qdq.rules", "qdq.leave-float", "qdq.method", "qdq.data"
-SHAPES_KEY, BATCH_KEY = "qdq.shapes", "qdq.batch"
+SHAPES_KEY, BATCH_KEY, RANGES_KEY = "qdq.shapes", "qdq.batch", "qdq.ranges"
 
 
 def apply(model: ModelLike, plan: Plan, scales: Scales) -> onnx.ModelProto:
@@ -173,8 +173,9 @@ def _sign(model: onnx.ModelProto, plan: Plan, scales: Scales) -> None:
         LEAVE_FLOAT_KEY: "\n".join(plan.leave_float),
         SHAPES_KEY: "\n".join(map(str, plan.profiles)),
         METHOD_KEY: scales.method,
-        DATA_KEY: f"{scales.data} ({scales.samples} samples)",
+        DATA_KEY: f"{scales.data} ({scales.samples} samples)" if scales.data else "",
         BATCH_KEY: scales.batch,
+        RANGES_KEY: f"{scales.given.name} ({len(scales.given.tensors)} tensors)" if scales.given else "",
     }
     for key, value in facts.items():
         if value:

@@ -21,6 +21,7 @@ COMMANDS = {
     "plan": "Decide for every edge whether it gets a pair, and say by which rule.",
     "explain": "Say why the inputs of a node, or the readers of a tensor, are quantized or not.",
     "calibrate": "Run the float model over data and compute the plan's scales.",
+    "ranges": "Turn ranges into a TensorRT calibration cache, YAML or JSON.",
     "apply": "Write the model with the pairs of a plan and its scales.",
     "strip": "Take the Q/DQ pairs out of a model again.",
     "check": "Find where models' Q/DQ differ from the rules, or would be refused.",

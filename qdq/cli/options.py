@@ -15,8 +15,11 @@ from click.core import ParameterSource
 
 from qdq.calibration import DEFAULT_METHOD, WEIGHTS
 from qdq.errors import PlanError, UsageError
-from qdq.feeds import NOISE, DataLike, Subset
+from qdq.feeds import NOISE, DataLike, Feeds, Subset, open_feeds
+from qdq.givenfiles import read_given
+from qdq.givenranges import GivenRanges
 from qdq.images import Images, preset_names
+from qdq.index import GraphIndex
 from qdq.profiles import Profile, parse_profile
 from qdq.reporting import Section, sections_text, to_json
 from qdq.rule import RuleSet
@@ -99,6 +102,32 @@ def method_option(function: F) -> F:
     return click.option("--method", default=DEFAULT_METHOD, show_default=True, help="How ranges are chosen: max, mse, entropy, percentile or percentile:99.9.")(
         function
     )
+
+
+def ranges_option(function: F) -> F:
+    """Add ``--ranges``."""
+    return click.option(
+        "--ranges",
+        type=FILE,
+        metavar="FILE",
+        help="Ranges that take the place of calibrated ones: YAML or JSON by hand, a TensorRT calibration cache, scales, or a quantized model.",
+    )(function)
+
+
+def given_ranges(ctx: click.Context, ranges: Path | None, data: DataLike | None) -> GivenRanges | None:
+    """Return the ranges that ``--ranges`` names, None without it; raises UsageError for options that ask for data where there is none."""
+    if ranges is None:
+        return None
+    for name in ("method", "batch", "weights") if data is None else ():
+        if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE and (name != "weights" or ctx.params[name] == "shift"):
+            value = " shift" if name == "weights" else ""
+            raise UsageError(f"--{name}{value} is about data, and --ranges alone runs none; pass --data or --images too, or leave it out")
+    return read_given(ranges)
+
+
+def feeds_of(index: GraphIndex, data: DataLike | None, batch: int | None, given: GivenRanges | None) -> Feeds | None:
+    """Return the samples that the options name; None where there are none, and ranges are given instead."""
+    return None if data is None and given else open_feeds(index, data, batch)
 
 
 def leave_float_option(function: F) -> F:

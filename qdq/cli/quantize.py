@@ -12,12 +12,15 @@ from qdq.building import RULE_SUFFIX, leave_float_yaml
 from qdq.cli.options import (
     FILE,
     data_option,
+    feeds_of,
     format_option,
+    given_ranges,
     leave_float_option,
     method_option,
     output_option,
     profiles_of,
     progress,
+    ranges_option,
     refuse_idle_thresholds,
     rules_of,
     rules_option,
@@ -27,7 +30,7 @@ from qdq.cli.options import (
     targets_of,
     thresholds_option,
 )  # fmt: skip
-from qdq.feeds import data_files, open_feeds
+from qdq.feeds import Feeds, data_files
 from qdq.index import GraphIndex
 from qdq.loading import load
 from qdq.profiles import require_shapes, usual
@@ -45,6 +48,7 @@ from qdq.validation import Thresholds, misses, validate
 @rules_option
 @target_option
 @method_option
+@ranges_option
 @leave_float_option
 @shapes_option
 @click.option("--report", type=FILE, metavar="FILE", help="Also write a report: .json, .md or .txt.")
@@ -56,30 +60,32 @@ from qdq.validation import Thresholds, misses, validate
 @format_option
 @click.pass_context
 def command(ctx: click.Context, /, model: Path, output: Path, report: Path | None, **given: Any) -> None:
-    """Write MODEL with Q/DQ pairs where the rules want them and scales from your data.
+    """Write MODEL with Q/DQ pairs where the rules want them and scales from your data, or from --ranges.
 
     \b
     Example:
       qdq quantize resnet50.onnx -o resnet50.int8.onnx --data samples/ --target rtx:sm86 --validate
       qdq quantize net.onnx -o net.fp8.onnx --data samples/ --rules tensorrt-fp8 --target rtx:sm89 --until-it-builds
       qdq quantize yolo.onnx -o yolo.int8.onnx --images photos/ --preprocess yolo --samples 256
+      qdq quantize resnet50.onnx -o resnet50.int8.onnx --ranges resnet50.cache
     """
     rule_file = output.with_suffix(RULE_SUFFIX)
     _check_outputs(model, output, report, rule_file, given)
     if not given["prove"]:
         refuse_idle_thresholds(ctx)
+    ranges = given_ranges(ctx, given["ranges"], given["data"])
     shapes = usual(profiles := profiles_of(given["shapes"]))
     rules, targets = rules_of(given["rule_sets"]), targets_of(given["targets"])
     source = load(model)
     external_copies(source, output, given["force"])
     index = GraphIndex(source)
     require_shapes(index, shapes)
-    feeds = open_feeds(index, given["data"], given["batch"])
-    with progress("building", unit="builds") as count, progress("calibrating", feeds.count) as advance:
-        building = Building({**{name: v.shape for name, v in feeds.first().items()}, **shapes}, count) if given["until_it_builds"] else None
+    feeds = feeds_of(index, given["data"], given["batch"], ranges)
+    with progress("building", unit="builds") as count, progress("calibrating", feeds.count if feeds else None) as advance:
+        building = Building({**_first_shapes(feeds), **shapes}, count) if given["until_it_builds"] else None
         result = quantize(
             source, given["data"], rules=rules, targets=targets, method=given["method"], weights=given["weights"], leave_float=given["leave_float"],
-            batch=given["batch"], allow_unmatched=given["allow_unmatched"], progress=advance, until_it_builds=building, profiles=profiles,
+            batch=given["batch"], allow_unmatched=given["allow_unmatched"], progress=advance, until_it_builds=building, profiles=profiles, given=ranges,
         )  # fmt: skip
     made = _report(result, given, shapes) if given["prove"] else Report(result.plan, result.scales, result.findings)
     if result.building:
@@ -94,9 +100,13 @@ def command(ctx: click.Context, /, model: Path, output: Path, report: Path | Non
     ctx.exit(1 if made.findings or made.misses else 0)
 
 
+def _first_shapes(feeds: Feeds | None) -> dict[str, tuple[int, ...]]:
+    return {name: values.shape for name, values in feeds.first().items()} if feeds else {}
+
+
 def _check_outputs(model: Path, output: Path, report: Path | None, rule_file: Path, given: dict[str, Any]) -> None:
     """Raise UsageError, before any work, for a file that could not be written at the end."""
-    inputs = (model, *data_files(given["data"]))
+    inputs = (model, *data_files(given["data"]), *([given["ranges"]] if given["ranges"] else []))
     check_output(output, inputs, given["force"])
     if given["until_it_builds"]:
         check_output(rule_file, inputs, given["force"])

@@ -1,0 +1,175 @@
+"""Ranges that come from elsewhere than calibration, and what each of them means for a plan.
+
+A planned tensor that is not given takes the range of the nearest given tensor that holds all of its
+values, moved, picked or joined with others: what is within that tensor's range is within its own.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Mapping
+
+import msgspec
+import numpy as np
+
+from qdq.errors import DataError, did_you_mean
+from qdq.index import GraphIndex, Node, qualified
+from qdq.patterns import MOVES_VALUES, commutes
+from qdq.planning import Plan
+from qdq.quantizer import INT8_LEVELS
+
+#: Operators whose result holds every value of their first input, wherever they commute with quantization.
+_KEEPS_VALUES = (*MOVES_VALUES, "Expand", "Tile", "DepthToSpace", "SpaceToDepth", "Dropout")
+_NAMED = 3
+#: The largest amax that is taken: that of the largest float32 scale.
+LARGEST = INT8_LEVELS * float(np.finfo(np.float32).max)
+
+#: A tensor: the path of the graph that makes it, and its name there.
+_Place = tuple[str, str]
+
+
+class GivenRange(msgspec.Struct, frozen=True):
+    """The range of one tensor."""
+
+    #: Its name as `Edge.read` gives it.
+    tensor: str
+    #: The absolute value that maps to the largest value of the type, in the tensor's unit; 0 for a tensor of zeros.
+    #: A float32 scale times 127 or 448 is exact in it, and divided again gives the same scale.
+    amax: float
+    #: The line that it stands on, 0 where that is not known.
+    line: int = 0
+
+
+class GivenRanges(msgspec.Struct, frozen=True):
+    """What a file, or a caller, says about ranges."""
+
+    #: What it is called in reports: a file's name.
+    name: str
+    by_tensor: tuple[GivenRange, ...]
+    #: The file, as messages name it; empty where there is none.
+    path: str = ""
+    #: Whether every name must be one of the graph's; the files of other tools name tensors that only those know.
+    strict: bool = True
+    #: The first line of a calibration cache.
+    header: str = ""
+
+
+class Taken(msgspec.Struct, frozen=True):
+    """A planned tensor whose range was given."""
+
+    tensor: str
+    amax: float
+    #: The name that its range was given for, where that is another one: a tensor that holds all of its values.
+    of: str = ""
+
+
+class GivenSummary(msgspec.Struct, frozen=True):
+    """What became of the ranges that were given."""
+
+    name: str
+    tensors: tuple[Taken, ...]
+    #: Names that the graph does not have.
+    unknown: tuple[str, ...] = ()
+    #: Tensors of the graph that the plan does not quantize, and that no planned one took its range from.
+    unplanned: tuple[str, ...] = ()
+    #: Planned tensors that were not given: they are calibrated.
+    missing: tuple[str, ...] = ()
+
+    @property
+    def amax(self) -> dict[str, float]:
+        """The given range of each planned tensor that has one."""
+        return {taken.tensor: taken.amax for taken in self.tensors}
+
+
+def by_hand(ranges: Mapping[str, float], name: str = "ranges passed to the library") -> GivenRanges:
+    """Return the ranges in a mapping of tensors to amax; raises DataError for one that is negative or not finite."""
+    for tensor, amax in ranges.items():
+        require_range(amax, f"{name}: tensor {tensor!r}")
+    return GivenRanges(name, tuple(GivenRange(tensor, float(amax)) for tensor, amax in ranges.items()))
+
+
+def require_range(amax: float, where: str) -> None:
+    """Raise DataError unless a range is a number from 0 to `LARGEST`."""
+    if not 0.0 <= amax <= LARGEST:
+        raise DataError(f"{where}: a range of {amax:g} cannot be used; write a finite number above 0, or 0 for a tensor that holds only zeros")
+
+
+def settle(index: GraphIndex, plan: Plan, given: GivenRanges) -> GivenSummary:
+    """Return which planned activations get which of the given ranges, and what is left over on both sides.
+
+    Raises DataError for a name that the graph lacks where the ranges are strict.
+    """
+    places = _places(index)
+    planned = {p.edge.read: (index.scope(p.edge).defining(p.edge.tensor).path, p.edge.tensor) for p in plan.placements if p.quantizer.calibrated}
+    unknown = [r for r in given.by_tensor if r.tensor not in planned and r.tensor not in places]
+    if unknown and given.strict:
+        raise DataError(_unknown_sentence(index, given, unknown, {*places, *planned}))
+    named = {r.tensor: r for r in given.by_tensor}
+    at = {places[r.tensor]: r for r in given.by_tensor if r.tensor in places}
+    taken: dict[str, GivenRange] = {}
+    for read in sorted(planned):
+        if found := named.get(read) or _nearest(index, planned[read], at):
+            taken[read] = found
+    used = {*planned, *(r.tensor for r in taken.values()), *(r.tensor for r in unknown)}
+    return GivenSummary(
+        name=given.name,
+        tensors=tuple(Taken(read, r.amax, "" if r.tensor == read else r.tensor) for read, r in taken.items()),
+        unknown=tuple(r.tensor for r in unknown),
+        unplanned=tuple(name for name in named if name not in used),
+        missing=tuple(read for read in sorted(planned) if read not in taken),
+    )
+
+
+def require_all(index: GraphIndex, found: GivenSummary) -> None:
+    """Raise DataError where a planned activation has no range: without data there is nothing else to take one from."""
+    if missing := found.missing:
+        names = ", ".join(map(repr, missing[:_NAMED])) + (f" and {len(missing) - _NAMED} more" if len(missing) > _NAMED else "")
+        count = f"{len(missing)} planned tensor{'s' if len(missing) > 1 else ''}"
+        raise DataError(f"{index.source.name}: {found.name} has no range for {count}: {names}; pass --data to calibrate what it lacks, or add them")
+
+
+def _unknown_sentence(index: GraphIndex, given: GivenRanges, unknown: list[GivenRange], known: set[str]) -> str:
+    first = unknown[0]
+    at = f"{given.path}:{first.line}" if first.line else given.path or given.name
+    others = f" ({len(unknown) - 1} more are unknown)" if len(unknown) > 1 else ""
+    return f"{at}: {index.source.name} has no tensor {first.tensor!r}{others}{did_you_mean(first.tensor, known)}; 'qdq plan' names those that get a scale"
+
+
+def _places(index: GraphIndex) -> dict[str, _Place]:
+    """Map every tensor's name, in a body behind the body's path, to where it is made."""
+    made = {}
+    for path, scope in index.scopes.items():
+        for tensor in (*scope.inputs, *scope.initializers, *scope.producers):
+            made[qualified(path, tensor)] = (path, tensor)
+    return made
+
+
+def _nearest(index: GraphIndex, place: _Place, at: Mapping[_Place, GivenRange]) -> GivenRange | None:
+    """Return the range of the nearest given tensor that holds all values of this one, itself included; None where there is none."""
+    waiting, seen = deque([place]), {place}
+    while waiting:
+        path, tensor = waiting.popleft()
+        if found := at.get((path, tensor)):
+            return found
+        for holder in _holders(index.scopes[path], tensor):
+            if (path, holder) not in seen:
+                seen.add((path, holder))
+                waiting.append((path, holder))
+    return None
+
+
+def _holders(scope: GraphIndex, tensor: str) -> Iterator[str]:
+    """Yield the tensors beside one, made from it or it from them, that hold all of its values."""
+    maker = scope.producers.get(tensor)
+    if maker is not None and commutes(scope, maker) and (maker.op == "Split" or tensor == maker.outputs[0]):
+        yield maker.inputs[0]
+    for reader, slot in scope.consumers.get(tensor, ()):
+        if _keeps(scope, reader, slot):
+            yield reader.outputs[0]
+
+
+def _keeps(scope: GraphIndex, reader: Node, slot: int) -> bool:
+    """Whether the result of a node holds every value that it reads at a slot."""
+    if reader.op == "Concat":
+        return slot >= 0
+    return slot == 0 and reader.op in _KEEPS_VALUES and commutes(scope, reader)
