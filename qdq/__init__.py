@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from qdq.errors import QdqError as QdqError
     from qdq.explaining import explain as explain
     from qdq.feeds import Subset as Subset
+    from qdq.givenfiles import read_given as read_given
+    from qdq.givenranges import GivenRanges as GivenRanges
+    from qdq.givenranges import given_by_hand as given_by_hand
     from qdq.images import Images as Images
     from qdq.loading import Source as Source
     from qdq.loading import load as load
@@ -47,6 +50,7 @@ __version__ = "0.1.0"
 #: Where each public name lives; imported when first used, so that `qdq --help` stays quick.
 _HOME = {
     "Finding": "checking",
+    "GivenRanges": "givenranges",
     "Images": "images",
     "Plan": "planning",
     "Profile": "profiles",
@@ -62,6 +66,7 @@ _HOME = {
     "calibrate": "calibration",
     "check": "checking",
     "explain": "explaining",
+    "given_by_hand": "givenranges",
     "load": "loading",
     "load_rules": "rulefile",
     "misses": "validation",
@@ -69,6 +74,7 @@ _HOME = {
     "parse_target": "target",
     "plan": "planning",
     "quantize": "quantizing",
+    "read_given": "givenfiles",
     "save": "quantizing",
     "strip": "stripping",
     "validate": "validation",

@@ -11,7 +11,7 @@ import numpy as np
 
 from qdq.errors import ModelError, PlanError, UsageError
 from qdq.feeds import DataLike, open_feeds
-from qdq.givenranges import GivenRanges, GivenSummary, require_all, settle
+from qdq.givenranges import GivenRanges, GivenSummary, settle, without_data
 from qdq.index import Array, GraphIndex, qualified
 from qdq.loading import ModelLike, load
 from qdq.observation import Progress, Ranges, TensorRange, observe
@@ -166,8 +166,7 @@ def calibrate_index(  # noqa: PLR0913, PLR0917 the arguments of `calibrate`
 
 def _scales_given(index: GraphIndex, plan: Plan, found: GivenSummary, method: Method) -> Scales:
     """Return scales made of given ranges alone: TensorRT, too, takes the largest weights where it has a cache."""
-    require_all(index, found)
-    ranges = Ranges(plan.key, "", 0, tuple(TensorRange(tensor, amax) for tensor, amax in found.amax.items()))
+    ranges = Ranges(plan.key, "", 0, tuple(TensorRange(tensor, amax) for tensor, amax in without_data(index, plan, found).items()))
     way = "mse" if method.weights == "mse" else "max"
     scales = scales_from(index, plan, ranges, Method("max", None, way), found)
     return msgspec.structs.replace(scales, method="given" if way == "max" else f"given, weights {way}")

@@ -13,7 +13,7 @@ import yaml
 
 from qdq.calibration import PairScale, Scales
 from qdq.errors import DataError, ModelError, RuleError, first_line
-from qdq.givenranges import GivenRange, GivenRanges, require_range
+from qdq.givenranges import LARGEST, GivenRange, GivenRanges, require_range
 from qdq.quantized import QuantizedEdge, QuantizedModel
 from qdq.quantizer import ELEMENT_TYPES, FORMATS, INT8_LEVELS
 from qdq.strictyaml import Located, parse_texts
@@ -56,7 +56,7 @@ def given_by_model(path: Path) -> GivenRanges:
     Where several pairs stand on one tensor, the largest range.
     """
     model = QuantizedModel(path)
-    found = _largest((q.edge.read, amax) for q in model.edges if (amax := _amax_of(model, q)) is not None)
+    found = _largest(path, ((q.edge.read, amax) for q in model.edges if (amax := _amax_of(model, q)) is not None))
     if not found:
         raise ModelError(f"{path}: no pair stands on an activation with a constant scale and zero point; pass a model that 'qdq quantize' wrote")
     return GivenRanges(path.name, found, str(path), strict=False)
@@ -70,11 +70,12 @@ def given_bytes(given: GivenRanges, layout: str, version: str | None = None) -> 
     """
     if layout == CACHE:
         header = cache_header(*[version] if version else []) if version or not given.header else given.header
-        return cache_bytes(header, ((r.tensor, r.amax / INT8_LEVELS) for r in given.by_tensor))
+        return cache_bytes(header, ((r.tensor, r.amax / INT8_LEVELS) for r in given.by_tensor), given.path or given.name)
     content = {r.tensor: _short(r.amax) for r in given.by_tensor}
     if layout == JSON:
         return msgspec.json.format(msgspec.json.encode(content), indent=1) + b"\n"
-    text: str = yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=_WIDE)
+    plain = all(map(str.isprintable, content))  # PyYAML leaves some line breaks of Unicode as they are, where it may
+    text: str = yaml.safe_dump(content, sort_keys=False, allow_unicode=plain, width=_WIDE)
     return text.encode()
 
 
@@ -82,7 +83,9 @@ def _short(amax: float) -> float:
     """Return the number of fewest digits, from six on, that gives the same float32 scale of every type."""
     largest = np.array([element.largest for element in ELEMENT_TYPES.values()])
     tries = (float(f"{amax:.{digits}g}") for digits in range(_DIGITS, _ALL_DIGITS))
-    return next((short for short in tries if ((short / largest).astype(np.float32) == (amax / largest).astype(np.float32)).all()), amax)
+    with np.errstate(over="ignore"):
+        scales = (amax / largest).astype(np.float32)
+        return next((short for short in tries if ((short / largest).astype(np.float32) == scales).all()), amax)
 
 
 def _from_cache(content: bytes, path: Path) -> GivenRanges:
@@ -97,9 +100,7 @@ def _from_scales(content: bytes, path: Path) -> GivenRanges:
     except (msgspec.DecodeError, ValueError, RecursionError) as error:
         raise DataError(f"{path}: not a scales file that qdq can read: {first_line(error)}; make one with 'qdq calibrate'") from error
     pairs = [pair for pair in scales.by_pair if _is_activation(pair)]
-    found = _largest((pair.tensor, pair.scales[0] * pair.quantizer.element.largest) for pair in pairs)
-    for each in found:
-        require_range(each.amax, f"{path}: tensor {each.tensor!r}")
+    found = _largest(path, ((pair.tensor, pair.scales[0] * pair.quantizer.element.largest) for pair in pairs))
     return GivenRanges(path.name, found, str(path), strict=False)
 
 
@@ -116,9 +117,11 @@ def _amax_of(model: QuantizedModel, quantized: QuantizedEdge) -> float | None:
     return float(np.float32(scales.flat[0])) * ELEMENT_TYPES[quantized.dtype].largest
 
 
-def _largest(ranges: Iterable[tuple[str, float]]) -> tuple[GivenRange, ...]:
+def _largest(path: Path, ranges: Iterable[tuple[str, float]]) -> tuple[GivenRange, ...]:
+    """Return the largest range of each tensor."""
     found: dict[str, float] = {}
     for tensor, amax in ranges:
+        require_range(amax, f"{path}: tensor {tensor!r}")
         found[tensor] = max(amax, found.get(tensor, amax))
     return tuple(GivenRange(tensor, amax) for tensor, amax in found.items())
 
@@ -149,7 +152,7 @@ def _amax(value: Any, where: str) -> float:
         raise DataError(f"{where}: write a number, its amax, or one of {{amax: ...}} and {{scale: ...}}")
     way, text = next(iter(value.items()))
     number = _number(text, where)
-    if way == "scale" and abs(number) > np.finfo(np.float32).max:
+    if way == "scale" and abs(number) * INT8_LEVELS > LARGEST:
         raise DataError(f"{where}: the scale {text} is larger than a float32; write amax / {INT8_LEVELS}")
     return number if way == "amax" else (float(np.float32(number)) or number) * INT8_LEVELS
 

@@ -72,7 +72,7 @@ class GivenSummary(msgspec.Struct, frozen=True):
     unknown: tuple[str, ...] = ()
     #: Tensors of the graph that the plan does not quantize, and that no planned one took its range from.
     unplanned: tuple[str, ...] = ()
-    #: Planned tensors that were not given: they are calibrated.
+    #: Planned tensors that were not given: they are calibrated, or without data constants that take their largest value.
     missing: tuple[str, ...] = ()
 
     @property
@@ -81,7 +81,7 @@ class GivenSummary(msgspec.Struct, frozen=True):
         return {taken.tensor: taken.amax for taken in self.tensors}
 
 
-def by_hand(ranges: Mapping[str, float], name: str = "ranges passed to the library") -> GivenRanges:
+def given_by_hand(ranges: Mapping[str, float], name: str = "ranges passed to the library") -> GivenRanges:
     """Return the ranges in a mapping of tensors to amax; raises DataError for one that is negative or not finite."""
     for tensor, amax in ranges.items():
         require_range(amax, f"{name}: tensor {tensor!r}")
@@ -120,9 +120,22 @@ def settle(index: GraphIndex, plan: Plan, given: GivenRanges) -> GivenSummary:
     )
 
 
-def require_all(index: GraphIndex, found: GivenSummary) -> None:
-    """Raise DataError where a planned activation has no range: without data there is nothing else to take one from."""
-    if missing := found.missing:
+def without_data(index: GraphIndex, plan: Plan, found: GivenSummary) -> dict[str, float]:
+    """Return the range of every planned activation from what is given, that of a constant also from its values.
+
+    Raises DataError where that leaves one without.
+    """
+    edges = {p.edge.read: p.edge for p in plan.placements if p.quantizer.calibrated}
+    constant = [read for read in found.missing if index.scope(edges[read]).is_constant(edges[read].tensor)]
+    _refuse_missing(index, found, [read for read in found.missing if read not in constant])
+    amax = {read: float(np.abs(index.scope(edges[read]).constant(edges[read].tensor)).max(initial=0)) for read in constant}
+    for read, value in amax.items():
+        require_range(value, f"{index.source.name}: constant {read!r}")
+    return found.amax | amax
+
+
+def _refuse_missing(index: GraphIndex, found: GivenSummary, missing: list[str]) -> None:
+    if missing:
         names = ", ".join(map(repr, missing[:_NAMED])) + (f" and {len(missing) - _NAMED} more" if len(missing) > _NAMED else "")
         count = f"{len(missing)} planned tensor{'s' if len(missing) > 1 else ''}"
         raise DataError(f"{index.source.name}: {found.name} has no range for {count}: {names}; pass --data to calibrate what it lacks, or add them")

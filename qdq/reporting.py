@@ -168,7 +168,7 @@ def given_lines(scales: Scales) -> list[str]:
         return []
     lines = [f"{given.name} gives the ranges of {len(given.tensors)} tensors"]
     lines += _listed("take the range of a tensor that holds all of their values", [f"{t.tensor} from {t.of}" for t in given.tensors if t.of])
-    lines += _listed(f"not in {given.name}, and calibrated", given.missing)
+    lines += _listed(f"not in {given.name}, and {'calibrated' if scales.data else 'constant: their largest value'}", given.missing)
     lines += _listed(f"in {given.name}, but not in the graph", given.unknown)
     lines += _listed(f"in {given.name}, but not quantized by the plan", given.unplanned)
     return lines + [f"{s.tensor} was given {s.own:.4g}, and has {s.amax:.4g} as its scale group does" for s in widened(scales)]
@@ -185,9 +185,9 @@ def shared_lines(shared: Sequence[Shared]) -> list[str]:
     lost = sorted((s for s in shared if s.bits > 0.0), key=lambda s: -s.bits)
     if not shared:
         return []
-    head = f"{len(shared)} tensors have the range of their scale group, {len(lost)} of them a larger one than their own"
-    most = [f"{s.tensor} gave up {s.bits:.1f} bits: {s.own:.4g} of its own, {s.amax:.4g} shared, {s.amax / s.own:.1f} times" for s in lost[:_MOST]]
-    return [head + (f", such as these {_MOST}" if len(lost) > _MOST else ""), *most]
+    head = f"{len(shared)} tensors have the range of their scale group, {len(lost) or 'none'} of them a larger one than their own"
+    most = [f"{s.tensor}: {s.own:.4g} of its own, {s.amax:.4g} shared, {s.amax / s.own:.3g} times ({s.bits:.2g} bits)" for s in lost[:_MOST]]
+    return [head + ("; these gave up most" if len(lost) > _MOST else ""), *most]
 
 
 def _listed(what: str, names: Sequence[str]) -> list[str]:

@@ -88,14 +88,14 @@ def _line(line: str, at: str) -> tuple[str, float]:
     return tensor, scale
 
 
-def cache_bytes(header: str, scales: Iterable[tuple[str, float]]) -> bytes:
+def cache_bytes(header: str, scales: Iterable[tuple[str, float]], source: str) -> bytes:
     """Return a cache of some tensors and their scales, rounded to float32, in their order.
 
-    Raises DataError for a name that no line can hold.
+    Raises DataError, naming the `source` they are from, for a name that no line can hold.
     """
     lines = [header]
     for tensor, scale in scales:
         if not tensor or "\n" in tensor:
-            raise DataError(f"tensor {tensor!r}: a calibration cache cannot hold this name; export as yaml or json")
+            raise DataError(f"{source}: tensor {tensor!r}: a calibration cache cannot hold this name; export as yaml or json")
         lines.append(f"{tensor}{_SEPARATOR}{struct.pack('>f', scale).hex()}")
     return "".join(f"{line}\n" for line in lines).encode()

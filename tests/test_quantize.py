@@ -144,7 +144,7 @@ def test_the_json_of_quantize_has_its_keys(tmp_path: Path) -> None:
     assert set(content["plan"]["placements"][0]["edge"]) == EDGE
     assert set(content["plan"]["placements"][0]["quantizer"]) == {"name", "dtype", "axis"}
     assert set(content["plan"]["left_float"][0]) == {"edge", "because", "why"}
-    assert set(content["scales"]) == {"plan", "method", "data", "samples", "by_pair", "dead", "batch", "outliers"}
+    assert set(content["scales"]) == {"plan", "method", "data", "samples", "by_pair", "dead", "batch", "outliers", "shared", "given"}
     assert set(content["scales"]["by_pair"][0]) == {"tensor", "quantizer", "scales"}
     assert set(content["validation"]) == {"model", "quantized", "accuracy", "engines"}
     assert set(content["validation"]["accuracy"]) == {"data", "samples", "outputs"}
