@@ -177,6 +177,7 @@ def test_options_about_data_are_refused_without_data(tmp_path: Path) -> None:
     for option, value in (("--method", "max"), ("--weights", "shift"), ("--batch", "2")):
         assert f"qdq: {option}" in (said := refused(tmp_path, "quantize", model, "-o", out, "--ranges", ranges, option, value))
         assert "is about data, and --ranges alone runs none" in said
+    assert "qdq: --min-snr is about data" in refused(tmp_path, "quantize", model, "-o", out, "--ranges", ranges, "--validate", "--min-snr", "10")
     assert "cannot be read: No such file" in refused(tmp_path, "quantize", model, "-o", out, "--ranges", tmp_path / "none")
     assert "the output is the input" in refused(tmp_path, "quantize", model, "-o", ranges, "--force", "--ranges", ranges)
     assert "no calibration data" in refused(tmp_path, "quantize", model, "-o", out)

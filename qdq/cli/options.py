@@ -114,14 +114,18 @@ def ranges_option(function: F) -> F:
     )(function)
 
 
+#: Options that mean nothing where no data is run; of weights only ``shift``.
+_ABOUT_DATA = ("method", "batch", "weights", "min_snr", "min_cosine", "min_top1")
+
+
 def given_ranges(ctx: click.Context, ranges: Path | None, data: DataLike | None) -> GivenRanges | None:
     """Return the ranges that ``--ranges`` names, None without it; raises UsageError for options that ask for data where there is none."""
     if ranges is None:
         return None
-    for name in ("method", "batch", "weights") if data is None else ():
+    for name in _ABOUT_DATA if data is None else ():
         if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE and (name != "weights" or ctx.params[name] == "shift"):
-            value = " shift" if name == "weights" else ""
-            raise UsageError(f"--{name}{value} is about data, and --ranges alone runs none; pass --data or --images too, or leave it out")
+            option = f"--{name.replace('_', '-')}{' shift' if name == 'weights' else ''}"
+            raise UsageError(f"{option} is about data, and --ranges alone runs none; pass --data or --images too, or leave it out")
     return read_given(ranges)
 
 

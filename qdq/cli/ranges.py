@@ -13,7 +13,7 @@ from qdq.saving import check_output, write_whole
 from qdq.trtcache import VERSION
 
 
-@click.group("ranges")
+@click.group("ranges", no_args_is_help=False)
 def command() -> None:
     """Turn files of ranges into others.
 
