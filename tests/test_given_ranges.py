@@ -245,6 +245,7 @@ def test_a_dead_tensor_keeps_its_placeholder_through_a_cache(tmp_path: Path) -> 
     for ranges in (cached, zeros):
         assert qdq.quantize(model, None, given=ranges).scales.by_pair == calibrated.scales.by_pair
     assert qdq.quantize(model, None, given=zeros).scales.dead == ("f",)
+    assert qdq.quantize(model, samples(tmp_path / "more"), given=qdq.given_by_hand({"f": 1.0})).scales.dead == ()
 
 
 def test_a_cached_scale_reaches_its_pair_bit_for_bit() -> None:
@@ -445,3 +446,5 @@ def test_a_tensor_that_keeps_its_own_range_shares_nothing() -> None:
 
     assert scales_of(scales) == {"x": 1.0, "a": 1.0, "b": 4.0, "c": 4.0}
     assert {s.tensor for s in scales.shared} == {"b", "c"}
+    alone = qdq.calibrate(grouped(), limited, None, given=qdq.given_by_hand({"x": 1.0, "a": 1.0, "b": 9.0, "c": 1.0}))
+    assert alone.shared == ()
