@@ -17,6 +17,9 @@ from qdq.histogram import Histogram
 from qdq.index import Floats
 from qdq.planning import ScaleGroup
 
+#: Between the names of data whose ranges were merged.
+_JOINED = " + "
+
 
 class Moments(msgspec.Struct, frozen=True):
     """What the channels of a tensor add up to, exactly: the same whatever the order of the samples."""
@@ -133,7 +136,7 @@ def merge(several: Sequence[Ranges]) -> Ranges:
     dealt = [_join_parts(same) for _, same in sorted(by_data.items())]
     if len(dealt) > 1:
         _require_whole(dealt)
-    data = " + ".join(ranges.data for ranges in dealt)
+    data = _JOINED.join(sorted(name for ranges in dealt for name in ranges.data.split(_JOINED)))
     return _summed(dealt, data, dealt[0].of, dealt[0].parts)
 
 
@@ -161,6 +164,9 @@ def _join_parts(same: list[Ranges]) -> Ranges:
 
 
 def _require_whole(dealt: list[Ranges]) -> None:
+    names = [name for ranges in dealt for name in ranges.data.split(_JOINED)]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise DataError(f"{twice[0]} is in two of them, and would count twice; leave one out")
     for ranges in dealt:
         if ranges.missing:
             raise DataError(f"{ranges.data}: part {ranges.missing[0]}/{ranges.of} is missing; merge all parts of it before joining other data")

@@ -141,7 +141,7 @@ def _client(observing: Observing) -> Iterator[tuple[Client, int]]:
         raise UsageError(f"--workers and --scheduler need Dask: {first_line(error)}; install it with pip install 'qdq[dask]'") from error
     if observing.scheduler is None:
         with (
-            LocalCluster(observing.workers, threads_per_worker=1, memory_limit=0, dashboard_address=None, silence_logs=logging.CRITICAL) as cluster,
+            LocalCluster(observing.workers, threads_per_worker=1, memory_limit=0, dashboard_address=":0", silence_logs=logging.CRITICAL) as cluster,
             Client(cluster) as client,
         ):
             yield client, observing.workers or 1

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import click
 
 from qdq.calibration import parse_method, ranges_of, scales_from
-from qdq.cli.options import FILE, data_option, method_option, naming, output_option, progress
-from qdq.feeds import DataLike, data_files, open_feeds
+from qdq.cli.options import FILE, data_option, method_option, naming, observing_option, output_option, progress, resumable, save_ranges_option
+from qdq.errors import UsageError
+from qdq.feeds import data_files
 from qdq.index import GraphIndex
 from qdq.loading import load
-from qdq.observing import Job
+from qdq.observing import Job, Observing
 from qdq.planedits import require_edits
 from qdq.planfile import read_plan_file, scales_json
 from qdq.planning import source_for
-from qdq.reporting import scales_summary, sections_text
+from qdq.rangefile import write_ranges
+from qdq.reporting import ranges_summary, scales_summary, sections_text
 from qdq.saving import check_output, write_whole
 
 
@@ -24,24 +28,48 @@ from qdq.saving import check_output, write_whole
 @click.argument("plan", type=FILE)
 @data_option
 @method_option
+@observing_option
+@click.option("--shard", metavar="I/N", help="Run every N-th sample only, from the I-th on, and write their ranges for 'qdq ranges merge'.")
+@save_ranges_option
 @output_option
-def command(  # noqa: PLR0913, PLR0917 click passes each option
-    model: Path, plan: Path, data: DataLike | None, batch: int | None, method: str, weights: str | None, output: Path, force: bool
-) -> None:
-    """Run MODEL over the data and write the scales that PLAN needs, as JSON.
+def command(model: Path, plan: Path, output: Path, save_ranges: Path | None, **given: Any) -> None:
+    """Run MODEL over the data and write the scales that PLAN needs, as JSON; with --shard the ranges of a part of it.
 
     \b
     Example:
       qdq calibrate resnet50.onnx resnet50.plan.yaml --data samples/ -o resnet50.scales.json
       qdq calibrate resnet50.onnx resnet50.plan.yaml --images photos/ --preprocess imagenet --samples 256 -o resnet50.scales.json
+      qdq calibrate resnet50.onnx resnet50.plan.yaml --data samples/ --shard 2/8 -o part2.ranges
     """
-    check_output(output, (model, plan, *data_files(data)), force)
-    planned, way = read_plan_file(plan), parse_method(method, weights)
+    observing: Observing = given["observing"]
+    outputs = _outputs(model, plan, output, save_ranges, given)
+    planned, way = read_plan_file(plan), parse_method(given["method"], given["weights"])
     index = GraphIndex(source_for(load(model), planned.plan))
     require_edits(planned, index)
-    feeds = open_feeds(index, data, batch)
-    with naming(plan), progress("calibrating", feeds.count) as advance:
-        scales = scales_from(index, planned.plan, ranges_of(Job(index, planned.plan, data, way.needs_histogram, batch), progress=advance), way)
-    write_whole(output, scales_json(scales))
-    click.echo(sections_text([scales_summary(scales)]), nl=False)
-    click.echo(f"\nwrote {output}")
+    job = Job(index, planned.plan, given["data"], way.needs_histogram, given["batch"])
+    total = job.feeds().left(observing.part.number - 1, observing.part.of)
+    with naming(plan), resumable(observing), progress("calibrating", total, resumed=observing.resume) as advance:
+        ranges = ranges_of(job, observing, advance)
+        if observing.part.of > 1:
+            write_ranges(output, ranges)
+            made = ranges_summary(ranges)
+        else:
+            scales = scales_from(index, planned.plan, ranges, way)
+            write_whole(output, scales_json(scales))
+            made = scales_summary(scales)
+        if save_ranges:
+            write_ranges(save_ranges, ranges)
+    click.echo(sections_text([made]), nl=False)
+    click.echo(f"\nwrote {', '.join(map(str, outputs))}")
+
+
+def _outputs(model: Path, plan: Path, output: Path, save_ranges: Path | None, given: Mapping[str, Any]) -> list[Path]:
+    """Return the files that are written; raises UsageError, before any work, for one that could not be."""
+    inputs = (model, plan, *data_files(given["data"]))
+    check_output(output, inputs, given["force"])
+    if not save_ranges:
+        return [output]
+    if given["observing"].part.of > 1:
+        raise UsageError("--shard writes the ranges of its part to -o; leave out --save-ranges")
+    check_output(save_ranges, (*inputs, output), given["force"])
+    return [output, save_ranges]

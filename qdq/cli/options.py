@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -17,10 +18,13 @@ from qdq.calibration import DEFAULT_METHOD, WEIGHTS
 from qdq.errors import PlanError, UsageError
 from qdq.feeds import NOISE, DataLike, Subset
 from qdq.images import Images, preset_names
+from qdq.observing import INTERVAL, Observing
 from qdq.profiles import Profile, parse_profile
+from qdq.ranges import Part
 from qdq.reporting import Section, sections_text, to_json
 from qdq.rule import RuleSet
 from qdq.rulefile import DEFAULT_SET, load_rules
+from qdq.saving import remove_whole
 from qdq.target import Target, parse_target
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -101,6 +105,87 @@ def method_option(function: F) -> F:
     )
 
 
+def save_ranges_option(function: F) -> F:
+    """Add ``--save-ranges``."""
+    return click.option("--save-ranges", type=FILE, metavar="FILE", help="Also write what the tensors were seen to hold, to choose scales from again.")(
+        function
+    )
+
+
+#: The options that `observing_option` makes one `observing` of.
+_OBSERVING = ("device", "max_memory", "workers", "scheduler", "resume", "checkpoint_every", "shard")
+_SHARD = re.compile(r"([1-9]\d*)/([1-9]\d*)")
+_MEMORY = re.compile(r"(\d+(?:\.\d+)?) ?([KMGT]i?)B", re.IGNORECASE)
+_UNITS = {"k": 10**3, "ki": 2**10, "m": 10**6, "mi": 2**20, "g": 10**9, "gi": 2**30, "t": 10**12, "ti": 2**40}
+
+
+def observing_option(function: F) -> F:
+    """Add the options of how samples are run, of which the command gets one `observing`; its checkpoint lies beside ``-o``."""
+
+    @functools.wraps(function)
+    def command(*args: Any, **given: Any) -> Any:
+        return function(*args, **{**{k: v for k, v in given.items() if k not in _OBSERVING}, "observing": _observing(given)})
+
+    options = (
+        click.option("--device", default="cpu", show_default=True, help="What runs the samples: cpu, cuda, or cuda,cpu for CUDA where it is present."),
+        click.option("--max-memory", metavar="SIZE", help="Most memory to take, as 4GB: runs the samples again for tensors that would not fit."),
+        click.option("--workers", type=click.IntRange(min=1), metavar="N", help="Share the samples among N processes (Dask)."),
+        click.option("--scheduler", metavar="ADDRESS", help="Share the samples among the workers of a Dask cluster, as tcp://host:8786."),
+        click.option("--resume", is_flag=True, help="Go on from the checkpoint that a run which was stopped left beside the output."),
+        click.option(
+            "--checkpoint-every", type=click.FloatRange(min=0), default=INTERVAL, show_default=True, metavar="SECONDS", help="What a kill loses at most."
+        ),
+    )
+    for option in reversed(options):
+        option(command)
+    return cast(F, command)
+
+
+def _observing(given: Mapping[str, Any]) -> Observing:
+    if given["workers"] and given["scheduler"]:
+        raise UsageError("--workers starts processes here, --scheduler uses a cluster that runs; pass one of them")
+    output: Path = given["output"]
+    checkpoint = output.with_name(f"{output.name}.checkpoint")
+    if not (given["resume"] or given["force"]) and checkpoint.exists():
+        raise UsageError(f"{checkpoint}: is left of a run that was stopped; pass --resume to go on from it, or --force to begin anew")
+    return Observing(
+        part=_part(given["shard"]) if given.get("shard") else Part(),
+        device=given["device"],
+        max_memory=_bytes(given["max_memory"]) if given["max_memory"] else None,
+        checkpoint=checkpoint,
+        resume=given["resume"],
+        interval=given["checkpoint_every"],
+        workers=given["workers"],
+        scheduler=given["scheduler"],
+    )
+
+
+def _part(text: str) -> Part:
+    found = _SHARD.fullmatch(text)
+    if not found or int(found[1]) > int(found[2]):
+        raise UsageError(f"--shard {text!r}: write which of how many, such as 2/8")
+    return Part(int(found[1]), int(found[2]))
+
+
+def _bytes(text: str) -> int:
+    found = _MEMORY.fullmatch(text.strip())
+    if not found:
+        raise UsageError(f"--max-memory {text!r}: write a number and a unit, such as 4GB or 500MiB")
+    return int(float(found[1]) * _UNITS[found[2].lower()])
+
+
+@contextmanager
+def resumable(observing: Observing) -> Iterator[None]:
+    """Remove the checkpoint once all is written; say where it lies when the run is interrupted."""
+    kept = observing.checkpoint
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        raise KeyboardInterrupt(f"--resume goes on from {kept}" if kept and kept.exists() else "") from error
+    if kept:
+        remove_whole(kept)
+
+
 def leave_float_option(function: F) -> F:
     """Add ``--leave-float`` and ``--allow-unmatched``."""
     function = click.option("--allow-unmatched", is_flag=True, help="Accept globs that match nothing.")(function)
@@ -176,16 +261,19 @@ def naming(*paths: Path) -> Iterator[None]:
 
 
 @contextmanager
-def progress(label: str, total: int | None = None, unit: str = "samples") -> Iterator[Callable[..., None]]:
+def progress(label: str, total: int | None = None, unit: str = "samples", resumed: bool = False) -> Iterator[Callable[..., None]]:
     """Give a callback that counts on standard error while it is a terminal, out of `total` or of the number it is given.
 
-    Behind the count stand the time left, as long as what is done took, and the most memory that the process has held.
+    Behind the count stand the time left, as long as what is done took, and the most memory that the process has held. Of
+    a run that is `resumed`, what the first call counts was done before.
     """
-    shown, began = sys.stderr.isatty(), time.monotonic()
+    shown, began, before = sys.stderr.isatty(), time.monotonic(), None if resumed else 0
 
     def advance(done: int, of: int | None = total) -> None:
+        nonlocal before
+        before = done if before is None else before
         if shown:
-            left = [_duration((time.monotonic() - began) / done * (of - done))] if of and done else []
+            left = [_duration((time.monotonic() - began) / (done - before) * (of - done))] if of and done > before else []
             held = [f"{memory} MB at most"] if (memory := _most_memory()) else []
             count = f"{label}: {done}{f' of {of}' if of else ''} {unit}"
             click.echo(f"\r{', '.join([count, *left, *held])}\033[K", err=True, nl=False)
