@@ -3,24 +3,33 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from concurrent.futures import ThreadPoolExecutor
+from typing import TypeAlias
 
 import msgspec
 import numpy as np
 
-from qdq.errors import ModelError, PlanError, UsageError
-from qdq.feeds import DataLike, open_feeds
+from qdq.errors import DataError, ModelError, PlanError, UsageError
+from qdq.feeds import DataLike
 from qdq.givenranges import GivenRanges, GivenSummary, settle, without_data
 from qdq.index import Array, GraphIndex, qualified
 from qdq.loading import ModelLike, load
-from qdq.observation import Progress, Ranges, TensorRange, observe
+from qdq.observation import Progress
+from qdq.observing import OBSERVING, Job, Observing
 from qdq.planning import Placement, Plan, source_for
 from qdq.quantizer import FORMATS, ElementType, Quantizer
+from qdq.ranges import Ranges, TensorRange
 from qdq.sharing import Shared, share
+from qdq.spreading import observed
 from qdq.weights import by_channels, channel_amax, least_error_amax, least_shift_amax
 
+#: Ranges from elsewhere: what someone says, or what was observed before.
+Given: TypeAlias = GivenRanges | Ranges
+
 DEFAULT_METHOD = "mse"
+#: In the place of a method where ranges are said, not chosen.
+GIVEN = "given"
 #: Share of absolute values kept within the range; the default of pytorch-quantization's HistogramCalibrator.
 DEFAULT_PERCENT = 99.99
 #: The range given to a tensor or channel that is zero throughout: any scale would do, this one is harmless.
@@ -37,7 +46,7 @@ _METHOD = re.compile(r"(?P<name>max|mse|percentile|entropy)(:(?P<percent>\d+(\.\
 class Method(msgspec.Struct, frozen=True):
     """How a range becomes an amax, and how the scales of weights are chosen."""
 
-    #: max, mse, entropy or percentile.
+    #: max, mse, entropy or percentile; given, where ranges are said and none is chosen.
     name: str
     percent: float | None = None
     #: One of WEIGHTS.
@@ -58,7 +67,12 @@ class Method(msgspec.Struct, frozen=True):
     @property
     def needs_histogram(self) -> bool:
         """Whether the largest value alone is not enough."""
-        return self.name != "max" or self.weights == "shift"
+        return self.name not in ("max", GIVEN) or self.weights == "shift"
+
+    @property
+    def without_data(self) -> Method:
+        """What is left of it where no data was run: TensorRT, too, takes the largest weights where it has a cache."""
+        return Method(GIVEN, None, "mse" if self.weights == "mse" else "max")
 
 
 class PairScale(msgspec.Struct, frozen=True):
@@ -121,7 +135,7 @@ def parse_method(text: str, weights: str | None = None) -> Method:
 
 
 def _usual_weights(name: str) -> str:
-    return "max" if name == "max" else "shift"
+    return "max" if name in ("max", GIVEN) else "shift"
 
 
 def calibrate(  # noqa: PLR0913 keyword arguments of the public function
@@ -133,7 +147,8 @@ def calibrate(  # noqa: PLR0913 keyword arguments of the public function
     weights: str | None = None,
     batch: int | None = None,
     progress: Progress | None = None,
-    given: GivenRanges | None = None,
+    observing: Observing = OBSERVING,
+    given: Given | None = None,
 ) -> Scales:
     """Return the scales of a plan, computed by running the float model over the data in ONNX Runtime.
 
@@ -142,43 +157,39 @@ def calibrate(  # noqa: PLR0913 keyword arguments of the public function
     ``mse`` those. Raises PlanError if the plan is another model's, DataError for data or given ranges that do not fit.
     """
     index = GraphIndex(source_for(load(model), plan))
-    return calibrate_index(index, plan, data, parse_method(method, weights), batch, progress, given)
+    job = Job(index, plan, data, (way := parse_method(method, weights)).needs_histogram, batch)
+    return scales_of(job, way, observing, progress, given)[0]
 
 
-def calibrate_index(  # noqa: PLR0913, PLR0917 the arguments of `calibrate`
-    index: GraphIndex,
-    plan: Plan,
-    data: DataLike | None,
-    method: Method,
-    batch: int | None = None,
-    progress: Progress | None = None,
-    given: GivenRanges | None = None,
-) -> Scales:
-    """Return the scales of a plan for a model that is indexed already."""
-    require_model(plan, index)
-    found = settle(index, plan, given) if given else None
-    if data is None and found:
-        return _scales_given(index, plan, found, method)
-    feeds = open_feeds(index, data, batch)
-    ranges = observe(index, plan, feeds, full=method.needs_histogram, progress=progress)
-    return scales_from(index, plan, ranges, method, found)
+def scales_of(
+    job: Job, method: Method, observing: Observing = OBSERVING, progress: Progress | None = None, given: Given | None = None
+) -> tuple[Scales, Ranges]:
+    """Return the scales of an indexed model's plan, and the ranges that they were chosen from: observed now or before, or given."""
+    require_model(job.plan, job.index)
+    found = settle(job.index, job.plan, given) if isinstance(given, GivenRanges) else None
+    if given is None or job.data is not None:
+        if isinstance(given, Ranges):
+            raise DataError(f"{given.data}: its ranges were observed before, and more data would count beside them; leave out one of both")
+        ranges = observed(job, observing, progress)
+    else:
+        ranges = given if isinstance(given, Ranges) else _said(job, found)
+    return scales_from(job.index, job.plan, ranges, method, found), ranges
 
 
-def _scales_given(index: GraphIndex, plan: Plan, found: GivenSummary, method: Method) -> Scales:
-    """Return scales made of given ranges alone: TensorRT, too, takes the largest weights where it has a cache."""
-    ranges = Ranges(plan.key, "", 0, tuple(TensorRange(tensor, amax) for tensor, amax in without_data(index, plan, found).items()))
-    way = "mse" if method.weights == "mse" else "max"
-    scales = scales_from(index, plan, ranges, Method("max", None, way), found)
-    return msgspec.structs.replace(scales, method="given" if way == "max" else f"given, weights {way}")
+def ranges_of(job: Job, observing: Observing = OBSERVING, progress: Progress | None = None) -> Ranges:
+    """Return what the planned activations of an indexed model were seen to hold; raises PlanError if the plan is another model's."""
+    require_model(job.plan, job.index)
+    return observed(job, observing, progress)
 
 
 def scales_from(index: GraphIndex, plan: Plan, ranges: Ranges, method: Method, found: GivenSummary | None = None) -> Scales:
-    """Return the scales that a method makes of observed ranges, given ones in their place; scale groups get the largest range in them."""
-    if ranges.plan != plan.key:
-        raise PlanError("the ranges were observed for another plan; calibrate again with this one")
+    """Return the scales that a method makes of ranges, given ones in their place; scale groups get the largest range in them."""
+    if not ranges.samples:
+        method = method.without_data
     by_tensor = {seen.tensor: seen for seen in ranges.by_tensor}
     observed = {(tensor, quantizer.dtype): quantizer.element for tensor, quantizer in pairs_of(plan) if quantizer.calibrated}
     given = found.amax if found else {}
+    _require_ranges(plan, ranges, {tensor for tensor, _ in observed if tensor not in given}, method)
     own = {(tensor, dtype): given[tensor] if tensor in given else method.amax(by_tensor[tensor], element) for (tensor, dtype), element in observed.items()}
     amax, shared = share(plan, own)
     with ThreadPoolExecutor() as pool:
@@ -186,6 +197,28 @@ def scales_from(index: GraphIndex, plan: Plan, ranges: Ranges, method: Method, f
     index.forget_constants()
     dead = tuple(seen.tensor for seen in ranges.by_tensor if given.get(seen.tensor, seen.amax) == 0.0)
     return Scales(plan.key, str(method), ranges.data, ranges.samples, pairs, dead, ranges.batch, _outliers(ranges, amax), shared, found)
+
+
+def _said(job: Job, found: GivenSummary | None) -> Ranges:
+    """Return ranges made of given ones alone."""
+    amax = without_data(job.index, job.plan, found) if found else {}
+    return Ranges(job.plan.digest, "", 0, tuple(TensorRange(tensor, value) for tensor, value in amax.items()))
+
+
+def _require_ranges(plan: Plan, ranges: Ranges, needed: Set[str], method: Method) -> None:
+    """Raise PlanError or DataError unless ranges hold all that a plan and a method need of them."""
+    if ranges.model != plan.digest:
+        raise PlanError("the ranges were observed for another model; observe them again with this one")
+    if ranges.missing:
+        raise DataError(f"{ranges.data}: part {ranges.missing[0]}/{ranges.of} of the samples is missing in the ranges; merge all parts first")
+    if lacking := sorted(needed - set(ranges.tensors)):
+        raise PlanError(f"the ranges lack {len(lacking)} tensors that the plan quantizes, {lacking[0]!r} first; observe them again with this plan")
+    if method.needs_histogram and any(seen.histogram is None for seen in ranges.by_tensor):
+        raise DataError(f"the ranges hold largest values only, which --method {method} cannot use; observe them again for it, or use --method max")
+    unseen = {seen.tensor for seen in ranges.by_tensor if not seen.seen}
+    for edge in (placement.edge for placement in plan.placements if placement.edge.read in unseen & needed):
+        hint = f"give data that does, or leave it in float: --leave-float '{edge.graph}/*'"
+        raise DataError(f"{ranges.data}: no sample runs the body {edge.graph}, so {edge.tensor!r} has no range; {hint}")
 
 
 def _outliers(ranges: Ranges, amax: Mapping[tuple[str, str], float]) -> tuple[Outliers, ...]:

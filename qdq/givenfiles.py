@@ -11,11 +11,14 @@ import msgspec
 import numpy as np
 import yaml
 
-from qdq.calibration import PairScale, Scales
+from qdq.calibration import Given, PairScale, Scales
 from qdq.errors import DataError, ModelError, RuleError, first_line
 from qdq.givenranges import LARGEST, GivenRange, GivenRanges, require_range
 from qdq.quantized import QuantizedEdge, QuantizedModel
 from qdq.quantizer import ELEMENT_TYPES, FORMATS, INT8_LEVELS
+from qdq.rangefile import MAGIC as OBSERVED
+from qdq.rangefile import decode_ranges
+from qdq.ranges import Ranges
 from qdq.strictyaml import Located, parse_texts
 from qdq.trtcache import MAGIC, cache_bytes, cache_header, read_cache
 
@@ -30,10 +33,10 @@ _WIDE = 1_000_000
 _DIGITS, _ALL_DIGITS = 6, 17
 
 
-def read_given(path: Path) -> GivenRanges:
+def read_given(path: Path) -> Given:
     """Return the ranges in a file of any kind, told apart by what it holds, but for models, which end in ``.onnx``.
 
-    A TensorRT calibration cache, scales that `qdq calibrate` wrote, a quantized model, or YAML or JSON that
+    Ranges that were observed, a TensorRT calibration cache, scales that `qdq calibrate` wrote, a quantized model, or YAML or JSON that
     maps tensors to a number, amax, or to ``{amax: ...}`` or ``{scale: ...}``, a scale being that of INT8, amax / 127.
     Raises DataError naming the file, the line and what is wrong in it, and ModelError for a model without pairs.
     """
@@ -43,11 +46,23 @@ def read_given(path: Path) -> GivenRanges:
         content = path.read_bytes()
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}; check the path") from error
+    if content.startswith(OBSERVED):
+        return decode_ranges(content, str(path))
     if content.startswith(MAGIC):
         return _from_cache(content, path)
     if content.lstrip().startswith(b"{") and _SCALES_KEY in content:
         return _from_scales(content, path)
     return GivenRanges(path.name, tuple(_by_hand(content, path)), str(path))
+
+
+def read_said(path: Path) -> GivenRanges:
+    """Return the ranges in a file as `read_given` does; raises DataError too where it holds observed ones, of which none was chosen yet."""
+    found = read_given(path)
+    if isinstance(found, Ranges):
+        raise DataError(
+            f"{path}: holds what samples gave, of which no ranges are chosen; 'qdq calibrate --ranges {path.name}' makes scales to export"
+        )
+    return found
 
 
 def given_by_model(path: Path) -> GivenRanges:

@@ -17,6 +17,7 @@ from qdq.checking import Finding
 from qdq.errors import UsageError
 from qdq.feeds import NOISE
 from qdq.planning import BODY, FUNCTION, Plan
+from qdq.ranges import Ranges
 from qdq.sharing import Shared
 from qdq.target import DEFAULT_TARGET
 from qdq.validation import EngineReport, Validation
@@ -148,8 +149,7 @@ def plan_sections(plan: Plan) -> list[Section]:
 
 def scales_summary(scales: Scales) -> Section:
     """Return what the scales were computed from."""
-    entries = f" of batch {scales.batch}" if scales.batch not in ("", "1") else ""
-    source = f"{scales.method} over {scales.samples} samples{entries} of {scales.data}" if scales.data else f"{scales.method}, no data was run"
+    source = f"{scales.method} over {scales.samples} samples{_of_batch(scales.batch)} of {scales.data}" if scales.data else f"{scales.method}, no data was run"
     lines = [f"{source}: {len(scales.by_pair)} pairs"]
     if scales.data == NOISE:
         lines.append("calibrated on noise: the scales mean nothing for real inputs")
@@ -193,6 +193,16 @@ def shared_lines(shared: Sequence[Shared]) -> list[str]:
 def _listed(what: str, names: Sequence[str]) -> list[str]:
     more = f" and {len(names) - _NAMES} more (all of them in a report that ends in .json)" if len(names) > _NAMES else ""
     return [f"{len(names)} {what}: {', '.join(names[:_NAMES])}{more}"] if names else []
+
+
+def ranges_summary(ranges: Ranges) -> Section:
+    """Return what was observed."""
+    some = f", parts {', '.join(map(str, ranges.parts))} of {ranges.of}" if ranges.missing else ""
+    return Section("Ranges", (f"{len(ranges.by_tensor)} tensors over {ranges.samples} samples{_of_batch(ranges.batch)} of {ranges.data}{some}",))
+
+
+def _of_batch(batch: str) -> str:
+    return f" of batch {batch}" if batch not in ("", "1") else ""
 
 
 def findings_section(findings: Sequence[Finding]) -> Section:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import shutil
 import tempfile
@@ -76,7 +77,7 @@ def whole(path: Path, parents: bool = False) -> Iterator[Path]:
     try:
         if parents:
             path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=".qdq-")
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=_prefix(path))
         os.close(handle)
         temporary = Path(name)
         yield temporary
@@ -87,6 +88,17 @@ def whole(path: Path, parents: bool = False) -> Iterator[Path]:
     finally:
         if temporary:
             temporary.unlink(missing_ok=True)
+
+
+def _prefix(path: Path) -> str:
+    """Return how the names of a file's temporary ones begin, within what file systems take."""
+    return f".qdq-{path.name[:64]}-"
+
+
+def remove_whole(path: Path) -> None:
+    """Remove a file, where it is there, and what a process that was killed while writing it left beside it."""
+    for file in (path, *path.parent.glob(f"{glob.escape(_prefix(path))}*")):
+        file.unlink(missing_ok=True)
 
 
 def _umask() -> int:

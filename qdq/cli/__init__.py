@@ -21,7 +21,7 @@ COMMANDS = {
     "plan": "Decide for every edge whether it gets a pair, and say by which rule.",
     "explain": "Say why the inputs of a node, or the readers of a tensor, are quantized or not.",
     "calibrate": "Run the float model over data and compute the plan's scales.",
-    "ranges": "Turn ranges into a TensorRT calibration cache, YAML or JSON.",
+    "ranges": "Merge what parts of the samples gave; turn ranges into TensorRT's calibration cache, YAML or JSON.",
     "apply": "Write the model with the pairs of a plan and its scales.",
     "strip": "Take the Q/DQ pairs out of a model again.",
     "check": "Find where models' Q/DQ differ from the rules, or would be refused.",
@@ -123,8 +123,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except MemoryError as error:
         click.echo(f"qdq: not enough memory: {' '.join(str(error).split()) or 'for this model and data'}; use a smaller batch", err=True)
         return 2
-    except (KeyboardInterrupt, click.Abort):
-        click.echo("qdq: interrupted; nothing was written", err=True)
+    except (KeyboardInterrupt, click.Abort) as error:
+        click.echo(f"qdq: interrupted; {error.__cause__ or error or 'nothing was written'}", err=True)
         return _INTERRUPTED
     except BrokenPipeError:
         sys.stderr.close()

@@ -2,19 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import click
 
-from qdq.calibration import calibrate_index, parse_method
-from qdq.cli.options import FILE, data_option, feeds_of, given_ranges, method_option, naming, output_option, progress, ranges_option
-from qdq.feeds import DataLike, data_files
+from qdq.calibration import parse_method, ranges_of, scales_of
+from qdq.cli.options import (
+    FILE,
+    data_option,
+    feeds_of,
+    given_ranges,
+    method_option,
+    naming,
+    observing_option,
+    output_option,
+    progress,
+    ranges_option,
+    resumable,
+    save_ranges_option,
+)  # fmt: skip
+from qdq.errors import UsageError
+from qdq.feeds import data_files
 from qdq.index import GraphIndex
 from qdq.loading import load
+from qdq.observing import Job, Observing
 from qdq.planedits import require_edits
 from qdq.planfile import read_plan_file, scales_json
 from qdq.planning import source_for
-from qdq.reporting import scales_summary, sections_text
+from qdq.rangefile import write_ranges
+from qdq.reporting import ranges_summary, scales_summary, sections_text
 from qdq.saving import check_output, write_whole
 
 
@@ -24,21 +42,13 @@ from qdq.saving import check_output, write_whole
 @data_option
 @method_option
 @ranges_option
+@observing_option
+@click.option("--shard", metavar="I/N", help="Run every N-th sample only, from the I-th on, and write their ranges for 'qdq ranges merge'.")
+@save_ranges_option
 @output_option
 @click.pass_context
-def command(  # noqa: PLR0913, PLR0917 click passes each option
-    ctx: click.Context,
-    model: Path,
-    plan: Path,
-    data: DataLike | None,
-    batch: int | None,
-    method: str,
-    weights: str | None,
-    ranges: Path | None,
-    output: Path,
-    force: bool,
-) -> None:
-    """Run MODEL over the data and write the scales that PLAN needs, as JSON.
+def command(ctx: click.Context, /, model: Path, plan: Path, output: Path, save_ranges: Path | None, **given: Any) -> None:
+    """Run MODEL over the data and write the scales that PLAN needs, as JSON; with --shard the ranges of a part of it.
 
     With --ranges the tensors that FILE names get its ranges; without data it must name all that PLAN quantizes.
 
@@ -46,16 +56,42 @@ def command(  # noqa: PLR0913, PLR0917 click passes each option
     Example:
       qdq calibrate resnet50.onnx resnet50.plan.yaml --data samples/ -o resnet50.scales.json
       qdq calibrate resnet50.onnx resnet50.plan.yaml --images photos/ --preprocess imagenet --samples 256 -o resnet50.scales.json
+      qdq calibrate resnet50.onnx resnet50.plan.yaml --data samples/ --shard 2/8 -o part2.ranges
       qdq calibrate resnet50.onnx resnet50.plan.yaml --ranges resnet50.cache -o resnet50.scales.json
     """
-    check_output(output, (model, plan, *data_files(data), *([ranges] if ranges else [])), force)
-    given = given_ranges(ctx, ranges, data)
-    planned, way = read_plan_file(plan), parse_method(method, weights)
+    observing: Observing = given["observing"]
+    outputs = _outputs(model, plan, output, save_ranges, given)
+    ranges = given_ranges(ctx, given["ranges"], given["data"])
+    planned, way = read_plan_file(plan), parse_method(given["method"], given["weights"])
     index = GraphIndex(source_for(load(model), planned.plan))
     require_edits(planned, index)
-    feeds = feeds_of(index, data, batch, given)
-    with naming(plan), progress("calibrating", feeds.count if feeds else None) as advance:
-        scales = calibrate_index(index, planned.plan, data, way, batch, advance, given)
-    write_whole(output, scales_json(scales))
-    click.echo(sections_text([scales_summary(scales)]), nl=False)
-    click.echo(f"\nwrote {output}")
+    job = Job(index, planned.plan, given["data"], way.needs_histogram, given["batch"])
+    feeds = feeds_of(index, job.data, job.batch, ranges)
+    total = feeds.left(observing.part.number - 1, observing.part.of) if feeds else None
+    with naming(plan), resumable(observing), progress("calibrating", total, resumed=observing.resume) as advance:
+        if observing.part.of > 1:
+            seen = ranges_of(job, observing, advance)
+            write_ranges(output, seen)
+            made = ranges_summary(seen)
+        else:
+            scales, seen = scales_of(job, way, observing, advance, ranges)
+            write_whole(output, scales_json(scales))
+            made = scales_summary(scales)
+        if save_ranges:
+            write_ranges(save_ranges, seen)
+    click.echo(sections_text([made]), nl=False)
+    click.echo(f"\nwrote {', '.join(map(str, outputs))}")
+
+
+def _outputs(model: Path, plan: Path, output: Path, save_ranges: Path | None, given: Mapping[str, Any]) -> list[Path]:
+    """Return the files that are written; raises UsageError, before any work, for one that could not be."""
+    inputs = (model, plan, *data_files(given["data"]), *([given["ranges"]] if given["ranges"] else []))
+    check_output(output, inputs, given["force"])
+    if given["observing"].part.of > 1 and given["ranges"]:
+        raise UsageError("--shard only looks at samples; pass --ranges where scales are made of them")
+    if not save_ranges:
+        return [output]
+    if given["observing"].part.of > 1:
+        raise UsageError("--shard writes the ranges of its part to -o; leave out --save-ranges")
+    check_output(save_ranges, (*inputs, output), given["force"])
+    return [output, save_ranges]

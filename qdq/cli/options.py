@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -13,17 +14,19 @@ from typing import Any, TypeVar, cast
 import click
 from click.core import ParameterSource
 
-from qdq.calibration import DEFAULT_METHOD, WEIGHTS
+from qdq.calibration import DEFAULT_METHOD, WEIGHTS, Given
 from qdq.errors import PlanError, UsageError
 from qdq.feeds import NOISE, DataLike, Feeds, Subset, open_feeds
 from qdq.givenfiles import read_given
-from qdq.givenranges import GivenRanges
 from qdq.images import Images, preset_names
 from qdq.index import GraphIndex
+from qdq.observing import INTERVAL, Observing
 from qdq.profiles import Profile, parse_profile
+from qdq.ranges import Part, Ranges
 from qdq.reporting import Section, sections_text, to_json
 from qdq.rule import RuleSet
 from qdq.rulefile import DEFAULT_SET, load_rules
+from qdq.saving import remove_whole
 from qdq.target import Target, parse_target
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -110,28 +113,112 @@ def ranges_option(function: F) -> F:
         "--ranges",
         type=FILE,
         metavar="FILE",
-        help="Ranges that take the place of calibrated ones: YAML or JSON by hand, a TensorRT calibration cache, scales, or a quantized model.",
+        help="Ranges that take the place of calibrated ones: YAML or JSON by hand, a TensorRT calibration cache, scales, a quantized model, or observed ones.",
     )(function)
 
 
-#: Options that mean nothing where no data is run; of weights only ``shift``.
-_ABOUT_DATA = ("method", "batch", "weights", "min_snr", "min_cosine", "min_top1")
-
-
-def given_ranges(ctx: click.Context, ranges: Path | None, data: DataLike | None) -> GivenRanges | None:
+def given_ranges(ctx: click.Context, ranges: Path | None, data: DataLike | None) -> Given | None:
     """Return the ranges that ``--ranges`` names, None without it; raises UsageError for options that ask for data where there is none."""
     if ranges is None:
         return None
-    for name in _ABOUT_DATA if data is None else ():
+    given = read_given(ranges)
+    if data is not None:
+        if isinstance(given, Ranges):
+            raise UsageError(f"{ranges}: holds what samples gave, and runs none; leave out --data and --images, or merge other ranges into it")
+        return given
+    for name in (*_ABOUT_DATA, *(() if isinstance(given, Ranges) else ("method", "weights"))):
         if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE and (name != "weights" or ctx.params[name] == "shift"):
             option = f"--{name.replace('_', '-')}{' shift' if name == 'weights' else ''}"
             raise UsageError(f"{option} is about data, and --ranges alone runs none; pass --data or --images too, or leave it out")
-    return read_given(ranges)
+    return given
 
 
-def feeds_of(index: GraphIndex, data: DataLike | None, batch: int | None, given: GivenRanges | None) -> Feeds | None:
+def feeds_of(index: GraphIndex, data: DataLike | None, batch: int | None, given: Given | None) -> Feeds | None:
     """Return the samples that the options name; None where there are none, and ranges are given instead."""
     return None if data is None and given else open_feeds(index, data, batch)
+
+
+def save_ranges_option(function: F) -> F:
+    """Add ``--save-ranges``."""
+    return click.option("--save-ranges", type=FILE, metavar="FILE", help="Also write what the tensors were seen to hold, to choose scales from again.")(
+        function
+    )
+
+
+#: The options that `observing_option` makes one `observing` of.
+_OBSERVING = ("device", "max_memory", "workers", "scheduler", "resume", "checkpoint_every", "shard")
+#: Options that mean nothing where no samples are run, beside those of `data_option`.
+_ABOUT_DATA = (*_OBSERVING, "save_ranges", "batch", "min_snr", "min_cosine", "min_top1")
+_SHARD = re.compile(r"([1-9]\d*)/([1-9]\d*)")
+_MEMORY = re.compile(r"(\d+(?:\.\d+)?) ?([KMGT]i?)B", re.IGNORECASE)
+_UNITS = {"k": 10**3, "ki": 2**10, "m": 10**6, "mi": 2**20, "g": 10**9, "gi": 2**30, "t": 10**12, "ti": 2**40}
+
+
+def observing_option(function: F) -> F:
+    """Add the options of how samples are run, of which the command gets one `observing`; its checkpoint lies beside ``-o``."""
+
+    @functools.wraps(function)
+    def command(*args: Any, **given: Any) -> Any:
+        return function(*args, **{**{k: v for k, v in given.items() if k not in _OBSERVING}, "observing": _observing(given)})
+
+    options = (
+        click.option("--device", default="cpu", show_default=True, help="What runs the samples: cpu, cuda, or cuda,cpu for CUDA where it is present."),
+        click.option("--max-memory", metavar="SIZE", help="Most memory to take, as 4GB: runs the samples again for tensors that would not fit."),
+        click.option("--workers", type=click.IntRange(min=1), metavar="N", help="Share the samples among N processes (Dask)."),
+        click.option("--scheduler", metavar="ADDRESS", help="Share the samples among the workers of a Dask cluster, as tcp://host:8786."),
+        click.option("--resume", is_flag=True, help="Go on from the checkpoint that a run which was stopped left beside the output."),
+        click.option(
+            "--checkpoint-every", type=click.FloatRange(min=0), default=INTERVAL, show_default=True, metavar="SECONDS", help="What a kill loses at most."
+        ),
+    )
+    for option in reversed(options):
+        option(command)
+    return cast(F, command)
+
+
+def _observing(given: Mapping[str, Any]) -> Observing:
+    if given["workers"] and given["scheduler"]:
+        raise UsageError("--workers starts processes here, --scheduler uses a cluster that runs; pass one of them")
+    output: Path = given["output"]
+    checkpoint = output.with_name(f"{output.name}.checkpoint")
+    if not (given["resume"] or given["force"]) and checkpoint.exists():
+        raise UsageError(f"{checkpoint}: is left of a run that was stopped; pass --resume to go on from it, or --force to begin anew")
+    return Observing(
+        part=_part(given["shard"]) if given.get("shard") else Part(),
+        device=given["device"],
+        max_memory=_bytes(given["max_memory"]) if given["max_memory"] else None,
+        checkpoint=checkpoint,
+        resume=given["resume"],
+        interval=given["checkpoint_every"],
+        workers=given["workers"],
+        scheduler=given["scheduler"],
+    )
+
+
+def _part(text: str) -> Part:
+    found = _SHARD.fullmatch(text)
+    if not found or int(found[1]) > int(found[2]):
+        raise UsageError(f"--shard {text!r}: write which of how many, such as 2/8")
+    return Part(int(found[1]), int(found[2]))
+
+
+def _bytes(text: str) -> int:
+    found = _MEMORY.fullmatch(text.strip())
+    if not found:
+        raise UsageError(f"--max-memory {text!r}: write a number and a unit, such as 4GB or 500MiB")
+    return int(float(found[1]) * _UNITS[found[2].lower()])
+
+
+@contextmanager
+def resumable(observing: Observing) -> Iterator[None]:
+    """Remove the checkpoint once all is written; say where it lies when the run is interrupted."""
+    kept = observing.checkpoint
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        raise KeyboardInterrupt(f"--resume goes on from {kept}" if kept and kept.exists() else "") from error
+    if kept:
+        remove_whole(kept)
 
 
 def leave_float_option(function: F) -> F:
@@ -209,16 +296,19 @@ def naming(*paths: Path) -> Iterator[None]:
 
 
 @contextmanager
-def progress(label: str, total: int | None = None, unit: str = "samples") -> Iterator[Callable[..., None]]:
+def progress(label: str, total: int | None = None, unit: str = "samples", resumed: bool = False) -> Iterator[Callable[..., None]]:
     """Give a callback that counts on standard error while it is a terminal, out of `total` or of the number it is given.
 
-    Behind the count stand the time left, as long as what is done took, and the most memory that the process has held.
+    Behind the count stand the time left, as long as what is done took, and the most memory that the process has held. Of
+    a run that is `resumed`, what the first call counts was done before.
     """
-    shown, began = sys.stderr.isatty(), time.monotonic()
+    shown, began, before = sys.stderr.isatty(), time.monotonic(), None if resumed else 0
 
     def advance(done: int, of: int | None = total) -> None:
+        nonlocal before
+        before = done if before is None else before
         if shown:
-            left = [_duration((time.monotonic() - began) / done * (of - done))] if of and done else []
+            left = [_duration((time.monotonic() - began) / (done - before) * (of - done))] if of and done > before else []
             held = [f"{memory} MB at most"] if (memory := _most_memory()) else []
             count = f"{label}: {done}{f' of {of}' if of else ''} {unit}"
             click.echo(f"\r{', '.join([count, *left, *held])}\033[K", err=True, nl=False)

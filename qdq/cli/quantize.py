@@ -9,6 +9,7 @@ import click
 import msgspec
 
 from qdq.building import RULE_SUFFIX, leave_float_yaml
+from qdq.calibration import Given
 from qdq.cli.options import (
     FILE,
     data_option,
@@ -17,13 +18,16 @@ from qdq.cli.options import (
     given_ranges,
     leave_float_option,
     method_option,
+    observing_option,
     output_option,
     profiles_of,
     progress,
     ranges_option,
     refuse_idle_thresholds,
+    resumable,
     rules_of,
     rules_option,
+    save_ranges_option,
     shapes_option,
     show,
     target_option,
@@ -32,9 +36,10 @@ from qdq.cli.options import (
 )  # fmt: skip
 from qdq.feeds import Feeds, data_files
 from qdq.index import GraphIndex
-from qdq.loading import load
+from qdq.loading import Source, load
 from qdq.profiles import require_shapes, usual
 from qdq.quantizing import Building, Quantized, external_copies, quantize, save
+from qdq.rangefile import write_ranges
 from qdq.reporting import Report, check_report_path, render, sections
 from qdq.rule import RuleSet
 from qdq.saving import check_output, write_whole
@@ -49,6 +54,8 @@ from qdq.validation import Thresholds, misses, validate
 @target_option
 @method_option
 @ranges_option
+@observing_option
+@save_ranges_option
 @leave_float_option
 @shapes_option
 @click.option("--report", type=FILE, metavar="FILE", help="Also write a report: .json, .md or .txt.")
@@ -74,27 +81,21 @@ def command(ctx: click.Context, /, model: Path, output: Path, report: Path | Non
     if not given["prove"]:
         refuse_idle_thresholds(ctx)
     ranges = given_ranges(ctx, given["ranges"], given["data"])
-    shapes = usual(profiles := profiles_of(given["shapes"]))
-    rules, targets = rules_of(given["rule_sets"]), targets_of(given["targets"])
-    source = load(model)
+    shapes = usual(profiles_of(given["shapes"]))
+    rules, source = rules_of(given["rule_sets"]), load(model)
     external_copies(source, output, given["force"])
-    index = GraphIndex(source)
-    require_shapes(index, shapes)
-    feeds = feeds_of(index, given["data"], given["batch"], ranges)
-    with progress("building", unit="builds") as count, progress("calibrating", feeds.count if feeds else None) as advance:
-        building = Building({**_first_shapes(feeds), **shapes}, count) if given["until_it_builds"] else None
-        result = quantize(
-            source, given["data"], rules=rules, targets=targets, method=given["method"], weights=given["weights"], leave_float=given["leave_float"],
-            batch=given["batch"], allow_unmatched=given["allow_unmatched"], progress=advance, until_it_builds=building, profiles=profiles, given=ranges,
-        )  # fmt: skip
-    made = _report(result, given, shapes) if given["prove"] else Report(result.plan, result.scales, result.findings)
-    if result.building:
-        made = msgspec.structs.replace(made, building=result.building)
-    save(result.model, result.source, output, given["force"])
-    if report:
-        write_whole(report, render(made, report.suffix).encode())
+    with resumable(given["observing"]):
+        result = _quantized(source, rules, shapes, ranges, given)
+        made = _report(result, given, shapes) if given["prove"] else Report(result.plan, result.scales, result.findings)
+        if result.building:
+            made = msgspec.structs.replace(made, building=result.building)
+        save(result.model, result.source, output, given["force"])
+        if report:
+            write_whole(report, render(made, report.suffix).encode())
+        if given["save_ranges"] and result.ranges:
+            write_ranges(given["save_ranges"], result.ranges)
     show(given["layout"], made, sections(made))
-    written = [output, *_write_refused(result, rules, rule_file)]
+    written = [output, *_write_refused(result, rules, rule_file), *([given["save_ranges"]] if given["save_ranges"] else [])]
     if given["layout"] == "text":
         click.echo(f"\nwrote {', '.join(map(str, written))}")
     ctx.exit(1 if made.findings or made.misses else 0)
@@ -102,6 +103,21 @@ def command(ctx: click.Context, /, model: Path, output: Path, report: Path | Non
 
 def _first_shapes(feeds: Feeds | None) -> dict[str, tuple[int, ...]]:
     return {name: values.shape for name, values in feeds.first().items()} if feeds else {}
+
+
+def _quantized(source: Source, rules: RuleSet, shapes: dict[str, tuple[int, ...]], ranges: Given | None, given: dict[str, Any]) -> Quantized:
+    """Return what `quantize` makes of a model, and show its progress."""
+    profiles, targets, observing = profiles_of(given["shapes"]), targets_of(given["targets"]), given["observing"]
+    index = GraphIndex(source)
+    require_shapes(index, shapes)
+    feeds = feeds_of(index, given["data"], given["batch"], ranges)
+    with progress("building", unit="builds") as count, progress("calibrating", feeds.count if feeds else None, resumed=observing.resume) as advance:
+        building = Building({**_first_shapes(feeds), **shapes}, count) if given["until_it_builds"] else None
+        return quantize(
+            source, given["data"], rules=rules, targets=targets, method=given["method"], weights=given["weights"], leave_float=given["leave_float"],
+            batch=given["batch"], allow_unmatched=given["allow_unmatched"], progress=advance, until_it_builds=building, profiles=profiles,
+            observing=observing, given=ranges,
+        )  # fmt: skip
 
 
 def _check_outputs(model: Path, output: Path, report: Path | None, rule_file: Path, given: dict[str, Any]) -> None:
@@ -113,6 +129,8 @@ def _check_outputs(model: Path, output: Path, report: Path | None, rule_file: Pa
     if report:
         check_report_path(report)
         check_output(report, (*inputs, output), given["force"])
+    if ranges := given["save_ranges"]:
+        check_output(ranges, (*inputs, output, *([report] if report else [])), given["force"])
 
 
 def _write_refused(result: Quantized, rules: RuleSet, path: Path) -> list[Path]:

@@ -7,20 +7,49 @@ from pathlib import Path
 import click
 
 from qdq.cli.options import FILE, output_option
-from qdq.errors import UsageError
-from qdq.givenfiles import CACHE, LAYOUTS, given_bytes, read_given
+from qdq.errors import DataError, UsageError
+from qdq.givenfiles import CACHE, LAYOUTS, given_bytes, read_said
+from qdq.rangefile import read_ranges, write_ranges
+from qdq.ranges import merge
+from qdq.reporting import ranges_summary, sections_text
 from qdq.saving import check_output, write_whole
 from qdq.trtcache import VERSION
 
 
 @click.group("ranges", no_args_is_help=False)
 def command() -> None:
-    """Turn files of ranges into others.
+    """Work on files of ranges: what tensors were seen to hold, or are said to.
 
     \b
     Example:
+      qdq ranges merge part*.ranges -o all.ranges
       qdq ranges export model.scales.json --format tensorrt-cache -o model.cache
     """
+
+
+@command.command("merge")
+@click.argument("parts", type=FILE, nargs=-1, required=True)
+@output_option
+def merge_command(parts: tuple[Path, ...], output: Path, force: bool) -> None:
+    """Write the ranges of all samples that the PARTS saw: the same bytes as one run over all of them gives.
+
+    PARTS are what 'qdq calibrate --shard' wrote, or '--save-ranges' for different data; some parts may be
+    merged now and the others later.
+
+    \b
+    Example:
+      qdq ranges merge part1.ranges part2.ranges -o all.ranges
+      qdq calibrate resnet50.onnx resnet50.plan.yaml --ranges all.ranges -o resnet50.scales.json
+    """
+    check_output(output, parts, force)
+    several = [read_ranges(part) for part in parts]
+    try:
+        merged = merge(several)
+    except DataError as error:
+        raise DataError(f"{', '.join(map(str, parts))}: {error}") from error
+    write_ranges(output, merged)
+    click.echo(sections_text([ranges_summary(merged)]), nl=False)
+    click.echo(f"\nwrote {output}")
 
 
 @command.command("export")
@@ -44,6 +73,6 @@ def _export(source: Path, layout: str, version: str | None, output: Path, force:
     check_output(output, (source,), force)
     if version and layout != CACHE:
         raise UsageError("--tensorrt-version is for the first line of a cache; pass --format tensorrt-cache")
-    given = read_given(source)
+    given = read_said(source)
     write_whole(output, given_bytes(given, layout, version))
     click.echo(f"wrote the ranges of {len(given.by_tensor)} tensors to {output}")
