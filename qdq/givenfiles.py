@@ -59,9 +59,7 @@ def read_said(path: Path) -> GivenRanges:
     """Return the ranges in a file as `read_given` does; raises DataError too where it holds observed ones, of which none was chosen yet."""
     found = read_given(path)
     if isinstance(found, Ranges):
-        raise DataError(
-            f"{path}: holds what samples gave, of which no ranges are chosen; 'qdq calibrate --ranges {path.name}' makes scales to export"
-        )
+        raise DataError(f"{path}: holds what samples gave, of which no ranges are chosen; 'qdq calibrate --ranges {path.name}' makes scales to export")
     return found
 
 

@@ -90,8 +90,12 @@ def _gathered(client: Client, workers: int, job: Job, observing: Observing, feed
 
 def _parts(part: Part, found: Ranges | None, count: int | None, workers: int) -> list[Part]:
     """Return the parts that a part is dealt into, but for those that a checkpoint holds."""
-    most = workers * _PARTS_PER_WORKER
-    deal = found.of // part.of if found else min(most, most if count is None else max(count, 1))
+    if found:
+        deal = found.of // part.of
+    elif count is None:  # to reach its own samples each part reads all
+        deal = workers
+    else:
+        deal = min(workers * _PARTS_PER_WORKER, max(count, 1))
     dealt = [Part(part.number + part.of * i, part.of * deal) for i in range(deal)]
     return [one for one in dealt if not found or one.number not in found.parts]
 

@@ -324,6 +324,49 @@ def test_names_that_one_side_lacks_are_listed(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
+# Ranges that were observed before
+
+
+def test_observed_ranges_give_the_scales_of_the_run_that_observed_them(tmp_path: Path) -> None:
+    model, seen = save(tiny_model(), tmp_path / "model.onnx"), tmp_path / "seen.ranges"
+    data = samples(tmp_path / "data")
+    for argv in (["--data", data, "--save-ranges", seen, "-o", tmp_path / "a.onnx"], ["--ranges", seen, "-o", tmp_path / "b.onnx"]):
+        assert run("quantize", model, *argv)[0] == 0
+    assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()
+
+    assert run("quantize", model, "--ranges", seen, "--method", "max", "-o", tmp_path / "max.onnx")[0] == 0
+    assert {p.key: p.value for p in onnx.load(tmp_path / "max.onnx").metadata_props}["qdq.method"] == "max"
+
+
+def test_observed_ranges_are_refused_where_they_do_not_fit(tmp_path: Path) -> None:
+    model, other, seen, out = (tmp_path / name for name in ("model.onnx", "other.onnx", "seen.ranges", "out"))
+    save(tiny_model(), model)
+    save(grouped(), other)
+    assert run("quantize", model, "--data", "noise", "--save-ranges", seen, "-o", tmp_path / "first.onnx")[0] == 0
+
+    def quantize(which: Path, *more: object) -> str:
+        return refused(tmp_path, "quantize", which, "-o", out, "--ranges", seen, *more)
+
+    assert f"qdq: {seen}: holds what samples gave, and runs none; leave out --data" in quantize(model, "--data", "noise")
+    assert f"qdq: {seen}: the ranges were observed for another model" in quantize(other)
+    assert "--max-memory is about data" in quantize(model, "--max-memory", "4GB")
+    assert "--save-ranges is about data" in quantize(model, "--save-ranges", tmp_path / "more")
+    said = refused(tmp_path, "ranges", "export", seen, "--format", "yaml", "-o", out)
+    assert f"qdq: {seen}: holds what samples gave, of which no ranges are chosen; 'qdq calibrate --ranges seen.ranges' makes scales to export" in said
+    with pytest.raises(qdq.QdqError, match="observed before, and more data would count beside them"):
+        qdq.quantize(model, [{"x": noise(1, 4, 8, 8)}], given=qdq.read_given(seen))
+
+
+def test_a_shard_takes_no_ranges(tmp_path: Path) -> None:
+    model, plan = save(tiny_model(), tmp_path / "model.onnx"), tmp_path / "plan.yaml"
+    assert run("plan", model, "-o", plan)[0] == 0
+    ranges = write(tmp_path / "r.yaml", "x: 1\n")
+
+    argv = ("calibrate", model, plan, "--ranges", ranges, "--shard", "1/2", "-o", tmp_path / "out")
+    assert "--shard only looks at samples" in refused(tmp_path, *argv, "--data", "noise")
+    assert "--shard only looks at samples" in refused(tmp_path, *argv)
+
+
 # Tensors that take the range of another
 
 

@@ -16,6 +16,7 @@ from qdq.cli.options import (
     given_ranges,
     method_option,
     naming,
+    observed_in,
     observing_option,
     output_option,
     progress,
@@ -68,7 +69,7 @@ def command(ctx: click.Context, /, model: Path, plan: Path, output: Path, save_r
     job = Job(index, planned.plan, given["data"], way.needs_histogram, given["batch"])
     feeds = feeds_of(index, job.data, job.batch, ranges)
     total = feeds.left(observing.part.number - 1, observing.part.of) if feeds else None
-    with naming(plan), resumable(observing), progress("calibrating", total, resumed=observing.resume) as advance:
+    with naming(plan, *observed_in(given["ranges"], ranges)), resumable(observing), progress("calibrating", total, resumed=observing.resume) as advance:
         if observing.part.of > 1:
             seen = ranges_of(job, observing, advance)
             write_ranges(output, seen)

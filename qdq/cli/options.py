@@ -133,6 +133,11 @@ def given_ranges(ctx: click.Context, ranges: Path | None, data: DataLike | None)
     return given
 
 
+def observed_in(path: Path | None, given: Given | None) -> tuple[Path, ...]:
+    """Return the file of ``--ranges`` where it holds observed ranges: they must be of the very model, and an error names them."""
+    return (path,) if path and isinstance(given, Ranges) else ()
+
+
 def feeds_of(index: GraphIndex, data: DataLike | None, batch: int | None, given: Given | None) -> Feeds | None:
     """Return the samples that the options name; None where there are none, and ranges are given instead."""
     return None if data is None and given else open_feeds(index, data, batch)
@@ -288,10 +293,12 @@ def profiles_of(texts: Iterable[str]) -> tuple[Profile, ...]:
 
 @contextmanager
 def naming(*paths: Path) -> Iterator[None]:
-    """Put the names of plan and scales files before a PlanError that is raised inside."""
+    """Put the names of plan, scales and ranges files, where there are any, before a PlanError that is raised inside."""
     try:
         yield
     except PlanError as error:
+        if not paths:
+            raise
         raise PlanError(f"{', '.join(map(str, paths))}: {error}") from error
 
 

@@ -18,6 +18,8 @@ from qdq.cli.options import (
     given_ranges,
     leave_float_option,
     method_option,
+    naming,
+    observed_in,
     observing_option,
     output_option,
     profiles_of,
@@ -84,7 +86,7 @@ def command(ctx: click.Context, /, model: Path, output: Path, report: Path | Non
     shapes = usual(profiles_of(given["shapes"]))
     rules, source = rules_of(given["rule_sets"]), load(model)
     external_copies(source, output, given["force"])
-    with resumable(given["observing"]):
+    with resumable(given["observing"]), naming(*observed_in(given["ranges"], ranges)):
         result = _quantized(source, rules, shapes, ranges, given)
         made = _report(result, given, shapes) if given["prove"] else Report(result.plan, result.scales, result.findings)
         if result.building:

@@ -62,8 +62,8 @@ def merge_command(parts: tuple[Path, ...], output: Path, force: bool) -> None:
 def _export(source: Path, layout: str, version: str | None, output: Path, force: bool) -> None:
     """Write the ranges of the activations in SOURCE as a TensorRT calibration cache, YAML or JSON.
 
-    SOURCE is what --ranges reads: scales of 'qdq calibrate', a calibration cache, YAML or JSON by hand, or a
-    quantized model (.onnx). Ranges of weights are not in such files; who reads them takes the largest weights.
+    SOURCE is one of what --ranges reads: scales of 'qdq calibrate', a calibration cache, YAML or JSON by hand, or
+    a quantized model (.onnx). Ranges of weights are not in such files; who reads them takes the largest weights.
 
     \b
     Example:
