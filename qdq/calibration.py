@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 
 import msgspec
 import numpy as np
 
-from qdq.errors import ModelError, PlanError, UsageError
-from qdq.feeds import DataLike, open_feeds
+from qdq.errors import DataError, ModelError, PlanError, UsageError
+from qdq.feeds import DataLike
 from qdq.index import Array, GraphIndex, qualified
 from qdq.loading import ModelLike, load
-from qdq.observation import Progress, Ranges, TensorRange, observe
+from qdq.observation import Progress
+from qdq.observing import OBSERVING, Job, Observing
 from qdq.planning import Placement, Plan, ScaleGroup, source_for
 from qdq.quantizer import FORMATS, ElementType, Quantizer
+from qdq.ranges import Ranges, TensorRange
+from qdq.spreading import observed
 from qdq.weights import by_channels, channel_amax, least_error_amax, least_shift_amax
 
 DEFAULT_METHOD = "mse"
@@ -128,6 +131,7 @@ def calibrate(  # noqa: PLR0913 keyword arguments of the public function
     weights: str | None = None,
     batch: int | None = None,
     progress: Progress | None = None,
+    observing: Observing = OBSERVING,
 ) -> Scales:
     """Return the scales of a plan, computed by running the float model over the data in ONNX Runtime.
 
@@ -135,23 +139,21 @@ def calibrate(  # noqa: PLR0913 keyword arguments of the public function
     DataError for data that does not fit.
     """
     index = GraphIndex(source_for(load(model), plan))
-    return calibrate_index(index, plan, data, parse_method(method, weights), batch, progress)
+    way = parse_method(method, weights)
+    return scales_from(index, plan, ranges_of(Job(index, plan, data, way.needs_histogram, batch), observing, progress), way)
 
 
-def calibrate_index(index: GraphIndex, plan: Plan, data: DataLike | None, method: Method, batch: int | None = None, progress: Progress | None = None) -> Scales:
-    """Return the scales of a plan for a model that is indexed already."""
-    require_model(plan, index)
-    feeds = open_feeds(index, data, batch)
-    ranges = observe(index, plan, feeds, full=method.needs_histogram, progress=progress)
-    return scales_from(index, plan, ranges, method)
+def ranges_of(job: Job, observing: Observing = OBSERVING, progress: Progress | None = None) -> Ranges:
+    """Return what the planned activations of an indexed model were seen to hold; raises PlanError if the plan is another model's."""
+    require_model(job.plan, job.index)
+    return observed(job, observing, progress)
 
 
 def scales_from(index: GraphIndex, plan: Plan, ranges: Ranges, method: Method) -> Scales:
     """Return the scales that a method makes of observed ranges; the tensors of one scale group get the largest range among them."""
-    if ranges.plan != plan.key:
-        raise PlanError("the ranges were observed for another plan; calibrate again with this one")
     by_tensor = {seen.tensor: seen for seen in ranges.by_tensor}
     observed = {(tensor, quantizer.dtype): quantizer.element for tensor, quantizer in pairs_of(plan) if quantizer.calibrated}
+    _require_ranges(plan, ranges, {tensor for tensor, _ in observed}, method)
     amax = {(tensor, dtype): method.amax(by_tensor[tensor], element) for (tensor, dtype), element in observed.items()}
     for group, dtype in product(plan.scale_groups, sorted({dtype for _, dtype in observed})):
         shared = _shared(group, {tensor: value for (tensor, of), value in amax.items() if of == dtype})
@@ -161,6 +163,22 @@ def scales_from(index: GraphIndex, plan: Plan, ranges: Ranges, method: Method) -
     index.forget_constants()
     dead = tuple(seen.tensor for seen in ranges.by_tensor if seen.amax == 0.0)
     return Scales(plan.key, str(method), ranges.data, ranges.samples, pairs, dead, ranges.batch, _outliers(ranges, amax))
+
+
+def _require_ranges(plan: Plan, ranges: Ranges, needed: Set[str], method: Method) -> None:
+    """Raise PlanError or DataError unless ranges hold all that a plan and a method need of them."""
+    if ranges.model != plan.digest:
+        raise PlanError("the ranges were observed for another model; observe them again with this one")
+    if ranges.missing:
+        raise DataError(f"{ranges.data}: part {ranges.missing[0]}/{ranges.of} of the samples is missing in the ranges; merge all parts first")
+    if lacking := sorted(needed - set(ranges.tensors)):
+        raise PlanError(f"the ranges lack {len(lacking)} tensors that the plan quantizes, {lacking[0]!r} first; observe them again with this plan")
+    if method.needs_histogram and any(seen.histogram is None for seen in ranges.by_tensor):
+        raise DataError(f"the ranges hold largest values only, which --method {method} cannot use; observe them again for it, or use --method max")
+    unseen = {seen.tensor for seen in ranges.by_tensor if not seen.seen}
+    for edge in (placement.edge for placement in plan.placements if placement.edge.read in unseen & needed):
+        hint = f"give data that does, or leave it in float: --leave-float '{edge.graph}/*'"
+        raise DataError(f"{ranges.data}: no sample runs the body {edge.graph}, so {edge.tensor!r} has no range; {hint}")
 
 
 def _outliers(ranges: Ranges, amax: Mapping[tuple[str, str], float]) -> tuple[Outliers, ...]:

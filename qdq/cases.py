@@ -13,7 +13,7 @@ import onnx
 from onnx import numpy_helper
 
 from qdq.bounds import output_bound
-from qdq.calibration import Method, Scales, calibrate_index
+from qdq.calibration import Method, Scales, ranges_of, scales_from
 from qdq.checking import check
 from qdq.errors import QdqError, RuleError, UsageError, did_you_mean, first_line
 from qdq.feeds import NOISE, open_feeds
@@ -21,6 +21,7 @@ from qdq.index import GraphIndex, bodies_of, captured
 from qdq.kernels import shipped_rules
 from qdq.loading import Source, canonical_bytes, load
 from qdq.observation import exact_options, open_session
+from qdq.observing import Job
 from qdq.planning import Plan, plan_index, plan_source
 from qdq.reporting import float_lines, plan_lines
 from qdq.rewriting import apply_index, check_onnx
@@ -33,6 +34,9 @@ from qdq.validation import validate
 
 _KEYS = ("says", "before", "plan", "float", "after", "unchanged", "targets", "engine")
 _SHUFFLES = 3
+
+#: How scales are chosen for the noise that cases are run with.
+_METHOD = Method("max")
 
 
 class EngineExpectation(msgspec.Struct, frozen=True):
@@ -152,7 +156,7 @@ def run_case(case: Case, rules: RuleSet, engines: bool = True) -> tuple[str, ...
         source = index.source
         failures = _plan_failures(case, made)
         failures += _shuffle_failures(case, rules, made)
-        scales = calibrate_index(index, made, NOISE, Method("max"))
+        scales = scales_from(index, made, ranges_of(Job(index, made, NOISE, _METHOD.needs_histogram)), _METHOD)
         failures += _rewrite_failures(case, index, made, scales, rules)
         if engines and case.engine and not failures:
             failures += _engine_failures(case.engine, source, apply_index(index, made, scales))

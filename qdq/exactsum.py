@@ -28,6 +28,11 @@ class ExactSum:
         #: int64 [limbs, size]: row i counts units of 2**(32 * i - 172).
         self.limbs: npt.NDArray[np.int64] = np.zeros((_LIMBS, size), np.int64)
 
+    @property
+    def size(self) -> int:
+        """How many values each vector has."""
+        return int(self.limbs.shape[1])
+
     def add(self, vectors: Array) -> None:
         """Add each row of a float32 matrix; all values must be finite."""
         fractions, exponents = np.frexp(vectors)
@@ -39,9 +44,23 @@ class ExactSum:
             self.limbs[limb] += (units & _LOW).sum(axis=0)
             self.limbs[limb + 1] += (units >> _LIMB_BITS).sum(axis=0)
 
-    def merge(self, other: ExactSum) -> None:
-        """Add what another sum holds."""
-        self.limbs += other.limbs
+    def merged(self, other: ExactSum) -> ExactSum:
+        """Return the sum of both."""
+        total = ExactSum(self.size)
+        np.add(self.limbs, other.limbs, out=total.limbs)
+        return total
+
+    def to_bytes(self) -> bytes:
+        """Return what `from_bytes` reads, the same on every machine."""
+        return self.limbs.astype("<i8").tobytes()
+
+    @classmethod
+    def from_bytes(cls, content: bytes) -> ExactSum:
+        """Return the sum that `to_bytes` wrote; raises ValueError for anything else."""
+        limbs = np.frombuffer(content, "<i8").reshape(_LIMBS, -1)
+        made = cls(limbs.shape[1])
+        made.limbs[:] = limbs
+        return made
 
     def divided(self, count: int) -> Floats:
         """Return the sum divided by a count, rounded once to float64."""

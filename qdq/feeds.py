@@ -18,6 +18,8 @@ from qdq.inputs import Indexed, InputSpec, Named, Sample, Series, Specs, Streame
 
 NOISE = "noise"
 _NOISE_SAMPLES = 8
+#: A sample, checked.
+Feed = dict[str, Array]
 _LIBRARY = "samples passed to the library"
 
 
@@ -40,63 +42,74 @@ class Subset(msgspec.Struct, frozen=True):
 DataLike: TypeAlias = str | Path | Images | Subset | Iterable[Sample]
 
 
+#: Gives the samples from one on, each so many after the last.
+Reader = Callable[[int, int], Iterator[Named]]
+
+
 class Feeds:
     """Samples that fit a model's inputs, checked as they are read; can be gone through again and again, but for an iterator's."""
 
-    def __init__(self, name: str, specs: Specs, read: Callable[[], Iterator[Named]], count: int | None, once: bool = False) -> None:
+    def __init__(self, name: str, specs: Specs, read: Reader, count: int | None, once: bool = False) -> None:
         #: What the data is, for reports: a file name, or "noise".
         self.name = name
         self.specs = specs
         #: How many samples there are, or None where only reading them tells.
         self.count = count
+        #: Whether they can be gone through only once.
+        self.once = once
         self._read = read
-        self._once = once
-        self._begun: Iterator[dict[str, Array]] | None = None
-        self._batches: set[int] = set()
+        self._begun: Iterator[Named] | None = None
+        #: The sizes of axis 0 of the samples read so far; 0 where the inputs of a sample differ in it.
+        self.sizes: set[int] = set()
 
-    def __iter__(self) -> Iterator[dict[str, Array]]:
+    def __iter__(self) -> Iterator[Feed]:
         """Yield each sample as arrays by input name; raises DataError naming the file and the input.
 
         Samples that can be gone through only once are refused the second time.
         """
-        if not self._once:
-            return self._samples()
-        if self._begun is None:
-            self._begun = self._samples()
-        return self._begun
+        return (feed for _, feed in self.named())
 
-    def _samples(self) -> Iterator[dict[str, Array]]:
+    def named(self, start: int = 0, step: int = 1) -> Iterator[tuple[str, Feed]]:
+        """Yield samples with where they come from: those from `start` on, each `step` after the last."""
         read = 0
-        for where, sample in self._read():
+        for where, sample in self._from(start, step):
             read += 1
             feed = {spec.name: checked(spec, sample, where) for spec in self.specs}
             sizes = {len(values) for values in feed.values() if values.ndim > 1}
-            self._batches.add(sizes.pop() if len(sizes) == 1 else 0)
-            yield feed
-        if not read:
-            raise DataError(f"{self.name}: holds no samples; {'a generator is used up after one run: pass a list' if self._once else HOW}")
-        if self._once:
+            self.sizes.add(sizes.pop() if len(sizes) == 1 else 0)
+            yield where, feed
+        if not read and not start:
+            raise DataError(f"{self.name}: holds no samples; {'a generator is used up after one run: pass a list' if self.once else HOW}")
+        if self.once:
             self._begun = _used_up(self.name)
 
-    def first(self) -> dict[str, Array]:
+    def _from(self, start: int, step: int) -> Iterator[Named]:
+        if not self.once:
+            return self._read(start, step)
+        if self._begun is None:
+            self._begun = self._read(0, 1)
+        return islice(self._begun, start, None, step)
+
+    def first(self) -> Feed:
         """Return the first sample."""
-        feeds = iter(self)
-        feed = next(feeds)
-        if self._once:
-            self._begun = chain([feed], feeds)
+        where, feed = next(self.named())
+        if self._begun is not None:
+            self._begun = chain([(where, feed)], self._begun)
         return feed
 
-    @property
-    def batch(self) -> str:
-        """The size of axis 0 of the samples read so far, as ``8`` or ``1 to 8``; empty before, and where the inputs of a sample differ in it."""
-        if not self._batches or 0 in self._batches:
-            return ""
-        return " to ".join(str(size) for size in sorted({min(self._batches), max(self._batches)}))
+    def left(self, start: int, step: int) -> int | None:
+        """Return how many samples `named` yields, or None where only reading them tells."""
+        return None if self.count is None else len(range(start, self.count, step))
 
 
-def _used_up(name: str) -> Iterator[dict[str, Array]]:
+def _used_up(name: str) -> Iterator[Named]:
     raise DataError(f"{name}: can be gone through only once, and are needed again; pass a list, or an object whose __iter__ begins anew")
-    yield {}
+    yield "", {}
+
+
+def _sliced(read: Callable[[], Iterator[Named]]) -> Reader:
+    """Return a reader of samples that can only be read from the first on."""
+    return lambda start, step: islice(read(), start, None, step)
 
 
 def open_feeds(index: GraphIndex, data: DataLike | None, batch: int | None = None) -> Feeds:
@@ -111,7 +124,7 @@ def open_feeds(index: GraphIndex, data: DataLike | None, batch: int | None = Non
     _check_batch(index, specs, batch)
     if some.data == NOISE:
         count = some.samples or _NOISE_SAMPLES
-        return Feeds(NOISE, specs, lambda: _noise(specs, batch or 1, count, some.seed or 0), count)
+        return Feeds(NOISE, specs, _sliced(lambda: _noise(specs, batch or 1, count, some.seed or 0)), count)
     series = _series(index, some.data, specs, batch)
     if isinstance(series, Indexed):
         return _chosen(series, specs, some)
@@ -133,7 +146,7 @@ def _series(index: GraphIndex, data: DataLike, specs: Specs, batch: int | None) 
 
 def _chosen(series: Indexed, specs: Specs, some: Subset) -> Feeds:
     picks = _picks(series.count, some.samples, some.seed)
-    return Feeds(_name(series.name, some, series.count), specs, lambda: map(series.at, picks), len(picks))
+    return Feeds(_name(series.name, some, series.count), specs, lambda start, step: map(series.at, picks[start::step]), len(picks))
 
 
 def _name(name: str, some: Subset, count: int) -> str:
@@ -154,9 +167,9 @@ def _picks(count: int, wanted: int | None, seed: int | None) -> Sequence[int]:
 
 def _streamed(series: Streamed, specs: Specs, some: Subset) -> Feeds:
     if some.samples is None:
-        return Feeds(series.name, specs, series.read, None, series.once)
+        return Feeds(series.name, specs, _sliced(series.read), None, series.once)
     if some.seed is None:
-        return Feeds(f"{series.name}, at most the first {some.samples}", specs, lambda: islice(series.read(), some.samples), None, series.once)
+        return Feeds(f"{series.name}, at most the first {some.samples}", specs, _sliced(lambda: islice(series.read(), some.samples)), None, series.once)
     if series.once:
         raise DataError(f"{series.name}: can be gone through only once, and a seed needs to know how many there are; pass a list, or no seed")
 
@@ -164,7 +177,19 @@ def _streamed(series: Streamed, specs: Specs, some: Subset) -> Feeds:
         picks = set(_picks(sum(1 for _ in series.read()), some.samples, some.seed))
         return (named for i, named in enumerate(series.read()) if i in picks)
 
-    return Feeds(f"{series.name}, at most {some.samples} by seed {some.seed}", specs, read, None)
+    return Feeds(f"{series.name}, at most {some.samples} by seed {some.seed}", specs, _sliced(read), None)
+
+
+def absolute(data: DataLike | None) -> DataLike | None:
+    """Return the same data with paths that hold in any working directory."""
+    if isinstance(data, Subset):
+        return msgspec.structs.replace(data, data=absolute(data.data))
+    if isinstance(data, Images):
+        file = Path(data.preprocess)
+        return Images(Path(data.folder).resolve(), file.resolve() if file.is_file() else data.preprocess)
+    if isinstance(data, (str, Path)) and data != NOISE:
+        return str(Path(data).resolve())
+    return data
 
 
 def data_files(data: DataLike | None) -> tuple[Path, ...]:

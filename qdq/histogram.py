@@ -8,6 +8,7 @@ pass with the final width would have made. Adding is therefore exact, streaming 
 from __future__ import annotations
 
 import math
+import struct
 from fractions import Fraction
 
 import numpy as np
@@ -50,14 +51,29 @@ class Histogram:
         magnitudes *= np.float32(math.ldexp(1.0, -self.exponent))
         self.counts += np.bincount(magnitudes.astype(np.int32), minlength=BINS)
 
-    def merge(self, other: Histogram) -> None:
-        """Add the counts of another histogram, as if its values had been added here."""
-        if other.amax > 0.0:
-            self._reach(other.amax)
-            folded = _fold(other.counts, self.exponent - other.exponent)
-        else:
-            folded = other.counts
-        self.counts += folded
+    def merged(self, other: Histogram) -> Histogram:
+        """Return the histogram of the values of both."""
+        made = Histogram()
+        made._reach(max(self.amax, other.amax))
+        for one in (self, other):
+            made.counts += _fold(one.counts, made.exponent - one.exponent) if one.amax > 0.0 else one.counts
+        return made
+
+    def to_bytes(self) -> bytes:
+        """Return what `from_bytes` reads, the same on every machine: the bins up to the last that holds something."""
+        used = np.flatnonzero(self.counts)
+        return struct.pack("<id", self.exponent, self.amax) + self.counts[: used[-1] + 1 if used.size else 0].astype("<i8").tobytes()
+
+    @classmethod
+    def from_bytes(cls, content: bytes) -> Histogram:
+        """Return the histogram that `to_bytes` wrote; raises ValueError for anything else."""
+        made, head = cls(), struct.calcsize("<id")
+        if len(content) < head:
+            raise ValueError("a histogram is cut short")
+        made.exponent, made.amax = struct.unpack("<id", content[:head])
+        counts = np.frombuffer(content[head:], "<i8")
+        made.counts[: counts.size] = counts
+        return made
 
     def percentile(self, percent: float) -> float:
         """Return the smallest bin edge with at least `percent` of the values below it, never above the largest seen."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -14,14 +14,16 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 
+from qdq.devices import CPU
 from qdq.errors import DataError, ModelError, first_line
 from qdq.exactsum import ExactSum
 from qdq.exposing import Exposed, expose
-from qdq.feeds import Feeds
+from qdq.feeds import Feed
 from qdq.histogram import Histogram
-from qdq.index import Array, Edge, Floats, GraphIndex
+from qdq.index import Array, Edge, GraphIndex
 from qdq.loading import canonical_bytes
 from qdq.planning import Plan
+from qdq.ranges import Moments, TensorRange
 from qdq.weights import input_channel_axis
 
 #: Called after each sample with the number done.
@@ -31,81 +33,73 @@ Key = tuple[str, str]
 
 #: Above ONNX Runtime's errors: they come as exceptions too, and standard error is for one line.
 _FATAL_LEVEL = 4
-#: Samples that are computed side by side.
-_AT_ONCE = 2
 _EXTERNAL_FOLDER = "session.model_external_initializers_file_folder_path"
 
 
-class Moments(msgspec.Struct, frozen=True):
-    """What the channels of a tensor add up to, exactly: the same whatever the order of the samples."""
-
-    #: How many values each channel held.
-    count: int
-    sums: ExactSum
-    squares: ExactSum
-
-    @property
-    def mean(self) -> Floats:
-        """The mean of each channel, a float64 vector."""
-        return self.sums.divided(self.count)
-
-    @property
-    def variance(self) -> Floats:
-        """The variance of each channel, a float64 vector."""
-        return np.maximum(self.squares.divided(self.count) - self.mean**2, 0.0)
-
-
-class TensorRange(msgspec.Struct, frozen=True):
-    """What one tensor was seen to hold."""
+@dataclass(frozen=True)
+class Wanted:
+    """A tensor that is observed, and what of it."""
 
     #: Its name as `Edge.read` gives it.
-    tensor: str
-    #: The largest absolute value.
-    amax: float
-    #: Counts of absolute values, where the method needs them.
-    histogram: Histogram | None = None
-    #: For the input of a layer with a constant weight: what its channels hold.
-    moments: Moments | None = None
+    read: str
+    made: Key
+    histogram: bool
+    #: The axis whose channels are summed, where its moments are wanted.
+    axis: int | None
 
 
-class Ranges(msgspec.Struct, frozen=True):
-    """What every planned activation was seen to hold."""
-
-    #: `Plan.key` of the plan whose tensors were observed.
-    plan: str
-    #: What the data was, and how many samples of it were run.
-    data: str
-    samples: int
-    by_tensor: tuple[TensorRange, ...]
-    #: How many entries one sample held, as ``8`` or ``1 to 8``; empty where that is not known.
-    batch: str = ""
-
-
-def observe(index: GraphIndex, plan: Plan, feeds: Feeds, full: bool, progress: Progress | None = None) -> Ranges:
-    """Return the range of every activation the plan quantizes, over all samples; a few are held at a time.
-
-    `full` adds histograms, and the moments of what is multiplied with weights, to the largest values.
-
-    Raises DataError where a sample gives NaN or Inf in a planned tensor, or where no sample runs a
-    body with one, and ModelError where ONNX Runtime refuses the model.
-    """
+def wanted_tensors(index: GraphIndex, plan: Plan, full: bool) -> tuple[Wanted, ...]:
+    """Return every activation that the plan quantizes; `full` adds histograms, and the moments of what is multiplied with weights."""
     made = {p.edge.read: _made(index, p.edge) for p in plan.placements if p.quantizer.calibrated}
-    way = _way(index, set(made.values()))
     axes = _summed_axes(index, plan) if full else {}
-    watches = {key: _Watch(key[1], full, axes.get(key) if key not in way.flat else None) for key in sorted(made.values())}
-    for path, tensor in way.constant:
-        watches[path, tensor].see(index.scopes[path].constant(tensor), "the model")
-    samples = 0
-    for seen in _run_all(way.index, way.outputs, feeds):
-        while seen:
-            key, turns = way.turns(*seen.pop())
-            for turn in turns if key in watches else ():
-                watches[key].see(turn, f"{feeds.name} sample {samples}")
-        samples += 1
-        if progress:
-            progress(samples)
-    _refuse_unseen(watches, feeds)
-    return Ranges(plan.key, feeds.name, samples, tuple(watches[made[read]].range(read) for read in sorted(made)), feeds.batch)
+    return tuple(Wanted(read, key, full, axes.get(key)) for read, key in sorted(made.items()))
+
+
+class Running(msgspec.Struct, frozen=True):
+    """How samples are run."""
+
+    #: ONNX Runtime's names of execution providers.
+    providers: tuple[str, ...] = CPU
+    cores: int = os.cpu_count() or 1
+    #: Samples that are computed side by side.
+    at_once: int = 2
+
+    @property
+    def held(self) -> int:
+        """Samples whose tensors are in memory at the same time: one more than is computed, so that no core waits while one is looked at."""
+        return self.at_once + 1
+
+
+RUNNING = Running()
+
+
+class Observer:
+    """Runs the float model over samples and watches some of its tensors; a few samples are held at a time."""
+
+    def __init__(self, index: GraphIndex, wanted: Sequence[Wanted], running: Running = RUNNING, constants: bool = True) -> None:
+        """`constants` tells whether tensors that no sample changes are seen too: once in all parts of a run."""
+        self._wanted, self._running = wanted, running
+        way = self._way = _way(index, {w.made for w in wanted})
+        self._watches = {w.made: _Watch(w.made[1], w.histogram, None if w.made in way.flat else w.axis) for w in sorted(wanted, key=lambda w: w.made)}
+        for path, tensor in way.constant if constants else ():
+            self._watches[path, tensor].see(index.scopes[path].constant(tensor), "the model")
+
+    def run(self, samples: Iterable[tuple[str, Feed]]) -> Iterator[int]:
+        """Yield the number of samples seen so far after each.
+
+        Raises DataError where a sample gives NaN or Inf in a tensor that is watched, and ModelError where ONNX Runtime
+        refuses the model.
+        """
+        for done, (where, seen) in enumerate(_run_all(self._way.index, self._way.outputs, samples, self._running), 1):
+            while seen:
+                key, turns = self._way.turns(*seen.pop())
+                for turn in turns if key in self._watches else ():
+                    self._watches[key].see(turn, where)
+            yield done
+
+    def by_tensor(self) -> tuple[TensorRange, ...]:
+        """Return what the tensors have held so far."""
+        return tuple(self._watches[w.made].range(w.read) for w in self._wanted)
 
 
 @dataclass(frozen=True)
@@ -145,15 +139,9 @@ def _made(index: GraphIndex, edge: Edge) -> Key:
     return index.scope(edge).defining(edge.tensor).path, edge.tensor
 
 
-def _refuse_unseen(watches: Mapping[Key, _Watch], feeds: Feeds) -> None:
-    for (path, tensor), watch in watches.items():
-        if path and not watch.seen:
-            raise DataError(
-                f"{feeds.name}: no sample runs the body {path}, so {tensor!r} has no range; give data that does, or leave it in float: --leave-float '{path}/*'"
-            )
-
-
-def open_session(index: GraphIndex, extra_outputs: list[str], options: ort.SessionOptions | None = None) -> ort.InferenceSession:
+def open_session(
+    index: GraphIndex, extra_outputs: list[str], options: ort.SessionOptions | None = None, providers: Sequence[str] = CPU
+) -> ort.InferenceSession:
     """Return an ONNX Runtime session of a model that also gives the named tensors; raises ModelError where it is refused."""
     options = options or ort.SessionOptions()
     options.log_severity_level = _FATAL_LEVEL
@@ -164,7 +152,7 @@ def open_session(index: GraphIndex, extra_outputs: list[str], options: ort.Sessi
     named = _uniquely_named(model)
     try:
         content = index.source.bytes_with(addition) if named is model else canonical_bytes(named) + addition.SerializeToString()
-        return ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        return ort.InferenceSession(content, options, providers=list(providers))
     except ModelError:
         raise
     except Exception as error:
@@ -197,29 +185,36 @@ def exact_options() -> ort.SessionOptions:
     return options
 
 
-def _run_all(index: GraphIndex, computed: list[str], feeds: Feeds) -> Iterator[list[tuple[str, Array]]]:
-    """Yield the tensors of each sample, in order, while the next samples are computed.
+def _run_all(index: GraphIndex, computed: list[str], samples: Iterable[tuple[str, Feed]], running: Running) -> Iterator[tuple[str, list[tuple[str, Array]]]]:
+    """Yield where each sample comes from and its tensors, in order, while the next samples are computed.
 
     Two samples on half the cores each take less time than one after the other on all of them.
     """
-    cores = os.cpu_count() or 1
-    workers = min(cores, _AT_ONCE)
+    workers = min(running.cores, running.at_once)
+    session = observing_session(index, computed, running)
+    with ThreadPoolExecutor(workers) as pool:
+        waiting: deque[tuple[str, Future[list[tuple[str, Array]]]]] = deque()
+        for where, feed in samples:
+            waiting.append((where, pool.submit(run_sample, session, index, computed, feed)))
+            if len(waiting) > workers:
+                origin, first = waiting.popleft()
+                yield origin, first.result()
+        while waiting:
+            origin, first = waiting.popleft()
+            yield origin, first.result()
+
+
+def observing_session(index: GraphIndex, computed: list[str], running: Running) -> ort.InferenceSession:
+    """Return a session that gives some tensors too, for several samples at once."""
     options = ort.SessionOptions()
-    options.intra_op_num_threads = max(cores // workers, 1)
+    options.intra_op_num_threads = max(running.cores // min(running.cores, running.at_once), 1)
     # Blocked layouts, the level above, would be undone for every tensor that is observed, and keep all weights twice.
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
-    session = open_session(index, computed, options)
-    with ThreadPoolExecutor(workers) as pool:
-        waiting: deque[Future[list[tuple[str, Array]]]] = deque()
-        for feed in feeds:
-            waiting.append(pool.submit(_run, session, index, computed, feed))
-            if len(waiting) > workers:  # one more than is computed, so that no core waits while a sample is looked at
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+    return open_session(index, computed, options, running.providers)
 
 
-def _run(session: ort.InferenceSession, index: GraphIndex, computed: list[str], feed: dict[str, Array]) -> list[tuple[str, Array]]:
+def run_sample(session: ort.InferenceSession, index: GraphIndex, computed: list[str], feed: Feed) -> list[tuple[str, Array]]:
+    """Return some outputs of one run, and what it was fed; raises DataError where ONNX Runtime fails."""
     try:
         given = {name: ort.OrtValue.ortvalue_from_numpy(values) for name, values in feed.items()}
         results = session.run_with_ort_values(computed, given) if computed else []
@@ -287,7 +282,7 @@ class _Watch:
         self.squares.add(squares)
 
     def range(self, read: str) -> TensorRange:
-        return TensorRange(read, self.amax, self.histogram, self._moments())
+        return TensorRange(read, self.amax, self.histogram, self._moments(), self.seen, self.lost)
 
     def _moments(self) -> Moments | None:
         if self.sums is None or self.squares is None or self.lost:

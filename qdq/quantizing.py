@@ -11,14 +11,16 @@ import onnx
 
 from qdq.bisection import Search
 from qdq.building import buildable, compiler, globs_of
-from qdq.calibration import DEFAULT_METHOD, Scales, calibrate_index, parse_method
+from qdq.calibration import DEFAULT_METHOD, Scales, parse_method, ranges_of, scales_from
 from qdq.checking import Finding, check
 from qdq.errors import ModelError, UsageError
 from qdq.feeds import DataLike
 from qdq.loading import ModelLike, Source, canonical_bytes, light_copy, load
 from qdq.observation import Progress
+from qdq.observing import OBSERVING, Job, Observing
 from qdq.planning import Plan, plan_source, refuse_quantized
 from qdq.profiles import Profile
+from qdq.ranges import Ranges
 from qdq.rewriting import apply_index, check_onnx
 from qdq.rule import RuleSet
 from qdq.rulefile import load_rules
@@ -48,6 +50,8 @@ class Quantized(msgspec.Struct, frozen=True):
     findings: tuple[Finding, ...]
     #: What was left in float so that it builds; None where that was not asked for.
     building: Search | None = None
+    #: What the planned activations were seen to hold.
+    ranges: Ranges | None = None
 
 
 def quantize(  # noqa: PLR0913 keyword arguments of the public function
@@ -65,6 +69,7 @@ def quantize(  # noqa: PLR0913 keyword arguments of the public function
     planned: Callable[[Plan], None] | None = None,
     until_it_builds: Building | None = None,
     profiles: Iterable[Profile] = (),
+    observing: Observing = OBSERVING,
 ) -> Quantized:
     """Return a float model's quantized copy with its plan, scales and findings.
 
@@ -85,12 +90,13 @@ def quantize(  # noqa: PLR0913 keyword arguments of the public function
         raise ModelError(f"{source.path or source.name}: the rules {', '.join(rules.names)} quantize nothing in it; 'qdq explain' says why")
     if planned:
         planned(plan)
-    scales = calibrate_index(index, plan, data, way, batch, progress)
+    ranges = ranges_of(Job(index, plan, data, way.needs_histogram, batch), observing, progress)
+    scales = scales_from(index, plan, ranges, way)
     rewritten = apply_index(index, plan, scales)
     findings = check(Source(source.path, light_copy(rewritten), source.digest), rules=rules, targets=plan.targets, leave_float=plan.leave_float)
     if build is not None and (refusal := build(rewritten)):
         raise ModelError(f"{source.path or source.name}: builds with other scales, but not with the calibrated ones: {refusal.words}; try another --method")
-    return Quantized(rewritten, index.source, plan, scales, findings, found)
+    return Quantized(rewritten, index.source, plan, scales, findings, found, ranges)
 
 
 def save(model: onnx.ModelProto, source: Source, path: Path, force: bool = False) -> None:

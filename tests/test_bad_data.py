@@ -316,7 +316,8 @@ def test_nan_that_arises_inside_the_model_is_named_with_its_tensor(tmp_path: Pat
 
     message = quantize(tmp_path, given, "--method", method, model=model)
 
-    assert message == f"qdq: {data} sample 0: tensor 'f' becomes NaN or Inf; mend the data or leave its readers in float\n"
+    where = tmp_path / "samples" / "0.npz" if data == "samples" else "noise sample 0"
+    assert message == f"qdq: {where}: tensor 'f' becomes NaN or Inf; mend the data or leave its readers in float\n"
 
 
 def test_nan_inside_the_model_is_accepted_where_its_reader_stays_in_float(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import weakref
 from collections.abc import Callable, Iterator
@@ -22,9 +23,10 @@ from qdq.errors import DataError, PlanError, UsageError
 from qdq.feeds import open_feeds
 from qdq.histogram import BINS, Histogram
 from qdq.index import GraphIndex
-from qdq.observation import Ranges, observe
+from qdq.observing import Job, observe
 from qdq.planning import ScaleGroup
 from qdq.quantizer import ELEMENT_TYPES, INT8, INT8_LEVELS
+from qdq.ranges import Ranges
 from qdq.weights import channel_amax, least_shift_amax
 
 few = settings(max_examples=60, deadline=None, derandomize=True)
@@ -87,11 +89,9 @@ def test_counts_do_not_depend_on_order_batches_or_merging(chunks: list[Array], r
     once = histogram_of(whole)
     shuffled = whole.copy()
     rng.shuffle(shuffled)
-    merged = Histogram()
     parts = [histogram_of(chunk) for chunk in chunks]
     rng.shuffle(parts)
-    for part in parts:
-        merged.merge(part)
+    merged = functools.reduce(Histogram.merged, parts)
     assert same(histogram_of(*chunks), once)
     assert same(histogram_of(*chunks[::-1]), once)
     assert same(histogram_of(*(shuffled[i : i + 1] for i in range(len(shuffled)))), once)
@@ -103,9 +103,7 @@ def test_counts_do_not_depend_on_order_batches_or_merging(chunks: list[Array], r
 def test_merging_leaves_the_merged_one_as_it_was(chunks: list[Array]) -> None:
     parts = [histogram_of(chunk) for chunk in chunks]
     before = [(part.counts.tolist(), part.exponent, part.amax) for part in parts]
-    total = Histogram()
-    for part in parts:
-        total.merge(part)
+    total = functools.reduce(Histogram.merged, parts, Histogram())
     total.add(np.array([3.0], np.float32))
     assert [(part.counts.tolist(), part.exponent, part.amax) for part in parts] == before
 
@@ -322,7 +320,7 @@ def scales_of(model: onnx.ModelProto, data: Any, method: str = "max", **options:
 def ranges_of(model: onnx.ModelProto, data: Any, histograms: bool = True, batch: int | None = None) -> Ranges:
     """Return what the planned tensors held."""
     index = GraphIndex(qdq.load(model))
-    return observe(index, qdq.plan(model), open_feeds(index, data, batch), histograms)
+    return observe(Job(index, qdq.plan(model), data, histograms, batch))
 
 
 def test_max_is_the_largest_value_over_all_samples() -> None:

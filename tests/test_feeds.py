@@ -20,6 +20,7 @@ from qdq.cli import options
 from qdq.errors import DataError
 from qdq.feeds import DataLike, Feeds, open_feeds
 from qdq.index import GraphIndex
+from qdq.ranges import Ranges, extent
 
 COUNT = 5
 BIAS = np.arange(COUNT * 5, dtype=np.float32).reshape(COUNT, 5)
@@ -113,7 +114,7 @@ def test_batches_are_cut_from_one_npy(tmp_path: Path) -> None:
     feeds = feeds_of(tmp_path / "a.npy", batch=2)
 
     assert [len(feed["x"]) for feed in feeds] == [2, 2, 1]
-    assert feeds.batch == "1 to 2"
+    assert feeds.sizes == {1, 2}
 
 
 def test_the_batch_that_calibrated_is_written_beside_the_shapes_that_engines_are_built_for(tmp_path: Path) -> None:
@@ -131,9 +132,8 @@ def test_the_batch_that_calibrated_is_written_beside_the_shapes_that_engines_are
 def test_no_batch_is_told_where_the_inputs_differ_in_it() -> None:
     feeds = feeds_of([{"x": values(2), "bias": BIAS[:1]}], with_two_inputs())
 
-    assert feeds.batch == ""
     assert len(list(feeds)) == 1
-    assert feeds.batch == ""
+    assert Ranges("", "", 1, (), extent(feeds.sizes)).batch == ""
 
 
 def test_samples_of_different_shapes_in_one_run(tmp_path: Path) -> None:

@@ -21,11 +21,11 @@ import qdq
 from qdq.calibration import parse_method, scales_from
 from qdq.errors import UsageError
 from qdq.exactsum import ExactSum
-from qdq.feeds import open_feeds
 from qdq.histogram import Histogram
 from qdq.index import GraphIndex
-from qdq.observation import Ranges, TensorRange, observe
+from qdq.observing import Job, observe
 from qdq.quantizer import E4M3, ELEMENT_TYPES, INT8, ElementType
+from qdq.ranges import Ranges, TensorRange
 from qdq.reporting import scales_summary
 from qdq.weights import channel_amax, least_error_amax
 
@@ -191,7 +191,7 @@ def network(name: str) -> tuple[onnx.ModelProto, list[dict[str, Array]]]:
 def ranges_of(model: onnx.ModelProto, data: Any) -> Ranges:
     """Return what the planned tensors held."""
     index = GraphIndex(qdq.load(model))
-    return observe(index, qdq.plan(model), open_feeds(index, data, None), True)
+    return observe(Job(index, qdq.plan(model), data, full=True))
 
 
 def activations(model: onnx.ModelProto, data: list[dict[str, Array]], tensors: list[str]) -> dict[str, Array]:
@@ -274,8 +274,7 @@ def test_exact_sums_are_exact_in_any_order_and_any_shards(vectors: Array, data: 
     for i in order[:cut]:
         first.add(vectors[i : i + 1])
     second.add(vectors[list(order[cut:])])
-    first.merge(second)
-    np.testing.assert_array_equal(first.limbs, whole.limbs)
+    np.testing.assert_array_equal(first.merged(second).limbs, whole.limbs)
     exact = [float(sum(map(Fraction, map(float, column)), Fraction(0)) / 7) for column in vectors.T]
     assert whole.divided(7).tolist() == exact
 

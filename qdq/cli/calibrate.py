@@ -6,11 +6,12 @@ from pathlib import Path
 
 import click
 
-from qdq.calibration import calibrate_index, parse_method
+from qdq.calibration import parse_method, ranges_of, scales_from
 from qdq.cli.options import FILE, data_option, method_option, naming, output_option, progress
 from qdq.feeds import DataLike, data_files, open_feeds
 from qdq.index import GraphIndex
 from qdq.loading import load
+from qdq.observing import Job
 from qdq.planedits import require_edits
 from qdq.planfile import read_plan_file, scales_json
 from qdq.planning import source_for
@@ -40,7 +41,7 @@ def command(  # noqa: PLR0913, PLR0917 click passes each option
     require_edits(planned, index)
     feeds = open_feeds(index, data, batch)
     with naming(plan), progress("calibrating", feeds.count) as advance:
-        scales = calibrate_index(index, planned.plan, data, way, batch, advance)
+        scales = scales_from(index, planned.plan, ranges_of(Job(index, planned.plan, data, way.needs_histogram, batch), progress=advance), way)
     write_whole(output, scales_json(scales))
     click.echo(sections_text([scales_summary(scales)]), nl=False)
     click.echo(f"\nwrote {output}")
