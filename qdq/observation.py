@@ -273,7 +273,7 @@ class _Watch:
         sums, squares = channel_sums(values, axis)
         if self.sums is None or self.squares is None:
             self.sums, self.squares = ExactSum(sums.shape[1]), ExactSum(sums.shape[1])
-        alike = self.sums.limbs.shape[1] == sums.shape[1]
+        alike = self.sums.size == sums.shape[1]
         if not (alike and np.isfinite(sums).all() and np.isfinite(squares).all()):
             self.lost = True
             return
