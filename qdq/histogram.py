@@ -161,7 +161,7 @@ class _Room(threading.local):
 
         Neighbours go to counters of their own, since counting up the same one twice in a row (zeros behind a Relu) makes a core wait.
         """
-        magnitudes, bins, counters = (room[: values.size] for room in (self._magnitudes, self._bins, self._counters))
+        magnitudes, bins, counters = self._magnitudes[: values.size], self._bins[: values.size], self._counters[: values.size]
         np.abs(values, out=magnitudes)
         np.multiply(magnitudes, scale, out=magnitudes)
         np.copyto(bins, magnitudes, casting="unsafe")
