@@ -43,10 +43,10 @@ class Histogram:
         self.exponent = 0
         self.amax = 0.0
 
-    def add(self, values: Array) -> None:
-        """Count finite values; their absolute value is taken."""
+    def add(self, values: Array, largest: float | None = None) -> None:
+        """Count finite values; their absolute value is taken, of which `largest` is the largest, where that is known."""
         flat = values.ravel().astype(np.float32, copy=False)
-        self._reach(float(max(flat.max(initial=0.0), -flat.min(initial=0.0))))
+        self._reach(float(np.float32(max(values.max(initial=0.0), -values.min(initial=0.0)) if largest is None else largest)))
         if self.amax == 0.0:
             self.counts[0] += flat.size
             return

@@ -263,7 +263,7 @@ class _Watch:
             raise DataError(f"{where}: tensor {self.tensor!r} becomes NaN or Inf; mend the data or leave its readers in float")
         self.seen, self.amax = True, max(self.amax, largest)
         if self.histogram is not None:
-            self.histogram.add(values)
+            self.histogram.add(values, largest)
         if self.axis is not None:
             self._add_moments(values, self.axis)
 
