@@ -18,6 +18,8 @@ _WIDENING = 4
 #: Relative to He's initialisation, so that activations stay of order 1 through the max-pool and sixteen Adds.
 _BRANCH_GAIN, _SKIP_GAIN = 0.25, 0.7
 _BIAS = 0.1
+#: MobileNet-V2's stages: expansion, channels, blocks and first stride (Sandler et al. 2018, arXiv:1801.04381, table 2).
+_INVERTED = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
 
 
 def resnet50(path: str | Path) -> None:
@@ -35,6 +37,19 @@ def resnet50(path: str | Path) -> None:
     onnx.save(net.model("resnet50"), path)
 
 
+def mobilenet_v2(path: str | Path) -> None:
+    """Write MobileNet-V2 as an exporter leaves it, normalisations folded: `image` float32 [batch, 3, 224, 224] -> `scores` [batch, 1000]."""
+    net = _Network(_SEED)
+    tensor, channels = net.relu6(net.convolution("stem", "image", (32, 3, 3), stride=2)), 32
+    for stage, (expansion, written, blocks, first_stride) in enumerate(_INVERTED):
+        for block in range(blocks):
+            tensor = net.inverted(f"stage{stage}.{block}", tensor, (channels, channels * expansion, written), 1 if block else first_stride)
+            channels = written
+    tensor = net.relu6(net.convolution("head", tensor, (1280, channels, 1)))
+    net.classifier(tensor, 1280)
+    onnx.save(net.model("mobilenet_v2"), path)
+
+
 class _Network:
     """Nodes and seeded weights of a network that is being built; every method returns the name of the tensor it made."""
 
@@ -43,6 +58,14 @@ class _Network:
         self._nodes: list[onnx.NodeProto] = []
         self._weights: list[onnx.TensorProto] = []
 
+    def relu6(self, tensor: str) -> str:
+        """Add a Clip to [0, 6], whose bounds all of them share."""
+        names = ("relu6.low", "relu6.high")
+        if not any(weight.name == names[0] for weight in self._weights):
+            self._weights.extend(numpy_helper.from_array(np.array(bound, np.float32), name) for name, bound in zip(names, (0, 6), strict=True))
+        self._nodes.append(helper.make_node("Clip", [tensor, *names], [f"{tensor}_relu6"], name=f"{tensor}_clip"))
+        return f"{tensor}_relu6"
+
     def node(self, operator: str, name: str, inputs: list[str], **attributes: Any) -> str:
         self._nodes.append(helper.make_node(operator, inputs, [f"{name}_out"], name=name, **attributes))
         return f"{name}_out"
@@ -50,12 +73,20 @@ class _Network:
     def relu(self, tensor: str) -> str:
         return self.node("Relu", f"{tensor.removesuffix('_out')}_relu", [tensor])
 
-    def convolution(self, name: str, tensor: str, shape: tuple[int, int, int], stride: int = 1, gain: float = 1.0) -> str:
-        """Add a square convolution; `shape` is output channels, input channels and window."""
+    def convolution(self, name: str, tensor: str, shape: tuple[int, int, int], stride: int = 1, gain: float = 1.0, group: int = 1) -> str:
+        """Add a square convolution; `shape` is output channels, input channels of one group and window."""
         outputs, inputs, window = shape
         names = self._weight_and_bias(name, (outputs, inputs, window, window), gain)
         pads = [window // 2] * 4
-        return self.node("Conv", name, [tensor, *names], kernel_shape=[window, window], strides=[stride, stride], pads=pads)
+        return self.node("Conv", name, [tensor, *names], kernel_shape=[window, window], strides=[stride, stride], pads=pads, group=group)
+
+    def inverted(self, name: str, tensor: str, channels: tuple[int, int, int], stride: int) -> str:
+        """Add an inverted residual: 1x1 where it widens, 3x3 for each channel, 1x1 without activation, and the skip where shapes agree."""
+        given, wide, written = channels
+        branch = self.relu6(self.convolution(f"{name}.expand", tensor, (wide, given, 1))) if wide > given else tensor
+        branch = self.relu6(self.convolution(f"{name}.depthwise", branch, (wide, 1, 3), stride, group=wide))
+        branch = self.convolution(f"{name}.project", branch, (written, wide, 1))
+        return self.node("Add", f"{name}.add", [tensor, branch]) if stride == 1 and given == written else branch
 
     def block(self, name: str, tensor: str, channels: tuple[int, int], stride: int) -> str:
         """Add a bottleneck block: 1x1, 3x3, 1x1 and the skip, which is a convolution where the shape changes."""

@@ -1,4 +1,4 @@
-"""What `quantize.py` compares with: ONNX Runtime's own static quantization of one model.
+"""What `quantize.py` and `calibration.py` compare with: ONNX Runtime's own static quantization of one model.
 
 Run it with `python benchmarks/static.py MODEL OUT FOLDER`; FOLDER holds one .npz a sample.
 Needs nothing besides onnxruntime, onnx and numpy: onnxruntime.quantization asks for sympy only in its separate
@@ -36,6 +36,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Quantize a model with onnxruntime.quantization.quantize_static.")
     for name in ("model", "out", "folder"):
         parser.add_argument(name, type=Path)
+    parser.add_argument("--method", choices=("MinMax", "Entropy"), default="MinMax")
     given = parser.parse_args()
     quantize_static(
         given.model,
@@ -45,7 +46,7 @@ def main() -> None:
         per_channel=True,
         activation_type=QuantType.QInt8,
         weight_type=QuantType.QInt8,
-        calibrate_method=CalibrationMethod.MinMax,
+        calibrate_method=CalibrationMethod[given.method],
         extra_options={"ActivationSymmetric": True, "WeightSymmetric": True},
     )
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import struct
+import threading
 from fractions import Fraction
 
 import numpy as np
@@ -29,6 +30,8 @@ _TOGETHER = 256
 _ROUNDING = 1e-9
 #: Bins never get narrower than 2**-120, so that dividing by the width stays within float32.
 _SMALLEST = -120
+#: Values that are counted at a time, few enough to stay in a core's cache, and the counters that each bin has meanwhile.
+_BLOCK, _LANES, _ONE = 1 << 15, 2, np.int64(1)
 
 
 class Histogram:
@@ -40,16 +43,18 @@ class Histogram:
         self.exponent = 0
         self.amax = 0.0
 
-    def add(self, values: Array) -> None:
-        """Count finite values; their absolute value is taken."""
-        magnitudes = np.abs(values.ravel()).astype(np.float32, copy=False)
-        largest = float(magnitudes.max(initial=0.0))
-        self._reach(largest)
+    def add(self, values: Array, largest: float | None = None) -> None:
+        """Count finite values; their absolute value is taken, of which `largest` is the largest, where that is known."""
+        flat = values.ravel().astype(np.float32, copy=False)
+        self._reach(float(np.float32(max(values.max(initial=0.0), -values.min(initial=0.0)) if largest is None else largest)))
         if self.amax == 0.0:
-            self.counts[0] += magnitudes.size
+            self.counts[0] += flat.size
             return
-        magnitudes *= np.float32(math.ldexp(1.0, -self.exponent))
-        self.counts += np.bincount(magnitudes.astype(np.int32), minlength=BINS)
+        scale, room = np.float32(math.ldexp(1.0, -self.exponent)), _ROOM
+        room.counts[:] = 0
+        for first in range(0, flat.size, _BLOCK):
+            room.count(flat[first : first + _BLOCK], scale)
+        self.counts += room.counts.reshape(_LANES, BINS).sum(axis=0)
 
     def merged(self, other: Histogram) -> Histogram:
         """Return the histogram of the values of both."""
@@ -139,6 +144,33 @@ class Histogram:
             self.counts = _fold(self.counts, needed - self.exponent)
             self.exponent = needed
         self.amax = largest
+
+
+class _Room(threading.local):
+    """What one thread counts in: new arrays for each block would take longer than the counting."""
+
+    def __init__(self) -> None:
+        self.counts = np.zeros(_LANES * BINS, np.int64)
+        self._offsets = np.resize(np.arange(_LANES, dtype=np.int32) * BINS, _BLOCK)
+        self._magnitudes = np.empty(_BLOCK, np.float32)
+        self._bins = np.empty(_BLOCK, np.int32)
+        self._counters = np.empty(_BLOCK, np.int64)
+
+    def count(self, values: npt.NDArray[np.float32], scale: np.float32) -> None:
+        """Count the values of one block, whose absolute value times the scale is below `BINS`.
+
+        Neighbours go to counters of their own, since counting up the same one twice in a row (zeros behind a Relu) makes a core wait.
+        """
+        magnitudes, bins, counters = self._magnitudes[: values.size], self._bins[: values.size], self._counters[: values.size]
+        np.abs(values, out=magnitudes)
+        np.multiply(magnitudes, scale, out=magnitudes)
+        np.copyto(bins, magnitudes, casting="unsafe")
+        np.add(bins, self._offsets[: values.size], out=bins)
+        np.copyto(counters, bins)
+        np.add.at(self.counts, counters, _ONE)
+
+
+_ROOM = _Room()
 
 
 class _Sums:

@@ -263,7 +263,7 @@ class _Watch:
             raise DataError(f"{where}: tensor {self.tensor!r} becomes NaN or Inf; mend the data or leave its readers in float")
         self.seen, self.amax = True, max(self.amax, largest)
         if self.histogram is not None:
-            self.histogram.add(values)
+            self.histogram.add(values, largest)
         if self.axis is not None:
             self._add_moments(values, self.axis)
 
@@ -273,7 +273,7 @@ class _Watch:
         sums, squares = channel_sums(values, axis)
         if self.sums is None or self.squares is None:
             self.sums, self.squares = ExactSum(sums.shape[1]), ExactSum(sums.shape[1])
-        alike = self.sums.limbs.shape[1] == sums.shape[1]
+        alike = self.sums.size == sums.shape[1]
         if not (alike and np.isfinite(sums).all() and np.isfinite(squares).all()):
             self.lost = True
             return

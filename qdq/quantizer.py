@@ -37,13 +37,18 @@ class ElementType(msgspec.Struct, frozen=True):
 
     def round(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """Return the nearest values of this type to float values in units of the scale, ties to even, clipped to the largest."""
-        rounded: npt.NDArray[Any]
+        return self.round_in_place(np.array(values))
+
+    def round_in_place(self, values: npt.NDArray[Any], clip: bool = True) -> npt.NDArray[Any]:
+        """Round as `round` does, in place; `clip` False is for values that do not exceed the largest by half a step."""
         if self.name == INT8:
-            rounded = np.rint(values)
+            np.rint(values, out=values)
         else:
             step = _e4m3_step(values)
-            rounded = np.rint(values / step) * step
-        return np.clip(rounded, -self.largest, self.largest, out=rounded)
+            values /= step
+            np.rint(values, out=values)
+            values *= step
+        return np.clip(values, -self.largest, self.largest, out=values) if clip else values
 
     def error(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """Return the most that rounding may move values of these magnitudes, all in units of the scale; clipping is not in it."""

@@ -110,15 +110,16 @@ def _least_cost(rows: Array, mean: Array, variance: Array, candidates: Array, el
     Candidates are relative to the row's largest absolute value: one number for all rows, or a vector.
     """
     largest: Array = np.maximum(rows.max(axis=1), -rows.min(axis=1))
-    best: Array
-    best, least = largest.copy(), np.full(len(rows), np.inf, np.float32)
-    for candidate in candidates:
+    costs, error = np.empty((len(candidates), len(rows)), np.float32), np.empty_like(rows)
+    for candidate, cost in zip(candidates, costs, strict=True):
         step = np.maximum(largest * (candidate / element.largest), np.finfo(np.float32).tiny)[:, None]
-        error = element.round(rows / step)
+        element.round_in_place(np.divide(rows, step, out=error), clip=bool(np.min(candidate) < 1.0))
         error *= step
         error -= rows
-        cost = np.einsum("ki,ki->k", error, mean) ** 2
-        cost += np.einsum("ki,ki->k", np.square(error, out=error), variance)
-        better = cost < least
-        least[better], best[better] = cost[better], (largest * candidate)[better]
-    return best
+        np.einsum("ki,ki->k", error, mean, out=cost)
+        np.square(cost, out=cost)
+        np.add(cost, np.einsum("ki,ki->k", np.square(error, out=error), variance), out=cost)
+    costs[np.isnan(costs)] = np.inf
+    chosen = np.argmin(costs, axis=0)
+    relative = np.broadcast_to(candidates.reshape(len(candidates), -1), costs.shape)
+    return np.where(costs.min(axis=0) < np.inf, largest * relative[chosen, np.arange(len(rows))], largest)
