@@ -13,6 +13,7 @@ import numpy as np
 from qdq.errors import DataError, ModelError, PlanError, UsageError
 from qdq.feeds import DataLike
 from qdq.givenranges import GivenRanges, GivenSummary, settle, without_data
+from qdq.histogram import least_error
 from qdq.index import Array, GraphIndex, qualified
 from qdq.loading import ModelLike, load
 from qdq.observation import Progress
@@ -27,7 +28,7 @@ from qdq.weights import by_channels, channel_amax, least_error_amax, least_shift
 #: Ranges from elsewhere: what someone says, or what was observed before.
 Given: TypeAlias = GivenRanges | Ranges
 
-DEFAULT_METHOD = "mse"
+DEFAULT_METHOD = "auto"
 #: In the place of a method where ranges are said, not chosen.
 GIVEN = "given"
 #: Share of absolute values kept within the range; the default of pytorch-quantization's HistogramCalibrator.
@@ -40,13 +41,13 @@ WEIGHTS = ("max", "mse", "shift")
 #: A tensor that was seen to reach this many times its range is named: its largest values are outliers, and clipped.
 OUTLIERS = 8.0
 
-_METHOD = re.compile(r"(?P<name>max|mse|percentile|entropy)(:(?P<percent>\d+(\.\d+)?))?")
+_METHOD = re.compile(r"(?P<name>auto|max|mse|percentile|entropy)(:(?P<percent>\d+(\.\d+)?))?")
 
 
 class Method(msgspec.Struct, frozen=True):
     """How a range becomes an amax, and how the scales of weights are chosen."""
 
-    #: max, mse, entropy or percentile; given, where ranges are said and none is chosen.
+    #: auto, mse, entropy, percentile or max; given, where ranges are said and none is chosen.
     name: str
     percent: float | None = None
     #: One of WEIGHTS.
@@ -62,6 +63,8 @@ class Method(msgspec.Struct, frozen=True):
             return seen.amax
         if self.percent is not None:
             return seen.histogram.percentile(self.percent)
+        if self.name == "auto":
+            return least_error(seen.weighed, element)
         return seen.histogram.least_divergence(element) if self.name == "entropy" else seen.histogram.least_error(element)
 
     @property
@@ -116,13 +119,13 @@ class Scales(msgspec.Struct, frozen=True):
 
 
 def parse_method(text: str, weights: str | None = None) -> Method:
-    """Return the method that ``mse``, ``entropy``, ``max``, ``percentile`` or ``percentile:99.9`` names; raises UsageError for others.
+    """Return the method that ``auto``, ``mse``, ``entropy``, ``max``, ``percentile`` or ``percentile:99.9`` names; raises UsageError for others.
 
     `weights` is one of WEIGHTS; without it ``max`` takes the largest weights too, and all others ``shift``.
     """
     found = _METHOD.fullmatch(text)
     if not found or (found["name"] != "percentile" and found["percent"]):
-        raise UsageError(f"unknown method {text!r}: write max, mse, entropy, percentile or percentile:99.9")
+        raise UsageError(f"unknown method {text!r}: write auto, mse, entropy, percentile, percentile:99.9 or max")
     name, way = found["name"], weights or _usual_weights(found["name"])
     if way not in WEIGHTS:
         raise UsageError(f"unknown way to choose the scales of weights {way!r}: write {', '.join(WEIGHTS[:-1])} or {WEIGHTS[-1]}")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import struct
 import threading
+from collections.abc import Sequence
 from fractions import Fraction
 
 import numpy as np
@@ -30,6 +31,8 @@ _TOGETHER = 256
 _ROUNDING = 1e-9
 #: Bins never get narrower than 2**-120, so that dividing by the width stays within float32.
 _SMALLEST = -120
+#: What bytes begin with: exponent, amax and the bytes of each count, and how many these may be.
+_HEAD, _WIDTHS = "<idB", (1, 2, 4, 8)
 #: Values that are counted at a time, few enough to stay in a core's cache, and the counters that each bin has meanwhile.
 _BLOCK, _LANES, _ONE = 1 << 15, 2, np.int64(1)
 
@@ -67,16 +70,18 @@ class Histogram:
     def to_bytes(self) -> bytes:
         """Return what `from_bytes` reads, the same on every machine: the bins up to the last that holds something."""
         used = np.flatnonzero(self.counts)
-        return struct.pack("<id", self.exponent, self.amax) + self.counts[: used[-1] + 1 if used.size else 0].astype("<i8").tobytes()
+        counts = self.counts[: used[-1] + 1 if used.size else 0]
+        width = next(width for width in _WIDTHS if int(counts.max(initial=0)) >> (8 * width - 1) == 0)
+        return struct.pack(_HEAD, self.exponent, self.amax, width) + counts.astype(f"<i{width}").tobytes()
 
     @classmethod
     def from_bytes(cls, content: bytes) -> Histogram:
         """Return the histogram that `to_bytes` wrote; raises ValueError for anything else."""
-        made, head = cls(), struct.calcsize("<id")
-        if len(content) < head:
+        made, head = cls(), struct.calcsize(_HEAD)
+        if len(content) < head or content[head - 1] not in _WIDTHS:
             raise ValueError("a histogram is cut short")
-        made.exponent, made.amax = struct.unpack("<id", content[:head])
-        counts = np.frombuffer(content[head:], "<i8")
+        made.exponent, made.amax, width = struct.unpack(_HEAD, content[:head])
+        counts = np.frombuffer(content[head:], f"<i{width}")
         made.counts[: counts.size] = counts
         return made
 
@@ -88,21 +93,8 @@ class Histogram:
         return min(self.amax, math.ldexp(float(edge), self.exponent))
 
     def least_error(self, element: ElementType) -> float:
-        """Return the amax whose rounding and clipping change the counted values least, in mean square.
-
-        Candidates are the bin edges from 1/16 of the largest value up to the type's headroom, as in
-        pytorch-quantization's MSE calibrator (for FP8 as in Kuzmin et al. 2022, arXiv:2208.09225), first
-        some far apart and then all between the best one's neighbours; values stand at their bins' centres.
-        """
-        used = np.flatnonzero(self.counts)
-        if self.amax == 0.0 or used.size == 0:
-            return self.amax
-        sums = _Sums(used.astype(np.float64) + 0.5, self.counts[used].astype(np.float64))
-        top = int(used[-1]) + 1
-        step, most = max(top // _CANDIDATES, 1), int(top * element.headroom)
-        best = sums.least(np.arange(most, top // 16, -step), element.grid())
-        best = sums.least(np.arange(min(best + step, most), max(best - step, 0), -1), element.grid())
-        return min(self.amax * element.headroom, math.ldexp(float(best), self.exponent))
+        """Return the amax whose rounding and clipping change the counted values least, in mean square; see `least_error`."""
+        return least_error([(1.0, self)], element)
 
     def least_divergence(self, element: ElementType) -> float:
         """Return the amax whose quantized distribution says most about the clipped one: least Kullback-Leibler divergence.
@@ -171,6 +163,28 @@ class _Room(threading.local):
 
 
 _ROOM = _Room()
+
+
+def least_error(weighed: Sequence[tuple[float, Histogram]], element: ElementType) -> float:
+    """Return the amax whose rounding and clipping change the values of several histograms least, in mean square, each with its weight.
+
+    Candidates are the edges of the widest bins from 1/16 of the largest value up to the type's headroom, as in
+    pytorch-quantization's MSE calibrator (for FP8 as in Kuzmin et al. 2022, arXiv:2208.09225), first
+    some far apart and then all between the best one's neighbours; values stand at their bins' centres.
+    """
+    amax, exponent = max((h.amax, h.exponent) for _, h in weighed)
+    counts = np.zeros(BINS)
+    for weight, one in weighed:
+        counts += weight * (_fold(one.counts, exponent - one.exponent) if one.amax > 0.0 else one.counts)
+    used = np.flatnonzero(counts)
+    if amax == 0.0 or used.size == 0:
+        return amax
+    sums = _Sums(used.astype(np.float64) + 0.5, counts[used])
+    top = int(used[-1]) + 1
+    step, most = max(top // _CANDIDATES, 1), int(top * element.headroom)
+    best = sums.least(np.arange(most, top // 16, -step), element.grid())
+    best = sums.least(np.arange(min(best + step, most), max(best - step, 0), -1), element.grid())
+    return min(amax * element.headroom, math.ldexp(float(best), exponent))
 
 
 class _Sums:

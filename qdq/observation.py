@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -20,6 +21,7 @@ from qdq.exactsum import ExactSum
 from qdq.exposing import Exposed, expose
 from qdq.feeds import Feed
 from qdq.histogram import Histogram
+from qdq.importance import Grades, channel_grades
 from qdq.index import Array, Edge, GraphIndex
 from qdq.loading import canonical_bytes
 from qdq.planning import Plan
@@ -46,13 +48,17 @@ class Wanted:
     histogram: bool
     #: The axis whose channels are summed, where its moments are wanted.
     axis: int | None
+    #: How much its channels matter, where that differs.
+    grades: Grades | None
 
 
 def wanted_tensors(index: GraphIndex, plan: Plan, full: bool) -> tuple[Wanted, ...]:
     """Return every activation that the plan quantizes; `full` adds histograms, and the moments of what is multiplied with weights."""
     made = {p.edge.read: _made(index, p.edge) for p in plan.placements if p.quantizer.calibrated}
     axes = _summed_axes(index, plan) if full else {}
-    return tuple(Wanted(read, key, full, axes.get(key)) for read, key in sorted(made.items()))
+    grades = {path: channel_grades(index.scopes[path]) for path in {path for path, _ in made.values()}} if full else {}
+    index.forget_constants()
+    return tuple(Wanted(read, key, full, axes.get(key), grades[key[0]].get(key[1]) if full else None) for read, key in sorted(made.items()))
 
 
 class Running(msgspec.Struct, frozen=True):
@@ -80,7 +86,7 @@ class Observer:
         """`constants` tells whether tensors that no sample changes are seen too: once in all parts of a run."""
         self._wanted, self._running = wanted, running
         way = self._way = _way(index, {w.made for w in wanted})
-        self._watches = {w.made: _Watch(w.made[1], w.histogram, None if w.made in way.flat else w.axis) for w in sorted(wanted, key=lambda w: w.made)}
+        self._watches = {w.made: _Watch(w, flat=w.made in way.flat) for w in sorted(wanted, key=lambda w: w.made)}
         for path, tensor in way.constant if constants else ():
             self._watches[path, tensor].see(index.scopes[path].constant(tensor), "the model")
 
@@ -244,12 +250,16 @@ def _summed_axes(index: GraphIndex, plan: Plan) -> dict[Key, int]:
 class _Watch:
     """What one tensor has held so far."""
 
-    def __init__(self, tensor: str, histogram: bool, axis: int | None = None) -> None:
-        self.tensor = tensor
+    def __init__(self, wanted: Wanted, flat: bool) -> None:
+        """`flat` tells that the tensor comes as a vector, so that its channels are not known."""
+        self.tensor = wanted.made[1]
         self.seen = False
         self.amax = 0.0
-        self.histogram = Histogram() if histogram else None
-        self.axis = axis
+        self.axis = None if flat else wanted.axis
+        self.grades = None if flat else wanted.grades
+        grades = sorted(set(self.grades.of_channel)) if self.grades else [0]
+        self.histograms = {grade: Histogram() for grade in grades} if wanted.histogram else {}
+        self.channels = {grade: np.flatnonzero(np.array(self.grades.of_channel) == grade) for grade in grades} if self.grades else {}
         self.count = 0
         self.sums: ExactSum | None = None
         self.squares: ExactSum | None = None
@@ -262,10 +272,18 @@ class _Watch:
         if not np.isfinite(largest):
             raise DataError(f"{where}: tensor {self.tensor!r} becomes NaN or Inf; mend the data or leave its readers in float")
         self.seen, self.amax = True, max(self.amax, largest)
-        if self.histogram is not None:
-            self.histogram.add(values, largest)
+        if self.histograms:
+            self._count(values, largest)
         if self.axis is not None:
             self._add_moments(values, self.axis)
+
+    def _count(self, values: Array, largest: float) -> None:
+        grades = self.grades
+        if grades is None or values.ndim <= grades.axis or values.shape[grades.axis] != len(grades.of_channel):
+            self.histograms[min(self.histograms)].add(values, largest)
+            return
+        for grade, channels in self.channels.items():
+            self.histograms[grade].add(values.take(channels, grades.axis))
 
     def _add_moments(self, values: Array, axis: int) -> None:
         if not values.size:
@@ -282,7 +300,9 @@ class _Watch:
         self.squares.add(squares)
 
     def range(self, read: str) -> TensorRange:
-        return TensorRange(read, self.amax, self.histogram, self._moments(), self.seen, self.lost)
+        whole = functools.reduce(Histogram.merged, self.histograms.values()) if self.histograms else None
+        by_grade = tuple(self.histograms.items()) if self.grades and self.histograms else ()
+        return TensorRange(read, self.amax, whole, self._moments(), self.seen, self.lost, by_grade)
 
     def _moments(self) -> Moments | None:
         if self.sums is None or self.squares is None or self.lost:

@@ -145,6 +145,6 @@ def run_key(job: Job, observing: Observing) -> str:
     if observing.checkpoint is None:
         return ""
     files = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in data_files(job.data)]
-    wanted = [(one.read, one.histogram, one.axis) for one in job.wanted]
+    wanted = [(one.read, one.histogram, one.axis, one.grades) for one in job.wanted]
     known = (job.plan.digest, wanted, job.plan.scale_groups, job.feeds().name, files, job.batch, observing.part, observing.device, observing.spread)
     return hashlib.sha256(msgspec.json.encode(known)).hexdigest()

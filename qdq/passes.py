@@ -28,7 +28,8 @@ def split(index: GraphIndex, wanted: Sequence[Wanted], feed: Feed, running: Runn
     """
     sizes = tensor_bytes(index, wanted, feed)
     largest = max(sizes.values(), default=0)
-    fixed = _resident_after_run(index, feed, running) + _WORKING_COPIES * largest + len(wanted) * BINS * np.dtype(np.int64).itemsize
+    histograms = sum(1 + len(set(one.grades.of_channel)) if one.grades else 1 for one in wanted)
+    fixed = _resident_after_run(index, feed, running) + _WORKING_COPIES * largest + histograms * BINS * np.dtype(np.int64).itemsize
     least = fixed + running.held * largest
     if least > limit:
         needed = math.ceil(least / MEGABYTE)

@@ -14,6 +14,7 @@ import numpy as np
 from qdq.errors import DataError
 from qdq.exactsum import ExactSum
 from qdq.histogram import Histogram
+from qdq.importance import FACTOR
 from qdq.index import Floats
 from qdq.planning import ScaleGroup
 
@@ -59,14 +60,25 @@ class TensorRange(msgspec.Struct, frozen=True):
     seen: bool = True
     #: Whether moments were wanted and have no meaning: a sum overflowed, or samples differ in channels.
     lost: bool = False
+    #: The histogram's parts where channels matter differently: of the channels of each grade.
+    by_grade: tuple[tuple[int, Histogram], ...] = ()
+
+    @property
+    def weighed(self) -> tuple[tuple[float, Histogram], ...]:
+        """Histograms with how much their values matter to the layers that read the tensor."""
+        if self.histogram is None:
+            return ()
+        return tuple((float(FACTOR) ** -grade, part) for grade, part in self.by_grade) or ((1.0, self.histogram),)
 
     def merged(self, other: TensorRange) -> TensorRange:
         """Return what the tensor holds in both."""
         histogram = self.histogram.merged(other.histogram) if self.histogram and other.histogram else None
+        parts = dict(other.by_grade)
+        by_grade = tuple((grade, part.merged(parts[grade])) for grade, part in self.by_grade)
         pair = [m for m in (self.moments, other.moments) if m is not None]
         lost = self.lost or other.lost or len({m.sums.size for m in pair}) > 1
         moments = None if lost or not pair else pair[0] if len(pair) == 1 else pair[0].merged(pair[1])
-        return TensorRange(self.tensor, max(self.amax, other.amax), histogram, moments, self.seen or other.seen, lost)
+        return TensorRange(self.tensor, max(self.amax, other.amax), histogram, moments, self.seen or other.seen, lost, by_grade)
 
 
 class Part(msgspec.Struct, frozen=True, order=True):
@@ -143,7 +155,7 @@ def merge(several: Sequence[Ranges]) -> Ranges:
 def _require_alike(first: Ranges, other: Ranges) -> None:
     if first.model != other.model:
         raise DataError(f"one is of the model with digest {first.model[:12]}, another of {other.model[:12]}; merge ranges of one model")
-    kinds = [{seen.tensor: seen.histogram is not None for seen in ranges.by_tensor} for ranges in (first, other)]
+    kinds = [{seen.tensor: (seen.histogram is not None, [grade for grade, _ in seen.by_grade]) for seen in ranges.by_tensor} for ranges in (first, other)]
     if set(kinds[0]) != set(kinds[1]) or first.groups != other.groups:
         differ = sorted(set(kinds[0]) ^ set(kinds[1]))
         raise DataError(f"they were observed for different plans{f': only one has {differ[0]!r}' if differ else ''}; calibrate with one plan")
