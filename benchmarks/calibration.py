@@ -71,6 +71,8 @@ class Ended(NamedTuple):
     """Why there is nothing to tell of a process."""
 
     why: str
+    #: Whether it took too much, so that it may end well with less to do.
+    exceeded: bool = False
 
 
 class Bounds(NamedTuple):
@@ -179,7 +181,7 @@ def _as_many(run: Callable[[int], Run | Ended], most: int, least: int) -> tuple[
     """Return the run with the most samples that stays within bounds, halving them down to `least`, and their number."""
     samples = most
     done = run(samples)
-    while isinstance(done, Ended) and samples // 2 >= least:
+    while isinstance(done, Ended) and done.exceeded and samples // 2 >= least:
         samples //= 2
         done = run(samples)
     return done, samples
@@ -252,7 +254,7 @@ def _process(command: Sequence[str], bounds: Bounds) -> tuple[Run | Ended, str]:
         for file in (said, errors):
             file.seek(0)
         if process.returncode:
-            return Ended(reasons[0] if reasons else (errors.read().strip() or f"exit code {process.returncode}").splitlines()[-1]), ""
+            return Ended(reasons[0], True) if reasons else Ended((errors.read().strip() or f"exit code {process.returncode}").splitlines()[-1]), ""
         return Run(seconds, used.ru_maxrss / _KIB_PER_MIB), said.read()
 
 

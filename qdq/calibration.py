@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping, Set
 from concurrent.futures import ThreadPoolExecutor
@@ -40,6 +41,9 @@ DEAD_AMAX = 1.0
 WEIGHTS = ("max", "mse", "shift")
 #: A tensor that was seen to reach this many times its range is named: its largest values are outliers, and clipped.
 OUTLIERS = 8.0
+
+#: Weights whose scales are chosen side by side; more threads would only wait for Python's lock between the passes over small ones.
+_AT_ONCE = 4
 
 _METHOD = re.compile(r"(?P<name>auto|max|mse|percentile|entropy)(:(?P<percent>\d+(\.\d+)?))?")
 
@@ -195,7 +199,7 @@ def scales_from(index: GraphIndex, plan: Plan, ranges: Ranges, method: Method, f
     _require_ranges(plan, ranges, {tensor for tensor, _ in observed if tensor not in given}, method)
     own = {(tensor, dtype): given[tensor] if tensor in given else method.amax(by_tensor[tensor], element) for (tensor, dtype), element in observed.items()}
     amax, shared = share(plan, own)
-    with ThreadPoolExecutor() as pool:
+    with ThreadPoolExecutor(min(os.cpu_count() or 1, _AT_ONCE)) as pool:
         pairs = tuple(pool.map(lambda placements: _pair_scale(index, placements, by_tensor, amax, method.weights), pairs_of(plan).values()))
     index.forget_constants()
     dead = tuple(seen.tensor for seen in ranges.by_tensor if given.get(seen.tensor, seen.amax) == 0.0)

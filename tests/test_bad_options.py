@@ -78,7 +78,7 @@ def test_an_unknown_target_is_answered_with_those_there_are(tmp_path: Path, comm
 @pytest.mark.parametrize(
     ("method", "says"),
     [
-        ("median", "unknown method 'median': write max, mse, entropy, percentile or percentile:99.9"),
+        ("median", "unknown method 'median': write auto, mse, entropy, percentile, percentile:99.9 or max"),
         ("entropy:2", "unknown method 'entropy:2'"),
         ("", "unknown method ''"),
         ("max:3", "unknown method 'max:3'"),

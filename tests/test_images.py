@@ -230,7 +230,7 @@ def test_quantize_and_validate_take_pictures(bench: Path) -> None:
 
     code, text, err = run("quantize", model, "-o", out, *more, "--samples", 3)
     assert (code, err) == (0, "")
-    assert "mse over 3 samples of album as yolo, 3 of 4 evenly" in text
+    assert "auto over 3 samples of album as yolo, 3 of 4 evenly" in text
     assert {p.key: p.value for p in onnx.load(out).metadata_props}["qdq.data"] == "album as yolo, 3 of 4 evenly (3 samples)"
 
     code, text, err = run("validate", model, out, *more)

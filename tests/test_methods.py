@@ -31,7 +31,7 @@ from qdq.weights import channel_amax, least_error_amax
 
 FIXTURES = Path(__file__).resolve().parent.parent / "fixtures" / "networks"
 NETWORKS = ("digits_plain", "digits_cnn", "digits_attention")
-METHODS = ("max", "percentile", "percentile:99.9", "mse", "entropy")
+METHODS = ("max", "percentile", "percentile:99.9", "mse", "entropy", "auto")
 few = settings(max_examples=60, deadline=None, derandomize=True)
 int8 = ELEMENT_TYPES[INT8]
 
@@ -94,7 +94,7 @@ def error_of(values: Array, amax: float) -> float:
 def agrees(method: str, values: Array, got: float) -> bool:
     """Whether an amax is the reference's to within a bin, or for mse gives an error as small as any of 1500 others."""
     way, width = parse_method(method), width_of(reference_max(values))
-    if way.name == "mse":
+    if way.name in ("mse", "auto"):  # alike where all channels are
         best = min(error_of(values, amax) for amax in np.linspace(reference_max(values) / 16, reference_max(values), 1500))
         return error_of(values, got) <= best * 1.01 + width**2 / 4
     if way.name == "max":
@@ -334,7 +334,7 @@ def test_weights_are_scaled_the_way_that_is_asked_for() -> None:
     assert scales().by_pair == scales(weights="shift").by_pair
     assert scales(method="max").by_pair == scales(method="max", weights="max").by_pair
     assert {s.tensor: s.scales for s in scales(method="max", weights="shift").by_pair}["w1"] == of["shift"]["w1"]
-    assert (scales(weights="mse").method, scales().method, scales(method="max").method) == ("mse, weights mse", "mse", "max")
+    assert (scales(weights="mse").method, scales().method, scales(method="max").method) == ("auto, weights mse", "auto", "max")
     assert qdq.quantize(model, data, weights="mse").scales.by_pair == scales(weights="mse").by_pair
 
 
@@ -350,7 +350,7 @@ def refused(make: Callable[[], Any], words: str) -> None:
 
 
 def test_other_words_are_refused() -> None:
-    refused(lambda: parse_method("entropy:3"), "write max, mse, entropy, percentile or percentile:99.9")
+    refused(lambda: parse_method("entropy:3"), "write auto, mse, entropy, percentile, percentile:99.9 or max")
     refused(lambda: parse_method("mse", "entropy"), "'entropy': write max, mse or shift")
 
 

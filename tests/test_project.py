@@ -65,11 +65,11 @@ def test_pictures_and_their_preprocessing_stand_in_the_project_file(repository: 
 
     code, text, err = run("quantize", model, "-o", out)
     assert (code, err) == (0, "project file ../qdq.yaml: images, preprocess, samples, seed\n")
-    assert "mse over 2 samples of album as how.yaml, 2 of 3 by seed 3" in text
+    assert "auto over 2 samples of album as how.yaml, 2 of 3 by seed 3" in text
     assert "1 samples of noise" in run("quantize", model, "-o", out, "--force", "--data", "noise", "--samples", "1")[1]
 
     (repository / "qdq.yaml").write_text("data: samples\n")
-    assert "mse over 3 samples of album as yolo" in run("quantize", model, "-o", out, "--force", "--images", repository / "album", "--preprocess", "yolo")[1]
+    assert "auto over 3 samples of album as yolo" in run("quantize", model, "-o", out, "--force", "--images", repository / "album", "--preprocess", "yolo")[1]
 
 
 def test_thresholds_judge_validate_and_quantize(repository: Path) -> None:

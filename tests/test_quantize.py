@@ -45,7 +45,7 @@ def quantized(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-@pytest.mark.parametrize("method", ["mse", "max", "percentile"])
+@pytest.mark.parametrize("method", ["auto", "mse", "max", "percentile"])
 @pytest.mark.parametrize("name", DIGITS)
 def test_the_fixture_networks_keep_their_accuracy(tmp_path: Path, name: str, method: str) -> None:
     model, out = NETWORKS / f"{name}.onnx", tmp_path / "int8.onnx"
@@ -110,7 +110,7 @@ def test_a_report_holds_plan_calibration_check_and_accuracy(tmp_path: Path, suff
     assert [line.removeprefix("## ") for line in lines if line.removeprefix("## ") in heads] == heads
     assert "digits_cnn.onnx: 26 edges quantized, for trt:sm80" in text
     assert "--leave-float /head/Gemm" in text
-    assert "mse over 64 samples of digits-calibration.npz" in text
+    assert "auto over 64 samples of digits-calibration.npz" in text
     assert "nothing found" in text
     assert "top-1 agreement" in text
     assert ("| rule" in text) == (suffix == ".md")

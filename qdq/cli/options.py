@@ -103,9 +103,9 @@ def method_option(function: F) -> F:
     function = click.option(
         "--weights", type=click.Choice(WEIGHTS), help="How scales of weights are chosen; shift, the default but for --method max, changes outputs least."
     )(function)
-    return click.option("--method", default=DEFAULT_METHOD, show_default=True, help="How ranges are chosen: max, mse, entropy, percentile or percentile:99.9.")(
-        function
-    )
+    return click.option(
+        "--method", default=DEFAULT_METHOD, show_default=True, help="How ranges are chosen: auto, mse, entropy, percentile, percentile:99.9 or max."
+    )(function)
 
 
 def ranges_option(function: F) -> F:
