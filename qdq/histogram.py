@@ -168,23 +168,29 @@ _ROOM = _Room()
 def least_error(weighed: Sequence[tuple[float, Histogram]], element: ElementType) -> float:
     """Return the amax whose rounding and clipping change the values of several histograms least, in mean square, each with its weight.
 
-    Candidates are the edges of the widest bins from 1/16 of the largest value up to the type's headroom, as in
-    pytorch-quantization's MSE calibrator (for FP8 as in Kuzmin et al. 2022, arXiv:2208.09225), first
+    Candidates are edges of the widest bins, up to the type's headroom and down to 1/16 of the largest value of the histogram that
+    weighs most, as in pytorch-quantization's MSE calibrator (for FP8 as in Kuzmin et al. 2022, arXiv:2208.09225), first
     some far apart and then all between the best one's neighbours; values stand at their bins' centres.
     """
-    amax, exponent = max((h.amax, h.exponent) for _, h in weighed)
-    counts = np.zeros(BINS)
-    for weight, one in weighed:
-        counts += weight * (_fold(one.counts, exponent - one.exponent) if one.amax > 0.0 else one.counts)
-    used = np.flatnonzero(counts)
-    if amax == 0.0 or used.size == 0:
-        return amax
-    sums = _Sums(used.astype(np.float64) + 0.5, counts[used])
-    top = int(used[-1]) + 1
+    held = [(weight, one) for weight, one in weighed if one.amax > 0.0]
+    if not held:
+        return 0.0
+    amax, exponent = max((one.amax, one.exponent) for _, one in held)
+    sums = _Sums(*_centres(held, exponent))
+    top, first = (int(np.ldexp(one, -exponent)) + 1 for one in (amax, max(held, key=lambda pair: pair[0])[1].amax))
     step, most = max(top // _CANDIDATES, 1), int(top * element.headroom)
-    best = sums.least(np.arange(most, top // 16, -step), element.grid())
+    best = sums.least(np.arange(most, first // 16, -step), element.grid())
     best = sums.least(np.arange(min(best + step, most), max(best - step, 0), -1), element.grid())
     return min(amax * element.headroom, math.ldexp(float(best), exponent))
+
+
+def _centres(held: Sequence[tuple[float, Histogram]], exponent: int) -> tuple[Floats, Floats]:
+    """Return the centres of all bins that hold something, ascending, in units of 2**exponent, and the weight of what they hold."""
+    used = [np.flatnonzero(one.counts) for _, one in held]
+    values = np.concatenate([np.ldexp(bins + 0.5, one.exponent - exponent) for bins, (_, one) in zip(used, held, strict=True)])
+    weights = np.concatenate([weight * one.counts[bins] for bins, (weight, one) in zip(used, held, strict=True)])
+    order = np.argsort(values, kind="stable")
+    return values[order], weights[order]
 
 
 class _Sums:

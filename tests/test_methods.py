@@ -214,7 +214,7 @@ def test_methods_are_their_references_on_real_activations(name: str) -> None:
     whole = activations(model, data, list(seen))
     assert len(seen) >= 2
     for tensor, values in whole.items():
-        for method in METHODS:
+        for method in METHODS[:-1]:  # what channels matter for auto is in test_importance.py
             got = parse_method(method).amax(seen[tensor], int8)
             assert agrees(method, values, got) or abs(got - reference_max(values)) < 1e-5 * got, f"{method} of {tensor}: {got}"
 
@@ -225,7 +225,7 @@ def bits(ranges: Ranges) -> list[Any]:
     for r in ranges.by_tensor:
         counts = r.histogram and (r.histogram.counts.tobytes(), r.histogram.exponent, r.histogram.amax)
         sums = r.moments and (r.moments.count, r.moments.sums.limbs.tobytes(), r.moments.squares.limbs.tobytes(), r.moments.mean.tobytes())
-        held.append((r.tensor, r.amax, counts, sums))
+        held.append((r.tensor, r.amax, counts, sums, [(grade, part.to_bytes()) for grade, part in r.by_grade]))
     return held
 
 

@@ -104,7 +104,7 @@ def method_option(function: F) -> F:
         "--weights", type=click.Choice(WEIGHTS), help="How scales of weights are chosen; shift, the default but for --method max, changes outputs least."
     )(function)
     return click.option(
-        "--method", default=DEFAULT_METHOD, show_default=True, help="How ranges are chosen: auto, mse, entropy, percentile, percentile:99.9 or max."
+        "--method", default=DEFAULT_METHOD, show_default=True, help="How ranges are chosen: auto, mse, entropy, percentile, percentile:99 or max."
     )(function)
 
 
