@@ -31,9 +31,9 @@ from typing import Any, NamedTuple
 _HERE = Path(__file__).resolve().parent
 _CHECKOUT = _HERE.parent
 _BARE, _STARTED = "bare ONNX Runtime", "with its session's start"
-_METHODS = ("max", "percentile", "mse", "entropy")
+_METHODS = ("auto", "max", "percentile", "mse", "entropy")
 _CALIBRATORS = ("MinMax", "Entropy")
-_MODELOPT_METHODS = ("max", "entropy")
+_MODELOPT_METHODS = ("auto", "max", "entropy")
 _ROWS = (_BARE, *(f"qdq, {method}" for method in _METHODS), *(f"onnxruntime calibrator, {name}" for name in _CALIBRATORS))
 _MADE = ("resnet50", "mobilenet_v2")
 _LENGTH = 128

@@ -13,6 +13,7 @@ import argparse
 import importlib
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -22,12 +23,16 @@ import numpy as np
 import qdq
 
 SAMPLES = 32
-METHODS = ("mse", "percentile", "max")
+METHODS = ("auto", "mse", "percentile", "entropy", "max")
+#: Draws of calibration samples where the score, in dB, has no sampling error of its own.
+DRAWS = 4
 TARGET = qdq.parse_target("rtx:sm86")
 #: The task of each model; those not named are compared with their float original on photos.
 TASKS = {"ppocrv4_rec": "ocr_rec", "minilm_l6_legacy": "minilm_retrieval", "ppocrv2_cls": "textline_cls", "silero_vad_16k_sequence": "vad"}
 PAGES = "ppocrv4_det"
 SCORES = {"ocr_rec": "exact", "minilm_retrieval": "recall@1", "textline_cls": "acc", "vad": "auc"}
+
+ENGINE = ("model", "weighted nodes in INT8, of promised", "MB moved, float -> INT8", "kernels", "strips to its input", "promises broken")
 
 #: A signal-to-noise ratio above this, in dB, compares a model with itself.
 EXACT = 200
@@ -41,10 +46,12 @@ Engines are TensorRT-RTX's for {TARGET}, compiled without a GPU. Made by
 
     python benchmarks/results.py --shared ../shared > docs/results.md
 
+The first table has the INT8 model's score for each calibration method, the second what the engine makes of it, which no method changes.
+
 Scores: `exact`, the share of text lines read without a mistake; `recall@1`, of docstring halves; `acc`, of text direction; `auc`, of speech
 frames; `top-1 agreement` and `dB` (signal-to-noise), against the float model on 200 photo crops; `text pixel F1`, against the float model
-on 24 rendered pages. With n between 200 and 600, one standard error is one to three points. Agreement means little for models that are
-no classifiers (supres_x3_core, yolox_nano).
+on 24 rendered pages. Of shares the standard error is behind the float score; of dB and F1 the mean of {DRAWS} or 1 draws of calibration samples
+stands here, for dB with the standard error of that mean. Agreement means little for models that are no classifiers (supres_x3_core, yolox_nano).
 
 Promises broken: TensorRT-RTX has no INT8 transposed convolution, so the two of ppocrv4_det run in float; planned with `--target rtx:sm86`
 they are left in float and nothing is broken.
@@ -61,12 +68,17 @@ class Subject:
         self.session = self.tasklib.session(str(path))
         self.ocr = tasks("ocr_rec")
 
-    def calibration(self) -> list[Feed]:
+    def calibration(self, draw: int = 0) -> list[Feed]:
         if self.name == PAGES:
             return [{"x": page(self.ocr, 1000 + i)} for i in range(SAMPLES)]
         if self.name in TASKS:
             return list(self.task.feeds(self.session, SAMPLES))
-        return list(self.task.feeds(self.session, SAMPLES, 1, str(self.path)))
+        return list(self.task.feeds(self.session, SAMPLES, 1 + 100 * draw, str(self.path)))
+
+    @property
+    def draws(self) -> int:
+        """How often calibration samples are drawn: for models that are compared on photos."""
+        return 1 if self.name == PAGES or self.name in TASKS else DRAWS
 
     def score(self, model: Path) -> dict[str, float]:
         """Return the task's figures for a model file."""
@@ -103,24 +115,36 @@ def text_masks(ours: Any, theirs: Any, pages: list[Any]) -> dict[str, float]:
     return {"text pixel F1": 2 * both / max(2 * both + only, 1)}
 
 
-def measure(subject: Subject, method: str, folder: Path) -> tuple[str, ...]:
-    """Return one table row: the scores of a method, and the engine it gives."""
-    feeds = subject.calibration()
-    made = qdq.quantize(subject.path, feeds, method=method)
-    out = folder / f"{subject.name}.{method}.onnx"
-    qdq.save(made.model, made.source, out)
-    (engine,) = qdq.validate(subject.path, out, data=feeds[:1], targets=[TARGET]).engines
-    same = qdq.strip(out).SerializeToString(deterministic=True) == made.source.model.SerializeToString(deterministic=True)
+def methods_row(subject: Subject, folder: Path) -> tuple[str, ...]:
+    """Return the scores of a model in float and by each method, calibrated on the same samples."""
+    scores: dict[str, list[dict[str, float]]] = {method: [] for method in METHODS}
+    for draw in range(subject.draws):
+        ranges = qdq.observe(subject.path, qdq.plan(subject.path), subject.calibration(draw))
+        for method in METHODS:
+            made = qdq.quantize(subject.path, None, method=method, given=ranges)
+            out = folder / f"{subject.name}.{method}.onnx"
+            qdq.save(made.model, made.source, out, force=True)
+            scores[method].append(subject.score(out))
+    return (subject.name, spelled([subject.score(subject.path)]), *(spelled(scores[method]) for method in METHODS))
+
+
+def engine_row(subject: Subject, folder: Path) -> tuple[str, ...]:
+    """Return what the engine makes of a model, quantized by the first method."""
+    out = folder / f"{subject.name}.{METHODS[0]}.onnx"
+    (engine,) = qdq.validate(subject.path, out, data=subject.calibration()[:1], targets=[TARGET]).engines
+    same = qdq.strip(out).SerializeToString(deterministic=True) == qdq.load(subject.path).model.SerializeToString(deterministic=True)
     kept = f"{sum(v.int8 for v in engine.layers)} of {sum(v.promised for v in engine.layers)}" if not engine.failure else "does not build"
     broken = "; ".join(f"{b.node} ({b.instead.removeprefix('but the engine runs it as ')})" for b in engine.broken) or "-"
     moved = f"{engine.float_bytes / 1e6:.1f} -> {engine.bytes / 1e6:.1f}"
-    return (subject.name, method, spelled(subject.score(out)), kept, moved, f"{engine.float_kernels} -> {engine.kernels}", "yes" if same else "NO", broken)
+    return (subject.name, kept, moved, f"{engine.float_kernels} -> {engine.kernels}", "yes" if same else "NO", broken)
 
 
-def spelled(score: dict[str, float]) -> str:
-    """Return figures with their names."""
-    figures = {name: f"{value:.2f}" if name == "dB" else f"{value:.3f}" for name, value in score.items()}
-    return ", ".join(f"{name} {'-' if score[name] > EXACT else figure}" for name, figure in figures.items())
+def spelled(scores: list[dict[str, float]]) -> str:
+    """Return the means of figures with their names, of dB with the standard error of the mean."""
+    means = {name: float(np.mean([score[name] for score in scores])) for name in scores[0]}
+    errors = {name: float(np.std([score[name] for score in scores], ddof=1) / len(scores) ** 0.5) for name in means if len(scores) > 1}
+    figures = {name: f"{value:.2f}" + (f" ± {errors[name]:.2f}" if name in errors else "") if name == "dB" else f"{value:.3f}" for name, value in means.items()}
+    return ", ".join(f"{name} {'-' if means[name] > EXACT else figure}" for name, figure in figures.items())
 
 
 def row(cells: tuple[str, ...]) -> str:
@@ -134,19 +158,25 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", help="names of models")
     arguments = parser.parse_args()
     sys.path.insert(0, str(arguments.shared / "tasks"))
-    headers = ("model", "method", "INT8", "weighted nodes in INT8, of promised", "MB moved, float -> INT8", "kernels", "strips to its input", "promises broken")
     print(HEAD)
-    print(row(("model", "float")), row(("---", "---")), sep="\n")
-    subjects = [
-        Subject(p, importlib.import_module) for p in sorted((arguments.shared / "models").glob("*.onnx")) if not arguments.only or p.stem in arguments.only
-    ]
-    for subject in subjects:
-        print(row((subject.name, spelled(subject.score(subject.path)))), flush=True)
-    print("", row(headers), row(("---",) * len(headers)), sep="\n")
+    found = [p for p in sorted((arguments.shared / "models").glob("*.onnx")) if not arguments.only or p.stem in arguments.only]
+    subjects = [Subject(path, importlib.import_module) for path in found]
     with tempfile.TemporaryDirectory() as folder:
-        for subject in subjects:
-            for method in METHODS:
-                print(row(measure(subject, method, Path(folder))), flush=True)
+        table(("model", "float", *METHODS), methods_row, subjects, Path(folder))
+        table(
+            ("model", "weighted nodes in INT8, of promised", "MB moved, float -> INT8", "kernels", "strips to its input", "promises broken"),
+            engine_row,
+            subjects,
+            Path(folder),
+        )
+
+
+def table(headers: tuple[str, ...], made: Callable[[Subject, Path], tuple[str, ...]], subjects: list[Subject], folder: Path) -> None:
+    """Print a table of one row for each model."""
+    print(row(headers), row(("---",) * len(headers)), sep="\n")
+    for subject in subjects:
+        print(row(made(subject, folder)), flush=True)
+    print()
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from qdq.calibration import Scales as Scales
     from qdq.calibration import calibrate as calibrate
+    from qdq.calibration import observe as observe
     from qdq.checking import Finding as Finding
     from qdq.checking import check as check
     from qdq.errors import QdqError as QdqError
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from qdq.images import Images as Images
     from qdq.loading import Source as Source
     from qdq.loading import load as load
+    from qdq.observing import Observing as Observing
     from qdq.planning import Plan as Plan
     from qdq.planning import plan as plan
     from qdq.profiles import Profile as Profile
@@ -35,6 +37,9 @@ if TYPE_CHECKING:
     from qdq.quantizing import Quantized as Quantized
     from qdq.quantizing import quantize as quantize
     from qdq.quantizing import save as save
+    from qdq.ranges import Part as Part
+    from qdq.ranges import Ranges as Ranges
+    from qdq.ranges import merge as merge
     from qdq.rewriting import apply as apply
     from qdq.rulefile import load_rules as load_rules
     from qdq.stripping import strip as strip
@@ -52,10 +57,13 @@ _HOME = {
     "Finding": "checking",
     "GivenRanges": "givenranges",
     "Images": "images",
+    "Observing": "observing",
+    "Part": "ranges",
     "Plan": "planning",
     "Profile": "profiles",
     "QdqError": "errors",
     "Quantized": "quantizing",
+    "Ranges": "ranges",
     "Scales": "calibration",
     "Source": "loading",
     "Subset": "feeds",
@@ -69,7 +77,9 @@ _HOME = {
     "given_by_hand": "givenranges",
     "load": "loading",
     "load_rules": "rulefile",
+    "merge": "ranges",
     "misses": "validation",
+    "observe": "calibration",
     "parse_profile": "profiles",
     "parse_target": "target",
     "plan": "planning",

@@ -168,6 +168,24 @@ def calibrate(  # noqa: PLR0913 keyword arguments of the public function
     return scales_of(job, way, observing, progress, given)[0]
 
 
+def observe(  # noqa: PLR0913 keyword arguments of the public function
+    model: ModelLike,
+    plan: Plan,
+    data: DataLike | None,
+    *,
+    method: str = DEFAULT_METHOD,
+    batch: int | None = None,
+    progress: Progress | None = None,
+    observing: Observing = OBSERVING,
+) -> Ranges:
+    """Return what the activations of a plan were seen to hold: all that any method needs, or for ``max`` the largest values only.
+
+    With `observing.part` of some of the samples. `qdq.merge` joins ranges; `given` of `quantize` and `calibrate` takes them.
+    """
+    index = GraphIndex(source_for(load(model), plan))
+    return ranges_of(Job(index, plan, data, parse_method(method).needs_histogram, batch), observing, progress)
+
+
 def scales_of(
     job: Job, method: Method, observing: Observing = OBSERVING, progress: Progress | None = None, given: Given | None = None
 ) -> tuple[Scales, Ranges]:
