@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -75,8 +76,9 @@ def _gathered(client: Client, workers: int, job: Job, observing: Observing, feed
     found = keeper.passes[0] if keeper.passes else None
     parts = _parts(observing.part, found, feeds.left(observing.part.number - 1, observing.part.of), workers)
     task = _task(job, observing, workers)
-    handed = client.scatter(task, broadcast=False, hash=False)
-    futures = [client.submit(_observe_part, handed, part, pure=False) for part in parts]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # that a model in memory is large: scattered, it would be lost with a worker
+        futures = [client.submit(_observe_part, task, part, pure=False) for part in parts]
     for future in as_completed(futures):
         ranges: Ranges = _result(future)
         found = merge((found, ranges)) if found else ranges
