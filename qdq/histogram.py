@@ -34,43 +34,50 @@ _SMALLEST = -120
 #: What bytes begin with: exponent, amax and the bytes of each count, and how many these may be.
 _HEAD, _WIDTHS = "<idB", (1, 2, 4, 8)
 #: Values that are counted at a time, few enough to stay in a core's cache, and the counters that each bin has meanwhile.
-_BLOCK, _LANES, _ONE = 1 << 15, 2, np.int64(1)
+_BLOCK, _LANES, _ONE = 1 << 17, 2, np.int64(1)
 
 
 class Histogram:
     """Counts of absolute values in `BINS` bins of equal width, and the largest value seen."""
 
     def __init__(self) -> None:
-        self.counts: npt.NDArray[np.int64] = np.zeros(BINS, np.int64)
+        #: Some counters for each bin: neighbouring values go to different ones, since counting up the same one twice in a
+        #: row (zeros behind a Relu) makes a core wait.
+        self._lanes: npt.NDArray[np.int64] = np.zeros((_LANES, BINS), np.int64)
         #: log2 of the bin width; meaningless while `amax` is 0.
         self.exponent = 0
         self.amax = 0.0
+
+    @property
+    def counts(self) -> npt.NDArray[np.int64]:
+        """How many values lie in each bin."""
+        counts: npt.NDArray[np.int64] = self._lanes.sum(axis=0)
+        return counts
 
     def add(self, values: Array, largest: float | None = None) -> None:
         """Count finite values; their absolute value is taken, of which `largest` is the largest, where that is known."""
         flat = values.ravel().astype(np.float32, copy=False)
         self._reach(float(np.float32(max(values.max(initial=0.0), -values.min(initial=0.0)) if largest is None else largest)))
         if self.amax == 0.0:
-            self.counts[0] += flat.size
+            self._lanes[0, 0] += flat.size
             return
-        scale, room = np.float32(math.ldexp(1.0, -self.exponent)), _ROOM
-        room.counts[:] = 0
+        scale = np.float32(math.ldexp(1.0, -self.exponent))
         for first in range(0, flat.size, _BLOCK):
-            room.count(flat[first : first + _BLOCK], scale)
-        self.counts += room.counts.reshape(_LANES, BINS).sum(axis=0)
+            np.add.at(self._lanes.reshape(-1), _ROOM.counters(flat[first : first + _BLOCK], scale), _ONE)
 
     def merged(self, other: Histogram) -> Histogram:
         """Return the histogram of the values of both."""
         made = Histogram()
         made._reach(max(self.amax, other.amax))
         for one in (self, other):
-            made.counts += _fold(one.counts, made.exponent - one.exponent) if one.amax > 0.0 else one.counts
+            made._lanes[0] += _fold(one.counts, made.exponent - one.exponent) if one.amax > 0.0 else one.counts
         return made
 
     def to_bytes(self) -> bytes:
         """Return what `from_bytes` reads, the same on every machine: the bins up to the last that holds something."""
-        used = np.flatnonzero(self.counts)
-        counts = self.counts[: used[-1] + 1 if used.size else 0]
+        counts = self.counts
+        used = np.flatnonzero(counts)
+        counts = counts[: used[-1] + 1 if used.size else 0]
         width = next(width for width in _WIDTHS if int(counts.max(initial=0)) >> (8 * width - 1) == 0)
         return struct.pack(_HEAD, self.exponent, self.amax, width) + counts.astype(f"<i{width}").tobytes()
 
@@ -82,7 +89,7 @@ class Histogram:
             raise ValueError("a histogram is cut short")
         made.exponent, made.amax, width = struct.unpack(_HEAD, content[:head])
         counts = np.frombuffer(content[head:], f"<i{width}")
-        made.counts[: counts.size] = counts
+        made._lanes[0, : counts.size] = counts
         return made
 
     def percentile(self, percent: float) -> float:
@@ -133,33 +140,29 @@ class Histogram:
         if self.amax == 0.0:
             self.exponent = needed
         elif needed > self.exponent:
-            self.counts = _fold(self.counts, needed - self.exponent)
+            self._lanes = np.stack([_fold(lane, needed - self.exponent) for lane in self._lanes])
             self.exponent = needed
         self.amax = largest
 
 
 class _Room(threading.local):
-    """What one thread counts in: new arrays for each block would take longer than the counting."""
+    """What one thread calculates in: new arrays for each block would take longer than the counting."""
 
     def __init__(self) -> None:
-        self.counts = np.zeros(_LANES * BINS, np.int64)
         self._offsets = np.resize(np.arange(_LANES, dtype=np.int32) * BINS, _BLOCK)
         self._magnitudes = np.empty(_BLOCK, np.float32)
         self._bins = np.empty(_BLOCK, np.int32)
         self._counters = np.empty(_BLOCK, np.int64)
 
-    def count(self, values: npt.NDArray[np.float32], scale: np.float32) -> None:
-        """Count the values of one block, whose absolute value times the scale is below `BINS`.
-
-        Neighbours go to counters of their own, since counting up the same one twice in a row (zeros behind a Relu) makes a core wait.
-        """
+    def counters(self, values: npt.NDArray[np.float32], scale: np.float32) -> npt.NDArray[np.int64]:
+        """Return the places in all lanes of the values of one block, whose absolute value times the scale is below `BINS`."""
         magnitudes, bins, counters = self._magnitudes[: values.size], self._bins[: values.size], self._counters[: values.size]
         np.abs(values, out=magnitudes)
         np.multiply(magnitudes, scale, out=magnitudes)
         np.copyto(bins, magnitudes, casting="unsafe")
         np.add(bins, self._offsets[: values.size], out=bins)
         np.copyto(counters, bins)
-        np.add.at(self.counts, counters, _ONE)
+        return counters
 
 
 _ROOM = _Room()

@@ -68,9 +68,10 @@ def _graded(importance: Floats) -> tuple[int, ...]:
 def _of_inputs(index: GraphIndex, node: Node, found: dict[str, _Importance]) -> Iterator[tuple[int, _Importance]]:
     """Yield the inputs of a node whose channels' importance follows from its weights or its output."""
     out = found.get(node.outputs[0]) if node.outputs else None
-    if len(node.inputs) > 1 and (axis := input_channel_axis(index, node)) is not None and index.is_constant(node.inputs[1]):
+    axis = input_channel_axis(index, node) if len(node.inputs) > 1 else None
+    if axis is not None and index.is_constant(node.inputs[1]):
         importance = _of_weight(index, node, out)
-        if importance is not None:
+        if importance is not None and axis >= 0:  # below 0 where the rank is not known
             yield 0, _Importance(axis, importance)
     elif out is None:
         return

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -17,39 +16,21 @@ import onnxruntime as ort
 
 from qdq.devices import CPU
 from qdq.errors import DataError, ModelError, first_line
-from qdq.exactsum import ExactSum
 from qdq.exposing import Exposed, expose
 from qdq.feeds import Feed
-from qdq.histogram import Histogram
-from qdq.importance import Grades, channel_grades
+from qdq.importance import channel_grades
 from qdq.index import Array, Edge, GraphIndex
 from qdq.loading import canonical_bytes
 from qdq.planning import Plan
-from qdq.ranges import Moments, TensorRange
+from qdq.ranges import TensorRange
+from qdq.watching import Key, Look, Wanted, Watch
 from qdq.weights import input_channel_axis
 
 #: Called after each sample with the number done.
 Progress = Callable[[int], None]
-#: A tensor: the path of the graph that makes it, and its name.
-Key = tuple[str, str]
-
 #: Above ONNX Runtime's errors: they come as exceptions too, and standard error is for one line.
 _FATAL_LEVEL = 4
 _EXTERNAL_FOLDER = "session.model_external_initializers_file_folder_path"
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """A tensor that is observed, and what of it."""
-
-    #: Its name as `Edge.read` gives it.
-    read: str
-    made: Key
-    histogram: bool
-    #: The axis whose channels are summed, where its moments are wanted.
-    axis: int | None
-    #: How much its channels matter, where that differs.
-    grades: Grades | None
 
 
 def wanted_tensors(index: GraphIndex, plan: Plan, full: bool) -> tuple[Wanted, ...]:
@@ -86,9 +67,10 @@ class Observer:
         """`constants` tells whether tensors that no sample changes are seen too: once in all parts of a run."""
         self._wanted, self._running = wanted, running
         way = self._way = _way(index, {w.made for w in wanted})
-        self._watches = {w.made: _Watch(w, flat=w.made in way.flat) for w in sorted(wanted, key=lambda w: w.made)}
+        self._watches = {w.made: Watch(w, flat=w.made in way.flat) for w in sorted(wanted, key=lambda w: w.made)}
         for path, tensor in way.constant if constants else ():
-            self._watches[path, tensor].see(index.scopes[path].constant(tensor), "the model")
+            watch = self._watches[path, tensor]
+            watch.take(watch.look(index.scopes[path].constant(tensor)), "the model")
 
     def run(self, samples: Iterable[tuple[str, Feed]]) -> Iterator[int]:
         """Yield the number of samples seen so far after each.
@@ -96,12 +78,39 @@ class Observer:
         Raises DataError where a sample gives NaN or Inf in a tensor that is watched, and ModelError where ONNX Runtime
         refuses the model.
         """
-        for done, (where, seen) in enumerate(_run_all(self._way.index, self._way.outputs, samples, self._running), 1):
-            while seen:
-                key, turns = self._way.turns(*seen.pop())
-                for turn in turns if key in self._watches else ():
-                    self._watches[key].see(turn, where)
+        for done, (where, looks) in enumerate(self._run_all(samples), 1):
+            while looks:
+                watch, look = looks.pop()
+                watch.take(look, where)
             yield done
+
+    def _run_all(self, samples: Iterable[tuple[str, Feed]]) -> Iterator[tuple[str, list[tuple[Watch, Look]]]]:
+        """Yield where each sample comes from and its tensors, in order, while the next samples are computed.
+
+        Two samples on half the cores each take less time than one after the other on all of them.
+        """
+        workers = min(self._running.cores, self._running.at_once)
+        session = observing_session(self._way.index, self._way.outputs, self._running)
+        with ThreadPoolExecutor(workers) as pool:
+            waiting: deque[tuple[str, Future[list[tuple[Watch, Look]]]]] = deque()
+            for where, feed in samples:
+                waiting.append((where, pool.submit(self._looks, session, feed)))
+                if len(waiting) > workers:
+                    origin, first = waiting.popleft()
+                    yield origin, first.result()
+            while waiting:
+                origin, first = waiting.popleft()
+                yield origin, first.result()
+
+    def _looks(self, session: ort.InferenceSession, feed: Feed) -> list[tuple[Watch, Look]]:
+        """Run one sample and look at each tensor that is watched, once for each time that it was computed."""
+        seen = run_sample(session, self._way.index, self._way.outputs, feed)
+        looks = []
+        while seen:  # what a look copied is not held twice
+            key, turns = self._way.turns(*seen.pop())
+            if watch := self._watches.get(key):
+                looks += [(watch, watch.look(turn)) for turn in turns]
+        return looks
 
     def by_tensor(self) -> tuple[TensorRange, ...]:
         """Return what the tensors have held so far."""
@@ -191,31 +200,10 @@ def exact_options() -> ort.SessionOptions:
     return options
 
 
-def _run_all(index: GraphIndex, computed: list[str], samples: Iterable[tuple[str, Feed]], running: Running) -> Iterator[tuple[str, list[tuple[str, Array]]]]:
-    """Yield where each sample comes from and its tensors, in order, while the next samples are computed.
-
-    Two samples on half the cores each take less time than one after the other on all of them.
-    """
-    workers = min(running.cores, running.at_once)
-    session = observing_session(index, computed, running)
-    with ThreadPoolExecutor(workers) as pool:
-        waiting: deque[tuple[str, Future[list[tuple[str, Array]]]]] = deque()
-        for where, feed in samples:
-            waiting.append((where, pool.submit(run_sample, session, index, computed, feed)))
-            if len(waiting) > workers:
-                origin, first = waiting.popleft()
-                yield origin, first.result()
-        while waiting:
-            origin, first = waiting.popleft()
-            yield origin, first.result()
-
-
 def observing_session(index: GraphIndex, computed: list[str], running: Running) -> ort.InferenceSession:
     """Return a session that gives some tensors too, for several samples at once."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = max(running.cores // min(running.cores, running.at_once), 1)
-    # Blocked layouts, the level above, would be undone for every tensor that is observed, and keep all weights twice.
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
     return open_session(index, computed, options, running.providers)
 
 
@@ -245,77 +233,3 @@ def _summed_axes(index: GraphIndex, plan: Plan) -> dict[Key, int]:
             if axis is not None:
                 axes.setdefault((index.scope(edge).defining(node.inputs[0]).path, node.inputs[0]), set()).add(axis)
     return {key: next(iter(found)) for key, found in axes.items() if len(found) == 1}
-
-
-class _Watch:
-    """What one tensor has held so far."""
-
-    def __init__(self, wanted: Wanted, flat: bool) -> None:
-        """`flat` tells that the tensor comes as a vector, so that its channels are not known."""
-        self.tensor = wanted.made[1]
-        self.seen = False
-        self.amax = 0.0
-        self.axis = None if flat else wanted.axis
-        self.grades = None if flat else wanted.grades
-        grades = sorted(set(self.grades.of_channel)) if self.grades else [0]
-        self.histograms = {grade: Histogram() for grade in grades} if wanted.histogram else {}
-        self.channels = {grade: np.flatnonzero(np.array(self.grades.of_channel) == grade) for grade in grades} if self.grades else {}
-        self.count = 0
-        self.sums: ExactSum | None = None
-        self.squares: ExactSum | None = None
-        self.lost = False
-
-    def see(self, values: Array, where: str) -> None:
-        if values.dtype.kind != "f":
-            raise ModelError(f"tensor {self.tensor!r} holds {values.dtype} and cannot be quantized; narrow the rule that asks for it")
-        largest = float(max(values.max(initial=0), -values.min(initial=0)))
-        if not np.isfinite(largest):
-            raise DataError(f"{where}: tensor {self.tensor!r} becomes NaN or Inf; mend the data or leave its readers in float")
-        self.seen, self.amax = True, max(self.amax, largest)
-        if self.histograms:
-            self._count(values, largest)
-        if self.axis is not None:
-            self._add_moments(values, self.axis)
-
-    def _count(self, values: Array, largest: float) -> None:
-        grades = self.grades
-        if grades is None or values.ndim <= grades.axis or values.shape[grades.axis] != len(grades.of_channel):
-            self.histograms[min(self.histograms)].add(values, largest)
-            return
-        for grade, channels in self.channels.items():
-            self.histograms[grade].add(values.take(channels, grades.axis))
-
-    def _add_moments(self, values: Array, axis: int) -> None:
-        if not values.size:
-            return
-        sums, squares = channel_sums(values, axis)
-        if self.sums is None or self.squares is None:
-            self.sums, self.squares = ExactSum(sums.shape[1]), ExactSum(sums.shape[1])
-        alike = self.sums.size == sums.shape[1]
-        if not (alike and np.isfinite(sums).all() and np.isfinite(squares).all()):
-            self.lost = True
-            return
-        self.count += values.size // sums.shape[1]
-        self.sums.add(sums)
-        self.squares.add(squares)
-
-    def range(self, read: str) -> TensorRange:
-        whole = functools.reduce(Histogram.merged, self.histograms.values()) if self.histograms else None
-        by_grade = tuple(self.histograms.items()) if self.grades and self.histograms else ()
-        return TensorRange(read, self.amax, whole, self._moments(), self.seen, self.lost, by_grade)
-
-    def _moments(self) -> Moments | None:
-        if self.sums is None or self.squares is None or self.lost:
-            return None
-        return Moments(self.count, self.sums, self.squares)
-
-
-def channel_sums(values: Array, axis: int) -> tuple[Array, Array]:
-    """Return the sums of values and of their squares along a channel axis, float32 [entries, channels], entries being those of axis 0.
-
-    An entry's sums do not depend on the entries it comes with.
-    """
-    channels = np.moveaxis(values, axis, 1) if values.ndim > 1 else values[None, :]
-    rows = channels.reshape(len(channels), channels.shape[1], -1).astype(np.float32, copy=False)
-    with np.errstate(over="ignore", invalid="ignore"):
-        return rows.sum(axis=2), np.einsum("nct,nct->nc", rows, rows)

@@ -13,10 +13,11 @@ from qdq.checkpoint import Keeper
 from qdq.devices import providers_of
 from qdq.feeds import DataLike, Feeds, data_files, open_feeds
 from qdq.index import GraphIndex
-from qdq.observation import Observer, Progress, Running, Wanted, wanted_tensors
+from qdq.observation import Observer, Progress, Running, wanted_tensors
 from qdq.passes import split
 from qdq.planning import Plan
 from qdq.ranges import Part, Ranges, beside, continued, extent
+from qdq.watching import Wanted
 
 #: Seconds between checkpoints.
 INTERVAL = 30.0

@@ -13,7 +13,8 @@ from qdq.errors import UsageError
 from qdq.feeds import Feed
 from qdq.histogram import BINS
 from qdq.index import GraphIndex
-from qdq.observation import Running, Wanted, observing_session, run_sample
+from qdq.observation import Running, observing_session, run_sample
+from qdq.watching import Wanted
 
 MEGABYTE = 1_000_000
 #: Float32 copies of one tensor that counting it takes: its magnitudes and their bins.
@@ -30,12 +31,13 @@ def split(index: GraphIndex, wanted: Sequence[Wanted], feed: Feed, running: Runn
     largest = max(sizes.values(), default=0)
     histograms = sum(1 + len(set(one.grades.of_channel)) if one.grades else 1 for one in wanted)
     fixed = _resident_after_run(index, feed, running) + _WORKING_COPIES * largest + histograms * BINS * np.dtype(np.int64).itemsize
-    least = fixed + running.held * largest
+    copies = running.held + 2 * running.at_once  # ONNX Runtime computes in layouts of its own, and freed memory does not come back whole
+    least = fixed + copies * largest
     if least > limit:
         needed = math.ceil(least / MEGABYTE)
         raise UsageError(f"{index.source.name}: a run of it, one tensor observed at a time, takes {needed} MB; allow at least as much with --max-memory")
     groups: list[list[Wanted]] = [[]]
-    free = room = (limit - fixed) // running.held
+    free = room = (limit - fixed) // copies
     for one in wanted:
         if sizes[one.read] > free:
             groups.append([])

@@ -241,7 +241,7 @@ def test_little_memory_takes_more_passes_and_gives_the_same(monkeypatch: pytest.
     job = job_of(deep(), Subset("noise", 6))
     whole, progress = observe(job), list[int]()
     monkeypatch.setattr(psutil.Process, "memory_info", lambda _: _Resident())
-    limit = 4 * (1 << 20) + 12 * 4096 * 8 + 2 * 3 * (1 << 20) + 1000  # three tensors of two samples at a time
+    limit = 4 * (1 << 20) + 24 * 4096 * 8 + 3 * 4 * (1 << 20)  # three tensors of two samples at a time
     passes = list[int]()
     monkeypatch.setattr("qdq.observing.split", _counting(passes))
     got = observe(job, Observing(max_memory=limit), progress.append)
@@ -250,7 +250,7 @@ def test_little_memory_takes_more_passes_and_gives_the_same(monkeypatch: pytest.
     assert progress[-1] == 6
     assert progress == sorted(progress)
     with pytest.raises(UsageError, match="allow at least as much"):
-        observe(job, Observing(max_memory=limit // 2))
+        observe(job, Observing(max_memory=limit // 3))
 
 
 class _Resident:
