@@ -20,7 +20,7 @@ from making import refused, run, samples, save, tiny_model
 from test_bodies import branching
 
 import qdq
-from qdq.givenfiles import LAYOUTS, given_bytes
+from qdq.givenfiles import LAYOUTS, given_by_model, given_bytes
 from qdq.givenranges import GivenRange
 from qdq.trtcache import cache_bytes, read_cache
 
@@ -491,3 +491,18 @@ def test_a_tensor_that_keeps_its_own_range_shares_nothing() -> None:
     assert {s.tensor for s in scales.shared} == {"b", "c"}
     alone = qdq.calibrate(grouped(), limited, None, given=qdq.given_by_hand({"x": 1.0, "a": 1.0, "b": 9.0, "c": 1.0}))
     assert alone.shared == ()
+
+
+@pytest.mark.parametrize("suffix", ["yaml", "json", "cache"])
+def test_strip_writes_the_ranges_that_quantize_takes(tmp_path: Path, suffix: str) -> None:
+    model, out, ranges = NETWORKS / "digits_cnn.onnx", tmp_path / "int8.onnx", tmp_path / f"r.{suffix}"
+    assert run("quantize", model, "-o", out, "--data", CALIBRATION, "--weights", "max")[0] == 0
+    code, text, _ = run("strip", out, "-o", tmp_path / "float.onnx", "--ranges", ranges)
+    assert (code, "took out" in text, str(ranges) in text) == (0, True, True)
+    assert (tmp_path / "float.onnx").read_bytes() == model.read_bytes()
+    assert run("quantize", tmp_path / "float.onnx", "-o", tmp_path / "again.onnx", "--ranges", ranges)[0] == 0
+    scales = [{s.tensor: s.amax for s in given_by_model(path).by_tensor} for path in (out, tmp_path / "again.onnx")]
+    assert scales[0] == scales[1]
+    assert run("strip", model, "-o", tmp_path / "x.onnx", "--ranges", tmp_path / "none.yaml")[0] == 2
+    assert not (tmp_path / "none.yaml").exists()
+    assert not (tmp_path / "x.onnx").exists()

@@ -7,26 +7,36 @@ from pathlib import Path
 import click
 
 from qdq.cli.options import FILE, output_option
+from qdq.givenfiles import CACHE, JSON, YAML, given_by_model, given_bytes
 from qdq.loading import load
 from qdq.pairs import find_pairs
 from qdq.quantizing import save
-from qdq.saving import check_output
+from qdq.saving import check_output, write_whole
 from qdq.stripping import strip
+
+#: What the suffix of a file of ranges says; others are YAML.
+_LAYOUTS = {".cache": CACHE, ".json": JSON}
 
 
 @click.command("strip")
 @click.argument("model", type=FILE)
+@click.option("--ranges", type=FILE, metavar="FILE", help="Also write the ranges of its activations: .cache as TensorRT does, .json, else YAML.")
 @output_option
-def command(model: Path, output: Path, force: bool) -> None:
+def command(model: Path, ranges: Path | None, output: Path, force: bool) -> None:
     """Write MODEL without its Q/DQ pairs; one that qdq wrote comes back byte for byte.
 
     \b
     Example:
       qdq strip resnet50.int8.onnx -o resnet50.float.onnx
+      qdq strip resnet50.int8.onnx -o resnet50.float.onnx --ranges resnet50.ranges.yaml
     """
     check_output(output, (model,), force)
+    if ranges:
+        check_output(ranges, (model, output), force)
     source = load(model)
-    stripped = strip(source)
+    stripped, given = strip(source), given_by_model(model) if ranges else None
     save(stripped, source, output, force)
+    if ranges and given:
+        write_whole(ranges, given_bytes(given, _LAYOUTS.get(ranges.suffix, YAML)))
     before, after = len(find_pairs(source.model.graph)), len(find_pairs(stripped.graph))
-    click.echo(f"took out {before - after} of {before} pairs; wrote {output}")
+    click.echo(f"took out {before - after} of {before} pairs; wrote {output}{f', {ranges}' if ranges else ''}")
