@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping, Set
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeAlias
@@ -11,16 +10,16 @@ from typing import TypeAlias
 import msgspec
 import numpy as np
 
-from qdq.errors import DataError, ModelError, PlanError, UsageError
+from qdq.errors import DataError, ModelError, PlanError
 from qdq.feeds import DataLike
 from qdq.givenranges import GivenRanges, GivenSummary, settle, without_data
-from qdq.histogram import least_error
 from qdq.index import Array, GraphIndex, qualified
 from qdq.loading import ModelLike, load
+from qdq.methods import DEFAULT_METHOD, Method, parse_method
 from qdq.observation import Progress
 from qdq.observing import OBSERVING, Job, Observing
 from qdq.planning import Placement, Plan, source_for
-from qdq.quantizer import FORMATS, ElementType, Quantizer
+from qdq.quantizer import ELEMENT_TYPES, FORMATS, INT8, Quantizer
 from qdq.ranges import Ranges, TensorRange
 from qdq.sharing import Shared, share
 from qdq.spreading import observed
@@ -29,57 +28,14 @@ from qdq.weights import by_channels, channel_amax, least_error_amax, least_shift
 #: Ranges from elsewhere: what someone says, or what was observed before.
 Given: TypeAlias = GivenRanges | Ranges
 
-DEFAULT_METHOD = "auto"
-#: In the place of a method where ranges are said, not chosen.
-GIVEN = "given"
-#: Share of absolute values kept within the range; the default of pytorch-quantization's HistogramCalibrator.
-DEFAULT_PERCENT = 99.99
 #: The range given to a tensor or channel that is zero throughout: any scale would do, this one is harmless.
 DEAD_AMAX = 1.0
 
-#: What chooses the scales of weights: the largest value of each channel, the least change of the weights, or of what their layer gives.
-WEIGHTS = ("max", "mse", "shift")
 #: A tensor that was seen to reach this many times its range is named: its largest values are outliers, and clipped.
 OUTLIERS = 8.0
 
 #: Weights whose scales are chosen side by side; more threads would only wait for Python's lock between the passes over small ones.
 _AT_ONCE = 4
-
-_METHOD = re.compile(r"(?P<name>auto|max|mse|percentile|entropy)(:(?P<percent>\d+(\.\d+)?))?")
-
-
-class Method(msgspec.Struct, frozen=True):
-    """How a range becomes an amax, and how the scales of weights are chosen."""
-
-    #: auto, mse, entropy, percentile or max; given, where ranges are said and none is chosen.
-    name: str
-    percent: float | None = None
-    #: One of WEIGHTS.
-    weights: str = "shift"
-
-    def __str__(self) -> str:
-        name = self.name if self.percent is None else f"{self.name}:{self.percent:g}"
-        return name if self.weights == _usual_weights(self.name) else f"{name}, weights {self.weights}"
-
-    def amax(self, seen: TensorRange, element: ElementType) -> float:
-        """Return the absolute value that maps to the largest value of a type, in the tensor's unit."""
-        if seen.histogram is None or self.name == "max":
-            return seen.amax
-        if self.percent is not None:
-            return seen.histogram.percentile(self.percent)
-        if self.name == "auto":
-            return least_error(seen.weighed, element)
-        return seen.histogram.least_divergence(element) if self.name == "entropy" else seen.histogram.least_error(element)
-
-    @property
-    def needs_histogram(self) -> bool:
-        """Whether the largest value alone is not enough."""
-        return self.name not in ("max", GIVEN) or self.weights == "shift"
-
-    @property
-    def without_data(self) -> Method:
-        """What is left of it where no data was run: TensorRT, too, takes the largest weights where it has a cache."""
-        return Method(GIVEN, None, "mse" if self.weights == "mse" else "max")
 
 
 class PairScale(msgspec.Struct, frozen=True):
@@ -120,29 +76,6 @@ class Scales(msgspec.Struct, frozen=True):
     shared: tuple[Shared, ...] = ()
     #: What became of ranges that came from elsewhere; None where there were none.
     given: GivenSummary | None = None
-
-
-def parse_method(text: str, weights: str | None = None) -> Method:
-    """Return the method that ``auto``, ``mse``, ``entropy``, ``max``, ``percentile`` or ``percentile:99.9`` names; raises UsageError for others.
-
-    `weights` is one of WEIGHTS; without it ``max`` takes the largest weights too, and all others ``shift``.
-    """
-    found = _METHOD.fullmatch(text)
-    if not found or (found["name"] != "percentile" and found["percent"]):
-        raise UsageError(f"unknown method {text!r}: write auto, mse, entropy, percentile, percentile:99.9 or max")
-    name, way = found["name"], weights or _usual_weights(found["name"])
-    if way not in WEIGHTS:
-        raise UsageError(f"unknown way to choose the scales of weights {way!r}: write {', '.join(WEIGHTS[:-1])} or {WEIGHTS[-1]}")
-    if name != "percentile":
-        return Method(name, None, way)
-    percent = float(found["percent"] or DEFAULT_PERCENT)
-    if not 0.0 < percent <= 100.0:  # noqa: PLR2004 percent
-        raise UsageError(f"method {text!r}: a percentile lies above 0 and at most at 100")
-    return Method(name, percent, way)
-
-
-def _usual_weights(name: str) -> str:
-    return "max" if name in ("max", GIVEN) else "shift"
 
 
 def calibrate(  # noqa: PLR0913 keyword arguments of the public function
@@ -216,12 +149,22 @@ def scales_from(index: GraphIndex, plan: Plan, ranges: Ranges, method: Method, f
     given = found.amax if found else {}
     _require_ranges(plan, ranges, {tensor for tensor, _ in observed if tensor not in given}, method)
     own = {(tensor, dtype): given[tensor] if tensor in given else method.amax(by_tensor[tensor], element) for (tensor, dtype), element in observed.items()}
-    amax, shared = share(plan, own)
+    amax, shared = share(plan.scale_groups, own)
     with ThreadPoolExecutor(min(os.cpu_count() or 1, _AT_ONCE)) as pool:
         pairs = tuple(pool.map(lambda placements: _pair_scale(index, placements, by_tensor, amax, method.weights), pairs_of(plan).values()))
     index.forget_constants()
     dead = tuple(seen.tensor for seen in ranges.by_tensor if given.get(seen.tensor, seen.amax) == 0.0)
     return Scales(plan.key, str(method), ranges.data, ranges.samples, pairs, dead, ranges.batch, _outliers(ranges, amax), shared, found)
+
+
+def choose(ranges: Ranges, method: Method) -> dict[str, float]:
+    """Return the INT8 range that a method makes of each observed tensor, those that share one among them.
+
+    Raises DataError where parts of the samples are missing, or histograms that the method needs.
+    """
+    _require_whole(ranges, method)
+    own = {(seen.tensor, INT8): method.amax(seen, ELEMENT_TYPES[INT8]) for seen in ranges.by_tensor}
+    return {tensor: amax or DEAD_AMAX for (tensor, _), amax in share(ranges.groups, own)[0].items()}
 
 
 def _said(job: Job, found: GivenSummary | None) -> Ranges:
@@ -234,16 +177,20 @@ def _require_ranges(plan: Plan, ranges: Ranges, needed: Set[str], method: Method
     """Raise PlanError or DataError unless ranges hold all that a plan and a method need of them."""
     if ranges.model != plan.digest:
         raise PlanError("the ranges were observed for another model; observe them again with this one")
-    if ranges.missing:
-        raise DataError(f"{ranges.data}: part {ranges.missing[0]}/{ranges.of} of the samples is missing in the ranges; merge all parts first")
+    _require_whole(ranges, method)
     if lacking := sorted(needed - set(ranges.tensors)):
         raise PlanError(f"the ranges lack {len(lacking)} tensors that the plan quantizes, {lacking[0]!r} first; observe them again with this plan")
-    if method.needs_histogram and any(seen.histogram is None for seen in ranges.by_tensor):
-        raise DataError(f"the ranges hold largest values only, which --method {method} cannot use; observe them again for it, or use --method max")
     unseen = {seen.tensor for seen in ranges.by_tensor if not seen.seen}
     for edge in (placement.edge for placement in plan.placements if placement.edge.read in unseen & needed):
         hint = f"give data that does, or leave it in float: --leave-float '{edge.graph}/*'"
         raise DataError(f"{ranges.data}: no sample runs the body {edge.graph}, so {edge.tensor!r} has no range; {hint}")
+
+
+def _require_whole(ranges: Ranges, method: Method) -> None:
+    if ranges.missing:
+        raise DataError(f"{ranges.data}: part {ranges.missing[0]}/{ranges.of} of the samples is missing in the ranges; merge all parts first")
+    if method.needs_histogram and any(seen.histogram is None for seen in ranges.by_tensor):
+        raise DataError(f"the ranges hold largest values only, which --method {method} cannot use; observe them again for it, or use --method max")
 
 
 def _outliers(ranges: Ranges, amax: Mapping[tuple[str, str], float]) -> tuple[Outliers, ...]:

@@ -13,13 +13,14 @@ import onnx
 from onnx import numpy_helper
 
 from qdq.bounds import output_bound
-from qdq.calibration import Method, Scales, ranges_of, scales_from
+from qdq.calibration import Scales, ranges_of, scales_from
 from qdq.checking import check
 from qdq.errors import QdqError, RuleError, UsageError, did_you_mean, first_line
 from qdq.feeds import NOISE, open_feeds
 from qdq.index import GraphIndex, bodies_of, captured
 from qdq.kernels import shipped_rules
 from qdq.loading import Source, canonical_bytes, load
+from qdq.methods import Method
 from qdq.observation import exact_options, open_session
 from qdq.observing import Job
 from qdq.planning import Plan, plan_index, plan_source

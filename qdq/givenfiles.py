@@ -11,9 +11,10 @@ import msgspec
 import numpy as np
 import yaml
 
-from qdq.calibration import Given, PairScale, Scales
-from qdq.errors import DataError, ModelError, RuleError, first_line
+from qdq.calibration import Given, PairScale, Scales, choose
+from qdq.errors import DataError, ModelError, RuleError, UsageError, first_line
 from qdq.givenranges import LARGEST, GivenRange, GivenRanges, require_range
+from qdq.methods import DEFAULT_METHOD, Method, parse_method
 from qdq.quantized import QuantizedEdge, QuantizedModel
 from qdq.quantizer import ELEMENT_TYPES, FORMATS, INT8_LEVELS
 from qdq.rangefile import MAGIC as OBSERVED
@@ -55,12 +56,21 @@ def read_given(path: Path) -> Given:
     return GivenRanges(path.name, tuple(_by_hand(content, path)), str(path))
 
 
-def read_said(path: Path) -> GivenRanges:
-    """Return the ranges in a file as `read_given` does; raises DataError too where it holds observed ones, of which none was chosen yet."""
+def read_said(path: Path, method: Method | None = None) -> GivenRanges:
+    """Return the ranges in a file as `read_given` does, of observed ones those that a method chooses, `DEFAULT_METHOD` without one.
+
+    Raises DataError and ModelError as that does, and UsageError for a method where nothing was observed.
+    """
     found = read_given(path)
-    if isinstance(found, Ranges):
-        raise DataError(f"{path}: holds what samples gave, of which no ranges are chosen; 'qdq calibrate --ranges {path.name}' makes scales to export")
-    return found
+    if not isinstance(found, Ranges):
+        if method is not None:
+            raise UsageError(f"{path}: --method chooses from observed ranges, and this file says its own; leave it out")
+        return found
+    try:
+        chosen = choose(found, method or parse_method(DEFAULT_METHOD))
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from error
+    return GivenRanges(path.name, tuple(GivenRange(tensor, amax) for tensor, amax in chosen.items()), str(path), strict=False)
 
 
 def given_by_model(path: Path) -> GivenRanges:

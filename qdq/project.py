@@ -14,10 +14,10 @@ from typing import Any
 
 import msgspec
 
-from qdq.calibration import parse_method
 from qdq.errors import QdqError, UsageError, did_you_mean
 from qdq.feeds import NOISE
 from qdq.images import preset_names
+from qdq.methods import parse_method
 from qdq.profiles import parse_profile
 from qdq.rulefile import rules_path, shipped_sets
 from qdq.strictyaml import Located, read_yaml

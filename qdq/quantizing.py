@@ -11,11 +11,12 @@ import onnx
 
 from qdq.bisection import Search
 from qdq.building import buildable, compiler, globs_of
-from qdq.calibration import DEFAULT_METHOD, Given, Scales, parse_method, scales_of
+from qdq.calibration import Given, Scales, scales_of
 from qdq.checking import Finding, check
 from qdq.errors import ModelError, UsageError
 from qdq.feeds import DataLike
 from qdq.loading import ModelLike, Source, canonical_bytes, light_copy, load
+from qdq.methods import DEFAULT_METHOD, parse_method
 from qdq.observation import Progress
 from qdq.observing import OBSERVING, Job, Observing
 from qdq.planning import Plan, plan_source, refuse_quantized

@@ -7,12 +7,12 @@ arithmetic only where their scales are equal, and the largest range is the one a
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from itertools import product
 
 import msgspec
 
-from qdq.planning import Plan, ScaleGroup
+from qdq.planning import ScaleGroup
 
 #: Ranges by tensor, as `Edge.read` gives it, and element type.
 Amax = Mapping[tuple[str, str], float]
@@ -35,10 +35,10 @@ class Shared(msgspec.Struct, frozen=True):
         return math.log2(self.amax / self.own) if self.own > 0.0 else 0.0
 
 
-def share(plan: Plan, amax: Amax) -> tuple[dict[tuple[str, str], float], tuple[Shared, ...]]:
+def share(groups: Iterable[ScaleGroup], amax: Amax) -> tuple[dict[tuple[str, str], float], tuple[Shared, ...]]:
     """Return the ranges with one for each scale group, and a record of every tensor that has its group's."""
     ranges, shared = dict(amax), list[Shared]()
-    for group, dtype in product(plan.scale_groups, sorted({dtype for _, dtype in amax})):
+    for group, dtype in product(groups, sorted({dtype for _, dtype in amax})):
         members = {tensor: ranges[tensor, dtype] for tensor in group.tensors if (tensor, dtype) in ranges}
         found = _largest(group, members)
         if len(found) > 1:

@@ -18,11 +18,12 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 import qdq
-from qdq.calibration import DEAD_AMAX, parse_method
+from qdq.calibration import DEAD_AMAX
 from qdq.errors import DataError, PlanError, UsageError
 from qdq.feeds import open_feeds
 from qdq.histogram import BINS, Histogram
 from qdq.index import GraphIndex
+from qdq.methods import parse_method
 from qdq.observing import Job, observe
 from qdq.planning import ScaleGroup
 from qdq.quantizer import ELEMENT_TYPES, INT8, INT8_LEVELS

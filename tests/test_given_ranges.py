@@ -351,8 +351,6 @@ def test_observed_ranges_are_refused_where_they_do_not_fit(tmp_path: Path) -> No
     assert f"qdq: {seen}: the ranges were observed for another model" in quantize(other)
     assert "--max-memory is about data" in quantize(model, "--max-memory", "4GB")
     assert "--save-ranges is about data" in quantize(model, "--save-ranges", tmp_path / "more")
-    said = refused(tmp_path, "ranges", "export", seen, "--format", "yaml", "-o", out)
-    assert f"qdq: {seen}: holds what samples gave, of which no ranges are chosen; 'qdq calibrate --ranges seen.ranges' makes scales to export" in said
     with pytest.raises(qdq.QdqError, match="observed before, and more data would count beside them"):
         qdq.quantize(model, [{"x": noise(1, 4, 8, 8)}], given=qdq.read_given(seen))
 
@@ -506,3 +504,32 @@ def test_strip_writes_the_ranges_that_quantize_takes(tmp_path: Path, suffix: str
     assert run("strip", model, "-o", tmp_path / "x.onnx", "--ranges", tmp_path / "none.yaml")[0] == 2
     assert not (tmp_path / "none.yaml").exists()
     assert not (tmp_path / "x.onnx").exists()
+
+
+@pytest.mark.parametrize("method", ["auto", "max", "percentile:99.9", "entropy"])
+def test_a_cache_exported_from_observed_ranges_gives_their_scales(tmp_path: Path, method: str) -> None:
+    model, cache, seen = NETWORKS / "digits_cnn.onnx", tmp_path / "m.cache", tmp_path / "r"
+    assert run("quantize", model, "-o", tmp_path / "a.onnx", "--data", CALIBRATION, "--save-ranges", seen, "--method", "auto")[0] == 0
+    assert run("quantize", model, "-o", tmp_path / "b.onnx", "--ranges", seen, "--method", method)[0] == 0
+    assert run("ranges", "export", seen, "--format", "tensorrt-cache", "--method", method, "-o", cache)[0] == 0
+    assert run("quantize", model, "-o", tmp_path / "c.onnx", "--ranges", cache)[0] == 0
+    scales = [{s.tensor: s.amax for s in given_by_model(tmp_path / name).by_tensor} for name in ("b.onnx", "c.onnx")]
+    assert scales[0] == scales[1]
+    code, _, err = run("ranges", "export", cache, "--format", "yaml", "--method", "max", "-o", tmp_path / "x.yaml")
+    assert (code, "--method chooses from observed ranges" in err) == (2, True)
+
+
+def test_a_dead_member_of_a_group_is_exported_with_the_groups_range(tmp_path: Path) -> None:
+    nodes = [
+        node("Relu", ["x"], "a"),
+        node("Neg", ["a"], "b"),
+        node("Relu", ["b"], "z"),
+        node("Concat", ["a", "z"], "c", axis=1),
+        node("Conv", ["c", "w"], "y"),
+    ]
+    model = save(build(nodes, {"x": [1, 2, 4, 4]}, ["y"], {"w": noise(3, 4, 1, 1)}), tmp_path / "m.onnx")
+    assert run("quantize", model, "-o", tmp_path / "a.onnx", "--data", "noise", "--save-ranges", tmp_path / "r", "--weights", "max")[0] == 0
+    assert run("ranges", "export", tmp_path / "r", "--format", "tensorrt-cache", "-o", tmp_path / "cache")[0] == 0
+    assert run("quantize", model, "-o", tmp_path / "b.onnx", "--ranges", tmp_path / "cache")[0] == 0
+    scales = [{s.tensor: s.amax for s in given_by_model(tmp_path / name).by_tensor} for name in ("a.onnx", "b.onnx")]
+    assert scales[0] == scales[1]

@@ -11,9 +11,9 @@ import pytest
 from graphs import Array, build, node, noise, run
 
 import qdq
-from qdq.calibration import parse_method
 from qdq.importance import FACTOR, GRADES, channel_grades
 from qdq.index import GraphIndex
+from qdq.methods import parse_method
 from qdq.observing import Job, observe
 from qdq.quantizer import ELEMENT_TYPES, INT8
 

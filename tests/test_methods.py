@@ -18,11 +18,12 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 import qdq
-from qdq.calibration import parse_method, scales_from
+from qdq.calibration import scales_from
 from qdq.errors import UsageError
 from qdq.exactsum import ExactSum
 from qdq.histogram import Histogram
 from qdq.index import GraphIndex
+from qdq.methods import parse_method
 from qdq.observing import Job, observe
 from qdq.quantizer import E4M3, ELEMENT_TYPES, INT8, ElementType
 from qdq.ranges import Ranges, TensorRange

@@ -124,7 +124,8 @@ def test_what_does_not_belong_together_is_not_merged() -> None:
 
 
 def test_scales_come_from_all_parts_only() -> None:
-    from qdq.calibration import parse_method, scales_from
+    from qdq.calibration import scales_from
+    from qdq.methods import parse_method
 
     job = job_of(convolution(), "noise")
     with pytest.raises(DataError, match="part 1/2 of the samples is missing"):

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from qdq.calibration import parse_method, ranges_of, scales_of
+from qdq.calibration import ranges_of, scales_of
 from qdq.cli.options import (
     FILE,
     data_option,
@@ -28,6 +28,7 @@ from qdq.errors import UsageError
 from qdq.feeds import data_files
 from qdq.index import GraphIndex
 from qdq.loading import load
+from qdq.methods import parse_method
 from qdq.observing import Job, Observing
 from qdq.planedits import require_edits
 from qdq.planfile import read_plan_file, scales_json

@@ -15,12 +15,13 @@ from typing import Any, TypeVar, cast
 import click
 from click.core import ParameterSource
 
-from qdq.calibration import DEFAULT_METHOD, WEIGHTS, Given
+from qdq.calibration import Given
 from qdq.errors import PlanError, UsageError
 from qdq.feeds import NOISE, DataLike, Feeds, Subset, open_feeds
 from qdq.givenfiles import read_given
 from qdq.images import Images, preset_names
 from qdq.index import GraphIndex
+from qdq.methods import DEFAULT_METHOD, WEIGHTS
 from qdq.observing import INTERVAL, Observing
 from qdq.profiles import Profile, parse_profile
 from qdq.ranges import Part, Ranges

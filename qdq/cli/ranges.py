@@ -9,6 +9,7 @@ import click
 from qdq.cli.options import FILE, output_option
 from qdq.errors import DataError, UsageError
 from qdq.givenfiles import CACHE, LAYOUTS, given_bytes, read_said
+from qdq.methods import DEFAULT_METHOD, parse_method
 from qdq.rangefile import read_ranges, write_ranges
 from qdq.ranges import merge
 from qdq.reporting import ranges_summary, sections_text
@@ -58,21 +59,23 @@ def merge_command(parts: tuple[Path, ...], output: Path, force: bool) -> None:
 @click.option(
     "--tensorrt-version", "version", metavar="VERSION", help=f"For the first line of a cache.  [default: that of SOURCE if it is one, else {VERSION}]"
 )
+@click.option("--method", metavar="METHOD", help=f"Of observed ranges: how they are chosen, as for 'qdq calibrate'.  [default: {DEFAULT_METHOD}]")
 @output_option
-def _export(source: Path, layout: str, version: str | None, output: Path, force: bool) -> None:
+def _export(source: Path, layout: str, version: str | None, method: str | None, output: Path, force: bool) -> None:
     """Write the ranges of the activations in SOURCE as a TensorRT calibration cache, YAML or JSON.
 
-    SOURCE is one of what --ranges reads: scales of 'qdq calibrate', a calibration cache, YAML or JSON by hand, or
+    SOURCE is one of what --ranges reads: observed ranges, scales of 'qdq calibrate', a calibration cache, YAML or JSON by hand, or
     a quantized model (.onnx). Ranges of weights are not in such files; who reads them takes the largest weights.
 
     \b
     Example:
       qdq ranges export model.scales.json --format tensorrt-cache -o model.cache
+      qdq ranges export all.ranges --format tensorrt-cache --method entropy -o model.cache
       qdq ranges export model.int8.onnx --format yaml -o model.ranges.yaml
     """
     check_output(output, (source,), force)
     if version and layout != CACHE:
         raise UsageError("--tensorrt-version is for the first line of a cache; pass --format tensorrt-cache")
-    given = read_said(source)
+    given = read_said(source, parse_method(method) if method else None)
     write_whole(output, given_bytes(given, layout, version))
     click.echo(f"wrote the ranges of {len(given.by_tensor)} tensors to {output}")
