@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import msgspec
@@ -52,7 +54,8 @@ class Observing(msgspec.Struct, frozen=True):
 OBSERVING = Observing()
 
 
-class Job(msgspec.Struct, frozen=True):
+@dataclass(frozen=True)
+class Job:
     """What is observed."""
 
     index: GraphIndex
@@ -62,7 +65,7 @@ class Job(msgspec.Struct, frozen=True):
     full: bool
     batch: int | None = None
 
-    @property
+    @cached_property
     def wanted(self) -> tuple[Wanted, ...]:
         """The tensors that are observed."""
         return wanted_tensors(self.index, self.plan, self.full)
@@ -79,7 +82,7 @@ def observe(job: Job, observing: Observing = OBSERVING, progress: Progress | Non
     where a device is missing or the memory allowed is too small, and ModelError where ONNX Runtime refuses the model.
     """
     feeds, wanted = job.feeds(), job.wanted
-    keeper = Keeper(observing.checkpoint, run_key(job, observing), observing.resume, observing.interval)
+    keeper = Keeper(observing.checkpoint, run_key(job, observing, feeds), observing.resume, observing.interval)
     current = keeper.passes[-1] if keeper.passes and not keeper.passes[-1].finished else None
     keeper.passes = tuple(ranges for ranges in keeper.passes if ranges.finished)
     begun = {tensor for ranges in (*keeper.passes, *([current] if current else ())) for tensor in ranges.tensors}
@@ -141,11 +144,11 @@ class _Pass:
         return continued(before, now) if before else now
 
 
-def run_key(job: Job, observing: Observing) -> str:
+def run_key(job: Job, observing: Observing, feeds: Feeds) -> str:
     """Return what identifies all that ranges depend on, files of samples by their names, sizes and times of change; empty where no checkpoint is kept."""
     if observing.checkpoint is None:
         return ""
     files = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in data_files(job.data)]
     wanted = [(one.read, one.histogram, one.axis, one.grades) for one in job.wanted]
-    known = (job.plan.digest, wanted, job.plan.scale_groups, job.feeds().name, files, job.batch, observing.part, observing.device, observing.spread)
+    known = (job.plan.digest, wanted, job.plan.scale_groups, feeds.name, files, job.batch, observing.part, observing.device, observing.spread)
     return hashlib.sha256(msgspec.json.encode(known)).hexdigest()

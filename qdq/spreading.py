@@ -65,7 +65,7 @@ def observe_spread(job: Job, observing: Observing, progress: Progress | None = N
     feeds = job.feeds()
     if feeds.once:
         raise DataError(f"{feeds.name}: can be gone through only once, and every worker reads its own samples; pass a list, a path or a script")
-    keeper = Keeper(observing.checkpoint, run_key(job, observing), observing.resume, observing.interval)
+    keeper = Keeper(observing.checkpoint, run_key(job, observing, feeds), observing.resume, observing.interval)
     with _client(observing) as (client, workers):
         return _gathered(client, workers, job, observing, feeds, keeper, progress)
 

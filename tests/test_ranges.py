@@ -185,6 +185,13 @@ def test_eight_machines_and_a_merge_write_the_bytes_of_one_run(tmp_path: Path) -
     assert (tmp_path / "merged.ranges").read_bytes() == (tmp_path / "whole.ranges").read_bytes()
 
 
+def test_one_shard_of_one_is_the_whole(tmp_path: Path) -> None:
+    model, plan, data = planned(tmp_path)
+    assert run("calibrate", model, plan, "--data", data, "--shard", "1/1", "-o", tmp_path / "one.ranges")[0] == 0
+    assert run("calibrate", model, plan, "--data", data, "-o", tmp_path / "s.json", "--save-ranges", tmp_path / "whole.ranges")[0] == 0
+    assert (tmp_path / "one.ranges").read_bytes() == (tmp_path / "whole.ranges").read_bytes()
+
+
 def test_quantize_saves_the_ranges_that_calibrate_saves(tmp_path: Path) -> None:
     model, plan, data = planned(tmp_path)
     assert run("quantize", model, "--data", data, "-o", tmp_path / "out.onnx", "--save-ranges", tmp_path / "a.ranges")[0] == 0

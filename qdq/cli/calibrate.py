@@ -71,7 +71,7 @@ def command(ctx: click.Context, /, model: Path, plan: Path, output: Path, save_r
     feeds = feeds_of(index, job.data, job.batch, ranges)
     total = feeds.left(observing.part.number - 1, observing.part.of) if feeds else None
     with naming(plan, *observed_in(given["ranges"], ranges)), resumable(observing), progress("calibrating", total, resumed=observing.resume) as advance:
-        if observing.part.of > 1:
+        if given["shard"]:
             seen = ranges_of(job, observing, advance)
             write_ranges(output, seen)
             made = ranges_summary(seen)
@@ -89,11 +89,11 @@ def _outputs(model: Path, plan: Path, output: Path, save_ranges: Path | None, gi
     """Return the files that are written; raises UsageError, before any work, for one that could not be."""
     inputs = (model, plan, *data_files(given["data"]), *([given["ranges"]] if given["ranges"] else []))
     check_output(output, inputs, given["force"])
-    if given["observing"].part.of > 1 and given["ranges"]:
+    if given["shard"] and given["ranges"]:
         raise UsageError("--shard only looks at samples; pass --ranges where scales are made of them")
     if not save_ranges:
         return [output]
-    if given["observing"].part.of > 1:
+    if given["shard"]:
         raise UsageError("--shard writes the ranges of its part to -o; leave out --save-ranges")
     check_output(save_ranges, (*inputs, output), given["force"])
     return [output, save_ranges]

@@ -153,7 +153,7 @@ def save_ranges_option(function: F) -> F:
 
 
 #: The options that `observing_option` makes one `observing` of.
-_OBSERVING = ("device", "max_memory", "workers", "scheduler", "resume", "checkpoint_every", "shard")
+_OBSERVING = ("device", "max_memory", "workers", "scheduler", "resume", "checkpoint_every")
 #: Options that mean nothing where no samples are run, beside those of `data_option`.
 _ABOUT_DATA = (*_OBSERVING, "save_ranges", "batch", "min_snr", "min_cosine", "min_top1")
 #: Letters of an output's name that stand in its checkpoint's: file systems take 255 bytes.
