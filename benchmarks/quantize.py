@@ -26,7 +26,7 @@ from typing import NamedTuple
 _HERE = Path(__file__).resolve().parent
 _CHECKOUT = _HERE.parent
 _REFERENCE = "quantize_static, MinMax"
-_METHODS = ("max", "mse", "percentile")
+_METHODS = ("max", "auto", "percentile")
 _SIDE, _COARSE = 224, 8
 _STARTS = 10
 _KIB_PER_MIB, _MILLI = 1024, 1000.0
