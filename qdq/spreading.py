@@ -146,10 +146,11 @@ def _client(observing: Observing) -> Iterator[tuple[Client, int]]:
     except ImportError as error:
         raise UsageError(f"--workers and --scheduler need Dask: {first_line(error)}; install it with pip install 'qdq[dask]'") from error
     if observing.scheduler is None:
-        with (
-            LocalCluster(observing.workers, threads_per_worker=1, memory_limit=0, dashboard_address=":0", silence_logs=logging.CRITICAL) as cluster,
-            Client(cluster) as client,
-        ):
+        try:
+            cluster = LocalCluster(observing.workers, threads_per_worker=1, memory_limit=0, dashboard_address=":0", silence_logs=logging.CRITICAL)
+        except Exception as error:  # Dask documents none
+            raise UsageError(f"Dask could not start {observing.workers} processes: {type(error).__name__}: {first_line(error)}; try fewer") from error
+        with cluster, Client(cluster) as client:
             yield client, observing.workers or 1
         return
     try:
