@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 from qdq.errors import DataError
@@ -26,13 +25,19 @@ class Keeper:
                 raise DataError(f"{path}: is the checkpoint of another run: model, plan, data or options differ; run with the same ones, or remove it")
             self.passes = found.passes
 
+    @property
+    def due(self) -> bool:
+        """Whether it is time for a checkpoint."""
+        return self._path is not None and time.monotonic() - self._written >= self._interval
+
     def finish(self, ranges: Ranges) -> None:
         """Take in a pass that is finished."""
         self.passes = (*self.passes, ranges)
-        self.keep(lambda: ())
+        if self.due:
+            self.keep()
 
-    def keep(self, current: Callable[[], tuple[Ranges, ...]]) -> None:
-        """Write what the finished passes and the current one have observed, where it is time to."""
-        if self._path is not None and time.monotonic() - self._written >= self._interval:
-            write_ranges(self._path, Checkpoint(self._run, (*self.passes, *current())))
+    def keep(self, *current: Ranges) -> None:
+        """Write what the finished passes and the current one have observed."""
+        if self._path is not None:
+            write_ranges(self._path, Checkpoint(self._run, (*self.passes, *current)))
             self._written = time.monotonic()

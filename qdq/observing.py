@@ -99,8 +99,10 @@ def observe(job: Job, observing: Observing = OBSERVING, progress: Progress | Non
 def _groups(job: Job, wanted: Sequence[Wanted], feeds: Feeds, observing: Observing) -> tuple[Running, tuple[tuple[Wanted, ...], ...]]:
     """Return how samples are run, and which tensors are observed in each pass."""
     running = Running(providers_of(observing.device), observing.cores or os.cpu_count() or 1)
+    if not wanted and job.wanted:  # a checkpoint has them all
+        return running, ()
     if observing.max_memory is None or not wanted:
-        return running, (tuple(wanted),) if wanted or not job.wanted else ()
+        return running, (tuple(wanted),)
     running = msgspec.structs.replace(running, at_once=1)
     return running, split(job.index, wanted, feeds.first(), running, observing.max_memory)
 
@@ -134,7 +136,8 @@ class _Pass:
         done = 0
         for done in observer.run(self._feeds.named(start + skipped * step, step)):
             self._progress(skipped + done)
-            keeper.keep(lambda: (self._ranges(observer, done, before, finished=False),))  # noqa: B023 called at once
+            if keeper.due:
+                keeper.keep(self._ranges(observer, done, before, finished=False))
         return self._ranges(observer, done, before, finished=True)
 
     def _ranges(self, observer: Observer, samples: int, before: Ranges | None, finished: bool) -> Ranges:

@@ -17,7 +17,7 @@ from qdq.observation import Running, observing_session, run_sample
 from qdq.watching import Wanted
 
 MEGABYTE = 1_000_000
-#: Float32 copies of one tensor that counting it takes: its magnitudes and their bins.
+#: Copies of one tensor that looking at it and counting it take: its channels by grade and in other orders.
 _WORKING_COPIES = 4
 
 

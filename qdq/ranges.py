@@ -139,9 +139,10 @@ def merge(several: Sequence[Ranges]) -> Ranges:
     Raises DataError where they are of different models or tensors, of parts dealt in different ways, or hold
     the same samples twice.
     """
-    first = several[0]
+    if not several:
+        raise DataError("there are no ranges to merge; pass some")
     for other in several[1:]:
-        _require_alike(first, other)
+        _require_alike(several[0], other)
     by_data: dict[str, list[Ranges]] = {}
     for ranges in several:
         by_data.setdefault(ranges.data, []).append(ranges)
@@ -159,8 +160,10 @@ def _require_alike(first: Ranges, other: Ranges) -> None:
     if set(kinds[0]) != set(kinds[1]) or first.groups != other.groups:
         differ = sorted(set(kinds[0]) ^ set(kinds[1]))
         raise DataError(f"they were observed for different plans{f': only one has {differ[0]!r}' if differ else ''}; calibrate with one plan")
-    if kinds[0] != kinds[1]:
+    if any(kinds[0][tensor][0] != full for tensor, (full, _) in kinds[1].items()):
         raise DataError("one was observed for --method max only and has no histograms; calibrate all with one method")
+    if kinds[0] != kinds[1]:
+        raise DataError("their channels were graded by different versions of qdq or numpy; observe all with one")
 
 
 def _join_parts(same: list[Ranges]) -> Ranges:

@@ -19,7 +19,7 @@ import onnx
 
 from qdq.checkpoint import Keeper
 from qdq.errors import DataError, ModelError, QdqError, UsageError, first_line
-from qdq.feeds import DataLike, Feeds, absolute
+from qdq.feeds import DataLike, absolute
 from qdq.index import GraphIndex
 from qdq.loading import Source, canonical_bytes, load
 from qdq.observation import Progress
@@ -66,28 +66,29 @@ def observe_spread(job: Job, observing: Observing, progress: Progress | None = N
     if feeds.once:
         raise DataError(f"{feeds.name}: can be gone through only once, and every worker reads its own samples; pass a list, a path or a script")
     keeper = Keeper(observing.checkpoint, run_key(job, observing, feeds), observing.resume, observing.interval)
+    found = keeper.passes[0] if keeper.passes else None
     with _client(observing) as (client, workers):
-        return _gathered(client, workers, job, observing, feeds, keeper, progress)
+        parts = _parts(observing.part, found, feeds.left(observing.part.number - 1, observing.part.of), workers)
+        for ranges in _as_observed(client, _task(job, observing, workers), parts):
+            found = merge((found, ranges)) if found else ranges
+            if progress:
+                progress(found.samples)
+            if keeper.due:
+                keeper.keep(found)
+    assert found is not None  # there is at least one part
+    return msgspec.structs.replace(found, data=feeds.name, of=observing.part.of, parts=(observing.part.number,))
 
 
-def _gathered(client: Client, workers: int, job: Job, observing: Observing, feeds: Feeds, keeper: Keeper, progress: Progress | None) -> Ranges:  # noqa: PLR0913, PLR0917
+def _as_observed(client: Client, task: _Task, parts: list[Part]) -> Iterator[Ranges]:
+    """Yield the ranges of each part when a worker has observed them."""
     from distributed import as_completed
 
-    found = keeper.passes[0] if keeper.passes else None
-    parts = _parts(observing.part, found, feeds.left(observing.part.number - 1, observing.part.of), workers)
-    task = _task(job, observing, workers)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # that a model in memory is large: scattered, it would be lost with a worker
         futures = [client.submit(_observe_part, task, part, pure=False) for part in parts]
     for future in as_completed(futures):
-        ranges: Ranges = _result(future)
-        found = merge((found, ranges)) if found else ranges
+        yield _result(future)
         future.release()
-        if progress:
-            progress(found.samples)
-        keeper.keep(lambda: (found,) if found else ())  # noqa: B023 called at once
-    assert found is not None  # there is at least one part
-    return msgspec.structs.replace(found, data=feeds.name, of=observing.part.of, parts=(observing.part.number,))
 
 
 def _parts(part: Part, found: Ranges | None, count: int | None, workers: int) -> list[Part]:

@@ -319,3 +319,17 @@ def test_cuda_as_it_is_here_is_used_or_refused_without_a_word_on_standard_error(
 
     assert providers_of("cuda,cpu") in (CPU, ("CUDAExecutionProvider", *CPU))
     assert capfd.readouterr() == ("", "")
+
+
+def test_nothing_is_merged_from_nothing() -> None:
+    with pytest.raises(DataError, match="no ranges to merge"):
+        merge([])
+
+
+def test_long_names_that_begin_alike_keep_their_own_checkpoints(tmp_path: Path) -> None:
+    model, data = save(tiny_model(), tmp_path / "model.onnx"), samples(tmp_path / "samples", 2)
+    name = "x" * 80
+    (tmp_path / f"{name}a.onnx.checkpoint").write_bytes(b"another run's")
+    assert run("quantize", model, "--data", data, "-o", tmp_path / f"{name}b.onnx")[0] == 0
+    assert (tmp_path / f"{name}a.onnx.checkpoint").read_bytes() == b"another run's"
+    assert run("quantize", model, "--data", data, "-o", tmp_path / f"{name}a.onnx")[0] == 2

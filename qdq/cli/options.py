@@ -156,8 +156,8 @@ def save_ranges_option(function: F) -> F:
 _OBSERVING = ("device", "max_memory", "workers", "scheduler", "resume", "checkpoint_every")
 #: Options that mean nothing where no samples are run, beside those of `data_option`.
 _ABOUT_DATA = (*_OBSERVING, "save_ranges", "batch", "min_snr", "min_cosine", "min_top1")
-#: Letters of an output's name that stand in its checkpoint's: file systems take 255 bytes.
-_LONGEST = 60
+#: What an output's checkpoint is called behind its name, which is cut where that would exceed the 255 bytes that file systems take.
+_CHECKPOINT, _MOST_BYTES, _CUT = ".checkpoint", 255, 60
 _SHARD = re.compile(r"([1-9]\d*)/([1-9]\d*)")
 _MEMORY = re.compile(r"(\d+(?:\.\d+)?) ?([KMGT]i?)B", re.IGNORECASE)
 _UNITS = {"k": 10**3, "ki": 2**10, "m": 10**6, "mi": 2**20, "g": 10**9, "gi": 2**30, "t": 10**12, "ti": 2**40}
@@ -189,7 +189,8 @@ def _observing(given: Mapping[str, Any]) -> Observing:
     if given["workers"] and given["scheduler"]:
         raise UsageError("--workers starts processes here, --scheduler uses a cluster that runs; pass one of them")
     output: Path = given["output"]
-    checkpoint = output.with_name(f"{output.name[:_LONGEST]}.checkpoint")
+    fits = len(os.fsencode(output.name + _CHECKPOINT)) <= _MOST_BYTES
+    checkpoint = output.with_name((output.name if fits else output.name[:_CUT]) + _CHECKPOINT)
     if not (given["resume"] or given["force"]) and os.path.exists(checkpoint):
         raise UsageError(f"{checkpoint}: is left of a run that was stopped; pass --resume to go on from it, or --force to begin anew")
     return Observing(
