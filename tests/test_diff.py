@@ -121,7 +121,8 @@ def test_of_several_that_were_removed_the_one_of_the_same_scale_moved() -> None:
     moved = build(
         [
             made("Conv", ["x", "w"], "c", name="first"), made("MaxPool", ["c"], "p", name="pool", kernel_shape=[2, 2]),
-            made("Conv", ["p", "v"], "y", name="second"), made("Sigmoid", ["x"], "side", name="side"), *pair("p", "t"), made("Relu", ["p_dq"], "more", name="more"),
+            made("Conv", ["p", "v"], "y", name="second"), made("Sigmoid", ["x"], "side", name="side"),
+            *pair("p", "t"), made("Relu", ["p_dq"], "more", name="more"),
         ],
         {"x": [1, 3, 4, 4]}, ["y", "side", "more"], CONSTANTS,
     )  # fmt: skip
