@@ -42,10 +42,14 @@ def _body(index: GraphIndex, node: Node, name: str) -> GraphIndex:
 def _matched(old: GraphIndex, new: GraphIndex) -> list[tuple[Node, Node]]:
     """Return the nodes of two graphs that are the same, the surest first."""
     looks = {id(node): look for index in (old, new) for node, look in zip(index.nodes, _looks(index), strict=True)}
+    homes = {id(node): index for index in (old, new) for node in index.nodes}
     left = _Left(old.nodes, new.nodes)
     left.take(lambda node: looks[id(node)])
     left.take(lambda node: looks[id(node)].before)
     left.take(lambda node: looks[id(node)].behind)
+    left.take(lambda node: _weights(homes[id(node)], node, lambda tensor: hash(tensor.raw_data)))
+    left.take(lambda node: _weights(homes[id(node)], node, lambda tensor: tuple(tensor.dims)))
+    left.follow(old, new)
     left.take(lambda node: node.proto.name and (looks[id(node)].own, node.proto.name))
     left.take(lambda node: node.outputs and (looks[id(node)].own, node.outputs[0]))
     left.take(lambda node: node.proto.name and (node.op, node.proto.name))
@@ -73,9 +77,30 @@ class _Left:
         had, taken = _by_key(self.old, key), []
         for value, now in _by_key(self.new, key).items():
             taken += _aligned(had.get(value, []), now)
-        gone = {id(node) for pair in taken for node in pair}
+        self._leave_out(taken)
+
+    def follow(self, old: GraphIndex, new: GraphIndex) -> None:
+        """Match in the order of nodes what reads, at the same slot, what a node gives that is matched: the one such reader of its operator."""
+        known, free, pairs = {id(now): was for was, now in self.taken}, {id(node) for node in self.old}, []
+        for now in self.new:
+            reads = ((slot, _counterpart(new.producers.get(name), name, known)) for slot, name in enumerate(now.inputs))
+            there = ([n for n, at in old.consumers.get(name, ()) if (at, n.op) == (slot, now.op) and id(n) in free] for slot, name in reads if name)
+            if (was := next((found[0] for found in there if len(found) == 1), None)) is not None:
+                pairs.append((was, now))
+                known[id(now)] = was
+                free.remove(id(was))
+        self._leave_out(pairs)
+
+    def _leave_out(self, pairs: list[tuple[Node, Node]]) -> None:
+        gone = {id(node) for pair in pairs for node in pair}
         self.old, self.new = ([node for node in nodes if id(node) not in gone] for nodes in (self.old, self.new))
-        self.taken += taken
+        self.taken += pairs
+
+
+def _counterpart(maker: Node | None, name: str, known: Mapping[int, Node]) -> str:
+    """Return what an output of a matched node is called in the older graph, "" where nothing is known of it."""
+    was = known.get(id(maker))
+    return was.outputs[maker.outputs.index(name)] if was and maker and len(was.outputs) == len(maker.outputs) else ""
 
 
 def _by_key(nodes: Iterable[Node], key: Callable[[Node], Hashable]) -> Mapping[Hashable, list[Node]]:
@@ -124,6 +149,13 @@ def _stored(index: GraphIndex, name: str) -> Hashable:
     if tensor is None and (maker := index.producers.get(name)) is not None and maker.op == "Constant":
         tensor = maker.attribute("value")
     return None if tensor is None else _tensor(tensor)
+
+
+def _weights(index: GraphIndex, node: Node, look: Callable[[onnx.TensorProto], Hashable]) -> Hashable:
+    """Return the operator of a node and how its weights look, of those large enough to be no one else's; None where it has none."""
+    stored = [tensor for name in node.inputs if (tensor := index.initializers.get(name)) is not None]
+    looks = tuple(look(tensor) for tensor in stored if len(tensor.raw_data) > _SMALL)
+    return (node.op, looks) if looks else None
 
 
 def _before(index: GraphIndex, own: list[int]) -> list[int]:

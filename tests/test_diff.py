@@ -231,6 +231,21 @@ def test_pairs_keep_their_nodes_where_one_was_put_in_and_all_numbers_moved() -> 
     assert (len(found.nodes_added), found.nodes_removed) == (1, ())
 
 
+def test_weighted_nodes_and_what_follows_them_are_known_where_another_export_spells_the_rest_otherwise() -> None:
+    def network(prefix: str, pool: str, fold: float, quantized: bool) -> Model:
+        conv, act, deep = (f"{prefix}{name}" for name in ("conv", "act", "deep"))
+        weights = {f"{conv}.w": noise(8, 8, 3, 3), f"{deep}.w": noise(8, 8, 3, 3, seed=1) * np.float32(fold)}
+        nodes = [made(pool, ["x"], f"{prefix}0", name=f"{prefix}start"), made("Conv", [f"{prefix}0", f"{conv}.w"], conv, name=conv, pads=[1] * 4)]
+        nodes += [made("Relu", [conv], act, name=act), *(pair(act) if quantized else [])]
+        nodes += [made("Conv", [f"{act}_dq" if quantized else act, f"{deep}.w"], deep, name=deep, pads=[1] * 4)]
+        return build([*nodes, made(pool, [deep], "y", name=f"{prefix}end")], {"x": [1, 8, 9, 9]}, ["y"], {**CONSTANTS, **weights})
+
+    found = diff(network("a", "GlobalMaxPool", 1.0, False), network("b", "GlobalAveragePool", 1.5, True))
+    assert lines(found) == [("added", "bact -> bdeep[0]")]
+    assert found.nodes_removed == ("astart (GlobalMaxPool)", "aend (GlobalMaxPool)")
+    assert [str(w.edge) for w in found.weights] == ["bdeep.w -> bdeep[1]"]
+
+
 def test_projections_that_look_alike_are_told_apart_by_name() -> None:
     def projections(*order: str, quantized: str) -> Model:
         nodes = pair("x") if quantized else []
