@@ -14,6 +14,8 @@ from qdq.index import bodies_of
 METADATA_PREFIX = "qdq."
 #: The key of the rules on each Q and DQ.
 RULE_KEY = "qdq.rule"
+#: The key of the integers that a pair holds, where a Clip between its halves narrows them: the least and the largest.
+LEVELS_KEY = "qdq.levels"
 #: The operators of a pair.
 QUANTIZE, DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
 PAIR_OPERATORS = (QUANTIZE, DEQUANTIZE)

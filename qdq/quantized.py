@@ -8,6 +8,7 @@ import msgspec
 import numpy as np
 import onnx
 
+from qdq.converting import convert
 from qdq.errors import ModelError
 from qdq.index import Array, Edge, GraphIndex, bodies_of, node_labels, qualified, stored_values
 from qdq.loading import ModelLike, Source, load
@@ -32,7 +33,9 @@ class QuantizedModel:
     """A quantized model, its float graph, and the quantized edges between them."""
 
     def __init__(self, model: ModelLike) -> None:
-        self.source = load(model)
+        #: The model as it was given, and in plain pairs: the same where it had no others.
+        self.given = load(model)
+        self.source, self.converted = convert(self.given)
         proto = self.source.model
         self.stripped = strip_model(proto, self.source.name, self.source.folder)
         self.index = GraphIndex(Source(self.source.path, self.stripped, self.source.digest))

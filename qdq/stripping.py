@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
+from qdq.converting import convert, unconverted
 from qdq.errors import ModelError
 from qdq.index import Array, bodies_of, stored_values
 from qdq.loading import ModelLike, load
@@ -16,12 +17,14 @@ from qdq.pairs import METADATA_PREFIX, FoundPair, find_pairs, readers, stored_te
 
 
 def strip(model: ModelLike) -> onnx.ModelProto:
-    """Return a copy of the model without its Q/DQ pairs.
+    """Return a copy of the model without its Q/DQ pairs; quantized operators become float ones.
 
     Weights stored as integers become floats; a DequantizeLinear that gives a graph output, and
-    a Q or DQ that is no pair, stay.
+    a Q or DQ that is no pair, stay. Raises ModelError for a quantized operator that has no float form.
     """
-    source = load(model)
+    source, _ = convert(load(model))
+    if left := unconverted(source.model):
+        raise ModelError(f"{source.path or source.name}: node {left[0]} has no float form that qdq knows; quantize the float model it was made from")
     return strip_model(source.model, source.name, source.folder)
 
 
