@@ -56,6 +56,8 @@ LIMIT = 120.0
 PROCESSES = 2
 STORED = "node, operands stored"
 
+#: What qdq says of a model that ONNX Runtime refuses.
+_UNRUN = "ONNX Runtime cannot run it"
 WORKED, FINDINGS, REFUSED, DEFECT = "worked", "findings", "refused", "defect"
 
 
@@ -212,6 +214,8 @@ def run(case: Case, command: str, folder: Path) -> Outcome:
     kind, says = _called(argv)
     if kind in (WORKED, FINDINGS) and "OUT" in COMMANDS[command] and (wrong := _wrong_with(out, case.path)):
         kind, says = DEFECT, wrong
+    if _UNRUN in says and not _loaded(case.path):
+        kind, says = DEFECT, f"ONNX Runtime does load it: {says}"
     return Outcome(case, command, kind, says)
 
 
