@@ -19,8 +19,8 @@ from qdq.index import bodies_of, every_node
 from qdq.integerproducts import dynamic_product, integer_product
 from qdq.loading import Source
 from qdq.opset import default_opset
-from qdq.pairs import DEQUANTIZE, LEVELS_KEY, QUANTIZE, readers
-from qdq.qoperators import INTEGER_PRODUCTS, MICROSOFT, Form, Operand, flattened_from, float_attributes, form_of, is_quantized_operator
+from qdq.pairs import LEVELS_KEY, readers
+from qdq.qoperators import DEQUANTIZE, INTEGER_PRODUCTS, MICROSOFT, QUANTIZE, Form, Operand, flattened_from, float_attributes, form_of, is_quantized_operator
 from qdq.respelling import Converted, GraphWriter, Respelling, bare, copied, input_of
 from qdq.respelling import Form as Quantized
 
@@ -128,7 +128,7 @@ def _quantize(graph: GraphWriter, node: onnx.NodeProto) -> None:
         graph.model.note(node, f"has no zero point; it is taken for {'UINT8, as ONNX' if node.input[0] in graph.not_negative else 'INT8, as TensorRT'} does")
     if graph.begins_at_zero(form) and node.input[0] in graph.made - graph.not_negative:
         plain = copied(plain)
-        plain.input[0] = graph.add("Relu", [node.input[0]], f"{bare(node.output[0])}_relu")
+        plain.input[0] = graph.add("Relu", [node.input[0]], f"{node.input[0]}_relu")
         graph.model.note(node, f"clips {node.input[0]!r} at zero, as a Relu that was folded into it did; the Relu is written out")
     graph.append(plain)
 

@@ -246,8 +246,8 @@ def node_labels(graph: onnx.GraphProto) -> list[str]:
 
 
 def all_names(graph: onnx.GraphProto) -> set[str]:
-    """Return every name in a graph and its bodies: nodes, tensors, inputs and outputs."""
-    names = {item.name for field in (graph.input, graph.output, graph.initializer, graph.value_info, graph.node) for item in field}
+    """Return every name in use in a graph and its bodies: of nodes, tensors, inputs and outputs."""
+    names = {item.name for field in (graph.input, graph.output, graph.initializer, graph.node) for item in field}
     for node in graph.node:
         names.update(node.input, node.output)
         for _, body in bodies_of(node):

@@ -7,6 +7,8 @@ import onnx
 
 from qdq.errors import ModelError
 
+#: The operators of a pair.
+QUANTIZE, DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
 #: The domain of ONNX Runtime's own operators.
 MICROSOFT = "com.microsoft"
 
@@ -74,6 +76,11 @@ def is_quantized_operator(node: onnx.NodeProto) -> bool:
     """Whether a node computes on quantized tensors by an operator that TensorRT lacks."""
     own = node.op_type in (*_FORMS, *INTEGER_PRODUCTS, *DYNAMIC)
     return own or (node.domain == MICROSOFT and node.op_type in (*_VARIABLE, *_OTHERS))
+
+
+def is_quantized(node: onnx.NodeProto) -> bool:
+    """Whether only a quantized model contains such a node."""
+    return node.op_type in (QUANTIZE, DEQUANTIZE) or is_quantized_operator(node)
 
 
 def form_of(node: onnx.NodeProto) -> Form | None:

@@ -11,7 +11,8 @@ from onnx import helper, numpy_helper
 
 from qdq.index import Array, all_names, stored_values
 from qdq.loading import Source
-from qdq.pairs import DEQUANTIZE, QUANTIZE, stored_tensors
+from qdq.pairs import stored_tensors
+from qdq.qoperators import DEQUANTIZE, QUANTIZE
 from qdq.quantizer import integer_levels
 
 #: Operators that give nothing below zero, whatever they read, and those that do so where nothing that they read is below it.
