@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from qdq.loading import Source as Source
     from qdq.loading import load as load
     from qdq.observing import Observing as Observing
+    from qdq.pairdiff import PairDiff as PairDiff
+    from qdq.pairdiff import diff as diff
     from qdq.planning import Plan as Plan
     from qdq.planning import plan as plan
     from qdq.profiles import Profile as Profile
@@ -58,6 +60,7 @@ _HOME = {
     "GivenRanges": "givenranges",
     "Images": "images",
     "Observing": "observing",
+    "PairDiff": "pairdiff",
     "Part": "ranges",
     "Plan": "planning",
     "Profile": "profiles",
@@ -73,6 +76,7 @@ _HOME = {
     "apply": "rewriting",
     "calibrate": "calibration",
     "check": "checking",
+    "diff": "pairdiff",
     "explain": "explaining",
     "given_by_hand": "givenranges",
     "load": "loading",

@@ -146,12 +146,12 @@ def scales_from(index: GraphIndex, plan: Plan, ranges: Ranges, method: Method, f
         method = method.without_data
     by_tensor = {seen.tensor: seen for seen in ranges.by_tensor}
     observed = {(tensor, quantizer.dtype): quantizer.element for tensor, quantizer in pairs_of(plan) if quantizer.calibrated}
-    given = found.amax if found else {}
+    given, weights = (found.amax, found.weight_amax) if found else ({}, {})
     _require_ranges(plan, ranges, {tensor for tensor, _ in observed if tensor not in given}, method)
     own = {(tensor, dtype): given[tensor] if tensor in given else method.amax(by_tensor[tensor], element) for (tensor, dtype), element in observed.items()}
     amax, shared = share(plan.scale_groups, own)
     with ThreadPoolExecutor(min(os.cpu_count() or 1, _AT_ONCE)) as pool:
-        pairs = tuple(pool.map(lambda placements: _pair_scale(index, placements, by_tensor, amax, method.weights), pairs_of(plan).values()))
+        pairs = tuple(pool.map(lambda placements: _pair_scale(index, placements, by_tensor, amax, method.weights, weights), pairs_of(plan).values()))
     index.forget_constants()
     dead = tuple(seen.tensor for seen in ranges.by_tensor if given.get(seen.tensor, seen.amax) == 0.0)
     return Scales(plan.key, str(method), ranges.data, ranges.samples, pairs, dead, ranges.batch, _outliers(ranges, amax), shared, found)
@@ -237,10 +237,20 @@ def _fits(placement: Placement, index: GraphIndex) -> bool:
 
 
 def _pair_scale(
-    index: GraphIndex, placements: tuple[Placement, ...], ranges: dict[str, TensorRange], amax: dict[tuple[str, str], float], weights: str
+    index: GraphIndex,
+    placements: tuple[Placement, ...],
+    ranges: dict[str, TensorRange],
+    amax: dict[tuple[str, str], float],
+    way: str,
+    given: Mapping[tuple[str, int | None], tuple[float, ...]],
 ) -> PairScale:
     tensor, quantizer = placements[0].edge.read, placements[0].quantizer
-    values = np.array([amax[tensor, quantizer.dtype]]) if quantizer.calibrated else _weight_amax(index, placements, ranges, weights)
+    if quantizer.calibrated:
+        values = np.array([amax[tensor, quantizer.dtype]])
+    elif (tensor, quantizer.axis) in given:
+        values = np.array(given[tensor, quantizer.axis])
+    else:
+        values = _weight_amax(index, placements, ranges, way)
     values = np.where(values > 0.0, values, values.dtype.type(DEAD_AMAX))
     scales = np.maximum((values / values.dtype.type(quantizer.element.largest)).astype(np.float32), np.finfo(np.float32).tiny)
     return PairScale(tensor, quantizer, tuple(float(s) for s in scales))

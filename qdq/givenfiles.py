@@ -13,9 +13,10 @@ import yaml
 
 from qdq.calibration import Given, PairScale, Scales, choose
 from qdq.errors import DataError, ModelError, RuleError, UsageError, first_line
+from qdq.existing import ranges_in
 from qdq.givenranges import LARGEST, GivenRange, GivenRanges, require_range
 from qdq.methods import DEFAULT_METHOD, Method, parse_method
-from qdq.quantized import QuantizedEdge, QuantizedModel
+from qdq.quantized import QuantizedModel
 from qdq.quantizer import ELEMENT_TYPES, FORMATS, INT8_LEVELS
 from qdq.rangefile import MAGIC as OBSERVED
 from qdq.rangefile import decode_ranges
@@ -74,15 +75,14 @@ def read_said(path: Path, method: Method | None = None) -> GivenRanges:
 
 
 def given_by_model(path: Path) -> GivenRanges:
-    """Return the ranges of the activations that a quantized model's pairs stand on; raises ModelError where it has none.
+    """Return the ranges that a quantized model's pairs stand for; raises ModelError where it has none.
 
     Where several pairs stand on one tensor, the largest range.
     """
-    model = QuantizedModel(path)
-    found = _largest(path, ((q.edge.read, amax) for q in model.edges if (amax := _amax_of(model, q)) is not None))
-    if not found:
-        raise ModelError(f"{path}: no pair stands on an activation with a constant scale and zero point; pass a model that 'qdq quantize' wrote")
-    return GivenRanges(path.name, found, str(path), strict=False)
+    found = ranges_in(QuantizedModel(path))
+    if not found.by_tensor and not found.weights:
+        raise ModelError(f"{path}: no pair in it has a constant scale and zero point; pass a model that is quantized")
+    return msgspec.structs.replace(found, name=path.name, path=str(path))
 
 
 def given_bytes(given: GivenRanges, layout: str, version: str | None = None) -> bytes:
@@ -130,14 +130,6 @@ def _from_scales(content: bytes, path: Path) -> GivenRanges:
 def _is_activation(pair: PairScale) -> bool:
     name, dtype = pair.quantizer.name, pair.quantizer.dtype
     return name in FORMATS and dtype in ELEMENT_TYPES and pair.quantizer.calibrated and len(pair.scales) == 1
-
-
-def _amax_of(model: QuantizedModel, quantized: QuantizedEdge) -> float | None:
-    """Return the range of an activation's pair, None for a weight's, and where scale or type is not known."""
-    edge, scales = quantized.edge, quantized.scales
-    if scales is None or scales.size != 1 or quantized.dtype not in ELEMENT_TYPES or model.index.scope(edge).is_constant(edge.tensor):
-        return None
-    return float(np.float32(scales.flat[0])) * ELEMENT_TYPES[quantized.dtype].largest
 
 
 def _largest(path: Path, ranges: Iterable[tuple[str, float]]) -> tuple[GivenRange, ...]:

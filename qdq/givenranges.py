@@ -14,7 +14,7 @@ import numpy as np
 
 from qdq.errors import DataError, did_you_mean
 from qdq.index import GraphIndex, Node, qualified
-from qdq.patterns import MOVES_VALUES, commutes
+from qdq.patterns import MOVES_VALUES, axis_before, commutes
 from qdq.planning import Plan
 from qdq.quantizer import INT8_LEVELS
 
@@ -40,6 +40,17 @@ class GivenRange(msgspec.Struct, frozen=True):
     line: int = 0
 
 
+class GivenWeight(msgspec.Struct, frozen=True):
+    """The ranges of one weight."""
+
+    #: Its name as `Edge.read` gives it.
+    tensor: str
+    #: The axis that has one range each, None for one range.
+    axis: int | None
+    #: Absolute values, as in `GivenRange`.
+    amax: tuple[float, ...]
+
+
 class GivenRanges(msgspec.Struct, frozen=True):
     """What a file, or a caller, says about ranges."""
 
@@ -52,6 +63,7 @@ class GivenRanges(msgspec.Struct, frozen=True):
     strict: bool = True
     #: The first line of a calibration cache.
     header: str = ""
+    weights: tuple[GivenWeight, ...] = ()
 
 
 class Taken(msgspec.Struct, frozen=True):
@@ -61,6 +73,15 @@ class Taken(msgspec.Struct, frozen=True):
     amax: float
     #: The name that its range was given for, where that is another one: a tensor that holds all of its values.
     of: str = ""
+
+
+class TakenWeight(msgspec.Struct, frozen=True):
+    """A planned weight whose ranges were given."""
+
+    tensor: str
+    #: One for each channel of the axis it is quantized along, or one.
+    axis: int | None
+    amax: tuple[float, ...]
 
 
 class GivenSummary(msgspec.Struct, frozen=True):
@@ -74,6 +95,12 @@ class GivenSummary(msgspec.Struct, frozen=True):
     unplanned: tuple[str, ...] = ()
     #: Planned tensors that were not given: they are calibrated, or without data constants that take their largest value.
     missing: tuple[str, ...] = ()
+    weights: tuple[TakenWeight, ...] = ()
+
+    @property
+    def weight_amax(self) -> dict[tuple[str, int | None], tuple[float, ...]]:
+        """The given ranges of each planned weight that has some, by its name and axis."""
+        return {(taken.tensor, taken.axis): taken.amax for taken in self.weights}
 
     @property
     def amax(self) -> dict[str, float]:
@@ -110,14 +137,44 @@ def settle(index: GraphIndex, plan: Plan, given: GivenRanges) -> GivenSummary:
     for read in sorted(planned):
         if found := named.get(read) or _nearest(index, planned[read], at):
             taken[read] = found
-    used = {*planned, *(r.tensor for r in taken.values()), *(r.tensor for r in unknown)}
+    used = {*(p.edge.read for p in plan.placements), *(r.tensor for r in taken.values()), *(r.tensor for r in unknown)}
     return GivenSummary(
         name=given.name,
         tensors=tuple(Taken(read, r.amax, "" if r.tensor == read else r.tensor) for read, r in taken.items()),
         unknown=tuple(r.tensor for r in unknown),
         unplanned=tuple(name for name in named if name not in used),
         missing=tuple(read for read in sorted(planned) if read not in taken),
+        weights=tuple(_taken_weights(index, plan, given)),
     )
+
+
+def _taken_weights(index: GraphIndex, plan: Plan, given: GivenRanges) -> Iterator[TakenWeight]:
+    """Yield the planned weights that have given ranges, along the axis they are quantized along."""
+    known = {weight.tensor: weight for weight in given.weights}
+    done: set[tuple[str, int | None]] = set()
+    for placement in plan.placements if known else ():
+        edge, axis = placement.edge, placement.quantizer.axis
+        if not placement.quantizer.calibrated and (edge.read, axis) not in done:
+            done.add((edge.read, axis))
+            if amax := _weight_ranges(index.scope(edge), edge.tensor, axis, known):
+                yield TakenWeight(edge.read, axis, amax)
+
+
+def _weight_ranges(scope: GraphIndex, tensor: str, axis: int | None, known: Mapping[str, GivenWeight]) -> tuple[float, ...]:
+    """Return the given ranges of a constant along an axis, found at it or before operators that only move its values; nothing where there are none."""
+    scope, along = scope.defining(tensor), axis
+    shape, at = scope.shape(tensor), tensor
+    while (found := known.get(qualified(scope.path, at)) or known.get(at)) is None:
+        maker = scope.producers.get(at)
+        if maker is None or maker.op not in MOVES_VALUES or (axis is not None and (along := axis_before(scope, maker, along)) is None):
+            return ()
+        at = maker.inputs[0]
+    if axis is None:
+        return (max(found.amax),)
+    channels = shape[axis] if shape is not None else None
+    if channels is None or (found.axis is not None and (found.axis != along or len(found.amax) != channels)):
+        return ()
+    return found.amax * channels if found.axis is None else found.amax
 
 
 def without_data(index: GraphIndex, plan: Plan, found: GivenSummary) -> dict[str, float]:

@@ -9,13 +9,14 @@ import msgspec
 import onnx
 
 from qdq.index import bodies_of
+from qdq.qoperators import DEQUANTIZE, QUANTIZE
 
 #: The `metadata_props` keys of qdq begin with this.
 METADATA_PREFIX = "qdq."
 #: The key of the rules on each Q and DQ.
 RULE_KEY = "qdq.rule"
-#: The operators of a pair.
-QUANTIZE, DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
+#: The key of the integers that a pair holds, where a Clip between its halves narrows them: the least and the largest.
+LEVELS_KEY = "qdq.levels"
 PAIR_OPERATORS = (QUANTIZE, DEQUANTIZE)
 
 
@@ -39,6 +40,8 @@ class FoundPair(msgspec.Struct, frozen=True):
     axis: int | None
     #: The rules written on the DQ, "" for a pair that qdq did not write.
     rules: str
+    #: The least and largest integer it holds, where that is not what its type says.
+    levels: tuple[int, int] | None = None
 
 
 def find_pairs(graph: onnx.GraphProto, around: Collection[str] = ()) -> tuple[FoundPair, ...]:
@@ -90,6 +93,7 @@ def _count_reads(graph: onnx.GraphProto, count: Counter[str]) -> None:
 
 
 def _pair(dq: onnx.NodeProto, dq_position: int, q: onnx.NodeProto | None, q_position: int | None) -> FoundPair:
+    written = {p.key: p.value for p in dq.metadata_props}
     return FoundPair(
         q=q_position,
         dq=dq_position,
@@ -100,8 +104,17 @@ def _pair(dq: onnx.NodeProto, dq_position: int, q: onnx.NodeProto | None, q_posi
         q_scale=_input(q, 1) if q else "",
         q_zero_point=_input(q, 2) if q else "",
         axis=next((a.i for a in dq.attribute if a.name == "axis"), None),
-        rules=next((p.value for p in dq.metadata_props if p.key == RULE_KEY), ""),
+        rules=written.get(RULE_KEY, ""),
+        levels=_levels(written.get(LEVELS_KEY, "")),
     )
+
+
+def _levels(text: str) -> tuple[int, int] | None:
+    try:
+        low, high = map(int, text.split())
+    except ValueError:
+        return None
+    return low, high
 
 
 def _input(node: onnx.NodeProto, slot: int) -> str:

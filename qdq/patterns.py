@@ -6,6 +6,7 @@ so that what is found does not depend on the order of nodes and takes linear tim
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 from weakref import WeakKeyDictionary
@@ -64,6 +65,21 @@ def commutes(index: GraphIndex, node: Node) -> bool:
     if node.op == "Pad":
         return _pads_with_zeros_or_itself(index, node)
     return node.op in MOVES_VALUES or node.op in PICKS_VALUES
+
+
+def axis_before(index: GraphIndex, node: Node, axis: int | None) -> int | None:
+    """Return the axis of the input that becomes an axis of the output where a node only moves values; None where none does."""
+    before, after = index.shape(node.inputs[0]), index.shape(node.outputs[0])
+    if axis is None or node.op == "Identity":
+        return axis
+    if node.op == "Transpose":
+        default = range(len(before or ()) - 1, -1, -1)
+        order = list(node.attribute("perm", default))
+        return int(order[axis]) if axis < len(order) else None
+    if before is None or after is None or None in (*before, *after):
+        return None
+    ahead, size = math.prod(d or 0 for d in after[:axis]), after[axis]
+    return next((i for i, d in enumerate(before) if d == size and math.prod(x or 0 for x in before[:i]) == ahead), None)
 
 
 def behind_moves(index: GraphIndex, tensor: str) -> Node | None:

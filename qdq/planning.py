@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from itertools import groupby
 
 import msgspec
@@ -17,17 +17,13 @@ from qdq.matching import Verdict, match, refuse_unmatched
 from qdq.operands import MATRIX_PRODUCTS, channel_axis, operands
 from qdq.patterns import multiplied
 from qdq.profiles import Profile, Shape, extremes, require_shapes, usual
+from qdq.qoperators import is_quantized
 from qdq.quantizer import FORMATS, Quantizer
 from qdq.residual import fused_backbone, residual_slot
 from qdq.rule import RATIO_AT_MOST, RuleSet, leave_float_rule, make_rule_set
 from qdq.rulefile import load_rules
 from qdq.target import DEFAULT_TARGET, Target
 from qdq.ties import Ties
-
-#: Operators that only a quantized model contains.
-QUANTIZED_OPERATORS = (
-    "QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger",
-)  # fmt: skip
 
 #: Operators whose result has another range than what they read, so that a shared scale is about their inputs alone.
 ARITHMETIC = ("Add", "Sub", "Mul", "Div", "Max", "Min", "Sum", "Pow")
@@ -217,14 +213,34 @@ def with_leave_float(rules: RuleSet, globs: Iterable[str]) -> RuleSet:
     return make_rule_set(rules.names, (*rules.rules, *map(leave_float_rule, globs)))
 
 
+def quantized_nodes(source: Source) -> tuple[str, ...]:
+    """Return the operators of the nodes that only a quantized model contains, those in bodies too."""
+    return tuple(node.op_type for _, node in every_node(source.model.graph) if is_quantized(node))
+
+
 def refuse_quantized(source: Source) -> None:
     """Raise ModelError where the model holds quantized operators already."""
-    found = [node.op_type for _, node in every_node(source.model.graph) if node.op_type in QUANTIZED_OPERATORS]
-    if found:
+    if found := quantized_nodes(source):
         raise ModelError(
             f"{source.path or source.name}: is quantized already ({len(found)} nodes such as {found[0]}); "
-            "run 'qdq strip' to get the float model back and quantize that, or 'qdq check' to see what is in it"
+            "'qdq quantize' repairs it, 'qdq check' says what is in it, and 'qdq strip' gives the float model back"
         )
+
+
+def without(index: GraphIndex, plan: Plan, unwanted: Container[Placement], why: str) -> Plan:
+    """Return a plan without some placements, and without those that only make sense with them; these stay in float because of `why`."""
+    kept: dict[Edge, Placement] = {}
+    for path, scope in index.scopes.items():
+        placed = {p.edge: p for p in plan.placements if p.edge.graph == path and p not in unwanted}
+        for edge, _ in _unmet(scope, placed):
+            placed.pop(edge)
+        kept |= placed
+    left = tuple(LeftFloat(p.edge, INCOMPLETE, why) for p in plan.placements if p.edge not in kept)
+    reads = {edge.read for edge in kept}
+    groups = (msgspec.structs.replace(g, tensors=tuple(t for t in g.tensors if t in reads)) for g in plan.scale_groups)
+    return msgspec.structs.replace(
+        plan, placements=tuple(kept.values()), left_float=(*plan.left_float, *left), scale_groups=tuple(g for g in groups if len(g.tensors) > 1)
+    )
 
 
 def _placement(index: GraphIndex, verdict: Verdict) -> Placement:

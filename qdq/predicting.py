@@ -20,8 +20,8 @@ from qdq.fusing import POOLS, Group, fuse
 from qdq.index import GraphIndex, Node
 from qdq.loading import Source
 from qdq.operands import CONVOLUTIONS
-from qdq.pairs import DEQUANTIZE, QUANTIZE
 from qdq.propagation import Flow, Quantization, Read
+from qdq.qoperators import DEQUANTIZE, QUANTIZE
 from qdq.staticshape import with_static_shapes
 from qdq.target import Target
 from qdq.tensormemory import FLOAT, FLOATS, LINEAR, THIRTY_TWO_WIDE, TWO_WIDE, Held

@@ -20,7 +20,8 @@ from onnx import TensorProto
 
 from qdq.errors import ModelError
 from qdq.index import GraphIndex, Node, captured
-from qdq.pairs import DEQUANTIZE, PAIR_OPERATORS, QUANTIZE
+from qdq.pairs import PAIR_OPERATORS
+from qdq.qoperators import DEQUANTIZE, QUANTIZE
 
 #: Operators that only move or copy values, and so commute with Q and DQ.
 _MOVING = (

@@ -8,12 +8,13 @@ import msgspec
 import numpy as np
 import onnx
 
+from qdq.converting import convert
 from qdq.errors import ModelError
 from qdq.index import Array, Edge, GraphIndex, bodies_of, node_labels, qualified, stored_values
 from qdq.loading import ModelLike, Source, load
 from qdq.pairs import PAIR_OPERATORS, FoundPair, find_pairs, stored_tensors
 from qdq.quantizer import ELEMENT_TYPES
-from qdq.stripping import strip_model
+from qdq.stripping import renamed_results, strip_model
 
 
 class QuantizedEdge(msgspec.Struct, frozen=True):
@@ -26,13 +27,17 @@ class QuantizedEdge(msgspec.Struct, frozen=True):
     zero_points: Array | None
     #: Type that the zero point says, in lower case as ONNX spells it; "" where it is no constant.
     dtype: str = ""
+    #: Type of the stored values where the pair is a DQ alone, else "".
+    stored: str = ""
 
 
 class QuantizedModel:
     """A quantized model, its float graph, and the quantized edges between them."""
 
     def __init__(self, model: ModelLike) -> None:
-        self.source = load(model)
+        #: The model as it was given, and in plain pairs: the same where it had no others.
+        self.given = load(model)
+        self.source, self.converted = convert(self.given)
         proto = self.source.model
         self.stripped = strip_model(proto, self.source.name, self.source.folder)
         self.index = GraphIndex(Source(self.source.path, self.stripped, self.source.digest))
@@ -70,15 +75,23 @@ def _quantized_edges(graph: onnx.GraphProto, index: GraphIndex, around: dict[str
         float_node = index.by_label[label]
         for slot, name in enumerate(node.input):
             if (pair := pairs.get(name)) and slot < len(float_node.inputs):
-                dtype = onnx.TensorProto.DataType.Name(stored[pair.zero_point].data_type).lower() if pair.zero_point in stored else ""
-                yield QuantizedEdge(index.edge(float_node, slot), pair, values.get(pair.scale), values.get(pair.zero_point), dtype)
+                kept = _type_name(stored.get(pair.tensor)) if pair.q is None else ""
+                dtype = _type_name(stored.get(pair.zero_point))
+                yield QuantizedEdge(index.edge(float_node, slot), pair, values.get(pair.scale), values.get(pair.zero_point), dtype, kept)
         for name, body in bodies_of(node):
             yield from _quantized_edges(body, index.scopes[qualified(index.path, f"{label}.{name}")], stored)
+
+
+def _type_name(tensor: onnx.TensorProto | None) -> str:
+    """Return the type of a stored tensor in lower case as ONNX spells it, "" for none."""
+    return onnx.TensorProto.DataType.Name(tensor.data_type).lower() if tensor is not None else ""
 
 
 def _float_labels(graph: onnx.GraphProto, index: GraphIndex) -> list[str]:
     """Return a unique label for each node: its label in the float graph, or for one that was stripped its own name."""
     by_output = {output: node.label for node in index.nodes for output in node.outputs if output}
+    renamed = renamed_results(graph, find_pairs(graph, index.outer.constants if index.outer else ()))
+    by_output |= {tensor: by_output[name] for tensor, name in renamed.items() if name in by_output}
     labels = []
     for i, (node, own) in enumerate(zip(graph.node, node_labels(graph), strict=True)):
         label = next((by_output[o] for o in node.output if o in by_output), "")

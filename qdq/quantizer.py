@@ -93,6 +93,15 @@ ELEMENT_TYPES: dict[str, ElementType] = {
 }
 
 
+#: ONNX's integer types that values are quantized to: the least and the largest value of each, by `onnx.TensorProto.DataType`.
+_INTEGERS = {2: (0, 255), 3: (-128, 127), 4: (0, 65535), 5: (-32768, 32767), 21: (0, 15), 22: (-8, 7)}
+
+
+def integer_levels(code: int) -> tuple[int, int] | None:
+    """Return the least and the largest value of an integer type that values are quantized to; None for every other type."""
+    return _INTEGERS.get(code)
+
+
 class Quantizer(msgspec.Struct, frozen=True, order=True):
     """How the values on an edge become integers or 8-bit floats: symmetric, zero point 0."""
 

@@ -14,13 +14,15 @@ from qdq.building import buildable, compiler, globs_of
 from qdq.calibration import Given, Scales, scales_of
 from qdq.checking import Finding, check
 from qdq.errors import ModelError, UsageError
+from qdq.existing import KEEP, REPAIR, REPLACE, Existing, default_sets, float_source, keeping, nothing_to_observe, own_ranges, report, require_mode
 from qdq.feeds import DataLike
 from qdq.loading import ModelLike, Source, canonical_bytes, light_copy, load
 from qdq.methods import DEFAULT_METHOD, parse_method
 from qdq.observation import Progress
 from qdq.observing import OBSERVING, Job, Observing
-from qdq.planning import Plan, plan_source, refuse_quantized
+from qdq.planning import Plan, plan_source, quantized_nodes
 from qdq.profiles import Profile
+from qdq.quantized import QuantizedModel
 from qdq.ranges import Ranges
 from qdq.rewriting import apply_index, check_onnx
 from qdq.rule import RuleSet
@@ -53,6 +55,8 @@ class Quantized(msgspec.Struct, frozen=True):
     building: Search | None = None
     #: What the planned activations were seen to hold, or are said to.
     ranges: Ranges | None = None
+    #: What became of the quantization that the model had; None for a float model.
+    existing: Existing | None = None
 
 
 def quantize(  # noqa: PLR0913 keyword arguments of the public function
@@ -72,16 +76,24 @@ def quantize(  # noqa: PLR0913 keyword arguments of the public function
     profiles: Iterable[Profile] = (),
     observing: Observing = OBSERVING,
     given: Given | None = None,
+    existing: str = REPAIR,
 ) -> Quantized:
-    """Return a float model's quantized copy with its plan, scales and findings.
+    """Return a model's quantized copy with its plan, scales and findings.
+
+    Of a model that is quantized already the pairs stay in their place (``existing="keep"``) or are made what the rules
+    want (``"repair"``), with the scales that they have, and with data only where there is none; ``"replace"`` takes them out first.
 
     `given` holds ranges from elsewhere, as `calibrate` takes them. `planned` is called with the plan before
     calibration starts. `until_it_builds` compiles the plan for its rtx targets first, and leaves in float
     what the compiler refuses. Raises ModelError, RuleError,
     DataError or UsageError, as the stages do; the model that is given is never changed.
     """
+    require_mode(existing)
     source = load(model)
-    refuse_quantized(source)
+    had = QuantizedModel(source) if quantized_nodes(source) else None
+    if had is not None:
+        source, rules = float_source(had, existing), rules or load_rules(default_sets(source))
+        given = given if existing == REPLACE else own_ranges(had, given)
     way, rules = parse_method(method, weights), rules or load_rules()
     index, plan = plan_source(source, rules, tuple(targets), tuple(leave_float), allow_unmatched, tuple(profiles))
     found, build = None, None
@@ -89,16 +101,20 @@ def quantize(  # noqa: PLR0913 keyword arguments of the public function
         build = compiler(index.source, plan.targets, until_it_builds.shapes)
         found = buildable(index, plan, rules, build, until_it_builds.progress)
         index, plan = plan_source(source, rules, tuple(targets), (*leave_float, *globs_of(found.groups)), allow_unmatched, plan.profiles)
+    if had is not None and existing == KEEP:
+        plan = keeping(had, plan)
     if not plan.placements:
         raise ModelError(f"{source.path or source.name}: the rules {', '.join(rules.names)} quantize nothing in it; 'qdq explain' says why")
     if planned:
         planned(plan)
-    scales, ranges = scales_of(Job(index, plan, data, way.needs_histogram, batch), way, observing, progress, given)
+    needed = None if had is not None and given is not None and nothing_to_observe(index, plan, given) else data
+    scales, ranges = scales_of(Job(index, plan, needed, way.needs_histogram, batch), way, observing, progress, given)
     rewritten = apply_index(index, plan, scales)
     findings = check(Source(source.path, light_copy(rewritten), source.digest), rules=rules, targets=plan.targets, leave_float=plan.leave_float)
     if build is not None and (refusal := build(rewritten)):
         raise ModelError(f"{source.path or source.name}: builds with other scales, but not with the calibrated ones: {refusal.words}; try another --method")
-    return Quantized(rewritten, index.source, plan, scales, findings, found, ranges)
+    became = report(existing, had, plan, scales, QuantizedModel(Source(source.path, rewritten, source.digest))) if had is not None else None
+    return Quantized(rewritten, index.source, plan, scales, findings, found, ranges, became)
 
 
 def save(model: onnx.ModelProto, source: Source, path: Path, force: bool = False) -> None:

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
-from tabulate import tabulate
 
 from qdq.accuracy import Accuracy, OutputError
 from qdq.bisection import Search
 from qdq.calibration import Scales
+from qdq.changes import existing_sections
 from qdq.checking import Finding
 from qdq.errors import UsageError
+from qdq.existing import Existing
 from qdq.feeds import NOISE
 from qdq.planning import BODY, FUNCTION, Plan
 from qdq.ranges import Ranges
+from qdq.sections import Section, sections_text
 from qdq.sharing import Shared
 from qdq.target import DEFAULT_TARGET
 from qdq.validation import EngineReport, Validation
@@ -28,15 +30,6 @@ SUFFIXES = (".json", ".md", ".txt")
 _MEGA = 1e6
 #: How many names a line holds, and how many tensors that gave up range are shown.
 _NAMES, _MOST = 12, 5
-
-
-class Section(msgspec.Struct, frozen=True):
-    """A heading, paragraphs and at most one table."""
-
-    title: str
-    lines: tuple[str, ...] = ()
-    headers: tuple[str, ...] = ()
-    rows: tuple[tuple[Any, ...], ...] = ()
 
 
 class Report(msgspec.Struct, frozen=True):
@@ -50,6 +43,8 @@ class Report(msgspec.Struct, frozen=True):
     misses: tuple[str, ...] = ()
     #: What was left in float so that it builds; absent where that was not asked for.
     building: Search | msgspec.UnsetType = msgspec.UNSET
+    #: What became of the quantization that the model had; absent for a float model.
+    existing: Existing | msgspec.UnsetType = msgspec.UNSET
 
 
 def check_report_path(path: Path) -> None:
@@ -78,24 +73,13 @@ def plain(record: Any) -> dict[str, Any]:
     return content
 
 
-def sections_text(parts: Iterable[Section], markdown: bool = False) -> str:
-    """Return sections as text for a terminal, or as Markdown."""
-    blocks = []
-    for part in parts:
-        heading = f"## {part.title}" if markdown else part.title
-        blocks += [heading, *(f"- {line}" if markdown else f"  {line}" for line in part.lines)]
-        if part.rows:
-            table = tabulate(part.rows, part.headers, tablefmt="github" if markdown else "simple", disable_numparse=True)
-            blocks += ["", table] if markdown else ["\n".join(f"  {line}" for line in table.splitlines())]
-        blocks.append("")
-    return "\n".join(blocks).rstrip() + "\n"
-
-
 def sections(report: Report) -> list[Section]:
     """Return a report's sections, in the order of the stages."""
     parts: list[Section] = []
     if report.plan:
         parts.append(plan_summary(report.plan))
+    if isinstance(report.existing, Existing):
+        parts += existing_sections(report.existing)
     if isinstance(report.building, Search):
         parts.append(building_section(report.building))
     if report.scales:

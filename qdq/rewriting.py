@@ -18,8 +18,9 @@ from qdq.calibration import PairScale, Scales, pairs_of, require_model
 from qdq.errors import ModelError, PlanError, first_line
 from qdq.index import GraphIndex, bodies_of, qualified
 from qdq.loading import ModelLike, canonical_bytes, light_copy, load
-from qdq.pairs import DEQUANTIZE, QUANTIZE, RULE_KEY
+from qdq.pairs import RULE_KEY
 from qdq.planning import Placement, Plan, source_for
+from qdq.qoperators import DEQUANTIZE, QUANTIZE
 from qdq.quantizer import Quantizer
 from qdq.stripping import remove_metadata, strip_model
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import msgspec
@@ -9,6 +10,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
+from qdq.converting import convert, unconverted
 from qdq.errors import ModelError
 from qdq.index import Array, bodies_of, stored_values
 from qdq.loading import ModelLike, load
@@ -16,12 +18,14 @@ from qdq.pairs import METADATA_PREFIX, FoundPair, find_pairs, readers, stored_te
 
 
 def strip(model: ModelLike) -> onnx.ModelProto:
-    """Return a copy of the model without its Q/DQ pairs.
+    """Return a copy of the model without its Q/DQ pairs; quantized operators become float ones.
 
-    Weights stored as integers become floats; a DequantizeLinear that gives a graph output, and
-    a Q or DQ that is no pair, stay.
+    Weights stored as integers become floats; a Q or DQ that is no pair stays, and so does a pair between a
+    graph input and output. Raises ModelError for a quantized operator that has no float form.
     """
-    source = load(model)
+    source, _ = convert(load(model))
+    if left := unconverted(source.model):
+        raise ModelError(f"{source.path or source.name}: node {left[0]} has no float form that qdq knows; quantize the float model it was made from")
     return strip_model(source.model, source.name, source.folder)
 
 
@@ -51,10 +55,36 @@ def _strip_graph(graph: onnx.GraphProto, around: dict[str, onnx.TensorProto], pl
     """
     stored = around | stored_tensors(graph)
     unread = {name for node in graph.node for _, body in bodies_of(node) for name in _strip_graph(body, stored, place)}
+    if renamed := renamed_results(graph, find_pairs(graph, around)):
+        _rename_results(graph, renamed)
     pairs = [p for p in find_pairs(graph, around) if p.output not in {o.name for o in graph.output}]
     _redirect(graph, {p.output: p.tensor for p in pairs if p.q is not None})
     _store_floats(graph, [p for p in pairs if p.q is None], stored, place)
     return _remove(graph, pairs, unread)
+
+
+def renamed_results(graph: onnx.GraphProto, pairs: Iterable[FoundPair]) -> dict[str, str]:
+    """Return the tensors that stripping gives the name of a graph output, and that name: those quantized for it that a node of the graph makes."""
+    outputs, made = {o.name for o in graph.output}, {name for node in graph.node for name in node.output}
+    inside = {o.name for node in graph.node for _, body in bodies_of(node) for o in body.output}
+    renamed: dict[str, str] = {}
+    for pair in pairs:
+        if pair.output in outputs and pair.q is not None and pair.tensor in made - outputs - inside:
+            renamed.setdefault(pair.tensor, pair.output)
+    return renamed
+
+
+def _rename_results(graph: onnx.GraphProto, renamed: dict[str, str]) -> None:
+    """Give tensors the names of graph outputs, and what had these others."""
+    for node in graph.node:
+        for slot, name in enumerate(node.output):
+            if name in renamed.values():
+                node.output[slot] = f"{name}_stripped"
+            elif name in renamed:
+                node.output[slot] = renamed[name]
+    back = {name: f"{name}_stripped" for name in renamed.values()}
+    _redirect(graph, back)
+    _redirect(graph, renamed)
 
 
 def remove_metadata(model: onnx.ModelProto) -> None:

@@ -18,9 +18,10 @@ from qdq.layerfile import read_layer_file
 from qdq.loading import ModelLike, Source, load, raise_source
 from qdq.observation import Progress
 from qdq.operands import RECURRENT, operands
-from qdq.pairs import DEQUANTIZE, PAIR_OPERATORS
+from qdq.pairs import PAIR_OPERATORS
 from qdq.predicting import predict_engine
 from qdq.profiles import require_shapes
+from qdq.qoperators import DEQUANTIZE
 from qdq.quantized import QuantizedModel, require_same_graph
 from qdq.quantizer import E4M3, ELEMENT_TYPES, INT8
 from qdq.target import Target

@@ -241,13 +241,12 @@ def test_a_model_without_opset_of_the_default_domain_is_refused(tmp_path: Path, 
     assert f"qdq: {path}: imports no opset of the default domain, so it has no operator that can be quantized" in refused(tmp_path, command, path, *more)
 
 
-@pytest.mark.parametrize("command", ["quantize", "plan", "explain", "calibrate"])
+@pytest.mark.parametrize("command", ["plan", "explain", "calibrate"])
 def test_a_quantized_model_is_sent_to_strip(tmp_path: Path, command: str) -> None:
     good, quantized, plan = save(tiny_model(), tmp_path / "good.onnx"), tmp_path / "quantized.onnx", tmp_path / "plan.yaml"
     assert run("quantize", good, "-o", quantized, "--data", "noise")[0] == 0
     run("plan", good, "-o", plan)
     more = {
-        "quantize": ["-o", tmp_path / "out.onnx", "--data", "noise"],
         "explain": ["conv"],
         "calibrate": [plan, "-o", tmp_path / "s.json", "--data", "noise"],
     }

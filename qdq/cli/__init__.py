@@ -25,6 +25,7 @@ COMMANDS = {
     "apply": "Write the model with the pairs of a plan and its scales.",
     "strip": "Take the Q/DQ pairs out of a model again.",
     "check": "Find where models' Q/DQ differ from the rules, or would be refused.",
+    "diff": "Print which pairs two models differ in: added, removed, moved and rescaled.",
     "validate": "Compare float and quantized model in ONNX Runtime and in TensorRT's engines.",
     "probe": "Measure which layers a target runs in INT8 and FP8, as a kernel table.",
     "test": "Run the cases of rule files.",

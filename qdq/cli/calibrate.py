@@ -34,8 +34,9 @@ from qdq.planedits import require_edits
 from qdq.planfile import read_plan_file, scales_json
 from qdq.planning import source_for
 from qdq.rangefile import write_ranges
-from qdq.reporting import ranges_summary, scales_summary, sections_text
+from qdq.reporting import ranges_summary, scales_summary
 from qdq.saving import check_output, write_whole
+from qdq.sections import sections_text
 
 
 @click.command("calibrate")
@@ -68,7 +69,7 @@ def command(ctx: click.Context, /, model: Path, plan: Path, output: Path, save_r
     index = GraphIndex(source_for(load(model), planned.plan))
     require_edits(planned, index)
     job = Job(index, planned.plan, given["data"], way.needs_histogram, given["batch"])
-    feeds = feeds_of(index, job.data, job.batch, ranges)
+    feeds = feeds_of(index, job.data, job.batch, ranges is not None)
     total = feeds.left(observing.part.number - 1, observing.part.of) if feeds else None
     with naming(plan, *observed_in(given["ranges"], ranges)), resumable(observing), progress("calibrating", total, resumed=observing.resume) as advance:
         if given["shard"]:

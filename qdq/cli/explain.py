@@ -12,7 +12,7 @@ from qdq.cli.options import FILE, format_option, leave_float_option, profiles_of
 from qdq.explaining import Explanation, explain
 from qdq.loading import load
 from qdq.planning import plan
-from qdq.reporting import Section
+from qdq.sections import Section
 
 
 class Answer(msgspec.Struct, frozen=True):

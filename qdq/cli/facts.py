@@ -10,7 +10,7 @@ import msgspec
 from qdq.cli.options import format_option, show
 from qdq.facts import EDGE_FACTS, NODE_FACTS, parameters
 from qdq.quantizer import FORMATS
-from qdq.reporting import Section
+from qdq.sections import Section
 
 
 class Fact(msgspec.Struct, frozen=True):

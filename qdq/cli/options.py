@@ -25,10 +25,11 @@ from qdq.methods import DEFAULT_METHOD, WEIGHTS
 from qdq.observing import INTERVAL, Observing
 from qdq.profiles import Profile, parse_profile
 from qdq.ranges import Part, Ranges
-from qdq.reporting import Section, sections_text, to_json
+from qdq.reporting import to_json
 from qdq.rule import RuleSet
 from qdq.rulefile import DEFAULT_SET, load_rules
 from qdq.saving import remove_whole
+from qdq.sections import Section, sections_text
 from qdq.target import Target, parse_target
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -140,7 +141,7 @@ def observed_in(path: Path | None, given: Given | None) -> tuple[Path, ...]:
     return (path,) if path and isinstance(given, Ranges) else ()
 
 
-def feeds_of(index: GraphIndex, data: DataLike | None, batch: int | None, given: Given | None) -> Feeds | None:
+def feeds_of(index: GraphIndex, data: DataLike | None, batch: int | None, given: bool) -> Feeds | None:
     """Return the samples that the options name; None where there are none, and ranges are given instead."""
     return None if data is None and given else open_feeds(index, data, batch)
 

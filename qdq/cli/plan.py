@@ -12,8 +12,9 @@ from qdq.loading import load
 from qdq.plandiff import PlanDiff, diff_plans
 from qdq.planfile import plan_yaml, read_plan
 from qdq.planning import plan_source, refuse_quantized
-from qdq.reporting import Section, plan_sections
+from qdq.reporting import plan_sections
 from qdq.saving import check_output, write_whole
+from qdq.sections import Section
 
 _SIGNS = {"gained": "+", "lost": "-", "format": "~", "reason": "~"}
 

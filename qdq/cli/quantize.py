@@ -36,9 +36,11 @@ from qdq.cli.options import (
     targets_of,
     thresholds_option,
 )  # fmt: skip
+from qdq.existing import MODES, REPAIR, default_sets
 from qdq.feeds import Feeds, data_files
 from qdq.index import GraphIndex
 from qdq.loading import Source, load
+from qdq.planning import quantized_nodes
 from qdq.profiles import require_shapes, usual
 from qdq.quantizing import Building, Quantized, external_copies, quantize, save
 from qdq.rangefile import write_ranges
@@ -60,6 +62,13 @@ from qdq.validation import Thresholds, misses, validate
 @save_ranges_option
 @leave_float_option
 @shapes_option
+@click.option(
+    "--existing",
+    type=click.Choice(MODES),
+    default=REPAIR,
+    show_default=True,
+    help="The Q/DQ that MODEL has: keep all and add what is missing, make it what the rules want, or replace it. Its scales stay but for replace.",
+)
 @click.option("--report", type=FILE, metavar="FILE", help="Also write a report: .json, .md or .txt.")
 @click.option(
     "--validate", "prove", is_flag=True, help="Then validate: accuracy on the data, and an engine for each target, predicted for TensorRT without a GPU."
@@ -71,12 +80,15 @@ from qdq.validation import Thresholds, misses, validate
 def command(ctx: click.Context, /, model: Path, output: Path, report: Path | None, **given: Any) -> None:
     """Write MODEL with Q/DQ pairs where the rules want them and scales from your data, or from --ranges.
 
+    A model that is quantized already, by whatever tool, keeps its scales; data is only needed where it has none.
+
     \b
     Example:
       qdq quantize resnet50.onnx -o resnet50.int8.onnx --data samples/ --target rtx:sm86 --validate
       qdq quantize net.onnx -o net.fp8.onnx --data samples/ --rules tensorrt-fp8 --target rtx:sm89 --until-it-builds
       qdq quantize yolo.onnx -o yolo.int8.onnx --images photos/ --preprocess yolo --samples 256
       qdq quantize resnet50.onnx -o resnet50.int8.onnx --ranges resnet50.cache
+      qdq quantize resnet50.qat.onnx -o resnet50.int8.onnx --existing repair
     """
     rule_file = output.with_suffix(RULE_SUFFIX)
     _check_outputs(model, output, report, rule_file, given)
@@ -84,11 +96,14 @@ def command(ctx: click.Context, /, model: Path, output: Path, report: Path | Non
         refuse_idle_thresholds(ctx)
     ranges = given_ranges(ctx, given["ranges"], given["data"])
     shapes = usual(profiles_of(given["shapes"]))
-    rules, source = rules_of(given["rule_sets"]), load(model)
+    source = load(model)
+    rules = rules_of(given["rule_sets"] or default_sets(source))
     external_copies(source, output, given["force"])
     with resumable(given["observing"]), naming(*observed_in(given["ranges"], ranges)):
         result = _quantized(source, rules, shapes, ranges, given)
         made = _report(result, given, shapes) if given["prove"] else Report(result.plan, result.scales, result.findings)
+        if result.existing:
+            made = msgspec.structs.replace(made, existing=result.existing)
         if result.building:
             made = msgspec.structs.replace(made, building=result.building)
         save(result.model, result.source, output, given["force"])
@@ -112,13 +127,13 @@ def _quantized(source: Source, rules: RuleSet, shapes: dict[str, tuple[int, ...]
     profiles, targets, observing = profiles_of(given["shapes"]), targets_of(given["targets"]), given["observing"]
     index = GraphIndex(source)
     require_shapes(index, shapes)
-    feeds = feeds_of(index, given["data"], given["batch"], ranges)
+    feeds = feeds_of(index, given["data"], given["batch"], ranges is not None or bool(quantized_nodes(source)))
     with progress("building", unit="builds") as count, progress("calibrating", feeds.count if feeds else None, resumed=observing.resume) as advance:
         building = Building({**_first_shapes(feeds), **shapes}, count) if given["until_it_builds"] else None
         return quantize(
             source, given["data"], rules=rules, targets=targets, method=given["method"], weights=given["weights"], leave_float=given["leave_float"],
             batch=given["batch"], allow_unmatched=given["allow_unmatched"], progress=advance, until_it_builds=building, profiles=profiles,
-            observing=observing, given=ranges,
+            observing=observing, given=ranges, existing=given["existing"],
         )  # fmt: skip
 
 

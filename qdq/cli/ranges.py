@@ -12,8 +12,9 @@ from qdq.givenfiles import CACHE, LAYOUTS, given_bytes, read_said
 from qdq.methods import DEFAULT_METHOD, parse_method
 from qdq.rangefile import read_ranges, write_ranges
 from qdq.ranges import merge
-from qdq.reporting import ranges_summary, sections_text
+from qdq.reporting import ranges_summary
 from qdq.saving import check_output, write_whole
+from qdq.sections import sections_text
 from qdq.trtcache import VERSION
 
 

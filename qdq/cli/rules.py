@@ -12,11 +12,11 @@ from qdq.cases import case_names
 from qdq.cli.options import FILE, format_option, rules_of, rules_option, show
 from qdq.documenting import beaten_by, facts_page, rules_page, spelled
 from qdq.errors import UsageError, did_you_mean
-from qdq.reporting import Section
 from qdq.rule import Rule
 from qdq.rulefile import shipped_sets
 from qdq.saving import check_output, write_whole
 from qdq.schema import rule_schema
+from qdq.sections import Section
 
 
 class _Rules(click.Group):

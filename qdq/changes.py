@@ -1,0 +1,73 @@
+"""Changes of Q/DQ in words: between two models, and what became of the quantization that a model had."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Sequence
+
+from qdq.existing import Existing
+from qdq.pairdiff import ADDED, FORMAT, MOVED, REMOVED, RESCALED, PairChange, PairDiff
+from qdq.sections import Section
+from qdq.symmetric import Coarser
+
+_SIGNS = {ADDED: "+", REMOVED: "-", MOVED: ">", RESCALED: "~", FORMAT: "!"}
+#: How many names a line holds; JSON has all.
+_NAMES = 8
+#: How many tensors that lose resolution are named.
+_MOST = 5
+
+
+def diff_sections(found: PairDiff) -> Iterator[Section]:
+    """Yield a diff in words: the pairs, then what differs besides."""
+    counts = Counter(change.kind for change in found.pairs)
+    head = f"{found.old} -> {found.new}: {found.old_pairs} quantized edges, then {found.new_pairs}"
+    changes = ", ".join(f"{counts[kind]} {_WORDS.get(kind, kind)}" for kind in _SIGNS if counts[kind])
+    yield Section("Pairs", (f"{head}: {changes or 'the same pairs'}", *map(change_line, found.pairs)))
+    if besides := tuple(_besides(found)):
+        yield Section("Besides", besides)
+
+
+_WORDS = {FORMAT: "of another format"}
+
+
+def change_line(change: PairChange) -> str:
+    """Return a change as one line: its sign, the edge, how the pair quantizes, and its rules."""
+    edge = f"{change.moved_from} => {change.edge}" if change.moved_from else str(change.edge)
+    said = change.old if change.old == change.new else f"{change.old} -> {change.new}" if change.old and change.new else change.old or change.new
+    ratio = f" ({change.ratio:.4g} times)" if change.ratio not in (None, 1.0) else ""
+    return f"{_SIGNS[change.kind]} {edge}  {said}{ratio}" + (f"  {change.rules}" if change.rules else "")
+
+
+def _besides(found: PairDiff) -> Iterator[str]:
+    for what, names in (("nodes added", found.nodes_added), ("nodes removed", found.nodes_removed)):
+        if names:
+            yield f"{what}: {_listed(names)}"
+    if found.weights:
+        changed = [f"{w.edge} by {'other dimensions' if w.largest is None else f'{w.largest:.3g}'}" for w in found.weights]
+        yield f"stored weights that differ: {_listed(changed)}"
+    yield from (f"{key}: {_flat(old)} -> {_flat(new)}" for key, old, new in found.metadata)
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:_NAMES]) + (f" and {len(names) - _NAMES} more (--format json has all)" if len(names) > _NAMES else "")
+
+
+def _flat(text: str) -> str:
+    return ", ".join(text.split("\n")) or "none"
+
+
+def existing_sections(existing: Existing) -> list[Section]:
+    """Return what became of the quantization that a model had, in words."""
+    converted = Counter(f"{item.op} {item.says}" for item in existing.converted)
+    lines = [f"{count} {op}" for op, count in converted.items()]
+    if existing.coarser:
+        lines.append(f"{len(existing.coarser)} tensors become symmetric INT8, with larger steps; these most:")
+        lines += [_coarser_line(cost) for cost in sorted(existing.coarser, key=lambda c: -c.times)[:_MOST]]
+    lines += [f"{weight.tensor} gets new scales: it {weight.why}" for weight in existing.weights]
+    lines += [f"{len(existing.calibrated)} had no range and were calibrated: {_listed(existing.calibrated)}"] if existing.calibrated else []
+    return [Section("Was quantized already", tuple(lines)), *diff_sections(existing.changes)]
+
+
+def _coarser_line(cost: Coarser) -> str:
+    return f"{cost.tensor}: {cost.dtype} with zero point {cost.zero_point}, steps {cost.times:.3g} times as large ({20 * math.log10(cost.times):.1f} dB)"

@@ -1,0 +1,326 @@
+"""A quantized model in any spelling -> the same in plain Q/DQ pairs, which the stages behind read.
+
+Quantized operators become float ones between DequantizeLinear and QuantizeLinear, integer operators between
+a Q and its DQ move behind the DQ, and what a pair's clipping or unequal halves compute besides is written
+out. ONNX's meaning stays: both models give the same, up to the rounding of integer arithmetic.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import msgspec
+import numpy as np
+import onnx
+from onnx import helper
+
+from qdq.errors import ModelError
+from qdq.index import bodies_of, every_node
+from qdq.integerproducts import dynamic_product, integer_product
+from qdq.loading import Source
+from qdq.opset import default_opset
+from qdq.pairs import LEVELS_KEY, readers
+from qdq.qoperators import DEQUANTIZE, INTEGER_PRODUCTS, MICROSOFT, QUANTIZE, Form, Operand, flattened_from, float_attributes, form_of, is_quantized_operator
+from qdq.respelling import Converted, GraphWriter, Respelling, bare, copied, input_of
+from qdq.respelling import Form as Quantized
+
+#: Operators that a model may run on the integers between a Q and its DQ, with the input slots that hold quantized values: they move, pick
+#: or interpolate values, and their result has the scale of what they read.
+_BETWEEN: dict[str, tuple[int, ...]] = {
+    **dict.fromkeys(
+        (
+            "MaxPool", "Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Slice", "Gather", "GatherElements", "GatherND", "Split", "Resize",
+            "Identity", "DepthToSpace", "SpaceToDepth", "Expand", "Tile", "Dropout",
+        ),
+        (0,),
+    ),
+    "Pad": (0, 2),
+    "Concat": (),
+}  # fmt: skip
+#: Operators whose result follows from the order of integers alone, and is not quantized itself.
+_ENDS = ("ArgMax", "ArgMin")
+#: What ONNX Runtime's quantizer appends to the name of a node.
+_NODE_SUFFIX = "_quant"
+#: Scales of a Q and its DQ that differ by less are taken for the same, written with fewer digits.
+_SAME_SCALE = 1e-3
+#: What a Q without a zero point may mean.
+_UINT8, _INT8 = (0, 255), (-128, 127)
+#: The opset from which on the axes of ReduceMean are an input (ONNX operator changelog).
+_REDUCE_AXES_OPSET = 18
+
+
+def convert(source: Source) -> tuple[Source, tuple[Converted, ...]]:
+    """Return a model whose quantization is all in plain pairs, and what was converted; the model itself where it was so.
+
+    A quantized operator that no pairs can stand for stays as it is; `unconverted` names those.
+    Raises ModelError for an operator whose attributes, scales or bias no float operator can follow.
+    """
+    respelling = Respelling(source)
+    try:
+        nodes = _converted(GraphWriter(respelling, source.model.graph))
+    except ModelError as error:
+        raise ModelError(f"{source.path or source.name}: {error}") from error
+    if not respelling.converted:
+        return source, ()
+    model = onnx.ModelProto()
+    model.CopyFrom(source.model)
+    _replace(model.graph, nodes)
+    model.graph.initializer.extend(respelling.initializers)
+    _tidy(model, set(readers(source.model.graph)))
+    return msgspec.structs.replace(source, model=model, stamp=None), tuple(respelling.converted)
+
+
+def unconverted(model: onnx.ModelProto) -> tuple[str, ...]:
+    """Return the quantized nodes of a model that are no plain pairs, each with its operator, those in bodies too."""
+    return tuple(f"{label} ({node.op_type})" for label, node in every_node(model.graph) if is_quantized_operator(node))
+
+
+def _converted(graph: GraphWriter) -> list[onnx.NodeProto]:
+    """Return the nodes of a graph, converted; those that need not be are the graph's own."""
+    for node in graph.graph.node:
+        if not graph.folded.intersection(node.output):
+            _write(graph, _with_bodies(graph, node))
+    return graph.nodes
+
+
+def _with_bodies(graph: GraphWriter, node: onnx.NodeProto) -> onnx.NodeProto:
+    before = len(graph.model.converted)
+    bodies = [_converted(GraphWriter(graph.model, body, graph)) for _, body in bodies_of(node)]
+    if len(graph.model.converted) == before:
+        return node
+    copy = copied(node)
+    for (_, body), nodes in zip(bodies_of(copy), bodies, strict=True):
+        _replace(body, nodes)
+    return copy
+
+
+def _replace(graph: onnx.GraphProto, nodes: list[onnx.NodeProto]) -> None:
+    kept = onnx.GraphProto()
+    kept.node.extend(nodes)
+    del graph.node[:]
+    graph.node.extend(kept.node)
+
+
+def _write(graph: GraphWriter, node: onnx.NodeProto) -> None:
+    writers: dict[str, Callable[[GraphWriter, onnx.NodeProto], None]] = {
+        QUANTIZE: _quantize,
+        DEQUANTIZE: _dequantize,
+        "DynamicQuantizeLinear": _dynamic,
+        "DynamicQuantizeMatMul": dynamic_product,
+        **dict.fromkeys(INTEGER_PRODUCTS, integer_product),
+    }
+    form = form_of(node)
+    if node.op_type in writers:
+        writers[node.op_type](graph, node)
+    elif form is not None:
+        _operator(graph, node, form)
+    elif any(name in graph.quantized for name in node.input):
+        _between(graph, node)
+    else:
+        graph.append(node)
+
+
+def _quantize(graph: GraphWriter, node: onnx.NodeProto) -> None:
+    plain, form = _own_domain(graph, node), Quantized(node.input[1], input_of(node, 2), _axis(node))
+    graph.quantized[node.output[0]] = form
+    if not form.zero and node.input[0] not in graph.stored and not _output_type(node):
+        graph.untold[node.output[0]] = _UINT8 if node.input[0] in graph.not_negative else _INT8
+        graph.model.note(node, f"has no zero point; it is taken for {'UINT8, as ONNX' if node.input[0] in graph.not_negative else 'INT8, as TensorRT'} does")
+    if graph.begins_at_zero(form) and node.input[0] in graph.made - graph.not_negative:
+        plain = copied(plain)
+        plain.input[0] = graph.add("Relu", [node.input[0]], f"{node.input[0]}_relu")
+        graph.model.note(node, f"clips {node.input[0]!r} at zero, as a Relu that was folded into it did; the Relu is written out")
+    graph.append(plain)
+
+
+def _dequantize(graph: GraphWriter, node: onnx.NodeProto) -> None:
+    plain = _own_domain(graph, node)
+    tensor, levels = graph.clipped.get(node.input[0], (node.input[0], graph.untold.get(node.input[0])))
+    if levels is not None:
+        plain = copied(plain)
+        plain.input[0] = tensor
+        plain.metadata_props.add(key=LEVELS_KEY, value=f"{levels[0]} {levels[1]}")
+    form = graph.quantized.get(plain.input[0])
+    if graph.begins_at_zero(form or Quantized(node.input[1], input_of(node, 2))):
+        graph.not_negative.add(node.output[0])
+    ratio = _ratio(graph, form.scale, node.input[1]) if form else None
+    if form is None or ratio is None:
+        graph.append(plain)
+        return
+    plain = copied(plain)
+    plain.input[1], plain.output[0] = form.scale, graph.model.fresh(f"{node.output[0]}_unscaled")
+    graph.append(plain)
+    factor = graph.store(np.array(ratio, np.float32), f"{node.output[0]}_ratio")
+    graph.append(helper.make_node("Mul", [plain.output[0], factor], [node.output[0]], name=graph.model.fresh(f"{node.name}_Mul")))
+    graph.model.note(node, f"has {ratio:.6g} times the scale of its QuantizeLinear; the factor is written out as a Mul")
+
+
+def _ratio(graph: GraphWriter, quantizing: str, dequantizing: str) -> float | None:
+    """Return the scale of a DQ over that of its Q, None where they are the same, or not both stored single numbers."""
+    if quantizing == dequantizing or not {quantizing, dequantizing} <= graph.stored.keys():
+        return None
+    ours, theirs = (graph.values(name).astype(np.float64).reshape(-1) for name in (quantizing, dequantizing))
+    if ours.size != 1 or theirs.size != 1 or not ours[0] > 0.0:
+        return None
+    ratio = float(theirs[0] / ours[0])
+    return None if abs(ratio - 1.0) < _SAME_SCALE else ratio
+
+
+def _own_domain(graph: GraphWriter, node: onnx.NodeProto) -> onnx.NodeProto:
+    if node.domain != MICROSOFT:
+        return node
+    plain = copied(node)
+    plain.domain = ""
+    graph.model.note(node, "is ONNX Runtime's own operator; it becomes ONNX's")
+    return plain
+
+
+def _dynamic(graph: GraphWriter, node: onnx.NodeProto) -> None:
+    graph.dynamic[node.output[0]] = node.input[0]
+    graph.dynamic_scales[node.output[1]] = node.output[0]
+    graph.append(node)
+
+
+def _operator(graph: GraphWriter, node: onnx.NodeProto, form: Form) -> None:
+    """Write a quantized operator as DequantizeLinear, a float operator and QuantizeLinear."""
+    inputs = [input_of(node, form.first)] if form.first is not None else []
+    inputs += [_float_operand(graph, node, operand, form.axis if i else None) for i, operand in enumerate(form.operands)]
+    if input_of(node, form.bias):
+        inputs.append(_float_bias(graph, node, form))
+    graph.model.note(node, f"becomes {form.op}{' between DequantizeLinear and QuantizeLinear' if form.result else ''}")
+    result = node.output[0]
+    given = graph.model.fresh(bare(result)) if form.result else result
+    added = input_of(node, form.added)
+    product = graph.model.fresh(f"{given}_product") if added else given
+    _float_operator(graph, node, form, inputs, product)
+    if added:
+        graph.append(helper.make_node("Add", [product, added], [given], name=graph.model.fresh(f"{given}_Add")))
+    if form.result:
+        scale, zero = (graph.scalar(input_of(node, slot)) for slot in form.result)
+        _quantize(graph, helper.make_node(QUANTIZE, [given, scale, *filter(None, [zero])], [result], name=graph.model.fresh(f"{given}_QuantizeLinear")))
+
+
+def _float_operator(graph: GraphWriter, node: onnx.NodeProto, form: Form, inputs: list[str], result: str) -> None:
+    name = bare(node.name, _NODE_SUFFIX)
+    axis = flattened_from(node)
+    if axis is not None:
+        flat = graph.add("Flatten", inputs, f"{result}_flat", axis=axis)
+        softmax = graph.model.fresh(f"{result}_softmax")
+        graph.append(helper.make_node(form.op, [flat], [softmax], name=name))
+        shape = graph.add("Shape", inputs, f"{result}_shape")
+        graph.append(helper.make_node("Reshape", [softmax, shape], [result], name=graph.model.fresh(f"{result}_Reshape")))
+        return
+    plain = helper.make_node(form.op, inputs, [result], name=name)
+    plain.attribute.extend(float_attributes(node))
+    axes = next((a for a in plain.attribute if a.name == "axes"), None)
+    if axes is not None and default_opset(graph.model.source.model) >= _REDUCE_AXES_OPSET:
+        plain.input.append(graph.store(np.array(axes.ints, np.int64), f"{result}_axes"))
+        plain.attribute.remove(axes)
+    graph.append(plain)
+
+
+def _float_operand(graph: GraphWriter, node: onnx.NodeProto, operand: Operand, axis: int | None) -> str:
+    """Return an operand of a quantized operator in floats; `axis` is that of several scales."""
+    tensor = node.input[operand.tensor]
+    if tensor in graph.dynamic:
+        return graph.dynamic[tensor]
+    scale, zero = input_of(node, operand.scale), input_of(node, operand.zero_point)
+    if not graph.holds_several(scale):
+        return graph.to_float(tensor, Quantized(graph.scalar(scale), graph.scalar(zero)))
+    last = len(graph.stored[tensor].dims) - 1 if tensor in graph.stored else None
+    return graph.to_float(tensor, Quantized(scale, zero, last if axis == -1 else axis))
+
+
+def _float_bias(graph: GraphWriter, node: onnx.NodeProto, form: Form) -> str:
+    """Return an INT32 bias in floats: its scale is that of the data times that of the weight (ONNX operator QLinearConv)."""
+    bias, scales = input_of(node, form.bias), [input_of(node, operand.scale) for operand in form.operands]
+    if not {bias, *scales} <= graph.stored.keys():
+        raise ModelError(f"node {node.name!r} ({node.op_type}) computes its bias or a scale, which no pair can; quantize the float model it was made from")
+    data, weight = (graph.values(name).reshape(-1) for name in scales)
+    return graph.store((graph.values(bias) * (data * weight)).astype(np.float32), bare(bias))
+
+
+def _between(graph: GraphWriter, node: onnx.NodeProto) -> None:
+    """Write an operator that reads integers: between DequantizeLinear and QuantizeLinear where it keeps their scale, else as it is."""
+    slots = _BETWEEN.get(node.op_type)
+    form = graph.quantized.get(node.input[0])
+    if node.op_type == "Clip" and form is not None and (bounds := _bounds(graph, node)) is not None:
+        graph.clipped[node.output[0]] = (node.input[0], bounds)
+        graph.model.note(node, f"leaves {bounds[0]} to {bounds[1]} of the integers; the pair around it is read so")
+    elif form is not None and form.axis is None and not graph.holds_several(form.scale) and (slots is not None or node.op_type in _ENDS):
+        _float_between(graph, node, form, slots if slots is not None else (0,))
+    else:
+        graph.append(node)
+
+
+def _float_between(graph: GraphWriter, node: onnx.NodeProto, form: Quantized, slots: tuple[int, ...]) -> None:
+    plain = copied(node)
+    for slot, name in enumerate(node.input):
+        if name and (not slots or slot in slots):
+            plain.input[slot] = graph.to_float(name, graph.quantized.get(name, form))
+    if node.op_type == "Pad" and not input_of(node, 2) and not _is_zero(graph, form):
+        _pad_with_integer_zero(graph, plain, form)
+    graph.model.note(node, "reads integers; it is moved behind the DequantizeLinear")
+    if node.op_type in _ENDS:
+        graph.append(plain)
+        return
+    quantized = [name for name in node.output if name][: None if node.op_type == "Split" else 1]
+    floats = {name: graph.model.fresh(bare(name)) for name in quantized}
+    for slot, name in enumerate(node.output):
+        plain.output[slot] = floats.get(name, name)
+    graph.append(plain)
+    for name, given in floats.items():
+        _quantize(graph, helper.make_node(QUANTIZE, [given, *filter(None, form[:2])], [name], name=graph.model.fresh(f"{given}_QuantizeLinear")))
+
+
+def _pad_with_integer_zero(graph: GraphWriter, pad: onnx.NodeProto, form: Quantized) -> None:
+    """Make a Pad add what the integer 0 stands for, which is what it adds where it is not told (ONNX operator Pad)."""
+    zero = graph.store(np.zeros((), graph.values(form.zero).dtype), f"{pad.output[0]}_value")
+    pad.input.extend([""] * (2 - len(pad.input)))
+    del pad.input[3:]
+    value = graph.to_float(zero, form)
+    if len(pad.input) > 2:  # noqa: PLR2004 the slot of the constant
+        pad.input[2] = value
+    else:
+        pad.input.append(value)
+
+
+def _is_zero(graph: GraphWriter, form: Quantized) -> bool:
+    return form.zero not in graph.stored or not graph.values(form.zero).any()
+
+
+def _bounds(graph: GraphWriter, node: onnx.NodeProto) -> tuple[int, int] | None:
+    """Return the least and largest integer that a Clip of integers lets through, None where they are computed."""
+    levels = graph.levels(graph.quantized[node.input[0]])
+    given = [input_of(node, 1), input_of(node, 2)]
+    if levels is None or any(name and name not in graph.stored for name in given):
+        return None
+    low, high = (int(graph.values(name).reshape(-1)[0]) if name else level for name, level in zip(given, levels, strict=True))
+    return max(low, levels[0]), min(high, levels[1])
+
+
+def _output_type(node: onnx.NodeProto) -> int:
+    return next((a.i for a in node.attribute if a.name == "output_dtype"), 0)
+
+
+def _axis(node: onnx.NodeProto) -> int | None:
+    return next((a.i for a in node.attribute if a.name == "axis"), None)
+
+
+def _tidy(model: onnx.ModelProto, read_before: set[str]) -> None:
+    """Remove what only the converted nodes used: nodes that nothing reads any more, initializers, and an unused operator domain."""
+    graph = model.graph
+    while True:
+        read = readers(graph)
+        dead = [i for i, node in enumerate(graph.node) if any(name in read_before for name in node.output) and not any(read[name] for name in node.output)]
+        if not dead:
+            break
+        for i in reversed(dead):
+            del graph.node[i]
+    for i in range(len(graph.initializer) - 1, -1, -1):
+        if graph.initializer[i].name in read_before and not read[graph.initializer[i].name]:
+            del graph.initializer[i]
+    used = {node.domain for _, node in every_node(graph)} | {""}
+    for i in range(len(model.opset_import) - 1, -1, -1):
+        if model.opset_import[i].domain == MICROSOFT and MICROSOFT not in used:
+            del model.opset_import[i]
