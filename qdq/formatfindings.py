@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 
 import msgspec
 import numpy as np
 import onnx
 
-from qdq.errors import ModelError
 from qdq.findings import Finding, found
 from qdq.index import Array, Edge, GraphIndex, bodies_of, every_node, node_labels, qualified, stored_values
 from qdq.loading import Source
 from qdq.opset import default_opset
-from qdq.pairs import PAIR_OPERATORS, FoundPair, dangling_labels, find_pairs, readers, stored_tensors
+from qdq.pairs import PAIR_OPERATORS, FoundPair, find_pairs, stored_tensors
 from qdq.qoperators import DEQUANTIZE, DYNAMIC, QUANTIZE, is_quantized_operator
-from qdq.problems import PROBLEMS
 
 _TYPES = onnx.TensorProto.DataType
 _UINT8, _INT8, _INT32 = _TYPES.Value("UINT8"), _TYPES.Value("INT8"), _TYPES.Value("INT32")
@@ -32,6 +29,7 @@ _DEFAULT_AXIS = 1
 #: The least float32 that is not denormal.
 _NORMAL = float(np.finfo(np.float32).tiny)
 
+#: The edges of the float graph that read what a DQ gives, by the path of its graph and that tensor.
 Edges = Mapping[tuple[str, str], tuple[Edge, ...]]
 
 
@@ -66,11 +64,17 @@ def operator_findings(source: Source) -> Iterator[Finding]:
 
 
 class FormatCheck:
-    """The findings about every Q and DQ of a model; `edges` tells, by graph and tensor, which edges of the float graph a pair stands on."""
+    """The findings about every Q and DQ of a model.
 
-    def __init__(self, source: Source, edges: Edges) -> None:
-        self.source, self.edges = source, edges
+    `edges` tells which edges of the float graph each pair stands on, and `floats` is the index of that graph; empty
+    and None where the model could not be read as a float one.
+    """
+
+    def __init__(self, source: Source, edges: Edges, floats: GraphIndex | None) -> None:
+        self.source, self.edges, self.floats = source, edges, floats
         self.opset = source.given_opset or default_opset(source.model)
+        #: What pairs give whose halves have different scales; known once all findings were read.
+        self.rescaled: set[str] = set()
         #: Opset that the pairs need, and what needs it.
         self._needs: list[tuple[int, str, Edge | str]] = []
 
@@ -92,28 +96,37 @@ class FormatCheck:
         types = _Types(stored)
         paired: set[int] = set()
         for pair in find_pairs(graph, around):
-            halves = [self._half(graph.node[i], labels[i], path, types) for i in (pair.q, pair.dq) if i is not None]
-            paired.update(i for i in (pair.q, pair.dq) if i is not None)
-            yield from self._pair(halves, self.edges.get((path, pair.output), ()), pair)
+            positions = [i for i in (pair.q, pair.dq) if i is not None]
+            paired.update(positions)
+            edges = self.edges.get((path, pair.output)) or self._reading(path, pair.output)
+            yield from self._pair([self._half(graph.node[i], labels[i], path, types, edges) for i in positions], edges, pair)
         for i, node in enumerate(graph.node):
             if node.op_type in PAIR_OPERATORS and i not in paired and len(node.input) > 1:
-                yield from self._pair([self._half(node, labels[i], path, types)], (), None)
+                yield from self._pair([self._half(node, labels[i], path, types, ())], (), None)
             for name, body in bodies_of(node):
                 yield from self._graph(body, stored, qualified(path, f"{labels[i]}.{name}"))
 
-    def _half(self, node: onnx.NodeProto, label: str, path: str, types: _Types) -> Half:
+    def _reading(self, path: str, tensor: str) -> tuple[Edge, ...]:
+        """Return the edges of the float graph that read a tensor of the same name there."""
+        scope = self.floats.scopes.get(path) if self.floats is not None else None
+        return scope.edges_of(tensor) if scope is not None else ()
+
+    def _half(self, node: onnx.NodeProto, label: str, path: str, types: _Types, edges: tuple[Edge, ...]) -> Half:
         scale, zero = node.input[1], node.input[2] if len(node.input) > 2 else ""  # noqa: PLR2004 the slot of the zero point
         attributes = {a.name: a.i for a in node.attribute}
-        dtype = types.of(zero) or attributes.get("output_dtype", 0) if node.op_type == QUANTIZE or zero else types.of(node.input[0])
-        axis = attributes.get("axis")
+        read = types.of(node.input[0])
+        dtype = types.of(zero) if zero else attributes.get("output_dtype", 0) if node.op_type == QUANTIZE else read
         scales = self._values(scale, path, types.stored)
         data = types.stored.get(node.input[0])
-        dims = tuple(data.dims) if data is not None else None
-        if dims is None and scales is not None and scales.size > 1:
-            dims = self.index.scopes[path].shape(node.input[0]) if path in self.index.scopes else None
+        dims: tuple[int | None, ...] | None = tuple(data.dims) if data is not None else None
+        if self.floats is not None and edges and node.op_type == QUANTIZE:
+            scope = self.floats.scope(edges[0])
+            read = read or scope.elem_type(edges[0].tensor)
+        if data is None and self.floats is not None and edges and scales is not None and scales.size > 1:
+            dims = self.floats.scope(edges[0]).shape(edges[0].tensor)
         zeros = self._values(zero, path, types.stored) if zero else None
-        name = qualified(path, label)
-        return Half(node, name, path, scale, zero, scales, zeros, dtype, axis, dims, types.of(node.input[0]), bool(attributes.get("block_size")))
+        blocks = bool(attributes.get("block_size"))
+        return Half(node, qualified(path, label), path, scale, zero, scales, zeros, dtype, attributes.get("axis"), dims, read, blocks)
 
     def _values(self, name: str, path: str, stored: Mapping[str, onnx.TensorProto]) -> Array | None:
         if name in stored:
@@ -127,11 +140,12 @@ class FormatCheck:
         told: set[str] = set()
         for half in halves:
             self._needs += [(needed, what, where) for needed, what in _needed(half)]
-            for code, problem in _wrong(half, _SCALE_TYPE_OPSET <= self.opset):
+            for code, problem in _wrong(half, self.opset >= _SCALE_TYPE_OPSET):
                 if code not in told:
                     told.add(code)
                     yield found(code, where, problem)
         if pair is not None and not told and (ratio := _ratio(halves)):
+            self.rescaled.add(pair.output)
             yield found("unequal-halves", where, f"its Q has the scale {ratio[0]:.6g}, its DQ {ratio[1]:.6g}")
 
 
@@ -207,7 +221,7 @@ def _wrong_type(half: Half) -> Iterator[tuple[str, str]]:
 
 
 def _wrong_scale_type(half: Half) -> str:
-    """Return what is wrong where a Q of a stored float tensor has a scale of another float type."""
+    """Return what is wrong where a Q has a scale of another float type than what it reads."""
     if half.node.op_type != QUANTIZE or half.scales is None or half.read_type not in _FLOATS:
         return ""
     given = onnx.helper.np_dtype_to_tensor_dtype(half.scales.dtype)
