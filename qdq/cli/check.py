@@ -114,7 +114,7 @@ class _Session:
         source = load(model)
         findings = check(source, rules=self.rules, targets=self.targets, leave_float=self.leave_float)
         if compiler is not None and not any(f.code == "not-quantized" for f in findings):
-            findings += tuple(engine_findings(source, _rtx(self.targets or written_targets(source), model), compiler))
+            findings += tuple(engine_findings(source, _rtx(self.targets or written_targets(source), model), compiler, findings))
         return self.choice.of(model, findings)
 
     def _new(self, model: Path, findings: tuple[Finding, ...]) -> Checked:
