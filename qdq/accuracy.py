@@ -9,7 +9,7 @@ import msgspec
 import numpy as np
 import onnxruntime as ort
 
-from qdq.errors import DataError, ModelError, first_line
+from qdq.errors import DataError, ModelError, runtime_line
 from qdq.feeds import Feeds
 from qdq.index import Array, GraphIndex
 from qdq.observation import Progress, exact_options, open_session
@@ -105,7 +105,7 @@ def _infer(runner: object, feed: dict[str, Array], index: GraphIndex) -> dict[st
     try:
         outputs: dict[str, Array] = runner.infer(feed)  # type: ignore[attr-defined] # Polygraphy is untyped
     except Exception as error:
-        raise DataError(f"{index.source.name}: ONNX Runtime failed on a sample: {first_line(error)}; check the shapes of the data") from error
+        raise DataError(f"{index.source.name}: ONNX Runtime failed on a sample: {runtime_line(error).rstrip('.')}; check the shapes of the data") from error
     return outputs
 
 

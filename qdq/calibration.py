@@ -261,7 +261,8 @@ def _weight_amax(index: GraphIndex, placements: tuple[Placement, ...], ranges: d
     edge, quantizer = placements[0].edge, placements[0].quantizer
     weight, node = np.asarray(index.scope(edge).constant(edge.tensor), np.float32), index.node(edge)
     if not np.isfinite(weight).all():
-        raise ModelError(f"{index.source.name}: weight {edge.tensor!r} holds NaN or Inf; export the model again, or pass --leave-float {node.label!r}")
+        label = qualified(edge.graph, node.label)
+        raise ModelError(f"{index.source.name}: weight {edge.tensor!r} holds NaN or Inf; export the model again, or pass --leave-float {label!r}")
     if way == "mse":
         return least_error_amax(weight, quantizer.axis, quantizer.element)
     seen = ranges.get(qualified(edge.graph, node.inputs[0]))

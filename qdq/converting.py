@@ -12,14 +12,14 @@ from collections.abc import Callable
 import msgspec
 import numpy as np
 import onnx
-from onnx import helper
+from onnx import helper, numpy_helper
 
 from qdq.errors import ModelError
-from qdq.index import bodies_of, every_node
+from qdq.index import GraphIndex, bodies_of, every_node
 from qdq.integerproducts import dynamic_product, integer_product
 from qdq.loading import Source
 from qdq.opset import default_opset
-from qdq.pairs import LEVELS_KEY, readers
+from qdq.pairs import LEVELS_KEY, PAIR_OPERATORS, readers
 from qdq.qoperators import DEQUANTIZE, INTEGER_PRODUCTS, MICROSOFT, QUANTIZE, Form, Operand, flattened_from, float_attributes, form_of, is_quantized_operator
 from qdq.respelling import Converted, GraphWriter, Respelling, bare, copied, input_of
 from qdq.respelling import Form as Quantized
@@ -57,7 +57,9 @@ def convert(source: Source) -> tuple[Source, tuple[Converted, ...]]:
     """
     respelling = Respelling(source)
     try:
-        nodes = _converted(GraphWriter(respelling, source.model.graph))
+        graph = GraphWriter(respelling, source.model.graph)
+        _store_constants(graph)
+        nodes = _converted(graph)
     except ModelError as error:
         raise ModelError(f"{source.path or source.name}: {error}") from error
     if not respelling.converted:
@@ -77,10 +79,41 @@ def unconverted(model: onnx.ModelProto) -> tuple[str, ...]:
 
 def _converted(graph: GraphWriter) -> list[onnx.NodeProto]:
     """Return the nodes of a graph, converted; those that need not be are the graph's own."""
+    graph.quantized |= _told(graph)
     for node in graph.graph.node:
         if not graph.folded.intersection(node.output):
             _write(graph, _with_bodies(graph, node))
     return graph.nodes
+
+
+def _store_constants(graph: GraphWriter) -> None:
+    """Store the scales, zero points and integers of pairs that follow from constants, in the place of the nodes that compute them."""
+    named = {name for node in graph.graph.node if node.op_type in PAIR_OPERATORS for name in node.input[1:3]}
+    named |= {node.input[0] for node in graph.graph.node if node.op_type == DEQUANTIZE}
+    computed = {name: graph.producers[name] for name in named if name in graph.producers}
+    computed = {name: node for name, node in computed.items() if node.op_type not in (*PAIR_OPERATORS, "Constant", "DynamicQuantizeLinear")}
+    outputs = {o.name for o in graph.graph.output}
+    index = GraphIndex(graph.model.source) if computed else None
+    for name, node in computed.items():
+        if index is not None and name in index.constants and name not in outputs and len(node.output) == 1:
+            graph.stored[name] = numpy_helper.from_array(index.constant(name), name)
+            graph.model.initializers.append(graph.stored[name])
+            graph.folded.add(name)
+            graph.model.note(node, "makes a constant of a pair; its value is stored")
+
+
+def _told(graph: GraphWriter) -> dict[str, Quantized]:
+    """Return how stored integers are quantized that operators move before a DQ, or a quantized operator, says it."""
+    told: dict[str, Quantized] = {}
+    for node in reversed(graph.graph.node):
+        form = form_of(node)
+        if node.op_type == DEQUANTIZE:
+            told[node.input[0]] = Quantized(node.input[1], input_of(node, 2), _axis(node))
+        elif form is not None:
+            told |= {node.input[o.tensor]: Quantized(input_of(node, o.scale), input_of(node, o.zero_point)) for o in form.operands}
+        elif node.op_type in _BETWEEN and node.output[0] in told:
+            told[node.input[0]] = told[node.output[0]]
+    return {name: form for name, form in told.items() if name in graph.stored and graph.levels(form) is not None}
 
 
 def _with_bodies(graph: GraphWriter, node: onnx.NodeProto) -> onnx.NodeProto:
@@ -135,10 +168,12 @@ def _quantize(graph: GraphWriter, node: onnx.NodeProto) -> None:
 
 def _dequantize(graph: GraphWriter, node: onnx.NodeProto) -> None:
     plain = _own_domain(graph, node)
-    tensor, levels = graph.clipped.get(node.input[0], (node.input[0], graph.untold.get(node.input[0])))
-    if levels is not None:
+    tensor, levels = graph.passed.get(node.input[0], (node.input[0], None))
+    levels = levels or graph.untold.get(tensor)
+    if levels is not None or tensor != node.input[0]:
         plain = copied(plain)
         plain.input[0] = tensor
+    if levels is not None:
         plain.metadata_props.add(key=LEVELS_KEY, value=f"{levels[0]} {levels[1]}")
     form = graph.quantized.get(plain.input[0])
     if graph.begins_at_zero(form or Quantized(node.input[1], input_of(node, 2))):
@@ -237,7 +272,8 @@ def _float_bias(graph: GraphWriter, node: onnx.NodeProto, form: Form) -> str:
     if not {bias, *scales} <= graph.stored.keys():
         raise ModelError(f"node {node.name!r} ({node.op_type}) computes its bias or a scale, which no pair can; quantize the float model it was made from")
     data, weight = (graph.values(name).reshape(-1) for name in scales)
-    return graph.store((graph.values(bias) * (data * weight)).astype(np.float32), bare(bias))
+    exact = graph.values(bias) * (data.astype(np.float64) * weight.astype(np.float64))
+    return graph.store(exact.astype(data.dtype), bare(bias))
 
 
 def _between(graph: GraphWriter, node: onnx.NodeProto) -> None:
@@ -245,8 +281,12 @@ def _between(graph: GraphWriter, node: onnx.NodeProto) -> None:
     slots = _BETWEEN.get(node.op_type)
     form = graph.quantized.get(node.input[0])
     if node.op_type == "Clip" and form is not None and (bounds := _bounds(graph, node)) is not None:
-        graph.clipped[node.output[0]] = (node.input[0], bounds)
+        graph.passed[node.output[0]] = (node.input[0], bounds)
         graph.model.note(node, f"leaves {bounds[0]} to {bounds[1]} of the integers; the pair around it is read so")
+    elif node.op_type == "Cast" and form is not None and form.zero in graph.stored and node.attribute[0].i == graph.stored[form.zero].data_type:
+        graph.passed[node.output[0]] = graph.passed.get(node.input[0], (node.input[0], None))
+        graph.quantized[node.output[0]] = form
+        graph.model.note(node, "changes nothing; it is left out")
     elif form is not None and form.axis is None and not graph.holds_several(form.scale) and (slots is not None or node.op_type in _ENDS):
         _float_between(graph, node, form, slots if slots is not None else (0,))
     else:
@@ -317,9 +357,12 @@ def _tidy(model: onnx.ModelProto, read_before: set[str]) -> None:
             break
         for i in reversed(dead):
             del graph.node[i]
-    for i in range(len(graph.initializer) - 1, -1, -1):
-        if graph.initializer[i].name in read_before and not read[graph.initializer[i].name]:
-            del graph.initializer[i]
+    stored = {t.name for t in graph.initializer}
+    unread = {name for name in stored if name in read_before and not read[name]}
+    for field in (graph.initializer, graph.input):
+        for i in range(len(field) - 1, -1, -1):
+            if field[i].name in unread:
+                del field[i]
     used = {node.domain for _, node in every_node(graph)} | {""}
     for i in range(len(model.opset_import) - 1, -1, -1):
         if model.opset_import[i].domain == MICROSOFT and MICROSOFT not in used:

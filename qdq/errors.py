@@ -16,6 +16,7 @@ what to do. The command line prints that sentence and ends with the class's exit
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 
 
@@ -63,3 +64,8 @@ def first_line(error: BaseException | str) -> str:
     """Return the first non-empty line of an error's text, for use inside a one-line message."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0] if lines else type(error).__name__
+
+
+def runtime_line(error: BaseException) -> str:
+    """Return what ONNX Runtime says went wrong, in one line, without its error code and its own source's file, line and function."""
+    return re.sub(r"/onnxruntime_src/\S+:\d+ .*?\)(?: \[with [^\]]*\])? ", "", re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", first_line(error)))

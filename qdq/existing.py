@@ -11,7 +11,7 @@ import numpy as np
 from qdq.calibration import Given, Scales
 from qdq.converting import unconverted
 from qdq.errors import ModelError, UsageError
-from qdq.givenranges import GivenRange, GivenRanges, GivenSummary, GivenWeight, require_range, settle
+from qdq.givenranges import LARGEST, GivenRange, GivenRanges, GivenSummary, GivenWeight, settle
 from qdq.index import GraphIndex
 from qdq.loading import Source, canonical_bytes
 from qdq.pairdiff import PairDiff, diff_pairs
@@ -21,7 +21,7 @@ from qdq.quantized import QuantizedEdge, QuantizedModel
 from qdq.quantizer import E4M3, ELEMENT_TYPES, INT8, Quantizer
 from qdq.respelling import Converted
 from qdq.rulefile import DEFAULT_SET
-from qdq.symmetric import Coarser, amax_of, coarser, is_symmetric, type_of
+from qdq.symmetric import Coarser, amax_of, coarser, type_of, weight_amax_of
 
 #: What becomes of the pairs that a model has: all stay and missing ones are added, they are made what the rules want, or they go.
 KEEP, REPAIR, REPLACE = "keep", "repair", "replace"
@@ -71,7 +71,7 @@ def float_source(found: QuantizedModel, mode: str) -> Source:
 
 
 def _require_known(name: str, found: QuantizedEdge) -> None:
-    if found.scales is not None and found.scales.ndim > 1:
+    if found.scales is not None and sum(size > 1 for size in found.scales.shape) > 1:
         raise ModelError(f"{name}: {found.edge}: its scales go by blocks, which qdq does not plan; pass --existing replace, or leave the model as it is")
     if found.pair.q is not None and found.scales is not None and found.pair.zero_point and found.zero_points is None:
         raise ModelError(f"{name}: {found.edge}: its zero point is computed; pass --existing replace with --data")
@@ -85,27 +85,24 @@ def ranges_in(found: QuantizedModel) -> GivenRanges:
     amax: dict[str, float] = {}
     weights: dict[str, GivenWeight] = {}
     for quantized in found.edges:
-        ranges, tensor = amax_of(quantized), quantized.edge.read
-        if ranges is None or not ranges.size or not np.isfinite(ranges).all() or (ranges < 0).any():
-            continue
-        constant = found.index.scope(quantized.edge).is_constant(quantized.edge.tensor)
-        if constant and _fits_weight(quantized):
-            weights.setdefault(tensor, GivenWeight(tensor, _axis(found, quantized), tuple(map(float, ranges.reshape(-1)))))
-        if (not constant or ranges.size == 1) and ranges.max() > 0:
-            require_range(float(ranges.max()), f"{found.given.path or found.given.name}: tensor {tensor!r}")
+        tensor, constant = quantized.edge.read, found.index.scope(quantized.edge).is_constant(quantized.edge.tensor)
+        exact = weight_amax_of(quantized) if constant else None
+        if exact is not None and exact.size and np.isfinite(exact).all():
+            weights.setdefault(tensor, GivenWeight(tensor, _axis(found, quantized), tuple(map(float, exact.reshape(-1)))))
+        ranges = amax_of(quantized)
+        if ranges is not None and (not constant or ranges.size == 1) and 0.0 < ranges.max(initial=0) <= LARGEST:
             amax[tensor] = max(float(ranges.max()), amax.get(tensor, 0.0))
     by_tensor = tuple(GivenRange(tensor, value) for tensor, value in amax.items())
     return GivenRanges(_OWN, by_tensor, strict=False, weights=tuple(weights.values()))
-
-
-def _fits_weight(found: QuantizedEdge) -> bool:
-    return is_symmetric(found) or type_of(found) == E4M3
 
 
 def _axis(found: QuantizedModel, quantized: QuantizedEdge) -> int | None:
     """Return the axis that a pair's scales go along, counted from the front; None for one scale."""
     if quantized.scales is None or quantized.scales.size == 1:
         return None
+    several = [i for i, size in enumerate(quantized.scales.shape) if size > 1]
+    if quantized.scales.ndim == found.index.scope(quantized.edge).rank(quantized.edge.tensor) and quantized.scales.ndim > 1:
+        return several[0]
     axis = 1 if quantized.pair.axis is None else quantized.pair.axis
     return axis + (found.index.scope(quantized.edge).rank(quantized.edge.tensor) or 0) if axis < 0 else axis
 
@@ -182,7 +179,7 @@ def new_weights(found: QuantizedModel, plan: Plan, taken: GivenSummary) -> Itera
     for placement in plan.placements:
         edge, axis = placement.edge, placement.quantizer.axis
         if not placement.quantizer.calibrated and (edge.read, axis) not in kept and (quantized := had.get(edge)):
-            if not _fits_weight(quantized):
+            if weight_amax_of(quantized) is None:
                 yield NewWeight(edge.read, f"held {type_of(quantized)} that is not symmetric")
             else:
                 yield NewWeight(edge.read, f"had scales along axis {_axis(found, quantized)}, not {axis}")

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +10,17 @@ import msgspec
 import numpy as np
 import yaml
 
+from qdq.byhand import by_hand
 from qdq.calibration import Given, PairScale, Scales, choose
-from qdq.errors import DataError, ModelError, RuleError, UsageError, first_line
+from qdq.errors import DataError, ModelError, UsageError, first_line
 from qdq.existing import ranges_in
-from qdq.givenranges import LARGEST, GivenRange, GivenRanges, require_range
+from qdq.givenranges import GivenRange, GivenRanges, GivenWeight, require_range
 from qdq.methods import DEFAULT_METHOD, Method, parse_method
 from qdq.quantized import QuantizedModel
 from qdq.quantizer import ELEMENT_TYPES, FORMATS, INT8_LEVELS
 from qdq.rangefile import MAGIC as OBSERVED
 from qdq.rangefile import decode_ranges
 from qdq.ranges import Ranges
-from qdq.strictyaml import Located, parse_texts
 from qdq.trtcache import MAGIC, cache_bytes, cache_header, read_cache
 
 #: What ranges are exported as.
@@ -30,7 +29,6 @@ LAYOUTS = (CACHE, YAML, JSON)
 #: Only the scales that `qdq calibrate` writes hold this key, and no tensor of theirs stands before it.
 _SCALES_KEY = b'"by_pair"'
 MODEL_SUFFIX = ".onnx"
-_WAYS = ("amax", "scale")
 _WIDE = 1_000_000
 _DIGITS, _ALL_DIGITS = 6, 17
 
@@ -39,7 +37,8 @@ def read_given(path: Path) -> Given:
     """Return the ranges in a file of any kind, told apart by what it holds, but for models, which end in ``.onnx``.
 
     Ranges that were observed, a TensorRT calibration cache, scales that `qdq calibrate` wrote, a quantized model, or YAML or JSON that
-    maps tensors to a number, amax, or to ``{amax: ...}`` or ``{scale: ...}``, a scale being that of INT8, amax / 127.
+    maps tensors to a number, amax, or to ``{amax: ...}`` or ``{scale: ...}``, a scale being that of INT8, amax / 127. A weight is mapped
+    to a list of one of both, and to the ``axis`` that they go along.
     Raises DataError naming the file, the line and what is wrong in it, and ModelError for a model without pairs.
     """
     if path.suffix == MODEL_SUFFIX:
@@ -54,7 +53,8 @@ def read_given(path: Path) -> Given:
         return _from_cache(content, path)
     if content.lstrip().startswith(b"{") and _SCALES_KEY in content:
         return _from_scales(content, path)
-    return GivenRanges(path.name, tuple(_by_hand(content, path)), str(path))
+    ranges, weights = by_hand(content, path)
+    return GivenRanges(path.name, ranges, str(path), weights=weights)
 
 
 def read_said(path: Path, method: Method | None = None) -> GivenRanges:
@@ -88,18 +88,25 @@ def given_by_model(path: Path) -> GivenRanges:
 def given_bytes(given: GivenRanges, layout: str, version: str | None = None) -> bytes:
     """Return ranges as one of LAYOUTS.
 
-    A cache begins as the one that was read, or as TensorRT `version` writes it. YAML and JSON hold amax, with
+    A cache begins as the one that was read, or as TensorRT `version` writes it, and holds no weights. YAML and JSON hold amax, with
     as few digits as give the same scales. Raises DataError for a name that a cache cannot hold.
     """
+    weights = {weight.tensor: weight for weight in given.weights}
     if layout == CACHE:
         header = cache_header(*[version] if version else []) if version or not given.header else given.header
-        return cache_bytes(header, ((r.tensor, r.amax / INT8_LEVELS) for r in given.by_tensor), given.path or given.name)
-    content = {r.tensor: _short(r.amax) for r in given.by_tensor}
+        return cache_bytes(header, ((r.tensor, r.amax / INT8_LEVELS) for r in given.by_tensor if r.tensor not in weights), given.path or given.name)
+    content: dict[str, Any] = {r.tensor: _short(r.amax) for r in given.by_tensor}
+    content |= {tensor: _weight_content(weight) for tensor, weight in weights.items()}
     if layout == JSON:
         return msgspec.json.format(msgspec.json.encode(content), indent=1) + b"\n"
     plain = all(map(str.isprintable, content))  # PyYAML leaves some line breaks of Unicode as they are, where it may
     text: str = yaml.safe_dump(content, sort_keys=False, allow_unicode=plain, width=_WIDE)
     return text.encode()
+
+
+def _weight_content(weight: GivenWeight) -> dict[str, Any]:
+    axis = {} if weight.axis is None else {"axis": weight.axis}
+    return {**axis, "amax": [_short(amax) for amax in weight.amax]}
 
 
 def _short(amax: float) -> float:
@@ -139,72 +146,3 @@ def _largest(path: Path, ranges: Iterable[tuple[str, float]]) -> tuple[GivenRang
         require_range(amax, f"{path}: tensor {tensor!r}")
         found[tensor] = max(amax, found.get(tensor, amax))
     return tuple(GivenRange(tensor, amax) for tensor, amax in found.items())
-
-
-def _by_hand(content: bytes, path: Path) -> Iterator[GivenRange]:
-    try:
-        found = _parsed(content)
-    except RuleError as error:
-        raise DataError(f"{path}:{error}") from error
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise DataError(f"{path}:{line}: neither a calibration cache nor YAML: {error.problem}; a line is 'tensor: amax', with names in quotes") from error
-    except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:
-        raise DataError(f"{path}: neither a calibration cache nor YAML: {first_line(error)}; a line is 'tensor: amax'") from error
-    if not isinstance(found, Located) or not found:
-        raise DataError(f"{path}:1: maps no tensor to a range; a line is 'tensor: amax', or 'tensor: {{scale: ...}}'")
-    for tensor, value in found.items():
-        line = found.lines[tensor]
-        amax = _amax(value, f"{path}:{line}: tensor {tensor!r}")
-        require_range(amax, f"{path}:{line}: tensor {tensor!r}")
-        yield GivenRange(tensor, amax, line)
-
-
-def _amax(value: Any, where: str) -> float:
-    if isinstance(value, str):
-        return _number(value, where)
-    if not isinstance(value, Located) or len(value) != 1 or next(iter(value)) not in _WAYS:
-        raise DataError(f"{where}: write a number, its amax, or one of {{amax: ...}} and {{scale: ...}}")
-    way, text = next(iter(value.items()))
-    number = _number(text, where)
-    if way == "scale" and abs(number) * INT8_LEVELS > LARGEST:
-        raise DataError(f"{where}: the scale {text} is larger than a float32; write amax / {INT8_LEVELS}")
-    return number if way == "amax" else (float(np.float32(number)) or number) * INT8_LEVELS
-
-
-def _number(text: Any, where: str) -> float:
-    try:
-        return float(text.replace("_", "?"))
-    except (ValueError, AttributeError) as error:
-        raise DataError(f"{where}: {text!r} is no number; write one, such as 2.5") from error
-
-
-def _parsed(content: bytes) -> Any:
-    """Return what YAML or JSON says with its lines; in JSON, names may hold what YAML reads otherwise, such as its line breaks."""
-    if content.lstrip().startswith(b"{"):
-        try:
-            text = content.decode()
-            return json.loads(text, object_pairs_hook=_Lines(text).located, parse_float=str, parse_int=str, parse_constant=str)
-        except json.JSONDecodeError:
-            pass  # a YAML mapping in braces
-    return parse_texts(content)
-
-
-class _Lines:
-    """Where the keys of a JSON text stand; its parser gives them in order, those of an inner object before the one around it."""
-
-    def __init__(self, text: str) -> None:
-        self.text = text
-
-    def located(self, pairs: list[tuple[str, Any]]) -> Located:
-        """Return an object as a mapping with lines; raises RuleError for a key that is given twice."""
-        mapping, start = Located(), 0
-        for key, value in pairs:
-            found = self.text.find(json.dumps(key, ensure_ascii=False), start)
-            start = max(found, start)
-            line = self.text.count("\n", 0, start) + 1
-            if key in mapping:
-                raise RuleError(f"{line}: the key {key!r} is given twice; remove one")
-            mapping[key], mapping.lines[key] = value, line
-            start += found >= 0
-        return mapping

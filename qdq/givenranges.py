@@ -49,6 +49,8 @@ class GivenWeight(msgspec.Struct, frozen=True):
     axis: int | None
     #: Absolute values, as in `GivenRange`.
     amax: tuple[float, ...]
+    #: The line that it stands on, 0 where that is not known.
+    line: int = 0
 
 
 class GivenRanges(msgspec.Struct, frozen=True):
@@ -128,7 +130,8 @@ def settle(index: GraphIndex, plan: Plan, given: GivenRanges) -> GivenSummary:
     """
     places = _places(index)
     planned = {p.edge.read: (index.scope(p.edge).defining(p.edge.tensor).path, p.edge.tensor) for p in plan.placements if p.quantizer.calibrated}
-    unknown = [r for r in given.by_tensor if r.tensor not in planned and r.tensor not in places]
+    lines = {item.tensor: item.line for item in given.weights} | {item.tensor: item.line for item in given.by_tensor}
+    unknown = [GivenRange(name, 0.0, line) for name, line in lines.items() if name not in planned and name not in places]
     if unknown and given.strict:
         raise DataError(_unknown_sentence(index, given, unknown, {*places, *planned}))
     named = {r.tensor: r for r in given.by_tensor}

@@ -372,10 +372,15 @@ def _infer(model: onnx.ModelProto, given: onnx.GraphProto, shapes: Mapping[str, 
             graph.initializer.append(tensor)
         elif tensor.name not in listed:
             graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims)))
-    try:
-        return onnx.shape_inference.infer_shapes(skeleton, data_prop=True).graph
-    except (ValueError, TypeError, RuntimeError, onnx.shape_inference.InferenceError):
-        return graph
+    told = onnx.ModelProto()
+    told.CopyFrom(skeleton)
+    del skeleton.graph.value_info[:]
+    for tried in (told, skeleton):  # what an exporter or another quantizer says of tensors may contradict what the operators give
+        try:
+            return onnx.shape_inference.infer_shapes(tried, data_prop=True).graph
+        except (ValueError, TypeError, RuntimeError, onnx.shape_inference.InferenceError):
+            continue
+    return told.graph
 
 
 def _type_of(value: onnx.ValueInfoProto) -> tuple[int, tuple[int | None, ...] | None]:

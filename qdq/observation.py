@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,7 +16,7 @@ import onnx
 import onnxruntime as ort
 
 from qdq.devices import CPU
-from qdq.errors import DataError, ModelError, first_line
+from qdq.errors import DataError, ModelError, runtime_line
 from qdq.exposing import Exposed, expose
 from qdq.feeds import Feed
 from qdq.importance import channel_grades
@@ -171,7 +172,15 @@ def open_session(
     except ModelError:
         raise
     except Exception as error:
-        raise ModelError(f"{index.source.name}: ONNX Runtime cannot run it: {first_line(error)}") from error
+        raise ModelError(f"{index.source.name}: ONNX Runtime cannot run it: {_refusal(error)}") from error
+
+
+def _refusal(error: Exception) -> str:
+    """Return why ONNX Runtime refuses a model, and the way out."""
+    says = runtime_line(error).rstrip(".")
+    if newest := re.search(r"Current official support for domain \S+ is till opset (\d+)", says):
+        return f"its opset is newer than {newest[1]}, the last that this version takes; export it with that or an older one, or install a newer onnxruntime"
+    return f"{says}; export it so that it runs there"
 
 
 def _uniquely_named(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -214,7 +223,7 @@ def run_sample(session: ort.InferenceSession, index: GraphIndex, computed: list[
         results = session.run_with_ort_values(computed, given) if computed else []
         return [*zip(computed, map(_shared, results), strict=True), *feed.items()]
     except Exception as error:
-        raise DataError(f"{index.source.name}: ONNX Runtime failed on a sample: {first_line(error)}; check the shapes of the data") from error
+        raise DataError(f"{index.source.name}: ONNX Runtime failed on a sample: {runtime_line(error).rstrip('.')}; check the shapes of the data") from error
 
 
 def _shared(value: ort.OrtValue) -> Array:

@@ -11,7 +11,8 @@ from qdq.errors import ModelError, first_line
 PER_CHANNEL_OPSET = 13
 #: Q/DQ of float16 values came with opset 19 (ONNX operator changelog).
 FLOAT16_OPSET = 19
-#: The oldest opset whose operators the ONNX version converter can raise.
+#: The oldest opset whose operators the ONNX version converter can raise: of opset 6 it leaves the slopes of a PRelu along another
+#: axis, and puts what Add and the like broadcast along an axis on another one (onnx 1.23).
 OLDEST_OPSET = 7
 #: Until IR version 4 every initializer had to be listed as a graph input (ONNX IR specification).
 FREE_INITIALIZERS_IR = 4
@@ -38,11 +39,17 @@ def raise_opset(model: onnx.ModelProto, least: int = PER_CHANNEL_OPSET) -> tuple
 
 
 def default_opset(model: onnx.ModelProto) -> int:
-    """Return the version of ONNX's own operator set that the model imports; raises ModelError if it imports none."""
+    """Return the version of ONNX's own operator set that the model imports; one that needs none, as of trees alone, counts as new enough.
+
+    Raises ModelError for one that imports none and has such operators.
+    """
     for entry in model.opset_import:
         if entry.domain in ("", "ai.onnx"):
             return int(entry.version)
-    raise ModelError("imports no opset of the default domain, so it has no operator that can be quantized; export it with ONNX's own operators")
+    for i, node in enumerate(model.graph.node):
+        if node.domain in ("", "ai.onnx"):
+            raise ModelError(f"node {node.name or f'#{i}'} ({node.op_type}) is an operator of ONNX, but the model imports no opset of ONNX; export it again")
+    return FLOAT16_OPSET
 
 
 def _needed_opset(model: onnx.ModelProto) -> int:

@@ -38,6 +38,8 @@ class FoundPair(msgspec.Struct, frozen=True):
     q_zero_point: str
     #: The `axis` attribute of the DQ, None where it is absent.
     axis: int | None
+    #: The `block_size` attribute of the DQ, 0 where scales do not go by blocks.
+    block_size: int
     #: The rules written on the DQ, "" for a pair that qdq did not write.
     rules: str
     #: The least and largest integer it holds, where that is not what its type says.
@@ -104,6 +106,7 @@ def _pair(dq: onnx.NodeProto, dq_position: int, q: onnx.NodeProto | None, q_posi
         q_scale=_input(q, 1) if q else "",
         q_zero_point=_input(q, 2) if q else "",
         axis=next((a.i for a in dq.attribute if a.name == "axis"), None),
+        block_size=next((a.i for a in dq.attribute if a.name == "block_size"), 0),
         rules=written.get(RULE_KEY, ""),
         levels=_levels(written.get(LEVELS_KEY, "")),
     )

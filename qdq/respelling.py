@@ -84,8 +84,8 @@ class GraphWriter:
         #: What DynamicQuantizeLinear quantized by the name of its result, and that name by the name of its scale.
         self.dynamic: dict[str, str] = dict(around.dynamic) if around else {}
         self.dynamic_scales: dict[str, str] = dict(around.dynamic_scales) if around else {}
-        #: Integer tensors behind a Clip: what was clipped, to which least and largest integer.
-        self.clipped: dict[str, tuple[str, tuple[int, int]]] = {}
+        #: Integer tensors behind a Clip, or a Cast that changes nothing: what these read, and the integers that a Clip leaves.
+        self.passed: dict[str, tuple[str, tuple[int, int] | None]] = {}
         #: What integer tensors hold whose Q does not say.
         self.untold: dict[str, tuple[int, int]] = {}
         #: Tensors that hold nothing below zero.

@@ -120,16 +120,23 @@ def _store_floats(graph: onnx.GraphProto, pairs: list[FoundPair], constants: dic
             try:
                 values = _dequantized(pair, given[0], given[1], given[2] if len(given) > 2 else np.zeros_like(given[1]))  # noqa: PLR2004 a zero point
             except (ValueError, IndexError) as error:
-                raise ModelError(f"{place.name}: the scale of {pair.tensor!r} does not fit it, or goes by blocks, which qdq cannot undo") from error
+                raise ModelError(f"{place.name}: the scale of {pair.tensor!r} does not fit it; export the model again") from error
             graph.initializer.append(numpy_helper.from_array(values, pair.output))
 
 
 def _dequantized(pair: FoundPair, integers: Array, scale: Array, zero: Array) -> Array:
-    """Return (integers - zero) * scale along the pair's axis (ONNX operator DequantizeLinear)."""
-    shape = [1] * integers.ndim
-    if scale.size > 1:
-        shape[1 if pair.axis is None else pair.axis] = scale.size
-    values: Array = (integers.astype(scale.dtype) - zero.astype(scale.dtype).reshape(shape)) * scale.reshape(shape)
+    """Return (integers - zero) * scale along the pair's axis, each scale for a channel or a block of them (ONNX operator DequantizeLinear)."""
+    axis = 1 if pair.axis is None else pair.axis
+    if pair.block_size:
+        of_each = np.arange(integers.shape[axis]) // pair.block_size
+        scale, zero = (np.broadcast_to(array, scale.shape).take(of_each, axis=axis) for array in (scale, zero))
+    elif scale.size > 1:
+        shape = [1] * integers.ndim
+        shape[axis] = scale.size
+        scale, zero = scale.reshape(shape), zero.reshape(shape if zero.size > 1 else ())
+    else:
+        scale, zero = scale.reshape(()), zero.reshape(())
+    values: Array = (integers.astype(scale.dtype) - zero.astype(scale.dtype)) * scale
     return values.reshape(integers.shape)
 
 
@@ -150,7 +157,8 @@ def _remove(graph: onnx.GraphProto, pairs: list[FoundPair], unread: set[str]) ->
     dead = {name for name in names if still[name] == 0}
     gone |= {i for i, n in enumerate(graph.node) if n.op_type == "Constant" and n.output[0] in dead}
     produced = {name for i in gone for name in graph.node[i].output} - floats
-    for field, unwanted in (("initializer", dead), ("value_info", dead | produced)):
+    listed = dead & {t.name for t in graph.initializer}
+    for field, unwanted in (("initializer", dead), ("value_info", dead | produced), ("input", listed)):
         _keep(graph, field, [i for i, item in enumerate(getattr(graph, field)) if item.name not in unwanted])
     _keep(graph, "node", [i for i in range(len(graph.node)) if i not in gone])
     return names - own

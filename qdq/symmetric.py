@@ -8,7 +8,10 @@ import onnx
 
 from qdq.index import Array
 from qdq.quantized import QuantizedEdge
-from qdq.quantizer import ELEMENT_TYPES, INT8, INT8_LEVELS, integer_levels
+from qdq.quantizer import E4M3, ELEMENT_TYPES, INT8, INT8_LEVELS, integer_levels
+
+#: Steps that grow by less are those of one level at the end of the range.
+_NOTICED = 1.01
 
 
 class Coarser(msgspec.Struct, frozen=True):
@@ -39,10 +42,9 @@ def levels_of(found: QuantizedEdge) -> tuple[int, int] | None:
 
 
 def amax_of(found: QuantizedEdge) -> Array | None:
-    """Return the absolute value that maps to the end of the symmetric range, for each scale of a pair; None where it is not known.
+    """Return the largest absolute value that a pair lets through, for each of its scales; None where it is not known.
 
-    A pair whose values INT8 with zero point 0 holds at the same scale keeps that scale exactly. Of others the lowest integer is left
-    out, as symmetric INT8 leaves out -128.
+    The lowest integer is left out, as symmetric INT8 leaves out -128, so that INT8 with zero point 0 keeps its scale exactly.
     """
     if found.scales is None or (found.pair.zero_point and found.zero_points is None):
         return None
@@ -50,8 +52,6 @@ def amax_of(found: QuantizedEdge) -> Array | None:
     if levels is None:
         element = ELEMENT_TYPES.get(type_of(found))
         return None if element is None else scales * element.largest
-    if is_symmetric(found):
-        return scales * INT8_LEVELS
     zero = np.zeros(()) if found.zero_points is None else found.zero_points.astype(np.float64)
     amax: Array = np.maximum(levels[1] - zero, zero - levels[0] - 1) * scales
     return amax
@@ -66,10 +66,20 @@ def is_symmetric(found: QuantizedEdge) -> bool:
     return bool((levels[0] - zero >= -INT8_LEVELS - 1).all() and (levels[1] - zero <= INT8_LEVELS).all())
 
 
+def weight_amax_of(found: QuantizedEdge) -> Array | None:
+    """Return the ranges at which symmetric INT8 holds every value of a weight's pair exactly; None where it cannot, or is not known.
+
+    A negative scale gives the same values as its absolute with all signs turned.
+    """
+    if found.scales is None or not (is_symmetric(found) or type_of(found) == E4M3):
+        return None
+    return np.abs(found.scales.astype(np.float32).astype(np.float64)) * (ELEMENT_TYPES[E4M3].largest if type_of(found) == E4M3 else INT8_LEVELS)
+
+
 def coarser(found: QuantizedEdge) -> Coarser | None:
     """Return what reading a pair as symmetric INT8 costs it; None where that costs nothing, or is not known."""
     amax = amax_of(found)
-    if amax is None or found.scales is None or is_symmetric(found) or levels_of(found) is None:
+    if amax is None or found.scales is None or levels_of(found) is None or not amax.max(initial=0) > _NOTICED * INT8_LEVELS * float(found.scales.max()):
         return None
     zero = 0 if found.zero_points is None else int(found.zero_points.flat[0])
     return Coarser(found.edge.read, type_of(found), zero, float(found.scales.max()), float(amax.max()) / INT8_LEVELS)

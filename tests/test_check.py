@@ -16,7 +16,6 @@ from onnx import TensorProto, helper, numpy_helper
 
 import qdq
 from qdq.checking import Finding, check
-from qdq.errors import ModelError
 from qdq.loading import canonical_bytes, load
 from qdq.quantized import QuantizedModel
 from qdq.stripping import strip
@@ -318,28 +317,28 @@ def test_stored_integers_whose_zero_point_is_computed_stay() -> None:
     onnx.checker.check_model(stripped)
 
 
-def test_weights_quantized_by_blocks_are_refused_by_name() -> None:
+def test_weights_quantized_by_blocks_are_floats_when_stripped() -> None:
     integers = np.random.default_rng(0).integers(-127, 128, (4, 6)).astype(np.int8)
     scales = np.random.default_rng(1).uniform(0.01, 0.02, (2, 6)).astype(np.float32)
     model = build(
         [node("DequantizeLinear", ["w_q", "w_s"], "w", axis=0, block_size=2), node("MatMul", ["x", "w"], "y")],
         {"x": [3, 4]}, ["y"], {"w_q": integers, "w_s": scales}, opset=21, ir=10,
     )  # fmt: skip
-    for entry in (check, strip):
-        with pytest.raises(ModelError, match="goes by blocks"):
-            entry(model)
+    weight = next(t for t in strip(model).graph.initializer if t.name == "w")
+    np.testing.assert_array_equal(numpy_helper.to_array(weight), integers * np.repeat(scales, 2, axis=0))
+    check(model)
 
 
-def test_a_pair_on_a_graph_output_stays_when_stripped() -> None:
+def test_a_pair_on_a_graph_output_leaves_the_output_its_name_when_stripped() -> None:
     model = good()
     store(model, "y_s", np.array(0.1, np.float32))
     store(model, "y_z", np.array(0, np.int8))
     insert(model, len(model.graph.node), pair("y"))
     model.graph.output[0].name = "y_dq"
     stripped = strip(model)
-    assert [n.op_type for n in stripped.graph.node] == ["Conv", "Relu", "Conv", "QuantizeLinear", "DequantizeLinear"]
-    feed = random_feed(model)
-    run(stripped, feed)
+    assert [n.op_type for n in stripped.graph.node] == ["Conv", "Relu", "Conv"]
+    assert stripped.graph.node[-1].output[0] == stripped.graph.output[0].name == "y_dq"
+    run(stripped, random_feed(model))
     check(model)
 
 
@@ -423,7 +422,7 @@ def test_a_model_that_onnx_runtime_quantized_gets_findings(tmp_path: Path, form:
         assert not [f for f in findings if f.code == "zero-point" and not f.where.endswith("[2]")]
     stripped = strip(out)
     if form.startswith("QDQ"):
-        assert [n.op_type for n in stripped.graph.node if n.op_type.endswith("Linear")] == ["QuantizeLinear", "DequantizeLinear"]
+        assert [n.op_type for n in stripped.graph.node if n.op_type.endswith("Linear")] == []
         assert stripped.graph.node[-1].output[0] == stripped.graph.output[0].name
         onnx.checker.check_model(stripped)
     if form == "QDQ signed":  # with a zero point ONNX Runtime drops each Relu, for the clipping of its Q does the same

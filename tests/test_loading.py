@@ -88,6 +88,16 @@ def test_opsets_below_7_are_refused_by_number(opset: int) -> None:
         qdq.load(model)
 
 
+def test_a_model_without_operators_of_onnx_needs_no_opset_of_onnx() -> None:
+    normalizer = helper.make_node("Normalizer", ["x"], ["y"], domain="ai.onnx.ml", norm="L2")
+    graph = helper.make_graph([normalizer], "trees", [value("x", [1, 3])], [value("y", [1, 3])])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("ai.onnx.ml", 3)], ir_version=8)
+    assert qdq.load(model).notes == ()
+    assert qdq.plan(model).placements == ()
+    assert qdq.check(model) == ()
+    assert canonical_bytes(strip(model)) == canonical_bytes(model)
+
+
 def test_raising_keeps_names_metadata_and_doc_strings() -> None:
     model = with_tail(11, OLD["Squeeze"])
     model.doc_string, model.producer_name, model.producer_version, model.domain, model.model_version = "of the model", "exporter", "1.2", "org.example", 7

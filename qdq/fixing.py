@@ -1,0 +1,78 @@
+"""Mending a quantized model with nothing but what it says itself: what `check --fix` writes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import msgspec
+import onnx
+
+from qdq.calibration import scales_of
+from qdq.existing import REPAIR, Existing, default_sets, float_source, own_ranges, report
+from qdq.givenranges import GivenRanges, settle
+from qdq.index import GraphIndex
+from qdq.loading import ModelLike, Source
+from qdq.methods import parse_method
+from qdq.observing import Job
+from qdq.planning import Plan, plan_source, without
+from qdq.profiles import Profile
+from qdq.quantized import QuantizedModel
+from qdq.rewriting import apply_index
+from qdq.rule import RuleSet
+from qdq.rulefile import load_rules
+from qdq.target import Target
+
+#: Why an edge stays in float that the rules want quantized.
+UNKNOWN_RANGE = "no pair at hand says its range; 'qdq quantize' with data calibrates it"
+
+
+class Fixed(msgspec.Struct, frozen=True):
+    """A mended model and what was changed in it."""
+
+    model: onnx.ModelProto
+    #: Its float model.
+    source: Source
+    existing: Existing
+
+
+def fix(
+    model: ModelLike,
+    *,
+    rules: RuleSet | None = None,
+    targets: Iterable[Target] = (),
+    leave_float: Iterable[str] = (),
+    profiles: Iterable[Profile] = (),
+) -> Fixed | None:
+    """Return a quantized model in plain symmetric pairs where the rules want them; None for a model without any.
+
+    No scale is invented: a pair that is missing is added where another pair on the same tensor says its range, or one on
+    a tensor that holds all of its values, and otherwise left out together with what makes no sense without it. The pairs
+    that the model has and the rules want stay. Raises ModelError for a model that cannot be read so.
+    """
+    had = QuantizedModel(model)
+    if not had.edges and not had.converted:
+        return None
+    source, own = float_source(had, REPAIR), own_ranges(had)
+    index, plan = plan_source(source, rules or load_rules(default_sets(source)), tuple(targets), tuple(leave_float), True, tuple(profiles))
+    plan = _with_known_ranges(index, plan, had, own)
+    scales, _ = scales_of(Job(index, plan, None, full=False), parse_method("max"), given=own)
+    rewritten = apply_index(index, plan, scales)
+    result = QuantizedModel(Source(source.path, rewritten, source.digest))
+    return Fixed(rewritten, index.source, report(REPAIR, had, plan, scales, result))
+
+
+def _with_known_ranges(index: GraphIndex, plan: Plan, had: QuantizedModel, own: GivenRanges) -> Plan:
+    """Return a plan without the pairs whose range nothing says, and without those that make no sense without these, but for what is there already."""
+    edges = {p.edge.read: p.edge for p in plan.placements}
+    unknown = {read for read in settle(index, plan, own).missing if not index.scope(edges[read]).is_constant(edges[read].tensor)}
+    unwanted = {p for p in plan.placements if p.quantizer.calibrated and p.edge.read in unknown}
+    if not unwanted:
+        return plan
+    there = {quantized.edge for quantized in had.edges}
+    fewer = without(index, plan, unwanted, UNKNOWN_RANGE)
+    kept = {p.edge for p in fewer.placements} | {p.edge for p in plan.placements if p.edge in there and p not in unwanted}
+    return msgspec.structs.replace(
+        fewer,
+        placements=tuple(p for p in plan.placements if p.edge in kept),
+        left_float=tuple(item for item in fewer.left_float if item.edge not in kept),
+    )
