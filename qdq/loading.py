@@ -19,6 +19,7 @@ from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 from qdq.errors import ModelError, first_line
 from qdq.inlining import inline_functions
 from qdq.opset import default_opset, raise_opset
+from qdq.ordering import order_nodes
 
 if TYPE_CHECKING:
     import onnx_graphsurgeon as gs
@@ -208,9 +209,10 @@ def _raised(path: Path | None, model: onnx.ModelProto) -> tuple[onnx.ModelProto,
     try:
         _check_nodes(model)
         _check_weights(model)
-        inlined, notes = inline_functions(model)
+        ordered, sorting = order_nodes(model)
+        inlined, notes = inline_functions(ordered)
         raised, more = raise_opset(inlined)
-        return raised, (*notes, *more)
+        return raised, (*sorting, *notes, *more)
     except ModelError as error:
         raise ModelError(f"{path or model.graph.name or 'model'}: {error}") from error
 
