@@ -17,10 +17,11 @@ from onnx import helper, numpy_helper
 from qdq.errors import ModelError
 from qdq.index import GraphIndex, bodies_of, every_node
 from qdq.integerproducts import dynamic_product, integer_product
-from qdq.loading import Source
+from qdq.loading import Source, raise_source
 from qdq.opset import default_opset
 from qdq.pairs import LEVELS_KEY, PAIR_OPERATORS, readers
 from qdq.qoperators import DEQUANTIZE, INTEGER_PRODUCTS, MICROSOFT, QUANTIZE, Form, Operand, flattened_from, float_attributes, form_of, is_quantized_operator
+from qdq.quantizer import opset_of
 from qdq.respelling import Converted, GraphWriter, Respelling, bare, copied, input_of
 from qdq.respelling import Form as Quantized
 
@@ -69,7 +70,9 @@ def convert(source: Source) -> tuple[Source, tuple[Converted, ...]]:
     _replace(model.graph, nodes)
     model.graph.initializer.extend(respelling.initializers)
     _tidy(model, set(readers(source.model.graph)))
-    return msgspec.structs.replace(source, model=model, stamp=None), tuple(respelling.converted)
+    types = {tensor.data_type for name, tensor in graph.stored.items() if name in {form.zero for form in graph.quantized.values()}}
+    plain = msgspec.structs.replace(source, model=model, stamp=None)
+    return raise_source(plain, max((opset_of(code) for code in types), default=0)), tuple(respelling.converted)
 
 
 def unconverted(model: onnx.ModelProto) -> tuple[str, ...]:
@@ -198,7 +201,7 @@ def _ratio(graph: GraphWriter, quantizing: str, dequantizing: str) -> float | No
     if ours.size != 1 or theirs.size != 1 or not ours[0] > 0.0:
         return None
     ratio = float(theirs[0] / ours[0])
-    return None if abs(ratio - 1.0) < _SAME_SCALE else ratio
+    return ratio if _SAME_SCALE <= abs(ratio - 1.0) <= np.finfo(np.float32).max else None
 
 
 def _own_domain(graph: GraphWriter, node: onnx.NodeProto) -> onnx.NodeProto:
@@ -272,7 +275,12 @@ def _float_bias(graph: GraphWriter, node: onnx.NodeProto, form: Form) -> str:
     if not {bias, *scales} <= graph.stored.keys():
         raise ModelError(f"node {node.name!r} ({node.op_type}) computes its bias or a scale, which no pair can; quantize the float model it was made from")
     data, weight = (graph.values(name).reshape(-1) for name in scales)
-    exact = graph.values(bias) * (data.astype(np.float64) * weight.astype(np.float64))
+    integers = graph.values(bias)
+    if not {data.size, weight.size} <= {1, integers.size}:
+        raise ModelError(f"node {node.name!r} ({node.op_type}) has {data.size} and {weight.size} scales for a bias of {integers.size} values; export it again")
+    exact = integers * (data.astype(np.float64) * weight.astype(np.float64))
+    if not (np.abs(exact) <= np.finfo(data.dtype).max).all():
+        raise ModelError(f"node {node.name!r} ({node.op_type}) has a bias that its scales make infinite, or no number; export it again")
     return graph.store(exact.astype(data.dtype), bare(bias))
 
 

@@ -5,6 +5,7 @@ The forms that need heavy tools are files of fixtures/peers, which `make_peers.p
 
 from __future__ import annotations
 
+import functools
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,8 +13,7 @@ from typing import Any
 
 import numpy as np
 import onnx
-from graphs import CALIBRATION, Array, build, node, noise
-from onnx import numpy_helper
+from graphs import CALIBRATION, NETWORKS, Array, build, node, noise
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_dynamic, quantize_static
 
 QOPERATOR = {"quant_format": QuantFormat.QOperator}
@@ -143,6 +143,62 @@ def ort_dynamic(model: onnx.ModelProto, **options: Any) -> onnx.ModelProto:
         return onnx.load(made)
 
 
-def weights_of(model: onnx.ModelProto) -> dict[str, Array]:
-    """Return what a model stores, by name."""
-    return {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
+#: What ONNX Runtime's quantizer is told, by the name of the form that it writes then.
+STATIC: dict[str, dict[str, Any]] = {
+    "qdq": {},
+    "qdq-uint8": {"activation_type": QuantType.QUInt8, "weight_type": QuantType.QUInt8},
+    "qdq-symmetric": {"extra_options": {"ActivationSymmetric": True}},
+    "qdq-uint8-symmetric": {"activation_type": QuantType.QUInt8, "extra_options": {"ActivationSymmetric": True}},
+    "qdq-per-channel": {"per_channel": True},
+    "qdq-per-channel-symmetric": {"per_channel": True, "extra_options": {"ActivationSymmetric": True}},
+    "qdq-shifted-weights": {"extra_options": {"WeightSymmetric": False}},
+    "qdq-float-bias": {"extra_options": {"QuantizeBias": False}},
+    "qdq-reduced": {"reduce_range": True},
+    "qdq-pairs-on-weights": {"per_channel": True, "extra_options": {"AddQDQPairToWeight": True}},
+    "qdq-dedicated": {"extra_options": {"DedicatedQDQPair": True}},
+    "qdq-contrib": {"extra_options": {"UseQDQContribOps": True}},
+    "qdq-for-tensorrt": FOR_TENSORRT,
+    "qoperator": QOPERATOR,
+    "qoperator-symmetric": {**QOPERATOR, "extra_options": {"ActivationSymmetric": True}},
+    "qoperator-per-channel": {**QOPERATOR, "activation_type": QuantType.QUInt8, "weight_type": QuantType.QInt8, "per_channel": True},
+    "qoperator-uint8": {**QOPERATOR, "activation_type": QuantType.QUInt8, "weight_type": QuantType.QUInt8},
+}
+#: The same for `quantize_dynamic`.
+DYNAMIC: dict[str, dict[str, Any]] = {"dynamic": {}, "dynamic-per-channel": {"weight_type": QuantType.QUInt8, "per_channel": True}}
+FILES = Path(__file__).resolve().parent.parent / "fixtures" / "peers"
+
+
+@functools.cache
+def network(name: str) -> onnx.ModelProto:
+    """Return a float network by name: one of this module, of the digits, or the one of fixtures/peers."""
+    made = {"vision": vision, "language": language}
+    return made[name]() if name in made else onnx.load(FILES / "float.onnx" if name == "torch" else NETWORKS / f"digits_{name}.onnx")
+
+
+@functools.cache
+def peer(name: str) -> onnx.ModelProto:
+    """Return a quantized model by name: a file of fixtures/peers, or a network and a form of ONNX Runtime's as ``vision/qoperator``."""
+    given, _, form = name.partition("/")
+    if not form:
+        return onnx.load(FILES / f"{name}.onnx")
+    if form in DYNAMIC:
+        return ort_dynamic(_without_shapes(network(given)), **DYNAMIC[form])
+    options = dict(STATIC[form])
+    if given == "language" and form.startswith("qoperator"):  # without it ONNX Runtime 1.32 writes a Where that reads a tensor nobody gives
+        options["extra_options"] = {**options.get("extra_options", {}), "ForceQuantizeNoInputCheck": True}
+    return ort_static(network(given), **options)
+
+
+def _without_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a copy without the shapes of inner tensors, which contradict what `quantize_dynamic` makes of a Gemm."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    del copy.graph.value_info[:]
+    return copy
+
+
+def network_of(name: str) -> str:
+    """Return the name of the float network that a peer was made from."""
+    given, _, form = name.partition("/")
+    words = given.split("_")
+    return given if form else words[1] if words[0] in ("nncf", "modelopt") else "vision" if words[0] == "quark" else "torch"

@@ -88,6 +88,20 @@ def test_opsets_below_7_are_refused_by_number(opset: int) -> None:
         qdq.load(model)
 
 
+@pytest.mark.parametrize("inside", [False, True])
+def test_a_scan_of_opset_8_which_newer_ones_read_otherwise_is_refused(inside: bool) -> None:
+    body = helper.make_graph(
+        [node("Add", ["s", "i"], "t"), node("Identity", ["t"], "o")], "body", [value("s", [2]), value("i", [2])], [value("t", [2]), value("o", [2])]
+    )
+    scan = helper.make_node("Scan", ["", "start", "x"], ["last", "y"], num_scan_inputs=1, body=body)
+    if inside:
+        branch = helper.make_graph([scan], "branch", [], [value("y", [1, 3, 2])])
+        scan = helper.make_node("If", ["c"], ["y"], then_branch=branch, else_branch=branch)
+    model = build([scan], {"start": [1, 2], "x": [1, 3, 2]}, {"y": [1, 3, 2]}, {"c": np.array(True)}, opset=8)
+    with pytest.raises(ModelError, match="its Scan of opset 8 has a batch dimension, which newer ones have not; export it with opset 9 or newer"):
+        qdq.load(model)
+
+
 def test_a_model_without_operators_of_onnx_needs_no_opset_of_onnx() -> None:
     normalizer = helper.make_node("Normalizer", ["x"], ["y"], domain="ai.onnx.ml", norm="L2")
     graph = helper.make_graph([normalizer], "trees", [value("x", [1, 3])], [value("y", [1, 3])])
@@ -488,3 +502,19 @@ def test_constants_are_followed_through_folding() -> None:
     (weight,) = (s for s in result.scales.by_pair if s.tensor == "w")
     assert weight.quantizer.axis == 0
     assert len(weight.scales) == 4
+
+
+def test_nodes_in_another_order_are_put_in_order_and_nodes_in_a_circle_are_refused(tmp_path: Path) -> None:
+    model = convolution()
+    ordered = list(model.graph.node)
+    del model.graph.node[:]
+    model.graph.node.extend(reversed(ordered))
+    source = qdq.load(model)
+    assert [n.op_type for n in source.model.graph.node] == ["Conv", "Relu", "Conv"]
+    assert source.notes == ("nodes put in the order that ONNX asks for",)
+    assert [n.op_type for n in model.graph.node] == ["Conv", "Relu", "Conv"]
+    assert model.graph.node[0].output[0] == "y"
+    onnx.checker.check_model(quantized(model).model)
+    model.graph.node[2].input[0] = "y"
+    with pytest.raises(ModelError, match="is damaged: node .* needs its own result; export or download it again"):
+        qdq.load(model)
