@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from qdq.errors import ModelError, UsageError
+from qdq.existing import default_sets
 from qdq.findings import Finding, found
 from qdq.formatfindings import Edges, FormatCheck, operator_findings
 from qdq.index import Edge
@@ -19,7 +20,7 @@ from qdq.profiles import Profile, parse_profile
 from qdq.quantized import QuantizedModel
 from qdq.rewriting import LEAVE_FLOAT_KEY, RULES_KEY, SHAPES_KEY, TARGETS_KEY
 from qdq.rule import RuleSet
-from qdq.rulefile import DEFAULT_SET, load_rules, shipped_sets
+from qdq.rulefile import load_rules, shipped_sets
 from qdq.structurefindings import structure_findings
 from qdq.target import Target, parse_target
 from qdq.weightfindings import weight_findings
@@ -57,7 +58,7 @@ def compared_with_plan(
     """Return a model against the plan of its float graph, edge by edge; what is not given is as for `check`."""
     quantized = QuantizedModel(model)
     written = {p.key: p.value for p in quantized.source.model.metadata_props}
-    rules = rules or load_rules(_written_sets(written))
+    rules = rules or load_rules(_written_sets(written) or default_sets(quantized.source))
     wanted = plan_index(
         quantized.index,
         rules,
@@ -120,5 +121,4 @@ def _written_profiles(written: dict[str, str], quantized: QuantizedModel) -> tup
 
 
 def _written_sets(written: dict[str, str]) -> tuple[str, ...]:
-    named = tuple(n for n in written.get(RULES_KEY, "").split("\n") if n in shipped_sets())
-    return named or (DEFAULT_SET,)
+    return tuple(n for n in written.get(RULES_KEY, "").split("\n") if n in shipped_sets())
