@@ -516,5 +516,5 @@ def test_nodes_in_another_order_are_put_in_order_and_nodes_in_a_circle_are_refus
     assert model.graph.node[0].output[0] == "y"
     onnx.checker.check_model(quantized(model).model)
     model.graph.node[2].input[0] = "y"
-    with pytest.raises(ModelError, match="is damaged: node .* needs its own result; export or download it again"):
+    with pytest.raises(ModelError, match=r"is damaged: node .* needs its own result; export or download it again"):
         qdq.load(model)
