@@ -13,10 +13,10 @@ from qdq.accuracy import Accuracy, OutputError
 from qdq.bisection import Search
 from qdq.calibration import Scales
 from qdq.changes import existing_sections
-from qdq.checking import Finding
 from qdq.errors import UsageError
 from qdq.existing import OWN, Existing
 from qdq.feeds import NOISE
+from qdq.findings import Finding
 from qdq.planning import BODY, FUNCTION, Plan
 from qdq.ranges import Ranges
 from qdq.sections import Section, sections_text
