@@ -120,11 +120,14 @@ def _told(graph: GraphWriter) -> dict[str, Quantized]:
 
 
 def _require_operands(node: onnx.NodeProto, form: Form) -> None:
+    """Raise ModelError for a quantized operator without its operands or its result; of those in other domains ONNX has no definition."""
     needed = 1 + max(max(operand.tensor, operand.scale) for operand in form.operands)
     if len(node.input) < needed:
         raise ModelError(
             f"is damaged: node {node.name!r} ({node.op_type}) has {len(node.input)} inputs, its operands are {needed}; export or download it again"
         )
+    if not node.output or not node.output[0]:
+        raise ModelError(f"is damaged: node {node.name!r} ({node.op_type}) has no output; export or download it again")
 
 
 def _with_bodies(graph: GraphWriter, node: onnx.NodeProto) -> onnx.NodeProto:
@@ -209,7 +212,7 @@ def _ratio(graph: GraphWriter, quantizing: str, dequantizing: str) -> float | No
     if ours.size != 1 or theirs.size != 1 or not ours[0] > 0.0:
         return None
     ratio = float(theirs[0] / ours[0])
-    return ratio if _SAME_SCALE <= abs(ratio - 1.0) <= np.finfo(np.float32).max else None
+    return ratio if _SAME_SCALE <= abs(ratio - 1.0) <= float(np.finfo(np.float32).max) else None
 
 
 def _own_domain(graph: GraphWriter, node: onnx.NodeProto) -> onnx.NodeProto:
