@@ -224,13 +224,13 @@ def _called(argv: Sequence[str]) -> tuple[str, str]:
 
     out, err = io.StringIO(), io.StringIO()
     try:
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), warnings.catch_warnings():
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), warnings.catch_warnings(record=True) as warned:
             warnings.simplefilter("always")
             code = main(argv)
     except Exception as error:  # noqa: BLE001 that none comes is what is tested
         where = traceback.extract_tb(error.__traceback__)[-1]
         return DEFECT, f"{type(error).__name__}: {error} (in {Path(where.filename).name}, {where.name})"
-    said = err.getvalue()
+    said = err.getvalue() + "".join(f"{w.category.__name__}: {w.message}\n" for w in warned if not issubclass(w.category, DeprecationWarning))
     if code == 2:
         clear = said.startswith("qdq: ") and said.count("\n") == 1 and not out.getvalue()
         return (REFUSED if clear else DEFECT), said.strip()

@@ -198,7 +198,7 @@ def _ratio(graph: GraphWriter, quantizing: str, dequantizing: str) -> float | No
     if ours.size != 1 or theirs.size != 1 or not ours[0] > 0.0:
         return None
     ratio = float(theirs[0] / ours[0])
-    return None if abs(ratio - 1.0) < _SAME_SCALE else ratio
+    return ratio if _SAME_SCALE <= abs(ratio - 1.0) <= np.finfo(np.float32).max else None
 
 
 def _own_domain(graph: GraphWriter, node: onnx.NodeProto) -> onnx.NodeProto:
@@ -272,7 +272,12 @@ def _float_bias(graph: GraphWriter, node: onnx.NodeProto, form: Form) -> str:
     if not {bias, *scales} <= graph.stored.keys():
         raise ModelError(f"node {node.name!r} ({node.op_type}) computes its bias or a scale, which no pair can; quantize the float model it was made from")
     data, weight = (graph.values(name).reshape(-1) for name in scales)
-    exact = graph.values(bias) * (data.astype(np.float64) * weight.astype(np.float64))
+    integers = graph.values(bias)
+    if not {data.size, weight.size} <= {1, integers.size}:
+        raise ModelError(f"node {node.name!r} ({node.op_type}) has {data.size} and {weight.size} scales for a bias of {integers.size} values; export it again")
+    exact = integers * (data.astype(np.float64) * weight.astype(np.float64))
+    if not (np.abs(exact) <= np.finfo(data.dtype).max).all():
+        raise ModelError(f"node {node.name!r} ({node.op_type}) has a bias that its scales make infinite, or no number; export it again")
     return graph.store(exact.astype(data.dtype), bare(bias))
 
 

@@ -14,6 +14,8 @@ FLOAT16_OPSET = 19
 #: The oldest opset whose operators the ONNX version converter can raise: of opset 6 it leaves the slopes of a PRelu along another
 #: axis, and puts what Add and the like broadcast along an axis on another one (onnx 1.23).
 OLDEST_OPSET = 7
+#: The opset in which Scan had a batch dimension, which the converter does not take away (ONNX operator changelog).
+_BATCHED_SCAN_OPSET = 8
 #: Until IR version 4 every initializer had to be listed as a graph input (ONNX IR specification).
 FREE_INITIALIZERS_IR = 4
 
@@ -28,6 +30,8 @@ def raise_opset(model: onnx.ModelProto, least: int = PER_CHANNEL_OPSET) -> tuple
     opset, needed = default_opset(model), max(_needed_opset(model), least)
     if opset < OLDEST_OPSET:
         raise ModelError(f"opset {opset} is too old; export it with opset {OLDEST_OPSET} or newer")
+    if opset <= _BATCHED_SCAN_OPSET and _has_scan(model.graph):
+        raise ModelError(f"its Scan of opset {opset} has a batch dimension, which newer ones have not; export it with opset {_BATCHED_SCAN_OPSET + 1} or newer")
     if opset >= needed and model.ir_version >= FREE_INITIALIZERS_IR:
         return model, ()
     raised, notes = _with_opset(model, opset, needed)
@@ -36,6 +40,11 @@ def raise_opset(model: onnx.ModelProto, least: int = PER_CHANNEL_OPSET) -> tuple
         notes.append(f"IR version raised from {raised.ir_version} to {oldest}")
         raised.ir_version = oldest
     return raised, tuple(notes)
+
+
+def _has_scan(graph: onnx.GraphProto) -> bool:
+    bodies = [body for node in graph.node for a in node.attribute for body in (*([a.g] if a.HasField("g") else []), *a.graphs)]
+    return any(node.op_type == "Scan" and node.domain in ("", "ai.onnx") for node in graph.node) or any(map(_has_scan, bodies))
 
 
 def default_opset(model: onnx.ModelProto) -> int:

@@ -139,7 +139,7 @@ def test_what_other_writers_leave_out_or_add_is_read(tmp_path: Path) -> None:
         ("x: nan\n", "ranges:1: tensor 'x': a range of nan cannot be used"),
         ("x: 1e60\n", "ranges:1: tensor 'x': a range of 1e+60 cannot be used"),
         ("x: {scale: 1e60}\n", "ranges:1: tensor 'x': the scale 1e60 is larger than a float32"),
-        ("x: {scale: [1]}\n", "ranges:1: tensor 'x': ['1'] is no number"),
+        ("x: {scale: [1, 2]}\n", "ranges:1: tensor 'x': 2 ranges need the axis that they go along"),
         ("\nx: {range: 1}\n", "ranges:2: tensor 'x': write a number, its amax, or one of {amax: ...} and {scale: ...}"),
         ("x: {amax: 1, scale: 1}\n", "ranges:1: tensor 'x': write a number, its amax, or one of"),
         ("x: [1, 2]\n", "ranges:1: tensor 'x': write a number, its amax, or one of"),

@@ -88,6 +88,20 @@ def test_opsets_below_7_are_refused_by_number(opset: int) -> None:
         qdq.load(model)
 
 
+@pytest.mark.parametrize("inside", [False, True])
+def test_a_scan_of_opset_8_which_newer_ones_read_otherwise_is_refused(inside: bool) -> None:
+    body = helper.make_graph(
+        [node("Add", ["s", "i"], "t"), node("Identity", ["t"], "o")], "body", [value("s", [2]), value("i", [2])], [value("t", [2]), value("o", [2])]
+    )
+    scan = helper.make_node("Scan", ["", "start", "x"], ["last", "y"], num_scan_inputs=1, body=body)
+    if inside:
+        branch = helper.make_graph([scan], "branch", [], [value("y", [1, 3, 2])])
+        scan = helper.make_node("If", ["c"], ["y"], then_branch=branch, else_branch=branch)
+    model = build([scan], {"start": [1, 2], "x": [1, 3, 2]}, {"y": [1, 3, 2]}, {"c": np.array(True)}, opset=8)
+    with pytest.raises(ModelError, match="its Scan of opset 8 has a batch dimension, which newer ones have not; export it with opset 9 or newer"):
+        qdq.load(model)
+
+
 def test_a_model_without_operators_of_onnx_needs_no_opset_of_onnx() -> None:
     normalizer = helper.make_node("Normalizer", ["x"], ["y"], domain="ai.onnx.ml", norm="L2")
     graph = helper.make_graph([normalizer], "trees", [value("x", [1, 3])], [value("y", [1, 3])])
