@@ -51,10 +51,11 @@ class _Export:
         return self.add("DequantizeLinear", [q, scale, "zero"])
 
     def quantized_weight(self, name: str, shape: tuple[int, ...]) -> str:
-        self.weight(name, (self.random.standard_normal(shape) / np.sqrt(np.prod(shape[1:]))).astype(np.float32))
+        values = (self.random.standard_normal(shape) / np.sqrt(np.prod(shape[1:]))).astype(np.float32)
+        self.weight(name, values)
         if not self.pairs:
             return name
-        scale = self.weight(f"scale of {name}", np.full(shape[0], 0.01, np.float32))
+        scale = self.weight(f"scale of {name}", np.abs(values).reshape(shape[0], -1).max(1) / np.float32(127))
         zero = self.weight(f"zero of {name}", np.zeros(shape[0], np.int8))
         self.count += 1
         q = self.add("QuantizeLinear", [name, scale, zero], axis=0)

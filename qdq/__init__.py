@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     from qdq.calibration import Scales as Scales
     from qdq.calibration import calibrate as calibrate
     from qdq.calibration import observe as observe
-    from qdq.checking import Finding as Finding
     from qdq.checking import check as check
     from qdq.errors import QdqError as QdqError
     from qdq.explaining import explain as explain
     from qdq.feeds import Subset as Subset
+    from qdq.findings import Finding as Finding
     from qdq.givenfiles import read_given as read_given
     from qdq.givenranges import GivenRanges as GivenRanges
     from qdq.givenranges import given_by_hand as given_by_hand
@@ -56,7 +56,7 @@ __version__ = "0.1.0"
 
 #: Where each public name lives; imported when first used, so that `qdq --help` stays quick.
 _HOME = {
-    "Finding": "checking",
+    "Finding": "findings",
     "GivenRanges": "givenranges",
     "Images": "images",
     "Observing": "observing",

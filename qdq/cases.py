@@ -14,7 +14,7 @@ from onnx import numpy_helper
 
 from qdq.bounds import output_bound
 from qdq.calibration import Scales, ranges_of, scales_from
-from qdq.checking import check
+from qdq.checking import check, compared_with_plan
 from qdq.errors import QdqError, RuleError, UsageError, did_you_mean, first_line
 from qdq.feeds import NOISE, open_feeds
 from qdq.index import GraphIndex, bodies_of, captured
@@ -336,8 +336,8 @@ def _rewrite_failures(case: Case, index: GraphIndex, made: Plan, scales: Scales,
 
 
 def _finds_all(case: Case, source: Source, made: Plan, rules: RuleSet) -> bool:
-    found = check(source, rules=rules, targets=case.targets, leave_float=())
-    return {f.where for f in found if f.code == "missing-pair"} == {str(p.edge) for p in made.placements}
+    compared = compared_with_plan(source, rules=rules, targets=case.targets, leave_float=())
+    return {p.edge for p in compared.missing} == {p.edge for p in made.placements}
 
 
 def _same_text(text: str, model: onnx.ModelProto) -> bool:

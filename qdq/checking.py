@@ -1,4 +1,4 @@
-"""Findings: where a quantized model differs from what the rules ask, and what TensorRT would refuse in it.
+"""`check`: what is wrong with a quantized model, from the nodes as they stand and from the plan of its float graph.
 
 The model is stripped and planned with the same rules; there is no second implementation of them.
 """
@@ -6,68 +6,110 @@ The model is stripped and planned with the same rules; there is no second implem
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from itertools import product
-
-import msgspec
-import numpy as np
 
 from qdq.errors import ModelError, UsageError
-from qdq.index import GraphIndex
-from qdq.loading import ModelLike
-from qdq.pairs import dangling
-from qdq.planning import NO_RULE, Placement, Plan, plan_index
+from qdq.findings import Finding, found
+from qdq.formatfindings import Edges, FormatCheck, operator_findings
+from qdq.index import Edge
+from qdq.loading import ModelLike, Source, load
+from qdq.placementfindings import Comparison, compare, group_findings, placement_findings, type_findings
+from qdq.planning import plan_index, quantized_nodes
+from qdq.problems import ERROR
 from qdq.profiles import Profile, parse_profile
-from qdq.quantized import QuantizedEdge, QuantizedModel, largest
-from qdq.quantizer import ELEMENT_TYPES, INT8, ElementType
+from qdq.quantized import QuantizedModel
 from qdq.rewriting import LEAVE_FLOAT_KEY, RULES_KEY, SHAPES_KEY, TARGETS_KEY
 from qdq.rule import RuleSet
 from qdq.rulefile import DEFAULT_SET, load_rules, shipped_sets
+from qdq.structurefindings import structure_findings
 from qdq.target import Target, parse_target
-
-_IMPORTER = "onnx-tensorrt's importer (QuantDequantLinearHelper) refuses or misreads it"
-
-
-class Finding(msgspec.Struct, frozen=True):
-    """One thing that is wrong with a model, and what to do about it."""
-
-    code: str
-    #: The edge, or the node for a Q or DQ that is no pair.
-    where: str
-    problem: str
-    #: The rule that asks otherwise, or "" for what every TensorRT refuses.
-    rule: str
-    says: str
-    fix: str
-
-    def __str__(self) -> str:
-        by = f" [{self.rule}]" if self.rule else ""
-        return f"{self.code}: {self.where}: {self.problem}{by}; {self.fix}"
+from qdq.weightfindings import weight_findings
 
 
-def check(model: ModelLike, *, rules: RuleSet | None = None, targets: Iterable[Target] = (), leave_float: Iterable[str] | None = None) -> tuple[Finding, ...]:
+def check(
+    model: ModelLike,
+    *,
+    rules: RuleSet | None = None,
+    targets: Iterable[Target] = (),
+    leave_float: Iterable[str] | None = None,
+    weights: bool = True,
+) -> tuple[Finding, ...]:
     """Return what is wrong with a model's Q/DQ, nothing for a model that is as the rules want it.
 
     Rules, targets and globs that are not given are those that qdq wrote into the model, else the
-    defaults.
+    defaults. The values of weights are only read where `weights` is true. Raises ModelError for a model that
+    cannot be read, and for one that no plan can be made for and that TensorRT's parser would take.
     """
+    source = load(model)
+    refused = tuple(operator_findings(source))
+    try:
+        compared = compared_with_plan(source, rules=rules, targets=targets, leave_float=leave_float)
+    except ModelError:
+        formats = tuple(FormatCheck(source, {}, None).findings())
+        if not any(finding.severity == ERROR for finding in (*refused, *formats)):
+            raise
+        return (*refused, *formats)
+    return tuple(_findings(compared, refused, weights))
+
+
+def compared_with_plan(
+    model: ModelLike, *, rules: RuleSet | None = None, targets: Iterable[Target] = (), leave_float: Iterable[str] | None = None
+) -> Comparison:
+    """Return a model against the plan of its float graph, edge by edge; what is not given is as for `check`."""
     quantized = QuantizedModel(model)
     written = {p.key: p.value for p in quantized.source.model.metadata_props}
+    rules = rules or load_rules(_written_sets(written))
     wanted = plan_index(
         quantized.index,
-        rules or load_rules(_written_sets(written)),
-        tuple(targets) or _written_targets(written, quantized),
+        rules,
+        tuple(targets) or written_targets(quantized.source),
         tuple(leave_float if leave_float is not None else filter(None, written.get(LEAVE_FLOAT_KEY, "").split("\n"))),
         allow_unmatched=True,
         profiles=_written_profiles(written, quantized),
     )
-    return tuple(_findings(quantized, wanted, rules))
+    return compare(quantized, wanted, rules)
 
 
-def _written_targets(written: dict[str, str], quantized: QuantizedModel) -> tuple[Target, ...]:
+#: Findings about a pair's scales that say more than that they are not the planned ones.
+_SCALES_TOLD = ("default-axis", "scale-count", "scale-not-constant")
+_AXES = ("wrong-axis", "channel-scales", "weight-per-tensor")
+
+
+def _findings(compared: Comparison, refused: tuple[Finding, ...], weights: bool) -> Iterator[Finding]:
+    quantized = compared.quantized
+    if not quantized_nodes(quantized.given):
+        if count := len(compared.wanted.placements):
+            yield found("not-quantized", "", f"holds no Q/DQ; the rules would quantize {count} edges")
+        return
+    yield from refused
+    checked = FormatCheck(quantized.given, _edges_by_pair(quantized), quantized.index)
+    formats = tuple(checked.findings())
+    yield from formats
+    if refused:  # what they become when converted is no pair of the file
+        return
+    yield from structure_findings(quantized)
+    told = {finding.where for finding in formats if finding.code in _SCALES_TOLD}
+    for finding in (*placement_findings(compared, frozenset(checked.rescaled)), *type_findings(compared), *group_findings(compared)):
+        if not (finding.where in told and finding.code in _AXES):
+            yield finding
+    if weights:
+        yield from weight_findings(quantized)
+
+
+def _edges_by_pair(quantized: QuantizedModel) -> Edges:
+    edges: dict[tuple[str, str], tuple[Edge, ...]] = {}
+    for each in quantized.edges:
+        key = (each.edge.graph, each.pair.output)
+        edges[key] = (*edges.get(key, ()), each.edge)
+    return edges
+
+
+def written_targets(source: Source) -> tuple[Target, ...]:
+    """Return the targets that qdq wrote into a model, none where it wrote none; raises ModelError for words that are no targets."""
+    written = {p.key: p.value for p in source.model.metadata_props}
     try:
         return tuple(parse_target(t) for t in written.get(TARGETS_KEY, "").split())
     except UsageError as error:
-        raise ModelError(f"{quantized.source.name}: its metadata {TARGETS_KEY!r} names an {error}; pass --target") from error
+        raise ModelError(f"{source.name}: its metadata {TARGETS_KEY!r} names an {error}; pass --target") from error
 
 
 def _written_profiles(written: dict[str, str], quantized: QuantizedModel) -> tuple[Profile, ...]:
@@ -80,89 +122,3 @@ def _written_profiles(written: dict[str, str], quantized: QuantizedModel) -> tup
 def _written_sets(written: dict[str, str]) -> tuple[str, ...]:
     named = tuple(n for n in written.get(RULES_KEY, "").split("\n") if n in shipped_sets())
     return named or (DEFAULT_SET,)
-
-
-def _findings(quantized: QuantizedModel, wanted: Plan, rules: RuleSet | None) -> Iterator[Finding]:
-    says = {r.name: r.says for r in (rules or load_rules()).rules}
-    for name in dangling(quantized.source.model.graph):
-        yield Finding("no-pair", name, "a QuantizeLinear or DequantizeLinear without its other half", "", "", "remove it, or complete the pair")
-    planned = {p.edge: p.quantizer.element for p in wanted.placements}
-    for found in quantized.edges:
-        yield from _format_findings(found, quantized, planned.get(found.edge))
-    yield from _placement_findings(quantized, wanted, says)
-    yield from _group_findings(quantized, wanted)
-
-
-def _format_findings(found: QuantizedEdge, quantized: QuantizedModel, planned: ElementType | None) -> Iterator[Finding]:
-    """Yield what TensorRT's parser refuses or reads differently from ONNX, on one quantized edge."""
-    where, pair, scales, zeros = str(found.edge), found.pair, found.scales, found.zero_points
-    wanted = planned.name if planned else INT8
-
-    def finding(code: str, problem: str, fix: str) -> Finding:
-        return Finding(code, where, problem, "", _IMPORTER, fix)
-
-    if scales is None:
-        yield finding("scale-not-constant", f"its scale {pair.scale!r} is computed; TensorRT wants it at build time", "store it as an initializer")
-    elif not (scales > 0).all():
-        yield finding("scale-not-positive", f"its scale {pair.scale!r} is not above 0 everywhere", "calibrate again")
-    elif scales.size > 1 and not quantized.index.scope(found.edge).is_constant(found.edge.tensor):
-        yield finding("channel-scales", "a computed tensor has one scale per channel; TensorRT then runs in float", "give it one scale")
-    if not pair.zero_point:
-        yield finding("no-zero-point", "no zero point: ONNX reads that as uint8, TensorRT as int8", f"add a zero point of 0 of type {wanted}")
-    elif zeros is not None and np.any(zeros):
-        yield finding("zero-point", "its zero point is not 0; TensorRT quantizes symmetrically only", "quantize it again symmetrically")
-    elif found.dtype and found.dtype not in ELEMENT_TYPES:
-        yield finding("element-type", f"is quantized to {found.dtype}; TensorRT reads that as int8 or refuses it", f"quantize it to {wanted}")
-    elif found.dtype and planned and found.dtype != planned.name:
-        yield finding("element-type", f"is quantized to {found.dtype}; the rules ask for {wanted}", "quantize the float model again with qdq")
-
-
-def _placement_findings(quantized: QuantizedModel, wanted: Plan, says: dict[str, str]) -> Iterator[Finding]:
-    found = {q.edge: q for q in quantized.edges}
-    planned = {p.edge: p for p in wanted.placements}
-    left = {item.edge: item for item in wanted.left_float}
-    for edge, placement in planned.items():
-        rule = placement.because[0]
-        if edge not in found:
-            yield Finding("missing-pair", str(edge), "has no Q/DQ pair", rule, says.get(rule, ""), "quantize the float model again with qdq")
-        elif (axis := _axis_of(found[edge], quantized.index.scope(edge))) != placement.quantizer.axis and not _one_channel(
-            found[edge], placement, quantized.index.scope(edge)
-        ):
-            problem = f"is quantized {_spelled(axis)}, not {_spelled(placement.quantizer.axis)}"
-            yield Finding("wrong-axis", str(edge), problem, rule, says.get(rule, ""), "quantize the float model again with qdq")
-    for edge in found:
-        if edge not in planned:
-            kept = left.get(edge)
-            rule, why = (kept.because, says.get(kept.because, kept.why)) if kept else ("", NO_RULE)
-            yield Finding("unwanted-pair", str(edge), "has a Q/DQ pair that the rules leave out", rule, why, "quantize the float model again with qdq")
-
-
-def _axis_of(found: QuantizedEdge, index: GraphIndex) -> int | None:
-    if found.scales is None or found.scales.ndim == 0 or (found.scales.size == 1 and found.pair.axis is None):
-        return None
-    axis = 1 if found.pair.axis is None else found.pair.axis
-    return axis + (index.rank(found.edge.tensor) or 0) if axis < 0 else axis
-
-
-def _one_channel(found: QuantizedEdge, placement: Placement, index: GraphIndex) -> bool:
-    """Whether the axis cannot matter: one scale, where the plan's axis has one channel."""
-    axis, shape = placement.quantizer.axis, index.shape(found.edge.tensor)
-    return found.scales is not None and found.scales.size == 1 and axis is not None and shape is not None and shape[axis] == 1
-
-
-def _spelled(axis: int | None) -> str:
-    return "with one scale" if axis is None else f"along axis {axis}"
-
-
-def _group_findings(quantized: QuantizedModel, wanted: Plan) -> Iterator[Finding]:
-    by_tensor = {(q.edge.read, q.dtype): (largest(q.scales), q.edge) for q in quantized.edges}
-    for group, dtype in product(wanted.scale_groups, sorted({q.dtype for q in quantized.edges})):
-        members = [by_tensor[t, dtype] for t in group.tensors if (t, dtype) in by_tensor]
-        least = max((scale for scale, _ in members), default=0.0) / group.ratio_at_most if group.ratio_at_most else 0.0
-        members = [(scale, edge) for scale, edge in members if not scale < least]
-        if len({scale for scale, _ in members}) > 1:
-            names = ", ".join(f"{edge.tensor} {scale:.6g}" for scale, edge in members)
-            says = "TensorRT adds a kernel that requantizes where they differ"
-            yield Finding(
-                "unequal-scales", str(members[0][1]), f"its group has different scales: {names}", ", ".join(group.because), says, "calibrate again with qdq"
-            )

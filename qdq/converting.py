@@ -17,10 +17,11 @@ from onnx import helper, numpy_helper
 from qdq.errors import ModelError
 from qdq.index import GraphIndex, bodies_of, every_node
 from qdq.integerproducts import dynamic_product, integer_product
-from qdq.loading import Source
+from qdq.loading import Source, raise_source
 from qdq.opset import default_opset
 from qdq.pairs import LEVELS_KEY, PAIR_OPERATORS, readers
 from qdq.qoperators import DEQUANTIZE, INTEGER_PRODUCTS, MICROSOFT, QUANTIZE, Form, Operand, flattened_from, float_attributes, form_of, is_quantized_operator
+from qdq.quantizer import opset_of
 from qdq.respelling import Converted, GraphWriter, Respelling, bare, copied, input_of
 from qdq.respelling import Form as Quantized
 
@@ -69,7 +70,9 @@ def convert(source: Source) -> tuple[Source, tuple[Converted, ...]]:
     _replace(model.graph, nodes)
     model.graph.initializer.extend(respelling.initializers)
     _tidy(model, set(readers(source.model.graph)))
-    return msgspec.structs.replace(source, model=model, stamp=None), tuple(respelling.converted)
+    types = {tensor.data_type for name, tensor in graph.stored.items() if name in {form.zero for form in graph.quantized.values()}}
+    plain = msgspec.structs.replace(source, model=model, stamp=None)
+    return raise_source(plain, max((opset_of(code) for code in types), default=0)), tuple(respelling.converted)
 
 
 def unconverted(model: onnx.ModelProto) -> tuple[str, ...]:

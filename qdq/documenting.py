@@ -1,4 +1,4 @@
-"""The rules and facts as Markdown: generated from the rule files and the facts' docstrings."""
+"""The rules, facts and findings as Markdown: generated from the rule files, the facts' docstrings and the catalogue of problems."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 
 from qdq.cases import case_names
 from qdq.facts import EDGE_FACTS, NODE_FACTS, parameters
+from qdq.problems import PROBLEMS, SEVERITIES
 from qdq.quantizer import FORMATS
 from qdq.rule import Rule, RuleSet, Where
 from qdq.rulefile import DEFAULT_SET, SET_FILE, load_rules, rules_path, shipped_sets
@@ -45,6 +46,23 @@ def facts_page() -> str:
         "## Formats, behind `using`",
         "\n".join(formats),
     ]
+    return "\n\n".join(parts) + "\n"
+
+
+def findings_page() -> str:
+    """Return every code that `qdq check` reports, as Markdown."""
+    parts = [
+        "# What qdq check finds",
+        "Made by `make docs`; do not edit. `qdq check --codes` prints the list.",
+        "An error is what TensorRT refuses or reads otherwise than ONNX means it, a warning what runs but slower or in float, a note what is suspicious.",
+    ]
+    for severity in SEVERITIES:
+        kinds = [problem for problem in PROBLEMS.values() if problem.severity == severity]
+        parts += [f"## {severity.capitalize()}s", "\n".join(f"- [{kind.code}](#{kind.code}): {_plain(kind.title)}" for kind in kinds)]
+        for kind in kinds:
+            lines = [f"- costs: {_plain(kind.costs)}", f"- fix: {_plain(kind.fix)}", f"- evidence: {_plain(kind.evidence)}"]
+            lines += [f"- see: {f'<{kind.see}>' if kind.see.startswith('http') and ' ' not in kind.see else _plain(kind.see)}"] if kind.see else []
+            parts += [f"### {kind.code}", f"{_plain(kind.title)}.", "\n".join(lines)]
     return "\n\n".join(parts) + "\n"
 
 

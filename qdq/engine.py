@@ -54,7 +54,10 @@ _LAYER = re.compile(
 )
 _TOKEN = re.compile(r"qdq_node_(\d+)_")
 #: Where in the compiler's own sources a message comes from: of no use to the reader.
-_SOURCE_PLACE = re.compile(r"\[\S+?\.cpp:\d+[^\]]*\]|\bIn \w+ at \S+|^\w+::\w+: Error Code \d+: [\w ]+\(|\bIn operator\(\) at \S+")
+_SOURCE_PLACE = re.compile(
+    r"\[\S+?\.cpp:\d+[^\]]*\]|\b\w+\.cpp:\d+(?:: ERROR:)?(?: In function \w+: \[\d+\])?|\bIn \w+ at \S+|^\w+::\w+: Error Code \d+: [\w ]+\("
+    r"|\bIn operator\(\) at \S+"
+)
 
 
 class LayerTensor(msgspec.Struct, frozen=True):

@@ -32,7 +32,8 @@ EXISTING = "existing"
 MOST_COARSER = 4.0
 #: The shipped rule set of FP8.
 FP8_SET = "tensorrt-fp8"
-_OWN = "the model's own quantization"
+#: What the ranges that a model has itself are called.
+OWN = "the model's own quantization"
 
 
 class NewWeight(msgspec.Struct, frozen=True):
@@ -93,7 +94,7 @@ def ranges_in(found: QuantizedModel) -> GivenRanges:
         if ranges is not None and (not constant or ranges.size == 1) and 0.0 < ranges.max(initial=0) <= LARGEST:
             amax[tensor] = max(float(ranges.max()), amax.get(tensor, 0.0))
     by_tensor = tuple(GivenRange(tensor, value) for tensor, value in amax.items())
-    return GivenRanges(_OWN, by_tensor, strict=False, weights=tuple(weights.values()))
+    return GivenRanges(OWN, by_tensor, strict=False, weights=tuple(weights.values()))
 
 
 def _axis(found: QuantizedModel, quantized: QuantizedEdge) -> int | None:

@@ -19,6 +19,7 @@ from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 from qdq.errors import ModelError, first_line
 from qdq.inlining import inline_functions
 from qdq.opset import default_opset, raise_opset
+from qdq.ordering import order_nodes
 
 if TYPE_CHECKING:
     import onnx_graphsurgeon as gs
@@ -57,6 +58,8 @@ class Source(msgspec.Struct, frozen=True):
     notes: tuple[str, ...] = ()
     #: Size and time of change of the file when it was read.
     stamp: tuple[int, int] | None = None
+    #: The opset that the model had when it was given, 0 where that is not known.
+    given_opset: int = 0
 
     @property
     def name(self) -> str:
@@ -97,7 +100,7 @@ def load(model: ModelLike) -> Source:
         return _load_path(Path(model))
     proto = model if isinstance(model, onnx.ModelProto) else _from_graphsurgeon(model)
     raised, notes = _raised(None, proto)
-    return Source(None, raised, hashlib.sha256(canonical_bytes(proto)).hexdigest(), notes)
+    return Source(None, raised, hashlib.sha256(canonical_bytes(proto)).hexdigest(), notes, given_opset=default_opset(proto))
 
 
 def raise_source(source: Source, opset: int) -> Source:
@@ -164,7 +167,7 @@ def _load_path(path: Path) -> Source:
         raised, notes = _raised(path, model)
     for file in _external_paths(model, path):
         _hash_file(digest.result(), file)
-    return Source(path, raised, digest.result().hexdigest(), notes, stamp)
+    return Source(path, raised, digest.result().hexdigest(), notes, stamp, default_opset(model))
 
 
 def _stamp(path: Path) -> tuple[int, int] | None:
@@ -208,9 +211,10 @@ def _raised(path: Path | None, model: onnx.ModelProto) -> tuple[onnx.ModelProto,
     try:
         _check_nodes(model)
         _check_weights(model)
-        inlined, notes = inline_functions(model)
+        ordered, sorting = order_nodes(model)
+        inlined, notes = inline_functions(ordered)
         raised, more = raise_opset(inlined)
-        return raised, (*notes, *more)
+        return raised, (*sorting, *notes, *more)
     except ModelError as error:
         raise ModelError(f"{path or model.graph.name or 'model'}: {error}") from error
 

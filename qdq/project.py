@@ -14,6 +14,7 @@ from typing import Any
 
 import msgspec
 
+from qdq.choosing import codes_of, per_file_ignores
 from qdq.errors import QdqError, UsageError, did_you_mean
 from qdq.feeds import NOISE
 from qdq.images import preset_names
@@ -34,6 +35,8 @@ YAML_FILE, TOML_FILE = "qdq.yaml", "pyproject.toml"
 _OPTIONS = {"rules": "rule_sets", "targets": "targets", "data": "data", "method": "method", "batch": "batch"}
 _OPTIONS |= {"images": "images", "preprocess": "preprocess", "samples": "samples", "seed": "seed"}
 _OPTIONS |= {"leave_float": "leave_float", "allow_unmatched": "allow_unmatched", "shapes": "shapes"}
+#: Keys of the table `check`, with the name of each option.
+_CHECK = {"select": "select", "ignore": "ignore", "baseline": "baseline", "per-file-ignores": "per_file_ignores"}
 _THRESHOLDS = {"snr_db": "min_snr", "cosine": "min_cosine", "top1_agreement": "min_top1"}
 
 
@@ -48,7 +51,8 @@ class Project(msgspec.Struct, frozen=True):
 
     def options_of(self, key: str) -> tuple[str, ...]:
         """Return the names of the options that a key gives."""
-        return tuple(_THRESHOLDS.values()) if key == "thresholds" else (_OPTIONS[key],)
+        tables = {"thresholds": _THRESHOLDS, "check": _CHECK}
+        return tuple(tables[key].values()) if key in tables else (_OPTIONS[key],)
 
 
 def find_project(folder: Path) -> Project | None:
@@ -75,7 +79,7 @@ def _read_yaml(path: Path) -> Located:
     except QdqError as error:
         raise UsageError(str(error)) from error
     if not isinstance(content, Located):
-        raise UsageError(f"{path}:1: a project file is a mapping with some of {', '.join((*_OPTIONS, 'thresholds'))}")
+        raise UsageError(f"{path}:1: a project file is a mapping with some of {', '.join((*_OPTIONS, 'thresholds', 'check'))}")
     return content
 
 
@@ -114,10 +118,12 @@ def _project(path: Path, content: Located) -> Project:
         at = f"{path}:{content.lines[key]}"
         if key == "thresholds":
             options |= _thresholds(path, at, value)
+        elif key == "check":
+            options |= _check(path, at, value)
         elif key in _OPTIONS:
             options[_OPTIONS[key]] = _read(path.parent, key, value, at)
         else:
-            known = (*_OPTIONS, "thresholds")
+            known = (*_OPTIONS, "thresholds", "check")
             raise UsageError(f"{at}: unknown key {key!r}{did_you_mean(key, known)}; known are {', '.join(known)}")
     if "data" in content and "images" in content:
         raise UsageError(f"{path}:{content.lines['images']}: 'data' and 'images' exclude each other; keep one of them")
@@ -143,6 +149,33 @@ def _thresholds(path: Path, at: str, value: Any) -> dict[str, float]:
             raise UsageError(f"{at}: {key!r} is {number!r}; write a number")
         options[_THRESHOLDS[key]] = float(number)
     return options
+
+
+def _check(path: Path, at: str, value: Any) -> dict[str, Any]:
+    """Return the options that the table `check` gives; paths and globs are relative to the project's folder."""
+    if not isinstance(value, Located):
+        raise UsageError(f"{at}: 'check' is {value!r}; write some of {', '.join(_CHECK)}")
+    options: dict[str, Any] = {}
+    for key, given in value.items():
+        at = f"{path}:{value.lines[key]}"
+        if key not in _CHECK:
+            raise UsageError(f"{at}: unknown key {key!r} of 'check'{did_you_mean(key, _CHECK)}; known are {', '.join(_CHECK)}")
+        try:
+            options[_CHECK[key]] = _check_value(path.parent, key, given)
+        except QdqError as error:
+            raise UsageError(f"{at}: {key!r}: {error}") from error
+    return options
+
+
+def _check_value(folder: Path, key: str, given: Any) -> Any:
+    if key == "baseline":
+        return _under(folder, _text(given))
+    if key == "per-file-ignores":
+        if not isinstance(given, dict):
+            raise UsageError(f"is {given!r}; write a glob of paths and the codes to ignore in them, as 'legacy/*.onnx': [uint8]")
+        return per_file_ignores({glob: _texts(codes) for glob, codes in given.items()})
+    codes_of(_texts(given), key)
+    return _texts(given)
 
 
 def _texts(value: Any) -> list[str]:

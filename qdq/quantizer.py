@@ -97,6 +97,11 @@ ELEMENT_TYPES: dict[str, ElementType] = {
 _INTEGERS = {2: (0, 255), 3: (-128, 127), 4: (0, 65535), 5: (-32768, 32767), 21: (0, 15), 22: (-8, 7)}
 
 
+def opset_of(code: int) -> int:
+    """Return the first opset whose Q/DQ takes a type of 16 bits or 4; 0 for another (ONNX operator changelog)."""
+    return 21 if code in (4, 5, 21, 22) else 0
+
+
 def integer_levels(code: int) -> tuple[int, int] | None:
     """Return the least and the largest value of an integer type that values are quantized to; None for every other type."""
     return _INTEGERS.get(code)

@@ -12,10 +12,11 @@ import onnx
 from qdq.bisection import Search
 from qdq.building import buildable, compiler, globs_of
 from qdq.calibration import Given, Scales, scales_of
-from qdq.checking import Finding, check
+from qdq.checking import check
 from qdq.errors import ModelError, UsageError
 from qdq.existing import KEEP, REPAIR, REPLACE, Existing, default_sets, float_source, keeping, nothing_to_observe, own_ranges, report, require_mode
 from qdq.feeds import DataLike
+from qdq.findings import Finding
 from qdq.loading import ModelLike, Source, canonical_bytes, light_copy, load
 from qdq.methods import DEFAULT_METHOD, parse_method
 from qdq.observation import Progress
@@ -110,7 +111,7 @@ def quantize(  # noqa: PLR0913 keyword arguments of the public function
     needed = None if had is not None and given is not None and nothing_to_observe(index, plan, given) else data
     scales, ranges = scales_of(Job(index, plan, needed, way.needs_histogram, batch), way, observing, progress, given)
     rewritten = apply_index(index, plan, scales)
-    findings = check(Source(source.path, light_copy(rewritten), source.digest), rules=rules, targets=plan.targets, leave_float=plan.leave_float)
+    findings = check(Source(source.path, light_copy(rewritten), source.digest), rules=rules, targets=plan.targets, leave_float=plan.leave_float, weights=False)
     if build is not None and (refusal := build(rewritten)):
         raise ModelError(f"{source.path or source.name}: builds with other scales, but not with the calibrated ones: {refusal.words}; try another --method")
     became = report(existing, had, plan, scales, QuantizedModel(Source(source.path, rewritten, source.digest))) if had is not None else None

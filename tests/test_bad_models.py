@@ -95,7 +95,6 @@ def test_bytes_gone_wrong_never_give_a_traceback(tmp_path: Path) -> None:
         ["explain", "MODEL", "conv"],
         ["strip", "MODEL", "-o", "OUT"],
         ["check", "MODEL"],
-        ["check", "GOOD", "MODEL"],
         ["validate", "MODEL", "GOOD", "--data", "noise"],
         ["validate", "GOOD", "MODEL", "--data", "noise"],
     ],
@@ -351,6 +350,10 @@ def test_stored_integers_that_cannot_become_floats_are_named(tmp_path: Path, com
     model.graph.node.insert(0, helper.make_node("DequantizeLinear", ["integers", "scale"], ["gemm.weight"], **attributes))
     path = save(model, tmp_path / "model.onnx")
 
+    if command == "check" and (attributes["axis"] == 9 or len(scale) != (5, 216)[attributes["axis"]]) and scale.ndim == 1:
+        code, text, _ = run("check", path)
+        assert (code, "scale-count" in text) == (1, True)  # the parser refuses it: a finding, and no reason to stop
+        return
     message = refused(tmp_path, command, path, *(["-o", tmp_path / "out.onnx"] if command == "strip" else []))
 
     assert "qdq: model.onnx: the " in message

@@ -245,7 +245,7 @@ def test_check_finds_a_pair_missing_in_a_body() -> None:
     kept = [n for n in body.node if not n.name.startswith("r_")]
     del body.node[:]
     body.node.extend(kept)
-    assert [(f.code, f.where) for f in qdq.check(model)] == [("missing-pair", "r -> if.then_branch/then_matmul[0]")]
+    assert [(f.code, f.where) for f in qdq.check(model)] == [("half-quantized", "r -> if.then_branch/then_matmul[0]")]
 
 
 def test_check_finds_a_pair_that_is_not_wanted_and_a_lone_node_in_a_body() -> None:
@@ -257,7 +257,7 @@ def test_check_finds_a_pair_that_is_not_wanted_and_a_lone_node_in_a_body() -> No
     }
     body = bodies(model)["else_branch"]
     body.node.insert(0, node("QuantizeLinear", ["r", next(t.name for t in model.graph.initializer if t.name.endswith("r_scale"))], "lone", name="lone"))
-    assert [(f.code, f.where) for f in qdq.check(model)] == [("no-pair", "lone")]
+    assert [(f.code, f.where) for f in qdq.check(model)] == [(code, "if.else_branch/lone") for code in ("no-zero-point", "lone-quantize")]
 
 
 def test_pairs_of_others_in_bodies_are_stripped_their_scales_and_stored_integers_too() -> None:

@@ -15,7 +15,8 @@ from making import run as cli
 from onnx import TensorProto, helper, numpy_helper
 
 import qdq
-from qdq.checking import Finding, check
+from qdq.checking import check, compared_with_plan
+from qdq.findings import Finding
 from qdq.loading import canonical_bytes, load
 from qdq.quantized import QuantizedModel
 from qdq.stripping import strip
@@ -155,15 +156,15 @@ def zero_in_channel_scales(model: Model) -> None:
 
 #: What is done to the good model, the codes that must be found, and where.
 DEFECTS: dict[str, tuple[Callable[[Model], None], set[str], str]] = {
-    "uint8": (unsigned, {"element-type"}, "x -> first[0]"),
+    "uint8": (unsigned, {"uint8"}, "x -> first[0]"),
     "zero point 5": (shifted, {"zero-point"}, "x -> first[0]"),
     "no zero point": (without_zero_point, {"no-zero-point"}, "x -> first[0]"),
-    "missing pair": (without_pair, {"missing-pair"}, "r -> second[0]"),
-    "unwanted pair": (on_output, {"unwanted-pair"}, "a -> relu[0]"),
-    "per-channel activation": (channels_of_activation, {"channel-scales", "wrong-axis"}, "x -> first[0]"),
+    "missing pair": (without_pair, {"half-quantized"}, "r -> second[0]"),
+    "unwanted pair": (on_output, {"pair-in-fusion"}, "a -> relu[0]"),
+    "per-channel activation": (channels_of_activation, {"channel-scales"}, "x -> first[0]"),
     "wrong weight axis": (other_axis, {"wrong-axis"}, "w -> first[1]"),
-    "one scale for a weight": (one_scale_for_weight, {"wrong-axis"}, "w -> first[1]"),
-    "Q without DQ": (half_a_pair, {"no-pair", "missing-pair"}, "r -> second[0]"),
+    "one scale for a weight": (one_scale_for_weight, {"weight-per-tensor"}, "w -> first[1]"),
+    "Q without DQ": (half_a_pair, {"half-quantized"}, "r -> second[0]"),
     "scale from an input": (computed_scale, {"scale-not-constant"}, "x -> first[0]"),
     "negative scale": (negative_scale, {"scale-not-positive"}, "x -> first[0]"),
     "zero scale of a channel": (zero_in_channel_scales, {"scale-not-positive"}, "w -> first[1]"),
@@ -210,8 +211,10 @@ def test_defects_are_found_from_the_command_line_with_exit_code_1(tmp_path: Path
     assert cli("check", paths["good"]) == (0, f"{paths['good']}: no findings\n", "")
     code, out, error = cli("check", *paths.values())
     assert (code, error) == (1, "")
-    assert f"{paths['uint8']}: element-type: x -> first[0]: is quantized to uint8" in out
-    assert f"{paths['missing pair']}: 1 finding\n" in out
+    assert f"{paths['uint8']}: 1 error\n  error uint8: " in out
+    assert "\n    x -> first[0]: is quantized to UINT8" in out
+    assert f"{paths['missing pair']}: 1 warning\n" in out
+    assert out.endswith("3 models: 1 error, 1 warning; 1 without findings\n")
 
 
 def codes(findings: tuple[Finding, ...]) -> set[str]:
@@ -292,7 +295,7 @@ def test_defects_of_stored_integers_are_found() -> None:
     model = stored_as_integers(good(), "w")
     store(model, "w_q", initializer(model, "w_q").astype(np.uint8))
     store(model, "w_z", np.zeros(4, np.uint8))
-    assert codes(check(model)) == {"element-type"}
+    assert codes(check(model)) == {"unsupported-type"}
 
 
 def test_stored_integers_in_external_data_are_read(tmp_path: Path) -> None:
@@ -351,7 +354,7 @@ def test_one_quantizer_with_several_readers_and_double_pairs_are_stripped() -> N
     stripped = strip(model)
     assert [n.op_type for n in stripped.graph.node] == ["Conv", "Relu", "Conv"]
     assert [t.name for t in stripped.graph.initializer] == ["w", "v"]
-    assert check(model) == ()
+    assert {(f.code, f.node) for f in check(model)} == {("duplicate-pair", "#4")}
 
 
 def test_unnamed_nodes_keep_labels_of_their_own_beside_unnamed_pairs() -> None:
@@ -366,9 +369,12 @@ def test_unnamed_nodes_keep_labels_of_their_own_beside_unnamed_pairs() -> None:
     assert convolutions == [n.label for n in quantized.index.nodes if n.op == "Conv"]
 
 
-def test_a_float_model_lacks_every_pair() -> None:
+def test_a_float_model_is_one_note_that_counts_what_the_rules_would_quantize() -> None:
     model = convolution()
-    assert [(f.code, f.where) for f in check(model)] == [("missing-pair", str(p.edge)) for p in qdq.plan(model).placements]
+    (found,) = check(model)
+    assert (found.code, found.severity, found.where) == ("not-quantized", "note", "")
+    assert f"{len(qdq.plan(model).placements)} edges" in found.problem
+    assert [p.edge for p in compared_with_plan(model).missing] == [p.edge for p in qdq.plan(model).placements]
 
 
 def test_left_float_globs_rules_and_targets_are_read_from_the_model() -> None:
@@ -386,7 +392,7 @@ def test_old_quantized_models_are_raised_before_they_are_checked() -> None:
         node("QuantizeLinear", ["w", "s", "z"], "wq"), node("DequantizeLinear", ["wq", "s", "z"], "wd"), node("Conv", ["xd", "wd"], "y", name="conv"),
     ]  # fmt: skip
     model = build(nodes, {"x": [1, 3, 6, 6]}, ["y"], weights, opset=10, ir=5)
-    assert [(f.code, f.where) for f in check(model)] == [("wrong-axis", "w -> conv[1]")]
+    assert [(f.code, f.where) for f in check(model)] == [("weight-per-tensor", "w -> conv[1]")]
     assert [n.op_type for n in strip(model).graph.node] == ["Conv"]
 
 
@@ -416,7 +422,7 @@ def test_a_model_that_onnx_runtime_quantized_gets_findings(tmp_path: Path, form:
     findings = check(out)
     assert findings
     if form == "QDQ":
-        assert codes(findings) >= {"element-type", "unwanted-pair"}
+        assert codes(findings) >= {"zero-point", "int32-dequantize"}
     if form == "QDQ signed":
         assert not codes(findings) & {"no-zero-point", "scale-not-constant", "scale-not-positive"}
         assert not [f for f in findings if f.code == "zero-point" and not f.where.endswith("[2]")]

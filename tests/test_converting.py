@@ -289,3 +289,9 @@ def test_the_symmetric_range_of_a_pair_holds_all_that_the_pair_lets_through(scal
     let_through = run(build(nodes, {"x": [1, 32]}, ["y"], weights), feed)[0]
     assert np.abs(let_through).max() <= given_range.amax + 1.001 * scale
     assert given_range.amax <= 255 * scale * 1.001
+
+
+def test_runtime_operators_of_sixteen_bits_get_the_opset_that_has_them() -> None:
+    pair = [node("QuantizeLinear", ["x", "s", "z"], "q", domain="com.microsoft"), node("DequantizeLinear", ["q", "s", "z"], "d", domain="com.microsoft")]
+    model = build([*pair, node("Relu", ["d"], "y")], {"x": [2, 4]}, {"y": [2, 4]}, {"s": SCALAR(0.1), "z": np.uint16(0)}, domains=MICROSOFT)
+    onnx.checker.check_model(plain(model))

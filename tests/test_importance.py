@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from graphs import Array, build, node, noise, run
+from graphs import DIGITS, NETWORKS, Array, build, node, noise, run
 
 import qdq
 from qdq.importance import FACTOR, GRADES, channel_grades
@@ -16,8 +16,6 @@ from qdq.index import GraphIndex
 from qdq.methods import parse_method
 from qdq.observing import Job, observe
 from qdq.quantizer import ELEMENT_TYPES, INT8
-
-FIXTURES = Path(__file__).resolve().parent.parent / "fixtures" / "networks"
 
 
 def weight(*channels: float, outputs: int = 2) -> Array:
@@ -99,8 +97,8 @@ def test_what_cannot_be_followed_is_left_alone() -> None:
 
 
 def test_every_network_of_the_fixtures_is_graded_by_its_own_channels() -> None:
-    for path in FIXTURES.glob("*.onnx"):
-        index = GraphIndex(qdq.load(path))
+    for name in DIGITS:
+        index = GraphIndex(qdq.load(NETWORKS / f"{name}.onnx"))
         for tensor, grades in channel_grades(index).items():
             shape = index.shape(tensor)
             assert shape is not None

@@ -502,3 +502,19 @@ def test_constants_are_followed_through_folding() -> None:
     (weight,) = (s for s in result.scales.by_pair if s.tensor == "w")
     assert weight.quantizer.axis == 0
     assert len(weight.scales) == 4
+
+
+def test_nodes_in_another_order_are_put_in_order_and_nodes_in_a_circle_are_refused(tmp_path: Path) -> None:
+    model = convolution()
+    ordered = list(model.graph.node)
+    del model.graph.node[:]
+    model.graph.node.extend(reversed(ordered))
+    source = qdq.load(model)
+    assert [n.op_type for n in source.model.graph.node] == ["Conv", "Relu", "Conv"]
+    assert source.notes == ("nodes put in the order that ONNX asks for",)
+    assert [n.op_type for n in model.graph.node] == ["Conv", "Relu", "Conv"]
+    assert model.graph.node[0].output[0] == "y"
+    onnx.checker.check_model(quantized(model).model)
+    model.graph.node[2].input[0] = "y"
+    with pytest.raises(ModelError, match=r"is damaged: node .* needs its own result; export or download it again"):
+        qdq.load(model)

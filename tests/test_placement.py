@@ -137,7 +137,7 @@ def test_a_rule_of_the_user_may_quantize_more(tmp_path: Path) -> None:
     assert paired_edges(two(), after) == {("a", 0), ("a", 1), ("r", 0), ("y", 0), ("y", 1)}
     rules = load_rules(["tensorrt", str(tmp_path)])
     assert qdq.check(after, rules=rules) == ()
-    assert [(f.code, f.where) for f in qdq.check(after)] == [("unwanted-pair", "a -> r_node[0]")]
+    assert [(f.code, f.where) for f in qdq.check(after)] == [("pair-in-fusion", "a -> r_node[0]")]
 
 
 def test_targets_that_differ_keep_in_float_what_either_lacks() -> None:

@@ -104,8 +104,10 @@ def test_globs_of_the_project_reach_check(repository: Path) -> None:
     code, text, _ = run("check", out)
 
     assert code == 1
-    assert "unwanted-pair: x -> conv[0]" in text
-    assert "missing-pair: f -> gemm[0]" in text
+    assert "warning unwanted-pair: " in text
+    assert "    x -> conv[0]: " in text
+    assert "warning missing-pair: " in text
+    assert "    f -> gemm[0]: " in text
 
 
 def test_the_nearest_file_counts_and_the_search_ends_at_the_repository(repository: Path) -> None:

@@ -46,7 +46,7 @@ def without_pairs(model: onnx.ModelProto | Path) -> list[tuple[str, str]]:
     return [(n.op_type, n.output[0]) for n in qdq.strip(model).graph.node]
 
 
-@pytest.mark.parametrize(("target", "missing"), [(RTX, RESIDUALS | INPUTS), (TRT, RESIDUALS | INPUTS | POOL)], ids=str)
+@pytest.mark.parametrize(("target", "missing"), [(RTX, RESIDUALS | INPUTS), (TRT, RESIDUALS | INPUTS | POOL)], ids=["rtx", "trt"])
 def test_what_the_placement_by_layer_lacks_is_found_for_the_target(target: Target, missing: set[str]) -> None:
     assert {f.where for f in qdq.check(QAT, targets=[target])} >= missing
     assert not {f.where for f in qdq.check(QAT, targets=[target])} & ((RESIDUALS | INPUTS | POOL) - missing)

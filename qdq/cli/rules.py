@@ -10,7 +10,7 @@ import msgspec
 
 from qdq.cases import case_names
 from qdq.cli.options import FILE, format_option, rules_of, rules_option, show
-from qdq.documenting import beaten_by, facts_page, rules_page, spelled
+from qdq.documenting import beaten_by, facts_page, findings_page, rules_page, spelled
 from qdq.errors import UsageError, did_you_mean
 from qdq.rule import Rule
 from qdq.rulefile import shipped_sets
@@ -102,10 +102,10 @@ def _schema() -> None:
 
 @command.command("docs")
 @click.argument("names", nargs=-1, metavar="[SET|FOLDER|FILE]...")
-@click.option("-o", "--output", type=FILE, required=True, metavar="FOLDER", help="Folder for rules.md and facts.md.")
+@click.option("-o", "--output", type=FILE, required=True, metavar="FOLDER", help="Folder for rules.md, facts.md and findings.md.")
 @click.option("--force", is_flag=True, help="Replace files that exist.")
 def _docs(names: tuple[str, ...], output: Path, force: bool) -> None:
-    """Write rules.md, the rules of sets as a document, and facts.md, the words they may use.
+    """Write rules.md, the rules of sets as a document, facts.md, the words they may use, and findings.md, what `qdq check` reports.
 
     With no SET, all shipped sets.
 
@@ -113,7 +113,7 @@ def _docs(names: tuple[str, ...], output: Path, force: bool) -> None:
     Example:
       qdq rules docs -o docs/ --force
     """
-    pages = {output / "rules.md": rules_page(names), output / "facts.md": facts_page()}
+    pages = {output / "rules.md": rules_page(names), output / "facts.md": facts_page(), output / "findings.md": findings_page()}
     for path in pages:
         check_output(path, (), force)
     for path, content in pages.items():
