@@ -14,16 +14,21 @@ from qdq.symmetric import Coarser
 _SIGNS = {ADDED: "+", REMOVED: "-", MOVED: ">", RESCALED: "~", FORMAT: "!"}
 #: How many names a line holds; JSON has all.
 _NAMES = 8
+#: How many changes a report of `quantize` shows.
+_SHOWN = 40
 #: How many tensors that lose resolution are named.
 _MOST = 5
 
 
-def diff_sections(found: PairDiff) -> Iterator[Section]:
-    """Yield a diff in words: the pairs, then what differs besides."""
+def diff_sections(found: PairDiff, most: int | None = None) -> Iterator[Section]:
+    """Yield a diff in words: the pairs, at most some of them, then what differs besides."""
     counts = Counter(change.kind for change in found.pairs)
     head = f"{found.old} -> {found.new}: {found.old_pairs} quantized edges, then {found.new_pairs}"
     changes = ", ".join(f"{counts[kind]} {_WORDS.get(kind, kind)}" for kind in _SIGNS if counts[kind])
-    yield Section("Pairs", (f"{head}: {changes or 'the same pairs'}", *map(change_line, found.pairs)))
+    shown = found.pairs if most is None else found.pairs[:most]
+    rest = len(found.pairs) - len(shown)
+    more = (f"and {rest} more (--format json, and a report that ends in .json, have all)",) if rest else ()
+    yield Section("Pairs", (f"{head}: {changes or 'the same pairs'}", *map(change_line, shown), *more))
     if besides := tuple(_besides(found)):
         yield Section("Besides", besides)
 
@@ -66,7 +71,16 @@ def existing_sections(existing: Existing) -> list[Section]:
         lines += [_coarser_line(cost) for cost in sorted(existing.coarser, key=lambda c: -c.times)[:_MOST]]
     lines += [f"{weight.tensor} gets new scales: it {weight.why}" for weight in existing.weights]
     lines += [f"{len(existing.calibrated)} had no range and were calibrated: {_listed(existing.calibrated)}"] if existing.calibrated else []
-    return [Section("Was quantized already", tuple(lines)), *diff_sections(existing.changes)]
+    return [Section("Was quantized already", tuple(lines)), *diff_sections(existing.changes, _SHOWN)]
+
+
+def fixed_lines(existing: Existing) -> list[str]:
+    """Return what was done to a model that was mended, one sentence each."""
+    lines = [f"{item.node}: {item.op} {item.says}" for item in existing.converted]
+    lines += [_coarser_line(cost) for cost in existing.coarser]
+    lines += [f"{weight.tensor} gets new scales: it {weight.why}" for weight in existing.weights]
+    told = {cost.tensor for cost in existing.coarser}
+    return lines + [change_line(change) for change in existing.changes.pairs if not (change.kind == FORMAT and change.edge.read in told)]
 
 
 def _coarser_line(cost: Coarser) -> str:

@@ -32,7 +32,8 @@ EXISTING = "existing"
 MOST_COARSER = 4.0
 #: The shipped rule set of FP8.
 FP8_SET = "tensorrt-fp8"
-_OWN = "the model's own quantization"
+#: What the ranges that a model has itself are called.
+OWN = "the model's own quantization"
 
 
 class NewWeight(msgspec.Struct, frozen=True):
@@ -48,7 +49,7 @@ class Existing(msgspec.Struct, frozen=True):
     mode: str
     #: Nodes that were written in other operators first.
     converted: tuple[Converted, ...]
-    #: Activations whose steps are larger now.
+    #: Activations that are still quantized, in larger steps.
     coarser: tuple[Coarser, ...]
     weights: tuple[NewWeight, ...]
     #: Planned activations that had no range, and were calibrated.
@@ -93,7 +94,7 @@ def ranges_in(found: QuantizedModel) -> GivenRanges:
         if ranges is not None and (not constant or ranges.size == 1) and 0.0 < ranges.max(initial=0) <= LARGEST:
             amax[tensor] = max(float(ranges.max()), amax.get(tensor, 0.0))
     by_tensor = tuple(GivenRange(tensor, value) for tensor, value in amax.items())
-    return GivenRanges(_OWN, by_tensor, strict=False, weights=tuple(weights.values()))
+    return GivenRanges(OWN, by_tensor, strict=False, weights=tuple(weights.values()))
 
 
 def _axis(found: QuantizedModel, quantized: QuantizedEdge) -> int | None:
@@ -196,8 +197,9 @@ def report(mode: str, found: QuantizedModel, plan: Plan, scales: Scales, result:
     changes = diff_pairs(found, result)
     if mode == REPLACE or scales.given is None:
         return Existing(mode, found.converted, (), (), (), changes)
-    weights = tuple(new_weights(found, plan, scales.given))
-    return Existing(mode, found.converted, coarser_in(found), weights, scales.given.missing, changes)
+    weights, planned = tuple(new_weights(found, plan, scales.given)), {p.edge.read for p in plan.placements}
+    costs = tuple(cost for cost in coarser_in(found) if cost.tensor in planned)
+    return Existing(mode, found.converted, costs, weights, scales.given.missing, changes)
 
 
 def require_mode(mode: str) -> None:

@@ -49,9 +49,9 @@ class QuantizedModel:
         return max((ELEMENT_TYPES[q.dtype].opset for q in self.edges if q.dtype in ELEMENT_TYPES), default=0)
 
     def labelled(self) -> onnx.ModelProto:
-        """Return a copy in which every node that the float graph has too is named by its label there, in bodies too."""
+        """Return a copy of the given model in which every node that the float graph has too is named by its label there, in bodies too."""
         copy = onnx.ModelProto()
-        copy.CopyFrom(self.source.model)
+        copy.CopyFrom(self.given.model)
         _label(copy.graph, self.index)
         return copy
 

@@ -14,7 +14,7 @@ from qdq.bisection import Search
 from qdq.calibration import Scales
 from qdq.changes import existing_sections
 from qdq.errors import UsageError
-from qdq.existing import Existing
+from qdq.existing import OWN, Existing
 from qdq.feeds import NOISE
 from qdq.findings import Finding
 from qdq.planning import BODY, FUNCTION, Plan
@@ -45,6 +45,8 @@ class Report(msgspec.Struct, frozen=True):
     building: Search | msgspec.UnsetType = msgspec.UNSET
     #: What became of the quantization that the model had; absent for a float model.
     existing: Existing | msgspec.UnsetType = msgspec.UNSET
+    #: How far that model, as it was given, is from its float model; absent unless it was run.
+    given_accuracy: Accuracy | msgspec.UnsetType = msgspec.UNSET
 
 
 def check_report_path(path: Path) -> None:
@@ -86,6 +88,8 @@ def sections(report: Report) -> list[Section]:
         parts.append(scales_summary(report.scales))
     if report.findings is not None:
         parts.append(findings_section(report.findings))
+    if isinstance(report.given_accuracy, Accuracy):
+        parts.append(accuracy_section(report.given_accuracy, "the model as it was given"))
     if report.validation:
         parts += validation_sections(report.validation)
     if report.misses:
@@ -154,7 +158,8 @@ def given_lines(scales: Scales) -> list[str]:
     lines += _listed("take the range of a tensor that holds all of their values", [f"{t.tensor} from {t.of}" for t in given.tensors if t.of])
     lines += _listed(f"not in {given.name}, and {'calibrated' if scales.data else 'constant: their largest value'}", given.missing)
     lines += _listed(f"in {given.name}, but not in the graph", given.unknown)
-    lines += _listed(f"in {given.name}, but not quantized by the plan", given.unplanned)
+    if not given.name.endswith(OWN):  # whose changes are reported pair by pair
+        lines += _listed(f"in {given.name}, but not quantized by the plan", given.unplanned)
     return lines + [f"{s.tensor} was given {s.own:.4g}, and has {s.amax:.4g} as its scale group does" for s in widened(scales)]
 
 
@@ -205,11 +210,11 @@ def validation_sections(validation: Validation) -> list[Section]:
     return parts + [part for part in others if part.lines]
 
 
-def accuracy_section(accuracy: Accuracy) -> Section:
+def accuracy_section(accuracy: Accuracy, against: str = "quantized") -> Section:
     """Return the error of each output."""
     lines = [f"{accuracy.samples} samples of {accuracy.data}"]
     lines += [f"{o.name} has another shape than in float for {o.unlike} of them, which are not compared" for o in accuracy.outputs if o.unlike]
-    return _errors_section("Accuracy in ONNX Runtime, float against quantized", accuracy.outputs, *lines)
+    return _errors_section(f"Accuracy in ONNX Runtime, float against {against}", accuracy.outputs, *lines)
 
 
 def _errors_section(title: str, outputs: Sequence[OutputError], *lines: str) -> Section:

@@ -179,7 +179,7 @@ def validate(  # noqa: PLR0913 keyword arguments of the public function
     require_shapes(index, fixed)
     if feeds is not None:
         fixed = {**{name: values.shape for name, values in feeds.first().items()}, **fixed}
-    accuracy = compare(index, GraphIndex(target_model.source), feeds, progress) if feeds is not None else None
+    accuracy = compare(index, GraphIndex(target_model.given), feeds, progress) if feeds is not None else None
     engines = tuple(_engine_report(index, target_model, target, fixed, feeds, allow_fp16) for target in targets)
     engines += tuple(_file_report(target_model, Path(path)) for path in layers)
     return Validation(index.source.name, target_model.source.name, accuracy, engines)

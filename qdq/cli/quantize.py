@@ -8,6 +8,7 @@ from typing import Any
 import click
 import msgspec
 
+from qdq.accuracy import Accuracy, compare
 from qdq.building import RULE_SUFFIX, leave_float_yaml
 from qdq.calibration import Given
 from qdq.cli.options import (
@@ -36,8 +37,9 @@ from qdq.cli.options import (
     targets_of,
     thresholds_option,
 )  # fmt: skip
+from qdq.errors import ModelError
 from qdq.existing import MODES, REPAIR, default_sets
-from qdq.feeds import Feeds, data_files
+from qdq.feeds import Feeds, data_files, open_feeds
 from qdq.index import GraphIndex
 from qdq.loading import Source, load
 from qdq.planning import quantized_nodes
@@ -101,7 +103,7 @@ def command(ctx: click.Context, /, model: Path, output: Path, report: Path | Non
     external_copies(source, output, given["force"])
     with resumable(given["observing"]), naming(*observed_in(given["ranges"], ranges)):
         result = _quantized(source, rules, shapes, ranges, given)
-        made = _report(result, given, shapes) if given["prove"] else Report(result.plan, result.scales, result.findings)
+        made = _report(source, result, given, shapes) if given["prove"] else Report(result.plan, result.scales, result.findings)
         if result.existing:
             made = msgspec.structs.replace(made, existing=result.existing)
         if result.building:
@@ -158,13 +160,22 @@ def _write_refused(result: Quantized, rules: RuleSet, path: Path) -> list[Path]:
     return [path]
 
 
-def _report(result: Quantized, given: dict[str, Any], shapes: dict[str, tuple[int, ...]]) -> Report:
+def _report(source: Source, result: Quantized, given: dict[str, Any], shapes: dict[str, tuple[int, ...]]) -> Report:
     quantized = msgspec.structs.replace(result.source, model=result.model, stamp=None)  # the file at its path is the float model
     with progress("validating") as advance:
         validation = validate(
             result.source, quantized, data=given["data"], batch=given["batch"],
             targets=result.plan.targets, shapes=shapes, progress=advance,
         )  # fmt: skip
-    return Report(
-        result.plan, result.scales, result.findings, validation, misses(validation, Thresholds(given["min_snr"], given["min_cosine"], given["min_top1"]))
-    )
+        before = _given_accuracy(source, result, given) if result.existing and given["data"] is not None else None
+    missed = misses(validation, Thresholds(given["min_snr"], given["min_cosine"], given["min_top1"]))
+    return Report(result.plan, result.scales, result.findings, validation, missed, given_accuracy=before or msgspec.UNSET)
+
+
+def _given_accuracy(source: Source, result: Quantized, given: dict[str, Any]) -> Accuracy | None:
+    """Return how far a quantized model, as it was given, is from its float model; None where ONNX Runtime cannot run it."""
+    index = GraphIndex(result.source)
+    try:
+        return compare(index, GraphIndex(source), open_feeds(index, given["data"], given["batch"]))
+    except ModelError:
+        return None
