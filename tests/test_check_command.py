@@ -16,8 +16,9 @@ import jsonschema
 import numpy as np
 import onnx
 import pytest
-from graphs import convolution, noise
+from graphs import convolution, noise, value
 from making import contents, refused, run
+from onnx import helper, numpy_helper
 from test_check import DEFECTS, good, made_by, store
 
 import qdq
@@ -60,6 +61,19 @@ def test_models_are_reported_one_after_another_with_a_summary(folder: Path) -> N
     assert (code, err) == (1, "")
     assert out.splitlines()[:3] == ["models/good.onnx: no findings", "models/uint8.onnx: 1 error", f"  error uint8: {PROBLEMS['uint8'].costs}"]
     assert out.splitlines()[-1] == "4 models: 1 error, 1 warning, 1 note; 1 without findings"
+
+
+def test_many_findings_of_one_code_are_cut_in_text_and_counted(folder: Path) -> None:
+    nodes = [helper.make_node("ConvInteger", ["x", "w"], [f"y{i}"], name=f"conv{i}") for i in range(30)]
+    outputs = [value(f"y{i}", [1, 2, 4, 4], onnx.TensorProto.INT32) for i in range(30)]
+    weights = [numpy_helper.from_array(np.ones((2, 3, 1, 1), np.int8), "w")]
+    graph = helper.make_graph(nodes, "many", [value("x", [1, 3, 4, 4], onnx.TensorProto.INT8)], outputs, weights)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), "many.onnx")
+    out = run("check", "many.onnx")[1]
+    assert out.startswith("many.onnx: 30 errors\n")
+    assert out.count("ConvInteger is no operator of TensorRT") == 12
+    assert "    and 18 more (--format json has all)\n" in out
+    assert check("many.onnx")[1] == {"many.onnx": ["unsupported-operator"] * 30}
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,8 @@ from qdq.sarif import Checked, to_github, to_sarif
 from qdq.saving import check_output, write_whole
 from qdq.target import Target
 
+#: How many findings of one code the text shows.
+_MOST = 12
 _LAYOUTS = ("text", "json", "sarif", "github")
 
 
@@ -188,9 +190,11 @@ def _lines(checked: Checked) -> Iterator[str]:
         groups.setdefault((finding.code, finding.fix), []).append(finding)
     for (code, remedy), findings in groups.items():
         yield f"  {findings[0].severity} {code}: {findings[0].costs}"
-        for finding in findings:
+        for finding in findings[:_MOST]:
             by = f" [{finding.rule}]" if finding.rule else ""
             yield f"    {finding.where}: {finding.problem}{by}" if finding.where else f"    {finding.problem}"
+        if len(findings) > _MOST:
+            yield f"    and {len(findings) - _MOST} more (--format json has all)"
         yield f"    fix: {remedy} ({findings[0].page})"
 
 
