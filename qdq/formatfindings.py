@@ -20,6 +20,8 @@ _TYPES = onnx.TensorProto.DataType
 _UINT8, _INT8, _INT32 = _TYPES.Value("UINT8"), _TYPES.Value("INT8"), _TYPES.Value("INT32")
 #: Types that TensorRT reads, with the opset that has each for Q/DQ (ONNX operator changelog).
 _READ = {_INT8: 10, _UINT8: 10, _TYPES.Value("FLOAT8E4M3FN"): 19, _TYPES.Value("INT4"): 21, _TYPES.Value("FLOAT4E2M1"): 23}
+#: Of these the ones whose stored values nothing but a DequantizeLinear may read.
+_QUANTIZED_CONSTANTS = frozenset(_READ) - {_UINT8}
 _AXIS_OPSET = 13
 #: From here on a DequantizeLinear gives its scale's type.
 _SCALE_TYPE_OPSET = 19
@@ -106,6 +108,8 @@ class FormatCheck:
             edges = self._edges(path, graph.node[positions[-1]].output[0])
             yield from self._pair([self._half(graph.node[i], labels[i], path, types, edges) for i in positions], edges, None)
         for label, node in zip(labels, graph.node, strict=True):
+            if wrong := _wrong_constant(node, stored):
+                yield found("stored-integers", qualified(path, label), wrong)
             for name, body in bodies_of(node):
                 yield from self._graph(body, stored, qualified(path, f"{label}.{name}"))
 
@@ -153,6 +157,19 @@ class FormatCheck:
         if pair is not None and not told and (ratio := _ratio(halves)):
             self.rescaled.add(pair.output)
             yield found("unequal-halves", where, f"its Q has the scale {ratio[0]:.6g}, its DQ {ratio[1]:.6g}")
+
+
+def _wrong_constant(node: onnx.NodeProto, stored: Mapping[str, onnx.TensorProto]) -> str:
+    """Return what is wrong where a node reads stored quantized values that only a DequantizeLinear may read, "" for nothing; the bounds of a Clip may be."""
+    if is_quantized_operator(node) or node.op_type == QUANTIZE:
+        return ""
+    tensor = stored.get(node.input[0]) if node.input else None
+    if tensor is None or tensor.data_type not in _QUANTIZED_CONSTANTS:
+        return ""
+    name, kind = node.input[0], _TYPES.Name(tensor.data_type)
+    if node.op_type != DEQUANTIZE:
+        return f"this {node.op_type} reads {name!r}, which is stored as {kind}"
+    return "" if tensor.dims else f"reads {name!r}, a scalar that is stored as {kind}"
 
 
 def _lone(graph: onnx.GraphProto, paired: set[int]) -> Iterator[tuple[int, ...]]:

@@ -336,6 +336,29 @@ def mixed_types() -> Model:
     return model
 
 
+def scalar(kind: type) -> Model:
+    """Return the good model with a factor behind it, stored as a quantized scalar or as a float."""
+    model = good()
+    if kind is np.int8:
+        for name, array in (("k_s", np.array(0.01, np.float32)), ("k_z", np.array(0, np.int8)), ("k_q", np.array(5, np.int8))):
+            store(model, name, array)
+        insert(model, 0, [node("DequantizeLinear", ["k_q", "k_s", "k_z"], "k", name="scalar")])
+    else:
+        store(model, "k", np.array(0.05, np.float32))
+    model.graph.node.append(node("Mul", ["y", "k"], "product"))
+    model.graph.output[0].name = "product"
+    return model
+
+
+def turned(model: Model) -> Model:
+    """Return a copy whose weight is stored as integers of another layout, behind a Transpose."""
+    copy = stored_as_integers(model, "w")
+    store(copy, "w_q", np.ascontiguousarray(initializer(copy, "w_q").transpose(1, 0, 2, 3)))
+    insert(copy, 0, [node("Transpose", ["w_q"], "turned", name="turn", perm=[1, 0, 2, 3])])
+    made_by(copy, "w_dq").input[0] = "turned"
+    return copy
+
+
 #: Code -> how a model that gets it is made, and one that does not.
 MODELS: dict[str, tuple[Callable[[], Model], Callable[[], Model]]] = {
     "zero-point": (lambda: damaged(shifted), good),
@@ -346,6 +369,7 @@ MODELS: dict[str, tuple[Callable[[], Model], Callable[[], Model]]] = {
     "int32-dequantize": (lambda: damaged(integer_bias), lambda: damaged(float_bias)),
     "unsupported-operator": (lambda: quantized_by_operator("QLinearConv"), good),
     "unsupported-type": (lambda: damaged(newer, typed(np.int16)), lambda: damaged(newer)),
+    "stored-integers": (lambda: damaged(turned), lambda: stored_as_integers(good(), "w", "v")),
     "uint8": (lambda: damaged(unsigned), good),
     "no-zero-point": (lambda: damaged(without_zero_point), lambda: damaged(told_by_attribute)),
     "default-axis": (lambda: damaged(no_axis_that_fits), lambda: damaged(one_scale_for_weight)),
@@ -447,6 +471,7 @@ REFUSALS = {
     "int32-dequantize": "has type Int32 but must have type",
     "unsupported-operator": "QLinearConv",
     "unsupported-type": "Failed to import initializer",
+    "stored-integers": "only allowed before DQ",
 }
 
 
@@ -457,11 +482,17 @@ def test_tensorrt_rtx_refuses_what_the_code_says_and_takes_the_near_miss(code: s
     assert not built(without_it()).failure
 
 
-@pytest.mark.parametrize("damage", [zero_in_channel_scales, one_zero_point, no_axis, stored_unsigned])
+@pytest.mark.parametrize("damage", [zero_in_channel_scales, one_zero_point, no_axis, stored_unsigned, lambda _: scalar(np.int8)])
 def test_other_forms_of_what_the_parser_refuses(damage: Damage) -> None:
     model = damaged(damage)
     assert built(model).failure
     assert {f.severity for f in found(model)} >= {ERROR}
+
+
+def test_a_scalar_that_is_stored_as_a_float_is_none() -> None:
+    assert found(scalar(np.float32)) == ()
+    assert not built(scalar(np.float32)).failure
+    assert [f.node for f in found(scalar(np.int8)) if f.code == "stored-integers"] == ["scalar"]
 
 
 #: Codes of layers that run in float, and the layer.

@@ -13,9 +13,10 @@ import yaml
 from making import refused, run
 from test_bad_rules import MISTAKES, rule
 
-from qdq.documenting import facts_page, rules_page
+from qdq.documenting import facts_page, findings_page, rules_page
 from qdq.facts import EDGE_FACTS, NODE_FACTS, Scene
 from qdq.index import Node
+from qdq.problems import PROBLEMS, SEVERITIES
 from qdq.rulefile import load_rules, shipped_sets
 from qdq.schema import SCHEMA_LINE, operators, rule_schema
 
@@ -38,6 +39,7 @@ def test_the_generated_documents_are_fresh() -> None:
     """`make docs` writes them again."""
     assert (ROOT / "docs" / "rules.md").read_text() == rules_page()
     assert (ROOT / "docs" / "facts.md").read_text() == facts_page()
+    assert (ROOT / "docs" / "findings.md").read_text() == findings_page()
 
 
 def test_the_schema_is_fresh() -> None:
@@ -57,6 +59,13 @@ def test_the_documents_have_every_rule_and_fact() -> None:
             assert f"\n### {each.name}\n" in pages
     for word in (*NODE_FACTS, *EDGE_FACTS):
         assert f"**`{word}`**" in pages
+
+
+def test_every_code_of_check_has_its_section() -> None:
+    page = (ROOT / "docs" / "findings.md").read_text()
+    assert [line.removeprefix("### ") for line in page.splitlines() if line.startswith("### ")] == [
+        problem.page.partition("#")[2] for severity in SEVERITIES for problem in PROBLEMS.values() if problem.severity == severity
+    ]
 
 
 @pytest.mark.parametrize("path", RULES, ids=lambda path: f"{path.parent.name}-{path.stem}")
