@@ -86,8 +86,8 @@ class FormatCheck:
     def findings(self) -> Iterator[Finding]:
         """Yield them in the order of the nodes."""
         yield from self._graph(self.source.model.graph, {}, "")
-        if self._needs and max(self._needs)[0] > self.opset:
-            needed, what, where = max(self._needs, key=lambda need: need[0])
+        needed, what, where = max(self._needs, key=lambda need: need[0], default=(0, "", ""))
+        if needed > self.opset:
             yield found("opset", where, f"the model has opset {self.opset}; {what} needs {needed}", fix=f"export with opset {needed} or newer")
 
     def _graph(self, graph: onnx.GraphProto, around: dict[str, onnx.TensorProto], path: str) -> Iterator[Finding]:
@@ -129,10 +129,12 @@ class FormatCheck:
         return Half(node, qualified(path, label), path, scale, zero, scales, zeros, dtype, attributes.get("axis"), dims, read, blocks)
 
     def _values(self, name: str, path: str, stored: Mapping[str, onnx.TensorProto]) -> Array | None:
+        scope, values = self.index.scopes.get(path), None
         if name in stored:
-            return stored_values(stored[name], self.source.name, self.source.folder)
-        scope = self.index.scopes.get(path)
-        return scope.constant(name) if scope is not None and scope.is_constant(name) else None
+            values = stored_values(stored[name], self.source.name, self.source.folder)
+        elif scope is not None and scope.is_constant(name):
+            values = scope.constant(name)
+        return None if values is None or values.dtype.kind in _TEXTS else values
 
     def _pair(self, halves: list[Half], edges: tuple[Edge, ...], pair: FoundPair | None) -> Iterator[Finding]:
         """Yield what is wrong with a pair, each code once, or with a lone node."""
@@ -147,6 +149,10 @@ class FormatCheck:
         if pair is not None and not told and (ratio := _ratio(halves)):
             self.rescaled.add(pair.output)
             yield found("unequal-halves", where, f"its Q has the scale {ratio[0]:.6g}, its DQ {ratio[1]:.6g}")
+
+
+#: Kinds of numpy's types that hold no numbers.
+_TEXTS = "OSU"
 
 
 class _Types:
