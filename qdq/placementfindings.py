@@ -23,6 +23,7 @@ from qdq.rule import RuleSet
 
 #: Scales closer than this are the same.
 _SAME = 1e-3
+_FOUR_BITS = ("int4", "uint4", "float4e2m1")
 _FOLDED = ("BatchNormalization", "Add", "Mul", "Sub", "Div")
 
 
@@ -95,6 +96,8 @@ class _Carried:
             if carriers := self._behind(scope, placement.edge.tensor, placement.quantizer.axis, placement.edge):
                 self.used.update(q.edge for q in carriers)
                 self.done[placement.edge] = carriers[0]
+        #: Edges whose pairs do their work, or whose scales are told where they are joined.
+        self.told = self.used | {pair.edge for pairs in self.apart.values() for pair in pairs}
 
     def _behind(self, scope: GraphIndex, tensor: str, axis: int | None, planned: Edge) -> tuple[QuantizedEdge, ...]:
         """Return the pairs whose DQ reaches a tensor through operators that commute, none where it does not."""
@@ -163,10 +166,17 @@ def _missing(compared: Comparison, names: _Names, carried: _Carried, rescaled: f
                 continue
             told.add((edge.graph, edge.node))
         code, problem = _missing_code(scope, edge, both, missing)
+        if edge in both and any(_only_weights(carried.found[other]) for other in both if other in carried.found):
+            continue
         if edge in carried.apart:
             yield _unequal(edge, carried.apart[edge], rule, f"is joined from different scales, and the {node.op} behind runs in float")
         else:
             yield found(code, edge, problem, rule, names.says(rule))
+
+
+def _only_weights(pair: QuantizedEdge) -> bool:
+    """Whether a pair is of the kinds that are for weights alone, with activations in float: 4 bits, or scales by blocks."""
+    return bool(pair.pair.block_size) or (pair.dtype or pair.stored) in _FOUR_BITS
 
 
 def _missing_code(scope: GraphIndex, edge: Edge, both: tuple[Edge, ...], missing: dict[Edge, Placement]) -> tuple[str, str]:
@@ -187,7 +197,7 @@ def _unwanted(compared: Comparison, names: _Names, carried: _Carried, rescaled: 
     """Yield pairs on edges that are not planned, but for those that do the same as planned ones and those that cost nothing."""
     for pair in compared.unwanted:
         scope, node = compared.quantized.index.scope(pair.edge), compared.quantized.index.node(pair.edge)
-        if pair.edge in carried.used or rescaled.intersection(node.outputs) or pair.stored == "int32" or pair.dtype == "int32":
+        if pair.edge in carried.told or rescaled.intersection(node.outputs) or pair.stored == "int32" or pair.dtype == "int32":
             continue
         if ends := carried.redundant(pair):
             if not _same_scales((pair, *ends)):

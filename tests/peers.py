@@ -158,6 +158,7 @@ STATIC: dict[str, dict[str, Any]] = {
     "qdq-dedicated": {"extra_options": {"DedicatedQDQPair": True}},
     "qdq-contrib": {"extra_options": {"UseQDQContribOps": True}},
     "qdq-for-tensorrt": FOR_TENSORRT,
+    "qdq-int16": {"activation_type": QuantType.QInt16},
     "qoperator": QOPERATOR,
     "qoperator-symmetric": {**QOPERATOR, "extra_options": {"ActivationSymmetric": True}},
     "qoperator-per-channel": {**QOPERATOR, "activation_type": QuantType.QUInt8, "weight_type": QuantType.QInt8, "per_channel": True},
