@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import pytest
 from backend import DEFECT, Case
-from graphs import CALIBRATION, NETWORKS
+from graphs import CALIBRATION, NETWORKS, value
 from graphs import build as built
 from graphs import node as made
 from making import refused, run, save
@@ -227,3 +227,32 @@ def test_two_pairs_that_need_the_same_newer_opset_are_one_finding(tmp_path: Path
     code, out, error = run("check", save(model, tmp_path / "model.onnx"))
     assert (code, error) == (1, "")
     assert out.count("; FLOAT8E4M3FN needs 19") == 1
+
+
+def branching(*order: str) -> Model:
+    """Return an If whose one branch has a Relu, a Neg and a Q and DQ behind them in some order."""
+    by_name = {
+        "relu": made("Relu", ["x"], "r", name="relu"),
+        "neg": made("Neg", ["r"], "n", name="neg"),
+        "circle": made("Relu", ["n"], "r", name="relu"),
+        "q": made("QuantizeLinear", ["n", "s", "z"], "q", name="q"),
+        "dq": made("DequantizeLinear", ["q", "s", "z"], "a", name="dq"),
+    }
+    then = helper.make_graph([by_name[name] for name in order], "then", [], [value("a", [1, 3])])
+    other = helper.make_graph([made("Neg", ["x"], "b")], "other", [], [value("b", [1, 3])])
+    choice = [made("If", ["c"], "y", name="if", then_branch=then, else_branch=other)]
+    weights = {"s": np.array(0.5, np.float32), "z": np.array(0, np.int8), "c": np.array(True)}
+    return built(choice, {"x": [1, 3]}, {"y": [1, 3]}, weights)
+
+
+def test_nodes_of_a_body_are_put_in_order() -> None:
+    good, bad = branching("relu", "neg", "q", "dq"), branching("dq", "q", "neg", "relu")
+    assert qdq.load(bad).notes == ("nodes put in the order that ONNX asks for",)
+    assert not qdq.diff(good, bad)
+    assert [f.code for f in qdq.check(bad)] == [f.code for f in qdq.check(good)]
+
+
+def test_nodes_of_a_body_that_need_each_other_are_refused(tmp_path: Path) -> None:
+    path = save(branching("circle", "neg", "q", "dq"), tmp_path / "model.onnx")
+    for command in (["check", path], ["diff", path, path], ["plan", path]):
+        assert refused(tmp_path, *command).endswith("needs its own result; export or download it again\n")
