@@ -125,7 +125,7 @@ def test_json_holds_what_docs_json_md_says(folder: Path) -> None:
     content = json.loads(run("check", "models/uint8.onnx", "models/pointer.onnx", "--format", "json")[1])
     assert content["qdq_json"] == 1
     assert set(content) == {"qdq_json", "models", "stale"}
-    assert [set(model) for model in content["models"]] == [{"model", "findings", "failure"}] * 2
+    assert [set(model) for model in content["models"]] == [{"model", "findings", "failure", "fixed"}] * 2
     (finding,) = content["models"][0]["findings"]
     assert (finding["code"], finding["severity"], finding["where"], finding["node"]) == ("uint8", "error", "x -> first[0]", "first")
     assert finding["page"] == "docs/findings.md#uint8"
@@ -323,7 +323,7 @@ def test_github_s_commands_are_escaped(folder: Path) -> None:
     assert len(lines) == 4
 
 
-ALL = "rule: all\nsays: Quantize everything.\nwhere: {into: Conv}\nthen: quantize\nusing: int8-activation\nbeats: []\n"
+ALL = "rule: all\nsays: Quantize everything.\nwhere: {into: Conv}\nthen: quantize\nusing: int8-activation\n"
 
 # --- engines ---------------------------------------------------------------------------------------------------------
 
