@@ -139,10 +139,12 @@ class FormatCheck:
         return Half(node, qualified(path, label), path, scale, zero, scales, zeros, dtype, attributes.get("axis"), dims, read, blocks)
 
     def _values(self, name: str, path: str, stored: Mapping[str, onnx.TensorProto]) -> Array | None:
+        scope, values = self.index.scopes.get(path), None
         if name in stored:
-            return stored_values(stored[name], self.source.name, self.source.folder)
-        scope = self.index.scopes.get(path)
-        return scope.constant(name) if scope is not None and scope.is_constant(name) else None
+            values = stored_values(stored[name], self.source.name, self.source.folder)
+        elif scope is not None and scope.is_constant(name):
+            values = scope.constant(name)
+        return None if values is None or values.dtype.kind in _TEXTS else values
 
     def _pair(self, halves: list[Half], edges: tuple[Edge, ...], pair: FoundPair | None) -> Iterator[Finding]:
         """Yield what is wrong with a pair, each code once, or with a lone node."""
@@ -186,6 +188,10 @@ def _lone(graph: onnx.GraphProto, paired: set[int]) -> Iterator[tuple[int, ...]]
             told.update((*before, i))
             yield (*before, i)
     yield from ((i,) for i in sorted(alone - told))
+
+
+#: Kinds of numpy's types that hold no numbers.
+_TEXTS = "OSU"
 
 
 class _Types:
