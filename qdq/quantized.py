@@ -91,7 +91,7 @@ def _float_labels(graph: onnx.GraphProto, index: GraphIndex) -> list[str]:
     """Return a unique label for each node: its label in the float graph, or for one that was stripped its own name."""
     by_output = {output: node.label for node in index.nodes for output in node.outputs if output}
     renamed = renamed_results(graph, find_pairs(graph, index.outer.constants if index.outer else ()))
-    by_output |= {tensor: by_output[name] for tensor, name in renamed.items() if name in by_output}
+    by_output |= {tensor: by_output.pop(name) for tensor, name in renamed.items() if name in by_output}
     labels = []
     for i, (node, own) in enumerate(zip(graph.node, node_labels(graph), strict=True)):
         label = next((by_output[o] for o in node.output if o in by_output), "")

@@ -26,7 +26,7 @@ RTX, ADA = Target("rtx", 86), Target("rtx", 89)
 ORT = [f"{given}/{form}" for given in ("vision", "language") for form in STATIC if form != "qdq-int16"]
 #: Trained ones, judged by the images that they label correctly.
 TRAINED = [f"{given}/{form}" for given in ("cnn", "attention") for form in ("qdq", "qdq-per-channel", "qoperator-per-channel", "qdq-for-tensorrt", "dynamic")]
-WRITTEN = sorted({path.stem for path in FILES.glob("*.onnx")} - {"float", "modelopt_language_int4", "quark_xint8"})
+WRITTEN = sorted({path.stem for path in FILES.glob("*.onnx")} - {"float", "modelopt_language_int4"})
 PEERS = [*ORT, "vision/dynamic", "vision/dynamic-per-channel", *TRAINED, *WRITTEN]
 #: How many dB a repaired model may lose, and one whose pairs were not symmetric: a tensor that was stored from 0 to 255 loses one bit of eight.
 DECIBELS, SHIFTED_DECIBELS = 1.0, 2.5
@@ -115,7 +115,7 @@ def test_a_repaired_peer_labels_as_many_digits_correctly_as_before(name: str) ->
 
 
 #: What no symmetric INT8 pairs can be made of, and words of the one line that says so.
-REFUSED = {"modelopt_language_int4": "its scales go by blocks", "vision/qdq-int16": "is quantized to int16", "quark_xint8": "topologically sorted"}
+REFUSED = {"modelopt_language_int4": "its scales go by blocks", "vision/qdq-int16": "is quantized to int16"}
 
 
 @pytest.mark.parametrize("name", sorted(REFUSED))
