@@ -298,13 +298,16 @@ def counts(found: Sequence[Outcome]) -> str:
 
 
 def refusals(found: Sequence[Outcome]) -> str:
-    """Return every sort of refusal with its count and one model for each."""
-    groups: dict[tuple[str, str], list[Outcome]] = defaultdict(list)
+    """Return every sort of refusal: how many models, by which commands, one of them, and the line."""
+    groups: dict[str, list[Outcome]] = defaultdict(list)
     for outcome in found:
         if outcome.kind == REFUSED:
-            groups[outcome.command, sort_of(outcome)].append(outcome)
-    rows = sorted(groups.items(), key=lambda item: (item[0][0], -len(item[1])))
-    return table(("command", "models", "for example", "line"), [(c, len(o), o[0].case.name, line.replace("|", "\\|")) for (c, line), o in rows])
+            groups[sort_of(outcome)].append(outcome)
+    rows = []
+    for line, refused in sorted(groups.items(), key=lambda item: -len(item[1])):
+        commands = [command for command in COMMANDS if any(o.command == command for o in refused)]
+        rows.append((len({o.case for o in refused}), ", ".join(commands), refused[0].case.name, line.replace("|", "\\|")))
+    return table(("models", "commands", "for example", "line"), rows)
 
 
 def share(found: list[Case], part: str, seed: int) -> list[Case]:

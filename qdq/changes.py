@@ -74,5 +74,14 @@ def existing_sections(existing: Existing) -> list[Section]:
     return [Section("Was quantized already", tuple(lines)), *diff_sections(existing.changes, _SHOWN)]
 
 
+def fixed_lines(existing: Existing) -> list[str]:
+    """Return what was done to a model that was mended, one sentence each."""
+    lines = [f"{item.node}: {item.op} {item.says}" for item in existing.converted]
+    lines += [_coarser_line(cost) for cost in existing.coarser]
+    lines += [f"{weight.tensor} gets new scales: it {weight.why}" for weight in existing.weights]
+    told = {cost.tensor for cost in existing.coarser}
+    return lines + [change_line(change) for change in existing.changes.pairs if not (change.kind == FORMAT and change.edge.read in told)]
+
+
 def _coarser_line(cost: Coarser) -> str:
     return f"{cost.tensor}: {cost.dtype} with zero point {cost.zero_point}, steps {cost.times:.3g} times as large ({20 * math.log10(cost.times):.1f} dB)"

@@ -7,7 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
+import msgspec
+
 from qdq.errors import ModelError, UsageError
+from qdq.existing import default_sets
 from qdq.findings import Finding, found
 from qdq.formatfindings import Edges, FormatCheck, operator_findings
 from qdq.index import Edge
@@ -19,7 +22,7 @@ from qdq.profiles import Profile, parse_profile
 from qdq.quantized import QuantizedModel
 from qdq.rewriting import LEAVE_FLOAT_KEY, RULES_KEY, SHAPES_KEY, TARGETS_KEY
 from qdq.rule import RuleSet
-from qdq.rulefile import DEFAULT_SET, load_rules, shipped_sets
+from qdq.rulefile import load_rules, shipped_sets
 from qdq.structurefindings import structure_findings
 from qdq.target import Target, parse_target
 from qdq.weightfindings import weight_findings
@@ -51,22 +54,35 @@ def check(
     return tuple(_findings(compared, refused, weights))
 
 
+class Intent(msgspec.Struct, frozen=True):
+    """What a model is planned with."""
+
+    rules: RuleSet
+    targets: tuple[Target, ...]
+    leave_float: tuple[str, ...]
+    profiles: tuple[Profile, ...]
+
+
+def intent_of(source: Source, *, rules: RuleSet | None = None, targets: Iterable[Target] = (), leave_float: Iterable[str] | None = None) -> Intent:
+    """Return what a model is planned with: what is given, else what qdq wrote into it, else the defaults for the types it has."""
+    written = {p.key: p.value for p in source.model.metadata_props}
+    named = tuple(n for n in written.get(RULES_KEY, "").split("\n") if n in shipped_sets())
+    return Intent(
+        rules or load_rules(named or default_sets(source)),
+        tuple(targets) or written_targets(source),
+        tuple(leave_float if leave_float is not None else filter(None, written.get(LEAVE_FLOAT_KEY, "").split("\n"))),
+        _written_profiles(written, source),
+    )
+
+
 def compared_with_plan(
     model: ModelLike, *, rules: RuleSet | None = None, targets: Iterable[Target] = (), leave_float: Iterable[str] | None = None
 ) -> Comparison:
     """Return a model against the plan of its float graph, edge by edge; what is not given is as for `check`."""
     quantized = QuantizedModel(model)
-    written = {p.key: p.value for p in quantized.source.model.metadata_props}
-    rules = rules or load_rules(_written_sets(written))
-    wanted = plan_index(
-        quantized.index,
-        rules,
-        tuple(targets) or written_targets(quantized.source),
-        tuple(leave_float if leave_float is not None else filter(None, written.get(LEAVE_FLOAT_KEY, "").split("\n"))),
-        allow_unmatched=True,
-        profiles=_written_profiles(written, quantized),
-    )
-    return compare(quantized, wanted, rules)
+    intent = intent_of(quantized.given, rules=rules, targets=targets, leave_float=leave_float)
+    wanted = plan_index(quantized.index, intent.rules, intent.targets, intent.leave_float, allow_unmatched=True, profiles=intent.profiles)
+    return compare(quantized, wanted, intent.rules)
 
 
 #: Findings about a pair's scales that say more than that they are not the planned ones.
@@ -112,13 +128,8 @@ def written_targets(source: Source) -> tuple[Target, ...]:
         raise ModelError(f"{source.name}: its metadata {TARGETS_KEY!r} names an {error}; pass --target") from error
 
 
-def _written_profiles(written: dict[str, str], quantized: QuantizedModel) -> tuple[Profile, ...]:
+def _written_profiles(written: dict[str, str], source: Source) -> tuple[Profile, ...]:
     try:
         return tuple(parse_profile(text) for text in filter(None, written.get(SHAPES_KEY, "").split("\n")))
     except UsageError as error:
-        raise ModelError(f"{quantized.source.name}: its metadata {SHAPES_KEY!r} holds {error}; remove it") from error
-
-
-def _written_sets(written: dict[str, str]) -> tuple[str, ...]:
-    named = tuple(n for n in written.get(RULES_KEY, "").split("\n") if n in shipped_sets())
-    return named or (DEFAULT_SET,)
+        raise ModelError(f"{source.name}: its metadata {SHAPES_KEY!r} holds {error}; remove it") from error

@@ -62,6 +62,8 @@ def convert(source: Source) -> tuple[Source, tuple[Converted, ...]]:
         _store_constants(graph)
         nodes = _converted(graph)
     except ModelError as error:
+        if str(error).startswith(f"{source.name}: "):  # of a constant that cannot be read
+            raise
         raise ModelError(f"{source.path or source.name}: {error}") from error
     if not respelling.converted:
         return source, ()
@@ -113,10 +115,22 @@ def _told(graph: GraphWriter) -> dict[str, Quantized]:
         if node.op_type == DEQUANTIZE:
             told[node.input[0]] = Quantized(node.input[1], input_of(node, 2), _axis(node))
         elif form is not None:
+            _require_operands(node, form)
             told |= {node.input[o.tensor]: Quantized(input_of(node, o.scale), input_of(node, o.zero_point)) for o in form.operands}
         elif node.op_type in _BETWEEN and node.output[0] in told:
             told[node.input[0]] = told[node.output[0]]
     return {name: form for name, form in told.items() if name in graph.stored and graph.levels(form) is not None}
+
+
+def _require_operands(node: onnx.NodeProto, form: Form) -> None:
+    """Raise ModelError for a quantized operator without its operands or its result; of those in other domains ONNX has no definition."""
+    needed = 1 + max(max(operand.tensor, operand.scale) for operand in form.operands)
+    if len(node.input) < needed:
+        raise ModelError(
+            f"is damaged: node {node.name!r} ({node.op_type}) has {len(node.input)} inputs, its operands are {needed}; export or download it again"
+        )
+    if not node.output or not node.output[0]:
+        raise ModelError(f"is damaged: node {node.name!r} ({node.op_type}) has no output; export or download it again")
 
 
 def _with_bodies(graph: GraphWriter, node: onnx.NodeProto) -> onnx.NodeProto:
@@ -201,7 +215,7 @@ def _ratio(graph: GraphWriter, quantizing: str, dequantizing: str) -> float | No
     if ours.size != 1 or theirs.size != 1 or not ours[0] > 0.0:
         return None
     ratio = float(theirs[0] / ours[0])
-    return ratio if _SAME_SCALE <= abs(ratio - 1.0) <= np.finfo(np.float32).max else None
+    return ratio if _SAME_SCALE <= abs(ratio - 1.0) <= float(np.finfo(np.float32).max) else None
 
 
 def _own_domain(graph: GraphWriter, node: onnx.NodeProto) -> onnx.NodeProto:

@@ -55,7 +55,7 @@ _LAYER = re.compile(
 _TOKEN = re.compile(r"qdq_node_(\d+)_")
 #: Where in the compiler's own sources a message comes from: of no use to the reader.
 _SOURCE_PLACE = re.compile(
-    r"\[\S+?\.cpp:\d+[^\]]*\]|\b\w+\.cpp:\d+(?:: ERROR:)?(?: In function \w+: \[\d+\])?|\bIn \w+ at \S+|^\w+::\w+: Error Code \d+: [\w ]+\("
+    r"\[\S+?\.cpp:\d+[^\]]*\]|\b\w+\.cpp:\d+(?:: ERROR:)?(?:\s+In function \w+: \[\d+\])?|\bIn \w+ at \S+|^\w+::\w+: Error Code \d+: [\w ]+\("
     r"|\bIn operator\(\) at \S+"
 )
 

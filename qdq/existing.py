@@ -49,7 +49,7 @@ class Existing(msgspec.Struct, frozen=True):
     mode: str
     #: Nodes that were written in other operators first.
     converted: tuple[Converted, ...]
-    #: Activations whose steps are larger now.
+    #: Activations that are still quantized, in larger steps.
     coarser: tuple[Coarser, ...]
     weights: tuple[NewWeight, ...]
     #: Planned activations that had no range, and were calibrated.
@@ -197,8 +197,9 @@ def report(mode: str, found: QuantizedModel, plan: Plan, scales: Scales, result:
     changes = diff_pairs(found, result)
     if mode == REPLACE or scales.given is None:
         return Existing(mode, found.converted, (), (), (), changes)
-    weights = tuple(new_weights(found, plan, scales.given))
-    return Existing(mode, found.converted, coarser_in(found), weights, scales.given.missing, changes)
+    weights, planned = tuple(new_weights(found, plan, scales.given)), {p.edge.read for p in plan.placements}
+    costs = tuple(cost for cost in coarser_in(found) if cost.tensor in planned)
+    return Existing(mode, found.converted, costs, weights, scales.given.missing, changes)
 
 
 def require_mode(mode: str) -> None:

@@ -8,18 +8,17 @@ import msgspec
 import onnx
 
 from qdq.calibration import scales_of
-from qdq.existing import REPAIR, Existing, default_sets, float_source, own_ranges, report
+from qdq.checking import intent_of
+from qdq.existing import REPAIR, Existing, float_source, own_ranges, report
 from qdq.givenranges import GivenRanges, settle
 from qdq.index import GraphIndex
 from qdq.loading import ModelLike, Source
 from qdq.methods import parse_method
 from qdq.observing import Job
 from qdq.planning import Plan, plan_source, without
-from qdq.profiles import Profile
 from qdq.quantized import QuantizedModel
 from qdq.rewriting import apply_index
 from qdq.rule import RuleSet
-from qdq.rulefile import load_rules
 from qdq.target import Target
 
 #: Why an edge stays in float that the rules want quantized.
@@ -40,20 +39,20 @@ def fix(
     *,
     rules: RuleSet | None = None,
     targets: Iterable[Target] = (),
-    leave_float: Iterable[str] = (),
-    profiles: Iterable[Profile] = (),
+    leave_float: Iterable[str] | None = None,
 ) -> Fixed | None:
     """Return a quantized model in plain symmetric pairs where the rules want them; None for a model without any.
 
     No scale is invented: a pair that is missing is added where another pair on the same tensor says its range, or one on
     a tensor that holds all of its values, and otherwise left out together with what makes no sense without it. The pairs
-    that the model has and the rules want stay. Raises ModelError for a model that cannot be read so.
+    that the model has and the rules want stay. What is not given is as for `check`. Raises ModelError for a model that cannot be read so.
     """
     had = QuantizedModel(model)
     if not had.edges and not had.converted:
         return None
     source, own = float_source(had, REPAIR), own_ranges(had)
-    index, plan = plan_source(source, rules or load_rules(default_sets(source)), tuple(targets), tuple(leave_float), True, tuple(profiles))
+    intent = intent_of(had.given, rules=rules, targets=targets, leave_float=leave_float)
+    index, plan = plan_source(source, intent.rules, intent.targets, intent.leave_float, True, intent.profiles)
     plan = _with_known_ranges(index, plan, had, own)
     scales, _ = scales_of(Job(index, plan, None, full=False), parse_method("max"), given=own)
     rewritten = apply_index(index, plan, scales)

@@ -94,17 +94,21 @@ class FormatCheck:
         stored = around | stored_tensors(graph)
         labels = node_labels(graph)
         types = _Types(stored)
-        paired: set[int] = set()
-        for pair in find_pairs(graph, around):
-            positions = [i for i in (pair.q, pair.dq) if i is not None]
-            paired.update(positions)
-            edges = self.edges.get((path, pair.output)) or self._reading(path, pair.output)
-            yield from self._pair([self._half(graph.node[i], labels[i], path, types, edges) for i in positions], edges, pair)
-        for i, node in enumerate(graph.node):
-            if node.op_type in PAIR_OPERATORS and i not in paired and len(node.input) > 1:
-                yield from self._pair([self._half(node, labels[i], path, types, ())], (), None)
+        pairs = find_pairs(graph, around)
+        paired = {i for p in pairs for i in (p.q, p.dq) if i is not None}
+        for pair in pairs:
+            edges = self._edges(path, pair.output)
+            halves = [self._half(graph.node[i], labels[i], path, types, edges) for i in (pair.q, pair.dq) if i is not None]
+            yield from self._pair(halves, edges, pair)
+        for positions in _lone(graph, paired):
+            edges = self._edges(path, graph.node[positions[-1]].output[0])
+            yield from self._pair([self._half(graph.node[i], labels[i], path, types, edges) for i in positions], edges, None)
+        for label, node in zip(labels, graph.node, strict=True):
             for name, body in bodies_of(node):
-                yield from self._graph(body, stored, qualified(path, f"{labels[i]}.{name}"))
+                yield from self._graph(body, stored, qualified(path, f"{label}.{name}"))
+
+    def _edges(self, path: str, tensor: str) -> tuple[Edge, ...]:
+        return self.edges.get((path, tensor)) or self._reading(path, tensor)
 
     def _reading(self, path: str, tensor: str) -> tuple[Edge, ...]:
         """Return the edges of the float graph that read a tensor of the same name there."""
@@ -147,6 +151,22 @@ class FormatCheck:
         if pair is not None and not told and (ratio := _ratio(halves)):
             self.rescaled.add(pair.output)
             yield found("unequal-halves", where, f"its Q has the scale {ratio[0]:.6g}, its DQ {ratio[1]:.6g}")
+
+
+def _lone(graph: onnx.GraphProto, paired: set[int]) -> Iterator[tuple[int, ...]]:
+    """Yield the positions of the Q and DQ that are no plain pair: each DQ behind its Q where operators on integers lie between, else alone."""
+    alone = {i for i, node in enumerate(graph.node) if node.op_type in PAIR_OPERATORS and i not in paired and len(node.input) > 1 and node.output}
+    makers = {name: i for i, node in enumerate(graph.node) for name in node.output}
+    told: set[int] = set()
+    for i in sorted(alone):
+        if graph.node[i].op_type == DEQUANTIZE:
+            at: int | None = i
+            while at is not None and (at == i or at not in alone):
+                at = makers.get(graph.node[at].input[0]) if graph.node[at].input else None
+            before = (at,) if at is not None and at not in told and graph.node[at].op_type == QUANTIZE else ()
+            told.update((*before, i))
+            yield (*before, i)
+    yield from ((i,) for i in sorted(alone - told))
 
 
 class _Types:

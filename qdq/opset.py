@@ -30,8 +30,9 @@ def raise_opset(model: onnx.ModelProto, least: int = PER_CHANNEL_OPSET) -> tuple
     opset, needed = default_opset(model), max(_needed_opset(model), least)
     if opset < OLDEST_OPSET:
         raise ModelError(f"opset {opset} is too old; export it with opset {OLDEST_OPSET} or newer")
-    if opset <= _BATCHED_SCAN_OPSET and _has_scan(model.graph):
-        raise ModelError(f"its Scan of opset {opset} has a batch dimension, which newer ones have not; export it with opset {_BATCHED_SCAN_OPSET + 1} or newer")
+    if opset <= _BATCHED_SCAN_OPSET and (scan := _scan_in(model.graph)):
+        says = f"node {scan} (Scan) has a batch dimension, which it lost after opset {_BATCHED_SCAN_OPSET}"
+        raise ModelError(f"{says}; export it with opset {_BATCHED_SCAN_OPSET + 1} or newer")
     if opset >= needed and model.ir_version >= FREE_INITIALIZERS_IR:
         return model, ()
     raised, notes = _with_opset(model, opset, needed)
@@ -42,9 +43,13 @@ def raise_opset(model: onnx.ModelProto, least: int = PER_CHANNEL_OPSET) -> tuple
     return raised, tuple(notes)
 
 
-def _has_scan(graph: onnx.GraphProto) -> bool:
-    bodies = [body for node in graph.node for a in node.attribute for body in (*([a.g] if a.HasField("g") else []), *a.graphs)]
-    return any(node.op_type == "Scan" and node.domain in ("", "ai.onnx") for node in graph.node) or any(map(_has_scan, bodies))
+def _scan_in(graph: onnx.GraphProto) -> str:
+    """Return what the first Scan of a graph and its bodies is called, "" where there is none."""
+    for i, node in enumerate(graph.node):
+        if node.op_type == "Scan" and node.domain in ("", "ai.onnx"):
+            return node.name or f"#{i}"
+    bodies = (body for node in graph.node for a in node.attribute for body in (*([a.g] if a.HasField("g") else []), *a.graphs))
+    return next(filter(None, map(_scan_in, bodies)), "")
 
 
 def default_opset(model: onnx.ModelProto) -> int:

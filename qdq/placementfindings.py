@@ -23,6 +23,7 @@ from qdq.rule import RuleSet
 
 #: Scales closer than this are the same.
 _SAME = 1e-3
+_FOUR_BITS = ("int4", "uint4", "float4e2m1")
 _FOLDED = ("BatchNormalization", "Add", "Mul", "Sub", "Div")
 
 
@@ -163,10 +164,17 @@ def _missing(compared: Comparison, names: _Names, carried: _Carried, rescaled: f
                 continue
             told.add((edge.graph, edge.node))
         code, problem = _missing_code(scope, edge, both, missing)
+        if edge in both and any(_only_weights(carried.found[other]) for other in both if other in carried.found):
+            continue
         if edge in carried.apart:
             yield _unequal(edge, carried.apart[edge], rule, f"is joined from different scales, and the {node.op} behind runs in float")
         else:
             yield found(code, edge, problem, rule, names.says(rule))
+
+
+def _only_weights(pair: QuantizedEdge) -> bool:
+    """Whether a pair is of the kinds that are for weights alone, with activations in float: 4 bits, or scales by blocks."""
+    return bool(pair.pair.block_size) or (pair.dtype or pair.stored) in _FOUR_BITS
 
 
 def _missing_code(scope: GraphIndex, edge: Edge, both: tuple[Edge, ...], missing: dict[Edge, Placement]) -> tuple[str, str]:

@@ -128,11 +128,11 @@ _SLOW = (
     Problem("engine-float", WARNING, "A layer with all its pairs that the compiler runs in float",
             "The pairs cost time and accuracy for nothing.",
             "leave the layer in float for this target", "what --engine built"),
-    Problem("engine-kernel", WARNING, "A pair that is a kernel of its own in the engine",
-            "One more kernel reads and writes the whole tensor.",
-            "look at what stands on both sides of it: qdq explain", "what --engine built"),
 )  # fmt: skip
 _SUSPICIOUS = (
+    Problem("engine-kernel", NOTE, "A pair that is a kernel of its own in the engine",
+            "One more kernel reads and writes the whole tensor.",
+            "look at what stands on both sides of it: qdq explain", "what --engine built"),
     Problem("not-quantized", NOTE, "A model without any quantization",
             "It runs in float.",
             "qdq quantize it, or leave it out of what is checked", "no quantized operator in the file"),

@@ -31,6 +31,9 @@ from qdq.rulefile import load_rules
 from qdq.saving import check_output, copy_whole, whole
 from qdq.target import Target
 
+#: Where to look if the rules quantize nothing, by whether the model is float.
+_WAY_OUT = {True: "'qdq explain' says why", False: "'qdq check' says what is in it, and 'qdq strip' gives the float model back"}
+
 
 class Building(msgspec.Struct, frozen=True):
     """How the plan is built for `until_it_builds`."""
@@ -105,7 +108,7 @@ def quantize(  # noqa: PLR0913 keyword arguments of the public function
     if had is not None and existing == KEEP:
         plan = keeping(had, plan)
     if not plan.placements:
-        raise ModelError(f"{source.path or source.name}: the rules {', '.join(rules.names)} quantize nothing in it; 'qdq explain' says why")
+        raise ModelError(f"{source.path or source.name}: the rules {', '.join(rules.names)} quantize nothing in it; {_WAY_OUT[had is None]}")
     if planned:
         planned(plan)
     needed = None if had is not None and given is not None and nothing_to_observe(index, plan, given) else data

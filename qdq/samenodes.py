@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Mapping
 
 import msgspec
+import numpy as np
 import onnx
 from onnx import TensorProto
 
@@ -138,10 +139,10 @@ def _attribute(attribute: onnx.AttributeProto) -> tuple[str, Hashable]:
 
 def _tensor(tensor: onnx.TensorProto) -> tuple[Hashable, ...]:
     """Return what tells stored tensors apart: type and dimensions, of few integers the values; weights may be trained on."""
-    values = tensor.SerializeToString() if tensor.data_type in _WHOLE and tensor.ByteSize() <= _SMALL else b""
-    if values:
-        values = onnx.numpy_helper.to_array(tensor).tobytes() if not tensor.external_data else b""
-    return tensor.data_type, tuple(tensor.dims), values
+    if tensor.data_type not in _WHOLE or tensor.ByteSize() > _SMALL:
+        return tensor.data_type, tuple(tensor.dims)
+    listed = np.array(tensor.int64_data, "<i8") if tensor.data_type == TensorProto.INT64 else np.array(tensor.int32_data, "<i4")
+    return tensor.data_type, tuple(tensor.dims), tensor.raw_data or listed.tobytes()
 
 
 def _stored(index: GraphIndex, name: str) -> Hashable:

@@ -27,6 +27,8 @@ class Checked(msgspec.Struct, frozen=True):
     findings: tuple[Finding, ...] = ()
     #: One sentence where it could not be checked, else "".
     failure: str = ""
+    #: What `--fix` did to it, one sentence each.
+    fixed: tuple[str, ...] = ()
 
 
 def to_sarif(models: Iterable[Checked], version: str) -> bytes:

@@ -136,7 +136,8 @@ def _dequantized(pair: FoundPair, integers: Array, scale: Array, zero: Array) ->
         scale, zero = scale.reshape(shape), zero.reshape(shape if zero.size > 1 else ())
     else:
         scale, zero = scale.reshape(()), zero.reshape(())
-    values: Array = (integers.astype(scale.dtype) - zero.astype(scale.dtype)) * scale
+    with np.errstate(over="ignore", invalid="ignore"):  # of scales that are no finite numbers
+        values: Array = (integers.astype(scale.dtype) - zero.astype(scale.dtype)) * scale
     return values.reshape(integers.shape)
 
 

@@ -53,7 +53,7 @@ def amax_of(found: QuantizedEdge) -> Array | None:
         element = ELEMENT_TYPES.get(type_of(found))
         return None if element is None else scales * element.largest
     zero = np.zeros(()) if found.zero_points is None else found.zero_points.astype(np.float64)
-    if zero.size not in (1, scales.size):
+    if not scales.size or zero.size not in (1, scales.size):
         return None
     amax: Array = np.maximum(levels[1] - zero, zero - levels[0] - 1) * scales
     return amax

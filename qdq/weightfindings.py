@@ -17,6 +17,8 @@ from qdq.quantizer import INT8, INT8_LEVELS
 _FAR = 4.0
 #: Share of a weight at the ends of its range, besides the largest of each channel, that is called saturated.
 _SATURATED = 0.05
+#: Weights that all stay below this many steps are of fewer bits, stored in 8.
+_NARROW = 8.5
 #: A channel whose largest weight is less than so much of the tensor's is as good as dead, and its scale is free.
 _DEAD = 1e-3
 
@@ -36,7 +38,7 @@ def weight_findings(quantized: QuantizedModel) -> Iterator[Finding]:
     told: set[str] = set()
     for edge in quantized.edges:
         scope, pair = quantized.index.scope(edge.edge), edge.pair
-        if pair.output in told or edge.scales is None or pair.block_size or edge.scales.ndim > 1 or not (edge.scales > 0).all():
+        if pair.output in told or edge.scales is None or pair.block_size or pair.levels or edge.scales.ndim > 1 or not (edge.scales > 0).all():
             continue
         if (edge.dtype or edge.stored) == INT8 and (pair.tensor in stored or scope.is_constant(edge.edge.tensor)):
             told.add(pair.output)
@@ -75,6 +77,8 @@ def _at_ends(values: Array, unit: Floats, axis: int) -> int:
 def _judged(edge: QuantizedEdge, spread: _Spread) -> Iterator[Finding]:
     if spread.ends > _SATURATED * spread.size:
         yield found("saturated-weights", edge.edge, f"{spread.ends / spread.size:.0%} of its {spread.size} weights lie at the ends of the range")
+        return
+    if spread.largest.max() < _NARROW:
         return
     scales = edge.scales.astype(np.float64).reshape(-1) if edge.scales is not None else np.ones(1)
     real = spread.largest * scales

@@ -98,8 +98,15 @@ def test_a_scan_of_opset_8_which_newer_ones_read_otherwise_is_refused(inside: bo
         branch = helper.make_graph([scan], "branch", [], [value("y", [1, 3, 2])])
         scan = helper.make_node("If", ["c"], ["y"], then_branch=branch, else_branch=branch)
     model = build([scan], {"start": [1, 2], "x": [1, 3, 2]}, {"y": [1, 3, 2]}, {"c": np.array(True)}, opset=8)
-    with pytest.raises(ModelError, match="its Scan of opset 8 has a batch dimension, which newer ones have not; export it with opset 9 or newer"):
+    with pytest.raises(ModelError, match=r"node #0 \(Scan\) has a batch dimension, which it lost after opset 8; export it with opset 9 or newer"):
         qdq.load(model)
+
+
+def test_halves_of_pairs_alone_are_sent_to_check_and_strip() -> None:
+    nodes = [node("QuantizeLinear", ["x", "s", "z"], "q")]
+    model = build(nodes, {"x": [1, 3]}, ["q"], {"s": np.array(0.5, np.float32), "z": np.array(0, np.int8)})
+    with pytest.raises(ModelError, match="quantize nothing in it; 'qdq check' says what is in it, and 'qdq strip' gives the float model back"):
+        quantized(model)
 
 
 def test_a_model_without_operators_of_onnx_needs_no_opset_of_onnx() -> None:

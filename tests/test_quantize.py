@@ -158,7 +158,7 @@ def test_the_json_of_the_other_commands_has_its_keys(quantized: Path) -> None:
     assert set(explained) == {"name", "explanations"}
     assert set(explained["explanations"][0]) == {"edge", "decision", "rule", "says", "because", "see", "evidence"}
     checked = answer("check", quantized)
-    assert checked == {"models": [{"model": str(quantized), "findings": [], "failure": ""}], "stale": []}
+    assert checked == {"models": [{"model": str(quantized), "findings": [], "failure": "", "fixed": []}], "stale": []}
     missing = answer("check", quantized, model, code=1)
     assert set(missing["models"][1]["findings"][0]) == {"code", "severity", "where", "node", "problem", "costs", "rule", "says", "fix", "page"}
     assert set(answer("facts")["facts"][0]) == {"word", "behind", "says", "given"}

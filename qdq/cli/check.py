@@ -12,6 +12,7 @@ import click
 import msgspec
 
 from qdq import __version__
+from qdq.changes import fixed_lines
 from qdq.checking import check, written_targets
 from qdq.choosing import Choice, Known, baseline_bytes, codes_of, is_baseline, known_of, posix, read_baseline
 from qdq.cli.options import FILE, rules_of, rules_option, target_option, targets_of
@@ -19,8 +20,10 @@ from qdq.engine import Compiler
 from qdq.enginefindings import engine_findings
 from qdq.errors import QdqError, UsageError
 from qdq.findings import Finding
-from qdq.loading import load
+from qdq.fixing import fix
+from qdq.loading import Source, load
 from qdq.problems import PROBLEMS, SEVERITIES, Problem
+from qdq.quantizing import save
 from qdq.reporting import to_json
 from qdq.rule import RuleSet
 from qdq.sarif import Checked, to_github, to_sarif
@@ -52,6 +55,7 @@ class Codes(msgspec.Struct, frozen=True):
 @click.option("--ignore", multiple=True, metavar="CODE", help="Do not report these codes.")
 @click.option("--baseline", type=FILE, metavar="FILE", help="Do not report the findings that FILE holds.")
 @click.option("--write-baseline", type=FILE, metavar="FILE", help="Write the findings to FILE, for --baseline, instead of reporting them.")
+@click.option("--fix", "mend", is_flag=True, help="First mend what has one right answer, in place: formats, and pairs whose scales the model has.")
 @click.option("--engine", is_flag=True, help="Also build each model for its rtx targets, with no GPU, and report what the engine disagrees with.")
 @click.option("--format", "layout", type=click.Choice(_LAYOUTS), default="text", show_default=True, help="For people, programs, code scanning or GitHub.")
 @click.option("--codes", is_flag=True, help="List the codes and what each means, and end.")
@@ -66,6 +70,7 @@ def command(ctx: click.Context, /, models: tuple[Path, ...], **given: Any) -> No
     Example:
       qdq check resnet50.int8.onnx
       qdq check models/*.onnx --ignore note --format sarif > findings.sarif
+      qdq check --fix resnet50.ort.onnx
     """
     if given["codes"]:
         _print_codes(given["layout"])
@@ -73,6 +78,8 @@ def command(ctx: click.Context, /, models: tuple[Path, ...], **given: Any) -> No
     if not models:
         raise click.UsageError("Missing argument 'MODELS...'.")
     options = ctx.obj.options if ctx.obj else {}
+    if given["mend"] and given["write_baseline"]:
+        raise UsageError("--fix changes models and --write-baseline accepts them as they are; pass one of them")
     session = _Session(given, options, ctx.obj.path.parent if ctx.obj else None)
     if given["write_baseline"]:
         ctx.exit(_write_baseline(given["write_baseline"], models, session))
@@ -92,6 +99,7 @@ class _Session:
         self.baseline: Path | None = None if given["write_baseline"] else given["baseline"]
         self.known = read_baseline(self.baseline) if self.baseline else frozenset()
         self.engine: bool = given["engine"]
+        self.mend: bool = given["mend"]
         self.found = self.failed = 0
         #: Entries of the baseline that were met, and models that were checked as it names them.
         self._met: set[Known] = set()
@@ -103,28 +111,39 @@ class _Session:
             compiler = stack.enter_context(Compiler()) if self.engine else None
             for model in models:
                 try:
-                    yield self._new(model, self._findings(model, compiler))
+                    findings = self._findings(model, load(model), compiler)
+                    fixed: tuple[str, ...] = ()
+                    if findings and self.mend and (mended := self._mended(model)):
+                        findings, fixed = self._findings(model, mended[0], compiler), mended[1]
+                    yield self._new(model, findings, fixed)
                 except QdqError as error:
                     self.failed += 1
                     failure = " ".join(str(error).split())
                     click.echo(f"qdq: {failure}", err=True)
                     yield Checked(str(model), (), failure)
 
-    def _findings(self, model: Path, compiler: Compiler | None) -> tuple[Finding, ...]:
-        source = load(model)
+    def _mended(self, model: Path) -> tuple[Source, tuple[str, ...]] | None:
+        """Mend a model in place; return it and what was done, None where there was nothing to do."""
+        fixed = fix(model, rules=self.rules, targets=self.targets, leave_float=self.leave_float)
+        if fixed is None or not (done := fixed_lines(fixed.existing)):
+            return None
+        save(fixed.model, fixed.source, model, force=True)
+        return load(model), tuple(done)
+
+    def _findings(self, model: Path, source: Source, compiler: Compiler | None) -> tuple[Finding, ...]:
         findings = check(source, rules=self.rules, targets=self.targets, leave_float=self.leave_float)
         if compiler is not None and not any(f.code == "not-quantized" for f in findings):
             findings += tuple(engine_findings(source, _rtx(self.targets or written_targets(source), model), compiler, findings))
         return self.choice.of(model, findings)
 
-    def _new(self, model: Path, findings: tuple[Finding, ...]) -> Checked:
+    def _new(self, model: Path, findings: tuple[Finding, ...], fixed: tuple[str, ...]) -> Checked:
         if self.baseline is not None:
             entries = known_of(model, self.baseline, findings)
             self._met.update(entries)
             self._seen.add(posix(model, self.baseline.parent))
             findings = tuple(f for f, entry in zip(findings, entries, strict=True) if entry not in self.known)
         self.found += len(findings)
-        return Checked(str(model), findings)
+        return Checked(str(model), findings, fixed=fixed)
 
     @property
     def stale(self) -> tuple[Known, ...]:
@@ -161,17 +180,18 @@ def _print_text(session: _Session, models: Sequence[Path]) -> int:
 
 def _lines(checked: Checked) -> Iterator[str]:
     """Yield the findings in one model, those of one code together, errors first."""
+    yield from (f"{checked.model}: fixed: {line}" for line in checked.fixed)
     yield f"{checked.model}: {_counted(Counter(f.severity for f in checked.findings))}"
     order = {code: i for i, code in enumerate(PROBLEMS)}
     groups: dict[tuple[str, str], list[Finding]] = {}
     for finding in sorted(checked.findings, key=lambda f: order[f.code]):
         groups.setdefault((finding.code, finding.fix), []).append(finding)
-    for (code, fix), findings in groups.items():
+    for (code, remedy), findings in groups.items():
         yield f"  {findings[0].severity} {code}: {findings[0].costs}"
         for finding in findings:
             by = f" [{finding.rule}]" if finding.rule else ""
             yield f"    {finding.where}: {finding.problem}{by}" if finding.where else f"    {finding.problem}"
-        yield f"    fix: {fix} ({findings[0].page})"
+        yield f"    fix: {remedy} ({findings[0].page})"
 
 
 def _counted(counts: Mapping[str, int]) -> str:
