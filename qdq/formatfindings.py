@@ -75,6 +75,8 @@ class FormatCheck:
         self.opset = source.given_opset or default_opset(source.model)
         #: What pairs give whose halves have different scales; known once all findings were read.
         self.rescaled: set[str] = set()
+        #: Scales of operators that quantize while they run, which are findings of their own.
+        self._dynamic = {name for _, node in every_node(source.model.graph) if node.op_type in DYNAMIC for name in node.output}
         #: Opset that the pairs need, and what needs it.
         self._needs: list[tuple[int, str, Edge | str]] = []
 
@@ -144,7 +146,7 @@ class FormatCheck:
         told: set[str] = set()
         for half in halves:
             self._needs += [(needed, what, where) for needed, what in _needed(half)]
-            for code, problem in _wrong(half, self.opset >= _SCALE_TYPE_OPSET):
+            for code, problem in () if half.scale in self._dynamic else _wrong(half, self.opset >= _SCALE_TYPE_OPSET):
                 if code not in told:
                     told.add(code)
                     yield found(code, where, problem)

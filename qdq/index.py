@@ -120,9 +120,9 @@ class GraphIndex:
         self._values: dict[str, Array] = {}
         self._bodies = tuple(_body_index(self, node, name, body) for node in self.nodes for name, body in node.bodies)
 
-    @cached_property
+    @property
     def scopes(self) -> dict[str, GraphIndex]:
-        """This graph and all bodies in it by path, each before the bodies in it."""
+        """This graph and all bodies in it by path, each before the bodies in it; not kept, for an index that holds itself stays in memory."""
         return {self.path: self} | {path: scope for body in self._bodies for path, scope in body.scopes.items()}
 
     def scope(self, edge: Edge) -> GraphIndex:

@@ -96,6 +96,8 @@ class _Carried:
             if carriers := self._behind(scope, placement.edge.tensor, placement.quantizer.axis, placement.edge):
                 self.used.update(q.edge for q in carriers)
                 self.done[placement.edge] = carriers[0]
+        #: Edges whose pairs do their work, or whose scales are told where they are joined.
+        self.told = self.used | {pair.edge for pairs in self.apart.values() for pair in pairs}
 
     def _behind(self, scope: GraphIndex, tensor: str, axis: int | None, planned: Edge) -> tuple[QuantizedEdge, ...]:
         """Return the pairs whose DQ reaches a tensor through operators that commute, none where it does not."""
@@ -195,7 +197,7 @@ def _unwanted(compared: Comparison, names: _Names, carried: _Carried, rescaled: 
     """Yield pairs on edges that are not planned, but for those that do the same as planned ones and those that cost nothing."""
     for pair in compared.unwanted:
         scope, node = compared.quantized.index.scope(pair.edge), compared.quantized.index.node(pair.edge)
-        if pair.edge in carried.used or rescaled.intersection(node.outputs) or pair.stored == "int32" or pair.dtype == "int32":
+        if pair.edge in carried.told or rescaled.intersection(node.outputs) or pair.stored == "int32" or pair.dtype == "int32":
             continue
         if ends := carried.redundant(pair):
             if not _same_scales((pair, *ends)):
