@@ -105,9 +105,22 @@ class FormatCheck:
         for positions in _lone(graph, paired):
             edges = self._edges(path, graph.node[positions[-1]].output[0])
             yield from self._pair([self._half(graph.node[i], labels[i], path, types, edges) for i in positions], edges, None)
+        yield from self._unread(graph, [qualified(path, label) for label in labels], path, types)
         for label, node in zip(labels, graph.node, strict=True):
             for name, body in bodies_of(node):
                 yield from self._graph(body, stored, qualified(path, f"{label}.{name}"))
+
+    def _unread(self, graph: onnx.GraphProto, labels: list[str], path: str, types: _Types) -> Iterator[Finding]:
+        """Yield one finding for each node that reads stored integers where TensorRT allows no more than a DequantizeLinear of one axis or more."""
+        for label, node in zip(labels, graph.node, strict=True):
+            stored = [name for name in node.input[:1] if types.of(name) == _INT8]
+            edges = self._edges(path, node.output[0]) if node.output else ()
+            if node.op_type == DEQUANTIZE and stored and not types.stored[stored[0]].dims:
+                problem, fix = f"stores {stored[0]!r} as a single INT8 number without dimensions", "store it as a float"
+                yield found("unsupported-type", edges[0] if edges else label, problem, fix=fix)
+            elif node.op_type not in (*PAIR_OPERATORS, "Identity") and stored and not is_quantized_operator(node):
+                problem = f"reads {stored[0]!r}, which is stored as INT8; TensorRT lets only DequantizeLinear read that"
+                yield found("unsupported-type", label, problem, fix="repair it with qdq quantize, which computes it")
 
     def _edges(self, path: str, tensor: str) -> tuple[Edge, ...]:
         return self.edges.get((path, tensor)) or self._reading(path, tensor)
@@ -232,12 +245,14 @@ def _size_along(dims: tuple[int | None, ...] | None, axis: int) -> int | None:
 
 def _wrong_type(half: Half) -> Iterator[tuple[str, str]]:
     quantizes, stored = half.node.op_type == QUANTIZE, half.node.op_type == DEQUANTIZE and half.read_type
-    if half.zeros is not None and np.any(half.zeros.astype(np.float32)):
+    if half.dtype and half.dtype not in _READ:
+        yield "unsupported-type", f"is {'stored as' if stored else 'quantized to'} {_TYPES.Name(half.dtype)}"
+    elif half.zeros is not None and np.any(half.zeros.astype(np.float32)):
         yield "zero-point", f"its zero point is {half.zeros.reshape(-1)[np.flatnonzero(half.zeros.astype(np.float32))[0]]}"
     elif quantizes and not half.dtype and not half.zero_point:
         yield "no-zero-point", "has no zero point: ONNX reads that as UINT8, TensorRT as INT8"
-    elif half.dtype and (half.dtype not in _READ or (stored and half.dtype == _UINT8)):
-        yield "unsupported-type", f"is {'stored as' if stored else 'quantized to'} {_TYPES.Name(half.dtype)}"
+    elif stored and half.dtype == _UINT8:
+        yield "unsupported-type", "is stored as UINT8"
     elif half.dtype == _UINT8:
         yield "uint8", "is quantized to UINT8 with zero point 0; TensorRT reads INT8"
 

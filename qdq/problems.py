@@ -67,10 +67,11 @@ _REFUSED = (
             "TensorRT's parser refuses the model.",
             "write the model in Q/DQ (ONNX Runtime: QuantFormat.QDQ), or convert it with qdq quantize",
             f"{_RTX}: refuses QLinearConv, ConvInteger, MatMulInteger and DynamicQuantizeLinear", _EXPLICIT),
-    Problem("unsupported-type", ERROR, "Values quantized to a type that TensorRT does not read",
+    Problem("unsupported-type", ERROR, "Quantized values that TensorRT does not read",
             "TensorRT's parser refuses the model.",
             f"quantize to INT8, or {_AGAIN}",
-            f"{_RTX}: INT16, UINT16: \"Failed to import initializer\"; weights stored as UINT8: \"unsupported input type of UINT8\"", _PARSER),
+            f"{_RTX}: INT16, UINT16: \"Failed to import initializer\"; weights stored as UINT8: \"unsupported input type of UINT8\"; "
+            "INT8 numbers stored for another operator than DequantizeLinear, or without dimensions: \"only allowed before DQ\"", _PARSER),
     Problem("uint8", ERROR, "UINT8 with zero point 0",
             "TensorRT reads it as INT8 and says nothing: values above 127 steps are clipped, and the model gives other results than in ONNX Runtime.",
             f"quantize to INT8, or {_AGAIN}, which keeps the range", f"{_RTX}: builds, the layer in INT8", _PARSER),
