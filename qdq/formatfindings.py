@@ -88,8 +88,8 @@ class FormatCheck:
     def findings(self) -> Iterator[Finding]:
         """Yield them in the order of the nodes."""
         yield from self._graph(self.source.model.graph, {}, "")
-        if self._needs and max(self._needs)[0] > self.opset:
-            needed, what, where = max(self._needs, key=lambda need: need[0])
+        needed, what, where = max(self._needs, key=lambda need: need[0], default=(0, "", ""))
+        if needed > self.opset:
             yield found("opset", where, f"the model has opset {self.opset}; {what} needs {needed}", fix=f"export with opset {needed} or newer")
 
     def _graph(self, graph: onnx.GraphProto, around: dict[str, onnx.TensorProto], path: str) -> Iterator[Finding]:

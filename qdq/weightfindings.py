@@ -15,7 +15,7 @@ from qdq.quantizer import INT8, INT8_LEVELS
 
 #: How far a channel's range may be from its largest weight; pairs that qdq, ONNX Runtime and Model Optimizer choose stay within 2.
 _FAR = 4.0
-#: Share of a weight at the ends of its range, besides the largest of each channel, that is called saturated.
+#: Share of a weight that is clipped, or stored at the ends of its range besides the largest of each channel, that is called saturated.
 _SATURATED = 0.05
 #: Weights that all stay below this many steps are of fewer bits, stored in 8.
 _NARROW = 8.5
@@ -27,7 +27,7 @@ class _Spread(msgspec.Struct, frozen=True):
     """The weights of each channel, in units of its scale."""
 
     largest: Floats
-    #: How many of all weights lie at or beyond the ends of INT8, and how many there are.
+    #: How many of all weights INT8 clips, or are stored at its ends besides the largest of each channel, and how many there are.
     ends: int
     size: int
 
@@ -61,16 +61,16 @@ def _spread(edge: QuantizedEdge, values: Array) -> _Spread | None:
     top, bottom = (np.atleast_1d(reduce(values, axis=others)).astype(np.float64) / unit for reduce in (np.max, np.min))
     largest = np.maximum(top, -bottom)
     ends = _at_ends(values, unit, axis) if (largest >= INT8_LEVELS - 0.5).any() else 0
-    return _Spread(largest, max(ends - scales.size, 0), values.size)
+    return _Spread(largest, max(ends - scales.size, 0) if integers else ends, values.size)
 
 
 def _at_ends(values: Array, unit: Floats, axis: int) -> int:
-    """Return how many weights become 127 or -127, or are clipped to them."""
+    """Return how many stored integers are 127 or -127, or how many weights are clipped to that."""
     if values.dtype == np.int8:
         return int(np.count_nonzero(values == INT8_LEVELS) + np.count_nonzero(values <= -INT8_LEVELS))
     shape = [1] * values.ndim
     shape[axis % values.ndim] = unit.size
-    limit = (unit * (INT8_LEVELS - 0.5)).astype(np.float32).reshape(shape)
+    limit = (unit * (INT8_LEVELS + 0.5)).astype(np.float32).reshape(shape)
     return int(np.count_nonzero(values >= limit) + np.count_nonzero(values <= -limit))
 
 

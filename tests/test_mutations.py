@@ -139,7 +139,7 @@ def test_quantized_operators_whose_operands_do_not_fit_are_refused(tmp_path: Pat
     model = operators()
     change(model)
     path = save(model, tmp_path / "model.onnx")
-    assert refused(tmp_path, "check", path) == f"qdq: {path}: {says}\n"
+    assert refused(tmp_path, "strip", path, "-o", tmp_path / "out.onnx") == f"qdq: {path}: {says}\n"
 
 
 def test_a_constant_that_cannot_be_computed_is_refused_and_its_file_named_once(tmp_path: Path) -> None:
