@@ -145,7 +145,7 @@ def test_a_fixed_peer_builds_with_every_promised_layer_in_its_type_and_has_no_er
     assert (report.failure, report.broken) == ("", ())
 
 
-@pytest.mark.parametrize("name", [n for n in PEERS if n not in TRAINED])
+@pytest.mark.parametrize("name", [n for n in PEERS if n not in TRAINED and "dynamic" not in n.partition("/")[2]])
 def test_a_fixed_peer_is_as_near_to_its_float_network_as_before_or_as_one_quantized_anew(name: str) -> None:
     assert snr(name, fixed(name).model) >= least_snr(name)
 
