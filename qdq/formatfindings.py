@@ -255,12 +255,14 @@ def _size_along(dims: tuple[int | None, ...] | None, axis: int) -> int | None:
 
 def _wrong_type(half: Half) -> Iterator[tuple[str, str]]:
     quantizes, stored = half.node.op_type == QUANTIZE, half.node.op_type == DEQUANTIZE and half.read_type
-    if half.zeros is not None and np.any(half.zeros.astype(np.float32)):
+    if half.dtype and half.dtype not in _READ:
+        yield "unsupported-type", f"is {'stored as' if stored else 'quantized to'} {_TYPES.Name(half.dtype)}"
+    elif half.zeros is not None and np.any(half.zeros.astype(np.float32)):
         yield "zero-point", f"its zero point is {half.zeros.reshape(-1)[np.flatnonzero(half.zeros.astype(np.float32))[0]]}"
     elif quantizes and not half.dtype and not half.zero_point:
         yield "no-zero-point", "has no zero point: ONNX reads that as UINT8, TensorRT as INT8"
-    elif half.dtype and (half.dtype not in _READ or (stored and half.dtype == _UINT8)):
-        yield "unsupported-type", f"is {'stored as' if stored else 'quantized to'} {_TYPES.Name(half.dtype)}"
+    elif stored and half.dtype == _UINT8:
+        yield "unsupported-type", "is stored as UINT8"
     elif half.dtype == _UINT8:
         yield "uint8", "is quantized to UINT8 with zero point 0; TensorRT reads INT8"
 
