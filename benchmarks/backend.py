@@ -232,7 +232,7 @@ def _called(argv: Sequence[str]) -> tuple[str, str]:
         return DEFECT, f"{type(error).__name__}: {error} (in {Path(where.filename).name}, {where.name})"
     said = err.getvalue() + "".join(f"{w.category.__name__}: {w.message}\n" for w in warned if not issubclass(w.category, DeprecationWarning))
     if code == 2:
-        clear = said.startswith("qdq: ") and said.count("\n") == 1 and not out.getvalue()
+        clear = said.startswith("qdq: ") and said.count("\n") == 1 and ("json" in argv or not out.getvalue())
         return (REFUSED if clear else DEFECT), said.strip()
     if code not in (0, 1) or said:
         return DEFECT, f"exit code {code}, and on standard error: {said.strip()}"

@@ -112,6 +112,8 @@ def _told(graph: GraphWriter) -> dict[str, Quantized]:
     told: dict[str, Quantized] = {}
     for node in reversed(graph.graph.node):
         form = form_of(node)
+        if node.op_type in PAIR_OPERATORS and len(node.input) < 2:  # noqa: PLR2004 data and scale
+            raise ModelError(f"is damaged: node {node.name!r} ({node.op_type}) has no scale; export or download it again")
         if node.op_type == DEQUANTIZE:
             told[node.input[0]] = Quantized(node.input[1], input_of(node, 2), _axis(node))
         elif form is not None:
@@ -302,10 +304,11 @@ def _between(graph: GraphWriter, node: onnx.NodeProto) -> None:
     """Write an operator that reads integers: between DequantizeLinear and QuantizeLinear where it keeps their scale, else as it is."""
     slots = _BETWEEN.get(node.op_type)
     form = graph.quantized.get(node.input[0])
-    if node.op_type == "Clip" and form is not None and (bounds := _bounds(graph, node)) is not None:
+    ends = graph.only_dequantized(node.output[0])
+    if ends and node.op_type == "Clip" and form is not None and (bounds := _bounds(graph, node)) is not None:
         graph.passed[node.output[0]] = (node.input[0], bounds)
         graph.model.note(node, f"leaves {bounds[0]} to {bounds[1]} of the integers; the pair around it is read so")
-    elif node.op_type == "Cast" and form is not None and form.zero in graph.stored and node.attribute[0].i == graph.stored[form.zero].data_type:
+    elif ends and node.op_type == "Cast" and form is not None and form.zero in graph.stored and node.attribute[0].i == graph.stored[form.zero].data_type:
         graph.passed[node.output[0]] = graph.passed.get(node.input[0], (node.input[0], None))
         graph.quantized[node.output[0]] = form
         graph.model.note(node, "changes nothing; it is left out")

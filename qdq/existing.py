@@ -84,12 +84,13 @@ def ranges_in(found: QuantizedModel) -> GivenRanges:
     Weights whose integers are not symmetric are not among them, nor are activations whose scales are computed or not above 0.
     """
     amax: dict[str, float] = {}
-    weights: dict[str, GivenWeight] = {}
+    weights: dict[tuple[str, int | None], GivenWeight] = {}
     for quantized in found.edges:
         tensor, constant = quantized.edge.read, found.index.scope(quantized.edge).is_constant(quantized.edge.tensor)
         exact = weight_amax_of(quantized) if constant else None
         if exact is not None and exact.size and np.isfinite(exact).all():
-            weights.setdefault(tensor, GivenWeight(tensor, _axis(found, quantized), tuple(map(float, exact.reshape(-1)))))
+            axis = _axis(found, quantized)
+            weights.setdefault((tensor, axis), GivenWeight(tensor, axis, tuple(map(float, exact.reshape(-1)))))
         ranges = amax_of(quantized)
         if ranges is not None and (not constant or ranges.size == 1) and 0.0 < ranges.max(initial=0) <= LARGEST:
             amax[tensor] = max(float(ranges.max()), amax.get(tensor, 0.0))
@@ -98,14 +99,17 @@ def ranges_in(found: QuantizedModel) -> GivenRanges:
 
 
 def _axis(found: QuantizedModel, quantized: QuantizedEdge) -> int | None:
-    """Return the axis that a pair's scales go along, counted from the front; None for one scale."""
-    if quantized.scales is None or quantized.scales.size == 1:
+    """Return the axis that a pair's scales go along, counted from the front; None for one scale, unless it says that it is that of the one channel."""
+    if quantized.scales is None:
         return None
-    several = [i for i, size in enumerate(quantized.scales.shape) if size > 1]
-    if quantized.scales.ndim == found.index.scope(quantized.edge).rank(quantized.edge.tensor) and quantized.scales.ndim > 1:
-        return several[0]
+    scope, scales = found.index.scope(quantized.edge), quantized.scales
+    shape = scope.shape(quantized.edge.tensor) or ()
+    if scales.ndim == len(shape) and scales.size > 1 < scales.ndim:
+        return max(range(scales.ndim), key=scales.shape.__getitem__)
     axis = 1 if quantized.pair.axis is None else quantized.pair.axis
-    return axis + (found.index.scope(quantized.edge).rank(quantized.edge.tensor) or 0) if axis < 0 else axis
+    axis += len(shape) if axis < 0 else 0
+    told = scales.ndim == 1 and quantized.pair.axis is not None and axis < len(shape) and shape[axis] == 1
+    return axis if scales.size > 1 or told else None
 
 
 def coarser_in(found: QuantizedModel) -> tuple[Coarser, ...]:

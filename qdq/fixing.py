@@ -61,15 +61,21 @@ def fix(
 
 
 def _with_known_ranges(index: GraphIndex, plan: Plan, had: QuantizedModel, own: GivenRanges) -> Plan:
-    """Return a plan without the pairs whose range nothing says, and without those that make no sense without these, but for what is there already."""
-    edges = {p.edge.read: p.edge for p in plan.placements}
-    unknown = {read for read in settle(index, plan, own).missing if not index.scope(edges[read]).is_constant(edges[read].tensor)}
+    """Return a plan without the pairs whose range nothing says, and without those that make no sense without these.
+
+    Those that are there already stay, but for weights that would be rounded a second time.
+    """
+    edges, taken = {p.edge.read: p.edge for p in plan.placements}, settle(index, plan, own)
+    unknown = {read for read in taken.missing if not index.scope(edges[read]).is_constant(edges[read].tensor)}
     unwanted = {p for p in plan.placements if p.quantizer.calibrated and p.edge.read in unknown}
     if not unwanted:
         return plan
     there = {quantized.edge for quantized in had.edges}
+    exact = taken.weight_amax.keys()
     fewer = without(index, plan, unwanted, UNKNOWN_RANGE)
-    kept = {p.edge for p in fewer.placements} | {p.edge for p in plan.placements if p.edge in there and p not in unwanted}
+    kept = {p.edge for p in fewer.placements} | {
+        p.edge for p in plan.placements if p.edge in there and p not in unwanted and (p.quantizer.calibrated or (p.edge.read, p.quantizer.axis) in exact)
+    }
     return msgspec.structs.replace(
         fewer,
         placements=tuple(p for p in plan.placements if p.edge in kept),

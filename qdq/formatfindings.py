@@ -139,10 +139,12 @@ class FormatCheck:
         return Half(node, qualified(path, label), path, scale, zero, scales, zeros, dtype, attributes.get("axis"), dims, read, blocks)
 
     def _values(self, name: str, path: str, stored: Mapping[str, onnx.TensorProto]) -> Array | None:
+        scope, values = self.index.scopes.get(path), None
         if name in stored:
-            return stored_values(stored[name], self.source.name, self.source.folder)
-        scope = self.index.scopes.get(path)
-        return scope.constant(name) if scope is not None and scope.is_constant(name) else None
+            values = stored_values(stored[name], self.source.name, self.source.folder)
+        elif scope is not None and scope.is_constant(name):
+            values = scope.constant(name)
+        return None if values is None or values.dtype.kind in _TEXTS else values
 
     def _pair(self, halves: list[Half], edges: tuple[Edge, ...], pair: FoundPair | None) -> Iterator[Finding]:
         """Yield what is wrong with a pair, each code once, or with a lone node."""
@@ -186,6 +188,10 @@ def _lone(graph: onnx.GraphProto, paired: set[int]) -> Iterator[tuple[int, ...]]
             told.update((*before, i))
             yield (*before, i)
     yield from ((i,) for i in sorted(alone - told))
+
+
+#: Kinds of numpy's types that hold no numbers.
+_TEXTS = "OSU"
 
 
 class _Types:
@@ -249,12 +255,14 @@ def _size_along(dims: tuple[int | None, ...] | None, axis: int) -> int | None:
 
 def _wrong_type(half: Half) -> Iterator[tuple[str, str]]:
     quantizes, stored = half.node.op_type == QUANTIZE, half.node.op_type == DEQUANTIZE and half.read_type
-    if half.zeros is not None and np.any(half.zeros.astype(np.float32)):
+    if half.dtype and half.dtype not in _READ:
+        yield "unsupported-type", f"is {'stored as' if stored else 'quantized to'} {_TYPES.Name(half.dtype)}"
+    elif half.zeros is not None and np.any(half.zeros.astype(np.float32)):
         yield "zero-point", f"its zero point is {half.zeros.reshape(-1)[np.flatnonzero(half.zeros.astype(np.float32))[0]]}"
     elif quantizes and not half.dtype and not half.zero_point:
         yield "no-zero-point", "has no zero point: ONNX reads that as UINT8, TensorRT as INT8"
-    elif half.dtype and (half.dtype not in _READ or (stored and half.dtype == _UINT8)):
-        yield "unsupported-type", f"is {'stored as' if stored else 'quantized to'} {_TYPES.Name(half.dtype)}"
+    elif stored and half.dtype == _UINT8:
+        yield "unsupported-type", "is stored as UINT8"
     elif half.dtype == _UINT8:
         yield "uint8", "is quantized to UINT8 with zero point 0; TensorRT reads INT8"
 

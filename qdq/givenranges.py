@@ -153,7 +153,9 @@ def settle(index: GraphIndex, plan: Plan, given: GivenRanges) -> GivenSummary:
 
 def _taken_weights(index: GraphIndex, plan: Plan, given: GivenRanges) -> Iterator[TakenWeight]:
     """Yield the planned weights that have given ranges, along the axis they are quantized along."""
-    known = {weight.tensor: weight for weight in given.weights}
+    known: dict[str, list[GivenWeight]] = {}
+    for weight in given.weights:
+        known.setdefault(weight.tensor, []).append(weight)
     done: set[tuple[str, int | None]] = set()
     for placement in plan.placements if known else ():
         edge, axis = placement.edge, placement.quantizer.axis
@@ -163,7 +165,7 @@ def _taken_weights(index: GraphIndex, plan: Plan, given: GivenRanges) -> Iterato
                 yield TakenWeight(edge.read, axis, amax)
 
 
-def _weight_ranges(scope: GraphIndex, tensor: str, axis: int | None, known: Mapping[str, GivenWeight]) -> tuple[float, ...]:
+def _weight_ranges(scope: GraphIndex, tensor: str, axis: int | None, known: Mapping[str, list[GivenWeight]]) -> tuple[float, ...]:
     """Return the given ranges of a constant along an axis, found at it or before operators that only move its values; nothing where there are none."""
     scope, along = scope.defining(tensor), axis
     shape, at = scope.shape(tensor), tensor
@@ -173,11 +175,10 @@ def _weight_ranges(scope: GraphIndex, tensor: str, axis: int | None, known: Mapp
             return ()
         at = maker.inputs[0]
     if axis is None:
-        return (max(found.amax),)
+        return next((weight.amax for weight in found if weight.axis is None), (max(found[0].amax),))
     channels = shape[axis] if shape is not None else None
-    if channels is None or (found.axis is not None and (found.axis != along or len(found.amax) != channels)):
-        return ()
-    return found.amax * channels if found.axis is None else found.amax
+    fitting = (weight.amax if weight.axis is not None else weight.amax * (channels or 1) for weight in found if weight.axis in (None, along))
+    return next((amax for amax in fitting if len(amax) == channels), ())
 
 
 def without_data(index: GraphIndex, plan: Plan, found: GivenSummary) -> dict[str, float]:

@@ -104,7 +104,11 @@ def _float_labels(graph: onnx.GraphProto, index: GraphIndex) -> list[str]:
 
 
 def _values(names: set[str], stored: dict[str, onnx.TensorProto], index: GraphIndex) -> dict[str, Array]:
-    return {name: stored_values(stored[name], index.source.name, index.source.folder) for name in names if name in stored}
+    return {
+        name: stored_values(stored[name], index.source.name, index.source.folder)
+        for name in names
+        if name in stored and stored[name].data_type != onnx.TensorProto.STRING
+    }
 
 
 def require_same_graph(float_index: GraphIndex, quantized: QuantizedModel) -> None:

@@ -11,7 +11,7 @@ from onnx import helper, numpy_helper
 
 from qdq.index import Array, all_names, stored_values
 from qdq.loading import Source
-from qdq.pairs import stored_tensors
+from qdq.pairs import readers, stored_tensors
 from qdq.qoperators import DEQUANTIZE, QUANTIZE
 from qdq.quantizer import integer_levels
 
@@ -99,8 +99,13 @@ class GraphWriter:
         for node in graph.node:
             for name in node.input:
                 self.consumers.setdefault(name, []).append(node)
+        self._reads = readers(graph)
         self._floats: dict[tuple[str, Form], str] = {}
         self._scalars: dict[str, str] = {}
+
+    def only_dequantized(self, tensor: str) -> bool:
+        """Whether nothing but DequantizeLinear reads a tensor: no other node, no body, and no caller of the graph."""
+        return self._reads[tensor] == sum(node.op_type == DEQUANTIZE for node in self.consumers.get(tensor, ()))
 
     def append(self, node: onnx.NodeProto) -> None:
         """Add a node behind those so far."""

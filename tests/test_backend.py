@@ -7,15 +7,21 @@ from __future__ import annotations
 
 import re
 import time
+import warnings
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import backend
+import numpy as np
 import onnx
 import pytest
 from backend import DEFECT, REFUSED, Case, Outcome
+from graphs import run
 from making import save, tiny_model
+
+from qdq.converting import convert
+from qdq.loading import load
 
 SHARE = "1/8"
 
@@ -45,6 +51,24 @@ def test_every_refusal_names_its_file_and_says_what_to_do(found: list[Outcome]) 
     refused = {o.says for o in found if o.kind == REFUSED}
     assert len(refused) > 50
     assert [line for line in refused if not re.fullmatch(r"qdq: \S*\.onnx: .+; .+", line)] == []
+
+
+def test_quantized_operators_of_the_node_tests_give_the_same_integers_as_pairs() -> None:
+    from onnx.backend.test.case.node import collect_testcases
+
+    compared = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the arithmetic that makes expected outputs
+        cases = [case for case in collect_testcases(None) if case.name.startswith(("test_qlinearconv", "test_qlinearmatmul"))]
+    for case in cases:
+        model = backend._with_operands(case.model, case.data_sets)
+        assert model is not None
+        source, converted = convert(load(model))
+        feed = {model.graph.input[0].name: case.data_sets[0][0][0]}
+        assert [c.op for c in converted] == [model.graph.node[0].op_type]
+        np.testing.assert_array_equal(run(source.model, feed)[0], run(model, feed)[0], case.name)
+        compared.append(case.name)
+    assert len(compared) >= 9
 
 
 # --- the harness -----------------------------------------------------------------------------------------------------
@@ -92,8 +116,6 @@ def test_an_output_that_the_checker_refuses_is_a_defect_only_where_it_takes_the_
 
 
 def test_an_exception_more_than_one_line_and_a_warning_are_defects(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    import warnings
-
     import click
 
     from qdq import cli

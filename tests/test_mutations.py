@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import pytest
 from backend import DEFECT, Case
-from graphs import CALIBRATION, NETWORKS
+from graphs import CALIBRATION, NETWORKS, value
 from graphs import build as built
 from graphs import node as made
 from making import refused, run, save
@@ -173,3 +173,86 @@ def test_other_numbers_of_zero_points_than_of_scales_are_no_defect(tmp_path: Pat
     for command in COMMANDS:
         outcome = backend.run(Case("", "odd", path), command, tmp_path)
         assert (outcome.command, outcome.kind != DEFECT, outcome.says if outcome.kind == DEFECT else "") == (command, True, "")
+
+
+def clipped_twice(model: Model, *last: onnx.NodeProto) -> None:
+    """Put two Clips of integers between the first Q and DQ."""
+    names = ("lower", "upper")
+    for name, bound in zip(names, (-100, 100), strict=True):
+        replace(model, name, np.array(bound, np.int8))
+    clips = [made("Clip", ["x_q", *names], "once"), made("Clip", ["once", *names], "twice")]
+    order = [model.graph.node[0], *clips, *list(model.graph.node)[1:], *last]
+    kept = [onnx.NodeProto.FromString(n.SerializeToString()) for n in order]
+    kept[3].input[0] = "twice"
+    del model.graph.node[:]
+    model.graph.node.extend(kept)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_integers_that_are_clipped_and_read_by_more_than_a_dq_stay(tmp_path: Path, command: str) -> None:
+    model = small(x="x_dq")
+    clipped_twice(model, made("Cast", ["once"], "seen", to=onnx.TensorProto.FLOAT))
+    model.graph.output.append(helper.make_tensor_value_info("seen", onnx.TensorProto.FLOAT, [1, 3, 4, 4]))
+    outcome = backend.run(Case("", "clips", save(model, tmp_path / "model.onnx")), command, tmp_path)
+    assert outcome.kind in ("worked", "findings"), outcome.says
+
+
+def test_a_scale_of_text_is_no_defect(tmp_path: Path) -> None:
+    model = small(x="x_dq", pairs={"x": ("text", "z")})
+    model.graph.node.insert(0, helper.make_node("Constant", [], ["text"], value_string="a"))
+    path = save(model, tmp_path / "model.onnx")
+    assert {command: backend.run(Case("", "text", path), command, tmp_path).kind for command in COMMANDS} == {
+        "check": "findings",
+        "strip": "worked",
+        "quantize": "worked",
+        "diff": "worked",
+    }
+
+
+def test_a_half_of_another_domain_without_a_scale_is_refused(tmp_path: Path) -> None:
+    model = small(x="x_dq")
+    model.graph.node[1].domain = "com.microsoft"
+    del model.graph.node[1].input[1:]
+    path = save(model, tmp_path / "model.onnx")
+    says = "is damaged: node 'x_dq_node' (DequantizeLinear) has no scale; export or download it again"
+    assert refused(tmp_path, "strip", path, "-o", tmp_path / "out.onnx") == f"qdq: {path}: {says}\n"
+
+
+def test_two_pairs_that_need_the_same_newer_opset_are_one_finding(tmp_path: Path) -> None:
+    model = small(x="x_dq", p="p_dq", pairs={"x": ("s", "e"), "p": ("s", "e")})
+    model.graph.initializer.append(onnx.TensorProto(name="e", data_type=onnx.TensorProto.FLOAT8E4M3FN, raw_data=b"\0"))
+    alone = [helper.make_node("QuantizeLinear", ["x", "s", "e"], ["half"], name="half")]
+    model.graph.node.extend(alone)
+    model.graph.output.append(helper.make_tensor_value_info("half", onnx.TensorProto.FLOAT8E4M3FN, [1, 3, 4, 4]))
+    code, out, error = run("check", save(model, tmp_path / "model.onnx"))
+    assert (code, error) == (1, "")
+    assert out.count("; FLOAT8E4M3FN needs 19") == 1
+
+
+def branching(*order: str) -> Model:
+    """Return an If whose one branch has a Relu, a Neg and a Q and DQ behind them in some order."""
+    by_name = {
+        "relu": made("Relu", ["x"], "r", name="relu"),
+        "neg": made("Neg", ["r"], "n", name="neg"),
+        "circle": made("Relu", ["n"], "r", name="relu"),
+        "q": made("QuantizeLinear", ["n", "s", "z"], "q", name="q"),
+        "dq": made("DequantizeLinear", ["q", "s", "z"], "a", name="dq"),
+    }
+    then = helper.make_graph([by_name[name] for name in order], "then", [], [value("a", [1, 3])])
+    other = helper.make_graph([made("Neg", ["x"], "b")], "other", [], [value("b", [1, 3])])
+    choice = [made("If", ["c"], "y", name="if", then_branch=then, else_branch=other)]
+    weights = {"s": np.array(0.5, np.float32), "z": np.array(0, np.int8), "c": np.array(True)}
+    return built(choice, {"x": [1, 3]}, {"y": [1, 3]}, weights)
+
+
+def test_nodes_of_a_body_are_put_in_order() -> None:
+    good, bad = branching("relu", "neg", "q", "dq"), branching("dq", "q", "neg", "relu")
+    assert qdq.load(bad).notes == ("nodes put in the order that ONNX asks for",)
+    assert not qdq.diff(good, bad)
+    assert [f.code for f in qdq.check(bad)] == [f.code for f in qdq.check(good)]
+
+
+def test_nodes_of_a_body_that_need_each_other_are_refused(tmp_path: Path) -> None:
+    path = save(branching("circle", "neg", "q", "dq"), tmp_path / "model.onnx")
+    for command in (["check", path], ["diff", path, path], ["plan", path]):
+        assert refused(tmp_path, *command).endswith("needs its own result; export or download it again\n")
