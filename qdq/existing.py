@@ -108,7 +108,7 @@ def _axis(found: QuantizedModel, quantized: QuantizedEdge) -> int | None:
         return max(range(scales.ndim), key=scales.shape.__getitem__)
     axis = 1 if quantized.pair.axis is None else quantized.pair.axis
     axis += len(shape) if axis < 0 else 0
-    told = scales.ndim == 1 and quantized.pair.axis is not None and axis < len(shape) and shape[axis] == 1
+    told = scales.ndim == 1 and quantized.pair.axis is not None and 0 <= axis < len(shape) and shape[axis] == 1
     return axis if scales.size > 1 or told else None
 
 
