@@ -297,7 +297,7 @@ def _with_labels(text: str, labels: list[str]) -> str:
 
 
 def _without_places(failure: str) -> str:
-    return " ".join(_SOURCE_PLACE.sub(" ", failure).strip(" .()").split())
+    return " ".join(_SOURCE_PLACE.sub(" ", failure).strip(" .").split())
 
 
 def _link(source: Source, folder: Path) -> None:

@@ -65,6 +65,10 @@ def operator_findings(source: Source) -> Iterator[Finding]:
             yield found("unsupported-operator", label, f"{node.op_type} is no operator of TensorRT", fix=fix)
 
 
+#: How to mend the zero point of integers that come into the model, or leave it: no conversion may change what its inputs and outputs hold.
+_OUTSIDE = "feed and read floats, or INT8 with zero point 0: what a model's own inputs and outputs hold is not qdq's to change"
+
+
 class FormatCheck:
     """The findings about every Q and DQ of a model.
 
@@ -155,7 +159,7 @@ class FormatCheck:
             for code, problem in () if half.scale in self._dynamic else _wrong(half, self.opset >= _SCALE_TYPE_OPSET):
                 if code not in told:
                     told.add(code)
-                    yield found(code, where, problem)
+                    yield found(code, where, problem, fix=_OUTSIDE if pair is None and code == "zero-point" else "")
         if pair is not None and not told and (ratio := _ratio(halves)):
             self.rescaled.add(pair.output)
             yield found("unequal-halves", where, f"its Q has the scale {ratio[0]:.6g}, its DQ {ratio[1]:.6g}")

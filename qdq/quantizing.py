@@ -108,7 +108,8 @@ def quantize(  # noqa: PLR0913 keyword arguments of the public function
     if had is not None and existing == KEEP:
         plan = keeping(had, plan)
     if not plan.placements:
-        raise ModelError(f"{source.path or source.name}: the rules {', '.join(rules.names)} quantize nothing in it; {_WAY_OUT[had is None]}")
+        wanted = ", ".join(map(str, plan.targets))
+        raise ModelError(f"{source.path or source.name}: the rules {', '.join(rules.names)} quantize nothing in it for {wanted}; {_WAY_OUT[had is None]}")
     if planned:
         planned(plan)
     needed = None if had is not None and given is not None and nothing_to_observe(index, plan, given) else data

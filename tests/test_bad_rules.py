@@ -247,7 +247,7 @@ def test_a_rule_that_quantizes_nothing_is_refused_by_quantize_only(tmp_path: Pat
 
     message = refused(tmp_path, "quantize", model, "-o", tmp_path / "out.onnx", "--data", "noise", "--rules", folder)
 
-    assert f"qdq: {model}: the rules rules quantize nothing in it; 'qdq explain' says why" in message
+    assert f"qdq: {model}: the rules rules quantize nothing in it for trt:sm80; 'qdq explain' says why" in message
     assert run("plan", model, "--rules", folder)[0] == 0
 
 

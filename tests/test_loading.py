@@ -105,7 +105,7 @@ def test_a_scan_of_opset_8_which_newer_ones_read_otherwise_is_refused(inside: bo
 def test_halves_of_pairs_alone_are_sent_to_check_and_strip() -> None:
     nodes = [node("QuantizeLinear", ["x", "s", "z"], "q")]
     model = build(nodes, {"x": [1, 3]}, ["q"], {"s": np.array(0.5, np.float32), "z": np.array(0, np.int8)})
-    with pytest.raises(ModelError, match="quantize nothing in it; 'qdq check' says what is in it, and 'qdq strip' gives the float model back"):
+    with pytest.raises(ModelError, match=r"quantize nothing in it for .*; 'qdq check' says what is in it, and 'qdq strip' gives the float model back"):
         quantized(model)
 
 
