@@ -44,6 +44,8 @@ _ENDS = ("ArgMax", "ArgMin")
 _NODE_SUFFIX = "_quant"
 #: Scales of a Q and its DQ that differ by less are taken for the same, written with fewer digits.
 _SAME_SCALE = 1e-3
+#: A bound is a whole number where it is within so much of one, relatively: scales in FP32 are exact to 6e-8.
+_WHOLE = 1e-6
 #: What a Q without a zero point may mean.
 _UINT8, _INT8 = (0, 255), (-128, 127)
 #: The opset from which on the axes of ReduceMean are an input (ONNX operator changelog).
@@ -180,9 +182,34 @@ def _quantize(graph: GraphWriter, node: onnx.NodeProto) -> None:
         graph.model.note(node, f"has no zero point; it is taken for {'UINT8, as ONNX' if node.input[0] in graph.not_negative else 'INT8, as TensorRT'} does")
     if graph.begins_at_zero(form) and node.input[0] in graph.made - graph.not_negative:
         plain = copied(plain)
-        plain.input[0] = graph.add("Relu", [node.input[0]], f"{node.input[0]}_relu")
-        graph.model.note(node, f"clips {node.input[0]!r} at zero, as a Relu that was folded into it did; the Relu is written out")
+        plain.input[0] = _unfolded(graph, node, form)
     graph.append(plain)
+
+
+def _unfolded(graph: GraphWriter, node: onnx.NodeProto, form: Quantized) -> str:
+    """Write out the activation that was folded into a Q whose range begins at zero, and return what it gives.
+
+    ONNX Runtime's quantizer folds Relu, and Clip from 0 to 6 or 1 as in hard-swish; the range then ends at that whole number
+    exactly, which the largest value that calibration sees of anything else hardly does.
+    """
+    tensor = node.input[0]
+    bound = _whole_bound(graph, form)
+    op = "Relu" if bound is None else f"Clip from 0 to {bound}"
+    graph.model.note(node, f"clips {tensor!r} as a {op} that was folded into it did; the {op.partition(' ')[0]} is written out")
+    if bound is None:
+        return graph.add("Relu", [tensor], f"{tensor}_relu")
+    dtype = graph.values(form.scale).dtype
+    bounds = [graph.store(np.array(value, dtype), f"{tensor}_{name}") for value, name in ((0, "least"), (bound, "largest"))]
+    return graph.add("Clip", [tensor, *bounds], f"{tensor}_clip")
+
+
+def _whole_bound(graph: GraphWriter, form: Quantized) -> int | None:
+    """Return the whole number that a range from zero ends at, of all its levels or of 7 bits, which a reduced range uses; None for another number."""
+    levels = graph.levels(form)
+    if levels is None or form.scale not in graph.stored or graph.holds_several(form.scale):
+        return None
+    ends = [float(graph.values(form.scale).flat[0]) * steps for steps in (levels[1] - levels[0], (levels[1] - levels[0]) // 2)]
+    return next((round(end) for end in ends if round(end) >= 1 and abs(end - round(end)) < _WHOLE * end), None)
 
 
 def _dequantize(graph: GraphWriter, node: onnx.NodeProto) -> None:

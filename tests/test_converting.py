@@ -163,6 +163,16 @@ def test_a_relu_that_was_folded_into_the_quantization_comes_back(zero: np.generi
     assert ("Relu" in {n.op_type for n in qdq.strip(model).graph.node}) == kept
 
 
+@pytest.mark.parametrize(("scale", "op"), [(6 / 255, "Clip"), (1 / 255, "Clip"), (6 / 127, "Clip"), (5.93 / 255, "Relu"), (6.001 / 255, "Relu")])
+def test_a_clip_that_was_folded_ends_at_a_whole_number(scale: float, op: str) -> None:
+    nodes = [node("Conv", ["x", "w"], "c"), node("QuantizeLinear", ["c", "s", "z"], "q"), node("DequantizeLinear", ["q", "s", "z"], "y")]
+    model = build(nodes, {"x": [1, 3, 6, 6]}, {"y": [None] * 4}, {"w": 9 * noise(4, 3, 3, 3), "s": SCALAR(scale), "z": np.uint8(0)})
+    stripped = qdq.strip(model)
+    assert [n.op_type for n in stripped.graph.node] == ["Conv", op]
+    if op == "Clip":
+        assert run(stripped, random_feed(model))[0].max() == round(scale * (255 if scale < 0.03 else 127))
+
+
 @pytest.mark.parametrize("behind", ["Relu", "Sigmoid", "MaxPool", "Clip"])
 def test_no_relu_is_written_out_where_nothing_is_below_zero_anyway(behind: str) -> None:
     more = (
