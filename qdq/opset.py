@@ -81,11 +81,22 @@ def _with_opset(model: onnx.ModelProto, opset: int, needed: int) -> tuple[onnx.M
         copy.CopyFrom(model)
         return copy, []
     try:
-        raised = version_converter.convert_version(model, needed)
+        raised = version_converter.convert_version(_with_free_initializers(model), needed)
     except Exception as error:
         raise ModelError(f"opset {opset} could not be raised to {needed} ({first_line(error)}); export it with opset {needed} or newer") from error
     _restore_metadata(model, raised)
     return raised, [f"opset raised from {opset} to {needed}, which {'FP8 ' if needed > _needed_opset(model) else ''}Q/DQ needs"]
+
+
+def _with_free_initializers(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a model of an IR version that allows its initializers: ONNX Runtime's quantizer adds some that are no inputs, whatever the version."""
+    listed = {i.name for i in model.graph.input}
+    if model.ir_version >= FREE_INITIALIZERS_IR or all(t.name in listed for t in model.graph.initializer):
+        return model
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    copy.ir_version = FREE_INITIALIZERS_IR
+    return copy
 
 
 def _restore_metadata(model: onnx.ModelProto, raised: onnx.ModelProto) -> None:

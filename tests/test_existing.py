@@ -334,3 +334,16 @@ def test_integers_that_go_by_blocks_are_refused_by_name() -> None:
     with pytest.raises(ModelError, match=r"wd -> y\[1\]: its scales go by blocks, which qdq does not plan; pass --existing replace"):
         qdq.quantize(model, None)
     assert qdq.quantize(model, [{"x": noise(2, 64)}], existing="replace").plan.placements
+
+
+def test_a_model_of_an_old_ir_version_with_initializers_that_are_no_inputs_is_read() -> None:
+    old = build(
+        [*pair("x"), node("MatMul", ["x_d", "w"], "y")],
+        {"x": [2, 32]},
+        {"y": [2, 32]},
+        {"x_s": np.float32(0.05), "z": np.int8(0), "w": noise(32, 32)},
+        opset=11,
+        ir=3,
+    )
+    assert qdq.load(old).notes[0] == "opset raised from 11 to 13, which Q/DQ needs"
+    assert scales(qdq.quantize(old, None).model)["x -> y[0]"] == [pytest.approx(0.05)]
