@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping, Set
 from concurrent.futures import ThreadPoolExecutor
@@ -148,7 +149,13 @@ def scales_from(index: GraphIndex, plan: Plan, ranges: Ranges, method: Method, f
     observed = {(tensor, quantizer.dtype): quantizer.element for tensor, quantizer in pairs_of(plan) if quantizer.calibrated}
     given, weights = (found.amax, found.weight_amax) if found else ({}, {})
     _require_ranges(plan, ranges, {tensor for tensor, _ in observed if tensor not in given}, method)
-    own = {(tensor, dtype): given[tensor] if tensor in given else method.amax(by_tensor[tensor], element) for (tensor, dtype), element in observed.items()}
+    chosen = found.bounded if found and ranges.samples else frozenset()
+    own = {
+        (tensor, dtype): given[tensor]
+        if tensor in given and tensor not in chosen
+        else min(method.amax(by_tensor[tensor], element), given.get(tensor, math.inf))
+        for (tensor, dtype), element in observed.items()
+    }
     amax, shared = share(plan.scale_groups, own)
     with ThreadPoolExecutor(min(os.cpu_count() or 1, _AT_ONCE)) as pool:
         pairs = tuple(pool.map(lambda placements: _pair_scale(index, placements, by_tensor, amax, method.weights, weights), pairs_of(plan).values()))

@@ -70,7 +70,9 @@ def existing_sections(existing: Existing) -> list[Section]:
         lines.append(f"{len(existing.coarser)} tensors become symmetric INT8, with larger steps; these most:")
         lines += [_coarser_line(cost) for cost in sorted(existing.coarser, key=lambda c: -c.times)[:_MOST]]
     lines += [f"{weight.tensor} gets new scales: it {weight.why}" for weight in existing.weights]
-    lines += [f"{len(existing.calibrated)} had no range and were calibrated: {_listed(existing.calibrated)}"] if existing.calibrated else []
+    if existing.calibrated:
+        why = "which had no range, or would step through it more coarsely in symmetric INT8"
+        lines.append(f"{len(existing.calibrated)} were calibrated, {why}: {_listed(existing.calibrated)}")
     return [Section("Was quantized already", tuple(lines)), *diff_sections(existing.changes, _SHOWN)]
 
 

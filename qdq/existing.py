@@ -52,7 +52,7 @@ class Existing(msgspec.Struct, frozen=True):
     #: Activations that are still quantized, in larger steps.
     coarser: tuple[Coarser, ...]
     weights: tuple[NewWeight, ...]
-    #: Planned activations that had no range, and were calibrated.
+    #: Planned activations that had no range, or whose steps would be larger, and were calibrated.
     calibrated: tuple[str, ...]
     changes: PairDiff
 
@@ -81,9 +81,11 @@ def _require_known(name: str, found: QuantizedEdge) -> None:
 def ranges_in(found: QuantizedModel) -> GivenRanges:
     """Return the ranges that a model's pairs say: of activations the largest that any pair on the tensor has, of weights those of each channel.
 
-    Weights whose integers are not symmetric are not among them, nor are activations whose scales are computed or not above 0.
+    Weights whose integers are not symmetric are not among them, nor are activations whose scales are computed or not above 0. Of a
+    tensor that symmetric INT8 costs resolution the range is a bound.
     """
     amax: dict[str, float] = {}
+    bounds: set[str] = set()
     weights: dict[tuple[str, int | None], GivenWeight] = {}
     for quantized in found.edges:
         tensor, constant = quantized.edge.read, found.index.scope(quantized.edge).is_constant(quantized.edge.tensor)
@@ -94,7 +96,8 @@ def ranges_in(found: QuantizedModel) -> GivenRanges:
         ranges = amax_of(quantized)
         if ranges is not None and (not constant or ranges.size == 1) and 0.0 < ranges.max(initial=0) <= LARGEST:
             amax[tensor] = max(float(ranges.max()), amax.get(tensor, 0.0))
-    by_tensor = tuple(GivenRange(tensor, value) for tensor, value in amax.items())
+            bounds |= {tensor} if coarser(quantized) else set()
+    by_tensor = tuple(GivenRange(tensor, value, at_most=tensor in bounds) for tensor, value in amax.items())
     return GivenRanges(OWN, by_tensor, strict=False, weights=tuple(weights.values()))
 
 
@@ -175,7 +178,7 @@ def nothing_to_observe(index: GraphIndex, plan: Plan, given: Given) -> bool:
         return False
     taken = settle(index, plan, given)
     weights = {(p.edge.read, p.quantizer.axis) for p in plan.placements if not p.quantizer.calibrated}
-    return not taken.missing and weights <= taken.weight_amax.keys()
+    return not taken.missing and not taken.bounded and weights <= taken.weight_amax.keys()
 
 
 def new_weights(found: QuantizedModel, plan: Plan, taken: GivenSummary) -> Iterator[NewWeight]:
@@ -203,7 +206,8 @@ def report(mode: str, found: QuantizedModel, plan: Plan, scales: Scales, result:
         return Existing(mode, found.converted, (), (), (), changes)
     weights, planned = tuple(new_weights(found, plan, scales.given)), {p.edge.read for p in plan.placements}
     costs = tuple(cost for cost in coarser_in(found) if cost.tensor in planned)
-    return Existing(mode, found.converted, costs, weights, scales.given.missing, changes)
+    calibrated = (*scales.given.missing, *(sorted(scales.given.bounded) if scales.samples else ()))
+    return Existing(mode, found.converted, costs, weights, calibrated, changes)
 
 
 def require_mode(mode: str) -> None:

@@ -38,6 +38,8 @@ class GivenRange(msgspec.Struct, frozen=True):
     amax: float
     #: The line that it stands on, 0 where that is not known.
     line: int = 0
+    #: Whether it only bounds the range: where samples are run, the method may choose a smaller one.
+    at_most: bool = False
 
 
 class GivenWeight(msgspec.Struct, frozen=True):
@@ -75,6 +77,8 @@ class Taken(msgspec.Struct, frozen=True):
     amax: float
     #: The name that its range was given for, where that is another one: a tensor that holds all of its values.
     of: str = ""
+    #: Whether the method may choose a smaller range.
+    at_most: bool = False
 
 
 class TakenWeight(msgspec.Struct, frozen=True):
@@ -103,6 +107,11 @@ class GivenSummary(msgspec.Struct, frozen=True):
     def weight_amax(self) -> dict[tuple[str, int | None], tuple[float, ...]]:
         """The given ranges of each planned weight that has some, by its name and axis."""
         return {(taken.tensor, taken.axis): taken.amax for taken in self.weights}
+
+    @property
+    def bounded(self) -> frozenset[str]:
+        """The planned tensors whose given range is only a bound."""
+        return frozenset(taken.tensor for taken in self.tensors if taken.at_most)
 
     @property
     def amax(self) -> dict[str, float]:
@@ -143,7 +152,7 @@ def settle(index: GraphIndex, plan: Plan, given: GivenRanges) -> GivenSummary:
     used = {*(p.edge.read for p in plan.placements), *(r.tensor for r in taken.values()), *(r.tensor for r in unknown)}
     return GivenSummary(
         name=given.name,
-        tensors=tuple(Taken(read, r.amax, "" if r.tensor == read else r.tensor) for read, r in taken.items()),
+        tensors=tuple(Taken(read, r.amax, "" if r.tensor == read else r.tensor, r.at_most) for read, r in taken.items()),
         unknown=tuple(r.tensor for r in unknown),
         unplanned=tuple(name for name in named if name not in used),
         missing=tuple(read for read in sorted(planned) if read not in taken),

@@ -115,7 +115,7 @@ def feeds(model: onnx.ModelProto, n: int = 8, seed: int = 5) -> list[dict[str, A
     return [{given.name: rng.standard_normal(shape).astype(np.float32)} for _ in range(n)]
 
 
-class _Reader(CalibrationDataReader):  # type: ignore[misc]
+class Reader(CalibrationDataReader):  # type: ignore[misc]
     """Hands the feeds to ONNX Runtime one by one."""
 
     def __init__(self, samples: list[dict[str, Array]]) -> None:
@@ -130,7 +130,7 @@ def ort_static(model: onnx.ModelProto, **options: Any) -> onnx.ModelProto:
     with tempfile.TemporaryDirectory() as folder:
         given, made = Path(folder, "float.onnx"), Path(folder, "quantized.onnx")
         onnx.save(model, given)
-        quantize_static(str(given), str(made), _Reader(feeds(model)), **options)
+        quantize_static(str(given), str(made), Reader(feeds(model)), **options)
         return onnx.load(made)
 
 

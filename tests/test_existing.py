@@ -197,6 +197,19 @@ def test_asymmetric_activations_become_symmetric_and_say_what_that_costs(zero: n
     assert scales(result.model)["x -> y[0]"] == [pytest.approx(0.05 * (times or 1))]
 
 
+def test_with_data_what_would_be_coarser_is_calibrated_within_its_range() -> None:
+    nodes = [*pair("x"), node("MatMul", ["x_d", "w"], "y")]
+    for scale, narrower in ((0.05, True), (0.001, False)):
+        weights = {"x_s": np.float32(scale), "z": np.uint8(64), "w": noise(32, 32)}
+        model = build(nodes, {"x": [2, 32]}, ["y"], weights)
+        result = qdq.quantize(model, [{"x": noise(2, 32)}], method="max")
+        (found,) = scales(result.model)["x -> y[0]"]
+        whole = scales(qdq.quantize(model, None).model)["x -> y[0]"][0]
+        assert (found < whole) == narrower
+        assert found == pytest.approx(min(whole, np.abs(noise(2, 32)).max() / 127))
+        assert result.existing.calibrated == ("x",)
+
+
 def test_sixteen_bits_are_refused_with_the_way_out(tmp_path: Path) -> None:
     nodes = [*pair("x"), node("MatMul", ["x_d", "w"], "y")]
     weights = {"x_s": np.float32(0.05), "z": np.uint16(0), "w": noise(32, 32)}

@@ -319,7 +319,7 @@ def test_names_that_one_side_lacks_are_listed(tmp_path: Path) -> None:
     assert "1 in old.cache, but not quantized by the plan: c\n" in text
     told = json.loads(run(*argv, "-o", tmp_path / "b.onnx", "--format", "json")[1])["scales"]["given"]
     assert told == {
-        "name": "old.cache", "tensors": [{"tensor": "x", "amax": 127.0, "of": ""}],
+        "name": "old.cache", "tensors": [{"tensor": "x", "amax": 127.0, "of": "", "at_most": False}],
         "unknown": names[2:], "unplanned": ["c"], "missing": ["f"], "weights": [],
     }  # fmt: skip
 
