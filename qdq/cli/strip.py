@@ -8,8 +8,10 @@ import click
 
 from qdq.cli.options import FILE, output_option
 from qdq.givenfiles import CACHE, JSON, YAML, given_by_model, given_bytes
+from qdq.index import every_node
 from qdq.loading import load
 from qdq.pairs import find_pairs
+from qdq.qoperators import is_quantized_operator
 from qdq.quantizing import save
 from qdq.saving import check_output, write_whole
 from qdq.stripping import strip
@@ -39,4 +41,6 @@ def command(model: Path, ranges: Path | None, output: Path, force: bool) -> None
     if ranges and given:
         write_whole(ranges, given_bytes(given, _LAYOUTS.get(ranges.suffix, YAML)))
     before, after = len(find_pairs(source.model.graph)), len(find_pairs(stripped.graph))
-    click.echo(f"took out {before - after} of {before} pairs; wrote {output}{f', {ranges}' if ranges else ''}")
+    operators = sum(is_quantized_operator(node) for _, node in every_node(source.model.graph))
+    converted = f", turned {operators} quantized operators into float ones" if operators else ""
+    click.echo(f"took out {before - after} of {before} pairs{converted}; wrote {output}{f', {ranges}' if ranges else ''}")
