@@ -165,7 +165,10 @@ STATIC: dict[str, dict[str, Any]] = {
     "qoperator-uint8": {**QOPERATOR, "activation_type": QuantType.QUInt8, "weight_type": QuantType.QUInt8},
 }
 #: The same for `quantize_dynamic`.
-DYNAMIC: dict[str, dict[str, Any]] = {"dynamic": {}, "dynamic-per-channel": {"weight_type": QuantType.QUInt8, "per_channel": True}}
+DYNAMIC: dict[str, dict[str, Any]] = {
+    "dynamic": {"weight_type": QuantType.QUInt8},
+    "dynamic-per-channel": {"weight_type": QuantType.QUInt8, "per_channel": True},
+}
 FILES = Path(__file__).resolve().parent.parent / "fixtures" / "peers"
 
 

