@@ -165,8 +165,7 @@ STATIC: dict[str, dict[str, Any]] = {
     "qoperator-uint8": {**QOPERATOR, "activation_type": QuantType.QUInt8, "weight_type": QuantType.QUInt8},
 }
 #: The same for `quantize_dynamic`.
-_UNSIGNED: dict[str, Any] = {"weight_type": QuantType.QUInt8}
-DYNAMIC: dict[str, dict[str, Any]] = {"dynamic": _UNSIGNED, "dynamic-per-channel": {**_UNSIGNED, "per_channel": True}}
+DYNAMIC: dict[str, dict[str, Any]] = {
     "dynamic": {"weight_type": QuantType.QUInt8},
     "dynamic-per-channel": {"weight_type": QuantType.QUInt8, "per_channel": True},
 }
