@@ -17,6 +17,8 @@ from qdq.quantizer import INT8, INT8_LEVELS
 _FAR = 4.0
 #: Share of a weight that is clipped, or stored at the ends of its range besides the largest of each channel, that is called saturated.
 _SATURATED = 0.05
+#: Of fewer weights a share says nothing: the scale that changes the layer's output least may clip one of two.
+_FEW = 100
 #: Weights that all stay below this many steps are of fewer bits, stored in 8.
 _NARROW = 8.5
 #: A channel whose largest weight is less than so much of the tensor's is as good as dead, and its scale is free.
@@ -75,7 +77,7 @@ def _at_ends(values: Array, unit: Floats, axis: int) -> int:
 
 
 def _judged(edge: QuantizedEdge, spread: _Spread) -> Iterator[Finding]:
-    if spread.ends > _SATURATED * spread.size:
+    if spread.size >= _FEW and spread.ends > _SATURATED * spread.size:
         yield found("saturated-weights", edge.edge, f"{spread.ends / spread.size:.0%} of its {spread.size} weights lie at the ends of the range")
         return
     if spread.largest.max() < _NARROW:
