@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from qdq.explaining import explain as explain
     from qdq.feeds import Subset as Subset
     from qdq.findings import Finding as Finding
+    from qdq.fixing import Fixed as Fixed
+    from qdq.fixing import fix as fix
     from qdq.givenfiles import read_given as read_given
     from qdq.givenranges import GivenRanges as GivenRanges
     from qdq.givenranges import given_by_hand as given_by_hand
@@ -56,6 +58,7 @@ __version__ = "0.1.0"
 
 #: Where each public name lives; imported when first used, so that `qdq --help` stays quick.
 _HOME = {
+    "Fixed": "fixing",
     "Finding": "findings",
     "GivenRanges": "givenranges",
     "Images": "images",
@@ -78,6 +81,7 @@ _HOME = {
     "check": "checking",
     "diff": "pairdiff",
     "explain": "explaining",
+    "fix": "fixing",
     "given_by_hand": "givenranges",
     "load": "loading",
     "load_rules": "rulefile",

@@ -17,7 +17,7 @@ from qdq.errors import QdqError
 
 #: Commands in the order of the work, with the line that `qdq --help` shows.
 COMMANDS = {
-    "quantize": "Float ONNX file in, Q/DQ file out: plan, calibrate, apply and check in one.",
+    "quantize": "ONNX file in, Q/DQ file out: plan, calibrate, apply and check in one.",
     "plan": "Decide for every edge whether it gets a pair, and say by which rule.",
     "explain": "Say why the inputs of a node, or the readers of a tensor, are quantized or not.",
     "calibrate": "Run the float model over data and compute the plan's scales.",
