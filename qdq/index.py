@@ -245,16 +245,6 @@ def node_labels(graph: onnx.GraphProto) -> list[str]:
     return labels
 
 
-def all_names(graph: onnx.GraphProto) -> set[str]:
-    """Return every name in use in a graph and its bodies: of nodes, tensors, inputs and outputs."""
-    names = {item.name for field in (graph.input, graph.output, graph.initializer, graph.node) for item in field}
-    for node in graph.node:
-        names.update(node.input, node.output)
-        for _, body in bodies_of(node):
-            names |= all_names(body)
-    return names
-
-
 def every_node(graph: onnx.GraphProto, path: str = "") -> Iterator[tuple[str, onnx.NodeProto]]:
     """Yield the nodes of a graph, then those of its bodies, each with its label behind the body's path."""
     labels = node_labels(graph)

@@ -107,9 +107,7 @@ def quantize(  # noqa: PLR0913 keyword arguments of the public function
         index, plan = plan_source(source, rules, tuple(targets), (*leave_float, *globs_of(found.groups)), allow_unmatched, plan.profiles)
     if had is not None and existing == KEEP:
         plan = keeping(had, plan)
-    if not plan.placements:
-        wanted = ", ".join(map(str, plan.targets))
-        raise ModelError(f"{source.path or source.name}: the rules {', '.join(rules.names)} quantize nothing in it for {wanted}; {_WAY_OUT[had is None]}")
+    _require_placements(source, plan, _WAY_OUT[had is None])
     if planned:
         planned(plan)
     needed = None if had is not None and given is not None and nothing_to_observe(index, plan, given) else data
@@ -120,6 +118,13 @@ def quantize(  # noqa: PLR0913 keyword arguments of the public function
         raise ModelError(f"{source.path or source.name}: builds with other scales, but not with the calibrated ones: {refusal.words}; try another --method")
     became = report(existing, had, plan, scales, QuantizedModel(Source(source.path, rewritten, source.digest))) if had is not None else None
     return Quantized(rewritten, index.source, plan, scales, findings, found, ranges, became)
+
+
+def _require_placements(source: Source, plan: Plan, way_out: str) -> None:
+    """Raise ModelError for a plan with nothing in it."""
+    if not plan.placements:
+        wanted = ", ".join(map(str, plan.targets))
+        raise ModelError(f"{source.path or source.name}: the rules {', '.join(plan.rule_sets)} quantize nothing in it for {wanted}; {way_out}")
 
 
 def save(model: onnx.ModelProto, source: Source, path: Path, force: bool = False) -> None:

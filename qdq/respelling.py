@@ -9,8 +9,9 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from qdq.index import Array, all_names, stored_values
+from qdq.index import Array, stored_values
 from qdq.loading import Source
+from qdq.names import Names
 from qdq.pairs import readers, stored_tensors
 from qdq.qoperators import DEQUANTIZE, QUANTIZE
 from qdq.quantizer import integer_levels
@@ -50,16 +51,8 @@ class Respelling:
         self.source = source
         self.converted: list[Converted] = []
         self.initializers: list[onnx.TensorProto] = []
-        self._taken = all_names(source.model.graph)
-
-    def fresh(self, wanted: str) -> str:
-        """Return a name that nothing in the model has yet."""
-        name, n = wanted, 1
-        while name in self._taken:
-            n += 1
-            name = f"{wanted}_{n}"
-        self._taken.add(name)
-        return name
+        #: What ONNX Runtime's quantizer leaves in `value_info` are the float tensors, whose names come back.
+        self.fresh = Names(source.model.graph, told=False).fresh
 
     def store(self, values: Array, wanted: str) -> onnx.TensorProto:
         """Add an initializer and return it."""

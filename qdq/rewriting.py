@@ -18,6 +18,7 @@ from qdq.calibration import PairScale, Scales, pairs_of, require_model
 from qdq.errors import ModelError, PlanError, first_line
 from qdq.index import GraphIndex, bodies_of, qualified
 from qdq.loading import ModelLike, canonical_bytes, light_copy, load
+from qdq.names import Names
 from qdq.pairs import RULE_KEY
 from qdq.planning import Placement, Plan, source_for
 from qdq.qoperators import DEQUANTIZE, QUANTIZE
@@ -67,7 +68,7 @@ def check_onnx(content: bytes, name: Path) -> None:
 class _Pair:
     """The nodes and initializers of one pair, with names the graph does not use yet."""
 
-    def __init__(self, key: tuple[str, Quantizer], placements: tuple[Placement, ...], names: _Names) -> None:
+    def __init__(self, key: tuple[str, Quantizer], placements: tuple[Placement, ...], names: Names) -> None:
         (self.read, self.quantizer), self.placements = key, placements
         self.graph, self.tensor = placements[0].edge.graph, placements[0].edge.tensor
         self.q = names.fresh(f"{self.tensor}_QuantizeLinear")
@@ -95,26 +96,8 @@ class _Pair:
         yield onnx.TensorProto(name=self.zero_point, data_type=self.quantizer.element.code, dims=shape, raw_data=bytes(values.size))
 
 
-class _Names:
-    """Names that a graph uses, and new ones that it does not."""
-
-    def __init__(self, index: GraphIndex) -> None:
-        self.taken: set[str] = set()
-        for scope in index.scopes.values():
-            self.taken |= {n.proto.name for n in scope.nodes} | set(scope.producers) | set(scope.consumers)
-            self.taken |= set(scope.initializers) | set(scope.inputs) | set(scope.outputs) | {v.name for v in scope.graph.value_info}
-
-    def fresh(self, wanted: str) -> str:
-        name, n = wanted, 1
-        while name in self.taken:
-            n += 1
-            name = f"{wanted}_{n}"
-        self.taken.add(name)
-        return name
-
-
 def _rewrite(index: GraphIndex, plan: Plan, scales: Scales) -> onnx.ModelProto:
-    names = _Names(index)
+    names = Names(index.source.model.graph, told=True)
     pairs = [_Pair(key, placements, names) for key, placements in pairs_of(plan).items()]
     model = onnx.ModelProto()
     model.CopyFrom(index.source.model)
