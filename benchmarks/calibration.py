@@ -86,9 +86,9 @@ class Noise:
     """Seeded samples of a model, made one at a time."""
 
     def __init__(self, model: Model, count: int) -> None:
-        from qdq.feeds import input_specs
-        from qdq.index import GraphIndex
-        from qdq.loading import load
+        from qdq.data.input_specs import input_specs
+        from qdq.graph.index import GraphIndex
+        from qdq.graph.loader import load
 
         self.model, self.count = model, count
         self.specs = input_specs(GraphIndex(load(model.path)))

@@ -20,9 +20,9 @@ import onnx
 from resnet18 import PLACEMENTS, resnet18
 from tabulate import tabulate
 
-from qdq.engine import REFORMAT, Engine
-from qdq.layerfile import read_layer_file
-from qdq.predicting import predict_engine
+from qdq.engines.engine import REFORMAT, Engine
+from qdq.engines.layer_file import read_layer_file
+from qdq.engines.prediction.predictor import predict_engine
 from qdq.target import Target
 
 TARGET = Target("trt", 80)

@@ -29,7 +29,8 @@ from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, Q
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import qdq
-from qdq.engine import Engine, build_engine
+from qdq.engines.engine import Engine
+from qdq.engines.rtx_compiler import build_engine
 
 _TARGET = qdq.parse_target("rtx:sm86")
 _MEGABYTE = 1e6

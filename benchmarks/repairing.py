@@ -2,7 +2,7 @@
 
     python benchmarks/repairing.py
 
-Prints the table of docs/results.md. The models are those of tests/test_peers.py: ONNX Runtime's quantizer writes them here, others lie in
+Prints the table of docs/results.md. The models are those of tests/integration/test_peers.py: ONNX Runtime's quantizer writes them here, others lie in
 fixtures/peers. The SNR is that of the output against the float network's, over inputs that nothing was calibrated on.
 """
 
@@ -15,15 +15,15 @@ from collections import Counter
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+sys.path.insert(0, str(ROOT))
 
 import onnx  # noqa: E402
-from peers import peer  # noqa: E402
-from test_peers import PEERS, compiled, repaired, snr, target_of  # noqa: E402
 
 import qdq  # noqa: E402
-from qdq.engine import Compiler  # noqa: E402
+from qdq.engines.rtx_compiler import Compiler  # noqa: E402
 from qdq.target import Target  # noqa: E402
+from tests.integration.test_peers import PEERS, compiled, repaired, snr, target_of  # noqa: E402
+from tests.support.peers import peer  # noqa: E402
 
 
 def int8(model: onnx.ModelProto, target: Target, compiler: Compiler) -> str:

@@ -18,14 +18,14 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "benchmarks")]
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 from onnxruntime.quantization import QuantType, quantize_static  # noqa: E402
-from peers import FOR_TENSORRT, Reader  # noqa: E402
 from results import Subject, row, spelled  # noqa: E402
 
 import qdq  # noqa: E402
-from qdq.fixing import fix  # noqa: E402
+from qdq.pipeline.fixer import fix  # noqa: E402
+from tests.support.peers import FOR_TENSORRT, Reader  # noqa: E402
 
 FORMS: dict[str, dict[str, Any]] = {
     "default": {},

@@ -15,87 +15,87 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from qdq.calibration import Scales as Scales
-    from qdq.calibration import calibrate as calibrate
-    from qdq.calibration import observe as observe
-    from qdq.checking import check as check
+    from qdq.calibration.calibrator import calibrate as calibrate
+    from qdq.calibration.calibrator import observe as observe
+    from qdq.calibration.range_sources import read_given as read_given
+    from qdq.calibration.scales import Scales as Scales
+    from qdq.checking.checker import check as check
+    from qdq.checking.finding import Finding as Finding
+    from qdq.data.feeds import Subset as Subset
+    from qdq.data.images import Images as Images
     from qdq.errors import QdqError as QdqError
-    from qdq.explaining import explain as explain
-    from qdq.feeds import Subset as Subset
-    from qdq.findings import Finding as Finding
-    from qdq.fixing import Fixed as Fixed
-    from qdq.fixing import fix as fix
-    from qdq.givenfiles import read_given as read_given
-    from qdq.givenranges import GivenRanges as GivenRanges
-    from qdq.givenranges import given_by_hand as given_by_hand
-    from qdq.images import Images as Images
-    from qdq.loading import Source as Source
-    from qdq.loading import load as load
-    from qdq.observing import Observing as Observing
-    from qdq.pairdiff import PairDiff as PairDiff
-    from qdq.pairdiff import diff as diff
-    from qdq.planning import Plan as Plan
-    from qdq.planning import plan as plan
-    from qdq.profiles import Profile as Profile
-    from qdq.profiles import parse_profile as parse_profile
-    from qdq.quantizing import Quantized as Quantized
-    from qdq.quantizing import quantize as quantize
-    from qdq.quantizing import save as save
-    from qdq.ranges import Part as Part
-    from qdq.ranges import Ranges as Ranges
-    from qdq.ranges import merge as merge
-    from qdq.rewriting import apply as apply
-    from qdq.rulefile import load_rules as load_rules
-    from qdq.stripping import strip as strip
+    from qdq.graph.loader import load as load
+    from qdq.graph.shape_profiles import Profile as Profile
+    from qdq.graph.shape_profiles import parse_profile as parse_profile
+    from qdq.graph.source import Source as Source
+    from qdq.observers.collection import Observing as Observing
+    from qdq.pipeline.fixer import Fixed as Fixed
+    from qdq.pipeline.fixer import fix as fix
+    from qdq.pipeline.quantize_model import Quantized as Quantized
+    from qdq.pipeline.quantize_model import quantize as quantize
+    from qdq.planning.decisions import Plan as Plan
+    from qdq.planning.explanation import explain as explain
+    from qdq.planning.planner import plan as plan
+    from qdq.quantized.pair_diff import PairDiff as PairDiff
+    from qdq.quantized.pair_diff import diff as diff
+    from qdq.quantized.stripper import strip as strip
+    from qdq.ranges.given_ranges import GivenRanges as GivenRanges
+    from qdq.ranges.given_ranges import given_by_hand as given_by_hand
+    from qdq.ranges.tensor_ranges import Part as Part
+    from qdq.ranges.tensor_ranges import Ranges as Ranges
+    from qdq.ranges.tensor_ranges import merge as merge
+    from qdq.rewriting.inserter import apply as apply
+    from qdq.rewriting.model_file import save as save
+    from qdq.rules.rule_files import load_rules as load_rules
     from qdq.target import Target as Target
     from qdq.target import parse_target as parse_target
-    from qdq.validation import Thresholds as Thresholds
-    from qdq.validation import Validation as Validation
-    from qdq.validation import misses as misses
-    from qdq.validation import validate as validate
+    from qdq.validation.validator import Thresholds as Thresholds
+    from qdq.validation.validator import Validation as Validation
+    from qdq.validation.validator import misses as misses
+    from qdq.validation.validator import validate as validate
 
 __version__ = "0.1.0"
 
 #: Where each public name lives; imported when first used, so that `qdq --help` stays quick.
 _HOME = {
-    "Fixed": "fixing",
-    "Finding": "findings",
-    "GivenRanges": "givenranges",
-    "Images": "images",
-    "Observing": "observing",
-    "PairDiff": "pairdiff",
-    "Part": "ranges",
-    "Plan": "planning",
-    "Profile": "profiles",
-    "QdqError": "errors",
-    "Quantized": "quantizing",
-    "Ranges": "ranges",
-    "Scales": "calibration",
-    "Source": "loading",
-    "Subset": "feeds",
-    "Target": "target",
-    "Thresholds": "validation",
-    "Validation": "validation",
-    "apply": "rewriting",
-    "calibrate": "calibration",
-    "check": "checking",
-    "diff": "pairdiff",
-    "explain": "explaining",
-    "fix": "fixing",
-    "given_by_hand": "givenranges",
-    "load": "loading",
-    "load_rules": "rulefile",
-    "merge": "ranges",
-    "misses": "validation",
-    "observe": "calibration",
-    "parse_profile": "profiles",
-    "parse_target": "target",
-    "plan": "planning",
-    "quantize": "quantizing",
-    "read_given": "givenfiles",
-    "save": "quantizing",
-    "strip": "stripping",
-    "validate": "validation",
+    "Finding": "qdq.checking.finding",
+    "Fixed": "qdq.pipeline.fixer",
+    "GivenRanges": "qdq.ranges.given_ranges",
+    "Images": "qdq.data.images",
+    "Observing": "qdq.observers.collection",
+    "PairDiff": "qdq.quantized.pair_diff",
+    "Part": "qdq.ranges.tensor_ranges",
+    "Plan": "qdq.planning.decisions",
+    "Profile": "qdq.graph.shape_profiles",
+    "QdqError": "qdq.errors",
+    "Quantized": "qdq.pipeline.quantize_model",
+    "Ranges": "qdq.ranges.tensor_ranges",
+    "Scales": "qdq.calibration.scales",
+    "Source": "qdq.graph.source",
+    "Subset": "qdq.data.feeds",
+    "Target": "qdq.target",
+    "Thresholds": "qdq.validation.validator",
+    "Validation": "qdq.validation.validator",
+    "apply": "qdq.rewriting.inserter",
+    "calibrate": "qdq.calibration.calibrator",
+    "check": "qdq.checking.checker",
+    "diff": "qdq.quantized.pair_diff",
+    "explain": "qdq.planning.explanation",
+    "fix": "qdq.pipeline.fixer",
+    "given_by_hand": "qdq.ranges.given_ranges",
+    "load": "qdq.graph.loader",
+    "load_rules": "qdq.rules.rule_files",
+    "merge": "qdq.ranges.tensor_ranges",
+    "misses": "qdq.validation.validator",
+    "observe": "qdq.calibration.calibrator",
+    "parse_profile": "qdq.graph.shape_profiles",
+    "parse_target": "qdq.target",
+    "plan": "qdq.planning.planner",
+    "quantize": "qdq.pipeline.quantize_model",
+    "read_given": "qdq.calibration.range_sources",
+    "save": "qdq.rewriting.model_file",
+    "strip": "qdq.quantized.stripper",
+    "validate": "qdq.validation.validator",
 }
 
 __all__ = sorted([*_HOME, "__version__"])  # noqa: PLE0605 a list of texts
@@ -104,7 +104,7 @@ __all__ = sorted([*_HOME, "__version__"])  # noqa: PLE0605 a list of texts
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'qdq' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"qdq.{_HOME[name]}"), name)
+    return getattr(importlib.import_module(_HOME[name]), name)
 
 
 def __dir__() -> list[str]:

@@ -12,9 +12,9 @@ import numpy.typing as npt
 #: INT8 is used symmetrically: [-127, 127] maps to [-amax, amax], so that negation is exact.
 #: TensorRT clips to [-128, 127] (quantized types, schemes), which this range lies within.
 INT8_LEVELS = 127
+
 #: FP8 E4M3: 4 bits of exponent, 3 of mantissa, no infinity (Micikevicius et al. 2022, arXiv:2209.05433).
 E4M3_LARGEST, E4M3_MANTISSA, E4M3_LEAST_EXPONENT = 448, 3, -6
-
 INT8, E4M3 = "int8", "float8e4m3fn"
 
 
@@ -91,7 +91,6 @@ ELEMENT_TYPES: dict[str, ElementType] = {
     INT8: ElementType(INT8, "INT8", 3, INT8_LEVELS, 13),
     E4M3: ElementType(E4M3, "FP8", 17, E4M3_LARGEST, 19, headroom=2.0),
 }
-
 
 #: ONNX's integer types that values are quantized to: the least and the largest value of each, by `onnx.TensorProto.DataType`.
 _INTEGERS = {2: (0, 255), 3: (-128, 127), 4: (0, 65535), 5: (-32768, 32767), 21: (0, 15), 22: (-8, 7)}

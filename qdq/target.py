@@ -10,7 +10,6 @@ from qdq.errors import UsageError
 
 #: Compute capabilities that TensorRT-RTX 1.7 compiles for without a GPU.
 RTX_CAPABILITIES = (75, 80, 86, 89, 120, 121)
-
 _SPELLING = re.compile(r"(?P<backend>rtx|trt)(:sm_?(?P<sm>\d{2,3}))?")
 
 

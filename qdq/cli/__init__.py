@@ -36,7 +36,6 @@ COMMANDS = {
 
 #: Commands that a project file gives defaults to.
 PROJECT_COMMANDS = ("quantize", "plan", "explain", "calibrate", "check", "validate")
-
 _INTERRUPTED = 130
 _HELP = "qdq.help"
 
@@ -104,7 +103,7 @@ def cli(ctx: click.Context, no_project: bool) -> None:
     Exit codes: 0 clean, 1 findings, 2 could not run.
     """
     if ctx.invoked_subcommand in PROJECT_COMMANDS and not no_project and not ctx.meta[_HELP]:
-        from qdq.project import find_project
+        from qdq.cli.project_file import find_project
 
         ctx.obj = find_project(Path.cwd())
         ctx.default_map = {ctx.invoked_subcommand: ctx.obj.options} if ctx.obj else None

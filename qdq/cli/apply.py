@@ -6,15 +6,16 @@ from pathlib import Path
 
 import click
 
+from qdq.calibration.scales import read_scales
 from qdq.cli.options import FILE, naming, output_option
-from qdq.index import GraphIndex
-from qdq.loading import load
-from qdq.planedits import require_edits
-from qdq.planfile import read_plan_file, read_scales
-from qdq.planning import source_for
-from qdq.quantizing import save
-from qdq.rewriting import apply_index
-from qdq.saving import check_output
+from qdq.files.output import check_output
+from qdq.graph.index import GraphIndex
+from qdq.graph.loader import load
+from qdq.planning.plan_edits import require_edits
+from qdq.planning.plan_file import read_plan_file
+from qdq.planning.planner import source_for
+from qdq.rewriting.inserter import apply_index
+from qdq.rewriting.model_file import save
 
 
 @click.command("apply")

@@ -8,7 +8,9 @@ from typing import Any
 
 import click
 
-from qdq.calibration import ranges_of, scales_of
+from qdq.calibration.calibrator import ranges_of, scales_of
+from qdq.calibration.methods import parse_method
+from qdq.calibration.scales import scales_json
 from qdq.cli.options import (
     FILE,
     data_option,
@@ -19,24 +21,22 @@ from qdq.cli.options import (
     observed_in,
     observing_option,
     output_option,
-    progress,
     ranges_option,
-    resumable,
     save_ranges_option,
-)  # fmt: skip
+)
+from qdq.cli.progress import progress, resumable
+from qdq.data.feeds import data_files
 from qdq.errors import UsageError
-from qdq.feeds import data_files
-from qdq.index import GraphIndex
-from qdq.loading import load
-from qdq.methods import parse_method
-from qdq.observing import Job, Observing
-from qdq.planedits import require_edits
-from qdq.planfile import read_plan_file, scales_json
-from qdq.planning import source_for
-from qdq.rangefile import write_ranges
-from qdq.reporting import ranges_summary, scales_summary
-from qdq.saving import check_output, write_whole
-from qdq.sections import sections_text
+from qdq.files.output import check_output, write_whole
+from qdq.graph.index import GraphIndex
+from qdq.graph.loader import load
+from qdq.observers.collection import Job, Observing
+from qdq.planning.plan_edits import require_edits
+from qdq.planning.plan_file import read_plan_file
+from qdq.planning.planner import source_for
+from qdq.ranges.range_file import write_ranges
+from qdq.reports.report import ranges_summary, scales_summary
+from qdq.reports.sections import sections_text
 
 
 @click.command("calibrate")

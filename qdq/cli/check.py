@@ -12,22 +12,24 @@ import click
 import msgspec
 
 from qdq import __version__
-from qdq.changes import fixed_lines
-from qdq.checking import check, written_targets
-from qdq.choosing import Choice, Known, baseline_bytes, codes_of, is_baseline, known_of, posix, read_baseline
+from qdq.checking.baseline import Known, baseline_bytes, is_baseline, known_of, read_baseline
+from qdq.checking.catalogue import PROBLEMS, SEVERITIES, Problem
+from qdq.checking.checker import check, written_targets
+from qdq.checking.engine_checks import engine_findings
+from qdq.checking.finding import Finding
+from qdq.checking.selection import Choice, codes_of, posix
 from qdq.cli.options import FILE, rules_of, rules_option, target_option, targets_of
-from qdq.engine import Compiler
-from qdq.enginefindings import engine_findings
+from qdq.engines.rtx_compiler import Compiler
 from qdq.errors import QdqError, UsageError
-from qdq.findings import Finding
-from qdq.fixing import fix
-from qdq.loading import Source, load
-from qdq.problems import PROBLEMS, SEVERITIES, Problem
-from qdq.quantizing import save
-from qdq.reporting import to_json
-from qdq.rule import RuleSet
-from qdq.sarif import Checked, to_github, to_sarif
-from qdq.saving import check_output, write_whole
+from qdq.files.output import check_output, write_whole
+from qdq.graph.loader import load
+from qdq.graph.source import Source
+from qdq.pipeline.fixer import fix
+from qdq.reports.changes import fixed_lines
+from qdq.reports.report import to_json
+from qdq.reports.sarif import Checked, to_github, to_sarif
+from qdq.rewriting.model_file import save
+from qdq.rules.rule import RuleSet
 from qdq.target import Target
 
 #: How many findings of one code the text shows.

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import click
 
-from qdq.changes import diff_sections
 from qdq.cli.options import FILE, format_option, show
-from qdq.pairdiff import diff
+from qdq.quantized.pair_diff import diff
+from qdq.reports.changes import diff_sections
 
 
 @click.command("diff")

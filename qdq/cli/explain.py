@@ -9,10 +9,10 @@ import click
 import msgspec
 
 from qdq.cli.options import FILE, format_option, leave_float_option, profiles_of, rules_of, rules_option, shapes_option, show, target_option, targets_of
-from qdq.explaining import Explanation, explain
-from qdq.loading import load
-from qdq.planning import plan
-from qdq.sections import Section
+from qdq.graph.loader import load
+from qdq.planning.explanation import Explanation, explain
+from qdq.planning.planner import plan
+from qdq.reports.sections import Section
 
 
 class Answer(msgspec.Struct, frozen=True):

@@ -8,9 +8,9 @@ import click
 import msgspec
 
 from qdq.cli.options import format_option, show
-from qdq.facts import EDGE_FACTS, NODE_FACTS, parameters
 from qdq.quantizer import FORMATS
-from qdq.sections import Section
+from qdq.reports.sections import Section
+from qdq.rules.facts import EDGE_FACTS, NODE_FACTS, parameters
 
 
 class Fact(msgspec.Struct, frozen=True):

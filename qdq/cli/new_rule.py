@@ -8,15 +8,15 @@ from pathlib import Path
 
 import click
 
-from qdq.cases import cases_folder
 from qdq.cli.options import FILE
 from qdq.errors import UsageError
-from qdq.rulefile import DEFAULT_SET, SET_FILE, load_rules
-from qdq.saving import check_output, write_whole
-from qdq.schema import SCHEMA_FILE, SCHEMA_LINE, rule_schema
+from qdq.files.output import check_output, write_whole
+from qdq.rules.json_schema import SCHEMA_FILE, SCHEMA_LINE, rule_schema
+from qdq.rules.rule_files import SET_FILE, load_rules
+from qdq.rules.shipped import DEFAULT_SET
+from qdq.testing.case_files import cases_folder
 
 _NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
-
 _RULE = """{schema_line}{schema_file}
 rule: {name}
 # The rule in one sentence, and its reason: what TensorRT does, or what you measured.
@@ -35,7 +35,6 @@ then: leave-float
 # The rules that drop out where this one applies too; '*' stands for all.
 beats: ['*']
 """
-
 _CASES = """rule: {name}
 # Every case is an ONNX graph as text. 'before' must come to exactly the edges under 'plan'; in an
 # 'unchanged' graph, a near miss, the rule must decide nothing. 'qdq test' runs them.

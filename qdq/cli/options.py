@@ -5,8 +5,6 @@ from __future__ import annotations
 import functools
 import os
 import re
-import sys
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,21 +13,21 @@ from typing import Any, TypeVar, cast
 import click
 from click.core import ParameterSource
 
-from qdq.calibration import Given
+from qdq.calibration.calibrator import Given
+from qdq.calibration.methods import DEFAULT_METHOD, WEIGHTS
+from qdq.calibration.range_sources import read_given
+from qdq.data.feeds import NOISE, DataLike, Feeds, Subset, open_feeds
+from qdq.data.images import Images, preset_names
 from qdq.errors import PlanError, UsageError
-from qdq.feeds import NOISE, DataLike, Feeds, Subset, open_feeds
-from qdq.givenfiles import read_given
-from qdq.images import Images, preset_names
-from qdq.index import GraphIndex
-from qdq.methods import DEFAULT_METHOD, WEIGHTS
-from qdq.observing import INTERVAL, Observing
-from qdq.profiles import Profile, parse_profile
-from qdq.ranges import Part, Ranges
-from qdq.reporting import to_json
-from qdq.rule import RuleSet
-from qdq.rulefile import DEFAULT_SET, load_rules
-from qdq.saving import remove_whole
-from qdq.sections import Section, sections_text
+from qdq.graph.index import GraphIndex
+from qdq.graph.shape_profiles import Profile, parse_profile
+from qdq.observers.collection import INTERVAL, Observing
+from qdq.ranges.tensor_ranges import Part, Ranges
+from qdq.reports.report import to_json
+from qdq.reports.sections import Section, sections_text
+from qdq.rules.rule import RuleSet
+from qdq.rules.rule_files import load_rules
+from qdq.rules.shipped import DEFAULT_SET
 from qdq.target import Target, parse_target
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -155,8 +153,10 @@ def save_ranges_option(function: F) -> F:
 
 #: The options that `observing_option` makes one `observing` of.
 _OBSERVING = ("device", "max_memory", "workers", "scheduler", "resume", "checkpoint_every")
+
 #: Options that mean nothing where no samples are run, beside those of `data_option`.
 _ABOUT_DATA = (*_OBSERVING, "save_ranges", "batch", "min_snr", "min_cosine", "min_top1")
+
 #: What an output's checkpoint is called behind its name, which is cut where that would exceed the 255 bytes that file systems take.
 _CHECKPOINT, _MOST_BYTES, _CUT = ".checkpoint", 255, 60
 _SHARD = re.compile(r"([1-9]\d*)/([1-9]\d*)")
@@ -218,18 +218,6 @@ def _bytes(text: str) -> int:
     if not found:
         raise UsageError(f"--max-memory {text!r}: write a number and a unit, such as 4GB or 500MiB")
     return int(float(found[1]) * _UNITS[found[2].lower()])
-
-
-@contextmanager
-def resumable(observing: Observing) -> Iterator[None]:
-    """Remove the checkpoint once all is written; say where it lies when the run is interrupted."""
-    kept = observing.checkpoint
-    try:
-        yield
-    except KeyboardInterrupt as error:
-        raise KeyboardInterrupt(f"--resume goes on from {kept}" if kept and kept.exists() else "") from error
-    if kept:
-        remove_whole(kept)
 
 
 def leave_float_option(function: F) -> F:
@@ -306,46 +294,6 @@ def naming(*paths: Path) -> Iterator[None]:
         if not paths:
             raise
         raise PlanError(f"{', '.join(map(str, paths))}: {error}") from error
-
-
-@contextmanager
-def progress(label: str, total: int | None = None, unit: str = "samples", resumed: bool = False) -> Iterator[Callable[..., None]]:
-    """Give a callback that counts on standard error while it is a terminal, out of `total` or of the number it is given.
-
-    Behind the count stand the time left, as long as what is done took, and the most memory that the process has held. Of
-    a run that is `resumed`, what the first call counts was done before.
-    """
-    shown, began, before = sys.stderr.isatty(), time.monotonic(), None if resumed else 0
-
-    def advance(done: int, of: int | None = total) -> None:
-        nonlocal before
-        before = done if before is None else before
-        if shown:
-            left = [_duration((time.monotonic() - began) / (done - before) * (of - done))] if of and done > before else []
-            held = [f"{memory} MB at most"] if (memory := _most_memory()) else []
-            count = f"{label}: {done}{f' of {of}' if of else ''} {unit}"
-            click.echo(f"\r{', '.join([count, *left, *held])}\033[K", err=True, nl=False)
-
-    try:
-        yield advance
-    finally:
-        if shown:
-            click.echo("\r\033[K", err=True, nl=False)
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s left" if minutes else f"{rest} s left"
-
-
-def _most_memory() -> int:
-    """Return the most memory that this process has held, in MB; 0 where the system does not tell, as on Windows."""
-    try:
-        import resource
-    except ImportError:
-        return 0
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit // 1_000_000
 
 
 def show(layout: str, record: Any, parts: list[Section]) -> None:

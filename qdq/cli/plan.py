@@ -8,13 +8,13 @@ from typing import Any
 import click
 
 from qdq.cli.options import FILE, format_option, leave_float_option, profiles_of, rules_of, rules_option, shapes_option, show, target_option, targets_of
-from qdq.loading import load
-from qdq.plandiff import PlanDiff, diff_plans
-from qdq.planfile import plan_yaml, read_plan
-from qdq.planning import plan_source, refuse_quantized
-from qdq.reporting import plan_sections
-from qdq.saving import check_output, write_whole
-from qdq.sections import Section
+from qdq.files.output import check_output, write_whole
+from qdq.graph.loader import load
+from qdq.planning.plan_diff import PlanDiff, diff_plans
+from qdq.planning.plan_file import plan_yaml, read_plan
+from qdq.planning.planner import plan_source, refuse_quantized
+from qdq.reports.report import plan_sections
+from qdq.reports.sections import Section
 
 _SIGNS = {"gained": "+", "lost": "-", "format": "~", "reason": "~"}
 

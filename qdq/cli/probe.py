@@ -8,12 +8,13 @@ from pathlib import Path
 import click
 import msgspec
 
-from qdq.cli.options import FILE, format_option, progress, targets_of
+from qdq.cli.options import FILE, format_option, targets_of
+from qdq.cli.progress import progress
+from qdq.engines.kernel_probe import OPERATORS, probe, table_yaml
 from qdq.errors import UsageError, did_you_mean
-from qdq.kernels import KernelTable
-from qdq.probing import OPERATORS, probe, table_yaml
-from qdq.reporting import to_json
-from qdq.saving import check_output, write_whole
+from qdq.files.output import check_output, write_whole
+from qdq.reports.report import to_json
+from qdq.rules.kernel_tables import KernelTable
 from qdq.target import Target
 
 

@@ -8,9 +8,7 @@ from typing import Any
 import click
 import msgspec
 
-from qdq.accuracy import Accuracy, compare
-from qdq.building import RULE_SUFFIX, leave_float_yaml
-from qdq.calibration import Given
+from qdq.calibration.calibrator import Given
 from qdq.cli.options import (
     FILE,
     data_option,
@@ -24,10 +22,8 @@ from qdq.cli.options import (
     observing_option,
     output_option,
     profiles_of,
-    progress,
     ranges_option,
     refuse_idle_thresholds,
-    resumable,
     rules_of,
     rules_option,
     save_ranges_option,
@@ -36,20 +32,26 @@ from qdq.cli.options import (
     target_option,
     targets_of,
     thresholds_option,
-)  # fmt: skip
+)
+from qdq.cli.progress import progress, resumable
+from qdq.data.feeds import Feeds, data_files, open_feeds
 from qdq.errors import ModelError
-from qdq.existing import MODES, REPAIR, default_sets
-from qdq.feeds import Feeds, data_files, open_feeds
-from qdq.index import GraphIndex
-from qdq.loading import Source, load
-from qdq.planning import quantized_nodes
-from qdq.profiles import require_shapes, usual
-from qdq.quantizing import Building, Quantized, external_copies, quantize, save
-from qdq.rangefile import write_ranges
-from qdq.reporting import Report, check_report_path, render, sections
-from qdq.rule import RuleSet
-from qdq.saving import check_output, write_whole
-from qdq.validation import Thresholds, misses, validate
+from qdq.files.output import check_output, write_whole
+from qdq.graph.index import GraphIndex
+from qdq.graph.loader import load
+from qdq.graph.shape_profiles import require_shapes, usual
+from qdq.graph.source import Source
+from qdq.pipeline.buildable import RULE_SUFFIX, leave_float_yaml
+from qdq.pipeline.quantize_model import Building, Quantized, quantize
+from qdq.pipeline.requantize import MODES, REPAIR
+from qdq.planning.planner import quantized_nodes
+from qdq.ranges.range_file import write_ranges
+from qdq.reports.report import Report, check_report_path, render, sections
+from qdq.rewriting.model_file import external_copies, save
+from qdq.rules.rule import RuleSet
+from qdq.rules.shipped import default_sets
+from qdq.validation.accuracy import Accuracy, compare
+from qdq.validation.validator import Thresholds, misses, validate
 
 
 @click.command("quantize")

@@ -6,16 +6,16 @@ from pathlib import Path
 
 import click
 
+from qdq.calibration.methods import DEFAULT_METHOD, parse_method
+from qdq.calibration.range_sources import CACHE, LAYOUTS, given_bytes, read_said
 from qdq.cli.options import FILE, output_option
 from qdq.errors import DataError, UsageError
-from qdq.givenfiles import CACHE, LAYOUTS, given_bytes, read_said
-from qdq.methods import DEFAULT_METHOD, parse_method
-from qdq.rangefile import read_ranges, write_ranges
-from qdq.ranges import merge
-from qdq.reporting import ranges_summary
-from qdq.saving import check_output, write_whole
-from qdq.sections import sections_text
-from qdq.trtcache import VERSION
+from qdq.files.output import check_output, write_whole
+from qdq.ranges.range_file import read_ranges, write_ranges
+from qdq.ranges.tensor_ranges import merge
+from qdq.ranges.tensorrt_cache import VERSION
+from qdq.reports.report import ranges_summary
+from qdq.reports.sections import sections_text
 
 
 @click.group("ranges", no_args_is_help=False)

@@ -8,15 +8,15 @@ from pathlib import Path
 import click
 import msgspec
 
-from qdq.cases import case_names
 from qdq.cli.options import FILE, format_option, rules_of, rules_option, show
-from qdq.documenting import beaten_by, facts_page, findings_page, rules_page, spelled
 from qdq.errors import UsageError, did_you_mean
-from qdq.rule import Rule
-from qdq.rulefile import shipped_sets
-from qdq.saving import check_output, write_whole
-from qdq.schema import rule_schema
-from qdq.sections import Section
+from qdq.files.output import check_output, write_whole
+from qdq.reports.reference_pages import beaten_by, facts_page, findings_page, rules_page, spelled
+from qdq.reports.sections import Section
+from qdq.rules.json_schema import rule_schema
+from qdq.rules.rule import Rule
+from qdq.rules.shipped import shipped_sets
+from qdq.testing.case_files import case_names
 
 
 class _Rules(click.Group):

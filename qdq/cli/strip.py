@@ -6,15 +6,15 @@ from pathlib import Path
 
 import click
 
+from qdq.calibration.range_sources import CACHE, JSON, YAML, given_by_model, given_bytes
 from qdq.cli.options import FILE, output_option
-from qdq.givenfiles import CACHE, JSON, YAML, given_by_model, given_bytes
-from qdq.index import every_node
-from qdq.loading import load
-from qdq.pairs import find_pairs
-from qdq.qoperators import is_quantized_operator
-from qdq.quantizing import save
-from qdq.saving import check_output, write_whole
-from qdq.stripping import strip
+from qdq.files.output import check_output, write_whole
+from qdq.graph.bodies import every_node
+from qdq.graph.loader import load
+from qdq.graph.pairs import find_pairs
+from qdq.graph.quantized_operators import is_quantized_operator
+from qdq.quantized.stripper import strip
+from qdq.rewriting.model_file import save
 
 #: What the suffix of a file of ranges says; others are YAML.
 _LAYOUTS = {".cache": CACHE, ".json": JSON}

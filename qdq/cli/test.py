@@ -7,9 +7,9 @@ from pathlib import Path
 import click
 import msgspec
 
-from qdq.cases import CaseResult, run_cases
 from qdq.cli.options import FILE, format_option
-from qdq.reporting import to_json
+from qdq.reports.report import to_json
+from qdq.testing.case_runner import CaseResult, run_cases
 
 
 class Answer(msgspec.Struct, frozen=True):

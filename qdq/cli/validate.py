@@ -7,13 +7,14 @@ from typing import Any
 
 import click
 
-from qdq.cli.options import FILE, data_option, format_option, profiles_of, progress, shapes_option, show, target_option, targets_of, thresholds_option
+from qdq.cli.options import FILE, data_option, format_option, profiles_of, shapes_option, show, target_option, targets_of, thresholds_option
+from qdq.cli.progress import progress
+from qdq.data.feeds import data_files
 from qdq.errors import UsageError
-from qdq.feeds import data_files
-from qdq.profiles import usual
-from qdq.reporting import Report, check_report_path, render, sections
-from qdq.saving import check_output, write_whole
-from qdq.validation import Thresholds, misses, validate
+from qdq.files.output import check_output, write_whole
+from qdq.graph.shape_profiles import usual
+from qdq.reports.report import Report, check_report_path, render, sections
+from qdq.validation.validator import Thresholds, misses, validate
 
 
 @click.command("validate")

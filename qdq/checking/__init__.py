@@ -1,0 +1,13 @@
+"""Checks: findings in models that hold Q/DQ, with their catalogue and baselines."""
+
+from __future__ import annotations
+
+from qdq.checking.catalogue import Problem
+from qdq.checking.checker import check
+from qdq.checking.finding import Finding
+
+__all__ = [
+    "Finding",
+    "Problem",
+    "check",
+]

@@ -1,0 +1,136 @@
+"""`check`: what is wrong with a quantized model, from the nodes as they stand and from the plan of its float graph.
+
+The model is stripped and planned with the same rules; there is no second implementation of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import msgspec
+
+from qdq.checking.catalogue import ERROR
+from qdq.checking.finding import Finding, found
+from qdq.checking.format_checks import Edges, FormatCheck, operator_findings
+from qdq.checking.placement_checks import Comparison, compare, group_findings, placement_findings, type_findings
+from qdq.checking.structure_checks import structure_findings
+from qdq.checking.weight_checks import weight_findings
+from qdq.errors import ModelError, UsageError
+from qdq.graph.index import Edge
+from qdq.graph.loader import load
+from qdq.graph.metadata import LEAVE_FLOAT_KEY, RULES_KEY, SHAPES_KEY, TARGETS_KEY
+from qdq.graph.shape_profiles import Profile, parse_profile
+from qdq.graph.source import ModelLike, Source
+from qdq.planning.planner import plan_index, quantized_nodes
+from qdq.quantized.model import QuantizedModel
+from qdq.rules.rule import RuleSet
+from qdq.rules.rule_files import load_rules
+from qdq.rules.shipped import default_sets, shipped_sets
+from qdq.target import Target, parse_target
+
+
+def check(
+    model: ModelLike,
+    *,
+    rules: RuleSet | None = None,
+    targets: Iterable[Target] = (),
+    leave_float: Iterable[str] | None = None,
+    weights: bool = True,
+) -> tuple[Finding, ...]:
+    """Return what is wrong with a model's Q/DQ, nothing for a model that is as the rules want it.
+
+    Rules, targets and globs that are not given are those that qdq wrote into the model, else the
+    defaults. The values of weights are only read where `weights` is true. Raises ModelError for a model that
+    cannot be read, and for one that no plan can be made for and that TensorRT's parser would take.
+    """
+    source = load(model)
+    refused = tuple(operator_findings(source))
+    try:
+        compared = compared_with_plan(source, rules=rules, targets=targets, leave_float=leave_float)
+    except ModelError:
+        formats = tuple(FormatCheck(source, {}, None).findings())
+        if not any(finding.severity == ERROR for finding in (*refused, *formats)):
+            raise
+        return (*refused, *formats)
+    return tuple(_findings(compared, refused, weights))
+
+
+class Intent(msgspec.Struct, frozen=True):
+    """What a model is planned with."""
+
+    rules: RuleSet
+    targets: tuple[Target, ...]
+    leave_float: tuple[str, ...]
+    profiles: tuple[Profile, ...]
+
+
+def intent_of(source: Source, *, rules: RuleSet | None = None, targets: Iterable[Target] = (), leave_float: Iterable[str] | None = None) -> Intent:
+    """Return what a model is planned with: what is given, else what qdq wrote into it, else the defaults for the types it has."""
+    written = {p.key: p.value for p in source.model.metadata_props}
+    named = tuple(n for n in written.get(RULES_KEY, "").split("\n") if n in shipped_sets())
+    return Intent(
+        rules or load_rules(named or default_sets(source)),
+        tuple(targets) or written_targets(source),
+        tuple(leave_float if leave_float is not None else filter(None, written.get(LEAVE_FLOAT_KEY, "").split("\n"))),
+        _written_profiles(written, source),
+    )
+
+
+def compared_with_plan(
+    model: ModelLike, *, rules: RuleSet | None = None, targets: Iterable[Target] = (), leave_float: Iterable[str] | None = None
+) -> Comparison:
+    """Return a model against the plan of its float graph, edge by edge; what is not given is as for `check`."""
+    quantized = QuantizedModel(model)
+    intent = intent_of(quantized.given, rules=rules, targets=targets, leave_float=leave_float)
+    wanted = plan_index(quantized.index, intent.rules, intent.targets, intent.leave_float, allow_unmatched=True, profiles=intent.profiles)
+    return compare(quantized, wanted, intent.rules)
+
+
+#: Findings about a pair's scales that say more than that they are not the planned ones.
+_SCALES_TOLD = ("default-axis", "scale-count", "scale-not-constant")
+_AXES = ("wrong-axis", "channel-scales", "weight-per-tensor")
+
+
+def _findings(compared: Comparison, refused: tuple[Finding, ...], weights: bool) -> Iterator[Finding]:
+    quantized = compared.quantized
+    if not quantized_nodes(quantized.given):
+        if count := len(compared.wanted.placements):
+            yield found("not-quantized", "", f"holds no Q/DQ; the rules would quantize {count} edges")
+        return
+    yield from refused
+    checked = FormatCheck(quantized.given, _edges_by_pair(quantized), quantized.index)
+    formats = tuple(checked.findings())
+    yield from formats
+    if refused:  # what they become when converted is no pair of the file
+        return
+    yield from structure_findings(quantized)
+    told = {finding.where for finding in formats if finding.code in _SCALES_TOLD}
+    for finding in (*placement_findings(compared, frozenset(checked.rescaled)), *type_findings(compared), *group_findings(compared)):
+        if not (finding.where in told and finding.code in _AXES):
+            yield finding
+    if weights:
+        yield from weight_findings(quantized)
+
+
+def _edges_by_pair(quantized: QuantizedModel) -> Edges:
+    edges: dict[tuple[str, str], tuple[Edge, ...]] = {}
+    for each in quantized.edges:
+        key = (each.edge.graph, each.pair.output)
+        edges[key] = (*edges.get(key, ()), each.edge)
+    return edges
+
+
+def written_targets(source: Source) -> tuple[Target, ...]:
+    """Return the targets that qdq wrote into a model, none where it wrote none; raises ModelError for words that are no targets."""
+    written = {p.key: p.value for p in source.model.metadata_props}
+    try:
+        return tuple(parse_target(t) for t in written.get(TARGETS_KEY, "").split())
+    except UsageError as error:
+        raise ModelError(f"{source.name}: its metadata {TARGETS_KEY!r} names an {error}; pass --target") from error
+
+
+def _written_profiles(written: dict[str, str], source: Source) -> tuple[Profile, ...]:
+    try:
+        return tuple(parse_profile(text) for text in filter(None, written.get(SHAPES_KEY, "").split("\n")))
+    except UsageError as error:
+        raise ModelError(f"{source.name}: its metadata {SHAPES_KEY!r} holds {error}; remove it") from error

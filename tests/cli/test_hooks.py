@@ -1,0 +1,153 @@
+"""The hooks in a repository of their own: real pre-commit, installed from PyPI, with a clone of this repository as the hooks' source.
+
+pre-commit makes an environment and installs qdq into it with pip, which needs the network or a filled cache.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import onnx
+import pytest
+
+from tests.checking.test_checker import DEFECTS, good
+from tests.cli.test_check import POINTER
+from tests.support.paths import ROOT
+
+#: Lines of pip where nothing could be fetched.
+OFFLINE = ("Failed to establish a new connection", "Temporary failure in name resolution", "Network is unreachable", "No matching distribution found")
+#: Models enough for pre-commit to start several processes: it gives each at least four files.
+MANY = 24
+
+
+class Repository:
+    """A fresh git repository whose hooks come from a clone of this one."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.hooks = folder / "repository", folder / "hooks"
+        self.environment = {k: v for k, v in os.environ.items() if not k.startswith(("GIT_", "PYTHONPATH", "PRE_COMMIT"))}
+        self.environment |= {"PRE_COMMIT_HOME": str(folder / "home"), "GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_SYSTEM": os.devnull}
+        self.folder.mkdir()
+        self._clone()
+        self.git(self.folder, "init", "-q")
+
+    def _clone(self) -> None:
+        """Commit what is in the working tree here to a repository of its own."""
+        listed = subprocess.run(["git", "ls-files", "-co", "--exclude-standard", "-z"], cwd=ROOT, capture_output=True, check=True).stdout.decode()
+        for name in filter(None, listed.split("\0")):
+            if (ROOT / name).is_file():
+                (self.hooks / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(ROOT / name, self.hooks / name)
+        self.git(self.hooks, "init", "-q")
+        self.commit(self.hooks)
+
+    def git(self, folder: Path, *words: str) -> str:
+        return subprocess.run(["git", *words], cwd=folder, env=self.environment, capture_output=True, text=True, check=True).stdout.strip()
+
+    def commit(self, folder: Path) -> None:
+        self.git(folder, "add", "-A")
+        self.git(folder, "-c", "user.name=tests", "-c", "user.email=tests@example.com", "commit", "-q", "-m", "tests")
+
+    def configure(self, hook: str) -> None:
+        revision = self.git(self.hooks, "rev-parse", "HEAD")
+        text = f"repos:\n  - repo: {self.hooks.as_uri()}\n    rev: {revision}\n    hooks: [{{id: {hook}}}]\n"
+        (self.folder / ".pre-commit-config.yaml").write_text(text)
+        self.git(self.folder, "add", "-A")
+
+    def run(self) -> tuple[int, str]:
+        """Run the hook on all files of the repository, which are added first."""
+        self.git(self.folder, "add", "-A")
+        command = [sys.executable, "-m", "pre_commit", "run", "--all-files", "--color", "never"]
+        done = subprocess.run(command, cwd=self.folder, env=self.environment, capture_output=True, text=True, timeout=900, check=False)
+        if done.returncode and any(line in done.stdout + done.stderr for line in OFFLINE):
+            pytest.skip("pip cannot fetch what qdq needs")
+        return done.returncode, done.stdout
+
+
+def model(defect: str = "") -> onnx.ModelProto:
+    """Return the good model, or one with a defect."""
+    made = good()
+    if defect:
+        DEFECTS[defect][0](made)
+    return made
+
+
+@pytest.mark.skipif(importlib.util.find_spec("pre_commit") is None or shutil.which("git") is None, reason="needs git and pre-commit")
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="this is no git checkout")
+def test_the_hooks_in_a_real_repository(tmp_path: Path) -> None:
+    """One test for all, since installing the environment takes most of the time."""
+    repository = Repository(tmp_path)
+    folder = repository.folder
+    repository.configure("qdq-check")
+    only_what_it_should(repository, folder)
+    pointers_and_external_data(repository, folder)
+    several_processes(repository, folder)
+    the_project_file(repository, folder)
+    mending(repository, folder)
+
+
+def only_what_it_should(repository: Repository, folder: Path) -> None:
+    """Models that are well pass, and files that are none are not read: they would fail."""
+    onnx.save(model(), folder / "good.onnx")
+    for name in ("notes.txt", "weights.onnx.data", "onnx", "good.onnx.bak"):
+        (folder / name).write_bytes(b"no model")
+    code, out = repository.run()
+    assert code == 0, out
+    (folder / "notes.onnx").write_bytes(b"no model")
+    code, out = repository.run()
+    assert code == 1
+    assert "exit code: 2" in out
+    assert out.count("qdq: ") == 1
+    assert "notes.onnx: is not an ONNX file" in out
+    (folder / "notes.onnx").unlink()
+
+
+def pointers_and_external_data(repository: Repository, folder: Path) -> None:
+    (folder / "models").mkdir()
+    onnx.save(model("uint8"), folder / "models" / "large.onnx", save_as_external_data=True, location="large.onnx.data", size_threshold=0)
+    (folder / "models" / "pointer.onnx").write_bytes(POINTER)
+    code, out = repository.run()
+    assert code == 1
+    assert "models/large.onnx: 1 error\n  error uint8: " in out
+    assert "qdq: models/pointer.onnx: is a Git LFS pointer, not the model itself; run 'git lfs pull' first\n" in out
+    assert "good.onnx: no findings" in out
+    for name in ("large.onnx", "large.onnx.data", "pointer.onnx"):
+        (folder / "models" / name).unlink()
+
+
+def several_processes(repository: Repository, folder: Path) -> None:
+    """Several processes each get some of the files: every model is reported once, and none is changed."""
+    for i in range(MANY):
+        onnx.save(model("wrong weight axis"), folder / "models" / f"{i}.onnx")
+    code, out = repository.run()
+    assert code == 1
+    assert [out.count(f"models/{i}.onnx: 1 warning\n") for i in range(MANY)] == [1] * MANY
+    assert out.count(" models: ") >= min(2, os.cpu_count() or 1)
+    assert repository.git(folder, "diff", "--name-only") == ""
+
+
+def the_project_file(repository: Repository, folder: Path) -> None:
+    (folder / "qdq.yaml").write_text("check: {per-file-ignores: {'models/*.onnx': [wrong-axis]}}\n")
+    code, out = repository.run()
+    assert code == 0, out
+    (folder / "qdq.yaml").unlink()
+    shutil.rmtree(folder / "models")
+
+
+def mending(repository: Repository, folder: Path) -> None:
+    repository.configure("qdq-fix")
+    onnx.save(model("uint8"), folder / "mended.onnx")
+    before = onnx.load(folder / "mended.onnx")
+    code, out = repository.run()
+    assert code == 1
+    assert "files were modified by this hook" in out
+    after = onnx.load(folder / "mended.onnx")
+    assert {t.data_type for t in before.graph.initializer} - {t.data_type for t in after.graph.initializer} == {onnx.TensorProto.UINT8}
+    code, out = repository.run()
+    assert code == 0, out
+    assert onnx.load(folder / "good.onnx") == model()

@@ -1,0 +1,241 @@
+"""Outputs that cannot or must not be written: refused before any work, and nothing left behind when writing fails."""
+
+from __future__ import annotations
+
+import os
+import resource
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from qdq.errors import UsageError
+from qdq.files.output import copy_whole, write_whole
+from tests.support.cli_runner import contents, refused, run, samples, save, tiny_model
+
+
+def words(folder: Path) -> dict[str, Path]:
+    """Write a model, samples, a plan and scales, and return where they are."""
+    found = {
+        "MODEL": save(tiny_model(), folder / "model.onnx"),
+        "DATA": samples(folder / "samples"),
+        "PLAN": folder / "plan.yaml",
+        "SCALES": folder / "scales.json",
+    }
+    assert run("plan", found["MODEL"], "-o", found["PLAN"])[0] == 0
+    assert run("calibrate", found["MODEL"], found["PLAN"], "-o", found["SCALES"], "--data", found["DATA"])[0] == 0
+    return found
+
+
+WRITING = {
+    "quantize": ["quantize", "MODEL", "--data", "DATA", "-o"],
+    "plan": ["plan", "MODEL", "-o"],
+    "calibrate": ["calibrate", "MODEL", "PLAN", "--data", "DATA", "-o"],
+    "apply": ["apply", "MODEL", "PLAN", "SCALES", "-o"],
+    "strip": ["strip", "MODEL", "-o"],
+    "report": ["quantize", "MODEL", "--data", "DATA", "-o", "OUT", "--report"],
+    "validate": ["validate", "MODEL", "MODEL", "--data", "DATA", "--report"],
+}
+
+
+def writing(folder: Path, command: str) -> list[object]:
+    """Return the arguments of a command that writes, up to the path that it shall write."""
+    known = {**words(folder), "OUT": folder / "out.onnx"}
+    return [known.get(word, word) for word in WRITING[command]]
+
+
+@pytest.fixture(params=WRITING)
+def command(request: pytest.FixtureRequest) -> str:
+    """Return the name of each command that writes a file."""
+    return str(request.param)
+
+
+def test_a_folder_that_does_not_exist_is_not_made(tmp_path: Path, command: str) -> None:
+    path = tmp_path / "gone" / "out.md"
+
+    message = refused(tmp_path, *writing(tmp_path, command), path)
+
+    assert message == f"qdq: {path}: its folder {path.parent} does not exist; make it first\n"
+
+
+def test_a_folder_is_no_output(tmp_path: Path, command: str) -> None:
+    argv, path = writing(tmp_path, command), tmp_path / "folder.md"
+    path.mkdir()
+
+    assert refused(tmp_path, *argv, path) == f"qdq: {path}: is a folder; name a file\n"
+    assert refused(tmp_path, *argv, path, "--force") == f"qdq: {path}: is a folder; name a file\n"
+
+
+def test_a_path_under_a_file_is_no_output(tmp_path: Path, command: str) -> None:
+    (tmp_path / "file").write_text("x")
+    path = tmp_path / "file" / "out.md"
+
+    assert refused(tmp_path, *writing(tmp_path, command), path) == f"qdq: {path}: {path.parent} is a file, not a folder; choose a folder\n"
+
+
+def test_a_name_too_long_for_the_system_is_no_output(tmp_path: Path, command: str) -> None:
+    path = tmp_path / f"{'x' * 300}.md"
+
+    assert refused(tmp_path, *writing(tmp_path, command), path) == f"qdq: {path}: cannot be written: File name too long; choose another name\n"
+
+
+def test_the_longest_name_that_the_system_takes_is_an_output(tmp_path: Path, command: str) -> None:
+    path = tmp_path / f"{'x' * 250}.md"
+
+    assert run(*writing(tmp_path, command), path)[0] == 0
+    assert path.is_file()
+
+
+def test_an_existing_output_stays_without_force_and_goes_with_it(tmp_path: Path, command: str) -> None:
+    argv, path = writing(tmp_path, command), tmp_path / "old.md"
+    path.write_text("old")
+
+    assert refused(tmp_path, *argv, path) == f"qdq: {path}: exists; pass --force to replace it\n"
+    assert run(*argv, path, "--force")[0] == 0
+    assert path.read_bytes() != b"old"
+
+
+def test_a_link_that_leads_nowhere_counts_as_existing(tmp_path: Path, command: str) -> None:
+    path = tmp_path / "link.md"
+    path.symlink_to("nowhere")
+
+    assert refused(tmp_path, *writing(tmp_path, command), path) == f"qdq: {path}: exists; pass --force to replace it\n"
+
+
+def test_what_is_no_regular_file_is_not_replaced_even_with_force(tmp_path: Path, command: str) -> None:
+    path = tmp_path / "pipe.md"
+    os.mkfifo(path)
+
+    assert refused(tmp_path, *writing(tmp_path, command), path, "--force") == f"qdq: {path}: is no regular file; name another\n"
+    assert path.is_fifo()
+
+
+def hard_link(path: Path, source: Path) -> None:
+    path.hardlink_to(source)
+
+
+def symbolic_link(path: Path, source: Path) -> None:
+    path.symlink_to(source)
+
+
+@pytest.mark.parametrize("spelled", ["model.onnx", "samples/../model.onnx", "./model.onnx"])
+@pytest.mark.parametrize("force", [[], ["--force"]], ids=["", "force"])
+@pytest.mark.parametrize("command", ["quantize", "plan", "calibrate", "apply", "strip"], indirect=True)
+def test_the_input_is_no_output_however_it_is_spelled(tmp_path: Path, command: str, spelled: str, force: list[str]) -> None:
+    path = f"{tmp_path}/{spelled}"
+
+    message = refused(tmp_path, *writing(tmp_path, command), path, *force)
+
+    assert message == f"qdq: {Path(path)}: the output is the input; name another file, inputs are never changed\n"
+
+
+@pytest.mark.parametrize("link", [hard_link, symbolic_link])
+@pytest.mark.parametrize("command", ["quantize", "plan", "calibrate", "apply", "strip"], indirect=True)
+def test_the_input_is_no_output_through_a_link(tmp_path: Path, command: str, link: Callable[[Path, Path], None]) -> None:
+    argv = writing(tmp_path, command)
+    path = tmp_path / "link"
+    link(path, tmp_path / "model.onnx")
+
+    assert "the output is the input" in refused(tmp_path, *argv, path, "--force")
+
+
+@pytest.mark.parametrize(
+    ("command", "other"),
+    [
+        ("quantize", "samples/1.npz"),
+        ("calibrate", "samples/1.npz"),
+        ("calibrate", "plan.yaml"),
+        ("apply", "plan.yaml"),
+        ("apply", "scales.json"),
+    ],
+    indirect=["command"],
+)
+def test_nothing_else_that_is_read_can_be_the_output(tmp_path: Path, command: str, other: str) -> None:
+    message = refused(tmp_path, *writing(tmp_path, command), tmp_path / other, "--force")
+
+    assert message == f"qdq: {tmp_path / other}: the output is the input; name another file, inputs are never changed\n"
+
+
+@pytest.mark.parametrize("data", ["data.npz", "loader.py", "loader.py:batches"])
+def test_a_single_file_of_data_or_a_script_cannot_be_the_output(tmp_path: Path, data: str) -> None:
+    model, path = save(tiny_model(), tmp_path / "model.onnx"), tmp_path / data.partition(":")[0]
+    path.write_bytes((samples(tmp_path / "samples") / "0.npz").read_bytes())
+
+    message = refused(tmp_path, "quantize", model, "-o", path, "--data", tmp_path / data, "--force")
+
+    assert "the output is the input" in message
+
+
+def test_model_and_report_cannot_be_one_file(tmp_path: Path) -> None:
+    model, path = save(tiny_model(), tmp_path / "model.onnx"), tmp_path / "out.md"
+
+    message = refused(tmp_path, "quantize", model, "-o", path, "--data", "noise", "--report", f"{tmp_path}/../{tmp_path.name}/out.md")
+
+    assert "out.md: the output is the input" in message
+
+
+@pytest.mark.parametrize("name", ["report.html", "report", "report.JSON", ".md"])
+@pytest.mark.parametrize("command", ["report", "validate"], indirect=True)
+def test_a_report_needs_a_suffix_that_names_its_format(tmp_path: Path, command: str, name: str) -> None:
+    path = tmp_path / name
+
+    assert refused(tmp_path, *writing(tmp_path, command), path) == f"qdq: {path}: reports end in .json, .md, .txt; the suffix chooses the format\n"
+
+
+@pytest.mark.parametrize("write", [write_whole, lambda path, content: copy_whole(content, path)], ids=["write", "copy"])
+def test_a_write_that_fails_at_its_end_leaves_the_old_content_and_no_temporary_file(tmp_path: Path, write: Callable[[Path, object], None]) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "old").write_text("old")
+    (tmp_path / "new").write_text("new")
+    before = contents(tmp_path)
+
+    with pytest.raises(UsageError, match="out: could not be written: Is a directory"):
+        write(tmp_path / "out", tmp_path / "new" if write is not write_whole else b"new")
+
+    assert contents(tmp_path) == before
+
+
+def test_a_copy_that_cannot_be_placed_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    before = contents(tmp_path)
+
+    with pytest.raises(UsageError, match="could not be written"):
+        copy_whole(tmp_path / "file", tmp_path / "file" / "inner" / "copy")
+    with pytest.raises(UsageError, match="could not be written: No such file or directory"):
+        copy_whole(tmp_path / "gone", tmp_path / "copy")
+    with pytest.raises(UsageError, match="could not be written: No such file or directory"):
+        write_whole(tmp_path / "gone" / "file", b"x")
+
+    assert contents(tmp_path) == before
+
+
+def only_small_files() -> None:
+    """Make every write in this process fail that would bring a file above 2000 bytes, as a full disk does."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
+
+
+@pytest.mark.parametrize("old", [None, b"old"], ids=["new", "replaced"])
+def test_a_disk_that_is_full_leaves_the_old_file_or_none_in_a_process_of_its_own(tmp_path: Path, old: bytes | None) -> None:
+    model, path = save(tiny_model(), tmp_path / "model.onnx"), tmp_path / "out.onnx"
+    if old:
+        path.write_bytes(old)
+    before = contents(tmp_path)
+    argv = [sys.executable, "-m", "qdq", "quantize", str(model), "-o", str(path), "--data", "noise", "--report", str(tmp_path / "report.md"), "--force"]
+
+    done = subprocess.run(argv, capture_output=True, text=True, check=False, preexec_fn=only_small_files)
+
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"qdq: {path}: could not be written: File too large; choose another place\n"
+    assert contents(tmp_path) == before
+
+
+def test_permissions_of_a_written_file_follow_the_umask(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        write_whole(tmp_path / "out", b"x")
+    finally:
+        os.umask(before)
+
+    assert (tmp_path / "out").stat().st_mode & 0o777 == 0o640

@@ -1,0 +1,174 @@
+"""Observing on a Dask cluster of real processes: the bytes of one process, also when a worker is killed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from distributed import Client, LocalCluster
+
+import qdq
+from qdq.data.feeds import Subset
+from qdq.data.images import Images
+from qdq.errors import DataError, UsageError
+from qdq.graph.index import GraphIndex
+from qdq.observers.collection import Job, Observing, observe
+from qdq.observers.distributed import observed
+from qdq.ranges.range_file import ranges_bytes, read_checkpoint
+from qdq.ranges.tensor_ranges import Part
+from tests.support.cli_runner import run, samples, save, tiny_model
+from tests.support.graphs import convolution, noise
+from tests.support.paths import NETWORKS
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[LocalCluster]:
+    """Give two worker processes that are started again when they die."""
+    with started() as made:
+        yield made
+
+
+def started(tries: int = 3) -> LocalCluster:
+    """Start a cluster; on a machine that is busy enough, Dask gives up waiting for its own thread after ten seconds."""
+    try:
+        return LocalCluster(2, threads_per_worker=1, dashboard_address=":0", memory_limit=0, silence_logs=50)
+    except (AssertionError, RuntimeError):
+        if not tries:
+            raise
+        return started(tries - 1)
+
+
+def job_of(model: Any, data: Any) -> Job:
+    source = qdq.load(model)
+    return Job(GraphIndex(source), qdq.plan(source), data, full=True)
+
+
+@pytest.mark.parametrize("data", ["file", "noise", "script", "list", "some"])
+def test_workers_give_the_bytes_of_one_process(cluster: LocalCluster, tmp_path: Path, data: str) -> None:
+    model: Any = NETWORKS / "digits_cnn.onnx"
+    given: Any = str(NETWORKS / "digits-calibration.npz")
+    if data == "noise":
+        given = Subset("noise", 20, 1)
+    if data == "some":
+        given = Subset(given, 30, seed=4)
+    if data in ("script", "list"):
+        model = convolution()
+        given = [{"x": noise(1, 3, 6, 6, seed=i)} for i in range(11)]
+    if data == "script":
+        given = f"{tmp_path / 'loader.py'}:batches"
+        Path(tmp_path / "loader.py").write_text(
+            "import numpy as np\ndef batches():\n    for i in range(11):\n        yield {'x': np.full((1, 3, 6, 6), i + .5, np.float32)}\n"
+        )
+    job, progress = job_of(model, given), list[int]()
+    got = observed(job, Observing(scheduler=cluster.scheduler_address), progress.append)
+    assert ranges_bytes(got) == ranges_bytes(observe(job))
+    assert progress[-1] == got.samples
+    part = Part(2, 3)
+    assert ranges_bytes(observed(job, Observing(scheduler=cluster.scheduler_address, part=part))) == ranges_bytes(observe(job, Observing(part=part)))
+
+
+def test_a_worker_killed_in_the_middle_changes_nothing(cluster: LocalCluster) -> None:
+    job = job_of(NETWORKS / "digits_cnn.onnx", Subset(str(NETWORKS / "digits-calibration.npz"), 60))
+    killed = list[int]()
+
+    def kill_one(done: int) -> None:
+        if not killed:
+            killed.append(done)
+            with Client(cluster.scheduler_address) as client:
+                os.kill(next(iter(client.run(os.getpid).values())), signal.SIGKILL)
+
+    got = observed(job, Observing(scheduler=cluster.scheduler_address), kill_one)
+    assert 0 < killed[0] < 60
+    assert ranges_bytes(got) == ranges_bytes(observe(job))
+
+
+def test_what_workers_find_wrong_is_said_as_in_one_process(cluster: LocalCluster, tmp_path: Path) -> None:
+    folder = samples(tmp_path / "samples", 6)
+    (folder / "3.npz").write_bytes(b"nothing")
+    for observing in (Observing(), Observing(scheduler=cluster.scheduler_address)):
+        with pytest.raises(DataError, match=r"3\.npz"):
+            observed(job_of(tiny_model(), str(folder)), observing)
+
+
+def test_a_generator_cannot_be_shared_out(cluster: LocalCluster) -> None:
+    data = ({"x": noise(1, 3, 6, 6, seed=i)} for i in range(4))
+    with pytest.raises(DataError, match="every worker reads its own samples"):
+        observed(job_of(convolution(), data), Observing(scheduler=cluster.scheduler_address))
+
+
+def test_a_model_that_differs_on_a_worker_is_refused(cluster: LocalCluster, tmp_path: Path) -> None:
+    path = save(tiny_model(), tmp_path / "model.onnx")
+    job = job_of(path, "noise")
+    save(convolution(), path)
+    with pytest.raises(qdq.QdqError, match="a worker finds another file there"):
+        observed(job, Observing(scheduler=cluster.scheduler_address))
+
+
+class Stopped(BaseException):
+    """What stops a run here."""
+
+
+def test_a_shared_run_goes_on_from_its_checkpoint(cluster: LocalCluster, tmp_path: Path) -> None:
+    job = job_of(NETWORKS / "digits_cnn.onnx", str(NETWORKS / "digits-calibration.npz"))
+    observing = Observing(scheduler=cluster.scheduler_address, checkpoint=tmp_path / "c", interval=0.0, resume=True)
+
+    def stop(done: int) -> None:
+        if done > 20:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        observed(job, observing, stop)
+    (kept,) = read_checkpoint(tmp_path / "c").passes
+    assert 0 < kept.samples < 64
+    progress = list[int]()
+    assert ranges_bytes(observed(job, observing, progress.append)) == ranges_bytes(observe(job))
+    assert progress[0] > kept.samples
+
+
+def test_workers_of_the_command_line(tmp_path: Path) -> None:
+    model, data = save(tiny_model(), tmp_path / "model.onnx"), samples(tmp_path / "samples", 6)
+    assert run("quantize", model, "--data", data, "-o", tmp_path / "one.onnx")[0] == 0
+    assert run("quantize", model, "--data", data, "-o", tmp_path / "two.onnx", "--workers", 2, "--max-memory", "2GB") == (0, *run_text(tmp_path))
+    assert (tmp_path / "one.onnx").read_bytes() == (tmp_path / "two.onnx").read_bytes()
+
+
+def run_text(folder: Path) -> tuple[str, str]:
+    """Return what the run without workers prints, under the other name."""
+    _, out, err = run("quantize", folder / "model.onnx", "--data", folder / "samples", "-o", folder / "one.onnx", "--force")
+    return out.replace("one.onnx", "two.onnx"), err
+
+
+def test_processes_that_do_not_start_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise RuntimeError("Cluster failed to start")
+
+    monkeypatch.setattr("distributed.LocalCluster", fail)
+    with pytest.raises(UsageError, match="Dask could not start 2 processes: RuntimeError: Cluster failed to start; try fewer"):
+        observed(job_of(convolution(), "noise"), Observing(workers=2))
+
+
+def test_no_scheduler_and_no_dask_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("qdq.observers.distributed._PATIENCE", 0.5)
+    job = job_of(convolution(), "noise")
+    with pytest.raises(UsageError, match="no Dask scheduler with workers answers"):
+        observed(job, Observing(scheduler="tcp://127.0.0.1:9"))
+    with pytest.raises(UsageError, match="no Dask scheduler"):
+        observed(job, Observing(scheduler="nowhere"))
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    with pytest.raises(UsageError, match=r"pip install 'qdq\[dask\]'"):
+        observed(job, Observing(workers=2))
+
+
+def test_pictures_are_shared_out(cluster: LocalCluster, tmp_path: Path) -> None:
+    from PIL import Image
+
+    for i in range(5):
+        Image.new("RGB", (8, 8), (40 * i, 10, 200)).save(tmp_path / f"{i}.png")
+    (tmp_path / "way.yaml").write_text("fit: stretch\nscale: 1/255\n")
+    job = job_of(convolution(), Images(tmp_path, tmp_path / "way.yaml"))
+    assert ranges_bytes(observed(job, Observing(scheduler=cluster.scheduler_address))) == ranges_bytes(observe(job))
