@@ -130,7 +130,7 @@ def engine_row(subject: Subject, folder: Path) -> tuple[str, ...]:
     (engine,) = qdq.validate(subject.path, out, data=subject.calibration()[:1], targets=[TARGET]).engines
     same = qdq.strip(out).SerializeToString(deterministic=True) == qdq.load(subject.path).model.SerializeToString(deterministic=True)
     kept = f"{sum(v.int8 for v in engine.layers)} of {sum(v.promised for v in engine.layers)}" if not engine.failure else "does not build"
-    broken = "; ".join(f"{b.node} ({b.instead.removeprefix('but the engine runs it as ')})" for b in engine.broken) or "-"
+    broken = "; ".join(f"{b.node} ({b.actual.removeprefix('but the engine runs it as ')})" for b in engine.broken_promises) or "-"
     moved = f"{engine.float_bytes / 1e6:.1f} -> {engine.bytes / 1e6:.1f}"
     return (subject.name, kept, moved, f"{engine.float_kernels} -> {engine.kernels}", "yes" if same else "NO", broken)
 

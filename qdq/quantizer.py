@@ -24,7 +24,7 @@ class ElementType(msgspec.Struct, frozen=True):
     #: As ONNX spells it, in lower case.
     name: str
     #: As people spell it.
-    says: str
+    label: str
     #: Value of `onnx.TensorProto.DataType`.
     code: int
     #: The value that the amax of a tensor maps to.
@@ -96,7 +96,7 @@ ELEMENT_TYPES: dict[str, ElementType] = {
 _INTEGERS = {2: (0, 255), 3: (-128, 127), 4: (0, 65535), 5: (-32768, 32767), 21: (0, 15), 22: (-8, 7)}
 
 
-def opset_of(code: int) -> int:
+def required_opset(code: int) -> int:
     """Return the first opset whose Q/DQ takes a type of 16 bits or 4; 0 for another (ONNX operator changelog)."""
     return 21 if code in (4, 5, 21, 22) else 0
 
@@ -130,21 +130,21 @@ class Quantizer(msgspec.Struct, frozen=True, order=True):
         return not FORMATS[self.name].constant
 
 
-class Format(msgspec.Struct, frozen=True):
+class QuantizerFormat(msgspec.Struct, frozen=True):
     """A named format: what ``using`` may say before the operator decides the axis."""
 
     dtype: str
     per_channel: bool
     #: Whether it takes constants only.
     constant: bool
-    says: str
+    description: str
 
 
-FORMATS: dict[str, Format] = {
-    "int8-activation": Format(INT8, False, False, "INT8, one calibrated scale for the tensor"),
-    "int8-weight-per-channel": Format(INT8, True, True, "INT8, one scale per output channel of a constant"),
-    "int8-weight-per-tensor": Format(INT8, False, True, "INT8, one scale for the whole constant"),
-    "fp8-activation": Format(E4M3, False, False, "FP8 E4M3, one calibrated scale for the tensor"),
-    "fp8-weight-per-channel": Format(E4M3, True, True, "FP8 E4M3, one scale per output channel of a constant"),
-    "fp8-weight-per-tensor": Format(E4M3, False, True, "FP8 E4M3, one scale for the whole constant"),
+FORMATS: dict[str, QuantizerFormat] = {
+    "int8-activation": QuantizerFormat(INT8, False, False, "INT8, one calibrated scale for the tensor"),
+    "int8-weight-per-channel": QuantizerFormat(INT8, True, True, "INT8, one scale per output channel of a constant"),
+    "int8-weight-per-tensor": QuantizerFormat(INT8, False, True, "INT8, one scale for the whole constant"),
+    "fp8-activation": QuantizerFormat(E4M3, False, False, "FP8 E4M3, one calibrated scale for the tensor"),
+    "fp8-weight-per-channel": QuantizerFormat(E4M3, True, True, "FP8 E4M3, one scale per output channel of a constant"),
+    "fp8-weight-per-tensor": QuantizerFormat(E4M3, False, True, "FP8 E4M3, one scale for the whole constant"),
 }

@@ -8,19 +8,19 @@ import msgspec
 
 from qdq.errors import UsageError
 from qdq.quantizer import ElementType
-from qdq.ranges.histogram import least_error
+from qdq.ranges.histogram import find_least_error_amax
 from qdq.ranges.tensor_ranges import TensorRange
 
 DEFAULT_METHOD = "auto"
 
 #: In the place of a method where ranges are said, not chosen.
-GIVEN = "given"
+GIVEN_METHOD = "given"
 
 #: Share of absolute values kept within the range; the default of pytorch-quantization's HistogramCalibrator.
 DEFAULT_PERCENT = 99.99
 
 #: What chooses the scales of weights: the largest value of each channel, the least change of the weights, or of what their layer gives.
-WEIGHTS = ("max", "mse", "shift")
+WEIGHT_METHODS = ("max", "mse", "shift")
 _METHOD = re.compile(r"(?P<name>auto|max|mse|percentile|entropy)(:(?P<percent>\d+(\.\d+)?))?")
 
 
@@ -44,18 +44,18 @@ class Method(msgspec.Struct, frozen=True):
         if self.percent is not None:
             return seen.histogram.percentile(self.percent)
         if self.name == "auto":
-            return least_error(seen.weighed, element)
+            return find_least_error_amax(seen.weighed, element)
         return seen.histogram.least_divergence(element) if self.name == "entropy" else seen.histogram.least_error(element)
 
     @property
     def needs_histogram(self) -> bool:
         """Whether the largest value alone is not enough."""
-        return self.name not in ("max", GIVEN) or self.weights == "shift"
+        return self.name not in ("max", GIVEN_METHOD) or self.weights == "shift"
 
     @property
     def without_data(self) -> Method:
         """What is left of it where no data was run: TensorRT, too, takes the largest weights where it has a cache."""
-        return Method(GIVEN, None, "mse" if self.weights == "mse" else "max")
+        return Method(GIVEN_METHOD, None, "mse" if self.weights == "mse" else "max")
 
 
 def parse_method(text: str, weights: str | None = None) -> Method:
@@ -67,8 +67,8 @@ def parse_method(text: str, weights: str | None = None) -> Method:
     if not found or (found["name"] != "percentile" and found["percent"]):
         raise UsageError(f"unknown method {text!r}: write auto, mse, entropy, percentile, percentile:99.9 or max")
     name, way = found["name"], weights or _usual_weights(found["name"])
-    if way not in WEIGHTS:
-        raise UsageError(f"unknown way to choose the scales of weights {way!r}: write {', '.join(WEIGHTS[:-1])} or {WEIGHTS[-1]}")
+    if way not in WEIGHT_METHODS:
+        raise UsageError(f"unknown way to choose the scales of weights {way!r}: write {', '.join(WEIGHT_METHODS[:-1])} or {WEIGHT_METHODS[-1]}")
     if name != "percentile":
         return Method(name, None, way)
     percent = float(found["percent"] or DEFAULT_PERCENT)
@@ -78,4 +78,4 @@ def parse_method(text: str, weights: str | None = None) -> Method:
 
 
 def _usual_weights(name: str) -> str:
-    return "max" if name in ("max", GIVEN) else "shift"
+    return "max" if name in ("max", GIVEN_METHOD) else "shift"

@@ -10,23 +10,23 @@ import msgspec
 import numpy as np
 import yaml
 
-from qdq.calibration.calibrator import Given, choose
+from qdq.calibration.calibrator import KnownRanges, choose_ranges
 from qdq.calibration.methods import DEFAULT_METHOD, Method, parse_method
 from qdq.calibration.scales import PairScale, Scales
 from qdq.errors import DataError, ModelError, UsageError, first_line
 from qdq.quantized.model import QuantizedModel
 from qdq.quantizer import ELEMENT_TYPES, FORMATS, INT8_LEVELS
-from qdq.ranges.given_ranges import GivenRange, GivenRanges, GivenWeight, require_range
-from qdq.ranges.handwritten import by_hand
-from qdq.ranges.model_ranges import ranges_in
+from qdq.ranges.given_ranges import GivenRange, GivenRanges, GivenWeightRange, require_range
+from qdq.ranges.handwritten import parse_handwritten_ranges
+from qdq.ranges.model_ranges import read_pair_ranges
 from qdq.ranges.range_file import MAGIC as OBSERVED
 from qdq.ranges.range_file import decode_ranges
 from qdq.ranges.tensor_ranges import Ranges
-from qdq.ranges.tensorrt_cache import MAGIC, cache_bytes, cache_header, read_cache
+from qdq.ranges.tensorrt_cache import MAGIC, cache_header, encode_cache, read_cache
 
 #: What ranges are exported as.
 CACHE, YAML, JSON = "tensorrt-cache", "yaml", "json"
-LAYOUTS = (CACHE, YAML, JSON)
+EXPORT_FORMATS = (CACHE, YAML, JSON)
 
 #: Only the scales that `qdq calibrate` writes hold this key, and no tensor of theirs stands before it.
 _SCALES_KEY = b'"by_pair"'
@@ -35,7 +35,7 @@ _WIDE = 1_000_000
 _DIGITS, _ALL_DIGITS = 6, 17
 
 
-def read_given(path: Path) -> Given:
+def read_given(path: Path) -> KnownRanges:
     """Return the ranges in a file of any kind, told apart by what it holds, but for models, which end in ``.onnx``.
 
     Ranges that were observed, a TensorRT calibration cache, scales that `qdq calibrate` wrote, a quantized model, or YAML or JSON that
@@ -44,7 +44,7 @@ def read_given(path: Path) -> Given:
     Raises DataError naming the file, the line and what is wrong in it, and ModelError for a model without pairs.
     """
     if path.suffix == MODEL_SUFFIX:
-        return given_by_model(path)
+        return read_model_ranges(path)
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -55,11 +55,11 @@ def read_given(path: Path) -> Given:
         return _from_cache(content, path)
     if content.lstrip().startswith(b"{") and _SCALES_KEY in content:
         return _from_scales(content, path)
-    ranges, weights = by_hand(content, path)
+    ranges, weights = parse_handwritten_ranges(content, path)
     return GivenRanges(path.name, ranges, str(path), weights=weights)
 
 
-def read_said(path: Path, method: Method | None = None) -> GivenRanges:
+def read_exportable_ranges(path: Path, method: Method | None = None) -> GivenRanges:
     """Return the ranges in a file as `read_given` does, of observed ones those that a method chooses, `DEFAULT_METHOD` without one.
 
     Raises DataError and ModelError as that does, and UsageError for a method where nothing was observed.
@@ -70,24 +70,24 @@ def read_said(path: Path, method: Method | None = None) -> GivenRanges:
             raise UsageError(f"{path}: --method chooses from observed ranges, and this file says its own; leave it out")
         return found
     try:
-        chosen = choose(found, method or parse_method(DEFAULT_METHOD))
+        chosen = choose_ranges(found, method or parse_method(DEFAULT_METHOD))
     except DataError as error:
         raise DataError(f"{path}: {error}") from error
     return GivenRanges(path.name, tuple(GivenRange(tensor, amax) for tensor, amax in chosen.items()), str(path), strict=False)
 
 
-def given_by_model(path: Path) -> GivenRanges:
+def read_model_ranges(path: Path) -> GivenRanges:
     """Return the ranges that a quantized model's pairs stand for; raises ModelError where it has none.
 
     Where several pairs stand on one tensor, the largest range.
     """
-    found = ranges_in(QuantizedModel(path))
+    found = read_pair_ranges(QuantizedModel(path))
     if not found.by_tensor and not found.weights:
         raise ModelError(f"{path}: no pair in it has a constant scale and zero point; pass a model that is quantized")
     return msgspec.structs.replace(found, name=path.name, path=str(path))
 
 
-def given_bytes(given: GivenRanges, layout: str, version: str | None = None) -> bytes:
+def encode_given_ranges(given: GivenRanges, layout: str, version: str | None = None) -> bytes:
     """Return ranges as one of LAYOUTS.
 
     A cache begins as the one that was read, or as TensorRT `version` writes it, and holds no weights. YAML and JSON hold amax, with
@@ -96,7 +96,7 @@ def given_bytes(given: GivenRanges, layout: str, version: str | None = None) -> 
     weights = {weight.tensor: weight for weight in given.weights}
     if layout == CACHE:
         header = cache_header(*[version] if version else []) if version or not given.header else given.header
-        return cache_bytes(header, ((r.tensor, r.amax / INT8_LEVELS) for r in given.by_tensor if r.tensor not in weights), given.path or given.name)
+        return encode_cache(header, ((r.tensor, r.amax / INT8_LEVELS) for r in given.by_tensor if r.tensor not in weights), given.path or given.name)
     content: dict[str, Any] = {r.tensor: _short(r.amax) for r in given.by_tensor}
     content |= {tensor: _weight_content(weight) for tensor, weight in weights.items()}
     if layout == JSON:
@@ -106,7 +106,7 @@ def given_bytes(given: GivenRanges, layout: str, version: str | None = None) -> 
     return text.encode()
 
 
-def _weight_content(weight: GivenWeight) -> dict[str, Any]:
+def _weight_content(weight: GivenWeightRange) -> dict[str, Any]:
     axis = {} if weight.axis is None else {"axis": weight.axis}
     return {**axis, "amax": [_short(amax) for amax in weight.amax]}
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import msgspec
 
-from qdq.calibration.shared_scales import Shared
+from qdq.calibration.shared_scales import SharedRange
 from qdq.errors import PlanError, first_line
-from qdq.planning.plan_file import read_record
+from qdq.planning.plan_file import read_plan_bytes
 from qdq.quantizer import Quantizer
 from qdq.ranges.given_ranges import GivenSummary
 
@@ -16,12 +16,12 @@ from qdq.ranges.given_ranges import GivenSummary
 def read_scales(path: Path) -> Scales:
     """Return the scales in a file; raises PlanError naming the file and what is wrong in it."""
     try:
-        return msgspec.json.decode(read_record(path), type=Scales)
+        return msgspec.json.decode(read_plan_bytes(path), type=Scales)
     except (msgspec.DecodeError, ValueError, RecursionError) as error:
         raise PlanError(f"{path}: not a scales file that qdq can read: {first_line(error)}; make one with 'qdq calibrate'") from error
 
 
-def scales_json(scales: Scales) -> bytes:
+def scales_to_json(scales: Scales) -> bytes:
     """Return scales as indented JSON."""
     return msgspec.json.format(msgspec.json.encode(scales), indent=1) + b"\n"
 
@@ -35,14 +35,14 @@ class PairScale(msgspec.Struct, frozen=True):
     scales: tuple[float, ...]
 
 
-class Outliers(msgspec.Struct, frozen=True):
+class OutlierTensor(msgspec.Struct, frozen=True):
     """A tensor whose largest value lies far beyond the range that its method chose."""
 
     tensor: str
     #: The largest absolute value seen.
     amax: float
     #: What it is clipped at.
-    clipped: float
+    clipped_at: float
 
 
 class Scales(msgspec.Struct, frozen=True):
@@ -59,8 +59,8 @@ class Scales(msgspec.Struct, frozen=True):
     #: How many entries one sample held, as ``8`` or ``1 to 8``; empty where that is not known.
     batch: str = ""
     #: Tensors that were seen to reach `OUTLIERS` times their range or more.
-    outliers: tuple[Outliers, ...] = ()
+    outliers: tuple[OutlierTensor, ...] = ()
     #: Tensors that have the range of their scale group.
-    shared: tuple[Shared, ...] = ()
+    shared: tuple[SharedRange, ...] = ()
     #: What became of ranges that came from elsewhere; None where there were none.
-    given: GivenSummary | None = None
+    given_ranges: GivenSummary | None = None

@@ -18,31 +18,31 @@ from qdq.planning.decisions import ScaleGroup
 Amax = Mapping[tuple[str, str], float]
 
 
-class Shared(msgspec.Struct, frozen=True):
+class SharedRange(msgspec.Struct, frozen=True):
     """A tensor that has the range of its group."""
 
     tensor: str
     #: The type that it is quantized to.
     dtype: str
     #: The range that was chosen or given for it alone; 0 for a tensor of zeros.
-    own: float
+    own_amax: float
     #: The group's.
     amax: float
 
     @property
     def bits(self) -> float:
         """How much resolution it gives up: log2 of the group's range over its own, 0 for a tensor of zeros."""
-        return math.log2(self.amax / self.own) if self.own > 0.0 else 0.0
+        return math.log2(self.amax / self.own_amax) if self.own_amax > 0.0 else 0.0
 
 
-def share(groups: Iterable[ScaleGroup], amax: Amax) -> tuple[dict[tuple[str, str], float], tuple[Shared, ...]]:
+def share_ranges(groups: Iterable[ScaleGroup], amax: Amax) -> tuple[dict[tuple[str, str], float], tuple[SharedRange, ...]]:
     """Return the ranges with one for each scale group, and a record of every tensor that has its group's."""
-    ranges, shared = dict(amax), list[Shared]()
+    ranges, shared = dict(amax), list[SharedRange]()
     for group, dtype in product(groups, sorted({dtype for _, dtype in amax})):
         members = {tensor: ranges[tensor, dtype] for tensor in group.tensors if (tensor, dtype) in ranges}
         found = _largest(group, members)
         if len(found) > 1:
-            shared += [Shared(tensor, dtype, members[tensor], value) for tensor, value in found.items()]
+            shared += [SharedRange(tensor, dtype, members[tensor], value) for tensor, value in found.items()]
         ranges.update({(tensor, dtype): value for tensor, value in found.items()})
     return ranges, tuple(shared)
 

@@ -8,13 +8,13 @@ from pathlib import Path
 import msgspec
 
 from qdq.checking.finding import Finding
-from qdq.checking.selection import posix
+from qdq.checking.selection import relative_posix_path
 from qdq.errors import UsageError
 
 BASELINE_VERSION = 1
 
 
-class Known(msgspec.Struct, frozen=True, order=True):
+class BaselineEntry(msgspec.Struct, frozen=True, order=True):
     """A finding that a baseline holds."""
 
     #: Path of the model as seen from the baseline's folder, with forward slashes.
@@ -25,11 +25,11 @@ class Known(msgspec.Struct, frozen=True, order=True):
 
 class _Baseline(msgspec.Struct, forbid_unknown_fields=True):
     qdq_baseline: int
-    findings: tuple[Known, ...]
+    findings: tuple[BaselineEntry, ...]
 
 
-def read_baseline(path: Path) -> frozenset[Known]:
-    """Return the findings in a baseline file; raises UsageError for anything that `baseline_bytes` did not write."""
+def read_baseline(path: Path) -> frozenset[BaselineEntry]:
+    """Return the findings in a baseline file; raises UsageError for anything that `encode_baseline` did not write."""
     try:
         content = msgspec.json.decode(path.read_bytes(), type=_Baseline)
     except FileNotFoundError as error:
@@ -43,17 +43,17 @@ def read_baseline(path: Path) -> frozenset[Known]:
     return frozenset(content.findings)
 
 
-def baseline_bytes(known: Iterable[Known]) -> bytes:
+def encode_baseline(known: Iterable[BaselineEntry]) -> bytes:
     """Return a baseline file: sorted, one finding a line, so that a change to it can be read in a diff."""
     lines = ",\n".join(f"  {msgspec.json.encode(each).decode()}" for each in sorted(set(known)))
     body = f"[\n{lines}\n ]" if lines else "[]"
     return f'{{"qdq_baseline": {BASELINE_VERSION}, "findings": {body}}}\n'.encode()
 
 
-def known_of(path: Path, baseline: Path, findings: Iterable[Finding]) -> tuple[Known, ...]:
+def make_entries(path: Path, baseline: Path, findings: Iterable[Finding]) -> tuple[BaselineEntry, ...]:
     """Return the findings in a file as a baseline holds them."""
-    model = posix(path, baseline.parent)
-    return tuple(Known(model, f.code, f.where) for f in findings)
+    model = relative_posix_path(path, baseline.parent)
+    return tuple(BaselineEntry(model, f.code, f.where) for f in findings)
 
 
 def is_baseline(path: Path) -> bool:

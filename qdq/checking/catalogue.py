@@ -28,7 +28,7 @@ class Problem(msgspec.Struct, frozen=True):
     severity: str
     title: str
     #: What it costs.
-    costs: str
+    cost: str
     #: How to mend it.
     fix: str
     #: What was built or read, and with which version.

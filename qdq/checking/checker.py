@@ -10,22 +10,22 @@ from collections.abc import Iterable, Iterator
 import msgspec
 
 from qdq.checking.catalogue import ERROR
-from qdq.checking.finding import Finding, found
-from qdq.checking.format_checks import Edges, FormatCheck, operator_findings
-from qdq.checking.placement_checks import Comparison, compare, group_findings, placement_findings, type_findings
-from qdq.checking.structure_checks import structure_findings
-from qdq.checking.weight_checks import weight_findings
+from qdq.checking.finding import Finding, make_finding
+from qdq.checking.format_checks import Edges, FormatCheck, check_operators
+from qdq.checking.placement_checks import Comparison, check_pair_types, check_placement, check_scale_groups, compare_pairs
+from qdq.checking.structure_checks import check_structure
+from qdq.checking.weight_checks import check_weight_scales
 from qdq.errors import ModelError, UsageError
 from qdq.graph.index import Edge
 from qdq.graph.loader import load
 from qdq.graph.metadata import LEAVE_FLOAT_KEY, RULES_KEY, SHAPES_KEY, TARGETS_KEY
 from qdq.graph.shape_profiles import Profile, parse_profile
 from qdq.graph.source import ModelLike, Source
-from qdq.planning.planner import plan_index, quantized_nodes
+from qdq.planning.planner import find_quantized_nodes, plan_index
 from qdq.quantized.model import QuantizedModel
 from qdq.rules.rule import RuleSet
 from qdq.rules.rule_files import load_rules
-from qdq.rules.shipped import default_sets, shipped_sets
+from qdq.rules.shipped import default_rule_sets, shipped_sets
 from qdq.target import Target, parse_target
 
 
@@ -44,9 +44,9 @@ def check(
     cannot be read, and for one that no plan can be made for and that TensorRT's parser would take.
     """
     source = load(model)
-    refused = tuple(operator_findings(source))
+    refused = tuple(check_operators(source))
     try:
-        compared = compared_with_plan(source, rules=rules, targets=targets, leave_float=leave_float)
+        compared = compare_with_plan(source, rules=rules, targets=targets, leave_float=leave_float)
     except ModelError:
         formats = tuple(FormatCheck(source, {}, None).findings())
         if not any(finding.severity == ERROR for finding in (*refused, *formats)):
@@ -55,7 +55,7 @@ def check(
     return tuple(_findings(compared, refused, weights))
 
 
-class Intent(msgspec.Struct, frozen=True):
+class PlanningIntent(msgspec.Struct, frozen=True):
     """What a model is planned with."""
 
     rules: RuleSet
@@ -64,26 +64,28 @@ class Intent(msgspec.Struct, frozen=True):
     profiles: tuple[Profile, ...]
 
 
-def intent_of(source: Source, *, rules: RuleSet | None = None, targets: Iterable[Target] = (), leave_float: Iterable[str] | None = None) -> Intent:
+def read_planning_intent(
+    source: Source, *, rules: RuleSet | None = None, targets: Iterable[Target] = (), leave_float: Iterable[str] | None = None
+) -> PlanningIntent:
     """Return what a model is planned with: what is given, else what qdq wrote into it, else the defaults for the types it has."""
     written = {p.key: p.value for p in source.model.metadata_props}
     named = tuple(n for n in written.get(RULES_KEY, "").split("\n") if n in shipped_sets())
-    return Intent(
-        rules or load_rules(named or default_sets(source)),
-        tuple(targets) or written_targets(source),
+    return PlanningIntent(
+        rules or load_rules(named or default_rule_sets(source)),
+        tuple(targets) or recorded_targets(source),
         tuple(leave_float if leave_float is not None else filter(None, written.get(LEAVE_FLOAT_KEY, "").split("\n"))),
         _written_profiles(written, source),
     )
 
 
-def compared_with_plan(
+def compare_with_plan(
     model: ModelLike, *, rules: RuleSet | None = None, targets: Iterable[Target] = (), leave_float: Iterable[str] | None = None
 ) -> Comparison:
     """Return a model against the plan of its float graph, edge by edge; what is not given is as for `check`."""
     quantized = QuantizedModel(model)
-    intent = intent_of(quantized.given, rules=rules, targets=targets, leave_float=leave_float)
+    intent = read_planning_intent(quantized.original, rules=rules, targets=targets, leave_float=leave_float)
     wanted = plan_index(quantized.index, intent.rules, intent.targets, intent.leave_float, allow_unmatched=True, profiles=intent.profiles)
-    return compare(quantized, wanted, intent.rules)
+    return compare_pairs(quantized, wanted, intent.rules)
 
 
 #: Findings about a pair's scales that say more than that they are not the planned ones.
@@ -93,23 +95,23 @@ _AXES = ("wrong-axis", "channel-scales", "weight-per-tensor")
 
 def _findings(compared: Comparison, refused: tuple[Finding, ...], weights: bool) -> Iterator[Finding]:
     quantized = compared.quantized
-    if not quantized_nodes(quantized.given):
+    if not find_quantized_nodes(quantized.original):
         if count := len(compared.wanted.placements):
-            yield found("not-quantized", "", f"holds no Q/DQ; the rules would quantize {count} edges")
+            yield make_finding("not-quantized", "", f"holds no Q/DQ; the rules would quantize {count} edges")
         return
     yield from refused
-    checked = FormatCheck(quantized.given, _edges_by_pair(quantized), quantized.index)
+    checked = FormatCheck(quantized.original, _edges_by_pair(quantized), quantized.index)
     formats = tuple(checked.findings())
     yield from formats
     if refused:  # what they become when converted is no pair of the file
         return
-    yield from structure_findings(quantized)
+    yield from check_structure(quantized)
     told = {finding.where for finding in formats if finding.code in _SCALES_TOLD}
-    for finding in (*placement_findings(compared, frozenset(checked.rescaled)), *type_findings(compared), *group_findings(compared)):
+    for finding in (*check_placement(compared, frozenset(checked.rescaled)), *check_pair_types(compared), *check_scale_groups(compared)):
         if not (finding.where in told and finding.code in _AXES):
             yield finding
     if weights:
-        yield from weight_findings(quantized)
+        yield from check_weight_scales(quantized)
 
 
 def _edges_by_pair(quantized: QuantizedModel) -> Edges:
@@ -120,7 +122,7 @@ def _edges_by_pair(quantized: QuantizedModel) -> Edges:
     return edges
 
 
-def written_targets(source: Source) -> tuple[Target, ...]:
+def recorded_targets(source: Source) -> tuple[Target, ...]:
     """Return the targets that qdq wrote into a model, none where it wrote none; raises ModelError for words that are no targets."""
     written = {p.key: p.value for p in source.model.metadata_props}
     try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from qdq.checking.catalogue import PROBLEMS
-from qdq.graph.bodies import qualified
+from qdq.graph.bodies import qualified_name
 from qdq.graph.index import Edge
 
 
@@ -22,10 +22,10 @@ class Finding(msgspec.Struct, frozen=True):
     node: str
     problem: str
     #: What it costs.
-    costs: str
+    cost: str
     #: The rule that asks otherwise, or "" for what no rule decides.
     rule: str
-    says: str
+    rule_text: str
     fix: str
     #: Documentation page, relative to the project's folder.
     page: str
@@ -35,8 +35,8 @@ class Finding(msgspec.Struct, frozen=True):
         return f"{self.code}: {self.where}: {self.problem}{by}; {self.fix}"
 
 
-def found(code: str, where: Edge | str, problem: str, rule: str = "", says: str = "", fix: str = "") -> Finding:
+def make_finding(code: str, where: Edge | str, problem: str, rule: str = "", says: str = "", fix: str = "") -> Finding:
     """Return a finding of a known code at an edge, or at a node by its label; severity, costs, fix and page are the catalogue's."""
     kind = PROBLEMS[code]
-    node = qualified(where.graph, where.node) if isinstance(where, Edge) else where
-    return Finding(code, kind.severity, str(where), node, problem, kind.costs, rule, says, fix or kind.fix, kind.page)
+    node = qualified_name(where.graph, where.node) if isinstance(where, Edge) else where
+    return Finding(code, kind.severity, str(where), node, problem, kind.cost, rule, says, fix or kind.fix, kind.page)

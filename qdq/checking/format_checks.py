@@ -10,12 +10,12 @@ import numpy as np
 import onnx
 
 from qdq.arrays import Array
-from qdq.checking.finding import Finding, found
-from qdq.graph.bodies import bodies_of, every_node, node_labels, qualified, stored_values
+from qdq.checking.finding import Finding, make_finding
+from qdq.graph.bodies import all_nodes, node_bodies, node_labels, qualified_name, read_tensor_values
 from qdq.graph.index import Edge, GraphIndex
 from qdq.graph.opset import default_opset
-from qdq.graph.pairs import PAIR_OPERATORS, FoundPair, find_pairs, stored_tensors
-from qdq.graph.quantized_operators import DEQUANTIZE, DYNAMIC, QUANTIZE, is_quantized_operator
+from qdq.graph.pairs import PAIR_OPERATORS, QdqPair, find_pairs, stored_tensors
+from qdq.graph.quantized_operators import DEQUANTIZE, DYNAMIC_OPERATORS, QUANTIZE, is_quantized_operator
 from qdq.graph.source import Source
 
 _TYPES = onnx.TensorProto.DataType
@@ -42,7 +42,7 @@ _NORMAL = float(np.finfo(np.float32).tiny)
 Edges = Mapping[tuple[str, str], tuple[Edge, ...]]
 
 
-class Half(msgspec.Struct, frozen=True):
+class PairHalf(msgspec.Struct, frozen=True):
     """A Q or DQ as it stands in the file."""
 
     node: onnx.NodeProto
@@ -64,12 +64,12 @@ class Half(msgspec.Struct, frozen=True):
     blocks: bool = False
 
 
-def operator_findings(source: Source) -> Iterator[Finding]:
+def check_operators(source: Source) -> Iterator[Finding]:
     """Yield one finding for each quantized operator that TensorRT lacks."""
-    for label, node in every_node(source.model.graph):
+    for label, node in all_nodes(source.model.graph):
         if is_quantized_operator(node):
-            fix = "quantize the float model statically, in Q/DQ: its scales are computed while it runs" if node.op_type in DYNAMIC else ""
-            yield found("unsupported-operator", label, f"{node.op_type} is no operator of TensorRT", fix=fix)
+            fix = "quantize the float model statically, in Q/DQ: its scales are computed while it runs" if node.op_type in DYNAMIC_OPERATORS else ""
+            yield make_finding("unsupported-operator", label, f"{node.op_type} is no operator of TensorRT", fix=fix)
 
 
 #: How to mend the zero point of integers that come into the model, or leave it: no conversion may change what its inputs and outputs hold.
@@ -89,7 +89,7 @@ class FormatCheck:
         #: What pairs give whose halves have different scales; known once all findings were read.
         self.rescaled: set[str] = set()
         #: Scales of operators that quantize while they run, which are findings of their own.
-        self._dynamic = {name for _, node in every_node(source.model.graph) if node.op_type in DYNAMIC for name in node.output}
+        self._dynamic = {name for _, node in all_nodes(source.model.graph) if node.op_type in DYNAMIC_OPERATORS for name in node.output}
         #: Opset that the pairs need, and what needs it.
         self._needs: list[tuple[int, str, Edge | str]] = []
 
@@ -103,7 +103,7 @@ class FormatCheck:
         yield from self._graph(self.source.model.graph, {}, "")
         needed, what, where = max(self._needs, key=lambda need: need[0], default=(0, "", ""))
         if needed > self.opset:
-            yield found("opset", where, f"the model has opset {self.opset}; {what} needs {needed}", fix=f"export with opset {needed} or newer")
+            yield make_finding("opset", where, f"the model has opset {self.opset}; {what} needs {needed}", fix=f"export with opset {needed} or newer")
 
     def _graph(self, graph: onnx.GraphProto, around: dict[str, onnx.TensorProto], path: str) -> Iterator[Finding]:
         stored = around | stored_tensors(graph)
@@ -120,9 +120,9 @@ class FormatCheck:
             yield from self._pair([self._half(graph.node[i], labels[i], path, types, edges) for i in positions], edges, None)
         for label, node in zip(labels, graph.node, strict=True):
             if wrong := _wrong_constant(node, stored):
-                yield found("stored-integers", qualified(path, label), wrong)
-            for name, body in bodies_of(node):
-                yield from self._graph(body, stored, qualified(path, f"{label}.{name}"))
+                yield make_finding("stored-integers", qualified_name(path, label), wrong)
+            for name, body in node_bodies(node):
+                yield from self._graph(body, stored, qualified_name(path, f"{label}.{name}"))
 
     def _edges(self, path: str, tensor: str) -> tuple[Edge, ...]:
         return self.edges.get((path, tensor)) or self._reading(path, tensor)
@@ -130,9 +130,9 @@ class FormatCheck:
     def _reading(self, path: str, tensor: str) -> tuple[Edge, ...]:
         """Return the edges of the float graph that read a tensor of the same name there."""
         scope = self.floats.scopes.get(path) if self.floats is not None else None
-        return scope.edges_of(tensor) if scope is not None else ()
+        return scope.edges_from(tensor) if scope is not None else ()
 
-    def _half(self, node: onnx.NodeProto, label: str, path: str, types: _Types, edges: tuple[Edge, ...]) -> Half:
+    def _half(self, node: onnx.NodeProto, label: str, path: str, types: _Types, edges: tuple[Edge, ...]) -> PairHalf:
         scale, zero = node.input[1], node.input[2] if len(node.input) > 2 else ""  # noqa: PLR2004 the slot of the zero point
         attributes = {a.name: a.i for a in node.attribute}
         read = types.of(node.input[0])
@@ -147,17 +147,17 @@ class FormatCheck:
             dims = self.floats.scope(edges[0]).shape(edges[0].tensor)
         zeros = self._values(zero, path, types.stored) if zero else None
         blocks = bool(attributes.get("block_size"))
-        return Half(node, qualified(path, label), path, scale, zero, scales, zeros, dtype, attributes.get("axis"), dims, read, blocks)
+        return PairHalf(node, qualified_name(path, label), path, scale, zero, scales, zeros, dtype, attributes.get("axis"), dims, read, blocks)
 
     def _values(self, name: str, path: str, stored: Mapping[str, onnx.TensorProto]) -> Array | None:
         scope, values = self.index.scopes.get(path), None
         if name in stored:
-            values = stored_values(stored[name], self.source.name, self.source.folder)
+            values = read_tensor_values(stored[name], self.source.name, self.source.folder)
         elif scope is not None and scope.is_constant(name):
             values = scope.constant(name)
         return None if values is None or values.dtype.kind in _TEXTS else values
 
-    def _pair(self, halves: list[Half], edges: tuple[Edge, ...], pair: FoundPair | None) -> Iterator[Finding]:
+    def _pair(self, halves: list[PairHalf], edges: tuple[Edge, ...], pair: QdqPair | None) -> Iterator[Finding]:
         """Yield what is wrong with a pair, each code once, or with a lone node."""
         where: Edge | str = edges[0] if edges else halves[-1].label
         told: set[str] = set()
@@ -166,10 +166,10 @@ class FormatCheck:
             for code, problem in () if half.scale in self._dynamic else _wrong(half, self.opset >= _SCALE_TYPE_OPSET):
                 if code not in told:
                     told.add(code)
-                    yield found(code, where, problem, fix=_OUTSIDE if pair is None and code == "zero-point" else "")
+                    yield make_finding(code, where, problem, fix=_OUTSIDE if pair is None and code == "zero-point" else "")
         if pair is not None and not told and (ratio := _ratio(halves)):
             self.rescaled.add(pair.output)
-            yield found("unequal-halves", where, f"its Q has the scale {ratio[0]:.6g}, its DQ {ratio[1]:.6g}")
+            yield make_finding("unequal-halves", where, f"its Q has the scale {ratio[0]:.6g}, its DQ {ratio[1]:.6g}")
 
 
 def _wrong_constant(node: onnx.NodeProto, stored: Mapping[str, onnx.TensorProto]) -> str:
@@ -215,7 +215,7 @@ class _Types:
         return self.stored[name].data_type if name in self.stored else 0
 
 
-def _wrong(half: Half, typed_by_scale: bool) -> Iterator[tuple[str, str]]:
+def _wrong(half: PairHalf, typed_by_scale: bool) -> Iterator[tuple[str, str]]:
     """Yield the code and the sentence of each thing that is wrong with a Q or DQ."""
     if half.node.op_type == DEQUANTIZE and _INT32 in (half.dtype, half.read_type):
         yield "int32-dequantize", "dequantizes INT32, as of a quantized bias"
@@ -226,7 +226,7 @@ def _wrong(half: Half, typed_by_scale: bool) -> Iterator[tuple[str, str]]:
         yield "scale-type", wrong
 
 
-def _wrong_scale(half: Half) -> Iterator[tuple[str, str]]:
+def _wrong_scale(half: PairHalf) -> Iterator[tuple[str, str]]:
     if half.scales is None:
         yield "scale-not-constant", f"its scale {half.scale!r} is computed"
     elif not (half.scales > 0).all() or not np.isfinite(half.scales.astype(np.float64)).all():
@@ -241,7 +241,7 @@ def _worst(scales: Array) -> str:
     return f"{worst:.6g}" + (f", the least of {values.size}" if values.size > 1 and np.isfinite(worst) else "")
 
 
-def _wrong_count(half: Half) -> Iterator[tuple[str, str]]:
+def _wrong_count(half: PairHalf) -> Iterator[tuple[str, str]]:
     if half.scales is None or half.blocks:
         return
     if half.zeros is not None and half.zeros.size != half.scales.size:
@@ -264,7 +264,7 @@ def _size_along(dims: tuple[int | None, ...] | None, axis: int) -> int | None:
     return dims[axis] if -len(dims) <= axis < len(dims) else 0
 
 
-def _wrong_type(half: Half) -> Iterator[tuple[str, str]]:
+def _wrong_type(half: PairHalf) -> Iterator[tuple[str, str]]:
     quantizes, stored = half.node.op_type == QUANTIZE, half.node.op_type == DEQUANTIZE and half.read_type
     if half.dtype and half.dtype not in _READ:
         yield "unsupported-type", f"is {'stored as' if stored else 'quantized to'} {_TYPES.Name(half.dtype)}"
@@ -278,7 +278,7 @@ def _wrong_type(half: Half) -> Iterator[tuple[str, str]]:
         yield "uint8", "is quantized to UINT8 with zero point 0; TensorRT reads INT8"
 
 
-def _wrong_scale_type(half: Half) -> str:
+def _wrong_scale_type(half: PairHalf) -> str:
     """Return what is wrong where a Q has a scale of another float type than what it reads."""
     if half.node.op_type != QUANTIZE or half.scales is None or half.read_type not in _FLOATS:
         return ""
@@ -286,7 +286,7 @@ def _wrong_scale_type(half: Half) -> str:
     return f"its scale is {_FLOATS[given]}, the tensor {_FLOATS[half.read_type]}" if given in _FLOATS and given != half.read_type else ""
 
 
-def _needed(half: Half) -> Iterator[tuple[int, str]]:
+def _needed(half: PairHalf) -> Iterator[tuple[int, str]]:
     """Yield the opsets that a Q or DQ needs, with what needs each."""
     if half.axis is not None or (half.scales is not None and half.scales.size > 1):
         yield _AXIS_OPSET, "an axis of scales"
@@ -294,7 +294,7 @@ def _needed(half: Half) -> Iterator[tuple[int, str]]:
         yield _READ[half.dtype], _TYPES.Name(half.dtype)
 
 
-def _ratio(halves: list[Half]) -> tuple[float, float] | None:
+def _ratio(halves: list[PairHalf]) -> tuple[float, float] | None:
     """Return the scales of a Q and a DQ that are not the same, the first that differ."""
     if len(halves) < 2 or halves[0].scale == halves[1].scale:  # noqa: PLR2004 both halves
         return None

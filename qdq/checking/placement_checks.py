@@ -11,13 +11,13 @@ from collections.abc import Iterable, Iterator
 import msgspec
 import numpy as np
 
-from qdq.checking.finding import Finding, found
+from qdq.checking.finding import Finding, make_finding
 from qdq.graph.index import Edge, GraphIndex, Node
 from qdq.graph.operands import operands
-from qdq.graph.patterns import MOVES_VALUES, axis_before, commutes
-from qdq.graph.residual import residual_slot
+from qdq.graph.patterns import MOVES_VALUES, can_commute_with_quantization, trace_axis_to_input
+from qdq.graph.residual import find_residual_slot
 from qdq.planning.decisions import INCOMPLETE, NO_RULE, LeftFloat, Placement, Plan
-from qdq.quantized.model import QuantizedEdge, QuantizedModel, largest
+from qdq.quantized.model import QuantizedEdge, QuantizedModel, largest_scale
 from qdq.rules.facts import ACTIVATIONS, POOLS
 from qdq.rules.rule import RuleSet
 
@@ -38,14 +38,14 @@ class Comparison(msgspec.Struct, frozen=True):
     unwanted: tuple[QuantizedEdge, ...]
 
 
-def compare(quantized: QuantizedModel, wanted: Plan, rules: RuleSet) -> Comparison:
+def compare_pairs(quantized: QuantizedModel, wanted: Plan, rules: RuleSet) -> Comparison:
     """Return how the pairs of a model differ from a plan."""
     there, planned = {q.edge for q in quantized.edges}, {p.edge for p in wanted.placements}
     missing = tuple(p for p in wanted.placements if p.edge not in there)
     return Comparison(quantized, wanted, rules, missing, tuple(q for q in quantized.edges if q.edge not in planned))
 
 
-def placement_findings(compared: Comparison, rescaled: frozenset[str] = frozenset()) -> Iterator[Finding]:
+def check_placement(compared: Comparison, rescaled: frozenset[str] = frozenset()) -> Iterator[Finding]:
     """Yield the differences that make one, by their codes; `rescaled` names tensors whose pair has halves of two scales, which are told elsewhere."""
     names = _Names(compared)
     carried = _Carried(compared)
@@ -79,7 +79,7 @@ class _Carried:
     """Pairs that stand elsewhere than planned and do the same.
 
     TensorRT moves a DQ forward past an operator that commutes with quantization, and past a Concat whose inputs have one
-    scale: built with TensorRT-RTX 1.7.1, Conv and MatMul run in INT8 behind each of `commutes` but Resize.
+    scale: built with TensorRT-RTX 1.7.1, Conv and MatMul run in INT8 behind each of `can_commute_with_quantization` but Resize.
     """
 
     def __init__(self, compared: Comparison) -> None:
@@ -106,14 +106,14 @@ class _Carried:
             return ()
         if maker.op == "Concat" and axis is None:
             return self._joined(scope, maker, planned)
-        if maker.op == "Resize" or not commutes(scope, maker) or (axis is not None and maker.op not in MOVES_VALUES):
+        if maker.op == "Resize" or not can_commute_with_quantization(scope, maker) or (axis is not None and maker.op not in MOVES_VALUES):
             return ()
-        before = None if axis is None else axis_before(scope, maker, axis)
+        before = None if axis is None else trace_axis_to_input(scope, maker, axis)
         if axis is not None and before is None:
             return ()
         pair = self.found.get(scope.edge(maker, 0))
         if pair is not None:
-            return (pair,) if axis_of(pair, scope) == before or _single(pair) else ()
+            return (pair,) if pair_scale_axis(pair, scope) == before or _single(pair) else ()
         return self._behind(scope, maker.inputs[0], before, planned)
 
     def _joined(self, scope: GraphIndex, concat: Node, planned: Edge) -> tuple[QuantizedEdge, ...]:
@@ -130,7 +130,7 @@ class _Carried:
     def redundant(self, pair: QuantizedEdge) -> tuple[QuantizedEdge, ...]:
         """Return the pairs that stand behind a pair, where only operators that commute or join lie between and every way ends in one; else none."""
         scope, node = self.index.scope(pair.edge), self.index.node(pair.edge)
-        if not (commutes(scope, node) or node.op == "Concat") or (pair.edge.slot and node.op != "Concat"):
+        if not (can_commute_with_quantization(scope, node) or node.op == "Concat") or (pair.edge.slot and node.op != "Concat"):
             return ()
         ends: list[QuantizedEdge] = []
         waiting, seen = [name for name in node.outputs if name], set[str]()
@@ -141,13 +141,13 @@ class _Carried:
             seen.add(tensor)
             if tensor in scope.outputs or any(slot < 0 for _, slot in scope.consumers.get(tensor, ())):
                 return ()
-            for edge in scope.edges_of(tensor):
+            for edge in scope.edges_from(tensor):
                 reader = scope.node(edge)
                 if edge in self.found:
                     ends.append(self.found[edge])
                 elif edge in self.done or reader.op == "Shape":
                     continue
-                elif (commutes(scope, reader) and not edge.slot) or reader.op == "Concat":
+                elif (can_commute_with_quantization(scope, reader) and not edge.slot) or reader.op == "Concat":
                     waiting.extend(name for name in reader.outputs if name)
                 else:
                     return ()
@@ -171,7 +171,7 @@ def _missing(compared: Comparison, names: _Names, carried: _Carried, rescaled: f
         if edge in carried.apart:
             yield _unequal(edge, carried.apart[edge], rule, f"is joined from different scales, and the {node.op} behind runs in float")
         else:
-            yield found(code, edge, problem, rule, names.says(rule))
+            yield make_finding(code, edge, problem, rule, names.says(rule))
 
 
 def _only_weights(pair: QuantizedEdge) -> bool:
@@ -186,7 +186,7 @@ def _missing_code(scope: GraphIndex, edge: Edge, both: tuple[Edge, ...], missing
             return "missing-pair", f"has no Q/DQ pair, nor has any operand of this {node.op}"
         other = next(operand for operand in both if operand not in missing)
         return "half-quantized", f"has no Q/DQ pair, but {other.tensor!r} has: the {node.op} runs in float"
-    if residual_slot(scope, node) == edge.slot:
+    if find_residual_slot(scope, node) == edge.slot:
         return "residual-in-float", "skips into the residual Add without a Q/DQ pair"
     if node.op in POOLS:
         return "pool-in-float", f"is read by the {node.op} without a Q/DQ pair"
@@ -204,9 +204,9 @@ def _unwanted(compared: Comparison, names: _Names, carried: _Carried, rescaled: 
                 yield _unequal(pair.edge, (pair, *ends), "", f"another scale stands behind this {node.op}")
             continue
         kept = names.left(pair.edge)
-        rule, says = (kept.because, names.says(kept.because) or kept.why) if kept else ("", NO_RULE)
+        rule, says = (kept.because, names.says(kept.because) or kept.reason) if kept else ("", NO_RULE)
         code, problem = _unwanted_code(scope, pair.edge, names)
-        yield found(code, pair.edge, problem, rule, says)
+        yield make_finding(code, pair.edge, problem, rule, says)
 
 
 def _unwanted_code(scope: GraphIndex, edge: Edge, names: _Names) -> tuple[str, str]:
@@ -240,7 +240,7 @@ def _fused_behind(scope: GraphIndex, tensor: str) -> str:
         return ""
     if operands(scope, maker):
         return f"the {maker.op} {maker.label!r}"
-    return f"the residual Add {maker.label!r}" if residual_slot(scope, maker) is not None else ""
+    return f"the residual Add {maker.label!r}" if find_residual_slot(scope, maker) is not None else ""
 
 
 def _axes(compared: Comparison, names: _Names) -> Iterator[Finding]:
@@ -252,22 +252,22 @@ def _axes(compared: Comparison, names: _Names) -> Iterator[Finding]:
         if pair is None or pair.pair.block_size:
             continue
         scope, rule = compared.quantized.index.scope(placement.edge), placement.because[0]
-        axis = axis_of(pair, scope)
+        axis = pair_scale_axis(pair, scope)
         if axis == placement.quantizer.axis or _one_channel(pair, placement, scope):
             continue
         if _single(pair):
             coarse.append(placement.edge)
         elif scope.is_constant(placement.edge.tensor):
             problem = f"is quantized {_spelled(axis)}, not {_spelled(placement.quantizer.axis)}"
-            yield found("wrong-axis", placement.edge, problem, rule, names.says(rule))
+            yield make_finding("wrong-axis", placement.edge, problem, rule, names.says(rule))
         else:
-            yield found("channel-scales", placement.edge, "is computed, and has one scale for each channel", rule, names.says(rule))
+            yield make_finding("channel-scales", placement.edge, "is computed, and has one scale for each channel", rule, names.says(rule))
     if coarse:
         more = f", and so have {len(coarse) - 1} more weights" if len(coarse) > 1 else ""
-        yield found("weight-per-tensor", coarse[0], f"has one scale for all its channels{more}")
+        yield make_finding("weight-per-tensor", coarse[0], f"has one scale for all its channels{more}")
 
 
-def axis_of(pair: QuantizedEdge, scope: GraphIndex) -> int | None:
+def pair_scale_axis(pair: QuantizedEdge, scope: GraphIndex) -> int | None:
     """Return the axis along which a pair has scales, None for one scale."""
     if pair.scales is None or pair.scales.ndim == 0 or (pair.scales.size == 1 and pair.pair.axis is None):
         return None
@@ -289,33 +289,33 @@ def _spelled(axis: int | None) -> str:
     return "with one scale" if axis is None else f"along axis {axis}"
 
 
-def group_findings(compared: Comparison) -> Iterator[Finding]:
+def check_scale_groups(compared: Comparison) -> Iterator[Finding]:
     """Yield the groups of tensors that the rules tie to one scale and that have several."""
-    by_tensor = {(q.edge.read, q.dtype): q for q in compared.quantized.edges}
+    by_tensor = {(q.edge.qualified_tensor, q.dtype): q for q in compared.quantized.edges}
     for group in compared.wanted.scale_groups:
         for dtype in sorted({q.dtype for q in compared.quantized.edges}):
             members = [by_tensor[t, dtype] for t in group.tensors if (t, dtype) in by_tensor]
-            least = max((largest(m.scales) for m in members), default=0.0) / group.ratio_at_most if group.ratio_at_most else 0.0
-            members = [m for m in members if not largest(m.scales) < least]
+            least = max((largest_scale(m.scales) for m in members), default=0.0) / group.ratio_at_most if group.ratio_at_most else 0.0
+            members = [m for m in members if not largest_scale(m.scales) < least]
             if len(members) > 1 and not _same_scales(members):
                 yield _unequal(members[0].edge, members, ", ".join(group.because), "its group has different scales")
 
 
 def _same_scales(pairs: Iterable[QuantizedEdge]) -> bool:
-    scales = [largest(pair.scales) for pair in pairs]
+    scales = [largest_scale(pair.scales) for pair in pairs]
     return bool(np.ptp(scales) <= _SAME * max(scales)) if scales else True
 
 
 def _unequal(where: Edge, pairs: Iterable[QuantizedEdge], rule: str, problem: str) -> Finding:
-    each = dict.fromkeys(f"{pair.edge.tensor} {largest(pair.scales):.6g}" for pair in pairs)
-    return found("unequal-scales", where, f"{problem}: {', '.join(each)}", rule)
+    each = dict.fromkeys(f"{pair.edge.tensor} {largest_scale(pair.scales):.6g}" for pair in pairs)
+    return make_finding("unequal-scales", where, f"{problem}: {', '.join(each)}", rule)
 
 
-def type_findings(compared: Comparison) -> Iterator[Finding]:
+def check_pair_types(compared: Comparison) -> Iterator[Finding]:
     """Yield pairs of a type that TensorRT reads, and that is not the one the rules ask for."""
     there = {q.edge: q for q in compared.quantized.edges}
     for placement in compared.wanted.placements:
         pair, wanted = there.get(placement.edge), placement.quantizer.dtype
         if pair is not None and pair.dtype in ("int8", "float8e4m3fn", "int4", "float4e2m1") and pair.dtype != wanted:
             rule = placement.because[0]
-            yield found("element-type", placement.edge, f"is quantized to {pair.dtype}; the rules ask for {wanted}", rule)
+            yield make_finding("element-type", placement.edge, f"is quantized to {pair.dtype}; the rules ask for {wanted}", rule)

@@ -16,7 +16,7 @@ from qdq.checking.finding import Finding
 from qdq.errors import UsageError, did_you_mean
 
 
-def codes_of(texts: Iterable[str], option: str) -> frozenset[str]:
+def parse_codes(texts: Iterable[str], option: str) -> frozenset[str]:
     """Return the codes that some texts name: codes and severities, several in one text behind commas.
 
     Raises UsageError, which begins with `option`, for a word that is neither.
@@ -32,7 +32,7 @@ def codes_of(texts: Iterable[str], option: str) -> frozenset[str]:
     return frozenset(codes)
 
 
-class Choice(msgspec.Struct, frozen=True):
+class Selection(msgspec.Struct, frozen=True):
     """The codes that are reported, of all files and of those that a glob names."""
 
     select: frozenset[str]
@@ -43,12 +43,12 @@ class Choice(msgspec.Struct, frozen=True):
 
     def of(self, path: Path, findings: Iterable[Finding]) -> tuple[Finding, ...]:
         """Return the findings in one file that are reported."""
-        relative = posix(path, self.folder or Path())
+        relative = relative_posix_path(path, self.folder or Path())
         ignored = self.ignore.union(*(codes for glob, codes in self.per_file if fnmatchcase(relative, glob)))
         return tuple(f for f in findings if f.code in self.select and f.code not in ignored)
 
 
-def posix(path: Path, folder: Path) -> str:
+def relative_posix_path(path: Path, folder: Path) -> str:
     """Return a path as seen from a folder, with forward slashes; an absolute one where no relative one leads there."""
     try:
         return PurePosixPath(Path(os.path.relpath(path, folder)).as_posix()).as_posix()
@@ -61,6 +61,6 @@ def fingerprint(finding: Finding) -> str:
     return hashlib.sha256(f"{finding.code}\n{finding.where}".encode()).hexdigest()[:32]
 
 
-def per_file_ignores(given: Mapping[str, Any]) -> tuple[tuple[str, frozenset[str]], ...]:
+def parse_per_file_ignores(given: Mapping[str, Any]) -> tuple[tuple[str, frozenset[str]], ...]:
     """Return the globs of a project file's ``per-file-ignores`` with the codes of each; raises UsageError for an unknown code."""
-    return tuple((glob, codes_of(codes if isinstance(codes, list) else [codes], f"per-file-ignores {glob!r}")) for glob, codes in given.items())
+    return tuple((glob, parse_codes(codes if isinstance(codes, list) else [codes], f"per-file-ignores {glob!r}")) for glob, codes in given.items())

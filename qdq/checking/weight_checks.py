@@ -8,8 +8,8 @@ import msgspec
 import numpy as np
 
 from qdq.arrays import Array, Floats
-from qdq.checking.finding import Finding, found
-from qdq.graph.bodies import stored_values
+from qdq.checking.finding import Finding, make_finding
+from qdq.graph.bodies import read_tensor_values
 from qdq.graph.pairs import stored_tensors
 from qdq.quantized.model import QuantizedEdge, QuantizedModel
 from qdq.quantizer import INT8, INT8_LEVELS
@@ -39,7 +39,7 @@ class _Spread(msgspec.Struct, frozen=True):
     size: int
 
 
-def weight_findings(quantized: QuantizedModel) -> Iterator[Finding]:
+def check_weight_scales(quantized: QuantizedModel) -> Iterator[Finding]:
     """Yield what is suspicious about the scales of stored weights."""
     stored = stored_tensors(quantized.source.model.graph)
     told: set[str] = set()
@@ -49,7 +49,7 @@ def weight_findings(quantized: QuantizedModel) -> Iterator[Finding]:
             continue
         if (edge.dtype or edge.stored) == INT8 and (pair.tensor in stored or scope.is_constant(edge.edge.tensor)):
             told.add(pair.output)
-            values = stored_values(stored[pair.tensor], quantized.source.name, quantized.source.folder) if pair.tensor in stored else None
+            values = read_tensor_values(stored[pair.tensor], quantized.source.name, quantized.source.folder) if pair.tensor in stored else None
             values = scope.constant(edge.edge.tensor) if values is None else values
             if values.ndim > 1 and (spread := _spread(edge, values)) is not None:
                 yield from _judged(edge, spread)
@@ -83,7 +83,7 @@ def _at_ends(values: Array, unit: Floats, axis: int) -> int:
 
 def _judged(edge: QuantizedEdge, spread: _Spread) -> Iterator[Finding]:
     if spread.size >= _FEW and spread.ends > _SATURATED * spread.size:
-        yield found("saturated-weights", edge.edge, f"{spread.ends / spread.size:.0%} of its {spread.size} weights lie at the ends of the range")
+        yield make_finding("saturated-weights", edge.edge, f"{spread.ends / spread.size:.0%} of its {spread.size} weights lie at the ends of the range")
         return
     if spread.largest.max() < _NARROW:
         return
@@ -95,4 +95,4 @@ def _judged(edge: QuantizedEdge, spread: _Spread) -> Iterator[Finding]:
     if ratios[worst] > _FAR or ratios[worst] < 1 / _FAR:
         channel = f", in channel {worst}" if ratios.size > 1 else ""
         says = f"its range is {ratios[worst]:.3g} times its largest weight{channel}"
-        yield found("weight-scale", edge.edge, says)
+        yield make_finding("weight-scale", edge.edge, says)

@@ -13,8 +13,8 @@ from qdq.graph.index import GraphIndex
 from qdq.graph.loader import load
 from qdq.planning.plan_edits import require_edits
 from qdq.planning.plan_file import read_plan_file
-from qdq.planning.planner import source_for
-from qdq.rewriting.inserter import apply_index
+from qdq.planning.planner import source_at_plan_opset
+from qdq.rewriting.inserter import apply_plan
 from qdq.rewriting.model_file import save
 
 
@@ -32,10 +32,10 @@ def command(model: Path, plan: Path, scales: Path, output: Path, force: bool) ->
     """
     check_output(output, (model, plan, scales), force)
     planned, scaled = read_plan_file(plan), read_scales(scales)
-    source = source_for(load(model), planned.plan)
+    source = source_at_plan_opset(load(model), planned.plan)
     index = GraphIndex(source)
     require_edits(planned, index)
     with naming(plan, scales):
-        rewritten = apply_index(index, planned.plan, scaled)
+        rewritten = apply_plan(index, planned.plan, scaled)
     save(rewritten, source, output, force)
     click.echo(f"wrote {output}")

@@ -8,9 +8,9 @@ from typing import Any
 
 import click
 
-from qdq.calibration.calibrator import ranges_of, scales_of
+from qdq.calibration.calibrator import compute_scales, observe_job
 from qdq.calibration.methods import parse_method
-from qdq.calibration.scales import scales_json
+from qdq.calibration.scales import scales_to_json
 from qdq.cli.options import (
     FILE,
     data_option,
@@ -27,13 +27,13 @@ from qdq.cli.options import (
 from qdq.cli.progress import progress, resumable
 from qdq.data.feeds import data_files
 from qdq.errors import UsageError
-from qdq.files.output import check_output, write_whole
+from qdq.files.output import check_output, write_atomic
 from qdq.graph.index import GraphIndex
 from qdq.graph.loader import load
-from qdq.observers.collection import Job, Observing
+from qdq.observers.collection import CollectionJob, Observing
 from qdq.planning.plan_edits import require_edits
 from qdq.planning.plan_file import read_plan_file
-from qdq.planning.planner import source_for
+from qdq.planning.planner import source_at_plan_opset
 from qdq.ranges.range_file import write_ranges
 from qdq.reports.report import ranges_summary, scales_summary
 from qdq.reports.sections import sections_text
@@ -66,19 +66,19 @@ def command(ctx: click.Context, /, model: Path, plan: Path, output: Path, save_r
     outputs = _outputs(model, plan, output, save_ranges, given)
     ranges = given_ranges(ctx, given["ranges"], given["data"])
     planned, way = read_plan_file(plan), parse_method(given["method"], given["weights"])
-    index = GraphIndex(source_for(load(model), planned.plan))
+    index = GraphIndex(source_at_plan_opset(load(model), planned.plan))
     require_edits(planned, index)
-    job = Job(index, planned.plan, given["data"], way.needs_histogram, given["batch"])
+    job = CollectionJob(index, planned.plan, given["data"], way.needs_histogram, given["batch"])
     feeds = feeds_of(index, job.data, job.batch, ranges is not None)
     total = feeds.left(observing.part.number - 1, observing.part.of) if feeds else None
     with naming(plan, *observed_in(given["ranges"], ranges)), resumable(observing), progress("calibrating", total, resumed=observing.resume) as advance:
         if given["shard"]:
-            seen = ranges_of(job, observing, advance)
+            seen = observe_job(job, observing, advance)
             write_ranges(output, seen)
             made = ranges_summary(seen)
         else:
-            scales, seen = scales_of(job, way, observing, advance, ranges)
-            write_whole(output, scales_json(scales))
+            scales, seen = compute_scales(job, way, observing, advance, ranges)
+            write_atomic(output, scales_to_json(scales))
             made = scales_summary(scales)
         if save_ranges:
             write_ranges(save_ranges, seen)

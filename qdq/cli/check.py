@@ -12,22 +12,22 @@ import click
 import msgspec
 
 from qdq import __version__
-from qdq.checking.baseline import Known, baseline_bytes, is_baseline, known_of, read_baseline
+from qdq.checking.baseline import BaselineEntry, encode_baseline, is_baseline, make_entries, read_baseline
 from qdq.checking.catalogue import PROBLEMS, SEVERITIES, Problem
-from qdq.checking.checker import check, written_targets
-from qdq.checking.engine_checks import engine_findings
+from qdq.checking.checker import check, recorded_targets
+from qdq.checking.engine_checks import check_engines
 from qdq.checking.finding import Finding
-from qdq.checking.selection import Choice, codes_of, posix
+from qdq.checking.selection import Selection, parse_codes, relative_posix_path
 from qdq.cli.options import FILE, rules_of, rules_option, target_option, targets_of
 from qdq.engines.rtx_compiler import Compiler
 from qdq.errors import QdqError, UsageError
-from qdq.files.output import check_output, write_whole
+from qdq.files.output import check_output, write_atomic
 from qdq.graph.loader import load
 from qdq.graph.source import Source
 from qdq.pipeline.fixer import fix
 from qdq.reports.changes import fixed_lines
 from qdq.reports.report import to_json
-from qdq.reports.sarif import Checked, to_github, to_sarif
+from qdq.reports.sarif import CheckedModel, to_github, to_sarif
 from qdq.rewriting.model_file import save
 from qdq.rules.rule import RuleSet
 from qdq.target import Target
@@ -40,9 +40,9 @@ _LAYOUTS = ("text", "json", "sarif", "github")
 class Answer(msgspec.Struct, frozen=True):
     """What `--format json` prints."""
 
-    models: tuple[Checked, ...]
+    models: tuple[CheckedModel, ...]
     #: Findings of the baseline that the checked models no longer have.
-    stale: tuple[Known, ...] = ()
+    stale: tuple[BaselineEntry, ...] = ()
 
 
 class Codes(msgspec.Struct, frozen=True):
@@ -98,18 +98,18 @@ class _Session:
         self.rules: RuleSet | None = rules_of(given["rule_sets"]) if given["rule_sets"] else None
         self.targets = targets_of(given["targets"])
         self.leave_float: Sequence[str] | None = options.get("leave_float")
-        select = codes_of(given["select"], "--select") if given["select"] else frozenset(PROBLEMS)
-        self.choice = Choice(select, codes_of(given["ignore"], "--ignore"), tuple(options.get("per_file_ignores", ())), folder)
+        select = parse_codes(given["select"], "--select") if given["select"] else frozenset(PROBLEMS)
+        self.choice = Selection(select, parse_codes(given["ignore"], "--ignore"), tuple(options.get("per_file_ignores", ())), folder)
         self.baseline: Path | None = None if given["write_baseline"] else given["baseline"]
         self.known = read_baseline(self.baseline) if self.baseline else frozenset()
         self.engine: bool = given["engine"]
         self.mend: bool = given["mend"]
         self.found = self.failed = 0
         #: Entries of the baseline that were met, and models that were checked as it names them.
-        self._met: set[Known] = set()
+        self._met: set[BaselineEntry] = set()
         self._seen: set[str] = set()
 
-    def run(self, models: Sequence[Path]) -> Iterator[Checked]:
+    def run(self, models: Sequence[Path]) -> Iterator[CheckedModel]:
         """Yield what is found in each model as soon as it is checked; what fails is said on standard error too."""
         with ExitStack() as stack:
             compiler = stack.enter_context(Compiler()) if self.engine else None
@@ -124,7 +124,7 @@ class _Session:
                     self.failed += 1
                     failure = " ".join(str(error).split())
                     click.echo(f"qdq: {failure}", err=True)
-                    yield Checked(str(model), (), failure)
+                    yield CheckedModel(str(model), (), failure)
 
     def _mended(self, model: Path) -> tuple[Source, tuple[str, ...]] | None:
         """Mend a model in place; return it and what was done, None where there was nothing to do."""
@@ -137,20 +137,20 @@ class _Session:
     def _findings(self, model: Path, source: Source, compiler: Compiler | None) -> tuple[Finding, ...]:
         findings = check(source, rules=self.rules, targets=self.targets, leave_float=self.leave_float)
         if compiler is not None and not any(f.code == "not-quantized" for f in findings):
-            findings += tuple(engine_findings(source, _rtx(self.targets or written_targets(source), model), compiler, findings))
+            findings += tuple(check_engines(source, _rtx(self.targets or recorded_targets(source), model), compiler, findings))
         return self.choice.of(model, findings)
 
-    def _new(self, model: Path, findings: tuple[Finding, ...], fixed: tuple[str, ...]) -> Checked:
+    def _new(self, model: Path, findings: tuple[Finding, ...], fixed: tuple[str, ...]) -> CheckedModel:
         if self.baseline is not None:
-            entries = known_of(model, self.baseline, findings)
+            entries = make_entries(model, self.baseline, findings)
             self._met.update(entries)
-            self._seen.add(posix(model, self.baseline.parent))
+            self._seen.add(relative_posix_path(model, self.baseline.parent))
             findings = tuple(f for f, entry in zip(findings, entries, strict=True) if entry not in self.known)
         self.found += len(findings)
-        return Checked(str(model), findings, fixed=fixed)
+        return CheckedModel(str(model), findings, fixed=fixed)
 
     @property
-    def stale(self) -> tuple[Known, ...]:
+    def stale(self) -> tuple[BaselineEntry, ...]:
         """Entries of the baseline that the models checked so far no longer have."""
         return tuple(sorted(entry for entry in self.known if entry.model in self._seen and entry not in self._met))
 
@@ -182,7 +182,7 @@ def _print_text(session: _Session, models: Sequence[Path]) -> int:
     return session.code
 
 
-def _lines(checked: Checked) -> Iterator[str]:
+def _lines(checked: CheckedModel) -> Iterator[str]:
     """Yield the findings in one model, those of one code together, errors first."""
     yield from (f"{checked.model}: fixed: {line}" for line in checked.fixed)
     yield f"{checked.model}: {_counted(Counter(f.severity for f in checked.findings))}"
@@ -191,7 +191,7 @@ def _lines(checked: Checked) -> Iterator[str]:
     for finding in sorted(checked.findings, key=lambda f: order[f.code]):
         groups.setdefault((finding.code, finding.fix), []).append(finding)
     for (code, remedy), findings in groups.items():
-        yield f"  {findings[0].severity} {code}: {findings[0].costs}"
+        yield f"  {findings[0].severity} {code}: {findings[0].cost}"
         for finding in findings[:_MOST]:
             by = f" [{finding.rule}]" if finding.rule else ""
             yield f"    {finding.where}: {finding.problem}{by}" if finding.where else f"    {finding.problem}"
@@ -242,11 +242,11 @@ def _say_stale(session: _Session) -> None:
 def _write_baseline(path: Path, models: Sequence[Path], session: _Session) -> int:
     """Write all findings to a baseline; nothing where a model could not be checked."""
     check_output(path, tuple(models), force=is_baseline(path))
-    known = [entry for checked in session.run(models) for entry in known_of(Path(checked.model), path, checked.findings)]
+    known = [entry for checked in session.run(models) for entry in make_entries(Path(checked.model), path, checked.findings)]
     if session.failed:
         click.echo(f"qdq: {path}: was not written, for {session.failed} of {len(models)} models could not be checked", err=True)
         return session.code
-    write_whole(path, baseline_bytes(known))
+    write_atomic(path, encode_baseline(known))
     click.echo(f"wrote {path}: {len(set(known))} findings in {len({k.model for k in known})} of {len(models)} models")
     return 0
 

@@ -10,7 +10,7 @@ import click
 
 from qdq.cli.options import FILE
 from qdq.errors import UsageError
-from qdq.files.output import check_output, write_whole
+from qdq.files.output import check_output, write_atomic
 from qdq.rules.json_schema import SCHEMA_FILE, SCHEMA_LINE, rule_schema
 from qdq.rules.rule_files import SET_FILE, load_rules
 from qdq.rules.shipped import DEFAULT_SET
@@ -83,7 +83,7 @@ def command(name: str, folder: Path) -> None:
     for path in files:
         check_output(path)
     for path, content in files.items():
-        write_whole(path, content.encode())
+        write_atomic(path, content.encode())
         click.echo(f"wrote {path}")
     click.echo(f"\nedit both files, then run: qdq test {folder}")
 

@@ -13,15 +13,15 @@ from typing import Any, TypeVar, cast
 import click
 from click.core import ParameterSource
 
-from qdq.calibration.calibrator import Given
-from qdq.calibration.methods import DEFAULT_METHOD, WEIGHTS
+from qdq.calibration.calibrator import KnownRanges
+from qdq.calibration.methods import DEFAULT_METHOD, WEIGHT_METHODS
 from qdq.calibration.range_sources import read_given
 from qdq.data.feeds import NOISE, DataLike, Feeds, Subset, open_feeds
 from qdq.data.images import Images, preset_names
 from qdq.errors import PlanError, UsageError
 from qdq.graph.index import GraphIndex
 from qdq.graph.shape_profiles import Profile, parse_profile
-from qdq.observers.collection import INTERVAL, Observing
+from qdq.observers.collection import CHECKPOINT_INTERVAL, Observing
 from qdq.ranges.tensor_ranges import Part, Ranges
 from qdq.reports.report import to_json
 from qdq.reports.sections import Section, sections_text
@@ -101,7 +101,7 @@ def _data(ctx: click.Context, given: Mapping[str, Any]) -> DataLike | None:
 def method_option(function: F) -> F:
     """Add ``--method`` and ``--weights``."""
     function = click.option(
-        "--weights", type=click.Choice(WEIGHTS), help="How scales of weights are chosen; shift, the default but for --method max, changes outputs least."
+        "--weights", type=click.Choice(WEIGHT_METHODS), help="How scales of weights are chosen; shift, the default but for --method max, changes outputs least."
     )(function)
     return click.option(
         "--method", default=DEFAULT_METHOD, show_default=True, help="How ranges are chosen: auto, mse, entropy, percentile, percentile:99 or max."
@@ -118,7 +118,7 @@ def ranges_option(function: F) -> F:
     )(function)
 
 
-def given_ranges(ctx: click.Context, ranges: Path | None, data: DataLike | None) -> Given | None:
+def given_ranges(ctx: click.Context, ranges: Path | None, data: DataLike | None) -> KnownRanges | None:
     """Return the ranges that ``--ranges`` names, None without it; raises UsageError for options that ask for data where there is none."""
     if ranges is None:
         return None
@@ -134,7 +134,7 @@ def given_ranges(ctx: click.Context, ranges: Path | None, data: DataLike | None)
     return given
 
 
-def observed_in(path: Path | None, given: Given | None) -> tuple[Path, ...]:
+def observed_in(path: Path | None, given: KnownRanges | None) -> tuple[Path, ...]:
     """Return the file of ``--ranges`` where it holds observed ranges: they must be of the very model, and an error names them."""
     return (path,) if path and isinstance(given, Ranges) else ()
 
@@ -178,7 +178,12 @@ def observing_option(function: F) -> F:
         click.option("--scheduler", metavar="ADDRESS", help="Share the samples among the workers of a Dask cluster, as tcp://host:8786."),
         click.option("--resume", is_flag=True, help="Go on from the checkpoint that a run which was stopped left beside the output."),
         click.option(
-            "--checkpoint-every", type=click.FloatRange(min=0), default=INTERVAL, show_default=True, metavar="SECONDS", help="What a kill loses at most."
+            "--checkpoint-every",
+            type=click.FloatRange(min=0),
+            default=CHECKPOINT_INTERVAL,
+            show_default=True,
+            metavar="SECONDS",
+            help="What a kill loses at most.",
         ),
     )
     for option in reversed(options):

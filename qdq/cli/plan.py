@@ -8,11 +8,11 @@ from typing import Any
 import click
 
 from qdq.cli.options import FILE, format_option, leave_float_option, profiles_of, rules_of, rules_option, shapes_option, show, target_option, targets_of
-from qdq.files.output import check_output, write_whole
+from qdq.files.output import check_output, write_atomic
 from qdq.graph.loader import load
 from qdq.planning.plan_diff import PlanDiff, diff_plans
-from qdq.planning.plan_file import plan_yaml, read_plan
-from qdq.planning.planner import plan_source, refuse_quantized
+from qdq.planning.plan_file import plan_to_yaml, read_plan
+from qdq.planning.planner import plan_source, require_float_model
 from qdq.reports.report import plan_sections
 from qdq.reports.sections import Section
 
@@ -45,11 +45,11 @@ def command(ctx: click.Context, /, model: Path, output: Path | None, older: Path
         check_output(output, (model,), given["force"])
     old = read_plan(older) if older else None
     source = load(model)
-    refuse_quantized(source)
+    require_float_model(source)
     rules, profiles = rules_of(given["rule_sets"]), profiles_of(given["shapes"])
     index, made = plan_source(source, rules, targets_of(given["targets"]), given["leave_float"], given["allow_unmatched"], profiles)
     if output:
-        write_whole(output, plan_yaml(made, index).encode())
+        write_atomic(output, plan_to_yaml(made, index).encode())
     if old is None:
         show(given["layout"], made, plan_sections(made))
         return
@@ -60,7 +60,7 @@ def command(ctx: click.Context, /, model: Path, output: Path | None, older: Path
 
 def _diff_section(diff: PlanDiff, older: str) -> Section:
     lines = [] if diff.same_model else ["the older plan is of another model, by digest"]
-    lines += [f"{what}: {was or 'none'} -> {now or 'none'}" for what, was, now in diff.made_for]
+    lines += [f"{what}: {was or 'none'} -> {now or 'none'}" for what, was, now in diff.context]
     for change in diff.edges:
         said = f"{change.old or 'nothing'} -> {change.new or 'nothing'}"
         lines.append(f"{_SIGNS[change.kind]} {change.edge}  {said}")

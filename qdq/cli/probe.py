@@ -12,7 +12,7 @@ from qdq.cli.options import FILE, format_option, targets_of
 from qdq.cli.progress import progress
 from qdq.engines.kernel_probe import OPERATORS, probe, table_yaml
 from qdq.errors import UsageError, did_you_mean
-from qdq.files.output import check_output, write_whole
+from qdq.files.output import check_output, write_atomic
 from qdq.reports.report import to_json
 from qdq.rules.kernel_tables import KernelTable
 from qdq.target import Target
@@ -53,7 +53,7 @@ def command(targets: tuple[str, ...], operators: str | None, jobs: int | None, f
         with progress(f"probing {target}", unit="networks") as advance:
             tables.append(probe(target, names, jobs or os.cpu_count() or 1, advance))
     for path, table in zip(paths, tables, strict=False):
-        write_whole(path, table_yaml(table).encode())
+        write_atomic(path, table_yaml(table).encode())
     if layout == "json":
         click.echo(to_json(Answer(tuple(tables))), nl=False)
     elif paths:

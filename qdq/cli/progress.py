@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import click
 
-from qdq.files.output import remove_whole
+from qdq.files.output import remove_output
 from qdq.observers.collection import Observing
 
 
@@ -22,7 +22,7 @@ def resumable(observing: Observing) -> Iterator[None]:
     except KeyboardInterrupt as error:
         raise KeyboardInterrupt(f"--resume goes on from {kept}" if kept and kept.exists() else "") from error
     if kept:
-        remove_whole(kept)
+        remove_output(kept)
 
 
 @contextmanager

@@ -15,11 +15,11 @@ from typing import Any
 import msgspec
 
 from qdq.calibration.methods import parse_method
-from qdq.checking.selection import codes_of, per_file_ignores
+from qdq.checking.selection import parse_codes, parse_per_file_ignores
 from qdq.data.feeds import NOISE
 from qdq.data.images import preset_names
 from qdq.errors import QdqError, UsageError, did_you_mean
-from qdq.files.strict_yaml import Located, read_yaml
+from qdq.files.strict_yaml import LocatedMapping, read_yaml
 from qdq.graph.shape_profiles import parse_profile
 from qdq.rules.rule_files import rules_path
 from qdq.rules.shipped import shipped_sets
@@ -76,17 +76,17 @@ def find_project(folder: Path) -> Project | None:
     return None
 
 
-def _read_yaml(path: Path) -> Located:
+def _read_yaml(path: Path) -> LocatedMapping:
     try:
         content = read_yaml(path)
     except QdqError as error:
         raise UsageError(str(error)) from error
-    if not isinstance(content, Located):
+    if not isinstance(content, LocatedMapping):
         raise UsageError(f"{path}:1: a project file is a mapping with some of {', '.join((*_OPTIONS, 'thresholds', 'check'))}")
     return content
 
 
-def _read_toml(path: Path) -> Located | None:
+def _read_toml(path: Path) -> LocatedMapping | None:
     """Return the table [tool.qdq] with the lines of its keys, None where the file or table is missing."""
     if not path.is_file():
         return None
@@ -104,9 +104,9 @@ def _read_toml(path: Path) -> Located | None:
     return None if table is None else _located(table if isinstance(table, dict) else {"qdq": table}, text)
 
 
-def _located(table: dict[str, Any], text: str) -> Located:
+def _located(table: dict[str, Any], text: str) -> LocatedMapping:
     """Return a TOML table with the lines where its keys stand, as far as they can be found."""
-    located, lines = Located(), text.splitlines()
+    located, lines = LocatedMapping(), text.splitlines()
     start = next((i for i, line in enumerate(lines) if re.match(r"\s*\[\s*tool\s*\.\s*qdq\b", line)), 0)
     for key, value in table.items():
         pattern = re.compile(rf"""(\s*\[\s*tool\s*\.\s*qdq\s*\.\s*|.*[\s.{{,]|){re.escape(key)}["']?\s*[\].=]""")
@@ -115,7 +115,7 @@ def _located(table: dict[str, Any], text: str) -> Located:
     return located
 
 
-def _project(path: Path, content: Located) -> Project:
+def _project(path: Path, content: LocatedMapping) -> Project:
     options: dict[str, Any] = {}
     for key, value in content.items():
         at = f"{path}:{content.lines[key]}"
@@ -141,7 +141,7 @@ def _read(folder: Path, key: str, value: Any, at: str) -> Any:
 
 
 def _thresholds(path: Path, at: str, value: Any) -> dict[str, float]:
-    if not isinstance(value, Located):
+    if not isinstance(value, LocatedMapping):
         raise UsageError(f"{at}: 'thresholds' is {value!r}; write some of {', '.join(_THRESHOLDS)} with a number each")
     options: dict[str, float] = {}
     for key, number in value.items():
@@ -156,7 +156,7 @@ def _thresholds(path: Path, at: str, value: Any) -> dict[str, float]:
 
 def _check(path: Path, at: str, value: Any) -> dict[str, Any]:
     """Return the options that the table `check` gives; paths and globs are relative to the project's folder."""
-    if not isinstance(value, Located):
+    if not isinstance(value, LocatedMapping):
         raise UsageError(f"{at}: 'check' is {value!r}; write some of {', '.join(_CHECK)}")
     options: dict[str, Any] = {}
     for key, given in value.items():
@@ -176,8 +176,8 @@ def _check_value(folder: Path, key: str, given: Any) -> Any:
     if key == "per-file-ignores":
         if not isinstance(given, dict):
             raise UsageError(f"is {given!r}; write a glob of paths and the codes to ignore in them, as 'legacy/*.onnx': [uint8]")
-        return per_file_ignores({glob: _texts(codes) for glob, codes in given.items()})
-    codes_of(_texts(given), key)
+        return parse_per_file_ignores({glob: _texts(codes) for glob, codes in given.items()})
+    parse_codes(_texts(given), key)
     return _texts(given)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import click
 import msgspec
 
-from qdq.calibration.calibrator import Given
+from qdq.calibration.calibrator import KnownRanges
 from qdq.cli.options import (
     FILE,
     data_option,
@@ -36,21 +36,21 @@ from qdq.cli.options import (
 from qdq.cli.progress import progress, resumable
 from qdq.data.feeds import Feeds, data_files, open_feeds
 from qdq.errors import ModelError
-from qdq.files.output import check_output, write_whole
+from qdq.files.output import check_output, write_atomic
 from qdq.graph.index import GraphIndex
 from qdq.graph.loader import load
-from qdq.graph.shape_profiles import require_shapes, usual
+from qdq.graph.shape_profiles import optimal_shapes, require_shapes
 from qdq.graph.source import Source
-from qdq.pipeline.buildable import RULE_SUFFIX, leave_float_yaml
-from qdq.pipeline.quantize_model import Building, Quantized, quantize
+from qdq.pipeline.buildable import RULE_FILE_SUFFIX, leave_float_yaml
+from qdq.pipeline.quantize_model import BuildOptions, Quantized, quantize
 from qdq.pipeline.requantize import MODES, REPAIR
-from qdq.planning.planner import quantized_nodes
+from qdq.planning.planner import find_quantized_nodes
 from qdq.ranges.range_file import write_ranges
-from qdq.reports.report import Report, check_report_path, render, sections
-from qdq.rewriting.model_file import external_copies, save
+from qdq.reports.report import Report, check_report_path, render, report_sections
+from qdq.rewriting.model_file import plan_external_copies, save
 from qdq.rules.rule import RuleSet
-from qdq.rules.shipped import default_sets
-from qdq.validation.accuracy import Accuracy, compare
+from qdq.rules.shipped import default_rule_sets
+from qdq.validation.accuracy import Accuracy, compare_outputs
 from qdq.validation.validator import Thresholds, misses, validate
 
 
@@ -94,28 +94,28 @@ def command(ctx: click.Context, /, model: Path, output: Path, report: Path | Non
       qdq quantize resnet50.onnx -o resnet50.int8.onnx --ranges resnet50.cache
       qdq quantize resnet50.qat.onnx -o resnet50.int8.onnx --existing repair
     """
-    rule_file = output.with_suffix(RULE_SUFFIX)
+    rule_file = output.with_suffix(RULE_FILE_SUFFIX)
     _check_outputs(model, output, report, rule_file, given)
     if not given["prove"]:
         refuse_idle_thresholds(ctx)
     ranges = given_ranges(ctx, given["ranges"], given["data"])
-    shapes = usual(profiles_of(given["shapes"]))
+    shapes = optimal_shapes(profiles_of(given["shapes"]))
     source = load(model)
-    rules = rules_of(given["rule_sets"] or default_sets(source))
-    external_copies(source, output, given["force"])
+    rules = rules_of(given["rule_sets"] or default_rule_sets(source))
+    plan_external_copies(source, output, given["force"])
     with resumable(given["observing"]), naming(*observed_in(given["ranges"], ranges)):
         result = _quantized(source, rules, shapes, ranges, given)
         made = _report(source, result, given, shapes) if given["prove"] else Report(result.plan, result.scales, result.findings)
         if result.existing:
             made = msgspec.structs.replace(made, existing=result.existing)
-        if result.building:
-            made = msgspec.structs.replace(made, building=result.building)
+        if result.build_search:
+            made = msgspec.structs.replace(made, build_search=result.build_search)
         save(result.model, result.source, output, given["force"])
         if report:
-            write_whole(report, render(made, report.suffix).encode())
+            write_atomic(report, render(made, report.suffix).encode())
         if given["save_ranges"] and result.ranges:
             write_ranges(given["save_ranges"], result.ranges)
-    show(given["layout"], made, sections(made))
+    show(given["layout"], made, report_sections(made))
     written = [output, *_write_refused(result, rules, rule_file), *([given["save_ranges"]] if given["save_ranges"] else [])]
     if given["layout"] == "text":
         click.echo(f"\nwrote {', '.join(map(str, written))}")
@@ -126,14 +126,14 @@ def _first_shapes(feeds: Feeds | None) -> dict[str, tuple[int, ...]]:
     return {name: values.shape for name, values in feeds.first().items()} if feeds else {}
 
 
-def _quantized(source: Source, rules: RuleSet, shapes: dict[str, tuple[int, ...]], ranges: Given | None, given: dict[str, Any]) -> Quantized:
+def _quantized(source: Source, rules: RuleSet, shapes: dict[str, tuple[int, ...]], ranges: KnownRanges | None, given: dict[str, Any]) -> Quantized:
     """Return what `quantize` makes of a model, and show its progress."""
     profiles, targets, observing = profiles_of(given["shapes"]), targets_of(given["targets"]), given["observing"]
     index = GraphIndex(source)
     require_shapes(index, shapes)
-    feeds = feeds_of(index, given["data"], given["batch"], ranges is not None or bool(quantized_nodes(source)))
+    feeds = feeds_of(index, given["data"], given["batch"], ranges is not None or bool(find_quantized_nodes(source)))
     with progress("building", unit="builds") as count, progress("calibrating", feeds.count if feeds else None, resumed=observing.resume) as advance:
-        building = Building({**_first_shapes(feeds), **shapes}, count) if given["until_it_builds"] else None
+        building = BuildOptions({**_first_shapes(feeds), **shapes}, count) if given["until_it_builds"] else None
         return quantize(
             source, given["data"], rules=rules, targets=targets, method=given["method"], weights=given["weights"], leave_float=given["leave_float"],
             batch=given["batch"], allow_unmatched=given["allow_unmatched"], progress=advance, until_it_builds=building, profiles=profiles,
@@ -156,9 +156,9 @@ def _check_outputs(model: Path, output: Path, report: Path | None, rule_file: Pa
 
 def _write_refused(result: Quantized, rules: RuleSet, path: Path) -> list[Path]:
     """Write what the compiler refused as a rule file, where it refused anything, and return the file."""
-    if not result.building or not result.building.groups:
+    if not result.build_search or not result.build_search.groups:
         return []
-    write_whole(path, leave_float_yaml(path.stem, result.source.name, result.building, rules).encode())
+    write_atomic(path, leave_float_yaml(path.stem, result.source.name, result.build_search, rules).encode())
     return [path]
 
 
@@ -171,13 +171,13 @@ def _report(source: Source, result: Quantized, given: dict[str, Any], shapes: di
         )  # fmt: skip
         before = _given_accuracy(source, result, given) if result.existing and given["data"] is not None else None
     missed = misses(validation, Thresholds(given["min_snr"], given["min_cosine"], given["min_top1"]))
-    return Report(result.plan, result.scales, result.findings, validation, missed, given_accuracy=before or msgspec.UNSET)
+    return Report(result.plan, result.scales, result.findings, validation, missed, original_accuracy=before or msgspec.UNSET)
 
 
 def _given_accuracy(source: Source, result: Quantized, given: dict[str, Any]) -> Accuracy | None:
     """Return how far a quantized model, as it was given, is from its float model; None where ONNX Runtime cannot run it."""
     index = GraphIndex(result.source)
     try:
-        return compare(index, GraphIndex(source), open_feeds(index, given["data"], given["batch"]))
+        return compare_outputs(index, GraphIndex(source), open_feeds(index, given["data"], given["batch"]))
     except ModelError:
         return None

@@ -7,10 +7,10 @@ from pathlib import Path
 import click
 
 from qdq.calibration.methods import DEFAULT_METHOD, parse_method
-from qdq.calibration.range_sources import CACHE, LAYOUTS, given_bytes, read_said
+from qdq.calibration.range_sources import CACHE, EXPORT_FORMATS, encode_given_ranges, read_exportable_ranges
 from qdq.cli.options import FILE, output_option
 from qdq.errors import DataError, UsageError
-from qdq.files.output import check_output, write_whole
+from qdq.files.output import check_output, write_atomic
 from qdq.ranges.range_file import read_ranges, write_ranges
 from qdq.ranges.tensor_ranges import merge
 from qdq.ranges.tensorrt_cache import VERSION
@@ -56,7 +56,7 @@ def merge_command(parts: tuple[Path, ...], output: Path, force: bool) -> None:
 
 @command.command("export")
 @click.argument("source", type=FILE)
-@click.option("--format", "layout", type=click.Choice(LAYOUTS), required=True, help="What to write; --ranges reads each of them again.")
+@click.option("--format", "layout", type=click.Choice(EXPORT_FORMATS), required=True, help="What to write; --ranges reads each of them again.")
 @click.option(
     "--tensorrt-version", "version", metavar="VERSION", help=f"For the first line of a cache.  [default: that of SOURCE if it is one, else {VERSION}]"
 )
@@ -77,6 +77,6 @@ def _export(source: Path, layout: str, version: str | None, method: str | None, 
     check_output(output, (source,), force)
     if version and layout != CACHE:
         raise UsageError("--tensorrt-version is for the first line of a cache; pass --format tensorrt-cache")
-    given = read_said(source, parse_method(method) if method else None)
-    write_whole(output, given_bytes(given, layout, version))
+    given = read_exportable_ranges(source, parse_method(method) if method else None)
+    write_atomic(output, encode_given_ranges(given, layout, version))
     click.echo(f"wrote the ranges of {len(given.by_tensor)} tensors to {output}")

@@ -10,8 +10,8 @@ import msgspec
 
 from qdq.cli.options import FILE, format_option, rules_of, rules_option, show
 from qdq.errors import UsageError, did_you_mean
-from qdq.files.output import check_output, write_whole
-from qdq.reports.reference_pages import beaten_by, facts_page, findings_page, rules_page, spelled
+from qdq.files.output import check_output, write_atomic
+from qdq.reports.reference_pages import facts_page, find_beating_rules, findings_page, rule_lines, rules_page
 from qdq.reports.sections import Section
 from qdq.rules.json_schema import rule_schema
 from qdq.rules.rule import Rule
@@ -82,8 +82,8 @@ def _show(name: str, rule_sets: tuple[str, ...], layout: str) -> None:
     if rule is None:
         known = [r.name for r in rules.rules]
         raise UsageError(f"no rule {name!r} in {', '.join(rules.names)}{did_you_mean(name, known)}; 'qdq rules' lists them, --rules names others")
-    shown = Shown(rule, beaten_by(rule, rules), case_names(rule))
-    lines = [*spelled(rule), f"beaten by: {', '.join(shown.beaten_by) or 'none of these sets'}", f"file: {rule.file}"]
+    shown = Shown(rule, find_beating_rules(rule, rules), case_names(rule))
+    lines = [*rule_lines(rule), f"beaten by: {', '.join(shown.beaten_by) or 'none of these sets'}", f"file: {rule.file}"]
     show(layout, shown, [_section(rule), Section("Decides", tuple(lines)), Section("Cases", tuple(f"{case}: {says}" for case, says in shown.cases))])
 
 
@@ -117,7 +117,7 @@ def _docs(names: tuple[str, ...], output: Path, force: bool) -> None:
     for path in pages:
         check_output(path, (), force)
     for path, content in pages.items():
-        write_whole(path, content.encode())
+        write_atomic(path, content.encode())
         click.echo(f"wrote {path}")
 
 

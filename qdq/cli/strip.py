@@ -6,10 +6,10 @@ from pathlib import Path
 
 import click
 
-from qdq.calibration.range_sources import CACHE, JSON, YAML, given_by_model, given_bytes
+from qdq.calibration.range_sources import CACHE, JSON, YAML, encode_given_ranges, read_model_ranges
 from qdq.cli.options import FILE, output_option
-from qdq.files.output import check_output, write_whole
-from qdq.graph.bodies import every_node
+from qdq.files.output import check_output, write_atomic
+from qdq.graph.bodies import all_nodes
 from qdq.graph.loader import load
 from qdq.graph.pairs import find_pairs
 from qdq.graph.quantized_operators import is_quantized_operator
@@ -36,11 +36,11 @@ def command(model: Path, ranges: Path | None, output: Path, force: bool) -> None
     if ranges:
         check_output(ranges, (model, output), force)
     source = load(model)
-    stripped, given = strip(source), given_by_model(model) if ranges else None
+    stripped, given = strip(source), read_model_ranges(model) if ranges else None
     save(stripped, source, output, force)
     if ranges and given:
-        write_whole(ranges, given_bytes(given, _LAYOUTS.get(ranges.suffix, YAML)))
+        write_atomic(ranges, encode_given_ranges(given, _LAYOUTS.get(ranges.suffix, YAML)))
     before, after = len(find_pairs(source.model.graph)), len(find_pairs(stripped.graph))
-    operators = sum(is_quantized_operator(node) for _, node in every_node(source.model.graph))
+    operators = sum(is_quantized_operator(node) for _, node in all_nodes(source.model.graph))
     converted = f", turned {operators} quantized operators into float ones" if operators else ""
     click.echo(f"took out {before - after} of {before} pairs{converted}; wrote {output}{f', {ranges}' if ranges else ''}")

@@ -11,9 +11,9 @@ from qdq.cli.options import FILE, data_option, format_option, profiles_of, shape
 from qdq.cli.progress import progress
 from qdq.data.feeds import data_files
 from qdq.errors import UsageError
-from qdq.files.output import check_output, write_whole
-from qdq.graph.shape_profiles import usual
-from qdq.reports.report import Report, check_report_path, render, sections
+from qdq.files.output import check_output, write_atomic
+from qdq.graph.shape_profiles import optimal_shapes
+from qdq.reports.report import Report, check_report_path, render, report_sections
 from qdq.validation.validator import Thresholds, misses, validate
 
 
@@ -56,11 +56,11 @@ def command(ctx: click.Context, /, model: Path, quantized: Path, report: Path | 
     with progress("validating") as advance:
         validation = validate(
             model, quantized, data=given["data"], batch=given["batch"], targets=targets_of(given["targets"]),
-            shapes=usual(profiles_of(given["shapes"])), progress=advance, layers=given["layers"], allow_fp16=given["allow_fp16"],
+            shapes=optimal_shapes(profiles_of(given["shapes"])), progress=advance, layers=given["layers"], allow_fp16=given["allow_fp16"],
         )  # fmt: skip
     thresholds = Thresholds(given["min_snr"], given["min_cosine"], given["min_top1"])
     made = Report(validation=validation, misses=misses(validation, thresholds))
     if report:
-        write_whole(report, render(made, report.suffix).encode())
-    show(given["layout"], made, sections(made))
+        write_atomic(report, render(made, report.suffix).encode())
+    show(given["layout"], made, report_sections(made))
     ctx.exit(1 if made.misses else 0)

@@ -11,9 +11,9 @@ import msgspec
 import numpy as np
 
 from qdq.arrays import Array, Feed
-from qdq.data.images import Images, pictures_in, pictures_of, preprocess_path
-from qdq.data.input_specs import Indexed, InputSpec, Named, Sample, Series, Specs, Streamed, checked, input_specs
-from qdq.data.sample_files import HOW, files_of, series_of
+from qdq.data.images import Images, list_pictures, open_pictures, preprocess_path
+from qdq.data.input_specs import Indexed, InputSpec, Named, Sample, Series, Specs, Streamed, check_array, input_specs
+from qdq.data.sample_files import DATA_FORMS, list_sample_files, open_series
 from qdq.errors import DataError
 from qdq.graph.index import GraphIndex
 
@@ -72,12 +72,12 @@ class Feeds:
         read = 0
         for where, sample in self._from(start, step):
             read += 1
-            feed = {spec.name: checked(spec, sample, where) for spec in self.specs}
+            feed = {spec.name: check_array(spec, sample, where) for spec in self.specs}
             sizes = {len(values) for values in feed.values() if values.ndim > 1}
             self.sizes.add(sizes.pop() if len(sizes) == 1 else 0)
             yield where, feed
         if not read and not start:
-            raise DataError(f"{self.name}: holds no samples; {'a generator is used up after one run: pass a list' if self.once else HOW}")
+            raise DataError(f"{self.name}: holds no samples; {'a generator is used up after one run: pass a list' if self.once else DATA_FORMS}")
         if self.once:
             self._begun = _used_up(self.name)
 
@@ -118,7 +118,7 @@ def open_feeds(index: GraphIndex, data: DataLike | None, batch: int | None = Non
     specs = input_specs(index)
     some = data if isinstance(data, Subset) else Subset(data) if data is not None else None
     if some is None:
-        raise DataError(f"{index.source.name}: no calibration data; {HOW} ('--data noise' is only for trying things out)")
+        raise DataError(f"{index.source.name}: no calibration data; {DATA_FORMS} ('--data noise' is only for trying things out)")
     _check_batch(index, specs, batch)
     if some.data == NOISE:
         count = some.samples or _NOISE_SAMPLES
@@ -131,9 +131,9 @@ def open_feeds(index: GraphIndex, data: DataLike | None, batch: int | None = Non
 
 def _series(index: GraphIndex, data: DataLike, specs: Specs, batch: int | None) -> Series:
     if isinstance(data, Images):
-        return pictures_of(data, specs, batch, index.source.name)
+        return open_pictures(data, specs, batch, index.source.name)
     if isinstance(data, (str, Path)):
-        return series_of(str(data), specs, batch)
+        return open_series(str(data), specs, batch)
     if not isinstance(data, Mapping) and hasattr(data, "__getitem__") and hasattr(data, "__len__"):
         samples = cast("Sequence[Sample]", data)  # or less of one, as torch's Dataset is
         return Indexed(_LIBRARY, len(samples), lambda i: (f"sample {i}", samples[i]))
@@ -178,10 +178,10 @@ def _streamed(series: Streamed, specs: Specs, some: Subset) -> Feeds:
     return Feeds(f"{series.name}, at most {some.samples} by seed {some.seed}", specs, _sliced(read), None)
 
 
-def absolute(data: DataLike | None) -> DataLike | None:
+def with_absolute_paths(data: DataLike | None) -> DataLike | None:
     """Return the same data with paths that hold in any working directory."""
     if isinstance(data, Subset):
-        return msgspec.structs.replace(data, data=absolute(data.data))
+        return msgspec.structs.replace(data, data=with_absolute_paths(data.data))
     if isinstance(data, Images):
         file = Path(data.preprocess)
         return Images(Path(data.folder).resolve(), file.resolve() if file.is_file() else data.preprocess)
@@ -195,10 +195,10 @@ def data_files(data: DataLike | None) -> tuple[Path, ...]:
     if isinstance(data, Subset):
         return data_files(data.data)
     if isinstance(data, Images):
-        return (*pictures_in(Path(data.folder)), preprocess_path(data.preprocess))
+        return (*list_pictures(Path(data.folder)), preprocess_path(data.preprocess))
     if not data or data == NOISE or not isinstance(data, (str, Path)):
         return ()
-    return files_of(str(data))
+    return list_sample_files(str(data))
 
 
 def _check_batch(index: GraphIndex, specs: Specs, batch: int | None) -> None:

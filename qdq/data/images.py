@@ -11,9 +11,9 @@ import msgspec
 import numpy as np
 
 from qdq.arrays import Array
-from qdq.data.input_specs import Indexed, InputSpec, Named, Specs, names_of
+from qdq.data.input_specs import Indexed, InputSpec, Named, Specs, join_input_names
 from qdq.errors import DataError, RuleError, did_you_mean, first_line
-from qdq.files.strict_yaml import Located, known_keys, one_of, read_yaml, text
+from qdq.files.strict_yaml import LocatedMapping, read_choice, read_text, read_yaml, require_known_keys
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -92,19 +92,19 @@ def read_preprocess(name: str | Path) -> Preprocess:
 
 
 def _values(content: Any) -> dict[str, Any]:
-    if not isinstance(content, Located):
+    if not isinstance(content, LocatedMapping):
         raise RuleError(f"1: a preprocess file is a mapping with some of {', '.join(('like', *_READERS))}")
-    known_keys(content, ("like", *_READERS))
+    require_known_keys(content, ("like", *_READERS))
     values = {key: reader(content, key) for key, reader in _READERS.items() if key in content}
     if "like" in content:
-        values = _values(read_yaml(_PRESETS / f"{one_of(content, 'like', preset_names())}.yaml")) | values
+        values = _values(read_yaml(_PRESETS / f"{read_choice(content, 'like', preset_names())}.yaml")) | values
     if "fit" not in values:
         raise RuleError(f"{content.line}: the key 'fit' is missing; write one of {', '.join(_FITS)}, or 'like' and a preset")
     _check_together(content, values)
     return values
 
 
-def _check_together(content: Located, values: dict[str, Any]) -> None:
+def _check_together(content: LocatedMapping, values: dict[str, Any]) -> None:
     """Raise RuleError for keys that say nothing, or nothing that can be done, beside the others."""
     for key, fit in (("resize", "crop"), ("fill", "letterbox")):
         if key in content and values["fit"] != fit:
@@ -122,10 +122,10 @@ def _check_together(content: Located, values: dict[str, Any]) -> None:
 
 
 def _choice(*known: str) -> Any:
-    return lambda content, key: one_of(content, key, known)
+    return lambda content, key: read_choice(content, key, known)
 
 
-def _number(content: Located, key: str, value: Any) -> float:
+def _number(content: LocatedMapping, key: str, value: Any) -> float:
     try:
         if isinstance(value, bool):
             raise ValueError
@@ -138,7 +138,7 @@ def _number(content: Located, key: str, value: Any) -> float:
     return number
 
 
-def _numbers(content: Located, key: str) -> tuple[float, ...]:
+def _numbers(content: LocatedMapping, key: str) -> tuple[float, ...]:
     value = content[key]
     found = tuple(_number(content, key, number) for number in (value if isinstance(value, list) else [value]))
     if not found or (key == "std" and 0.0 in found):
@@ -146,7 +146,7 @@ def _numbers(content: Located, key: str) -> tuple[float, ...]:
     return found
 
 
-def _size(content: Located, key: str) -> tuple[int, int]:
+def _size(content: LocatedMapping, key: str) -> tuple[int, int]:
     value = content[key]
     found = value if isinstance(value, list) else [value, value]
     if len(found) != 2 or not all(type(side) is int and side > 0 for side in found):  # noqa: PLR2004 height and width
@@ -154,14 +154,14 @@ def _size(content: Located, key: str) -> tuple[int, int]:
     return found[0], found[1]
 
 
-def _pixels(content: Located, key: str) -> int:
+def _pixels(content: LocatedMapping, key: str) -> int:
     value = content[key]
     if type(value) is not int or value < 1:
         raise RuleError(f"{content.lines[key]}: {key!r} is {value!r}; write a number of pixels")
     return value
 
 
-def _truth(content: Located, key: str) -> bool:
+def _truth(content: LocatedMapping, key: str) -> bool:
     if not isinstance(content[key], bool):
         raise RuleError(f"{content.lines[key]}: {key!r} is {content[key]!r}; write true or false")
     return bool(content[key])
@@ -180,7 +180,7 @@ _READERS: dict[str, Any] = {
     "mean": _numbers,
     "std": _numbers,
     "layout": _choice(*_LAYOUTS),
-    "input": text,
+    "input": read_text,
 }
 
 
@@ -194,7 +194,7 @@ class _Way(msgspec.Struct, frozen=True):
     size: tuple[int, int]
 
 
-def pictures_of(images: Images, specs: Specs, batch: int | None, model: str) -> Indexed:
+def open_pictures(images: Images, specs: Specs, batch: int | None, model: str) -> Indexed:
     """Return the pictures of a folder and those below it, in the order of their paths, as samples of the model's batch, or of `batch`.
 
     Raises DataError where there are none, or where the model has no input for them.
@@ -203,7 +203,7 @@ def pictures_of(images: Images, specs: Specs, batch: int | None, model: str) -> 
     way = _way(read_preprocess(images.preprocess), specs, model, str(images.preprocess))
     if not folder.is_dir():
         raise DataError(f"{folder}: {'is a file' if folder.exists() else 'no such folder'}; pass --images with a folder of pictures")
-    pictures = pictures_in(folder)
+    pictures = list_pictures(folder)
     if not pictures:
         raise DataError(f"{folder}: holds no pictures; their names end in {', '.join(sorted(SUFFIXES))}")
     fixed = way.spec.shape[0]
@@ -219,7 +219,7 @@ def pictures_of(images: Images, specs: Specs, batch: int | None, model: str) -> 
     return Indexed(f"{folder.name or folder} as {name}", -(-len(pictures) // size), at)
 
 
-def pictures_in(folder: Path) -> list[Path]:
+def list_pictures(folder: Path) -> list[Path]:
     """Return the pictures of a folder and those below it; hidden files are none."""
     return sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file())
 
@@ -250,7 +250,7 @@ def _fed(preprocess: Preprocess, specs: Specs, model: str, name: str) -> InputSp
     """Return the input that takes pictures; raises DataError where there is none, or others that nothing would feed."""
     wanted = preprocess.input
     if wanted is not None and wanted not in (known := [spec.name for spec in specs]):
-        raise DataError(f"{name}: the model has no input {wanted!r}{did_you_mean(wanted, known)}; it has {names_of(specs)}")
+        raise DataError(f"{name}: the model has no input {wanted!r}{did_you_mean(wanted, known)}; it has {join_input_names(specs)}")
     fit = [spec for spec in specs if (spec.name == wanted if wanted else _takes_pictures(spec))]
     if len(fit) != 1 or np.dtype(fit[0].dtype).kind != "f" or len(fit[0].shape) != _IMAGE_RANK:
         found = ", ".join(f"{spec.name!r} {spec}" for spec in specs)
@@ -258,7 +258,7 @@ def _fed(preprocess: Preprocess, specs: Specs, model: str, name: str) -> InputSp
             f"{model}: no input, or several, takes pictures, four axes of floats with 1 or 3 channels: {found}; name it with 'input' in a preprocess file"
         )
     if len(specs) > 1:
-        others = names_of(spec for spec in specs if spec is not fit[0])
+        others = join_input_names(spec for spec in specs if spec is not fit[0])
         raise DataError(f"{model}: pictures feed only {fit[0].name!r}, and {others} would get nothing; pass --data with samples for all inputs")
     return fit[0]
 

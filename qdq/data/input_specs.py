@@ -79,12 +79,12 @@ def input_specs(index: GraphIndex) -> Specs:
     return tuple(specs)
 
 
-def names_of(specs: Iterable[InputSpec]) -> str:
+def join_input_names(specs: Iterable[InputSpec]) -> str:
     """Return the inputs' names for a message."""
     return ", ".join(repr(s.name) for s in specs)
 
 
-def array_of(spec: InputSpec, sample: Any, where: str) -> Array:
+def find_array(spec: InputSpec, sample: Any, where: str) -> Array:
     """Return what a sample holds for an input; raises DataError where it holds nothing or no array."""
     if not isinstance(sample, Mapping):
         raise DataError(f"{where}: is of type {type(sample).__name__}; each sample must map input names to arrays")
@@ -98,9 +98,9 @@ def array_of(spec: InputSpec, sample: Any, where: str) -> Array:
         raise DataError(f"{where}: input {spec.name!r} cannot be read: {first_line(error)}; save it again as numbers") from error
 
 
-def checked(spec: InputSpec, sample: Sample, where: str) -> Array:
+def check_array(spec: InputSpec, sample: Sample, where: str) -> Array:
     """Return the array that a sample holds for an input; raises DataError where its type, shape or values do not fit."""
-    array = array_of(spec, sample, where)
+    array = find_array(spec, sample, where)
     if str(array.dtype) != spec.dtype:
         raise DataError(f"{where}: input {spec.name!r} holds {array.dtype}, the model wants {spec.dtype}; convert it with .astype({spec.dtype!r})")
     fits = array.ndim == len(spec.shape) and all(want in (None, got) for want, got in zip(spec.shape, array.shape, strict=True))

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 
 from qdq.arrays import Array
-from qdq.data.input_specs import UNREADABLE, Indexed, InputSpec, Named, Sample, Series, Specs, Streamed, array_of, names_of
+from qdq.data.input_specs import UNREADABLE, Indexed, InputSpec, Named, Sample, Series, Specs, Streamed, find_array, join_input_names
 from qdq.errors import DataError, first_line
 
-HOW = (
+DATA_FORMS = (
     "pass --data with a folder of .npz or .npy files, one .npz or .npy, inputs that Polygraphy saved (.json), or a Polygraphy data-loader script, "
     "or --images with a folder of pictures"
 )
@@ -30,7 +30,7 @@ _SAVE = "write it with numpy.savez(path, INPUT=array)"
 _SAVE_NPY = "write it with numpy.save(path, array)"
 
 
-def series_of(name: str, specs: Specs, batch: int | None) -> Series:
+def open_series(name: str, specs: Specs, batch: int | None) -> Series:
     """Return the samples of a file, folder or script; raises DataError where there are none that can be read."""
     path = Path(name)
     if path.is_dir():
@@ -38,18 +38,18 @@ def series_of(name: str, specs: Specs, batch: int | None) -> Series:
     if is_script(name):
         return _script(name)
     if not path.exists():
-        raise DataError(f"{path}: no such file or folder; {HOW}")
+        raise DataError(f"{path}: no such file or folder; {DATA_FORMS}")
     if path.suffix == ".npz":
         sample = _open_npz(path)
-        return _stacked(path, specs, {spec.name: array_of(spec, sample, str(path)) for spec in specs}, batch)
+        return _stacked(path, specs, {spec.name: find_array(spec, sample, str(path)) for spec in specs}, batch)
     if path.suffix == ".npy":
         return _stacked(path, specs, {_only(path, specs).name: _open_npy(path)}, batch)
     if path.suffix == ".json":
         return Streamed(path.name, lambda: _saved_inputs(path))
-    raise DataError(f"{path}: unknown kind of data; {HOW}")
+    raise DataError(f"{path}: unknown kind of data; {DATA_FORMS}")
 
 
-def files_of(name: str) -> tuple[Path, ...]:
+def list_sample_files(name: str) -> tuple[Path, ...]:
     """Return the files that samples are read from."""
     path = Path(name)
     if path.is_dir():
@@ -69,7 +69,9 @@ def _folder(path: Path, specs: Specs, batch: int | None) -> Series:
         return Streamed(_name(path), lambda: (named for file in files for named in _saved_inputs(file)))
     if any((path / spec.name).is_dir() for spec in specs):
         return _folder_per_input(path, specs)
-    raise DataError(f"{path}: holds no .npz files, .npy files or inputs that Polygraphy saved; write one .npz a sample, its arrays named {names_of(specs)}")
+    raise DataError(
+        f"{path}: holds no .npz files, .npy files or inputs that Polygraphy saved; write one .npz a sample, its arrays named {join_input_names(specs)}"
+    )
 
 
 def _name(path: Path) -> str:
@@ -89,7 +91,7 @@ def _only(path: Path, specs: Specs) -> InputSpec:
     if len(specs) == 1:
         return specs[0]
     raise DataError(
-        f"{path}: an array without a name cannot feed the {len(specs)} inputs {names_of(specs)}; "
+        f"{path}: an array without a name cannot feed the {len(specs)} inputs {join_input_names(specs)}; "
         "pass a folder with one INPUT.npy for each, or one folder INPUT/ of .npy files for each"
     )
 
@@ -187,7 +189,7 @@ def _script(name: str) -> Series:
     """Read samples from a function of a Python script, as Polygraphy's --data-loader-script does."""
     path, function = _script_path(name)
     if not path.is_file():
-        raise DataError(f"{path}: no such data-loader script; {HOW}")
+        raise DataError(f"{path}: no such data-loader script; {DATA_FORMS}")
 
     def read() -> Iterator[Named]:
         try:

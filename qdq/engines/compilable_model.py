@@ -8,13 +8,13 @@ from pathlib import Path
 
 import onnx
 
-from qdq.graph.bodies import every_node
+from qdq.graph.bodies import all_nodes
 from qdq.graph.source import Source
 
 _TOKEN = re.compile(r"qdq_node_(\d+)_")
 
 
-def token_labels(text: str, labels: list[str]) -> tuple[str, ...]:
+def find_labels(text: str, labels: list[str]) -> tuple[str, ...]:
     """Return the labels of the nodes whose tokens stand in a text, each once, in order."""
     return tuple(dict.fromkeys(labels[int(token[1])] for token in _TOKEN.finditer(text)))
 
@@ -22,13 +22,13 @@ def token_labels(text: str, labels: list[str]) -> tuple[str, ...]:
 def write_compilable(model: onnx.ModelProto | Source, shapes: Mapping[str, tuple[int, ...]], folder: Path) -> Path:
     """Write the copy of a model that the compiler reads into a folder, its external data within reach, and return its path."""
     path = folder / "model.onnx"
-    path.write_bytes(compilable(model.model if isinstance(model, Source) else model, shapes).SerializeToString())
+    path.write_bytes(make_compilable(model.model if isinstance(model, Source) else model, shapes).SerializeToString())
     if isinstance(model, Source) and model.folder:
         _link(model, folder)
     return path
 
 
-def compilable(model: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]) -> onnx.ModelProto:
+def make_compilable(model: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]) -> onnx.ModelProto:
     """Return a copy for the compiler: its inputs of fixed shape, its nodes named so that any log can be read.
 
     Dynamic dimensions that no shape is given for become 1. Writing the shapes into the copy, and
@@ -36,7 +36,7 @@ def compilable(model: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]) ->
     """
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
-    for i, (_, node) in enumerate(list(every_node(copy.graph))):
+    for i, (_, node) in enumerate(list(all_nodes(copy.graph))):
         node.name = f"qdq_node_{i}_"
     for value in copy.graph.input:
         dims = value.type.tensor_type.shape.dim
@@ -46,7 +46,7 @@ def compilable(model: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]) ->
     return copy
 
 
-def with_labels(text: str, labels: list[str]) -> str:
+def replace_tokens(text: str, labels: list[str]) -> str:
     """Return a text of the compiler with the labels of nodes in place of their tokens."""
     return _TOKEN.sub(lambda token: labels[int(token[1])], text)
 

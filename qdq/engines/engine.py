@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import msgspec
 
-from qdq.engines.compilable_model import token_labels, with_labels
+from qdq.engines.compilable_model import find_labels, replace_tokens
 from qdq.target import Target
 
 _BYTES = {"Float": 4.0, "Half": 2.0, "BFloat16": 2.0, "Int8": 1.0, "UInt8": 1.0, "FP8": 1.0, "Bool": 1.0, "Int32": 4.0, "Int64": 8.0, "Int4": 0.5, "FP4": 0.5}
@@ -66,7 +66,7 @@ class EngineLayer(msgspec.Struct, frozen=True):
     #: Labels of the ONNX nodes fused into it, as `GraphIndex` gives them.
     nodes: tuple[str, ...]
     #: For a predicted layer, the name of the documented rule that it follows.
-    follows: str = ""
+    fusion_rule: str = ""
 
     @property
     def bytes(self) -> float:
@@ -110,7 +110,7 @@ class Engine(msgspec.Struct, frozen=True):
     #: The compiler's words where it refused, else "".
     failure: str = ""
     #: Labels of the nodes that these words name.
-    refused: tuple[str, ...] = ()
+    refused_nodes: tuple[str, ...] = ()
 
     @property
     def kernels(self) -> int:
@@ -135,12 +135,12 @@ def read_layers(text: str, labels: list[str]) -> Iterator[EngineLayer]:
         if not found or found["kind"] in _NO_KERNEL:
             continue
         yield EngineLayer(
-            with_labels(found["name"], labels),
+            replace_tokens(found["name"], labels),
             found["kind"],
             _tensors(found["inputs"]),
             _tensors(found["constants"] or ""),
             _tensors(found["outputs"]),
-            token_labels(found["rest"], labels),
+            find_labels(found["rest"], labels),
         )
 
 

@@ -25,11 +25,11 @@ import onnx
 import yaml
 
 from qdq.engines.engine import Engine, EngineLayer
-from qdq.engines.one_layer_models import LAYER, Form, network
+from qdq.engines.one_layer_models import LAYER, LayerForm, make_network
 from qdq.engines.rtx_compiler import Compiler
 from qdq.engines.tensorrt import compile_tensorrt
 from qdq.graph.operands import MATRIX_PRODUCTS, RECURRENT, WEIGHTED
-from qdq.rules.kernel_tables import KernelTable, Row, as_list
+from qdq.rules.kernel_tables import KernelRow, KernelTable, listed_values
 from qdq.target import Target
 
 _GRAPHS = ("float32", "float16")
@@ -46,34 +46,34 @@ _STORED = {"int8": "Int8", "fp8": "FP8"}
 
 #: Operators that are measured, in the order of a table's rows.
 OPERATORS = (*WEIGHTED, "AveragePool", "MaxPool", "GlobalAveragePool", "GlobalMaxPool", "ReduceMean", *_POINTWISE)
-Progress = Callable[[int, int], None]
+ProbeProgress = Callable[[int, int], None]
 
 
 class _Asked(msgspec.Struct, frozen=True):
-    form: Form
+    form: LayerForm
     pairs: str
 
 
 class _Answer(msgspec.Struct, frozen=True):
-    row: Row
+    row: KernelRow
     pairs: str
     compiler: str
 
 
-def forms(pairs: str = "int8") -> tuple[Form, ...]:
+def list_forms(pairs: str = "int8") -> tuple[LayerForm, ...]:
     """Return the forms that are probed with ``int8`` or ``fp8`` pairs, in the vocabulary of `kernels.layer_form`."""
     parts = (_convolutions, _deconvolutions, _products, _recurrent, _pools, _others) if pairs == "int8" else (_weighted, _recurrent)
     made = [{"operator": form["operator"], "graph": graph, **form} for graph in _GRAPHS for part in parts for form in part()]
     return tuple({repr(form): form for form in made}.values())
 
 
-def _varied(operator: str, **factors: Sequence[object]) -> Iterator[Form]:
+def _varied(operator: str, **factors: Sequence[object]) -> Iterator[LayerForm]:
     """Yield a form for each combination of the factors' values."""
     for values in product(*factors.values()):
         yield {"operator": operator, **dict(zip(factors, values, strict=True))}
 
 
-def _convolutions() -> Iterator[Form]:
+def _convolutions() -> Iterator[LayerForm]:
     for operands in ("constant", "computed"):
         yield from _varied("Conv", operands=[operands], spatial=_SPATIAL, groups=("none", "grouped", "depthwise"))
     yield from _varied("Conv", spatial=_SPATIAL, kernel=(1, 2, 3, 5, 7))
@@ -94,7 +94,7 @@ def _convolutions() -> Iterator[Form]:
     yield from _varied("Conv", scales=("usual", "tensor", "axis 1"))
 
 
-def _deconvolutions() -> Iterator[Form]:
+def _deconvolutions() -> Iterator[LayerForm]:
     for operands in ("constant", "computed"):
         yield from _varied("ConvTranspose", operands=[operands], spatial=_SPATIAL, groups=("none", "grouped", "depthwise"))
     yield from _varied("ConvTranspose", spatial=_SPATIAL, kernel=(2, 3, 4), stride=(1, 2))
@@ -103,7 +103,7 @@ def _deconvolutions() -> Iterator[Form]:
     yield from _varied("ConvTranspose", outputs=(1, 3, 8, 16, 64))
 
 
-def _products() -> Iterator[Form]:
+def _products() -> Iterator[LayerForm]:
     for operator in MATRIX_PRODUCTS:
         for operands in ("constant", "computed"):
             yield from _varied(operator, operands=[operands], channels=_SIZES)
@@ -120,7 +120,7 @@ def _products() -> Iterator[Form]:
     yield from _varied("Einsum", operands=("constant", "computed"))
 
 
-def _weighted() -> Iterator[Form]:
+def _weighted() -> Iterator[LayerForm]:
     """Yield the forms that are measured with FP8 pairs: the factors that decide about INT8, and those alone."""
     for operator, operands in product(("Conv", "ConvTranspose"), ("constant", "computed")):
         yield from _varied(operator, operands=[operands], spatial=_SPATIAL, groups=("none", "grouped", "depthwise"))
@@ -135,12 +135,12 @@ def _weighted() -> Iterator[Form]:
     yield from _varied("Einsum", operands=("constant", "computed"))
 
 
-def _recurrent() -> Iterator[Form]:
+def _recurrent() -> Iterator[LayerForm]:
     for operator in RECURRENT:
         yield from _varied(operator, scales=("usual", "tensor"), rows=(1, 32))
 
 
-def _pools() -> Iterator[Form]:
+def _pools() -> Iterator[LayerForm]:
     for spatial in _SPATIAL:
         kernels = (2, 3, 4, 5, 6, 7, 8) if spatial < max(_SPATIAL) else (2, 3)
         yield from _varied("AveragePool", spatial=[spatial], counted=(0, 1), kernel=kernels, stride=(1, 2, 3))
@@ -154,18 +154,18 @@ def _pools() -> Iterator[Form]:
         yield from _varied(operator, channels=_CHANNELS)
 
 
-def _others() -> Iterator[Form]:
+def _others() -> Iterator[LayerForm]:
     for operator in _POINTWISE:
         yield {"operator": operator}
 
 
-def measure(form: Form, target: Target, pairs: str = "int8") -> Row:
+def measure_form(form: LayerForm, target: Target, pairs: str = "int8") -> KernelRow:
     """Return what the compiler makes of one layer of a form; raises CompilerError where it is missing."""
     with _Builders() as builders:
         return _answer(_Asked(form, pairs), target, builders).row
 
 
-def probe(target: Target, operators: Iterable[str] = (), jobs: int = 1, progress: Progress = lambda done, total: None) -> KernelTable:
+def probe(target: Target, operators: Iterable[str] = (), jobs: int = 1, progress: ProbeProgress = lambda done, total: None) -> KernelTable:
     """Return the kernel table of a target, measured form by form with `jobs` compilers at once.
 
     `operators` limits it to some operators; `progress` is told how many networks of how many are
@@ -173,21 +173,21 @@ def probe(target: Target, operators: Iterable[str] = (), jobs: int = 1, progress
     built with them. Raises CompilerError where the compiler is missing.
     """
     wanted = set(operators)
-    first = [_Asked(form, "int8") for form in forms() if not wanted or form["operator"] in wanted]
-    usual = {(form["operator"], form["graph"]): _Asked({"operator": form["operator"], "graph": form["graph"]}, "fp8") for form in forms("fp8")}
+    first = [_Asked(form, "int8") for form in list_forms() if not wanted or form["operator"] in wanted]
+    usual = {(form["operator"], form["graph"]): _Asked({"operator": form["operator"], "graph": form["graph"]}, "fp8") for form in list_forms("fp8")}
     first += [asked for (operator, _), asked in usual.items() if not wanted or operator in wanted]
     with _Builders() as builders, ThreadPoolExecutor(max_workers=jobs) as pool:
         known: dict[str, _Answer] = {}
         _ask(first, known, target, builders, pool, progress)
         accepted = [key for key, asked in usual.items() if repr(asked) in known and known[repr(asked)].row.runs != "refused"]
-        rest = [_Asked(form, "fp8") for form in forms("fp8") if (form["operator"], form["graph"]) in accepted]
+        rest = [_Asked(form, "fp8") for form in list_forms("fp8") if (form["operator"], form["graph"]) in accepted]
         _ask([*first, *rest], known, target, builders, pool, progress)
-    rows = {pairs: merged(a.row for a in known.values() if a.pairs == pairs) for pairs in _STORED}
+    rows = {pairs: merge_rows(a.row for a in known.values() if a.pairs == pairs) for pairs in _STORED}
     compiler = next((a.compiler for a in known.values() if a.row.runs != "refused"), "")
     return KernelTable(target.backend, target.sm, compiler, len(known), rows["int8"], rows["fp8"])
 
 
-def _ask(asked: list[_Asked], known: dict[str, _Answer], target: Target, builders: _Builders, pool: ThreadPoolExecutor, progress: Progress) -> None:
+def _ask(asked: list[_Asked], known: dict[str, _Answer], target: Target, builders: _Builders, pool: ThreadPoolExecutor, progress: ProbeProgress) -> None:
     """Add the answers that are missing to those that are known, each under what was asked."""
     missing = [item for item in asked if repr(item) not in known]
     for item, answer in zip(missing, pool.map(lambda a: _answer(a, target, builders), missing), strict=True):
@@ -200,12 +200,12 @@ def table_yaml(table: KernelTable) -> str:
     head = {name: getattr(table, name) for name in ("backend", "sm", "compiler", "networks")}
     text = yaml.safe_dump(head, sort_keys=False, width=1000)
     for pairs in _STORED:
-        rows: tuple[Row, ...] = getattr(table, pairs)
+        rows: tuple[KernelRow, ...] = getattr(table, pairs)
         text += f"{pairs}:\n" + "".join(f"- {_flow(row)}\n" for row in rows) if rows else ""
     return text
 
 
-def merged(rows: Iterable[Row]) -> tuple[Row, ...]:
+def merge_rows(rows: Iterable[KernelRow]) -> tuple[KernelRow, ...]:
     """Return rows that say the same in fewer: where all but one key agree, the values of that key become a list."""
     kept = list({repr(row.layer): row for row in rows}.values())
     names = dict.fromkeys(key for row in kept for key in reversed(row.layer) if key not in ("operator", "graph"))
@@ -214,18 +214,18 @@ def merged(rows: Iterable[Row]) -> tuple[Row, ...]:
     return tuple(sorted(kept, key=lambda row: OPERATORS.index(row.layer["operator"])))
 
 
-def _merged_by(name: str, rows: Iterable[Row]) -> Iterator[Row]:
-    alike: dict[str, list[Row]] = {}
+def _merged_by(name: str, rows: Iterable[KernelRow]) -> Iterator[KernelRow]:
+    alike: dict[str, list[KernelRow]] = {}
     for row in rows:
         rest = {key: value for key, value in row.layer.items() if key != name}
         alike.setdefault(repr((rest, name in row.layer, row.runs, row.seen)), []).append(row)
     for group in alike.values():
-        values = [value for row in group for value in as_list(row.layer.get(name))]
+        values = [value for row in group for value in listed_values(row.layer.get(name))]
         together = values[0] if len(values) == 1 else values
-        yield Row({**group[0].layer, name: together} if name in group[0].layer else group[0].layer, group[0].runs, group[0].seen)
+        yield KernelRow({**group[0].layer, name: together} if name in group[0].layer else group[0].layer, group[0].runs, group[0].seen)
 
 
-def _flow(row: Row) -> str:
+def _flow(row: KernelRow) -> str:
     return yaml.safe_dump(msgspec.to_builtins(row), sort_keys=False, default_flow_style=True, width=10_000, allow_unicode=True).strip()
 
 
@@ -256,19 +256,19 @@ class _Builders:
 
 def _answer(asked: _Asked, target: Target, builders: _Builders) -> _Answer:
     form, pairs = asked.form, asked.pairs
-    engine = builders.build(network(form, pairs), target)
+    engine = builders.build(make_network(form, pairs), target)
     if engine.failure:
-        alone = builders.build(network(form, "none"), target)
+        alone = builders.build(make_network(form, "none"), target)
         without = "nor without Q/DQ" if alone.failure else "but does without Q/DQ"
-        return _Answer(Row(form, "refused", f"{last_sentence(engine.failure)} ({without})"), pairs, engine.compiler)
+        return _Answer(KernelRow(form, "refused", f"{shorten_refusal(engine.failure)} ({without})"), pairs, engine.compiler)
     layers = _computing(engine, form)
     seen = " + ".join(dict.fromkeys(map(_seen, layers))) or "no layer of the engine names it"
     if form["operator"] in RECURRENT:
         seen = " + ".join(dict.fromkeys(_seen(layer) if layer.multiplies(_STORED[pairs]) else f"{layer.kind} in float" for layer in layers))
-    return _Answer(Row(form, _runs(form, layers, pairs), seen), pairs, engine.compiler)
+    return _Answer(KernelRow(form, _runs(form, layers, pairs), seen), pairs, engine.compiler)
 
 
-def _computing(engine: Engine, form: Form) -> list[EngineLayer]:
+def _computing(engine: Engine, form: LayerForm) -> list[EngineLayer]:
     """Return the engine layers that compute the measured one; a generated kernel only where there is no other.
 
     A recurrent layer is taken apart by the compiler and its name lost: its products are the matrix
@@ -280,7 +280,7 @@ def _computing(engine: Engine, form: Form) -> list[EngineLayer]:
     return [layer for layer in carrying if layer.kind in _COMPUTING] or carrying
 
 
-def _runs(form: Form, layers: list[EngineLayer], pairs: str) -> str:
+def _runs(form: LayerForm, layers: list[EngineLayer], pairs: str) -> str:
     stored = _STORED[pairs]
     if form["operator"] in WEIGHTED:
         products = {layer.multiplies(stored) for layer in layers}
@@ -298,7 +298,7 @@ def _seen(layer: EngineLayer) -> str:
     return f"{layer.kind} {','.join(read)} -> {','.join(tensor.dtype for tensor in layer.outputs)}"
 
 
-def last_sentence(failure: str) -> str:
+def shorten_refusal(failure: str) -> str:
     """Return what the compiler's words come to, without the name of the operation; more where the end is one word."""
     end = failure.rsplit(": ", 1)[-1]
     return end if " " in end else failure

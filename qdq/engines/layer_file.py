@@ -54,10 +54,12 @@ def read_layer_file(path: Path, target: Target, labels: Mapping[str, str]) -> En
     if not isinstance(layers, list) or not layers:
         raise LayerFileError(f"{path}: holds no 'Layers'; pass what trtexec --exportLayerInfo or the engine inspector writes")
     version = "TensorRT 11 or later" if "I/O Tensors" in content else "TensorRT"
-    return Engine(target, f"{version}, layers of {path.name}", tuple(read_inspector(layers, lambda name, data: named_nodes(name, data, labels), str(path))))
+    return Engine(
+        target, f"{version}, layers of {path.name}", tuple(read_inspector_layers(layers, lambda name, data: find_named_nodes(name, data, labels), str(path)))
+    )
 
 
-def read_inspector(layers: Iterable[Any], nodes: Callable[[str, str], tuple[str, ...]], where: str) -> Iterator[EngineLayer]:
+def read_inspector_layers(layers: Iterable[Any], nodes: Callable[[str, str], tuple[str, ...]], where: str) -> Iterator[EngineLayer]:
     """Yield the layers in the inspector's list; `nodes` finds ONNX nodes in a layer's name and metadata, `where` names the list in messages.
 
     Raises LayerFileError for a layer without detail or of another form.
@@ -77,7 +79,7 @@ def read_inspector(layers: Iterable[Any], nodes: Callable[[str, str], tuple[str,
         )
 
 
-def named_nodes(name: str, metadata: str, labels: Mapping[str, str]) -> tuple[str, ...]:
+def find_named_nodes(name: str, metadata: str, labels: Mapping[str, str]) -> tuple[str, ...]:
     """Return the labels of the ONNX nodes that a layer's name lists, and its metadata, each once, in order."""
     if name.startswith(_COPY):  # it names the layer that it copies for, and does nothing of its own
         return ()

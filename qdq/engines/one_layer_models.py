@@ -1,7 +1,7 @@
 """Networks of one layer, made from a form: what `qdq probe` compiles.
 
 A form is a dictionary in the vocabulary of the kernel tables (docs/kernels.md); a key left out takes
-its value from `USUAL`. Weighted layers have pairs on both operands; other layers lie between an INT8
+its value from `DEFAULT_FORM`. Weighted layers have pairs on both operands; other layers lie between an INT8
 (FP8) input and output of the network, so that the layer's own kernel is seen and not the quantizing
 around it.
 """
@@ -20,17 +20,17 @@ from onnx import TensorProto, helper, numpy_helper
 from qdq.graph.operands import RECURRENT, WEIGHTED
 from qdq.quantizer import E4M3, ELEMENT_TYPES, INT8_LEVELS
 
-Form = dict[str, Any]
+LayerForm = dict[str, Any]
 
 #: Name of the node that is measured in every network.
 LAYER = "layer"
 
 #: What a layer is like where its form does not say.
-USUAL: Form = {
+DEFAULT_FORM: LayerForm = {
     "graph": "float32", "operands": "constant", "spatial": 2, "kernel": 3, "stride": 1, "dilation": 1, "groups": "none",
     "channels": 32, "outputs": 64, "plane": "wide", "rows": 32, "batched": "none", "scales": "usual", "padded": 0, "counted": 0,
 }  # fmt: skip
-USUAL_DECONVOLUTION: Form = {"kernel": 2, "stride": 2}
+DEFAULT_DECONVOLUTION: LayerForm = {"kernel": 2, "stride": 2}
 _OPSET, _IR = 19, 9
 _TYPES = {"float32": (TensorProto.FLOAT, np.float32), "float16": (TensorProto.FLOAT16, np.float16)}
 
@@ -63,14 +63,14 @@ class _Layer(msgspec.Struct, frozen=True):
     attributes: dict[str, Any] = {}
 
 
-def usual(operator: str) -> Form:
+def default_form(operator: str) -> LayerForm:
     """Return the form that keys left out stand for."""
-    return {**USUAL, **(USUAL_DECONVOLUTION if operator == "ConvTranspose" else {})}
+    return {**DEFAULT_FORM, **(DEFAULT_DECONVOLUTION if operator == "ConvTranspose" else {})}
 
 
-def network(form: Form, pairs: str = "int8") -> onnx.ModelProto:
+def make_network(form: LayerForm, pairs: str = "int8") -> onnx.ModelProto:
     """Return the one-layer network of a form with ``int8`` or ``fp8`` pairs; ``none`` gives the float layer."""
-    whole = {**usual(form["operator"]), **form}
+    whole = {**default_form(form["operator"]), **form}
     layer = _BUILDERS.get(form["operator"], _pointwise)(whole)
     return _Network(whole["graph"], pairs).model(form["operator"], layer)
 
@@ -134,25 +134,25 @@ class _Network:
         return result
 
 
-def _plane(form: Form) -> list[int]:
+def _plane(form: LayerForm) -> list[int]:
     side = 1 if form["plane"] == "point" else _SIDE[form["spatial"]]
     return [side] * int(form["spatial"])
 
 
-def _data(form: Form) -> _Operand:
+def _data(form: LayerForm) -> _Operand:
     return _Operand("x", (1, form["channels"], *_plane(form)))
 
 
-def _groups(form: Form) -> int:
+def _groups(form: LayerForm) -> int:
     return {"none": 1, "grouped": 2, "depthwise": int(form["channels"])}[form["groups"]]
 
 
-def _windows(form: Form) -> dict[str, Any]:
+def _windows(form: LayerForm) -> dict[str, Any]:
     spatial = form["spatial"]
     return {"kernel_shape": [form["kernel"]] * spatial, "strides": [form["stride"]] * spatial}
 
 
-def _convolution(form: Form) -> _Layer:
+def _convolution(form: LayerForm) -> _Layer:
     spatial, group, dilation = form["spatial"], _groups(form), form["dilation"]
     outputs = form["channels"] if form["groups"] == "depthwise" else form["outputs"]
     shape = (outputs, form["channels"] // group, *[form["kernel"]] * spatial)
@@ -162,7 +162,7 @@ def _convolution(form: Form) -> _Layer:
     return _Layer((_data(form), _Operand("w", shape, constant, axis)), attributes)
 
 
-def _deconvolution(form: Form) -> _Layer:
+def _deconvolution(form: LayerForm) -> _Layer:
     spatial, group = form["spatial"], _groups(form)
     per_group = 1 if form["groups"] == "depthwise" else form["outputs"] // group
     shape = (form["channels"], per_group, *[form["kernel"]] * spatial)
@@ -171,7 +171,7 @@ def _deconvolution(form: Form) -> _Layer:
     return _Layer((_data(form), _Operand("w", shape, constant, axis)), {**_windows(form), "group": group})
 
 
-def _gemm(form: Form) -> _Layer:
+def _gemm(form: LayerForm) -> _Layer:
     rows, inner, outputs = form["rows"], form["channels"], form["outputs"]
     across, turned = form.get("transA", 0), form.get("transB", 0)
     constant = form["operands"] == "constant"
@@ -183,7 +183,7 @@ def _gemm(form: Form) -> _Layer:
     return _Layer((data, weight, *bias), attributes)
 
 
-def _matmul(form: Form) -> _Layer:
+def _matmul(form: LayerForm) -> _Layer:
     rows, inner, outputs = form["rows"], form["channels"], form["outputs"]
     batch: tuple[int, ...] = {"none": (), "data": (4,), "both": (4,), "heads": (2, 4)}[form["batched"]]
     constant = form["operands"] == "constant"
@@ -192,25 +192,25 @@ def _matmul(form: Form) -> _Layer:
     return _Layer((_Operand("x", (*batch, rows, inner)), _Operand("w", weight, constant, axis)))
 
 
-def _einsum(form: Form) -> _Layer:
+def _einsum(form: LayerForm) -> _Layer:
     rows, inner, outputs = form["rows"], form["channels"], form["outputs"]
     constant = form["operands"] == "constant"
     return _Layer((_Operand("x", (rows, inner)), _Operand("w", (inner, outputs), constant, 1 if constant else None)), {"equation": "ij,jk->ik"})
 
 
-def _pool(form: Form) -> _Layer:
+def _pool(form: LayerForm) -> _Layer:
     attributes = {**_windows(form), "pads": [form["padded"] * (form["kernel"] // 2)] * 2 * form["spatial"]}
     if form["operator"] == "AveragePool":
         attributes["count_include_pad"] = form["counted"]
     return _Layer((_data(form),), attributes)
 
 
-def _spatial_mean(form: Form) -> _Layer:
+def _spatial_mean(form: LayerForm) -> _Layer:
     axes = tuple(range(2, 2 + form["spatial"]))
     return _Layer((_data(form), _Operand("axes", (len(axes),), True, None, False, axes)), {"keepdims": 1})
 
 
-def _recurrent(form: Form) -> _Layer:
+def _recurrent(form: LayerForm) -> _Layer:
     gates = {"LSTM": 4, "GRU": 3, "RNN": 1}[form["operator"]]
     hidden, inner = form["outputs"], form["channels"]
     axis = {"usual": 1, "tensor": None}[form["scales"]]
@@ -219,7 +219,7 @@ def _recurrent(form: Form) -> _Layer:
     return _Layer((_Operand("x", (_STEPS, form["rows"], inner)), weight, recurrence), {"hidden_size": hidden})
 
 
-def _pointwise(form: Form) -> _Layer:
+def _pointwise(form: LayerForm) -> _Layer:
     """Return a layer of any other operator, with the operands and attributes that make it one of common use."""
     data, other = _data(form), _Operand("z", (1, form["channels"], *_plane(form)))
     limits = (_Operand("low", (), True, None, False, (0.0,)), _Operand("high", (), True, None, False, (0.5,)))
@@ -237,7 +237,7 @@ def _pointwise(form: Form) -> _Layer:
     }.get(form["operator"], _Layer((data,)))  # fmt: skip
 
 
-_BUILDERS: dict[str, Callable[[Form], _Layer]] = {
+_BUILDERS: dict[str, Callable[[LayerForm], _Layer]] = {
     "Conv": _convolution, "ConvTranspose": _deconvolution, "Gemm": _gemm, "MatMul": _matmul, "Einsum": _einsum,
     "AveragePool": _pool, "MaxPool": _pool, "LSTM": _recurrent, "GRU": _recurrent, "RNN": _recurrent, "ReduceMean": _spatial_mean,
 }  # fmt: skip

@@ -15,11 +15,11 @@ from pathlib import Path
 import msgspec
 import onnx
 
-from qdq.engines.compilable_model import token_labels, with_labels, write_compilable
+from qdq.engines.compilable_model import find_labels, replace_tokens, write_compilable
 from qdq.engines.engine import Engine, read_layers
 from qdq.engines.rtx_worker import CAN_FORK, CRASHED, CompileAnswer, CompileRequest
 from qdq.errors import CompilerError
-from qdq.graph.bodies import every_node
+from qdq.graph.bodies import all_nodes
 from qdq.graph.source import Source
 from qdq.target import Target
 
@@ -61,13 +61,13 @@ class Compiler:
         if importlib.util.find_spec("tensorrt_rtx") is None:
             raise CompilerError(f"target {target}: TensorRT-RTX is not installed; {_INSTALL}")
         proto = model.model if isinstance(model, Source) else model
-        labels = [label for label, _ in every_node(proto.graph)]
+        labels = [label for label, _ in all_nodes(proto.graph)]
         with tempfile.TemporaryDirectory(prefix="qdq-") as folder:
             path = write_compilable(model, shapes or {}, Path(folder))
             answer = self._answer(CompileRequest(str(path), f"{folder}/answer.json", target.sm), target)
         layers = tuple(read_layers(answer.layers, labels))
-        failure = with_labels(_without_places(answer.failure), labels)
-        return Engine(target, answer.compiler, layers, failure, token_labels(answer.failure, labels))
+        failure = replace_tokens(_without_places(answer.failure), labels)
+        return Engine(target, answer.compiler, layers, failure, find_labels(answer.failure, labels))
 
     def _answer(self, request: CompileRequest, target: Target) -> CompileAnswer:
         process = self._process = self._process or self._start()

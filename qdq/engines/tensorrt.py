@@ -21,17 +21,17 @@ import onnx
 
 from qdq.arrays import Array
 from qdq.engines import layer_file as layerfile
-from qdq.engines.compilable_model import token_labels, write_compilable
+from qdq.engines.compilable_model import find_labels, write_compilable
 from qdq.engines.engine import Engine, EngineLayer
 from qdq.errors import CompilerError, first_line
-from qdq.graph.bodies import every_node
+from qdq.graph.bodies import all_nodes
 from qdq.graph.source import Source
 from qdq.target import Target
 
 _NEEDS = "needs a GPU and TensorRT: pip install 'qdq[tensorrt]'; rtx targets need neither"
 
 
-class Run(msgspec.Struct, frozen=True):
+class EngineRun(msgspec.Struct, frozen=True):
     """An engine that ran on the GPU: its layers, its outputs for each sample, and its speed."""
 
     engine: Engine
@@ -40,7 +40,7 @@ class Run(msgspec.Struct, frozen=True):
     milliseconds: float
 
 
-def run_tensorrt(model: Source, target: Target, feeds: Iterable[Mapping[str, Array]]) -> Run:
+def run_tensorrt(model: Source, target: Target, feeds: Iterable[Mapping[str, Array]]) -> EngineRun:
     """Return what TensorRT makes of a model on the GPU that is present, and what it computes for each sample.
 
     Raises CompilerError where TensorRT or a GPU is missing, or the build is refused.
@@ -57,7 +57,7 @@ def run_tensorrt(model: Source, target: Target, feeds: Iterable[Mapping[str, Arr
             outputs, seconds = zip(*(_timed(runner, sample) for sample in samples), strict=True)
     except (PolygraphyException, RuntimeError) as error:
         raise CompilerError(f"target {target}: {first_line(error)}; {_NEEDS}") from error
-    return Run(built, outputs, float(np.median(seconds)) * 1e3)
+    return EngineRun(built, outputs, float(np.median(seconds)) * 1e3)
 
 
 def compile_tensorrt(model: onnx.ModelProto, target: Target) -> Engine:
@@ -94,11 +94,11 @@ def _build(model: onnx.ModelProto | Source, target: Target, shapes: Mapping[str,
         config = CreateConfig(profiling_verbosity=trt.ProfilingVerbosity.DETAILED)
         engine = EngineFromNetwork(NetworkFromOnnxPath(str(path)), config)()
     text = engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON)
-    layers = tuple(read_inspector(json.loads(text), [label for label, _ in every_node(proto.graph)]))
+    layers = tuple(read_engine_information(json.loads(text), [label for label, _ in all_nodes(proto.graph)]))
     return engine, Engine(target, f"TensorRT {trt.__version__}", layers)
 
 
-def gpu_present() -> bool:
+def is_gpu_present() -> bool:
     """Whether TensorRT is installed and a GPU that CUDA can use is there."""
     if importlib.util.find_spec("tensorrt") is None:
         return False
@@ -110,9 +110,9 @@ def gpu_present() -> bool:
     return driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0 and count.value > 0
 
 
-def read_inspector(content: Mapping[str, Any], labels: list[str]) -> Iterator[EngineLayer]:
+def read_engine_information(content: Mapping[str, Any], labels: list[str]) -> Iterator[EngineLayer]:
     """Yield the layers of an engine inspector's JSON, of TensorRT 8 to 11; `labels` name the nodes that its tokens stand for."""
-    return layerfile.read_inspector(content["Layers"], lambda name, metadata: token_labels(f"{name} {metadata}", labels), "the engine")
+    return layerfile.read_inspector_layers(content["Layers"], lambda name, metadata: find_labels(f"{name} {metadata}", labels), "the engine")
 
 
 def _timed(runner: Any, sample: Mapping[str, Array]) -> tuple[dict[str, Array], float]:

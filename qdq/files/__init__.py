@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from qdq.files.output import check_output, whole, write_whole
+from qdq.files.output import atomic_file, check_output, write_atomic
 from qdq.files.strict_yaml import read_yaml
 
 __all__ = [
+    "atomic_file",
     "check_output",
     "read_yaml",
-    "whole",
-    "write_whole",
+    "write_atomic",
 ]

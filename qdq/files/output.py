@@ -52,23 +52,23 @@ def _same(path: Path, other: Path) -> bool:
     return os.path.realpath(path) == os.path.realpath(other) or (path.exists() and other.exists() and path.samefile(other))
 
 
-def write_whole(path: Path, content: bytes) -> None:
+def write_atomic(path: Path, content: bytes) -> None:
     """Write `content` to `path` through a temporary file beside it, so that a reader sees all of it or none.
 
     Raises UsageError when the system refuses.
     """
-    with whole(path) as temporary:
+    with atomic_file(path) as temporary:
         temporary.write_bytes(content)
 
 
-def copy_whole(source: Path, path: Path) -> None:
+def copy_atomic(source: Path, path: Path) -> None:
     """Copy the file `source` to `path` so that `path` appears whole or not at all; raises UsageError when the system refuses."""
-    with whole(path, parents=True) as temporary:
+    with atomic_file(path, parents=True) as temporary:
         shutil.copyfile(source, temporary)
 
 
 @contextmanager
-def whole(path: Path, parents: bool = False) -> Iterator[Path]:
+def atomic_file(path: Path, parents: bool = False) -> Iterator[Path]:
     """Give a temporary file beside `path` that takes its place at the end, or goes away where something fails before.
 
     Raises UsageError when the system refuses.
@@ -95,7 +95,7 @@ def _prefix(path: Path) -> str:
     return f".qdq-{path.name[:64]}-"
 
 
-def remove_whole(path: Path) -> None:
+def remove_output(path: Path) -> None:
     """Remove a file, where it is there, and what a process that was killed while writing it left beside it."""
     for file in (path, *path.parent.glob(f"{glob.escape(_prefix(path))}*")):
         file.unlink(missing_ok=True)

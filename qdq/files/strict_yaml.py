@@ -11,7 +11,7 @@ import yaml
 from qdq.errors import RuleError, did_you_mean
 
 
-class Located(dict[str, Any]):
+class LocatedMapping(dict[str, Any]):
     """A YAML mapping that remembers its line and that of each key."""
 
     def __init__(self, line: int = 1) -> None:
@@ -24,7 +24,7 @@ class _StrictLoader(yaml.SafeLoader):
     """SafeLoader that refuses repeated keys and keys that are not words, and remembers lines."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = True) -> dict[Hashable, Any]:
-        mapping = Located(node.start_mark.line + 1)
+        mapping = LocatedMapping(node.start_mark.line + 1)
         for key_node, value_node in node.value:
             key, line = self.construct_object(key_node, deep=True), key_node.start_mark.line + 1
             if not isinstance(key, str):
@@ -46,7 +46,7 @@ _StrictLoader.add_constructor("tag:yaml.org,2002:map", _StrictLoader.construct_m
 
 
 def read_documents(path: Path) -> list[tuple[int, Any]]:
-    """Return the line and content of each document in a YAML file, mappings as `Located`; raises RuleError with file and line."""
+    """Return the line and content of each document in a YAML file, mappings as `LocatedMapping`; raises RuleError with file and line."""
     try:
         loader = _StrictLoader(path.read_text(encoding="utf-8"))
         documents = []
@@ -72,7 +72,7 @@ def read_yaml(path: Path) -> Any:
     return documents[0][1] if documents else None
 
 
-def known_keys(mapping: Located, known: Iterable[str], required: Iterable[str] = ()) -> None:
+def require_known_keys(mapping: LocatedMapping, known: Iterable[str], required: Iterable[str] = ()) -> None:
     """Raise RuleError, from its line on, for a key that is not known or a required one that is missing."""
     known = tuple(known)
     for key in mapping:
@@ -83,7 +83,7 @@ def known_keys(mapping: Located, known: Iterable[str], required: Iterable[str] =
             raise RuleError(f"{mapping.line}: the key {key!r} is missing")
 
 
-def text(mapping: Located, key: str) -> str:
+def read_text(mapping: LocatedMapping, key: str) -> str:
     """Return the text behind a key, white space folded; raises RuleError, from its line on, for anything else."""
     value = mapping[key]
     if not isinstance(value, str) or not value.strip():
@@ -91,7 +91,7 @@ def text(mapping: Located, key: str) -> str:
     return " ".join(value.split())
 
 
-def one_of(mapping: Located, key: str, known: Iterable[str]) -> Any:
+def read_choice(mapping: LocatedMapping, key: str, known: Iterable[str]) -> Any:
     """Return the value behind a key if it is one of `known`; raises RuleError, from its line on, if not."""
     value, known = mapping[key], tuple(known)
     if value not in known:
@@ -99,7 +99,7 @@ def one_of(mapping: Located, key: str, known: Iterable[str]) -> Any:
     return value
 
 
-def words(mapping: Located, key: str, check: Callable[[str], str] = str) -> tuple[str, ...]:
+def read_words(mapping: LocatedMapping, key: str, check: Callable[[str], str] = str) -> tuple[str, ...]:
     """Return the word or list of words behind a key, none where it is missing; `check` may raise RuleError for each."""
     if key not in mapping:
         return ()
@@ -117,8 +117,8 @@ def words(mapping: Located, key: str, check: Callable[[str], str] = str) -> tupl
 _FAST = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
-def parse_texts(content: bytes) -> Any:
-    """Return one YAML document as `Located` mappings, lists and texts: every scalar stays the text that it is.
+def parse_text_yaml(content: bytes) -> Any:
+    """Return one YAML document as `LocatedMapping` mappings, lists and texts: every scalar stays the text that it is.
 
     Raises RuleError, from its line on, for a repeated key, an alias, a tag or a second document, and
     yaml.YAMLError for what is no YAML.
@@ -143,7 +143,7 @@ def _texts(event: yaml.Event, events: Iterator[yaml.Event]) -> Any:
         while not isinstance(event := next(events), yaml.SequenceEndEvent):
             items.append(_texts(event, events))
         return items
-    mapping = Located(_line(event))
+    mapping = LocatedMapping(_line(event))
     while not isinstance(event := next(events), yaml.MappingEndEvent):
         key = _texts(event, events)
         if not isinstance(key, str):

@@ -13,12 +13,12 @@ from qdq.arrays import Array
 from qdq.errors import ModelError, first_line
 
 
-def qualified(graph: str, name: str) -> str:
+def qualified_name(graph: str, name: str) -> str:
     """Return a name behind the path of the body it stands in; in the main graph the name alone."""
     return f"{graph}/{name}" if graph else name
 
 
-def bodies_of(node: onnx.NodeProto) -> tuple[tuple[str, onnx.GraphProto], ...]:
+def node_bodies(node: onnx.NodeProto) -> tuple[tuple[str, onnx.GraphProto], ...]:
     """Return the graphs that a node carries as attributes, by attribute name."""
     single = [(a.name, a.g) for a in node.attribute if a.HasField("g")]
     listed = [(f"{a.name}.{i}", g) for a in node.attribute for i, g in enumerate(a.graphs)]
@@ -38,26 +38,26 @@ def node_labels(graph: onnx.GraphProto) -> list[str]:
     return labels
 
 
-def every_node(graph: onnx.GraphProto, path: str = "") -> Iterator[tuple[str, onnx.NodeProto]]:
+def all_nodes(graph: onnx.GraphProto, path: str = "") -> Iterator[tuple[str, onnx.NodeProto]]:
     """Yield the nodes of a graph, then those of its bodies, each with its label behind the body's path."""
     labels = node_labels(graph)
-    yield from ((qualified(path, label), node) for label, node in zip(labels, graph.node, strict=True))
+    yield from ((qualified_name(path, label), node) for label, node in zip(labels, graph.node, strict=True))
     for label, node in zip(labels, graph.node, strict=True):
-        for name, body in bodies_of(node):
-            yield from every_node(body, qualified(path, f"{label}.{name}"))
+        for name, body in node_bodies(node):
+            yield from all_nodes(body, qualified_name(path, f"{label}.{name}"))
 
 
-def captured(body: onnx.GraphProto) -> set[str]:
+def captured_names(body: onnx.GraphProto) -> set[str]:
     """Return the names that a body reads from the graphs around it."""
     made = {i.name for i in body.input} | {t.name for t in body.initializer} | {o for n in body.node for o in n.output}
     read = {i for n in body.node for i in n.input} | {o.name for o in body.output}
     for node in body.node:
-        for _, inner in bodies_of(node):
-            read |= captured(inner)
+        for _, inner in node_bodies(node):
+            read |= captured_names(inner)
     return read - made - {""}
 
 
-def stored_values(tensor: onnx.TensorProto, model: str, folder: Path | None) -> Array:
+def read_tensor_values(tensor: onnx.TensorProto, model: str, folder: Path | None) -> Array:
     """Return the values of a tensor that lies in a model, or in a file beside it; raises ModelError where they cannot be read."""
     try:
         return numpy_helper.to_array(tensor, base_dir=str(folder) if folder else "")

@@ -17,12 +17,12 @@ import onnx
 
 from qdq.arrays import Array
 from qdq.errors import ModelError, first_line
-from qdq.graph.bodies import bodies_of, captured, node_labels, qualified, stored_values
+from qdq.graph.bodies import captured_names, node_bodies, node_labels, qualified_name, read_tensor_values
 from qdq.graph.shape_inference import LARGEST_FOLDED_BYTES, declared_type, infer_types
 from qdq.graph.source import Source
 
 #: Element type and dimensions, as `elem_type` and `shape` give them.
-Type = tuple[int, tuple[int | None, ...] | None]
+TensorType = tuple[int, tuple[int | None, ...] | None]
 
 _UNFOLDABLE_PREFIXES = ("Random", "Multinomial", "Bernoulli")
 
@@ -38,12 +38,12 @@ class Edge(msgspec.Struct, frozen=True, order=True):
     tensor: str
 
     def __str__(self) -> str:
-        return f"{self.tensor} -> {qualified(self.graph, self.node)}[{self.slot}]"
+        return f"{self.tensor} -> {qualified_name(self.graph, self.node)}[{self.slot}]"
 
     @property
-    def read(self) -> str:
+    def qualified_tensor(self) -> str:
         """The tensor as it is read here: its name, in a body behind the body's path. Ranges and scales go by it."""
-        return qualified(self.graph, self.tensor)
+        return qualified_name(self.graph, self.tensor)
 
 
 class Node:
@@ -71,7 +71,7 @@ class Node:
     @property
     def bodies(self) -> tuple[tuple[str, onnx.GraphProto], ...]:
         """The graphs that the node carries as attributes, by attribute name."""
-        return bodies_of(self.proto)
+        return node_bodies(self.proto)
 
 
 class GraphIndex:
@@ -88,7 +88,7 @@ class GraphIndex:
     ) -> None:
         self.source = source
         #: Shapes that inputs of the main graph are taken to have.
-        self.given_shapes = dict(shapes or {})
+        self.input_shapes = dict(shapes or {})
         #: "" for the main graph, else the path of the body, as in ``if_3.then_branch``.
         self.path = path
         #: The index of the graph around a body.
@@ -138,15 +138,15 @@ class GraphIndex:
         """Return the node that an edge goes into."""
         return self.scope(edge).by_label[edge.node]
 
-    def edges_of(self, tensor: str) -> tuple[Edge, ...]:
+    def edges_from(self, tensor: str) -> tuple[Edge, ...]:
         """Return the edges of this graph that read a tensor, in node order."""
         return tuple(self.edge(node, slot) for node, slot in self.consumers.get(tensor, ()) if slot >= 0)
 
-    def defining(self, tensor: str) -> GraphIndex:
+    def defining_scope(self, tensor: str) -> GraphIndex:
         """Return the index of the graph that a tensor is made in: this one, or one around it."""
         if self.outer is None or tensor in self.producers or tensor in self.inputs or tensor in self.initializers:
             return self
-        return self.outer.defining(tensor)
+        return self.outer.defining_scope(tensor)
 
     def sole_consumer(self, tensor: str) -> Node | None:
         """Return the one node that reads a tensor, or None if several do, or it is a graph output or unread."""
@@ -155,14 +155,14 @@ class GraphIndex:
 
     def is_constant(self, tensor: str) -> bool:
         """Whether a tensor's value follows from the file alone: an initializer, a Constant, or made of such."""
-        return tensor in self.defining(tensor).constants
+        return tensor in self.defining_scope(tensor).constants
 
     def constant(self, tensor: str) -> Array:
         """Return the value of a constant tensor, following Identity, Reshape, Transpose, Cast and the like.
 
         Raises ModelError where its data cannot be read or computed.
         """
-        if (home := self.defining(tensor)) is not self:
+        if (home := self.defining_scope(tensor)) is not self:
             return home.constant(tensor)
         if tensor not in self._values:
             self._values[tensor] = _evaluate(self, tensor)
@@ -190,11 +190,11 @@ class GraphIndex:
         """Whether a tensor holds float32 or float16 values, as far as type inference can tell."""
         return self.elem_type(tensor) in (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16)
 
-    def _type(self, tensor: str) -> Type:
-        return self.defining(tensor)._types.get(tensor, (0, None))
+    def _type(self, tensor: str) -> TensorType:
+        return self.defining_scope(tensor)._types.get(tensor, (0, None))
 
     @cached_property
-    def _types(self) -> dict[str, Type]:
+    def _types(self) -> dict[str, TensorType]:
         inferred = self._inferred
         found = {v.name: declared_type(v) for v in (*inferred.value_info, *inferred.input, *inferred.output)}
         found.update({name: (t.data_type, tuple(t.dims)) for name, t in self.initializers.items()})
@@ -204,15 +204,15 @@ class GraphIndex:
     def _inferred(self) -> onnx.GraphProto:
         """This graph with the types that inference found."""
         if self.outer is None:
-            return infer_types(self.source.model, self.graph, self.given_shapes)
+            return infer_types(self.source.model, self.graph, self.input_shapes)
         if self.outer.nodes[self.position].op == "Loop":  # seen from the Loop, inference forgets the shapes of its state, declared or not
             return infer_types(self.source.model, _with_captured(self.graph, self.outer), {})
-        bodies = bodies_of(self.outer._inferred.node[self.position])
+        bodies = node_bodies(self.outer._inferred.node[self.position])
         return next(body for name, body in bodies if self.path.endswith(f".{name}"))
 
 
 def _body_index(around: GraphIndex, node: Node, name: str, body: onnx.GraphProto) -> GraphIndex:
-    return GraphIndex(around.source, None, body, qualified(around.path, f"{node.label}.{name}"), around, node.position)
+    return GraphIndex(around.source, None, body, qualified_name(around.path, f"{node.label}.{name}"), around, node.position)
 
 
 def _consumers(nodes: tuple[Node, ...]) -> dict[str, list[tuple[Node, int]]]:
@@ -222,7 +222,7 @@ def _consumers(nodes: tuple[Node, ...]) -> dict[str, list[tuple[Node, int]]]:
         for slot, tensor in enumerate(node.inputs):
             readers.setdefault(tensor, []).append((node, slot))
         for _, body in node.bodies:
-            for tensor in sorted(captured(body)):
+            for tensor in sorted(captured_names(body)):
                 readers.setdefault(tensor, []).append((node, -1))
     return readers
 
@@ -231,7 +231,7 @@ def _constant_names(index: GraphIndex) -> set[str]:
     names = set(index.initializers)
 
     def known(tensor: str) -> bool:
-        return tensor in names or (index.outer is not None and (home := index.defining(tensor)) is not index and tensor in home.constants)
+        return tensor in names or (index.outer is not None and (home := index.defining_scope(tensor)) is not index and tensor in home.constants)
 
     for node in index.nodes:
         foldable = node.proto.domain in ("", "ai.onnx") and (not node.bodies or node.op == "If") and not node.op.startswith(_UNFOLDABLE_PREFIXES)
@@ -242,18 +242,18 @@ def _constant_names(index: GraphIndex) -> set[str]:
 
 def _reads(node: Node) -> tuple[str, ...]:
     """Return what a node reads, in its bodies too."""
-    inside = {name for _, body in node.bodies for name in captured(body)}
+    inside = {name for _, body in node.bodies for name in captured_names(body)}
     return (*filter(None, node.inputs), *sorted(inside.difference(node.inputs)))
 
 
 def _evaluate(index: GraphIndex, tensor: str) -> Array:
     try:
         if tensor in index.initializers:
-            return stored_values(index.initializers[tensor], index.source.name, index.source.folder)
+            return read_tensor_values(index.initializers[tensor], index.source.name, index.source.folder)
         node = index.producers[tensor]
         value = node.attribute("value") if node.op == "Constant" else None
         if value is not None:
-            return stored_values(value, index.source.name, None)
+            return read_tensor_values(value, index.source.name, None)
         if node.op in ("Shape", "Size") and (dims := _known_dims(index, node.inputs[0])) is not None:
             return np.array(math.prod(dims) if node.op == "Size" else dims[slice(node.attribute("start"), node.attribute("end"))], np.int64)
         return _run_node(index, node)[node.outputs.index(tensor)]
@@ -283,8 +283,8 @@ def _with_captured(body: onnx.GraphProto, around: GraphIndex) -> onnx.GraphProto
     """Return a copy of a body that stands alone: what it reads from outside is an input, or an initializer where it is small."""
     copy = onnx.GraphProto()
     copy.CopyFrom(body)
-    for name in sorted(captured(body)):
-        stored = around.defining(name).initializers.get(name)
+    for name in sorted(captured_names(body)):
+        stored = around.defining_scope(name).initializers.get(name)
         if stored is not None and stored.ByteSize() <= LARGEST_FOLDED_BYTES:
             copy.initializer.append(stored)
         elif around.elem_type(name):

@@ -8,7 +8,7 @@ import msgspec
 
 from qdq.graph.index import GraphIndex, Node
 from qdq.graph.operands import CONVOLUTIONS, MATRIX_PRODUCTS, operands
-from qdq.graph.patterns import MOVES_VALUES, behind_moves, once
+from qdq.graph.patterns import MOVES_VALUES, cached_per_graph, find_producer_before_moves
 
 _MATRIX = 2
 
@@ -23,7 +23,7 @@ class Channels(msgspec.Struct, frozen=True):
     groups: int
 
 
-def channels(index: GraphIndex, node: Node) -> Channels | None:
+def convolution_channels(index: GraphIndex, node: Node) -> Channels | None:
     """Return the channels of a Conv or ConvTranspose, or None for other nodes and unknown weights."""
     if node.op not in CONVOLUTIONS or not operands(index, node):
         return None
@@ -49,7 +49,7 @@ def reads_graph_input(index: GraphIndex, node: Node) -> bool:
     return tensor in index.inputs
 
 
-def columns(index: GraphIndex, node: Node) -> tuple[int, int] | None:
+def product_sizes(index: GraphIndex, node: Node) -> tuple[int, int] | None:
     """Return K and N of a Gemm or MatMul: how many products each value sums, and how many values a row holds. None where unknown."""
     weight = index.shape(node.inputs[1]) if node.op in MATRIX_PRODUCTS and operands(index, node) else None
     if weight is None or len(weight) < _MATRIX or weight[-1] is None or weight[-2] is None:
@@ -58,7 +58,7 @@ def columns(index: GraphIndex, node: Node) -> tuple[int, int] | None:
     return (weight[-1], weight[-2]) if turned else (weight[-2], weight[-1])
 
 
-def rows(index: GraphIndex, node: Node) -> int | None:
+def product_rows(index: GraphIndex, node: Node) -> int | None:
     """Return M of a Gemm or MatMul with a constant right operand: the rows of all matrices of its left one. None where unknown."""
     if node.op not in MATRIX_PRODUCTS or not operands(index, node) or not index.is_constant(node.inputs[1]):
         return None
@@ -79,7 +79,7 @@ def attention_length(index: GraphIndex, node: Node) -> int | None:
     return shape[-1] if shape else None
 
 
-@once
+@cached_per_graph
 def layers_to_output(index: GraphIndex) -> dict[str, int]:
     """Return for each node the fewest weighted operators, itself included, on a way from it to an output of the main graph."""
     known: dict[str, int] = {}
@@ -108,5 +108,5 @@ def _leads_to_softmax(index: GraphIndex, node: Node) -> bool:
 
 
 def _comes_from_softmax(index: GraphIndex, node: Node) -> bool:
-    maker = behind_moves(index, node.inputs[0])
+    maker = find_producer_before_moves(index, node.inputs[0])
     return maker is not None and maker.op == "Softmax"

@@ -44,7 +44,7 @@ def load(model: ModelLike) -> Source:
     return Source(None, raised, hashlib.sha256(canonical_bytes(proto)).hexdigest(), notes, given_opset=default_opset(proto))
 
 
-def raise_source(source: Source, opset: int) -> Source:
+def raise_source_opset(source: Source, opset: int) -> Source:
     """Return a Source whose model has at least this opset: itself where it has; raises ModelError where that cannot be."""
     if default_opset(source.model) >= opset:
         return source

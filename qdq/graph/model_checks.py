@@ -12,7 +12,7 @@ from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 
 from qdq.errors import ModelError, first_line
 from qdq.graph.opset import default_opset
-from qdq.graph.source import every_tensor, external_tensors
+from qdq.graph.source import all_tensors, external_tensors
 
 #: Bytes of one element, of the types that weights usually have.
 _ITEM_BYTES: dict[int, int] = {
@@ -61,7 +61,7 @@ def _graphs(graph: onnx.GraphProto, path: str = "") -> Iterator[tuple[str, onnx.
 
 def check_weights(model: onnx.ModelProto) -> None:
     """Raise ModelError for a weight of no known type, or with less data than its dimensions need."""
-    for tensor in every_tensor(model.graph):
+    for tensor in all_tensors(model.graph):
         if tensor.data_type not in onnx.TensorProto.DataType.values():
             raise ModelError(f"is damaged: weight {tensor.name!r} has the unknown type {tensor.data_type}; export or download it again")
         needed = math.prod(tensor.dims) * _ITEM_BYTES.get(tensor.data_type, 0)

@@ -14,20 +14,20 @@ import numpy as np
 import onnx
 from onnx import TensorProto
 
-from qdq.graph.bodies import every_node, qualified
+from qdq.graph.bodies import all_nodes, qualified_name
 from qdq.graph.index import GraphIndex, Node
 
 #: The path of a graph and the label of a node in it.
-Place = tuple[str, str]
+NodePlace = tuple[str, str]
 
 #: Stored integers up to this many bytes are told apart by their values: axes, shapes and the like.
 _SMALL = 256
 _WHOLE = (TensorProto.INT64, TensorProto.INT32)
 
 
-def match_nodes(old: GraphIndex, new: GraphIndex) -> dict[Place, Place]:
+def match_nodes(old: GraphIndex, new: GraphIndex) -> dict[NodePlace, NodePlace]:
     """Return the place in the older model of every node of the newer one that is in both, those in bodies too."""
-    found: dict[Place, Place] = {}
+    found: dict[NodePlace, NodePlace] = {}
     for was, now in _matched(old, new):
         found[new.path, now.label] = (old.path, was.label)
         bodies = {name for name, _ in was.bodies}
@@ -38,7 +38,7 @@ def match_nodes(old: GraphIndex, new: GraphIndex) -> dict[Place, Place]:
 
 
 def _body(index: GraphIndex, node: Node, name: str) -> GraphIndex:
-    return index.scopes[qualified(index.path, f"{node.label}.{name}")]
+    return index.scopes[qualified_name(index.path, f"{node.label}.{name}")]
 
 
 def _matched(old: GraphIndex, new: GraphIndex) -> list[tuple[Node, Node]]:
@@ -134,7 +134,7 @@ def _attribute(attribute: onnx.AttributeProto) -> tuple[str, Hashable]:
         return attribute.name, repr(_tensor(attribute.t))
     bodies = [attribute.g] if attribute.HasField("g") else list(attribute.graphs)
     if bodies:
-        return attribute.name, " ".join(node.op_type for body in bodies for _, node in every_node(body))
+        return attribute.name, " ".join(node.op_type for body in bodies for _, node in all_nodes(body))
     return attribute.name, attribute.SerializeToString().hex()
 
 

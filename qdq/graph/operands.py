@@ -127,7 +127,7 @@ def input_channel_axis(index: GraphIndex, node: Node) -> int | None:
     return (index.rank(node.inputs[0]) or 0) - 1
 
 
-def by_channels(node: Node, weight: Array) -> Array | None:
+def reshape_by_channels(node: Node, weight: Array) -> Array | None:
     """Return a weight of slot 1 as [output channels, input channels of one group, taps], or None for other layouts."""
     if node.op == "Conv":
         return weight.reshape(weight.shape[0], weight.shape[1], -1)

@@ -8,14 +8,14 @@ from collections.abc import Collection
 import msgspec
 import onnx
 
-from qdq.graph.bodies import bodies_of
+from qdq.graph.bodies import node_bodies
 from qdq.graph.metadata import LEVELS_KEY, RULE_KEY
 from qdq.graph.quantized_operators import DEQUANTIZE, QUANTIZE
 
 PAIR_OPERATORS = (QUANTIZE, DEQUANTIZE)
 
 
-class FoundPair(msgspec.Struct, frozen=True):
+class QdqPair(msgspec.Struct, frozen=True):
     """A DequantizeLinear and the QuantizeLinear before it, or the stored integers it reads."""
 
     #: Positions in the graph's node list; no `q` where integers are stored.
@@ -41,7 +41,7 @@ class FoundPair(msgspec.Struct, frozen=True):
     levels: tuple[int, int] | None = None
 
 
-def find_pairs(graph: onnx.GraphProto, around: Collection[str] = ()) -> tuple[FoundPair, ...]:
+def find_pairs(graph: onnx.GraphProto, around: Collection[str] = ()) -> tuple[QdqPair, ...]:
     """Return the pairs of a graph in node order; bodies are not entered. `around` names the constants of the graphs around it."""
     producers = {name: i for i, node in enumerate(graph.node) for name in node.output}
     stored = {*stored_tensors(graph), *around}
@@ -66,15 +66,15 @@ def stored_tensors(graph: onnx.GraphProto) -> dict[str, onnx.TensorProto]:
     return stored
 
 
-def dangling(graph: onnx.GraphProto, around: Collection[str] = ()) -> tuple[str, ...]:
+def find_dangling_halves(graph: onnx.GraphProto, around: Collection[str] = ()) -> tuple[str, ...]:
     """Return the names of Q and DQ nodes that belong to no pair, those in bodies too."""
     paired = {i for p in find_pairs(graph, around) for i in (p.q, p.dq)}
     alone = [n.name or f"#{i}" for i, n in enumerate(graph.node) if n.op_type in PAIR_OPERATORS and i not in paired]
     known = {*stored_tensors(graph), *around}
-    return (*alone, *(name for node in graph.node for _, body in bodies_of(node) for name in dangling(body, known)))
+    return (*alone, *(name for node in graph.node for _, body in node_bodies(node) for name in find_dangling_halves(body, known)))
 
 
-def readers(graph: onnx.GraphProto) -> Counter[str]:
+def count_readers(graph: onnx.GraphProto) -> Counter[str]:
     """Return how often each tensor is read by nodes, bodies and graph outputs."""
     count = Counter(o.name for o in graph.output)
     _count_reads(graph, count)
@@ -84,14 +84,14 @@ def readers(graph: onnx.GraphProto) -> Counter[str]:
 def _count_reads(graph: onnx.GraphProto, count: Counter[str]) -> None:
     for node in graph.node:
         count.update(node.input)
-        for _, body in bodies_of(node):
+        for _, body in node_bodies(node):
             count.update(o.name for o in body.output)
             _count_reads(body, count)
 
 
-def _pair(dq: onnx.NodeProto, dq_position: int, q: onnx.NodeProto | None, q_position: int | None) -> FoundPair:
+def _pair(dq: onnx.NodeProto, dq_position: int, q: onnx.NodeProto | None, q_position: int | None) -> QdqPair:
     written = {p.key: p.value for p in dq.metadata_props}
-    return FoundPair(
+    return QdqPair(
         q=q_position,
         dq=dq_position,
         tensor=q.input[0] if q else dq.input[0],

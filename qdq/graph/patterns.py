@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import TypeVar
 from weakref import WeakKeyDictionary
 
-from qdq.graph.bodies import captured
+from qdq.graph.bodies import captured_names
 from qdq.graph.index import Edge, GraphIndex, Node
 from qdq.graph.operands import operands
 
@@ -34,7 +34,7 @@ _PLANE = 2
 _Found = TypeVar("_Found")
 
 
-def once(function: Callable[[GraphIndex], _Found]) -> Callable[[GraphIndex], _Found]:
+def cached_per_graph(function: Callable[[GraphIndex], _Found]) -> Callable[[GraphIndex], _Found]:
     """Keep what a function found in a graph for as long as the graph is kept."""
     known: WeakKeyDictionary[GraphIndex, _Found] = WeakKeyDictionary()
 
@@ -47,8 +47,8 @@ def once(function: Callable[[GraphIndex], _Found]) -> Callable[[GraphIndex], _Fo
     return kept
 
 
-@once
-def multiplied(index: GraphIndex) -> dict[str, Edge]:
+@cached_per_graph
+def multiplied_tensors(index: GraphIndex) -> dict[str, Edge]:
     """Return the tensors of a graph that weighted operators multiply, each with the first edge that does."""
     found: dict[str, Edge] = {}
     for node in index.nodes:
@@ -57,7 +57,7 @@ def multiplied(index: GraphIndex) -> dict[str, Edge]:
     return found
 
 
-def commutes(index: GraphIndex, node: Node) -> bool:
+def can_commute_with_quantization(index: GraphIndex, node: Node) -> bool:
     """Whether quantizing before a node gives what quantizing behind it gives, for one scale.
 
     It does for operators that move, pick or repeat values: TensorRT documents it for MaxPool
@@ -71,7 +71,7 @@ def commutes(index: GraphIndex, node: Node) -> bool:
     return node.op in MOVES_VALUES or node.op in PICKS_VALUES
 
 
-def axis_before(index: GraphIndex, node: Node, axis: int | None) -> int | None:
+def trace_axis_to_input(index: GraphIndex, node: Node, axis: int | None) -> int | None:
     """Return the axis of the input that becomes an axis of the output where a node only moves values; None where none does."""
     before, after = index.shape(node.inputs[0]), index.shape(node.outputs[0])
     if axis is None or node.op == "Identity":
@@ -86,7 +86,7 @@ def axis_before(index: GraphIndex, node: Node, axis: int | None) -> int | None:
     return next((i for i, d in enumerate(before) if d == size and math.prod(x or 0 for x in before[:i]) == ahead), None)
 
 
-def behind_moves(index: GraphIndex, tensor: str) -> Node | None:
+def find_producer_before_moves(index: GraphIndex, tensor: str) -> Node | None:
     """Return the node that makes a tensor, operators that only move values left out; None for a graph input or constant."""
     node = index.producers.get(tensor)
     while node is not None and node.op in MOVES_VALUES:
@@ -94,7 +94,7 @@ def behind_moves(index: GraphIndex, tensor: str) -> Node | None:
     return node
 
 
-@once
+@cached_per_graph
 def normalization_nodes(index: GraphIndex) -> frozenset[str]:
     """Return the labels of normalisations and of the nodes that others were decomposed into."""
     found = {node.label for node in index.nodes if node.op in NORMALIZATIONS}
@@ -104,7 +104,7 @@ def normalization_nodes(index: GraphIndex) -> frozenset[str]:
     return frozenset(found)
 
 
-@once
+@cached_per_graph
 def gelu_nodes(index: GraphIndex) -> frozenset[str]:
     """Return the labels of Gelu nodes and of those that spell Gelu with Erf or with Tanh (Hendrycks and Gimpel, arXiv:1606.08415)."""
     found = {node.label for node in index.nodes if node.op in ("Gelu", "com.microsoft.Gelu", "com.microsoft.FastGelu")}
@@ -114,7 +114,7 @@ def gelu_nodes(index: GraphIndex) -> frozenset[str]:
     return frozenset(found)
 
 
-@once
+@cached_per_graph
 def tail_nodes(index: GraphIndex) -> frozenset[str]:
     """Return the labels of the nodes behind the last weighted ones: no weighted operator reads what they make.
 
@@ -127,7 +127,7 @@ def tail_nodes(index: GraphIndex) -> frozenset[str]:
     waiting = [index.by_label[label] for label in before]
     while waiting:
         node = waiting.pop()
-        for tensor in (*node.inputs, *(name for _, body in node.bodies for name in captured(body))):
+        for tensor in (*node.inputs, *(name for _, body in node.bodies for name in captured_names(body))):
             maker = index.producers.get(tensor)
             if maker is not None and maker.label not in before:
                 before.add(maker.label)
@@ -135,33 +135,33 @@ def tail_nodes(index: GraphIndex) -> frozenset[str]:
     return frozenset(node.label for node in index.nodes if node.label not in before)
 
 
-def gated(index: GraphIndex, node: Node) -> tuple[str, str] | None:
+def find_gate(index: GraphIndex, node: Node) -> tuple[str, str] | None:
     """Return the gate and the gated tensor of a Mul by a Sigmoid or HardSigmoid, also one spelled as Clip(x + 3, 0, 6) / 6, else None."""
     if node.op != "Mul" or len(node.inputs) != 2:  # noqa: PLR2004 two factors
         return None
     for gate, other in (node.inputs, node.inputs[::-1]):
-        if not index.is_constant(other) and _is_gate(index, behind_moves(index, gate)):
+        if not index.is_constant(other) and _is_gate(index, find_producer_before_moves(index, gate)):
             return gate, other
     return None
 
 
-def self_gated(index: GraphIndex, node: Node) -> str | None:
+def find_self_gated(index: GraphIndex, node: Node) -> str | None:
     """Return the tensor that a node multiplies by the Sigmoid or HardSigmoid of itself, as in SiLU; None for other nodes."""
-    pair = gated(index, node)
+    pair = find_gate(index, node)
     maker = index.producers.get(pair[0]) if pair else None
     return pair[1] if pair and maker is not None and maker.inputs[0] == pair[1] else None
 
 
-def gates_channels(index: GraphIndex, node: Node) -> bool:
+def is_channel_gate(index: GraphIndex, node: Node) -> bool:
     """Whether a node is the Mul of a squeeze-and-excite block: its gate holds one value for each channel (Hu et al., arXiv:1709.01507)."""
-    pair = gated(index, node)
+    pair = find_gate(index, node)
     gate, data = (index.shape(t) for t in pair) if pair else (None, None)
     if gate is None or len(gate) <= _PLANE or (data is not None and len(data) != len(gate)):
         return False
     return all(size == 1 for size in gate[_PLANE:]) and (data is None or gate[_PLANE:] != data[_PLANE:])
 
 
-@once
+@cached_per_graph
 def attention_masks(index: GraphIndex) -> frozenset[str]:
     """Return the labels of the Adds of a mask or a bias to attention scores: those that lead to a Softmax through moves, scaling and other such Adds."""
     found: set[str] = set()

@@ -22,7 +22,7 @@ class Operand(msgspec.Struct, frozen=True):
     zero_point: int
 
 
-class Form(msgspec.Struct, frozen=True):
+class FloatForm(msgspec.Struct, frozen=True):
     """How a quantized operator reads as a float one."""
 
     op: str
@@ -44,24 +44,24 @@ _UNARY = (Operand(0, 1, 2),)
 
 #: By operator, whatever its domain: ONNX's QLinearConv and QLinearMatMul, and what ONNX Runtime writes (ContribOperators.md).
 _FORMS = {
-    "QLinearConv": Form("Conv", _BINARY, (6, 7), bias=8, axis=0),
-    "QLinearMatMul": Form("MatMul", _BINARY, (6, 7)),
-    "QLinearAdd": Form("Add", _BINARY, (6, 7)),
-    "QLinearMul": Form("Mul", _BINARY, (6, 7)),
-    "QLinearSigmoid": Form("Sigmoid", _UNARY, (3, 4)),
-    "QLinearLeakyRelu": Form("LeakyRelu", _UNARY, (3, 4)),
-    "QLinearAveragePool": Form("AveragePool", _UNARY, (3, 4)),
-    "QLinearGlobalAveragePool": Form("GlobalAveragePool", _UNARY, (3, 4)),
-    "QLinearSoftmax": Form("Softmax", _UNARY, (3, 4)),
-    "QLinearReduceMean": Form("ReduceMean", _UNARY, (3, 4)),
-    "QLinearWhere": Form("Where", (Operand(1, 2, 3), Operand(4, 5, 6)), (7, 8), first=0),
+    "QLinearConv": FloatForm("Conv", _BINARY, (6, 7), bias=8, axis=0),
+    "QLinearMatMul": FloatForm("MatMul", _BINARY, (6, 7)),
+    "QLinearAdd": FloatForm("Add", _BINARY, (6, 7)),
+    "QLinearMul": FloatForm("Mul", _BINARY, (6, 7)),
+    "QLinearSigmoid": FloatForm("Sigmoid", _UNARY, (3, 4)),
+    "QLinearLeakyRelu": FloatForm("LeakyRelu", _UNARY, (3, 4)),
+    "QLinearAveragePool": FloatForm("AveragePool", _UNARY, (3, 4)),
+    "QLinearGlobalAveragePool": FloatForm("GlobalAveragePool", _UNARY, (3, 4)),
+    "QLinearSoftmax": FloatForm("Softmax", _UNARY, (3, 4)),
+    "QLinearReduceMean": FloatForm("ReduceMean", _UNARY, (3, 4)),
+    "QLinearWhere": FloatForm("Where", (Operand(1, 2, 3), Operand(4, 5, 6)), (7, 8), first=0),
 }
 
 #: Operators that multiply integers and leave their scales to the nodes behind them.
 INTEGER_PRODUCTS = {"MatMulInteger": "MatMul", "ConvInteger": "Conv"}
 
 #: Operators that quantize what they read while they run.
-DYNAMIC = ("DynamicQuantizeLinear", "DynamicQuantizeMatMul", "DynamicQuantizeLSTM")
+DYNAMIC_OPERATORS = ("DynamicQuantizeLinear", "DynamicQuantizeMatMul", "DynamicQuantizeLSTM")
 
 #: Quantized operators of ONNX Runtime that have no Q/DQ form here.
 _OTHERS = (
@@ -80,7 +80,7 @@ _SOFTMAX_OPSET = 13
 
 def is_quantized_operator(node: onnx.NodeProto) -> bool:
     """Whether a node computes on quantized tensors by an operator that TensorRT lacks."""
-    own = node.op_type in (*_FORMS, *INTEGER_PRODUCTS, *DYNAMIC)
+    own = node.op_type in (*_FORMS, *INTEGER_PRODUCTS, *DYNAMIC_OPERATORS)
     return own or (node.domain == MICROSOFT and node.op_type in (*_VARIABLE, *_OTHERS))
 
 
@@ -89,7 +89,7 @@ def is_quantized(node: onnx.NodeProto) -> bool:
     return node.op_type in (QUANTIZE, DEQUANTIZE) or is_quantized_operator(node)
 
 
-def form_of(node: onnx.NodeProto) -> Form | None:
+def find_float_form(node: onnx.NodeProto) -> FloatForm | None:
     """Return how a quantized operator reads as a float one, None for another operator.
 
     Raises ModelError for one whose attributes the float operator cannot follow.
@@ -102,15 +102,15 @@ def form_of(node: onnx.NodeProto) -> Form | None:
     return form
 
 
-def _variable(node: onnx.NodeProto) -> Form:
+def _variable(node: onnx.NodeProto) -> FloatForm:
     """Return the form of an operator whose inputs or attributes decide it."""
     if node.op_type == "QLinearConcat":
         starts = range(2, len(node.input), 3)
-        return Form("Concat", tuple(Operand(i, i + 1, i + 2) for i in starts), (0, 1))
+        return FloatForm("Concat", tuple(Operand(i, i + 1, i + 2) for i in starts), (0, 1))
     if node.op_type == "QGemm":
         quantized = len(node.input) > 7 and node.input[7] != ""  # noqa: PLR2004 the slot of y_scale
-        return Form("Gemm", _BINARY, (7, 8) if quantized else None, bias=6, axis=0 if _attribute(node, "transB", 0) else 1)
-    return Form("MatMul", (Operand(0, 2, 4), Operand(1, 3, 5)), None, added=6)
+        return FloatForm("Gemm", _BINARY, (7, 8) if quantized else None, bias=6, axis=0 if _attribute(node, "transB", 0) else 1)
+    return FloatForm("MatMul", (Operand(0, 2, 4), Operand(1, 3, 5)), None, added=6)
 
 
 def float_attributes(node: onnx.NodeProto) -> list[onnx.AttributeProto]:
@@ -118,7 +118,7 @@ def float_attributes(node: onnx.NodeProto) -> list[onnx.AttributeProto]:
     return [a for a in node.attribute if a.name not in _FOREIGN]
 
 
-def flattened_from(node: onnx.NodeProto) -> int | None:
+def flattened_axis(node: onnx.NodeProto) -> int | None:
     """Return the axis from which on a QLinearSoftmax takes all axes as one, as Softmax did before opset 13; None for every other node."""
     if node.op_type != "QLinearSoftmax" or _attribute(node, "opset", _SOFTMAX_OPSET) >= _SOFTMAX_OPSET:
         return None

@@ -11,7 +11,7 @@ from collections import deque
 
 from qdq.graph.index import Edge, GraphIndex, Node
 from qdq.graph.operands import CONVOLUTIONS
-from qdq.graph.patterns import self_gated
+from qdq.graph.patterns import find_self_gated
 
 #: Operators that TensorRT folds into the convolution before them when their other inputs are constant.
 _FOLDED = ("BatchNormalization", "Add", "Mul")
@@ -24,7 +24,7 @@ _TURNED = ("Transpose", "Reshape", "Identity")
 _TERMS = 2
 
 
-def residual_slot(index: GraphIndex, add: Node, backbones: tuple[str, ...] = CONVOLUTIONS) -> int | None:
+def find_residual_slot(index: GraphIndex, add: Node, backbones: tuple[str, ...] = CONVOLUTIONS) -> int | None:
     """Return the slot of an Add's residual branch, or None where the Add joins no convolution, or other backbone, with a skip.
 
     With a convolution on one side, the other side is the residual. With one on both, the branch
@@ -33,7 +33,7 @@ def residual_slot(index: GraphIndex, add: Node, backbones: tuple[str, ...] = CON
     """
     if not _joins_two_branches(index, add):
         return None
-    found = [backbone(index, tensor, backbones) for tensor in add.inputs]
+    found = [find_backbone(index, tensor, backbones) for tensor in add.inputs]
     if found[0] is None and found[1] is None:
         return None
     if found[0] is None or found[1] is None:
@@ -42,7 +42,7 @@ def residual_slot(index: GraphIndex, add: Node, backbones: tuple[str, ...] = CON
     return 1 if near is not None and near[0] > near[1] else 0
 
 
-def backbone(index: GraphIndex, tensor: str, backbones: tuple[str, ...] = CONVOLUTIONS) -> Node | None:
+def find_backbone(index: GraphIndex, tensor: str, backbones: tuple[str, ...] = CONVOLUTIONS) -> Node | None:
     """Return the convolution that a tensor comes from through nothing but folded operators and activations, if no one else reads on the way.
 
     `backbones` names other operators to look for, as MATRIX_PRODUCTS of transformers and ConvNeXt; behind
@@ -55,7 +55,7 @@ def backbone(index: GraphIndex, tensor: str, backbones: tuple[str, ...] = CONVOL
         computed = [i for i in node.inputs if i and not index.is_constant(i)]
         if node.op in passed and len(computed) == 1:
             tensor = computed[0]
-        elif backbones == CONVOLUTIONS and (gated_by_itself := self_gated(index, node)):
+        elif backbones == CONVOLUTIONS and (gated_by_itself := find_self_gated(index, node)):
             tensor = gated_by_itself
         else:
             return None
@@ -67,13 +67,13 @@ def _read_once(index: GraphIndex, tensor: str) -> bool:
     if index.sole_consumer(tensor):
         return True
     readers = [node for node, _ in index.consumers.get(tensor, ())]
-    return len(readers) == _TERMS and tensor not in index.outputs and any(self_gated(index, node) == tensor for node in readers)
+    return len(readers) == _TERMS and tensor not in index.outputs and any(find_self_gated(index, node) == tensor for node in readers)
 
 
-def fused_backbone(index: GraphIndex, edge: Edge, backbones: tuple[str, ...] = CONVOLUTIONS) -> Node | None:
+def find_fused_backbone(index: GraphIndex, edge: Edge, backbones: tuple[str, ...] = CONVOLUTIONS) -> Node | None:
     """Return the convolution, or other backbone, that an Add's other operand comes from, for an edge into an Add."""
     add = index.node(edge)
-    return backbone(index, add.inputs[1 - edge.slot], backbones) if len(add.inputs) == _TERMS and edge.slot < _TERMS else None
+    return find_backbone(index, add.inputs[1 - edge.slot], backbones) if len(add.inputs) == _TERMS and edge.slot < _TERMS else None
 
 
 def _joins_two_branches(index: GraphIndex, add: Node) -> bool:

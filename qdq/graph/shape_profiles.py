@@ -47,16 +47,16 @@ def parse_profile(text: str) -> Profile:
     return Profile(name, low, usual, high)
 
 
-def usual(profiles: Iterable[Profile]) -> dict[str, Shape]:
+def optimal_shapes(profiles: Iterable[Profile]) -> dict[str, Shape]:
     """Return the shape that each input usually has."""
     return {profile.input: profile.opt for profile in profiles}
 
 
-def extremes(profiles: Iterable[Profile]) -> dict[str, dict[str, Shape]]:
+def extreme_shapes(profiles: Iterable[Profile]) -> dict[str, dict[str, Shape]]:
     """Return the shapes of all inputs at ``min`` and at ``max``, where they differ from the usual ones."""
     profiles = tuple(profiles)
     ends = {"min": {p.input: p.min for p in profiles}, "max": {p.input: p.max for p in profiles}}
-    return {end: shapes for end, shapes in ends.items() if shapes != usual(profiles)}
+    return {end: shapes for end, shapes in ends.items() if shapes != optimal_shapes(profiles)}
 
 
 def require_shapes(index: GraphIndex, shapes: Mapping[str, Shape]) -> None:

@@ -108,7 +108,7 @@ def _copy_fields(source: Message, copy: Message, besides: str) -> None:
 
 def external_tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
     """Yield every tensor of the main graph and its bodies whose data lies in another file."""
-    yield from (t for t in every_tensor(model.graph) if uses_external_data(t))
+    yield from (t for t in all_tensors(model.graph) if uses_external_data(t))
 
 
 def file_stamp(path: Path) -> tuple[int, int] | None:
@@ -120,7 +120,7 @@ def file_stamp(path: Path) -> tuple[int, int] | None:
     return found.st_size, found.st_mtime_ns
 
 
-def every_tensor(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+def all_tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
     """Yield every tensor that a graph and its bodies store: initializers and attributes."""
     yield from graph.initializer
     for node in graph.node:
@@ -129,4 +129,4 @@ def every_tensor(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
                 yield attribute.t
             yield from attribute.tensors
             for body in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
-                yield from every_tensor(body)
+                yield from all_tensors(body)

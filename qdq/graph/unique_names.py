@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import onnx
 
-from qdq.graph.bodies import bodies_of
+from qdq.graph.bodies import node_bodies
 
 
-class Names:
+class UniqueNames:
     """The names of nodes, tensors, inputs and outputs in a graph and its bodies.
 
     `told` counts the tensors, too, that only `value_info` still knows: what it says of one of another type would be wrong of a new one.
@@ -31,6 +31,6 @@ def _names(graph: onnx.GraphProto, told: bool) -> set[str]:
     names = {item.name for field in fields for item in field}
     for node in graph.node:
         names.update(node.input, node.output)
-        for _, body in bodies_of(node):
+        for _, body in node_bodies(node):
             names |= _names(body, told)
     return names

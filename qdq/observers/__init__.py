@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from qdq.observers.collection import Observing, observe
+from qdq.observers.collection import Observing, collect_locally
 
 __all__ = [
     "Observing",
-    "observe",
+    "collect_locally",
 ]

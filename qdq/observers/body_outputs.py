@@ -16,7 +16,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from qdq.arrays import Array
-from qdq.graph.bodies import bodies_of, qualified
+from qdq.graph.bodies import node_bodies, qualified_name
 from qdq.graph.index import GraphIndex
 from qdq.graph.source import Source
 
@@ -29,7 +29,7 @@ _CONDITION = 1
 _LOOP_INPUTS = 2
 
 
-class Exposed(msgspec.Struct, frozen=True):
+class ExposedTensor(msgspec.Struct, frozen=True):
     """A tensor of a body that the main graph has."""
 
     #: The path of its body.
@@ -50,7 +50,7 @@ class Exposed(msgspec.Struct, frozen=True):
                 yield turn
 
 
-def expose(index: GraphIndex, tensors: Iterable[tuple[str, str]]) -> tuple[Source, dict[str, Exposed]]:
+def expose_body_tensors(index: GraphIndex, tensors: Iterable[tuple[str, str]]) -> tuple[Source, dict[str, ExposedTensor]]:
     """Return a copy of the model whose bodies give some tensors, each as (path, name), and these by the names the main graph has for them.
 
     The names are not declared as outputs of the main graph.
@@ -58,7 +58,7 @@ def expose(index: GraphIndex, tensors: Iterable[tuple[str, str]]) -> tuple[Sourc
     model = onnx.ModelProto()
     model.CopyFrom(index.source.model)
     graphs = dict(_by_path(index, model.graph))
-    exposed: dict[str, Exposed] = {}
+    exposed: dict[str, ExposedTensor] = {}
     for i, (path, tensor) in enumerate(tensors):
         scope, name, levels = index.scopes[path], tensor, 0
         form = _Form(scope.elem_type(tensor) or onnx.TensorProto.FLOAT, scope.shape(tensor))
@@ -82,7 +82,7 @@ def expose(index: GraphIndex, tensors: Iterable[tuple[str, str]]) -> tuple[Sourc
             if node.op_type in _REPEATING and not gathers:
                 levels, form = levels + 1, form.stacked()
             name, scope = outside, scope.outer
-        exposed[name] = Exposed(path, tensor, levels, flat)
+        exposed[name] = ExposedTensor(path, tensor, levels, flat)
     source = index.source
     return Source(source.path, model, source.digest, source.notes), exposed
 
@@ -162,7 +162,7 @@ def _name_outputs(node: onnx.NodeProto, count: int, outside: str) -> None:
 
 def _give_filler(node: onnx.NodeProto, body: onnx.GraphProto, name: str, form: _Form, even: bool) -> None:
     """Make a filler a further output of the other branch of an If."""
-    for _, other in bodies_of(node):
+    for _, other in node_bodies(node):
         if other is not body:
             other.node.append(helper.make_node("Constant", [], [name], value=numpy_helper.from_array(form.filler(even))))
             other.output.append(form.declared(name))
@@ -182,5 +182,5 @@ def _by_path(index: GraphIndex, graph: onnx.GraphProto) -> Iterator[tuple[str, o
     """Yield every graph of a copy with its path in the index."""
     yield index.path, graph
     for node in index.nodes:
-        for name, body in bodies_of(graph.node[node.position]):
-            yield from _by_path(index.scopes[qualified(index.path, f"{node.label}.{name}")], body)
+        for name, body in node_bodies(graph.node[node.position]):
+            yield from _by_path(index.scopes[qualified_name(index.path, f"{node.label}.{name}")], body)

@@ -10,7 +10,7 @@ from qdq.ranges.range_file import Checkpoint, read_checkpoint, write_ranges
 from qdq.ranges.tensor_ranges import Ranges
 
 
-class Keeper:
+class CheckpointWriter:
     """Writes a checkpoint every so often."""
 
     def __init__(self, path: Path | None, run: str, resume: bool, interval: float) -> None:
@@ -26,17 +26,17 @@ class Keeper:
             self.passes = found.passes
 
     @property
-    def due(self) -> bool:
+    def is_due(self) -> bool:
         """Whether it is time for a checkpoint."""
         return self._path is not None and time.monotonic() - self._written >= self._interval
 
     def finish(self, ranges: Ranges) -> None:
         """Take in a pass that is finished."""
         self.passes = (*self.passes, ranges)
-        if self.due:
-            self.keep()
+        if self.is_due:
+            self.write()
 
-    def keep(self, *current: Ranges) -> None:
+    def write(self, *current: Ranges) -> None:
         """Write what the finished passes and the current one have observed."""
         if self._path is not None:
             write_ranges(self._path, Checkpoint(self._run, (*self.passes, *current)))

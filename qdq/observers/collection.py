@@ -13,17 +13,17 @@ import msgspec
 
 from qdq.data.feeds import DataLike, Feeds, data_files, open_feeds
 from qdq.graph.index import GraphIndex
-from qdq.observers.checkpoint import Keeper
-from qdq.observers.memory_budget import split
-from qdq.observers.observer import Observer, Running, wanted_tensors
-from qdq.observers.tensor_statistics import Wanted
+from qdq.observers.checkpoint import CheckpointWriter
+from qdq.observers.memory_budget import split_into_passes
+from qdq.observers.observer import Observer, RunSettings, list_observed_tensors
+from qdq.observers.tensor_statistics import ObservedTensor
 from qdq.planning.decisions import Plan
-from qdq.ranges.tensor_ranges import Part, Ranges, beside, continued, extent
-from qdq.runtime.devices import providers_of
+from qdq.ranges.tensor_ranges import Part, Ranges, join_passes, join_runs, size_extent
+from qdq.runtime.devices import execution_providers
 from qdq.runtime.session import Progress
 
 #: Seconds between checkpoints.
-INTERVAL = 30.0
+CHECKPOINT_INTERVAL = 30.0
 
 
 class Observing(msgspec.Struct, frozen=True):
@@ -39,7 +39,7 @@ class Observing(msgspec.Struct, frozen=True):
     checkpoint: Path | None = None
     resume: bool = False
     #: Seconds between checkpoints: what a kill loses at most.
-    interval: float = INTERVAL
+    interval: float = CHECKPOINT_INTERVAL
     #: Processes that share the work, on this machine or on the Dask cluster at an address.
     workers: int | None = None
     scheduler: str | None = None
@@ -52,11 +52,11 @@ class Observing(msgspec.Struct, frozen=True):
         return self.workers is not None or self.scheduler is not None
 
 
-OBSERVING = Observing()
+DEFAULT_OBSERVING = Observing()
 
 
 @dataclass(frozen=True)
-class Job:
+class CollectionJob:
     """What is observed."""
 
     index: GraphIndex
@@ -67,23 +67,23 @@ class Job:
     batch: int | None = None
 
     @cached_property
-    def wanted(self) -> tuple[Wanted, ...]:
+    def wanted(self) -> tuple[ObservedTensor, ...]:
         """The tensors that are observed."""
-        return wanted_tensors(self.index, self.plan, self.full)
+        return list_observed_tensors(self.index, self.plan, self.full)
 
     def feeds(self) -> Feeds:
         """Return the samples; raises DataError where there are none."""
         return open_feeds(self.index, self.data, self.batch)
 
 
-def observe(job: Job, observing: Observing = OBSERVING, progress: Progress | None = None) -> Ranges:
+def collect_locally(job: CollectionJob, observing: Observing = DEFAULT_OBSERVING, progress: Progress | None = None) -> Ranges:
     """Return the ranges of every activation that a plan quantizes, over all samples or a part of them.
 
     Raises DataError where a sample gives NaN or Inf in a planned tensor, or a checkpoint is of another run, UsageError
     where a device is missing or the memory allowed is too small, and ModelError where ONNX Runtime refuses the model.
     """
     feeds, wanted = job.feeds(), job.wanted
-    keeper = Keeper(observing.checkpoint, run_key(job, observing, feeds), observing.resume, observing.interval)
+    keeper = CheckpointWriter(observing.checkpoint, run_key(job, observing, feeds), observing.resume, observing.interval)
     current = keeper.passes[-1] if keeper.passes and not keeper.passes[-1].finished else None
     keeper.passes = tuple(ranges for ranges in keeper.passes if ranges.finished)
     begun = {tensor for ranges in (*keeper.passes, *([current] if current else ())) for tensor in ranges.tensors}
@@ -94,18 +94,20 @@ def observe(job: Job, observing: Observing = OBSERVING, progress: Progress | Non
     for number, group in enumerate(groups, done):
         one_pass = _Pass(job, feeds, running, observing.part, _shared_out(progress, number, done + len(groups), feeds.left(*_steps(observing.part))))
         keeper.finish(one_pass.run(group, current if number == done else None, keeper))
-    return beside(keeper.passes)
+    return join_passes(keeper.passes)
 
 
-def _groups(job: Job, wanted: Sequence[Wanted], feeds: Feeds, observing: Observing) -> tuple[Running, tuple[tuple[Wanted, ...], ...]]:
+def _groups(
+    job: CollectionJob, wanted: Sequence[ObservedTensor], feeds: Feeds, observing: Observing
+) -> tuple[RunSettings, tuple[tuple[ObservedTensor, ...], ...]]:
     """Return how samples are run, and which tensors are observed in each pass."""
-    running = Running(providers_of(observing.device), observing.cores or os.cpu_count() or 1)
+    running = RunSettings(execution_providers(observing.device), observing.cores or os.cpu_count() or 1)
     if not wanted and job.wanted:  # a checkpoint has them all
         return running, ()
     if observing.max_memory is None or not wanted:
         return running, (tuple(wanted),)
     running = msgspec.structs.replace(running, at_once=1)
-    return running, split(job.index, wanted, feeds.first(), running, observing.max_memory)
+    return running, split_into_passes(job.index, wanted, feeds.first(), running, observing.max_memory)
 
 
 def _steps(part: Part) -> tuple[int, int]:
@@ -124,10 +126,10 @@ def _shared_out(progress: Progress | None, number: int, passes: int, count: int 
 class _Pass:
     """One pass over the samples of a part."""
 
-    def __init__(self, job: Job, feeds: Feeds, running: Running, part: Part, progress: Progress) -> None:
+    def __init__(self, job: CollectionJob, feeds: Feeds, running: RunSettings, part: Part, progress: Progress) -> None:
         self._job, self._feeds, self._running, self._part, self._progress = job, feeds, running, part, progress
 
-    def run(self, group: Sequence[Wanted], before: Ranges | None, keeper: Keeper) -> Ranges:
+    def run(self, group: Sequence[ObservedTensor], before: Ranges | None, keeper: CheckpointWriter) -> Ranges:
         """Return what some tensors hold, `before` being what earlier samples gave."""
         skipped = before.samples if before else 0
         start, step = _steps(self._part)
@@ -137,18 +139,18 @@ class _Pass:
         done = 0
         for done in observer.run(self._feeds.named(start + skipped * step, step)):
             self._progress(skipped + done)
-            if keeper.due:
-                keeper.keep(self._ranges(observer, done, before, finished=False))
+            if keeper.is_due:
+                keeper.write(self._ranges(observer, done, before, finished=False))
         return self._ranges(observer, done, before, finished=True)
 
     def _ranges(self, observer: Observer, samples: int, before: Ranges | None, finished: bool) -> Ranges:
         plan, part = self._job.plan, self._part
-        sizes = extent(self._feeds.sizes)
+        sizes = size_extent(self._feeds.sizes)
         now = Ranges(plan.digest, self._feeds.name, samples, observer.by_tensor(), sizes, part.of, (part.number,), plan.scale_groups, finished)
-        return continued(before, now) if before else now
+        return join_runs(before, now) if before else now
 
 
-def run_key(job: Job, observing: Observing, feeds: Feeds) -> str:
+def run_key(job: CollectionJob, observing: Observing, feeds: Feeds) -> str:
     """Return what identifies all that ranges depend on, files of samples by their names, sizes and times of change; empty where no checkpoint is kept."""
     if observing.checkpoint is None:
         return ""

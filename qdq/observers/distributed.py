@@ -17,15 +17,15 @@ from typing import TYPE_CHECKING
 import msgspec
 import onnx
 
-from qdq.data.feeds import DataLike, absolute
+from qdq.data.feeds import DataLike, with_absolute_paths
 from qdq.errors import DataError, ModelError, QdqError, UsageError, first_line
 from qdq.graph.index import GraphIndex
 from qdq.graph.loader import load
 from qdq.graph.source import Source, canonical_bytes
-from qdq.observers.checkpoint import Keeper
-from qdq.observers.collection import Job, Observing, observe, run_key
+from qdq.observers.checkpoint import CheckpointWriter
+from qdq.observers.collection import CollectionJob, Observing, collect_locally, run_key
 from qdq.planning.decisions import Plan
-from qdq.planning.planner import source_for
+from qdq.planning.planner import source_at_plan_opset
 from qdq.ranges.tensor_ranges import Part, Ranges, merge
 from qdq.runtime.session import Progress
 
@@ -52,24 +52,24 @@ class _Task(msgspec.Struct, frozen=True):
     observing: Observing
 
 
-def observed(job: Job, observing: Observing, progress: Progress | None = None) -> Ranges:
+def collect_ranges(job: CollectionJob, observing: Observing, progress: Progress | None = None) -> Ranges:
     """Return the ranges of every activation that a plan quantizes, observed in this process or, where asked for, in others.
 
-    Raises what `observe` and `observe_spread` raise.
+    Raises what `collect_locally` and `collect_distributed` raise.
     """
-    return (observe_spread if observing.spread else observe)(job, observing, progress)
+    return (collect_distributed if observing.spread else collect_locally)(job, observing, progress)
 
 
-def observe_spread(job: Job, observing: Observing, progress: Progress | None = None) -> Ranges:
-    """Return the same ranges as `observe`, computed by `observing.workers` processes or by the workers of `observing.scheduler`.
+def collect_distributed(job: CollectionJob, observing: Observing, progress: Progress | None = None) -> Ranges:
+    """Return the same ranges as `collect_locally`, computed by `observing.workers` processes or by the workers of `observing.scheduler`.
 
     Raises UsageError where Dask is not installed or the scheduler cannot be reached, DataError for
-    samples that can be gone through only once, and what `observe` raises.
+    samples that can be gone through only once, and what `collect_locally` raises.
     """
     feeds = job.feeds()
     if feeds.once:
         raise DataError(f"{feeds.name}: can be gone through only once, and every worker reads its own samples; pass a list, a path or a script")
-    keeper = Keeper(observing.checkpoint, run_key(job, observing, feeds), observing.resume, observing.interval)
+    keeper = CheckpointWriter(observing.checkpoint, run_key(job, observing, feeds), observing.resume, observing.interval)
     found = keeper.passes[0] if keeper.passes else None
     with _client(observing) as (client, workers):
         parts = _parts(observing.part, found, feeds.left(observing.part.number - 1, observing.part.of), workers)
@@ -77,8 +77,8 @@ def observe_spread(job: Job, observing: Observing, progress: Progress | None = N
             found = merge((found, ranges)) if found else ranges
             if progress:
                 progress(found.samples)
-            if keeper.due:
-                keeper.keep(found)
+            if keeper.is_due:
+                keeper.write(found)
     assert found is not None  # there is at least one part
     return msgspec.structs.replace(found, data=feeds.name, of=observing.part.of, parts=(observing.part.number,))
 
@@ -107,18 +107,18 @@ def _parts(part: Part, found: Ranges | None, count: int | None, workers: int) ->
     return [one for one in dealt if not found or one.number not in found.parts]
 
 
-def _task(job: Job, observing: Observing, workers: int) -> _Task:
+def _task(job: CollectionJob, observing: Observing, workers: int) -> _Task:
     source = job.index.source
     model = source.path.resolve() if source.path else canonical_bytes(source.model)
     memory = observing.max_memory // workers if observing.max_memory and observing.workers else observing.max_memory
     cores = max((os.cpu_count() or 1) // workers, 1) if observing.workers else None
-    return _Task(model, job.plan, absolute(job.data), job.full, job.batch, Observing(device=observing.device, max_memory=memory, cores=cores))
+    return _Task(model, job.plan, with_absolute_paths(job.data), job.full, job.batch, Observing(device=observing.device, max_memory=memory, cores=cores))
 
 
 def _observe_part(task: _Task, part: Part) -> Ranges:
     """Run in a worker."""
-    job = Job(_index(task.model, task.plan), task.plan, task.data, task.full, task.batch)
-    return observe(job, msgspec.structs.replace(task.observing, part=part))
+    job = CollectionJob(_index(task.model, task.plan), task.plan, task.data, task.full, task.batch)
+    return collect_locally(job, msgspec.structs.replace(task.observing, part=part))
 
 
 @lru_cache(maxsize=1)
@@ -129,7 +129,7 @@ def _index(model: Path | bytes, plan: Plan) -> GraphIndex:
     source = load(model)
     if source.digest != plan.digest:
         raise ModelError(f"{model}: a worker finds another file there: digest {source.digest[:12]}, not {plan.digest[:12]}; put the same file on every machine")
-    return GraphIndex(source_for(source, plan))
+    return GraphIndex(source_at_plan_opset(source, plan))
 
 
 def _result(future: Future) -> Ranges:

@@ -12,8 +12,8 @@ from onnx import helper
 from qdq.arrays import Feed
 from qdq.errors import UsageError
 from qdq.graph.index import GraphIndex
-from qdq.observers.observer import Running, observing_session
-from qdq.observers.tensor_statistics import Wanted
+from qdq.observers.observer import RunSettings, open_observing_session
+from qdq.observers.tensor_statistics import ObservedTensor
 from qdq.ranges.histogram import BINS
 from qdq.runtime.session import run_sample
 
@@ -23,7 +23,9 @@ MEGABYTE = 1_000_000
 _WORKING_COPIES = 4
 
 
-def split(index: GraphIndex, wanted: Sequence[Wanted], feed: Feed, running: Running, limit: int) -> tuple[tuple[Wanted, ...], ...]:
+def split_into_passes(
+    index: GraphIndex, wanted: Sequence[ObservedTensor], feed: Feed, running: RunSettings, limit: int
+) -> tuple[tuple[ObservedTensor, ...], ...]:
     """Return groups of tensors, each small enough for a pass over the samples that takes at most `limit` bytes of memory.
 
     What the process and a run of the model take is measured with one sample, the tensors' sizes are
@@ -38,7 +40,7 @@ def split(index: GraphIndex, wanted: Sequence[Wanted], feed: Feed, running: Runn
     if least > limit:
         needed = math.ceil(least / MEGABYTE)
         raise UsageError(f"{index.source.name}: a run of it, one tensor observed at a time, takes {needed} MB; allow at least as much with --max-memory")
-    groups: list[list[Wanted]] = [[]]
+    groups: list[list[ObservedTensor]] = [[]]
     free = room = (limit - fixed) // copies
     for one in wanted:
         if sizes[one.read] > free:
@@ -49,12 +51,12 @@ def split(index: GraphIndex, wanted: Sequence[Wanted], feed: Feed, running: Runn
     return tuple(map(tuple, groups))
 
 
-def tensor_bytes(index: GraphIndex, wanted: Sequence[Wanted], feed: Feed) -> Mapping[str, int]:
+def tensor_bytes(index: GraphIndex, wanted: Sequence[ObservedTensor], feed: Feed) -> Mapping[str, int]:
     """Return the bytes of each tensor for one sample; those whose shape cannot be inferred count as the largest of the others."""
     at = GraphIndex(index.source, {name: values.shape for name, values in feed.items()})
     known: dict[str, int] = {}
     for one in wanted:
-        path, tensor = one.made
+        path, tensor = one.source
         shape = at.scopes[path].shape(tensor)
         if shape is not None and None not in shape:
             item = helper.tensor_dtype_to_np_dtype(at.scopes[path].elem_type(tensor) or 1).itemsize
@@ -63,10 +65,10 @@ def tensor_bytes(index: GraphIndex, wanted: Sequence[Wanted], feed: Feed) -> Map
     return {one.read: known.get(one.read, largest) for one in wanted}
 
 
-def _resident_after_run(index: GraphIndex, feed: Feed, running: Running) -> int:
+def _resident_after_run(index: GraphIndex, feed: Feed, running: RunSettings) -> int:
     """Return the memory of this process while the model is run: ONNX Runtime's arena keeps what a run took."""
     process = psutil.Process()
-    session = observing_session(index, [], running)
+    session = open_observing_session(index, [], running)
     before = process.memory_info().rss
     run_sample(session, index, list(index.outputs), feed)
     after = process.memory_info().rss

@@ -10,30 +10,30 @@ import numpy as np
 
 from qdq.arrays import Array
 from qdq.errors import DataError, ModelError
-from qdq.ranges.channel_importance import Grades
+from qdq.ranges.channel_importance import ChannelGrades
 from qdq.ranges.exact_sum import ExactSum
 from qdq.ranges.histogram import Histogram
 from qdq.ranges.tensor_ranges import Moments, TensorRange
 
 #: A tensor: the path of the graph that makes it, and its name.
-Key = tuple[str, str]
+TensorKey = tuple[str, str]
 
 
 @dataclass(frozen=True)
-class Wanted:
+class ObservedTensor:
     """A tensor that is observed, and what of it."""
 
     #: Its name as `Edge.read` gives it.
     read: str
-    made: Key
+    source: TensorKey
     histogram: bool
     #: The axis whose channels are summed, where its moments are wanted.
     axis: int | None
     #: How much its channels matter, where that differs.
-    grades: Grades | None
+    grades: ChannelGrades | None
 
 
-class Look(msgspec.Struct, frozen=True):
+class SampleStatistics(msgspec.Struct, frozen=True):
     """One tensor of one sample, with all that can be said of it before others are known: threads look at several at once."""
 
     #: How many values there are.
@@ -46,12 +46,12 @@ class Look(msgspec.Struct, frozen=True):
     sums: tuple[Array, Array] | None
 
 
-class Watch:
+class TensorStatistics:
     """What one tensor has held so far."""
 
-    def __init__(self, wanted: Wanted, flat: bool) -> None:
+    def __init__(self, wanted: ObservedTensor, flat: bool) -> None:
         """`flat` tells that the tensor comes as a vector, so that its channels are not known."""
-        self.tensor = wanted.made[1]
+        self.tensor = wanted.source[1]
         self.axis = None if flat else wanted.axis
         self.grades = None if flat or not wanted.histogram else wanted.grades
         grades = sorted(set(self.grades.of_channel)) if self.grades else [0]
@@ -64,20 +64,20 @@ class Watch:
         self.squares: ExactSum | None = None
         self.lost = False
 
-    def look(self, values: Array) -> Look:
+    def measure(self, values: Array) -> SampleStatistics:
         """Return what one sample's values say on their own; raises ModelError where they are no floats."""
         if values.dtype.kind != "f":
             raise ModelError(f"tensor {self.tensor!r} holds {values.dtype} and cannot be quantized; narrow the rule that asks for it")
         sums = channel_sums(values, self.axis) if self.axis is not None and values.size else None
         grades = self.grades
         if grades is None or values.ndim <= grades.axis or values.shape[grades.axis] != len(grades.of_channel):
-            largest = largest_of(values)
-            return Look(values.size, largest, tuple((grade, values, largest) for grade in list(self.histograms)[:1]), sums)
+            largest = largest_magnitude(values)
+            return SampleStatistics(values.size, largest, tuple((grade, values, largest) for grade in list(self.histograms)[:1]), sums)
         channels = _largest_of_channels(values, grades.axis)
         parts = ((grade, values.take(of, grades.axis), float(channels[of].max())) for grade, of in self.channels.items())
-        return Look(values.size, float(channels.max(initial=0.0)), tuple(parts), sums)
+        return SampleStatistics(values.size, float(channels.max(initial=0.0)), tuple(parts), sums)
 
-    def take(self, look: Look, where: str) -> None:
+    def add(self, look: SampleStatistics, where: str) -> None:
         """Count one sample in; raises DataError where it holds NaN or Inf."""
         if not np.isfinite(look.largest):
             raise DataError(f"{where}: tensor {self.tensor!r} becomes NaN or Inf; mend the data or leave its readers in float")
@@ -98,7 +98,7 @@ class Watch:
         self.sums.add(sums)
         self.squares.add(squares)
 
-    def range(self, read: str) -> TensorRange:
+    def to_range(self, read: str) -> TensorRange:
         """Return what the tensor has held so far, under the name that edges read it by."""
         whole = functools.reduce(Histogram.merged, self.histograms.values()) if self.histograms else None
         return TensorRange(read, self.amax, whole, self._moments(), self.seen, self.lost, tuple(self.histograms.items()) if self.grades else ())
@@ -109,7 +109,7 @@ class Watch:
         return Moments(self.count, self.sums, self.squares)
 
 
-def largest_of(values: Array) -> float:
+def largest_magnitude(values: Array) -> float:
     """Return the largest absolute value, 0 for none, NaN where there is one."""
     return float(max(values.max(initial=0), -values.min(initial=0)))
 

@@ -13,44 +13,44 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 import msgspec
 
 
-class Refusal(msgspec.Struct, frozen=True):
+class CompilerRefusal(msgspec.Struct, frozen=True):
     """What a compiler said when it refused, and what its words point to."""
 
-    words: str
+    message: str
     #: Groups that the words name.
-    named: tuple[str, ...] = ()
+    nodes: tuple[str, ...] = ()
     #: Groups that the words speak of as a kind, such as all of one element type.
-    alike: tuple[str, ...] = ()
+    suspects: tuple[str, ...] = ()
 
 
-class Guilt(msgspec.Struct, frozen=True):
+class RefusedGroups(msgspec.Struct, frozen=True):
     """Groups that must be left out, and the compiler's words where they are not."""
 
     groups: tuple[str, ...]
-    words: str
+    message: str
 
 
-class Search(msgspec.Struct, frozen=True):
+class BisectionResult(msgspec.Struct, frozen=True):
     """What a search found, and how many builds it took."""
 
-    guilty: tuple[Guilt, ...]
+    refused: tuple[RefusedGroups, ...]
     builds: int
 
     @property
     def groups(self) -> tuple[str, ...]:
         """All groups that must be left out."""
-        return tuple(group for guilt in self.guilty for group in guilt.groups)
+        return tuple(group for guilt in self.refused for group in guilt.groups)
 
 
-class HopelessError(Exception):
+class FloatModelRefusedError(Exception):
     """The compiler refuses even what is left without any group; its text is the compiler's."""
 
 
 #: Builds without some groups, and returns the compiler's refusal, or None where it builds.
-Attempt = Callable[[frozenset[str]], Refusal | None]
+Attempt = Callable[[frozenset[str]], CompilerRefusal | None]
 
 
-def find_guilty(groups: Sequence[str], attempt: Attempt) -> Search:
+def find_refused_groups(groups: Sequence[str], attempt: Attempt) -> BisectionResult:
     """Return a smallest set of groups without which everything else builds: none of them can be put back.
 
     Where groups are refused only together, one of them is in the set, rather an earlier one. Raises HopelessError where
@@ -58,17 +58,17 @@ def find_guilty(groups: Sequence[str], attempt: Attempt) -> Search:
     """
     builds = _Builds(attempt)
     if (refusal := builds.without(())) is None:
-        return Search((), builds.count)
+        return BisectionResult((), builds.count)
     if (base := builds.without(groups)) is not None:
-        raise HopelessError(base.words)
-    guilty: list[Guilt] = []
+        raise FloatModelRefusedError(base.message)
+    guilty: list[RefusedGroups] = []
     while refusal is not None:
         settled = {group for guilt in guilty for group in guilt.groups}
         rest = [g for g in groups if g not in settled]
         found = _kind(refusal, rest, settled, groups, builds) or _smallest(refusal, rest, settled, builds)
-        guilty += found or [Guilt((group,), refusal.words) for group in rest]
+        guilty += found or [RefusedGroups((group,), refusal.message) for group in rest]
         refusal = builds.without([group for guilt in guilty for group in guilt.groups])
-    return Search(tuple(_merged(guilty)), builds.count)
+    return BisectionResult(tuple(_merged(guilty)), builds.count)
 
 
 class _Builds:
@@ -76,9 +76,9 @@ class _Builds:
 
     def __init__(self, attempt: Attempt) -> None:
         self._attempt = attempt
-        self._made: dict[frozenset[str], Refusal | None] = {}
+        self._made: dict[frozenset[str], CompilerRefusal | None] = {}
 
-    def without(self, groups: Iterable[str]) -> Refusal | None:
+    def without(self, groups: Iterable[str]) -> CompilerRefusal | None:
         left = frozenset(groups)
         if left not in self._made:
             self._made[left] = self._attempt(left)
@@ -89,19 +89,19 @@ class _Builds:
         return len(self._made)
 
 
-def _kind(refusal: Refusal, rest: list[str], settled: Collection[str], groups: Sequence[str], builds: _Builds) -> list[Guilt]:
+def _kind(refusal: CompilerRefusal, rest: list[str], settled: Collection[str], groups: Sequence[str], builds: _Builds) -> list[RefusedGroups]:
     """Return a whole kind as guilty where the words speak of one: without it they change, and its first and its last alone are refused."""
-    kind = [g for g in rest if g in refusal.alike]
+    kind = [g for g in rest if g in refusal.suspects]
     if not kind:
         return []
     after = builds.without([*settled, *kind])
-    if after is not None and after.words == refusal.words:
+    if after is not None and after.message == refusal.message:
         return []
     alone = (builds.without([g for g in groups if g != one]) for one in dict.fromkeys((kind[0], kind[-1])))
-    return [Guilt(tuple(kind), refusal.words)] if all(said is not None for said in alone) else []
+    return [RefusedGroups(tuple(kind), refusal.message)] if all(said is not None for said in alone) else []
 
 
-def _smallest(refusal: Refusal, rest: list[str], settled: Collection[str], builds: _Builds) -> list[Guilt]:
+def _smallest(refusal: CompilerRefusal, rest: list[str], settled: Collection[str], builds: _Builds) -> list[RefusedGroups]:
     """Return a smallest guilty set, each with the words of the build that it alone was put back in."""
     suspects = _suspects(refusal, rest, settled, builds)
     found = _diagnosis(False, suspects, [*settled], builds)
@@ -111,16 +111,16 @@ def _smallest(refusal: Refusal, rest: list[str], settled: Collection[str], build
         if alone is None:
             found.remove(group)
         else:
-            guilty.append(Guilt((group,), alone.words))
+            guilty.append(RefusedGroups((group,), alone.message))
     return guilty
 
 
-def _suspects(refusal: Refusal, rest: list[str], settled: Collection[str], builds: _Builds) -> list[str]:
+def _suspects(refusal: CompilerRefusal, rest: list[str], settled: Collection[str], builds: _Builds) -> list[str]:
     """Return the groups that refusals name, one after the other, until it builds without them; all where none is named."""
     suspects: list[str] = []
-    said: Refusal | None = refusal
+    said: CompilerRefusal | None = refusal
     while said is not None:
-        new = [g for g in rest if g in said.named and g not in suspects]
+        new = [g for g in rest if g in said.nodes and g not in suspects]
         if not new:
             return rest
         suspects += new
@@ -141,9 +141,9 @@ def _diagnosis(changed: bool, suspects: list[str], left: list[str], builds: _Bui
     return [*from_first, *from_second]
 
 
-def _merged(guilty: list[Guilt]) -> list[Guilt]:
+def _merged(guilty: list[RefusedGroups]) -> list[RefusedGroups]:
     """Return the guilty by their words, each words once."""
     by_words: dict[str, list[str]] = {}
     for guilt in guilty:
-        by_words.setdefault(guilt.words, []).extend(guilt.groups)
-    return [Guilt(tuple(groups), words) for words, groups in by_words.items()]
+        by_words.setdefault(guilt.message, []).extend(guilt.groups)
+    return [RefusedGroups(tuple(groups), words) for words, groups in by_words.items()]

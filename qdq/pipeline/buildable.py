@@ -16,27 +16,27 @@ import yaml
 from qdq.calibration.scales import PairScale, Scales
 from qdq.engines.rtx_compiler import build_engine
 from qdq.errors import ModelError, UsageError
-from qdq.graph.bodies import qualified
+from qdq.graph.bodies import qualified_name
 from qdq.graph.index import Edge, GraphIndex
 from qdq.graph.operands import is_operand
 from qdq.graph.pairs import PAIR_OPERATORS
 from qdq.graph.source import Source
-from qdq.pipeline.bisection import HopelessError, Refusal, Search, find_guilty
-from qdq.planning.decisions import Placement, Plan, pairs_of
+from qdq.pipeline.bisection import BisectionResult, CompilerRefusal, FloatModelRefusedError, find_refused_groups
+from qdq.planning.decisions import Placement, Plan, group_by_pair
 from qdq.planning.planner import plan_index
 from qdq.quantizer import E4M3
-from qdq.rewriting.inserter import apply_index
+from qdq.rewriting.inserter import apply_plan
 from qdq.rules.rule import RuleSet
 from qdq.target import Target
 
 #: The suffix that takes the place of the model's for the rule file beside it.
-RULE_SUFFIX = ".leave-float.yaml"
+RULE_FILE_SUFFIX = ".leave-float.yaml"
 
 #: Builds a model with Q/DQ, and returns the compiler's refusal with labels of nodes that it names, or None.
-Build = Callable[[onnx.ModelProto], Refusal | None]
+BuildFunction = Callable[[onnx.ModelProto], CompilerRefusal | None]
 
 #: Called after each build with the number done.
-Progress = Callable[[int], None]
+BuildProgress = Callable[[int], None]
 _STAND_IN_SCALE = 2.0**-6
 
 #: How compilers spell FP8 where they refuse a type and not a layer.
@@ -44,7 +44,7 @@ _FP8_WORDS = re.compile(r"fp8|float8|e4m3", re.IGNORECASE)
 _WIDE = 1_000_000
 
 
-def buildable(index: GraphIndex, plan: Plan, rules: RuleSet, build: Build, progress: Progress | None = None) -> Search:
+def search_buildable_plan(index: GraphIndex, plan: Plan, rules: RuleSet, build: BuildFunction, progress: BuildProgress | None = None) -> BisectionResult:
     """Return which nodes of a plan must be left in float so that what remains builds, with the compiler's words.
 
     A node's pairs are left out together, and with them those that need them. Raises ModelError where the
@@ -55,12 +55,12 @@ def buildable(index: GraphIndex, plan: Plan, rules: RuleSet, build: Build, progr
     count = 0
 
     def without(left: frozenset[str]) -> Plan:
-        return plan_index(index, rules, plan.targets, (*plan.leave_float, *globs_of(left)), True, plan.profiles) if left else plan
+        return plan_index(index, rules, plan.targets, (*plan.leave_float, *exact_globs(left)), True, plan.profiles) if left else plan
 
-    def attempt(left: frozenset[str]) -> Refusal | None:
+    def attempt(left: frozenset[str]) -> CompilerRefusal | None:
         nonlocal count
         made = without(left)
-        model = _labelled(apply_index(index, made, _stand_in(index, made)) if made.placements else index.source.model, index)
+        model = _labelled(apply_plan(index, made, _stand_in(index, made)) if made.placements else index.source.model, index)
         refusal = build(model)
         count += 1
         if progress:
@@ -68,18 +68,18 @@ def buildable(index: GraphIndex, plan: Plan, rules: RuleSet, build: Build, progr
         return None if refusal is None else _pointing(refusal, made, model)
 
     try:
-        found = find_guilty(groups, attempt)
-    except HopelessError as error:
+        found = find_refused_groups(groups, attempt)
+    except FloatModelRefusedError as error:
         raise ModelError(
             f"{index.source.name}: Q/DQ is not the cause: the compiler refuses the float model too: {error}; choose another --target or change the model"
         ) from error
     if groups and not without(frozenset(found.groups)).placements:
-        words = "; ".join(guilt.words for guilt in found.guilty)
+        words = "; ".join(guilt.message for guilt in found.refused)
         raise ModelError(f"{index.source.name}: nothing that the rules quantize builds: {words}; choose another --target or other --rules")
     return found
 
 
-def compiler(source: Source, targets: tuple[Target, ...], shapes: Mapping[str, tuple[int, ...]]) -> Build:
+def make_build_function(source: Source, targets: tuple[Target, ...], shapes: Mapping[str, tuple[int, ...]]) -> BuildFunction:
     """Return what builds a model, made from `source`, with TensorRT-RTX for every rtx target until one refuses.
 
     Raises UsageError where no target is an rtx target, and when called CompilerError where TensorRT-RTX is missing.
@@ -88,22 +88,22 @@ def compiler(source: Source, targets: tuple[Target, ...], shapes: Mapping[str, t
     if not compiled:
         raise UsageError("--until-it-builds builds with TensorRT-RTX: name a --target such as rtx:sm86")
 
-    def build(model: onnx.ModelProto) -> Refusal | None:
+    def build(model: onnx.ModelProto) -> CompilerRefusal | None:
         for target in compiled:
             engine = build_engine(msgspec.structs.replace(source, model=model), target, shapes)
             if engine.failure:
-                return Refusal(f"{engine.compiler} for {target}: {engine.failure}", engine.refused)
+                return CompilerRefusal(f"{engine.compiler} for {target}: {engine.failure}", engine.refused_nodes)
         return None
 
     return build
 
 
-def globs_of(labels: Iterable[str]) -> tuple[str, ...]:
+def exact_globs(labels: Iterable[str]) -> tuple[str, ...]:
     """Return a glob for each label that matches it and nothing else, in order of the labels."""
     return tuple(re.sub(r"([\[*?])", r"[\1]", label) for label in sorted(labels))
 
 
-def leave_float_yaml(name: str, model: str, found: Search, rules: RuleSet) -> str:
+def leave_float_yaml(name: str, model: str, found: BisectionResult, rules: RuleSet) -> str:
     """Return the rule file that leaves in float what a search found: passed to --rules with the same sets, it makes the same plan."""
     rivals = [r.name for r in rules.rules if r.then == "quantize" and "*" in r.beats]
     rule = {
@@ -111,8 +111,8 @@ def leave_float_yaml(name: str, model: str, found: Search, rules: RuleSet) -> st
         "says": f"Leave in float what the compiler refuses in {model}.",
         "because": "With all of these in float it builds; with any one of them quantized it does not.",
         "see": "qdq quantize --until-it-builds",
-        "evidence": " ".join(f"{', '.join(guilt.groups)}: {guilt.words}." for guilt in found.guilty),
-        "where": {"named": list(globs_of(found.groups))},
+        "evidence": " ".join(f"{', '.join(guilt.groups)}: {guilt.message}." for guilt in found.refused),
+        "where": {"named": list(exact_globs(found.groups))},
         "then": "leave-float",
         "beats": ["*", *rivals],
     }
@@ -121,12 +121,12 @@ def leave_float_yaml(name: str, model: str, found: Search, rules: RuleSet) -> st
 
 def _group(edge: Edge) -> str:
     """Return the node of an edge, in a body behind the body's path: a name that rules may use."""
-    return qualified(edge.graph, edge.node)
+    return qualified_name(edge.graph, edge.node)
 
 
 def _stand_in(index: GraphIndex, plan: Plan) -> Scales:
     pairs = tuple(
-        PairScale(tensor, quantizer, (_STAND_IN_SCALE,) * _channels(index, placements[0])) for (tensor, quantizer), placements in pairs_of(plan).items()
+        PairScale(tensor, quantizer, (_STAND_IN_SCALE,) * _channels(index, placements[0])) for (tensor, quantizer), placements in group_by_pair(plan).items()
     )
     return Scales(plan.key, "none", "none", 0, pairs)
 
@@ -145,13 +145,13 @@ def _labelled(model: onnx.ModelProto, index: GraphIndex) -> onnx.ModelProto:
     return copy
 
 
-def _pointing(refusal: Refusal, plan: Plan, model: onnx.ModelProto) -> Refusal:
+def _pointing(refusal: CompilerRefusal, plan: Plan, model: onnx.ModelProto) -> CompilerRefusal:
     """Return a refusal that points to groups: for a Q or DQ to the nodes behind it, and for a type that no node is named with to all of it."""
-    named = tuple(dict.fromkeys(label for name in refusal.named for label in _behind(model.graph, name)))
-    if named or not _FP8_WORDS.search(refusal.words):
-        return msgspec.structs.replace(refusal, named=named)
+    named = tuple(dict.fromkeys(label for name in refusal.nodes for label in _behind(model.graph, name)))
+    if named or not _FP8_WORDS.search(refusal.message):
+        return msgspec.structs.replace(refusal, nodes=named)
     kind = dict.fromkeys(_group(p.edge) for p in plan.placements if p.quantizer.dtype == E4M3)
-    return msgspec.structs.replace(refusal, named=(), alike=tuple(kind))
+    return msgspec.structs.replace(refusal, nodes=(), suspects=tuple(kind))
 
 
 def _behind(graph: onnx.GraphProto, name: str) -> list[str]:

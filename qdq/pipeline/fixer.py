@@ -7,19 +7,19 @@ from collections.abc import Iterable
 import msgspec
 import onnx
 
-from qdq.calibration.calibrator import scales_of
+from qdq.calibration.calibrator import compute_scales
 from qdq.calibration.methods import parse_method
-from qdq.checking.checker import intent_of
+from qdq.checking.checker import read_planning_intent
 from qdq.graph.index import GraphIndex
 from qdq.graph.source import ModelLike, Source
-from qdq.observers.collection import Job
-from qdq.pipeline.requantize import REPAIR, Existing, float_source, own_ranges, report
+from qdq.observers.collection import CollectionJob
+from qdq.pipeline.requantize import REPAIR, Existing, describe_existing, make_float_source, merge_own_ranges
 from qdq.planning.decisions import Plan
-from qdq.planning.pair_dependencies import without
+from qdq.planning.pair_dependencies import remove_placements
 from qdq.planning.planner import plan_source
 from qdq.quantized.model import QuantizedModel
-from qdq.ranges.given_ranges import GivenRanges, settle
-from qdq.rewriting.inserter import apply_index
+from qdq.ranges.given_ranges import GivenRanges, match_given_ranges
+from qdq.rewriting.inserter import apply_plan
 from qdq.rules.rule import RuleSet
 from qdq.target import Target
 
@@ -52,14 +52,14 @@ def fix(
     had = QuantizedModel(model)
     if not had.edges and not had.converted:
         return None
-    source, own = float_source(had, REPAIR), own_ranges(had)
-    intent = intent_of(had.given, rules=rules, targets=targets, leave_float=leave_float)
+    source, own = make_float_source(had, REPAIR), merge_own_ranges(had)
+    intent = read_planning_intent(had.original, rules=rules, targets=targets, leave_float=leave_float)
     index, plan = plan_source(source, intent.rules, intent.targets, intent.leave_float, True, intent.profiles)
     plan = _with_known_ranges(index, plan, had, own)
-    scales, _ = scales_of(Job(index, plan, None, full=False), parse_method("max"), given=own)
-    rewritten = apply_index(index, plan, scales)
+    scales, _ = compute_scales(CollectionJob(index, plan, None, full=False), parse_method("max"), given=own)
+    rewritten = apply_plan(index, plan, scales)
     result = QuantizedModel(Source(source.path, rewritten, source.digest))
-    return Fixed(rewritten, index.source, report(REPAIR, had, plan, scales, result))
+    return Fixed(rewritten, index.source, describe_existing(REPAIR, had, plan, scales, result))
 
 
 def _with_known_ranges(index: GraphIndex, plan: Plan, had: QuantizedModel, own: GivenRanges) -> Plan:
@@ -67,16 +67,18 @@ def _with_known_ranges(index: GraphIndex, plan: Plan, had: QuantizedModel, own: 
 
     Those that are there already stay, but for weights that would be rounded a second time.
     """
-    edges, taken = {p.edge.read: p.edge for p in plan.placements}, settle(index, plan, own)
+    edges, taken = {p.edge.qualified_tensor: p.edge for p in plan.placements}, match_given_ranges(index, plan, own)
     unknown = {read for read in taken.missing if not index.scope(edges[read]).is_constant(edges[read].tensor)}
-    unwanted = {p for p in plan.placements if p.quantizer.calibrated and p.edge.read in unknown}
+    unwanted = {p for p in plan.placements if p.quantizer.calibrated and p.edge.qualified_tensor in unknown}
     if not unwanted:
         return plan
     there = {quantized.edge for quantized in had.edges}
     exact = taken.weight_amax.keys()
-    fewer = without(index, plan, unwanted, UNKNOWN_RANGE)
+    fewer = remove_placements(index, plan, unwanted, UNKNOWN_RANGE)
     kept = {p.edge for p in fewer.placements} | {
-        p.edge for p in plan.placements if p.edge in there and p not in unwanted and (p.quantizer.calibrated or (p.edge.read, p.quantizer.axis) in exact)
+        p.edge
+        for p in plan.placements
+        if p.edge in there and p not in unwanted and (p.quantizer.calibrated or (p.edge.qualified_tensor, p.quantizer.axis) in exact)
     }
     return msgspec.structs.replace(
         fewer,

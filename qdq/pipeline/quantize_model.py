@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 import msgspec
 import onnx
 
-from qdq.calibration.calibrator import Given, scales_of
+from qdq.calibration.calibrator import KnownRanges, compute_scales
 from qdq.calibration.methods import DEFAULT_METHOD, parse_method
 from qdq.calibration.scales import Scales
 from qdq.checking.checker import check
@@ -17,18 +17,29 @@ from qdq.errors import ModelError
 from qdq.graph.loader import load
 from qdq.graph.shape_profiles import Profile
 from qdq.graph.source import ModelLike, Source, light_copy
-from qdq.observers.collection import OBSERVING, Job, Observing
-from qdq.pipeline.bisection import Search
-from qdq.pipeline.buildable import buildable, compiler, globs_of
-from qdq.pipeline.requantize import KEEP, REPAIR, REPLACE, Existing, float_source, keeping, nothing_to_observe, own_ranges, report, require_mode
+from qdq.observers.collection import DEFAULT_OBSERVING, CollectionJob, Observing
+from qdq.pipeline.bisection import BisectionResult
+from qdq.pipeline.buildable import exact_globs, make_build_function, search_buildable_plan
+from qdq.pipeline.requantize import (
+    KEEP,
+    REPAIR,
+    REPLACE,
+    Existing,
+    describe_existing,
+    has_all_ranges,
+    keep_existing_pairs,
+    make_float_source,
+    merge_own_ranges,
+    require_mode,
+)
 from qdq.planning.decisions import Plan
-from qdq.planning.planner import plan_source, quantized_nodes
+from qdq.planning.planner import find_quantized_nodes, plan_source
 from qdq.quantized.model import QuantizedModel
 from qdq.ranges.tensor_ranges import Ranges
-from qdq.rewriting.inserter import apply_index
+from qdq.rewriting.inserter import apply_plan
 from qdq.rules.rule import RuleSet
 from qdq.rules.rule_files import load_rules
-from qdq.rules.shipped import default_sets
+from qdq.rules.shipped import default_rule_sets
 from qdq.runtime.session import Progress
 from qdq.target import Target
 
@@ -36,7 +47,7 @@ from qdq.target import Target
 _WAY_OUT = {True: "'qdq explain' says why", False: "'qdq check' says what is in it, and 'qdq strip' gives the float model back"}
 
 
-class Building(msgspec.Struct, frozen=True):
+class BuildOptions(msgspec.Struct, frozen=True):
     """How the plan is built for `until_it_builds`."""
 
     #: Shapes of inputs by name; dynamic dimensions of those not named become 1.
@@ -57,7 +68,7 @@ class Quantized(msgspec.Struct, frozen=True):
     #: What `check` finds in the result: nothing, unless a rule and the rewriter disagree.
     findings: tuple[Finding, ...]
     #: What was left in float so that it builds; None where that was not asked for.
-    building: Search | None = None
+    build_search: BisectionResult | None = None
     #: What the planned activations were seen to hold, or are said to.
     ranges: Ranges | None = None
     #: What became of the quantization that the model had; None for a float model.
@@ -77,10 +88,10 @@ def quantize(  # noqa: PLR0913 keyword arguments of the public function
     allow_unmatched: bool = False,
     progress: Progress | None = None,
     planned: Callable[[Plan], None] | None = None,
-    until_it_builds: Building | None = None,
+    until_it_builds: BuildOptions | None = None,
     profiles: Iterable[Profile] = (),
-    observing: Observing = OBSERVING,
-    given: Given | None = None,
+    observing: Observing = DEFAULT_OBSERVING,
+    given: KnownRanges | None = None,
     existing: str = REPAIR,
 ) -> Quantized:
     """Return a model's quantized copy with its plan, scales and findings.
@@ -95,29 +106,29 @@ def quantize(  # noqa: PLR0913 keyword arguments of the public function
     """
     require_mode(existing)
     source = load(model)
-    had = QuantizedModel(source) if quantized_nodes(source) else None
+    had = QuantizedModel(source) if find_quantized_nodes(source) else None
     if had is not None:
-        source, rules = float_source(had, existing), rules or load_rules(default_sets(source))
-        given = given if existing == REPLACE else own_ranges(had, given)
+        source, rules = make_float_source(had, existing), rules or load_rules(default_rule_sets(source))
+        given = given if existing == REPLACE else merge_own_ranges(had, given)
     way, rules = parse_method(method, weights), rules or load_rules()
     index, plan = plan_source(source, rules, tuple(targets), tuple(leave_float), allow_unmatched, tuple(profiles))
     found, build = None, None
     if until_it_builds is not None:
-        build = compiler(index.source, plan.targets, until_it_builds.shapes)
-        found = buildable(index, plan, rules, build, until_it_builds.progress)
-        index, plan = plan_source(source, rules, tuple(targets), (*leave_float, *globs_of(found.groups)), allow_unmatched, plan.profiles)
+        build = make_build_function(index.source, plan.targets, until_it_builds.shapes)
+        found = search_buildable_plan(index, plan, rules, build, until_it_builds.progress)
+        index, plan = plan_source(source, rules, tuple(targets), (*leave_float, *exact_globs(found.groups)), allow_unmatched, plan.profiles)
     if had is not None and existing == KEEP:
-        plan = keeping(had, plan)
+        plan = keep_existing_pairs(had, plan)
     _require_placements(source, plan, _WAY_OUT[had is None])
     if planned:
         planned(plan)
-    needed = None if had is not None and given is not None and nothing_to_observe(index, plan, given) else data
-    scales, ranges = scales_of(Job(index, plan, needed, way.needs_histogram, batch), way, observing, progress, given)
-    rewritten = apply_index(index, plan, scales)
+    needed = None if had is not None and given is not None and has_all_ranges(index, plan, given) else data
+    scales, ranges = compute_scales(CollectionJob(index, plan, needed, way.needs_histogram, batch), way, observing, progress, given)
+    rewritten = apply_plan(index, plan, scales)
     findings = check(Source(source.path, light_copy(rewritten), source.digest), rules=rules, targets=plan.targets, leave_float=plan.leave_float, weights=False)
     if build is not None and (refusal := build(rewritten)):
-        raise ModelError(f"{source.path or source.name}: builds with other scales, but not with the calibrated ones: {refusal.words}; try another --method")
-    became = report(existing, had, plan, scales, QuantizedModel(Source(source.path, rewritten, source.digest))) if had is not None else None
+        raise ModelError(f"{source.path or source.name}: builds with other scales, but not with the calibrated ones: {refusal.message}; try another --method")
+    became = describe_existing(existing, had, plan, scales, QuantizedModel(Source(source.path, rewritten, source.digest))) if had is not None else None
     return Quantized(rewritten, index.source, plan, scales, findings, found, ranges, became)
 
 

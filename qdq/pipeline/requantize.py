@@ -7,34 +7,34 @@ from collections.abc import Iterator
 
 import msgspec
 
-from qdq.calibration.calibrator import Given
+from qdq.calibration.calibrator import KnownRanges
 from qdq.calibration.scales import Scales
 from qdq.errors import ModelError, UsageError
 from qdq.graph.index import GraphIndex
 from qdq.graph.source import Source, canonical_bytes
 from qdq.planning.decisions import Placement, Plan
-from qdq.quantized.converter import unconverted
-from qdq.quantized.graph_writer import Converted
+from qdq.quantized.converter import find_unconverted
+from qdq.quantized.graph_writer import ConvertedNode
 from qdq.quantized.model import QuantizedEdge, QuantizedModel
 from qdq.quantized.pair_diff import PairDiff, diff_pairs
-from qdq.quantized.symmetry import Coarser, type_of, weight_amax_of
+from qdq.quantized.symmetry import CoarserActivation, exact_weight_amax, pair_type
 from qdq.quantizer import E4M3, INT8, Quantizer
-from qdq.ranges.given_ranges import GivenRanges, GivenSummary, settle
-from qdq.ranges.model_ranges import coarser_in, ranges_in, scale_axis
+from qdq.ranges.given_ranges import GivenRanges, GivenSummary, match_given_ranges
+from qdq.ranges.model_ranges import find_coarser_activations, read_pair_ranges, scale_axis
 
 #: What becomes of the pairs that a model has: all stay and missing ones are added, they are made what the rules want, or they go.
 KEEP, REPAIR, REPLACE = "keep", "repair", "replace"
 MODES = (KEEP, REPAIR, REPLACE)
 
 #: The reason of a pair that stays because it was there.
-EXISTING = "existing"
+EXISTING_RULE = "existing"
 
 
-class NewWeight(msgspec.Struct, frozen=True):
+class RescaledWeight(msgspec.Struct, frozen=True):
     """A weight whose scales could not be kept."""
 
     tensor: str
-    why: str
+    reason: str
 
 
 class Existing(msgspec.Struct, frozen=True):
@@ -42,27 +42,27 @@ class Existing(msgspec.Struct, frozen=True):
 
     mode: str
     #: Nodes that were written in other operators first.
-    converted: tuple[Converted, ...]
+    converted: tuple[ConvertedNode, ...]
     #: Activations that are still quantized, in larger steps.
-    coarser: tuple[Coarser, ...]
-    weights: tuple[NewWeight, ...]
+    coarser: tuple[CoarserActivation, ...]
+    weights: tuple[RescaledWeight, ...]
     #: Planned activations that had no range, or whose steps would be larger, and were calibrated.
     calibrated: tuple[str, ...]
     changes: PairDiff
 
 
-def float_source(found: QuantizedModel, mode: str) -> Source:
+def make_float_source(found: QuantizedModel, mode: str) -> Source:
     """Return the float model of a quantized one.
 
     Raises ModelError for a quantized operator without a float form, and unless all pairs are replaced for those of a layout that no plan has.
     """
-    name = found.given.path or found.given.name
-    if left := unconverted(found.source.model):
+    name = found.original.path or found.original.name
+    if left := find_unconverted(found.source.model):
         raise ModelError(f"{name}: node {left[0]} has no float form that qdq knows; quantize the float model it was made from")
     for quantized in found.edges if mode != REPLACE else ():
         _require_known(str(name), quantized)
     digest = hashlib.sha256(canonical_bytes(found.stripped)).hexdigest()
-    return Source(found.given.path, found.stripped, digest, found.given.notes)
+    return Source(found.original.path, found.stripped, digest, found.original.notes)
 
 
 def _require_known(name: str, found: QuantizedEdge) -> None:
@@ -72,21 +72,21 @@ def _require_known(name: str, found: QuantizedEdge) -> None:
         raise ModelError(f"{name}: {found.edge}: its zero point is computed; pass --existing replace with --data")
 
 
-def keeping(found: QuantizedModel, plan: Plan) -> Plan:
+def keep_existing_pairs(found: QuantizedModel, plan: Plan) -> Plan:
     """Return a plan with every pair that a model has, besides those that the rules want."""
     planned = {p.edge: p for p in plan.placements}
     for quantized in found.edges:
         if quantized.edge not in planned and quantized.scales is not None:
-            planned[quantized.edge] = Placement(quantized.edge, _quantizer(found, quantized), (EXISTING,))
+            planned[quantized.edge] = Placement(quantized.edge, _quantizer(found, quantized), (EXISTING_RULE,))
     edges = [edge for scope in found.index.scopes.values() for edge in scope.edges() if edge in planned]
     left = tuple(item for item in plan.left_float if item.edge not in planned)
-    had = {quantized.edge.read for quantized in found.edges}
+    had = {quantized.edge.qualified_tensor for quantized in found.edges}
     groups = tuple(group for group in plan.scale_groups if not had.intersection(group.tensors))
     return msgspec.structs.replace(plan, placements=tuple(planned[edge] for edge in edges), left_float=left, scale_groups=groups)
 
 
 def _quantizer(found: QuantizedModel, quantized: QuantizedEdge) -> Quantizer:
-    dtype = E4M3 if type_of(quantized) == E4M3 else INT8
+    dtype = E4M3 if pair_type(quantized) == E4M3 else INT8
     prefix = "fp8" if dtype == E4M3 else "int8"
     if not found.index.scope(quantized.edge).is_constant(quantized.edge.tensor):
         return Quantizer(f"{prefix}-activation", dtype)
@@ -94,13 +94,13 @@ def _quantizer(found: QuantizedModel, quantized: QuantizedEdge) -> Quantizer:
     return Quantizer(f"{prefix}-weight-per-{'tensor' if axis is None else 'channel'}", dtype, axis)
 
 
-def own_ranges(found: QuantizedModel, given: Given | None = None) -> GivenRanges:
+def merge_own_ranges(found: QuantizedModel, given: KnownRanges | None = None) -> GivenRanges:
     """Return the ranges that a model's pairs say, with those that are given besides in the place of its own.
 
     Raises ModelError for pairs that INT8 would cost too much, and UsageError for observed ranges, which would leave nothing to keep.
     """
-    coarser_in(found)
-    own = ranges_in(found)
+    find_coarser_activations(found)
+    own = read_pair_ranges(found)
     if given is None:
         return own
     if not isinstance(given, GivenRanges):
@@ -114,35 +114,35 @@ def own_ranges(found: QuantizedModel, given: Given | None = None) -> GivenRanges
     )
 
 
-def nothing_to_observe(index: GraphIndex, plan: Plan, given: Given) -> bool:
+def has_all_ranges(index: GraphIndex, plan: Plan, given: KnownRanges) -> bool:
     """Whether every scale of a plan follows from given ranges."""
     if not isinstance(given, GivenRanges):
         return False
-    taken = settle(index, plan, given)
-    weights = {(p.edge.read, p.quantizer.axis) for p in plan.placements if not p.quantizer.calibrated}
+    taken = match_given_ranges(index, plan, given)
+    weights = {(p.edge.qualified_tensor, p.quantizer.axis) for p in plan.placements if not p.quantizer.calibrated}
     return not taken.missing and not taken.bounded and weights <= taken.weight_amax.keys()
 
 
-def new_weights(found: QuantizedModel, plan: Plan, taken: GivenSummary) -> Iterator[NewWeight]:
+def find_rescaled_weights(found: QuantizedModel, plan: Plan, taken: GivenSummary) -> Iterator[RescaledWeight]:
     """Yield the planned weights that had a pair and whose scales are chosen anew."""
     kept, had = taken.weight_amax, {q.edge: q for q in found.edges}
     for placement in plan.placements:
         edge, axis = placement.edge, placement.quantizer.axis
-        if not placement.quantizer.calibrated and (edge.read, axis) not in kept and (quantized := had.get(edge)):
-            if weight_amax_of(quantized) is None:
-                yield NewWeight(edge.read, f"held {type_of(quantized)} that is not symmetric")
+        if not placement.quantizer.calibrated and (edge.qualified_tensor, axis) not in kept and (quantized := had.get(edge)):
+            if exact_weight_amax(quantized) is None:
+                yield RescaledWeight(edge.qualified_tensor, f"held {pair_type(quantized)} that is not symmetric")
             else:
-                yield NewWeight(edge.read, f"had scales along axis {scale_axis(found, quantized)}, not {axis}")
+                yield RescaledWeight(edge.qualified_tensor, f"had scales along axis {scale_axis(found, quantized)}, not {axis}")
 
 
-def report(mode: str, found: QuantizedModel, plan: Plan, scales: Scales, result: QuantizedModel) -> Existing:
+def describe_existing(mode: str, found: QuantizedModel, plan: Plan, scales: Scales, result: QuantizedModel) -> Existing:
     """Return what became of a model's quantization."""
     changes = diff_pairs(found, result)
-    if mode == REPLACE or scales.given is None:
+    if mode == REPLACE or scales.given_ranges is None:
         return Existing(mode, found.converted, (), (), (), changes)
-    weights, planned = tuple(new_weights(found, plan, scales.given)), {p.edge.read for p in plan.placements}
-    costs = tuple(cost for cost in coarser_in(found) if cost.tensor in planned)
-    calibrated = (*scales.given.missing, *(sorted(scales.given.bounded) if scales.samples else ()))
+    weights, planned = tuple(find_rescaled_weights(found, plan, scales.given_ranges)), {p.edge.qualified_tensor for p in plan.placements}
+    costs = tuple(cost for cost in find_coarser_activations(found) if cost.tensor in planned)
+    calibrated = (*scales.given_ranges.missing, *(sorted(scales.given_ranges.bounded) if scales.samples else ()))
     return Existing(mode, found.converted, costs, weights, calibrated, changes)
 
 

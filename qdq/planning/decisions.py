@@ -35,7 +35,7 @@ class LeftFloat(msgspec.Struct, frozen=True):
     edge: Edge
     #: The rule that kept it there, or "incomplete", "body" or "function".
     because: str
-    why: str
+    reason: str
 
 
 class ScaleGroup(msgspec.Struct, frozen=True, order=True):
@@ -71,20 +71,20 @@ class Plan(msgspec.Struct, frozen=True):
         return hashlib.sha256(msgspec.json.encode(self)).hexdigest()
 
 
-def pairs_of(plan: Plan) -> dict[tuple[str, Quantizer], tuple[Placement, ...]]:
+def group_by_pair(plan: Plan) -> dict[tuple[str, Quantizer], tuple[Placement, ...]]:
     """Return the pairs of a plan: the placements of each tensor, as `Edge.read` gives it, and quantizer, in plan order."""
     pairs: dict[tuple[str, Quantizer], list[Placement]] = {}
     for placement in plan.placements:
-        pairs.setdefault((placement.edge.read, placement.quantizer), []).append(placement)
+        pairs.setdefault((placement.edge.qualified_tensor, placement.quantizer), []).append(placement)
     return {key: tuple(placements) for key, placements in pairs.items()}
 
 
-def plan_lines(plan: Plan) -> list[str]:
+def placement_lines(plan: Plan) -> list[str]:
     """Return a plan's decisions, one line an edge: edge, quantizer, rules."""
     lines = [f"{p.edge}  {p.quantizer}  {', '.join(p.because)}" for p in plan.placements]
     return lines + [f"{' + '.join(group.tensors)}  share-scale  {', '.join(group.because)}" for group in plan.scale_groups]
 
 
-def float_lines(plan: Plan) -> list[str]:
+def left_float_lines(plan: Plan) -> list[str]:
     """Return the edges a plan leaves in float, one line each: edge, rule."""
     return [f"{item.edge}  {item.because}" for item in plan.left_float]

@@ -5,13 +5,13 @@ from __future__ import annotations
 import msgspec
 
 from qdq.errors import UsageError, did_you_mean
-from qdq.graph.bodies import qualified
+from qdq.graph.bodies import qualified_name
 from qdq.graph.index import Edge, GraphIndex
 from qdq.graph.loader import load
 from qdq.graph.source import ModelLike
 from qdq.planning.decisions import NO_RULE, Plan
-from qdq.planning.planner import source_for, with_leave_float
-from qdq.rules.matcher import names_of
+from qdq.planning.planner import source_at_plan_opset, with_leave_float
+from qdq.rules.matcher import glob_names
 from qdq.rules.rule import Rule, RuleSet
 
 
@@ -33,7 +33,7 @@ def explain(model: ModelLike, plan: Plan, rules: RuleSet, name: str) -> tuple[Ex
 
     Raises UsageError where the graph has neither.
     """
-    index = GraphIndex(source_for(load(model), plan))
+    index = GraphIndex(source_at_plan_opset(load(model), plan))
     edges = _edges(index, name)
     known = {r.name: r for r in with_leave_float(rules, plan.leave_float).rules}
     placed = {p.edge: p for p in plan.placements}
@@ -46,19 +46,21 @@ def explain(model: ModelLike, plan: Plan, rules: RuleSet, name: str) -> tuple[Ex
         elif edge in left and left[edge].because in known:
             explained.append(_by_rule(edge, "leave in float", known[left[edge].because]))
         else:
-            why = left[edge].why if edge in left else NO_RULE
+            why = left[edge].reason if edge in left else NO_RULE
             explained.append(Explanation(edge, "leave in float", left[edge].because if edge in left else "", why, "", ""))
     return tuple(explained)
 
 
 def _edges(index: GraphIndex, name: str) -> tuple[Edge, ...]:
     scopes = index.scopes.values()
-    of_nodes = [scope.edge(node, slot) for scope in scopes for node in scope.nodes if name in names_of(scope, node) for slot, t in enumerate(node.inputs) if t]
+    of_nodes = [
+        scope.edge(node, slot) for scope in scopes for node in scope.nodes if name in glob_names(scope, node) for slot, t in enumerate(node.inputs) if t
+    ]
     if of_nodes or any(name in scope.by_label for scope in scopes):
         return tuple(of_nodes)
     if any(name in known for scope in scopes for known in (scope.consumers, scope.producers, scope.inputs)):
-        return tuple(edge for scope in scopes for edge in scope.edges_of(name))
-    known = [word for scope in scopes for word in (*(qualified(scope.path, label) for label in scope.by_label), *scope.consumers)]
+        return tuple(edge for scope in scopes for edge in scope.edges_from(name))
+    known = [word for scope in scopes for word in (*(qualified_name(scope.path, label) for label in scope.by_label), *scope.consumers)]
     raise UsageError(f"{index.source.name}: has no node or tensor {name!r}{did_you_mean(name, known)}")
 
 

@@ -8,13 +8,13 @@ import msgspec
 
 from qdq.graph.index import Edge, GraphIndex, Node
 from qdq.graph.operands import MATRIX_PRODUCTS, operands
-from qdq.graph.patterns import multiplied
-from qdq.graph.residual import fused_backbone, residual_slot
+from qdq.graph.patterns import multiplied_tensors
+from qdq.graph.residual import find_fused_backbone, find_residual_slot
 from qdq.planning.decisions import INCOMPLETE, LeftFloat, Placement, Plan
-from qdq.rules.facts import POOLS, pool_ends
+from qdq.rules.facts import POOLS, find_pool_ends
 
 
-def without(index: GraphIndex, plan: Plan, unwanted: Container[Placement], why: str) -> Plan:
+def remove_placements(index: GraphIndex, plan: Plan, unwanted: Container[Placement], why: str) -> Plan:
     """Return a plan without some placements, and without those that only make sense with them; these stay in float because of `why`."""
     kept: dict[Edge, Placement] = {}
     for path, scope in index.scopes.items():
@@ -23,7 +23,7 @@ def without(index: GraphIndex, plan: Plan, unwanted: Container[Placement], why: 
             placed.pop(edge)
         kept |= placed
     left = tuple(LeftFloat(p.edge, INCOMPLETE, why) for p in plan.placements if p.edge not in kept)
-    reads = {edge.read for edge in kept}
+    reads = {edge.qualified_tensor for edge in kept}
     groups = (msgspec.structs.replace(g, tensors=tuple(t for t in g.tensors if t in reads)) for g in plan.scale_groups)
     return msgspec.structs.replace(
         plan, placements=tuple(kept.values()), left_float=(*plan.left_float, *left), scale_groups=tuple(g for g in groups if len(g.tensors) > 1)
@@ -43,7 +43,7 @@ def unmet_needs(index: GraphIndex, placed: dict[Edge, Placement]) -> Iterator[tu
                 yield edge, missing
 
 
-def first_unmet(index: GraphIndex, placements: Iterable[Placement]) -> tuple[Edge, Edge] | None:
+def find_unmet_need(index: GraphIndex, placements: Iterable[Placement]) -> tuple[Edge, Edge] | None:
     """Return the first placed edge that lacks another one it only makes sense with, and that one; None where all is well."""
     return next(unmet_needs(index, {p.edge: p for p in placements}), None)
 
@@ -55,16 +55,16 @@ def _needs(index: GraphIndex, edge: Edge) -> tuple[Edge, ...]:
         return both
     if node.op == "Add":
         return _residual_needs(index, node, edge)
-    return pool_ends(index, node) if node.op in POOLS else ()
+    return find_pool_ends(index, node) if node.op in POOLS else ()
 
 
 def _residual_needs(index: GraphIndex, add: Node, edge: Edge) -> tuple[Edge, ...]:
     """Return the operands of the layer that an Add is fused with; behind a matrix product the tensor's own reader too."""
-    if residual_slot(index, add) == edge.slot:
-        convolution = fused_backbone(index, edge)
+    if find_residual_slot(index, add) == edge.slot:
+        convolution = find_fused_backbone(index, edge)
         return operands(index, convolution) if convolution else ()
-    if residual_slot(index, add, MATRIX_PRODUCTS) == edge.slot:
-        product = fused_backbone(index, edge, MATRIX_PRODUCTS)
-        reader = multiplied(index).get(edge.tensor)
+    if find_residual_slot(index, add, MATRIX_PRODUCTS) == edge.slot:
+        product = find_fused_backbone(index, edge, MATRIX_PRODUCTS)
+        reader = multiplied_tensors(index).get(edge.tensor)
         return (*(operands(index, product) if product else ()), *([reader] if reader else []))
     return ()

@@ -29,7 +29,7 @@ class PlanDiff(msgspec.Struct, frozen=True):
     #: Whether both are for the same model, by digest.
     same_model: bool
     #: Targets, rule sets and globs where they differ: what, old, new.
-    made_for: tuple[tuple[str, str, str], ...]
+    context: tuple[tuple[str, str, str], ...]
     edges: tuple[EdgeChange, ...]
     groups_gained: tuple[ScaleGroup, ...]
     groups_lost: tuple[ScaleGroup, ...]
@@ -41,11 +41,11 @@ class PlanDiff(msgspec.Struct, frozen=True):
 def diff_plans(old: Plan, new: Plan) -> PlanDiff:
     """Return what changed from an older plan to a newer one, which may be of another export of the model."""
     before, after = _decisions(old), _decisions(new)
-    renamed = {before[key].edge.read: after[key].edge.read for key in before.keys() & after.keys()}
+    renamed = {before[key].edge.qualified_tensor: after[key].edge.qualified_tensor for key in before.keys() & after.keys()}
     had = {_renamed(group, renamed) for group in old.scale_groups}
     return PlanDiff(
         same_model=old.digest == new.digest,
-        made_for=tuple(_made_for(old, new)),
+        context=tuple(_made_for(old, new)),
         edges=tuple(_changes(before, after)),
         groups_gained=tuple(g for g in new.scale_groups if g not in had),
         groups_lost=tuple(sorted(had - set(new.scale_groups))),

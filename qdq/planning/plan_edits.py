@@ -8,7 +8,7 @@ from qdq.errors import PlanError, did_you_mean
 from qdq.graph.index import Edge, GraphIndex, Node
 from qdq.graph.operands import channel_axis
 from qdq.planning.decisions import Placement, Plan
-from qdq.planning.pair_dependencies import first_unmet
+from qdq.planning.pair_dependencies import find_unmet_need
 from qdq.planning.plan_file import PlanFile
 from qdq.quantizer import FORMATS
 
@@ -28,7 +28,7 @@ def require_edits(file: PlanFile, index: GraphIndex) -> None:
     _require_groups(file, index)
     _require_model(file, plan, index)
     for path, scope in index.scopes.items():
-        if unmet := first_unmet(scope, (p for p in plan.placements if p.edge.graph == path)):
+        if unmet := find_unmet_need(scope, (p for p in plan.placements if p.edge.graph == path)):
             edge, missing = unmet
             raise PlanError(
                 f"{file.path}:{file.lines[edge]}: a pair on {edge} only costs unless {missing} has one of the same type: "
@@ -83,7 +83,7 @@ def _misfit(placement: Placement, index: GraphIndex) -> str:
 
 
 def _require_groups(file: PlanFile, index: GraphIndex) -> None:
-    planned = {p.edge.read for p in file.plan.placements}
+    planned = {p.edge.qualified_tensor for p in file.plan.placements}
     for group, line in zip(file.plan.scale_groups, file.groups, strict=True):
         for tensor in group.tensors:
             if tensor not in planned:
@@ -99,7 +99,7 @@ def require_model(plan: Plan, index: GraphIndex) -> None:
     for placement in plan.placements:
         if not _fits(placement, index):
             raise PlanError(f"{placement.quantizer} on {placement.edge}: {index.source.name} has no such edge, or none that takes this format; plan again")
-    planned = {p.edge.read for p in plan.placements}
+    planned = {p.edge.qualified_tensor for p in plan.placements}
     for tensor in (t for group in plan.scale_groups for t in group.tensors):
         if tensor not in planned:
             raise PlanError(f"scale_groups names {tensor!r}, which the plan does not quantize; plan again")

@@ -11,7 +11,7 @@ import msgspec
 import yaml
 
 from qdq.errors import PlanError, QdqError, RuleError, first_line
-from qdq.files.strict_yaml import Located, known_keys, one_of, parse_texts
+from qdq.files.strict_yaml import LocatedMapping, parse_text_yaml, read_choice, require_known_keys
 from qdq.graph.index import Edge, GraphIndex
 from qdq.graph.shape_profiles import parse_profile
 from qdq.planning.decisions import BODY, FUNCTION, INCOMPLETE, LeftFloat, Placement, Plan, ScaleGroup
@@ -47,7 +47,7 @@ class PlanFile(msgspec.Struct, frozen=True):
     groups: tuple[int, ...]
 
 
-def plan_yaml(plan: Plan, index: GraphIndex | None = None) -> str:
+def plan_to_yaml(plan: Plan, index: GraphIndex | None = None) -> str:
     """Return a plan as YAML: a block for each node, in it a line for each edge, then the scale groups.
 
     With the model's index the blocks are in graph order and name their operators; without, they
@@ -77,7 +77,7 @@ def _common_reasons(left: Iterable[LeftFloat]) -> dict[str, str]:
     """Return the sentence of each rule that leaves edges in float, where it is the same for all of them."""
     whys: dict[str, set[str]] = {}
     for item in left:
-        whys.setdefault(item.because, set()).add(item.why)
+        whys.setdefault(item.because, set()).add(item.reason)
     return {rule: next(iter(said)) for rule, said in sorted(whys.items()) if len(said) == 1 and rule not in (INCOMPLETE, BODY, FUNCTION)}
 
 
@@ -89,7 +89,7 @@ def _by_node(plan: Plan, reasons: dict[str, str], index: GraphIndex | None) -> d
         decision = f"quantize: {_quoted(p.quantizer.name)}{axis}, because: {_listed(p.because)}"
         found.setdefault((p.edge.graph, p.edge.node), []).append((p.edge.slot, _edge_line(p.edge, decision)))
     for item in plan.left_float:
-        why = "" if reasons.get(item.because) == item.why else f", why: {_quoted(item.why)}"
+        why = "" if reasons.get(item.because) == item.reason else f", why: {_quoted(item.reason)}"
         line = _edge_line(item.edge, f"float: {_quoted(item.because)}{why}")
         found.setdefault((item.edge.graph, item.edge.node), []).append((item.edge.slot, line))
     places = _places(index) if index else {}
@@ -141,10 +141,10 @@ def read_plan(path: Path) -> Plan:
 
 def read_plan_file(path: Path) -> PlanFile:
     """Return the plan in a file with the lines where its parts stand; raises PlanError naming the file, the line and what is wrong in it."""
-    text = read_record(path)
+    text = read_plan_bytes(path)
     try:
-        content = parse_texts(text)
-        if not isinstance(content, Located) or "qdq_plan" not in content:
+        content = parse_text_yaml(text)
+        if not isinstance(content, LocatedMapping) or "qdq_plan" not in content:
             raise PlanError("it has no 'qdq_plan'")
         if content["qdq_plan"] != PLAN_VERSION:
             raise PlanError(f"its layout is version {content['qdq_plan']}, this qdq reads {PLAN_VERSION}")
@@ -156,7 +156,7 @@ def read_plan_file(path: Path) -> PlanFile:
         raise PlanError(f"{path}:{error}") from error
 
 
-def read_record(path: Path) -> bytes:
+def read_plan_bytes(path: Path) -> bytes:
     """Return the bytes of a plan or scales file; raises PlanError where it cannot be read."""
     try:
         return path.read_bytes()
@@ -164,10 +164,10 @@ def read_record(path: Path) -> bytes:
         raise PlanError(f"{path}: cannot be read: {error.strerror}; check the path") from error
 
 
-def _plan_file(path: Path, content: Located) -> PlanFile:
-    known_keys(content, (*_HEAD, "layers", "scale_groups"), (*_HEAD[:3], "targets", "layers"))
-    reasons = content.get("reasons", Located())
-    if not isinstance(reasons, Located) or not all(isinstance(why, str) for why in reasons.values()):
+def _plan_file(path: Path, content: LocatedMapping) -> PlanFile:
+    require_known_keys(content, (*_HEAD, "layers", "scale_groups"), (*_HEAD[:3], "targets", "layers"))
+    reasons = content.get("reasons", LocatedMapping())
+    if not isinstance(reasons, LocatedMapping) or not all(isinstance(why, str) for why in reasons.values()):
         raise PlanError(f"{content.lines['reasons']}: 'reasons' must map rules to sentences")
     lines: dict[Edge, int] = {}
     nodes: dict[tuple[str, str], tuple[str, int]] = {}
@@ -202,14 +202,14 @@ def _refuse_repeated(edge: Edge, line: int, lines: dict[Edge, int]) -> None:
         raise PlanError(f"{line}: the edge {edge} stands on line {lines[edge]} too; remove one")
 
 
-def _decision(entry: Located, graph: str, node: str, reasons: Located) -> Placement | LeftFloat:
+def _decision(entry: LocatedMapping, graph: str, node: str, reasons: LocatedMapping) -> Placement | LeftFloat:
     edge = Edge(graph, node, _whole(entry, "slot"), _word(entry, "tensor"))
     if ("quantize" in entry) == ("float" in entry):
         raise PlanError(f"{entry.line}: edge {edge} needs either 'quantize: FORMAT' or 'float: REASON'")
     if "quantize" in entry:
         if "why" in entry:
             raise PlanError(f"{entry.lines['why']}: 'why' goes with 'float' only; remove it")
-        name = one_of(entry, "quantize", FORMATS)
+        name = read_choice(entry, "quantize", FORMATS)
         quantizer = Quantizer(name, FORMATS[name].dtype, _whole(entry, "axis") if "axis" in entry else None)
         return Placement(edge, quantizer, _texts(entry, "because") if "because" in entry else (BY_HAND,))
     for key in ("axis", "because"):
@@ -221,12 +221,12 @@ def _decision(entry: Located, graph: str, node: str, reasons: Located) -> Placem
     return LeftFloat(edge, because, _word(entry, "why", reasons.get(because, "")))
 
 
-def _scale_group(entry: Located) -> ScaleGroup:
+def _scale_group(entry: LocatedMapping) -> ScaleGroup:
     because = _texts(entry, "because") if "because" in entry else (BY_HAND,)
     return ScaleGroup(_texts(entry, "tensors"), because, _ratio(entry) if "ratio_at_most" in entry else None)
 
 
-def _ratio(entry: Located) -> float:
+def _ratio(entry: LocatedMapping) -> float:
     """Return the ratio as it was written, whole or not: the plan's key tells them apart."""
     text = _word(entry, "ratio_at_most")
     try:
@@ -238,33 +238,33 @@ def _ratio(entry: Located) -> float:
     return int(text) if text.isdecimal() else number
 
 
-def _mappings(content: Located, key: str, known: tuple[str, ...], required: tuple[str, ...]) -> Iterator[Located]:
+def _mappings(content: LocatedMapping, key: str, known: tuple[str, ...], required: tuple[str, ...]) -> Iterator[LocatedMapping]:
     """Yield the mappings in the list behind a key, none where it is missing; raises RuleError, from its line on, for anything else."""
     entries = content.get(key, [])
     if not isinstance(entries, list):
         raise PlanError(f"{content.lines[key]}: {key!r} must be a list")
     for entry in entries:
-        if not isinstance(entry, Located):
+        if not isinstance(entry, LocatedMapping):
             raise PlanError(f"{content.lines[key]}: {key!r} must hold mappings with {', '.join(required)}, not {entry!r}")
-        known_keys(entry, known, required)
+        require_known_keys(entry, known, required)
         yield entry
 
 
-def _word(content: Located, key: str, default: str | None = None) -> str:
+def _word(content: LocatedMapping, key: str, default: str | None = None) -> str:
     value = content.get(key, default)
     if not isinstance(value, str):
         raise PlanError(f"{content.lines[key]}: {key!r} must be one text")
     return value
 
 
-def _whole(content: Located, key: str) -> int:
+def _whole(content: LocatedMapping, key: str) -> int:
     text = _word(content, key)
     if not text.isdecimal():
         raise PlanError(f"{content.lines[key]}: {key!r} is {text!r}; write a whole number from 0 on")
     return int(text)
 
 
-def _texts(content: Located, key: str) -> tuple[str, ...]:
+def _texts(content: LocatedMapping, key: str) -> tuple[str, ...]:
     value = content.get(key, [])
     found = value if isinstance(value, list) else [value]
     if not all(isinstance(text, str) for text in found):
@@ -272,7 +272,7 @@ def _texts(content: Located, key: str) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _located(content: Located, key: str, read: Any) -> Iterator[Any]:
+def _located(content: LocatedMapping, key: str, read: Any) -> Iterator[Any]:
     for text in _texts(content, key):
         try:
             yield read(text)

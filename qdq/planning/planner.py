@@ -8,20 +8,20 @@ from itertools import groupby
 import msgspec
 
 from qdq.errors import ModelError, RuleError
-from qdq.graph.bodies import every_node, qualified
+from qdq.graph.bodies import all_nodes, qualified_name
 from qdq.graph.index import Edge, GraphIndex, Node
-from qdq.graph.loader import load, raise_source
+from qdq.graph.loader import load, raise_source_opset
 from qdq.graph.operands import channel_axis, operands
 from qdq.graph.quantized_operators import is_quantized
-from qdq.graph.shape_profiles import Profile, Shape, extremes, require_shapes, usual
+from qdq.graph.shape_profiles import Profile, Shape, extreme_shapes, optimal_shapes, require_shapes
 from qdq.graph.source import ModelLike, Source
 from qdq.planning.decisions import BODY, FUNCTION, INCOMPLETE, LeftFloat, Placement, Plan, ScaleGroup
 from qdq.planning.pair_dependencies import unmet_needs
-from qdq.planning.scale_groups import ARITHMETIC, Ties
+from qdq.planning.scale_groups import ARITHMETIC, DisjointSets
 from qdq.quantizer import FORMATS, Quantizer
 from qdq.rules.facts import Scene
-from qdq.rules.kernel_tables import borrowed_tables
-from qdq.rules.matcher import Verdict, match, refuse_unmatched
+from qdq.rules.kernel_tables import describe_borrowed_tables
+from qdq.rules.matcher import Verdict, match_rules, require_matches
 from qdq.rules.rule import RATIO_AT_MOST, RuleSet, leave_float_rule, make_rule_set
 from qdq.rules.rule_files import load_rules
 from qdq.target import DEFAULT_TARGET, Target
@@ -47,7 +47,7 @@ def plan(
     where rules disagree, UsageError for a glob that nothing matches.
     """
     source = load(model)
-    refuse_quantized(source)
+    require_float_model(source)
     return plan_source(source, rules or load_rules(), tuple(targets), tuple(leave_float), allow_unmatched, tuple(profiles))[1]
 
 
@@ -62,16 +62,16 @@ def plan_source(
     """Return the plan for a model and the index that it speaks of, of the model at the opset that the plan needs."""
     index = GraphIndex(source)
     made = plan_index(index, rules, targets, leave_float, allow_unmatched, profiles)
-    raised = source_for(source, made)
+    raised = source_at_plan_opset(source, made)
     if raised is source:
         return index, made
     index = GraphIndex(raised)
     return index, plan_index(index, rules, targets, leave_float, allow_unmatched, profiles)
 
 
-def source_for(source: Source, plan: Plan) -> Source:
+def source_at_plan_opset(source: Source, plan: Plan) -> Source:
     """Return a model at the opset that a plan's types need: FP8 needs a later one than INT8."""
-    return raise_source(source, max((p.quantizer.element.opset for p in plan.placements), default=0))
+    return raise_source_opset(source, max((p.quantizer.element.opset for p in plan.placements), default=0))
 
 
 def plan_index(
@@ -91,12 +91,12 @@ def plan_index(
     """
     targets, rules = targets or (DEFAULT_TARGET,), with_leave_float(rules, leave_float)
     if not allow_unmatched:
-        refuse_unmatched(index, rules.rules)
-    parts = _parts_at(index, usual(profiles), targets, rules)
+        require_matches(index, rules.rules)
+    parts = _parts_at(index, optimal_shapes(profiles), targets, rules)
     return Plan(
         model=index.source.name,
         digest=index.source.digest,
-        notes=(*index.source.notes, *borrowed_tables(targets), *_otherwise(index, profiles, targets, rules, parts)),
+        notes=(*index.source.notes, *describe_borrowed_tables(targets), *_otherwise(index, profiles, targets, rules, parts)),
         targets=targets,
         rule_sets=rules.names,
         leave_float=leave_float,
@@ -117,7 +117,7 @@ def _parts_at(index: GraphIndex, shapes: Mapping[str, Shape], targets: tuple[Tar
 def _otherwise(index: GraphIndex, profiles: tuple[Profile, ...], targets: tuple[Target, ...], rules: RuleSet, parts: list[_Part]) -> Iterator[str]:
     """Yield a sentence for an end of the profiles at which the rules would decide otherwise than at the usual shapes."""
     ours = {p.edge for part in parts for p in part.placements}
-    for end, shapes in extremes(profiles).items():
+    for end, shapes in extreme_shapes(profiles).items():
         theirs = {p.edge for part in _parts_at(index, shapes, targets, rules) for p in part.placements}
         if differing := sorted(ours ^ theirs):
             yield f"at the {end} shapes {len(differing)} edges would be decided otherwise, such as {differing[0]}; the plan goes by opt"
@@ -133,17 +133,17 @@ class _Part(msgspec.Struct, frozen=True):
 
 def _plan_scope(scene: Scene, rules: RuleSet) -> _Part:
     index = scene.index
-    verdicts, shared = match(scene, rules)
+    verdicts, shared = match_rules(scene, rules)
     placed = {v.edge: _placement(index, v) for v in verdicts if v.then == "quantize"}
     left = {v.edge: LeftFloat(v.edge, v.rules[0].name, v.rules[0].says) for v in verdicts if v.then == "leave-float"}
     for edge, missing in unmet_needs(index, placed):
-        says = placed.pop(edge).quantizer.element.says
+        says = placed.pop(edge).quantizer.element.label
         why = f"needs {missing} in {says}, which {_instead(missing, placed, left)}"
         left[edge] = LeftFloat(edge, INCOMPLETE, why)
     return _Part(
         placements=tuple(placed.values()),
         left_float=tuple(_in_graph_order(index, left)),
-        scale_groups=_scale_groups(index, rules, shared, {e.read for e, p in placed.items() if p.quantizer.calibrated}),
+        scale_groups=_scale_groups(index, rules, shared, {e.qualified_tensor for e, p in placed.items() if p.quantizer.calibrated}),
     )
 
 
@@ -152,14 +152,14 @@ def with_leave_float(rules: RuleSet, globs: Iterable[str]) -> RuleSet:
     return make_rule_set(rules.names, (*rules.rules, *map(leave_float_rule, globs)))
 
 
-def quantized_nodes(source: Source) -> tuple[str, ...]:
+def find_quantized_nodes(source: Source) -> tuple[str, ...]:
     """Return the operators of the nodes that only a quantized model contains, those in bodies too."""
-    return tuple(node.op_type for _, node in every_node(source.model.graph) if is_quantized(node))
+    return tuple(node.op_type for _, node in all_nodes(source.model.graph) if is_quantized(node))
 
 
-def refuse_quantized(source: Source) -> None:
+def require_float_model(source: Source) -> None:
     """Raise ModelError where the model holds quantized operators already."""
-    if found := quantized_nodes(source):
+    if found := find_quantized_nodes(source):
         raise ModelError(
             f"{source.path or source.name}: is quantized already ({len(found)} nodes such as {found[0]}); "
             "'qdq quantize' repairs it, 'qdq check' says what is in it, and 'qdq strip' gives the float model back"
@@ -181,7 +181,7 @@ def _placement(index: GraphIndex, verdict: Verdict) -> Placement:
 def _instead(edge: Edge, placed: dict[Edge, Placement], left: dict[Edge, LeftFloat]) -> str:
     """Return what happens to an edge that another one needs quantized to its own type."""
     if edge in placed:
-        return f"{placed[edge].because[0]} quantizes to {placed[edge].quantizer.element.says}"
+        return f"{placed[edge].because[0]} quantizes to {placed[edge].quantizer.element.label}"
     return f"{left[edge].because} leaves in float" if edge in left else "no rule asks for"
 
 
@@ -196,11 +196,11 @@ def _scale_groups(index: GraphIndex, rules: RuleSet, shared: dict[str, tuple[Edg
     computes that from several of them; whether a tensor is quantized or not, so that a tie reaches
     through any number of nodes.
     """
-    ties = Ties()
+    ties = DisjointSets()
     for name, edges in shared.items():
         for node, tied in _by_node(index, edges):
             gives = () if node.op in ARITHMETIC else filter(None, node.outputs)
-            ties.tie((*(e.read for e in tied), *(qualified(index.path, o) for o in gives)), name)
+            ties.tie((*(e.qualified_tensor for e in tied), *(qualified_name(index.path, o) for o in gives)), name)
     ratios = {name: dict(rule.given).get(RATIO_AT_MOST) for name in shared if (rule := rules.rule(name))}
     groups = []
     for members, names in ties.groups():

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 ARITHMETIC = ("Add", "Sub", "Mul", "Div", "Max", "Min", "Sum", "Pow")
 
 
-class Ties:
+class DisjointSets:
     """Disjoint sets of tensors, each with the names of the rules that joined them.
 
     Union by size with path halving (Tarjan and van Leeuwen, Worst-case analysis of set union

@@ -15,29 +15,29 @@ import onnx
 from onnx import helper, numpy_helper
 
 from qdq.errors import ModelError
-from qdq.graph.bodies import bodies_of, every_node
+from qdq.graph.bodies import all_nodes, node_bodies
 from qdq.graph.index import GraphIndex
-from qdq.graph.loader import raise_source
+from qdq.graph.loader import raise_source_opset
 from qdq.graph.opset import default_opset
-from qdq.graph.pairs import PAIR_OPERATORS, readers
+from qdq.graph.pairs import PAIR_OPERATORS, count_readers
 from qdq.graph.quantized_operators import (
     DEQUANTIZE,
     INTEGER_PRODUCTS,
     MICROSOFT,
     QUANTIZE,
-    Form,
+    FloatForm,
     Operand,
-    flattened_from,
+    find_float_form,
+    flattened_axis,
     float_attributes,
-    form_of,
     is_quantized_operator,
 )
 from qdq.graph.source import Source
-from qdq.quantized.graph_writer import Converted, GraphWriter, Respelling, bare, copied, input_of
-from qdq.quantized.graph_writer import Form as Quantized
-from qdq.quantized.integer_conversion import dynamic_product, integer_product
-from qdq.quantized.qdq_conversion import axis_of, dequantize, quantize
-from qdq.quantizer import opset_of
+from qdq.quantized.graph_writer import ConvertedNode, GraphWriter, ModelWriter, copy_node, input_name, remove_suffix
+from qdq.quantized.graph_writer import IntegerFormat as Quantized
+from qdq.quantized.integer_conversion import convert_dynamic_product, convert_integer_product
+from qdq.quantized.qdq_conversion import read_axis_attribute, write_dequantize, write_quantize
+from qdq.quantizer import required_opset
 
 #: Operators that a model may run on the integers between a Q and its DQ, with the input slots that hold quantized values: they move, pick
 #: or interpolate values, and their result has the scale of what they read.
@@ -63,13 +63,13 @@ _NODE_SUFFIX = "_quant"
 _REDUCE_AXES_OPSET = 18
 
 
-def convert(source: Source) -> tuple[Source, tuple[Converted, ...]]:
+def convert_to_qdq(source: Source) -> tuple[Source, tuple[ConvertedNode, ...]]:
     """Return a model whose quantization is all in plain pairs, and what was converted; the model itself where it was so.
 
-    A quantized operator that no pairs can stand for stays as it is; `unconverted` names those.
+    A quantized operator that no pairs can stand for stays as it is; `find_unconverted` names those.
     Raises ModelError for an operator whose attributes, scales or bias no float operator can follow.
     """
-    respelling = Respelling(source)
+    respelling = ModelWriter(source)
     try:
         graph = GraphWriter(respelling, source.model.graph)
         _store_constants(graph)
@@ -84,15 +84,15 @@ def convert(source: Source) -> tuple[Source, tuple[Converted, ...]]:
     model.CopyFrom(source.model)
     _replace(model.graph, nodes)
     model.graph.initializer.extend(respelling.initializers)
-    _tidy(model, set(readers(source.model.graph)))
+    _tidy(model, set(count_readers(source.model.graph)))
     types = {tensor.data_type for name, tensor in graph.stored.items() if name in {form.zero for form in graph.quantized.values()}}
     plain = msgspec.structs.replace(source, model=model, stamp=None)
-    return raise_source(plain, max((opset_of(code) for code in types), default=0)), tuple(respelling.converted)
+    return raise_source_opset(plain, max((required_opset(code) for code in types), default=0)), tuple(respelling.converted)
 
 
-def unconverted(model: onnx.ModelProto) -> tuple[str, ...]:
+def find_unconverted(model: onnx.ModelProto) -> tuple[str, ...]:
     """Return the quantized nodes of a model that are no plain pairs, each with its operator, those in bodies too."""
-    return tuple(f"{label} ({node.op_type})" for label, node in every_node(model.graph) if is_quantized_operator(node))
+    return tuple(f"{label} ({node.op_type})" for label, node in all_nodes(model.graph) if is_quantized_operator(node))
 
 
 def _converted(graph: GraphWriter) -> list[onnx.NodeProto]:
@@ -124,20 +124,20 @@ def _told(graph: GraphWriter) -> dict[str, Quantized]:
     """Return how stored integers are quantized that operators move before a DQ, or a quantized operator, says it."""
     told: dict[str, Quantized] = {}
     for node in reversed(graph.graph.node):
-        form = form_of(node)
+        form = find_float_form(node)
         if node.op_type in PAIR_OPERATORS and len(node.input) < 2:  # noqa: PLR2004 data and scale
             raise ModelError(f"is damaged: node {node.name!r} ({node.op_type}) has no scale; export or download it again")
         if node.op_type == DEQUANTIZE:
-            told[node.input[0]] = Quantized(node.input[1], input_of(node, 2), axis_of(node))
+            told[node.input[0]] = Quantized(node.input[1], input_name(node, 2), read_axis_attribute(node))
         elif form is not None:
             _require_operands(node, form)
-            told |= {node.input[o.tensor]: Quantized(input_of(node, o.scale), input_of(node, o.zero_point)) for o in form.operands}
+            told |= {node.input[o.tensor]: Quantized(input_name(node, o.scale), input_name(node, o.zero_point)) for o in form.operands}
         elif node.op_type in _BETWEEN and node.output[0] in told:
             told[node.input[0]] = told[node.output[0]]
     return {name: form for name, form in told.items() if name in graph.stored and graph.levels(form) is not None}
 
 
-def _require_operands(node: onnx.NodeProto, form: Form) -> None:
+def _require_operands(node: onnx.NodeProto, form: FloatForm) -> None:
     """Raise ModelError for a quantized operator without its operands or its result; of those in other domains ONNX has no definition."""
     needed = 1 + max(max(operand.tensor, operand.scale) for operand in form.operands)
     if len(node.input) < needed:
@@ -150,11 +150,11 @@ def _require_operands(node: onnx.NodeProto, form: Form) -> None:
 
 def _with_bodies(graph: GraphWriter, node: onnx.NodeProto) -> onnx.NodeProto:
     before = len(graph.model.converted)
-    bodies = [_converted(GraphWriter(graph.model, body, graph)) for _, body in bodies_of(node)]
+    bodies = [_converted(GraphWriter(graph.model, body, graph)) for _, body in node_bodies(node)]
     if len(graph.model.converted) == before:
         return node
-    copy = copied(node)
-    for (_, body), nodes in zip(bodies_of(copy), bodies, strict=True):
+    copy = copy_node(node)
+    for (_, body), nodes in zip(node_bodies(copy), bodies, strict=True):
         _replace(body, nodes)
     return copy
 
@@ -168,13 +168,13 @@ def _replace(graph: onnx.GraphProto, nodes: list[onnx.NodeProto]) -> None:
 
 def _write(graph: GraphWriter, node: onnx.NodeProto) -> None:
     writers: dict[str, Callable[[GraphWriter, onnx.NodeProto], None]] = {
-        QUANTIZE: quantize,
-        DEQUANTIZE: dequantize,
+        QUANTIZE: write_quantize,
+        DEQUANTIZE: write_dequantize,
         "DynamicQuantizeLinear": _dynamic,
-        "DynamicQuantizeMatMul": dynamic_product,
-        **dict.fromkeys(INTEGER_PRODUCTS, integer_product),
+        "DynamicQuantizeMatMul": convert_dynamic_product,
+        **dict.fromkeys(INTEGER_PRODUCTS, convert_integer_product),
     }
-    form = form_of(node)
+    form = find_float_form(node)
     if node.op_type in writers:
         writers[node.op_type](graph, node)
     elif form is not None:
@@ -191,28 +191,28 @@ def _dynamic(graph: GraphWriter, node: onnx.NodeProto) -> None:
     graph.append(node)
 
 
-def _operator(graph: GraphWriter, node: onnx.NodeProto, form: Form) -> None:
+def _operator(graph: GraphWriter, node: onnx.NodeProto, form: FloatForm) -> None:
     """Write a quantized operator as DequantizeLinear, a float operator and QuantizeLinear."""
-    inputs = [input_of(node, form.first)] if form.first is not None else []
+    inputs = [input_name(node, form.first)] if form.first is not None else []
     inputs += [_float_operand(graph, node, operand, form.axis if i else None) for i, operand in enumerate(form.operands)]
-    if input_of(node, form.bias):
+    if input_name(node, form.bias):
         inputs.append(_float_bias(graph, node, form))
     graph.model.note(node, f"becomes {form.op}{' between DequantizeLinear and QuantizeLinear' if form.result else ''}")
     result = node.output[0]
-    given = graph.model.fresh(bare(result)) if form.result else result
-    added = input_of(node, form.added)
+    given = graph.model.fresh(remove_suffix(result)) if form.result else result
+    added = input_name(node, form.added)
     product = graph.model.fresh(f"{given}_product") if added else given
     _float_operator(graph, node, form, inputs, product)
     if added:
         graph.append(helper.make_node("Add", [product, added], [given], name=graph.model.fresh(f"{given}_Add")))
     if form.result:
-        scale, zero = (graph.scalar(input_of(node, slot)) for slot in form.result)
-        quantize(graph, helper.make_node(QUANTIZE, [given, scale, *filter(None, [zero])], [result], name=graph.model.fresh(f"{given}_QuantizeLinear")))
+        scale, zero = (graph.scalar(input_name(node, slot)) for slot in form.result)
+        write_quantize(graph, helper.make_node(QUANTIZE, [given, scale, *filter(None, [zero])], [result], name=graph.model.fresh(f"{given}_QuantizeLinear")))
 
 
-def _float_operator(graph: GraphWriter, node: onnx.NodeProto, form: Form, inputs: list[str], result: str) -> None:
-    name = bare(node.name, _NODE_SUFFIX)
-    axis = flattened_from(node)
+def _float_operator(graph: GraphWriter, node: onnx.NodeProto, form: FloatForm, inputs: list[str], result: str) -> None:
+    name = remove_suffix(node.name, _NODE_SUFFIX)
+    axis = flattened_axis(node)
     if axis is not None:
         flat = graph.add("Flatten", inputs, f"{result}_flat", axis=axis)
         softmax = graph.model.fresh(f"{result}_softmax")
@@ -234,16 +234,16 @@ def _float_operand(graph: GraphWriter, node: onnx.NodeProto, operand: Operand, a
     tensor = node.input[operand.tensor]
     if tensor in graph.dynamic:
         return graph.dynamic[tensor]
-    scale, zero = input_of(node, operand.scale), input_of(node, operand.zero_point)
+    scale, zero = input_name(node, operand.scale), input_name(node, operand.zero_point)
     if not graph.holds_several(scale):
         return graph.to_float(tensor, Quantized(graph.scalar(scale), graph.scalar(zero)))
     last = len(graph.stored[tensor].dims) - 1 if tensor in graph.stored else None
     return graph.to_float(tensor, Quantized(scale, zero, last if axis == -1 else axis))
 
 
-def _float_bias(graph: GraphWriter, node: onnx.NodeProto, form: Form) -> str:
+def _float_bias(graph: GraphWriter, node: onnx.NodeProto, form: FloatForm) -> str:
     """Return an INT32 bias in floats: its scale is that of the data times that of the weight (ONNX operator QLinearConv)."""
-    bias, scales = input_of(node, form.bias), [input_of(node, operand.scale) for operand in form.operands]
+    bias, scales = input_name(node, form.bias), [input_name(node, operand.scale) for operand in form.operands]
     if not {bias, *scales} <= graph.stored.keys():
         raise ModelError(f"node {node.name!r} ({node.op_type}) computes its bias or a scale, which no pair can; quantize the float model it was made from")
     data, weight = (graph.values(name).reshape(-1) for name in scales)
@@ -253,7 +253,7 @@ def _float_bias(graph: GraphWriter, node: onnx.NodeProto, form: Form) -> str:
     exact = integers * (data.astype(np.float64) * weight.astype(np.float64))
     if not (np.abs(exact) <= np.finfo(data.dtype).max).all():
         raise ModelError(f"node {node.name!r} ({node.op_type}) has a bias that its scales make infinite, or no number; export it again")
-    return graph.store(exact.astype(data.dtype), bare(bias))
+    return graph.store(exact.astype(data.dtype), remove_suffix(bias))
 
 
 def _between(graph: GraphWriter, node: onnx.NodeProto) -> None:
@@ -275,23 +275,23 @@ def _between(graph: GraphWriter, node: onnx.NodeProto) -> None:
 
 
 def _float_between(graph: GraphWriter, node: onnx.NodeProto, form: Quantized, slots: tuple[int, ...]) -> None:
-    plain = copied(node)
+    plain = copy_node(node)
     for slot, name in enumerate(node.input):
         if name and (not slots or slot in slots):
             plain.input[slot] = graph.to_float(name, graph.quantized.get(name, form))
-    if node.op_type == "Pad" and not input_of(node, 2) and not _is_zero(graph, form):
+    if node.op_type == "Pad" and not input_name(node, 2) and not _is_zero(graph, form):
         _pad_with_integer_zero(graph, plain, form)
     graph.model.note(node, "reads integers; it is moved behind the DequantizeLinear")
     if node.op_type in _ENDS:
         graph.append(plain)
         return
     quantized = [name for name in node.output if name][: None if node.op_type == "Split" else 1]
-    floats = {name: graph.model.fresh(bare(name)) for name in quantized}
+    floats = {name: graph.model.fresh(remove_suffix(name)) for name in quantized}
     for slot, name in enumerate(node.output):
         plain.output[slot] = floats.get(name, name)
     graph.append(plain)
     for name, given in floats.items():
-        quantize(graph, helper.make_node(QUANTIZE, [given, *filter(None, form[:2])], [name], name=graph.model.fresh(f"{given}_QuantizeLinear")))
+        write_quantize(graph, helper.make_node(QUANTIZE, [given, *filter(None, form[:2])], [name], name=graph.model.fresh(f"{given}_QuantizeLinear")))
 
 
 def _pad_with_integer_zero(graph: GraphWriter, pad: onnx.NodeProto, form: Quantized) -> None:
@@ -313,7 +313,7 @@ def _is_zero(graph: GraphWriter, form: Quantized) -> bool:
 def _bounds(graph: GraphWriter, node: onnx.NodeProto) -> tuple[int, int] | None:
     """Return the least and largest integer that a Clip of integers lets through, None where they are computed."""
     levels = graph.levels(graph.quantized[node.input[0]])
-    given = [input_of(node, 1), input_of(node, 2)]
+    given = [input_name(node, 1), input_name(node, 2)]
     if levels is None or any(name and name not in graph.stored for name in given):
         return None
     low, high = (int(graph.values(name).reshape(-1)[0]) if name else level for name, level in zip(given, levels, strict=True))
@@ -324,7 +324,7 @@ def _tidy(model: onnx.ModelProto, read_before: set[str]) -> None:
     """Remove what only the converted nodes used: nodes that nothing reads any more, initializers, and an unused operator domain."""
     graph = model.graph
     while True:
-        read = readers(graph)
+        read = count_readers(graph)
         dead = [i for i, node in enumerate(graph.node) if any(name in read_before for name in node.output) and not any(read[name] for name in node.output)]
         if not dead:
             break
@@ -336,7 +336,7 @@ def _tidy(model: onnx.ModelProto, read_before: set[str]) -> None:
         for i in range(len(field) - 1, -1, -1):
             if field[i].name in unread:
                 del field[i]
-    used = {node.domain for _, node in every_node(graph)} | {""}
+    used = {node.domain for _, node in all_nodes(graph)} | {""}
     for i in range(len(model.opset_import) - 1, -1, -1):
         if model.opset_import[i].domain == MICROSOFT and MICROSOFT not in used:
             del model.opset_import[i]

@@ -10,11 +10,11 @@ import onnx
 from onnx import helper, numpy_helper
 
 from qdq.arrays import Array
-from qdq.graph.bodies import stored_values
-from qdq.graph.pairs import readers, stored_tensors
+from qdq.graph.bodies import read_tensor_values
+from qdq.graph.pairs import count_readers, stored_tensors
 from qdq.graph.quantized_operators import DEQUANTIZE, QUANTIZE
 from qdq.graph.source import Source
-from qdq.graph.unique_names import Names
+from qdq.graph.unique_names import UniqueNames
 from qdq.quantizer import integer_levels
 
 #: Operators that give nothing below zero, whatever they read, and those that do so where nothing that they read is below it.
@@ -29,16 +29,16 @@ _SEVERAL = ("Add", "Mul", "Concat")
 _SUFFIX = "_quantized"
 
 
-class Converted(msgspec.Struct, frozen=True):
+class ConvertedNode(msgspec.Struct, frozen=True):
     """A node that had to be written otherwise."""
 
     node: str
     op: str
     #: What became of it.
-    says: str
+    conversion: str
 
 
-class Form(NamedTuple):
+class IntegerFormat(NamedTuple):
     """How an integer tensor is quantized: names of its scale and zero point, "" for none, and the axis of several scales."""
 
     scale: str
@@ -46,15 +46,15 @@ class Form(NamedTuple):
     axis: int | None = None
 
 
-class Respelling:
+class ModelWriter:
     """What the graphs of one model share: names, new initializers, and what was converted."""
 
     def __init__(self, source: Source) -> None:
         self.source = source
-        self.converted: list[Converted] = []
+        self.converted: list[ConvertedNode] = []
         self.initializers: list[onnx.TensorProto] = []
         #: What ONNX Runtime's quantizer leaves in `value_info` are the float tensors, whose names come back.
-        self.fresh = Names(source.model.graph, told=False).fresh
+        self.fresh = UniqueNames(source.model.graph, told=False).fresh
 
     def store(self, values: Array, wanted: str) -> onnx.TensorProto:
         """Add an initializer and return it."""
@@ -64,18 +64,18 @@ class Respelling:
 
     def note(self, node: onnx.NodeProto, says: str) -> None:
         """Record that a node was converted."""
-        self.converted.append(Converted(node.name or next(filter(None, node.output), ""), node.op_type, says))
+        self.converted.append(ConvertedNode(node.name or next(filter(None, node.output), ""), node.op_type, says))
 
 
 class GraphWriter:
     """One graph on its way, the main graph or a body; a body sees what the graphs around it store and quantize."""
 
-    def __init__(self, model: Respelling, graph: onnx.GraphProto, around: GraphWriter | None = None) -> None:
+    def __init__(self, model: ModelWriter, graph: onnx.GraphProto, around: GraphWriter | None = None) -> None:
         self.model, self.graph = model, graph
         self.nodes: list[onnx.NodeProto] = []
         self.stored: dict[str, onnx.TensorProto] = (around.stored if around else {}) | stored_tensors(graph)
         #: Integer tensors by name.
-        self.quantized: dict[str, Form] = dict(around.quantized) if around else {}
+        self.quantized: dict[str, IntegerFormat] = dict(around.quantized) if around else {}
         #: What DynamicQuantizeLinear quantized by the name of its result, and that name by the name of its scale.
         self.dynamic: dict[str, str] = dict(around.dynamic) if around else {}
         self.dynamic_scales: dict[str, str] = dict(around.dynamic_scales) if around else {}
@@ -94,8 +94,8 @@ class GraphWriter:
         for node in graph.node:
             for name in node.input:
                 self.consumers.setdefault(name, []).append(node)
-        self._reads = readers(graph)
-        self._floats: dict[tuple[str, Form], str] = {}
+        self._reads = count_readers(graph)
+        self._floats: dict[tuple[str, IntegerFormat], str] = {}
         self._scalars: dict[str, str] = {}
 
     def only_dequantized(self, tensor: str) -> bool:
@@ -117,7 +117,7 @@ class GraphWriter:
 
     def values(self, name: str) -> Array:
         """Return the values of a stored tensor; raises KeyError for another, and ModelError where they cannot be read."""
-        return stored_values(self.stored[name], self.model.source.name, self.model.source.folder)
+        return read_tensor_values(self.stored[name], self.model.source.name, self.model.source.folder)
 
     def store(self, values: Array, wanted: str) -> str:
         """Add an initializer to the main graph and return its name."""
@@ -125,11 +125,11 @@ class GraphWriter:
         self.stored[tensor.name] = tensor
         return tensor.name
 
-    def to_float(self, tensor: str, form: Form) -> str:
+    def to_float(self, tensor: str, form: IntegerFormat) -> str:
         """Return the name of the DequantizeLinear of an integer tensor, which is made where there is none yet."""
         if (tensor, form) not in self._floats:
             axis = {} if form.axis is None else {"axis": form.axis}
-            self._floats[tensor, form] = self.add(DEQUANTIZE, [tensor, *filter(None, form[:2])], f"{bare(tensor)}_dequantized", **axis)
+            self._floats[tensor, form] = self.add(DEQUANTIZE, [tensor, *filter(None, form[:2])], f"{remove_suffix(tensor)}_dequantized", **axis)
             if self.begins_at_zero(form):
                 self.not_negative.add(self._floats[tensor, form])
         return self._floats[tensor, form]
@@ -147,11 +147,11 @@ class GraphWriter:
         """Whether a stored scale holds more than one number."""
         return name in self.stored and int(np.prod(self.stored[name].dims)) > 1
 
-    def levels(self, form: Form) -> tuple[int, int] | None:
+    def levels(self, form: IntegerFormat) -> tuple[int, int] | None:
         """Return the least and the largest integer of a form's type; None where its zero point does not say one."""
         return integer_levels(self.stored[form.zero].data_type) if form.zero in self.stored else None
 
-    def begins_at_zero(self, form: Form) -> bool:
+    def begins_at_zero(self, form: IntegerFormat) -> bool:
         """Whether the least integer of a form stands for zero, so that nothing below zero is left."""
         levels = self.levels(form)
         return levels is not None and bool((self.values(form.zero) == levels[0]).all())
@@ -165,17 +165,17 @@ class GraphWriter:
         return node.op_type in _KEEPS_SIGN and all(name in self.not_negative for name in data)
 
 
-def bare(name: str, suffix: str = _SUFFIX) -> str:
+def remove_suffix(name: str, suffix: str = _SUFFIX) -> str:
     """Return a name without what a quantizer appended to it."""
     return name.removesuffix(suffix) or name
 
 
-def input_of(node: onnx.NodeProto, slot: int | None) -> str:
+def input_name(node: onnx.NodeProto, slot: int | None) -> str:
     """Return the name in an input slot, "" where there is none."""
     return node.input[slot] if slot is not None and len(node.input) > slot else ""
 
 
-def copied(node: onnx.NodeProto) -> onnx.NodeProto:
+def copy_node(node: onnx.NodeProto) -> onnx.NodeProto:
     """Return a copy of a node."""
     copy = onnx.NodeProto()
     copy.CopyFrom(node)

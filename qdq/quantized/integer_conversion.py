@@ -13,7 +13,7 @@ import onnx
 from onnx import helper
 
 from qdq.graph.quantized_operators import INTEGER_PRODUCTS
-from qdq.quantized.graph_writer import Form, GraphWriter, bare, input_of
+from qdq.quantized.graph_writer import GraphWriter, IntegerFormat, input_name, remove_suffix
 
 _NODE_SUFFIXES = ("_quant", "_quantized")
 
@@ -27,7 +27,7 @@ class _Chain(NamedTuple):
     factor: str
 
 
-def integer_product(graph: GraphWriter, node: onnx.NodeProto) -> None:
+def convert_integer_product(graph: GraphWriter, node: onnx.NodeProto) -> None:
     """Write an integer product and the nodes that scale it as a float product; one whose scales are not found stays as it is."""
     chain = _chain(graph, node)
     operands = _operands(graph, node, chain.factor) if chain else None
@@ -42,10 +42,10 @@ def integer_product(graph: GraphWriter, node: onnx.NodeProto) -> None:
     graph.append(product)
 
 
-def dynamic_product(graph: GraphWriter, node: onnx.NodeProto) -> None:
+def convert_dynamic_product(graph: GraphWriter, node: onnx.NodeProto) -> None:
     """Write a DynamicQuantizeMatMul as the product of its float operand and its dequantized weight, and its bias as an Add."""
-    weight = _dequantized(graph, node.input[1], node.input[2], input_of(node, 3), last=True)
-    bias, result = input_of(node, 4), node.output[0]
+    weight = _dequantized(graph, node.input[1], node.input[2], input_name(node, 3), last=True)
+    bias, result = input_name(node, 4), node.output[0]
     product = graph.model.fresh(f"{result}_product") if bias else result
     graph.model.note(node, "becomes MatMul; its weight keeps its scales")
     graph.append(helper.make_node("MatMul", [node.input[0], weight], [product], name=_name(node)))
@@ -56,7 +56,7 @@ def dynamic_product(graph: GraphWriter, node: onnx.NodeProto) -> None:
 def _name(node: onnx.NodeProto) -> str:
     name = node.name
     for suffix in _NODE_SUFFIXES:
-        name = bare(name, suffix)
+        name = remove_suffix(name, suffix)
     return name
 
 
@@ -78,7 +78,7 @@ def _only_reader(graph: GraphWriter, tensor: str) -> onnx.NodeProto | None:
 def _operands(graph: GraphWriter, node: onnx.NodeProto, factor: str) -> tuple[str, str] | None:
     """Return both operands in floats; None where the factor does not tell their scales."""
     data, weight = node.input[0], node.input[1]
-    zeros = input_of(node, 2), input_of(node, 3)
+    zeros = input_name(node, 2), input_name(node, 3)
     scales = _scales(graph, node, factor)
     if scales is None:
         return None
@@ -119,6 +119,6 @@ def _scale_of(graph: GraphWriter, tensor: str) -> str | None:
 def _dequantized(graph: GraphWriter, tensor: str, scale: str, zero: str, last: bool) -> str:
     """Return a stored operand in floats; several scales lie along its last axis, or its first."""
     if not graph.holds_several(scale):
-        return graph.to_float(tensor, Form(graph.scalar(scale), graph.scalar(zero)))
+        return graph.to_float(tensor, IntegerFormat(graph.scalar(scale), graph.scalar(zero)))
     axis = len(graph.stored[tensor].dims) - 1 if last and tensor in graph.stored else 0
-    return graph.to_float(tensor, Form(scale, zero, axis))
+    return graph.to_float(tensor, IntegerFormat(scale, zero, axis))

@@ -10,13 +10,13 @@ import onnx
 
 from qdq.arrays import Array
 from qdq.errors import ModelError
-from qdq.graph.bodies import bodies_of, node_labels, qualified, stored_values
+from qdq.graph.bodies import node_bodies, node_labels, qualified_name, read_tensor_values
 from qdq.graph.index import Edge, GraphIndex
 from qdq.graph.loader import load
-from qdq.graph.pairs import PAIR_OPERATORS, FoundPair, find_pairs, stored_tensors
+from qdq.graph.pairs import PAIR_OPERATORS, QdqPair, find_pairs, stored_tensors
 from qdq.graph.source import ModelLike, Source
-from qdq.quantized.converter import convert
-from qdq.quantized.stripper import renamed_results, strip_model
+from qdq.quantized.converter import convert_to_qdq
+from qdq.quantized.stripper import find_renamed_outputs, strip_model
 from qdq.quantizer import ELEMENT_TYPES
 
 
@@ -24,7 +24,7 @@ class QuantizedEdge(msgspec.Struct, frozen=True):
     """An edge of the float graph that a pair stands on."""
 
     edge: Edge
-    pair: FoundPair
+    pair: QdqPair
     #: Values of the scale and zero point; None where they are no constants.
     scales: Array | None
     zero_points: Array | None
@@ -39,8 +39,8 @@ class QuantizedModel:
 
     def __init__(self, model: ModelLike) -> None:
         #: The model as it was given, and in plain pairs: the same where it had no others.
-        self.given = load(model)
-        self.source, self.converted = convert(self.given)
+        self.original = load(model)
+        self.source, self.converted = convert_to_qdq(self.original)
         proto = self.source.model
         self.stripped = strip_model(proto, self.source.name, self.source.folder)
         self.index = GraphIndex(Source(self.source.path, self.stripped, self.source.digest))
@@ -54,7 +54,7 @@ class QuantizedModel:
     def labelled(self) -> onnx.ModelProto:
         """Return a copy of the given model in which every node that the float graph has too is named by its label there, in bodies too."""
         copy = onnx.ModelProto()
-        copy.CopyFrom(self.given.model)
+        copy.CopyFrom(self.original.model)
         _label(copy.graph, self.index)
         return copy
 
@@ -62,8 +62,8 @@ class QuantizedModel:
 def _label(graph: onnx.GraphProto, index: GraphIndex) -> None:
     for node, label in zip(graph.node, _float_labels(graph, index), strict=True):
         node.name = label
-        for name, body in bodies_of(node):
-            if scope := index.scopes.get(qualified(index.path, f"{label}.{name}")):
+        for name, body in node_bodies(node):
+            if scope := index.scopes.get(qualified_name(index.path, f"{label}.{name}")):
                 _label(body, scope)
 
 
@@ -81,8 +81,8 @@ def _quantized_edges(graph: onnx.GraphProto, index: GraphIndex, around: dict[str
                 kept = _type_name(stored.get(pair.tensor)) if pair.q is None else ""
                 dtype = _type_name(stored.get(pair.zero_point))
                 yield QuantizedEdge(index.edge(float_node, slot), pair, values.get(pair.scale), values.get(pair.zero_point), dtype, kept)
-        for name, body in bodies_of(node):
-            yield from _quantized_edges(body, index.scopes[qualified(index.path, f"{label}.{name}")], stored)
+        for name, body in node_bodies(node):
+            yield from _quantized_edges(body, index.scopes[qualified_name(index.path, f"{label}.{name}")], stored)
 
 
 def _type_name(tensor: onnx.TensorProto | None) -> str:
@@ -93,7 +93,7 @@ def _type_name(tensor: onnx.TensorProto | None) -> str:
 def _float_labels(graph: onnx.GraphProto, index: GraphIndex) -> list[str]:
     """Return a unique label for each node: its label in the float graph, or for one that was stripped its own name."""
     by_output = {output: node.label for node in index.nodes for output in node.outputs if output}
-    renamed = renamed_results(graph, find_pairs(graph, index.outer.constants if index.outer else ()))
+    renamed = find_renamed_outputs(graph, find_pairs(graph, index.outer.constants if index.outer else ()))
     by_output |= {tensor: by_output.pop(name) for tensor, name in renamed.items() if name in by_output}
     labels = []
     for i, (node, own) in enumerate(zip(graph.node, node_labels(graph), strict=True)):
@@ -108,7 +108,7 @@ def _float_labels(graph: onnx.GraphProto, index: GraphIndex) -> list[str]:
 
 def _values(names: set[str], stored: dict[str, onnx.TensorProto], index: GraphIndex) -> dict[str, Array]:
     return {
-        name: stored_values(stored[name], index.source.name, index.source.folder)
+        name: read_tensor_values(stored[name], index.source.name, index.source.folder)
         for name in names
         if name in stored and stored[name].data_type != onnx.TensorProto.STRING
     }
@@ -124,6 +124,6 @@ def require_same_graph(float_index: GraphIndex, quantized: QuantizedModel) -> No
         )
 
 
-def largest(values: Array | None) -> float:
+def largest_scale(values: Array | None) -> float:
     """Return the largest of some scales, NaN where they are unknown."""
     return float(np.max(values)) if values is not None and values.size else float("nan")

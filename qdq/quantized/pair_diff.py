@@ -10,11 +10,11 @@ import numpy as np
 import onnx
 
 from qdq.arrays import Array
-from qdq.graph.bodies import qualified, stored_values
+from qdq.graph.bodies import qualified_name, read_tensor_values
 from qdq.graph.index import Edge, GraphIndex, Node
 from qdq.graph.metadata import METADATA_PREFIX
-from qdq.graph.node_matching import Place, match_nodes
-from qdq.graph.patterns import commutes
+from qdq.graph.node_matching import NodePlace, match_nodes
+from qdq.graph.patterns import can_commute_with_quantization
 from qdq.graph.source import ModelLike
 from qdq.quantized.model import QuantizedEdge, QuantizedModel
 
@@ -49,7 +49,7 @@ class WeightChange(msgspec.Struct, frozen=True):
 
     edge: Edge
     #: The largest difference of a value; None where the dimensions differ.
-    largest: float | None
+    largest_change: float | None
 
 
 class PairDiff(msgspec.Struct, frozen=True):
@@ -101,7 +101,7 @@ def diff_pairs(old: QuantizedModel, new: QuantizedModel) -> PairDiff:
     )
 
 
-def _pair_changes(old: QuantizedModel, new: QuantizedModel, places: Mapping[Place, Place]) -> Iterator[PairChange]:
+def _pair_changes(old: QuantizedModel, new: QuantizedModel, places: Mapping[NodePlace, NodePlace]) -> Iterator[PairChange]:
     """Yield the changes in the newer model's order of edges, then what is gone, in the older's."""
     had = {_slot(q.edge): q for q in old.edges}
     known = {_slot(q.edge): had.get(slot) if (slot := _old_slot(q.edge, places)) else None for q in new.edges}
@@ -120,7 +120,7 @@ def _slot(edge: Edge) -> _Slot:
     return edge.graph, edge.node, edge.slot
 
 
-def _old_slot(edge: Edge, places: Mapping[Place, Place]) -> _Slot | None:
+def _old_slot(edge: Edge, places: Mapping[NodePlace, NodePlace]) -> _Slot | None:
     place = places.get((edge.graph, edge.node))
     return (*place, edge.slot) if place else None
 
@@ -194,7 +194,7 @@ def _scales_said(scales: Array | None) -> str:
 
 
 def _moves(
-    old: GraphIndex, new: GraphIndex, gone: Iterable[QuantizedEdge], come: Iterable[QuantizedEdge], places: Mapping[Place, Place]
+    old: GraphIndex, new: GraphIndex, gone: Iterable[QuantizedEdge], come: Iterable[QuantizedEdge], places: Mapping[NodePlace, NodePlace]
 ) -> dict[_Slot, QuantizedEdge]:
     """Return for each edge of the newer model where a pair has moved to what stood in the older: those of equal scales first."""
     by_home: defaultdict[_Home, list[QuantizedEdge]] = defaultdict(list)
@@ -212,13 +212,13 @@ def _moves(
 _Home = tuple[str, str, int]
 
 
-def _home(index: GraphIndex, edge: Edge, places: Mapping[Place, Place]) -> _Home:
+def _home(index: GraphIndex, edge: Edge, places: Mapping[NodePlace, NodePlace]) -> _Home:
     """Return where the tensor of an edge comes from, operators that commute with quantization left out, as the older model has it."""
     tensor = edge.tensor
-    index = index.defining(tensor)
+    index = index.defining_scope(tensor)
     while (maker := index.producers.get(tensor)) is not None and _moves_past(index, maker):
         tensor = maker.inputs[0]
-        index = index.defining(tensor)
+        index = index.defining_scope(tensor)
     if maker is None:
         return index.path, tensor, -1
     graph, label = places.get((index.path, maker.label), (index.path, maker.label))
@@ -227,22 +227,22 @@ def _home(index: GraphIndex, edge: Edge, places: Mapping[Place, Place]) -> _Home
 
 def _moves_past(index: GraphIndex, node: Node) -> bool:
     """Whether a symmetric pair may stand before or behind a node: Relu keeps 0 and the order of values."""
-    return bool(node.inputs) and (node.op == "Relu" or commutes(index, node))
+    return bool(node.inputs) and (node.op == "Relu" or can_commute_with_quantization(index, node))
 
 
 def _same_scale(was: QuantizedEdge, now: QuantizedEdge) -> bool:
     return _equal(was.scales, now.scales)
 
 
-def _unmatched(index: GraphIndex, known: set[Place]) -> Iterator[str]:
+def _unmatched(index: GraphIndex, known: set[NodePlace]) -> Iterator[str]:
     """Yield the nodes of a float graph that are not in the other, but for constants, which the weights are compared by."""
     for path, scope in index.scopes.items():
         for node in scope.nodes:
             if (path, node.label) not in known and node.op != "Constant":
-                yield f"{qualified(path, node.label)} ({node.op})"
+                yield f"{qualified_name(path, node.label)} ({node.op})"
 
 
-def _weight_changes(old: GraphIndex, new: GraphIndex, places: Mapping[Place, Place]) -> Iterator[WeightChange]:
+def _weight_changes(old: GraphIndex, new: GraphIndex, places: Mapping[NodePlace, NodePlace]) -> Iterator[WeightChange]:
     seen: set[tuple[str, str]] = set()
     for path, scope in new.scopes.items():
         for edge in scope.edges():
@@ -261,7 +261,7 @@ def _weight_changes(old: GraphIndex, new: GraphIndex, places: Mapping[Place, Pla
 def _stored_at(index: GraphIndex, node: Node, slot: int) -> onnx.TensorProto | None:
     """Return the float tensor stored for an input slot, in the graph or in a Constant; None where there is none."""
     name = node.inputs[slot] if slot < len(node.inputs) else ""
-    home = index.defining(name)
+    home = index.defining_scope(name)
     tensor = home.initializers.get(name)
     if tensor is None and (maker := home.producers.get(name)) is not None and maker.op == "Constant":
         tensor = maker.attribute("value")
@@ -270,7 +270,7 @@ def _stored_at(index: GraphIndex, node: Node, slot: int) -> onnx.TensorProto | N
 
 
 def _values(index: GraphIndex, tensor: onnx.TensorProto) -> Array:
-    return stored_values(tensor, index.source.name, index.source.folder)
+    return read_tensor_values(tensor, index.source.name, index.source.folder)
 
 
 def _weight_change(edge: Edge, was: Array, now: Array) -> Iterator[WeightChange]:

@@ -12,12 +12,12 @@ from onnx import numpy_helper
 
 from qdq.arrays import Array
 from qdq.errors import ModelError
-from qdq.graph.bodies import bodies_of, stored_values
+from qdq.graph.bodies import node_bodies, read_tensor_values
 from qdq.graph.loader import load
 from qdq.graph.metadata import remove_metadata
-from qdq.graph.pairs import FoundPair, find_pairs, readers, stored_tensors
+from qdq.graph.pairs import QdqPair, count_readers, find_pairs, stored_tensors
 from qdq.graph.source import ModelLike
-from qdq.quantized.converter import convert, unconverted
+from qdq.quantized.converter import convert_to_qdq, find_unconverted
 
 
 def strip(model: ModelLike) -> onnx.ModelProto:
@@ -26,8 +26,8 @@ def strip(model: ModelLike) -> onnx.ModelProto:
     Weights stored as integers become floats; a Q or DQ that is no pair stays, and so does a pair between a
     graph input and output. Raises ModelError for a quantized operator that has no float form.
     """
-    source, _ = convert(load(model))
-    if left := unconverted(source.model):
+    source, _ = convert_to_qdq(load(model))
+    if left := find_unconverted(source.model):
         raise ModelError(f"{source.path or source.name}: node {left[0]} has no float form that qdq knows; quantize the float model it was made from")
     return strip_model(source.model, source.name, source.folder)
 
@@ -57,8 +57,8 @@ def _strip_graph(graph: onnx.GraphProto, around: dict[str, onnx.TensorProto], pl
     `around` holds the stored tensors of the graphs around it.
     """
     stored = around | stored_tensors(graph)
-    unread = {name for node in graph.node for _, body in bodies_of(node) for name in _strip_graph(body, stored, place)}
-    if renamed := renamed_results(graph, find_pairs(graph, around)):
+    unread = {name for node in graph.node for _, body in node_bodies(node) for name in _strip_graph(body, stored, place)}
+    if renamed := find_renamed_outputs(graph, find_pairs(graph, around)):
         _rename_results(graph, renamed)
     pairs = [p for p in find_pairs(graph, around) if p.output not in {o.name for o in graph.output}]
     _redirect(graph, {p.output: p.tensor for p in pairs if p.q is not None})
@@ -66,10 +66,10 @@ def _strip_graph(graph: onnx.GraphProto, around: dict[str, onnx.TensorProto], pl
     return _remove(graph, pairs, unread)
 
 
-def renamed_results(graph: onnx.GraphProto, pairs: Iterable[FoundPair]) -> dict[str, str]:
+def find_renamed_outputs(graph: onnx.GraphProto, pairs: Iterable[QdqPair]) -> dict[str, str]:
     """Return the tensors that stripping gives the name of a graph output, and that name: those quantized for it that a node of the graph makes."""
     outputs, made = {o.name for o in graph.output}, {name for node in graph.node for name in node.output}
-    inside = {o.name for node in graph.node for _, body in bodies_of(node) for o in body.output}
+    inside = {o.name for node in graph.node for _, body in node_bodies(node) for o in body.output}
     renamed: dict[str, str] = {}
     for pair in pairs:
         if pair.output in outputs and pair.q is not None and pair.tensor in made - outputs - inside:
@@ -96,7 +96,7 @@ def _redirect(graph: onnx.GraphProto, lead: dict[str, str]) -> None:
         for slot, name in enumerate(node.input):
             if name in lead:
                 node.input[slot] = _origin(lead, name)
-        for _, body in bodies_of(node):
+        for _, body in node_bodies(node):
             _redirect(body, lead)
 
 
@@ -106,12 +106,12 @@ def _origin(lead: dict[str, str], name: str) -> str:
     return name
 
 
-def _store_floats(graph: onnx.GraphProto, pairs: list[FoundPair], constants: dict[str, onnx.TensorProto], place: _Place) -> None:
+def _store_floats(graph: onnx.GraphProto, pairs: list[QdqPair], constants: dict[str, onnx.TensorProto], place: _Place) -> None:
     """Replace each DQ of stored integers by an initializer of its float values, under the DQ's output name."""
     for pair in pairs:
         read = [n for n in (pair.tensor, pair.scale, pair.zero_point) if n]
         if constants.keys() >= set(read):
-            given = [stored_values(constants[n], place.name, place.folder) for n in read]
+            given = [read_tensor_values(constants[n], place.name, place.folder) for n in read]
             try:
                 values = _dequantized(pair, given[0], given[1], given[2] if len(given) > 2 else np.zeros_like(given[1]))  # noqa: PLR2004 a zero point
             except (ValueError, IndexError) as error:
@@ -119,7 +119,7 @@ def _store_floats(graph: onnx.GraphProto, pairs: list[FoundPair], constants: dic
             graph.initializer.append(numpy_helper.from_array(values, pair.output))
 
 
-def _dequantized(pair: FoundPair, integers: Array, scale: Array, zero: Array) -> Array:
+def _dequantized(pair: QdqPair, integers: Array, scale: Array, zero: Array) -> Array:
     """Return (integers - zero) * scale along the pair's axis, each scale for a channel or a block of them (ONNX operator DequantizeLinear)."""
     axis = 1 if pair.axis is None else pair.axis
     if pair.block_size:
@@ -136,20 +136,20 @@ def _dequantized(pair: FoundPair, integers: Array, scale: Array, zero: Array) ->
     return values.reshape(integers.shape)
 
 
-def _remove(graph: onnx.GraphProto, pairs: list[FoundPair], unread: set[str]) -> set[str]:
+def _remove(graph: onnx.GraphProto, pairs: list[QdqPair], unread: set[str]) -> set[str]:
     """Remove the pairs' nodes, then the tensors that only they read, or what was removed from bodies.
 
     Returns the names among these that are not the graph's own.
     """
     own = {i.name for i in graph.input} | {t.name for t in graph.initializer} | {o for n in graph.node for o in n.output}
-    left = readers(graph)
+    left = count_readers(graph)
     floats = {t.name for t in graph.initializer}
     gone = {p.dq for p in pairs if left[p.output] == 0 or p.output in floats}
     quantized = {graph.node[i].input[0] for i in gone}
-    still = readers_without(graph, gone)
+    still = count_remaining_readers(graph, gone)
     gone |= {p.q for p in pairs if p.q is not None and graph.node[p.q].output[0] in quantized and still[graph.node[p.q].output[0]] == 0}
     names = unread | {name for i in gone for name in graph.node[i].input}
-    still = readers_without(graph, gone)
+    still = count_remaining_readers(graph, gone)
     dead = {name for name in names if still[name] == 0}
     gone |= {i for i, n in enumerate(graph.node) if n.op_type == "Constant" and n.output[0] in dead}
     produced = {name for i in gone for name in graph.node[i].output} - floats
@@ -160,9 +160,9 @@ def _remove(graph: onnx.GraphProto, pairs: list[FoundPair], unread: set[str]) ->
     return names - own
 
 
-def readers_without(graph: onnx.GraphProto, gone: set[int]) -> dict[str, int]:
+def count_remaining_readers(graph: onnx.GraphProto, gone: set[int]) -> dict[str, int]:
     """Return how often each tensor is read by what is left when the nodes at some positions are gone."""
-    count = readers(graph)
+    count = count_readers(graph)
     for i in gone:
         count.subtract(graph.node[i].input)
     return count

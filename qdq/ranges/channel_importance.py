@@ -16,10 +16,10 @@ import numpy as np
 
 from qdq.arrays import Array, Floats
 from qdq.graph.index import GraphIndex, Node
-from qdq.graph.operands import by_channels, input_channel_axis
+from qdq.graph.operands import input_channel_axis, reshape_by_channels
 
 #: Channels of one grade matter alike to within this factor; the last grade takes all that matter still less.
-FACTOR, GRADES = 4, 12
+GRADE_FACTOR, GRADE_COUNT = 4, 12
 
 #: Operators that give each channel of their first input to the same channel of their output, neither larger nor smaller by much.
 _KEEPS_CHANNELS = frozenset((
@@ -30,7 +30,7 @@ _PAIRWISE = ("Add", "Sub", "Mul", "Div")
 _EPSILON = 1e-5
 
 
-class Grades(msgspec.Struct, frozen=True):
+class ChannelGrades(msgspec.Struct, frozen=True):
     """The axis of a tensor's channels, and the grade of each: grade g matters FACTOR**-g as much as the most important."""
 
     axis: int
@@ -42,7 +42,7 @@ class _Importance(msgspec.Struct, frozen=True):
     of_channel: Floats
 
 
-def channel_grades(index: GraphIndex) -> dict[str, Grades]:
+def channel_grades(index: GraphIndex) -> dict[str, ChannelGrades]:
     """Return the grades of the tensors of one graph whose channels matter differently to the layers behind."""
     found: dict[str, _Importance] = {}
     for node in reversed(index.nodes):
@@ -52,7 +52,7 @@ def channel_grades(index: GraphIndex) -> dict[str, Grades]:
                 found[node.inputs[slot]] = importance
             elif known.axis == importance.axis and known.of_channel.size == importance.of_channel.size:
                 found[node.inputs[slot]] = _Importance(known.axis, known.of_channel + importance.of_channel)
-    grades = {tensor: Grades(importance.axis, _graded(importance.of_channel)) for tensor, importance in found.items()}
+    grades = {tensor: ChannelGrades(importance.axis, _graded(importance.of_channel)) for tensor, importance in found.items()}
     return {tensor: given for tensor, given in grades.items() if len(set(given.of_channel)) > 1}
 
 
@@ -62,8 +62,8 @@ def _graded(importance: Floats) -> tuple[int, ...]:
     if not 0.0 < most < np.inf:
         return (0,) * importance.size
     with np.errstate(divide="ignore"):
-        grades = np.rint((np.log2(most) - np.log2(importance)) / np.log2(FACTOR))
-    return tuple(np.minimum(grades, GRADES - 1).astype(int).tolist())
+        grades = np.rint((np.log2(most) - np.log2(importance)) / np.log2(GRADE_FACTOR))
+    return tuple(np.minimum(grades, GRADE_COUNT - 1).astype(int).tolist())
 
 
 def _of_inputs(index: GraphIndex, node: Node, found: dict[str, _Importance]) -> Iterator[tuple[int, _Importance]]:
@@ -89,7 +89,7 @@ def _of_inputs(index: GraphIndex, node: Node, found: dict[str, _Importance]) -> 
 
 def _of_weight(index: GraphIndex, node: Node, out: _Importance | None) -> Floats | None:
     """Return the sum of squares of the weights that multiply each input channel; of grouped layers, each times its output's importance."""
-    shaped = by_channels(node, np.asarray(index.constant(node.inputs[1]), np.float32))
+    shaped = reshape_by_channels(node, np.asarray(index.constant(node.inputs[1]), np.float32))
     if shaped is None:
         return None
     squares, group = np.einsum("oit,oit->oi", shaped, shaped, dtype=np.float64), int(node.attribute("group", 1))

@@ -13,9 +13,9 @@ import msgspec
 import numpy as np
 
 from qdq.errors import DataError, did_you_mean
-from qdq.graph.bodies import qualified
+from qdq.graph.bodies import qualified_name
 from qdq.graph.index import GraphIndex, Node
-from qdq.graph.patterns import MOVES_VALUES, axis_before, commutes
+from qdq.graph.patterns import MOVES_VALUES, can_commute_with_quantization, trace_axis_to_input
 from qdq.planning.decisions import Plan
 from qdq.quantizer import INT8_LEVELS
 
@@ -24,7 +24,7 @@ _KEEPS_VALUES = (*MOVES_VALUES, "Expand", "Tile", "DepthToSpace", "SpaceToDepth"
 _NAMED = 3
 
 #: The largest amax that is taken: that of the largest float32 scale.
-LARGEST = INT8_LEVELS * float(np.finfo(np.float32).max)
+LARGEST_AMAX = INT8_LEVELS * float(np.finfo(np.float32).max)
 
 #: A tensor: the path of the graph that makes it, and its name there.
 _Place = tuple[str, str]
@@ -44,7 +44,7 @@ class GivenRange(msgspec.Struct, frozen=True):
     at_most: bool = False
 
 
-class GivenWeight(msgspec.Struct, frozen=True):
+class GivenWeightRange(msgspec.Struct, frozen=True):
     """The ranges of one weight."""
 
     #: Its name as `Edge.read` gives it.
@@ -69,21 +69,21 @@ class GivenRanges(msgspec.Struct, frozen=True):
     strict: bool = True
     #: The first line of a calibration cache.
     header: str = ""
-    weights: tuple[GivenWeight, ...] = ()
+    weights: tuple[GivenWeightRange, ...] = ()
 
 
-class Taken(msgspec.Struct, frozen=True):
+class AppliedRange(msgspec.Struct, frozen=True):
     """A planned tensor whose range was given."""
 
     tensor: str
     amax: float
     #: The name that its range was given for, where that is another one: a tensor that holds all of its values.
-    of: str = ""
+    source_tensor: str = ""
     #: Whether the method may choose a smaller range.
     at_most: bool = False
 
 
-class TakenWeight(msgspec.Struct, frozen=True):
+class AppliedWeightRange(msgspec.Struct, frozen=True):
     """A planned weight whose ranges were given."""
 
     tensor: str
@@ -96,14 +96,14 @@ class GivenSummary(msgspec.Struct, frozen=True):
     """What became of the ranges that were given."""
 
     name: str
-    tensors: tuple[Taken, ...]
+    tensors: tuple[AppliedRange, ...]
     #: Names that the graph does not have.
     unknown: tuple[str, ...] = ()
     #: Tensors of the graph that the plan does not quantize, and that no planned one took its range from.
     unplanned: tuple[str, ...] = ()
     #: Planned tensors that were not given: they are calibrated, or without data constants that take their largest value.
     missing: tuple[str, ...] = ()
-    weights: tuple[TakenWeight, ...] = ()
+    weights: tuple[AppliedWeightRange, ...] = ()
 
     @property
     def weight_amax(self) -> dict[tuple[str, int | None], tuple[float, ...]]:
@@ -129,18 +129,20 @@ def given_by_hand(ranges: Mapping[str, float], name: str = "ranges passed to the
 
 
 def require_range(amax: float, where: str) -> None:
-    """Raise DataError unless a range is a number from 0 to `LARGEST`."""
-    if not 0.0 <= amax <= LARGEST:
+    """Raise DataError unless a range is a number from 0 to `LARGEST_AMAX`."""
+    if not 0.0 <= amax <= LARGEST_AMAX:
         raise DataError(f"{where}: a range of {amax:g} cannot be used; write a finite number above 0, or 0 for a tensor that holds only zeros")
 
 
-def settle(index: GraphIndex, plan: Plan, given: GivenRanges) -> GivenSummary:
+def match_given_ranges(index: GraphIndex, plan: Plan, given: GivenRanges) -> GivenSummary:
     """Return which planned activations get which of the given ranges, and what is left over on both sides.
 
     Raises DataError for a name that the graph lacks where the ranges are strict.
     """
     places = _places(index)
-    planned = {p.edge.read: (index.scope(p.edge).defining(p.edge.tensor).path, p.edge.tensor) for p in plan.placements if p.quantizer.calibrated}
+    planned = {
+        p.edge.qualified_tensor: (index.scope(p.edge).defining_scope(p.edge.tensor).path, p.edge.tensor) for p in plan.placements if p.quantizer.calibrated
+    }
     lines = {item.tensor: item.line for item in given.weights} | {item.tensor: item.line for item in given.by_tensor}
     unknown = [GivenRange(name, 0.0, line) for name, line in lines.items() if name not in planned and name not in places]
     if unknown and given.strict:
@@ -151,10 +153,10 @@ def settle(index: GraphIndex, plan: Plan, given: GivenRanges) -> GivenSummary:
     for read in sorted(planned):
         if found := named.get(read) or _nearest(index, planned[read], at):
             taken[read] = found
-    used = {*(p.edge.read for p in plan.placements), *(r.tensor for r in taken.values()), *(r.tensor for r in unknown)}
+    used = {*(p.edge.qualified_tensor for p in plan.placements), *(r.tensor for r in taken.values()), *(r.tensor for r in unknown)}
     return GivenSummary(
         name=given.name,
-        tensors=tuple(Taken(read, r.amax, "" if r.tensor == read else r.tensor, r.at_most) for read, r in taken.items()),
+        tensors=tuple(AppliedRange(read, r.amax, "" if r.tensor == read else r.tensor, r.at_most) for read, r in taken.items()),
         unknown=tuple(r.tensor for r in unknown),
         unplanned=tuple(name for name in named if name not in used),
         missing=tuple(read for read in sorted(planned) if read not in taken),
@@ -162,27 +164,27 @@ def settle(index: GraphIndex, plan: Plan, given: GivenRanges) -> GivenSummary:
     )
 
 
-def _taken_weights(index: GraphIndex, plan: Plan, given: GivenRanges) -> Iterator[TakenWeight]:
+def _taken_weights(index: GraphIndex, plan: Plan, given: GivenRanges) -> Iterator[AppliedWeightRange]:
     """Yield the planned weights that have given ranges, along the axis they are quantized along."""
-    known: dict[str, list[GivenWeight]] = {}
+    known: dict[str, list[GivenWeightRange]] = {}
     for weight in given.weights:
         known.setdefault(weight.tensor, []).append(weight)
     done: set[tuple[str, int | None]] = set()
     for placement in plan.placements if known else ():
         edge, axis = placement.edge, placement.quantizer.axis
-        if not placement.quantizer.calibrated and (edge.read, axis) not in done:
-            done.add((edge.read, axis))
+        if not placement.quantizer.calibrated and (edge.qualified_tensor, axis) not in done:
+            done.add((edge.qualified_tensor, axis))
             if amax := _weight_ranges(index.scope(edge), edge.tensor, axis, known):
-                yield TakenWeight(edge.read, axis, amax)
+                yield AppliedWeightRange(edge.qualified_tensor, axis, amax)
 
 
-def _weight_ranges(scope: GraphIndex, tensor: str, axis: int | None, known: Mapping[str, list[GivenWeight]]) -> tuple[float, ...]:
+def _weight_ranges(scope: GraphIndex, tensor: str, axis: int | None, known: Mapping[str, list[GivenWeightRange]]) -> tuple[float, ...]:
     """Return the given ranges of a constant along an axis, found at it or before operators that only move its values; nothing where there are none."""
-    scope, along = scope.defining(tensor), axis
+    scope, along = scope.defining_scope(tensor), axis
     shape, at = scope.shape(tensor), tensor
-    while (found := known.get(qualified(scope.path, at)) or known.get(at)) is None:
+    while (found := known.get(qualified_name(scope.path, at)) or known.get(at)) is None:
         maker = scope.producers.get(at)
-        if maker is None or maker.op not in MOVES_VALUES or (axis is not None and (along := axis_before(scope, maker, along)) is None):
+        if maker is None or maker.op not in MOVES_VALUES or (axis is not None and (along := trace_axis_to_input(scope, maker, along)) is None):
             return ()
         at = maker.inputs[0]
     if axis is None:
@@ -192,12 +194,12 @@ def _weight_ranges(scope: GraphIndex, tensor: str, axis: int | None, known: Mapp
     return next((amax for amax in fitting if len(amax) == channels), ())
 
 
-def without_data(index: GraphIndex, plan: Plan, found: GivenSummary) -> dict[str, float]:
+def complete_without_data(index: GraphIndex, plan: Plan, found: GivenSummary) -> dict[str, float]:
     """Return the range of every planned activation from what is given, that of a constant also from its values.
 
     Raises DataError where that leaves one without.
     """
-    edges = {p.edge.read: p.edge for p in plan.placements if p.quantizer.calibrated}
+    edges = {p.edge.qualified_tensor: p.edge for p in plan.placements if p.quantizer.calibrated}
     constant = [read for read in found.missing if index.scope(edges[read]).is_constant(edges[read].tensor)]
     _refuse_missing(index, found, [read for read in found.missing if read not in constant])
     amax = {read: float(np.abs(index.scope(edges[read]).constant(edges[read].tensor)).max(initial=0)) for read in constant}
@@ -225,7 +227,7 @@ def _places(index: GraphIndex) -> dict[str, _Place]:
     made = {}
     for path, scope in index.scopes.items():
         for tensor in (*scope.inputs, *scope.initializers, *scope.producers):
-            made[qualified(path, tensor)] = (path, tensor)
+            made[qualified_name(path, tensor)] = (path, tensor)
     return made
 
 
@@ -246,7 +248,7 @@ def _nearest(index: GraphIndex, place: _Place, at: Mapping[_Place, GivenRange]) 
 def _holders(scope: GraphIndex, tensor: str) -> Iterator[str]:
     """Yield the tensors beside one, made from it or it from them, that hold all of its values."""
     maker = scope.producers.get(tensor)
-    if maker is not None and commutes(scope, maker) and (maker.op == "Split" or tensor == maker.outputs[0]):
+    if maker is not None and can_commute_with_quantization(scope, maker) and (maker.op == "Split" or tensor == maker.outputs[0]):
         yield maker.inputs[0]
     for reader, slot in scope.consumers.get(tensor, ()):
         if _keeps(scope, reader, slot):
@@ -257,4 +259,4 @@ def _keeps(scope: GraphIndex, reader: Node, slot: int) -> bool:
     """Whether the result of a node holds every value that it reads at a slot."""
     if reader.op == "Concat":
         return slot >= 0
-    return slot == 0 and reader.op in _KEEPS_VALUES and commutes(scope, reader)
+    return slot == 0 and reader.op in _KEEPS_VALUES and can_commute_with_quantization(scope, reader)

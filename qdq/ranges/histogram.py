@@ -106,8 +106,8 @@ class Histogram:
         return min(self.amax, math.ldexp(float(edge), self.exponent))
 
     def least_error(self, element: ElementType) -> float:
-        """Return the amax whose rounding and clipping change the counted values least, in mean square; see `least_error`."""
-        return least_error([(1.0, self)], element)
+        """Return the amax whose rounding and clipping change the counted values least, in mean square; see `find_least_error_amax`."""
+        return find_least_error_amax([(1.0, self)], element)
 
     def least_divergence(self, element: ElementType) -> float:
         """Return the amax whose quantized distribution says most about the clipped one: least Kullback-Leibler divergence.
@@ -174,7 +174,7 @@ class _Room(threading.local):
 _ROOM = _Room()
 
 
-def least_error(weighed: Sequence[tuple[float, Histogram]], element: ElementType) -> float:
+def find_least_error_amax(weighed: Sequence[tuple[float, Histogram]], element: ElementType) -> float:
     """Return the amax whose rounding and clipping change the values of several histograms least, in mean square, each with its weight.
 
     Candidates are edges of the widest bins, up to the type's headroom and down to 1/16 of the largest value of the histogram that

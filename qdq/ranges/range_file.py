@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from qdq.errors import DataError
-from qdq.files.output import write_whole
+from qdq.files.output import write_atomic
 from qdq.ranges.exact_sum import ExactSum
 from qdq.ranges.histogram import Histogram
 from qdq.ranges.tensor_ranges import Ranges
@@ -29,7 +29,7 @@ class Checkpoint(msgspec.Struct, frozen=True):
     passes: tuple[Ranges, ...] = ()
 
 
-def ranges_bytes(record: Ranges | Checkpoint) -> bytes:
+def encode_ranges(record: Ranges | Checkpoint) -> bytes:
     """Return ranges or a checkpoint as the content of a file."""
     content = msgspec.msgpack.encode(record, enc_hook=_plain)
     return b"%s %s %s\n" % (MAGIC, _VERSION, hashlib.sha256(content).hexdigest().encode()) + content
@@ -37,7 +37,7 @@ def ranges_bytes(record: Ranges | Checkpoint) -> bytes:
 
 def write_ranges(path: Path, record: Ranges | Checkpoint) -> None:
     """Write ranges or a checkpoint, whole or not at all; raises UsageError when the system refuses."""
-    write_whole(path, ranges_bytes(record))
+    write_atomic(path, encode_ranges(record))
 
 
 def read_ranges(path: Path) -> Ranges:

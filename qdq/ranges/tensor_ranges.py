@@ -14,7 +14,7 @@ import numpy as np
 from qdq.arrays import Floats
 from qdq.errors import DataError
 from qdq.planning.decisions import ScaleGroup
-from qdq.ranges.channel_importance import FACTOR
+from qdq.ranges.channel_importance import GRADE_FACTOR
 from qdq.ranges.exact_sum import ExactSum
 from qdq.ranges.histogram import Histogram
 
@@ -68,7 +68,7 @@ class TensorRange(msgspec.Struct, frozen=True):
         """Histograms with how much their values matter to the layers that read the tensor."""
         if self.histogram is None:
             return ()
-        return tuple((float(FACTOR) ** -grade, part) for grade, part in self.by_grade) or ((1.0, self.histogram),)
+        return tuple((float(GRADE_FACTOR) ** -grade, part) for grade, part in self.by_grade) or ((1.0, self.histogram),)
 
     def merged(self, other: TensorRange) -> TensorRange:
         """Return what the tensor holds in both."""
@@ -127,7 +127,7 @@ class Ranges(msgspec.Struct, frozen=True):
         return tuple(seen.tensor for seen in self.by_tensor)
 
 
-def extent(sizes: Iterable[int]) -> tuple[int, ...]:
+def size_extent(sizes: Iterable[int]) -> tuple[int, ...]:
     """Return the least and the largest size, once where they are equal; 0 alone where it is among them."""
     found = set(sizes)
     return (0,) if 0 in found else tuple(sorted({min(found), max(found)})) if found else ()
@@ -197,7 +197,7 @@ def _summed(several: Sequence[Ranges], data: str, of: int, parts: tuple[int, ...
         data=data,
         samples=sum(ranges.samples for ranges in several),
         by_tensor=tuple(by_tensor[tensor] for tensor in sorted(by_tensor)),
-        sizes=extent(size for ranges in several for size in ranges.sizes),
+        sizes=size_extent(size for ranges in several for size in ranges.sizes),
         of=of,
         parts=parts,
         groups=several[0].groups,
@@ -205,12 +205,12 @@ def _summed(several: Sequence[Ranges], data: str, of: int, parts: tuple[int, ...
     )
 
 
-def continued(before: Ranges, after: Ranges) -> Ranges:
+def join_runs(before: Ranges, after: Ranges) -> Ranges:
     """Return the ranges of one part whose samples were run in two goes."""
     return msgspec.structs.replace(_summed((before, after), before.data, before.of, before.parts), finished=after.finished)
 
 
-def beside(several: Sequence[Ranges]) -> Ranges:
+def join_passes(several: Sequence[Ranges]) -> Ranges:
     """Return what several passes over the same samples observed, each other tensors."""
     seen = sorted((seen for ranges in several for seen in ranges.by_tensor), key=lambda seen: seen.tensor)
     return msgspec.structs.replace(several[-1], by_tensor=tuple(seen))

@@ -88,7 +88,7 @@ def _line(line: str, at: str) -> tuple[str, float]:
     return tensor, scale
 
 
-def cache_bytes(header: str, scales: Iterable[tuple[str, float]], source: str) -> bytes:
+def encode_cache(header: str, scales: Iterable[tuple[str, float]], source: str) -> bytes:
     """Return a cache of some tensors and their scales, rounded to float32, in their order.
 
     Raises DataError, naming the `source` they are from, for a name that no line can hold.

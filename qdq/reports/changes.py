@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 
 from qdq.pipeline.requantize import Existing
 from qdq.quantized.pair_diff import ADDED, FORMAT, MOVED, REMOVED, RESCALED, PairChange, PairDiff
-from qdq.quantized.symmetry import Coarser
+from qdq.quantized.symmetry import CoarserActivation
 from qdq.reports.sections import Section
 
 _SIGNS = {ADDED: "+", REMOVED: "-", MOVED: ">", RESCALED: "~", FORMAT: "!"}
@@ -52,7 +52,7 @@ def _besides(found: PairDiff) -> Iterator[str]:
         if names:
             yield f"{what}: {_listed(names)}"
     if found.weights:
-        changed = [f"{w.edge} by {'other dimensions' if w.largest is None else f'{w.largest:.3g}'}" for w in found.weights]
+        changed = [f"{w.edge} by {'other dimensions' if w.largest_change is None else f'{w.largest_change:.3g}'}" for w in found.weights]
         yield f"stored weights that differ: {_listed(changed)}"
     yield from (f"{key}: {_flat(old)} -> {_flat(new)}" for key, old, new in found.metadata)
 
@@ -67,12 +67,12 @@ def _flat(text: str) -> str:
 
 def existing_sections(existing: Existing) -> list[Section]:
     """Return what became of the quantization that a model had, in words."""
-    converted = Counter(f"{item.op} {item.says}" for item in existing.converted)
+    converted = Counter(f"{item.op} {item.conversion}" for item in existing.converted)
     lines = [f"{count} {op}" for op, count in converted.items()]
     if existing.coarser:
         lines.append(f"{len(existing.coarser)} tensors become symmetric INT8, with larger steps; these most:")
-        lines += [_coarser_line(cost) for cost in sorted(existing.coarser, key=lambda c: -c.times)[:_MOST]]
-    lines += [f"{weight.tensor} gets new scales: it {weight.why}" for weight in existing.weights]
+        lines += [_coarser_line(cost) for cost in sorted(existing.coarser, key=lambda c: -c.step_ratio)[:_MOST]]
+    lines += [f"{weight.tensor} gets new scales: it {weight.reason}" for weight in existing.weights]
     if existing.calibrated:
         why = "which had no range, or would step through it more coarsely in symmetric INT8"
         lines.append(f"{len(existing.calibrated)} were calibrated, {why}: {_listed(existing.calibrated)}")
@@ -81,12 +81,14 @@ def existing_sections(existing: Existing) -> list[Section]:
 
 def fixed_lines(existing: Existing) -> list[str]:
     """Return what was done to a model that was mended, one sentence each."""
-    lines = [f"{item.node}: {item.op} {item.says}" for item in existing.converted]
+    lines = [f"{item.node}: {item.op} {item.conversion}" for item in existing.converted]
     lines += [_coarser_line(cost) for cost in existing.coarser]
-    lines += [f"{weight.tensor} gets new scales: it {weight.why}" for weight in existing.weights]
+    lines += [f"{weight.tensor} gets new scales: it {weight.reason}" for weight in existing.weights]
     told = {cost.tensor for cost in existing.coarser}
-    return lines + [change_line(change) for change in existing.changes.pairs if not (change.kind == FORMAT and change.edge.read in told)]
+    return lines + [change_line(change) for change in existing.changes.pairs if not (change.kind == FORMAT and change.edge.qualified_tensor in told)]
 
 
-def _coarser_line(cost: Coarser) -> str:
-    return f"{cost.tensor}: {cost.dtype} with zero point {cost.zero_point}, steps {cost.times:.3g} times as large ({20 * math.log10(cost.times):.1f} dB)"
+def _coarser_line(cost: CoarserActivation) -> str:
+    return (
+        f"{cost.tensor}: {cost.dtype} with zero point {cost.zero_point}, steps {cost.step_ratio:.3g} times as large ({20 * math.log10(cost.step_ratio):.1f} dB)"
+    )

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from qdq.checking.catalogue import PROBLEMS, SEVERITIES
 from qdq.files.strict_yaml import read_yaml
 from qdq.quantizer import FORMATS
-from qdq.rules.facts import EDGE_FACTS, NODE_FACTS, parameters
+from qdq.rules.facts import EDGE_FACTS, NODE_FACTS, fact_parameters
 from qdq.rules.rule import Rule, RuleSet, Where
 from qdq.rules.rule_files import SET_FILE, load_rules, rules_path
 from qdq.rules.shipped import DEFAULT_SET, shipped_sets
@@ -36,7 +36,7 @@ def rules_page(names: Iterable[str] = ()) -> str:
 
 def facts_page() -> str:
     """Return all facts and formats as Markdown."""
-    formats = [f"- `{name}`: {form.says}" for name, form in sorted(FORMATS.items())]
+    formats = [f"- `{name}`: {form.description}" for name, form in sorted(FORMATS.items())]
     parts = [
         "# The words that rules may use",
         f"{_MADE} CamelCase words are ONNX operators; these are the others. `qdq facts` prints them.",
@@ -61,13 +61,13 @@ def findings_page() -> str:
         kinds = [problem for problem in PROBLEMS.values() if problem.severity == severity]
         parts += [f"## {severity.capitalize()}s", "\n".join(f"- [{kind.code}](#{kind.code}): {_plain(kind.title)}" for kind in kinds)]
         for kind in kinds:
-            lines = [f"- costs: {_plain(kind.costs)}", f"- fix: {_plain(kind.fix)}", f"- evidence: {_plain(kind.evidence)}"]
+            lines = [f"- costs: {_plain(kind.cost)}", f"- fix: {_plain(kind.fix)}", f"- evidence: {_plain(kind.evidence)}"]
             lines += [f"- see: {f'<{kind.see}>' if kind.see.startswith('http') and ' ' not in kind.see else _plain(kind.see)}"] if kind.see else []
             parts += [f"### {kind.code}", f"{_plain(kind.title)}.", "\n".join(lines)]
     return "\n\n".join(parts) + "\n"
 
 
-def spelled(rule: Rule) -> list[str]:
+def rule_lines(rule: Rule) -> list[str]:
     """Return what a rule decides, one line each: where, given, then, beats."""
     lines = [f"where: {_where(rule.where)}"]
     lines += [f"given: {', '.join(f'{word} {number:g}' for word, number in rule.given)}"] if rule.given else []
@@ -76,7 +76,7 @@ def spelled(rule: Rule) -> list[str]:
     return lines
 
 
-def beaten_by(rule: Rule, rules: RuleSet) -> tuple[str, ...]:
+def find_beating_rules(rule: Rule, rules: RuleSet) -> tuple[str, ...]:
     """Return the names of the rules in a set that beat one."""
     return tuple(other.name for other in rules.rules if other.name != rule.name and other.outdoes(rule))
 
@@ -103,8 +103,8 @@ def _rule_parts(rule: Rule, rules: RuleSet) -> list[str]:
     """Return a rule as a heading, paragraphs and lists."""
     parts = [f"### {rule.name}", _plain(rule.says)]
     parts += [f"Because: {_plain(rule.because)}"] if rule.because else []
-    lines = [f"`{line}`" for line in spelled(rule)]
-    lines += [f"beaten by: {', '.join(f'`{name}`' for name in names)}"] if (names := beaten_by(rule, rules)) else []
+    lines = [f"`{line}`" for line in rule_lines(rule)]
+    lines += [f"beaten by: {', '.join(f'`{name}`' for name in names)}"] if (names := find_beating_rules(rule, rules)) else []
     lines += [f"see: <{rule.see}>" if rule.see.startswith("http") and " " not in rule.see else f"see: {_plain(rule.see)}"] if rule.see else []
     lines += [f"evidence: {_plain(rule.evidence)}"] if rule.evidence else []
     parts.append("\n".join(f"- {line}" for line in lines))
@@ -115,7 +115,7 @@ def _rule_parts(rule: Rule, rules: RuleSet) -> list[str]:
 def _fact_lines(facts: Mapping[str, Callable[..., bool]]) -> list[str]:
     lines = []
     for word, fact in sorted(facts.items()):
-        names = parameters(fact)
+        names = fact_parameters(fact)
         asked = f"; asks for {', '.join(f'`{name}`' for name in names)}" if names else ""
         lines.append(f"- **`{word}`**{asked}: {' '.join((fact.__doc__ or '').split())}")
     return ["\n".join(lines)]

@@ -10,14 +10,14 @@ from typing import Any
 import msgspec
 
 from qdq.calibration.scales import Scales
-from qdq.calibration.shared_scales import Shared
+from qdq.calibration.shared_scales import SharedRange
 from qdq.checking.finding import Finding
 from qdq.data.feeds import NOISE
 from qdq.errors import UsageError
-from qdq.pipeline.bisection import Search
+from qdq.pipeline.bisection import BisectionResult
 from qdq.pipeline.requantize import Existing
-from qdq.planning.decisions import BODY, FUNCTION, Plan, float_lines, plan_lines
-from qdq.ranges.model_ranges import OWN
+from qdq.planning.decisions import BODY, FUNCTION, Plan, left_float_lines, placement_lines
+from qdq.ranges.model_ranges import OWN_RANGES_NAME
 from qdq.ranges.tensor_ranges import Ranges
 from qdq.reports.changes import existing_sections
 from qdq.reports.sections import Section, sections_text
@@ -45,11 +45,11 @@ class Report(msgspec.Struct, frozen=True):
     #: One sentence for each promise broken and threshold missed.
     misses: tuple[str, ...] = ()
     #: What was left in float so that it builds; absent where that was not asked for.
-    building: Search | msgspec.UnsetType = msgspec.UNSET
+    build_search: BisectionResult | msgspec.UnsetType = msgspec.UNSET
     #: What became of the quantization that the model had; absent for a float model.
     existing: Existing | msgspec.UnsetType = msgspec.UNSET
     #: How far that model, as it was given, is from its float model; absent unless it was run.
-    given_accuracy: Accuracy | msgspec.UnsetType = msgspec.UNSET
+    original_accuracy: Accuracy | msgspec.UnsetType = msgspec.UNSET
 
 
 def check_report_path(path: Path) -> None:
@@ -62,37 +62,37 @@ def render(report: Report, suffix: str) -> str:
     """Return a report as ``.json``, ``.md`` or ``.txt``."""
     if suffix == ".json":
         return to_json(report)
-    parts = sections(report) + [layers_section(e) for e in (report.validation.engines if report.validation else ()) if e.layers]
+    parts = report_sections(report) + [layers_section(e) for e in (report.validation.engines if report.validation else ()) if e.layers]
     return sections_text(parts, markdown=suffix == ".md")
 
 
 def to_json(record: Any) -> str:
     """Return a record as indented JSON with the layout's version in front."""
-    content = {"qdq_json": JSON_VERSION, **plain(record)}
+    content = {"qdq_json": JSON_VERSION, **to_plain(record)}
     return msgspec.json.format(msgspec.json.encode(content), indent=2).decode() + "\n"
 
 
-def plain(record: Any) -> dict[str, Any]:
+def to_plain(record: Any) -> dict[str, Any]:
     """Return a record as dicts, lists, texts and numbers; NaN and infinity become null."""
     content: dict[str, Any] = msgspec.to_builtins(record, str_keys=True)
     return content
 
 
-def sections(report: Report) -> list[Section]:
+def report_sections(report: Report) -> list[Section]:
     """Return a report's sections, in the order of the stages."""
     parts: list[Section] = []
     if report.plan:
         parts.append(plan_summary(report.plan))
     if isinstance(report.existing, Existing):
         parts += existing_sections(report.existing)
-    if isinstance(report.building, Search):
-        parts.append(building_section(report.building))
+    if isinstance(report.build_search, BisectionResult):
+        parts.append(building_section(report.build_search))
     if report.scales:
         parts.append(scales_summary(report.scales))
     if report.findings is not None:
         parts.append(findings_section(report.findings))
-    if isinstance(report.given_accuracy, Accuracy):
-        parts.append(accuracy_section(report.given_accuracy, "the model as it was given"))
+    if isinstance(report.original_accuracy, Accuracy):
+        parts.append(accuracy_section(report.original_accuracy, "the model as it was given"))
     if report.validation:
         parts += validation_sections(report.validation)
     if report.misses:
@@ -112,19 +112,19 @@ def plan_summary(plan: Plan) -> Section:
     if plan.scale_groups:
         count = len(plan.scale_groups)
         lines.append(f"{count} {_plural('group', count)} of tensors share{'s' if count == 1 else ''} a scale")
-    lines += [f"left in float: {item.edge}: {item.why}" for item in plan.left_float if item.because in (BODY, FUNCTION)]
+    lines += [f"left in float: {item.edge}: {item.reason}" for item in plan.left_float if item.because in (BODY, FUNCTION)]
     return Section("Plan", tuple(lines), ("rule", "decision", "edges"), tuple(rows))
 
 
-def building_section(found: Search) -> Section:
+def building_section(found: BisectionResult) -> Section:
     """Return what the compiler refused, in its words, and what was left in float for it."""
-    lines = [f"left in float: {', '.join(guilt.groups)}: {guilt.words}" for guilt in found.guilty]
+    lines = [f"left in float: {', '.join(guilt.groups)}: {guilt.message}" for guilt in found.refused]
     return Section("Building", (*lines, f"it builds; {found.builds} built to find out"))
 
 
 def plan_sections(plan: Plan) -> list[Section]:
     """Return a plan in full."""
-    return [plan_summary(plan), Section("Quantized", tuple(plan_lines(plan))), Section("Left in float", tuple(float_lines(plan)))]
+    return [plan_summary(plan), Section("Quantized", tuple(placement_lines(plan))), Section("Left in float", tuple(left_float_lines(plan)))]
 
 
 def scales_summary(scales: Scales) -> Section:
@@ -135,7 +135,7 @@ def scales_summary(scales: Scales) -> Section:
         lines.append("calibrated on noise: the scales mean nothing for real inputs")
     lines += [f"{tensor} held only zeros; its scale is a placeholder" for tensor in scales.dead]
     lines += [
-        f"{far.tensor} reaches {far.amax:.3g} and is clipped at {far.clipped:.3g}: its outliers are {far.amax / far.clipped:.0f} times its range"
+        f"{far.tensor} reaches {far.amax:.3g} and is clipped at {far.clipped_at:.3g}: its outliers are {far.amax / far.clipped_at:.0f} times its range"
         for far in scales.outliers
     ]
     return Section("Calibration", (*lines, *given_lines(scales), *shared_lines(scales.shared)))
@@ -143,31 +143,33 @@ def scales_summary(scales: Scales) -> Section:
 
 def given_lines(scales: Scales) -> list[str]:
     """Return what became of ranges that came from elsewhere, and which of them their scale group widened."""
-    given = scales.given
+    given = scales.given_ranges
     if given is None:
         return []
     lines = [f"{given.name} gives the ranges of {len(given.tensors)} tensors"]
-    lines += _listed("take the range of a tensor that holds all of their values", [f"{t.tensor} from {t.of}" for t in given.tensors if t.of])
+    lines += _listed(
+        "take the range of a tensor that holds all of their values", [f"{t.tensor} from {t.source_tensor}" for t in given.tensors if t.source_tensor]
+    )
     lines += _listed(f"not in {given.name}, and {'calibrated' if scales.data else 'constant: their largest value'}", given.missing)
     lines += _listed(f"in {given.name}, but not in the graph", given.unknown)
-    if not given.name.endswith(OWN):  # whose changes are reported pair by pair
+    if not given.name.endswith(OWN_RANGES_NAME):  # whose changes are reported pair by pair
         lines += _listed(f"in {given.name}, but not quantized by the plan", given.unplanned)
-    return lines + [f"{s.tensor} was given {s.own:.4g}, and has {s.amax:.4g} as its scale group does" for s in widened(scales)]
+    return lines + [f"{s.tensor} was given {s.own_amax:.4g}, and has {s.amax:.4g} as its scale group does" for s in widened_ranges(scales)]
 
 
-def widened(scales: Scales) -> list[Shared]:
+def widened_ranges(scales: Scales) -> list[SharedRange]:
     """Return the tensors whose range was given, for them by name, and that their scale group gave a larger one."""
-    named = {taken.tensor for taken in scales.given.tensors if not taken.of} if scales.given else set()
-    return [shared for shared in scales.shared if shared.tensor in named and shared.own < shared.amax]
+    named = {taken.tensor for taken in scales.given_ranges.tensors if not taken.source_tensor} if scales.given_ranges else set()
+    return [shared for shared in scales.shared if shared.tensor in named and shared.own_amax < shared.amax]
 
 
-def shared_lines(shared: Sequence[Shared]) -> list[str]:
+def shared_lines(shared: Sequence[SharedRange]) -> list[str]:
     """Return how many tensors have their scale group's range, and which of them gave up most for it."""
     lost = sorted((s for s in shared if s.bits > 0.0), key=lambda s: -s.bits)
     if not shared:
         return []
     head = f"{len(shared)} tensors have the range of their scale group, {len(lost) or 'none'} of them a larger one than their own"
-    most = [f"{s.tensor}: {s.own:.4g} of its own, {s.amax:.4g} shared, {s.amax / s.own:.3g} times ({s.bits:.2g} bits)" for s in lost[:_MOST]]
+    most = [f"{s.tensor}: {s.own_amax:.4g} of its own, {s.amax:.4g} shared, {s.amax / s.own_amax:.3g} times ({s.bits:.2g} bits)" for s in lost[:_MOST]]
     return [head + ("; these gave up most" if len(lost) > _MOST else ""), *most]
 
 
@@ -197,7 +199,7 @@ def validation_sections(validation: Validation) -> list[Section]:
     if validation.engines:
         parts.append(engine_section(validation.engines))
     parts += [_errors_section(f"{e.target}: the engine's own outputs against float ONNX Runtime", e.outputs) for e in validation.engines if e.outputs]
-    parts += [rules_section(e) for e in validation.engines if e.rules]
+    parts += [rules_section(e) for e in validation.engines if e.fusion_rules]
     others = [_promises(e) for e in validation.engines]
     return parts + [part for part in others if part.lines]
 
@@ -205,7 +207,9 @@ def validation_sections(validation: Validation) -> list[Section]:
 def accuracy_section(accuracy: Accuracy, against: str = "quantized") -> Section:
     """Return the error of each output."""
     lines = [f"{accuracy.samples} samples of {accuracy.data}"]
-    lines += [f"{o.name} has another shape than in float for {o.unlike} of them, which are not compared" for o in accuracy.outputs if o.unlike]
+    lines += [
+        f"{o.name} has another shape than in float for {o.shape_mismatches} of them, which are not compared" for o in accuracy.outputs if o.shape_mismatches
+    ]
     return _errors_section(f"Accuracy in ONNX Runtime, float against {against}", accuracy.outputs, *lines)
 
 
@@ -231,7 +235,7 @@ def engine_section(engines: Sequence[EngineReport]) -> Section:
                     *_engine_cells(e.float_failure, "-", "-", e.float_kernels, _reformats(e, e.float_reformats), e.float_bytes, e.float_milliseconds),
                 )
             )
-        rows.append((e.target, e.types, *_engine_cells(e.failure, int8, len(e.standalone), e.kernels, _reformats(e, e.reformats), e.bytes, e.milliseconds)))
+        rows.append((e.target, e.types, *_engine_cells(e.failure, int8, len(e.standalone_qdq), e.kernels, _reformats(e, e.reformats), e.bytes, e.milliseconds)))
     weighted = f"weighted in {', '.join(sorted({e.types for e in engines}))}"
     headers = ("target", "model", weighted, "stand-alone Q/DQ", "kernels", "reformats", "MB moved", "ms")
     compilers = sorted({f"{e.compiler}, {e.kind}" for e in engines})
@@ -252,7 +256,7 @@ def _engine_cells(failure: str, *cells: Any) -> tuple[Any, ...]:
 
 def rules_section(engine: EngineReport) -> Section:
     """Return the documented rules that a predicted engine's layers follow."""
-    lines = tuple(f"{r.layers} {_plural('layer', r.layers)} ({', '.join(r.kinds)}), {r.rule}: {r.says} [{r.source}]" for r in engine.rules)
+    lines = tuple(f"{r.layers} {_plural('layer', r.layers)} ({', '.join(r.kinds)}), {r.rule}: {r.description} [{r.source}]" for r in engine.fusion_rules)
     return Section(f"{engine.target}: predicted, not built; its layers follow", lines)
 
 
@@ -262,18 +266,19 @@ def _plural(word: str, count: int) -> str:
 
 def layers_section(engine: EngineReport) -> Section:
     """Return what an engine made of every weighted node."""
-    follows = bool(engine.rules)
+    follows = bool(engine.fusion_rules)
     rows = tuple(
-        (v.node, v.op, "INT8" if v.int8 else "FP8" if v.fp8 else "float", v.wanted or "no", v.engine, *([v.follows] if follows else [])) for v in engine.layers
+        (v.node, v.op, "INT8" if v.int8 else "FP8" if v.fp8 else "float", v.expected_type or "no", v.engine, *([v.fusion_rule] if follows else []))
+        for v in engine.layers
     )
     headers = ("node", "operator", "multiplies", "promised", "engine layer", *(["follows"] if follows else []))
     return Section(f"{engine.target}: weighted nodes", (), headers, rows)
 
 
 def _promises(engine: EngineReport) -> Section:
-    lines = [f"broken: {b}" for b in engine.broken]
+    lines = [f"broken: {b}" for b in engine.broken_promises]
     lines += [f"in float, as planned: {v.node}" for v in engine.layers if not v.int8 and not v.fp8 and not v.promised and v.node not in engine.unmapped]
     lines += [f"no layer of the engine names it: {node}" for node in engine.unmapped]
-    lines += [f"a kernel of its own: {name}" for name in engine.standalone]
+    lines += [f"a kernel of its own: {name}" for name in engine.standalone_qdq]
     did = "what the predicted engine does otherwise" if engine.kind == "predicted" else "what the engine did otherwise"
     return Section(f"{engine.target}: {did}", tuple(lines))

@@ -11,7 +11,7 @@ import msgspec
 
 from qdq.checking.catalogue import ERROR, PROBLEMS, WARNING, Problem
 from qdq.checking.finding import Finding
-from qdq.checking.selection import fingerprint, posix
+from qdq.checking.selection import fingerprint, relative_posix_path
 
 VERSION = "2.1.0"
 _SCHEMA = "https://json.schemastore.org/sarif-2.1.0.json"
@@ -21,7 +21,7 @@ _ROOT = "%SRCROOT%"
 _COMMANDS = {ERROR: "error", WARNING: "warning"}
 
 
-class Checked(msgspec.Struct, frozen=True):
+class CheckedModel(msgspec.Struct, frozen=True):
     """The findings in one model, or why there are none."""
 
     model: str
@@ -32,7 +32,7 @@ class Checked(msgspec.Struct, frozen=True):
     fixed: tuple[str, ...] = ()
 
 
-def to_sarif(models: Iterable[Checked], version: str) -> bytes:
+def to_sarif(models: Iterable[CheckedModel], version: str) -> bytes:
     """Return a SARIF log of one run: every code as a rule, every finding as a result, files that could not be checked as notifications."""
     order = {code: i for i, code in enumerate(PROBLEMS)}
     results: list[Any] = []
@@ -48,7 +48,7 @@ def to_sarif(models: Iterable[Checked], version: str) -> bytes:
 
 
 def _rule(problem: Problem) -> dict[str, Any]:
-    text = f"{problem.costs} To mend it: {problem.fix}."
+    text = f"{problem.cost} To mend it: {problem.fix}."
     return {
         "id": problem.code,
         "name": "".join(word.capitalize() for word in problem.code.split("-")),
@@ -77,13 +77,13 @@ def _result(model: str, finding: Finding, rule: int) -> dict[str, Any]:
 
 
 def _file(model: str) -> dict[str, Any]:
-    path = posix(Path(model), Path())
+    path = relative_posix_path(Path(model), Path())
     if path.startswith("../") or Path(path).is_absolute():
         return {"artifactLocation": {"uri": Path(model).absolute().as_uri()}}
     return {"artifactLocation": {"uri": quote(path), "uriBaseId": _ROOT}}
 
 
-def to_github(checked: Checked) -> list[str]:
+def to_github(checked: CheckedModel) -> list[str]:
     """Return the findings in one model as workflow commands, which GitHub shows beside the file (workflow commands, setting a message)."""
     lines = [f"::error file={_property(checked.model)},title=qdq::{_data(checked.failure)}"] if checked.failure else []
     for finding in checked.findings:

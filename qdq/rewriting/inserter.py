@@ -15,16 +15,16 @@ from onnx import numpy_helper
 
 from qdq.calibration.scales import PairScale, Scales
 from qdq.errors import ModelError, PlanError
-from qdq.graph.bodies import bodies_of, qualified
+from qdq.graph.bodies import node_bodies, qualified_name
 from qdq.graph.index import GraphIndex
 from qdq.graph.loader import load
 from qdq.graph.metadata import BATCH_KEY, DATA_KEY, LEAVE_FLOAT_KEY, METHOD_KEY, RANGES_KEY, RULE_KEY, RULES_KEY, SHAPES_KEY, TARGETS_KEY, remove_metadata
 from qdq.graph.quantized_operators import DEQUANTIZE, QUANTIZE
 from qdq.graph.source import ModelLike, canonical_bytes, light_copy
-from qdq.graph.unique_names import Names
-from qdq.planning.decisions import Placement, Plan, pairs_of
+from qdq.graph.unique_names import UniqueNames
+from qdq.planning.decisions import Placement, Plan, group_by_pair
 from qdq.planning.plan_edits import require_model
-from qdq.planning.planner import source_for
+from qdq.planning.planner import source_at_plan_opset
 from qdq.quantized.stripper import strip_model
 from qdq.quantizer import Quantizer
 
@@ -35,22 +35,22 @@ def apply(model: ModelLike, plan: Plan, scales: Scales) -> onnx.ModelProto:
     Raises PlanError where plan, scales and model do not belong together, and ModelError where
     stripping the result does not give the model back byte for byte. `qdq.save` runs onnx.checker.
     """
-    index = GraphIndex(source_for(load(model), plan))
-    return apply_index(index, plan, scales)
+    index = GraphIndex(source_at_plan_opset(load(model), plan))
+    return apply_plan(index, plan, scales)
 
 
-def apply_index(index: GraphIndex, plan: Plan, scales: Scales) -> onnx.ModelProto:
+def apply_plan(index: GraphIndex, plan: Plan, scales: Scales) -> onnx.ModelProto:
     """Return the rewritten copy of a model that is indexed already."""
     require_model(plan, index)
     if scales.plan != plan.key:
         raise PlanError("the scales were computed for another plan; calibrate again with this one")
     rewritten = _rewrite(index, plan, scales)
-    if not strips_to(rewritten, index.source.model):
+    if not is_restored_by_stripping(rewritten, index.source.model):
         raise ModelError(f"{index.source.name}: stripping the result does not give the model back; please report this as a defect of qdq")
     return rewritten
 
 
-def strips_to(rewritten: onnx.ModelProto, model: onnx.ModelProto) -> bool:
+def is_restored_by_stripping(rewritten: onnx.ModelProto, model: onnx.ModelProto) -> bool:
     """Whether stripping a rewritten model gives a model back byte for byte: its weights stand first, unchanged, and the rest comes back."""
     weights = zip(rewritten.graph.initializer, model.graph.initializer, strict=False)
     return all(a == b for a, b in weights) and canonical_bytes(strip_model(light_copy(rewritten))) == canonical_bytes(strip_model(light_copy(model)))
@@ -59,7 +59,7 @@ def strips_to(rewritten: onnx.ModelProto, model: onnx.ModelProto) -> bool:
 class _Pair:
     """The nodes and initializers of one pair, with names the graph does not use yet."""
 
-    def __init__(self, key: tuple[str, Quantizer], placements: tuple[Placement, ...], names: Names) -> None:
+    def __init__(self, key: tuple[str, Quantizer], placements: tuple[Placement, ...], names: UniqueNames) -> None:
         (self.read, self.quantizer), self.placements = key, placements
         self.graph, self.tensor = placements[0].edge.graph, placements[0].edge.tensor
         self.q = names.fresh(f"{self.tensor}_QuantizeLinear")
@@ -88,8 +88,8 @@ class _Pair:
 
 
 def _rewrite(index: GraphIndex, plan: Plan, scales: Scales) -> onnx.ModelProto:
-    names = Names(index.source.model.graph, told=True)
-    pairs = [_Pair(key, placements, names) for key, placements in pairs_of(plan).items()]
+    names = UniqueNames(index.source.model.graph, told=True)
+    pairs = [_Pair(key, placements, names) for key, placements in group_by_pair(plan).items()]
     model = onnx.ModelProto()
     model.CopyFrom(index.source.model)
     _insert(index, model.graph, pairs)
@@ -116,8 +116,8 @@ def _check_scales(index: GraphIndex, tensor: str, pair: PairScale) -> None:
 def _insert(index: GraphIndex, graph: onnx.GraphProto, pairs: list[_Pair]) -> None:
     """Put each pair before the first node of its graph that reads it, and lead its edges through it; bodies get theirs first."""
     for node in index.nodes:
-        for name, body in bodies_of(graph.node[node.position]):
-            _insert(index.scopes[qualified(index.path, f"{node.label}.{name}")], body, pairs)
+        for name, body in node_bodies(graph.node[node.position]):
+            _insert(index.scopes[qualified_name(index.path, f"{node.label}.{name}")], body, pairs)
     by_edge = {(index.node(p.edge).position, p.edge.slot): pair for pair in pairs if pair.graph == index.path for p in pair.placements}
     if not by_edge:
         return
@@ -150,7 +150,7 @@ def _sign(model: onnx.ModelProto, plan: Plan, scales: Scales) -> None:
         METHOD_KEY: scales.method,
         DATA_KEY: f"{scales.data} ({scales.samples} samples)" if scales.data else "",
         BATCH_KEY: scales.batch,
-        RANGES_KEY: f"{scales.given.name} ({len(scales.given.tensors)} tensors)" if scales.given else "",
+        RANGES_KEY: f"{scales.given_ranges.name} ({len(scales.given_ranges.tensors)} tensors)" if scales.given_ranges else "",
     }
     for key, value in facts.items():
         if value:

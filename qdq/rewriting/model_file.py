@@ -8,7 +8,7 @@ from pathlib import Path
 import onnx
 
 from qdq.errors import ModelError, UsageError, first_line
-from qdq.files.output import check_output, copy_whole, whole
+from qdq.files.output import atomic_file, check_output, copy_atomic
 from qdq.graph.source import Source, canonical_bytes
 
 
@@ -25,18 +25,18 @@ def save(model: onnx.ModelProto, source: Source, path: Path, force: bool = False
 
     Raises ModelError where the checker refuses it, UsageError where a file cannot be written.
     """
-    copies = external_copies(source, path, force)
+    copies = plan_external_copies(source, path, force)
     content = canonical_bytes(model)
-    with whole(path) as temporary, ThreadPoolExecutor(1) as pool:
+    with atomic_file(path) as temporary, ThreadPoolExecutor(1) as pool:
         writing = pool.submit(temporary.write_bytes, content)
         if not source.external_files:
             check_onnx(content, path)
         for origin, copy in copies.items():
-            copy_whole(origin, copy)
+            copy_atomic(origin, copy)
         writing.result()
 
 
-def external_copies(source: Source, path: Path, force: bool = False) -> dict[Path, Path]:
+def plan_external_copies(source: Source, path: Path, force: bool = False) -> dict[Path, Path]:
     """Return where each external data file of a model must be copied to for an output at `path`; those that lie right are left out.
 
     Raises UsageError where one would replace another file (unless `force`) or the output itself.

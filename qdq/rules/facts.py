@@ -12,23 +12,23 @@ from dataclasses import dataclass
 from typing import Any
 
 from qdq.graph.index import Edge, GraphIndex, Node
-from qdq.graph.layer_shapes import attention_length, channels, columns, kernel_shape, layers_to_output, reads_graph_input, rows
+from qdq.graph.layer_shapes import attention_length, convolution_channels, kernel_shape, layers_to_output, product_rows, product_sizes, reads_graph_input
 from qdq.graph.operands import MATRIX_PRODUCTS, is_operand, operands
 from qdq.graph.patterns import (
     MOVES_VALUES,
     attention_masks,
-    behind_moves,
-    commutes,
-    gated,
-    gates_channels,
+    can_commute_with_quantization,
+    find_gate,
+    find_producer_before_moves,
     gelu_nodes,
+    is_channel_gate,
     is_spatial_mean,
-    multiplied,
+    multiplied_tensors,
     normalization_nodes,
     tail_nodes,
 )
-from qdq.graph.residual import fused_backbone, residual_slot
-from qdq.rules.kernel_tables import missing_kernel
+from qdq.graph.residual import find_fused_backbone, find_residual_slot
+from qdq.rules.kernel_tables import explain_missing_kernel
 from qdq.target import Target
 
 
@@ -59,7 +59,7 @@ def edge_fact(function: EdgeFact) -> EdgeFact:
     return function
 
 
-def parameters(fact: Callable[..., Any]) -> tuple[str, ...]:
+def fact_parameters(fact: Callable[..., Any]) -> tuple[str, ...]:
     """Return the names of the numbers that a fact asks for, in kebab-case."""
     asked = inspect.signature(fact).parameters.values()
     return tuple(p.name.replace("_", "-") for p in asked if p.kind is p.KEYWORD_ONLY)
@@ -76,7 +76,7 @@ def averaging_pool(scene: Scene, node: Node) -> bool:
     """An AveragePool, GlobalAveragePool or spatial ReduceMean whose result goes only into weighted operators."""
     index = scene.index
     pools = node.op in ("AveragePool", "GlobalAveragePool") or (node.op == "ReduceMean" and is_spatial_mean(index, node))
-    ends = pool_ends(index, node) if pools else ()
+    ends = find_pool_ends(index, node) if pools else ()
     return bool(ends) and all(is_operand(index, edge) for edge in ends)
 
 
@@ -84,9 +84,9 @@ def averaging_pool(scene: Scene, node: Node) -> bool:
 def max_pool_beside_weighted(scene: Scene, node: Node) -> bool:
     """A MaxPool whose input a weighted operator multiplies too, and whose result goes only into weighted operators and pools, or there by a Concat."""
     index = scene.index
-    if node.op != "MaxPool" or node.inputs[0] not in multiplied(index):
+    if node.op != "MaxPool" or node.inputs[0] not in multiplied_tensors(index):
         return False
-    ends = pool_ends(index, node)
+    ends = find_pool_ends(index, node)
     return bool(ends) and all(is_operand(index, edge) or index.node(edge).op in POOLS for edge in ends)
 
 
@@ -95,7 +95,7 @@ def unfused_batch_normalization(scene: Scene, node: Node) -> bool:
     """A BatchNormalization whose data no weighted operator makes, so that it is not folded into one."""
     if node.op != "BatchNormalization" or scene.index.is_constant(node.inputs[0]):
         return False
-    maker = behind_moves(scene.index, node.inputs[0])
+    maker = find_producer_before_moves(scene.index, node.inputs[0])
     return maker is None or not operands(scene.index, maker)
 
 
@@ -103,19 +103,19 @@ def unfused_batch_normalization(scene: Scene, node: Node) -> bool:
 def lacks_int8_kernel(scene: Scene, node: Node) -> bool:
     """A layer that has no INT8 kernel on one of the plan's targets, as its kernel table says; an Add fused to such a one; a normalisation only for such."""
     if node.op == "Add":
-        slot = residual_slot(scene.index, node)
-        fused = None if slot is None else fused_backbone(scene.index, scene.index.edge(node, slot))
+        slot = find_residual_slot(scene.index, node)
+        fused = None if slot is None else find_fused_backbone(scene.index, scene.index.edge(node, slot))
         return fused is not None and lacks_int8_kernel(scene, fused)
     if unfused_batch_normalization(scene, node):
         readers = [scene.index.node(edge) for edge in _reached(scene.index, node.outputs[0], (*MOVES_VALUES, *ACTIVATIONS))]
         return bool(readers) and all(lacks_int8_kernel(scene, reader) for reader in readers)
-    return any(missing_kernel(scene.index, node, target) for target in scene.targets)
+    return any(explain_missing_kernel(scene.index, node, target) for target in scene.targets)
 
 
 @node_fact
 def commutes_with_quantization(scene: Scene, node: Node) -> bool:
     """An operator that moves, picks or repeats values: Reshape, Transpose, Slice, Split, MaxPool, Resize to the nearest, Pad with zeros and the like."""
-    return commutes(scene.index, node)
+    return can_commute_with_quantization(scene.index, node)
 
 
 @node_fact
@@ -133,13 +133,13 @@ def gelu(scene: Scene, node: Node) -> bool:
 @node_fact
 def gate(scene: Scene, node: Node) -> bool:
     """The Mul of a value by a Sigmoid or HardSigmoid, in each spelling: SiLU, hard swish, gated units and squeeze-and-excite."""
-    return gated(scene.index, node) is not None
+    return find_gate(scene.index, node) is not None
 
 
 @node_fact
 def squeeze_excite(scene: Scene, node: Node) -> bool:
     """The Mul of a plane of values by a gate that holds one value for each channel."""
-    return gates_channels(scene.index, node)
+    return is_channel_gate(scene.index, node)
 
 
 @node_fact
@@ -174,7 +174,7 @@ def narrow_convolution(scene: Scene, node: Node, *, channels_below: float, multi
     Those are: without groups, one side a multiple of `multiple-of`, a square kernel, and one side
     wide enough or the graph's input; and with groups, the outputs a multiple and the kernel at least 3.
     """
-    sizes = channels(scene.index, node)
+    sizes = convolution_channels(scene.index, node)
     if sizes is None or (sizes.outputs >= channels_below and sizes.inputs >= channels_below):
         return False
     kernel = kernel_shape(scene.index, node)
@@ -188,7 +188,7 @@ def narrow_convolution(scene: Scene, node: Node, *, channels_below: float, multi
 @node_fact
 def uneven_groups(scene: Scene, node: Node, *, multiple_of: float) -> bool:
     """A grouped, not depthwise, Conv or ConvTranspose whose groups read or make a number of channels that is no such multiple."""
-    sizes = channels(scene.index, node)
+    sizes = convolution_channels(scene.index, node)
     if sizes is None or sizes.groups == 1 or sizes.groups == sizes.inputs * sizes.groups == sizes.outputs:
         return False
     return bool(sizes.inputs % multiple_of or (sizes.outputs // sizes.groups) % multiple_of)
@@ -197,14 +197,14 @@ def uneven_groups(scene: Scene, node: Node, *, multiple_of: float) -> bool:
 @node_fact
 def small_product(scene: Scene, node: Node, *, size_below: float) -> bool:
     """A Gemm or MatMul that sums over, or makes, fewer than so many values in a row."""
-    sizes = columns(scene.index, node)
+    sizes = product_sizes(scene.index, node)
     return sizes is not None and min(sizes) < size_below
 
 
 @node_fact
 def vector_product(scene: Scene, node: Node) -> bool:
     """A Gemm or MatMul of a single row, in the shapes of the model or of --shapes: a matrix by a vector."""
-    return rows(scene.index, node) == 1
+    return product_rows(scene.index, node) == 1
 
 
 @node_fact
@@ -229,16 +229,16 @@ def constant_operand(scene: Scene, edge: Edge) -> bool:
 @edge_fact
 def residual_branch(scene: Scene, edge: Edge) -> bool:
     """The operand of a residual Add that is not the convolution TensorRT fuses with it."""
-    return residual_slot(scene.index, scene.index.node(edge)) == edge.slot
+    return find_residual_slot(scene.index, scene.index.node(edge)) == edge.slot
 
 
 @edge_fact
 def residual_product_branch(scene: Scene, edge: Edge) -> bool:
     """The operand of a residual Add that is not the Gemm or MatMul before it, where a weighted operator multiplies that tensor too."""
     index, node = scene.index, scene.index.node(edge)
-    if residual_slot(index, node) is not None or residual_slot(index, node, MATRIX_PRODUCTS) != edge.slot:
+    if find_residual_slot(index, node) is not None or find_residual_slot(index, node, MATRIX_PRODUCTS) != edge.slot:
         return False
-    return edge.tensor in multiplied(index)
+    return edge.tensor in multiplied_tensors(index)
 
 
 @edge_fact
@@ -281,7 +281,7 @@ ACTIVATIONS = ("Clip", "Elu", "HardSigmoid", "LeakyRelu", "Relu", "Sigmoid", "Ta
 POOLS = ("AveragePool", "GlobalAveragePool", "MaxPool", "ReduceMean")
 
 
-def pool_ends(index: GraphIndex, pool: Node) -> tuple[Edge, ...]:
+def find_pool_ends(index: GraphIndex, pool: Node) -> tuple[Edge, ...]:
     """Return the edges that a pool's result reaches through moves, that of a MaxPool through Concat too; none if it reaches an output or a body."""
     return _reached(index, pool.outputs[0], (*MOVES_VALUES, "Concat") if pool.op == "MaxPool" else MOVES_VALUES)
 
@@ -290,7 +290,7 @@ def _reached(index: GraphIndex, start: str, through: tuple[str, ...]) -> tuple[E
     waiting, seen, ends = deque([start]), {start}, list[Edge]()
     while waiting:
         tensor = waiting.popleft()
-        read = [edge for edge in index.edges_of(tensor) if index.node(edge).op != "Shape"]
+        read = [edge for edge in index.edges_from(tensor) if index.node(edge).op != "Shape"]
         read_inside = any(slot < 0 for _, slot in index.consumers.get(tensor, ()))
         if tensor in index.outputs or read_inside or not read:
             return ()

@@ -8,7 +8,7 @@ from typing import Any
 import onnx.defs
 
 from qdq.quantizer import FORMATS
-from qdq.rules.facts import EDGE_FACTS, NODE_FACTS, parameters
+from qdq.rules.facts import EDGE_FACTS, NODE_FACTS, fact_parameters
 from qdq.rules.rule import RATIO_AT_MOST
 from qdq.rules.rule_files import BACKENDS, KEYS, LEAST_SM, REQUIRED_KEYS, TARGET_KEYS, THENS, WHERE_KEYS
 
@@ -27,7 +27,7 @@ def rule_schema() -> _Schema:
         "where": _mapping(WHERE_KEYS, _where(), minProperties=1),
         "given": _mapping(given_words(), {word: {"type": "number", "exclusiveMinimum": 0} for word in given_words()}),
         "then": _described(THENS),
-        "using": _described({name: form.says for name, form in FORMATS.items()}),
+        "using": _described({name: form.description for name, form in FORMATS.items()}),
         "beats": _words(_NAME),
     }
     schema = _mapping(KEYS, {key: kinds.get(key, _TEXT) for key in KEYS}, required=list(REQUIRED_KEYS))
@@ -48,7 +48,7 @@ def given_words() -> dict[str, str]:
     """Return the words that `given` may hold, each with what asks for it."""
     asked: dict[str, list[str]] = {RATIO_AT_MOST: ["then: share-scale"]}
     for word, fact in (*NODE_FACTS.items(), *EDGE_FACTS.items()):
-        for parameter in parameters(fact):
+        for parameter in fact_parameters(fact):
             asked.setdefault(parameter, []).append(word)
     return {parameter: f"Asked for by {', '.join(sorted(by))}." for parameter, by in sorted(asked.items())}
 

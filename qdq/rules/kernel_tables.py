@@ -21,7 +21,7 @@ from qdq.graph.index import GraphIndex, Node
 from qdq.graph.operands import CONVOLUTIONS, MATRIX_PRODUCTS, RECURRENT, WEIGHTED
 from qdq.graph.patterns import PLANE_RANK, is_spatial_mean
 from qdq.quantizer import INT8
-from qdq.rules.shipped import shipped_rules
+from qdq.rules.shipped import shipped_rules_folder
 from qdq.target import Target
 
 _POOLS = ("AveragePool", "MaxPool", "GlobalAveragePool", "GlobalMaxPool")
@@ -33,10 +33,10 @@ _SIZES = ("kernel", "stride", "dilation", "channels", "outputs", "rows", "alpha"
 _BATCH_AND_CHANNEL = 2
 
 
-class Row(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class KernelRow(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What the compiler makes of some forms of layer."""
 
-    #: Keys and values of `layer_form`, a list where several values were measured; keys left out match anything.
+    #: Keys and values of `describe_layer_form`, a list where several values were measured; keys left out match anything.
     layer: dict[str, Any]
     #: ``int8`` or ``fp8``; ``float``; ``refused``; ``int8-in-memory`` where it reads and writes INT8 and computes in float;
     #: ``int8-in-part`` where some of its products are in INT8.
@@ -55,12 +55,12 @@ class KernelTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     #: How many one-layer networks were built; 0 for a table that documents say.
     networks: int
     #: Rows for layers with INT8 pairs, and with FP8 pairs.
-    int8: tuple[Row, ...]
-    fp8: tuple[Row, ...] = ()
+    int8: tuple[KernelRow, ...]
+    fp8: tuple[KernelRow, ...] = ()
 
 
 @cache
-def kernel_table(target: Target) -> KernelTable | None:
+def read_kernel_table(target: Target) -> KernelTable | None:
     """Return the table for a target, or that of the nearest lower compute capability of its backend; None below all."""
     known = sorted(_tables(target.backend), key=lambda item: item[0])
     wanted = target.sm or max((sm for sm, _ in known), default=0)
@@ -68,30 +68,30 @@ def kernel_table(target: Target) -> KernelTable | None:
     return _read(fitting[-1]) if fitting else None
 
 
-def borrowed_tables(targets: Iterable[Target]) -> tuple[str, ...]:
+def describe_borrowed_tables(targets: Iterable[Target]) -> tuple[str, ...]:
     """Return one sentence for each target that has no kernel table of its own."""
     return tuple(_borrowed(target) for target in targets if _borrowed(target))
 
 
-def missing_kernel(index: GraphIndex, node: Node, target: Target, pairs: str = INT8) -> str | None:
+def explain_missing_kernel(index: GraphIndex, node: Node, target: Target, pairs: str = INT8) -> str | None:
     """Return why a layer would not run in INT8 (or ``fp8``) on a target, or None where it would or nothing is known of it."""
-    form = layer_form(index, node)
+    form = describe_layer_form(index, node)
     return None if form is None else _missing(target, tuple(form.items()), pairs)
 
 
 @cache
 def _missing(target: Target, form: tuple[tuple[str, Any], ...], pairs: str) -> str | None:
-    table = kernel_table(target)
+    table = read_kernel_table(target)
     if table is None:
         return _borrowed(target)
     source = f"{table.compiler} on sm{table.sm}{f' ({_borrowed(target)})' if _borrowed(target) else ''}"
-    rows = speaking_rows(table.int8 if pairs == INT8 else table.fp8, dict(form))
+    rows = find_deciding_rows(table.int8 if pairs == INT8 else table.fp8, dict(form))
     if not rows and table.networks:
         return f"{source}: no row of the table speaks of such a layer"
     return next((f"{source}: {_outcome(row)}" for row in rows if row.runs not in (pairs, f"{pairs}-in-part")), None)
 
 
-def speaking_rows(table: Iterable[Row], form: dict[str, Any]) -> list[Row]:
+def find_deciding_rows(table: Iterable[KernelRow], form: dict[str, Any]) -> list[KernelRow]:
     """Return the rows of a table that decide about a layer: those that match and whose keys no other matching row has all of.
 
     A number matches the nearest lower one that was measured for it together with the same keys, or
@@ -102,26 +102,26 @@ def speaking_rows(table: Iterable[Row], form: dict[str, Any]) -> list[Row]:
     return [row for row in matching if not any(row.layer.keys() < other.layer.keys() for other in matching)]
 
 
-def as_list(value: Any) -> list[Any]:
+def listed_values(value: Any) -> list[Any]:
     """Return the values that a key of a row stands for: of a list each, else the one."""
     return value if isinstance(value, list) else [value]
 
 
-def _fits(wanted: Any, row: Row, key: str, rows: Iterable[Row]) -> bool:
+def _fits(wanted: Any, row: KernelRow, key: str, rows: Iterable[KernelRow]) -> bool:
     """Whether a value is one of a row's, or the nearest measured one is: among all rows that have the same keys as `row`."""
     if key not in _SIZES or isinstance(wanted, str):
-        return wanted in as_list(row.layer[key])
-    measured = [value for other in rows if other.layer.keys() == row.layer.keys() for value in as_list(other.layer[key])]
-    return max((value for value in measured if value <= wanted), default=min(measured)) in as_list(row.layer[key])
+        return wanted in listed_values(row.layer[key])
+    measured = [value for other in rows if other.layer.keys() == row.layer.keys() for value in listed_values(other.layer[key])]
+    return max((value for value in measured if value <= wanted), default=min(measured)) in listed_values(row.layer[key])
 
 
-def _outcome(row: Row) -> str:
+def _outcome(row: KernelRow) -> str:
     return f"does not build: {row.seen}" if row.runs == "refused" else row.seen
 
 
 @cache
 def _borrowed(target: Target) -> str:
-    table = kernel_table(target)
+    table = read_kernel_table(target)
     if table is None:
         return f"no kernel table of {target.backend} reaches down to {target}"
     if table.sm == target.sm:
@@ -129,7 +129,7 @@ def _borrowed(target: Target) -> str:
     return f"no kernel table for {target}; that of {target.backend}:sm{table.sm} is used"
 
 
-def layer_form(index: GraphIndex, node: Node) -> dict[str, Any] | None:
+def describe_layer_form(index: GraphIndex, node: Node) -> dict[str, Any] | None:
     """Return what the tables tell layers apart by, as docs/kernels.md says; None for operators that no rule asks them about.
 
     What the graph does not say, such as dimensions that are not known, is left out.
@@ -211,7 +211,7 @@ def _grouping(index: GraphIndex, node: Node) -> str:
 
 
 def _tables(backend: str) -> list[tuple[int, Path]]:
-    folder = shipped_rules() / "kernels"
+    folder = shipped_rules_folder() / "kernels"
     return [(int(path.stem.split("-sm")[1]), path) for path in folder.glob(f"{backend}-sm*.yaml")]
 
 

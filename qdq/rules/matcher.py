@@ -10,9 +10,9 @@ from typing import Any
 import msgspec
 
 from qdq.errors import RuleError, UsageError, did_you_mean
-from qdq.graph.bodies import qualified
+from qdq.graph.bodies import qualified_name
 from qdq.graph.index import Edge, GraphIndex, Node
-from qdq.rules.facts import EDGE_FACTS, NODE_FACTS, Scene, parameters
+from qdq.rules.facts import EDGE_FACTS, NODE_FACTS, Scene, fact_parameters
 from qdq.rules.rule import LEAVE_FLOAT_OPTION, Rule, RuleSet, TargetCondition
 from qdq.target import Target
 
@@ -39,7 +39,7 @@ class Verdict(msgspec.Struct, frozen=True):
         return self.rules[0].using
 
 
-def match(scene: Scene, rules: RuleSet) -> tuple[tuple[Verdict, ...], dict[str, tuple[Edge, ...]]]:
+def match_rules(scene: Scene, rules: RuleSet) -> tuple[tuple[Verdict, ...], dict[str, tuple[Edge, ...]]]:
     """Return one verdict for every edge of a graph that a rule applies to, and the edges of each share-scale rule.
 
     Raises RuleError where rules disagree about an edge.
@@ -56,11 +56,11 @@ def match(scene: Scene, rules: RuleSet) -> tuple[tuple[Verdict, ...], dict[str, 
                     shared.setdefault(rule.name, []).append(edge)
             deciding = [rule for rule in applying if rule.then != "share-scale"]
             if deciding:
-                verdicts.append(resolve(edge, deciding))
+                verdicts.append(resolve_conflict(edge, deciding))
     return tuple(verdicts), {name: tuple(edges) for name, edges in shared.items()}
 
 
-def resolve(edge: Edge, applying: Iterable[Rule]) -> Verdict:
+def resolve_conflict(edge: Edge, applying: Iterable[Rule]) -> Verdict:
     """Return what is left of the applying rules once beaten ones have dropped out; raises RuleError if they still disagree."""
     applying = tuple(applying)
     standing = tuple(r for r in applying if not any(o.outdoes(r) for o in applying))
@@ -121,7 +121,7 @@ def _node_test(word: str, rule: Rule) -> Callable[[Scene, Node], bool]:
 def _given(fact: Callable[..., bool], rule: Rule) -> Callable[..., bool]:
     """Return a fact with the numbers that the rule gives it."""
     given = dict(rule.given)
-    numbers: dict[str, Any] = {name.replace("-", "_"): given[name] for name in parameters(fact)}
+    numbers: dict[str, Any] = {name.replace("-", "_"): given[name] for name in fact_parameters(fact)}
     return partial(fact, **numbers) if numbers else fact
 
 
@@ -140,17 +140,17 @@ def _is_for(condition: TargetCondition, target: Target) -> bool:
 
 def _named(scene: Scene, edge: Edge, glob: str) -> bool:
     node = scene.index.node(edge)
-    return any(fnmatchcase(name, glob) for name in names_of(scene.index, node))
+    return any(fnmatchcase(name, glob) for name in glob_names(scene.index, node))
 
 
-def names_of(index: GraphIndex, node: Node) -> set[str]:
+def glob_names(index: GraphIndex, node: Node) -> set[str]:
     """Return what a glob may call a node: its label, its name, and in a body its label behind the body's path."""
-    return {node.label, node.proto.name or node.label, qualified(index.path, node.label)}
+    return {node.label, node.proto.name or node.label, qualified_name(index.path, node.label)}
 
 
-def refuse_unmatched(index: GraphIndex, rules: Iterable[Rule]) -> None:
+def require_matches(index: GraphIndex, rules: Iterable[Rule]) -> None:
     """Raise UsageError for a glob that no name of the graph or of its bodies matches."""
-    names = [name for scope in index.scopes.values() for node in scope.nodes for name in names_of(scope, node)]
+    names = [name for scope in index.scopes.values() for node in scope.nodes for name in glob_names(scope, node)]
     tensors = [tensor for scope in index.scopes.values() for tensor in scope.consumers]
     for rule in rules:
         for key, globs, known in (("named", rule.where.named, names), ("tensor", rule.where.tensor, tensors)):

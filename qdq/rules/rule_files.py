@@ -11,11 +11,11 @@ import msgspec
 import onnx.defs
 
 from qdq.errors import RuleError, did_you_mean
-from qdq.files.strict_yaml import Located, known_keys, one_of, read_documents, read_yaml, text, words
+from qdq.files.strict_yaml import LocatedMapping, read_choice, read_documents, read_text, read_words, read_yaml, require_known_keys
 from qdq.quantizer import FORMATS
-from qdq.rules.facts import EDGE_FACTS, NODE_FACTS, parameters
+from qdq.rules.facts import EDGE_FACTS, NODE_FACTS, fact_parameters
 from qdq.rules.rule import RATIO_AT_MOST, Rule, RuleSet, TargetCondition, Where, make_rule_set
-from qdq.rules.shipped import DEFAULT_SET, shipped_rules, shipped_sets
+from qdq.rules.shipped import DEFAULT_SET, shipped_rules_folder, shipped_sets
 
 #: The file of a set that takes rules from other sets.
 SET_FILE = "set.yaml"
@@ -88,14 +88,14 @@ def _taken_rules(path: Path) -> list[Rule]:
     """Return the rules that a set file takes from shipped sets; what they beat and is not taken too is forgotten."""
     content = read_yaml(path)
     try:
-        if not isinstance(content, Located):
+        if not isinstance(content, LocatedMapping):
             raise RuleError("1: a set file is a mapping that begins with 'set: NAME'")
-        known_keys(content, ("set", "says", "takes"), ("set", "says", "takes"))
+        require_known_keys(content, ("set", "says", "takes"), ("set", "says", "takes"))
         takes = content["takes"]
-        if text(content, "set") != path.parent.name or not isinstance(takes, Located):
+        if read_text(content, "set") != path.parent.name or not isinstance(takes, LocatedMapping):
             raise RuleError(f"{content.lines['set']}: 'set' must be {path.parent.name!r}, as the folder is called, and 'takes' a mapping of sets to rules")
-        known_keys(takes, shipped_sets())
-        taken = [rule for name in takes for rule in _chosen(name, words(takes, name), takes.lines[name])]
+        require_known_keys(takes, shipped_sets())
+        taken = [rule for name in takes for rule in _chosen(name, read_words(takes, name), takes.lines[name])]
     except RuleError as error:
         raise RuleError(f"{path}:{error}") from error
     kept = {rule.name for rule in taken}
@@ -104,7 +104,7 @@ def _taken_rules(path: Path) -> list[Rule]:
 
 def _chosen(name: str, wanted: tuple[str, ...], line: int) -> list[Rule]:
     """Return the wanted rules of a shipped set, by their names."""
-    known = _rules_at(shipped_rules() / name)
+    known = _rules_at(shipped_rules_folder() / name)
     if wanted == ("*",):
         return list(known.values())
     for rule in wanted:
@@ -116,7 +116,7 @@ def _chosen(name: str, wanted: tuple[str, ...], line: int) -> list[Rule]:
 def rules_path(name: str) -> Path:
     """Return the folder of a shipped set, or a user's folder or file; raises RuleError where there is none."""
     if name in shipped_sets():
-        return shipped_rules() / name
+        return shipped_rules_folder() / name
     path = Path(name)
     if path.is_dir() or (path.is_file() and path.suffix in RULE_SUFFIXES):
         return path
@@ -156,11 +156,11 @@ def read_rules(path: Path) -> tuple[Rule, ...]:
 
 
 def _rule(content: Any, line: int, path: Path) -> Rule:
-    if not isinstance(content, Located):
+    if not isinstance(content, LocatedMapping):
         raise RuleError(f"{line}: a rule file is a mapping that begins with 'rule: NAME'")
-    known_keys(content, KEYS, REQUIRED_KEYS)
-    texts = {key: text(content, key) for key in ("rule", "says", "because", "see", "evidence") if key in content}
-    then = one_of(content, "then", THENS)
+    require_known_keys(content, KEYS, REQUIRED_KEYS)
+    texts = {key: read_text(content, key) for key in ("rule", "says", "because", "see", "evidence") if key in content}
+    then = read_choice(content, "then", THENS)
     where = _where(content)
     return Rule(
         name=texts.pop("rule"),
@@ -168,62 +168,62 @@ def _rule(content: Any, line: int, path: Path) -> Rule:
         then=then,
         using=_using(content, then),
         given=_given(content, where, then),
-        beats=words(content, "beats"),
+        beats=read_words(content, "beats"),
         file=str(path),
         lines=(*content.lines.items(), *content["where"].lines.items()),
         **texts,
     )
 
 
-def _where(content: Located) -> Where:
+def _where(content: LocatedMapping) -> Where:
     where = content["where"]
-    if not isinstance(where, Located) or not where:
+    if not isinstance(where, LocatedMapping) or not where:
         raise RuleError(f"{content.lines['where']}: 'where' needs at least one of {', '.join(WHERE_KEYS)}")
-    known_keys(where, WHERE_KEYS)
+    require_known_keys(where, WHERE_KEYS)
     return Where(
-        into=words(where, "into", _node_word),
-        from_=words(where, "from", _node_word),
-        edge=words(where, "edge", _edge_word),
-        named=words(where, "named"),
-        tensor=words(where, "tensor"),
+        into=read_words(where, "into", _node_word),
+        from_=read_words(where, "from", _node_word),
+        edge=read_words(where, "edge", _edge_word),
+        named=read_words(where, "named"),
+        tensor=read_words(where, "tensor"),
         target=_target(where),
     )
 
 
-def _target(where: Located) -> TargetCondition | None:
+def _target(where: LocatedMapping) -> TargetCondition | None:
     if "target" not in where:
         return None
     given, line = where["target"], where.lines["target"]
-    if not isinstance(given, Located) or not given:
+    if not isinstance(given, LocatedMapping) or not given:
         raise RuleError(f"{line}: 'target' needs at least one of {', '.join(TARGET_KEYS)}")
-    known_keys(given, TARGET_KEYS)
+    require_known_keys(given, TARGET_KEYS)
     if "backend" in given:
-        one_of(given, "backend", BACKENDS)
+        read_choice(given, "backend", BACKENDS)
     for key in ("sm_at_most", "sm_at_least"):
         if key in given and (type(given[key]) is not int or given[key] < LEAST_SM):
             raise RuleError(f"{given.lines[key]}: {key!r} is {given[key]!r}; write a compute capability times ten, such as 75")
     return TargetCondition(**given)
 
 
-def _using(content: Located, then: str) -> str:
+def _using(content: LocatedMapping, then: str) -> str:
     if then != "quantize":
         if "using" in content:
             raise RuleError(f"{content.lines['using']}: 'using' goes with 'then: quantize' only; remove it")
         return ""
     if "using" not in content:
         raise RuleError(f"{content.lines['then']}: 'then: quantize' needs 'using': one of {', '.join(FORMATS)}")
-    name: str = one_of(content, "using", FORMATS)
+    name: str = read_choice(content, "using", FORMATS)
     return name
 
 
-def _given(content: Located, where: Where, then: str) -> tuple[tuple[str, float], ...]:
+def _given(content: LocatedMapping, where: Where, then: str) -> tuple[tuple[str, float], ...]:
     """Return the numbers a rule gives: every parameter of its facts, and for share-scale perhaps the ratio."""
     facts = [f for word in (*where.into, *where.from_, *where.edge) if (f := NODE_FACTS.get(word) or EDGE_FACTS.get(word))]
-    needed = {name for fact in facts for name in parameters(fact)}
-    given = content.get("given", Located())
-    if not isinstance(given, Located):
+    needed = {name for fact in facts for name in fact_parameters(fact)}
+    given = content.get("given", LocatedMapping())
+    if not isinstance(given, LocatedMapping):
         raise RuleError(f"{content.lines['given']}: 'given' must name numbers, such as {{channels-below: 16}}")
-    known_keys(given, sorted(needed | ({RATIO_AT_MOST} if then == "share-scale" else set())))
+    require_known_keys(given, sorted(needed | ({RATIO_AT_MOST} if then == "share-scale" else set())))
     for name, value in given.items():
         if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
             raise RuleError(f"{given.lines[name]}: {name!r} is {value!r}; write a number above 0")

@@ -17,7 +17,7 @@ CPU = (_PROVIDERS["cpu"],)
 _FATAL, _WARNING = 4, 2
 
 
-def providers_of(device: str) -> tuple[str, ...]:
+def execution_providers(device: str) -> tuple[str, ...]:
     """Return the providers of ``cpu``, ``cuda``, or ``cuda,cpu`` for CUDA where it is present.
 
     Raises UsageError for other words, and where a device that is wanted is not there.

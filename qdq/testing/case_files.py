@@ -11,7 +11,7 @@ import onnx
 from onnx import numpy_helper
 
 from qdq.errors import RuleError, UsageError, did_you_mean
-from qdq.files.strict_yaml import Located, read_documents
+from qdq.files.strict_yaml import LocatedMapping, read_documents
 from qdq.rules.rule import Rule
 from qdq.rules.rule_files import read_rules
 from qdq.target import Target, parse_target
@@ -87,8 +87,8 @@ def read_cases(path: Path, rule: str, known: tuple[str, ...] = ()) -> tuple[Case
     known = known or (rule,)
     cases: list[Case] = []
     for line, content in read_documents(path) or [(1, None)]:
-        if not isinstance(content, Located) or content.get("rule") not in known:
-            near = did_you_mean(str(content.get("rule")), known) if isinstance(content, Located) else ""
+        if not isinstance(content, LocatedMapping) or content.get("rule") not in known:
+            near = did_you_mean(str(content.get("rule")), known) if isinstance(content, LocatedMapping) else ""
             raise RuleError(f"{path}:{line}: a case file begins with 'rule: {' or '.join(known)}'{near}")
         if content["rule"] == rule:
             cases += [_case(path, rule, name, content) for name in content if name != "rule"]
@@ -120,9 +120,9 @@ def parse_case(text: str) -> onnx.ModelProto:
     return model
 
 
-def _case(path: Path, rule: str, name: str, content: Located) -> Case:
+def _case(path: Path, rule: str, name: str, content: LocatedMapping) -> Case:
     given, line = content[name], content.lines[name]
-    if not isinstance(given, Located):
+    if not isinstance(given, LocatedMapping):
         raise RuleError(f"{path}:{line}: case {name!r} must be a mapping")
     for key in given:
         if key not in _KEYS:
@@ -137,8 +137,8 @@ def _case(path: Path, rule: str, name: str, content: Located) -> Case:
             says=written.says,
             text=written.before or written.unchanged,
             unchanged="unchanged" in given,
-            plan=tuple(map(spaced, written.plan or ())),
-            float=tuple(map(spaced, written.float or ())) if "float" in given else None,
+            plan=tuple(map(normalize_spaces, written.plan or ())),
+            float=tuple(map(normalize_spaces, written.float or ())) if "float" in given else None,
             after=written.after,
             targets=tuple(map(parse_target, written.targets)),
             engine=_expectation(written.engine) if written.engine else None,
@@ -151,7 +151,7 @@ def _expectation(written: _WrittenEngine) -> EngineExpectation:
     return EngineExpectation(parse_target(written.target), written.int8, written.fp8, written.float)
 
 
-def spaced(line: str) -> str:
+def normalize_spaces(line: str) -> str:
     """Return a line of a plan with one space between its words."""
     return " ".join(line.split())
 

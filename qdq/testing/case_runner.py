@@ -10,27 +10,27 @@ import msgspec
 import numpy as np
 import onnx
 
-from qdq.calibration.calibrator import ranges_of, scales_from
+from qdq.calibration.calibrator import choose_scales, observe_job
 from qdq.calibration.methods import Method
 from qdq.calibration.scales import Scales
-from qdq.checking.checker import check, compared_with_plan
+from qdq.checking.checker import check, compare_with_plan
 from qdq.data.feeds import NOISE, open_feeds
 from qdq.errors import QdqError, UsageError, first_line
-from qdq.graph.bodies import bodies_of, captured
+from qdq.graph.bodies import captured_names, node_bodies
 from qdq.graph.index import GraphIndex
 from qdq.graph.loader import load
 from qdq.graph.source import Source, canonical_bytes
-from qdq.observers.collection import Job
-from qdq.planning.decisions import Plan, float_lines, plan_lines
+from qdq.observers.collection import CollectionJob
+from qdq.planning.decisions import Plan, left_float_lines, placement_lines
 from qdq.planning.planner import plan_index, plan_source
 from qdq.quantized.stripper import strip
-from qdq.rewriting.inserter import apply_index
+from qdq.rewriting.inserter import apply_plan
 from qdq.rewriting.model_file import check_onnx
 from qdq.rules.rule import Rule, RuleSet
 from qdq.rules.rule_files import RULE_SUFFIXES, load_rules, read_rules, rule_files
-from qdq.rules.shipped import DEFAULT_SET, KERNELS_FOLDER, shipped_rules
+from qdq.rules.shipped import DEFAULT_SET, KERNELS_FOLDER, shipped_rules_folder
 from qdq.runtime.session import exact_options, open_session
-from qdq.testing.case_files import Case, CaseFiles, EngineExpectation, cases_folder, parse_case, spaced
+from qdq.testing.case_files import Case, CaseFiles, EngineExpectation, cases_folder, normalize_spaces, parse_case
 from qdq.testing.error_bounds import output_bound
 from qdq.validation.validator import validate
 
@@ -74,10 +74,10 @@ def run_case(case: Case, rules: RuleSet, engines: bool = True) -> tuple[str, ...
         source = index.source
         failures = _plan_failures(case, made)
         failures += _shuffle_failures(case, rules, made)
-        scales = scales_from(index, made, ranges_of(Job(index, made, NOISE, _METHOD.needs_histogram)), _METHOD)
+        scales = choose_scales(index, made, observe_job(CollectionJob(index, made, NOISE, _METHOD.needs_histogram)), _METHOD)
         failures += _rewrite_failures(case, index, made, scales, rules)
         if engines and case.engine and not failures:
-            failures += _engine_failures(case.engine, source, apply_index(index, made, scales))
+            failures += _engine_failures(case.engine, source, apply_plan(index, made, scales))
     except QdqError as error:
         return (first_line(error),)
     return tuple(failures)
@@ -100,7 +100,7 @@ def _parts(path: Path) -> list[Path]:
 def _rules_of(path: Path) -> RuleSet:
     """Return a shipped set alone, and a user's folder or file over the default set."""
     folder = path if path.is_dir() else path.parent
-    shipped = folder.resolve().parent == shipped_rules().resolve()
+    shipped = folder.resolve().parent == shipped_rules_folder().resolve()
     return load_rules([str(folder)] if shipped else [DEFAULT_SET, str(path)])
 
 
@@ -137,7 +137,7 @@ def _breaks(case: Case, rules: RuleSet) -> bool:
 
 
 def _plan_failures(case: Case, made: Plan) -> list[str]:
-    lines, left = list(map(spaced, plan_lines(made))), list(map(spaced, float_lines(made)))
+    lines, left = list(map(normalize_spaces, placement_lines(made))), list(map(normalize_spaces, left_float_lines(made)))
     if case.unchanged:
         touched = [line for line in [*lines, *left] if case.rule in line.replace(",", " ").split()]
         return [f"should decide nothing, but: {line}" for line in touched]
@@ -153,12 +153,12 @@ def _difference(what: str, wanted: Iterable[str], got: Iterable[str]) -> list[st
 
 def _shuffle_failures(case: Case, rules: RuleSet, made: Plan) -> list[str]:
     """Plan the graph with its nodes in other orders that are as valid; nothing may change."""
-    wanted = sorted([*plan_lines(made), *float_lines(made)])
+    wanted = sorted([*placement_lines(made), *left_float_lines(made)])
     for seed in range(_SHUFFLES):
         shuffled = parse_case(case.text)
         _shuffle(shuffled.graph, random.Random(seed))
         other = plan_index(GraphIndex(load(shuffled)), rules, case.targets, allow_unmatched=True)
-        if sorted([*plan_lines(other), *float_lines(other)]) != wanted:
+        if sorted([*placement_lines(other), *left_float_lines(other)]) != wanted:
             return ["the order of nodes changes the plan"]
     return []
 
@@ -168,7 +168,7 @@ def _shuffle(graph: onnx.GraphProto, rng: random.Random) -> None:
     known = {i.name for i in graph.input} | {t.name for t in graph.initializer} | {""}
     del graph.node[:]
     while waiting:
-        ready = [n for n in waiting if known.issuperset((*n.input, *(t for _, body in bodies_of(n) for t in captured(body))))]
+        ready = [n for n in waiting if known.issuperset((*n.input, *(t for _, body in node_bodies(n) for t in captured_names(body))))]
         node = rng.choice(ready or waiting)
         waiting.remove(node)
         known.update(node.output)
@@ -176,12 +176,12 @@ def _shuffle(graph: onnx.GraphProto, rng: random.Random) -> None:
 
 
 def _rewrite_failures(case: Case, index: GraphIndex, made: Plan, scales: Scales, rules: RuleSet) -> list[str]:
-    source, after = index.source, apply_index(index, made, scales)
+    source, after = index.source, apply_plan(index, made, scales)
     rewritten = Source(None, after, source.digest)
     stripped = strip(rewritten)
     tests: dict[str, Callable[[], bool]] = {
         "stripping the result does not give the graph back": lambda: canonical_bytes(stripped) == canonical_bytes(source.model),
-        "applying again changes it": lambda: canonical_bytes(apply_index(GraphIndex(source), made, scales)) == canonical_bytes(after),
+        "applying again changes it": lambda: canonical_bytes(apply_plan(GraphIndex(source), made, scales)) == canonical_bytes(after),
         "checking the result finds something": lambda: not check(rewritten, rules=rules, targets=case.targets, leave_float=()),
         "checking the float graph does not find each placement": lambda: _finds_all(case, source, made, rules),
         "the result is not the 'after' that is given": lambda: not case.after or _same_text(case.after, after),
@@ -192,7 +192,7 @@ def _rewrite_failures(case: Case, index: GraphIndex, made: Plan, scales: Scales,
 
 
 def _finds_all(case: Case, source: Source, made: Plan, rules: RuleSet) -> bool:
-    compared = compared_with_plan(source, rules=rules, targets=case.targets, leave_float=())
+    compared = compare_with_plan(source, rules=rules, targets=case.targets, leave_float=())
     return {p.edge for p in compared.missing} == {p.edge for p in made.placements}
 
 

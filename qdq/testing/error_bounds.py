@@ -50,7 +50,7 @@ def output_bound(index: GraphIndex, plan: Plan, scales: Scales, feed: Mapping[st
     """Return, for each graph output, the largest absolute difference that the pairs may make for one feed."""
     values = _values(index, feed)
     by_pair = {(s.tensor, s.quantizer): np.array(s.scales, np.float64) for s in scales.by_pair}
-    pairs = {p.edge: (p.quantizer, by_pair[p.edge.read, p.quantizer]) for p in plan.placements}
+    pairs = {p.edge: (p.quantizer, by_pair[p.edge.qualified_tensor, p.quantizer]) for p in plan.placements}
     errors: dict[str, Array] = {}
     for node in index.nodes:
         edges = [index.edge(node, slot) for slot in range(len(node.inputs))]

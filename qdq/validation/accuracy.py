@@ -36,7 +36,7 @@ class OutputError(msgspec.Struct, frozen=True):
     #: Share of rows whose largest entry is the same; None where the output is no class scores.
     top1_agreement: float | None = None
     #: Samples for which the two have different shapes, as detections may; they are in none of the figures.
-    unlike: int = 0
+    shape_mismatches: int = 0
 
 
 class Accuracy(msgspec.Struct, frozen=True):
@@ -47,7 +47,7 @@ class Accuracy(msgspec.Struct, frozen=True):
     outputs: tuple[OutputError, ...]
 
 
-def compare(float_index: GraphIndex, quantized_index: GraphIndex, feeds: Feeds, progress: Progress | None = None) -> Accuracy:
+def compare_outputs(float_index: GraphIndex, quantized_index: GraphIndex, feeds: Feeds, progress: Progress | None = None) -> Accuracy:
     """Return the error of every output, one sample held at a time.
 
     ONNX Runtime's own fusion of Q/DQ into integer kernels is switched off: what is measured is
@@ -60,7 +60,7 @@ def compare(float_index: GraphIndex, quantized_index: GraphIndex, feeds: Feeds, 
     for name in quantized_index.inputs:
         if name not in float_index.inputs:
             raise ModelError(f"{quantized_index.source.name}: its input {name!r} is none of {float_index.source.name}; pass the float model it was made from")
-    sums = {name: _Sums(name, looks_like_scores(float_index, name)) for name in float_index.outputs}
+    sums = {name: _Sums(name, is_class_scores(float_index, name)) for name in float_index.outputs}
     samples = 0
     with OnnxrtRunner(_session(float_index)) as ours, OnnxrtRunner(_session(quantized_index)) as theirs:
         for feed in feeds:
@@ -78,7 +78,7 @@ def compare(float_index: GraphIndex, quantized_index: GraphIndex, feeds: Feeds, 
 def output_errors(index: GraphIndex, feeds: Iterable[dict[str, Array]], outputs: Iterable[Mapping[str, Array]]) -> tuple[OutputError, ...]:
     """Return how far outputs that were computed elsewhere, one mapping a sample, are from the model's own in ONNX Runtime."""
     names = list(index.outputs)
-    sums = [_Sums(name, looks_like_scores(index, name)) for name in names]
+    sums = [_Sums(name, is_class_scores(index, name)) for name in names]
     session = open_session(index, [])
     for feed, got in zip(feeds, outputs, strict=True):
         for total, expected in zip(sums, session.run(names, feed), strict=True):
@@ -86,7 +86,7 @@ def output_errors(index: GraphIndex, feeds: Iterable[dict[str, Array]], outputs:
     return tuple(total.result() for total in sums)
 
 
-def looks_like_scores(index: GraphIndex, output: str) -> bool:
+def is_class_scores(index: GraphIndex, output: str) -> bool:
     """Whether an output is [batch, classes], apart from trailing ones, and comes from a classifier's last operators."""
     shape = index.shape(output)
     if shape is None or len([d for d in shape[1:] if d != 1]) != _BATCH_AND_CLASSES - 1 or len(shape) < _BATCH_AND_CLASSES or shape[1] == 1:
@@ -148,5 +148,5 @@ class _Sums:
             cosine=1.0 if same else self.dot / max(math.sqrt(ours * theirs), _TINY),
             snr_db=math.inf if same else 10 * math.log10(max(ours / self.error, _TINY)),
             top1_agreement=self.same / self.rows if self.rows else None,
-            unlike=self.unlike,
+            shape_mismatches=self.unlike,
         )

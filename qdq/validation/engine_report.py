@@ -7,8 +7,8 @@ from collections.abc import Iterable
 import msgspec
 
 from qdq.engines.engine import Engine, EngineLayer
-from qdq.engines.prediction.fusion_rules import RULES
-from qdq.graph.bodies import every_node, qualified
+from qdq.engines.prediction.fusion_rules import FUSION_RULES
+from qdq.graph.bodies import all_nodes, qualified_name
 from qdq.graph.operands import RECURRENT, operands
 from qdq.graph.pairs import PAIR_OPERATORS
 from qdq.graph.quantized_operators import DEQUANTIZE
@@ -18,7 +18,7 @@ from qdq.validation.accuracy import OutputError
 
 #: Kinds of engine layer that multiply matrices or convolve; others are pointwise, or fuse whole attention blocks.
 _MULTIPLYING = ("correlation", "gemm", "deconv", "runtime_fusion", "CaskConvolution", "CaskGemmConvolution", "CudaDepthwiseConvolution", "MatrixMultiply")
-INT8_SAYS, FP8_SAYS = ELEMENT_TYPES[INT8].says, ELEMENT_TYPES[E4M3].says
+INT8_SAYS, FP8_SAYS = ELEMENT_TYPES[INT8].label, ELEMENT_TYPES[E4M3].label
 
 
 class LayerVerdict(msgspec.Struct, frozen=True):
@@ -37,14 +37,14 @@ class LayerVerdict(msgspec.Struct, frozen=True):
     #: Whether it multiplies FP8 operands.
     fp8: bool = False
     #: What the pairs promised: ``INT8``, ``FP8``, or "" where an operand has no pair.
-    wanted: str = ""
+    expected_type: str = ""
     #: The documented rule that a predicted layer follows, "" for a real one.
-    follows: str = ""
+    fusion_rule: str = ""
 
     @property
-    def kept(self) -> bool:
+    def is_kept(self) -> bool:
         """Whether it multiplies the type that the pairs promised."""
-        return {INT8_SAYS: self.int8, FP8_SAYS: self.fp8}.get(self.wanted, False)
+        return {INT8_SAYS: self.int8, FP8_SAYS: self.fp8}.get(self.expected_type, False)
 
 
 class BrokenPromise(msgspec.Struct, frozen=True):
@@ -53,19 +53,19 @@ class BrokenPromise(msgspec.Struct, frozen=True):
     node: str
     rule: str
     #: What the engine did instead.
-    instead: str
+    actual: str
     #: What was promised: ``INT8`` or ``FP8``.
-    wanted: str = INT8_SAYS
+    expected_type: str = INT8_SAYS
 
     def __str__(self) -> str:
-        return f"{self.node} [{self.rule}]: promised {self.wanted}, {self.instead}"
+        return f"{self.node} [{self.rule}]: promised {self.expected_type}, {self.actual}"
 
 
-class FollowedRule(msgspec.Struct, frozen=True):
+class FusionRuleUse(msgspec.Struct, frozen=True):
     """A documented rule, and how many layers of a predicted engine follow it."""
 
     rule: str
-    says: str
+    description: str
     #: Where it is documented.
     source: str
     layers: int
@@ -90,8 +90,8 @@ class EngineReport(msgspec.Struct, frozen=True):
     float_bytes: float
     layers: tuple[LayerVerdict, ...]
     #: Q and DQ nodes that stayed kernels of their own.
-    standalone: tuple[str, ...]
-    broken: tuple[BrokenPromise, ...]
+    standalone_qdq: tuple[str, ...]
+    broken_promises: tuple[BrokenPromise, ...]
     #: Median time on the GPU; None where nothing ran.
     milliseconds: float | None = None
     float_milliseconds: float | None = None
@@ -103,12 +103,12 @@ class EngineReport(msgspec.Struct, frozen=True):
     #: Weighted nodes that no layer of a predicted or read engine names, such as those in bodies; neither kept nor broken.
     unmapped: tuple[str, ...] = ()
     #: What a predicted engine's layers follow; empty for a real one.
-    rules: tuple[FollowedRule, ...] = ()
+    fusion_rules: tuple[FusionRuleUse, ...] = ()
 
     @property
     def types(self) -> str:
         """The types that the weighted nodes were promised, such as ``INT8`` or ``FP8 and INT8``."""
-        return " and ".join(sorted({v.wanted for v in self.layers if v.wanted})) or INT8_SAYS
+        return " and ".join(sorted({v.expected_type for v in self.layers if v.expected_type})) or INT8_SAYS
 
     @property
     def remark(self) -> str:
@@ -123,12 +123,12 @@ class EngineReport(msgspec.Struct, frozen=True):
         return ""
 
 
-def report_engines(quantized: QuantizedModel, ours: Engine, theirs: Engine, kind: str) -> EngineReport:
+def compare_engines(quantized: QuantizedModel, ours: Engine, theirs: Engine, kind: str) -> EngineReport:
     """Return the comparison of the float engine (`ours`) with the quantized one (`theirs`)."""
     layers = tuple(_verdicts(quantized, theirs)) if not theirs.failure else ()
     named = {node for layer in theirs.layers for node in layer.nodes}
     unmapped = tuple(v.node for v in layers if kind in ("read", "predicted") and v.node not in named)
-    pair_nodes = {label for label, n in every_node(quantized.labelled().graph) if n.op_type in PAIR_OPERATORS}
+    pair_nodes = {label for label, n in all_nodes(quantized.labelled().graph) if n.op_type in PAIR_OPERATORS}
     alone = {n for layer in theirs.layers if layer.nodes and pair_nodes.issuperset(layer.nodes) for n in layer.nodes}
     return EngineReport(
         target=str(theirs.target),
@@ -141,8 +141,8 @@ def report_engines(quantized: QuantizedModel, ours: Engine, theirs: Engine, kind
         bytes=theirs.bytes,
         float_bytes=ours.bytes,
         layers=layers,
-        standalone=tuple(sorted(alone)),
-        broken=tuple(_broken(v, kind) for v in layers if v.promised and not v.kept and v.node not in unmapped),
+        standalone_qdq=tuple(sorted(alone)),
+        broken_promises=tuple(_broken(v, kind) for v in layers if v.promised and not v.is_kept and v.node not in unmapped),
         reformats=theirs.reformats,
         float_reformats=ours.reformats,
         unmapped=unmapped,
@@ -151,8 +151,8 @@ def report_engines(quantized: QuantizedModel, ours: Engine, theirs: Engine, kind
 
 def _broken(verdict: LayerVerdict, kind: str) -> BrokenPromise:
     runs = "is predicted to run" if kind == "predicted" else "runs"
-    why = f": {RULES[verdict.follows].says}" if verdict.follows else ""
-    return BrokenPromise(verdict.node, verdict.rule, f"but the engine {runs} it as {verdict.engine}{why}", verdict.wanted)
+    why = f": {FUSION_RULES[verdict.fusion_rule].description}" if verdict.fusion_rule else ""
+    return BrokenPromise(verdict.node, verdict.rule, f"but the engine {runs} it as {verdict.engine}{why}", verdict.expected_type)
 
 
 def _computing_layers(engine: Engine) -> dict[str, EngineLayer]:
@@ -161,7 +161,7 @@ def _computing_layers(engine: Engine) -> dict[str, EngineLayer]:
     return {node: layer for layer in reversed(engine.layers) for node in layer.nodes} | multiplying
 
 
-def multiplies_int8(layer: EngineLayer) -> bool:
+def is_int8_product(layer: EngineLayer) -> bool:
     """Whether a layer multiplies INT8 operands, without casting them to float first."""
     return layer.multiplies("Int8")
 
@@ -170,12 +170,12 @@ def _verdicts(quantized: QuantizedModel, engine: Engine) -> Iterable[LayerVerdic
     computing = _computing_layers(engine)
     pairs = {q.edge: q.pair for q in quantized.edges}
     types = {q.edge: q.dtype for q in quantized.edges}
-    dequantizers = {n.output[0]: label for label, n in every_node(quantized.labelled().graph) if n.op_type == DEQUANTIZE}
+    dequantizers = {n.output[0]: label for label, n in all_nodes(quantized.labelled().graph) if n.op_type == DEQUANTIZE}
     for scope, node in ((s, n) for s in quantized.index.scopes.values() for n in s.nodes):
         both = operands(scope, node)
         if not both:
             continue
-        label = qualified(scope.path, node.label)
+        label = qualified_name(scope.path, node.label)
         layer = computing.get(label)
         if node.op in RECURRENT and both[1] in pairs:  # the loop it becomes has no name: its product carries the weight's pair
             layer = computing.get(dequantizers.get(pairs[both[1]].output, ""), layer)
@@ -183,11 +183,11 @@ def _verdicts(quantized: QuantizedModel, engine: Engine) -> Iterable[LayerVerdic
         yield LayerVerdict(
             node=label,
             op=node.op,
-            int8=layer is not None and multiplies_int8(layer),
+            int8=layer is not None and is_int8_product(layer),
             promised=all(e in pairs for e in both),
             rule=rules,
             engine=str(layer) if layer else "nothing: no layer names it",
             fp8=layer is not None and layer.multiplies("FP8"),
-            wanted="" if not all(e in pairs for e in both) else FP8_SAYS if all(types[e] == E4M3 for e in both) else INT8_SAYS,
-            follows=layer.follows if layer else "",
+            expected_type="" if not all(e in pairs for e in both) else FP8_SAYS if all(types[e] == E4M3 for e in both) else INT8_SAYS,
+            fusion_rule=layer.fusion_rule if layer else "",
         )

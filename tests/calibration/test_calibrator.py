@@ -24,7 +24,7 @@ from qdq.data.feeds import open_feeds
 from qdq.errors import DataError, PlanError, UsageError
 from qdq.graph.index import GraphIndex
 from qdq.graph.operands import channel_amax
-from qdq.observers.collection import Job, observe
+from qdq.observers.collection import CollectionJob, collect_locally
 from qdq.planning.decisions import ScaleGroup
 from qdq.quantizer import ELEMENT_TYPES, INT8, INT8_LEVELS
 from qdq.ranges.histogram import BINS, Histogram
@@ -322,7 +322,7 @@ def scales_of(model: onnx.ModelProto, data: Any, method: str = "max", **options:
 def ranges_of(model: onnx.ModelProto, data: Any, histograms: bool = True, batch: int | None = None) -> Ranges:
     """Return what the planned tensors held."""
     index = GraphIndex(qdq.load(model))
-    return observe(Job(index, qdq.plan(model), data, histograms, batch))
+    return collect_locally(CollectionJob(index, qdq.plan(model), data, histograms, batch))
 
 
 def test_max_is_the_largest_value_over_all_samples() -> None:

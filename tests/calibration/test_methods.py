@@ -16,13 +16,13 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 import qdq
-from qdq.calibration.calibrator import scales_from
+from qdq.calibration.calibrator import choose_scales
 from qdq.calibration.methods import parse_method
 from qdq.calibration.weight_scales import least_error_amax
 from qdq.errors import UsageError
 from qdq.graph.index import GraphIndex
 from qdq.graph.operands import channel_amax
-from qdq.observers.collection import Job, observe
+from qdq.observers.collection import CollectionJob, collect_locally
 from qdq.quantizer import E4M3, ELEMENT_TYPES, INT8, ElementType
 from qdq.ranges.exact_sum import ExactSum
 from qdq.ranges.histogram import Histogram
@@ -192,7 +192,7 @@ def network(name: str) -> tuple[onnx.ModelProto, list[dict[str, Array]]]:
 def ranges_of(model: onnx.ModelProto, data: Any) -> Ranges:
     """Return what the planned tensors held."""
     index = GraphIndex(qdq.load(model))
-    return observe(Job(index, qdq.plan(model), data, full=True))
+    return collect_locally(CollectionJob(index, qdq.plan(model), data, full=True))
 
 
 def activations(model: onnx.ModelProto, data: list[dict[str, Array]], tensors: list[str]) -> dict[str, Array]:
@@ -239,7 +239,7 @@ def test_shuffled_samples_give_the_same_bits(name: str) -> None:
     assert bits(ranges_of(model, shuffled)) == bits(reference)
     index, plan = GraphIndex(qdq.load(model)), qdq.plan(model)
     for method in METHODS:
-        one, other = (scales_from(index, plan, ranges, parse_method(method)) for ranges in (reference, ranges_of(model, shuffled)))
+        one, other = (choose_scales(index, plan, ranges, parse_method(method)) for ranges in (reference, ranges_of(model, shuffled)))
         assert one == other
 
 
@@ -361,6 +361,6 @@ def test_a_tensor_with_outliers_is_named_with_both_its_ranges() -> None:
     scales = qdq.calibrate(convolution(), qdq.plan(convolution()), data, method="percentile:99.9")
     (far,) = [found for found in scales.outliers if found.tensor == "x"]
     assert far.amax == 500
-    assert far.clipped == pytest.approx({s.tensor: s.scales for s in scales.by_pair}["x"][0] * 127)
+    assert far.clipped_at == pytest.approx({s.tensor: s.scales for s in scales.by_pair}["x"][0] * 127)
     assert any("x reaches 500 and is clipped at" in line for line in scales_summary(scales).lines)
     assert qdq.calibrate(convolution(), qdq.plan(convolution()), data, method="max").outliers == ()

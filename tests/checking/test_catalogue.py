@@ -424,7 +424,7 @@ def test_a_code_is_found_where_it_is_and_not_in_a_near_miss(code: str) -> None:
     assert code not in {f.code for f in found(without_it(), targets=targets_of(code))}
     problem = PROBLEMS[code]
     for finding in findings:
-        assert (finding.severity, finding.costs, finding.page) == (problem.severity, problem.costs, f"docs/findings.md#{code}")
+        assert (finding.severity, finding.cost, finding.page) == (problem.severity, problem.cost, f"docs/findings.md#{code}")
         assert "\n" not in str(finding)
         assert finding.problem
         assert finding.fix

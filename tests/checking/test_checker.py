@@ -13,14 +13,15 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import qdq
-from qdq.checking.checker import check, compared_with_plan
+from qdq.checking.checker import check, compare_with_plan
 from qdq.checking.finding import Finding
 from qdq.graph.loader import load
 from qdq.graph.source import canonical_bytes
 from qdq.quantized.model import QuantizedModel
 from qdq.quantized.stripper import strip
 from tests.support.cli_runner import run as cli
-from tests.support.graphs import CALIBRATION, NETWORKS, Array, build, convolution, initializer, node, noise, random_feed, run, value
+from tests.support.graphs import CALIBRATION, Array, build, convolution, initializer, node, noise, random_feed, run, value
+from tests.support.paths import NETWORKS
 
 Model = onnx.ModelProto
 
@@ -375,7 +376,7 @@ def test_a_float_model_is_one_note_that_counts_what_the_rules_would_quantize() -
     (found,) = check(model)
     assert (found.code, found.severity, found.where) == ("not-quantized", "note", "")
     assert f"{len(qdq.plan(model).placements)} edges" in found.problem
-    assert [p.edge for p in compared_with_plan(model).missing] == [p.edge for p in qdq.plan(model).placements]
+    assert [p.edge for p in compare_with_plan(model).missing] == [p.edge for p in qdq.plan(model).placements]
 
 
 def test_left_float_globs_rules_and_targets_are_read_from_the_model() -> None:

@@ -61,7 +61,7 @@ def check(*argv: object) -> tuple[int, dict[str, list[str]], str]:
 def test_models_are_reported_one_after_another_with_a_summary(folder: Path) -> None:
     code, out, err = run("check", "models/good.onnx", "models/uint8.onnx", "models/axis.onnx", "models/float.onnx")
     assert (code, err) == (1, "")
-    assert out.splitlines()[:3] == ["models/good.onnx: no findings", "models/uint8.onnx: 1 error", f"  error uint8: {PROBLEMS['uint8'].costs}"]
+    assert out.splitlines()[:3] == ["models/good.onnx: no findings", "models/uint8.onnx: 1 error", f"  error uint8: {PROBLEMS['uint8'].cost}"]
     assert out.splitlines()[-1] == "4 models: 1 error, 1 warning, 1 note; 1 without findings"
 
 
@@ -108,7 +108,7 @@ def test_codes_are_listed(folder: Path) -> None:
     code, out, _ = run("check", "--codes")
     assert (code, [line.split()[1].rstrip(":") for line in out.splitlines()]) == (0, list(PROBLEMS))
     listed = json.loads(run("check", "--codes", "--format", "json")[1])["codes"]
-    assert [set(each) for each in listed] == [{"code", "severity", "title", "costs", "fix", "evidence", "see"}] * len(PROBLEMS)
+    assert [set(each) for each in listed] == [{"code", "severity", "title", "cost", "fix", "evidence", "see"}] * len(PROBLEMS)
 
 
 @pytest.mark.parametrize("layout", ["text", "json", "sarif", "github"])

@@ -10,7 +10,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from qdq.data.sample_files import HOW
+from qdq.data.sample_files import DATA_FORMS
 from tests.support.cli_runner import SHAPE, refused, run, samples, save, tiny_model
 
 
@@ -62,7 +62,7 @@ def test_no_data_is_answered_with_the_kinds_there_are(tmp_path: Path, command: s
 
     message = refused(tmp_path, command, model, *([plan] if command == "calibrate" else []), "-o", tmp_path / "out")
 
-    assert message == f"qdq: model.onnx: no calibration data; {HOW} ('--data noise' is only for trying things out)\n"
+    assert message == f"qdq: model.onnx: no calibration data; {DATA_FORMS} ('--data noise' is only for trying things out)\n"
 
 
 @pytest.mark.parametrize("command", ["quantize", "calibrate", "validate"])
@@ -74,7 +74,7 @@ def test_a_path_that_is_not_there_is_named(tmp_path: Path, command: str, name: s
 
     message = refused(tmp_path, command, model, *more, "--data", tmp_path / name)
 
-    assert message == f"qdq: {tmp_path / name}: no such file or folder; {HOW}\n"
+    assert message == f"qdq: {tmp_path / name}: no such file or folder; {DATA_FORMS}\n"
 
 
 def test_an_empty_folder_is_answered_with_what_to_write(tmp_path: Path) -> None:
@@ -91,7 +91,7 @@ def test_an_empty_folder_is_answered_with_what_to_write(tmp_path: Path) -> None:
 def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
     (tmp_path / "data.csv").write_text("1,2")
 
-    assert quantize(tmp_path, tmp_path / "data.csv") == f"qdq: {tmp_path / 'data.csv'}: unknown kind of data; {HOW}\n"
+    assert quantize(tmp_path, tmp_path / "data.csv") == f"qdq: {tmp_path / 'data.csv'}: unknown kind of data; {DATA_FORMS}\n"
 
 
 def damaged(good: bytes, kind: str) -> bytes:

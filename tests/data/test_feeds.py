@@ -18,7 +18,7 @@ from qdq.cli import progress
 from qdq.data.feeds import DataLike, Feeds, open_feeds
 from qdq.errors import DataError
 from qdq.graph.index import GraphIndex
-from qdq.ranges.tensor_ranges import Ranges, extent
+from qdq.ranges.tensor_ranges import Ranges, size_extent
 from tests.data.test_data_errors import values, with_two_inputs
 from tests.support.cli_runner import SHAPE, refused, run, save, tiny_model
 
@@ -133,7 +133,7 @@ def test_no_batch_is_told_where_the_inputs_differ_in_it() -> None:
     feeds = feeds_of([{"x": values(2), "bias": BIAS[:1]}], with_two_inputs())
 
     assert len(list(feeds)) == 1
-    assert Ranges("", "", 1, (), extent(feeds.sizes)).batch == ""
+    assert Ranges("", "", 1, (), size_extent(feeds.sizes)).batch == ""
 
 
 def test_samples_of_different_shapes_in_one_run(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 import qdq
 from qdq.engines.engine import LayerTensor
-from qdq.engines.layer_file import named_nodes, read_layer_file
+from qdq.engines.layer_file import find_named_nodes, read_layer_file
 from qdq.target import Target
 from tests.support.cli_runner import run, save, tiny_model
 
@@ -91,7 +91,7 @@ def test_both_forms_read_alike(tmp_path: Path, new: bool) -> None:
     ],
 )
 def test_layers_are_mapped_to_nodes_by_name_and_metadata(name: str, metadata: str, nodes: tuple[str, ...]) -> None:
-    assert named_nodes(name, metadata, LABELS) == nodes
+    assert find_named_nodes(name, metadata, LABELS) == nodes
 
 
 def test_an_engine_that_keeps_the_plan_is_clean(files: tuple[Path, Path], tmp_path: Path) -> None:
@@ -106,7 +106,7 @@ def test_an_engine_that_keeps_the_plan_is_clean(files: tuple[Path, Path], tmp_pa
     assert (code, error) == (0, "")
     assert (engine["kind"], engine["target"], engine["kernels"], engine["reformats"]) == ("read", "engine.json", 4, 2)
     assert [(v["node"], v["int8"]) for v in engine["layers"]] == [("conv", True), ("gemm", True)]
-    assert (engine["broken"], engine["unmapped"], engine["standalone"]) == ([], [], [quantize.name])
+    assert (engine["broken_promises"], engine["unmapped"], engine["standalone_qdq"]) == ([], [], [quantize.name])
 
 
 def test_a_promise_that_a_real_engine_broke_is_named(files: tuple[Path, Path], tmp_path: Path) -> None:

@@ -12,17 +12,18 @@ import pytest
 from onnx import TensorProto, numpy_helper
 
 import qdq
-from qdq.engines.compilable_model import compilable
+from qdq.engines.compilable_model import make_compilable
 from qdq.engines.engine import EngineLayer, LayerTensor
 from qdq.engines.rtx_compiler import build_engine
-from qdq.engines.tensorrt import read_inspector, run_tensorrt
+from qdq.engines.tensorrt import read_engine_information, run_tensorrt
 from qdq.errors import CompilerError, UsageError
 from qdq.graph.bodies import node_labels
 from qdq.target import parse_target
-from qdq.validation.engine_report import EngineReport, multiplies_int8
+from qdq.validation.engine_report import EngineReport, is_int8_product
 from qdq.validation.validator import Thresholds, Validation, misses, validate
 from tests.support.cli_runner import run as cli
-from tests.support.graphs import CALIBRATION, DIGITS, NETWORKS, build, convolution, node, noise
+from tests.support.graphs import CALIBRATION, DIGITS, build, convolution, node, noise
+from tests.support.paths import NETWORKS
 
 needs_compiler = pytest.mark.skipif(importlib.util.find_spec("tensorrt_rtx") is None, reason="TensorRT-RTX is not installed")
 SM75, SM86, SM120 = (parse_target(f"rtx:sm{sm}") for sm in (75, 86, 120))
@@ -52,7 +53,7 @@ def test_every_promise_of_the_fixture_networks_is_kept(name: str) -> None:
     assert report.float_kernels > 0
     assert report.bytes > 0
     assert report.float_bytes > 0
-    assert report.broken == ()
+    assert report.broken_promises == ()
     assert misses(validation, Thresholds()) == ()
     assert {v.rule for v in report.layers} >= {"weighted-inputs, weights-per-channel"}
 
@@ -72,7 +73,7 @@ def test_a_plan_for_another_target_breaks_its_promise_and_misses_names_the_node(
     validation = engines(result, SM86)
     (report,) = validation.engines
     assert promise(report) == {"conv": (True, True), "up": (True, False)}
-    (broken,) = report.broken
+    (broken,) = report.broken_promises
     assert broken.node == "up"
     assert "deconvolution-weights" in broken.rule
     assert str(broken).startswith("up [weighted-inputs, deconvolution-weights]: promised INT8, but the engine runs it as ")
@@ -84,7 +85,7 @@ def test_a_plan_for_the_right_target_promises_nothing_it_cannot_keep() -> None:
     result = qdq.quantize(deconvolution(), "noise", targets=[SM86])
     (report,) = engines(result, SM86).engines
     assert promise(report) == {"conv": (True, True), "up": (False, False)}
-    assert report.broken == ()
+    assert report.broken_promises == ()
 
 
 @needs_compiler
@@ -128,7 +129,7 @@ def test_a_half_quantized_convolution_is_neither_promised_nor_int8(slot: int) ->
     model = half_quantized(slot)
     (report,) = validate(qdq.strip(model), model, targets=[SM86]).engines
     assert promise(report) == {"conv": (False, False)}
-    assert report.broken == ()
+    assert report.broken_promises == ()
     assert [f.code for f in qdq.check(model)] == ["half-quantized"]
 
 
@@ -152,7 +153,7 @@ def test_weight_scales_along_the_wrong_axis_break_the_promise(axis: int, dtype: 
     (report,) = validate(qdq.strip(model), model, targets=[target]).engines
     assert report.failure == ""
     assert promise(report) == {"fc": (True, axis == 1)}
-    assert len(report.broken) == (axis == 0)
+    assert len(report.broken_promises) == (axis == 0)
 
 
 @pytest.mark.parametrize(
@@ -168,7 +169,7 @@ def test_a_generated_kernel_that_casts_before_its_product_does_not_multiply_int8
     layer = EngineLayer(name, "runtime_fusion", stored, stored, (LayerTensor("y", (8, 8), "Float"),), ("fc",))
     assert layer.multiplies("Int8") is int8
     assert not layer.multiplies("FP8")
-    assert multiplies_int8(layer) is int8
+    assert is_int8_product(layer) is int8
 
 
 @pytest.mark.parametrize(
@@ -296,9 +297,9 @@ def test_quantize_and_validate_in_one_command(tmp_path: Path) -> None:
 def test_what_is_compiled_is_a_copy_of_fixed_shape_with_names_of_its_own() -> None:
     model = convolution(batch="n")
     before = model.SerializeToString()
-    copy = compilable(model, {"x": (5, 3, 6, 6)})
+    copy = make_compilable(model, {"x": (5, 3, 6, 6)})
     assert [d.dim_value for d in copy.graph.input[0].type.tensor_type.shape.dim] == [5, 3, 6, 6]
-    assert [d.dim_value for d in compilable(model, {}).graph.input[0].type.tensor_type.shape.dim] == [1, 3, 6, 6]
+    assert [d.dim_value for d in make_compilable(model, {}).graph.input[0].type.tensor_type.shape.dim] == [1, 3, 6, 6]
     assert len({n.name for n in copy.graph.node}) == len(copy.graph.node)
     assert model.SerializeToString() == before
 
@@ -350,21 +351,21 @@ def inspected(old: bool) -> dict[str, Any]:
 
 @pytest.mark.parametrize("old", [True, False], ids=["TensorRT 8", "TensorRT 11"])
 def test_the_inspector_is_read_in_its_old_and_its_new_form(old: bool) -> None:
-    first, second, reformat = read_inspector(inspected(old), LABELS)
+    first, second, reformat = read_engine_information(inspected(old), LABELS)
     assert first.nodes == ("first], conv", "relu")
     assert (second.nodes, reformat.nodes) == (("übung",), ())
     assert first.inputs == (LayerTensor("x", (1, 3, 6, 6), "Int8", "32-wide" if old else "linear"),)
     assert first.constants == (LayerTensor("weights", (108,), "Int8"),)
     assert [t.dtype for t in (*second.inputs, *second.outputs)] == ["Half", "Float"]
-    assert multiplies_int8(first)
-    assert not multiplies_int8(second)
+    assert is_int8_product(first)
+    assert not is_int8_product(second)
     assert first.bytes == 108 + 64 + 108
     assert second.bytes == 2 * 64 + 4 * 80 + 2 * 20
 
 
 def test_an_inspector_without_details_is_refused() -> None:
     with pytest.raises(CompilerError, match="without detailed profiling verbosity"):
-        list(read_inspector({"Layers": ["conv", "relu"], "Bindings": ["x"]}, LABELS))
+        list(read_engine_information({"Layers": ["conv", "relu"], "Bindings": ["x"]}, LABELS))
 
 
 def test_only_a_product_of_two_int8_operands_counts_as_int8() -> None:
@@ -372,7 +373,7 @@ def test_only_a_product_of_two_int8_operands_counts_as_int8() -> None:
         content = inspected(True)["Layers"][0]
         content["Inputs"] = [described(f"i{k}", [1], kind, False) for k, kind in enumerate(inputs)]
         content["Weights"] = {"Type": constants[0], "Count": 4} if constants else None
-        return multiplies_int8(next(iter(read_inspector({"Layers": [content]}, LABELS))))
+        return is_int8_product(next(iter(read_engine_information({"Layers": [content]}, LABELS))))
 
     assert layer(["Int8"], ["Int8"])
     assert layer(["Int8", "Int8"], [])

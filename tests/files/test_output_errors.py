@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from qdq.errors import UsageError
-from qdq.files.output import copy_whole, write_whole
+from qdq.files.output import copy_atomic, write_atomic
 from tests.support.cli_runner import contents, refused, run, samples, save, tiny_model
 
 
@@ -184,7 +184,7 @@ def test_a_report_needs_a_suffix_that_names_its_format(tmp_path: Path, command: 
     assert refused(tmp_path, *writing(tmp_path, command), path) == f"qdq: {path}: reports end in .json, .md, .txt; the suffix chooses the format\n"
 
 
-@pytest.mark.parametrize("write", [write_whole, lambda path, content: copy_whole(content, path)], ids=["write", "copy"])
+@pytest.mark.parametrize("write", [write_atomic, lambda path, content: copy_atomic(content, path)], ids=["write", "copy"])
 def test_a_write_that_fails_at_its_end_leaves_the_old_content_and_no_temporary_file(tmp_path: Path, write: Callable[[Path, object], None]) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "old").write_text("old")
@@ -192,7 +192,7 @@ def test_a_write_that_fails_at_its_end_leaves_the_old_content_and_no_temporary_f
     before = contents(tmp_path)
 
     with pytest.raises(UsageError, match="out: could not be written: Is a directory"):
-        write(tmp_path / "out", tmp_path / "new" if write is not write_whole else b"new")
+        write(tmp_path / "out", tmp_path / "new" if write is not write_atomic else b"new")
 
     assert contents(tmp_path) == before
 
@@ -202,11 +202,11 @@ def test_a_copy_that_cannot_be_placed_is_refused(tmp_path: Path) -> None:
     before = contents(tmp_path)
 
     with pytest.raises(UsageError, match="could not be written"):
-        copy_whole(tmp_path / "file", tmp_path / "file" / "inner" / "copy")
+        copy_atomic(tmp_path / "file", tmp_path / "file" / "inner" / "copy")
     with pytest.raises(UsageError, match="could not be written: No such file or directory"):
-        copy_whole(tmp_path / "gone", tmp_path / "copy")
+        copy_atomic(tmp_path / "gone", tmp_path / "copy")
     with pytest.raises(UsageError, match="could not be written: No such file or directory"):
-        write_whole(tmp_path / "gone" / "file", b"x")
+        write_atomic(tmp_path / "gone" / "file", b"x")
 
     assert contents(tmp_path) == before
 
@@ -234,7 +234,7 @@ def test_a_disk_that_is_full_leaves_the_old_file_or_none_in_a_process_of_its_own
 def test_permissions_of_a_written_file_follow_the_umask(tmp_path: Path) -> None:
     before = os.umask(0o027)
     try:
-        write_whole(tmp_path / "out", b"x")
+        write_atomic(tmp_path / "out", b"x")
     finally:
         os.umask(before)
 

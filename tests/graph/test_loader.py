@@ -19,7 +19,8 @@ from qdq.graph.source import canonical_bytes
 from qdq.quantized.stripper import strip
 from tests.support.cli_runner import run as cli
 from tests.support.cli_runner import tiny_model
-from tests.support.graphs import NETWORKS, build, convolution, node, noise, paired_edges, random_feed, run, value
+from tests.support.graphs import build, convolution, node, noise, paired_edges, random_feed, run, value
+from tests.support.paths import NETWORKS
 
 CONV_WEIGHT = noise(4, 3, 3, 3, seed=1)
 

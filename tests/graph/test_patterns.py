@@ -12,8 +12,26 @@ from onnx import TensorProto, helper
 
 import qdq
 from qdq.graph.index import GraphIndex
-from qdq.graph.layer_shapes import Channels, attention_length, channels, columns, kernel_shape, layers_to_output, reads_graph_input, rows
-from qdq.graph.patterns import attention_masks, behind_moves, commutes, gated, gates_channels, gelu_nodes, normalization_nodes, tail_nodes
+from qdq.graph.layer_shapes import (
+    Channels,
+    attention_length,
+    convolution_channels,
+    kernel_shape,
+    layers_to_output,
+    product_rows,
+    product_sizes,
+    reads_graph_input,
+)
+from qdq.graph.patterns import (
+    attention_masks,
+    can_commute_with_quantization,
+    find_gate,
+    find_producer_before_moves,
+    gelu_nodes,
+    is_channel_gate,
+    normalization_nodes,
+    tail_nodes,
+)
 from qdq.testing.case_files import parse_case
 from tests.support.graphs import build, node, noise, shuffled, value
 
@@ -59,12 +77,12 @@ def index(nodes: str, inputs: str = "float[2,8] x", outputs: str = "float[2,8] y
 )
 def test_what_commutes_with_quantization(operator: str, holds: bool) -> None:
     graph = index(f"[it] y = {operator}")
-    assert commutes(graph, graph.by_label["it"]) is holds
+    assert can_commute_with_quantization(graph, graph.by_label["it"]) is holds
 
 
 def test_moves_are_looked_through_and_nothing_else() -> None:
     graph = index("[gate] s = Sigmoid (x) [turn] t = Transpose (s) [back] u = Transpose (t) [picked] p = Gather (u, last) [still] y = Identity (x)")
-    found = {tensor: behind_moves(graph, tensor) for tensor in ("u", "p", "y", "w")}
+    found = {tensor: find_producer_before_moves(graph, tensor) for tensor in ("u", "p", "y", "w")}
     assert {tensor: maker and maker.label for tensor, maker in found.items()} == {"u": "gate", "p": "picked", "y": None, "w": None}
 
 
@@ -104,7 +122,7 @@ def test_half_a_gelu_is_none() -> None:
 )
 def test_gates(nodes: str, gate: tuple[str, str] | None) -> None:
     graph = index(nodes)
-    assert gated(graph, graph.producers["y"]) == gate
+    assert find_gate(graph, graph.producers["y"]) == gate
 
 
 @pytest.mark.parametrize(
@@ -113,7 +131,7 @@ def test_gates(nodes: str, gate: tuple[str, str] | None) -> None:
 )
 def test_a_gate_of_channels_holds_one_value_for_each(plane: str, weight: str, holds: bool) -> None:
     graph = index("g = Sigmoid (s) y = Mul (x, g)", f"float[{plane}] x, float[{weight}] s", f"float[{plane}] y")
-    assert gates_channels(graph, graph.producers["y"]) is holds
+    assert is_channel_gate(graph, graph.producers["y"]) is holds
 
 
 @pytest.mark.parametrize(
@@ -203,7 +221,7 @@ def one(operator: str, inputs: str, weights: str) -> tuple[GraphIndex, str]:
 )
 def test_channels_of_a_group(operator: str, weight: str, sizes: Channels | None, window: tuple[int, ...]) -> None:
     graph, label = one(operator, "float x", weight)
-    assert channels(graph, graph.by_label[label]) == sizes
+    assert convolution_channels(graph, graph.by_label[label]) == sizes
     assert kernel_shape(graph, graph.by_label[label]) == window
 
 
@@ -223,7 +241,7 @@ def test_channels_of_a_group(operator: str, weight: str, sizes: Channels | None,
 )
 def test_rows_and_columns_of_a_product(operator: str, inputs: str, weight: str, counted: int | None, summed: tuple[int, int] | None) -> None:
     graph, label = one(operator, inputs, weight)
-    assert (rows(graph, graph.by_label[label]), columns(graph, graph.by_label[label])) == (counted, summed)
+    assert (product_rows(graph, graph.by_label[label]), product_sizes(graph, graph.by_label[label])) == (counted, summed)
 
 
 @pytest.mark.parametrize(("length", "expected"), [("6", 6), ("N", None)])
@@ -254,7 +272,7 @@ def test_every_pattern_answers_for_each_node_of_an_odd_graph() -> None:
     ]  # fmt: skip
     model = build(odd, {"x": [2, 4]}, {"y": [2, 4]}, {"r0": np.array(1, np.float32)}, domains={"other": 1})
     graph = GraphIndex(qdq.load(model))
-    tests = (commutes, gated, gates_channels, channels, columns, rows, attention_length)
+    tests = (can_commute_with_quantization, find_gate, is_channel_gate, convolution_channels, product_sizes, product_rows, attention_length)
     assert not any(test(graph, n) for test, n in itertools.product(tests, graph.nodes))
     assert gelu_nodes(graph) == normalization_nodes(graph) == attention_masks(graph) == frozenset()
 

@@ -10,7 +10,7 @@ import pytest
 
 import qdq
 from qdq.errors import UsageError
-from qdq.graph.shape_profiles import Profile, extremes, parse_profile, usual
+from qdq.graph.shape_profiles import Profile, extreme_shapes, optimal_shapes, parse_profile
 from qdq.rules.rule_files import load_rules
 from tests.support.cli_runner import refused, run, save
 from tests.support.graphs import build, node, noise
@@ -47,9 +47,9 @@ def test_other_spellings_are_refused(text: str) -> None:
 
 def test_the_usual_shapes_and_where_the_ends_differ() -> None:
     one, three = Profile("x", (4,), (4,), (4,)), Profile("z", (1,), (2,), (3,))
-    assert usual([one, three]) == {"x": (4,), "z": (2,)}
-    assert extremes([one]) == {}
-    assert extremes([one, three]) == {"min": {"x": (4,), "z": (1,)}, "max": {"x": (4,), "z": (3,)}}
+    assert optimal_shapes([one, three]) == {"x": (4,), "z": (2,)}
+    assert extreme_shapes([one]) == {}
+    assert extreme_shapes([one, three]) == {"min": {"x": (4,), "z": (1,)}, "max": {"x": (4,), "z": (3,)}}
 
 
 def test_a_rule_about_shapes_goes_by_the_profile() -> None:

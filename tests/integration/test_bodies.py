@@ -18,7 +18,7 @@ import qdq.graph.index
 from qdq.errors import DataError, UsageError
 from qdq.graph.source import canonical_bytes
 from qdq.planning.decisions import BODY
-from qdq.planning.plan_file import plan_yaml, read_plan
+from qdq.planning.plan_file import plan_to_yaml, read_plan
 from qdq.quantized.stripper import strip
 from tests.support.cli_runner import refused
 from tests.support.cli_runner import run as cli
@@ -181,7 +181,7 @@ def test_branches_may_share_names_of_tensors_and_nodes() -> None:
 def test_a_branch_that_never_runs_stays_in_float_with_the_reason() -> None:
     result = quantized(build_if(branch("then", "w"), branch("else", "v"), c=np.array(False)))
     (left,) = [item for item in result.plan.left_float if item.because == BODY]
-    assert (left.edge.graph, left.why) == ("if.then_branch", "never runs: the condition of if is constant")
+    assert (left.edge.graph, left.reason) == ("if.then_branch", "never runs: the condition of if is constant")
     assert ops(bodies(result.model)["then_branch"]) == ["MatMul"]
     assert "QuantizeLinear" in ops(bodies(result.model)["else_branch"])
 
@@ -191,7 +191,7 @@ def test_bodies_of_other_operators_stay_in_float_with_the_reason() -> None:
     nodes = [node("SequenceConstruct", ["x", "x"], "q"), node("SequenceMap", ["q"], "z", body=body), node("SequenceAt", ["z", "nil"], "y")]
     made = qdq.plan(build(nodes, {"x": [2, 4]}, {"y": [2, 4]}, {**MATRIX, "nil": np.array(0)}))
     assert [(str(item.edge), item.because) for item in made.left_float] == [("e -> z_node.body/f_node[0]", BODY)]
-    assert made.left_float[0].why == "lies in a body of SequenceMap; only those of If, Loop and Scan are planned"
+    assert made.left_float[0].reason == "lies in a body of SequenceMap; only those of If, Loop and Scan are planned"
 
 
 def test_data_that_never_takes_a_branch_is_refused_with_its_path() -> None:
@@ -215,7 +215,7 @@ def test_a_glob_that_matches_in_no_body_is_refused() -> None:
 
 def test_a_plan_with_bodies_is_the_same_after_it_was_written_and_read(tmp_path: Path) -> None:
     made = qdq.plan(branching())
-    (tmp_path / "plan.yaml").write_text(plan_yaml(made))
+    (tmp_path / "plan.yaml").write_text(plan_to_yaml(made))
     assert read_plan(tmp_path / "plan.yaml") == made
 
 
@@ -433,7 +433,7 @@ def test_the_compiler_runs_the_layers_of_bodies_in_int8(kind: str, target: str) 
     result = quantized(COMPILED[kind])
     (report,) = qdq.validate(result.source, result.model, targets=[qdq.parse_target(target)]).engines
     assert report.failure == ""
-    assert report.broken == ()
+    assert report.broken_promises == ()
     inside = [v for v in report.layers if "/" in v.node]
     assert inside
     assert all(v.promised and v.int8 for v in inside), inside

@@ -16,7 +16,7 @@ from qdq.planning.planner import plan_index
 from qdq.quantized.model import QuantizedModel
 from qdq.rules.rule_files import load_rules
 from qdq.target import Target
-from qdq.validation.engine_report import report_engines
+from qdq.validation.engine_report import compare_engines
 from tests.support.peers import FILES, STATIC, peer
 
 #: Codes of what the parser refuses.
@@ -36,13 +36,13 @@ def test_the_parser_refuses_what_check_says_and_the_compiler_runs_in_float_what_
     source = load(peer(name))
     findings = qdq.check(source, targets=[target])
     codes, quantized = {f.code for f in findings}, QuantizedModel(source)
-    plain = quantized.given is quantized.source
+    plain = quantized.original is quantized.source
     with Compiler() as compiler:
         engine = compiler.build(Source(None, quantized.labelled(), "") if plain else source, target)
     assert bool(codes & REFUSED) == bool(engine.failure), engine.failure
     if engine.failure or not plain:
         return
-    report = report_engines(quantized, engine, engine, "compiled")
+    report = compare_engines(quantized, engine, engine, "compiled")
     told = {f.node for f in findings if f.code in IN_FLOAT}
     rules = load_rules(["tensorrt-fp8"]) if name.endswith("fp8") else load_rules()
     planned = {p.edge.node for p in plan_index(quantized.index, rules, (target,), allow_unmatched=True).placements}

@@ -22,7 +22,7 @@ from qdq.graph.index import GraphIndex
 from qdq.graph.operands import channel_amax
 from qdq.graph.source import Source, canonical_bytes
 from qdq.planning.decisions import INCOMPLETE
-from qdq.planning.plan_file import plan_yaml, read_plan
+from qdq.planning.plan_file import plan_to_yaml, read_plan
 from qdq.quantizer import E4M3, ELEMENT_TYPES, FORMATS, INT8
 from qdq.ranges.histogram import Histogram
 from qdq.rules.rule import Rule, RuleSet, Where, make_rule_set
@@ -31,7 +31,8 @@ from qdq.runtime.session import exact_options, open_session
 from qdq.target import parse_target
 from qdq.validation.validator import validate
 from tests.support.cli_runner import run as cli
-from tests.support.graphs import CALIBRATION, NETWORKS, Array, build, convolution, node, noise, random_feed
+from tests.support.graphs import CALIBRATION, Array, build, convolution, node, noise, random_feed
+from tests.support.paths import NETWORKS
 
 FP8 = ELEMENT_TYPES[E4M3]
 SM86, SM89 = parse_target("rtx:sm86"), parse_target("rtx:sm89")
@@ -192,7 +193,7 @@ def test_int8_and_fp8_are_not_mixed_in_one_layer() -> None:
     assert {p.edge.node for p in made.placements} == {"a_node"}
     left = {str(item.edge): item for item in made.left_float if item.because == INCOMPLETE}
     assert set(left) == {"r -> y_node[0]", "w2 -> y_node[1]"}
-    assert left["r -> y_node[0]"].why == "needs w2 -> y_node[1] in INT8, which odd quantizes to FP8"
+    assert left["r -> y_node[0]"].reason == "needs w2 -> y_node[1] in INT8, which odd quantizes to FP8"
 
 
 def mixed() -> RuleSet:
@@ -207,8 +208,8 @@ def mixed() -> RuleSet:
 def test_a_layer_in_fp8_among_layers_in_int8_keeps_both_promises() -> None:
     result = qdq.quantize(convolution(), "noise", rules=mixed(), targets=[SM89])
     (report,) = validate(convolution(), result.model, targets=[SM89]).engines
-    assert {v.node: (v.wanted, v.int8, v.fp8) for v in report.layers} == {"a_node": ("INT8", True, False), "y_node": ("FP8", False, True)}
-    assert report.broken == ()
+    assert {v.node: (v.expected_type, v.int8, v.fp8) for v in report.layers} == {"a_node": ("INT8", True, False), "y_node": ("FP8", False, True)}
+    assert report.broken_promises == ()
 
 
 def test_another_type_than_the_rules_ask_for_is_found() -> None:
@@ -233,8 +234,8 @@ def test_every_promise_of_fp8_is_kept_from_sm_89_on(sm: int) -> None:
     model, target = NETWORKS / "digits_attention.onnx", parse_target(f"rtx:sm{sm}")
     result = qdq.quantize(model, CALIBRATION, rules=fp8_rules(), targets=[target])
     (report,) = validate(model, result.model, targets=[target]).engines
-    assert {(v.promised, v.wanted, v.fp8, v.int8) for v in report.layers} == {(True, "FP8", True, False)}
-    assert (report.broken, report.failure) == ((), "")
+    assert {(v.promised, v.expected_type, v.fp8, v.int8) for v in report.layers} == {(True, "FP8", True, False)}
+    assert (report.broken_promises, report.failure) == ((), "")
 
 
 @needs_compiler
@@ -246,7 +247,7 @@ def test_an_fp8_promise_that_the_engine_does_not_keep_is_broken() -> None:
     model = build([node("ConvTranspose", ["x", "u"], "y", name="up")], {"x": [1, 16, 8, 8]}, ["y"], {"u": noise(16, 16, 2, 2)})
     result = qdq.quantize(model, "noise", rules=make_rule_set(["own"], rules), targets=[SM89])
     (report,) = validate(model, result.model, targets=[SM89]).engines
-    assert str(report.broken[0]).startswith("up [inputs, weights]: promised FP8, but the engine runs it as deconv Float")
+    assert str(report.broken_promises[0]).startswith("up [inputs, weights]: promised FP8, but the engine runs it as deconv Float")
 
 
 def test_a_target_without_fp8_leaves_nothing_to_quantize() -> None:
@@ -258,7 +259,7 @@ def test_every_format_names_a_type_and_plans_hold_them(tmp_path: Path) -> None:
     assert {form.dtype for form in FORMATS.values()} == set(ELEMENT_TYPES)
     made = qdq.plan(convolution(), rules=mixed())
     path = tmp_path / "p.yaml"
-    path.write_text(plan_yaml(made))
+    path.write_text(plan_to_yaml(made))
     assert read_plan(path) == made
     assert {p.quantizer.dtype for p in made.placements} == {INT8, E4M3}
 

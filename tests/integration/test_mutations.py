@@ -13,13 +13,14 @@ from backend import DEFECT, Case
 from onnx import helper, numpy_helper
 
 import qdq
-from qdq.graph.bodies import bodies_of
+from qdq.graph.bodies import node_bodies
 from tests.quantized.test_pair_diff import branches, small
 from tests.support.cli_runner import refused, run, save
-from tests.support.graphs import CALIBRATION, NETWORKS, value
+from tests.support.graphs import CALIBRATION, value
 from tests.support.graphs import build as built
 from tests.support.graphs import node as made
 from tests.support.mutations import MUTATIONS, mutated
+from tests.support.paths import NETWORKS
 
 Model = onnx.ModelProto
 SEEDS, BASES = 36, ("small", "branches", "network", "operators")
@@ -65,7 +66,7 @@ def test_the_seeds_try_every_mutation(bases: dict[str, Model]) -> None:
 
 def of_body(model: Model) -> onnx.NodeProto:
     """Return the DequantizeLinear in the branch."""
-    return next(n for n in dict(bodies_of(model.graph.node[1]))["then_branch"].node if n.op_type == "DequantizeLinear")
+    return next(n for n in dict(node_bodies(model.graph.node[1]))["then_branch"].node if n.op_type == "DequantizeLinear")
 
 
 def without_scale(model: Model) -> None:

@@ -19,7 +19,7 @@ import pytest
 from backend import DEFECT, REFUSED, Case, Outcome
 
 from qdq.graph.loader import load
-from qdq.quantized.converter import convert
+from qdq.quantized.converter import convert_to_qdq
 from tests.support.cli_runner import save, tiny_model
 from tests.support.graphs import run
 
@@ -63,7 +63,7 @@ def test_quantized_operators_of_the_node_tests_give_the_same_integers_as_pairs()
     for case in cases:
         model = backend._with_operands(case.model, case.data_sets)
         assert model is not None
-        source, converted = convert(load(model))
+        source, converted = convert_to_qdq(load(model))
         feed = {model.graph.input[0].name: case.data_sets[0][0][0]}
         assert [c.op for c in converted] == [model.graph.node[0].op_type]
         np.testing.assert_array_equal(run(source.model, feed)[0], run(model, feed)[0], case.name)

@@ -18,9 +18,10 @@ from qdq.engines.rtx_compiler import Compiler
 from qdq.pipeline.fixer import Fixed, fix
 from qdq.quantized.model import QuantizedModel
 from qdq.target import Target
-from qdq.validation.engine_report import EngineReport, report_engines
+from qdq.validation.engine_report import EngineReport, compare_engines
 from tests.support.cli_runner import refused, save
-from tests.support.graphs import NETWORKS, Array, run
+from tests.support.graphs import Array, run
+from tests.support.paths import NETWORKS
 from tests.support.peers import FILES, STATIC, feeds, network, network_of, peer
 
 RTX, ADA = Target("rtx", 86), Target("rtx", 89)
@@ -69,7 +70,7 @@ def compiled(model: onnx.ModelProto, target: Target, compiler: Compiler) -> Engi
     """Return what the engine of a quantized model does."""
     quantized = QuantizedModel(model)
     engine = compiler.build(quantized.labelled(), target)
-    return report_engines(quantized, engine, engine, "compiled")
+    return compare_engines(quantized, engine, engine, "compiled")
 
 
 @needs_compiler
@@ -79,7 +80,7 @@ def test_a_repaired_peer_builds_with_every_promised_layer_in_its_type(name: str,
     onnx.checker.check_model(result.model, full_check=True)
     assert result.findings == ()
     report = compiled(result.model, target_of(name), compiler)
-    assert (report.failure, report.broken) == ("", ())
+    assert (report.failure, report.broken_promises) == ("", ())
     planned = {p.edge.node for p in result.plan.placements}
     assert sum(v.promised for v in report.layers) >= len([v for v in report.layers if v.node in planned]) > 0
 
@@ -141,7 +142,7 @@ def test_a_fixed_peer_builds_with_every_promised_layer_in_its_type_and_has_no_er
     onnx.checker.check_model(model, full_check=True)
     assert not [f for f in qdq.check(model, targets=[target_of(name)]) if f.severity == "error"]
     report = compiled(model, target_of(name), compiler)
-    assert (report.failure, report.broken) == ("", ())
+    assert (report.failure, report.broken_promises) == ("", ())
 
 
 @pytest.mark.parametrize("name", [n for n in PEERS if n not in TRAINED and "dynamic" not in n.partition("/")[2]])

@@ -23,7 +23,7 @@ from qdq.graph.loader import load
 from qdq.graph.quantized_operators import DEQUANTIZE, QUANTIZE, is_quantized_operator
 from qdq.quantized.model import QuantizedModel
 from qdq.target import Target
-from qdq.validation.engine_report import report_engines
+from qdq.validation.engine_report import compare_engines
 from tests.support.graphs import Array, value
 from tests.support.peers import FILES, STATIC, peer
 
@@ -207,7 +207,7 @@ def test_each_node_that_check_says_is_refused_is_refused_alone_and_the_rest_is_n
 def test_a_weighted_layer_of_a_peer_that_builds_runs_in_float_if_and_only_if_check_says_why(name: str, judge: Judge) -> None:
     quantized = QuantizedModel(peer(name))
     engine = judge.engine(quantized.labelled())
-    layers = report_engines(quantized, engine, engine, "compiled").layers
+    layers = compare_engines(quantized, engine, engine, "compiled").layers
     assert layers
     floats = {v.node for v in layers if not v.int8}
     assert floats == {f.node for f in findings(name) if f.code in FLOATS} & {v.node for v in layers}

@@ -16,8 +16,8 @@ import pytest
 import qdq
 from qdq.errors import DataError
 from qdq.graph.index import GraphIndex
-from qdq.observers.collection import Job, Observing, observe
-from qdq.ranges.range_file import ranges_bytes, read_checkpoint, write_ranges
+from qdq.observers.collection import CollectionJob, Observing, collect_locally
+from qdq.ranges.range_file import encode_ranges, read_checkpoint, write_ranges
 from tests.support.cli_runner import run, samples, save, tiny_model
 from tests.support.graphs import convolution, noise
 from tests.support.paths import NETWORKS
@@ -39,9 +39,9 @@ def stop_at(sample: int) -> Any:
     return progress
 
 
-def job(images: int = 9) -> Job:
+def job(images: int = 9) -> CollectionJob:
     model = convolution()
-    return Job(GraphIndex(qdq.load(model)), qdq.plan(model), [{"x": noise(1, 3, 6, 6, seed=i)} for i in range(images)], full=True)
+    return CollectionJob(GraphIndex(qdq.load(model)), qdq.plan(model), [{"x": noise(1, 3, 6, 6, seed=i)} for i in range(images)], full=True)
 
 
 def keeping(path: Path, **options: Any) -> Observing:
@@ -49,53 +49,53 @@ def keeping(path: Path, **options: Any) -> Observing:
 
 
 def test_a_run_goes_on_after_the_last_checkpoint(tmp_path: Path) -> None:
-    path, whole = tmp_path / "c", ranges_bytes(observe(job()))
+    path, whole = tmp_path / "c", encode_ranges(collect_locally(job()))
     with pytest.raises(Stopped):
-        observe(job(), keeping(path), stop_at(5))
+        collect_locally(job(), keeping(path), stop_at(5))
     assert read_checkpoint(path).passes[0].samples == 4
     done = list[int]()
-    assert ranges_bytes(observe(job(), keeping(path, resume=True), done.append)) == whole
+    assert encode_ranges(collect_locally(job(), keeping(path, resume=True), done.append)) == whole
     assert done == [4, 5, 6, 7, 8, 9]
-    assert ranges_bytes(observe(job(), keeping(path, resume=True))) == whole  # all was done: nothing is run again
+    assert encode_ranges(collect_locally(job(), keeping(path, resume=True))) == whole  # all was done: nothing is run again
 
 
 def test_several_passes_go_on_where_they_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "c"
     model = tiny_model()
-    made = Job(GraphIndex(qdq.load(model)), qdq.plan(model), [{"x": noise(1, 4, 8, 8, seed=i)} for i in range(6)], full=True)
-    whole = ranges_bytes(observe(made))
-    monkeypatch.setattr("qdq.observers.collection.split", lambda _index, wanted, *_: tuple((one,) for one in wanted))
+    made = CollectionJob(GraphIndex(qdq.load(model)), qdq.plan(model), [{"x": noise(1, 4, 8, 8, seed=i)} for i in range(6)], full=True)
+    whole = encode_ranges(collect_locally(made))
+    monkeypatch.setattr("qdq.observers.collection.split_into_passes", lambda _index, wanted, *_: tuple((one,) for one in wanted))
     for stop in (2, 4, 5):
         with pytest.raises(Stopped):
-            observe(made, keeping(path, max_memory=1, resume=True), stop_at(stop))
+            collect_locally(made, keeping(path, max_memory=1, resume=True), stop_at(stop))
     assert [ranges.finished for ranges in read_checkpoint(path).passes] == [True, False]
-    assert ranges_bytes(observe(made, keeping(path, resume=True))) == whole
+    assert encode_ranges(collect_locally(made, keeping(path, resume=True))) == whole
 
 
 def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "c"
     with pytest.raises(Stopped):
-        observe(job(), keeping(path), stop_at(5))
-    other = Job(job().index, job().plan, "noise", full=True)
+        collect_locally(job(), keeping(path), stop_at(5))
+    other = CollectionJob(job().index, job().plan, "noise", full=True)
     with pytest.raises(DataError, match="checkpoint of another run"):
-        observe(other, keeping(path, resume=True))
+        collect_locally(other, keeping(path, resume=True))
     found = read_checkpoint(path)
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(DataError, match="damaged or cut short"):
-        observe(job(), keeping(path, resume=True))
+        collect_locally(job(), keeping(path, resume=True))
     write_ranges(path, found)
-    assert observe(job(), keeping(path, resume=True)).samples == 9
+    assert collect_locally(job(), keeping(path, resume=True)).samples == 9
 
 
 def test_data_that_changed_since_is_noticed(tmp_path: Path) -> None:
     model = save(tiny_model(), tmp_path / "model.onnx")
     folder = samples(tmp_path / "samples", 5)
-    made = Job(GraphIndex(qdq.load(model)), qdq.plan(model), str(folder), full=True)
+    made = CollectionJob(GraphIndex(qdq.load(model)), qdq.plan(model), str(folder), full=True)
     with pytest.raises(Stopped):
-        observe(made, keeping(tmp_path / "c"), stop_at(3))
+        collect_locally(made, keeping(tmp_path / "c"), stop_at(3))
     np.savez(folder / "0.npz", x=np.ones((1, 4, 8, 8), np.float32) * 100)
     with pytest.raises(DataError, match="checkpoint of another run"):
-        observe(made, keeping(tmp_path / "c", resume=True))
+        collect_locally(made, keeping(tmp_path / "c", resume=True))
 
 
 def test_a_checkpoint_is_never_lost_by_accident(tmp_path: Path) -> None:
@@ -103,7 +103,7 @@ def test_a_checkpoint_is_never_lost_by_accident(tmp_path: Path) -> None:
     index, plan = GraphIndex(qdq.load(model)), qdq.plan(model)
     checkpoint = tmp_path / "out.onnx.checkpoint"
     with pytest.raises(Stopped):
-        observe(Job(index, plan, str(data), full=True), keeping(checkpoint), stop_at(3))
+        collect_locally(CollectionJob(index, plan, str(data), full=True), keeping(checkpoint), stop_at(3))
     before = checkpoint.read_bytes()
     code, _, err = run("quantize", model, "--data", data, "-o", out)
     assert (code, "pass --resume to go on from it, or --force" in err, checkpoint.read_bytes()) == (2, True, before)

@@ -17,9 +17,9 @@ from qdq.data.feeds import Subset
 from qdq.data.images import Images
 from qdq.errors import DataError, UsageError
 from qdq.graph.index import GraphIndex
-from qdq.observers.collection import Job, Observing, observe
-from qdq.observers.distributed import observed
-from qdq.ranges.range_file import ranges_bytes, read_checkpoint
+from qdq.observers.collection import CollectionJob, Observing, collect_locally
+from qdq.observers.distributed import collect_ranges
+from qdq.ranges.range_file import encode_ranges, read_checkpoint
 from qdq.ranges.tensor_ranges import Part
 from tests.support.cli_runner import run, samples, save, tiny_model
 from tests.support.graphs import convolution, noise
@@ -43,9 +43,9 @@ def started(tries: int = 3) -> LocalCluster:
         return started(tries - 1)
 
 
-def job_of(model: Any, data: Any) -> Job:
+def job_of(model: Any, data: Any) -> CollectionJob:
     source = qdq.load(model)
-    return Job(GraphIndex(source), qdq.plan(source), data, full=True)
+    return CollectionJob(GraphIndex(source), qdq.plan(source), data, full=True)
 
 
 @pytest.mark.parametrize("data", ["file", "noise", "script", "list", "some"])
@@ -65,11 +65,13 @@ def test_workers_give_the_bytes_of_one_process(cluster: LocalCluster, tmp_path: 
             "import numpy as np\ndef batches():\n    for i in range(11):\n        yield {'x': np.full((1, 3, 6, 6), i + .5, np.float32)}\n"
         )
     job, progress = job_of(model, given), list[int]()
-    got = observed(job, Observing(scheduler=cluster.scheduler_address), progress.append)
-    assert ranges_bytes(got) == ranges_bytes(observe(job))
+    got = collect_ranges(job, Observing(scheduler=cluster.scheduler_address), progress.append)
+    assert encode_ranges(got) == encode_ranges(collect_locally(job))
     assert progress[-1] == got.samples
     part = Part(2, 3)
-    assert ranges_bytes(observed(job, Observing(scheduler=cluster.scheduler_address, part=part))) == ranges_bytes(observe(job, Observing(part=part)))
+    assert encode_ranges(collect_ranges(job, Observing(scheduler=cluster.scheduler_address, part=part))) == encode_ranges(
+        collect_locally(job, Observing(part=part))
+    )
 
 
 def test_a_worker_killed_in_the_middle_changes_nothing(cluster: LocalCluster) -> None:
@@ -82,9 +84,9 @@ def test_a_worker_killed_in_the_middle_changes_nothing(cluster: LocalCluster) ->
             with Client(cluster.scheduler_address) as client:
                 os.kill(next(iter(client.run(os.getpid).values())), signal.SIGKILL)
 
-    got = observed(job, Observing(scheduler=cluster.scheduler_address), kill_one)
+    got = collect_ranges(job, Observing(scheduler=cluster.scheduler_address), kill_one)
     assert 0 < killed[0] < 60
-    assert ranges_bytes(got) == ranges_bytes(observe(job))
+    assert encode_ranges(got) == encode_ranges(collect_locally(job))
 
 
 def test_what_workers_find_wrong_is_said_as_in_one_process(cluster: LocalCluster, tmp_path: Path) -> None:
@@ -92,13 +94,13 @@ def test_what_workers_find_wrong_is_said_as_in_one_process(cluster: LocalCluster
     (folder / "3.npz").write_bytes(b"nothing")
     for observing in (Observing(), Observing(scheduler=cluster.scheduler_address)):
         with pytest.raises(DataError, match=r"3\.npz"):
-            observed(job_of(tiny_model(), str(folder)), observing)
+            collect_ranges(job_of(tiny_model(), str(folder)), observing)
 
 
 def test_a_generator_cannot_be_shared_out(cluster: LocalCluster) -> None:
     data = ({"x": noise(1, 3, 6, 6, seed=i)} for i in range(4))
     with pytest.raises(DataError, match="every worker reads its own samples"):
-        observed(job_of(convolution(), data), Observing(scheduler=cluster.scheduler_address))
+        collect_ranges(job_of(convolution(), data), Observing(scheduler=cluster.scheduler_address))
 
 
 def test_a_model_that_differs_on_a_worker_is_refused(cluster: LocalCluster, tmp_path: Path) -> None:
@@ -106,7 +108,7 @@ def test_a_model_that_differs_on_a_worker_is_refused(cluster: LocalCluster, tmp_
     job = job_of(path, "noise")
     save(convolution(), path)
     with pytest.raises(qdq.QdqError, match="a worker finds another file there"):
-        observed(job, Observing(scheduler=cluster.scheduler_address))
+        collect_ranges(job, Observing(scheduler=cluster.scheduler_address))
 
 
 class Stopped(BaseException):
@@ -122,11 +124,11 @@ def test_a_shared_run_goes_on_from_its_checkpoint(cluster: LocalCluster, tmp_pat
             raise Stopped
 
     with pytest.raises(Stopped):
-        observed(job, observing, stop)
+        collect_ranges(job, observing, stop)
     (kept,) = read_checkpoint(tmp_path / "c").passes
     assert 0 < kept.samples < 64
     progress = list[int]()
-    assert ranges_bytes(observed(job, observing, progress.append)) == ranges_bytes(observe(job))
+    assert encode_ranges(collect_ranges(job, observing, progress.append)) == encode_ranges(collect_locally(job))
     assert progress[0] > kept.samples
 
 
@@ -149,19 +151,19 @@ def test_processes_that_do_not_start_are_one_line(monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr("distributed.LocalCluster", fail)
     with pytest.raises(UsageError, match="Dask could not start 2 processes: RuntimeError: Cluster failed to start; try fewer"):
-        observed(job_of(convolution(), "noise"), Observing(workers=2))
+        collect_ranges(job_of(convolution(), "noise"), Observing(workers=2))
 
 
 def test_no_scheduler_and_no_dask_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("qdq.observers.distributed._PATIENCE", 0.5)
     job = job_of(convolution(), "noise")
     with pytest.raises(UsageError, match="no Dask scheduler with workers answers"):
-        observed(job, Observing(scheduler="tcp://127.0.0.1:9"))
+        collect_ranges(job, Observing(scheduler="tcp://127.0.0.1:9"))
     with pytest.raises(UsageError, match="no Dask scheduler"):
-        observed(job, Observing(scheduler="nowhere"))
+        collect_ranges(job, Observing(scheduler="nowhere"))
     monkeypatch.setitem(sys.modules, "distributed", None)
     with pytest.raises(UsageError, match=r"pip install 'qdq\[dask\]'"):
-        observed(job, Observing(workers=2))
+        collect_ranges(job, Observing(workers=2))
 
 
 def test_pictures_are_shared_out(cluster: LocalCluster, tmp_path: Path) -> None:
@@ -171,4 +173,4 @@ def test_pictures_are_shared_out(cluster: LocalCluster, tmp_path: Path) -> None:
         Image.new("RGB", (8, 8), (40 * i, 10, 200)).save(tmp_path / f"{i}.png")
     (tmp_path / "way.yaml").write_text("fit: stretch\nscale: 1/255\n")
     job = job_of(convolution(), Images(tmp_path, tmp_path / "way.yaml"))
-    assert ranges_bytes(observed(job, Observing(scheduler=cluster.scheduler_address))) == ranges_bytes(observe(job))
+    assert encode_ranges(collect_ranges(job, Observing(scheduler=cluster.scheduler_address))) == encode_ranges(collect_locally(job))

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qdq.pipeline.bisection import HopelessError, Refusal, Search, find_guilty
+from qdq.pipeline.bisection import BisectionResult, CompilerRefusal, FloatModelRefusedError, find_refused_groups
 
 
 class Compiler:
@@ -20,14 +20,14 @@ class Compiler:
         self.naming, self.kind = naming, frozenset(kind)
         self.seen: list[frozenset[str]] = []
 
-    def __call__(self, left: frozenset[str]) -> Refusal | None:
+    def __call__(self, left: frozenset[str]) -> CompilerRefusal | None:
         self.seen.append(left)
         kept = set(self.groups) - left
         if kept & self.kind:
-            return Refusal("no such type", alike=tuple(sorted(self.kind)))
+            return CompilerRefusal("no such type", suspects=tuple(sorted(self.kind)))
         for together in self.refused:
             if together <= kept:
-                return Refusal(f"no {'+'.join(sorted(together))}", named=tuple(sorted(together)) if self.naming else ())
+                return CompilerRefusal(f"no {'+'.join(sorted(together))}", nodes=tuple(sorted(together)) if self.naming else ())
         return None
 
 
@@ -36,7 +36,7 @@ def names(count: int) -> list[str]:
     return [f"g{i}" for i in range(count)]
 
 
-def assert_smallest(groups: list[str], compiler: Compiler, found: Search) -> None:
+def assert_smallest(groups: list[str], compiler: Compiler, found: BisectionResult) -> None:
     """Fail unless what is left builds, and putting back any one group does not."""
     left = frozenset(found.groups)
     assert len(found.groups) == len(left)
@@ -54,7 +54,7 @@ def test_any_refusals_are_found_and_nothing_too_many_is_left_out(drawn: tuple[in
     count, refused, naming = drawn
     groups = names(count)
     compiler = Compiler(groups, [{f"g{i}" for i in r} for r in refused], naming)
-    found = find_guilty(groups, compiler)
+    found = find_refused_groups(groups, compiler)
     assert found.builds == len(compiler.seen) == len(set(compiler.seen))
     assert_smallest(groups, compiler, found)
     if all(len(r) == 1 for r in refused):
@@ -65,28 +65,28 @@ def test_any_refusals_are_found_and_nothing_too_many_is_left_out(drawn: tuple[in
 @given(st.integers(1, 200).flatmap(lambda n: st.tuples(st.just(n), st.sets(st.integers(0, n - 1), min_size=1, max_size=8))))
 def test_the_number_of_builds_is_logarithmic_for_each_guilty_one(drawn: tuple[int, set[int]]) -> None:
     count, guilty = drawn
-    found = find_guilty(names(count), Compiler(names(count), [{f"g{i}"} for i in guilty]))
+    found = find_refused_groups(names(count), Compiler(names(count), [{f"g{i}"} for i in guilty]))
     d = len(guilty)
     assert set(found.groups) == {f"g{i}" for i in guilty}
     assert found.builds <= 2 * d * math.ceil(math.log2(max(count / d, 1))) + 3 * d + 4
 
 
 def test_one_of_a_thousand_takes_some_twenty_builds() -> None:
-    found = find_guilty(names(1000), Compiler(names(1000), [{"g617"}]))
+    found = find_refused_groups(names(1000), Compiler(names(1000), [{"g617"}]))
     assert found.groups == ("g617",)
     assert found.builds <= 24
 
 
 @pytest.mark.parametrize("count", [3, 1000])
 def test_a_name_in_the_words_saves_the_search(count: int) -> None:
-    found = find_guilty(names(count), Compiler(names(count), [{"g1"}, {"g2"}], naming=True))
+    found = find_refused_groups(names(count), Compiler(names(count), [{"g1"}, {"g2"}], naming=True))
     assert found.groups == ("g1", "g2")
     assert found.builds <= 7
-    assert {guilt.words for guilt in found.guilty} == {"no g1", "no g2"}
+    assert {guilt.message for guilt in found.refused} == {"no g1", "no g2"}
 
 
 def test_a_named_pair_costs_one_of_the_two_only() -> None:
-    found = find_guilty(names(100), Compiler(names(100), [{"g7", "g40"}], naming=True))
+    found = find_refused_groups(names(100), Compiler(names(100), [{"g7", "g40"}], naming=True))
     assert len(found.groups) == 1
     assert set(found.groups) < {"g7", "g40"}
 
@@ -94,27 +94,27 @@ def test_a_named_pair_costs_one_of_the_two_only() -> None:
 def test_words_that_name_an_innocent_one_do_not_blame_it() -> None:
     compiler = Compiler(names(50), [{"g31"}])
 
-    def misleading(left: frozenset[str]) -> Refusal | None:
+    def misleading(left: frozenset[str]) -> CompilerRefusal | None:
         refusal = compiler(left)
-        return Refusal(refusal.words, named=("g3", "elsewhere")) if refusal else None
+        return CompilerRefusal(refusal.message, nodes=("g3", "elsewhere")) if refusal else None
 
-    assert find_guilty(names(50), misleading).groups == ("g31",)
+    assert find_refused_groups(names(50), misleading).groups == ("g31",)
 
 
 def test_a_refused_kind_is_settled_in_a_few_builds_however_many_it_has() -> None:
     groups = names(200)
-    found = find_guilty(groups, Compiler(groups, [], kind=groups))
+    found = find_refused_groups(groups, Compiler(groups, [], kind=groups))
     assert found.groups == tuple(groups)
     assert found.builds == 4
-    (guilt,) = found.guilty
-    assert guilt.words == "no such type"
+    (guilt,) = found.refused
+    assert guilt.message == "no such type"
 
 
 def test_what_is_refused_besides_a_kind_is_found_too() -> None:
     groups = names(60)
     compiler = Compiler(groups, [{"g50"}], kind=groups[10:20])
-    found = find_guilty(groups, compiler)
-    assert [set(guilt.groups) for guilt in found.guilty] == [set(groups[10:20]), {"g50"}]
+    found = find_refused_groups(groups, compiler)
+    assert [set(guilt.groups) for guilt in found.refused] == [set(groups[10:20]), {"g50"}]
     assert_smallest(groups, Compiler(groups, [{"g50"}, *({g} for g in groups[10:20])]), found)
 
 
@@ -122,34 +122,34 @@ def test_a_kind_of_which_only_one_is_refused_is_searched() -> None:
     groups = names(40)
     compiler = Compiler(groups, [{"g12"}])
 
-    def sweeping(left: frozenset[str]) -> Refusal | None:
+    def sweeping(left: frozenset[str]) -> CompilerRefusal | None:
         refusal = compiler(left)
-        return Refusal(refusal.words, alike=tuple(groups)) if refusal else None
+        return CompilerRefusal(refusal.message, suspects=tuple(groups)) if refusal else None
 
-    assert find_guilty(groups, sweeping).groups == ("g12",)
+    assert find_refused_groups(groups, sweeping).groups == ("g12",)
 
 
 def test_what_builds_at_once_is_built_once() -> None:
-    assert find_guilty(names(9), Compiler(names(9), [])) == Search((), 1)
+    assert find_refused_groups(names(9), Compiler(names(9), [])) == BisectionResult((), 1)
 
 
 def test_a_compiler_that_refuses_everything_is_hopeless_after_two_builds() -> None:
     built: list[frozenset[str]] = []
 
-    def refuse(left: frozenset[str]) -> Refusal:
+    def refuse(left: frozenset[str]) -> CompilerRefusal:
         built.append(left)
-        return Refusal("not this operator")
+        return CompilerRefusal("not this operator")
 
-    with pytest.raises(HopelessError, match="not this operator"):
-        find_guilty(names(9), refuse)
+    with pytest.raises(FloatModelRefusedError, match="not this operator"):
+        find_refused_groups(names(9), refuse)
     assert built == [frozenset(), frozenset(names(9))]
 
 
 def test_a_compiler_that_contradicts_itself_still_ends_with_what_builds() -> None:
     groups = names(6)
 
-    def odd(left: frozenset[str]) -> Refusal | None:
-        return None if len(left) in (3, 6) else Refusal("odd")
+    def odd(left: frozenset[str]) -> CompilerRefusal | None:
+        return None if len(left) in (3, 6) else CompilerRefusal("odd")
 
-    found = find_guilty(groups, odd)
+    found = find_refused_groups(groups, odd)
     assert odd(frozenset(found.groups)) is None

@@ -19,9 +19,9 @@ from qdq.engines.rtx_compiler import build_engine
 from qdq.errors import ModelError
 from qdq.graph.operands import operands
 from qdq.graph.pairs import PAIR_OPERATORS
-from qdq.pipeline.bisection import Refusal, Search
-from qdq.pipeline.buildable import buildable, globs_of, leave_float_yaml
-from qdq.pipeline.quantize_model import Building
+from qdq.pipeline.bisection import BisectionResult, CompilerRefusal
+from qdq.pipeline.buildable import exact_globs, leave_float_yaml, search_buildable_plan
+from qdq.pipeline.quantize_model import BuildOptions
 from qdq.planning.decisions import Plan
 from qdq.planning.planner import plan_source
 from qdq.rules.rule import Rule, RuleSet, Where, make_rule_set
@@ -30,7 +30,8 @@ from qdq.rules.shipped import shipped_sets
 from qdq.target import parse_target
 from tests.support.cli_runner import refused, samples, save, tiny_model
 from tests.support.cli_runner import run as cli
-from tests.support.graphs import CALIBRATION, NETWORKS, build, models, node, noise
+from tests.support.graphs import CALIBRATION, build, models, node, noise
+from tests.support.paths import NETWORKS
 
 SM75, SM86, SM89 = (parse_target(f"rtx:sm{sm}") for sm in (75, 86, 89))
 needs_compiler = pytest.mark.skipif(importlib.util.find_spec("tensorrt_rtx") is None, reason="TensorRT-RTX is not installed")
@@ -78,12 +79,12 @@ class Fake:
     def __init__(self, *together: set[str], naming: str = "") -> None:
         self.together, self.naming, self.models = together, naming, list[onnx.ModelProto]()
 
-    def __call__(self, model: onnx.ModelProto) -> Refusal | None:
+    def __call__(self, model: onnx.ModelProto) -> CompilerRefusal | None:
         self.models.append(model)
         onnx.checker.check_model(model)
         for group in self.together:
             if group <= paired(model):
-                return Refusal("could not find any implementation", self._named(group, model))
+                return CompilerRefusal("could not find any implementation", self._named(group, model))
         return None
 
     def _named(self, group: set[str], model: onnx.ModelProto) -> tuple[str, ...]:
@@ -94,11 +95,11 @@ class Fake:
         return tuple(n.name for n in model.graph.node if n.op_type == "QuantizeLinear" and n.output[0] in dequantized)
 
 
-def searched(model: onnx.ModelProto, fake: Fake, rules: RuleSet | None = None) -> tuple[Search, Plan]:
+def searched(model: onnx.ModelProto, fake: Fake, rules: RuleSet | None = None) -> tuple[BisectionResult, Plan]:
     """Return what is found for a plan, and the plan."""
     rules = rules or load_rules()
     index, plan = plan_source(qdq.load(model), rules, ())
-    return buildable(index, plan, rules, fake), plan
+    return search_buildable_plan(index, plan, rules, fake), plan
 
 
 @pytest.mark.parametrize("naming", ["", "node", "Q"])
@@ -106,13 +107,13 @@ def searched(model: onnx.ModelProto, fake: Fake, rules: RuleSet | None = None) -
 def test_the_refused_node_is_found_whatever_its_name(label: str, naming: str) -> None:
     found, _ = searched(chain(), Fake({label}, naming=naming))
     assert found.groups == (label,)
-    assert found.guilty[0].words == "could not find any implementation"
+    assert found.refused[0].message == "could not find any implementation"
     assert found.builds <= (5 if naming == "node" else 12)
 
 
 @pytest.mark.parametrize("label", ["plain", "[ab]", "star*", "what?", "#8", "/a/b"])
 def test_a_glob_of_a_label_matches_that_node_only(label: str) -> None:
-    made = qdq.plan(chain(), leave_float=globs_of([label]))
+    made = qdq.plan(chain(), leave_float=exact_globs([label]))
     assert {item.edge.node for item in made.left_float if item.because.startswith("--leave-float")} == {label}
     assert len(made.placements) == 10
 
@@ -157,7 +158,7 @@ def test_no_layer_is_ever_built_half_quantized(model: onnx.ModelProto, data: st.
     guilty = data.draw(st.sets(st.sampled_from(groups), min_size=1, max_size=2))
     fake = Fake(*({g} for g in guilty))
     with contextlib.suppress(ModelError):  # where nothing builds
-        assert set(buildable(index, plan, rules, fake).groups) <= set(groups)
+        assert set(search_buildable_plan(index, plan, rules, fake).groups) <= set(groups)
     assert len(fake.models) > 1
     for built in fake.models:
         dequantized = {n.output[0] for n in built.graph.node if n.op_type == "DequantizeLinear"}
@@ -181,7 +182,7 @@ def test_the_rule_file_makes_the_same_plan_even_against_rules_that_beat_all(tmp_
     assert "[ab], #8: could not find any implementation." in content["evidence"] or "#8, [ab]" in content["evidence"]
     if written is not None:
         again = qdq.plan(chain(), rules=written)
-        assert again.placements == qdq.plan(chain(), leave_float=globs_of(found.groups)).placements
+        assert again.placements == qdq.plan(chain(), leave_float=exact_globs(found.groups)).placements
         assert {p.edge.node for p in plan.placements} - {p.edge.node for p in again.placements} == set(found.groups)
 
 
@@ -218,11 +219,11 @@ def test_fp8_without_a_name_in_the_words_is_found_by_halving_too() -> None:
     ]
     index, plan = plan_source(qdq.load(chain()), make_rule_set(rules.names, (*rules.rules, *own)), (SM86,))
 
-    def mute(model: onnx.ModelProto) -> Refusal | None:
+    def mute(model: onnx.ModelProto) -> CompilerRefusal | None:
         failure = build_engine(model, SM86).failure
-        return Refusal("refused") if failure else None
+        return CompilerRefusal("refused") if failure else None
 
-    found = buildable(index, plan, make_rule_set(rules.names, (*rules.rules, *own)), mute)
+    found = search_buildable_plan(index, plan, make_rule_set(rules.names, (*rules.rules, *own)), mute)
     assert found.groups == ("what?",)
     assert found.builds <= 9
 
@@ -231,7 +232,7 @@ def test_fp8_without_a_name_in_the_words_is_found_by_halving_too() -> None:
 def test_a_plan_in_fp8_alone_is_refused_as_a_whole_in_four_builds(tmp_path: Path) -> None:
     own, done = fp8(tmp_path / "own.yaml", "*"), []
     with pytest.raises(ModelError, match=r"nothing that the rules quantize builds: TensorRT-RTX .* for rtx:sm86: .*fp8_e4m3; choose another"):
-        qdq.quantize(chain(), "noise", rules=load_rules([str(own)]), targets=[SM86], until_it_builds=Building(progress=done.append))
+        qdq.quantize(chain(), "noise", rules=load_rules([str(own)]), targets=[SM86], until_it_builds=BuildOptions(progress=done.append))
     assert done == [1, 2, 3, 4]
     model = save(chain(), tmp_path / "net.onnx")
     options = ("--data", "noise", "--rules", own, "--target", "rtx:sm86", "--until-it-builds")
@@ -255,7 +256,7 @@ def test_what_the_compiler_refuses_in_float_too_is_not_blamed_on_q_dq(tmp_path: 
 def test_what_builds_at_once_gets_no_rule_file(tmp_path: Path) -> None:
     model, out = save(chain(), tmp_path / "net.onnx"), tmp_path / "q.onnx"
     code, text, _ = cli("quantize", model, "-o", out, "--data", "noise", "--target", "rtx:sm86", "--until-it-builds", "--format", "json")
-    assert (code, json.loads(text)["building"]) == (0, {"guilty": [], "builds": 1})
+    assert (code, json.loads(text)["build_search"]) == (0, {"refused": [], "builds": 1})
     assert {p.name for p in tmp_path.iterdir()} == {"net.onnx", "q.onnx"}
 
 

@@ -18,16 +18,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import qdq
-from qdq.calibration.scales import read_scales, scales_json
+from qdq.calibration.scales import read_scales, scales_to_json
 from qdq.cli import COMMANDS
 from qdq.graph.index import Edge, GraphIndex
 from qdq.planning.decisions import LeftFloat, Placement, Plan, ScaleGroup
-from qdq.planning.plan_file import plan_yaml, read_plan
+from qdq.planning.plan_file import plan_to_yaml, read_plan
 from qdq.quantizer import FORMATS, Quantizer
 from qdq.target import parse_target
 from tests.support.cli_runner import run as cli
 from tests.support.cli_runner import samples, save, tiny_model
-from tests.support.graphs import CALIBRATION, DIGITS, NETWORKS, convolution, models, paired_edges, run
+from tests.support.graphs import CALIBRATION, DIGITS, convolution, models, paired_edges, run
+from tests.support.paths import NETWORKS
 
 ACCURACY = json.loads((NETWORKS / "accuracy.json").read_text())
 
@@ -144,7 +145,7 @@ def test_the_json_of_quantize_has_its_keys(tmp_path: Path) -> None:
     assert set(content["plan"]["placements"][0]) == {"edge", "quantizer", "because"}
     assert set(content["plan"]["placements"][0]["edge"]) == EDGE
     assert set(content["plan"]["placements"][0]["quantizer"]) == {"name", "dtype", "axis"}
-    assert set(content["plan"]["left_float"][0]) == {"edge", "because", "why"}
+    assert set(content["plan"]["left_float"][0]) == {"edge", "because", "reason"}
     assert set(content["scales"]) == {"plan", "method", "data", "samples", "by_pair", "dead", "batch", "outliers", "shared", "given"}
     assert set(content["scales"]["by_pair"][0]) == {"tensor", "quantizer", "scales"}
     assert set(content["validation"]) == {"model", "quantized", "accuracy", "engines"}
@@ -161,8 +162,8 @@ def test_the_json_of_the_other_commands_has_its_keys(quantized: Path) -> None:
     checked = answer("check", quantized)
     assert checked == {"models": [{"model": str(quantized), "findings": [], "failure": "", "fixed": []}], "stale": []}
     missing = answer("check", quantized, model, code=1)
-    assert set(missing["models"][1]["findings"][0]) == {"code", "severity", "where", "node", "problem", "costs", "rule", "says", "fix", "page"}
-    assert set(answer("facts")["facts"][0]) == {"word", "behind", "says", "given"}
+    assert set(missing["models"][1]["findings"][0]) == {"code", "severity", "where", "node", "problem", "cost", "rule", "rule_text", "fix", "page"}
+    assert set(answer("facts")["facts"][0]) == {"word", "context", "description", "parameters"}
     assert set(answer("rules")) == {"names", "rules"}
     assert set(answer("validate", model, quantized, "--data", CALIBRATION)) == {"plan", "scales", "findings", "validation", "misses"}
 
@@ -244,14 +245,14 @@ PLANS = st.builds(
 @given(PLANS)
 def test_a_plan_is_the_same_after_a_round_trip_through_its_file(tmp_path_factory: pytest.TempPathFactory, plan: Plan) -> None:
     path = tmp_path_factory.mktemp("plan") / "plan.yaml"
-    path.write_bytes(plan_yaml(plan).encode())
+    path.write_bytes(plan_to_yaml(plan).encode())
     read = read_plan(path)
     for field in msgspec.structs.fields(Plan):
         was, now = getattr(plan, field.name), getattr(read, field.name)
         edges = field.name in ("placements", "left_float")  # these are put in groups, by node
         assert sorted(now, key=repr) == sorted(was, key=repr) if edges else now == was, field.name
-    assert yaml.safe_load(plan_yaml(plan))["model"] == plan.model
-    path.write_bytes(plan_yaml(read).encode())
+    assert yaml.safe_load(plan_to_yaml(plan))["model"] == plan.model
+    path.write_bytes(plan_to_yaml(read).encode())
     assert read_plan(path) == read
 
 
@@ -261,8 +262,8 @@ def test_plan_and_scales_of_a_model_are_the_same_after_a_round_trip(tmp_path_fac
     folder = tmp_path_factory.mktemp("plan")
     made = qdq.plan(model)
     scales = qdq.calibrate(model, made, "noise", method="percentile")
-    (folder / "plan.yaml").write_bytes(plan_yaml(made, GraphIndex(qdq.load(model))).encode())
-    (folder / "scales.json").write_bytes(scales_json(scales))
+    (folder / "plan.yaml").write_bytes(plan_to_yaml(made, GraphIndex(qdq.load(model))).encode())
+    (folder / "scales.json").write_bytes(scales_to_json(scales))
     assert read_plan(folder / "plan.yaml") == made
     assert read_plan(folder / "plan.yaml").key == made.key
     assert read_scales(folder / "scales.json") == scales
@@ -271,7 +272,7 @@ def test_plan_and_scales_of_a_model_are_the_same_after_a_round_trip(tmp_path_fac
 def test_a_plan_file_has_a_block_for_each_node_and_in_it_a_line_for_each_edge() -> None:
     index = GraphIndex(qdq.load(NETWORKS / "digits_cnn.onnx"))
     made = qdq.plan(NETWORKS / "digits_cnn.onnx")
-    text = plan_yaml(made, index)
+    text = plan_to_yaml(made, index)
     assert len([line for line in text.splitlines() if line.startswith("  - {slot: ")]) == len(made.placements) + len(made.left_float)
     content = yaml.safe_load(text)
     assert content["qdq_plan"] == 2

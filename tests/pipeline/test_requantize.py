@@ -158,7 +158,7 @@ def test_inputs_of_a_concat_get_one_scale() -> None:
     assert {name: s for name, s in scales(result.model).items() if len(s) == 1} == {
         edge: [pytest.approx(0.05)] for edge in ("k -> y[0]", "x -> x_y[0]", "u -> u_y[0]")
     }
-    assert [(s.tensor, s.own) for s in result.scales.shared if s.own < s.amax] == [("u", pytest.approx(0.03 * 127))]
+    assert [(s.tensor, s.own_amax) for s in result.scales.shared if s.own_amax < s.amax] == [("u", pytest.approx(0.03 * 127))]
 
 
 def test_weights_with_one_scale_keep_their_integers_in_every_channel() -> None:
@@ -174,7 +174,7 @@ def test_weights_with_scales_along_another_axis_get_new_ones_and_are_named() -> 
         if item.name.startswith("w_d"):
             item.attribute[0].i = 1
     result = qdq.quantize(model, None)
-    assert [(w.tensor, w.why) for w in result.existing.weights] == [("w", "had scales along axis 1, not 0")]
+    assert [(w.tensor, w.reason) for w in result.existing.weights] == [("w", "had scales along axis 1, not 0")]
     np.testing.assert_allclose(scales(result.model)["w -> c[1]"], scales(block())["w -> c[1]"], rtol=1e-6)
 
 
@@ -193,7 +193,7 @@ def test_scales_in_half_precision_and_integers_with_scales_alone_are_read() -> N
 def test_asymmetric_activations_become_symmetric_and_say_what_that_costs(zero: np.generic, times: float | None) -> None:
     nodes = [*pair("x"), node("MatMul", ["x_d", "w"], "y")]
     result = qdq.quantize(build(nodes, {"x": [2, 32]}, ["y"], {"x_s": np.float32(0.05), "z": zero, "w": noise(32, 32)}), None)
-    assert [c.times for c in result.existing.coarser] == ([pytest.approx(times)] if times else [])
+    assert [c.step_ratio for c in result.existing.coarser] == ([pytest.approx(times)] if times else [])
     assert scales(result.model)["x -> y[0]"] == [pytest.approx(0.05 * (times or 1))]
 
 

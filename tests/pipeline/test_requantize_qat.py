@@ -14,9 +14,10 @@ import qdq
 from qdq.engines.prediction.predictor import predict_engine
 from qdq.quantized.model import QuantizedModel
 from qdq.target import Target
-from qdq.validation.engine_report import EngineReport, report_engines
+from qdq.validation.engine_report import EngineReport, compare_engines
 from tests.support.cli_runner import run
-from tests.support.graphs import CALIBRATION, NETWORKS, initializer
+from tests.support.graphs import CALIBRATION, initializer
+from tests.support.paths import NETWORKS
 
 sys.path.insert(0, str(NETWORKS))
 import accuracy
@@ -92,7 +93,7 @@ def compiled(model: onnx.ModelProto | Path, target: Target) -> EngineReport:
     quantized = QuantizedModel(model)
     build = predict_engine if target.backend == "trt" else importlib.import_module("qdq.engines.rtx_compiler").build_engine
     engine = build(quantized.labelled(), target)
-    return report_engines(quantized, engine, engine, "predicted" if target.backend == "trt" else "compiled")
+    return compare_engines(quantized, engine, engine, "predicted" if target.backend == "trt" else "compiled")
 
 
 @needs_compiler
@@ -100,12 +101,12 @@ def test_the_real_engine_gains_the_layers_that_were_in_float(repaired: dict[str,
     before, after = compiled(QAT, RTX), compiled(repaired[str(RTX)].model, RTX)
     assert {v.node for v in before.layers if not v.int8} == HALF_QUANTIZED
     assert {v.node for v in after.layers if not v.int8} == set()
-    assert (len(after.layers), after.broken, after.failure) == (10, (), "")
+    assert (len(after.layers), after.broken_promises, after.failure) == (10, (), "")
 
 
 def test_the_predicted_engine_of_tensorrt_proper_fuses_both_residual_adds_and_pools_in_int8(repaired: dict[str, qdq.Quantized]) -> None:
     before, after = (predict_engine(m, TRT) for m in (onnx.load(QAT), repaired[str(TRT)].model))
-    followed = [[layer.follows for layer in engine.layers] for engine in (before, after)]
+    followed = [[layer.fusion_rule for layer in engine.layers] for engine in (before, after)]
     assert [rules.count("residual-int8") for rules in followed] == [0, 2]
     assert [rules.count("quantized-pool") for rules in followed] == [0, 1]
     assert after.bytes < before.bytes

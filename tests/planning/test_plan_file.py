@@ -15,7 +15,7 @@ from qdq.graph.loader import load
 from qdq.planning.decisions import ScaleGroup
 from qdq.planning.plan_diff import diff_plans
 from qdq.planning.plan_edits import require_edits
-from qdq.planning.plan_file import BY_HAND, plan_yaml, read_plan, read_plan_file
+from qdq.planning.plan_file import BY_HAND, plan_to_yaml, read_plan, read_plan_file
 from qdq.planning.planner import plan
 from tests.support.cli_runner import run, save, tiny_model
 
@@ -77,7 +77,7 @@ def test_an_edge_can_be_removed_moved_to_float_added_and_given_another_format(ed
 
     assert edited.pairs() == {"c": BY_HAND, "f": "weighted-inputs", "gemm.weight": "a, b"}
     left = read_plan(edited.path).left_float
-    assert [(item.because, item.why) for item in left] == [("me", "too coarse"), ("me", "")]
+    assert [(item.because, item.reason) for item in left] == [("me", "too coarse"), ("me", "")]
     assert onnx.load(edited.folder / "out.onnx").graph.initializer[-2].dims == []
 
 
@@ -169,13 +169,13 @@ def test_a_diff_can_write_the_new_plan_too(edited: Edited) -> None:
     new = edited.folder / "new.yaml"
 
     assert edited.diff("-o", new)[0] == 0
-    assert new.read_text() == edited.path.read_text() == plan_yaml(plan(edited.model), GraphIndex(load(edited.model)))
+    assert new.read_text() == edited.path.read_text() == plan_to_yaml(plan(edited.model), GraphIndex(load(edited.model)))
 
 
 @pytest.mark.parametrize("ratio", [10, 10.0, 2.5, None])
 def test_a_ratio_is_the_same_after_a_round_trip(tmp_path: Path, ratio: float | None) -> None:
     made = msgspec.structs.replace(plan(tiny_model()), scale_groups=(ScaleGroup(("f", "x"), ("a", "b"), ratio),))
-    (tmp_path / "plan.yaml").write_text(plan_yaml(made))
+    (tmp_path / "plan.yaml").write_text(plan_to_yaml(made))
 
     assert read_plan(tmp_path / "plan.yaml").key == made.key
 

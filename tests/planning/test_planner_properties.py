@@ -16,7 +16,7 @@ from qdq.graph.bodies import node_labels
 from qdq.graph.index import Edge, GraphIndex
 from qdq.graph.source import canonical_bytes
 from qdq.planning.decisions import Plan
-from qdq.rules.facts import EDGE_FACTS, NODE_FACTS, Scene, parameters
+from qdq.rules.facts import EDGE_FACTS, NODE_FACTS, Scene, fact_parameters
 from qdq.rules.rule import Rule, RuleSet, TargetCondition, Where, make_rule_set
 from qdq.target import Target, parse_target
 from tests.support.graphs import EVERYTHING, OTHERS, build, models, node, noise, paired_edges, random_feed, renamed, run, shuffled
@@ -167,7 +167,7 @@ def random_rules(draw: st.DrawFn, then: tuple[str, ...] = ("quantize", "leave-fl
             target=draw(st.none() | CONDITIONS),
         )  # fmt: skip
         facts = [*(NODE_FACTS[w] for w in (*where.into, *where.from_) if w in NODE_FACTS), *(EDGE_FACTS[w] for w in where.edge)]
-        given_numbers = tuple((name, draw(NUMBERS)) for name in sorted({name for fact in facts for name in parameters(fact)}))
+        given_numbers = tuple((name, draw(NUMBERS)) for name in sorted({name for fact in facts for name in fact_parameters(fact)}))
         said = draw(st.sampled_from(then))
         rules.append(Rule(f"rule-{i}", "Drawn at random.", where, said, "int8-activation" if said == "quantize" else "", given_numbers))
     names = [rule.name for rule in rules]
@@ -182,12 +182,12 @@ def holds(scene: Scene, rule: Rule, edge: Edge, targets: Sequence[Target]) -> bo
 
     def is_a(what: object, word: str) -> bool:
         fact = NODE_FACTS.get(word)
-        asked = {name.replace("-", "_"): numbers[name] for name in parameters(fact)} if fact else {}
+        asked = {name.replace("-", "_"): numbers[name] for name in fact_parameters(fact)} if fact else {}
         return fact(scene, what, **asked) if fact else what.op == word
 
     def is_an_edge(word: str) -> bool:
         fact = EDGE_FACTS[word]
-        return fact(scene, edge, **{name.replace("-", "_"): numbers[name] for name in parameters(fact)})
+        return fact(scene, edge, **{name.replace("-", "_"): numbers[name] for name in fact_parameters(fact)})
 
     def fits(target: Target) -> bool:
         asked = where.target

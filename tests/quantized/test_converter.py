@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 import qdq
 from qdq.errors import ModelError
-from qdq.quantized.converter import convert, unconverted
+from qdq.quantized.converter import convert_to_qdq, find_unconverted
 from qdq.quantized.model import QuantizedModel
 from tests.support.graphs import Array, build, convolution, initializer, node, noise, random_feed, run, value
 from tests.support.peers import QOPERATOR, feeds, language, ort_dynamic, ort_static, vision
@@ -24,9 +24,9 @@ SCALAR = np.float32
 
 def plain(model: onnx.ModelProto) -> onnx.ModelProto:
     """Return the model in plain pairs, and check that nothing else is quantized in it."""
-    source, converted = convert(qdq.load(model))
+    source, converted = convert_to_qdq(qdq.load(model))
     assert converted
-    assert unconverted(source.model) == ()
+    assert find_unconverted(source.model) == ()
     onnx.checker.check_model(source.model)
     return source.model
 
@@ -200,7 +200,7 @@ def test_the_two_scales_of_a_pair_that_differ_leave_their_factor_in_the_float_mo
 def test_runtime_operators_of_pairs_become_those_of_onnx(domain: str) -> None:
     pair = [node("QuantizeLinear", ["x", "s", "z"], "q", domain=domain), node("DequantizeLinear", ["q", "s", "z"], "d", domain=domain)]
     model = build([*pair, node("Relu", ["d"], "y")], {"x": [2, 4]}, {"y": [2, 4]}, {"s": SCALAR(0.1), "z": np.int8(0)}, domains={domain: 1} if domain else None)
-    source, converted = convert(qdq.load(model))
+    source, converted = convert_to_qdq(qdq.load(model))
     assert [item.op for item in converted] == (["QuantizeLinear", "DequantizeLinear"] if domain else [])
     assert {n.domain for n in source.model.graph.node} == {""}
     assert [entry.domain for entry in source.model.opset_import] == [""]
@@ -216,7 +216,7 @@ def test_a_clip_between_the_halves_of_a_pair_narrows_its_range(low: int, high: i
     ]
     weights = {"s": SCALAR(0.5), "z": np.int8(0), "low": np.int8(low), "high": np.int8(high), "w": noise(32, 32)}
     result = qdq.quantize(build(nodes, {"x": [2, 32]}, ["y"], weights), None)
-    (given,) = result.scales.given.tensors
+    (given,) = result.scales.given_ranges.tensors
     assert given.amax == amax * 0.5
     assert [n.op_type for n in qdq.strip(result.model).graph.node] == ["MatMul"]
 
@@ -249,8 +249,8 @@ def test_initializers_that_are_listed_as_inputs_are_not_asked_for_when_they_are_
 @pytest.mark.parametrize(("tensor", "taken"), [("x", "INT8, as TensorRT"), ("relu", "UINT8, as ONNX")])
 def test_a_pair_without_zero_point_is_unsigned_only_where_nothing_is_below_zero(tensor: str, taken: str) -> None:
     nodes = [node("Neg", ["i"], "x"), node("Relu", ["x"], "relu"), node("QuantizeLinear", [tensor, "s"], "q"), node("DequantizeLinear", ["q", "s"], "y")]
-    _, converted = convert(qdq.load(build(nodes, {"i": [2, 4]}, {"y": [2, 4]}, {"s": SCALAR(0.1)})))
-    assert [taken in item.says for item in converted] == [True]
+    _, converted = convert_to_qdq(qdq.load(build(nodes, {"i": [2, 4]}, {"y": [2, 4]}, {"s": SCALAR(0.1)})))
+    assert [taken in item.conversion for item in converted] == [True]
 
 
 def test_what_no_pair_can_stand_for_is_named() -> None:
@@ -266,10 +266,10 @@ def test_what_no_pair_can_stand_for_is_named() -> None:
 def test_the_model_that_is_given_is_never_changed_and_plain_pairs_are_left_alone() -> None:
     model = ort_static(vision(), **QOPERATOR)
     before = model.SerializeToString()
-    qdq.strip(model), convert(qdq.load(model)), QuantizedModel(model)
+    qdq.strip(model), convert_to_qdq(qdq.load(model)), QuantizedModel(model)
     assert model.SerializeToString() == before
     ours = qdq.load(qdq.quantize(convolution(), "noise").model)
-    assert convert(ours) == (ours, ())
+    assert convert_to_qdq(ours) == (ours, ())
 
 
 @pytest.mark.parametrize("network", [vision, language], ids=lambda f: f.__name__)
@@ -294,7 +294,7 @@ def test_the_symmetric_range_of_a_pair_holds_all_that_the_pair_lets_through(scal
     nodes = [node("QuantizeLinear", ["x", "s", "z"], "q"), node("DequantizeLinear", ["q", "s", "z"], "d"), node("MatMul", ["d", "w"], "y")]
     weights = {"s": SCALAR(scale), "z": np.uint8(zero), "w": np.eye(32, dtype=np.float32)}
     result = qdq.quantize(build(nodes, {"x": [1, 32]}, ["y"], weights), None)
-    (given_range,) = result.scales.given.tensors
+    (given_range,) = result.scales.given_ranges.tensors
     feed: dict[str, Array] = {"x": np.resize(np.float32(values), (1, 32))}
     let_through = run(build(nodes, {"x": [1, 32]}, ["y"], weights), feed)[0]
     assert np.abs(let_through).max() <= given_range.amax + 1.001 * scale

@@ -17,8 +17,9 @@ import qdq
 from qdq.quantized.pair_diff import PairChange, PairDiff, diff
 from tests.support.cli_runner import refused
 from tests.support.cli_runner import run as cli
-from tests.support.graphs import CALIBRATION, NETWORKS, Array, build, models, noise, random_feed, renamed, shuffled, value
+from tests.support.graphs import CALIBRATION, Array, build, models, noise, random_feed, renamed, shuffled, value
 from tests.support.graphs import node as made
+from tests.support.paths import NETWORKS
 
 Model = onnx.ModelProto
 
@@ -160,7 +161,7 @@ def test_nodes_weights_and_metadata_are_told_besides() -> None:
     found = diff(old, new)
     assert not found
     assert (found.nodes_added, found.nodes_removed) == (("more (Relu)",), ())
-    assert [(str(w.edge), w.largest) for w in found.weights] == [("v -> second[1]", pytest.approx(0.75))]
+    assert [(str(w.edge), w.largest_change) for w in found.weights] == [("v -> second[1]", pytest.approx(0.75))]
     assert found.metadata == (("qdq.method", "", "max"),)
     back = diff(new, old)
     assert (back.nodes_removed, back.metadata) == (("more (Relu)",), (("qdq.method", "max", ""),))
@@ -170,7 +171,7 @@ def test_a_weight_of_another_shape_differs() -> None:
     new = small()
     (weight,) = (t for t in new.graph.initializer if t.name == "v")
     weight.CopyFrom(numpy_helper.from_array(noise(3, 4, 1, 1), "v"))
-    assert [w.largest for w in diff(small(), new).weights] == [None]
+    assert [w.largest_change for w in diff(small(), new).weights] == [None]
 
 
 def test_integers_in_place_of_a_weight_differ_by_their_rounding() -> None:
@@ -188,7 +189,7 @@ def test_integers_in_place_of_a_weight_differ_by_their_rounding() -> None:
     weight.CopyFrom(numpy_helper.from_array(integers.astype(np.float32) * 0.5 + 0.125, "w"))
     found = diff(float_model, stored)
     assert lines(found) == [("added", "wf -> first[1]")]
-    assert [w.largest for w in found.weights] == [0.125]
+    assert [w.largest_change for w in found.weights] == [0.125]
     assert (found.nodes_added, found.nodes_removed) == ((), ())
 
 

@@ -12,10 +12,11 @@ import pytest
 import qdq
 from qdq.calibration.methods import parse_method
 from qdq.graph.index import GraphIndex
-from qdq.observers.collection import Job, observe
+from qdq.observers.collection import CollectionJob, collect_locally
 from qdq.quantizer import ELEMENT_TYPES, INT8
-from qdq.ranges.channel_importance import FACTOR, GRADES, channel_grades
-from tests.support.graphs import DIGITS, NETWORKS, Array, build, node, noise, run
+from qdq.ranges.channel_importance import GRADE_COUNT, GRADE_FACTOR, channel_grades
+from tests.support.graphs import DIGITS, Array, build, node, noise, run
+from tests.support.paths import NETWORKS
 
 
 def weight(*channels: float, outputs: int = 2) -> Array:
@@ -36,7 +37,7 @@ def test_a_channel_matters_by_the_squares_of_its_weights() -> None:
     assert graded([node("Conv", ["x", "w"], "y")], w=weight(16, 4, 0.5)) == {"x": (1, (0, 1, 2))}
     assert graded([node("Conv", ["x", "w"], "y")], w=weight(1, 1, 1)) == {}
     least = graded([node("Conv", ["x", "w"], "y")], w=weight(1, 0, 1e-30))
-    assert least == {"x": (1, (0, GRADES - 1, GRADES - 1))}
+    assert least == {"x": (1, (0, GRADE_COUNT - 1, GRADE_COUNT - 1))}
 
 
 def test_products_of_matrices_count_their_rows() -> None:
@@ -77,7 +78,7 @@ def test_batch_normalization_counts_its_scale_and_variance() -> None:
 def test_both_branches_of_a_sum_and_all_readers_count() -> None:
     nodes = [node("Conv", ["x", "v"], "c"), node("Add", ["c", "x"], "s"), node("Conv", ["s", "w"], "y")]
     got = graded(nodes, v=weight(0, 0, 4, outputs=3), w=weight(64, 4, 0))
-    assert got["s"] == (1, (0, 2, GRADES - 1))
+    assert got["s"] == (1, (0, 2, GRADE_COUNT - 1))
     assert got["x"] == (1, (0, 2, 2))  # 64, 4 and 4: through the Add and through the convolution
 
 
@@ -129,9 +130,9 @@ def weighed_error(values: Array, weights: Array, amax: float) -> float:
 
 def test_auto_is_its_reference_on_the_full_data() -> None:
     model, data = outlier_network()
-    (seen,) = observe(Job(GraphIndex(qdq.load(model)), qdq.plan(model), data, full=True)).by_tensor
+    (seen,) = collect_locally(CollectionJob(GraphIndex(qdq.load(model)), qdq.plan(model), data, full=True)).by_tensor
     squares = np.square(onnx.numpy_helper.to_array(model.graph.initializer[0])).sum(axis=(0, 2, 3))
-    weights = FACTOR ** -np.rint(np.log(squares.max() / squares) / np.log(FACTOR))
+    weights = GRADE_FACTOR ** -np.rint(np.log(squares.max() / squares) / np.log(GRADE_FACTOR))
     values = np.concatenate([feed["x"] for feed in data])
     errors = {
         name: weighed_error(values, weights, parse_method(name).amax(seen, ELEMENT_TYPES[INT8])) for name in ("auto", "mse", "percentile", "entropy", "max")
@@ -161,13 +162,15 @@ def test_auto_is_mse_where_all_channels_matter_alike() -> None:
 
 def test_samples_with_other_channels_are_counted_all_the_same() -> None:
     model, data = outlier_network()
-    job = Job(GraphIndex(qdq.load(model)), qdq.plan(model), data, full=True)
-    (seen,) = observe(job).by_tensor
+    job = CollectionJob(GraphIndex(qdq.load(model)), qdq.plan(model), data, full=True)
+    (seen,) = collect_locally(job).by_tensor
     assert seen.histogram is not None
     assert sum(int(part.counts.sum()) for _, part in seen.by_grade) == int(seen.histogram.counts.sum()) == 12 * 4 * 36
 
 
 def test_grades_are_the_same_for_any_part_of_the_data(tmp_path: Path) -> None:
     model, data = outlier_network()
-    made: Any = [observe(Job(GraphIndex(qdq.load(model)), qdq.plan(model), part, full=True)).by_tensor[0] for part in (data[:5], data[5:], data)]
+    made: Any = [
+        collect_locally(CollectionJob(GraphIndex(qdq.load(model)), qdq.plan(model), part, full=True)).by_tensor[0] for part in (data[:5], data[5:], data)
+    ]
     assert [(g, p.to_bytes()) for g, p in made[0].merged(made[1]).by_grade] == [(g, p.to_bytes()) for g, p in made[2].by_grade]

@@ -16,13 +16,14 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import qdq
-from qdq.calibration.range_sources import LAYOUTS, given_by_model, given_bytes
+from qdq.calibration.range_sources import EXPORT_FORMATS, encode_given_ranges, read_model_ranges
 from qdq.ranges.given_ranges import GivenRange
-from qdq.ranges.tensorrt_cache import cache_bytes, read_cache
+from qdq.ranges.tensorrt_cache import encode_cache, read_cache
 from tests.integration.test_bodies import branching
 from tests.support.cli_runner import refused, run, samples, save, tiny_model
-from tests.support.graphs import CALIBRATION, DIGITS, NETWORKS, Array, build, initializer, node, noise
+from tests.support.graphs import CALIBRATION, DIGITS, Array, build, initializer, node, noise
 from tests.support.graphs import run as infer
+from tests.support.paths import NETWORKS
 
 HEADER = "TRT-8601-EntropyCalibration2"
 #: Scales that a cache may hold, denormal ones included.
@@ -75,7 +76,7 @@ def test_the_published_line_of_a_cache_reads_as_its_range(tmp_path: Path) -> Non
 
     (images,) = found.by_tensor
     assert (images.tensor, round(images.amax, 4), found.header) == ("images", 0.9998, HEADER)
-    assert given_bytes(found, "tensorrt-cache") == f"{HEADER}\nimages: 3c00f9f4\n".encode()
+    assert encode_given_ranges(found, "tensorrt-cache") == f"{HEADER}\nimages: 3c00f9f4\n".encode()
 
 
 @settings(deadline=None)
@@ -96,12 +97,12 @@ def test_the_published_line_of_a_cache_reads_as_its_range(tmp_path: Path) -> Non
 )
 def test_a_cache_is_byte_identical_after_a_round_trip_through_every_format(tmp_path_factory: pytest.TempPathFactory, scales: dict[str, float]) -> None:
     path = tmp_path_factory.getbasetemp() / "ranges"
-    written = cache_bytes(HEADER, scales.items(), "test")
+    written = encode_cache(HEADER, scales.items(), "test")
 
-    for layout in LAYOUTS:
+    for layout in EXPORT_FORMATS:
         found = qdq.read_given(write(path, written))
-        again = qdq.read_given(write(path, given_bytes(found, layout)))
-        assert given_bytes(again, "tensorrt-cache") == written, layout
+        again = qdq.read_given(write(path, encode_given_ranges(found, layout)))
+        assert encode_given_ranges(again, "tensorrt-cache") == written, layout
     assert {s.tensor: s.scale for s in read_cache(written, path).scales} == scales
 
 
@@ -110,7 +111,7 @@ def test_what_other_writers_leave_out_or_add_is_read(tmp_path: Path) -> None:
     found = qdq.read_given(write(tmp_path / "model.cache", "\r\n".join(lines)))
 
     assert {r.tensor: r.amax / 127 for r in found.by_tensor} == {"tiny": math.ldexp(1.0, -126), "upper": 0.007872093468904495, "a: b": 1.0, "zero": 0.0}
-    assert given_bytes(found, "tensorrt-cache").decode().split("\n") == [
+    assert encode_given_ranges(found, "tensorrt-cache").decode().split("\n") == [
         "TRT-8XXX-MinMaxCalibration", "tiny: 00800000", "upper: 3c00f9f4", "a: b: 3f800000", "zero: 00000000", "",
     ]  # fmt: skip
 
@@ -202,7 +203,7 @@ def test_export_is_refused_in_one_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("network", DIGITS)
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", EXPORT_FORMATS)
 def test_scales_from_an_export_are_those_that_it_was_exported_from(tmp_path: Path, network: str, layout: str) -> None:
     model, plan, scales, ranges, again = (tmp_path / name for name in ("m.onnx", "plan.yaml", "scales.json", "ranges", "again.json"))
     model.write_bytes((NETWORKS / f"{network}.onnx").read_bytes())
@@ -226,7 +227,7 @@ def test_scales_of_a_group_from_a_cache_are_those_that_it_was_exported_from(tmp_
     path = tmp_path / "quantized.onnx"
     qdq.save(calibrated.model, calibrated.source, path)
 
-    from_cache = qdq.quantize(model, None, given=qdq.read_given(write(tmp_path / "c", given_bytes(qdq.read_given(path), "tensorrt-cache"))))
+    from_cache = qdq.quantize(model, None, given=qdq.read_given(write(tmp_path / "c", encode_given_ranges(qdq.read_given(path), "tensorrt-cache"))))
 
     assert from_cache.scales.by_pair == calibrated.scales.by_pair
     assert len({scales_of(from_cache)[tensor] for tensor in "abc"}) == 1
@@ -301,8 +302,8 @@ def test_with_data_only_the_named_tensors_change(tmp_path: Path) -> None:
     assert weights[0] == weights[1]
     assert changed.scales.method == plain.scales.method
     assert [far.tensor for far in changed.scales.outliers] == ["x"]
-    assert changed.scales.given is not None
-    assert changed.scales.given.missing == ("f",)
+    assert changed.scales.given_ranges is not None
+    assert changed.scales.given_ranges.missing == ("f",)
     assert dict((p.key, p.value) for p in changed.model.metadata_props)["qdq.ranges"] == "ranges passed to the library (1 tensors)"
 
 
@@ -317,9 +318,9 @@ def test_names_that_one_side_lacks_are_listed(tmp_path: Path) -> None:
     assert "1 not in old.cache, and calibrated: f\n" in text
     assert "1 in old.cache, but not in the graph: (Unnamed Layer* 12) [Shuffle]_output\n" in text
     assert "1 in old.cache, but not quantized by the plan: c\n" in text
-    told = json.loads(run(*argv, "-o", tmp_path / "b.onnx", "--format", "json")[1])["scales"]["given"]
+    told = json.loads(run(*argv, "-o", tmp_path / "b.onnx", "--format", "json")[1])["scales"]["given_ranges"]
     assert told == {
-        "name": "old.cache", "tensors": [{"tensor": "x", "amax": 127.0, "of": "", "at_most": False}],
+        "name": "old.cache", "tensors": [{"tensor": "x", "amax": 127.0, "source_tensor": "", "at_most": False}],
         "unknown": names[2:], "unplanned": ["c"], "missing": ["f"], "weights": [],
     }  # fmt: skip
 
@@ -406,9 +407,9 @@ def test_a_tensor_takes_the_range_of_one_that_holds_all_of_its_values(model: onn
     result = qdq.quantize(model, None, given=ranges)
 
     assert scales_of(result)["t"] == 1.0
-    assert result.scales.given is not None
-    assert [(t.tensor, t.of) for t in result.scales.given.tensors if t.tensor == "t"] == [("t", of)]
-    assert result.scales.given.unplanned == ()
+    assert result.scales.given_ranges is not None
+    assert [(t.tensor, t.source_tensor) for t in result.scales.given_ranges.tensors if t.tensor == "t"] == [("t", of)]
+    assert result.scales.given_ranges.unplanned == ()
 
 
 def test_the_report_says_whose_range_was_taken(tmp_path: Path) -> None:
@@ -449,7 +450,7 @@ def test_what_the_members_of_a_group_give_up_is_told(tmp_path: Path) -> None:
     shared = {s.tensor: s for s in result.scales.shared}
     seen = {tensor: np.abs(np.concatenate([values_of(grouped(), feed)[tensor] for feed in IMAGES])).max() for tensor in "abc"}
 
-    assert {tensor: s.own for tensor, s in shared.items()} == seen
+    assert {tensor: s.own_amax for tensor, s in shared.items()} == seen
     assert {s.amax for s in shared.values()} == {max(seen.values())}
     assert shared["a"].bits == pytest.approx(math.log2(seen["b"] / seen["a"]))
     np.savez(tmp_path / "x.npz", x=np.concatenate([feed["x"] for feed in IMAGES]))
@@ -458,7 +459,7 @@ def test_what_the_members_of_a_group_give_up_is_told(tmp_path: Path) -> None:
     assert "3 tensors have the range of their scale group, 1 of them a larger one than their own\n" in text
     assert f"a: {seen['a']:.4g} of its own, {seen['b']:.4g} shared, {seen['b'] / seen['a']:.3g} times ({shared['a'].bits:.2g} bits)\n" in text
     told = json.loads(run(*argv, "-o", tmp_path / "r.onnx", "--format", "json")[1])["scales"]["shared"]
-    assert {each["tensor"]: (each["dtype"], each["own"], each["amax"]) for each in told} == {t: ("int8", s.own, s.amax) for t, s in shared.items()}
+    assert {each["tensor"]: (each["dtype"], each["own_amax"], each["amax"]) for each in told} == {t: ("int8", s.own_amax, s.amax) for t, s in shared.items()}
 
 
 def values_of(model: onnx.ModelProto, feed: dict[str, Array]) -> dict[str, Any]:
@@ -499,7 +500,7 @@ def test_strip_writes_the_ranges_that_quantize_takes(tmp_path: Path, suffix: str
     assert (code, "took out" in text, str(ranges) in text) == (0, True, True)
     assert (tmp_path / "float.onnx").read_bytes() == model.read_bytes()
     assert run("quantize", tmp_path / "float.onnx", "-o", tmp_path / "again.onnx", "--ranges", ranges)[0] == 0
-    scales = [{s.tensor: s.amax for s in given_by_model(path).by_tensor} for path in (out, tmp_path / "again.onnx")]
+    scales = [{s.tensor: s.amax for s in read_model_ranges(path).by_tensor} for path in (out, tmp_path / "again.onnx")]
     assert scales[0] == scales[1]
     assert run("strip", model, "-o", tmp_path / "x.onnx", "--ranges", tmp_path / "none.yaml")[0] == 2
     assert not (tmp_path / "none.yaml").exists()
@@ -513,7 +514,7 @@ def test_a_cache_exported_from_observed_ranges_gives_their_scales(tmp_path: Path
     assert run("quantize", model, "-o", tmp_path / "b.onnx", "--ranges", seen, "--method", method)[0] == 0
     assert run("ranges", "export", seen, "--format", "tensorrt-cache", "--method", method, "-o", cache)[0] == 0
     assert run("quantize", model, "-o", tmp_path / "c.onnx", "--ranges", cache)[0] == 0
-    scales = [{s.tensor: s.amax for s in given_by_model(tmp_path / name).by_tensor} for name in ("b.onnx", "c.onnx")]
+    scales = [{s.tensor: s.amax for s in read_model_ranges(tmp_path / name).by_tensor} for name in ("b.onnx", "c.onnx")]
     assert scales[0] == scales[1]
     code, _, err = run("ranges", "export", cache, "--format", "yaml", "--method", "max", "-o", tmp_path / "x.yaml")
     assert (code, "--method chooses from observed ranges" in err) == (2, True)
@@ -531,5 +532,5 @@ def test_a_dead_member_of_a_group_is_exported_with_the_groups_range(tmp_path: Pa
     assert run("quantize", model, "-o", tmp_path / "a.onnx", "--data", "noise", "--save-ranges", tmp_path / "r", "--weights", "max")[0] == 0
     assert run("ranges", "export", tmp_path / "r", "--format", "tensorrt-cache", "-o", tmp_path / "cache")[0] == 0
     assert run("quantize", model, "-o", tmp_path / "b.onnx", "--ranges", tmp_path / "cache")[0] == 0
-    scales = [{s.tensor: s.amax for s in given_by_model(tmp_path / name).by_tensor} for name in ("a.onnx", "b.onnx")]
+    scales = [{s.tensor: s.amax for s in read_model_ranges(tmp_path / name).by_tensor} for name in ("a.onnx", "b.onnx")]
     assert scales[0] == scales[1]

@@ -19,21 +19,21 @@ import qdq
 from qdq.data.feeds import Subset
 from qdq.errors import DataError, UsageError
 from qdq.graph.index import GraphIndex
-from qdq.observers.collection import Job, Observing, observe
+from qdq.observers.collection import CollectionJob, Observing, collect_locally
 from qdq.observers.memory_budget import tensor_bytes
-from qdq.ranges.range_file import Checkpoint, decode_ranges, ranges_bytes, read_checkpoint, read_ranges, write_ranges
+from qdq.ranges.range_file import Checkpoint, decode_ranges, encode_ranges, read_checkpoint, read_ranges, write_ranges
 from qdq.ranges.tensor_ranges import Part, Ranges, merge
 from tests.support.cli_runner import run, samples, save, tiny_model
 from tests.support.graphs import Array, build, convolution, node, noise
 from tests.support.paths import NETWORKS
 
 
-def job_of(model: onnx.ModelProto, data: Any, full: bool = True) -> Job:
-    return Job(GraphIndex(qdq.load(model)), qdq.plan(model), data, full)
+def job_of(model: onnx.ModelProto, data: Any, full: bool = True) -> CollectionJob:
+    return CollectionJob(GraphIndex(qdq.load(model)), qdq.plan(model), data, full)
 
 
-def part_of(job: Job, number: int, of: int) -> Ranges:
-    return observe(job, Observing(part=Part(number, of)))
+def part_of(job: CollectionJob, number: int, of: int) -> Ranges:
+    return collect_locally(job, Observing(part=Part(number, of)))
 
 
 def two_layers() -> onnx.ModelProto:
@@ -55,16 +55,16 @@ def test_parts_merged_in_any_order_and_any_tree_are_one_run(images: Array, of: i
     order.shuffle(parts)
     cut = order.randint(0, of)
     halves = [merge(half) for half in (parts[:cut], parts[cut:]) if half]
-    assert ranges_bytes(merge(halves)) == ranges_bytes(observe(job))
+    assert encode_ranges(merge(halves)) == encode_ranges(collect_locally(job))
     assert sum(part.samples for part in parts) == len(images)
 
 
 @pytest.mark.parametrize("name", ["digits_cnn", "digits_attention"])
 def test_parts_of_a_real_network_are_one_run_whatever_the_cores(name: str) -> None:
-    job = Job(GraphIndex(qdq.load(NETWORKS / f"{name}.onnx")), qdq.plan(NETWORKS / f"{name}.onnx"), str(NETWORKS / "digits-calibration.npz"), True)
-    whole = ranges_bytes(observe(job))
-    assert ranges_bytes(merge([part_of(job, i, 5) for i in (3, 1, 5, 2, 4)])) == whole
-    assert ranges_bytes(observe(job, Observing(cores=1))) == whole
+    job = CollectionJob(GraphIndex(qdq.load(NETWORKS / f"{name}.onnx")), qdq.plan(NETWORKS / f"{name}.onnx"), str(NETWORKS / "digits-calibration.npz"), True)
+    whole = encode_ranges(collect_locally(job))
+    assert encode_ranges(merge([part_of(job, i, 5) for i in (3, 1, 5, 2, 4)])) == whole
+    assert encode_ranges(collect_locally(job, Observing(cores=1))) == whole
 
 
 def test_a_part_is_every_nth_sample() -> None:
@@ -79,7 +79,7 @@ def test_constants_are_counted_once_in_all_parts() -> None:
     nodes = [node("Add", ["x", "k"], "a"), node("Conv", ["a", "w"], "c"), node("Add", ["c", "k"], "y")]
     model = build(nodes, {"x": [1, 3, 4, 4]}, ["y"], {"w": noise(3, 3, 1, 1), "k": noise(1, 3, 4, 4)})
     job = job_of(model, [{"x": noise(1, 3, 4, 4, seed=i)} for i in range(4)])
-    assert ranges_bytes(merge([part_of(job, 2, 2), part_of(job, 1, 2)])) == ranges_bytes(observe(job))
+    assert encode_ranges(merge([part_of(job, 2, 2), part_of(job, 1, 2)])) == encode_ranges(collect_locally(job))
 
 
 def test_noise_scripts_and_subsets_are_dealt_too(tmp_path: Path) -> None:
@@ -87,23 +87,23 @@ def test_noise_scripts_and_subsets_are_dealt_too(tmp_path: Path) -> None:
     script.write_text("import numpy as np\ndef load_data():\n    for i in range(5):\n        yield {'x': np.full((1, 3, 6, 6), i + 1.0, np.float32)}\n")
     for data in ("noise", Subset("noise", 5, 3), str(script), Subset(str(script), 4)):
         job = job_of(convolution(), data)
-        assert ranges_bytes(merge([part_of(job, i, 3) for i in (1, 2, 3)])) == ranges_bytes(observe(job))
+        assert encode_ranges(merge([part_of(job, i, 3) for i in (1, 2, 3)])) == encode_ranges(collect_locally(job))
 
 
 def test_a_generator_is_dealt_once() -> None:
     data = [{"x": np.full((1, 3, 6, 6), float(i), np.float32)} for i in range(1, 8)]
     got = part_of(job_of(convolution(), iter(data)), 3, 3)
-    assert ranges_bytes(got) == ranges_bytes(part_of(job_of(convolution(), data), 3, 3))
+    assert encode_ranges(got) == encode_ranges(part_of(job_of(convolution(), data), 3, 3))
 
 
 def test_ranges_of_different_data_join() -> None:
     model, images = convolution(), [{"x": noise(1, 3, 6, 6, seed=i)} for i in range(4)]
-    made = [observe(job_of(model, images[:2])), observe(job_of(model, images[2:]))]
+    made = [collect_locally(job_of(model, images[:2])), collect_locally(job_of(model, images[2:]))]
     named = [Ranges(r.model, name, r.samples, r.by_tensor, r.sizes, groups=r.groups) for name, r in zip(("night", "day"), made, strict=True)]
     both = merge(named)
     assert (both.data, both.samples) == ("day + night", 4)
     assert [(r.tensor, r.amax, r.histogram and r.histogram.to_bytes()) for r in both.by_tensor] == [
-        (r.tensor, r.amax, r.histogram and r.histogram.to_bytes()) for r in observe(job_of(model, images)).by_tensor
+        (r.tensor, r.amax, r.histogram and r.histogram.to_bytes()) for r in collect_locally(job_of(model, images)).by_tensor
     ]
     with pytest.raises(DataError, match="day is in two of them"):
         merge([both, named[1]])
@@ -123,29 +123,29 @@ def test_what_does_not_belong_together_is_not_merged() -> None:
 
 
 def test_scales_come_from_all_parts_only() -> None:
-    from qdq.calibration.calibrator import scales_from
+    from qdq.calibration.calibrator import choose_scales
     from qdq.calibration.methods import parse_method
 
     job = job_of(convolution(), "noise")
     with pytest.raises(DataError, match="part 1/2 of the samples is missing"):
-        scales_from(job.index, job.plan, part_of(job, 2, 2), parse_method("mse"))
+        choose_scales(job.index, job.plan, part_of(job, 2, 2), parse_method("mse"))
     with pytest.raises(DataError, match="largest values only"):
-        scales_from(job.index, job.plan, observe(job_of(convolution(), "noise", full=False)), parse_method("mse"))
+        choose_scales(job.index, job.plan, collect_locally(job_of(convolution(), "noise", full=False)), parse_method("mse"))
 
 
 # --- files -----------------------------------------------------------------------------------------------------------
 
 
 def test_a_file_of_ranges_gives_the_same_ranges(tmp_path: Path) -> None:
-    ranges = observe(job_of(two_layers(), "noise"))
+    ranges = collect_locally(job_of(two_layers(), "noise"))
     write_ranges(tmp_path / "r", ranges)
-    assert ranges_bytes(read_ranges(tmp_path / "r")) == ranges_bytes(ranges) == (tmp_path / "r").read_bytes()
+    assert encode_ranges(read_ranges(tmp_path / "r")) == encode_ranges(ranges) == (tmp_path / "r").read_bytes()
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(st.integers(0), st.integers(0, 255))
 def test_a_file_that_was_cut_or_changed_is_refused(place: int, byte: int) -> None:
-    content = ranges_bytes(observe(job_of(convolution(), "noise")))
+    content = encode_ranges(collect_locally(job_of(convolution(), "noise")))
     at = place % len(content)
     with pytest.raises(DataError, match=r"r: "):
         decode_ranges(content[:at], "r")
@@ -156,7 +156,7 @@ def test_a_file_that_was_cut_or_changed_is_refused(place: int, byte: int) -> Non
 
 
 def test_a_checkpoint_is_no_file_of_ranges_and_the_other_way_round(tmp_path: Path) -> None:
-    ranges = observe(job_of(convolution(), "noise"))
+    ranges = collect_locally(job_of(convolution(), "noise"))
     write_ranges(tmp_path / "c", Checkpoint("run", (ranges,)))
     write_ranges(tmp_path / "r", ranges)
     with pytest.raises(DataError, match="does not hold ranges"):
@@ -246,18 +246,18 @@ def test_little_memory_takes_more_passes_and_gives_the_same(monkeypatch: pytest.
     import psutil
 
     job = job_of(deep(), Subset("noise", 6))
-    whole, progress = observe(job), list[int]()
+    whole, progress = collect_locally(job), list[int]()
     monkeypatch.setattr(psutil.Process, "memory_info", lambda _: _Resident())
     limit = 4 * (1 << 20) + 24 * 4096 * 8 + 3 * 4 * (1 << 20)  # three tensors of two samples at a time
     passes = list[int]()
-    monkeypatch.setattr("qdq.observers.collection.split", _counting(passes))
-    got = observe(job, Observing(max_memory=limit), progress.append)
-    assert ranges_bytes(got) == ranges_bytes(whole)
+    monkeypatch.setattr("qdq.observers.collection.split_into_passes", _counting(passes))
+    got = collect_locally(job, Observing(max_memory=limit), progress.append)
+    assert encode_ranges(got) == encode_ranges(whole)
     assert passes == [4]
     assert progress[-1] == 6
     assert progress == sorted(progress)
     with pytest.raises(UsageError, match="allow at least as much"):
-        observe(job, Observing(max_memory=limit // 3))
+        collect_locally(job, Observing(max_memory=limit // 3))
 
 
 class _Resident:
@@ -265,10 +265,10 @@ class _Resident:
 
 
 def _counting(passes: list[int]) -> Any:
-    from qdq.observers.memory_budget import split
+    from qdq.observers.memory_budget import split_into_passes
 
     def counted(*given: Any) -> Any:
-        groups = split(*given)
+        groups = split_into_passes(*given)
         passes.append(len(groups))
         return groups
 
@@ -277,9 +277,9 @@ def _counting(passes: list[int]) -> Any:
 
 def test_a_generator_cannot_be_run_in_several_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     data = ({"r0": noise(1, 16, 128, 128, seed=i)} for i in range(3))
-    monkeypatch.setattr("qdq.observers.collection.split", lambda _index, wanted, *_: tuple((one,) for one in wanted))
+    monkeypatch.setattr("qdq.observers.collection.split_into_passes", lambda _index, wanted, *_: tuple((one,) for one in wanted))
     with pytest.raises(DataError, match="only once"):
-        observe(job_of(deep(2), data), Observing(max_memory=1))
+        collect_locally(job_of(deep(2), data), Observing(max_memory=1))
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux to tell the most memory of a process")
@@ -308,15 +308,15 @@ def test_a_cuda_that_is_missing_is_an_error_unless_the_cpu_is_allowed(monkeypatc
     devices._cuda_missing.cache_clear()
     job = job_of(convolution(), "noise")
     with pytest.raises(UsageError, match="no CUDA device: this ONNX Runtime was built without it"):
-        observe(job, Observing(device="cuda"))
-    assert ranges_bytes(observe(job, Observing(device="cuda,cpu"))) == ranges_bytes(observe(job))
+        collect_locally(job, Observing(device="cuda"))
+    assert encode_ranges(collect_locally(job, Observing(device="cuda,cpu"))) == encode_ranges(collect_locally(job))
     devices._cuda_missing.cache_clear()
 
 
 def test_cuda_as_it_is_here_is_used_or_refused_without_a_word_on_standard_error(capfd: pytest.CaptureFixture[str]) -> None:
-    from qdq.runtime.devices import CPU, providers_of
+    from qdq.runtime.devices import CPU, execution_providers
 
-    assert providers_of("cuda,cpu") in (CPU, ("CUDAExecutionProvider", *CPU))
+    assert execution_providers("cuda,cpu") in (CPU, ("CUDAExecutionProvider", *CPU))
     assert capfd.readouterr() == ("", "")
 
 

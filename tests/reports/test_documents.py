@@ -221,7 +221,7 @@ def test_facts_lists_words_formats_and_the_numbers_that_rules_must_give(monkeypa
 
     listed = {each["word"]: each for each in json.loads(run("facts", "--format", "json")[1])["facts"]}
 
-    assert listed["taller"] == {"word": "taller", "behind": "from, into", "says": "Is taller than so much.", "given": ["than"]}
-    assert (listed["first-input"]["behind"], listed["int8-activation"]["behind"]) == ("edge", "using")
+    assert listed["taller"] == {"word": "taller", "context": "from, into", "description": "Is taller than so much.", "parameters": ["than"]}
+    assert (listed["first-input"]["context"], listed["int8-activation"]["context"]) == ("edge", "using")
     assert "- **`taller`**; asks for `than`: Is taller than so much." in facts_page()
     assert rule_schema()["properties"]["given"]["properties"]["than"]["description"] == "Asked for by taller."

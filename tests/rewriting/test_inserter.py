@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 import qdq
-from qdq.checking.checker import compared_with_plan
+from qdq.checking.checker import compare_with_plan
 from qdq.data.feeds import open_feeds
 from qdq.graph.bodies import node_labels
 from qdq.graph.index import GraphIndex
@@ -103,7 +103,7 @@ def test_outputs_differ_by_no_more_than_the_scales_allow(model: onnx.ModelProto)
 def test_checking_the_result_finds_nothing_and_checking_the_float_model_finds_each_planned_edge(model: onnx.ModelProto) -> None:
     made = qdq.plan(model)
     assert qdq.check(quantized(model, made)) == ()
-    assert {p.edge for p in compared_with_plan(model).missing} == {p.edge for p in made.placements}
+    assert {p.edge for p in compare_with_plan(model).missing} == {p.edge for p in made.placements}
     assert [f.code for f in qdq.check(model)] == ["not-quantized"] * bool(made.placements)
 
 

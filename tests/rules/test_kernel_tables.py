@@ -11,25 +11,25 @@ import pytest
 from onnx import TensorProto
 
 import qdq
-from qdq.engines.kernel_probe import OPERATORS, forms, measure, merged, probe, table_yaml
-from qdq.engines.one_layer_models import LAYER, Form, network
+from qdq.engines.kernel_probe import OPERATORS, list_forms, measure_form, merge_rows, probe, table_yaml
+from qdq.engines.one_layer_models import LAYER, LayerForm, make_network
 from qdq.graph.index import GraphIndex
 from qdq.graph.loader import load
-from qdq.rules.kernel_tables import KernelTable, Row, kernel_table, layer_form, missing_kernel, speaking_rows
-from qdq.rules.shipped import shipped_rules
+from qdq.rules.kernel_tables import KernelRow, KernelTable, describe_layer_form, explain_missing_kernel, find_deciding_rows, read_kernel_table
+from qdq.rules.shipped import shipped_rules_folder
 from qdq.target import RTX_CAPABILITIES, Target, parse_target
 from tests.support.cli_runner import refused
 from tests.support.cli_runner import run as cli
 from tests.support.graphs import build, node, noise
 
-FILES = sorted((shipped_rules() / "kernels").glob("*.yaml"), key=lambda path: path.stem)
+FILES = sorted((shipped_rules_folder() / "kernels").glob("*.yaml"), key=lambda path: path.stem)
 MEASURED = tuple(Target("rtx", sm) for sm in RTX_CAPABILITIES)
 PAIR = ("QuantizeLinear", "DequantizeLinear")
 RUNS = ("int8", "fp8", "float", "refused", "int8-in-memory", "int8-in-part", "fp8-in-part")
 needs_compiler = pytest.mark.skipif(importlib.util.find_spec("tensorrt_rtx") is None, reason="TensorRT-RTX is not installed")
 
 #: A sample of the tables' rows: the forms that differ between targets, and those that rules rest on.
-SAMPLE: list[tuple[int, Form, str]] = [
+SAMPLE: list[tuple[int, LayerForm, str]] = [
     (86, {"operator": "Conv", "graph": "float32", "spatial": 2, "kernel": 3}, "int8"),
     (75, {"operator": "Conv", "graph": "float32", "spatial": 2, "kernel": 3}, "int8"),
     (75, {"operator": "Conv", "graph": "float32", "spatial": 3, "channels": 16}, "int8"),
@@ -51,12 +51,12 @@ SAMPLE: list[tuple[int, Form, str]] = [
 
 def table(target: Target) -> KernelTable:
     """Return a target's table, which has to exist."""
-    found = kernel_table(target)
+    found = read_kernel_table(target)
     assert found is not None
     return found
 
 
-def holds(row: Row, form: Form) -> bool:
+def holds(row: KernelRow, form: LayerForm) -> bool:
     """Whether a form is among those that a row merges."""
     return row.layer.keys() == form.keys() and all(form[k] in (v if isinstance(v, list) else [v]) for k, v in row.layer.items())
 
@@ -66,27 +66,27 @@ def spelled(value: Any) -> str:
     return "-".join(map(str, value.values())) if isinstance(value, dict) else str(value)
 
 
-def index_of(form: Form, dynamic: bool = False) -> GraphIndex:
+def index_of(form: LayerForm, dynamic: bool = False) -> GraphIndex:
     """Return the float layer of a form, indexed."""
-    model = network(form, "none")
+    model = make_network(form, "none")
     if dynamic:
         for dim in model.graph.input[0].type.tensor_type.shape.dim:
             dim.dim_param = "n"
     return GraphIndex(load(model))
 
 
-def looked_up(form: Form, target: Target) -> str | None:
+def looked_up(form: LayerForm, target: Target) -> str | None:
     """Return what the tables say of a float layer of one form."""
     index = index_of(form)
-    return missing_kernel(index, index.by_label[LAYER], target)
+    return explain_missing_kernel(index, index.by_label[LAYER], target)
 
 
 @needs_compiler
 @pytest.mark.parametrize(("sm", "form", "pairs"), SAMPLE, ids=spelled)
-def test_a_committed_row_says_what_the_compiler_does(sm: int, form: Form, pairs: str) -> None:
+def test_a_committed_row_says_what_the_compiler_does(sm: int, form: LayerForm, pairs: str) -> None:
     target = Target("rtx", sm)
     (committed,) = (row for row in getattr(table(target), pairs) if holds(row, form))
-    measured = measure(form, target, pairs)
+    measured = measure_form(form, target, pairs)
 
     assert (measured.runs, measured.seen) == (committed.runs, committed.seen)
 
@@ -108,18 +108,18 @@ def test_every_compute_capability_that_the_compiler_knows_has_its_own_table() ->
 
 @pytest.mark.parametrize("target", MEASURED, ids=str)
 def test_a_measured_table_speaks_of_every_form_once(target: Target) -> None:
-    for form in forms():
+    for form in list_forms():
         assert sum(holds(row, form) for row in table(target).int8) == 1, form
     assert table(target).compiler.startswith("TensorRT-RTX 1.")
-    assert table(target).networks >= len(forms())
+    assert table(target).networks >= len(list_forms())
 
 
 @pytest.mark.parametrize("target", MEASURED, ids=str)
 def test_fp8_is_measured_in_full_where_the_target_has_it(target: Target) -> None:
     rows = table(target).fp8
-    covered = [form for form in forms("fp8") if any(holds(row, form) for row in rows)]
+    covered = [form for form in list_forms("fp8") if any(holds(row, form) for row in rows)]
     assert bool(covered) == (target.sm >= 89)
-    assert {row.layer["operator"] for row in rows} == {form["operator"] for form in forms("fp8")}
+    assert {row.layer["operator"] for row in rows} == {form["operator"] for form in list_forms("fp8")}
 
 
 @pytest.mark.parametrize("sm", [75, 80])
@@ -132,13 +132,13 @@ def test_a_documented_table_says_so_and_speaks_of_forms_that_exist(sm: int) -> N
         assert row.layer["operator"] in OPERATORS
 
 
-LOOKED_UP = [form for form in forms() if form["operator"] in ("Conv", "ConvTranspose", "Gemm", "MatMul", "AveragePool", "MaxPool", "GlobalAveragePool")]
+LOOKED_UP = [form for form in list_forms() if form["operator"] in ("Conv", "ConvTranspose", "Gemm", "MatMul", "AveragePool", "MaxPool", "GlobalAveragePool")]
 
 
 @pytest.mark.parametrize("pairs", ["int8", "fp8", "none"])
 def test_each_network_is_one_valid_layer(pairs: str) -> None:
-    for form in forms("fp8" if pairs == "fp8" else "int8"):
-        model = network(form, pairs)
+    for form in list_forms("fp8" if pairs == "fp8" else "int8"):
+        model = make_network(form, pairs)
         onnx.checker.check_model(model)
         assert [n.op_type for n in model.graph.node if n.op_type not in PAIR] == [form["operator"]]
         assert any(n.op_type in PAIR for n in model.graph.node) == (pairs != "none")
@@ -148,7 +148,7 @@ def test_the_form_of_each_network_is_read_back_from_its_graph() -> None:
     for form in LOOKED_UP:
         index = index_of(form)
         wanted = {key: value for key, value in form.items() if key != "scales"}
-        assert wanted.items() <= (layer_form(index, index.by_label[LAYER]) or {}).items(), form
+        assert wanted.items() <= (describe_layer_form(index, index.by_label[LAYER]) or {}).items(), form
 
 
 @pytest.mark.parametrize("target", MEASURED, ids=str)
@@ -175,24 +175,24 @@ def test_fp8_is_refused_on_sm86_and_runs_on_sm89() -> None:
     index = index_of({"operator": "MatMul", "graph": "float16"})
     node_ = index.by_label[LAYER]
 
-    assert "does not build: Cannot compile for target(s) sm86" in (missing_kernel(index, node_, Target("rtx", 86), "fp8") or "")
-    assert missing_kernel(index, node_, Target("rtx", 89), "fp8") is None
+    assert "does not build: Cannot compile for target(s) sm86" in (explain_missing_kernel(index, node_, Target("rtx", 86), "fp8") or "")
+    assert explain_missing_kernel(index, node_, Target("rtx", 89), "fp8") is None
 
 
 def test_a_number_that_was_not_measured_is_taken_as_the_nearest_lower_one() -> None:
-    rows = [Row({"operator": "Conv", "channels": [4, 16]}, "int8", "new"), Row({"operator": "Conv", "channels": 8}, "float", "old")]
+    rows = [KernelRow({"operator": "Conv", "channels": [4, 16]}, "int8", "new"), KernelRow({"operator": "Conv", "channels": 8}, "float", "old")]
     for channels, seen in ((1, "new"), (4, "new"), (7, "new"), (8, "old"), (15, "old"), (16, "new"), (1000, "new")):
-        assert [row.seen for row in speaking_rows(rows, {"operator": "Conv", "channels": channels})] == [seen], channels
+        assert [row.seen for row in find_deciding_rows(rows, {"operator": "Conv", "channels": channels})] == [seen], channels
 
 
 def test_a_row_of_more_keys_speaks_instead_of_one_of_fewer_and_unlike_rows_speak_together() -> None:
     rows = [
-        Row({"operator": "Conv"}, "int8", "all"), Row({"operator": "Conv", "kernel": 1}, "float", "point"),
-        Row({"operator": "Conv", "kernel": 1, "channels": 4}, "int8", "both"), Row({"operator": "Conv", "stride": 2}, "float", "strided"),
+        KernelRow({"operator": "Conv"}, "int8", "all"), KernelRow({"operator": "Conv", "kernel": 1}, "float", "point"),
+        KernelRow({"operator": "Conv", "kernel": 1, "channels": 4}, "int8", "both"), KernelRow({"operator": "Conv", "stride": 2}, "float", "strided"),
     ]  # fmt: skip
 
     def spoken(**form: Any) -> set[str]:
-        return {row.seen for row in speaking_rows(rows, {"operator": "Conv", **form})}
+        return {row.seen for row in find_deciding_rows(rows, {"operator": "Conv", **form})}
 
     assert spoken(kernel=3, stride=1) == {"point", "strided"}  # the nearest measured are 1 and 2
     assert spoken(kernel="1x3") == {"all"}
@@ -202,29 +202,29 @@ def test_a_row_of_more_keys_speaks_instead_of_one_of_fewer_and_unlike_rows_speak
 
 
 def test_rows_that_say_the_same_become_one_and_hold_no_form_that_was_not_measured() -> None:
-    made = [Row({"operator": "Conv", "kernel": k, "stride": s}, "int8" if (k, s) != (3, 2) else "float", "x") for k in (1, 3, 5) for s in (1, 2)]
-    small = merged(made)
+    made = [KernelRow({"operator": "Conv", "kernel": k, "stride": s}, "int8" if (k, s) != (3, 2) else "float", "x") for k in (1, 3, 5) for s in (1, 2)]
+    small = merge_rows(made)
 
     assert len(small) == 3
     for row in made:
         (held,) = (r for r in small if holds(r, row.layer))
         assert held.runs == row.runs
-    assert merged(reversed(made)) != ()
+    assert merge_rows(reversed(made)) != ()
 
 
 def test_what_a_graph_does_not_say_is_left_out_of_the_form() -> None:
     form = {"operator": "MatMul", "operands": "computed", "batched": "heads"}
     index = index_of(form, dynamic=True)
-    found = layer_form(index, index.by_label[LAYER])
+    found = describe_layer_form(index, index.by_label[LAYER])
 
     assert found == {"operator": "MatMul", "graph": "float32", "operands": "computed", "batched": "heads", "outputs": 64}
-    assert missing_kernel(index, index.by_label[LAYER], Target("rtx", 86)) is None
+    assert explain_missing_kernel(index, index.by_label[LAYER], Target("rtx", 86)) is None
 
 
 def test_a_mean_over_the_plane_is_looked_up_as_a_global_average_pool() -> None:
     index = index_of({"operator": "ReduceMean"})
 
-    assert (layer_form(index, index.by_label[LAYER]) or {})["operator"] == "GlobalAveragePool"
+    assert (describe_layer_form(index, index.by_label[LAYER]) or {})["operator"] == "GlobalAveragePool"
 
 
 @pytest.mark.parametrize(
@@ -247,7 +247,7 @@ def test_a_borrowed_table_is_named_in_the_reason_and_in_the_plan() -> None:
 
 def test_the_note_stands_in_the_plan_that_is_printed(tmp_path: Path) -> None:
     path = tmp_path / "m.onnx"
-    onnx.save(network({"operator": "Conv"}, "none"), path)
+    onnx.save(make_network({"operator": "Conv"}, "none"), path)
 
     code, text, _ = cli("plan", path, "--target", "trt:sm89")
     assert code == 0
@@ -255,7 +255,7 @@ def test_the_note_stands_in_the_plan_that_is_printed(tmp_path: Path) -> None:
 
 
 def test_below_every_table_each_layer_lacks_a_kernel_and_the_reason_names_the_target() -> None:
-    assert kernel_table(Target("trt", 70)) is None
+    assert read_kernel_table(Target("trt", 70)) is None
     assert looked_up({"operator": "Conv"}, Target("trt", 70)) == "no kernel table of trt reaches down to trt:sm70"
 
 

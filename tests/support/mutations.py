@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from qdq.graph.bodies import bodies_of
+from qdq.graph.bodies import node_bodies
 
 Graph = onnx.GraphProto
 Mutation = Callable[[Graph, random.Random], None]
@@ -35,7 +35,7 @@ def graphs_of(graph: Graph) -> Iterator[Graph]:
     """Yield a graph and its bodies."""
     yield graph
     for item in graph.node:
-        for _, body in bodies_of(item):
+        for _, body in node_bodies(item):
             yield from graphs_of(body)
 
 

@@ -15,8 +15,8 @@ import numpy as np
 import onnx
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_dynamic, quantize_static
 
-from tests.support.graphs import CALIBRATION, NETWORKS, Array, build, node, noise
-from tests.support.paths import PEERS
+from tests.support.graphs import CALIBRATION, Array, build, node, noise
+from tests.support.paths import NETWORKS, PEERS
 
 QOPERATOR = {"quant_format": QuantFormat.QOperator}
 #: What ONNX Runtime must be told for TensorRT, as ModelOpt tells it.

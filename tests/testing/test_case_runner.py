@@ -151,7 +151,7 @@ def test_a_difference_beyond_what_the_scales_allow_fails(tmp_path: Path, monkeyp
 
 def spoilt(change: Callable[[onnx.ModelProto], object]) -> Callable[..., onnx.ModelProto]:
     """Return `apply_index` with a defect: the model is changed behind it."""
-    apply = case_runner.apply_index
+    apply = case_runner.apply_plan
 
     def apply_badly(*given: object) -> onnx.ModelProto:
         model = apply(*given)  # type: ignore[arg-type]
@@ -167,26 +167,26 @@ def drop_a_pair(model: onnx.ModelProto) -> None:
 
 
 def test_a_result_that_lacks_a_pair_is_found_by_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(case_runner, "apply_index", spoilt(drop_a_pair))
+    monkeypatch.setattr(case_runner, "apply_plan", spoilt(drop_a_pair))
 
     assert "checking the result finds something" in results(tmp_path, hit(), near())["hit"]
 
 
 def test_a_result_that_does_not_strip_to_the_graph_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(case_runner, "apply_index", spoilt(lambda model: setattr(model.graph, "doc_string", "changed")))
+    monkeypatch.setattr(case_runner, "apply_plan", spoilt(lambda model: setattr(model.graph, "doc_string", "changed")))
 
     assert "stripping the result does not give the graph back" in results(tmp_path, hit(), near())["hit"]
 
 
 def test_a_rewriter_that_answers_otherwise_the_second_time_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     times = iter(range(100))
-    monkeypatch.setattr(case_runner, "apply_index", spoilt(lambda model: setattr(model, "producer_version", str(next(times)))))
+    monkeypatch.setattr(case_runner, "apply_plan", spoilt(lambda model: setattr(model, "producer_version", str(next(times)))))
 
     assert "applying again changes it" in results(tmp_path, hit(), near())["hit"]
 
 
 def test_a_placement_that_check_does_not_ask_for_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(case_runner, "compared_with_plan", lambda *_, **__: SimpleNamespace(missing=()))
+    monkeypatch.setattr(case_runner, "compare_with_plan", lambda *_, **__: SimpleNamespace(missing=()))
 
     assert results(tmp_path, hit(), near())["hit"] == ("checking the float graph does not find each placement",)
 

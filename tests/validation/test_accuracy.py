@@ -28,7 +28,7 @@ def test_tensorrt_runs_every_promised_layer_in_int8_on_the_gpu() -> None:
 
     (engine,) = qdq.validate(NETWORK, made.model, data=DATA, targets=[target]).engines
 
-    assert (engine.kind, engine.failure, engine.broken) == ("measured", "", ())
+    assert (engine.kind, engine.failure, engine.broken_promises) == ("measured", "", ())
     assert engine.milliseconds is not None
     assert engine.float_milliseconds is not None
     assert engine.outputs[0].snr_db > 25
@@ -54,6 +54,6 @@ def test_samples_with_another_shape_are_counted_and_not_compared() -> None:
 
     (one,), (none,) = (output_errors(index, feeds, outputs) for outputs in ([shorter, right[1]], [shorter, shorter]))
 
-    assert (one.unlike, one.max_abs, one.cosine, one.snr_db) == (1, 0.0, 1.0, math.inf)
-    assert none.unlike == 2
+    assert (one.shape_mismatches, one.max_abs, one.cosine, one.snr_db) == (1, 0.0, 1.0, math.inf)
+    assert none.shape_mismatches == 2
     assert math.isnan(none.snr_db)

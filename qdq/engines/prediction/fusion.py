@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterable, Iterator
 
 import msgspec
 
-from qdq.engines.prediction.qdq_propagation import Flow, Read
+from qdq.engines.prediction.qdq_propagation import QuantizationFlow, SlotRead
 from qdq.graph.index import Node
-from qdq.graph.layer_shapes import channels
+from qdq.graph.layer_shapes import convolution_channels
 from qdq.graph.operands import CONVOLUTIONS, PRODUCTS, RECURRENT, operands
 from qdq.graph.patterns import is_spatial_mean
 
@@ -36,7 +36,7 @@ POOLS = ("MaxPool", "GlobalMaxPool", "AveragePool", "GlobalAveragePool", "LpPool
 _LARGEST_EPILOGUE = 16
 
 
-class Group(msgspec.Struct, frozen=True):
+class FusionGroup(msgspec.Struct, frozen=True):
     """Nodes that run as one layer, in graph order."""
 
     #: ``weighted``, ``recurrent``, ``pointwise``, ``pool``, ``shuffle``, ``concat`` or ``other``.
@@ -46,14 +46,14 @@ class Group(msgspec.Struct, frozen=True):
     core: Node
     output: str
     #: What a residual Add inside the group joins to the convolution.
-    addend: Read | None = None
+    addend: SlotRead | None = None
     #: A zero padding that the convolution does itself.
     padding: Node | None = None
     #: A max pool that runs in the convolution's kernel.
     pooled: bool = False
 
 
-def fuse(flow: Flow) -> tuple[Group, ...]:
+def fuse_nodes(flow: QuantizationFlow) -> tuple[FusionGroup, ...]:
     """Return the layers of a graph, in an order in which they can run."""
     owned: set[int] = set()
     groups = []
@@ -65,11 +65,11 @@ def fuse(flow: Flow) -> tuple[Group, ...]:
     rest = [n for n in flow.nodes if id(n) not in owned]
     groups += _chains(flow, [n for n in rest if n.op in _POINTWISE], "pointwise")
     groups += _chains(flow, [n for n in rest if n.op in _SHUFFLES], "shuffle")
-    groups += [Group(_family(flow, n), (n,), n, n.outputs[0]) for n in rest if n.op not in _POINTWISE and n.op not in _SHUFFLES]
+    groups += [FusionGroup(_family(flow, n), (n,), n, n.outputs[0]) for n in rest if n.op not in _POINTWISE and n.op not in _SHUFFLES]
     return tuple(sorted(groups, key=lambda g: g.nodes[-1].position))
 
 
-def int8_operands(flow: Flow, node: Node) -> str:
+def int8_operands(flow: QuantizationFlow, node: Node) -> str:
     """Return the type in which a weighted node multiplies, ``Int8`` or ``FP8``, or "" where an operand is float."""
     found = set()
     for tensor in node.inputs[:2]:
@@ -81,19 +81,19 @@ def int8_operands(flow: Flow, node: Node) -> str:
     return found.pop() if len(found) == 1 else ""
 
 
-def is_depthwise(flow: Flow, node: Node) -> bool:
+def is_depthwise(flow: QuantizationFlow, node: Node) -> bool:
     """Whether a convolution has one input channel in each group."""
-    sizes = channels(flow.index, node)
+    sizes = convolution_channels(flow.index, node)
     return sizes is not None and sizes.groups > 1 and sizes.inputs == 1
 
 
-def has_few_channels(flow: Flow, node: Node) -> bool:
+def has_few_channels(flow: QuantizationFlow, node: Node) -> bool:
     """Whether a convolution reads so few channels that it takes four-wide vectors."""
-    sizes = channels(flow.index, node)
+    sizes = convolution_channels(flow.index, node)
     return sizes is not None and 0 < sizes.inputs * sizes.groups <= FEW_CHANNELS
 
 
-def _weighted(flow: Flow, node: Node, owned: set[int]) -> Group:
+def _weighted(flow: QuantizationFlow, node: Node, owned: set[int]) -> FusionGroup:
     before = _padding(flow, node)
     behind: list[Node] = []
     tensor = _follow(flow, node.outputs[0], behind, owned, _is_scaling)
@@ -107,10 +107,10 @@ def _weighted(flow: Flow, node: Node, owned: set[int]) -> Group:
     pool = _pool_behind(flow, node, activated, addend)
     behind += [pool] if pool else []
     nodes = tuple(sorted([n for n in (before, node, *behind) if n], key=lambda n: n.position))
-    return Group("weighted", nodes, node, pool.outputs[0] if pool else activated, addend, before, pool is not None)
+    return FusionGroup("weighted", nodes, node, pool.outputs[0] if pool else activated, addend, before, pool is not None)
 
 
-def _padding(flow: Flow, node: Node) -> Node | None:
+def _padding(flow: QuantizationFlow, node: Node) -> Node | None:
     """Return the zero padding in front of a convolution, unless a pair stands between them."""
     read, pad = flow.read(node.inputs[0]), flow.index.producers.get(flow.read(node.inputs[0]).tensor)
     if node.op != "Conv" or read.quantization or pad is None or pad.op != "Pad":
@@ -118,7 +118,7 @@ def _padding(flow: Flow, node: Node) -> Node | None:
     return pad if flow.commutes(pad) and flow.sole_reader(read.tensor) is node else None
 
 
-def _follow(flow: Flow, tensor: str, behind: list[Node], owned: set[int], takes: Callable[[Flow, Node], bool], at_most: int = 8) -> str:
+def _follow(flow: QuantizationFlow, tensor: str, behind: list[Node], owned: set[int], takes: Callable[[QuantizationFlow, Node], bool], at_most: int = 8) -> str:
     """Append the nodes behind a tensor that `takes` accepts, one reading the next, and return the last output."""
     for _ in range(at_most):
         reader = flow.sole_reader(tensor)
@@ -129,22 +129,22 @@ def _follow(flow: Flow, tensor: str, behind: list[Node], owned: set[int], takes:
     return tensor
 
 
-def _is_scaling(flow: Flow, node: Node) -> bool:
+def _is_scaling(flow: QuantizationFlow, node: Node) -> bool:
     return node.op in _SCALING and len(flow.inputs(node)) == 1 and _keeps_shape(flow, node)
 
 
-def _is_epilogue(flow: Flow, node: Node) -> bool:
+def _is_epilogue(flow: QuantizationFlow, node: Node) -> bool:
     return node.op in _EPILOGUE and len(flow.inputs(node)) == 1
 
 
-def _keeps_shape(flow: Flow, node: Node) -> bool:
+def _keeps_shape(flow: QuantizationFlow, node: Node) -> bool:
     """Whether a constant operand does not make the result larger."""
     computed = next(read.tensor for _, read in flow.inputs(node))
     given, made = flow.index.shape(computed), flow.index.shape(node.outputs[0])
     return given is None or made is None or given == made
 
 
-def _residual(flow: Flow, tensor: str, owned: set[int]) -> Node | None:
+def _residual(flow: QuantizationFlow, tensor: str, owned: set[int]) -> Node | None:
     """Return the Add that joins a convolution's result with another tensor of its shape."""
     add = flow.sole_reader(tensor)
     if add is None or add.op != "Add" or id(add) in owned:
@@ -155,7 +155,7 @@ def _residual(flow: Flow, tensor: str, owned: set[int]) -> Node | None:
     return add if flow.index.shape(add.inputs[0]) == flow.index.shape(add.inputs[1]) else None
 
 
-def _generated_epilogue(flow: Flow, node: Node, tensor: str, behind: list[Node], owned: set[int]) -> str:
+def _generated_epilogue(flow: QuantizationFlow, node: Node, tensor: str, behind: list[Node], owned: set[int]) -> str:
     """Append the point-wise nodes, such as SiLU, that an INT8 convolution computes before it quantizes its result.
 
     Depthwise convolutions do not (NVIDIA/TensorRT issue 3205).
@@ -178,12 +178,12 @@ def _generated_epilogue(flow: Flow, node: Node, tensor: str, behind: list[Node],
     return leaving[0]
 
 
-def _leaves(flow: Flow, tensor: str, inside: Iterable[Node]) -> bool:
+def _leaves(flow: QuantizationFlow, tensor: str, inside: Iterable[Node]) -> bool:
     ids = {id(n) for n in inside}
     return bool(flow.quantized.get(tensor)) or tensor in flow.outputs or any(id(n) not in ids for n, _ in flow.plain.get(tensor, ()))
 
 
-def _pool_behind(flow: Flow, node: Node, tensor: str, addend: Read | None) -> Node | None:
+def _pool_behind(flow: QuantizationFlow, node: Node, tensor: str, addend: SlotRead | None) -> Node | None:
     """Return the max pool that runs in the kernel of a first INT8 convolution; the pool's result is then INT8 too."""
     pool = flow.sole_reader(tensor)
     if pool is None or pool.op != "MaxPool" or addend or node.op != "Conv" or int8_operands(flow, node) != "Int8":
@@ -191,7 +191,7 @@ def _pool_behind(flow: Flow, node: Node, tensor: str, addend: Read | None) -> No
     return pool if has_few_channels(flow, node) and pool.outputs[0] in flow.wanted else None
 
 
-def _family(flow: Flow, node: Node) -> str:
+def _family(flow: QuantizationFlow, node: Node) -> str:
     if node.op in POOLS or is_spatial_mean(flow.index, node):
         return "pool"
     if node.op in RECURRENT:
@@ -199,7 +199,7 @@ def _family(flow: Flow, node: Node) -> str:
     return "concat" if node.op == "Concat" else "other"
 
 
-def _chains(flow: Flow, nodes: list[Node], family: str) -> Iterator[Group]:
+def _chains(flow: QuantizationFlow, nodes: list[Node], family: str) -> Iterator[FusionGroup]:
     """Join nodes of one family where each tensor between them is read inside alone."""
     chain_of: dict[int, list[Node]] = {}
     for node in nodes:
@@ -214,17 +214,17 @@ def _chains(flow: Flow, nodes: list[Node], family: str) -> Iterator[Group]:
             chain = long
     for chain in {id(c): c for c in chain_of.values()}.values():
         chain.sort(key=lambda n: n.position)
-        yield Group(family, tuple(chain), chain[0], chain[-1].outputs[0])
+        yield FusionGroup(family, tuple(chain), chain[0], chain[-1].outputs[0])
 
 
-def _read_only_by(flow: Flow, tensor: str, node: Node, chain: list[Node], chain_of: dict[int, list[Node]]) -> bool:
+def _read_only_by(flow: QuantizationFlow, tensor: str, node: Node, chain: list[Node], chain_of: dict[int, list[Node]]) -> bool:
     """Whether nobody but `node` and the members of a chain reads a tensor."""
     if flow.quantized.get(tensor) or tensor in flow.outputs:
         return False
     return all(n is node or chain_of.get(id(n)) is chain for n, _ in flow.plain.get(tensor, ()))
 
 
-def _producers(flow: Flow, node: Node) -> Iterator[Node]:
+def _producers(flow: QuantizationFlow, node: Node) -> Iterator[Node]:
     for _, read in flow.inputs(node):
         producer = flow.index.producers.get(read.tensor)
         if producer is not None and not read.quantization:

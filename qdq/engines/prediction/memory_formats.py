@@ -8,7 +8,7 @@ import msgspec
 from onnx import TensorProto
 
 from qdq.engines.engine import REFORMAT, EngineLayer, LayerTensor
-from qdq.engines.prediction.qdq_propagation import Flow, Quantization, Read
+from qdq.engines.prediction.qdq_propagation import Quantization, QuantizationFlow, SlotRead
 
 LINEAR, CHANNEL_LAST, TWO_WIDE, FOUR_WIDE, THIRTY_TWO_WIDE = "linear", "channel-last", "2-wide", "4-wide", "32-wide"
 FLOAT, HALF, INT8, FP8 = "Float", "Half", "Int8", "FP8"
@@ -40,7 +40,7 @@ class Held(msgspec.Struct, frozen=True):
 class Memory:
     """The tensors that exist so far, in every form they were written in or converted to, and the layers that did it."""
 
-    def __init__(self, flow: Flow, allow_fp16: bool) -> None:
+    def __init__(self, flow: QuantizationFlow, allow_fp16: bool) -> None:
         self.flow, self.allow_fp16 = flow, allow_fp16
         self.layers: list[EngineLayer] = []
         #: By tensor and form: "" as it is written in float, a quantization, or ("dq", quantization).
@@ -85,12 +85,12 @@ class Memory:
             self.converted[key] = made
         return self.converted[key]
 
-    def int8(self, read: Read, quantization: Quantization, layout: str) -> Held:
+    def int8(self, read: SlotRead, quantization: Quantization, layout: str) -> Held:
         """Return a tensor in INT8, through a stand-alone quantize where nothing wrote it so, and a second one where it has another scale."""
         key = (read.tensor, quantization)
         if key not in self.held:
             again = read.quantization is not None and read.quantization != quantization
-            before = self.int8(Read(read.tensor, read.quantization), read.quantization, "") if again and read.quantization else self.as_written(read.tensor)
+            before = self.int8(SlotRead(read.tensor, read.quantization), read.quantization, "") if again and read.quantization else self.as_written(read.tensor)
             if self.held.get((read.tensor, "")) == before and before.dtype == quantization.dtype:  # a graph input that is INT8 already
                 self.held[key] = before
                 return self.convert(before, "", layout)
@@ -111,12 +111,12 @@ class Memory:
 
     def as_written(self, tensor: str) -> Held:
         """Return a tensor in the form it was written in."""
-        for form in ("", self.flow.wanted.get(tensor), self.flow.quantization(Read(tensor))):
+        for form in ("", self.flow.wanted.get(tensor), self.flow.quantization(SlotRead(tensor))):
             if (tensor, form) in self.held:
                 return self.held[tensor, form]
         return self.hold(tensor, self.type_of(tensor), LINEAR)
 
-    def in_float(self, read: Read, dtype: str = "", layout: str = "") -> Held:
+    def in_float(self, read: SlotRead, dtype: str = "", layout: str = "") -> Held:
         """Return a value in float, through a stand-alone dequantize where it lies in INT8."""
         quantization = read.quantization
         if quantization is None and (read.tensor, "") not in self.held:

@@ -16,9 +16,9 @@ import onnx
 from onnx import TensorProto
 
 from qdq.engines.engine import NO_OP, REFORMAT, Engine, EngineLayer
-from qdq.engines.prediction.fusion import POOLS, Group, fuse
+from qdq.engines.prediction.fusion import POOLS, FusionGroup, fuse_nodes
 from qdq.engines.prediction.memory_formats import FLOAT, FLOATS, LINEAR, THIRTY_TWO_WIDE, TWO_WIDE, Held
-from qdq.engines.prediction.qdq_propagation import Flow, Quantization, Read
+from qdq.engines.prediction.qdq_propagation import Quantization, QuantizationFlow, SlotRead
 from qdq.engines.prediction.static_shapes import with_static_shapes
 from qdq.engines.prediction.weighted_layers import WeightedLayers
 from qdq.graph.index import GraphIndex, Node
@@ -49,7 +49,7 @@ def predict_engine(model: onnx.ModelProto | Source, target: Target, shapes: Mapp
     compiler = f"TensorRT, {typing}"
     if refusal := _refusal(index, target):
         return Engine(target, compiler, failure=refusal)
-    return Engine(target, compiler, _Prediction(Flow(index), target, allow_fp16).predicted())
+    return Engine(target, compiler, _Prediction(QuantizationFlow(index), target, allow_fp16).predicted())
 
 
 def _refusal(index: GraphIndex, target: Target) -> str:
@@ -74,14 +74,14 @@ class _Prediction(WeightedLayers):
         index = self.flow.index
         for name in index.inputs:
             self.hold(name, self.type_of(name), LINEAR)
-        for group in fuse(self.flow):
+        for group in fuse_nodes(self.flow):
             getattr(self, group.family)(group)
         for name in index.outputs:
             if name not in self.flow.folded:
                 self._finish(name)
         return tuple(self.layers)
 
-    def pool(self, group: Group) -> None:
+    def pool(self, group: FusionGroup) -> None:
         """A pool, in INT8 with pairs on both sides."""
         node = group.core
         read = self.flow.inputs(node)[0][1]
@@ -95,7 +95,7 @@ class _Prediction(WeightedLayers):
         else:
             self._float_pool(group, read, "float-pool")
 
-    def _float_pool(self, group: Group, read: Read, rule: str) -> None:
+    def _float_pool(self, group: FusionGroup, read: SlotRead, rule: str) -> None:
         """Pool in float: no kernel reads thirty-two-wide Half, and two-wide is the next."""
         before = self.in_float(read)
         if before.format == THIRTY_TWO_WIDE:
@@ -105,7 +105,7 @@ class _Prediction(WeightedLayers):
         kind = "TiledPooling" if before.format == TWO_WIDE or (is_max and before.format == LINEAR) else "CudaPooling" if is_max else "CaskPooling"
         self.add_layer(kind, self.name(group), rule, ([before], [made]), [n.label for n in group.nodes])
 
-    def _commuting(self, group: Group, reads: list[Read], kind: str) -> None:
+    def _commuting(self, group: FusionGroup, reads: list[SlotRead], kind: str) -> None:
         """A layer past which Q and DQ move: INT8 where its inputs are, or where all its readers want it."""
         quantizations = {self.flow.quantization(r) for r in reads}
         given = quantizations.pop() if len(quantizations) == 1 else None
@@ -120,7 +120,7 @@ class _Prediction(WeightedLayers):
         self.add_layer(kind, self.name(group), "commutes" if form else "moves-float", (inputs, outputs), [n.label for n in group.nodes])
         self.wrote(*self._outputs(group))
 
-    def _layout_of(self, group: Group, reads: list[Read], form: Quantization | None) -> str:
+    def _layout_of(self, group: FusionGroup, reads: list[SlotRead], form: Quantization | None) -> str:
         """Return the format in which a commuting layer reads: rows where it moves values across dimensions, else that of its first input."""
         if group.family == "pool":
             return THIRTY_TWO_WIDE
@@ -139,15 +139,15 @@ class _Prediction(WeightedLayers):
             reached = [n.outputs[0] for n in readers if n.op in _KEEPING_FORMAT]
         return otherwise
 
-    def _outputs(self, group: Group) -> list[str]:
+    def _outputs(self, group: FusionGroup) -> list[str]:
         return [o for o in group.nodes[-1].outputs if o]
 
-    def shuffle(self, group: Group) -> None:
+    def shuffle(self, group: FusionGroup) -> None:
         """Reshapes and transposes in a row."""
         read = self.flow.inputs(group.nodes[0])[0][1]
         view = all(n.op != "Transpose" or self._moves_nothing(n) for n in group.nodes)
         self._commuting(group, [read], NO_OP if view else "Shuffle")
-        self.layers[-1] = msgspec.structs.replace(self.layers[-1], follows="view" if view else self.layers[-1].follows)
+        self.layers[-1] = msgspec.structs.replace(self.layers[-1], fusion_rule="view" if view else self.layers[-1].fusion_rule)
 
     def _moves_nothing(self, node: Node) -> bool:
         """Whether a Transpose leaves the order of values in memory: only dimensions of one change places."""
@@ -156,10 +156,10 @@ class _Prediction(WeightedLayers):
         kept = [axis for axis in order if axis < len(dims) and dims[axis] != 1]
         return bool(kept == sorted(kept))
 
-    def _is_value(self, read: Read) -> bool:
+    def _is_value(self, read: SlotRead) -> bool:
         return self.flow.quantization(read) is not None or self.type_of(read.tensor) in FLOATS
 
-    def concat(self, group: Group) -> None:
+    def concat(self, group: FusionGroup) -> None:
         """A Concat: its inputs are written into its output, or copied there."""
         reads = [r for _, r in self.flow.inputs(group.core)]
         if not reads or not all(self._is_value(r) for r in reads):
@@ -174,7 +174,7 @@ class _Prediction(WeightedLayers):
             self._part(group, read, form, made)
         self.wrote(made.name)
 
-    def _part(self, group: Group, read: Read, form: Quantization | None, made: Held) -> None:
+    def _part(self, group: FusionGroup, read: SlotRead, form: Quantization | None, made: Held) -> None:
         """Bring one input of a Concat into its output, by a copy where no layer could write it there."""
         before = len(self.layers)
         if form is None:
@@ -192,7 +192,7 @@ class _Prediction(WeightedLayers):
         self.written.discard(tensor)
         return free
 
-    def pointwise(self, group: Group) -> None:
+    def pointwise(self, group: FusionGroup) -> None:
         """A generated kernel of point-wise operators."""
         inside = {o for n in group.nodes for o in n.outputs}
         reads = list(dict.fromkeys(r for n in group.nodes for _, r in self.flow.inputs(n) if r.tensor not in inside or r.quantization))
@@ -213,7 +213,7 @@ class _Prediction(WeightedLayers):
         self.add_layer("PointWiseV2", name, rule, (inputs, [made]), [n.label for n in group.nodes])
         self.wrote(group.output)
 
-    def _pointwise_input(self, read: Read, int8_too: bool) -> Held:
+    def _pointwise_input(self, read: SlotRead, int8_too: bool) -> Held:
         quantization = self.flow.quantization(read)
         if quantization and int8_too:
             return self.int8(read, quantization, "")
@@ -225,7 +225,7 @@ class _Prediction(WeightedLayers):
             return own
         return next((i.dtype for i in inputs if i.dtype in FLOATS), own)
 
-    def other(self, group: Group) -> None:
+    def other(self, group: FusionGroup) -> None:
         """An operator that nothing is fused with."""
         node = group.core
         reads = [r for _, r in self.flow.inputs(node)]

@@ -19,7 +19,7 @@ import onnx
 from onnx import TensorProto
 
 from qdq.errors import ModelError
-from qdq.graph.bodies import captured
+from qdq.graph.bodies import captured_names
 from qdq.graph.index import GraphIndex, Node
 from qdq.graph.pairs import PAIR_OPERATORS
 from qdq.graph.quantized_operators import DEQUANTIZE, QUANTIZE
@@ -46,7 +46,7 @@ class Quantization(msgspec.Struct, frozen=True):
     scale: str
 
 
-class Read(msgspec.Struct, frozen=True):
+class SlotRead(msgspec.Struct, frozen=True):
     """What one input slot reads: a tensor as it is, or through a Q and a DQ."""
 
     tensor: str
@@ -56,36 +56,36 @@ class Read(msgspec.Struct, frozen=True):
     dq: str = ""
 
 
-class Flow:
+class QuantizationFlow:
     """Which tensors of a graph are read, written and wanted in INT8."""
 
     def __init__(self, index: GraphIndex) -> None:
         self.index = index
         self.folded = _folded(index)
         #: What each tensor stands for, where it is not itself.
-        self._reads: dict[str, Read] = {}
+        self._reads: dict[str, SlotRead] = {}
         #: Readers of each tensor: as it is, and through a Q.
         self.plain: dict[str, list[tuple[Node, int]]] = defaultdict(list)
-        self.quantized: dict[str, list[Read]] = defaultdict(list)
+        self.quantized: dict[str, list[SlotRead]] = defaultdict(list)
         #: The nodes that read each tensor, either way.
         self.readers: dict[str, list[Node]] = defaultdict(list)
         #: Tensors that a DQ has moved past: the INT8 tensor is there already.
-        self.reached: dict[str, Read] = {}
+        self.reached: dict[str, SlotRead] = {}
         #: The nodes that compute: no constants, pairs or copies.
         self.nodes = tuple(self._forward())
         self.outputs = {self.read(name).tensor: name for name in index.outputs}
         #: The quantization that every reader of a tensor asks for.
         self.wanted = self._backward()
 
-    def read(self, tensor: str) -> Read:
+    def read(self, tensor: str) -> SlotRead:
         """Return what stands behind a tensor."""
-        return self._reads.get(tensor, Read(tensor))
+        return self._reads.get(tensor, SlotRead(tensor))
 
-    def inputs(self, node: Node) -> tuple[tuple[int, Read], ...]:
+    def inputs(self, node: Node) -> tuple[tuple[int, SlotRead], ...]:
         """Return the slots of a node that read computed values, with what they read."""
         return tuple((slot, self.read(t)) for slot, t in enumerate(node.inputs) if t and t not in self.folded)
 
-    def quantization(self, read: Read) -> Quantization | None:
+    def quantization(self, read: SlotRead) -> Quantization | None:
         """Return how a read value is quantized already, or None where it is float."""
         if read.quantization:
             return read.quantization
@@ -107,7 +107,7 @@ class Flow:
             return bool(node.attribute("mode", b"nearest") == b"nearest")
         return node.op in _MOVING
 
-    def moved_inputs(self, node: Node) -> tuple[Read, ...]:
+    def moved_inputs(self, node: Node) -> tuple[SlotRead, ...]:
         """Return the inputs of a commuting node whose values reach its output."""
         return tuple(read for slot, read in self.inputs(node) if slot == 0 or node.op == "Concat")
 
@@ -151,9 +151,9 @@ class Flow:
         before = self.read(node.inputs[0])
         if node.op == QUANTIZE:
             same = before.quantization == found or (before.quantization is None and self.quantization(before) == found)
-            self._reads[node.outputs[0]] = before if same and before.quantization else Read(before.tensor, found, node.label)
+            self._reads[node.outputs[0]] = before if same and before.quantization else SlotRead(before.tensor, found, node.label)
         else:
-            self._reads[node.outputs[0]] = Read(before.tensor, before.quantization or found, before.q, node.label)
+            self._reads[node.outputs[0]] = SlotRead(before.tensor, before.quantization or found, before.q, node.label)
         return True
 
     def _quantization(self, node: Node) -> Quantization | None:
@@ -183,10 +183,10 @@ class Flow:
             found = {self.quantization(r) for r in moved}
             if len(found) == 1 and (quantization := found.pop()):
                 dq = moved[0].dq or self.reached.get(moved[0].tensor, moved[0]).dq
-                self.reached.update({o: Read(o, quantization, dq=dq) for o in node.outputs if o})
+                self.reached.update({o: SlotRead(o, quantization, dq=dq) for o in node.outputs if o})
 
     def _count_body(self, node: Node, body: onnx.GraphProto) -> None:
-        for name in sorted(captured(body)):
+        for name in sorted(captured_names(body)):
             self.plain[self.read(name).tensor].append((node, -1))
 
     def _backward(self) -> dict[str, Quantization]:

@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from qdq.engines.compilable_model import compilable
+from qdq.engines.compilable_model import make_compilable
 from qdq.errors import ModelError
 from qdq.graph.bodies import node_labels
 from qdq.graph.index import GraphIndex, Node
@@ -29,7 +29,7 @@ _ROUNDS = 6
 
 def with_static_shapes(source: Source, shapes: Mapping[str, tuple[int, ...]]) -> GraphIndex:
     """Return an index of a copy with inputs of the given shapes, 1 where a dimension is dynamic and not given; labels are those of the model."""
-    copy = compilable(source.model, shapes)
+    copy = make_compilable(source.model, shapes)
     for node, label in zip(copy.graph.node, node_labels(source.model.graph), strict=True):
         node.name = label
     if _is_dynamic(source.model):  # the shapes written in the file are not the ones asked for

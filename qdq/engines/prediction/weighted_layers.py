@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from qdq.engines.engine import LayerTensor
-from qdq.engines.prediction.fusion import Group, has_few_channels, int8_operands, is_depthwise
+from qdq.engines.prediction.fusion import FusionGroup, has_few_channels, int8_operands, is_depthwise
 from qdq.engines.prediction.memory_formats import CHANNEL_LAST, FLOAT, FOUR_WIDE, HALF, INT8, LINEAR, THIRTY_TWO_WIDE, Held, Memory
-from qdq.engines.prediction.qdq_propagation import Flow, Quantization, Read
-from qdq.graph.layer_shapes import channels
+from qdq.engines.prediction.qdq_propagation import Quantization, QuantizationFlow, SlotRead
+from qdq.graph.layer_shapes import convolution_channels
 from qdq.graph.operands import CONVOLUTIONS
 from qdq.target import Target
 
@@ -17,17 +17,17 @@ _TF32 = 80
 class WeightedLayers(Memory):
     """Adds the layers of weighted groups to the memory."""
 
-    def __init__(self, flow: Flow, target: Target, allow_fp16: bool) -> None:
+    def __init__(self, flow: QuantizationFlow, target: Target, allow_fp16: bool) -> None:
         super().__init__(flow, allow_fp16)
         self.target = target
         #: Tensors that a layer wrote, so that it could write them elsewhere.
         self.written: set[str] = set()
 
-    def name(self, group: Group) -> str:
+    def name(self, group: FusionGroup) -> str:
         """Return the nodes of a group as TensorRT names a layer."""
         return " + ".join(n.label for n in group.nodes)
 
-    def weighted(self, group: Group) -> None:
+    def weighted(self, group: FusionGroup) -> None:
         """A convolution, deconvolution or matrix product, with what is fused into it."""
         dtype, refused = self._multiplies(group)
         if dtype:
@@ -35,9 +35,9 @@ class WeightedLayers(Memory):
         else:
             self._float_layer(group, refused)
 
-    def _multiplies(self, group: Group) -> tuple[str, str]:
+    def _multiplies(self, group: FusionGroup) -> tuple[str, str]:
         """Return the quantized type a weighted layer multiplies in, or "" and the rule that keeps it in float."""
-        node, sizes = group.core, channels(self.flow.index, group.core)
+        node, sizes = group.core, convolution_channels(self.flow.index, group.core)
         dtype = int8_operands(self.flow, node)
         if not dtype:
             return "", "float-operands"
@@ -48,7 +48,7 @@ class WeightedLayers(Memory):
             return "", "grouped-channels"
         return dtype, ""
 
-    def _int8_layer(self, group: Group, dtype: str) -> None:
+    def _int8_layer(self, group: FusionGroup, dtype: str) -> None:
         node, out = group.core, group.output
         spatial = node.op in CONVOLUTIONS
         vectors = THIRTY_TWO_WIDE if spatial else LINEAR
@@ -68,7 +68,7 @@ class WeightedLayers(Memory):
             made = self.hold(out, kind, layout)
         self._done_weighted(group, rule, [*data, *extra], made, dtype)
 
-    def _int8_rule(self, group: Group, few: bool, writes: Quantization | None) -> str:
+    def _int8_rule(self, group: FusionGroup, few: bool, writes: Quantization | None) -> str:
         if group.addend is not None:
             return "residual-int8" if writes else "residual-float"
         if group.pooled:
@@ -79,7 +79,7 @@ class WeightedLayers(Memory):
             return "float-result"
         return "depthwise-int8" if is_depthwise(self.flow, group.core) else "int8-operands"
 
-    def _float_result(self, group: Group, few: bool, dequantized: bool) -> tuple[str, str]:
+    def _float_result(self, group: FusionGroup, few: bool, dequantized: bool) -> tuple[str, str]:
         """Return type and format of an INT8 layer's float result.
 
         Half comes in thirty-two-wide vectors, Float in rows. Where FP16 is merely allowed, the
@@ -103,7 +103,7 @@ class WeightedLayers(Memory):
             tensor = reader.outputs[0]
         return False
 
-    def _float_layer(self, group: Group, rule: str) -> None:
+    def _float_layer(self, group: FusionGroup, rule: str) -> None:
         node = group.core
         spatial = node.op in CONVOLUTIONS
         dtype = self.float_type(group.output)
@@ -114,13 +114,13 @@ class WeightedLayers(Memory):
         inputs = [self.in_float(r, dtype, layout) for r in reads]
         self._done_weighted(group, rule, inputs, self.hold(group.output, dtype, layout), dtype)
 
-    def _multiplied(self, group: Group) -> list[Read]:
+    def _multiplied(self, group: FusionGroup) -> list[SlotRead]:
         """Return the computed operands of a weighted layer, and a computed bias of a Gemm."""
         first = group.padding or group.core
         others = [r for slot, r in self.flow.inputs(group.core) if slot]
         return [*(r for slot, r in self.flow.inputs(first) if slot == 0), *others]
 
-    def _done_weighted(self, group: Group, rule: str, inputs: list[Held], made: Held, dtype: str) -> None:
+    def _done_weighted(self, group: FusionGroup, rule: str, inputs: list[Held], made: Held, dtype: str) -> None:
         node = group.core
         weights = [t for t in node.inputs[:2] if t in self.flow.folded]
         constants = tuple(LayerTensor(t, self.dims(t), dtype) for t in weights)
@@ -130,7 +130,7 @@ class WeightedLayers(Memory):
         self.add_layer(kind, " + ".join(names), rule, (inputs, [made]), [*(n.label for n in group.nodes), *pairs], constants)
         self.wrote(group.output)
 
-    def _weighted_kind(self, group: Group, dtype: str) -> str:
+    def _weighted_kind(self, group: FusionGroup, dtype: str) -> str:
         op = group.core.op
         if group.pooled:
             return "ConvActPool"
@@ -140,7 +140,7 @@ class WeightedLayers(Memory):
             return "CudaDepthwiseConvolution" if is_depthwise(self.flow, group.core) and dtype == INT8 else "CaskConvolution"
         return "MatrixMultiply"
 
-    def recurrent(self, group: Group) -> None:
+    def recurrent(self, group: FusionGroup) -> None:
         """An LSTM, GRU or RNN: the product of the whole sequence with W, then the recurrence, in float."""
         node = group.core
         (_, sequence), *states = self.flow.inputs(node)

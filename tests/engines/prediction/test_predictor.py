@@ -14,7 +14,7 @@ from resnet18 import resnet18
 
 import qdq
 from qdq.engines.engine import NO_OP, REFORMAT, Engine, EngineLayer
-from qdq.engines.prediction.fusion_rules import RULES
+from qdq.engines.prediction.fusion_rules import FUSION_RULES
 from qdq.engines.prediction.predictor import predict_engine
 from qdq.target import Target
 from tests.integration.test_bodies import branching, samples
@@ -38,7 +38,7 @@ def types(layer: EngineLayer) -> str:
 
 def alone(engine: Engine) -> list[str]:
     """Return the names of the Q and DQ that are layers of their own."""
-    return [la.name for la in engine.layers if la.follows.startswith("stand-alone")]
+    return [la.name for la in engine.layers if la.fusion_rule.startswith("stand-alone")]
 
 
 def numbered(op: str, *numbers: int) -> list[str]:
@@ -132,7 +132,7 @@ def predicted(export: Exported, output: str, **more: object) -> Engine:
 
 
 def kinds(engine: Engine) -> list[str]:
-    return [la.follows for la in engine.layers]
+    return [la.fusion_rule for la in engine.layers]
 
 
 def test_a_sum_whose_other_operand_is_float_keeps_the_fused_convolution_in_float() -> None:
@@ -141,7 +141,7 @@ def test_a_sum_whose_other_operand_is_float_keeps_the_fused_convolution_in_float
 
     first, second = [la for la in predicted(e, y).layers if la.kind == "CaskConvolution"]
 
-    assert (types(first), first.follows) == ("Int8+Float -> Float", "residual-float")
+    assert (types(first), first.fusion_rule) == ("Int8+Float -> Float", "residual-float")
     assert types(second) == "Int8 -> Float"
 
 
@@ -171,7 +171,7 @@ def test_a_sum_behind_silu_is_pointwise() -> None:
     engine = predicted(e, convolution(e, added))
 
     layer = layer_of(engine, added.removesuffix(".out"))
-    assert (layer.kind, layer.follows) == ("PointWiseV2", "quantized-pointwise")
+    assert (layer.kind, layer.fusion_rule) == ("PointWiseV2", "quantized-pointwise")
     assert types(layer) == "Float+Int8 -> Int8"
 
 
@@ -186,7 +186,7 @@ def test_padding_runs_in_the_convolution_unless_a_pair_stands_between(between: b
     assert types(layer_of(engine, y.removesuffix(".out"))) == "Int8 -> Float"
     assert ("Pad" in layer_of(engine, y.removesuffix(".out")).name) is not between
     if between:
-        assert layer_of(engine, padded.removesuffix(".out")).follows == "commutes"
+        assert layer_of(engine, padded.removesuffix(".out")).fusion_rule == "commutes"
 
 
 @pytest.mark.parametrize(
@@ -263,7 +263,7 @@ def test_a_transformer_block_multiplies_in_int8_and_its_generated_kernels_quanti
     products = [la for la in engine.layers if la.kind == "MatrixMultiply"]
     assert [types(la) for la in products] == [PLAIN] * 3 + ["Int8+Int8 -> Float"] * 2
     assert alone(engine) == []
-    assert [la.follows for la in engine.layers if la.kind in ("LayerNormalization", "SoftMaxV2")] == ["generated", "generated"]
+    assert [la.fusion_rule for la in engine.layers if la.kind in ("LayerNormalization", "SoftMaxV2")] == ["generated", "generated"]
 
 
 def test_squeeze_and_excite_gates_in_a_pointwise_kernel() -> None:
@@ -285,7 +285,7 @@ def test_a_recurrent_layer_multiplies_its_whole_input_in_int8_and_recurs_in_floa
     e.nodes.append(node("LSTM", [e.pair("x"), w, "r"], ["y"], "lstm", hidden_size=16))
     engine = predicted(e, "y", shape=(10, 1, 32))
 
-    assert [(la.kind, types(la), la.follows) for la in engine.layers[1:]] == [
+    assert [(la.kind, types(la), la.fusion_rule) for la in engine.layers[1:]] == [
         ("MatrixMultiply", "Int8 -> Float", "recurrent-int8"), ("Loop", "Float -> Float", "recurrence"),
     ]  # fmt: skip
 
@@ -297,7 +297,7 @@ def test_what_lies_in_one_concat_is_copied_into_the_next() -> None:
     second = e.add("Concat", a, first, axis=1)
     engine = predicted(e, e.add("Add", second, e.add("Concat", first, b, axis=1)), shape=(1, 32, 8, 8))
 
-    copied = [la.name for la in engine.layers if la.follows == "concat"]
+    copied = [la.name for la in engine.layers if la.fusion_rule == "concat"]
     assert copied == [f"{a} copy", f"{first} copy", f"{b} copy"]
 
 
@@ -317,21 +317,21 @@ def test_grouped_convolutions_need_four_channels_a_group(group: int, expected: s
     e = Exported()
     engine = predicted(e, convolution(e, "x", group=group))
 
-    assert layer_of(engine, "Conv_4").follows == expected
+    assert layer_of(engine, "Conv_4").fusion_rule == expected
 
 
 def test_a_three_dimensional_deconvolution_stays_in_float() -> None:
     e = Exported()
     y = e.add("ConvTranspose", e.pair("x"), e.weight(32, 32, 2, 2, 2))
 
-    assert layer_of(predicted(e, y, shape=(1, 32, 4, 4, 4)), "ConvTranspose_4").follows == "deconvolution-3d"
+    assert layer_of(predicted(e, y, shape=(1, 32, 4, 4, 4)), "ConvTranspose_4").fusion_rule == "deconvolution-3d"
 
 
 def test_only_pairs_on_both_operands_make_int8() -> None:
     e = Exported()
     engine = predicted(e, convolution(e, "x", pair=False))
 
-    assert [(la.follows, types(la)) for la in engine.layers if la.kind == "CaskConvolution"] == [("float-operands", "Float -> Float")]
+    assert [(la.fusion_rule, types(la)) for la in engine.layers if la.kind == "CaskConvolution"] == [("float-operands", "Float -> Float")]
 
 
 def test_a_strongly_typed_half_graph_writes_half() -> None:
@@ -402,13 +402,13 @@ def test_fp8_is_refused_below_ada_and_multiplied_from_there_on() -> None:
 
 def require_whole(engine: Engine, model: onnx.ModelProto) -> None:
     """Assert that every node runs at most once, in an order in which its inputs exist, by a rule that is written down."""
-    computing = [n for la in engine.layers if la.follows not in ("reformat", "concat", "stand-alone-quantize") for n in la.nodes]
+    computing = [n for la in engine.layers if la.fusion_rule not in ("reformat", "concat", "stand-alone-quantize") for n in la.nodes]
     pairs = {n.name for n in model.graph.node if n.op_type in PAIR}  # one on a weight that two layers read runs in both
     assert len([n for n in computing if n not in pairs]) == len(set(computing) - pairs)
     joined = {o for n in model.graph.node if n.op_type == "Concat" for o in n.output}
     there = {i.name for i in model.graph.input}
     for layer in engine.layers:
-        assert layer.follows in RULES
+        assert layer.fusion_rule in FUSION_RULES
         assert layer.outputs
         for tensor in layer.inputs:
             assert tensor.name in there | joined, (layer.name, tensor)
@@ -450,7 +450,7 @@ def test_validate_predicts_a_trt_target_without_data(files: tuple[Path, Path]) -
     assert "TensorRT, strongly typed, predicted" in text
     assert "trt:sm80: predicted, not built; its layers follow" in text
     for rule in ("stand-alone-quantize", "few-channels", "view", "float-result"):
-        assert RULES[rule].says in text
+        assert FUSION_RULES[rule].description in text
 
 
 def test_a_predicted_report_carries_rules_and_reformats_in_json(files: tuple[Path, Path]) -> None:
@@ -459,10 +459,10 @@ def test_a_predicted_report_carries_rules_and_reformats_in_json(files: tuple[Pat
     (engine,) = json.loads(text)["validation"]["engines"]
     assert code == 0
     assert (engine["kind"], engine["compiler"]) == ("predicted", "TensorRT, weakly typed, FP16 allowed")
-    assert engine["standalone"] != []
+    assert engine["standalone_qdq"] != []
     assert engine["reformats"] >= 1
-    assert {"rule", "says", "source", "layers", "kinds"} == set(engine["rules"][0])
-    assert sum(r["layers"] for r in engine["rules"]) >= engine["kernels"]
+    assert {"rule", "description", "source", "layers", "kinds"} == set(engine["fusion_rules"][0])
+    assert sum(r["layers"] for r in engine["fusion_rules"]) >= engine["kernels"]
     assert [v["int8"] for v in engine["layers"]] == [True, True]
 
 
@@ -480,7 +480,7 @@ def test_a_promise_that_the_prediction_does_not_keep_is_broken(tmp_path: Path) -
     assert (
         "odd [weighted-inputs, weights-per-channel]: promised INT8, but the engine is predicted to run it as CaskConvolution Float -> Float -> Float: " in text
     )
-    assert RULES["grouped-channels"].says in text
+    assert FUSION_RULES["grouped-channels"].description in text
 
 
 def test_a_model_that_tensorrt_refuses_is_missed(files: tuple[Path, Path], tmp_path: Path) -> None:
@@ -505,7 +505,7 @@ def test_quantize_validates_a_trt_target_by_predicting_it(files: tuple[Path, Pat
 
 
 def test_where_tensorrt_and_a_gpu_are_present_the_engine_is_run_and_not_predicted(files: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("qdq.validation.validator.gpu_present", lambda: True)
+    monkeypatch.setattr("qdq.validation.validator.is_gpu_present", lambda: True)
 
     code, _, error = run("validate", *files, "--target", "trt:sm80")
 
@@ -521,4 +521,4 @@ def test_layers_in_bodies_are_named_as_not_predicted() -> None:
     inside = [v.node for v in engine.layers if v.promised and "." in v.node]
     assert inside != []
     assert set(inside) <= set(engine.unmapped)
-    assert engine.broken == ()
+    assert engine.broken_promises == ()
