@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-import msgspec
-
 from qdq.checking.catalogue import ERROR
 from qdq.checking.finding import Finding, make_finding
 from qdq.checking.format_checks import Edges, FormatCheck, check_operators
@@ -21,6 +19,7 @@ from qdq.graph.loader import load
 from qdq.graph.metadata import LEAVE_FLOAT_KEY, RULES_KEY, SHAPES_KEY, TARGETS_KEY
 from qdq.graph.shape_profiles import Profile, parse_profile
 from qdq.graph.source import ModelLike, Source
+from qdq.planning.plan_request import PlanRequest
 from qdq.planning.planner import find_quantized_nodes, plan_index
 from qdq.quantized.model import QuantizedModel
 from qdq.rules.rule import RuleSet
@@ -55,37 +54,48 @@ def check(
     return tuple(_findings(compared, refused, weights))
 
 
-class PlanningIntent(msgspec.Struct, frozen=True):
-    """What a model is planned with."""
+def read_plan_request(
+    source: Source,
+    *,
+    rules: RuleSet | None = None,
+    targets: Iterable[Target] = (),
+    leave_float: Iterable[str] | None = None,
+) -> PlanRequest:
+    """Return the request that a model is planned with.
 
-    rules: RuleSet
-    targets: tuple[Target, ...]
-    leave_float: tuple[str, ...]
-    profiles: tuple[Profile, ...]
-
-
-def read_planning_intent(
-    source: Source, *, rules: RuleSet | None = None, targets: Iterable[Target] = (), leave_float: Iterable[str] | None = None
-) -> PlanningIntent:
-    """Return what a model is planned with: what is given, else what qdq wrote into it, else the defaults for the types it has."""
-    written = {p.key: p.value for p in source.model.metadata_props}
-    named = tuple(n for n in written.get(RULES_KEY, "").split("\n") if n in shipped_sets())
-    return PlanningIntent(
-        rules or load_rules(named or default_rule_sets(source)),
+    What is None or empty is taken from the metadata that qdq wrote into the model, else from the
+    defaults for the types that it holds.
+    """
+    metadata = {entry.key: entry.value for entry in source.model.metadata_props}
+    if leave_float is None:
+        leave_float = filter(None, metadata.get(LEAVE_FLOAT_KEY, "").split("\n"))
+    return PlanRequest(
+        rules or load_rules(_recorded_rule_sets(metadata) or default_rule_sets(source)),
         tuple(targets) or recorded_targets(source),
-        tuple(leave_float if leave_float is not None else filter(None, written.get(LEAVE_FLOAT_KEY, "").split("\n"))),
-        _written_profiles(written, source),
+        tuple(leave_float),
+        allow_unmatched=True,
+        profiles=_written_profiles(metadata, source),
     )
 
 
+def _recorded_rule_sets(metadata: dict[str, str]) -> tuple[str, ...]:
+    """Return the shipped rule sets that qdq wrote into a model."""
+    names = metadata.get(RULES_KEY, "").split("\n")
+    return tuple(name for name in names if name in shipped_sets())
+
+
 def compare_with_plan(
-    model: ModelLike, *, rules: RuleSet | None = None, targets: Iterable[Target] = (), leave_float: Iterable[str] | None = None
+    model: ModelLike,
+    *,
+    rules: RuleSet | None = None,
+    targets: Iterable[Target] = (),
+    leave_float: Iterable[str] | None = None,
 ) -> Comparison:
-    """Return a model against the plan of its float graph, edge by edge; what is not given is as for `check`."""
+    """Return a model against the plan of its float graph, edge by edge; defaults as for `check`."""
     quantized = QuantizedModel(model)
-    intent = read_planning_intent(quantized.original, rules=rules, targets=targets, leave_float=leave_float)
-    wanted = plan_index(quantized.index, intent.rules, intent.targets, intent.leave_float, allow_unmatched=True, profiles=intent.profiles)
-    return compare_pairs(quantized, wanted, intent.rules)
+    request = read_plan_request(quantized.original, rules=rules, targets=targets, leave_float=leave_float)
+    plan = plan_index(quantized.index, request)
+    return compare_pairs(quantized, plan, request.rules)
 
 
 #: Findings about a pair's scales that say more than that they are not the planned ones.

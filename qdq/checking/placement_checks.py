@@ -14,17 +14,16 @@ import numpy as np
 from qdq.checking.finding import Finding, make_finding
 from qdq.graph.index import Edge, GraphIndex, Node
 from qdq.graph.operands import operands
-from qdq.graph.patterns import MOVES_VALUES, can_commute_with_quantization, trace_axis_to_input
+from qdq.graph.operators import FOLDED_INTO_WEIGHTS, FUSED_AFTER_WEIGHTED, MOVES_VALUES, QUANTIZABLE_POOLS
+from qdq.graph.patterns import can_commute_with_quantization, trace_axis_to_input
 from qdq.graph.residual import find_residual_slot
 from qdq.planning.decisions import INCOMPLETE, NO_RULE, LeftFloat, Placement, Plan
 from qdq.quantized.model import QuantizedEdge, QuantizedModel, largest_scale
-from qdq.rules.facts import ACTIVATIONS, POOLS
 from qdq.rules.rule import RuleSet
 
 #: Scales closer than this are the same.
 _SAME = 1e-3
 _FOUR_BITS = ("int4", "uint4", "float4e2m1")
-_FOLDED = ("BatchNormalization", "Add", "Mul", "Sub", "Div")
 
 
 class Comparison(msgspec.Struct, frozen=True):
@@ -188,7 +187,7 @@ def _missing_code(scope: GraphIndex, edge: Edge, both: tuple[Edge, ...], missing
         return "half-quantized", f"has no Q/DQ pair, but {other.tensor!r} has: the {node.op} runs in float"
     if find_residual_slot(scope, node) == edge.slot:
         return "residual-in-float", "skips into the residual Add without a Q/DQ pair"
-    if node.op in POOLS:
+    if node.op in QUANTIZABLE_POOLS:
         return "pool-in-float", f"is read by the {node.op} without a Q/DQ pair"
     return "missing-pair", "has no Q/DQ pair"
 
@@ -217,7 +216,7 @@ def _unwanted_code(scope: GraphIndex, edge: Edge, names: _Names) -> tuple[str, s
     if kept is not None and kept.because == INCOMPLETE and any(names.left_by(other, into="lacks-int8-kernel") for other in both):
         return "no-kernel", f"has a Q/DQ pair, and the {node.op} no INT8 kernel on the target"
     if weighted := _fused_behind(scope, edge.tensor):
-        if node.op in (*ACTIVATIONS, "BatchNormalization", "PRelu", "HardSwish") or _folds(scope, edge):
+        if node.op in FUSED_AFTER_WEIGHTED or _folds(scope, edge):
             return "pair-in-fusion", f"has a Q/DQ pair between {weighted} and the {node.op} that TensorRT fuses with it"
         return "pair-on-output", f"has a Q/DQ pair on the output of {weighted}"
     if names.left_by(edge, from_="weighted"):
@@ -228,13 +227,13 @@ def _unwanted_code(scope: GraphIndex, edge: Edge, names: _Names) -> tuple[str, s
 def _folds(scope: GraphIndex, edge: Edge) -> bool:
     """Whether an edge goes into an Add or Mul of a constant, as of a bias."""
     node = scope.node(edge)
-    return node.op in _FOLDED and len([i for i in node.inputs if i and not scope.is_constant(i)]) == 1
+    return node.op in FOLDED_INTO_WEIGHTS and len([i for i in node.inputs if i and not scope.is_constant(i)]) == 1
 
 
 def _fused_behind(scope: GraphIndex, tensor: str) -> str:
     """Return what makes a tensor: a weighted operator with nothing but folded ones behind it, or a residual Add that TensorRT fuses with one."""
     maker = scope.producers.get(tensor)
-    while maker is not None and maker.op in _FOLDED and len(computed := [i for i in maker.inputs if i and not scope.is_constant(i)]) == 1:
+    while maker is not None and maker.op in FOLDED_INTO_WEIGHTS and len(computed := [i for i in maker.inputs if i and not scope.is_constant(i)]) == 1:
         maker = scope.producers.get(computed[0])
     if maker is None:
         return ""

@@ -8,13 +8,10 @@ import onnx
 
 from qdq.checking.finding import Finding, make_finding
 from qdq.graph.bodies import node_bodies, node_labels, qualified_name
-from qdq.graph.operands import WEIGHTED
+from qdq.graph.operators import FUSED_BEFORE_OUTPUT, WEIGHTED
 from qdq.graph.pairs import PAIR_OPERATORS, QdqPair, count_readers, find_pairs, stored_tensors
 from qdq.graph.quantized_operators import DEQUANTIZE, QUANTIZE
 from qdq.quantized.model import QuantizedModel
-
-#: Operators that TensorRT folds into the weighted layer in front.
-_FOLDED = ("BatchNormalization", "Relu", "Clip")
 
 
 def check_structure(quantized: QuantizedModel) -> Iterator[Finding]:
@@ -60,7 +57,7 @@ def _on_outputs(graph: onnx.GraphProto, labels: list[str], pairs: tuple[QdqPair,
     for pair in pairs:
         if pair.output in outputs and pair.q is not None and pair.tensor in makers:
             maker = makers[pair.tensor]
-            while maker.op_type in _FOLDED and maker.input[0] in makers:
+            while maker.op_type in FUSED_BEFORE_OUTPUT and maker.input[0] in makers:
                 maker = makers[maker.input[0]]
             weighted = maker.op_type in WEIGHTED
             problem = f"the graph output {pair.output!r} has a Q/DQ pair" + (f" behind the {maker.op_type} {maker.name!r}" if weighted else "")

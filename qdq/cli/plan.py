@@ -12,6 +12,7 @@ from qdq.files.output import check_output, write_atomic
 from qdq.graph.loader import load
 from qdq.planning.plan_diff import PlanDiff, diff_plans
 from qdq.planning.plan_file import plan_to_yaml, read_plan
+from qdq.planning.plan_request import PlanRequest
 from qdq.planning.planner import plan_source, require_float_model
 from qdq.reports.report import plan_sections
 from qdq.reports.sections import Section
@@ -47,7 +48,7 @@ def command(ctx: click.Context, /, model: Path, output: Path | None, older: Path
     source = load(model)
     require_float_model(source)
     rules, profiles = rules_of(given["rule_sets"]), profiles_of(given["shapes"])
-    index, made = plan_source(source, rules, targets_of(given["targets"]), given["leave_float"], given["allow_unmatched"], profiles)
+    index, made = plan_source(source, PlanRequest(rules, targets_of(given["targets"]), given["leave_float"], given["allow_unmatched"], profiles))
     if output:
         write_atomic(output, plan_to_yaml(made, index).encode())
     if old is None:

@@ -28,7 +28,7 @@ from qdq.engines.engine import Engine, EngineLayer
 from qdq.engines.one_layer_models import LAYER, LayerForm, make_network
 from qdq.engines.rtx_compiler import Compiler
 from qdq.engines.tensorrt import compile_tensorrt
-from qdq.graph.operands import MATRIX_PRODUCTS, RECURRENT, WEIGHTED
+from qdq.graph.operators import MATRIX_PRODUCTS, RECURRENT, WEIGHTED
 from qdq.rules.kernel_tables import KernelRow, KernelTable, listed_values
 from qdq.target import Target
 

@@ -17,7 +17,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from qdq.graph.operands import RECURRENT, WEIGHTED
+from qdq.graph.operators import RECURRENT, WEIGHTED
 from qdq.quantizer import E4M3, ELEMENT_TYPES, INT8_LEVELS
 
 LayerForm = dict[str, Any]

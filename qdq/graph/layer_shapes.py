@@ -7,8 +7,9 @@ import math
 import msgspec
 
 from qdq.graph.index import GraphIndex, Node
-from qdq.graph.operands import CONVOLUTIONS, MATRIX_PRODUCTS, operands
-from qdq.graph.patterns import MOVES_VALUES, cached_per_graph, find_producer_before_moves
+from qdq.graph.operands import operands
+from qdq.graph.operators import CONVOLUTIONS, MATRIX_PRODUCTS, MOVES_VALUES
+from qdq.graph.patterns import cached_per_graph, find_producer_before_moves
 
 _MATRIX = 2
 

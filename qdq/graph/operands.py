@@ -20,16 +20,8 @@ import numpy as np
 
 from qdq.arrays import Array
 from qdq.graph.index import Edge, GraphIndex, Node
+from qdq.graph.operators import RECURRENT, WEIGHTED
 
-CONVOLUTIONS = ("Conv", "ConvTranspose")
-MATRIX_PRODUCTS = ("Gemm", "MatMul")
-
-#: Operators whose first two inputs are multiplied and summed into their result.
-PRODUCTS = (*CONVOLUTIONS, *MATRIX_PRODUCTS, "Einsum")
-
-#: Operators that multiply their first input with W, and more besides.
-RECURRENT = ("LSTM", "GRU", "RNN")
-WEIGHTED = (*PRODUCTS, *RECURRENT)
 _DATA, _WEIGHT = 0, 1
 _GATE_ROWS = 1
 _TWO_TERMS = re.compile(r"([A-Za-z]+),([A-Za-z]+)->([A-Za-z]*)")

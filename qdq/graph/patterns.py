@@ -14,6 +14,7 @@ from weakref import WeakKeyDictionary
 from qdq.graph.bodies import captured_names
 from qdq.graph.index import Edge, GraphIndex, Node
 from qdq.graph.operands import operands
+from qdq.graph.operators import GATES, MOVES_VALUES, PICKS_VALUES
 
 PLANE_RANK = 4
 
@@ -23,12 +24,7 @@ NORMALIZATIONS = (
     "com.microsoft.LayerNormalization", "com.microsoft.SkipLayerNormalization", "com.microsoft.SimplifiedLayerNormalization",
 )  # fmt: skip
 
-#: Operators that only move values, so that quantizing before or after them is the same.
-MOVES_VALUES = ("Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze")
 
-#: Operators that pick, repeat or reorder values besides.
-PICKS_VALUES = ("Slice", "Split", "Gather", "Expand", "Tile", "DepthToSpace", "SpaceToDepth", "MaxPool", "GlobalMaxPool", "Dropout")
-GATES = ("Sigmoid", "HardSigmoid")
 _PAD_VALUE = 2
 _PLANE = 2
 _Found = TypeVar("_Found")

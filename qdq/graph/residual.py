@@ -10,17 +10,9 @@ from __future__ import annotations
 from collections import deque
 
 from qdq.graph.index import Edge, GraphIndex, Node
-from qdq.graph.operands import CONVOLUTIONS
+from qdq.graph.operators import ACTIVATIONS_BEFORE_RESIDUAL, CONVOLUTIONS, FOLDED_BEFORE_RESIDUAL, MOVES_BEFORE_RESIDUAL
 from qdq.graph.patterns import find_self_gated
 
-#: Operators that TensorRT folds into the convolution before them when their other inputs are constant.
-_FOLDED = ("BatchNormalization", "Add", "Mul")
-
-#: Activations that TensorRT computes together with the convolution before them and the Add behind; SiLU is one too, spelled with Mul.
-_ACTIVATIONS = ("Relu", "Clip", "LeakyRelu", "HardSwish")
-
-#: What lies between a matrix product and its residual Add besides: turning back to channels first.
-_TURNED = ("Transpose", "Reshape", "Identity")
 _TERMS = 2
 
 
@@ -48,7 +40,7 @@ def find_backbone(index: GraphIndex, tensor: str, backbones: tuple[str, ...] = C
     `backbones` names other operators to look for, as MATRIX_PRODUCTS of transformers and ConvNeXt; behind
     a matrix product, moves may follow too.
     """
-    passed = (*_FOLDED, *_ACTIVATIONS) if backbones == CONVOLUTIONS else (*_FOLDED, *_TURNED)
+    passed = (*FOLDED_BEFORE_RESIDUAL, *ACTIVATIONS_BEFORE_RESIDUAL) if backbones == CONVOLUTIONS else (*FOLDED_BEFORE_RESIDUAL, *MOVES_BEFORE_RESIDUAL)
     while (node := index.producers.get(tensor)) is not None and _read_once(index, tensor):
         if node.op in backbones:
             return node

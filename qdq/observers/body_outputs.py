@@ -18,9 +18,8 @@ from onnx import helper, numpy_helper
 from qdq.arrays import Array
 from qdq.graph.bodies import node_bodies, qualified_name
 from qdq.graph.index import GraphIndex
+from qdq.graph.operators import REPEATING
 from qdq.graph.source import Source
-
-_REPEATING = ("Loop", "Scan")
 
 #: Of a Loop's body the first output is the condition, which the Loop itself does not give.
 _CONDITION = 1
@@ -79,7 +78,7 @@ def expose_body_tensors(index: GraphIndex, tensors: Iterable[tuple[str, str]]) -
                 _give(node, body, name, outside, form)
             if node.op_type == "If" and not (_repeats(scope.outer) and form.known):
                 form = form.unknown()
-            if node.op_type in _REPEATING and not gathers:
+            if node.op_type in REPEATING and not gathers:
                 levels, form = levels + 1, form.stacked()
             name, scope = outside, scope.outer
         exposed[name] = ExposedTensor(path, tensor, levels, flat)
@@ -175,7 +174,7 @@ def _operators_around(scope: GraphIndex) -> set[str]:
 
 def _repeats(scope: GraphIndex) -> bool:
     """Whether a graph lies in the body of a Loop or Scan."""
-    return not _operators_around(scope).isdisjoint(_REPEATING)
+    return not _operators_around(scope).isdisjoint(REPEATING)
 
 
 def _by_path(index: GraphIndex, graph: onnx.GraphProto) -> Iterator[tuple[str, onnx.GraphProto]]:

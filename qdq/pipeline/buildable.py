@@ -23,6 +23,7 @@ from qdq.graph.pairs import PAIR_OPERATORS
 from qdq.graph.source import Source
 from qdq.pipeline.bisection import BisectionResult, CompilerRefusal, FloatModelRefusedError, find_refused_groups
 from qdq.planning.decisions import Placement, Plan, group_by_pair
+from qdq.planning.plan_request import PlanRequest
 from qdq.planning.planner import plan_index
 from qdq.quantizer import E4M3
 from qdq.rewriting.inserter import apply_plan
@@ -55,7 +56,7 @@ def search_buildable_plan(index: GraphIndex, plan: Plan, rules: RuleSet, build: 
     count = 0
 
     def without(left: frozenset[str]) -> Plan:
-        return plan_index(index, rules, plan.targets, (*plan.leave_float, *exact_globs(left)), True, plan.profiles) if left else plan
+        return plan_index(index, PlanRequest(rules, plan.targets, (*plan.leave_float, *exact_globs(left)), True, plan.profiles)) if left else plan
 
     def attempt(left: frozenset[str]) -> CompilerRefusal | None:
         nonlocal count

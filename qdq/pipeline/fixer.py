@@ -9,7 +9,7 @@ import onnx
 
 from qdq.calibration.calibrator import compute_scales
 from qdq.calibration.methods import parse_method
-from qdq.checking.checker import read_planning_intent
+from qdq.checking.checker import read_plan_request
 from qdq.graph.index import GraphIndex
 from qdq.graph.source import ModelLike, Source
 from qdq.observers.collection import CollectionJob
@@ -53,8 +53,8 @@ def fix(
     if not had.edges and not had.converted:
         return None
     source, own = make_float_source(had, REPAIR), merge_own_ranges(had)
-    intent = read_planning_intent(had.original, rules=rules, targets=targets, leave_float=leave_float)
-    index, plan = plan_source(source, intent.rules, intent.targets, intent.leave_float, True, intent.profiles)
+    request = read_plan_request(had.original, rules=rules, targets=targets, leave_float=leave_float)
+    index, plan = plan_source(source, request)
     plan = _with_known_ranges(index, plan, had, own)
     scales, _ = compute_scales(CollectionJob(index, plan, None, full=False), parse_method("max"), given=own)
     rewritten = apply_plan(index, plan, scales)

@@ -33,6 +33,7 @@ from qdq.pipeline.requantize import (
     require_mode,
 )
 from qdq.planning.decisions import Plan
+from qdq.planning.plan_request import PlanRequest
 from qdq.planning.planner import find_quantized_nodes, plan_source
 from qdq.quantized.model import QuantizedModel
 from qdq.ranges.tensor_ranges import Ranges
@@ -111,12 +112,12 @@ def quantize(  # noqa: PLR0913 keyword arguments of the public function
         source, rules = make_float_source(had, existing), rules or load_rules(default_rule_sets(source))
         given = given if existing == REPLACE else merge_own_ranges(had, given)
     way, rules = parse_method(method, weights), rules or load_rules()
-    index, plan = plan_source(source, rules, tuple(targets), tuple(leave_float), allow_unmatched, tuple(profiles))
+    index, plan = plan_source(source, PlanRequest(rules, tuple(targets), tuple(leave_float), allow_unmatched, tuple(profiles)))
     found, build = None, None
     if until_it_builds is not None:
         build = make_build_function(index.source, plan.targets, until_it_builds.shapes)
         found = search_buildable_plan(index, plan, rules, build, until_it_builds.progress)
-        index, plan = plan_source(source, rules, tuple(targets), (*leave_float, *exact_globs(found.groups)), allow_unmatched, plan.profiles)
+        index, plan = plan_source(source, PlanRequest(rules, tuple(targets), (*leave_float, *exact_globs(found.groups)), allow_unmatched, plan.profiles))
     if had is not None and existing == KEEP:
         plan = keep_existing_pairs(had, plan)
     _require_placements(source, plan, _WAY_OUT[had is None])

@@ -7,11 +7,12 @@ from collections.abc import Container, Iterable, Iterator
 import msgspec
 
 from qdq.graph.index import Edge, GraphIndex, Node
-from qdq.graph.operands import MATRIX_PRODUCTS, operands
+from qdq.graph.operands import operands
+from qdq.graph.operators import MATRIX_PRODUCTS, QUANTIZABLE_POOLS
 from qdq.graph.patterns import multiplied_tensors
 from qdq.graph.residual import find_fused_backbone, find_residual_slot
 from qdq.planning.decisions import INCOMPLETE, LeftFloat, Placement, Plan
-from qdq.rules.facts import POOLS, find_pool_ends
+from qdq.rules.facts import find_pool_ends
 
 
 def remove_placements(index: GraphIndex, plan: Plan, unwanted: Container[Placement], why: str) -> Plan:
@@ -55,7 +56,7 @@ def _needs(index: GraphIndex, edge: Edge) -> tuple[Edge, ...]:
         return both
     if node.op == "Add":
         return _residual_needs(index, node, edge)
-    return find_pool_ends(index, node) if node.op in POOLS else ()
+    return find_pool_ends(index, node) if node.op in QUANTIZABLE_POOLS else ()
 
 
 def _residual_needs(index: GraphIndex, add: Node, edge: Edge) -> tuple[Edge, ...]:

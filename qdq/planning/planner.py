@@ -12,12 +12,14 @@ from qdq.graph.bodies import all_nodes, qualified_name
 from qdq.graph.index import Edge, GraphIndex, Node
 from qdq.graph.loader import load, raise_source_opset
 from qdq.graph.operands import channel_axis, operands
+from qdq.graph.operators import ARITHMETIC, PLANNED_BODIES
 from qdq.graph.quantized_operators import is_quantized
 from qdq.graph.shape_profiles import Profile, Shape, extreme_shapes, optimal_shapes, require_shapes
 from qdq.graph.source import ModelLike, Source
 from qdq.planning.decisions import BODY, FUNCTION, INCOMPLETE, LeftFloat, Placement, Plan, ScaleGroup
 from qdq.planning.pair_dependencies import unmet_needs
-from qdq.planning.scale_groups import ARITHMETIC, DisjointSets
+from qdq.planning.plan_request import PlanRequest
+from qdq.planning.scale_groups import DisjointSets
 from qdq.quantizer import FORMATS, Quantizer
 from qdq.rules.facts import Scene
 from qdq.rules.kernel_tables import describe_borrowed_tables
@@ -25,9 +27,6 @@ from qdq.rules.matcher import Verdict, match_rules, require_matches
 from qdq.rules.rule import RATIO_AT_MOST, RuleSet, leave_float_rule, make_rule_set
 from qdq.rules.rule_files import load_rules
 from qdq.target import DEFAULT_TARGET, Target
-
-#: Operators whose bodies are planned.
-PLANNED_BODIES = ("If", "Loop", "Scan")
 
 
 def plan(
@@ -48,40 +47,34 @@ def plan(
     """
     source = load(model)
     require_float_model(source)
-    return plan_source(source, rules or load_rules(), tuple(targets), tuple(leave_float), allow_unmatched, tuple(profiles))[1]
+    request = PlanRequest(
+        rules or load_rules(),
+        tuple(targets),
+        tuple(leave_float),
+        allow_unmatched,
+        tuple(profiles),
+    )
+    return plan_source(source, request)[1]
 
 
-def plan_source(
-    source: Source,
-    rules: RuleSet,
-    targets: tuple[Target, ...],
-    leave_float: tuple[str, ...] = (),
-    allow_unmatched: bool = False,
-    profiles: tuple[Profile, ...] = (),
-) -> tuple[GraphIndex, Plan]:
-    """Return the plan for a model and the index that it speaks of, of the model at the opset that the plan needs."""
+def plan_source(source: Source, request: PlanRequest) -> tuple[GraphIndex, Plan]:
+    """Return the plan for a model, and the index of the model at the opset that the plan needs."""
     index = GraphIndex(source)
-    made = plan_index(index, rules, targets, leave_float, allow_unmatched, profiles)
-    raised = source_at_plan_opset(source, made)
+    plan = plan_index(index, request)
+    raised = source_at_plan_opset(source, plan)
     if raised is source:
-        return index, made
+        return index, plan
     index = GraphIndex(raised)
-    return index, plan_index(index, rules, targets, leave_float, allow_unmatched, profiles)
+    return index, plan_index(index, request)
 
 
 def source_at_plan_opset(source: Source, plan: Plan) -> Source:
     """Return a model at the opset that a plan's types need: FP8 needs a later one than INT8."""
-    return raise_source_opset(source, max((p.quantizer.element.opset for p in plan.placements), default=0))
+    needed = (placement.quantizer.element.opset for placement in plan.placements)
+    return raise_source_opset(source, max(needed, default=0))
 
 
-def plan_index(
-    index: GraphIndex,
-    rules: RuleSet,
-    targets: tuple[Target, ...],
-    leave_float: tuple[str, ...] = (),
-    allow_unmatched: bool = False,
-    profiles: tuple[Profile, ...] = (),
-) -> Plan:
+def plan_index(index: GraphIndex, request: PlanRequest) -> Plan:
     """Return the plan for a model that is indexed already.
 
     Bodies of If, Loop and Scan are planned as graphs of their own, each with the same rules: TensorRT-RTX
@@ -89,38 +82,59 @@ def plan_index(
     inside the body. With the pair of a tensor from outside standing outside, Conv and Gemm in the
     branches of an If run in float.
     """
-    targets, rules = targets or (DEFAULT_TARGET,), with_leave_float(rules, leave_float)
-    if not allow_unmatched:
-        require_matches(index, rules.rules)
-    parts = _parts_at(index, optimal_shapes(profiles), targets, rules)
+    request = _with_defaults(request)
+    if not request.allow_unmatched:
+        require_matches(index, request.rules.rules)
+    profiles = request.profiles
+    parts = _plan_scopes(index, optimal_shapes(profiles), request)
+    left_float = [item for part in parts for item in part.left_float]
     return Plan(
         model=index.source.name,
         digest=index.source.digest,
-        notes=(*index.source.notes, *describe_borrowed_tables(targets), *_otherwise(index, profiles, targets, rules, parts)),
-        targets=targets,
-        rule_sets=rules.names,
-        leave_float=leave_float,
+        notes=(
+            *index.source.notes,
+            *describe_borrowed_tables(request.targets),
+            *_describe_other_shapes(index, request, parts),
+        ),
+        targets=request.targets,
+        rule_sets=request.rules.names,
+        leave_float=request.leave_float,
         placements=tuple(p for part in parts for p in part.placements),
-        left_float=(*(item for part in parts for item in part.left_float), *_skipped_bodies(index), *_functions(index)),
+        left_float=(*left_float, *_skipped_bodies(index), *_functions(index)),
         scale_groups=tuple(sorted(group for part in parts for group in part.scale_groups)),
         profiles=profiles,
     )
 
 
-def _parts_at(index: GraphIndex, shapes: Mapping[str, Shape], targets: tuple[Target, ...], rules: RuleSet) -> list[_Part]:
-    """Return what the rules decide in each graph of a model whose inputs have some shapes."""
+def _with_defaults(request: PlanRequest) -> PlanRequest:
+    """Return a request with the default target, and with its globs as rules."""
+    return msgspec.structs.replace(
+        request,
+        targets=request.targets or (DEFAULT_TARGET,),
+        rules=with_leave_float(request.rules, request.leave_float),
+    )
+
+
+def _plan_scopes(index: GraphIndex, shapes: Mapping[str, Shape], request: PlanRequest) -> list[_Part]:
+    """Return the decisions in each graph of a model whose inputs have some shapes."""
     require_shapes(index, shapes)
-    looked = GraphIndex(index.source, shapes) if shapes else index
-    return [_plan_scope(Scene(scope, targets), rules) for scope in looked.scopes.values() if not _skipped(scope)]
+    shaped_index = GraphIndex(index.source, shapes) if shapes else index
+    scopes = [scope for scope in shaped_index.scopes.values() if not _skipped(scope)]
+    return [_plan_scope(Scene(scope, request.targets), request.rules) for scope in scopes]
 
 
-def _otherwise(index: GraphIndex, profiles: tuple[Profile, ...], targets: tuple[Target, ...], rules: RuleSet, parts: list[_Part]) -> Iterator[str]:
-    """Yield a sentence for an end of the profiles at which the rules would decide otherwise than at the usual shapes."""
-    ours = {p.edge for part in parts for p in part.placements}
-    for end, shapes in extreme_shapes(profiles).items():
-        theirs = {p.edge for part in _parts_at(index, shapes, targets, rules) for p in part.placements}
-        if differing := sorted(ours ^ theirs):
+def _describe_other_shapes(index: GraphIndex, request: PlanRequest, parts: list[_Part]) -> Iterator[str]:
+    """Yield a sentence for each end of the profiles at which the rules decide otherwise."""
+    placed = _placed_edges(parts)
+    for end, shapes in extreme_shapes(request.profiles).items():
+        placed_at_end = _placed_edges(_plan_scopes(index, shapes, request))
+        differing = sorted(placed ^ placed_at_end)
+        if differing:
             yield f"at the {end} shapes {len(differing)} edges would be decided otherwise, such as {differing[0]}; the plan goes by opt"
+
+
+def _placed_edges(parts: list[_Part]) -> set[Edge]:
+    return {placement.edge for part in parts for placement in part.placements}
 
 
 class _Part(msgspec.Struct, frozen=True):

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-#: Operators whose result has another range than what they read, so that a shared scale is about their inputs alone.
-ARITHMETIC = ("Add", "Sub", "Mul", "Div", "Max", "Min", "Sum", "Pow")
-
 
 class DisjointSets:
     """Disjoint sets of tensors, each with the names of the rules that joined them.

@@ -17,6 +17,7 @@ import numpy as np
 from qdq.arrays import Array, Floats
 from qdq.graph.index import GraphIndex, Node
 from qdq.graph.operands import input_channel_axis, reshape_by_channels
+from qdq.graph.operators import PAIRWISE
 
 #: Channels of one grade matter alike to within this factor; the last grade takes all that matter still less.
 GRADE_FACTOR, GRADE_COUNT = 4, 12
@@ -26,7 +27,6 @@ _KEEPS_CHANNELS = frozenset((
     "AveragePool", "BatchNormalization", "Clip", "Dropout", "Elu", "Erf", "Gelu", "GlobalAveragePool", "GlobalMaxPool", "HardSigmoid", "HardSwish",
     "Identity", "LeakyRelu", "MaxPool", "Mish", "Neg", "Pad", "Relu", "Resize", "Sigmoid", "Softplus", "Tanh",
 ))  # fmt: skip
-_PAIRWISE = ("Add", "Sub", "Mul", "Div")
 _EPSILON = 1e-5
 
 
@@ -81,7 +81,7 @@ def _of_inputs(index: GraphIndex, node: Node, found: dict[str, _Importance]) -> 
         yield 0, out if factor is None or factor.size != out.of_channel.size else _Importance(out.axis, out.of_channel * factor)
     elif node.op == "Concat":
         yield from _of_parts(index, node, out)
-    elif node.op in _PAIRWISE:
+    elif node.op in PAIRWISE:
         for slot in (slot for slot, name in enumerate(node.inputs) if not index.is_constant(name)):
             if index.rank(node.inputs[slot]) == index.rank(node.outputs[0]):
                 yield slot, _Importance(out.axis, out.of_channel * _constant_factor(index, node, slot, out))

@@ -15,7 +15,8 @@ import numpy as np
 from qdq.errors import DataError, did_you_mean
 from qdq.graph.bodies import qualified_name
 from qdq.graph.index import GraphIndex, Node
-from qdq.graph.patterns import MOVES_VALUES, can_commute_with_quantization, trace_axis_to_input
+from qdq.graph.operators import MOVES_VALUES
+from qdq.graph.patterns import can_commute_with_quantization, trace_axis_to_input
 from qdq.planning.decisions import Plan
 from qdq.quantizer import INT8_LEVELS
 

@@ -13,9 +13,9 @@ from typing import Any
 
 from qdq.graph.index import Edge, GraphIndex, Node
 from qdq.graph.layer_shapes import attention_length, convolution_channels, kernel_shape, layers_to_output, product_rows, product_sizes, reads_graph_input
-from qdq.graph.operands import MATRIX_PRODUCTS, is_operand, operands
+from qdq.graph.operands import is_operand, operands
+from qdq.graph.operators import ACTIVATIONS, MATRIX_PRODUCTS, MOVES_VALUES, QUANTIZABLE_POOLS
 from qdq.graph.patterns import (
-    MOVES_VALUES,
     attention_masks,
     can_commute_with_quantization,
     find_gate,
@@ -87,7 +87,7 @@ def max_pool_beside_weighted(scene: Scene, node: Node) -> bool:
     if node.op != "MaxPool" or node.inputs[0] not in multiplied_tensors(index):
         return False
     ends = find_pool_ends(index, node)
-    return bool(ends) and all(is_operand(index, edge) or index.node(edge).op in POOLS for edge in ends)
+    return bool(ends) and all(is_operand(index, edge) or index.node(edge).op in QUANTIZABLE_POOLS for edge in ends)
 
 
 @node_fact
@@ -272,13 +272,6 @@ def computed_float(scene: Scene, edge: Edge) -> bool:
     """A float tensor of at least one dimension that is computed while the model runs, or fed to it."""
     index = scene.index
     return index.is_float(edge.tensor) and not index.is_constant(edge.tensor) and index.rank(edge.tensor) != 0
-
-
-#: Activations that TensorRT fuses with the normalisation before them.
-ACTIVATIONS = ("Clip", "Elu", "HardSigmoid", "LeakyRelu", "Relu", "Sigmoid", "Tanh")
-
-#: Pools that rules may ask a pair for, so that what leads to them may be quantized too.
-POOLS = ("AveragePool", "GlobalAveragePool", "MaxPool", "ReduceMean")
 
 
 def find_pool_ends(index: GraphIndex, pool: Node) -> tuple[Edge, ...]:

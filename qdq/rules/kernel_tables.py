@@ -18,13 +18,12 @@ import yaml
 
 from qdq.errors import RuleError, first_line
 from qdq.graph.index import GraphIndex, Node
-from qdq.graph.operands import CONVOLUTIONS, MATRIX_PRODUCTS, RECURRENT, WEIGHTED
+from qdq.graph.operators import CONVOLUTIONS, MATRIX_PRODUCTS, POOLS, RECURRENT, WEIGHTED
 from qdq.graph.patterns import PLANE_RANK, is_spatial_mean
 from qdq.quantizer import INT8
 from qdq.rules.shipped import shipped_rules_folder
 from qdq.target import Target
 
-_POOLS = ("AveragePool", "MaxPool", "GlobalAveragePool", "GlobalMaxPool")
 _FULL = (onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE, onnx.TensorProto.UNDEFINED, None)
 _SAME = ("SAME_UPPER", "SAME_LOWER", b"SAME_UPPER", b"SAME_LOWER")
 
@@ -134,7 +133,7 @@ def describe_layer_form(index: GraphIndex, node: Node) -> dict[str, Any] | None:
 
     What the graph does not say, such as dimensions that are not known, is left out.
     """
-    if node.op not in _POOLS and node.op not in WEIGHTED and not is_spatial_mean(index, node):
+    if node.op not in POOLS and node.op not in WEIGHTED and not is_spatial_mean(index, node):
         return None
     op = "GlobalAveragePool" if node.op == "ReduceMean" else node.op
     form: dict[str, Any] = {"operator": op, "graph": "float32" if index.elem_type(node.inputs[0]) in _FULL else "float16"}

@@ -22,6 +22,7 @@ from qdq.graph.loader import load
 from qdq.graph.source import Source, canonical_bytes
 from qdq.observers.collection import CollectionJob
 from qdq.planning.decisions import Plan, left_float_lines, placement_lines
+from qdq.planning.plan_request import PlanRequest
 from qdq.planning.planner import plan_index, plan_source
 from qdq.quantized.stripper import strip
 from qdq.rewriting.inserter import apply_plan
@@ -70,7 +71,7 @@ def run_cases(path: Path, cases: Path | None = None, engines: bool = True) -> It
 def run_case(case: Case, rules: RuleSet, engines: bool = True) -> tuple[str, ...]:
     """Return what is wrong with a case under some rules, one sentence each; nothing where it holds."""
     try:
-        index, made = plan_source(load(parse_case(case.text)), rules, case.targets, allow_unmatched=True)
+        index, made = plan_source(load(parse_case(case.text)), PlanRequest(rules, case.targets, allow_unmatched=True))
         source = index.source
         failures = _plan_failures(case, made)
         failures += _shuffle_failures(case, rules, made)
@@ -131,7 +132,7 @@ def _forget(rule: Rule, name: str) -> Rule:
 
 def _breaks(case: Case, rules: RuleSet) -> bool:
     try:
-        return bool(_plan_failures(case, plan_index(GraphIndex(load(parse_case(case.text))), rules, case.targets, allow_unmatched=True)))
+        return bool(_plan_failures(case, plan_index(GraphIndex(load(parse_case(case.text))), PlanRequest(rules, case.targets, allow_unmatched=True))))
     except QdqError:
         return True
 
@@ -157,7 +158,7 @@ def _shuffle_failures(case: Case, rules: RuleSet, made: Plan) -> list[str]:
     for seed in range(_SHUFFLES):
         shuffled = parse_case(case.text)
         _shuffle(shuffled.graph, random.Random(seed))
-        other = plan_index(GraphIndex(load(shuffled)), rules, case.targets, allow_unmatched=True)
+        other = plan_index(GraphIndex(load(shuffled)), PlanRequest(rules, case.targets, allow_unmatched=True))
         if sorted([*placement_lines(other), *left_float_lines(other)]) != wanted:
             return ["the order of nodes changes the plan"]
     return []

@@ -17,7 +17,7 @@ import onnxruntime as ort
 from qdq.arrays import Array
 from qdq.calibration.scales import Scales
 from qdq.graph.index import GraphIndex, Node
-from qdq.graph.operands import PRODUCTS, RECURRENT
+from qdq.graph.operators import PRODUCTS, RECURRENT
 from qdq.planning.decisions import Plan
 from qdq.quantizer import Quantizer
 from qdq.runtime.session import open_session

@@ -13,12 +13,9 @@ from qdq.arrays import Array
 from qdq.data.feeds import Feeds
 from qdq.errors import DataError, ModelError, runtime_line
 from qdq.graph.index import GraphIndex
-from qdq.graph.operands import WEIGHTED
+from qdq.graph.operators import PASSES_SCORES, SCORING
 from qdq.runtime.session import Progress, exact_options, open_session
 
-#: Operators behind which an output of shape [batch, classes] holds class scores.
-_SCORING = ("Softmax", "LogSoftmax", "Sigmoid", *WEIGHTED)
-_PASSES_SCORES = ("Add", "Flatten", "Identity", "Reshape", "Squeeze", "Cast")
 _BATCH_AND_CLASSES = 2
 _TINY = 1e-30
 
@@ -92,10 +89,10 @@ def is_class_scores(index: GraphIndex, output: str) -> bool:
     if shape is None or len([d for d in shape[1:] if d != 1]) != _BATCH_AND_CLASSES - 1 or len(shape) < _BATCH_AND_CLASSES or shape[1] == 1:
         return False
     node = index.producers.get(output)
-    while node is not None and node.op in _PASSES_SCORES:
+    while node is not None and node.op in PASSES_SCORES:
         computed = [i for i in node.inputs if i and not index.is_constant(i)]
         node = index.producers.get(computed[0]) if computed else None
-    return node is not None and node.op in _SCORING
+    return node is not None and node.op in SCORING
 
 
 def _session(index: GraphIndex) -> Callable[[], ort.InferenceSession]:

@@ -9,7 +9,8 @@ import msgspec
 from qdq.engines.engine import Engine, EngineLayer
 from qdq.engines.prediction.fusion_rules import FUSION_RULES
 from qdq.graph.bodies import all_nodes, qualified_name
-from qdq.graph.operands import RECURRENT, operands
+from qdq.graph.operands import operands
+from qdq.graph.operators import RECURRENT
 from qdq.graph.pairs import PAIR_OPERATORS
 from qdq.graph.quantized_operators import DEQUANTIZE
 from qdq.quantized.model import QuantizedModel

@@ -101,7 +101,7 @@ def test_codes_and_severities_are_chosen(folder: Path, options: tuple[str, ...],
 @pytest.mark.parametrize("option", ["--select", "--ignore"])
 def test_an_unknown_code_is_refused_with_the_nearest(folder: Path, option: str) -> None:
     message = refused(folder, "check", "models/good.onnx", option, "uint8,wrong-axes")
-    assert message == f"qdq: {option}: no code 'wrong-axes'; did you mean 'wrong-axis'?; 'qdq check --codes' lists them\n"
+    assert message == f"qdq: {option}: no code 'wrong-axes'. Did you mean 'wrong-axis'?; 'qdq check --codes' lists them\n"
 
 
 def test_codes_are_listed(folder: Path) -> None:
@@ -178,9 +178,9 @@ def test_a_project_file_chooses_codes_and_ignores_them_in_files(folder: Path, mo
     ("text", "says"),
     [
         ("check: [error]\n", "qdq.yaml:1: 'check' is ['error']; write some of select, ignore, baseline, per-file-ignores"),
-        ("check:\n  selekt: error\n", "qdq.yaml:2: unknown key 'selekt' of 'check'; did you mean 'select'"),
-        ("check: {select: uint9}\n", "qdq.yaml:1: 'select': select: no code 'uint9'; did you mean 'uint8'?"),
-        ("check: {per-file-ignores: {'*.onnx': uint9}}\n", "qdq.yaml:1: 'per-file-ignores': per-file-ignores '*.onnx': no code 'uint9'; did you mean 'uint8'?"),
+        ("check:\n  selekt: error\n", "qdq.yaml:2: unknown key 'selekt' of 'check'. Did you mean 'select'"),
+        ("check: {select: uint9}\n", "qdq.yaml:1: 'select': select: no code 'uint9'. Did you mean 'uint8'?"),
+        ("check: {per-file-ignores: {'*.onnx': uint9}}\n", "qdq.yaml:1: 'per-file-ignores': per-file-ignores '*.onnx': no code 'uint9'. Did you mean 'uint8'?"),
         ("check: {per-file-ignores: uint8}\n", "qdq.yaml:1: 'per-file-ignores': is 'uint8'; write a glob of paths and the codes to ignore in them"),
         ("check: {baseline: 5}\n", "qdq.yaml:1: 'baseline': is 5; write a text"),
     ],

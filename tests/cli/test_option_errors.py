@@ -16,8 +16,8 @@ RTX = "rtx:sm75, rtx:sm80, rtx:sm86, rtx:sm89, rtx:sm120, rtx:sm121"
 @pytest.mark.parametrize(
     ("argv", "says"),
     [
-        (["quantise"], "no command 'quantise'; did you mean 'quantize'?; 'qdq --help' lists them"),
-        (["calibrat", "x"], "no command 'calibrat'; did you mean 'calibrate'"),
+        (["quantise"], "no command 'quantise'. Did you mean 'quantize'?; 'qdq --help' lists them"),
+        (["calibrat", "x"], "no command 'calibrat'. Did you mean 'calibrate'"),
         (["frobnicate"], "no command 'frobnicate'; 'qdq --help' lists them"),
         ([], "Missing command; 'qdq --help' shows how"),
         (["quantize"], "Missing argument 'MODEL'; 'qdq quantize --help' shows how"),
@@ -113,7 +113,7 @@ def test_an_unknown_method_is_answered_with_those_there_are(tmp_path: Path, comm
         ("x=0x4x8x8", "--shapes 'x=0x4x8x8': write the input's name and sizes"),
         ("x=-1x4x8x8", "--shapes 'x=-1x4x8x8': write the input's name and sizes"),
         ("image=1x4x8x8", "model.onnx: --shapes names no input 'image'; its inputs are x"),
-        ("xx=1x4x8x8", "model.onnx: --shapes names no input 'xx'; its inputs are x; did you mean 'x'?"),
+        ("xx=1x4x8x8", "model.onnx: --shapes names no input 'xx'; its inputs are x. Did you mean 'x'?"),
         ("y=1x5", "model.onnx: --shapes names no input 'y'; its inputs are x"),
         ("x=1x4x8", "model.onnx: --shapes x=1x4x8 does not fit the input, which is ?x4x8x8"),
         ("x=1x3x8x8", "model.onnx: --shapes x=1x3x8x8 does not fit the input, which is ?x4x8x8"),
@@ -129,7 +129,7 @@ def test_a_shape_that_is_misspelt_or_does_not_fit_is_refused_before_any_work(tmp
 
 
 @pytest.mark.parametrize(
-    ("name", "says"), [("cnov", "has no node or tensor 'cnov'; did you mean 'conv'?"), ("", "has no node or tensor ''"), ("#17", "has no node or tensor '#17'")]
+    ("name", "says"), [("cnov", "has no node or tensor 'cnov'. Did you mean 'conv'?"), ("", "has no node or tensor ''"), ("#17", "has no node or tensor '#17'")]
 )
 def test_explaining_what_is_not_there_is_answered_with_the_nearest(tmp_path: Path, name: str, says: str) -> None:
     assert refused(tmp_path, "explain", save(tiny_model(), tmp_path / "model.onnx"), name) == f"qdq: model.onnx: {says}\n"

@@ -132,13 +132,13 @@ def test_help_and_other_commands_do_not_read_the_project_file(repository: Path) 
 
     assert run("plan", "--help")[0] == 0
     assert run("facts")[0] == 0
-    assert "unknown key 'rulse'; did you mean 'rules'?" in refused(repository, "plan", repository / "model.onnx")
+    assert "unknown key 'rulse'. Did you mean 'rules'?" in refused(repository, "plan", repository / "model.onnx")
 
 
 MISTAKES = {
     "text": ("hello\n", 1, "a project file is a mapping with some of rules, targets, data"),
     "empty": ("", 1, "a project file is a mapping"),
-    "misspelt": ("method: max\ntraget: x\n", 2, "unknown key 'traget'; did you mean 'targets'?; known are rules, "),
+    "misspelt": ("method: max\ntraget: x\n", 2, "unknown key 'traget'. Did you mean 'targets'?; known are rules, "),
     "twice": ("method: max\nmethod: mse\n", 2, "the key 'method' is given twice"),
     "no-set": ("rules: tensort\n", 1, "'rules': unknown rule set"),
     "rules-number": ("rules: 3\n", 1, "'rules': is 3; write a text or a list of texts"),
@@ -155,7 +155,7 @@ MISTAKES = {
     "globs-nothing": ("leave_float:\n", 1, "'leave_float': is None; write a text"),
     "truth": ("allow_unmatched: 3\n", 1, "'allow_unmatched': is 3; write true or false"),
     "thresholds": ("thresholds: 3\n", 1, "'thresholds' is 3; write some of snr_db, cosine, top1_agreement"),
-    "no-threshold": ("thresholds:\n  snr: 20\n", 2, "unknown threshold 'snr'; did you mean 'snr_db'?"),
+    "no-threshold": ("thresholds:\n  snr: 20\n", 2, "unknown threshold 'snr'. Did you mean 'snr_db'?"),
     "threshold-text": ("thresholds:\n  snr_db: '20'\n", 2, "'snr_db' is '20'; write a number"),
     "two-documents": ("method: max\n---\nmethod: mse\n", 3, "a second document begins"),
 }

@@ -141,7 +141,7 @@ def test_a_damaged_npz_is_named(tmp_path: Path, kind: str, says: str, in_folder:
             ": input 'x' cannot be read: Object arrays cannot be loaded when allow_pickle=False; save it again as numbers",
         ),
         ({"image": values()}, ": has no array for input 'x'; it holds 'image'; name arrays after inputs"),
-        ({"xx": values(), "label": np.zeros(1)}, ": has no array for input 'x'; it holds 'xx', 'label'; did you mean 'xx'?; name arrays after inputs"),
+        ({"xx": values(), "label": np.zeros(1)}, ": has no array for input 'x'; it holds 'xx', 'label'. Did you mean 'xx'?; name arrays after inputs"),
         ({}, ": has no array for input 'x'; it holds nothing; name arrays after inputs"),
         ({"x": values()[0, 0]}, " sample 0: input 'x' has shape [1, 8], the model wants float32[?, 4, 8, 8]; make it fit"),
         ({"x": values(2)[:, :3]}, " sample 0: input 'x' has shape [1, 3, 8, 8], the model wants float32[?, 4, 8, 8]; make it fit"),
@@ -183,7 +183,7 @@ def test_an_empty_sample_in_a_folder_is_named(tmp_path: Path) -> None:
 def test_a_second_input_that_is_not_in_the_data_is_named(tmp_path: Path) -> None:
     message = quantize(tmp_path, npz(tmp_path, x=values(), bais=np.zeros((1, 5), np.float32)), model=with_two_inputs())
 
-    assert "data.npz: has no array for input 'bias'; it holds 'x', 'bais'; did you mean 'bais'?" in message
+    assert "data.npz: has no array for input 'bias'; it holds 'x', 'bais'. Did you mean 'bais'?" in message
 
 
 def test_inputs_with_different_numbers_of_samples_are_refused(tmp_path: Path) -> None:

@@ -262,7 +262,7 @@ def quantize(bench: Path, *more: object) -> str:
         (["--images", "album"], "--images needs --preprocess: imagenet, yolo, or a YAML file that says how a picture becomes the model's input"),
         (["--images", "album", "--preprocess", "yolo", "--data", "noise"], "--data and --images exclude each other; pass one of them"),
         (["--data", "noise", "--preprocess", "yolo"], "--preprocess says how pictures become inputs; pass --images with a folder of them"),
-        (["--images", "album", "--preprocess", "imagenett"], "unknown preprocessing 'imagenett': no file, and the presets are imagenet, yolo; did you mean"),
+        (["--images", "album", "--preprocess", "imagenett"], "unknown preprocessing 'imagenett': no file, and the presets are imagenet, yolo. Did you mean"),
         (["--images", "gone", "--preprocess", "yolo"], "gone: no such folder; pass --images with a folder of pictures"),
         (["--images", "model.onnx", "--preprocess", "yolo"], "model.onnx: is a file; pass --images with a folder of pictures"),
         (["--images", "empty", "--preprocess", "yolo"], "empty: holds no pictures; their names end in .bmp, .jpeg,"),
@@ -315,7 +315,7 @@ MODELS = {
     "others": (picture_model(1, 3, 8, 8, more=("scale",)), "pictures feed only 'images', and 'scale' would get nothing; pass --data", "yolo"),
     "batches": (picture_model(3, 3, 8, 8), "album: holds 4 pictures, which batches of 3 do not divide; leave out 1", "yolo"),
     "unsized": (picture_model(1, 3, "h", 8), "of no fixed size; write 'size' into", "fit: stretch\n"),
-    "no-input": (picture_model(1, 3, 8, 8), "the model has no input 'image'; did you mean 'images'?; it has 'images'", "fit: stretch\ninput: image\n"),
+    "no-input": (picture_model(1, 3, 8, 8), "the model has no input 'image'. Did you mean 'images'?; it has 'images'", "fit: stretch\ninput: image\n"),
 }
 
 
@@ -331,11 +331,11 @@ def test_a_model_that_takes_no_pictures_is_named_with_its_inputs(bench: Path, na
 MISTAKES = {
     "list": ("- fit\n", 1, "a preprocess file is a mapping with some of like, fit, size"),
     "empty": ("", 1, "a preprocess file is a mapping"),
-    "misspelt": ("fit: crop\nsizes: 3\n", 2, "unknown key 'sizes'; did you mean 'size'"),
+    "misspelt": ("fit: crop\nsizes: 3\n", 2, "unknown key 'sizes'. Did you mean 'size'"),
     "twice": ("fit: crop\nfit: crop\n", 2, "the key 'fit' is given twice"),
     "no-fit": ("size: 3\n", 1, "the key 'fit' is missing; write one of crop, letterbox, stretch, or 'like' and a preset"),
-    "fit": ("fit: leterbox\n", 1, "'fit' is 'leterbox'; it must be one of crop, letterbox, stretch; did you mean 'letterbox'?"),
-    "like": ("like: yolo5\n", 1, "'like' is 'yolo5'; it must be one of imagenet, yolo; did you mean 'yolo'?"),
+    "fit": ("fit: leterbox\n", 1, "'fit' is 'leterbox'; it must be one of crop, letterbox, stretch. Did you mean 'letterbox'?"),
+    "like": ("like: yolo5\n", 1, "'like' is 'yolo5'; it must be one of imagenet, yolo. Did you mean 'yolo'?"),
     "size": ("fit: crop\nsize: [1, 2, 3]\n", 2, "'size' is [1, 2, 3]; write pixels: one number, or [height, width]"),
     "size-zero": ("fit: crop\nsize: 0\n", 2, "'size' is 0; write pixels"),
     "resize": ("fit: crop\nsize: 8\nresize: 6\n", 3, "'resize' is the short side before 'size' is cut out; give both, 'resize' the larger"),

@@ -209,7 +209,7 @@ def test_globs_name_nodes_in_bodies(glob: str) -> None:
 
 
 def test_a_glob_that_matches_in_no_body_is_refused() -> None:
-    with pytest.raises(UsageError, match="no node is named 'then_matmull'; did you mean 'then_matmul'"):
+    with pytest.raises(UsageError, match=r"no node is named 'then_matmull'\. Did you mean 'then_matmul'"):
         qdq.plan(branching(), leave_float=["then_matmull"])
 
 
@@ -226,7 +226,7 @@ def test_a_plan_that_names_no_body_of_the_model_is_refused(tmp_path: Path) -> No
     plan.write_text(plan.read_text().replace("graph: if.then_branch", "graph: if.them_branch"))
     np.savez(tmp_path / "d.npz", **BOTH[0])
     said = refused(tmp_path, "calibrate", model, plan, "--data", tmp_path / "d.npz", "-o", tmp_path / "s.json")
-    assert "m.onnx has no body 'if.them_branch'; did you mean 'if.then_branch'" in said
+    assert "m.onnx has no body 'if.them_branch'. Did you mean 'if.then_branch'" in said
 
 
 def test_explain_finds_nodes_and_tensors_of_bodies() -> None:

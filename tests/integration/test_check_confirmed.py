@@ -12,6 +12,7 @@ import qdq
 from qdq.engines.rtx_compiler import Compiler
 from qdq.graph.loader import load
 from qdq.graph.source import Source
+from qdq.planning.plan_request import PlanRequest
 from qdq.planning.planner import plan_index
 from qdq.quantized.model import QuantizedModel
 from qdq.rules.rule_files import load_rules
@@ -45,6 +46,6 @@ def test_the_parser_refuses_what_check_says_and_the_compiler_runs_in_float_what_
     report = compare_engines(quantized, engine, engine, "compiled")
     told = {f.node for f in findings if f.code in IN_FLOAT}
     rules = load_rules(["tensorrt-fp8"]) if name.endswith("fp8") else load_rules()
-    planned = {p.edge.node for p in plan_index(quantized.index, rules, (target,), allow_unmatched=True).placements}
+    planned = {p.edge.node for p in plan_index(quantized.index, PlanRequest(rules, (target,), allow_unmatched=True)).placements}
     wrong = [v.node for v in report.layers if (v.int8 or v.fp8) == (v.node in told) and (v.node in planned or v.node in told)]
     assert wrong == []

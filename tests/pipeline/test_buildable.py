@@ -23,6 +23,7 @@ from qdq.pipeline.bisection import BisectionResult, CompilerRefusal
 from qdq.pipeline.buildable import exact_globs, leave_float_yaml, search_buildable_plan
 from qdq.pipeline.quantize_model import BuildOptions
 from qdq.planning.decisions import Plan
+from qdq.planning.plan_request import PlanRequest
 from qdq.planning.planner import plan_source
 from qdq.rules.rule import Rule, RuleSet, Where, make_rule_set
 from qdq.rules.rule_files import load_rules
@@ -98,7 +99,7 @@ class Fake:
 def searched(model: onnx.ModelProto, fake: Fake, rules: RuleSet | None = None) -> tuple[BisectionResult, Plan]:
     """Return what is found for a plan, and the plan."""
     rules = rules or load_rules()
-    index, plan = plan_source(qdq.load(model), rules, ())
+    index, plan = plan_source(qdq.load(model), PlanRequest(rules))
     return search_buildable_plan(index, plan, rules, fake), plan
 
 
@@ -151,7 +152,7 @@ def test_a_residual_pair_goes_with_its_convolution_and_comes_back_without_it() -
 @given(models(), st.data())
 def test_no_layer_is_ever_built_half_quantized(model: onnx.ModelProto, data: st.DataObject) -> None:
     rules = load_rules()
-    index, plan = plan_source(qdq.load(model), rules, ())
+    index, plan = plan_source(qdq.load(model), PlanRequest(rules))
     groups = sorted({p.edge.node for p in plan.placements})
     if not groups:
         return
@@ -217,7 +218,7 @@ def test_fp8_without_a_name_in_the_words_is_found_by_halving_too() -> None:
         Rule(f"own-{kind}", "FP8.", Where(named=("what[?]",), edge=(edge,)), "quantize", using=using, beats=("*",), file="own.yaml")
         for kind, edge, using in (("i", "computed-operand", "fp8-activation"), ("w", "constant-operand", "fp8-weight-per-channel"))
     ]
-    index, plan = plan_source(qdq.load(chain()), make_rule_set(rules.names, (*rules.rules, *own)), (SM86,))
+    index, plan = plan_source(qdq.load(chain()), PlanRequest(make_rule_set(rules.names, (*rules.rules, *own)), (SM86,)))
 
     def mute(model: onnx.ModelProto) -> CompilerRefusal | None:
         failure = build_engine(model, SM86).failure

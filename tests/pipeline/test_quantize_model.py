@@ -146,11 +146,11 @@ def test_the_json_of_quantize_has_its_keys(tmp_path: Path) -> None:
     assert set(content["plan"]["placements"][0]["edge"]) == EDGE
     assert set(content["plan"]["placements"][0]["quantizer"]) == {"name", "dtype", "axis"}
     assert set(content["plan"]["left_float"][0]) == {"edge", "because", "reason"}
-    assert set(content["scales"]) == {"plan", "method", "data", "samples", "by_pair", "dead", "batch", "outliers", "shared", "given"}
+    assert set(content["scales"]) == {"plan", "method", "data", "samples", "by_pair", "dead", "batch", "outliers", "shared", "given_ranges"}
     assert set(content["scales"]["by_pair"][0]) == {"tensor", "quantizer", "scales"}
     assert set(content["validation"]) == {"model", "quantized", "accuracy", "engines"}
     assert set(content["validation"]["accuracy"]) == {"data", "samples", "outputs"}
-    assert set(content["validation"]["accuracy"]["outputs"][0]) == {"name", "max_abs", "mean_abs", "cosine", "snr_db", "top1_agreement", "unlike"}
+    assert set(content["validation"]["accuracy"]["outputs"][0]) == {"name", "max_abs", "mean_abs", "cosine", "snr_db", "top1_agreement", "shape_mismatches"}
 
 
 def test_the_json_of_the_other_commands_has_its_keys(quantized: Path) -> None:
@@ -316,7 +316,7 @@ def test_what_leaving_a_node_in_float_does_is_explained() -> None:
 def test_an_unknown_name_gets_a_suggestion() -> None:
     code, _, error = cli("explain", NETWORKS / "digits_cnn.onnx", "/head/Gem")
     assert code == 2
-    assert "has no node or tensor '/head/Gem'; did you mean '/head/Gemm'" in error
+    assert "has no node or tensor '/head/Gem'. Did you mean '/head/Gemm'" in error
     code, _, error = cli("plan", NETWORKS / "digits_cnn.onnx", "--leave-float", "/haed/*")
     assert code == 2
     assert "no node is named '/haed/*'" in error

@@ -203,8 +203,8 @@ def test_edges_of_bodies_have_blocks_of_their_own_that_are_honoured(tmp_path: Pa
     assert text.index("- node: first\n") < text.index(block)
 
     for old, new, says in (
-        ("graph: choice.then_branch", "graph: choice.then", "model.onnx has no body 'choice.then'; did you mean 'choice.then_branch'"),
-        ("node: inner", "node: iner", "choice.then_branch has no node 'iner'; did you mean 'inner'?"),
+        ("graph: choice.then_branch", "graph: choice.then", "model.onnx has no body 'choice.then'. Did you mean 'choice.then_branch'"),
+        ("node: inner", "node: iner", "choice.then_branch has no node 'iner'. Did you mean 'inner'?"),
         ("slot: 1, tensor: w", "slot: 1, tensor: c", "slot 1 of 'inner' reads 'w', not 'c'"),
         (
             "tensor: w, quantize: int8-weight-per-channel, axis: 0, because: weights-per-channel",

@@ -169,7 +169,7 @@ RELU = "{slot: 0, tensor: c, float: no-weighted-outputs}"
 
 #: What is replaced, by what, a text of the line that the message names, and what it says.
 EDITS = {
-    "node": ("- node: conv", "- node: cnov", "cnov", "model.onnx has no node 'cnov'; did you mean 'conv'?"),
+    "node": ("- node: conv", "- node: cnov", "cnov", "model.onnx has no node 'cnov'. Did you mean 'conv'?"),
     "operator": ("op: Conv", "op: Gemm", "node: conv", "node 'conv' of model.onnx is a Conv, not a Gemm"),
     "tensor": (X, X.replace("tensor: x", "tensor: y"), "tensor: y", "slot 0 of 'conv' reads 'x', not 'y'"),
     "float-tensor": (RELU, RELU.replace("tensor: c", "tensor: y"), "tensor: y", "slot 0 of 'relu' reads 'c', not 'y'"),
@@ -189,7 +189,7 @@ EDITS = {
     "twofold": (X, X.replace("because", "float: me, because"), "float: me", "edge x -> conv[0] needs either 'quantize: FORMAT' or 'float: REASON'"),
     "float-with-axis": (RELU, RELU.replace("float", "axis: 0, float"), "axis: 0, float", "'axis' goes with 'quantize' only"),
     "quantize-with-why": (X, X.replace("because", "why: so, because"), "why: so", "'why' goes with 'float' only; remove it"),
-    "edge-key": (X, X.replace("because", "becuase"), "becuase", "unknown key 'becuase'; did you mean 'because'?"),
+    "edge-key": (X, X.replace("because", "becuase"), "becuase", "unknown key 'becuase'. Did you mean 'because'?"),
     "edge-text": (X, "conv", "", "edited.yaml:16: 'edges' must hold mappings with slot, tensor, not 'conv'"),
     "half-quantized": (
         X, "{slot: 0, tensor: x, float: me}", "conv.weight",
@@ -200,16 +200,16 @@ EDITS = {
     "no-edges": ("- node: conv\n", "- node: nowhere\n- node: conv\n", "nowhere", "the key 'edges' is missing"),
     "group-tensor": (
         "scale_groups: []", "scale_groups:\n- tensors: [x, ff]", "tensors: [x, ff]",
-        "scale group names 'ff', which is no tensor of model.onnx; did you mean 'f'?",
+        "scale group names 'ff', which is no tensor of model.onnx. Did you mean 'f'?",
     ),
     "group-of-floats": ("scale_groups: []", "scale_groups:\n- tensors: [x, y]", "tensors: [x, y]", "scale group names 'y', which the plan does not quantize"),
     "group-ratio": ("scale_groups: []", "scale_groups:\n- tensors: [x]\n  ratio_at_most: ten", "ten", "'ratio_at_most' is 'ten'; write a number above 0"),
     "group-ratio-below-0": ("scale_groups: []", "scale_groups:\n- tensors: [x]\n  ratio_at_most: -1", "-1", "'ratio_at_most' is '-1'; write a number"),
     "target": ("- trt:sm80", "- rtx:sm90", "targets:", "unknown target 'rtx:sm90'"),
-    "top-key": ("notes: []", "nots: []", "nots", "unknown key 'nots'; did you mean 'notes'?"),
+    "top-key": ("notes: []", "nots: []", "nots", "unknown key 'nots'. Did you mean 'notes'?"),
     "repeated-key": ("notes: []", "notes: []\nmodel: x", "", "not a plan that qdq can read: "),
     "notes-a-mapping": ("notes: []", "notes: {a: b}", "notes", "'notes' must be a text or a list of texts"),
-    "reasons-a-list": ("reasons:\n", "reasons: [x]\nmodl:\n", "", "unknown key 'modl'; did you mean 'model'"),
+    "reasons-a-list": ("reasons:\n", "reasons: [x]\nmodl:\n", "", "unknown key 'modl'. Did you mean 'model'"),
 }  # fmt: skip
 
 

@@ -154,7 +154,7 @@ def test_what_other_writers_leave_out_or_add_is_read(tmp_path: Path) -> None:
         (b"x: \x00\n", "ranges: neither a calibration cache nor YAML"),
         (b"\xff\xff", "ranges: neither a calibration cache nor YAML"),
         ("x: 1\nf: 1\ngem: 1\n", "ranges:3: model.onnx has no tensor 'gem'"),
-        ("x: 1\nff: 1\n", "ranges:2: model.onnx has no tensor 'ff'; did you mean 'f'"),
+        ("x: 1\nff: 1\n", "ranges:2: model.onnx has no tensor 'ff'. Did you mean 'f'"),
         ('{"plan": "", "by_pair": 3}', "ranges: not a scales file that qdq can read"),
         ("x: 1\nr: 2\n", ""),
         ("x: 1\nc: 2\n", "model.onnx: ranges has no range for 1 planned tensor: 'f'; pass --data to calibrate what it lacks, or add them"),

@@ -145,7 +145,7 @@ def test_rules_show_prints_one_rule_in_full() -> None:
 def test_rules_show_names_the_nearest(tmp_path: Path) -> None:
     message = refused(tmp_path, "rules", "show", "residual-input")
 
-    assert message.startswith("qdq: no rule 'residual-input' in tensorrt; did you mean 'residual-inputs'")
+    assert message.startswith("qdq: no rule 'residual-input' in tensorrt. Did you mean 'residual-inputs'")
 
 
 def test_rules_docs_writes_a_users_rules_too(tmp_path: Path) -> None:

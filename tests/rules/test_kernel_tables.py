@@ -291,7 +291,7 @@ def test_a_refusal_does_not_spoil_the_builds_after_it_and_keeps_the_words_on_one
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["--target", "rtx:sm86", "--operators", "Convv"], "did you mean 'Conv'"),
+        (["--target", "rtx:sm86", "--operators", "Convv"], "Did you mean 'Conv'"),
         (["--target", "trt"], "name that of the GPU"),
         (["--target", "rtx:sm90"], "TensorRT-RTX compiles for"),
         (["--target", "rtx:sm86", "--target", "rtx:sm80", "-o", "t.yaml"], "pass --output-folder for several"),

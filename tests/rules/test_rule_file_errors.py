@@ -50,7 +50,7 @@ def test_an_unknown_rule_set_is_answered_with_the_nearest(tmp_path: Path, comman
     message = refused(tmp_path, *(words.get(word, word) for word in command))
 
     assert message.startswith("qdq: unknown rule set 'tensort': no folder or file, and the shipped sets are ")
-    assert "; did you mean 'tensorrt'" in message
+    assert ". Did you mean 'tensorrt'" in message
 
 
 def test_a_file_of_another_suffix_is_no_rule_file(tmp_path: Path) -> None:
@@ -88,8 +88,8 @@ MISTAKES: list[tuple[str, str | bytes, int, str]] = [
     ("key-list", rule(more="? [a]\n: b\n"), 5, "put it in quotes"),
     ("repeated-key", rule(more="says: Other words.\n"), 5, "the key 'says' is given twice; remove one"),
     ("repeated-inner-key", rule(where="{into: Conv, into: Gemm}"), 3, "the key 'into' is given twice; remove one"),
-    ("unknown-key", rule(more="becuase: I say so\n"), 5, "unknown key 'becuase'; did you mean 'because'"),
-    ("unknown-place", rule(where="{inot: Conv}"), 3, "unknown key 'inot'; did you mean 'into'?"),
+    ("unknown-key", rule(more="becuase: I say so\n"), 5, "unknown key 'becuase'. Did you mean 'because'"),
+    ("unknown-place", rule(where="{inot: Conv}"), 3, "unknown key 'inot'. Did you mean 'into'?"),
     ("no-rule", "says: x\n", 1, "the key 'rule' is missing"),
     ("no-says", "rule: mine\nwhere: {into: Conv}\nthen: leave-float\n", 1, "the key 'says' is missing"),
     ("no-where", "rule: mine\nsays: x\nthen: leave-float\n", 1, "the key 'where' is missing"),
@@ -97,19 +97,19 @@ MISTAKES: list[tuple[str, str | bytes, int, str]] = [
     ("other-name", rule("yours"), 1, "the rule is called 'yours' but the file 'mine'; they must be the same"),
     ("name-no-text", rule("5"), 1, "'rule' must be text, not 5; put it in quotes"),
     ("says-nothing", "rule: mine\nsays:\nwhere: {into: Conv}\nthen: leave-float\n", 2, "'says' must be text, not None; put it in quotes"),
-    ("unknown-node-fact", rule(where="{into: wieghted}"), 3, "unknown fact 'wieghted'; did you mean 'weighted'?; 'qdq facts' lists them"),
-    ("unknown-edge-fact", rule(where="{edge: frist-input}"), 3, "unknown fact 'frist-input'; did you mean 'first-input'?; 'qdq facts' lists them"),
+    ("unknown-node-fact", rule(where="{into: wieghted}"), 3, "unknown fact 'wieghted'. Did you mean 'weighted'?; 'qdq facts' lists them"),
+    ("unknown-edge-fact", rule(where="{edge: frist-input}"), 3, "unknown fact 'frist-input'. Did you mean 'first-input'?; 'qdq facts' lists them"),
     (
         "unknown-operator",
         rule(where="{into: Convv}"),
         3,
-        "'Convv' is not an ONNX operator; did you mean 'Conv'?; write one of another domain as domain.Operator",
+        "'Convv' is not an ONNX operator. Did you mean 'Conv'?; write one of another domain as domain.Operator",
     ),
     ("edge-fact-behind-into", rule(where="{into: first-input}"), 3, "'first-input' is a fact about edges; write it behind 'edge'"),
     ("edge-fact-behind-from", rule(where="{from: [Conv, residual-branch]}"), 3, "'residual-branch' is a fact about edges; write it behind 'edge'"),
     ("node-fact-behind-edge", rule(where="{edge: weighted}"), 3, "'weighted' is about nodes; write it behind 'into' or 'from'"),
     ("operator-behind-edge", rule(where="{edge: Conv}"), 3, "'Conv' is about nodes; write it behind 'into' or 'from'"),
-    ("unknown-then", rule(then="then: quantise\n"), 4, "'then' is 'quantise'; it must be one of quantize, leave-float, share-scale; did you mean 'quantize'?"),
+    ("unknown-then", rule(then="then: quantise\n"), 4, "'then' is 'quantise'; it must be one of quantize, leave-float, share-scale. Did you mean 'quantize'?"),
     ("no-using", rule(then="then: quantize\n"), 4, "'then: quantize' needs 'using': one of int8-activation"),
     ("unknown-using", rule(then="then: quantize\nusing: int8-activations\n"), 5, "'using' is 'int8-activations'; it must be one of int8-activation"),
     ("using-with-leave-float", rule(more="using: int8-activation\n"), 5, "'using' goes with 'then: quantize' only; remove it"),
@@ -121,7 +121,7 @@ MISTAKES: list[tuple[str, str | bytes, int, str]] = [
     ("into-no-words", rule(where="{into: [Conv, yes]}"), 3, "'into' must be a word or a list of words, not ['Conv', True]"),
     ("empty-target", rule(where="{target: {}}"), 3, "'target' needs at least one of sm_at_most, sm_at_least, backend"),
     ("target-a-word", rule(where="{target: rtx}"), 3, "'target' needs at least one of sm_at_most, sm_at_least, backend"),
-    ("unknown-target-key", rule(where="{target: {sm_at_lest: 80}}"), 3, "unknown key 'sm_at_lest'; did you mean 'sm_at_least'"),
+    ("unknown-target-key", rule(where="{target: {sm_at_lest: 80}}"), 3, "unknown key 'sm_at_lest'. Did you mean 'sm_at_least'"),
     ("unknown-backend", rule(where="{target: {backend: trx}}"), 3, "'backend' is 'trx'; it must be one of rtx, trt"),
     ("sm-with-a-point", rule(where="{target: {sm_at_least: 8.0}}"), 3, "'sm_at_least' is 8.0; write a compute capability times ten, such as 75"),
     ("sm-not-times-ten", rule(where="{target: {sm_at_most: 8}}"), 3, "'sm_at_most' is 8; write a compute capability times ten, such as 75"),
@@ -145,7 +145,7 @@ def test_a_mistake_in_a_rule_file_is_named_with_its_line(tmp_path: Path, content
 def test_the_nearest_rule_is_named_where_beats_misspells_it(tmp_path: Path) -> None:
     message = refused(tmp_path, "rules", "tensorrt", folder_of(tmp_path, mine=rule(more="beats: [weighted-inptus]\n")))
 
-    assert "mine.yaml:5: beats names no rule 'weighted-inptus'; did you mean 'weighted-inputs'" in message
+    assert "mine.yaml:5: beats names no rule 'weighted-inptus'. Did you mean 'weighted-inputs'" in message
 
 
 @pytest.mark.parametrize("content", [b"\xff\xfe\x00", b"rule: \x07\n", b"[" * 5000], ids=["no-UTF-8", "control-character", "nested-too-deeply"])
@@ -255,9 +255,9 @@ def test_a_rule_that_quantizes_nothing_is_refused_by_quantize_only(tmp_path: Pat
 @pytest.mark.parametrize(
     ("where", "says"),
     [
-        ("{named: cnov}", "no node is named 'cnov'; did you mean 'conv'?"),
+        ("{named: cnov}", "no node is named 'cnov'. Did you mean 'conv'?"),
         ("{named: [conv, '/layer1/*']}", "no node is named '/layer1/*'"),
-        ("{tensor: gemm.wieght}", "no tensor is named 'gemm.wieght'; did you mean 'gemm.weight' or 'gemm.bias'?"),
+        ("{tensor: gemm.wieght}", "no tensor is named 'gemm.wieght'. Did you mean 'gemm.weight' or 'gemm.bias'?"),
     ],
 )
 def test_a_glob_in_a_rule_file_that_matches_nothing_is_refused_unless_allowed(tmp_path: Path, where: str, says: str) -> None:
@@ -267,7 +267,7 @@ def test_a_glob_in_a_rule_file_that_matches_nothing_is_refused_unless_allowed(tm
     assert run("plan", tmp_path / "model.onnx", "--rules", tmp_path / "rules", "--allow-unmatched")[0] == 0
 
 
-@pytest.mark.parametrize(("glob", "says"), [("gmem", "'gmem'; did you mean 'gemm'?"), ("/layer1/*", "'/layer1/*'"), ("", "''")])
+@pytest.mark.parametrize(("glob", "says"), [("gmem", "'gmem'. Did you mean 'gemm'?"), ("/layer1/*", "'/layer1/*'"), ("", "''")])
 @pytest.mark.parametrize("command", ["plan", "explain", "quantize"])
 def test_a_leave_float_glob_that_matches_nothing_is_refused_unless_allowed(tmp_path: Path, command: str, glob: str, says: str) -> None:
     model, out = save(tiny_model(), tmp_path / "model.onnx"), tmp_path / "out.onnx"
@@ -299,7 +299,7 @@ CASE = "rule: mine\na case:\n  says: x\n  before: y\n  plan: []\n"
         ("rule: mine\na case: 3\n", 2, "case 'a case' must be a mapping"),
         ("rule: mine\na case: {says: x}\n", 2, "case 'a case' needs 'says', and either 'before' with 'plan' or 'unchanged'"),
         ("rule: mine\na case: {says: x, before: y}\n", 2, "case 'a case' needs 'says', and either 'before' with 'plan' or 'unchanged'"),
-        (f"{CASE}  paln: []\n", 6, "unknown key 'paln'; did you mean 'plan'?"),
+        (f"{CASE}  paln: []\n", 6, "unknown key 'paln'. Did you mean 'plan'?"),
         ("rule: mine\na case: {says: x, unchanged: 5}\n", 2, "case 'a case': Expected `str`, got `int`"),
         ("rule: mine\na case: {says: x, before: y, plan: 7}\n", 2, "case 'a case': Expected `array | null`, got `int`"),
         ("rule: mine\na case: {says: x, before: y, plan: [7]}\n", 2, "case 'a case': Expected `str`, got `int`"),
@@ -322,7 +322,7 @@ def test_a_case_file_of_several_rules_names_the_nearest(tmp_path: Path) -> None:
     (folder / "cases").mkdir()
     (folder / "cases" / "team.yaml").write_text("rule: first\n---\nrule: secnd\n")
 
-    says = "team.yaml:3: a case file begins with 'rule: first or second'; did you mean 'second'?"
+    says = "team.yaml:3: a case file begins with 'rule: first or second'. Did you mean 'second'?"
     assert says in refused(tmp_path, "test", folder, "--no-engines")
 
 
@@ -356,7 +356,7 @@ NARROW = "rule: mine\nsays: What the test wants.\nwhere: {into: narrow-convoluti
 @pytest.mark.parametrize(
     ("given", "says"),
     [
-        ("{channel-below: 3}", "4: unknown key 'channel-below'; did you mean 'channels-below'?; known are channels-below, multiple-of"),
+        ("{channel-below: 3}", "4: unknown key 'channel-below'. Did you mean 'channels-below'?; known are channels-below, multiple-of"),
         ("{channels-below: 0, multiple-of: 8}", "4: 'channels-below' is 0; write a number above 0"),
         ("{channels-below: true, multiple-of: 8}", "4: 'channels-below' is True; write a number above 0"),
         ("{channels-below: '16', multiple-of: 8}", "4: 'channels-below' is '16'; write a number above 0"),
@@ -374,8 +374,8 @@ def test_numbers_that_a_rules_facts_cannot_take_are_refused(tmp_path: Path, give
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("set: mine\nsays: x\ntakes: {tensort: [a]}\n", "3: unknown key 'tensort'; did you mean 'tensorrt'"),
-        ("set: mine\nsays: x\ntakes: {tensorrt: [weighted-input]}\n", "3: set tensorrt has no rule 'weighted-input'; did you mean 'weighted-inputs'"),
+        ("set: mine\nsays: x\ntakes: {tensort: [a]}\n", "3: unknown key 'tensort'. Did you mean 'tensorrt'"),
+        ("set: mine\nsays: x\ntakes: {tensorrt: [weighted-input]}\n", "3: set tensorrt has no rule 'weighted-input'. Did you mean 'weighted-inputs'"),
         ("set: other\nsays: x\ntakes: {tensorrt: '*'}\n", "1: 'set' must be 'mine', as the folder is called"),
         ("set: mine\nsays: x\n", "1: the key 'takes' is missing"),
         ("- mine\n", "1: a set file is a mapping that begins with 'set: NAME'"),

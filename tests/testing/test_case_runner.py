@@ -11,8 +11,9 @@ import numpy as np
 import onnx
 import pytest
 
-from qdq.graph.index import Node
+from qdq.graph.index import GraphIndex, Node
 from qdq.planning.decisions import Plan
+from qdq.planning.plan_request import PlanRequest
 from qdq.planning.planner import plan_index
 from qdq.rules import facts
 from qdq.rules.rule_files import load_rules
@@ -219,10 +220,10 @@ def test_the_command_counts_what_holds_and_ends_with_1_if_something_does_not(tmp
 def test_every_plan_of_the_shuffled_graph_is_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = 0
 
-    def forgetful(*given: object, **_: object) -> Plan:
+    def forgetful(index: GraphIndex, request: PlanRequest) -> Plan:
         nonlocal calls
         calls += 1
-        made = plan_index(*given, allow_unmatched=True)  # type: ignore[arg-type]
+        made = plan_index(index, request)
         return made if calls < 3 else msgspec.structs.replace(made, left_float=())
 
     monkeypatch.setattr(case_runner, "plan_index", forgetful)

@@ -16,23 +16,19 @@ import msgspec
 from qdq.engines.prediction.qdq_propagation import QuantizationFlow, SlotRead
 from qdq.graph.index import Node
 from qdq.graph.layer_shapes import convolution_channels
-from qdq.graph.operands import CONVOLUTIONS, PRODUCTS, RECURRENT, operands
+from qdq.graph.operands import operands
+from qdq.graph.operators import CONVOLUTION_EPILOGUES, CONVOLUTIONS, FOLDED_INTO_WEIGHTS, POOLING_LAYERS, PRODUCTS, RECURRENT, SHUFFLES
 from qdq.graph.patterns import is_spatial_mean
 
 #: Input channels up to which a convolution reads four-wide vectors, as the first one does.
 FEW_CHANNELS = 4
-_SCALING = ("Add", "Sub", "Mul", "Div", "BatchNormalization")
 
-#: Activations that convolution kernels apply to their results.
-_EPILOGUE = ("Relu", "Clip", "LeakyRelu", "Gelu")
 _POINTWISE = {
     "Abs", "Add", "And", "BatchNormalization", "Cast", "Ceil", "Celu", "Clip", "Cos", "Div", "Elu", "Equal", "Erf", "Exp", "Floor", "Gelu", "Greater",
     "GreaterOrEqual", "HardSigmoid", "HardSwish", "LeakyRelu", "Less", "LessOrEqual", "Log", "Max", "Mean", "Min", "Mish", "Mod", "Mul", "Neg", "Not", "Or",
     "PRelu", "Pow", "Reciprocal", "Relu", "Round", "Selu", "Sigmoid", "Sign", "Sin", "Softplus", "Softsign", "Sqrt", "Sub", "Sum", "Tanh", "ThresholdedRelu",
     "Where", "Xor",
 }  # fmt: skip
-_SHUFFLES = ("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose")
-POOLS = ("MaxPool", "GlobalMaxPool", "AveragePool", "GlobalAveragePool", "LpPool", "GlobalLpPool")
 _LARGEST_EPILOGUE = 16
 
 
@@ -64,8 +60,8 @@ def fuse_nodes(flow: QuantizationFlow) -> tuple[FusionGroup, ...]:
             groups.append(group)
     rest = [n for n in flow.nodes if id(n) not in owned]
     groups += _chains(flow, [n for n in rest if n.op in _POINTWISE], "pointwise")
-    groups += _chains(flow, [n for n in rest if n.op in _SHUFFLES], "shuffle")
-    groups += [FusionGroup(_family(flow, n), (n,), n, n.outputs[0]) for n in rest if n.op not in _POINTWISE and n.op not in _SHUFFLES]
+    groups += _chains(flow, [n for n in rest if n.op in SHUFFLES], "shuffle")
+    groups += [FusionGroup(_family(flow, n), (n,), n, n.outputs[0]) for n in rest if n.op not in _POINTWISE and n.op not in SHUFFLES]
     return tuple(sorted(groups, key=lambda g: g.nodes[-1].position))
 
 
@@ -130,11 +126,11 @@ def _follow(flow: QuantizationFlow, tensor: str, behind: list[Node], owned: set[
 
 
 def _is_scaling(flow: QuantizationFlow, node: Node) -> bool:
-    return node.op in _SCALING and len(flow.inputs(node)) == 1 and _keeps_shape(flow, node)
+    return node.op in FOLDED_INTO_WEIGHTS and len(flow.inputs(node)) == 1 and _keeps_shape(flow, node)
 
 
 def _is_epilogue(flow: QuantizationFlow, node: Node) -> bool:
-    return node.op in _EPILOGUE and len(flow.inputs(node)) == 1
+    return node.op in CONVOLUTION_EPILOGUES and len(flow.inputs(node)) == 1
 
 
 def _keeps_shape(flow: QuantizationFlow, node: Node) -> bool:
@@ -192,7 +188,7 @@ def _pool_behind(flow: QuantizationFlow, node: Node, tensor: str, addend: SlotRe
 
 
 def _family(flow: QuantizationFlow, node: Node) -> str:
-    if node.op in POOLS or is_spatial_mean(flow.index, node):
+    if node.op in POOLING_LAYERS or is_spatial_mean(flow.index, node):
         return "pool"
     if node.op in RECURRENT:
         return "recurrent"

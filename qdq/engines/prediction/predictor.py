@@ -16,13 +16,13 @@ import onnx
 from onnx import TensorProto
 
 from qdq.engines.engine import NO_OP, REFORMAT, Engine, EngineLayer
-from qdq.engines.prediction.fusion import POOLS, FusionGroup, fuse_nodes
+from qdq.engines.prediction.fusion import FusionGroup, fuse_nodes
 from qdq.engines.prediction.memory_formats import FLOAT, FLOATS, LINEAR, THIRTY_TWO_WIDE, TWO_WIDE, Held
 from qdq.engines.prediction.qdq_propagation import Quantization, QuantizationFlow, SlotRead
 from qdq.engines.prediction.static_shapes import with_static_shapes
 from qdq.engines.prediction.weighted_layers import WeightedLayers
 from qdq.graph.index import GraphIndex, Node
-from qdq.graph.operands import CONVOLUTIONS
+from qdq.graph.operators import CONVOLUTIONS, POOLING_LAYERS
 from qdq.graph.quantized_operators import DEQUANTIZE, QUANTIZE
 from qdq.graph.source import Source
 from qdq.target import Target
@@ -134,7 +134,7 @@ class _Prediction(WeightedLayers):
         reached = [tensor]
         for _ in range(_LOOK_AHEAD):
             readers = [n for t in reached for n in self.flow.readers.get(t, ())[:_LOOK_AHEAD]]
-            if any(n.op in (*CONVOLUTIONS, *POOLS) for n in readers):
+            if any(n.op in (*CONVOLUTIONS, *POOLING_LAYERS) for n in readers):
                 return THIRTY_TWO_WIDE
             reached = [n.outputs[0] for n in readers if n.op in _KEEPING_FORMAT]
         return otherwise

@@ -21,6 +21,7 @@ from onnx import TensorProto
 from qdq.errors import ModelError
 from qdq.graph.bodies import captured_names
 from qdq.graph.index import GraphIndex, Node
+from qdq.graph.operators import ALIASES
 from qdq.graph.pairs import PAIR_OPERATORS
 from qdq.graph.quantized_operators import DEQUANTIZE, QUANTIZE
 
@@ -29,7 +30,6 @@ _MOVING = (
     "MaxPool", "GlobalMaxPool", "Relu", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Slice", "Split", "Concat", "Gather", "Expand", "Tile",
     "DepthToSpace", "SpaceToDepth",
 )  # fmt: skip
-_ALIASES = ("Identity", "Dropout")
 
 #: What an importer makes of a quantized ONNX type: UINT8 is taken for INT8 (onnx-tensorrt, QuantDequantLinearHelper).
 _QUANTIZED_TYPES: dict[int, str] = {TensorProto.INT8: "Int8", TensorProto.UINT8: "Int8", TensorProto.FLOAT8E4M3FN: "FP8"}
@@ -143,7 +143,7 @@ class QuantizationFlow:
 
     def _resolve(self, node: Node) -> bool:
         """Whether a node vanishes: what its output stands for is then known."""
-        if node.op in _ALIASES:
+        if node.op in ALIASES:
             self._reads[node.outputs[0]] = self.read(node.inputs[0])
             return True
         if node.op not in PAIR_OPERATORS or (found := self._quantization(node)) is None:

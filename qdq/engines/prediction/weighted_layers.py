@@ -7,7 +7,7 @@ from qdq.engines.prediction.fusion import FusionGroup, has_few_channels, int8_op
 from qdq.engines.prediction.memory_formats import CHANNEL_LAST, FLOAT, FOUR_WIDE, HALF, INT8, LINEAR, THIRTY_TWO_WIDE, Held, Memory
 from qdq.engines.prediction.qdq_propagation import Quantization, QuantizationFlow, SlotRead
 from qdq.graph.layer_shapes import convolution_channels
-from qdq.graph.operands import CONVOLUTIONS
+from qdq.graph.operators import CONVOLUTIONS
 from qdq.target import Target
 
 #: First compute capability with TF32 kernels, which read channels last.
