@@ -20,7 +20,12 @@ import torch
 from torch import Tensor, nn
 
 _OPSET = 17
-_IMAGE, _INCEPTION_IMAGE, _CLIP, _UNET_IMAGE = (1, 3, 224, 224), (1, 3, 299, 299), (1, 3, 8, 112, 112), (1, 3, 256, 256)
+_IMAGE, _INCEPTION_IMAGE, _CLIP, _UNET_IMAGE = (
+    (1, 3, 224, 224),
+    (1, 3, 299, 299),
+    (1, 3, 8, 112, 112),
+    (1, 3, 256, 256),
+)
 _TOKENS, _VOCABULARY = 128, 8192
 
 
@@ -37,10 +42,14 @@ class Architecture(NamedTuple):
 def main() -> None:
     parser = argparse.ArgumentParser(description="Export known architectures with random weights.")
     parser.add_argument("--out", type=Path, required=True, help="folder for the .onnx files")
-    parser.add_argument("--only", default="*", help="glob of the architectures to export (default: all)")
+    parser.add_argument(
+        "--only", default="*", help="glob of the architectures to export (default: all)"
+    )
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
-    warnings.simplefilter("ignore")  # of shapes that a trace makes constant, as they are meant to be
+    warnings.simplefilter(
+        "ignore"
+    )  # of shapes that a trace makes constant, as they are meant to be
     for name, architecture in architectures().items():
         path = given.out / f"{name}.onnx"
         if fnmatchcase(name, given.only) and not path.exists():
@@ -59,8 +68,13 @@ def architectures() -> dict[str, Architecture]:
         )
     }  # fmt: skip
     more = {
-        "googlenet": Architecture(lambda: models.googlenet(weights=None, aux_logits=False, init_weights=False)),
-        "inception_v3": Architecture(lambda: models.inception_v3(weights=None, aux_logits=False, init_weights=False), _INCEPTION_IMAGE),
+        "googlenet": Architecture(
+            lambda: models.googlenet(weights=None, aux_logits=False, init_weights=False)
+        ),
+        "inception_v3": Architecture(
+            lambda: models.inception_v3(weights=None, aux_logits=False, init_weights=False),
+            _INCEPTION_IMAGE,
+        ),
         "unet": Architecture(UNet, _UNET_IMAGE),
         "r3d_18": Architecture(lambda: models.video.r3d_18(weights=None), _CLIP),
         "lstm": Architecture(Tagger, (1, _TOKENS, 64)),
@@ -80,9 +94,13 @@ class UNet(nn.Module):
 
     def __init__(self, widths: tuple[int, ...] = (16, 32, 64, 128, 256)) -> None:
         super().__init__()
-        self.down = nn.ModuleList([_double(given, wide) for given, wide in zip((3, *widths), widths, strict=False)])
+        self.down = nn.ModuleList(
+            [_double(given, wide) for given, wide in zip((3, *widths), widths, strict=False)]
+        )
         pairs = list(zip(widths[:0:-1], widths[-2::-1], strict=True))
-        self.up = nn.ModuleList([nn.ConvTranspose2d(wide, narrow, 2, stride=2) for wide, narrow in pairs])
+        self.up = nn.ModuleList(
+            [nn.ConvTranspose2d(wide, narrow, 2, stride=2) for wide, narrow in pairs]
+        )
         self.join = nn.ModuleList([_double(wide, narrow) for wide, narrow in pairs])
         self.pool, self.head = nn.MaxPool2d(2), nn.Conv2d(widths[0], 2, 1)
 
@@ -137,7 +155,9 @@ class BertLayer(nn.Module):
         self.norms = nn.ModuleList([nn.LayerNorm(width), nn.LayerNorm(width)])
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        query, key, value = (self._split(linear(x)) for linear in (self.query, self.key, self.value))
+        query, key, value = (
+            self._split(linear(x)) for linear in (self.query, self.key, self.value)
+        )
         scores = query @ key.transpose(-1, -2) / (query.shape[-1] ** 0.5) + mask
         mixed = (scores.softmax(-1) @ value).transpose(1, 2).flatten(2)
         x = self.norms[0](x + self.out(mixed))
@@ -148,7 +168,10 @@ class BertLayer(nn.Module):
 
 
 def _double(given: int, wide: int) -> nn.Sequential:
-    layers = [[nn.Conv2d(a, wide, 3, padding=1, bias=False), nn.BatchNorm2d(wide), nn.ReLU(inplace=True)] for a in (given, wide)]
+    layers = [
+        [nn.Conv2d(a, wide, 3, padding=1, bias=False), nn.BatchNorm2d(wide), nn.ReLU(inplace=True)]
+        for a in (given, wide)
+    ]
     return nn.Sequential(*layers[0], *layers[1])
 
 
@@ -162,10 +185,18 @@ def _export(architecture: Architecture, path: Path) -> None:
     names = {"input_names": ["input"], "output_names": ["output"]}
     temporary = path.with_suffix(".part")
     if architecture.exporter == "dynamo":
-        torch.onnx.export(model, (example,), temporary, dynamo=True, external_data=False, verbose=False, **names)
+        torch.onnx.export(
+            model, (example,), temporary, dynamo=True, external_data=False, verbose=False, **names
+        )
     else:
-        mode = torch.onnx.TrainingMode.PRESERVE if architecture.exporter == "unfolded" else torch.onnx.TrainingMode.EVAL
-        torch.onnx.export(model, (example,), temporary, dynamo=False, opset_version=_OPSET, training=mode, **names)
+        mode = (
+            torch.onnx.TrainingMode.PRESERVE
+            if architecture.exporter == "unfolded"
+            else torch.onnx.TrainingMode.EVAL
+        )
+        torch.onnx.export(
+            model, (example,), temporary, dynamo=False, opset_version=_OPSET, training=mode, **names
+        )
     temporary.rename(path)
 
 
@@ -173,7 +204,12 @@ def _shake_statistics(model: nn.Module) -> None:
     """Give every batch normalisation statistics as if trained: else it is next to the identity."""
     for module in model.modules():
         if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)):
-            for tensor, low, high in ((module.running_var, 0.5, 1.5), (module.weight, 0.5, 1.5), (module.running_mean, -0.2, 0.2), (module.bias, -0.2, 0.2)):
+            for tensor, low, high in (
+                (module.running_var, 0.5, 1.5),
+                (module.weight, 0.5, 1.5),
+                (module.running_mean, -0.2, 0.2),
+                (module.bias, -0.2, 0.2),
+            ):
                 nn.init.uniform_(tensor, low, high)
 
 

@@ -85,8 +85,15 @@ def cases(folder: Path, extra: Iterable[Path] = ()) -> list[Case]:
     """Return the models of onnx's backend tests, those that are made by code written to a folder, and the files of other folders."""
     found = list(_generated(folder))
     data = Path(onnx.__file__).parent / "backend" / "test" / "data"
-    found += [Case(path.relative_to(data).parts[0], f"{path.parent.name}/{path.name}", path) for path in sorted(data.rglob("*.onnx"))]
-    return found + [Case(given.name, path.name, path) for given in extra for path in sorted(given.rglob("*.onnx"))]
+    found += [
+        Case(path.relative_to(data).parts[0], f"{path.parent.name}/{path.name}", path)
+        for path in sorted(data.rglob("*.onnx"))
+    ]
+    return found + [
+        Case(given.name, path.name, path)
+        for given in extra
+        for path in sorted(given.rglob("*.onnx"))
+    ]
 
 
 def _generated(folder: Path) -> Iterator[Case]:
@@ -111,26 +118,38 @@ def _written(folder: Path, group: str, name: str, model: onnx.ModelProto) -> Cas
     return Case(group, name, path)
 
 
-def _with_operands(model: onnx.ModelProto, data_sets: Sequence[tuple[Sequence[Any], Sequence[Any]]] | None) -> onnx.ModelProto | None:
+def _with_operands(
+    model: onnx.ModelProto, data_sets: Sequence[tuple[Sequence[Any], Sequence[Any]]] | None
+) -> onnx.ModelProto | None:
     """Return the model with every input but the first stored as an initializer; None where there is none, or one is no tensor."""
     given = [data_sets[0][0][i] for i in range(1, len(model.graph.input))] if data_sets else []
-    if not given or not all(isinstance(value, np.ndarray | np.generic | onnx.TensorProto) for value in given):
+    if not given or not all(
+        isinstance(value, np.ndarray | np.generic | onnx.TensorProto) for value in given
+    ):
         return None
     stored = onnx.ModelProto()
     stored.CopyFrom(model)
     for value, item in zip(given, model.graph.input[1:], strict=True):
-        tensor = value if isinstance(value, onnx.TensorProto) else numpy_helper.from_array(np.asarray(value))
+        tensor = (
+            value
+            if isinstance(value, onnx.TensorProto)
+            else numpy_helper.from_array(np.asarray(value))
+        )
         stored.graph.initializer.append(tensor)
         stored.graph.initializer[-1].name = item.name
     del stored.graph.input[1:]
-    stored.ir_version = max(stored.ir_version, 4)  # before, every initializer had to be listed as an input
+    stored.ir_version = max(
+        stored.ir_version, 4
+    )  # before, every initializer had to be listed as an input
     return stored
 
 
 # --- running ---------------------------------------------------------------------------------------------------------
 
 
-def outcomes(todo: Sequence[Case], commands: Sequence[str], limit: float = LIMIT, processes: int = PROCESSES) -> Iterator[Outcome]:
+def outcomes(
+    todo: Sequence[Case], commands: Sequence[str], limit: float = LIMIT, processes: int = PROCESSES
+) -> Iterator[Outcome]:
     """Yield what each command did with each model, in processes that are started again when they hang or die."""
     waiting = list(reversed(todo))
     workers = [_Worker(commands) for _ in range(min(processes, len(waiting)))]
@@ -158,7 +177,9 @@ class _Worker:
     def _start(self) -> None:
         context = multiprocessing.get_context("spawn")
         self.pipe, theirs = context.Pipe()
-        self.process: BaseProcess = context.Process(target=_serve, args=(theirs, self.commands), daemon=True)
+        self.process: BaseProcess = context.Process(
+            target=_serve, args=(theirs, self.commands), daemon=True
+        )
         self.process.start()
         theirs.close()
 
@@ -212,7 +233,11 @@ def run(case: Case, command: str, folder: Path) -> Outcome:
     places = {"MODEL": str(case.path), "OUT": str(out), "RANGES": str(folder / "out.yaml")}
     argv = [places.get(part, part) for part in COMMANDS[command]]
     kind, says = _called(argv)
-    if kind in (WORKED, FINDINGS) and "OUT" in COMMANDS[command] and (wrong := _wrong_with(out, case.path)):
+    if (
+        kind in (WORKED, FINDINGS)
+        and "OUT" in COMMANDS[command]
+        and (wrong := _wrong_with(out, case.path))
+    ):
         kind, says = DEFECT, wrong
     if _UNRUN in says and not _loaded(case.path):
         kind, says = DEFECT, f"ONNX Runtime does load it: {says}"
@@ -224,15 +249,30 @@ def _called(argv: Sequence[str]) -> tuple[str, str]:
 
     out, err = io.StringIO(), io.StringIO()
     try:
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), warnings.catch_warnings(record=True) as warned:
+        with (
+            contextlib.redirect_stdout(out),
+            contextlib.redirect_stderr(err),
+            warnings.catch_warnings(record=True) as warned,
+        ):
             warnings.simplefilter("always")
             code = main(argv)
     except Exception as error:  # noqa: BLE001 that none comes is what is tested
         where = traceback.extract_tb(error.__traceback__)[-1]
-        return DEFECT, f"{type(error).__name__}: {error} (in {Path(where.filename).name}, {where.name})"
-    said = err.getvalue() + "".join(f"{w.category.__name__}: {w.message}\n" for w in warned if not issubclass(w.category, DeprecationWarning))
+        return (
+            DEFECT,
+            f"{type(error).__name__}: {error} (in {Path(where.filename).name}, {where.name})",
+        )
+    said = err.getvalue() + "".join(
+        f"{w.category.__name__}: {w.message}\n"
+        for w in warned
+        if not issubclass(w.category, DeprecationWarning)
+    )
     if code == 2:
-        clear = said.startswith("qdq: ") and said.count("\n") == 1 and ("json" in argv or not out.getvalue())
+        clear = (
+            said.startswith("qdq: ")
+            and said.count("\n") == 1
+            and ("json" in argv or not out.getvalue())
+        )
         return (REFUSED if clear else DEFECT), said.strip()
     if code not in (0, 1) or said:
         return DEFECT, f"exit code {code}, and on standard error: {said.strip()}"
@@ -276,14 +316,20 @@ def _first(error: Exception) -> str:
 
 def sort_of(outcome: Outcome) -> str:
     """Return the line of a refusal without what differs from model to model: file, names and numbers."""
-    said = outcome.says.replace(str(outcome.case.path), "MODEL").replace(outcome.case.path.name, "MODEL").removeprefix("qdq: ")
+    said = (
+        outcome.says.replace(str(outcome.case.path), "MODEL")
+        .replace(outcome.case.path.name, "MODEL")
+        .removeprefix("qdq: ")
+    )
     said = re.sub(r"'[^']*'|\"[^\"]*\"", "'...'", said)
     return re.sub(r"\d+", "N", said)
 
 
 def table(headers: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     """Return a Markdown table."""
-    return "\n".join(f"| {' | '.join(map(str, cells))} |" for cells in (headers, ["---"] * len(headers), *rows))
+    return "\n".join(
+        f"| {' | '.join(map(str, cells))} |" for cells in (headers, ["---"] * len(headers), *rows)
+    )
 
 
 def counts(found: Sequence[Outcome]) -> str:
@@ -294,7 +340,18 @@ def counts(found: Sequence[Outcome]) -> str:
     for group, command in dict.fromkeys((o.case.group, o.command) for o in found):
         numbers = [by[group, command, kind] for kind in kinds]
         rows.append((group, command, sum(numbers), *numbers))
-    return table(("models", "command", "of them", "worked", "with findings", "refused in one line", "defects"), rows)
+    return table(
+        (
+            "models",
+            "command",
+            "of them",
+            "worked",
+            "with findings",
+            "refused in one line",
+            "defects",
+        ),
+        rows,
+    )
 
 
 def refusals(found: Sequence[Outcome]) -> str:
@@ -306,7 +363,14 @@ def refusals(found: Sequence[Outcome]) -> str:
     rows = []
     for line, refused in sorted(groups.items(), key=lambda item: -len(item[1])):
         commands = [command for command in COMMANDS if any(o.command == command for o in refused)]
-        rows.append((len({o.case for o in refused}), ", ".join(commands), refused[0].case.name, line.replace("|", "\\|")))
+        rows.append(
+            (
+                len({o.case for o in refused}),
+                ", ".join(commands),
+                refused[0].case.name,
+                line.replace("|", "\\|"),
+            )
+        )
     return table(("models", "commands", "for example", "line"), rows)
 
 
@@ -319,11 +383,27 @@ def share(found: list[Case], part: str, seed: int) -> list[Case]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Run qdq over onnx's own backend tests.")
-    parser.add_argument("--models", type=Path, action="append", default=[], help="further folder of .onnx files, such as ../shared/models; may be repeated")
-    parser.add_argument("--commands", default=",".join(DEFAULT), help=f"of {', '.join(COMMANDS)} (default: %(default)s)")
-    parser.add_argument("--share", default="1/1", help="one part of the models, drawn by --seed (default: %(default)s)")
+    parser.add_argument(
+        "--models",
+        type=Path,
+        action="append",
+        default=[],
+        help="further folder of .onnx files, such as ../shared/models; may be repeated",
+    )
+    parser.add_argument(
+        "--commands",
+        default=",".join(DEFAULT),
+        help=f"of {', '.join(COMMANDS)} (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--share",
+        default="1/1",
+        help="one part of the models, drawn by --seed (default: %(default)s)",
+    )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--limit", type=float, default=LIMIT, help="seconds for one model (default: %(default)s)")
+    parser.add_argument(
+        "--limit", type=float, default=LIMIT, help="seconds for one model (default: %(default)s)"
+    )
     parser.add_argument("--lines", action="store_true", help="print every refusal as it was said")
     given = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="qdq-backend-"))
@@ -340,7 +420,9 @@ def _print(found: Sequence[Outcome], lines: bool) -> None:
     print(counts(found), refusals(found), sep="\n\n")
     for outcome in found:
         if outcome.kind == DEFECT or (lines and outcome.kind == REFUSED):
-            print(f"{outcome.kind}: {outcome.command} {outcome.case.group}: {outcome.case.name}: {outcome.says}")
+            print(
+                f"{outcome.kind}: {outcome.command} {outcome.case.group}: {outcome.case.name}: {outcome.says}"
+            )
 
 
 if __name__ == "__main__":

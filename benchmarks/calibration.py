@@ -34,7 +34,11 @@ _BARE, _STARTED = "bare ONNX Runtime", "with its session's start"
 _METHODS = ("auto", "max", "percentile", "mse", "entropy")
 _CALIBRATORS = ("MinMax", "Entropy")
 _MODELOPT_METHODS = ("max", "entropy")
-_ROWS = (_BARE, *(f"qdq, {method}" for method in _METHODS), *(f"onnxruntime calibrator, {name}" for name in _CALIBRATORS))
+_ROWS = (
+    _BARE,
+    *(f"qdq, {method}" for method in _METHODS),
+    *(f"onnxruntime calibrator, {name}" for name in _CALIBRATORS),
+)
 _MADE = ("resnet50", "mobilenet_v2")
 _LENGTH = 128
 _KIB_PER_MIB = 1024
@@ -106,7 +110,9 @@ class Noise:
         lengths = chain(self.model.lengths, repeat(self.model.lengths[-1]))
         shape = [d or (next(lengths) if i else 1) for i, d in enumerate(spec.shape)]
         floats = np.dtype(spec.dtype).kind == "f"
-        return (random.standard_normal(shape) if floats else random.integers(0, 2, shape)).astype(spec.dtype)
+        return (random.standard_normal(shape) if floats else random.integers(0, 2, shape)).astype(
+            spec.dtype
+        )
 
 
 class Reader:
@@ -131,15 +137,46 @@ def main() -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description="Measure calibration against bare inference, ONNX Runtime's calibrators and ModelOpt.")
-    parser.add_argument("models", nargs="*", type=Model.parse, metavar="MODEL.onnx[:48x320]", help="models to measure besides those that are made")
-    parser.add_argument("--samples", type=int, default=16, help="samples of the timed runs (default: %(default)s)")
-    parser.add_argument("--many", type=int, default=512, help="samples of one more run of each (default: %(default)s)")
-    parser.add_argument("--repeats", type=int, default=3, help="runs of each with --samples, in turns (default: %(default)s)")
-    parser.add_argument("--limit", type=int, default=8192, help="MiB that a process may take (default: %(default)s)")
-    parser.add_argument("--timeout", type=int, default=900, help="seconds that a process may take (default: %(default)s)")
+    parser = argparse.ArgumentParser(
+        description="Measure calibration against bare inference, ONNX Runtime's calibrators and ModelOpt."
+    )
+    parser.add_argument(
+        "models",
+        nargs="*",
+        type=Model.parse,
+        metavar="MODEL.onnx[:48x320]",
+        help="models to measure besides those that are made",
+    )
+    parser.add_argument(
+        "--samples", type=int, default=16, help="samples of the timed runs (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--many",
+        type=int,
+        default=512,
+        help="samples of one more run of each (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--repeats",
+        type=int,
+        default=3,
+        help="runs of each with --samples, in turns (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--limit", type=int, default=8192, help="MiB that a process may take (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--timeout",
+        type=int,
+        default=900,
+        help="seconds that a process may take (default: %(default)s)",
+    )
     parser.add_argument("--no-made", action="store_true", help="measure only the models named")
-    parser.add_argument("--modelopt-python", metavar="PYTHON", help="a Python that has nvidia-modelopt[onnx] (default: ModelOpt is left out)")
+    parser.add_argument(
+        "--modelopt-python",
+        metavar="PYTHON",
+        help="a Python that has nvidia-modelopt[onnx] (default: ModelOpt is left out)",
+    )
     parser.add_argument("--row", choices=_ROWS, help=argparse.SUPPRESS)
     return parser
 
@@ -147,13 +184,24 @@ def _parser() -> argparse.ArgumentParser:
 def _make(folder: Path, network: str) -> Path:
     """Write a network in a process of its own, which gives its memory back."""
     path = folder / f"{network}.onnx"
-    subprocess.run([sys.executable, "-c", f"import sys; from networks import {network}; {network}(sys.argv[1])", str(path)], cwd=_HERE, check=True)
+    subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            f"import sys; from networks import {network}; {network}(sys.argv[1])",
+            str(path),
+        ],
+        cwd=_HERE,
+        check=True,
+    )
     return path
 
 
 def _compare(model: Model, given: argparse.Namespace, folder: Path) -> None:
     bounds = Bounds(given.limit, given.timeout)
-    print(f"### {model.path.stem}\n\n{given.repeats} runs of each in turns, {len(os.sched_getaffinity(0))} cores\n")
+    print(
+        f"### {model.path.stem}\n\n{given.repeats} runs of each in turns, {len(os.sched_getaffinity(0))} cores\n"
+    )
     _calibrations(model, given, bounds)
     _commands(model, given, bounds, folder)
 
@@ -162,16 +210,42 @@ def _calibrations(model: Model, given: argparse.Namespace, bounds: Bounds) -> No
     """Print the table of calibration alone."""
 
     def run(row: str, samples: int) -> Run | Ended:
-        return _reported([sys.executable, str(Path(__file__).resolve()), str(model), "--row", row, "--samples", str(samples)], bounds)
+        return _reported(
+            [
+                sys.executable,
+                str(Path(__file__).resolve()),
+                str(model),
+                "--row",
+                row,
+                "--samples",
+                str(samples),
+            ],
+            bounds,
+        )
 
     turns = [{row: run(row, given.samples) for row in _ROWS} for _ in range(given.repeats)]
     few = {row: _typical([turn[row] for turn in turns]) for row in _ROWS}
-    many = {row: _as_many(lambda samples, row=row: run(row, samples), given.many, given.samples if row.startswith("onnx") else given.many) for row in _ROWS}
-    columns = [f"{what}, {n} samples" for n in (given.samples, given.many) for what in ("s", "of bare", "peak MiB")]
+    many = {
+        row: _as_many(
+            lambda samples, row=row: run(row, samples),
+            given.many,
+            given.samples if row.startswith("onnx") else given.many,
+        )
+        for row in _ROWS
+    }
+    columns = [
+        f"{what}, {n} samples"
+        for n in (given.samples, given.many)
+        for what in ("s", "of bare", "peak MiB")
+    ]
     _head("", *columns)
     bare = [few[_BARE], many[_BARE][0]]
     for row in _ROWS:
-        _line(row, *_cells(few[row], bare[0]), *_cells(many[row][0], bare[1], many[row][1] if many[row][1] != given.many else None))
+        _line(
+            row,
+            *_cells(few[row], bare[0]),
+            *_cells(many[row][0], bare[1], many[row][1] if many[row][1] != given.many else None),
+        )
         if row == _BARE:
             _line(_STARTED, *chain(*(_cells(_started(run), run) for run in bare)))
     print(flush=True)
@@ -191,9 +265,17 @@ def _commands(model: Model, given: argparse.Namespace, bounds: Bounds, folder: P
     """Print the table of whole commands."""
     with tempfile.TemporaryDirectory(dir=folder) as name:
         work = Path(name)
-        subprocess.run([sys.executable, "-c", _WRITE, str(model), str(work), str(given.samples)], cwd=_HERE, env=_environment(), check=True)
+        subprocess.run(
+            [sys.executable, "-c", _WRITE, str(model), str(work), str(given.samples)],
+            cwd=_HERE,
+            env=_environment(),
+            check=True,
+        )
         commands = _whole(model.path, work, given.modelopt_python)
-        turns = [{row: _process(command, bounds)[0] for row, command in commands.items()} for _ in range(given.repeats)]
+        turns = [
+            {row: _process(command, bounds)[0] for row, command in commands.items()}
+            for _ in range(given.repeats)
+        ]
     _head(f"whole command, {given.samples} samples", "s", "of quantize_static's", "peak MiB")
     typical = {row: _typical([turn[row] for turn in turns]) for row in commands}
     for row, run in typical.items():
@@ -219,9 +301,30 @@ def _whole(model: Path, work: Path, modelopt_python: str | None) -> dict[str, li
     static = [sys.executable, str(_HERE / "static.py"), source, out, data]
     commands = {f"quantize_static, {name}": [*static, "--method", name] for name in _CALIBRATORS}
     for method in _METHODS:
-        commands[f"qdq quantize, {method}"] = [sys.executable, "-m", "qdq", "quantize", source, "-o", out, "--data", data, "--method", method, "--force"]
+        commands[f"qdq quantize, {method}"] = [
+            sys.executable,
+            "-m",
+            "qdq",
+            "quantize",
+            source,
+            "-o",
+            out,
+            "--data",
+            data,
+            "--method",
+            method,
+            "--force",
+        ]
     for method in _MODELOPT_METHODS if modelopt_python else ():
-        commands[f"modelopt.onnx.quantization, {method}"] = [str(modelopt_python), str(_HERE / "modelopt_ptq.py"), source, out, data, "--method", method]
+        commands[f"modelopt.onnx.quantization, {method}"] = [
+            str(modelopt_python),
+            str(_HERE / "modelopt_ptq.py"),
+            source,
+            out,
+            data,
+            "--method",
+            method,
+        ]
     return commands
 
 
@@ -240,9 +343,15 @@ def _reported(command: Sequence[str], bounds: Bounds) -> Run | Ended:
 
 def _process(command: Sequence[str], bounds: Bounds) -> tuple[Run | Ended, str]:
     """Return what a whole process took, and what it said; it is ended where it exceeds the bounds."""
-    with tempfile.TemporaryFile("w+") as said, tempfile.TemporaryFile("w+") as errors, tempfile.TemporaryDirectory(prefix="qdq-benchmark-") as folder:
+    with (
+        tempfile.TemporaryFile("w+") as said,
+        tempfile.TemporaryFile("w+") as errors,
+        tempfile.TemporaryDirectory(prefix="qdq-benchmark-") as folder,
+    ):
         start = time.perf_counter()
-        process = subprocess.Popen(command, stdout=said, stderr=errors, env=_environment(), cwd=folder)
+        process = subprocess.Popen(
+            command, stdout=said, stderr=errors, env=_environment(), cwd=folder
+        )
         done, reasons = Event(), list[str]()
         watcher = Thread(target=_watch, args=(process.pid, bounds, done, reasons))
         watcher.start()
@@ -254,7 +363,9 @@ def _process(command: Sequence[str], bounds: Bounds) -> tuple[Run | Ended, str]:
         for file in (said, errors):
             file.seek(0)
         if process.returncode:
-            return Ended(reasons[0], True) if reasons else Ended((errors.read().strip() or f"exit code {process.returncode}").splitlines()[-1]), ""
+            return Ended(reasons[0], True) if reasons else Ended(
+                (errors.read().strip() or f"exit code {process.returncode}").splitlines()[-1]
+            ), ""
         return Run(seconds, used.ru_maxrss / _KIB_PER_MIB), said.read()
 
 
@@ -278,7 +389,10 @@ def _typical(runs: Sequence[Run | Ended]) -> Run | Ended:
     done = [run for run in runs if isinstance(run, Run)]
     if len(done) < len(runs):
         return next(run for run in runs if isinstance(run, Ended))
-    seconds, before = (statistics.median(times) for times in zip(*((run.seconds, run.before) for run in done), strict=True))
+    seconds, before = (
+        statistics.median(times)
+        for times in zip(*((run.seconds, run.before) for run in done), strict=True)
+    )
     return Run(seconds, max(run.mebibytes for run in done), before)
 
 
@@ -286,13 +400,19 @@ def _started(run: Run | Ended) -> Run | Ended:
     return run if isinstance(run, Ended) else Run(run.seconds + run.before, run.mebibytes)
 
 
-def _cells(run: Run | Ended, reference: Run | Ended, fewer: int | None = None) -> tuple[str, str, str]:
+def _cells(
+    run: Run | Ended, reference: Run | Ended, fewer: int | None = None
+) -> tuple[str, str, str]:
     """Return seconds, their ratio to the reference's, and the peak, of `fewer` samples than the column says where that is given."""
     if isinstance(run, Ended):
         return run.why, "-", "-"
     if fewer:
         return f"{run.seconds:.2f} ({fewer} samples)", "-", f"{run.mebibytes:.0f} ({fewer} samples)"
-    return f"{run.seconds:.2f}", "-" if isinstance(reference, Ended) else f"{run.seconds / reference.seconds:.2f}", f"{run.mebibytes:.0f}"
+    return (
+        f"{run.seconds:.2f}",
+        "-" if isinstance(reference, Ended) else f"{run.seconds / reference.seconds:.2f}",
+        f"{run.mebibytes:.0f}",
+    )
 
 
 def _head(*cells: str) -> None:
@@ -319,7 +439,9 @@ def _infer(samples: Noise) -> tuple[float, float]:
     options = ort.SessionOptions()
     options.log_severity_level = 4
     begin = time.perf_counter()
-    session = ort.InferenceSession(str(samples.model.path), options, providers=["CPUExecutionProvider"])
+    session = ort.InferenceSession(
+        str(samples.model.path), options, providers=["CPUExecutionProvider"]
+    )
     start = time.perf_counter()
     for sample in samples:
         session.run(None, sample)
@@ -344,7 +466,13 @@ def _collect(samples: Noise, calibrator: str) -> float:
 
     operators = sorted({*QDQRegistry, *QLinearOpsRegistry})
     start = time.perf_counter()
-    made = create_calibrator(samples.model.path, operators, "augmented.onnx", CalibrationMethod[calibrator], extra_options={"symmetric": True})
+    made = create_calibrator(
+        samples.model.path,
+        operators,
+        "augmented.onnx",
+        CalibrationMethod[calibrator],
+        extra_options={"symmetric": True},
+    )
     made.collect_data(Reader(samples))
     made.compute_data()
     return time.perf_counter() - start

@@ -33,13 +33,21 @@ _PAIR = ("QuantizeLinear", "DequantizeLinear")
 def types(engine: Engine, model: onnx.ModelProto) -> dict[str, str]:
     """Return the types that each weighted node reads and writes."""
     names = [n.name for n in model.graph.node if n.op_type in _WEIGHTED]
-    layers = {name: next((la for la in engine.layers if name in la.nodes and la.kind != REFORMAT), None) for name in names}
-    return {name: f"{'+'.join(t.dtype for t in la.inputs)} -> {la.outputs[0].dtype}" if la else "none" for name, la in layers.items()}
+    layers = {
+        name: next((la for la in engine.layers if name in la.nodes and la.kind != REFORMAT), None)
+        for name in names
+    }
+    return {
+        name: f"{'+'.join(t.dtype for t in la.inputs)} -> {la.outputs[0].dtype}" if la else "none"
+        for name, la in layers.items()
+    }
 
 
 def alone(engine: Engine) -> set[str]:
     """Return the Q and DQ that are layers of their own."""
-    return {n for la in engine.layers if la.kind == REFORMAT for n in la.nodes if n.startswith(_PAIR)}
+    return {
+        n for la in engine.layers if la.kind == REFORMAT for n in la.nodes if n.startswith(_PAIR)
+    }
 
 
 def milliseconds(path: Path) -> float:
@@ -54,28 +62,67 @@ def compare(folder: Path, placement: str) -> tuple[tuple[object, ...], list[str]
     real = read_layer_file(path, TARGET, {n.name: n.name for n in model.graph.node})
     ours = predict_engine(model, TARGET, allow_fp16=placement != "fp32")
     wanted, got = types(real, model), types(ours, model)
-    wrong = [f"{placement}: {name}: predicted {got[name]}, is {wanted[name]}" for name in wanted if got[name] != wanted[name]]
-    wrong += [f"{placement}: {name} stands alone in one of the two only" for name in sorted(alone(real) ^ alone(ours))]
+    wrong = [
+        f"{placement}: {name}: predicted {got[name]}, is {wanted[name]}"
+        for name in wanted
+        if got[name] != wanted[name]
+    ]
+    wrong += [
+        f"{placement}: {name} stands alone in one of the two only"
+        for name in sorted(alone(real) ^ alone(ours))
+    ]
     if abs(real.reformats - ours.reformats) > 1:
-        wrong.append(f"{placement}: {ours.reformats} Reformat layers predicted, {real.reformats} are there")
+        wrong.append(
+            f"{placement}: {ours.reformats} Reformat layers predicted, {real.reformats} are there"
+        )
     right = sum(got[name] == wanted[name] for name in wanted)
     took = milliseconds(folder / f"resnet18-a100-b32-{placement}.profile.json")
-    counts = (f"{right} of {len(wanted)}", f"{len(alone(ours))}, {len(alone(real))}", f"{ours.reformats}, {real.reformats}", f"{ours.kernels}, {real.kernels}")
-    return (placement, *counts, f"{ours.bytes / 1e6:.1f}", f"{real.bytes / 1e6:.1f}", f"{took:.3f}"), wrong
+    counts = (
+        f"{right} of {len(wanted)}",
+        f"{len(alone(ours))}, {len(alone(real))}",
+        f"{ours.reformats}, {real.reformats}",
+        f"{ours.kernels}, {real.kernels}",
+    )
+    return (
+        placement,
+        *counts,
+        f"{ours.bytes / 1e6:.1f}",
+        f"{real.bytes / 1e6:.1f}",
+        f"{took:.3f}",
+    ), wrong
 
 
 def main() -> int:
     """Print the table, and what differs."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--engines", type=Path, required=True, help="folder of the published engines, such as ../shared/engines")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--engines",
+        type=Path,
+        required=True,
+        help="folder of the published engines, such as ../shared/engines",
+    )
     folder = parser.parse_args().engines
     results = [compare(folder, placement) for placement in PLACEMENTS]
     rows = [row for row, _ in results]
-    headers = ("engine", "types right", "stand-alone Q/DQ", "Reformat layers", "kernels", "MB predicted", "MB real", "ms, sum of its layers")
+    headers = (
+        "engine",
+        "types right",
+        "stand-alone Q/DQ",
+        "Reformat layers",
+        "kernels",
+        "MB predicted",
+        "MB real",
+        "ms, sum of its layers",
+    )
     print(tabulate(rows, headers, tablefmt="github", disable_numparse=True))
     print("\nPairs of numbers: predicted, real.")
     wrong = [line for _, lines in results for line in lines]
-    by_bytes, by_time = (sorted(PLACEMENTS, key=lambda p: float(next(r for r in rows if r[0] == p)[column])) for column in (5, 7))
+    by_bytes, by_time = (
+        sorted(PLACEMENTS, key=lambda p: float(next(r for r in rows if r[0] == p)[column]))
+        for column in (5, 7)
+    )
     if by_bytes != by_time:
         wrong.append(f"by predicted bytes the order is {by_bytes}, by time {by_time}")
     print(*wrong, sep="\n")

@@ -15,7 +15,9 @@ from static import Samples
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Quantize a model with modelopt.onnx.quantization.")
+    parser = argparse.ArgumentParser(
+        description="Quantize a model with modelopt.onnx.quantization."
+    )
     for name in ("model", "out", "folder"):
         parser.add_argument(name, type=Path)
     parser.add_argument("--method", choices=("max", "entropy"), default="max")
@@ -24,7 +26,9 @@ def main() -> None:
     quantize(
         str(given.model),
         quantize_mode="int8",
-        calibration_data={name: np.concatenate([sample[name] for sample in samples]) for name in samples[0]},
+        calibration_data={
+            name: np.concatenate([sample[name] for sample in samples]) for name in samples[0]
+        },
         calibration_method=given.method,
         calibration_eps=["cpu"],
         high_precision_dtype="fp32",

@@ -25,7 +25,13 @@ import msgspec
 import numpy as np
 import onnx
 from onnx import helper
-from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
+from onnxruntime.quantization import (
+    CalibrationDataReader,
+    CalibrationMethod,
+    QuantFormat,
+    QuantType,
+    quantize_static,
+)
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import qdq
@@ -52,10 +58,33 @@ _OPTIONS = {
 
 _PAIR = ("QuantizeLinear", "DequantizeLinear")
 #: Operators that multiply weights, and the slots that must all be quantized or none; the state that a recurrent layer multiplies with R never leaves it.
-_WEIGHTED = {"Conv": (0, 1), "ConvTranspose": (0, 1), "Gemm": (0, 1), "MatMul": (0, 1), "LSTM": (0, 1), "GRU": (0, 1), "RNN": (0, 1)}
+_WEIGHTED = {
+    "Conv": (0, 1),
+    "ConvTranspose": (0, 1),
+    "Gemm": (0, 1),
+    "MatMul": (0, 1),
+    "LSTM": (0, 1),
+    "GRU": (0, 1),
+    "RNN": (0, 1),
+}
 _MOVES = ("Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze")
 _FOLDED = ("BatchNormalization", "Add", "Mul", "Sub", "Div")
-_ACTIVATIONS = ("Relu", "Clip", "LeakyRelu", "PRelu", "Elu", "Selu", "HardSwish", "HardSigmoid", "Sigmoid", "Tanh", "Erf", "Gelu", "Softplus", "Mish")
+_ACTIVATIONS = (
+    "Relu",
+    "Clip",
+    "LeakyRelu",
+    "PRelu",
+    "Elu",
+    "Selu",
+    "HardSwish",
+    "HardSigmoid",
+    "Sigmoid",
+    "Tanh",
+    "Erf",
+    "Gelu",
+    "Softplus",
+    "Mish",
+)
 
 
 class Placed(NamedTuple):
@@ -91,11 +120,22 @@ class Noise(CalibrationDataReader):  # type: ignore[misc] # onnxruntime carries 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Compare qdq's placement with ONNX Runtime's on TensorRT-RTX engines.")
+    parser = argparse.ArgumentParser(
+        description="Compare qdq's placement with ONNX Runtime's on TensorRT-RTX engines."
+    )
     parser.add_argument("--models", type=Path, required=True, help="folder of float .onnx files")
     parser.add_argument("--only", default="*", help="glob of the models to compare (default: all)")
-    parser.add_argument("--rules", action="append", default=[], help="rule set or folder for qdq (default: tensorrt); may be given several times")
-    parser.add_argument("--work", type=Path, help="keep engines of models that did not change here, and the quantized models")
+    parser.add_argument(
+        "--rules",
+        action="append",
+        default=[],
+        help="rule set or folder for qdq (default: tensorrt); may be given several times",
+    )
+    parser.add_argument(
+        "--work",
+        type=Path,
+        help="keep engines of models that did not change here, and the quantized models",
+    )
     given = parser.parse_args()
     logging.disable(logging.WARNING)
     with tempfile.TemporaryDirectory(prefix="qdq-placements-") as temporary:
@@ -116,7 +156,14 @@ _HEAD = (
 def _cells(row: Row) -> list[str]:
     ours, theirs = row.ours, row.theirs
     engines = (row.float_engine, ours.engine, theirs.engine)
-    worse = [word for word, more in (("kernels", _more(engines, "kernels")), ("bytes", _more(engines, "bytes"))) if more]
+    worse = [
+        word
+        for word, more in (
+            ("kernels", _more(engines, "kernels")),
+            ("bytes", _more(engines, "bytes")),
+        )
+        if more
+    ]
     return [
         row.model,
         f"{row.weighted}, {ours.quantized} / {theirs.quantized}",
@@ -136,13 +183,21 @@ def _more(engines: Sequence[Engine], what: str) -> bool:
 def _compare(path: Path, work: Path, rules: list[str]) -> Row:
     start = time.perf_counter()
     model = onnx.load(path)
-    result = qdq.quantize(path, "noise", rules=qdq.load_rules(rules) if rules else None, method="max")
+    result = qdq.quantize(
+        path, "noise", rules=qdq.load_rules(rules) if rules else None, method="max"
+    )
     ours = work / f"{path.stem}.qdq.onnx"
     qdq.save(result.model, result.source, ours, force=True)
     theirs = work / f"{path.stem}.ort.onnx"
     if not theirs.exists():
         _quantize_static(path, model, theirs)
-    row = Row(path.stem, _weighted(model), _engine(path, work), _placed(model, ours, work), _placed(model, theirs, work))
+    row = Row(
+        path.stem,
+        _weighted(model),
+        _engine(path, work),
+        _placed(model, ours, work),
+        _placed(model, theirs, work),
+    )
     print(f"{path.stem}: {time.perf_counter() - start:.1f} s", file=sys.stderr, flush=True)
     return row
 
@@ -166,7 +221,11 @@ def _noise(given: onnx.TypeProto.Tensor) -> np.ndarray[Any, Any]:
     shape = [d.dim_value or 1 for d in given.shape.dim]
     random = np.random.default_rng(0)
     kind = helper.tensor_dtype_to_np_dtype(given.elem_type)
-    return random.standard_normal(shape).astype(kind) if kind.kind == "f" else random.integers(0, 2, shape).astype(kind)
+    return (
+        random.standard_normal(shape).astype(kind)
+        if kind.kind == "f"
+        else random.integers(0, 2, shape).astype(kind)
+    )
 
 
 def _engine(path: Path, work: Path) -> Engine:
@@ -182,7 +241,10 @@ def _engine(path: Path, work: Path) -> Engine:
 def _placed(model: onnx.ModelProto, path: Path, work: Path) -> Placed:
     quantized = Graph(onnx.load(path))
     return Placed(
-        sum(n.op_type == "QuantizeLinear" and not quantized.is_constant(n.input[0]) for n in quantized.nodes),
+        sum(
+            n.op_type == "QuantizeLinear" and not quantized.is_constant(n.input[0])
+            for n in quantized.nodes
+        ),
         sum(all(quantized.operands(n)) for n in quantized.weighted()),
         sum(len(set(quantized.operands(n))) > 1 for n in quantized.weighted()),
         _inside_fusions(Graph(model), quantized),
@@ -211,7 +273,11 @@ class Graph:
 
     def weighted(self) -> Iterator[onnx.NodeProto]:
         """Yield the weighted nodes that compute something while the model runs."""
-        yield from (n for n in self.nodes if n.op_type in _WEIGHTED and not all(self.is_constant(i) for i in n.input))
+        yield from (
+            n
+            for n in self.nodes
+            if n.op_type in _WEIGHTED and not all(self.is_constant(i) for i in n.input)
+        )
 
     def operands(self, node: onnx.NodeProto) -> list[bool]:
         """Return for each operand of a weighted node whether it comes from a DequantizeLinear, be it through operators that only move values."""
@@ -238,7 +304,11 @@ def _inside_fusions(before: Graph, after: Graph) -> int:
         count += sum(edge in paired for edge in _epilogue(before, node))
     for add in before.nodes:
         if add.op_type == "Add" and len(set(before.computed(add))) == 2:
-            fused = [(add.output[0], slot) in paired for slot, tensor in enumerate(add.input) if _is_backbone(before, tensor)]
+            fused = [
+                (add.output[0], slot) in paired
+                for slot, tensor in enumerate(add.input)
+                if _is_backbone(before, tensor)
+            ]
             count += bool(fused) and all(fused)
     return count
 
@@ -250,7 +320,11 @@ def _paired_edges(before: Graph, after: Graph) -> set[tuple[str, int]]:
     for node in before.nodes:
         for slot, tensor in enumerate(rewritten[node.output[0]].input):
             producer = after.producers.get(tensor)
-            if tensor != node.input[slot] and producer is not None and producer.op_type == "DequantizeLinear":
+            if (
+                tensor != node.input[slot]
+                and producer is not None
+                and producer.op_type == "DequantizeLinear"
+            ):
                 found.add((node.output[0], slot))
     return found
 
@@ -273,7 +347,11 @@ def _epilogue(graph: Graph, weighted: onnx.NodeProto) -> Iterator[tuple[str, int
 
 def _is_backbone(graph: Graph, tensor: str) -> bool:
     """Whether a tensor comes from a weighted node through nothing but bias and normalisation, and no one else reads on the way."""
-    while (node := graph.producers.get(tensor)) is not None and len(graph.readers[tensor]) == 1 and tensor not in graph.outputs:
+    while (
+        (node := graph.producers.get(tensor)) is not None
+        and len(graph.readers[tensor]) == 1
+        and tensor not in graph.outputs
+    ):
         if node.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
             return True
         computed = graph.computed(node)

@@ -32,12 +32,25 @@ _OPSET, _IR = 17, 8
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Measure qdq plan on generated graphs.")
-    parser.add_argument("--nodes", type=int, action="append", help="size of a graph; may be given several times (default: 5, 10, 20 and 40 thousand)")
-    parser.add_argument("--repeats", type=int, default=3, help="runs of each (default: %(default)s)")
+    parser.add_argument(
+        "--nodes",
+        type=int,
+        action="append",
+        help="size of a graph; may be given several times (default: 5, 10, 20 and 40 thousand)",
+    )
+    parser.add_argument(
+        "--repeats", type=int, default=3, help="runs of each (default: %(default)s)"
+    )
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="qdq-planning-") as name:
         rows = [_row(Path(name), nodes, given.repeats) for nodes in given.nodes or _SIZES]
-    head = ["nodes", "edges that get a pair", "median s", "of processor time", "processor ms for 1,000 nodes"]
+    head = [
+        "nodes",
+        "edges that get a pair",
+        "median s",
+        "of processor time",
+        "processor ms for 1,000 nodes",
+    ]
     for cells in (head, ["---"] * len(head), *rows):
         print(f"| {' | '.join(cells)} |")
 
@@ -47,7 +60,14 @@ def network(nodes: int) -> onnx.ModelProto:
     net = _Network()
     tensor = "x"
     while len(net.nodes) < nodes:
-        for block in (net.residual, net.residual, net.concat, net.attention, net.projection, net.squeeze_excite):
+        for block in (
+            net.residual,
+            net.residual,
+            net.concat,
+            net.attention,
+            net.projection,
+            net.squeeze_excite,
+        ):
             tensor = block(tensor)
     return net.model(tensor)
 
@@ -69,8 +89,14 @@ class _Network:
         return self._node("Relu", [self._node("Add", [branch, self._convolution(x, 1)])])
 
     def concat(self, x: str) -> str:
-        branches = [self._activated(x, 1), self._activated(self._activated(x, 1), 3), self._node("MaxPool", [x], kernel_shape=[3, 3], pads=[1, 1, 1, 1])]
-        return self._convolution(self._node("Concat", branches, axis=1), 1, len(branches) * _CHANNELS)
+        branches = [
+            self._activated(x, 1),
+            self._activated(self._activated(x, 1), 3),
+            self._node("MaxPool", [x], kernel_shape=[3, 3], pads=[1, 1, 1, 1]),
+        ]
+        return self._convolution(
+            self._node("Concat", branches, axis=1), 1, len(branches) * _CHANNELS
+        )
 
     def squeeze_excite(self, x: str) -> str:
         pooled = self._node("GlobalAveragePool", [x])
@@ -79,25 +105,49 @@ class _Network:
 
     def attention(self, x: str) -> str:
         """Normalisation, attention and a feed-forward layer over the plane's places, each with its residual Add."""
-        flat = self._node("Transpose", [self._node("Reshape", [x, self._integers(1, _CHANNELS, -1)])], perm=[0, 2, 1])
+        flat = self._node(
+            "Transpose",
+            [self._node("Reshape", [x, self._integers(1, _CHANNELS, -1)])],
+            perm=[0, 2, 1],
+        )
         normal = self._normalised(flat)
         query, key, value = (self._linear(normal) for _ in range(3))
-        scores = self._node("Mul", [self._node("MatMul", [query, self._node("Transpose", [key], perm=[0, 2, 1])]), self._weight()])
+        scores = self._node(
+            "Mul",
+            [
+                self._node("MatMul", [query, self._node("Transpose", [key], perm=[0, 2, 1])]),
+                self._weight(),
+            ],
+        )
         mixed = self._node("MatMul", [self._node("Softmax", [scores], axis=-1), value])
         flat = self._node("Add", [flat, self._linear(mixed)])
         hidden = self._node("Relu", [self._linear(self._normalised(flat))])
         flat = self._node("Add", [flat, self._linear(hidden)])
-        return self._node("Reshape", [self._node("Transpose", [flat], perm=[0, 2, 1]), self._integers(1, _CHANNELS, _SIDE, _SIDE)])
+        return self._node(
+            "Reshape",
+            [
+                self._node("Transpose", [flat], perm=[0, 2, 1]),
+                self._integers(1, _CHANNELS, _SIDE, _SIDE),
+            ],
+        )
 
     def model(self, output: str) -> onnx.ModelProto:
         shape = [1, _CHANNELS, _SIDE, _SIDE]
-        given, result = (helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in ("x", output))
+        given, result = (
+            helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in ("x", output)
+        )
         graph = helper.make_graph(self.nodes, "generated", [given], [result], self._weights)
-        return helper.make_model(graph, opset_imports=[helper.make_opsetid("", _OPSET)], ir_version=_IR)
+        return helper.make_model(
+            graph, opset_imports=[helper.make_opsetid("", _OPSET)], ir_version=_IR
+        )
 
     def _node(self, operator: str, inputs: list[str], **attributes: Any) -> str:
         output = f"t{len(self.nodes)}"
-        self.nodes.append(helper.make_node(operator, inputs, [output], name=f"{operator}_{len(self.nodes)}", **attributes))
+        self.nodes.append(
+            helper.make_node(
+                operator, inputs, [output], name=f"{operator}_{len(self.nodes)}", **attributes
+            )
+        )
         return output
 
     def _activated(self, x: str, window: int) -> str:
@@ -105,13 +155,26 @@ class _Network:
 
     def _convolution(self, x: str, window: int, channels: int = _CHANNELS) -> str:
         weight = self._weight(_CHANNELS, channels, window, window)
-        return self._node("Conv", [x, weight, self._weight(_CHANNELS)], kernel_shape=[window, window], pads=[window // 2] * 4)
+        return self._node(
+            "Conv",
+            [x, weight, self._weight(_CHANNELS)],
+            kernel_shape=[window, window],
+            pads=[window // 2] * 4,
+        )
 
     def _linear(self, x: str) -> str:
-        return self._node("Add", [self._node("MatMul", [x, self._weight(_CHANNELS, _CHANNELS)]), self._weight(_CHANNELS)])
+        return self._node(
+            "Add",
+            [
+                self._node("MatMul", [x, self._weight(_CHANNELS, _CHANNELS)]),
+                self._weight(_CHANNELS),
+            ],
+        )
 
     def _normalised(self, x: str) -> str:
-        return self._node("LayerNormalization", [x, self._weight(_CHANNELS), self._weight(_CHANNELS)], axis=-1)
+        return self._node(
+            "LayerNormalization", [x, self._weight(_CHANNELS), self._weight(_CHANNELS)], axis=-1
+        )
 
     def _weight(self, *shape: int) -> str:
         return self._store(self._random.standard_normal(shape, np.float32))
@@ -128,11 +191,20 @@ def _row(folder: Path, nodes: int, repeats: int) -> list[str]:
     model = network(nodes)
     path, plan = folder / f"{nodes}.onnx", folder / "plan.yaml"
     onnx.save(model, path)
-    runs = [_measure(["-m", "qdq", "plan", str(path), "-o", str(plan), "--force"]) for _ in range(repeats + 1)][1:]
+    runs = [
+        _measure(["-m", "qdq", "plan", str(path), "-o", str(plan), "--force"])
+        for _ in range(repeats + 1)
+    ][1:]
     wall, processor = (statistics.median(run[i] for run in runs) for i in (0, 1))
     planned = sum("int8-" in line for line in plan.read_text().splitlines())
     size = len(model.graph.node)
-    return [f"{size:,}", f"{planned:,}", f"{wall:.2f}", f"{processor:.2f}", f"{1e6 * processor / size:.0f}"]
+    return [
+        f"{size:,}",
+        f"{planned:,}",
+        f"{wall:.2f}",
+        f"{processor:.2f}",
+        f"{1e6 * processor / size:.0f}",
+    ]
 
 
 def _measure(arguments: list[str]) -> tuple[float, float]:
@@ -140,13 +212,17 @@ def _measure(arguments: list[str]) -> tuple[float, float]:
     with tempfile.TemporaryFile() as said:
         start = time.perf_counter()
         environment = {**os.environ, "PYTHONPATH": str(_CHECKOUT)}
-        process = subprocess.Popen([sys.executable, *arguments], stdout=said, stderr=said, env=environment, cwd=_CHECKOUT)
+        process = subprocess.Popen(
+            [sys.executable, *arguments], stdout=said, stderr=said, env=environment, cwd=_CHECKOUT
+        )
         _, status, used = os.wait4(process.pid, 0)
         wall = time.perf_counter() - start
         process.returncode = os.waitstatus_to_exitcode(status)
         if process.returncode:
             said.seek(0)
-            sys.exit(f"python {' '.join(arguments)}: exit code {process.returncode}\n{said.read().decode()}")
+            sys.exit(
+                f"python {' '.join(arguments)}: exit code {process.returncode}\n{said.read().decode()}"
+            )
     return wall, used.ru_utime + used.ru_stime
 
 

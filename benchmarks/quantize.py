@@ -40,20 +40,34 @@ class Run(NamedTuple):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Measure qdq quantize against ONNX Runtime's quantize_static on ResNet-50.")
-    parser.add_argument("--samples", type=int, default=16, help="calibration samples (default: %(default)s)")
-    parser.add_argument("--repeats", type=int, default=3, help="runs of each command (default: %(default)s)")
+    parser = argparse.ArgumentParser(
+        description="Measure qdq quantize against ONNX Runtime's quantize_static on ResNet-50."
+    )
+    parser.add_argument(
+        "--samples", type=int, default=16, help="calibration samples (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--repeats", type=int, default=3, help="runs of each command (default: %(default)s)"
+    )
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="qdq-benchmark-") as name:
         folder = Path(name)
         _prepare(folder, given.samples)
         environment = _environment(folder)
         runs = _alternate(_commands(folder), environment, given.repeats)
-        starts = _alternate({"python -c pass": ["-c", "pass"], "qdq --help": ["-m", "qdq", "--help"]}, environment, _STARTS)
-    print(f"ResNet-50, {given.samples} samples, {given.repeats} runs of each in turns, {len(os.sched_getaffinity(0))} cores\n")
+        starts = _alternate(
+            {"python -c pass": ["-c", "pass"], "qdq --help": ["-m", "qdq", "--help"]},
+            environment,
+            _STARTS,
+        )
+    print(
+        f"ResNet-50, {given.samples} samples, {given.repeats} runs of each in turns, {len(os.sched_getaffinity(0))} cores\n"
+    )
     _print_table(runs)
     bare, helped = (_median(runs).seconds * _MILLI for runs in starts.values())
-    print(f"\npython -c pass {bare:.0f} ms, qdq --help {helped:.0f} ms: {helped - bare:.0f} ms more (medians of {_STARTS})")
+    print(
+        f"\npython -c pass {bare:.0f} ms, qdq --help {helped:.0f} ms: {helped - bare:.0f} ms more (medians of {_STARTS})"
+    )
 
 
 def make_inputs(folder: Path, samples: int) -> None:
@@ -86,7 +100,19 @@ def _commands(folder: Path) -> dict[str, list[str]]:
     model, out, data = (str(folder / name) for name in ("model.onnx", "out.onnx", "samples"))
     commands = {_REFERENCE: [str(_HERE / "static.py"), model, out, data]}
     for method in _METHODS:
-        commands[f"qdq --method {method}"] = ["-m", "qdq", "quantize", model, "-o", out, "--data", data, "--method", method, "--force"]
+        commands[f"qdq --method {method}"] = [
+            "-m",
+            "qdq",
+            "quantize",
+            model,
+            "-o",
+            out,
+            "--data",
+            data,
+            "--method",
+            method,
+            "--force",
+        ]
     return commands
 
 
@@ -96,8 +122,13 @@ def _environment(folder: Path) -> dict[str, str]:
     return {**given, "PYTHONPATH": str(_CHECKOUT), "PYTHONPYCACHEPREFIX": str(folder / "bytecode")}
 
 
-def _alternate(commands: dict[str, list[str]], environment: dict[str, str], repeats: int) -> dict[str, list[Run]]:
-    turns = [[_measure(arguments, environment) for arguments in commands.values()] for _ in range(repeats + 1)]
+def _alternate(
+    commands: dict[str, list[str]], environment: dict[str, str], repeats: int
+) -> dict[str, list[Run]]:
+    turns = [
+        [_measure(arguments, environment) for arguments in commands.values()]
+        for _ in range(repeats + 1)
+    ]
     return {row: [turn[i] for turn in turns[1:]] for i, row in enumerate(commands)}
 
 
@@ -105,29 +136,40 @@ def _measure(arguments: Sequence[str], environment: dict[str, str]) -> Run:
     """Run Python with these arguments; where it fails, show what it wrote and end."""
     with tempfile.TemporaryFile() as said:
         start = time.perf_counter()
-        process = subprocess.Popen([sys.executable, *arguments], stdout=said, stderr=said, env=environment, cwd=_CHECKOUT)
+        process = subprocess.Popen(
+            [sys.executable, *arguments], stdout=said, stderr=said, env=environment, cwd=_CHECKOUT
+        )
         _, status, used = os.wait4(process.pid, 0)
         seconds = time.perf_counter() - start
         process.returncode = os.waitstatus_to_exitcode(status)
         if process.returncode:
             said.seek(0)
-            sys.exit(f"python {' '.join(arguments)}: exit code {process.returncode}\n{said.read().decode()}")
+            sys.exit(
+                f"python {' '.join(arguments)}: exit code {process.returncode}\n{said.read().decode()}"
+            )
     return Run(seconds, used.ru_maxrss / _KIB_PER_MIB)
 
 
 def _print_table(runs: dict[str, list[Run]]) -> None:
     """Print wall times, the peak over all runs, and both relative to the reference, medians by medians."""
-    print(f"{'':<26}{'min s':>8}{'median s':>10}{'peak MiB':>10}{'time ratio':>12}{'memory ratio':>14}")
+    print(
+        f"{'':<26}{'min s':>8}{'median s':>10}{'peak MiB':>10}{'time ratio':>12}{'memory ratio':>14}"
+    )
     reference = _median(runs[_REFERENCE])
     for row, measured in runs.items():
         typical = _median(measured)
         ratios = (typical.seconds / reference.seconds, typical.mebibytes / reference.mebibytes)
         fastest, peak = min(run.seconds for run in measured), max(run.mebibytes for run in measured)
-        print(f"{row:<26}{fastest:>8.2f}{typical.seconds:>10.2f}{peak:>10.0f}{ratios[0]:>12.2f}{ratios[1]:>14.2f}")
+        print(
+            f"{row:<26}{fastest:>8.2f}{typical.seconds:>10.2f}{peak:>10.0f}{ratios[0]:>12.2f}{ratios[1]:>14.2f}"
+        )
 
 
 def _median(measured: list[Run]) -> Run:
-    return Run(statistics.median(run.seconds for run in measured), statistics.median(run.mebibytes for run in measured))
+    return Run(
+        statistics.median(run.seconds for run in measured),
+        statistics.median(run.mebibytes for run in measured),
+    )
 
 
 if __name__ == "__main__":

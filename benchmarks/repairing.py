@@ -36,7 +36,9 @@ def int8(model: onnx.ModelProto, target: Target, compiler: Compiler) -> str:
 
 def row(name: str, compiler: Compiler) -> str:
     target = target_of(name)
-    errors = Counter(f.code for f in qdq.check(peer(name), targets=[target]) if f.severity == "error")
+    errors = Counter(
+        f.code for f in qdq.check(peer(name), targets=[target]) if f.severity == "error"
+    )
     said = ", ".join(f"{code} ({n})" for code, n in sorted(errors.items())) or "-"
     layers = [int8(model, target, compiler) for model in (peer(name), repaired(name).model)]
     decibels = [f"{snr(name, model):.1f}" for model in (peer(name), repaired(name).model)]
@@ -46,7 +48,9 @@ def row(name: str, compiler: Compiler) -> str:
 def main() -> None:
     logging.disable()
     warnings.simplefilter("ignore")
-    print("| model | errors that check finds | weighted layers in INT8 for rtx:sm86 | SNR in dB |\n| --- | --- | --- | --- |")
+    print(
+        "| model | errors that check finds | weighted layers in INT8 for rtx:sm86 | SNR in dB |\n| --- | --- | --- | --- |"
+    )
     with Compiler() as compiler:
         for name in PEERS:
             print(row(name, compiler), flush=True)

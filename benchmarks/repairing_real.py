@@ -29,10 +29,21 @@ from tests.support.peers import FOR_TENSORRT, Reader  # noqa: E402
 
 FORMS: dict[str, dict[str, Any]] = {
     "default": {},
-    "channels": {"activation_type": QuantType.QUInt8, "weight_type": QuantType.QInt8, "per_channel": True},
+    "channels": {
+        "activation_type": QuantType.QUInt8,
+        "weight_type": QuantType.QInt8,
+        "per_channel": True,
+    },
     "for TensorRT": FOR_TENSORRT,
 }
-MODELS = ("efficientnet_lite0", "minilm_l6_legacy", "ppocrv2_cls", "ppocrv4_rec", "silero_vad_16k_sequence", "squeezenet10_fp32")
+MODELS = (
+    "efficientnet_lite0",
+    "minilm_l6_legacy",
+    "ppocrv2_cls",
+    "ppocrv4_rec",
+    "silero_vad_16k_sequence",
+    "squeezenet10_fp32",
+)
 
 
 def score(subject: Subject, model: Path) -> str:
@@ -60,13 +71,24 @@ def cells(subject: Subject, form: str, folder: Path) -> tuple[str, ...]:
 
 def main() -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shared", type=Path, required=True, help="the folder that holds models and tasks")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--shared", type=Path, required=True, help="the folder that holds models and tasks"
+    )
     shared = parser.parse_args().shared
     sys.path.insert(0, str(shared / "tasks"))
     logging.disable()
     warnings.simplefilter("ignore")
-    headers = ("model", "float", "ONNX Runtime", "as given", "`check --fix`", "`quantize`, with data")
+    headers = (
+        "model",
+        "float",
+        "ONNX Runtime",
+        "as given",
+        "`check --fix`",
+        "`quantize`, with data",
+    )
     print(row(headers) + "\n" + row(("---",) * len(headers)))
     with tempfile.TemporaryDirectory() as folder:
         for name in MODELS:

@@ -44,18 +44,24 @@ class _Export:
             return tensor
         scale = self.scales.setdefault(tensor, "")
         if not scale:
-            scale = self.scales[tensor] = self.weight(f"scale of {tensor}", np.array(0.01 + 0.001 * len(self.scales), np.float32))
+            scale = self.scales[tensor] = self.weight(
+                f"scale of {tensor}", np.array(0.01 + 0.001 * len(self.scales), np.float32)
+            )
         self.count += 2
         q = self.add("QuantizeLinear", [tensor, scale, "zero"])
         self.count += 2
         return self.add("DequantizeLinear", [q, scale, "zero"])
 
     def quantized_weight(self, name: str, shape: tuple[int, ...]) -> str:
-        values = (self.random.standard_normal(shape) / np.sqrt(np.prod(shape[1:]))).astype(np.float32)
+        values = (self.random.standard_normal(shape) / np.sqrt(np.prod(shape[1:]))).astype(
+            np.float32
+        )
         self.weight(name, values)
         if not self.pairs:
             return name
-        scale = self.weight(f"scale of {name}", np.abs(values).reshape(shape[0], -1).max(1) / np.float32(127))
+        scale = self.weight(
+            f"scale of {name}", np.abs(values).reshape(shape[0], -1).max(1) / np.float32(127)
+        )
         zero = self.weight(f"zero of {name}", np.zeros(shape[0], np.int8))
         self.count += 1
         q = self.add("QuantizeLinear", [name, scale, zero], axis=0)
@@ -63,12 +69,20 @@ class _Export:
 
     def convolution(self, x: str, layer: str, shape: tuple[int, int, int], stride: int) -> str:
         out, read, kernel = shape
-        x, w = self.quantized(x), self.quantized_weight(f"{layer}.weight", (out, read, kernel, kernel))
+        x, w = (
+            self.quantized(x),
+            self.quantized_weight(f"{layer}.weight", (out, read, kernel, kernel)),
+        )
         around = kernel // 2
-        y = self.add("Conv", [x, w], strides=[stride] * 2, pads=[around] * 4, kernel_shape=[kernel] * 2)
+        y = self.add(
+            "Conv", [x, w], strides=[stride] * 2, pads=[around] * 4, kernel_shape=[kernel] * 2
+        )
         if not self.pairs:  # without pairs the exporter folds batch norm into the weights
             return y
-        norm = [self.weight(f"{layer}.{part}", np.ones(out, np.float32)) for part in ("scale", "bias", "mean", "var")]
+        norm = [
+            self.weight(f"{layer}.{part}", np.ones(out, np.float32))
+            for part in ("scale", "bias", "mean", "var")
+        ]
         return self.add("BatchNormalization", [y, *norm])
 
     def block(self, x: str, name: str, channels: int, stride: int) -> str:
@@ -90,7 +104,9 @@ def resnet18(placement: str) -> onnx.ModelProto:
     for stage, (channels, stride) in enumerate(_STAGES, 1):
         for block in range(2):
             x = export.block(x, f"layer{stage}.{block}", channels, stride if block == 0 else 1)
-    x = export.add("Flatten", [export.add("GlobalAveragePool", [export.quantized(x) if export.pooled else x])])
+    x = export.add(
+        "Flatten", [export.add("GlobalAveragePool", [export.quantized(x) if export.pooled else x])]
+    )
     x = export.quantized(x)
     w = export.quantized_weight("fc.weight", (CLASSES, 512))
     bias = export.weight("fc.bias", np.zeros(CLASSES, np.float32))

@@ -28,11 +28,23 @@ METHODS = ("auto", "mse", "percentile", "entropy", "max")
 DRAWS = 4
 TARGET = qdq.parse_target("rtx:sm86")
 #: The task of each model; those not named are compared with their float original on photos.
-TASKS = {"ppocrv4_rec": "ocr_rec", "minilm_l6_legacy": "minilm_retrieval", "ppocrv2_cls": "textline_cls", "silero_vad_16k_sequence": "vad"}
+TASKS = {
+    "ppocrv4_rec": "ocr_rec",
+    "minilm_l6_legacy": "minilm_retrieval",
+    "ppocrv2_cls": "textline_cls",
+    "silero_vad_16k_sequence": "vad",
+}
 PAGES = "ppocrv4_det"
 SCORES = {"ocr_rec": "exact", "minilm_retrieval": "recall@1", "textline_cls": "acc", "vad": "auc"}
 
-ENGINE = ("model", "weighted nodes in INT8, of promised", "MB moved, float -> INT8", "kernels", "strips to its input", "promises broken")
+ENGINE = (
+    "model",
+    "weighted nodes in INT8, of promised",
+    "MB moved, float -> INT8",
+    "kernels",
+    "strips to its input",
+    "promises broken",
+)
 
 #: A signal-to-noise ratio above this, in dB, compares a model with itself.
 EXACT = 200
@@ -98,7 +110,9 @@ def page(ocr: ModuleType, seed: int) -> Any:
         sheet[y : y + height, 8 : 8 + min(width, 624)] = image[:, :624]
         y += height + 10
     pixels = sheet[:, :, ::-1].astype(np.float32) / 255
-    normal = (pixels - np.array([0.485, 0.456, 0.406], np.float32)) / np.array([0.229, 0.224, 0.225], np.float32)
+    normal = (pixels - np.array([0.485, 0.456, 0.406], np.float32)) / np.array(
+        [0.229, 0.224, 0.225], np.float32
+    )
     return np.ascontiguousarray(normal.transpose(2, 0, 1)[None], np.float32)
 
 
@@ -121,27 +135,62 @@ def methods_row(subject: Subject, folder: Path) -> tuple[str, ...]:
             out = folder / f"{subject.name}.{method}.onnx"
             qdq.save(made.model, made.source, out, force=True)
             scores[method].append(subject.score(out))
-    return (subject.name, spelled([subject.score(subject.path)]), *(spelled(scores[method]) for method in METHODS))
+    return (
+        subject.name,
+        spelled([subject.score(subject.path)]),
+        *(spelled(scores[method]) for method in METHODS),
+    )
 
 
 def engine_row(subject: Subject, folder: Path) -> tuple[str, ...]:
     """Return what the engine makes of a model, quantized by the first method."""
     out = folder / f"{subject.name}.{METHODS[0]}.onnx"
-    (engine,) = qdq.validate(subject.path, out, data=subject.calibration()[:1], targets=[TARGET]).engines
-    same = qdq.strip(out).SerializeToString(deterministic=True) == qdq.load(subject.path).model.SerializeToString(deterministic=True)
-    kept = f"{sum(v.int8 for v in engine.layers)} of {sum(v.promised for v in engine.layers)}" if not engine.failure else "does not build"
-    broken = "; ".join(f"{b.node} ({b.actual.removeprefix('but the engine runs it as ')})" for b in engine.broken_promises) or "-"
+    (engine,) = qdq.validate(
+        subject.path, out, data=subject.calibration()[:1], targets=[TARGET]
+    ).engines
+    same = qdq.strip(out).SerializeToString(deterministic=True) == qdq.load(
+        subject.path
+    ).model.SerializeToString(deterministic=True)
+    kept = (
+        f"{sum(v.int8 for v in engine.layers)} of {sum(v.promised for v in engine.layers)}"
+        if not engine.failure
+        else "does not build"
+    )
+    broken = (
+        "; ".join(
+            f"{b.node} ({b.actual.removeprefix('but the engine runs it as ')})"
+            for b in engine.broken_promises
+        )
+        or "-"
+    )
     moved = f"{engine.float_bytes / 1e6:.1f} -> {engine.bytes / 1e6:.1f}"
-    return (subject.name, kept, moved, f"{engine.float_kernels} -> {engine.kernels}", "yes" if same else "NO", broken)
+    return (
+        subject.name,
+        kept,
+        moved,
+        f"{engine.float_kernels} -> {engine.kernels}",
+        "yes" if same else "NO",
+        broken,
+    )
 
 
 def spelled(scores: list[dict[str, float]]) -> str:
     """Return the means of figures with their names, of dB with the standard error of the mean."""
     means = {name: float(np.mean([score[name] for score in scores])) for name in scores[0]}
-    errors = {name: float(np.std([score[name] for score in scores], ddof=1) / len(scores) ** 0.5) for name in means if len(scores) > 1}
+    errors = {
+        name: float(np.std([score[name] for score in scores], ddof=1) / len(scores) ** 0.5)
+        for name in means
+        if len(scores) > 1
+    }
     digits = {name: 2 if name == "dB" else 3 for name in means}
-    figures = {name: f"{value:.{digits[name]}f}" + (f" ± {errors[name]:.{digits[name]}f}" if errors else "") for name, value in means.items()}
-    return ", ".join(f"{name} {'-' if means[name] > EXACT else figure}" for name, figure in figures.items())
+    figures = {
+        name: f"{value:.{digits[name]}f}"
+        + (f" ± {errors[name]:.{digits[name]}f}" if errors else "")
+        for name, value in means.items()
+    }
+    return ", ".join(
+        f"{name} {'-' if means[name] > EXACT else figure}" for name, figure in figures.items()
+    )
 
 
 def row(cells: tuple[str, ...]) -> str:
@@ -150,25 +199,43 @@ def row(cells: tuple[str, ...]) -> str:
 
 def main() -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--shared", type=Path, required=True)
     parser.add_argument("--only", nargs="*", help="names of models")
     arguments = parser.parse_args()
     sys.path.insert(0, str(arguments.shared / "tasks"))
     print(HEAD)
-    found = [p for p in sorted((arguments.shared / "models").glob("*.onnx")) if not arguments.only or p.stem in arguments.only]
+    found = [
+        p
+        for p in sorted((arguments.shared / "models").glob("*.onnx"))
+        if not arguments.only or p.stem in arguments.only
+    ]
     subjects = [Subject(path, importlib.import_module) for path in found]
     with tempfile.TemporaryDirectory() as folder:
         table(("model", "float", *METHODS), methods_row, subjects, Path(folder))
         table(
-            ("model", "weighted nodes in INT8, of promised", "MB moved, float -> INT8", "kernels", "strips to its input", "promises broken"),
+            (
+                "model",
+                "weighted nodes in INT8, of promised",
+                "MB moved, float -> INT8",
+                "kernels",
+                "strips to its input",
+                "promises broken",
+            ),
             engine_row,
             subjects,
             Path(folder),
         )
 
 
-def table(headers: tuple[str, ...], made: Callable[[Subject, Path], tuple[str, ...]], subjects: list[Subject], folder: Path) -> None:
+def table(
+    headers: tuple[str, ...],
+    made: Callable[[Subject, Path], tuple[str, ...]],
+    subjects: list[Subject],
+    folder: Path,
+) -> None:
     """Print a table of one row for each model."""
     print(row(headers), row(("---",) * len(headers)), sep="\n")
     for subject in subjects:

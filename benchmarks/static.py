@@ -13,7 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
+from onnxruntime.quantization import (
+    CalibrationDataReader,
+    CalibrationMethod,
+    QuantFormat,
+    QuantType,
+    quantize_static,
+)
 
 
 class Samples(CalibrationDataReader):  # type: ignore[misc] # onnxruntime carries no types
@@ -33,7 +39,9 @@ class Samples(CalibrationDataReader):  # type: ignore[misc] # onnxruntime carrie
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Quantize a model with onnxruntime.quantization.quantize_static.")
+    parser = argparse.ArgumentParser(
+        description="Quantize a model with onnxruntime.quantization.quantize_static."
+    )
     for name in ("model", "out", "folder"):
         parser.add_argument(name, type=Path)
     parser.add_argument("--method", choices=("MinMax", "Entropy"), default="MinMax")

@@ -27,7 +27,16 @@ _COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
 _FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 _DOCUMENTED = (*_FUNCTIONS, ast.ClassDef, ast.Module)
 _NO_CODE = (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT)
-_LEFT_OUT = ("test", "tests", "testdata", "_vendor", "vendor", "third_party", "build", "node_modules")
+_LEFT_OUT = (
+    "test",
+    "tests",
+    "testdata",
+    "_vendor",
+    "vendor",
+    "third_party",
+    "build",
+    "node_modules",
+)
 
 
 @dataclass(frozen=True)

@@ -68,4 +68,8 @@ def first_line(error: BaseException | str) -> str:
 
 def runtime_line(error: BaseException) -> str:
     """Return what ONNX Runtime says went wrong, in one line, without its error code and its own source's file, line and function."""
-    return re.sub(r"/onnxruntime_src/\S+:\d+ .*?\)(?: \[with [^\]]*\])? ", "", re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", first_line(error)))
+    return re.sub(
+        r"/onnxruntime_src/\S+:\d+ .*?\)(?: \[with [^\]]*\])? ",
+        "",
+        re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", first_line(error)),
+    )

@@ -73,7 +73,9 @@ class ElementType(msgspec.Struct, frozen=True):
 def _e4m3_step(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """Return the distance of neighbouring E4M3 values around each value: 2**-3 of its power of two, 2**-9 near zero."""
     _, exponent = np.frexp(values)  # magnitude in [2**(exponent - 1), 2**exponent)
-    step: npt.NDArray[Any] = np.ldexp(np.ones((), values.dtype), np.maximum(exponent - 1, E4M3_LEAST_EXPONENT) - E4M3_MANTISSA)
+    step: npt.NDArray[Any] = np.ldexp(
+        np.ones((), values.dtype), np.maximum(exponent - 1, E4M3_LEAST_EXPONENT) - E4M3_MANTISSA
+    )
     return step
 
 
@@ -93,7 +95,14 @@ ELEMENT_TYPES: dict[str, ElementType] = {
 }
 
 #: ONNX's integer types that values are quantized to: the least and the largest value of each, by `onnx.TensorProto.DataType`.
-_INTEGERS = {2: (0, 255), 3: (-128, 127), 4: (0, 65535), 5: (-32768, 32767), 21: (0, 15), 22: (-8, 7)}
+_INTEGERS = {
+    2: (0, 255),
+    3: (-128, 127),
+    4: (0, 65535),
+    5: (-32768, 32767),
+    21: (0, 15),
+    22: (-8, 7),
+}
 
 
 def required_opset(code: int) -> int:
@@ -141,10 +150,22 @@ class QuantizerFormat(msgspec.Struct, frozen=True):
 
 
 FORMATS: dict[str, QuantizerFormat] = {
-    "int8-activation": QuantizerFormat(INT8, False, False, "INT8, one calibrated scale for the tensor"),
-    "int8-weight-per-channel": QuantizerFormat(INT8, True, True, "INT8, one scale per output channel of a constant"),
-    "int8-weight-per-tensor": QuantizerFormat(INT8, False, True, "INT8, one scale for the whole constant"),
-    "fp8-activation": QuantizerFormat(E4M3, False, False, "FP8 E4M3, one calibrated scale for the tensor"),
-    "fp8-weight-per-channel": QuantizerFormat(E4M3, True, True, "FP8 E4M3, one scale per output channel of a constant"),
-    "fp8-weight-per-tensor": QuantizerFormat(E4M3, False, True, "FP8 E4M3, one scale for the whole constant"),
+    "int8-activation": QuantizerFormat(
+        INT8, False, False, "INT8, one calibrated scale for the tensor"
+    ),
+    "int8-weight-per-channel": QuantizerFormat(
+        INT8, True, True, "INT8, one scale per output channel of a constant"
+    ),
+    "int8-weight-per-tensor": QuantizerFormat(
+        INT8, False, True, "INT8, one scale for the whole constant"
+    ),
+    "fp8-activation": QuantizerFormat(
+        E4M3, False, False, "FP8 E4M3, one calibrated scale for the tensor"
+    ),
+    "fp8-weight-per-channel": QuantizerFormat(
+        E4M3, True, True, "FP8 E4M3, one scale per output channel of a constant"
+    ),
+    "fp8-weight-per-tensor": QuantizerFormat(
+        E4M3, False, True, "FP8 E4M3, one scale for the whole constant"
+    ),
 }

@@ -37,7 +37,9 @@ def parse_target(text: str) -> Target:
     """
     found = _SPELLING.fullmatch(text.strip().lower())
     if not found:
-        raise UsageError(f"unknown target {text!r}: write a backend and a compute capability, such as rtx:sm86 or trt:sm80")
+        raise UsageError(
+            f"unknown target {text!r}: write a backend and a compute capability, such as rtx:sm86 or trt:sm80"
+        )
     target = Target(found["backend"], int(found["sm"] or 0))
     if target.backend == "rtx" and target.sm not in RTX_CAPABILITIES:
         known = ", ".join(f"rtx:sm{sm}" for sm in RTX_CAPABILITIES)

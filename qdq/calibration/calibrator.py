@@ -28,7 +28,12 @@ from qdq.planning.decisions import Placement, Plan, group_by_pair
 from qdq.planning.plan_edits import require_model
 from qdq.planning.planner import source_at_plan_opset
 from qdq.quantizer import ELEMENT_TYPES, INT8
-from qdq.ranges.given_ranges import GivenRanges, GivenSummary, complete_without_data, match_given_ranges
+from qdq.ranges.given_ranges import (
+    GivenRanges,
+    GivenSummary,
+    complete_without_data,
+    match_given_ranges,
+)
 from qdq.ranges.tensor_ranges import Ranges, TensorRange
 from qdq.runtime.session import Progress
 
@@ -64,7 +69,9 @@ def calibrate(  # noqa: PLR0913 keyword arguments of the public function
     ``mse`` those. Raises PlanError if the plan is another model's, DataError for data or given ranges that do not fit.
     """
     index = GraphIndex(source_at_plan_opset(load(model), plan))
-    job = CollectionJob(index, plan, data, (way := parse_method(method, weights)).needs_histogram, batch)
+    job = CollectionJob(
+        index, plan, data, (way := parse_method(method, weights)).needs_histogram, batch
+    )
     return compute_scales(job, way, observing, progress, given)[0]
 
 
@@ -83,36 +90,56 @@ def observe(  # noqa: PLR0913 keyword arguments of the public function
     With `observing.part` of some of the samples. `qdq.merge` joins ranges; `given` of `quantize` and `calibrate` takes them.
     """
     index = GraphIndex(source_at_plan_opset(load(model), plan))
-    return observe_job(CollectionJob(index, plan, data, parse_method(method).needs_histogram, batch), observing, progress)
+    return observe_job(
+        CollectionJob(index, plan, data, parse_method(method).needs_histogram, batch),
+        observing,
+        progress,
+    )
 
 
 def compute_scales(
-    job: CollectionJob, method: Method, observing: Observing = DEFAULT_OBSERVING, progress: Progress | None = None, given: KnownRanges | None = None
+    job: CollectionJob,
+    method: Method,
+    observing: Observing = DEFAULT_OBSERVING,
+    progress: Progress | None = None,
+    given: KnownRanges | None = None,
 ) -> tuple[Scales, Ranges]:
     """Return the scales of an indexed model's plan, and the ranges that they were chosen from: observed now or before, or given."""
     require_model(job.plan, job.index)
-    found = match_given_ranges(job.index, job.plan, given) if isinstance(given, GivenRanges) else None
+    found = (
+        match_given_ranges(job.index, job.plan, given) if isinstance(given, GivenRanges) else None
+    )
     if given is None or job.data is not None:
         if isinstance(given, Ranges):
-            raise DataError(f"{given.data}: its ranges were observed before, and more data would count beside them; leave out one of both")
+            raise DataError(
+                f"{given.data}: its ranges were observed before, and more data would count beside them; leave out one of both"
+            )
         ranges = collect_ranges(job, observing, progress)
     else:
         ranges = given if isinstance(given, Ranges) else _said(job, found)
     return choose_scales(job.index, job.plan, ranges, method, found), ranges
 
 
-def observe_job(job: CollectionJob, observing: Observing = DEFAULT_OBSERVING, progress: Progress | None = None) -> Ranges:
+def observe_job(
+    job: CollectionJob, observing: Observing = DEFAULT_OBSERVING, progress: Progress | None = None
+) -> Ranges:
     """Return what the planned activations of an indexed model were seen to hold; raises PlanError if the plan is another model's."""
     require_model(job.plan, job.index)
     return collect_ranges(job, observing, progress)
 
 
-def choose_scales(index: GraphIndex, plan: Plan, ranges: Ranges, method: Method, found: GivenSummary | None = None) -> Scales:
+def choose_scales(
+    index: GraphIndex, plan: Plan, ranges: Ranges, method: Method, found: GivenSummary | None = None
+) -> Scales:
     """Return the scales that a method makes of ranges, given ones in their place; scale groups get the largest range in them."""
     if not ranges.samples:
         method = method.without_data
     by_tensor = {seen.tensor: seen for seen in ranges.by_tensor}
-    observed = {(tensor, quantizer.dtype): quantizer.element for tensor, quantizer in group_by_pair(plan) if quantizer.calibrated}
+    observed = {
+        (tensor, quantizer.dtype): quantizer.element
+        for tensor, quantizer in group_by_pair(plan)
+        if quantizer.calibrated
+    }
     given, weights = (found.amax, found.weight_amax) if found else ({}, {})
     _require_ranges(plan, ranges, {tensor for tensor, _ in observed if tensor not in given}, method)
     chosen = found.bounded if found and ranges.samples else frozenset()
@@ -124,10 +151,30 @@ def choose_scales(index: GraphIndex, plan: Plan, ranges: Ranges, method: Method,
     }
     amax, shared = share_ranges(plan.scale_groups, own)
     with ThreadPoolExecutor(min(os.cpu_count() or 1, _AT_ONCE)) as pool:
-        pairs = tuple(pool.map(lambda placements: _pair_scale(index, placements, by_tensor, amax, method.weights, weights), group_by_pair(plan).values()))
+        pairs = tuple(
+            pool.map(
+                lambda placements: _pair_scale(
+                    index, placements, by_tensor, amax, method.weights, weights
+                ),
+                group_by_pair(plan).values(),
+            )
+        )
     index.forget_constants()
-    dead = tuple(seen.tensor for seen in ranges.by_tensor if given.get(seen.tensor, seen.amax) == 0.0)
-    return Scales(plan.key, str(method), ranges.data, ranges.samples, pairs, dead, ranges.batch, _outliers(ranges, amax), shared, found)
+    dead = tuple(
+        seen.tensor for seen in ranges.by_tensor if given.get(seen.tensor, seen.amax) == 0.0
+    )
+    return Scales(
+        plan.key,
+        str(method),
+        ranges.data,
+        ranges.samples,
+        pairs,
+        dead,
+        ranges.batch,
+        _outliers(ranges, amax),
+        shared,
+        found,
+    )
 
 
 def choose_ranges(ranges: Ranges, method: Method) -> dict[str, float]:
@@ -137,33 +184,52 @@ def choose_ranges(ranges: Ranges, method: Method) -> dict[str, float]:
     """
     _require_whole(ranges, method)
     own = {(seen.tensor, INT8): method.amax(seen, ELEMENT_TYPES[INT8]) for seen in ranges.by_tensor}
-    return {tensor: amax or DEAD_AMAX for (tensor, _), amax in share_ranges(ranges.groups, own)[0].items()}
+    return {
+        tensor: amax or DEAD_AMAX
+        for (tensor, _), amax in share_ranges(ranges.groups, own)[0].items()
+    }
 
 
 def _said(job: CollectionJob, found: GivenSummary | None) -> Ranges:
     """Return ranges made of given ones alone."""
     amax = complete_without_data(job.index, job.plan, found) if found else {}
-    return Ranges(job.plan.digest, "", 0, tuple(TensorRange(tensor, value) for tensor, value in amax.items()))
+    return Ranges(
+        job.plan.digest, "", 0, tuple(TensorRange(tensor, value) for tensor, value in amax.items())
+    )
 
 
 def _require_ranges(plan: Plan, ranges: Ranges, needed: Set[str], method: Method) -> None:
     """Raise PlanError or DataError unless ranges hold all that a plan and a method need of them."""
     if ranges.model != plan.digest:
-        raise PlanError("the ranges were observed for another model; observe them again with this one")
+        raise PlanError(
+            "the ranges were observed for another model; observe them again with this one"
+        )
     _require_whole(ranges, method)
     if lacking := sorted(needed - set(ranges.tensors)):
-        raise PlanError(f"the ranges lack {len(lacking)} tensors that the plan quantizes, {lacking[0]!r} first; observe them again with this plan")
+        raise PlanError(
+            f"the ranges lack {len(lacking)} tensors that the plan quantizes, {lacking[0]!r} first; observe them again with this plan"
+        )
     unseen = {seen.tensor for seen in ranges.by_tensor if not seen.seen}
-    for edge in (placement.edge for placement in plan.placements if placement.edge.qualified_tensor in unseen & needed):
+    for edge in (
+        placement.edge
+        for placement in plan.placements
+        if placement.edge.qualified_tensor in unseen & needed
+    ):
         hint = f"give data that does, or leave it in float: --leave-float '{edge.graph}/*'"
-        raise DataError(f"{ranges.data}: no sample runs the body {edge.graph}, so {edge.tensor!r} has no range; {hint}")
+        raise DataError(
+            f"{ranges.data}: no sample runs the body {edge.graph}, so {edge.tensor!r} has no range; {hint}"
+        )
 
 
 def _require_whole(ranges: Ranges, method: Method) -> None:
     if ranges.missing:
-        raise DataError(f"{ranges.data}: part {ranges.missing[0]}/{ranges.of} of the samples is missing in the ranges; merge all parts first")
+        raise DataError(
+            f"{ranges.data}: part {ranges.missing[0]}/{ranges.of} of the samples is missing in the ranges; merge all parts first"
+        )
     if method.needs_histogram and any(seen.histogram is None for seen in ranges.by_tensor):
-        raise DataError(f"the ranges hold largest values only, which --method {method} cannot use; observe them again for it, or use --method max")
+        raise DataError(
+            f"the ranges hold largest values only, which --method {method} cannot use; observe them again for it, or use --method max"
+        )
 
 
 def _outliers(ranges: Ranges, amax: Mapping[tuple[str, str], float]) -> tuple[OutlierTensor, ...]:
@@ -172,7 +238,9 @@ def _outliers(ranges: Ranges, amax: Mapping[tuple[str, str], float]) -> tuple[Ou
     for (tensor, _), value in amax.items():
         least[tensor] = min(value, least.get(tensor, value))
     found = [
-        OutlierTensor(seen.tensor, seen.amax, least[seen.tensor]) for seen in ranges.by_tensor if 0.0 < least.get(seen.tensor, 0.0) <= seen.amax / OUTLIER_RATIO
+        OutlierTensor(seen.tensor, seen.amax, least[seen.tensor])
+        for seen in ranges.by_tensor
+        if 0.0 < least.get(seen.tensor, 0.0) <= seen.amax / OUTLIER_RATIO
     ]
     return tuple(sorted(found, key=lambda far: far.clipped_at / far.amax))
 
@@ -193,24 +261,41 @@ def _pair_scale(
     else:
         values = _weight_amax(index, placements, ranges, way)
     values = np.where(values > 0.0, values, values.dtype.type(DEAD_AMAX))
-    scales = np.maximum((values / values.dtype.type(quantizer.element.largest)).astype(np.float32), np.finfo(np.float32).tiny)
+    scales = np.maximum(
+        (values / values.dtype.type(quantizer.element.largest)).astype(np.float32),
+        np.finfo(np.float32).tiny,
+    )
     return PairScale(tensor, quantizer, tuple(float(s) for s in scales))
 
 
-def _weight_amax(index: GraphIndex, placements: tuple[Placement, ...], ranges: dict[str, TensorRange], way: str) -> Array:
+def _weight_amax(
+    index: GraphIndex, placements: tuple[Placement, ...], ranges: dict[str, TensorRange], way: str
+) -> Array:
     """Return the amax of a weight in one of the WEIGHTS ways; where the layer's input was not observed, ``shift`` takes the largest value."""
     edge, quantizer = placements[0].edge, placements[0].quantizer
     weight, node = np.asarray(index.scope(edge).constant(edge.tensor), np.float32), index.node(edge)
     if not np.isfinite(weight).all():
         label = qualified_name(edge.graph, node.label)
-        raise ModelError(f"{index.source.name}: weight {edge.tensor!r} holds NaN or Inf; export the model again, or pass --leave-float {label!r}")
+        raise ModelError(
+            f"{index.source.name}: weight {edge.tensor!r} holds NaN or Inf; export the model again, or pass --leave-float {label!r}"
+        )
     if way == "mse":
         return least_error_amax(weight, quantizer.axis, quantizer.element)
     seen = ranges.get(qualified_name(edge.graph, node.inputs[0]))
     moments = seen.moments if seen else None
-    if way == "max" or quantizer.axis is None or edge.slot != 1 or moments is None or len(placements) > 1:
+    if (
+        way == "max"
+        or quantizer.axis is None
+        or edge.slot != 1
+        or moments is None
+        or len(placements) > 1
+    ):
         return channel_amax(weight, quantizer.axis)
-    shaped, group, mean = reshape_by_channels(node, weight), int(node.attribute("group", 1)), moments.mean
+    shaped, group, mean = (
+        reshape_by_channels(node, weight),
+        int(node.attribute("group", 1)),
+        moments.mean,
+    )
     if shaped is None or shaped.shape[1] * group != mean.size:
         return channel_amax(weight, quantizer.axis)
     return least_shift_amax(shaped, mean, moments.variance, group, quantizer.element)

@@ -35,7 +35,9 @@ class Method(msgspec.Struct, frozen=True):
 
     def __str__(self) -> str:
         name = self.name if self.percent is None else f"{self.name}:{self.percent:g}"
-        return name if self.weights == _usual_weights(self.name) else f"{name}, weights {self.weights}"
+        return (
+            name if self.weights == _usual_weights(self.name) else f"{name}, weights {self.weights}"
+        )
 
     def amax(self, seen: TensorRange, element: ElementType) -> float:
         """Return the absolute value that maps to the largest value of a type, in the tensor's unit."""
@@ -45,7 +47,11 @@ class Method(msgspec.Struct, frozen=True):
             return seen.histogram.percentile(self.percent)
         if self.name == "auto":
             return find_least_error_amax(seen.weighed, element)
-        return seen.histogram.least_divergence(element) if self.name == "entropy" else seen.histogram.least_error(element)
+        return (
+            seen.histogram.least_divergence(element)
+            if self.name == "entropy"
+            else seen.histogram.least_error(element)
+        )
 
     @property
     def needs_histogram(self) -> bool:
@@ -65,10 +71,14 @@ def parse_method(text: str, weights: str | None = None) -> Method:
     """
     found = _METHOD.fullmatch(text)
     if not found or (found["name"] != "percentile" and found["percent"]):
-        raise UsageError(f"unknown method {text!r}: write auto, mse, entropy, percentile, percentile:99.9 or max")
+        raise UsageError(
+            f"unknown method {text!r}: write auto, mse, entropy, percentile, percentile:99.9 or max"
+        )
     name, way = found["name"], weights or _usual_weights(found["name"])
     if way not in WEIGHT_METHODS:
-        raise UsageError(f"unknown way to choose the scales of weights {way!r}: write {', '.join(WEIGHT_METHODS[:-1])} or {WEIGHT_METHODS[-1]}")
+        raise UsageError(
+            f"unknown way to choose the scales of weights {way!r}: write {', '.join(WEIGHT_METHODS[:-1])} or {WEIGHT_METHODS[-1]}"
+        )
     if name != "percentile":
         return Method(name, None, way)
     percent = float(found["percent"] or DEFAULT_PERCENT)

@@ -67,13 +67,20 @@ def read_exportable_ranges(path: Path, method: Method | None = None) -> GivenRan
     found = read_given(path)
     if not isinstance(found, Ranges):
         if method is not None:
-            raise UsageError(f"{path}: --method chooses from observed ranges, and this file says its own; leave it out")
+            raise UsageError(
+                f"{path}: --method chooses from observed ranges, and this file says its own; leave it out"
+            )
         return found
     try:
         chosen = choose_ranges(found, method or parse_method(DEFAULT_METHOD))
     except DataError as error:
         raise DataError(f"{path}: {error}") from error
-    return GivenRanges(path.name, tuple(GivenRange(tensor, amax) for tensor, amax in chosen.items()), str(path), strict=False)
+    return GivenRanges(
+        path.name,
+        tuple(GivenRange(tensor, amax) for tensor, amax in chosen.items()),
+        str(path),
+        strict=False,
+    )
 
 
 def read_model_ranges(path: Path) -> GivenRanges:
@@ -83,7 +90,9 @@ def read_model_ranges(path: Path) -> GivenRanges:
     """
     found = read_pair_ranges(QuantizedModel(path))
     if not found.by_tensor and not found.weights:
-        raise ModelError(f"{path}: no pair in it has a constant scale and zero point; pass a model that is quantized")
+        raise ModelError(
+            f"{path}: no pair in it has a constant scale and zero point; pass a model that is quantized"
+        )
     return msgspec.structs.replace(found, name=path.name, path=str(path))
 
 
@@ -95,13 +104,23 @@ def encode_given_ranges(given: GivenRanges, layout: str, version: str | None = N
     """
     weights = {weight.tensor: weight for weight in given.weights}
     if layout == CACHE:
-        header = cache_header(*[version] if version else []) if version or not given.header else given.header
-        return encode_cache(header, ((r.tensor, r.amax / INT8_LEVELS) for r in given.by_tensor if r.tensor not in weights), given.path or given.name)
+        header = (
+            cache_header(*[version] if version else [])
+            if version or not given.header
+            else given.header
+        )
+        return encode_cache(
+            header,
+            ((r.tensor, r.amax / INT8_LEVELS) for r in given.by_tensor if r.tensor not in weights),
+            given.path or given.name,
+        )
     content: dict[str, Any] = {r.tensor: _short(r.amax) for r in given.by_tensor}
     content |= {tensor: _weight_content(weight) for tensor, weight in weights.items()}
     if layout == JSON:
         return msgspec.json.format(msgspec.json.encode(content), indent=1) + b"\n"
-    plain = all(map(str.isprintable, content))  # PyYAML leaves some line breaks of Unicode as they are, where it may
+    plain = all(
+        map(str.isprintable, content)
+    )  # PyYAML leaves some line breaks of Unicode as they are, where it may
     text: str = yaml.safe_dump(content, sort_keys=False, allow_unicode=plain, width=_WIDE)
     return text.encode()
 
@@ -117,7 +136,10 @@ def _short(amax: float) -> float:
     tries = (float(f"{amax:.{digits}g}") for digits in range(_DIGITS, _ALL_DIGITS))
     with np.errstate(over="ignore"):
         scales = (amax / largest).astype(np.float32)
-        return next((short for short in tries if ((short / largest).astype(np.float32) == scales).all()), amax)
+        return next(
+            (short for short in tries if ((short / largest).astype(np.float32) == scales).all()),
+            amax,
+        )
 
 
 def _from_cache(content: bytes, path: Path) -> GivenRanges:
@@ -130,15 +152,24 @@ def _from_scales(content: bytes, path: Path) -> GivenRanges:
     try:
         scales = msgspec.json.decode(content, type=Scales)
     except (msgspec.DecodeError, ValueError, RecursionError) as error:
-        raise DataError(f"{path}: not a scales file that qdq can read: {first_line(error)}; make one with 'qdq calibrate'") from error
+        raise DataError(
+            f"{path}: not a scales file that qdq can read: {first_line(error)}; make one with 'qdq calibrate'"
+        ) from error
     pairs = [pair for pair in scales.by_pair if _is_activation(pair)]
-    found = _largest(path, ((pair.tensor, pair.scales[0] * pair.quantizer.element.largest) for pair in pairs))
+    found = _largest(
+        path, ((pair.tensor, pair.scales[0] * pair.quantizer.element.largest) for pair in pairs)
+    )
     return GivenRanges(path.name, found, str(path), strict=False)
 
 
 def _is_activation(pair: PairScale) -> bool:
     name, dtype = pair.quantizer.name, pair.quantizer.dtype
-    return name in FORMATS and dtype in ELEMENT_TYPES and pair.quantizer.calibrated and len(pair.scales) == 1
+    return (
+        name in FORMATS
+        and dtype in ELEMENT_TYPES
+        and pair.quantizer.calibrated
+        and len(pair.scales) == 1
+    )
 
 
 def _largest(path: Path, ranges: Iterable[tuple[str, float]]) -> tuple[GivenRange, ...]:

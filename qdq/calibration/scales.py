@@ -18,7 +18,9 @@ def read_scales(path: Path) -> Scales:
     try:
         return msgspec.json.decode(read_plan_bytes(path), type=Scales)
     except (msgspec.DecodeError, ValueError, RecursionError) as error:
-        raise PlanError(f"{path}: not a scales file that qdq can read: {first_line(error)}; make one with 'qdq calibrate'") from error
+        raise PlanError(
+            f"{path}: not a scales file that qdq can read: {first_line(error)}; make one with 'qdq calibrate'"
+        ) from error
 
 
 def scales_to_json(scales: Scales) -> bytes:

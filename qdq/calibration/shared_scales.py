@@ -35,14 +35,21 @@ class SharedRange(msgspec.Struct, frozen=True):
         return math.log2(self.amax / self.own_amax) if self.own_amax > 0.0 else 0.0
 
 
-def share_ranges(groups: Iterable[ScaleGroup], amax: Amax) -> tuple[dict[tuple[str, str], float], tuple[SharedRange, ...]]:
+def share_ranges(
+    groups: Iterable[ScaleGroup], amax: Amax
+) -> tuple[dict[tuple[str, str], float], tuple[SharedRange, ...]]:
     """Return the ranges with one for each scale group, and a record of every tensor that has its group's."""
     ranges, shared = dict(amax), list[SharedRange]()
     for group, dtype in product(groups, sorted({dtype for _, dtype in amax})):
-        members = {tensor: ranges[tensor, dtype] for tensor in group.tensors if (tensor, dtype) in ranges}
+        members = {
+            tensor: ranges[tensor, dtype] for tensor in group.tensors if (tensor, dtype) in ranges
+        }
         found = _largest(group, members)
         if len(found) > 1:
-            shared += [SharedRange(tensor, dtype, members[tensor], value) for tensor, value in found.items()]
+            shared += [
+                SharedRange(tensor, dtype, members[tensor], value)
+                for tensor, value in found.items()
+            ]
         ranges.update({(tensor, dtype): value for tensor, value in found.items()})
     return ranges, tuple(shared)
 

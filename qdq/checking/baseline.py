@@ -37,9 +37,13 @@ def read_baseline(path: Path) -> frozenset[BaselineEntry]:
     except OSError as error:
         raise UsageError(f"{path}: cannot be read: {error.strerror}; check the path") from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: is no baseline of qdq: {error}; --write-baseline makes one") from error
+        raise UsageError(
+            f"{path}: is no baseline of qdq: {error}; --write-baseline makes one"
+        ) from error
     if content.qdq_baseline != BASELINE_VERSION:
-        raise UsageError(f"{path}: is a baseline of version {content.qdq_baseline}, this qdq reads {BASELINE_VERSION}; write it again with --write-baseline")
+        raise UsageError(
+            f"{path}: is a baseline of version {content.qdq_baseline}, this qdq reads {BASELINE_VERSION}; write it again with --write-baseline"
+        )
     return frozenset(content.findings)
 
 
@@ -50,7 +54,9 @@ def encode_baseline(known: Iterable[BaselineEntry]) -> bytes:
     return f'{{"qdq_baseline": {BASELINE_VERSION}, "findings": {body}}}\n'.encode()
 
 
-def make_entries(path: Path, baseline: Path, findings: Iterable[Finding]) -> tuple[BaselineEntry, ...]:
+def make_entries(
+    path: Path, baseline: Path, findings: Iterable[Finding]
+) -> tuple[BaselineEntry, ...]:
     """Return the findings in a file as a baseline holds them."""
     model = relative_posix_path(path, baseline.parent)
     return tuple(BaselineEntry(model, f.code, f.where) for f in findings)

@@ -14,7 +14,9 @@ PAGE = "docs/findings.md"
 _RTX = "built with TensorRT-RTX 1.7.1 for rtx:sm86"
 _PARSER = "onnx-tensorrt, onnxOpImporters.cpp, QuantDequantLinearHelper"
 _EXPLICIT = "https://docs.nvidia.com/deeplearning/tensorrt/latest/inference-library/quantized-types-explicit-quantization.html"
-_ENGINES = "engines of ResNet-18 on A100 published with trt-engine-explorer (NVIDIA/TensorRT, release/8.4)"
+_ENGINES = (
+    "engines of ResNet-18 on A100 published with trt-engine-explorer (NVIDIA/TensorRT, release/8.4)"
+)
 _RELATIONS = "the ONNX operator specification"
 _AGAIN = "repair it with qdq quantize"
 
@@ -169,4 +171,6 @@ _SUSPICIOUS = (
 )  # fmt: skip
 
 #: All kinds of findings by code, errors first.
-PROBLEMS: Mapping[str, Problem] = {problem.code: problem for problem in (*_REFUSED, *_SLOW, *_SUSPICIOUS)}
+PROBLEMS: Mapping[str, Problem] = {
+    problem.code: problem for problem in (*_REFUSED, *_SLOW, *_SUSPICIOUS)
+}

@@ -10,7 +10,13 @@ from collections.abc import Iterable, Iterator
 from qdq.checking.catalogue import ERROR
 from qdq.checking.finding import Finding, make_finding
 from qdq.checking.format_checks import Edges, FormatCheck, check_operators
-from qdq.checking.placement_checks import Comparison, check_pair_types, check_placement, check_scale_groups, compare_pairs
+from qdq.checking.placement_checks import (
+    Comparison,
+    check_pair_types,
+    check_placement,
+    check_scale_groups,
+    compare_pairs,
+)
 from qdq.checking.structure_checks import check_structure
 from qdq.checking.weight_checks import check_weight_scales
 from qdq.errors import ModelError, UsageError
@@ -93,7 +99,9 @@ def compare_with_plan(
 ) -> Comparison:
     """Return a model against the plan of its float graph, edge by edge; defaults as for `check`."""
     quantized = QuantizedModel(model)
-    request = read_plan_request(quantized.original, rules=rules, targets=targets, leave_float=leave_float)
+    request = read_plan_request(
+        quantized.original, rules=rules, targets=targets, leave_float=leave_float
+    )
     plan = plan_index(quantized.index, request)
     return compare_pairs(quantized, plan, request.rules)
 
@@ -103,11 +111,15 @@ _SCALES_TOLD = ("default-axis", "scale-count", "scale-not-constant")
 _AXES = ("wrong-axis", "channel-scales", "weight-per-tensor")
 
 
-def _findings(compared: Comparison, refused: tuple[Finding, ...], weights: bool) -> Iterator[Finding]:
+def _findings(
+    compared: Comparison, refused: tuple[Finding, ...], weights: bool
+) -> Iterator[Finding]:
     quantized = compared.quantized
     if not find_quantized_nodes(quantized.original):
         if count := len(compared.wanted.placements):
-            yield make_finding("not-quantized", "", f"holds no Q/DQ; the rules would quantize {count} edges")
+            yield make_finding(
+                "not-quantized", "", f"holds no Q/DQ; the rules would quantize {count} edges"
+            )
         return
     yield from refused
     checked = FormatCheck(quantized.original, _edges_by_pair(quantized), quantized.index)
@@ -117,7 +129,11 @@ def _findings(compared: Comparison, refused: tuple[Finding, ...], weights: bool)
         return
     yield from check_structure(quantized)
     told = {finding.where for finding in formats if finding.code in _SCALES_TOLD}
-    for finding in (*check_placement(compared, frozenset(checked.rescaled)), *check_pair_types(compared), *check_scale_groups(compared)):
+    for finding in (
+        *check_placement(compared, frozenset(checked.rescaled)),
+        *check_pair_types(compared),
+        *check_scale_groups(compared),
+    ):
         if not (finding.where in told and finding.code in _AXES):
             yield finding
     if weights:
@@ -138,11 +154,17 @@ def recorded_targets(source: Source) -> tuple[Target, ...]:
     try:
         return tuple(parse_target(t) for t in written.get(TARGETS_KEY, "").split())
     except UsageError as error:
-        raise ModelError(f"{source.name}: its metadata {TARGETS_KEY!r} names an {error}; pass --target") from error
+        raise ModelError(
+            f"{source.name}: its metadata {TARGETS_KEY!r} names an {error}; pass --target"
+        ) from error
 
 
 def _written_profiles(written: dict[str, str], source: Source) -> tuple[Profile, ...]:
     try:
-        return tuple(parse_profile(text) for text in filter(None, written.get(SHAPES_KEY, "").split("\n")))
+        return tuple(
+            parse_profile(text) for text in filter(None, written.get(SHAPES_KEY, "").split("\n"))
+        )
     except UsageError as error:
-        raise ModelError(f"{source.name}: its metadata {SHAPES_KEY!r} holds {error}; remove it") from error
+        raise ModelError(
+            f"{source.name}: its metadata {SHAPES_KEY!r} holds {error}; remove it"
+        ) from error

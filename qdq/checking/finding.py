@@ -35,8 +35,21 @@ class Finding(msgspec.Struct, frozen=True):
         return f"{self.code}: {self.where}: {self.problem}{by}; {self.fix}"
 
 
-def make_finding(code: str, where: Edge | str, problem: str, rule: str = "", says: str = "", fix: str = "") -> Finding:
+def make_finding(
+    code: str, where: Edge | str, problem: str, rule: str = "", says: str = "", fix: str = ""
+) -> Finding:
     """Return a finding of a known code at an edge, or at a node by its label; severity, costs, fix and page are the catalogue's."""
     kind = PROBLEMS[code]
     node = qualified_name(where.graph, where.node) if isinstance(where, Edge) else where
-    return Finding(code, kind.severity, str(where), node, problem, kind.cost, rule, says, fix or kind.fix, kind.page)
+    return Finding(
+        code,
+        kind.severity,
+        str(where),
+        node,
+        problem,
+        kind.cost,
+        rule,
+        says,
+        fix or kind.fix,
+        kind.page,
+    )

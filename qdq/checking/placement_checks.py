@@ -14,7 +14,12 @@ import numpy as np
 from qdq.checking.finding import Finding, make_finding
 from qdq.graph.index import Edge, GraphIndex, Node
 from qdq.graph.operands import operands
-from qdq.graph.operators import FOLDED_INTO_WEIGHTS, FUSED_AFTER_WEIGHTED, MOVES_VALUES, QUANTIZABLE_POOLS
+from qdq.graph.operators import (
+    FOLDED_INTO_WEIGHTS,
+    FUSED_AFTER_WEIGHTED,
+    MOVES_VALUES,
+    QUANTIZABLE_POOLS,
+)
 from qdq.graph.patterns import can_commute_with_quantization, trace_axis_to_input
 from qdq.graph.residual import find_residual_slot
 from qdq.planning.decisions import INCOMPLETE, NO_RULE, LeftFloat, Placement, Plan
@@ -41,10 +46,18 @@ def compare_pairs(quantized: QuantizedModel, wanted: Plan, rules: RuleSet) -> Co
     """Return how the pairs of a model differ from a plan."""
     there, planned = {q.edge for q in quantized.edges}, {p.edge for p in wanted.placements}
     missing = tuple(p for p in wanted.placements if p.edge not in there)
-    return Comparison(quantized, wanted, rules, missing, tuple(q for q in quantized.edges if q.edge not in planned))
+    return Comparison(
+        quantized,
+        wanted,
+        rules,
+        missing,
+        tuple(q for q in quantized.edges if q.edge not in planned),
+    )
 
 
-def check_placement(compared: Comparison, rescaled: frozenset[str] = frozenset()) -> Iterator[Finding]:
+def check_placement(
+    compared: Comparison, rescaled: frozenset[str] = frozenset()
+) -> Iterator[Finding]:
     """Yield the differences that make one, by their codes; `rescaled` names tensors whose pair has halves of two scales, which are told elsewhere."""
     names = _Names(compared)
     carried = _Carried(compared)
@@ -70,7 +83,11 @@ class _Names:
     def left_by(self, edge: Edge, into: str = "", from_: str = "") -> bool:
         """Whether the rule that leaves an edge in float is about nodes that a fact names."""
         kept = self._left.get(edge)
-        where = self._rules[kept.because].where if kept is not None and kept.because in self._rules else None
+        where = (
+            self._rules[kept.because].where
+            if kept is not None and kept.because in self._rules
+            else None
+        )
         return where is not None and (into in where.into or from_ in where.from_)
 
 
@@ -92,20 +109,28 @@ class _Carried:
         self.apart: dict[Edge, tuple[QuantizedEdge, ...]] = {}
         for placement in compared.missing:
             scope = self.index.scope(placement.edge)
-            if carriers := self._behind(scope, placement.edge.tensor, placement.quantizer.axis, placement.edge):
+            if carriers := self._behind(
+                scope, placement.edge.tensor, placement.quantizer.axis, placement.edge
+            ):
                 self.used.update(q.edge for q in carriers)
                 self.done[placement.edge] = carriers[0]
         #: Edges whose pairs do their work, or whose scales are told where they are joined.
         self.told = self.used | {pair.edge for pairs in self.apart.values() for pair in pairs}
 
-    def _behind(self, scope: GraphIndex, tensor: str, axis: int | None, planned: Edge) -> tuple[QuantizedEdge, ...]:
+    def _behind(
+        self, scope: GraphIndex, tensor: str, axis: int | None, planned: Edge
+    ) -> tuple[QuantizedEdge, ...]:
         """Return the pairs whose DQ reaches a tensor through operators that commute, none where it does not."""
         maker = scope.producers.get(tensor)
         if maker is None:
             return ()
         if maker.op == "Concat" and axis is None:
             return self._joined(scope, maker, planned)
-        if maker.op == "Resize" or not can_commute_with_quantization(scope, maker) or (axis is not None and maker.op not in MOVES_VALUES):
+        if (
+            maker.op == "Resize"
+            or not can_commute_with_quantization(scope, maker)
+            or (axis is not None and maker.op not in MOVES_VALUES)
+        ):
             return ()
         before = None if axis is None else trace_axis_to_input(scope, maker, axis)
         if axis is not None and before is None:
@@ -117,7 +142,10 @@ class _Carried:
 
     def _joined(self, scope: GraphIndex, concat: Node, planned: Edge) -> tuple[QuantizedEdge, ...]:
         edges = [edge for edge in scope.edges_into(concat) if edge.tensor]
-        parts = [(self.found[e],) if e in self.found else self._behind(scope, e.tensor, None, planned) for e in edges]
+        parts = [
+            (self.found[e],) if e in self.found else self._behind(scope, e.tensor, None, planned)
+            for e in edges
+        ]
         if not all(parts):
             return ()
         pairs = tuple(pair for part in parts for pair in part)
@@ -129,7 +157,9 @@ class _Carried:
     def redundant(self, pair: QuantizedEdge) -> tuple[QuantizedEdge, ...]:
         """Return the pairs that stand behind a pair, where only operators that commute or join lie between and every way ends in one; else none."""
         scope, node = self.index.scope(pair.edge), self.index.node(pair.edge)
-        if not (can_commute_with_quantization(scope, node) or node.op == "Concat") or (pair.edge.slot and node.op != "Concat"):
+        if not (can_commute_with_quantization(scope, node) or node.op == "Concat") or (
+            pair.edge.slot and node.op != "Concat"
+        ):
             return ()
         ends: list[QuantizedEdge] = []
         waiting, seen = [name for name in node.outputs if name], set[str]()
@@ -138,7 +168,9 @@ class _Carried:
             if tensor in seen:
                 continue
             seen.add(tensor)
-            if tensor in scope.outputs or any(slot < 0 for _, slot in scope.consumers.get(tensor, ())):
+            if tensor in scope.outputs or any(
+                slot < 0 for _, slot in scope.consumers.get(tensor, ())
+            ):
                 return ()
             for edge in scope.edges_from(tensor):
                 reader = scope.node(edge)
@@ -146,17 +178,25 @@ class _Carried:
                     ends.append(self.found[edge])
                 elif edge in self.done or reader.op == "Shape":
                     continue
-                elif (can_commute_with_quantization(scope, reader) and not edge.slot) or reader.op == "Concat":
+                elif (
+                    can_commute_with_quantization(scope, reader) and not edge.slot
+                ) or reader.op == "Concat":
                     waiting.extend(name for name in reader.outputs if name)
                 else:
                     return ()
         return tuple(ends)
 
 
-def _missing(compared: Comparison, names: _Names, carried: _Carried, rescaled: frozenset[str]) -> Iterator[Finding]:
+def _missing(
+    compared: Comparison, names: _Names, carried: _Carried, rescaled: frozenset[str]
+) -> Iterator[Finding]:
     """Yield planned edges without a pair: a weighted operator once, others one by one."""
     index, told = compared.quantized.index, set[tuple[str, str]]()
-    missing = {p.edge: p for p in compared.missing if p.edge not in carried.done and p.edge.tensor not in rescaled}
+    missing = {
+        p.edge: p
+        for p in compared.missing
+        if p.edge not in carried.done and p.edge.tensor not in rescaled
+    }
     for edge, placement in missing.items():
         scope, rule = index.scope(edge), placement.because[0]
         node, both = scope.node(edge), operands(scope, scope.node(edge))
@@ -165,10 +205,17 @@ def _missing(compared: Comparison, names: _Names, carried: _Carried, rescaled: f
                 continue
             told.add((edge.graph, edge.node))
         code, problem = _missing_code(scope, edge, both, missing)
-        if edge in both and any(_only_weights(carried.found[other]) for other in both if other in carried.found):
+        if edge in both and any(
+            _only_weights(carried.found[other]) for other in both if other in carried.found
+        ):
             continue
         if edge in carried.apart:
-            yield _unequal(edge, carried.apart[edge], rule, f"is joined from different scales, and the {node.op} behind runs in float")
+            yield _unequal(
+                edge,
+                carried.apart[edge],
+                rule,
+                f"is joined from different scales, and the {node.op} behind runs in float",
+            )
         else:
             yield make_finding(code, edge, problem, rule, names.says(rule))
 
@@ -178,13 +225,18 @@ def _only_weights(pair: QuantizedEdge) -> bool:
     return bool(pair.pair.block_size) or (pair.dtype or pair.stored) in _FOUR_BITS
 
 
-def _missing_code(scope: GraphIndex, edge: Edge, both: tuple[Edge, ...], missing: dict[Edge, Placement]) -> tuple[str, str]:
+def _missing_code(
+    scope: GraphIndex, edge: Edge, both: tuple[Edge, ...], missing: dict[Edge, Placement]
+) -> tuple[str, str]:
     node = scope.node(edge)
     if edge in both:
         if all(operand in missing for operand in both):
             return "missing-pair", f"has no Q/DQ pair, nor has any operand of this {node.op}"
         other = next(operand for operand in both if operand not in missing)
-        return "half-quantized", f"has no Q/DQ pair, but {other.tensor!r} has: the {node.op} runs in float"
+        return (
+            "half-quantized",
+            f"has no Q/DQ pair, but {other.tensor!r} has: the {node.op} runs in float",
+        )
     if find_residual_slot(scope, node) == edge.slot:
         return "residual-in-float", "skips into the residual Add without a Q/DQ pair"
     if node.op in QUANTIZABLE_POOLS:
@@ -192,18 +244,32 @@ def _missing_code(scope: GraphIndex, edge: Edge, both: tuple[Edge, ...], missing
     return "missing-pair", "has no Q/DQ pair"
 
 
-def _unwanted(compared: Comparison, names: _Names, carried: _Carried, rescaled: frozenset[str]) -> Iterator[Finding]:
+def _unwanted(
+    compared: Comparison, names: _Names, carried: _Carried, rescaled: frozenset[str]
+) -> Iterator[Finding]:
     """Yield pairs on edges that are not planned, but for those that do the same as planned ones and those that cost nothing."""
     for pair in compared.unwanted:
-        scope, node = compared.quantized.index.scope(pair.edge), compared.quantized.index.node(pair.edge)
-        if pair.edge in carried.told or rescaled.intersection(node.outputs) or pair.stored == "int32" or pair.dtype == "int32":
+        scope, node = (
+            compared.quantized.index.scope(pair.edge),
+            compared.quantized.index.node(pair.edge),
+        )
+        if (
+            pair.edge in carried.told
+            or rescaled.intersection(node.outputs)
+            or pair.stored == "int32"
+            or pair.dtype == "int32"
+        ):
             continue
         if ends := carried.redundant(pair):
             if not _same_scales((pair, *ends)):
-                yield _unequal(pair.edge, (pair, *ends), "", f"another scale stands behind this {node.op}")
+                yield _unequal(
+                    pair.edge, (pair, *ends), "", f"another scale stands behind this {node.op}"
+                )
             continue
         kept = names.left(pair.edge)
-        rule, says = (kept.because, names.says(kept.because) or kept.reason) if kept else ("", NO_RULE)
+        rule, says = (
+            (kept.because, names.says(kept.because) or kept.reason) if kept else ("", NO_RULE)
+        )
         code, problem = _unwanted_code(scope, pair.edge, names)
         yield make_finding(code, pair.edge, problem, rule, says)
 
@@ -213,11 +279,18 @@ def _unwanted_code(scope: GraphIndex, edge: Edge, names: _Names) -> tuple[str, s
     kept = names.left(edge)
     if names.left_by(edge, into="lacks-int8-kernel"):
         return "no-kernel", f"has a Q/DQ pair, and the {node.op} no INT8 kernel on the target"
-    if kept is not None and kept.because == INCOMPLETE and any(names.left_by(other, into="lacks-int8-kernel") for other in both):
+    if (
+        kept is not None
+        and kept.because == INCOMPLETE
+        and any(names.left_by(other, into="lacks-int8-kernel") for other in both)
+    ):
         return "no-kernel", f"has a Q/DQ pair, and the {node.op} no INT8 kernel on the target"
     if weighted := _fused_behind(scope, edge.tensor):
         if node.op in FUSED_AFTER_WEIGHTED or _folds(scope, edge):
-            return "pair-in-fusion", f"has a Q/DQ pair between {weighted} and the {node.op} that TensorRT fuses with it"
+            return (
+                "pair-in-fusion",
+                f"has a Q/DQ pair between {weighted} and the {node.op} that TensorRT fuses with it",
+            )
         return "pair-on-output", f"has a Q/DQ pair on the output of {weighted}"
     if names.left_by(edge, from_="weighted"):
         return "pair-on-output", "has a Q/DQ pair on the output of a weighted layer"
@@ -227,19 +300,28 @@ def _unwanted_code(scope: GraphIndex, edge: Edge, names: _Names) -> tuple[str, s
 def _folds(scope: GraphIndex, edge: Edge) -> bool:
     """Whether an edge goes into an Add or Mul of a constant, as of a bias."""
     node = scope.node(edge)
-    return node.op in FOLDED_INTO_WEIGHTS and len([i for i in node.inputs if i and not scope.is_constant(i)]) == 1
+    return (
+        node.op in FOLDED_INTO_WEIGHTS
+        and len([i for i in node.inputs if i and not scope.is_constant(i)]) == 1
+    )
 
 
 def _fused_behind(scope: GraphIndex, tensor: str) -> str:
     """Return what makes a tensor: a weighted operator with nothing but folded ones behind it, or a residual Add that TensorRT fuses with one."""
     maker = scope.producers.get(tensor)
-    while maker is not None and maker.op in FOLDED_INTO_WEIGHTS and len(computed := [i for i in maker.inputs if i and not scope.is_constant(i)]) == 1:
+    while (
+        maker is not None
+        and maker.op in FOLDED_INTO_WEIGHTS
+        and len(computed := [i for i in maker.inputs if i and not scope.is_constant(i)]) == 1
+    ):
         maker = scope.producers.get(computed[0])
     if maker is None:
         return ""
     if operands(scope, maker):
         return f"the {maker.op} {maker.label!r}"
-    return f"the residual Add {maker.label!r}" if find_residual_slot(scope, maker) is not None else ""
+    return (
+        f"the residual Add {maker.label!r}" if find_residual_slot(scope, maker) is not None else ""
+    )
 
 
 def _axes(compared: Comparison, names: _Names) -> Iterator[Finding]:
@@ -260,15 +342,27 @@ def _axes(compared: Comparison, names: _Names) -> Iterator[Finding]:
             problem = f"is quantized {_spelled(axis)}, not {_spelled(placement.quantizer.axis)}"
             yield make_finding("wrong-axis", placement.edge, problem, rule, names.says(rule))
         else:
-            yield make_finding("channel-scales", placement.edge, "is computed, and has one scale for each channel", rule, names.says(rule))
+            yield make_finding(
+                "channel-scales",
+                placement.edge,
+                "is computed, and has one scale for each channel",
+                rule,
+                names.says(rule),
+            )
     if coarse:
         more = f", and so have {len(coarse) - 1} more weights" if len(coarse) > 1 else ""
-        yield make_finding("weight-per-tensor", coarse[0], f"has one scale for all its channels{more}")
+        yield make_finding(
+            "weight-per-tensor", coarse[0], f"has one scale for all its channels{more}"
+        )
 
 
 def pair_scale_axis(pair: QuantizedEdge, scope: GraphIndex) -> int | None:
     """Return the axis along which a pair has scales, None for one scale."""
-    if pair.scales is None or pair.scales.ndim == 0 or (pair.scales.size == 1 and pair.pair.axis is None):
+    if (
+        pair.scales is None
+        or pair.scales.ndim == 0
+        or (pair.scales.size == 1 and pair.pair.axis is None)
+    ):
         return None
     axis = 1 if pair.pair.axis is None else pair.pair.axis
     return axis + (scope.rank(pair.edge.tensor) or 0) if axis < 0 else axis
@@ -294,10 +388,19 @@ def check_scale_groups(compared: Comparison) -> Iterator[Finding]:
     for group in compared.wanted.scale_groups:
         for dtype in sorted({q.dtype for q in compared.quantized.edges}):
             members = [by_tensor[t, dtype] for t in group.tensors if (t, dtype) in by_tensor]
-            least = max((largest_scale(m.scales) for m in members), default=0.0) / group.ratio_at_most if group.ratio_at_most else 0.0
+            least = (
+                max((largest_scale(m.scales) for m in members), default=0.0) / group.ratio_at_most
+                if group.ratio_at_most
+                else 0.0
+            )
             members = [m for m in members if not largest_scale(m.scales) < least]
             if len(members) > 1 and not _same_scales(members):
-                yield _unequal(members[0].edge, members, ", ".join(group.because), "its group has different scales")
+                yield _unequal(
+                    members[0].edge,
+                    members,
+                    ", ".join(group.because),
+                    "its group has different scales",
+                )
 
 
 def _same_scales(pairs: Iterable[QuantizedEdge]) -> bool:
@@ -315,6 +418,15 @@ def check_pair_types(compared: Comparison) -> Iterator[Finding]:
     there = {q.edge: q for q in compared.quantized.edges}
     for placement in compared.wanted.placements:
         pair, wanted = there.get(placement.edge), placement.quantizer.dtype
-        if pair is not None and pair.dtype in ("int8", "float8e4m3fn", "int4", "float4e2m1") and pair.dtype != wanted:
+        if (
+            pair is not None
+            and pair.dtype in ("int8", "float8e4m3fn", "int4", "float4e2m1")
+            and pair.dtype != wanted
+        ):
             rule = placement.because[0]
-            yield make_finding("element-type", placement.edge, f"is quantized to {pair.dtype}; the rules ask for {wanted}", rule)
+            yield make_finding(
+                "element-type",
+                placement.edge,
+                f"is quantized to {pair.dtype}; the rules ask for {wanted}",
+                rule,
+            )

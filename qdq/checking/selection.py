@@ -28,7 +28,9 @@ def parse_codes(texts: Iterable[str], option: str) -> frozenset[str]:
         elif word in PROBLEMS:
             codes.add(word)
         else:
-            raise UsageError(f"{option}: no code {word!r}{did_you_mean(word, (*PROBLEMS, *SEVERITIES))}; 'qdq check --codes' lists them")
+            raise UsageError(
+                f"{option}: no code {word!r}{did_you_mean(word, (*PROBLEMS, *SEVERITIES))}; 'qdq check --codes' lists them"
+            )
     return frozenset(codes)
 
 
@@ -44,7 +46,9 @@ class Selection(msgspec.Struct, frozen=True):
     def of(self, path: Path, findings: Iterable[Finding]) -> tuple[Finding, ...]:
         """Return the findings in one file that are reported."""
         relative = relative_posix_path(path, self.folder or Path())
-        ignored = self.ignore.union(*(codes for glob, codes in self.per_file if fnmatchcase(relative, glob)))
+        ignored = self.ignore.union(
+            *(codes for glob, codes in self.per_file if fnmatchcase(relative, glob))
+        )
         return tuple(f for f in findings if f.code in self.select and f.code not in ignored)
 
 
@@ -63,4 +67,12 @@ def fingerprint(finding: Finding) -> str:
 
 def parse_per_file_ignores(given: Mapping[str, Any]) -> tuple[tuple[str, frozenset[str]], ...]:
     """Return the globs of a project file's ``per-file-ignores`` with the codes of each; raises UsageError for an unknown code."""
-    return tuple((glob, parse_codes(codes if isinstance(codes, list) else [codes], f"per-file-ignores {glob!r}")) for glob, codes in given.items())
+    return tuple(
+        (
+            glob,
+            parse_codes(
+                codes if isinstance(codes, list) else [codes], f"per-file-ignores {glob!r}"
+            ),
+        )
+        for glob, codes in given.items()
+    )

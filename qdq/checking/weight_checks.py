@@ -45,11 +45,26 @@ def check_weight_scales(quantized: QuantizedModel) -> Iterator[Finding]:
     told: set[str] = set()
     for edge in quantized.edges:
         scope, pair = quantized.index.scope(edge.edge), edge.pair
-        if pair.output in told or edge.scales is None or pair.block_size or pair.levels or edge.scales.ndim > 1 or not (edge.scales > 0).all():
+        if (
+            pair.output in told
+            or edge.scales is None
+            or pair.block_size
+            or pair.levels
+            or edge.scales.ndim > 1
+            or not (edge.scales > 0).all()
+        ):
             continue
-        if (edge.dtype or edge.stored) == INT8 and (pair.tensor in stored or scope.is_constant(edge.edge.tensor)):
+        if (edge.dtype or edge.stored) == INT8 and (
+            pair.tensor in stored or scope.is_constant(edge.edge.tensor)
+        ):
             told.add(pair.output)
-            values = read_tensor_values(stored[pair.tensor], quantized.source.name, quantized.source.folder) if pair.tensor in stored else None
+            values = (
+                read_tensor_values(
+                    stored[pair.tensor], quantized.source.name, quantized.source.folder
+                )
+                if pair.tensor in stored
+                else None
+            )
             values = scope.constant(edge.edge.tensor) if values is None else values
             if values.ndim > 1 and (spread := _spread(edge, values)) is not None:
                 yield from _judged(edge, spread)
@@ -60,12 +75,19 @@ def _spread(edge: QuantizedEdge, values: Array) -> _Spread | None:
     """Return how a weight fills its range; None where its scales do not fit it."""
     scales = edge.scales.astype(np.float64).reshape(-1) if edge.scales is not None else np.ones(1)
     axis = 1 if edge.pair.axis is None else edge.pair.axis
-    if scales.size > 1 and not (-values.ndim <= axis < values.ndim and values.shape[axis] == scales.size):
+    if scales.size > 1 and not (
+        -values.ndim <= axis < values.ndim and values.shape[axis] == scales.size
+    ):
         return None
-    others = tuple(i for i in range(values.ndim) if i != axis % values.ndim) if scales.size > 1 else None
+    others = (
+        tuple(i for i in range(values.ndim) if i != axis % values.ndim) if scales.size > 1 else None
+    )
     integers = values.dtype == np.int8
     unit = np.ones_like(scales) if integers else scales
-    top, bottom = (np.atleast_1d(reduce(values, axis=others)).astype(np.float64) / unit for reduce in (np.max, np.min))
+    top, bottom = (
+        np.atleast_1d(reduce(values, axis=others)).astype(np.float64) / unit
+        for reduce in (np.max, np.min)
+    )
     largest = np.maximum(top, -bottom)
     ends = _at_ends(values, unit, axis) if (largest >= INT8_LEVELS - 0.5).any() else 0
     return _Spread(largest, max(ends - scales.size, 0) if integers else ends, values.size)
@@ -74,7 +96,9 @@ def _spread(edge: QuantizedEdge, values: Array) -> _Spread | None:
 def _at_ends(values: Array, unit: Floats, axis: int) -> int:
     """Return how many stored integers are 127 or -127, or how many weights are clipped to that."""
     if values.dtype == np.int8:
-        return int(np.count_nonzero(values == INT8_LEVELS) + np.count_nonzero(values <= -INT8_LEVELS))
+        return int(
+            np.count_nonzero(values == INT8_LEVELS) + np.count_nonzero(values <= -INT8_LEVELS)
+        )
     shape = [1] * values.ndim
     shape[axis % values.ndim] = unit.size
     limit = (unit * (INT8_LEVELS + 0.5)).astype(np.float32).reshape(shape)
@@ -83,7 +107,11 @@ def _at_ends(values: Array, unit: Floats, axis: int) -> int:
 
 def _judged(edge: QuantizedEdge, spread: _Spread) -> Iterator[Finding]:
     if spread.size >= _FEW and spread.ends > _SATURATED * spread.size:
-        yield make_finding("saturated-weights", edge.edge, f"{spread.ends / spread.size:.0%} of its {spread.size} weights lie at the ends of the range")
+        yield make_finding(
+            "saturated-weights",
+            edge.edge,
+            f"{spread.ends / spread.size:.0%} of its {spread.size} weights lie at the ends of the range",
+        )
         return
     if spread.largest.max() < _NARROW:
         return

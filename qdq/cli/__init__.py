@@ -70,22 +70,32 @@ class _Lazy(click.Group):
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         if name not in COMMANDS:
             return None
-        command: click.Command = importlib.import_module(f"qdq.cli.{name.replace('-', '_')}").command
+        command: click.Command = importlib.import_module(
+            f"qdq.cli.{name.replace('-', '_')}"
+        ).command
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl(list(COMMANDS.items()))
 
-    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
         from qdq.errors import did_you_mean
 
         if args and args[0] not in COMMANDS and not args[0].startswith("-"):
-            raise click.UsageError(f"no command {args[0]!r}{did_you_mean(args[0], COMMANDS)}; 'qdq --help' lists them")
+            raise click.UsageError(
+                f"no command {args[0]!r}{did_you_mean(args[0], COMMANDS)}; 'qdq --help' lists them"
+            )
         return super().resolve_command(ctx, args)
 
 
-@click.group(cls=_Lazy, no_args_is_help=False, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+@click.group(
+    cls=_Lazy,
+    no_args_is_help=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
+)
 @click.option("--no-project", is_flag=True, help="Ignore the project file.")
 @click.version_option(__version__, prog_name="qdq")
 @click.pass_context
@@ -112,7 +122,9 @@ def cli(ctx: click.Context, no_project: bool) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code; errors become one line on standard error."""
     try:
-        code = cli.main(args=None if argv is None else list(argv), prog_name="qdq", standalone_mode=False)
+        code = cli.main(
+            args=None if argv is None else list(argv), prog_name="qdq", standalone_mode=False
+        )
         return code if isinstance(code, int) else 0
     except click.ClickException as error:
         click.echo(f"qdq: {_one_line(error)}", err=True)
@@ -121,10 +133,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         click.echo(f"qdq: {' '.join(str(error).split())}", err=True)
         return error.exit_code
     except MemoryError as error:
-        click.echo(f"qdq: not enough memory: {' '.join(str(error).split()) or 'for this model and data'}; use a smaller batch", err=True)
+        click.echo(
+            f"qdq: not enough memory: {' '.join(str(error).split()) or 'for this model and data'}; use a smaller batch",
+            err=True,
+        )
         return 2
     except (KeyboardInterrupt, click.Abort) as error:
-        click.echo(f"qdq: interrupted; {error.__cause__ or error or 'nothing was written'}", err=True)
+        click.echo(
+            f"qdq: interrupted; {error.__cause__ or error or 'nothing was written'}", err=True
+        )
         return _INTERRUPTED
     except BrokenPipeError:
         sys.stderr.close()
@@ -140,7 +157,9 @@ def _one_line(error: click.ClickException) -> str:
 def run() -> None:
     """Run the command line and end the process with its exit code, without taking large models apart first."""
     code = main()
-    with contextlib.suppress(OSError, ValueError):  # a reader that went away, or a stream that main closed
+    with contextlib.suppress(
+        OSError, ValueError
+    ):  # a reader that went away, or a stream that main closed
         sys.stdout.flush()
         sys.stderr.flush()
     os._exit(code)

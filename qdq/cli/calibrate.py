@@ -46,11 +46,23 @@ from qdq.reports.sections import sections_text
 @method_option
 @ranges_option
 @observing_option
-@click.option("--shard", metavar="I/N", help="Run every N-th sample only, from the I-th on, and write their ranges for 'qdq ranges merge'.")
+@click.option(
+    "--shard",
+    metavar="I/N",
+    help="Run every N-th sample only, from the I-th on, and write their ranges for 'qdq ranges merge'.",
+)
 @save_ranges_option
 @output_option
 @click.pass_context
-def command(ctx: click.Context, /, model: Path, plan: Path, output: Path, save_ranges: Path | None, **given: Any) -> None:
+def command(
+    ctx: click.Context,
+    /,
+    model: Path,
+    plan: Path,
+    output: Path,
+    save_ranges: Path | None,
+    **given: Any,
+) -> None:
     """Run MODEL over the data and write the scales that PLAN needs, as JSON; with --shard the ranges of a part of it.
 
     With --ranges the tensors that FILE names get its ranges; without data it must name all that PLAN quantizes.
@@ -71,7 +83,11 @@ def command(ctx: click.Context, /, model: Path, plan: Path, output: Path, save_r
     job = CollectionJob(index, planned.plan, given["data"], way.needs_histogram, given["batch"])
     feeds = feeds_of(index, job.data, job.batch, ranges is not None)
     total = feeds.left(observing.part.number - 1, observing.part.of) if feeds else None
-    with naming(plan, *observed_in(given["ranges"], ranges)), resumable(observing), progress("calibrating", total, resumed=observing.resume) as advance:
+    with (
+        naming(plan, *observed_in(given["ranges"], ranges)),
+        resumable(observing),
+        progress("calibrating", total, resumed=observing.resume) as advance,
+    ):
         if given["shard"]:
             seen = observe_job(job, observing, advance)
             write_ranges(output, seen)
@@ -86,12 +102,21 @@ def command(ctx: click.Context, /, model: Path, plan: Path, output: Path, save_r
     click.echo(f"\nwrote {', '.join(map(str, outputs))}")
 
 
-def _outputs(model: Path, plan: Path, output: Path, save_ranges: Path | None, given: Mapping[str, Any]) -> list[Path]:
+def _outputs(
+    model: Path, plan: Path, output: Path, save_ranges: Path | None, given: Mapping[str, Any]
+) -> list[Path]:
     """Return the files that are written; raises UsageError, before any work, for one that could not be."""
-    inputs = (model, plan, *data_files(given["data"]), *([given["ranges"]] if given["ranges"] else []))
+    inputs = (
+        model,
+        plan,
+        *data_files(given["data"]),
+        *([given["ranges"]] if given["ranges"] else []),
+    )
     check_output(output, inputs, given["force"])
     if given["shard"] and given["ranges"]:
-        raise UsageError("--shard only looks at samples; pass --ranges where scales are made of them")
+        raise UsageError(
+            "--shard only looks at samples; pass --ranges where scales are made of them"
+        )
     if not save_ranges:
         return [output]
     if given["shard"]:

@@ -12,7 +12,13 @@ import click
 import msgspec
 
 from qdq import __version__
-from qdq.checking.baseline import BaselineEntry, encode_baseline, is_baseline, make_entries, read_baseline
+from qdq.checking.baseline import (
+    BaselineEntry,
+    encode_baseline,
+    is_baseline,
+    make_entries,
+    read_baseline,
+)
 from qdq.checking.catalogue import PROBLEMS, SEVERITIES, Problem
 from qdq.checking.checker import check, recorded_targets
 from qdq.checking.engine_checks import check_engines
@@ -55,13 +61,41 @@ class Codes(msgspec.Struct, frozen=True):
 @click.argument("models", type=FILE, nargs=-1)
 @rules_option
 @target_option
-@click.option("--select", multiple=True, metavar="CODE", help="Report these codes only: codes or severities, behind commas or repeated.")
+@click.option(
+    "--select",
+    multiple=True,
+    metavar="CODE",
+    help="Report these codes only: codes or severities, behind commas or repeated.",
+)
 @click.option("--ignore", multiple=True, metavar="CODE", help="Do not report these codes.")
-@click.option("--baseline", type=FILE, metavar="FILE", help="Do not report the findings that FILE holds.")
-@click.option("--write-baseline", type=FILE, metavar="FILE", help="Write the findings to FILE, for --baseline, instead of reporting them.")
-@click.option("--fix", "mend", is_flag=True, help="First mend what has one right answer, in place: formats, and pairs whose scales the model has.")
-@click.option("--engine", is_flag=True, help="Also build each model for its rtx targets, with no GPU, and report what the engine disagrees with.")
-@click.option("--format", "layout", type=click.Choice(_LAYOUTS), default="text", show_default=True, help="For people, programs, code scanning or GitHub.")
+@click.option(
+    "--baseline", type=FILE, metavar="FILE", help="Do not report the findings that FILE holds."
+)
+@click.option(
+    "--write-baseline",
+    type=FILE,
+    metavar="FILE",
+    help="Write the findings to FILE, for --baseline, instead of reporting them.",
+)
+@click.option(
+    "--fix",
+    "mend",
+    is_flag=True,
+    help="First mend what has one right answer, in place: formats, and pairs whose scales the model has.",
+)
+@click.option(
+    "--engine",
+    is_flag=True,
+    help="Also build each model for its rtx targets, with no GPU, and report what the engine disagrees with.",
+)
+@click.option(
+    "--format",
+    "layout",
+    type=click.Choice(_LAYOUTS),
+    default="text",
+    show_default=True,
+    help="For people, programs, code scanning or GitHub.",
+)
 @click.option("--codes", is_flag=True, help="List the codes and what each means, and end.")
 @click.pass_context
 def command(ctx: click.Context, /, models: tuple[Path, ...], **given: Any) -> None:
@@ -83,7 +117,9 @@ def command(ctx: click.Context, /, models: tuple[Path, ...], **given: Any) -> No
         raise click.UsageError("Missing argument 'MODELS...'.")
     options = ctx.obj.options if ctx.obj else {}
     if given["mend"] and given["write_baseline"]:
-        raise UsageError("--fix changes models and --write-baseline accepts them as they are; pass one of them")
+        raise UsageError(
+            "--fix changes models and --write-baseline accepts them as they are; pass one of them"
+        )
     session = _Session(given, options, ctx.obj.path.parent if ctx.obj else None)
     if given["write_baseline"]:
         ctx.exit(_write_baseline(given["write_baseline"], models, session))
@@ -98,8 +134,15 @@ class _Session:
         self.rules: RuleSet | None = rules_of(given["rule_sets"]) if given["rule_sets"] else None
         self.targets = targets_of(given["targets"])
         self.leave_float: Sequence[str] | None = options.get("leave_float")
-        select = parse_codes(given["select"], "--select") if given["select"] else frozenset(PROBLEMS)
-        self.choice = Selection(select, parse_codes(given["ignore"], "--ignore"), tuple(options.get("per_file_ignores", ())), folder)
+        select = (
+            parse_codes(given["select"], "--select") if given["select"] else frozenset(PROBLEMS)
+        )
+        self.choice = Selection(
+            select,
+            parse_codes(given["ignore"], "--ignore"),
+            tuple(options.get("per_file_ignores", ())),
+            folder,
+        )
         self.baseline: Path | None = None if given["write_baseline"] else given["baseline"]
         self.known = read_baseline(self.baseline) if self.baseline else frozenset()
         self.engine: bool = given["engine"]
@@ -134,25 +177,46 @@ class _Session:
         save(fixed.model, fixed.source, model, force=True)
         return load(model), tuple(done)
 
-    def _findings(self, model: Path, source: Source, compiler: Compiler | None) -> tuple[Finding, ...]:
-        findings = check(source, rules=self.rules, targets=self.targets, leave_float=self.leave_float)
+    def _findings(
+        self, model: Path, source: Source, compiler: Compiler | None
+    ) -> tuple[Finding, ...]:
+        findings = check(
+            source, rules=self.rules, targets=self.targets, leave_float=self.leave_float
+        )
         if compiler is not None and not any(f.code == "not-quantized" for f in findings):
-            findings += tuple(check_engines(source, _rtx(self.targets or recorded_targets(source), model), compiler, findings))
+            findings += tuple(
+                check_engines(
+                    source,
+                    _rtx(self.targets or recorded_targets(source), model),
+                    compiler,
+                    findings,
+                )
+            )
         return self.choice.of(model, findings)
 
-    def _new(self, model: Path, findings: tuple[Finding, ...], fixed: tuple[str, ...]) -> CheckedModel:
+    def _new(
+        self, model: Path, findings: tuple[Finding, ...], fixed: tuple[str, ...]
+    ) -> CheckedModel:
         if self.baseline is not None:
             entries = make_entries(model, self.baseline, findings)
             self._met.update(entries)
             self._seen.add(relative_posix_path(model, self.baseline.parent))
-            findings = tuple(f for f, entry in zip(findings, entries, strict=True) if entry not in self.known)
+            findings = tuple(
+                f for f, entry in zip(findings, entries, strict=True) if entry not in self.known
+            )
         self.found += len(findings)
         return CheckedModel(str(model), findings, fixed=fixed)
 
     @property
     def stale(self) -> tuple[BaselineEntry, ...]:
         """Entries of the baseline that the models checked so far no longer have."""
-        return tuple(sorted(entry for entry in self.known if entry.model in self._seen and entry not in self._met))
+        return tuple(
+            sorted(
+                entry
+                for entry in self.known
+                if entry.model in self._seen and entry not in self._met
+            )
+        )
 
     @property
     def code(self) -> int:
@@ -163,7 +227,9 @@ class _Session:
 def _rtx(targets: Sequence[Target], model: Path) -> tuple[Target, ...]:
     built = tuple(target for target in targets if target.backend == "rtx")
     if not built:
-        raise UsageError(f"{model}: --engine builds for rtx targets, and it has none; pass --target rtx:sm86")
+        raise UsageError(
+            f"{model}: --engine builds for rtx targets, and it has none; pass --target rtx:sm86"
+        )
     return built
 
 
@@ -194,7 +260,11 @@ def _lines(checked: CheckedModel) -> Iterator[str]:
         yield f"  {findings[0].severity} {code}: {findings[0].cost}"
         for finding in findings[:_MOST]:
             by = f" [{finding.rule}]" if finding.rule else ""
-            yield f"    {finding.where}: {finding.problem}{by}" if finding.where else f"    {finding.problem}"
+            yield (
+                f"    {finding.where}: {finding.problem}{by}"
+                if finding.where
+                else f"    {finding.problem}"
+            )
         if len(findings) > _MOST:
             yield f"    and {len(findings) - _MOST} more (--format json has all)"
         yield f"    fix: {remedy} ({findings[0].page})"
@@ -236,18 +306,30 @@ _PRINTERS: dict[str, Callable[[_Session, Sequence[Path]], int]] = {
 def _say_stale(session: _Session) -> None:
     if stale := session.stale:
         first = f"{stale[0].model}: {stale[0].code} {stale[0].where}".strip()
-        click.echo(f"{session.baseline}: {len(stale)} of its findings are gone, such as {first}; --write-baseline writes it again", err=True)
+        click.echo(
+            f"{session.baseline}: {len(stale)} of its findings are gone, such as {first}; --write-baseline writes it again",
+            err=True,
+        )
 
 
 def _write_baseline(path: Path, models: Sequence[Path], session: _Session) -> int:
     """Write all findings to a baseline; nothing where a model could not be checked."""
     check_output(path, tuple(models), force=is_baseline(path))
-    known = [entry for checked in session.run(models) for entry in make_entries(Path(checked.model), path, checked.findings)]
+    known = [
+        entry
+        for checked in session.run(models)
+        for entry in make_entries(Path(checked.model), path, checked.findings)
+    ]
     if session.failed:
-        click.echo(f"qdq: {path}: was not written, for {session.failed} of {len(models)} models could not be checked", err=True)
+        click.echo(
+            f"qdq: {path}: was not written, for {session.failed} of {len(models)} models could not be checked",
+            err=True,
+        )
         return session.code
     write_atomic(path, encode_baseline(known))
-    click.echo(f"wrote {path}: {len(set(known))} findings in {len({k.model for k in known})} of {len(models)} models")
+    click.echo(
+        f"wrote {path}: {len(set(known))} findings in {len({k.model for k in known})} of {len(models)} models"
+    )
     return 0
 
 

@@ -8,7 +8,18 @@ from typing import Any
 import click
 import msgspec
 
-from qdq.cli.options import FILE, format_option, leave_float_option, profiles_of, rules_of, rules_option, shapes_option, show, target_option, targets_of
+from qdq.cli.options import (
+    FILE,
+    format_option,
+    leave_float_option,
+    profiles_of,
+    rules_of,
+    rules_option,
+    shapes_option,
+    show,
+    target_option,
+    targets_of,
+)
 from qdq.graph.loader import load
 from qdq.planning.explanation import Explanation, explain
 from qdq.planning.planner import plan

@@ -41,9 +41,15 @@ def command(layout: str) -> None:
     facts = [*_facts(NODE_FACTS, "from, into"), *_facts(EDGE_FACTS, "edge")]
     facts += [Fact(name, "using", form.description) for name, form in sorted(FORMATS.items())]
     rows = tuple((f.word, f.context, ", ".join(f.parameters), f.description) for f in facts)
-    show(layout, Answer(tuple(facts)), [Section("Facts and formats", (), ("word", "behind", "given", "holds for"), rows)])
+    show(
+        layout,
+        Answer(tuple(facts)),
+        [Section("Facts and formats", (), ("word", "behind", "given", "holds for"), rows)],
+    )
 
 
 def _facts(functions: dict[str, Callable[..., bool]], behind: str) -> Iterator[Fact]:
     for word, function in sorted(functions.items()):
-        yield Fact(word, behind, " ".join((function.__doc__ or "").split()), fact_parameters(function))
+        yield Fact(
+            word, behind, " ".join((function.__doc__ or "").split()), fact_parameters(function)
+        )

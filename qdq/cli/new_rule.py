@@ -63,7 +63,15 @@ other-operators:
 
 @click.command("new-rule")
 @click.argument("name")
-@click.option("--rules", "folder", type=FILE, default=Path("rules"), show_default=True, metavar="FOLDER", help="Folder of your rules; made if missing.")
+@click.option(
+    "--rules",
+    "folder",
+    type=FILE,
+    default=Path("rules"),
+    show_default=True,
+    metavar="FOLDER",
+    help="Folder of your rules; made if missing.",
+)
 def command(name: str, folder: Path) -> None:
     """Write the rule NAME and its cases into a folder, as a start that passes 'qdq test'.
 
@@ -75,8 +83,16 @@ def command(name: str, folder: Path) -> None:
     cases = cases_folder(folder)
     _refuse_name(name, folder, cases)
     above = (folder.parent / SCHEMA_FILE).exists()  # one for several sets
-    texts = {"name": name, "stem": name.replace("-", "_"), "schema_line": SCHEMA_LINE, "schema_file": f"../{SCHEMA_FILE}" if above else SCHEMA_FILE}
-    files = {folder / f"{name}.yaml": _RULE.format(**texts), cases / f"{name}.yaml": _CASES.format(**texts)}
+    texts = {
+        "name": name,
+        "stem": name.replace("-", "_"),
+        "schema_line": SCHEMA_LINE,
+        "schema_file": f"../{SCHEMA_FILE}" if above else SCHEMA_FILE,
+    }
+    files = {
+        folder / f"{name}.yaml": _RULE.format(**texts),
+        cases / f"{name}.yaml": _CASES.format(**texts),
+    }
     if not above and not (folder / SCHEMA_FILE).exists():
         files[folder / SCHEMA_FILE] = json.dumps(rule_schema(), indent=1) + "\n"
     _make(cases)
@@ -90,9 +106,13 @@ def command(name: str, folder: Path) -> None:
 
 def _refuse_name(name: str, folder: Path, cases: Path) -> None:
     if not _NAME.fullmatch(name) or name == Path(SET_FILE).stem:
-        raise UsageError(f"rule name {name!r}: write small letters, digits and hyphens, such as float-head")
+        raise UsageError(
+            f"rule name {name!r}: write small letters, digits and hyphens, such as float-head"
+        )
     if load_rules([DEFAULT_SET]).rule(name):
-        raise UsageError(f"rule name {name!r}: the set {DEFAULT_SET} has a rule of that name, which yours would replace; choose another")
+        raise UsageError(
+            f"rule name {name!r}: the set {DEFAULT_SET} has a rule of that name, which yours would replace; choose another"
+        )
     for path in (folder / f"{name}.yaml", folder / f"{name}.yml", cases / f"{name}.yaml"):
         if path.exists():
             raise UsageError(f"{path}: exists; choose another name, or edit that file")
@@ -103,4 +123,6 @@ def _make(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UsageError(f"{folder}: cannot be made: {error.strerror}; choose another folder") from error
+        raise UsageError(
+            f"{folder}: cannot be made: {error.strerror}; choose another folder"
+        ) from error

@@ -39,15 +39,23 @@ FILE = click.Path(path_type=Path)
 def rules_option(function: F) -> F:
     """Add ``--rules``."""
     return click.option(
-        "--rules", "rule_sets", multiple=True, metavar="SET|FOLDER|FILE", help=f"Rule set, folder or file; repeat to overlay.  [default: {DEFAULT_SET}]"
+        "--rules",
+        "rule_sets",
+        multiple=True,
+        metavar="SET|FOLDER|FILE",
+        help=f"Rule set, folder or file; repeat to overlay.  [default: {DEFAULT_SET}]",
     )(function)
 
 
 def target_option(function: F) -> F:
     """Add ``--target``."""
-    return click.option("--target", "targets", multiple=True, metavar="TARGET", help="What to plan or build for, such as rtx:sm86; repeat for several.")(
-        function
-    )
+    return click.option(
+        "--target",
+        "targets",
+        multiple=True,
+        metavar="TARGET",
+        help="What to plan or build for, such as rtx:sm86; repeat for several.",
+    )(function)
 
 
 #: The options that `data_option` makes one `data` of.
@@ -59,16 +67,38 @@ def data_option(function: F) -> F:
 
     @functools.wraps(function)
     def command(*args: Any, **given: Any) -> Any:
-        return function(*args, **{**{k: v for k, v in given.items() if k not in _DATA}, "data": _data(click.get_current_context(), given)})
+        return function(
+            *args,
+            **{
+                **{k: v for k, v in given.items() if k not in _DATA},
+                "data": _data(click.get_current_context(), given),
+            },
+        )
 
     options = (
         click.option(
-            "--data", metavar="D", help="Folder of .npz or .npy files, one .npz or .npy, Polygraphy's saved inputs or data-loader script, or 'noise' for a try."
+            "--data",
+            metavar="D",
+            help="Folder of .npz or .npy files, one .npz or .npy, Polygraphy's saved inputs or data-loader script, or 'noise' for a try.",
         ),
         click.option("--images", metavar="DIR", help="Instead of --data: a folder of pictures."),
-        click.option("--preprocess", metavar="HOW|FILE", help="How pictures become inputs: imagenet, yolo or a YAML file (docs/data.md)."),
-        click.option("--samples", type=click.IntRange(min=1), metavar="N", help="At most N samples, spread evenly; of scripts and JSON the first N."),
-        click.option("--seed", type=click.IntRange(min=0), metavar="S", help="With --samples: a random choice, which S makes the same again."),
+        click.option(
+            "--preprocess",
+            metavar="HOW|FILE",
+            help="How pictures become inputs: imagenet, yolo or a YAML file (docs/data.md).",
+        ),
+        click.option(
+            "--samples",
+            type=click.IntRange(min=1),
+            metavar="N",
+            help="At most N samples, spread evenly; of scripts and JSON the first N.",
+        ),
+        click.option(
+            "--seed",
+            type=click.IntRange(min=0),
+            metavar="S",
+            help="With --samples: a random choice, which S makes the same again.",
+        ),
         click.option(
             "--batch",
             type=click.IntRange(min=1),
@@ -82,29 +112,47 @@ def data_option(function: F) -> F:
 
 def _data(ctx: click.Context, given: Mapping[str, Any]) -> DataLike | None:
     """Return the data that the options name; one that is given wins over the project file's other kind."""
-    typed = {name for name in _DATA if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE}
-    data, images = (None if other in typed and own not in typed else given[own] for own, other in (("data", "images"), ("images", "data")))
+    typed = {
+        name for name in _DATA if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE
+    }
+    data, images = (
+        None if other in typed and own not in typed else given[own]
+        for own, other in (("data", "images"), ("images", "data"))
+    )
     if data and images:
         raise UsageError("--data and --images exclude each other; pass one of them")
     if images and not given["preprocess"]:
-        raise UsageError(f"--images needs --preprocess: {', '.join(preset_names())}, or a YAML file that says how a picture becomes the model's input")
+        raise UsageError(
+            f"--images needs --preprocess: {', '.join(preset_names())}, or a YAML file that says how a picture becomes the model's input"
+        )
     if "preprocess" in typed and not images:
-        raise UsageError("--preprocess says how pictures become inputs; pass --images with a folder of them")
+        raise UsageError(
+            "--preprocess says how pictures become inputs; pass --images with a folder of them"
+        )
     if "seed" in typed and not given["samples"] and data != NOISE:
         raise UsageError("--seed chooses samples; pass --samples with how many")
     if {"samples", "seed"} & typed and not data and not images:
         raise UsageError("--samples and --seed choose samples; pass --data or --images")
     chosen: DataLike | None = Images(images, given["preprocess"]) if images else data
-    return Subset(chosen, given["samples"], given["seed"]) if chosen is not None and (given["samples"] or given["seed"] is not None) else chosen
+    return (
+        Subset(chosen, given["samples"], given["seed"])
+        if chosen is not None and (given["samples"] or given["seed"] is not None)
+        else chosen
+    )
 
 
 def method_option(function: F) -> F:
     """Add ``--method`` and ``--weights``."""
     function = click.option(
-        "--weights", type=click.Choice(WEIGHT_METHODS), help="How scales of weights are chosen; shift, the default but for --method max, changes outputs least."
+        "--weights",
+        type=click.Choice(WEIGHT_METHODS),
+        help="How scales of weights are chosen; shift, the default but for --method max, changes outputs least.",
     )(function)
     return click.option(
-        "--method", default=DEFAULT_METHOD, show_default=True, help="How ranges are chosen: auto, mse, entropy, percentile, percentile:99 or max."
+        "--method",
+        default=DEFAULT_METHOD,
+        show_default=True,
+        help="How ranges are chosen: auto, mse, entropy, percentile, percentile:99 or max.",
     )(function)
 
 
@@ -118,19 +166,27 @@ def ranges_option(function: F) -> F:
     )(function)
 
 
-def given_ranges(ctx: click.Context, ranges: Path | None, data: DataLike | None) -> KnownRanges | None:
+def given_ranges(
+    ctx: click.Context, ranges: Path | None, data: DataLike | None
+) -> KnownRanges | None:
     """Return the ranges that ``--ranges`` names, None without it; raises UsageError for options that ask for data where there is none."""
     if ranges is None:
         return None
     given = read_given(ranges)
     if data is not None:
         if isinstance(given, Ranges):
-            raise UsageError(f"{ranges}: holds what samples gave, and runs none; leave out --data and --images, or merge other ranges into it")
+            raise UsageError(
+                f"{ranges}: holds what samples gave, and runs none; leave out --data and --images, or merge other ranges into it"
+            )
         return given
     for name in (*_ABOUT_DATA, *(() if isinstance(given, Ranges) else ("method", "weights"))):
-        if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE and (name != "weights" or ctx.params[name] == "shift"):
+        if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE and (
+            name != "weights" or ctx.params[name] == "shift"
+        ):
             option = f"--{name.replace('_', '-')}{' shift' if name == 'weights' else ''}"
-            raise UsageError(f"{option} is about data, and --ranges alone runs none; pass --data or --images too, or leave it out")
+            raise UsageError(
+                f"{option} is about data, and --ranges alone runs none; pass --data or --images too, or leave it out"
+            )
     return given
 
 
@@ -139,16 +195,21 @@ def observed_in(path: Path | None, given: KnownRanges | None) -> tuple[Path, ...
     return (path,) if path and isinstance(given, Ranges) else ()
 
 
-def feeds_of(index: GraphIndex, data: DataLike | None, batch: int | None, given: bool) -> Feeds | None:
+def feeds_of(
+    index: GraphIndex, data: DataLike | None, batch: int | None, given: bool
+) -> Feeds | None:
     """Return the samples that the options name; None where there are none, and ranges are given instead."""
     return None if data is None and given else open_feeds(index, data, batch)
 
 
 def save_ranges_option(function: F) -> F:
     """Add ``--save-ranges``."""
-    return click.option("--save-ranges", type=FILE, metavar="FILE", help="Also write what the tensors were seen to hold, to choose scales from again.")(
-        function
-    )
+    return click.option(
+        "--save-ranges",
+        type=FILE,
+        metavar="FILE",
+        help="Also write what the tensors were seen to hold, to choose scales from again.",
+    )(function)
 
 
 #: The options that `observing_option` makes one `observing` of.
@@ -161,7 +222,16 @@ _ABOUT_DATA = (*_OBSERVING, "save_ranges", "batch", "min_snr", "min_cosine", "mi
 _CHECKPOINT, _MOST_BYTES, _CUT = ".checkpoint", 255, 60
 _SHARD = re.compile(r"([1-9]\d*)/([1-9]\d*)")
 _MEMORY = re.compile(r"(\d+(?:\.\d+)?) ?([KMGT]i?)B", re.IGNORECASE)
-_UNITS = {"k": 10**3, "ki": 2**10, "m": 10**6, "mi": 2**20, "g": 10**9, "gi": 2**30, "t": 10**12, "ti": 2**40}
+_UNITS = {
+    "k": 10**3,
+    "ki": 2**10,
+    "m": 10**6,
+    "mi": 2**20,
+    "g": 10**9,
+    "gi": 2**30,
+    "t": 10**12,
+    "ti": 2**40,
+}
 
 
 def observing_option(function: F) -> F:
@@ -169,14 +239,42 @@ def observing_option(function: F) -> F:
 
     @functools.wraps(function)
     def command(*args: Any, **given: Any) -> Any:
-        return function(*args, **{**{k: v for k, v in given.items() if k not in _OBSERVING}, "observing": _observing(given)})
+        return function(
+            *args,
+            **{
+                **{k: v for k, v in given.items() if k not in _OBSERVING},
+                "observing": _observing(given),
+            },
+        )
 
     options = (
-        click.option("--device", default="cpu", show_default=True, help="What runs the samples: cpu, cuda, or cuda,cpu for CUDA where it is present."),
-        click.option("--max-memory", metavar="SIZE", help="Most memory to take, as 4GB: runs the samples again for tensors that would not fit."),
-        click.option("--workers", type=click.IntRange(min=1), metavar="N", help="Share the samples among N processes (Dask)."),
-        click.option("--scheduler", metavar="ADDRESS", help="Share the samples among the workers of a Dask cluster, as tcp://host:8786."),
-        click.option("--resume", is_flag=True, help="Go on from the checkpoint that a run which was stopped left beside the output."),
+        click.option(
+            "--device",
+            default="cpu",
+            show_default=True,
+            help="What runs the samples: cpu, cuda, or cuda,cpu for CUDA where it is present.",
+        ),
+        click.option(
+            "--max-memory",
+            metavar="SIZE",
+            help="Most memory to take, as 4GB: runs the samples again for tensors that would not fit.",
+        ),
+        click.option(
+            "--workers",
+            type=click.IntRange(min=1),
+            metavar="N",
+            help="Share the samples among N processes (Dask).",
+        ),
+        click.option(
+            "--scheduler",
+            metavar="ADDRESS",
+            help="Share the samples among the workers of a Dask cluster, as tcp://host:8786.",
+        ),
+        click.option(
+            "--resume",
+            is_flag=True,
+            help="Go on from the checkpoint that a run which was stopped left beside the output.",
+        ),
         click.option(
             "--checkpoint-every",
             type=click.FloatRange(min=0),
@@ -193,12 +291,16 @@ def observing_option(function: F) -> F:
 
 def _observing(given: Mapping[str, Any]) -> Observing:
     if given["workers"] and given["scheduler"]:
-        raise UsageError("--workers starts processes here, --scheduler uses a cluster that runs; pass one of them")
+        raise UsageError(
+            "--workers starts processes here, --scheduler uses a cluster that runs; pass one of them"
+        )
     output: Path = given["output"]
     fits = len(os.fsencode(output.name + _CHECKPOINT)) <= _MOST_BYTES
     checkpoint = output.with_name((output.name if fits else output.name[:_CUT]) + _CHECKPOINT)
     if not (given["resume"] or given["force"]) and os.path.exists(checkpoint):
-        raise UsageError(f"{checkpoint}: is left of a run that was stopped; pass --resume to go on from it, or --force to begin anew")
+        raise UsageError(
+            f"{checkpoint}: is left of a run that was stopped; pass --resume to go on from it, or --force to begin anew"
+        )
     return Observing(
         part=_part(given["shard"]) if given.get("shard") else Part(),
         device=given["device"],
@@ -227,21 +329,35 @@ def _bytes(text: str) -> int:
 
 def leave_float_option(function: F) -> F:
     """Add ``--leave-float`` and ``--allow-unmatched``."""
-    function = click.option("--allow-unmatched", is_flag=True, help="Accept globs that match nothing.")(function)
-    return click.option("--leave-float", multiple=True, metavar="GLOB", help="Keep the nodes of these names in float; repeat for several.")(function)
+    function = click.option(
+        "--allow-unmatched", is_flag=True, help="Accept globs that match nothing."
+    )(function)
+    return click.option(
+        "--leave-float",
+        multiple=True,
+        metavar="GLOB",
+        help="Keep the nodes of these names in float; repeat for several.",
+    )(function)
 
 
 def output_option(function: F) -> F:
     """Add ``-o`` and ``--force``."""
     function = click.option("--force", is_flag=True, help="Replace files that exist.")(function)
-    return click.option("-o", "--output", type=FILE, required=True, metavar="OUT", help="File to write.")(function)
+    return click.option(
+        "-o", "--output", type=FILE, required=True, metavar="OUT", help="File to write."
+    )(function)
 
 
 def format_option(function: F) -> F:
     """Add ``--format``."""
-    return click.option("--format", "layout", type=click.Choice(["text", "json"]), default="text", show_default=True, help="For people or for programs.")(
-        function
-    )
+    return click.option(
+        "--format",
+        "layout",
+        type=click.Choice(["text", "json"]),
+        default="text",
+        show_default=True,
+        help="For people or for programs.",
+    )(function)
 
 
 def shapes_option(function: F) -> F:
@@ -258,9 +374,18 @@ def shapes_option(function: F) -> F:
 
 def thresholds_option(function: F) -> F:
     """Add ``--min-snr``, ``--min-cosine`` and ``--min-top1``."""
-    function = click.option("--min-top1", type=float, metavar="SHARE", help="Least top-1 agreement of class scores, such as 0.95.")(function)
-    function = click.option("--min-cosine", type=float, help="Least cosine of every output.")(function)
-    return click.option("--min-snr", type=float, metavar="DB", help="Least signal-to-noise ratio of every output.")(function)
+    function = click.option(
+        "--min-top1",
+        type=float,
+        metavar="SHARE",
+        help="Least top-1 agreement of class scores, such as 0.95.",
+    )(function)
+    function = click.option("--min-cosine", type=float, help="Least cosine of every output.")(
+        function
+    )
+    return click.option(
+        "--min-snr", type=float, metavar="DB", help="Least signal-to-noise ratio of every output."
+    )(function)
 
 
 def refuse_idle_thresholds(ctx: click.Context) -> None:
@@ -286,7 +411,9 @@ def profiles_of(texts: Iterable[str]) -> tuple[Profile, ...]:
     names = [profile.input for profile in profiles]
     for name in names:
         if names.count(name) > 1:
-            raise UsageError(f"--shapes names the input {name!r} twice; give min, opt and max in one")
+            raise UsageError(
+                f"--shapes names the input {name!r} twice; give min, opt and max in one"
+            )
     return profiles
 
 

@@ -25,14 +25,41 @@ class Answer(msgspec.Struct, frozen=True):
 
 
 @click.command("probe")
-@click.option("--target", "targets", multiple=True, required=True, metavar="TARGET", help="What to measure, such as rtx:sm86; repeat for several.")
-@click.option("-o", "--output", type=FILE, metavar="FILE", help="Write the one target's table here.")
-@click.option("--output-folder", type=FILE, metavar="FOLDER", help="Write each table here, named after its target, such as rtx-sm86.yaml.")
-@click.option("--operators", metavar="NAMES", help="Measure these operators only, such as Conv,MatMul.")
-@click.option("--jobs", type=click.IntRange(min=1), help="How many compilers run at once.  [default: one for each core]")
+@click.option(
+    "--target",
+    "targets",
+    multiple=True,
+    required=True,
+    metavar="TARGET",
+    help="What to measure, such as rtx:sm86; repeat for several.",
+)
+@click.option(
+    "-o", "--output", type=FILE, metavar="FILE", help="Write the one target's table here."
+)
+@click.option(
+    "--output-folder",
+    type=FILE,
+    metavar="FOLDER",
+    help="Write each table here, named after its target, such as rtx-sm86.yaml.",
+)
+@click.option(
+    "--operators", metavar="NAMES", help="Measure these operators only, such as Conv,MatMul."
+)
+@click.option(
+    "--jobs",
+    type=click.IntRange(min=1),
+    help="How many compilers run at once.  [default: one for each core]",
+)
 @click.option("--force", is_flag=True, help="Replace files that exist.")
 @format_option
-def command(targets: tuple[str, ...], operators: str | None, jobs: int | None, force: bool, layout: str, **files: Path | None) -> None:
+def command(
+    targets: tuple[str, ...],
+    operators: str | None,
+    jobs: int | None,
+    force: bool,
+    layout: str,
+    **files: Path | None,
+) -> None:
     """Build one-layer networks and write which of them run in INT8 and FP8: a kernel table.
 
     Networks for rtx targets are compiled by TensorRT-RTX with no GPU. A trt target is measured
@@ -58,7 +85,9 @@ def command(targets: tuple[str, ...], operators: str | None, jobs: int | None, f
         click.echo(to_json(Answer(tuple(tables))), nl=False)
     elif paths:
         for path, table in zip(paths, tables, strict=True):
-            click.echo(f"{path}: {len(table.int8) + len(table.fp8)} rows from {table.networks} networks, {table.compiler}")
+            click.echo(
+                f"{path}: {len(table.int8) + len(table.fp8)} rows from {table.networks} networks, {table.compiler}"
+            )
     else:
         click.echo("---\n".join(map(table_yaml, tables)), nl=False)
 
@@ -67,7 +96,9 @@ def _targets(texts: tuple[str, ...]) -> tuple[Target, ...]:
     targets = tuple(dict.fromkeys(targets_of(texts)))
     for target in targets:
         if not target.sm:
-            raise UsageError(f"target {target}: a table belongs to a compute capability; name that of the GPU, such as {target.backend}:sm80")
+            raise UsageError(
+                f"target {target}: a table belongs to a compute capability; name that of the GPU, such as {target.backend}:sm80"
+            )
     return targets
 
 
@@ -75,15 +106,25 @@ def _operators(text: str | None) -> tuple[str, ...]:
     names = tuple(name.strip() for name in (text or "").split(",") if name.strip())
     for name in names:
         if name not in OPERATORS:
-            raise UsageError(f"--operators {name}: not among those that are measured{did_you_mean(name, OPERATORS)}; they are {', '.join(OPERATORS)}")
+            raise UsageError(
+                f"--operators {name}: not among those that are measured{did_you_mean(name, OPERATORS)}; they are {', '.join(OPERATORS)}"
+            )
     return names
 
 
-def _paths(targets: tuple[Target, ...], output: Path | None, folder: Path | None) -> tuple[Path, ...]:
+def _paths(
+    targets: tuple[Target, ...], output: Path | None, folder: Path | None
+) -> tuple[Path, ...]:
     if output and folder:
         raise UsageError("-o and --output-folder exclude each other; name one")
     if output and len(targets) > 1:
         raise UsageError("-o takes one target's table; pass --output-folder for several")
     if folder and not folder.is_dir():
         raise UsageError(f"{folder}: is no folder; make it first")
-    return tuple(folder / f"{t.backend}-sm{t.sm}.yaml" for t in targets) if folder else (output,) if output else ()
+    return (
+        tuple(folder / f"{t.backend}-sm{t.sm}.yaml" for t in targets)
+        if folder
+        else (output,)
+        if output
+        else ()
+    )

@@ -20,13 +20,17 @@ def resumable(observing: Observing) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt as error:
-        raise KeyboardInterrupt(f"--resume goes on from {kept}" if kept and kept.exists() else "") from error
+        raise KeyboardInterrupt(
+            f"--resume goes on from {kept}" if kept and kept.exists() else ""
+        ) from error
     if kept:
         remove_output(kept)
 
 
 @contextmanager
-def progress(label: str, total: int | None = None, unit: str = "samples", resumed: bool = False) -> Iterator[Callable[..., None]]:
+def progress(
+    label: str, total: int | None = None, unit: str = "samples", resumed: bool = False
+) -> Iterator[Callable[..., None]]:
     """Give a callback that counts on standard error while it is a terminal, out of `total` or of the number it is given.
 
     Behind the count stand the time left, as long as what is done took, and the most memory that the process has held. Of
@@ -38,7 +42,11 @@ def progress(label: str, total: int | None = None, unit: str = "samples", resume
         nonlocal before
         before = done if before is None else before
         if shown:
-            left = [_duration((time.monotonic() - began) / (done - before) * (of - done))] if of and done > before else []
+            left = (
+                [_duration((time.monotonic() - began) / (done - before) * (of - done))]
+                if of and done > before
+                else []
+            )
             held = [f"{memory} MB at most"] if (memory := _most_memory()) else []
             count = f"{label}: {done}{f' of {of}' if of else ''} {unit}"
             click.echo(f"\r{', '.join([count, *left, *held])}\033[K", err=True, nl=False)

@@ -34,12 +34,23 @@ else:
 YAML_FILE, TOML_FILE = "qdq.yaml", "pyproject.toml"
 
 #: Keys of the project file, with the name that the commands' options have for each.
-_OPTIONS = {"rules": "rule_sets", "targets": "targets", "data": "data", "method": "method", "batch": "batch"}
+_OPTIONS = {
+    "rules": "rule_sets",
+    "targets": "targets",
+    "data": "data",
+    "method": "method",
+    "batch": "batch",
+}
 _OPTIONS |= {"images": "images", "preprocess": "preprocess", "samples": "samples", "seed": "seed"}
 _OPTIONS |= {"leave_float": "leave_float", "allow_unmatched": "allow_unmatched", "shapes": "shapes"}
 
 #: Keys of the table `check`, with the name of each option.
-_CHECK = {"select": "select", "ignore": "ignore", "baseline": "baseline", "per-file-ignores": "per_file_ignores"}
+_CHECK = {
+    "select": "select",
+    "ignore": "ignore",
+    "baseline": "baseline",
+    "per-file-ignores": "per_file_ignores",
+}
 _THRESHOLDS = {"snr_db": "min_snr", "cosine": "min_cosine", "top1_agreement": "min_top1"}
 
 
@@ -67,7 +78,9 @@ def find_project(folder: Path) -> Project | None:
         table = _read_toml(place / TOML_FILE)
         if (place / YAML_FILE).is_file():
             if table is not None:
-                raise UsageError(f"{place / YAML_FILE}: {TOML_FILE} beside it has a [tool.qdq] too; keep one of them")
+                raise UsageError(
+                    f"{place / YAML_FILE}: {TOML_FILE} beside it has a [tool.qdq] too; keep one of them"
+                )
             return _project(place / YAML_FILE, _read_yaml(place / YAML_FILE))
         if table is not None:
             return _project(place / TOML_FILE, table)
@@ -82,7 +95,9 @@ def _read_yaml(path: Path) -> LocatedMapping:
     except QdqError as error:
         raise UsageError(str(error)) from error
     if not isinstance(content, LocatedMapping):
-        raise UsageError(f"{path}:1: a project file is a mapping with some of {', '.join((*_OPTIONS, 'thresholds', 'check'))}")
+        raise UsageError(
+            f"{path}:1: a project file is a mapping with some of {', '.join((*_OPTIONS, 'thresholds', 'check'))}"
+        )
     return content
 
 
@@ -93,7 +108,9 @@ def _read_toml(path: Path) -> LocatedMapping | None:
     try:
         text = path.read_text(encoding="utf-8", errors="replace")
     except OSError as error:
-        raise UsageError(f"{path}: cannot be read: {error.strerror}; mend it, or pass --no-project: qdq --no-project COMMAND ...") from error
+        raise UsageError(
+            f"{path}: cannot be read: {error.strerror}; mend it, or pass --no-project: qdq --no-project COMMAND ..."
+        ) from error
     try:
         tool = tomllib.loads(text).get("tool", {})
     except (tomllib.TOMLDecodeError, RecursionError) as error:
@@ -101,17 +118,27 @@ def _read_toml(path: Path) -> LocatedMapping | None:
             return None
         raise UsageError(f"{path}: is not valid TOML: {error}") from error
     table = tool.get("qdq") if isinstance(tool, dict) else None
-    return None if table is None else _located(table if isinstance(table, dict) else {"qdq": table}, text)
+    return (
+        None
+        if table is None
+        else _located(table if isinstance(table, dict) else {"qdq": table}, text)
+    )
 
 
 def _located(table: dict[str, Any], text: str) -> LocatedMapping:
     """Return a TOML table with the lines where its keys stand, as far as they can be found."""
     located, lines = LocatedMapping(), text.splitlines()
-    start = next((i for i, line in enumerate(lines) if re.match(r"\s*\[\s*tool\s*\.\s*qdq\b", line)), 0)
+    start = next(
+        (i for i, line in enumerate(lines) if re.match(r"\s*\[\s*tool\s*\.\s*qdq\b", line)), 0
+    )
     for key, value in table.items():
-        pattern = re.compile(rf"""(\s*\[\s*tool\s*\.\s*qdq\s*\.\s*|.*[\s.{{,]|){re.escape(key)}["']?\s*[\].=]""")
+        pattern = re.compile(
+            rf"""(\s*\[\s*tool\s*\.\s*qdq\s*\.\s*|.*[\s.{{,]|){re.escape(key)}["']?\s*[\].=]"""
+        )
         located[key] = _located(value, text) if isinstance(value, dict) else value
-        located.lines[key] = next((i + 1 for i, line in enumerate(lines) if i >= start and pattern.match(line)), start + 1)
+        located.lines[key] = next(
+            (i + 1 for i, line in enumerate(lines) if i >= start and pattern.match(line)), start + 1
+        )
     return located
 
 
@@ -127,9 +154,13 @@ def _project(path: Path, content: LocatedMapping) -> Project:
             options[_OPTIONS[key]] = _read(path.parent, key, value, at)
         else:
             known = (*_OPTIONS, "thresholds", "check")
-            raise UsageError(f"{at}: unknown key {key!r}{did_you_mean(key, known)}; known are {', '.join(known)}")
+            raise UsageError(
+                f"{at}: unknown key {key!r}{did_you_mean(key, known)}; known are {', '.join(known)}"
+            )
     if "data" in content and "images" in content:
-        raise UsageError(f"{path}:{content.lines['images']}: 'data' and 'images' exclude each other; keep one of them")
+        raise UsageError(
+            f"{path}:{content.lines['images']}: 'data' and 'images' exclude each other; keep one of them"
+        )
     return Project(path, tuple(content), options)
 
 
@@ -142,12 +173,16 @@ def _read(folder: Path, key: str, value: Any, at: str) -> Any:
 
 def _thresholds(path: Path, at: str, value: Any) -> dict[str, float]:
     if not isinstance(value, LocatedMapping):
-        raise UsageError(f"{at}: 'thresholds' is {value!r}; write some of {', '.join(_THRESHOLDS)} with a number each")
+        raise UsageError(
+            f"{at}: 'thresholds' is {value!r}; write some of {', '.join(_THRESHOLDS)} with a number each"
+        )
     options: dict[str, float] = {}
     for key, number in value.items():
         at = f"{path}:{value.lines[key]}"
         if key not in _THRESHOLDS:
-            raise UsageError(f"{at}: unknown threshold {key!r}{did_you_mean(key, _THRESHOLDS)}; known are {', '.join(_THRESHOLDS)}")
+            raise UsageError(
+                f"{at}: unknown threshold {key!r}{did_you_mean(key, _THRESHOLDS)}; known are {', '.join(_THRESHOLDS)}"
+            )
         if isinstance(number, bool) or not isinstance(number, int | float):
             raise UsageError(f"{at}: {key!r} is {number!r}; write a number")
         options[_THRESHOLDS[key]] = float(number)
@@ -162,7 +197,9 @@ def _check(path: Path, at: str, value: Any) -> dict[str, Any]:
     for key, given in value.items():
         at = f"{path}:{value.lines[key]}"
         if key not in _CHECK:
-            raise UsageError(f"{at}: unknown key {key!r} of 'check'{did_you_mean(key, _CHECK)}; known are {', '.join(_CHECK)}")
+            raise UsageError(
+                f"{at}: unknown key {key!r} of 'check'{did_you_mean(key, _CHECK)}; known are {', '.join(_CHECK)}"
+            )
         try:
             options[_CHECK[key]] = _check_value(path.parent, key, given)
         except QdqError as error:
@@ -175,7 +212,9 @@ def _check_value(folder: Path, key: str, given: Any) -> Any:
         return _under(folder, _text(given))
     if key == "per-file-ignores":
         if not isinstance(given, dict):
-            raise UsageError(f"is {given!r}; write a glob of paths and the codes to ignore in them, as 'legacy/*.onnx': [uint8]")
+            raise UsageError(
+                f"is {given!r}; write a glob of paths and the codes to ignore in them, as 'legacy/*.onnx': [uint8]"
+            )
         return parse_per_file_ignores({glob: _texts(codes) for glob, codes in given.items()})
     parse_codes(_texts(given), key)
     return _texts(given)

@@ -7,7 +7,12 @@ from pathlib import Path
 import click
 
 from qdq.calibration.methods import DEFAULT_METHOD, parse_method
-from qdq.calibration.range_sources import CACHE, EXPORT_FORMATS, encode_given_ranges, read_exportable_ranges
+from qdq.calibration.range_sources import (
+    CACHE,
+    EXPORT_FORMATS,
+    encode_given_ranges,
+    read_exportable_ranges,
+)
 from qdq.cli.options import FILE, output_option
 from qdq.errors import DataError, UsageError
 from qdq.files.output import check_output, write_atomic
@@ -56,13 +61,28 @@ def merge_command(parts: tuple[Path, ...], output: Path, force: bool) -> None:
 
 @command.command("export")
 @click.argument("source", type=FILE)
-@click.option("--format", "layout", type=click.Choice(EXPORT_FORMATS), required=True, help="What to write; --ranges reads each of them again.")
 @click.option(
-    "--tensorrt-version", "version", metavar="VERSION", help=f"For the first line of a cache.  [default: that of SOURCE if it is one, else {VERSION}]"
+    "--format",
+    "layout",
+    type=click.Choice(EXPORT_FORMATS),
+    required=True,
+    help="What to write; --ranges reads each of them again.",
 )
-@click.option("--method", metavar="METHOD", help=f"Of observed ranges: how they are chosen, as for 'qdq calibrate'.  [default: {DEFAULT_METHOD}]")
+@click.option(
+    "--tensorrt-version",
+    "version",
+    metavar="VERSION",
+    help=f"For the first line of a cache.  [default: that of SOURCE if it is one, else {VERSION}]",
+)
+@click.option(
+    "--method",
+    metavar="METHOD",
+    help=f"Of observed ranges: how they are chosen, as for 'qdq calibrate'.  [default: {DEFAULT_METHOD}]",
+)
 @output_option
-def _export(source: Path, layout: str, version: str | None, method: str | None, output: Path, force: bool) -> None:
+def _export(
+    source: Path, layout: str, version: str | None, method: str | None, output: Path, force: bool
+) -> None:
     """Write the ranges of the activations in SOURCE as a TensorRT calibration cache, YAML or JSON.
 
     SOURCE is one of what --ranges reads: observed ranges, scales of 'qdq calibrate', a calibration cache, YAML or JSON by hand, or
@@ -76,7 +96,9 @@ def _export(source: Path, layout: str, version: str | None, method: str | None, 
     """
     check_output(output, (source,), force)
     if version and layout != CACHE:
-        raise UsageError("--tensorrt-version is for the first line of a cache; pass --format tensorrt-cache")
+        raise UsageError(
+            "--tensorrt-version is for the first line of a cache; pass --format tensorrt-cache"
+        )
     given = read_exportable_ranges(source, parse_method(method) if method else None)
     write_atomic(output, encode_given_ranges(given, layout, version))
     click.echo(f"wrote the ranges of {len(given.by_tensor)} tensors to {output}")

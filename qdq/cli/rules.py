@@ -11,7 +11,13 @@ import msgspec
 from qdq.cli.options import FILE, format_option, rules_of, rules_option, show
 from qdq.errors import UsageError, did_you_mean
 from qdq.files.output import check_output, write_atomic
-from qdq.reports.reference_pages import facts_page, find_beating_rules, findings_page, rule_lines, rules_page
+from qdq.reports.reference_pages import (
+    facts_page,
+    find_beating_rules,
+    findings_page,
+    rule_lines,
+    rules_page,
+)
 from qdq.reports.sections import Section
 from qdq.rules.json_schema import rule_schema
 from qdq.rules.rule import Rule
@@ -52,7 +58,9 @@ def _list(names: tuple[str, ...], layout: str) -> None:
       qdq rules list tensorrt my-rules/
     """
     rules = rules_of(names)
-    head = Section("Rule sets", (f"shipped: {', '.join(shipped_sets())}; shown: {', '.join(rules.names)}",))
+    head = Section(
+        "Rule sets", (f"shipped: {', '.join(shipped_sets())}; shown: {', '.join(rules.names)}",)
+    )
     show(layout, rules, [head, *map(_section, rules.rules)])
 
 
@@ -81,10 +89,24 @@ def _show(name: str, rule_sets: tuple[str, ...], layout: str) -> None:
     rule = rules.rule(name)
     if rule is None:
         known = [r.name for r in rules.rules]
-        raise UsageError(f"no rule {name!r} in {', '.join(rules.names)}{did_you_mean(name, known)}; 'qdq rules' lists them, --rules names others")
+        raise UsageError(
+            f"no rule {name!r} in {', '.join(rules.names)}{did_you_mean(name, known)}; 'qdq rules' lists them, --rules names others"
+        )
     shown = Shown(rule, find_beating_rules(rule, rules), case_names(rule))
-    lines = [*rule_lines(rule), f"beaten by: {', '.join(shown.beaten_by) or 'none of these sets'}", f"file: {rule.file}"]
-    show(layout, shown, [_section(rule), Section("Decides", tuple(lines)), Section("Cases", tuple(f"{case}: {says}" for case, says in shown.cases))])
+    lines = [
+        *rule_lines(rule),
+        f"beaten by: {', '.join(shown.beaten_by) or 'none of these sets'}",
+        f"file: {rule.file}",
+    ]
+    show(
+        layout,
+        shown,
+        [
+            _section(rule),
+            Section("Decides", tuple(lines)),
+            Section("Cases", tuple(f"{case}: {says}" for case, says in shown.cases)),
+        ],
+    )
 
 
 @command.command("schema")
@@ -102,7 +124,14 @@ def _schema() -> None:
 
 @command.command("docs")
 @click.argument("names", nargs=-1, metavar="[SET|FOLDER|FILE]...")
-@click.option("-o", "--output", type=FILE, required=True, metavar="FOLDER", help="Folder for rules.md, facts.md and findings.md.")
+@click.option(
+    "-o",
+    "--output",
+    type=FILE,
+    required=True,
+    metavar="FOLDER",
+    help="Folder for rules.md, facts.md and findings.md.",
+)
 @click.option("--force", is_flag=True, help="Replace files that exist.")
 def _docs(names: tuple[str, ...], output: Path, force: bool) -> None:
     """Write rules.md, the rules of sets as a document, facts.md, the words they may use, and findings.md, what `qdq check` reports.
@@ -113,7 +142,11 @@ def _docs(names: tuple[str, ...], output: Path, force: bool) -> None:
     Example:
       qdq rules docs -o docs/ --force
     """
-    pages = {output / "rules.md": rules_page(names), output / "facts.md": facts_page(), output / "findings.md": findings_page()}
+    pages = {
+        output / "rules.md": rules_page(names),
+        output / "facts.md": facts_page(),
+        output / "findings.md": findings_page(),
+    }
     for path in pages:
         check_output(path, (), force)
     for path, content in pages.items():
@@ -122,5 +155,11 @@ def _docs(names: tuple[str, ...], output: Path, force: bool) -> None:
 
 
 def _section(rule: Rule) -> Section:
-    lines = [rule.says, f"because: {rule.because}", f"see: {rule.see}", f"evidence: {rule.evidence}", f"beats: {', '.join(rule.beats)}"]
+    lines = [
+        rule.says,
+        f"because: {rule.because}",
+        f"see: {rule.see}",
+        f"evidence: {rule.evidence}",
+        f"beats: {', '.join(rule.beats)}",
+    ]
     return Section(rule.name, tuple(line for line in lines if not line.endswith(": ")))

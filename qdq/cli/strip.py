@@ -22,7 +22,12 @@ _LAYOUTS = {".cache": CACHE, ".json": JSON}
 
 @click.command("strip")
 @click.argument("model", type=FILE)
-@click.option("--ranges", type=FILE, metavar="FILE", help="Also write the ranges of its activations: .cache as TensorRT does, .json, else YAML.")
+@click.option(
+    "--ranges",
+    type=FILE,
+    metavar="FILE",
+    help="Also write the ranges of its activations: .cache as TensorRT does, .json, else YAML.",
+)
 @output_option
 def command(model: Path, ranges: Path | None, output: Path, force: bool) -> None:
     """Write MODEL without its Q/DQ pairs; one that qdq wrote comes back byte for byte.
@@ -43,4 +48,6 @@ def command(model: Path, ranges: Path | None, output: Path, force: bool) -> None
     before, after = len(find_pairs(source.model.graph)), len(find_pairs(stripped.graph))
     operators = sum(is_quantized_operator(node) for _, node in all_nodes(source.model.graph))
     converted = f", turned {operators} quantized operators into float ones" if operators else ""
-    click.echo(f"took out {before - after} of {before} pairs{converted}; wrote {output}{f', {ranges}' if ranges else ''}")
+    click.echo(
+        f"took out {before - after} of {before} pairs{converted}; wrote {output}{f', {ranges}' if ranges else ''}"
+    )

@@ -20,11 +20,18 @@ class Answer(msgspec.Struct, frozen=True):
 
 @click.command("test")
 @click.argument("path", metavar="RULES", type=FILE)
-@click.option("--cases", type=FILE, metavar="FOLDER", help="Where the case files lie.  [default: RULES/cases, or fixtures/rules above RULES]")
+@click.option(
+    "--cases",
+    type=FILE,
+    metavar="FOLDER",
+    help="Where the case files lie.  [default: RULES/cases, or fixtures/rules above RULES]",
+)
 @click.option("--no-engines", is_flag=True, help="Do not build the engines that cases ask for.")
 @format_option
 @click.pass_context
-def command(ctx: click.Context, path: Path, cases: Path | None, no_engines: bool, layout: str) -> None:
+def command(
+    ctx: click.Context, path: Path, cases: Path | None, no_engines: bool, layout: str
+) -> None:
     """Run the cases of every rule in RULES: a rule file, a set's folder or a folder of sets.
 
     Exit 1 if a case fails, or a rule has no case that needs it.

@@ -7,7 +7,17 @@ from typing import Any
 
 import click
 
-from qdq.cli.options import FILE, data_option, format_option, profiles_of, shapes_option, show, target_option, targets_of, thresholds_option
+from qdq.cli.options import (
+    FILE,
+    data_option,
+    format_option,
+    profiles_of,
+    shapes_option,
+    show,
+    target_option,
+    targets_of,
+    thresholds_option,
+)
 from qdq.cli.progress import progress
 from qdq.data.feeds import data_files
 from qdq.errors import UsageError
@@ -24,15 +34,27 @@ from qdq.validation.validator import Thresholds, misses, validate
 @target_option
 @shapes_option
 @click.option(
-    "--layers", multiple=True, type=FILE, metavar="JSON", help="Layers of an engine built from QUANTIZED, as trtexec --exportLayerInfo writes them; repeat."
+    "--layers",
+    multiple=True,
+    type=FILE,
+    metavar="JSON",
+    help="Layers of an engine built from QUANTIZED, as trtexec --exportLayerInfo writes them; repeat.",
 )
-@click.option("--allow-fp16", is_flag=True, help="Predict what TensorRT 10 and earlier build with --fp16; 11 goes by the types in the model.")
+@click.option(
+    "--allow-fp16",
+    is_flag=True,
+    help="Predict what TensorRT 10 and earlier build with --fp16; 11 goes by the types in the model.",
+)
 @thresholds_option
-@click.option("--report", type=FILE, metavar="FILE", help="Also write a report: .json, .md or .txt.")
+@click.option(
+    "--report", type=FILE, metavar="FILE", help="Also write a report: .json, .md or .txt."
+)
 @click.option("--force", is_flag=True, help="Replace the report if it exists.")
 @format_option
 @click.pass_context
-def command(ctx: click.Context, /, model: Path, quantized: Path, report: Path | None, **given: Any) -> None:
+def command(
+    ctx: click.Context, /, model: Path, quantized: Path, report: Path | None, **given: Any
+) -> None:
     """Compare QUANTIZED with the FLOAT model it was made from.
 
     With --data: the error of every output in ONNX Runtime. With --target: the engines that
@@ -49,10 +71,14 @@ def command(ctx: click.Context, /, model: Path, quantized: Path, report: Path | 
       qdq validate resnet50.onnx resnet50.int8.onnx --target trt:sm80 --layers engine.json
     """
     if not given["data"] and not given["targets"] and not given["layers"]:
-        raise UsageError("nothing to validate: pass --data or --images for accuracy, --target for engines, --layers for an engine of yours, or several")
+        raise UsageError(
+            "nothing to validate: pass --data or --images for accuracy, --target for engines, --layers for an engine of yours, or several"
+        )
     if report:
         check_report_path(report)
-        check_output(report, (model, quantized, *given["layers"], *data_files(given["data"])), given["force"])
+        check_output(
+            report, (model, quantized, *given["layers"], *data_files(given["data"])), given["force"]
+        )
     with progress("validating") as advance:
         validation = validate(
             model, quantized, data=given["data"], batch=given["batch"], targets=targets_of(given["targets"]),

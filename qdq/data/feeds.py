@@ -12,7 +12,17 @@ import numpy as np
 
 from qdq.arrays import Array, Feed
 from qdq.data.images import Images, list_pictures, open_pictures, preprocess_path
-from qdq.data.input_specs import Indexed, InputSpec, Named, Sample, Series, Specs, Streamed, check_array, input_specs
+from qdq.data.input_specs import (
+    Indexed,
+    InputSpec,
+    Named,
+    Sample,
+    Series,
+    Specs,
+    Streamed,
+    check_array,
+    input_specs,
+)
 from qdq.data.sample_files import DATA_FORMS, list_sample_files, open_series
 from qdq.errors import DataError
 from qdq.graph.index import GraphIndex
@@ -47,7 +57,9 @@ Reader = Callable[[int, int], Iterator[Named]]
 class Feeds:
     """Samples that fit a model's inputs, checked as they are read; can be gone through again and again, but for an iterator's."""
 
-    def __init__(self, name: str, specs: Specs, read: Reader, count: int | None, once: bool = False) -> None:
+    def __init__(
+        self, name: str, specs: Specs, read: Reader, count: int | None, once: bool = False
+    ) -> None:
         #: What the data is, for reports: a file name, or "noise".
         self.name = name
         self.specs = specs
@@ -77,7 +89,9 @@ class Feeds:
             self.sizes.add(sizes.pop() if len(sizes) == 1 else 0)
             yield where, feed
         if not read and not start:
-            raise DataError(f"{self.name}: holds no samples; {'a generator is used up after one run: pass a list' if self.once else DATA_FORMS}")
+            raise DataError(
+                f"{self.name}: holds no samples; {'a generator is used up after one run: pass a list' if self.once else DATA_FORMS}"
+            )
         if self.once:
             self._begun = _used_up(self.name)
 
@@ -101,7 +115,9 @@ class Feeds:
 
 
 def _used_up(name: str) -> Iterator[Named]:
-    raise DataError(f"{name}: can be gone through only once, and are needed again; pass a list, or an object whose __iter__ begins anew")
+    raise DataError(
+        f"{name}: can be gone through only once, and are needed again; pass a list, or an object whose __iter__ begins anew"
+    )
     yield "", {}
 
 
@@ -118,11 +134,15 @@ def open_feeds(index: GraphIndex, data: DataLike | None, batch: int | None = Non
     specs = input_specs(index)
     some = data if isinstance(data, Subset) else Subset(data) if data is not None else None
     if some is None:
-        raise DataError(f"{index.source.name}: no calibration data; {DATA_FORMS} ('--data noise' is only for trying things out)")
+        raise DataError(
+            f"{index.source.name}: no calibration data; {DATA_FORMS} ('--data noise' is only for trying things out)"
+        )
     _check_batch(index, specs, batch)
     if some.data == NOISE:
         count = some.samples or _NOISE_SAMPLES
-        return Feeds(NOISE, specs, _sliced(lambda: _noise(specs, batch or 1, count, some.seed or 0)), count)
+        return Feeds(
+            NOISE, specs, _sliced(lambda: _noise(specs, batch or 1, count, some.seed or 0)), count
+        )
     series = _series(index, some.data, specs, batch)
     if isinstance(series, Indexed):
         return _chosen(series, specs, some)
@@ -138,13 +158,24 @@ def _series(index: GraphIndex, data: DataLike, specs: Specs, batch: int | None) 
         samples = cast("Sequence[Sample]", data)  # or less of one, as torch's Dataset is
         return Indexed(_LIBRARY, len(samples), lambda i: (f"sample {i}", samples[i]))
     if not isinstance(data, Iterable):
-        raise DataError(f"{_LIBRARY}: are of type {type(data).__name__}; pass a path, or an iterable of dicts of arrays")
-    return Streamed(_LIBRARY, lambda: ((f"sample {i}", sample) for i, sample in enumerate(data)), once=iter(data) is data)
+        raise DataError(
+            f"{_LIBRARY}: are of type {type(data).__name__}; pass a path, or an iterable of dicts of arrays"
+        )
+    return Streamed(
+        _LIBRARY,
+        lambda: ((f"sample {i}", sample) for i, sample in enumerate(data)),
+        once=iter(data) is data,
+    )
 
 
 def _chosen(series: Indexed, specs: Specs, some: Subset) -> Feeds:
     picks = _picks(series.count, some.samples, some.seed)
-    return Feeds(_name(series.name, some, series.count), specs, lambda start, step: map(series.at, picks[start::step]), len(picks))
+    return Feeds(
+        _name(series.name, some, series.count),
+        specs,
+        lambda start, step: map(series.at, picks[start::step]),
+        len(picks),
+    )
 
 
 def _name(name: str, some: Subset, count: int) -> str:
@@ -167,15 +198,25 @@ def _streamed(series: Streamed, specs: Specs, some: Subset) -> Feeds:
     if some.samples is None:
         return Feeds(series.name, specs, _sliced(series.read), None, series.once)
     if some.seed is None:
-        return Feeds(f"{series.name}, at most the first {some.samples}", specs, _sliced(lambda: islice(series.read(), some.samples)), None, series.once)
+        return Feeds(
+            f"{series.name}, at most the first {some.samples}",
+            specs,
+            _sliced(lambda: islice(series.read(), some.samples)),
+            None,
+            series.once,
+        )
     if series.once:
-        raise DataError(f"{series.name}: can be gone through only once, and a seed needs to know how many there are; pass a list, or no seed")
+        raise DataError(
+            f"{series.name}: can be gone through only once, and a seed needs to know how many there are; pass a list, or no seed"
+        )
 
     def read() -> Iterator[Named]:
         picks = set(_picks(sum(1 for _ in series.read()), some.samples, some.seed))
         return (named for i, named in enumerate(series.read()) if i in picks)
 
-    return Feeds(f"{series.name}, at most {some.samples} by seed {some.seed}", specs, _sliced(read), None)
+    return Feeds(
+        f"{series.name}, at most {some.samples} by seed {some.seed}", specs, _sliced(read), None
+    )
 
 
 def with_absolute_paths(data: DataLike | None) -> DataLike | None:
@@ -184,7 +225,9 @@ def with_absolute_paths(data: DataLike | None) -> DataLike | None:
         return msgspec.structs.replace(data, data=with_absolute_paths(data.data))
     if isinstance(data, Images):
         file = Path(data.preprocess)
-        return Images(Path(data.folder).resolve(), file.resolve() if file.is_file() else data.preprocess)
+        return Images(
+            Path(data.folder).resolve(), file.resolve() if file.is_file() else data.preprocess
+        )
     if isinstance(data, (str, Path)) and data != NOISE:
         return str(Path(data).resolve())
     return data
@@ -205,7 +248,9 @@ def _check_batch(index: GraphIndex, specs: Specs, batch: int | None) -> None:
     """Raise DataError for a `--batch` that differs from the batch that all inputs fix."""
     fixed = {spec.shape[0] if spec.shape else None for spec in specs}
     if batch and fixed and None not in fixed and batch not in fixed:
-        raise DataError(f"{index.source.name}: its batch is fixed at {specs[0].shape[0]}, --batch {batch} cannot change it; leave it out")
+        raise DataError(
+            f"{index.source.name}: its batch is fixed at {specs[0].shape[0]}, --batch {batch} cannot change it; leave it out"
+        )
 
 
 def _noise(specs: Specs, batch: int, count: int, seed: int) -> Iterator[Named]:

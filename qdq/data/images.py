@@ -13,7 +13,13 @@ import numpy as np
 from qdq.arrays import Array
 from qdq.data.input_specs import Indexed, InputSpec, Named, Specs, join_input_names
 from qdq.errors import DataError, RuleError, did_you_mean, first_line
-from qdq.files.strict_yaml import LocatedMapping, read_choice, read_text, read_yaml, require_known_keys
+from qdq.files.strict_yaml import (
+    LocatedMapping,
+    read_choice,
+    read_text,
+    read_yaml,
+    require_known_keys,
+)
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -75,7 +81,9 @@ def preprocess_path(name: str | Path) -> Path:
     if path.is_file():
         return path
     known = ", ".join(preset_names())
-    raise DataError(f"unknown preprocessing {str(name)!r}: no file, and the presets are {known}{did_you_mean(str(name), preset_names())}")
+    raise DataError(
+        f"unknown preprocessing {str(name)!r}: no file, and the presets are {known}{did_you_mean(str(name), preset_names())}"
+    )
 
 
 def read_preprocess(name: str | Path) -> Preprocess:
@@ -93,13 +101,20 @@ def read_preprocess(name: str | Path) -> Preprocess:
 
 def _values(content: Any) -> dict[str, Any]:
     if not isinstance(content, LocatedMapping):
-        raise RuleError(f"1: a preprocess file is a mapping with some of {', '.join(('like', *_READERS))}")
+        raise RuleError(
+            f"1: a preprocess file is a mapping with some of {', '.join(('like', *_READERS))}"
+        )
     require_known_keys(content, ("like", *_READERS))
     values = {key: reader(content, key) for key, reader in _READERS.items() if key in content}
     if "like" in content:
-        values = _values(read_yaml(_PRESETS / f"{read_choice(content, 'like', preset_names())}.yaml")) | values
+        values = (
+            _values(read_yaml(_PRESETS / f"{read_choice(content, 'like', preset_names())}.yaml"))
+            | values
+        )
     if "fit" not in values:
-        raise RuleError(f"{content.line}: the key 'fit' is missing; write one of {', '.join(_FITS)}, or 'like' and a preset")
+        raise RuleError(
+            f"{content.line}: the key 'fit' is missing; write one of {', '.join(_FITS)}, or 'like' and a preset"
+        )
     _check_together(content, values)
     return values
 
@@ -109,16 +124,31 @@ def _check_together(content: LocatedMapping, values: dict[str, Any]) -> None:
     for key, fit in (("resize", "crop"), ("fill", "letterbox")):
         if key in content and values["fit"] != fit:
             raise RuleError(f"{content.lines[key]}: {key!r} is only for 'fit: {fit}'; leave it out")
-    if values["fit"] == "crop" and "resize" in values and ("size" not in values or values["resize"] < min(values["size"])):
-        raise RuleError(f"{content.lines.get('resize', content.line)}: 'resize' is the short side before 'size' is cut out; give both, 'resize' the larger")
-    if not values.get("antialias", True) and values.get("interpolation", "bilinear") not in _UNSMOOTHED:
-        raise RuleError(f"{content.lines.get('antialias', content.line)}: without 'antialias' the interpolation is one of {', '.join(_UNSMOOTHED)}")
+    if (
+        values["fit"] == "crop"
+        and "resize" in values
+        and ("size" not in values or values["resize"] < min(values["size"]))
+    ):
+        raise RuleError(
+            f"{content.lines.get('resize', content.line)}: 'resize' is the short side before 'size' is cut out; give both, 'resize' the larger"
+        )
+    if (
+        not values.get("antialias", True)
+        and values.get("interpolation", "bilinear") not in _UNSMOOTHED
+    ):
+        raise RuleError(
+            f"{content.lines.get('antialias', content.line)}: without 'antialias' the interpolation is one of {', '.join(_UNSMOOTHED)}"
+        )
     if not all(0 <= colour <= 255 for colour in values.get("fill", ())):  # noqa: PLR2004 a level of eight bits
-        raise RuleError(f"{content.lines['fill']}: 'fill' is {content['fill']!r}; write colours from 0 to 255")
+        raise RuleError(
+            f"{content.lines['fill']}: 'fill' is {content['fill']!r}; write colours from 0 to 255"
+        )
     count = _CHANNELS[values.get("channels", "rgb")]
     for key in ("mean", "std", "fill"):
         if len(values.get(key, ())) not in (0, 1, count):
-            raise RuleError(f"{content.lines.get(key, content.line)}: {key!r} has {len(values[key])} numbers; write one, or one for each of {count} channels")
+            raise RuleError(
+                f"{content.lines.get(key, content.line)}: {key!r} has {len(values[key])} numbers; write one, or one for each of {count} channels"
+            )
 
 
 def _choice(*known: str) -> Any:
@@ -134,15 +164,21 @@ def _number(content: LocatedMapping, key: str, value: Any) -> float:
         if not math.isfinite(number):
             raise ValueError
     except (ValueError, ZeroDivisionError) as error:
-        raise RuleError(f"{content.lines[key]}: {key!r} is {value!r}; write a number such as 0.5 or 1/255") from error
+        raise RuleError(
+            f"{content.lines[key]}: {key!r} is {value!r}; write a number such as 0.5 or 1/255"
+        ) from error
     return number
 
 
 def _numbers(content: LocatedMapping, key: str) -> tuple[float, ...]:
     value = content[key]
-    found = tuple(_number(content, key, number) for number in (value if isinstance(value, list) else [value]))
+    found = tuple(
+        _number(content, key, number) for number in (value if isinstance(value, list) else [value])
+    )
     if not found or (key == "std" and 0.0 in found):
-        raise RuleError(f"{content.lines[key]}: {key!r} is {value!r}; write a number for each channel{', none of them 0' if key == 'std' else ''}")
+        raise RuleError(
+            f"{content.lines[key]}: {key!r} is {value!r}; write a number for each channel{', none of them 0' if key == 'std' else ''}"
+        )
     return found
 
 
@@ -150,7 +186,9 @@ def _size(content: LocatedMapping, key: str) -> tuple[int, int]:
     value = content[key]
     found = value if isinstance(value, list) else [value, value]
     if len(found) != 2 or not all(type(side) is int and side > 0 for side in found):  # noqa: PLR2004 height and width
-        raise RuleError(f"{content.lines[key]}: {key!r} is {value!r}; write pixels: one number, or [height, width]")
+        raise RuleError(
+            f"{content.lines[key]}: {key!r} is {value!r}; write pixels: one number, or [height, width]"
+        )
     return found[0], found[1]
 
 
@@ -202,33 +240,51 @@ def open_pictures(images: Images, specs: Specs, batch: int | None, model: str) -
     folder = Path(images.folder)
     way = _way(read_preprocess(images.preprocess), specs, model, str(images.preprocess))
     if not folder.is_dir():
-        raise DataError(f"{folder}: {'is a file' if folder.exists() else 'no such folder'}; pass --images with a folder of pictures")
+        raise DataError(
+            f"{folder}: {'is a file' if folder.exists() else 'no such folder'}; pass --images with a folder of pictures"
+        )
     pictures = list_pictures(folder)
     if not pictures:
-        raise DataError(f"{folder}: holds no pictures; their names end in {', '.join(sorted(SUFFIXES))}")
+        raise DataError(
+            f"{folder}: holds no pictures; their names end in {', '.join(sorted(SUFFIXES))}"
+        )
     fixed = way.spec.shape[0]
     size = fixed or batch or 1
     if fixed and (over := len(pictures) % fixed):
-        raise DataError(f"{folder}: holds {len(pictures)} pictures, which batches of {fixed} do not divide; leave out {over}")
+        raise DataError(
+            f"{folder}: holds {len(pictures)} pictures, which batches of {fixed} do not divide; leave out {over}"
+        )
 
     def at(i: int) -> Named:
         chosen = pictures[i * size : (i + 1) * size]
-        return f"{folder} sample {i}", {way.spec.name: np.stack([_input(way, path) for path in chosen])}
+        return f"{folder} sample {i}", {
+            way.spec.name: np.stack([_input(way, path) for path in chosen])
+        }
 
-    name = images.preprocess if str(images.preprocess) in preset_names() else Path(images.preprocess).name
+    name = (
+        images.preprocess
+        if str(images.preprocess) in preset_names()
+        else Path(images.preprocess).name
+    )
     return Indexed(f"{folder.name or folder} as {name}", -(-len(pictures) // size), at)
 
 
 def list_pictures(folder: Path) -> list[Path]:
     """Return the pictures of a folder and those below it; hidden files are none."""
-    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file())
+    return sorted(
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
+    )
 
 
 def _way(preprocess: Preprocess, specs: Specs, model: str, name: str) -> _Way:
     spec = _fed(preprocess, specs, model, name)
     count = _CHANNELS[preprocess.channels]
     layouts = [layout for layout in _LAYOUTS if preprocess.layout in (None, layout)]
-    fitting = [layout for layout in layouts if spec.shape[_axis(layout)] == count] or [layout for layout in layouts if spec.shape[_axis(layout)] is None]
+    fitting = [layout for layout in layouts if spec.shape[_axis(layout)] == count] or [
+        layout for layout in layouts if spec.shape[_axis(layout)] is None
+    ]
     if not fitting:
         raise DataError(
             f"{model}: input {spec.name!r} is {spec}, which is no picture with {count} channels as {name} gives them"
@@ -237,7 +293,9 @@ def _way(preprocess: Preprocess, specs: Specs, model: str, name: str) -> _Way:
     nchw = fitting[0] == "nchw"
     height, width = spec.shape[2:] if nchw else spec.shape[1:3]
     if None in (height, width) and preprocess.size is None:
-        raise DataError(f"{model}: input {spec.name!r} is {spec}, of no fixed size; write 'size' into {name}")
+        raise DataError(
+            f"{model}: input {spec.name!r} is {spec}, of no fixed size; write 'size' into {name}"
+        )
     preset = preprocess.size or (0, 0)
     return _Way(preprocess, spec, nchw, (height or preset[0], width or preset[1]))
 
@@ -250,7 +308,9 @@ def _fed(preprocess: Preprocess, specs: Specs, model: str, name: str) -> InputSp
     """Return the input that takes pictures; raises DataError where there is none, or others that nothing would feed."""
     wanted = preprocess.input
     if wanted is not None and wanted not in (known := [spec.name for spec in specs]):
-        raise DataError(f"{name}: the model has no input {wanted!r}{did_you_mean(wanted, known)}; it has {join_input_names(specs)}")
+        raise DataError(
+            f"{name}: the model has no input {wanted!r}{did_you_mean(wanted, known)}; it has {join_input_names(specs)}"
+        )
     fit = [spec for spec in specs if (spec.name == wanted if wanted else _takes_pictures(spec))]
     if len(fit) != 1 or np.dtype(fit[0].dtype).kind != "f" or len(fit[0].shape) != _IMAGE_RANK:
         found = ", ".join(f"{spec.name!r} {spec}" for spec in specs)
@@ -259,12 +319,18 @@ def _fed(preprocess: Preprocess, specs: Specs, model: str, name: str) -> InputSp
         )
     if len(specs) > 1:
         others = join_input_names(spec for spec in specs if spec is not fit[0])
-        raise DataError(f"{model}: pictures feed only {fit[0].name!r}, and {others} would get nothing; pass --data with samples for all inputs")
+        raise DataError(
+            f"{model}: pictures feed only {fit[0].name!r}, and {others} would get nothing; pass --data with samples for all inputs"
+        )
     return fit[0]
 
 
 def _takes_pictures(spec: InputSpec) -> bool:
-    return np.dtype(spec.dtype).kind == "f" and len(spec.shape) == _IMAGE_RANK and any(spec.shape[_axis(layout)] in (1, 3) for layout in _LAYOUTS)
+    return (
+        np.dtype(spec.dtype).kind == "f"
+        and len(spec.shape) == _IMAGE_RANK
+        and any(spec.shape[_axis(layout)] in (1, 3) for layout in _LAYOUTS)
+    )
 
 
 def _input(way: _Way, path: Path) -> Array:
@@ -275,8 +341,12 @@ def _input(way: _Way, path: Path) -> Array:
         pixels = pixels[:, :, None]
     if preprocess.channels == "bgr":
         pixels = pixels[:, :, ::-1]
-    with np.errstate(over="ignore", invalid="ignore"):  # the sample that overflows is refused by its number
-        values: Array = (pixels * np.float32(preprocess.scale) - np.array(preprocess.mean, np.float32)) / np.array(preprocess.std, np.float32)
+    with np.errstate(
+        over="ignore", invalid="ignore"
+    ):  # the sample that overflows is refused by its number
+        values: Array = (
+            pixels * np.float32(preprocess.scale) - np.array(preprocess.mean, np.float32)
+        ) / np.array(preprocess.std, np.float32)
         return (values.transpose(2, 0, 1) if way.nchw else values).astype(way.spec.dtype)
 
 
@@ -290,10 +360,21 @@ def _open(path: Path, channels: str) -> Image.Image:
             with Image.open(path) as picture:
                 deep = picture.mode.startswith(("I", "F"))
                 read = picture.convert("L" if channels == "gray" else "RGB")
-    except (OSError, ValueError, SyntaxError, EOFError, MemoryError, Image.DecompressionBombError) as error:
-        raise DataError(f"{path}: is no picture that can be read: {first_line(error)}; mend it or leave it out") from error
+    except (
+        OSError,
+        ValueError,
+        SyntaxError,
+        EOFError,
+        MemoryError,
+        Image.DecompressionBombError,
+    ) as error:
+        raise DataError(
+            f"{path}: is no picture that can be read: {first_line(error)}; mend it or leave it out"
+        ) from error
     if deep:
-        raise DataError(f"{path}: has more than 8 bits a channel ({picture.mode}); convert it to 8 bits")
+        raise DataError(
+            f"{path}: has more than 8 bits a channel ({picture.mode}); convert it to 8 bits"
+        )
     return read
 
 
@@ -317,7 +398,11 @@ def _before_crop(picture: Image.Image, way: _Way) -> tuple[int, int]:
     side = _short_side(way.preprocess, way.size)
     if height == width:
         short, long = sorted(picture.size)
-        return (side, side * long // short) if picture.height <= picture.width else (side * long // short, side)
+        return (
+            (side, side * long // short)
+            if picture.height <= picture.width
+            else (side * long // short, side)
+        )
     ratio = max(height / picture.height, width / picture.width) * side / min(way.size)
     return max(round(picture.height * ratio), height), max(round(picture.width * ratio), width)
 
@@ -335,12 +420,21 @@ def _letterboxed(picture: Image.Image, way: _Way) -> Image.Image:
 
     height, width = way.size
     ratio = min(height / picture.height, width / picture.width)
-    resized = _resized(picture, (max(round(picture.height * ratio), 1), max(round(picture.width * ratio), 1)), way.preprocess)
+    resized = _resized(
+        picture,
+        (max(round(picture.height * ratio), 1), max(round(picture.width * ratio), 1)),
+        way.preprocess,
+    )
     fill = tuple(round(colour) for colour in way.preprocess.fill)
     if picture.mode == "RGB":
-        fill = fill * 3 if len(fill) == 1 else fill[::-1] if way.preprocess.channels == "bgr" else fill
+        fill = (
+            fill * 3 if len(fill) == 1 else fill[::-1] if way.preprocess.channels == "bgr" else fill
+        )
     box = Image.new(picture.mode, (width, height), fill if picture.mode == "RGB" else fill[0])
-    box.paste(resized, (round((width - resized.width) / 2 - 0.1), round((height - resized.height) / 2 - 0.1)))
+    box.paste(
+        resized,
+        (round((width - resized.width) / 2 - 0.1), round((height - resized.height) / 2 - 0.1)),
+    )
     return box
 
 

@@ -12,7 +12,18 @@ from typing import Any
 import numpy as np
 
 from qdq.arrays import Array
-from qdq.data.input_specs import UNREADABLE, Indexed, InputSpec, Named, Sample, Series, Specs, Streamed, find_array, join_input_names
+from qdq.data.input_specs import (
+    UNREADABLE,
+    Indexed,
+    InputSpec,
+    Named,
+    Sample,
+    Series,
+    Specs,
+    Streamed,
+    find_array,
+    join_input_names,
+)
 from qdq.errors import DataError, first_line
 
 DATA_FORMS = (
@@ -41,7 +52,9 @@ def open_series(name: str, specs: Specs, batch: int | None) -> Series:
         raise DataError(f"{path}: no such file or folder; {DATA_FORMS}")
     if path.suffix == ".npz":
         sample = _open_npz(path)
-        return _stacked(path, specs, {spec.name: find_array(spec, sample, str(path)) for spec in specs}, batch)
+        return _stacked(
+            path, specs, {spec.name: find_array(spec, sample, str(path)) for spec in specs}, batch
+        )
     if path.suffix == ".npy":
         return _stacked(path, specs, {_only(path, specs).name: _open_npy(path)}, batch)
     if path.suffix == ".json":
@@ -53,7 +66,11 @@ def list_sample_files(name: str) -> tuple[Path, ...]:
     """Return the files that samples are read from."""
     path = Path(name)
     if path.is_dir():
-        return tuple(file for suffix in SUFFIXES for file in (*path.glob(f"*{suffix}"), *path.glob(f"*/*{suffix}")))
+        return tuple(
+            file
+            for suffix in SUFFIXES
+            for file in (*path.glob(f"*{suffix}"), *path.glob(f"*/*{suffix}"))
+        )
     return (_script_path(name)[0] if is_script(name) else path,)
 
 
@@ -66,7 +83,9 @@ def _folder(path: Path, specs: Specs, batch: int | None) -> Series:
     if found[".npy"]:
         return _npy_folder(path, found[".npy"], specs, batch)
     if files := found[".json"]:
-        return Streamed(_name(path), lambda: (named for file in files for named in _saved_inputs(file)))
+        return Streamed(
+            _name(path), lambda: (named for file in files for named in _saved_inputs(file))
+        )
     if any((path / spec.name).is_dir() for spec in specs):
         return _folder_per_input(path, specs)
     raise DataError(
@@ -82,9 +101,13 @@ def _npy_folder(path: Path, files: list[Path], specs: Specs, batch: int | None) 
     """Read one .npy for each input, samples along its axis 0; or one a sample, where the model has one input."""
     by_name = {file.stem: file for file in files}
     if all(spec.name in by_name for spec in specs):
-        return _stacked(path, specs, {spec.name: _open_npy(by_name[spec.name]) for spec in specs}, batch)
+        return _stacked(
+            path, specs, {spec.name: _open_npy(by_name[spec.name]) for spec in specs}, batch
+        )
     only = _only(path, specs)
-    return Indexed(_name(path), len(files), lambda i: (str(files[i]), {only.name: _open_npy(files[i])}))
+    return Indexed(
+        _name(path), len(files), lambda i: (str(files[i]), {only.name: _open_npy(files[i])})
+    )
 
 
 def _only(path: Path, specs: Specs) -> InputSpec:
@@ -98,30 +121,52 @@ def _only(path: Path, specs: Specs) -> InputSpec:
 
 def _folder_per_input(path: Path, specs: Specs) -> Series:
     """Read one folder of .npy files for each input: files of one name make a sample."""
-    files = {spec.name: {file.name: file for file in (path / spec.name).glob("*.npy")} for spec in specs}
+    files = {
+        spec.name: {file.name: file for file in (path / spec.name).glob("*.npy")} for spec in specs
+    }
     every = sorted(set().union(*files.values()))
     if not every:
-        raise DataError(f"{path}: its folders hold no .npy files; write one a sample into the folder of each input")
+        raise DataError(
+            f"{path}: its folders hold no .npy files; write one a sample into the folder of each input"
+        )
     for spec in specs:
         if missing := [name for name in every if name not in files[spec.name]]:
-            raise DataError(f"{path}: input {spec.name!r} has no file {path / spec.name / missing[0]}; files of one name make a sample")
-    return Indexed(_name(path), len(every), lambda i: (f"{path} sample {every[i]}", {name: _open_npy(of[every[i]]) for name, of in files.items()}))
+            raise DataError(
+                f"{path}: input {spec.name!r} has no file {path / spec.name / missing[0]}; files of one name make a sample"
+            )
+    return Indexed(
+        _name(path),
+        len(every),
+        lambda i: (
+            f"{path} sample {every[i]}",
+            {name: _open_npy(of[every[i]]) for name, of in files.items()},
+        ),
+    )
 
 
 def _stacked(path: Path, specs: Specs, arrays: Mapping[str, Array], batch: int | None) -> Series:
     """Return samples along axis 0 of one array for each input."""
     sizes = {spec.name: _batch_size(spec, arrays[spec.name], batch, path) for spec in specs}
-    counts = {name: -(-len(arrays[name]) // size) if arrays[name].ndim else 0 for name, size in sizes.items()}
+    counts = {
+        name: -(-len(arrays[name]) // size) if arrays[name].ndim else 0
+        for name, size in sizes.items()
+    }
     for spec in specs:
         size = sizes[spec.name]
         if spec.shape and spec.shape[0] == size and len(arrays[spec.name]) % size:
             count = len(arrays[spec.name])
-            raise DataError(f"{path}: input {spec.name!r} has {count} entries, which batches of {size} do not divide; leave out {count % size}")
+            raise DataError(
+                f"{path}: input {spec.name!r} has {count} entries, which batches of {size} do not divide; leave out {count % size}"
+            )
     if len(set(counts.values())) > 1:
-        raise DataError(f"{path}: its arrays hold different numbers of samples: {counts}; axis 0 counts samples")
+        raise DataError(
+            f"{path}: its arrays hold different numbers of samples: {counts}; axis 0 counts samples"
+        )
 
     def at(i: int) -> Named:
-        return f"{path} sample {i}", {s.name: _slice(s, arrays[s.name], i, sizes[s.name]) for s in specs}
+        return f"{path} sample {i}", {
+            s.name: _slice(s, arrays[s.name], i, sizes[s.name]) for s in specs
+        }
 
     return Indexed(_name(path), max(counts.values(), default=0), at)
 
@@ -132,7 +177,9 @@ def _batch_size(spec: InputSpec, array: Array, batch: int | None, where: Path) -
         return 1
     fixed = spec.shape[0] if spec.shape else None
     if fixed and batch and fixed != batch:
-        raise DataError(f"{where}: input {spec.name!r}: the model's batch is fixed at {fixed}, --batch {batch} cannot change it; leave it out")
+        raise DataError(
+            f"{where}: input {spec.name!r}: the model's batch is fixed at {fixed}, --batch {batch} cannot change it; leave it out"
+        )
     return fixed or batch or 1
 
 
@@ -148,8 +195,12 @@ def _open_npz(path: Path) -> Sample:
         with path.open("rb") as file:
             single = file.read(len(_NPY)) == _NPY
     except UNREADABLE as error:
-        raise DataError(f"{path}: is not a .npz file that numpy can read: {first_line(error)}; {_SAVE}") from error
-    what = "holds a single array without a name" if single else "is no .npz file, or a truncated one"
+        raise DataError(
+            f"{path}: is not a .npz file that numpy can read: {first_line(error)}; {_SAVE}"
+        ) from error
+    what = (
+        "holds a single array without a name" if single else "is no .npz file, or a truncated one"
+    )
     raise DataError(f"{path}: {what}; {_SAVE}")
 
 
@@ -161,7 +212,9 @@ def _open_npy(path: Path) -> Array:
         if begins:
             return np.load(path, mmap_mode="r", allow_pickle=False)  # type: ignore[no-any-return] # an array, as it begins as one
     except UNREADABLE as error:
-        raise DataError(f"{path}: is not a .npy file that numpy can read: {first_line(error)}; {_SAVE_NPY}") from error
+        raise DataError(
+            f"{path}: is not a .npy file that numpy can read: {first_line(error)}; {_SAVE_NPY}"
+        ) from error
     raise DataError(f"{path}: is no .npy file; {_SAVE_NPY}")
 
 
@@ -172,10 +225,14 @@ def _saved_inputs(path: Path) -> Iterator[Named]:
     from polygraphy.logger import G_LOGGER
 
     try:
-        with G_LOGGER.verbosity(G_LOGGER.CRITICAL + 1):  # what it logs as critical it raises as well
+        with G_LOGGER.verbosity(
+            G_LOGGER.CRITICAL + 1
+        ):  # what it logs as critical it raises as well
             content = from_json(path.read_text(encoding="utf-8"))
     except (*UNREADABLE, KeyError, AttributeError, RecursionError, PolygraphyException) as error:
-        raise DataError(f"{path}: is no JSON of inputs that Polygraphy can read: {first_line(error)}; write it with polygraphy run --save-inputs") from error
+        raise DataError(
+            f"{path}: is no JSON of inputs that Polygraphy can read: {first_line(error)}; write it with polygraphy run --save-inputs"
+        ) from error
     for i, sample in enumerate(content if isinstance(content, list) else [content]):
         yield f"{path} sample {i}", sample
 
@@ -195,13 +252,17 @@ def _script(name: str) -> Series:
         try:
             load_data = _run_script(path).get(function)
             if not callable(load_data):
-                raise DataError(f"{path}: has no function {function}(); define it, or name another as {path}:FUNCTION")
+                raise DataError(
+                    f"{path}: has no function {function}(); define it, or name another as {path}:FUNCTION"
+                )
             for i, sample in enumerate(load_data()):
                 yield f"{path} sample {i}", sample
         except DataError:
             raise
         except (Exception, SystemExit) as error:
-            raise DataError(f"{path}: failed: {type(error).__name__}: {first_line(error)}; mend the script") from error
+            raise DataError(
+                f"{path}: failed: {type(error).__name__}: {first_line(error)}; mend the script"
+            ) from error
 
     return Streamed(path.name, read)
 

@@ -19,16 +19,24 @@ def find_labels(text: str, labels: list[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(labels[int(token[1])] for token in _TOKEN.finditer(text)))
 
 
-def write_compilable(model: onnx.ModelProto | Source, shapes: Mapping[str, tuple[int, ...]], folder: Path) -> Path:
+def write_compilable(
+    model: onnx.ModelProto | Source, shapes: Mapping[str, tuple[int, ...]], folder: Path
+) -> Path:
     """Write the copy of a model that the compiler reads into a folder, its external data within reach, and return its path."""
     path = folder / "model.onnx"
-    path.write_bytes(make_compilable(model.model if isinstance(model, Source) else model, shapes).SerializeToString())
+    path.write_bytes(
+        make_compilable(
+            model.model if isinstance(model, Source) else model, shapes
+        ).SerializeToString()
+    )
     if isinstance(model, Source) and model.folder:
         _link(model, folder)
     return path
 
 
-def make_compilable(model: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]) -> onnx.ModelProto:
+def make_compilable(
+    model: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]
+) -> onnx.ModelProto:
     """Return a copy for the compiler: its inputs of fixed shape, its nodes named so that any log can be read.
 
     Dynamic dimensions that no shape is given for become 1. Writing the shapes into the copy, and
@@ -41,7 +49,11 @@ def make_compilable(model: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]
     for value in copy.graph.input:
         dims = value.type.tensor_type.shape.dim
         for axis, dim in enumerate(dims):
-            wanted = shapes[value.name][axis] if len(shapes.get(value.name, ())) == len(dims) else dim.dim_value
+            wanted = (
+                shapes[value.name][axis]
+                if len(shapes.get(value.name, ())) == len(dims)
+                else dim.dim_value
+            )
             dim.dim_value = max(int(wanted), 1)
     return copy
 

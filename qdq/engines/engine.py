@@ -14,7 +14,19 @@ import msgspec
 from qdq.engines.compilable_model import find_labels, replace_tokens
 from qdq.target import Target
 
-_BYTES = {"Float": 4.0, "Half": 2.0, "BFloat16": 2.0, "Int8": 1.0, "UInt8": 1.0, "FP8": 1.0, "Bool": 1.0, "Int32": 4.0, "Int64": 8.0, "Int4": 0.5, "FP4": 0.5}
+_BYTES = {
+    "Float": 4.0,
+    "Half": 2.0,
+    "BFloat16": 2.0,
+    "Int8": 1.0,
+    "UInt8": 1.0,
+    "FP8": 1.0,
+    "Bool": 1.0,
+    "Int32": 4.0,
+    "Int64": 8.0,
+    "Int4": 0.5,
+    "FP4": 0.5,
+}
 
 #: Layers that synchronise streams or branch: no work, and no kernel.
 _NO_KERNEL = ("wait", "signal", "cjmp")
@@ -33,7 +45,9 @@ NO_OP = "NoOp"
 
 #: A layer that copies a tensor into another type or memory format; a Q or DQ of its own is one too.
 REFORMAT = "Reformat"
-_TENSOR = re.compile(r"Name: (?P<name>.*?), Dimensions: \[(?P<dims>[^\]]*)\].*?Datatype: (?P<dtype>\w+)")
+_TENSOR = re.compile(
+    r"Name: (?P<name>.*?), Dimensions: \[(?P<dims>[^\]]*)\].*?Datatype: (?P<dtype>\w+)"
+)
 _LAYER = re.compile(
     r"Name: (?P<name>.*?), LayerType: (?P<kind>[^,]*), Inputs: \[(?P<inputs>.*?)\](?:, Constants: \[(?P<constants>.*?)\])?, "
     r"Outputs: \[(?P<outputs>.*?)\], TacticName: (?P<rest>.*)"
@@ -71,7 +85,11 @@ class EngineLayer(msgspec.Struct, frozen=True):
     @property
     def bytes(self) -> float:
         """Bytes of everything it reads and writes; none for a layer that only gives memory another name."""
-        return 0.0 if self.kind == NO_OP else sum(t.bytes for t in (*self.inputs, *self.constants, *self.outputs))
+        return (
+            0.0
+            if self.kind == NO_OP
+            else sum(t.bytes for t in (*self.inputs, *self.constants, *self.outputs))
+        )
 
     def multiplies(self, dtype: str) -> bool:
         """Whether it multiplies its first input with a constant or its second input in `dtype`, such as ``Int8``; masks aside.
@@ -97,7 +115,9 @@ class EngineLayer(msgspec.Struct, frozen=True):
 
     def __str__(self) -> str:
         parts = (self.inputs, self.constants, self.outputs)
-        return f"{self.kind} " + " -> ".join(",".join(t.dtype for t in part) or "-" for part in parts)
+        return f"{self.kind} " + " -> ".join(
+            ",".join(t.dtype for t in part) or "-" for part in parts
+        )
 
 
 class Engine(msgspec.Struct, frozen=True):
@@ -145,4 +165,7 @@ def read_layers(text: str, labels: list[str]) -> Iterator[EngineLayer]:
 
 
 def _tensors(text: str) -> tuple[LayerTensor, ...]:
-    return tuple(LayerTensor(t["name"], tuple(int(d) for d in t["dims"].split(",") if d), t["dtype"]) for t in _TENSOR.finditer(text))
+    return tuple(
+        LayerTensor(t["name"], tuple(int(d) for d in t["dims"].split(",") if d), t["dtype"])
+        for t in _TENSOR.finditer(text)
+    )

@@ -45,7 +45,15 @@ _COMPUTING = ("avgpool", "correlation", "deconv", "gemm", "maxpool", "runtime_fu
 _STORED = {"int8": "Int8", "fp8": "FP8"}
 
 #: Operators that are measured, in the order of a table's rows.
-OPERATORS = (*WEIGHTED, "AveragePool", "MaxPool", "GlobalAveragePool", "GlobalMaxPool", "ReduceMean", *_POINTWISE)
+OPERATORS = (
+    *WEIGHTED,
+    "AveragePool",
+    "MaxPool",
+    "GlobalAveragePool",
+    "GlobalMaxPool",
+    "ReduceMean",
+    *_POINTWISE,
+)
 ProbeProgress = Callable[[int, int], None]
 
 
@@ -62,8 +70,17 @@ class _Answer(msgspec.Struct, frozen=True):
 
 def list_forms(pairs: str = "int8") -> tuple[LayerForm, ...]:
     """Return the forms that are probed with ``int8`` or ``fp8`` pairs, in the vocabulary of `kernels.layer_form`."""
-    parts = (_convolutions, _deconvolutions, _products, _recurrent, _pools, _others) if pairs == "int8" else (_weighted, _recurrent)
-    made = [{"operator": form["operator"], "graph": graph, **form} for graph in _GRAPHS for part in parts for form in part()]
+    parts = (
+        (_convolutions, _deconvolutions, _products, _recurrent, _pools, _others)
+        if pairs == "int8"
+        else (_weighted, _recurrent)
+    )
+    made = [
+        {"operator": form["operator"], "graph": graph, **form}
+        for graph in _GRAPHS
+        for part in parts
+        for form in part()
+    ]
     return tuple({repr(form): form for form in made}.values())
 
 
@@ -75,7 +92,9 @@ def _varied(operator: str, **factors: Sequence[object]) -> Iterator[LayerForm]:
 
 def _convolutions() -> Iterator[LayerForm]:
     for operands in ("constant", "computed"):
-        yield from _varied("Conv", operands=[operands], spatial=_SPATIAL, groups=("none", "grouped", "depthwise"))
+        yield from _varied(
+            "Conv", operands=[operands], spatial=_SPATIAL, groups=("none", "grouped", "depthwise")
+        )
     yield from _varied("Conv", spatial=_SPATIAL, kernel=(1, 2, 3, 5, 7))
     yield from _varied("Conv", spatial=_SPATIAL, stride=(1, 2, 3))
     yield from _varied("Conv", spatial=_SPATIAL, dilation=(1, 2, 3))
@@ -96,7 +115,12 @@ def _convolutions() -> Iterator[LayerForm]:
 
 def _deconvolutions() -> Iterator[LayerForm]:
     for operands in ("constant", "computed"):
-        yield from _varied("ConvTranspose", operands=[operands], spatial=_SPATIAL, groups=("none", "grouped", "depthwise"))
+        yield from _varied(
+            "ConvTranspose",
+            operands=[operands],
+            spatial=_SPATIAL,
+            groups=("none", "grouped", "depthwise"),
+        )
     yield from _varied("ConvTranspose", spatial=_SPATIAL, kernel=(2, 3, 4), stride=(1, 2))
     yield from _varied("ConvTranspose", spatial=_SPATIAL, scales=("tensor", "axis 0", "axis 1"))
     yield from _varied("ConvTranspose", channels=_CHANNELS)
@@ -114,7 +138,9 @@ def _products() -> Iterator[LayerForm]:
     yield from _varied("Gemm", transA=(0, 1), transB=(0, 1))
     yield from _varied("Gemm", operands=["computed"], transA=(0, 1), transB=(0, 1))
     yield from _varied("Gemm", bias=(0, 1), alpha=(0.5, 1.0), beta=(0.5, 1.0))
-    yield from _varied("MatMul", batched=("data", "both", "heads"), operands=("constant", "computed"))
+    yield from _varied(
+        "MatMul", batched=("data", "both", "heads"), operands=("constant", "computed")
+    )
     yield from _varied("MatMul", batched=["heads"], operands=["computed"], channels=_SIZES)
     yield from _varied("MatMul", batched=["heads"], operands=["computed"], outputs=_SIZES)
     yield from _varied("Einsum", operands=("constant", "computed"))
@@ -123,15 +149,21 @@ def _products() -> Iterator[LayerForm]:
 def _weighted() -> Iterator[LayerForm]:
     """Yield the forms that are measured with FP8 pairs: the factors that decide about INT8, and those alone."""
     for operator, operands in product(("Conv", "ConvTranspose"), ("constant", "computed")):
-        yield from _varied(operator, operands=[operands], spatial=_SPATIAL, groups=("none", "grouped", "depthwise"))
+        yield from _varied(
+            operator, operands=[operands], spatial=_SPATIAL, groups=("none", "grouped", "depthwise")
+        )
     yield from _varied("Conv", kernel=(1, 3), channels=(1, 3, 4, 8, 10, 16, 64))
     yield from _varied("Conv", plane=["point"], kernel=[1], channels=(2, 8, 16))
     yield from _varied("Conv", scales=("usual", "tensor", "axis 1"))
     for operator in MATRIX_PRODUCTS:
-        yield from _varied(operator, operands=("constant", "computed"), channels=(4, 8, 10, 15, 16, 32, 64))
+        yield from _varied(
+            operator, operands=("constant", "computed"), channels=(4, 8, 10, 15, 16, 32, 64)
+        )
         yield from _varied(operator, outputs=(1, 4, 8, 15, 16, 64))
         yield from _varied(operator, rows=(1, 32), scales=("usual", "tensor", "wrong axis"))
-    yield from _varied("MatMul", batched=("data", "both", "heads"), operands=("constant", "computed"))
+    yield from _varied(
+        "MatMul", batched=("data", "both", "heads"), operands=("constant", "computed")
+    )
     yield from _varied("Einsum", operands=("constant", "computed"))
 
 
@@ -143,9 +175,13 @@ def _recurrent() -> Iterator[LayerForm]:
 def _pools() -> Iterator[LayerForm]:
     for spatial in _SPATIAL:
         kernels = (2, 3, 4, 5, 6, 7, 8) if spatial < max(_SPATIAL) else (2, 3)
-        yield from _varied("AveragePool", spatial=[spatial], counted=(0, 1), kernel=kernels, stride=(1, 2, 3))
+        yield from _varied(
+            "AveragePool", spatial=[spatial], counted=(0, 1), kernel=kernels, stride=(1, 2, 3)
+        )
         yield from _varied("MaxPool", spatial=[spatial], kernel=kernels, stride=(1, 2, 3))
-    yield from _varied("AveragePool", padded=[1], counted=(0, 1), kernel=(2, 3, 4, 5, 6, 7, 8), stride=(1, 2, 3))
+    yield from _varied(
+        "AveragePool", padded=[1], counted=(0, 1), kernel=(2, 3, 4, 5, 6, 7, 8), stride=(1, 2, 3)
+    )
     yield from _varied("AveragePool", counted=(0, 1), kernel=[3], stride=[1], channels=_CHANNELS)
     yield from _varied("MaxPool", padded=(0, 1), kernel=[3], stride=(1, 2))
     yield from _varied("MaxPool", channels=_CHANNELS)
@@ -165,7 +201,12 @@ def measure_form(form: LayerForm, target: Target, pairs: str = "int8") -> Kernel
         return _answer(_Asked(form, pairs), target, builders).row
 
 
-def probe(target: Target, operators: Iterable[str] = (), jobs: int = 1, progress: ProbeProgress = lambda done, total: None) -> KernelTable:
+def probe(
+    target: Target,
+    operators: Iterable[str] = (),
+    jobs: int = 1,
+    progress: ProbeProgress = lambda done, total: None,
+) -> KernelTable:
     """Return the kernel table of a target, measured form by form with `jobs` compilers at once.
 
     `operators` limits it to some operators; `progress` is told how many networks of how many are
@@ -173,24 +214,50 @@ def probe(target: Target, operators: Iterable[str] = (), jobs: int = 1, progress
     built with them. Raises CompilerError where the compiler is missing.
     """
     wanted = set(operators)
-    first = [_Asked(form, "int8") for form in list_forms() if not wanted or form["operator"] in wanted]
-    usual = {(form["operator"], form["graph"]): _Asked({"operator": form["operator"], "graph": form["graph"]}, "fp8") for form in list_forms("fp8")}
+    first = [
+        _Asked(form, "int8") for form in list_forms() if not wanted or form["operator"] in wanted
+    ]
+    usual = {
+        (form["operator"], form["graph"]): _Asked(
+            {"operator": form["operator"], "graph": form["graph"]}, "fp8"
+        )
+        for form in list_forms("fp8")
+    }
     first += [asked for (operator, _), asked in usual.items() if not wanted or operator in wanted]
     with _Builders() as builders, ThreadPoolExecutor(max_workers=jobs) as pool:
         known: dict[str, _Answer] = {}
         _ask(first, known, target, builders, pool, progress)
-        accepted = [key for key, asked in usual.items() if repr(asked) in known and known[repr(asked)].row.runs != "refused"]
-        rest = [_Asked(form, "fp8") for form in list_forms("fp8") if (form["operator"], form["graph"]) in accepted]
+        accepted = [
+            key
+            for key, asked in usual.items()
+            if repr(asked) in known and known[repr(asked)].row.runs != "refused"
+        ]
+        rest = [
+            _Asked(form, "fp8")
+            for form in list_forms("fp8")
+            if (form["operator"], form["graph"]) in accepted
+        ]
         _ask([*first, *rest], known, target, builders, pool, progress)
-    rows = {pairs: merge_rows(a.row for a in known.values() if a.pairs == pairs) for pairs in _STORED}
+    rows = {
+        pairs: merge_rows(a.row for a in known.values() if a.pairs == pairs) for pairs in _STORED
+    }
     compiler = next((a.compiler for a in known.values() if a.row.runs != "refused"), "")
     return KernelTable(target.backend, target.sm, compiler, len(known), rows["int8"], rows["fp8"])
 
 
-def _ask(asked: list[_Asked], known: dict[str, _Answer], target: Target, builders: _Builders, pool: ThreadPoolExecutor, progress: ProbeProgress) -> None:
+def _ask(
+    asked: list[_Asked],
+    known: dict[str, _Answer],
+    target: Target,
+    builders: _Builders,
+    pool: ThreadPoolExecutor,
+    progress: ProbeProgress,
+) -> None:
     """Add the answers that are missing to those that are known, each under what was asked."""
     missing = [item for item in asked if repr(item) not in known]
-    for item, answer in zip(missing, pool.map(lambda a: _answer(a, target, builders), missing), strict=True):
+    for item, answer in zip(
+        missing, pool.map(lambda a: _answer(a, target, builders), missing), strict=True
+    ):
         known[repr(item)] = answer
         progress(len(known), len(asked))
 
@@ -208,7 +275,9 @@ def table_yaml(table: KernelTable) -> str:
 def merge_rows(rows: Iterable[KernelRow]) -> tuple[KernelRow, ...]:
     """Return rows that say the same in fewer: where all but one key agree, the values of that key become a list."""
     kept = list({repr(row.layer): row for row in rows}.values())
-    names = dict.fromkeys(key for row in kept for key in reversed(row.layer) if key not in ("operator", "graph"))
+    names = dict.fromkeys(
+        key for row in kept for key in reversed(row.layer) if key not in ("operator", "graph")
+    )
     for name in (*names, "graph"):
         kept = list(_merged_by(name, kept))
     return tuple(sorted(kept, key=lambda row: OPERATORS.index(row.layer["operator"])))
@@ -222,11 +291,21 @@ def _merged_by(name: str, rows: Iterable[KernelRow]) -> Iterator[KernelRow]:
     for group in alike.values():
         values = [value for row in group for value in listed_values(row.layer.get(name))]
         together = values[0] if len(values) == 1 else values
-        yield KernelRow({**group[0].layer, name: together} if name in group[0].layer else group[0].layer, group[0].runs, group[0].seen)
+        yield KernelRow(
+            {**group[0].layer, name: together} if name in group[0].layer else group[0].layer,
+            group[0].runs,
+            group[0].seen,
+        )
 
 
 def _flow(row: KernelRow) -> str:
-    return yaml.safe_dump(msgspec.to_builtins(row), sort_keys=False, default_flow_style=True, width=10_000, allow_unicode=True).strip()
+    return yaml.safe_dump(
+        msgspec.to_builtins(row),
+        sort_keys=False,
+        default_flow_style=True,
+        width=10_000,
+        allow_unicode=True,
+    ).strip()
 
 
 class _Builders:
@@ -260,11 +339,20 @@ def _answer(asked: _Asked, target: Target, builders: _Builders) -> _Answer:
     if engine.failure:
         alone = builders.build(make_network(form, "none"), target)
         without = "nor without Q/DQ" if alone.failure else "but does without Q/DQ"
-        return _Answer(KernelRow(form, "refused", f"{shorten_refusal(engine.failure)} ({without})"), pairs, engine.compiler)
+        return _Answer(
+            KernelRow(form, "refused", f"{shorten_refusal(engine.failure)} ({without})"),
+            pairs,
+            engine.compiler,
+        )
     layers = _computing(engine, form)
     seen = " + ".join(dict.fromkeys(map(_seen, layers))) or "no layer of the engine names it"
     if form["operator"] in RECURRENT:
-        seen = " + ".join(dict.fromkeys(_seen(layer) if layer.multiplies(_STORED[pairs]) else f"{layer.kind} in float" for layer in layers))
+        seen = " + ".join(
+            dict.fromkeys(
+                _seen(layer) if layer.multiplies(_STORED[pairs]) else f"{layer.kind} in float"
+                for layer in layers
+            )
+        )
     return _Answer(KernelRow(form, _runs(form, layers, pairs), seen), pairs, engine.compiler)
 
 
@@ -275,7 +363,9 @@ def _computing(engine: Engine, form: LayerForm) -> list[EngineLayer]:
     products and the generated kernels that multiply and sum.
     """
     if form["operator"] in RECURRENT:
-        return [layer for layer in engine.layers if layer.kind in _COMPUTING or "MulSum" in layer.name]
+        return [
+            layer for layer in engine.layers if layer.kind in _COMPUTING or "MulSum" in layer.name
+        ]
     carrying = [layer for layer in engine.layers if LAYER in layer.nodes]
     return [layer for layer in carrying if layer.kind in _COMPUTING] or carrying
 
@@ -284,7 +374,9 @@ def _runs(form: LayerForm, layers: list[EngineLayer], pairs: str) -> str:
     stored = _STORED[pairs]
     if form["operator"] in WEIGHTED:
         products = {layer.multiplies(stored) for layer in layers}
-        return {frozenset({True}): pairs, frozenset({True, False}): f"{pairs}-in-part"}.get(frozenset(products), "float")
+        return {frozenset({True}): pairs, frozenset({True, False}): f"{pairs}-in-part"}.get(
+            frozenset(products), "float"
+        )
     moved = {tensor.dtype for layer in layers for tensor in (*layer.inputs, *layer.outputs)}
     if moved != {stored}:
         return "float"

@@ -49,24 +49,38 @@ def read_layer_file(path: Path, target: Target, labels: Mapping[str, str]) -> En
     except OSError as error:
         raise LayerFileError(f"{path}: cannot be read: {error.strerror or error}") from error
     except (msgspec.DecodeError, ValueError, RecursionError) as error:
-        raise LayerFileError(f"{path}: is not JSON ({first_line(error)}); pass what trtexec --exportLayerInfo or the engine inspector writes") from error
+        raise LayerFileError(
+            f"{path}: is not JSON ({first_line(error)}); pass what trtexec --exportLayerInfo or the engine inspector writes"
+        ) from error
     layers = content.get("Layers") if isinstance(content, dict) else None
     if not isinstance(layers, list) or not layers:
-        raise LayerFileError(f"{path}: holds no 'Layers'; pass what trtexec --exportLayerInfo or the engine inspector writes")
+        raise LayerFileError(
+            f"{path}: holds no 'Layers'; pass what trtexec --exportLayerInfo or the engine inspector writes"
+        )
     version = "TensorRT 11 or later" if "I/O Tensors" in content else "TensorRT"
     return Engine(
-        target, f"{version}, layers of {path.name}", tuple(read_inspector_layers(layers, lambda name, data: find_named_nodes(name, data, labels), str(path)))
+        target,
+        f"{version}, layers of {path.name}",
+        tuple(
+            read_inspector_layers(
+                layers, lambda name, data: find_named_nodes(name, data, labels), str(path)
+            )
+        ),
     )
 
 
-def read_inspector_layers(layers: Iterable[Any], nodes: Callable[[str, str], tuple[str, ...]], where: str) -> Iterator[EngineLayer]:
+def read_inspector_layers(
+    layers: Iterable[Any], nodes: Callable[[str, str], tuple[str, ...]], where: str
+) -> Iterator[EngineLayer]:
     """Yield the layers in the inspector's list; `nodes` finds ONNX nodes in a layer's name and metadata, `where` names the list in messages.
 
     Raises LayerFileError for a layer without detail or of another form.
     """
     for i, layer in enumerate(layers):
         if isinstance(layer, str):
-            raise LayerFileError(f"{where}: its layers are bare names, those of an engine built without detailed profiling verbosity; {_DETAILED}")
+            raise LayerFileError(
+                f"{where}: its layers are bare names, those of an engine built without detailed profiling verbosity; {_DETAILED}"
+            )
         if not isinstance(layer, dict) or not isinstance(layer.get("Name"), str):
             raise LayerFileError(f"{where}: layer {i} has no Name; {_DETAILED}")
         yield EngineLayer(
@@ -83,7 +97,11 @@ def find_named_nodes(name: str, metadata: str, labels: Mapping[str, str]) -> tup
     """Return the labels of the ONNX nodes that a layer's name lists, and its metadata, each once, in order."""
     if name.startswith(_COPY):  # it names the layer that it copies for, and does nothing of its own
         return ()
-    words = [name] if name in labels else [part.strip() for part in (*name.split(" + "), *_SEPARATORS.split(name))]
+    words = (
+        [name]
+        if name in labels
+        else [part.strip() for part in (*name.split(" + "), *_SEPARATORS.split(name))]
+    )
     words += [part.strip() for part in _ONNX_NODE.findall(metadata)]
     return tuple(dict.fromkeys(labels[word] for word in words if word in labels))
 
@@ -92,9 +110,16 @@ def _tensors(layer: Mapping[str, Any], side: str, where: str) -> Iterator[LayerT
     described = layer.get(side) or ()
     for tensor in described if isinstance(described, (list, tuple)) else [described]:
         if not isinstance(tensor, dict) or not isinstance(tensor.get("Dimensions", []), list):
-            raise LayerFileError(f"{where}: layer {layer['Name']!r} does not describe its {side.lower()}; {_DETAILED}")
+            raise LayerFileError(
+                f"{where}: layer {layer['Name']!r} does not describe its {side.lower()}; {_DETAILED}"
+            )
         layout = str(tensor.get("Format/Datatype") or tensor.get("Format") or "")
-        dtype = str(tensor.get("Datatype") or tensor.get("DataType") or tensor.get("Format/Datatype") or layout)
+        dtype = str(
+            tensor.get("Datatype")
+            or tensor.get("DataType")
+            or tensor.get("Format/Datatype")
+            or layout
+        )
         dims = tuple(d for d in tensor.get("Dimensions", ()) if isinstance(d, int))
         yield LayerTensor(str(tensor.get("Name", "")), dims, _data_type(dtype), _format(layout))
 
@@ -103,7 +128,11 @@ def _weights(layer: Mapping[str, Any]) -> Iterator[LayerTensor]:
     weights = layer.get("Weights") or layer.get("ConvWeights")
     if isinstance(weights, dict):
         count = weights.get("Count", 0)
-        yield LayerTensor("weights", (count if isinstance(count, int) else 0,), _data_type(str(weights.get("Type", ""))))
+        yield LayerTensor(
+            "weights",
+            (count if isinstance(count, int) else 0,),
+            _data_type(str(weights.get("Type", ""))),
+        )
 
 
 def _data_type(text: str) -> str:

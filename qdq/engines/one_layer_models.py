@@ -87,11 +87,19 @@ class _Network:
         weighted = operator in WEIGHTED
         inputs = [self._operand(operand, weighted) for operand in layer.operands]
         outputs = ["", "y"] if operator in RECURRENT else ["y"]
-        self.graph.node.append(helper.make_node(operator, inputs, outputs, name=LAYER, **layer.attributes))
+        self.graph.node.append(
+            helper.make_node(operator, inputs, outputs, name=LAYER, **layer.attributes)
+        )
         ends_in_int8 = self.stored is not None and not weighted
         result = self._quantize("y", None, ()) if ends_in_int8 else "y"
-        self.graph.output.append(helper.make_tensor_value_info(result, self.stored if ends_in_int8 and self.stored else self.elem, None))
-        model = helper.make_model(self.graph, opset_imports=[helper.make_opsetid("", _OPSET)], ir_version=_IR)
+        self.graph.output.append(
+            helper.make_tensor_value_info(
+                result, self.stored if ends_in_int8 and self.stored else self.elem, None
+            )
+        )
+        model = helper.make_model(
+            self.graph, opset_imports=[helper.make_opsetid("", _OPSET)], ir_version=_IR
+        )
         return onnx.shape_inference.infer_shapes(model, strict_mode=True)
 
     def _operand(self, operand: _Operand, weighted: bool) -> str:
@@ -99,20 +107,33 @@ class _Network:
             return ""
         paired = self.stored is not None and operand.paired
         if operand.constant:
-            self.graph.initializer.append(numpy_helper.from_array(self._constant(operand), operand.name))
+            self.graph.initializer.append(
+                numpy_helper.from_array(self._constant(operand), operand.name)
+            )
         elif paired and not weighted and self.stored:
-            self.graph.input.append(helper.make_tensor_value_info(operand.name, self.stored, operand.shape))
+            self.graph.input.append(
+                helper.make_tensor_value_info(operand.name, self.stored, operand.shape)
+            )
             return self._dequantize(operand.name, operand.name, operand.axis, operand.shape)
         else:
-            self.graph.input.append(helper.make_tensor_value_info(operand.name, self.elem, operand.shape))
+            self.graph.input.append(
+                helper.make_tensor_value_info(operand.name, self.elem, operand.shape)
+            )
         if not paired:
             return operand.name
-        return self._dequantize(operand.name, self._quantize(operand.name, operand.axis, operand.shape), operand.axis, operand.shape)
+        return self._dequantize(
+            operand.name,
+            self._quantize(operand.name, operand.axis, operand.shape),
+            operand.axis,
+            operand.shape,
+        )
 
     def _constant(self, operand: _Operand) -> np.ndarray[Any, Any]:
         if operand.values:
             whole = all(isinstance(value, int) for value in operand.values)
-            return np.reshape(np.array(operand.values, np.int64 if whole else self.dtype), operand.shape)
+            return np.reshape(
+                np.array(operand.values, np.int64 if whole else self.dtype), operand.shape
+            )
         return np.random.default_rng(0).uniform(-1, 1, operand.shape).astype(self.dtype)
 
     def _quantize(self, name: str, axis: int | None, shape: tuple[int, ...]) -> str:
@@ -121,16 +142,26 @@ class _Network:
     def _dequantize(self, name: str, source: str, axis: int | None, shape: tuple[int, ...]) -> str:
         return self._convert("DequantizeLinear", name, source, axis, shape)
 
-    def _convert(self, operator: str, name: str, source: str, axis: int | None, shape: tuple[int, ...]) -> str:
+    def _convert(
+        self, operator: str, name: str, source: str, axis: int | None, shape: tuple[int, ...]
+    ) -> str:
         size = () if axis is None else (shape[axis],)
         scale, zero, result = f"{name}_scale", f"{name}_zero_point", f"{name}_{operator}"
         if scale not in {i.name for i in self.graph.initializer}:
             fp8 = self.stored == TensorProto.FLOAT8E4M3FN
             step = 1 / ELEMENT_TYPES[E4M3].largest if fp8 else _SCALE
-            self.graph.initializer.append(numpy_helper.from_array(np.full(size, step, self.dtype), scale))
-            self.graph.initializer.append(helper.make_tensor(zero, self.stored or TensorProto.INT8, size, [0] * math.prod(size)))
+            self.graph.initializer.append(
+                numpy_helper.from_array(np.full(size, step, self.dtype), scale)
+            )
+            self.graph.initializer.append(
+                helper.make_tensor(
+                    zero, self.stored or TensorProto.INT8, size, [0] * math.prod(size)
+                )
+            )
         attributes: dict[str, Any] = {} if axis is None else {"axis": axis}
-        self.graph.node.append(helper.make_node(operator, [source, scale, zero], [result], name=result, **attributes))
+        self.graph.node.append(
+            helper.make_node(operator, [source, scale, zero], [result], name=result, **attributes)
+        )
         return result
 
 
@@ -158,7 +189,12 @@ def _convolution(form: LayerForm) -> _Layer:
     shape = (outputs, form["channels"] // group, *[form["kernel"]] * spatial)
     constant = form["operands"] == "constant"
     axis = {"usual": 0, "tensor": None, "axis 1": 1}[form["scales"]] if constant else None
-    attributes = {**_windows(form), "group": group, "dilations": [dilation] * spatial, "pads": [form["kernel"] // 2 * dilation] * 2 * spatial}
+    attributes = {
+        **_windows(form),
+        "group": group,
+        "dilations": [dilation] * spatial,
+        "pads": [form["kernel"] // 2 * dilation] * 2 * spatial,
+    }
     return _Layer((_data(form), _Operand("w", shape, constant, axis)), attributes)
 
 
@@ -167,39 +203,68 @@ def _deconvolution(form: LayerForm) -> _Layer:
     per_group = 1 if form["groups"] == "depthwise" else form["outputs"] // group
     shape = (form["channels"], per_group, *[form["kernel"]] * spatial)
     constant = form["operands"] == "constant"
-    axis = {"usual": None, "tensor": None, "axis 0": 0, "axis 1": 1}[form["scales"]] if constant else None
-    return _Layer((_data(form), _Operand("w", shape, constant, axis)), {**_windows(form), "group": group})
+    axis = (
+        {"usual": None, "tensor": None, "axis 0": 0, "axis 1": 1}[form["scales"]]
+        if constant
+        else None
+    )
+    return _Layer(
+        (_data(form), _Operand("w", shape, constant, axis)), {**_windows(form), "group": group}
+    )
 
 
 def _gemm(form: LayerForm) -> _Layer:
     rows, inner, outputs = form["rows"], form["channels"], form["outputs"]
     across, turned = form.get("transA", 0), form.get("transB", 0)
     constant = form["operands"] == "constant"
-    axis = {"usual": 0 if turned else 1, "tensor": None, "wrong axis": 1 if turned else 0}[form["scales"]] if constant else None
+    axis = (
+        {"usual": 0 if turned else 1, "tensor": None, "wrong axis": 1 if turned else 0}[
+            form["scales"]
+        ]
+        if constant
+        else None
+    )
     data = _Operand("x", (inner, rows) if across else (rows, inner))
     weight = _Operand("w", (outputs, inner) if turned else (inner, outputs), constant, axis)
     bias = (_Operand("b", (outputs,), constant=True, paired=False),) if form.get("bias") else ()
-    attributes: dict[str, Any] = {key: form[key] for key in ("transA", "transB", "alpha", "beta") if key in form}
+    attributes: dict[str, Any] = {
+        key: form[key] for key in ("transA", "transB", "alpha", "beta") if key in form
+    }
     return _Layer((data, weight, *bias), attributes)
 
 
 def _matmul(form: LayerForm) -> _Layer:
     rows, inner, outputs = form["rows"], form["channels"], form["outputs"]
-    batch: tuple[int, ...] = {"none": (), "data": (4,), "both": (4,), "heads": (2, 4)}[form["batched"]]
+    batch: tuple[int, ...] = {"none": (), "data": (4,), "both": (4,), "heads": (2, 4)}[
+        form["batched"]
+    ]
     constant = form["operands"] == "constant"
     weight = (*(batch if form["batched"] != "data" else ()), inner, outputs)
-    axis = {"usual": len(weight) - 1, "tensor": None, "wrong axis": len(weight) - 2}[form["scales"]] if constant else None
+    axis = (
+        {"usual": len(weight) - 1, "tensor": None, "wrong axis": len(weight) - 2}[form["scales"]]
+        if constant
+        else None
+    )
     return _Layer((_Operand("x", (*batch, rows, inner)), _Operand("w", weight, constant, axis)))
 
 
 def _einsum(form: LayerForm) -> _Layer:
     rows, inner, outputs = form["rows"], form["channels"], form["outputs"]
     constant = form["operands"] == "constant"
-    return _Layer((_Operand("x", (rows, inner)), _Operand("w", (inner, outputs), constant, 1 if constant else None)), {"equation": "ij,jk->ik"})
+    return _Layer(
+        (
+            _Operand("x", (rows, inner)),
+            _Operand("w", (inner, outputs), constant, 1 if constant else None),
+        ),
+        {"equation": "ij,jk->ik"},
+    )
 
 
 def _pool(form: LayerForm) -> _Layer:
-    attributes = {**_windows(form), "pads": [form["padded"] * (form["kernel"] // 2)] * 2 * form["spatial"]}
+    attributes = {
+        **_windows(form),
+        "pads": [form["padded"] * (form["kernel"] // 2)] * 2 * form["spatial"],
+    }
     if form["operator"] == "AveragePool":
         attributes["count_include_pad"] = form["counted"]
     return _Layer((_data(form),), attributes)
@@ -207,7 +272,9 @@ def _pool(form: LayerForm) -> _Layer:
 
 def _spatial_mean(form: LayerForm) -> _Layer:
     axes = tuple(range(2, 2 + form["spatial"]))
-    return _Layer((_data(form), _Operand("axes", (len(axes),), True, None, False, axes)), {"keepdims": 1})
+    return _Layer(
+        (_data(form), _Operand("axes", (len(axes),), True, None, False, axes)), {"keepdims": 1}
+    )
 
 
 def _recurrent(form: LayerForm) -> _Layer:
@@ -216,15 +283,27 @@ def _recurrent(form: LayerForm) -> _Layer:
     axis = {"usual": 1, "tensor": None}[form["scales"]]
     weight = _Operand("w", (1, gates * hidden, inner), True, axis)
     recurrence = _Operand("r", (1, gates * hidden, hidden), True, axis)
-    return _Layer((_Operand("x", (_STEPS, form["rows"], inner)), weight, recurrence), {"hidden_size": hidden})
+    return _Layer(
+        (_Operand("x", (_STEPS, form["rows"], inner)), weight, recurrence), {"hidden_size": hidden}
+    )
 
 
 def _pointwise(form: LayerForm) -> _Layer:
     """Return a layer of any other operator, with the operands and attributes that make it one of common use."""
     data, other = _data(form), _Operand("z", (1, form["channels"], *_plane(form)))
-    limits = (_Operand("low", (), True, None, False, (0.0,)), _Operand("high", (), True, None, False, (0.5,)))
+    limits = (
+        _Operand("low", (), True, None, False, (0.0,)),
+        _Operand("high", (), True, None, False, (0.5,)),
+    )
     scale = _Operand("s", (form["channels"],), True, None, False)
-    sizes = _Operand("sizes", (2 + len(_plane(form)),), True, None, False, (1, form["channels"], *[2 * side for side in _plane(form)]))
+    sizes = _Operand(
+        "sizes",
+        (2 + len(_plane(form)),),
+        True,
+        None,
+        False,
+        (1, form["channels"], *[2 * side for side in _plane(form)]),
+    )
     return {
         "Add": _Layer((data, other)), "Mul": _Layer((data, other)),
         "Concat": _Layer((data, other), {"axis": 1}),

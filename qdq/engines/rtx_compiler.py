@@ -32,7 +32,11 @@ _SOURCE_PLACE = re.compile(
 )
 
 
-def build_engine(model: onnx.ModelProto | Source, target: Target, shapes: Mapping[str, tuple[int, ...]] | None = None) -> Engine:
+def build_engine(
+    model: onnx.ModelProto | Source,
+    target: Target,
+    shapes: Mapping[str, tuple[int, ...]] | None = None,
+) -> Engine:
     """Return the engine that TensorRT-RTX compiles for a target; a refusal comes back as its `failure`.
 
     `shapes` fixes the dynamic dimensions by input name; those not named become 1.
@@ -56,7 +60,12 @@ class Compiler:
         self._end()
         self._errors.close()
 
-    def build(self, model: onnx.ModelProto | Source, target: Target, shapes: Mapping[str, tuple[int, ...]] | None = None) -> Engine:
+    def build(
+        self,
+        model: onnx.ModelProto | Source,
+        target: Target,
+        shapes: Mapping[str, tuple[int, ...]] | None = None,
+    ) -> Engine:
         """Return the engine of a model as `build_engine` does."""
         if importlib.util.find_spec("tensorrt_rtx") is None:
             raise CompilerError(f"target {target}: TensorRT-RTX is not installed; {_INSTALL}")
@@ -64,7 +73,9 @@ class Compiler:
         labels = [label for label, _ in all_nodes(proto.graph)]
         with tempfile.TemporaryDirectory(prefix="qdq-") as folder:
             path = write_compilable(model, shapes or {}, Path(folder))
-            answer = self._answer(CompileRequest(str(path), f"{folder}/answer.json", target.sm), target)
+            answer = self._answer(
+                CompileRequest(str(path), f"{folder}/answer.json", target.sm), target
+            )
         layers = tuple(read_layers(answer.layers, labels))
         failure = replace_tokens(_without_places(answer.failure), labels)
         return Engine(target, answer.compiler, layers, failure, find_labels(answer.failure, labels))
@@ -79,9 +90,14 @@ class Compiler:
             return answer
         code = self._end()
         if code < 0 or code > CRASHED:
-            return CompileAnswer("TensorRT-RTX", failure=f"the compiler crashed on this model (signal {-code if code < 0 else code - CRASHED})")
+            return CompileAnswer(
+                "TensorRT-RTX",
+                failure=f"the compiler crashed on this model (signal {-code if code < 0 else code - CRASHED})",
+            )
         self._errors.seek(0)
-        last = self._errors.read().decode(errors="replace").strip().splitlines()[-1:] or ["no message"]
+        last = self._errors.read().decode(errors="replace").strip().splitlines()[-1:] or [
+            "no message"
+        ]
         raise CompilerError(f"target {target}: the compiler's process could not start: {last[0]}")
 
     def _start(self) -> subprocess.Popen[bytes]:
@@ -89,7 +105,13 @@ class Compiler:
         command = [sys.executable, "-m", "qdq.engines.rtx_worker"]
         self._errors.seek(0)
         self._errors.truncate()
-        return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, env=environment)
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            env=environment,
+        )
 
     def _end(self) -> int:
         process, self._process = self._process, None

@@ -74,7 +74,11 @@ def _refuses_one(trt: Any, answered: IO[bytes]) -> bool:
 def _compile(request: CompileRequest, trt: Any) -> bool:
     """Write the answer to a request; return whether the compiler refused."""
     from polygraphy.backend.tensorrt_rtx import CreateConfigRTX
-    from polygraphy.backend.trt import engine_bytes_from_network, get_trt_logger, network_from_onnx_path
+    from polygraphy.backend.trt import (
+        engine_bytes_from_network,
+        get_trt_logger,
+        network_from_onnx_path,
+    )
     from polygraphy.exception import PolygraphyException
 
     answer = CompileAnswer(f"TensorRT-RTX {trt.__version__}")
@@ -88,10 +92,15 @@ def _compile(request: CompileRequest, trt: Any) -> bool:
 
     get_trt_logger().log = keep
     try:
-        config = CreateConfigRTX(compute_capabilities=[divmod(request.sm, 10)], profiling_verbosity=trt.ProfilingVerbosity.DETAILED)
+        config = CreateConfigRTX(
+            compute_capabilities=[divmod(request.sm, 10)],
+            profiling_verbosity=trt.ProfilingVerbosity.DETAILED,
+        )
         engine_bytes_from_network(network_from_onnx_path(request.model), config=config)
     except PolygraphyException as error:
-        answer.failure = next((line for line in (errors[-1:] or str(error).splitlines())), "refused").strip()
+        answer.failure = next(
+            (line for line in (errors[-1:] or str(error).splitlines())), "refused"
+        ).strip()
     Path(request.answer).write_bytes(msgspec.json.encode(answer))
     return bool(answer.failure)
 

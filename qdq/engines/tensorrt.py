@@ -84,7 +84,9 @@ def _require(target: Target) -> None:
         raise CompilerError(f"target {target}: {_NEEDS}")
 
 
-def _build(model: onnx.ModelProto | Source, target: Target, shapes: Mapping[str, tuple[int, ...]]) -> tuple[Any, Engine]:
+def _build(
+    model: onnx.ModelProto | Source, target: Target, shapes: Mapping[str, tuple[int, ...]]
+) -> tuple[Any, Engine]:
     import tensorrt as trt
     from polygraphy.backend.trt import CreateConfig, EngineFromNetwork, NetworkFromOnnxPath
 
@@ -94,7 +96,9 @@ def _build(model: onnx.ModelProto | Source, target: Target, shapes: Mapping[str,
         config = CreateConfig(profiling_verbosity=trt.ProfilingVerbosity.DETAILED)
         engine = EngineFromNetwork(NetworkFromOnnxPath(str(path)), config)()
     text = engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON)
-    layers = tuple(read_engine_information(json.loads(text), [label for label, _ in all_nodes(proto.graph)]))
+    layers = tuple(
+        read_engine_information(json.loads(text), [label for label, _ in all_nodes(proto.graph)])
+    )
     return engine, Engine(target, f"TensorRT {trt.__version__}", layers)
 
 
@@ -107,12 +111,20 @@ def is_gpu_present() -> bool:
     except OSError:
         return False
     count = ctypes.c_int(0)
-    return driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0 and count.value > 0
+    return (
+        driver.cuInit(0) == 0
+        and driver.cuDeviceGetCount(ctypes.byref(count)) == 0
+        and count.value > 0
+    )
 
 
 def read_engine_information(content: Mapping[str, Any], labels: list[str]) -> Iterator[EngineLayer]:
     """Yield the layers of an engine inspector's JSON, of TensorRT 8 to 11; `labels` name the nodes that its tokens stand for."""
-    return layerfile.read_inspector_layers(content["Layers"], lambda name, metadata: find_labels(f"{name} {metadata}", labels), "the engine")
+    return layerfile.read_inspector_layers(
+        content["Layers"],
+        lambda name, metadata: find_labels(f"{name} {metadata}", labels),
+        "the engine",
+    )
 
 
 def _timed(runner: Any, sample: Mapping[str, Array]) -> tuple[dict[str, Array], float]:

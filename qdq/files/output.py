@@ -17,7 +17,9 @@ def check_output(path: Path, inputs: tuple[Path, ...] = (), force: bool = False)
     """Raise UsageError unless `path` can be written: not an input, not existing (or `force`), in a writable folder."""
     exists = _exists(path)
     if any(_same(path, source) for source in inputs):
-        raise UsageError(f"{path}: the output is the input; name another file, inputs are never changed")
+        raise UsageError(
+            f"{path}: the output is the input; name another file, inputs are never changed"
+        )
     if path.is_dir():
         raise UsageError(f"{path}: is a folder; name a file")
     if path.exists() and not path.is_file():
@@ -34,7 +36,9 @@ def _exists(path: Path) -> bool:
     except (FileNotFoundError, NotADirectoryError):
         return False
     except OSError as error:
-        raise UsageError(f"{path}: cannot be written: {error.strerror}; choose another name") from error
+        raise UsageError(
+            f"{path}: cannot be written: {error.strerror}; choose another name"
+        ) from error
     return True
 
 
@@ -49,7 +53,9 @@ def _check_folder(path: Path) -> None:
 
 
 def _same(path: Path, other: Path) -> bool:
-    return os.path.realpath(path) == os.path.realpath(other) or (path.exists() and other.exists() and path.samefile(other))
+    return os.path.realpath(path) == os.path.realpath(other) or (
+        path.exists() and other.exists() and path.samefile(other)
+    )
 
 
 def write_atomic(path: Path, content: bytes) -> None:
@@ -84,7 +90,9 @@ def atomic_file(path: Path, parents: bool = False) -> Iterator[Path]:
         temporary.chmod(0o666 & ~_umask())
         temporary.replace(path)
     except OSError as error:
-        raise UsageError(f"{path}: could not be written: {error.strerror or error}; choose another place") from error
+        raise UsageError(
+            f"{path}: could not be written: {error.strerror or error}; choose another place"
+        ) from error
     finally:
         if temporary:
             temporary.unlink(missing_ok=True)

@@ -28,7 +28,9 @@ class _StrictLoader(yaml.SafeLoader):
         for key_node, value_node in node.value:
             key, line = self.construct_object(key_node, deep=True), key_node.start_mark.line + 1
             if not isinstance(key, str):
-                raise RuleError(f"{line}: YAML reads the key {key_node.value!r} as {key!r}; put it in quotes")
+                raise RuleError(
+                    f"{line}: YAML reads the key {key_node.value!r} as {key!r}; put it in quotes"
+                )
             if key in mapping:
                 raise RuleError(f"{line}: the key {key!r} is given twice; remove one")
             mapping[key] = self.construct_object(value_node, deep=True)
@@ -38,8 +40,14 @@ class _StrictLoader(yaml.SafeLoader):
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         try:
             return super().construct_object(node, deep)
-        except (ValueError, KeyError, AttributeError) as error:  # PyYAML's, for dates and explicit tags
-            raise RuleError(f"{node.start_mark.line + 1}: YAML cannot read {node.value!r} as {node.tag.rpartition(':')[2]}; put it in quotes") from error
+        except (
+            ValueError,
+            KeyError,
+            AttributeError,
+        ) as error:  # PyYAML's, for dates and explicit tags
+            raise RuleError(
+                f"{node.start_mark.line + 1}: YAML cannot read {node.value!r} as {node.tag.rpartition(':')[2]}; put it in quotes"
+            ) from error
 
 
 _StrictLoader.add_constructor("tag:yaml.org,2002:map", _StrictLoader.construct_mapping)
@@ -57,9 +65,13 @@ def read_documents(path: Path) -> list[tuple[int, Any]]:
         raise RuleError(f"{path}:{error}") from error
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise RuleError(f"{path}:{line}: not valid YAML: {error.problem}; quote values that begin with a sign") from error
+        raise RuleError(
+            f"{path}:{line}: not valid YAML: {error.problem}; quote values that begin with a sign"
+        ) from error
     except RecursionError as error:
-        raise RuleError(f"{path}: is nested too deeply; a rule or case file needs a few levels only") from error
+        raise RuleError(
+            f"{path}: is nested too deeply; a rule or case file needs a few levels only"
+        ) from error
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise RuleError(f"{path}: cannot be read: {error}") from error
 
@@ -72,12 +84,16 @@ def read_yaml(path: Path) -> Any:
     return documents[0][1] if documents else None
 
 
-def require_known_keys(mapping: LocatedMapping, known: Iterable[str], required: Iterable[str] = ()) -> None:
+def require_known_keys(
+    mapping: LocatedMapping, known: Iterable[str], required: Iterable[str] = ()
+) -> None:
     """Raise RuleError, from its line on, for a key that is not known or a required one that is missing."""
     known = tuple(known)
     for key in mapping:
         if key not in known:
-            raise RuleError(f"{mapping.lines[key]}: unknown key {key!r}{did_you_mean(key, known)}; known are {', '.join(known) or 'none'}")
+            raise RuleError(
+                f"{mapping.lines[key]}: unknown key {key!r}{did_you_mean(key, known)}; known are {', '.join(known) or 'none'}"
+            )
     for key in required:
         if key not in mapping:
             raise RuleError(f"{mapping.line}: the key {key!r} is missing")
@@ -87,7 +103,9 @@ def read_text(mapping: LocatedMapping, key: str) -> str:
     """Return the text behind a key, white space folded; raises RuleError, from its line on, for anything else."""
     value = mapping[key]
     if not isinstance(value, str) or not value.strip():
-        raise RuleError(f"{mapping.lines[key]}: {key!r} must be text, not {value!r}; put it in quotes")
+        raise RuleError(
+            f"{mapping.lines[key]}: {key!r} must be text, not {value!r}; put it in quotes"
+        )
     return " ".join(value.split())
 
 
@@ -95,11 +113,15 @@ def read_choice(mapping: LocatedMapping, key: str, known: Iterable[str]) -> Any:
     """Return the value behind a key if it is one of `known`; raises RuleError, from its line on, if not."""
     value, known = mapping[key], tuple(known)
     if value not in known:
-        raise RuleError(f"{mapping.lines[key]}: {key!r} is {value!r}; it must be one of {', '.join(known)}{did_you_mean(str(value), known)}")
+        raise RuleError(
+            f"{mapping.lines[key]}: {key!r} is {value!r}; it must be one of {', '.join(known)}{did_you_mean(str(value), known)}"
+        )
     return value
 
 
-def read_words(mapping: LocatedMapping, key: str, check: Callable[[str], str] = str) -> tuple[str, ...]:
+def read_words(
+    mapping: LocatedMapping, key: str, check: Callable[[str], str] = str
+) -> tuple[str, ...]:
     """Return the word or list of words behind a key, none where it is missing; `check` may raise RuleError for each."""
     if key not in mapping:
         return ()
@@ -135,7 +157,9 @@ def parse_text_yaml(content: bytes) -> Any:
 
 def _texts(event: yaml.Event, events: Iterator[yaml.Event]) -> Any:
     if isinstance(event, yaml.AliasEvent) or getattr(event, "tag", None) is not None:
-        raise RuleError(f"{_line(event)}: tags and aliases are not read here; write the value itself")
+        raise RuleError(
+            f"{_line(event)}: tags and aliases are not read here; write the value itself"
+        )
     if isinstance(event, yaml.ScalarEvent):
         return event.value
     if isinstance(event, yaml.SequenceStartEvent):

@@ -41,7 +41,9 @@ def node_labels(graph: onnx.GraphProto) -> list[str]:
 def all_nodes(graph: onnx.GraphProto, path: str = "") -> Iterator[tuple[str, onnx.NodeProto]]:
     """Yield the nodes of a graph, then those of its bodies, each with its label behind the body's path."""
     labels = node_labels(graph)
-    yield from ((qualified_name(path, label), node) for label, node in zip(labels, graph.node, strict=True))
+    yield from (
+        (qualified_name(path, label), node) for label, node in zip(labels, graph.node, strict=True)
+    )
     for label, node in zip(labels, graph.node, strict=True):
         for name, body in node_bodies(node):
             yield from all_nodes(body, qualified_name(path, f"{label}.{name}"))
@@ -49,7 +51,11 @@ def all_nodes(graph: onnx.GraphProto, path: str = "") -> Iterator[tuple[str, onn
 
 def captured_names(body: onnx.GraphProto) -> set[str]:
     """Return the names that a body reads from the graphs around it."""
-    made = {i.name for i in body.input} | {t.name for t in body.initializer} | {o for n in body.node for o in n.output}
+    made = (
+        {i.name for i in body.input}
+        | {t.name for t in body.initializer}
+        | {o for n in body.node for o in n.output}
+    )
     read = {i for n in body.node for i in n.input} | {o.name for o in body.output}
     for node in body.node:
         for _, inner in node_bodies(node):
@@ -62,4 +68,6 @@ def read_tensor_values(tensor: onnx.TensorProto, model: str, folder: Path | None
     try:
         return numpy_helper.to_array(tensor, base_dir=str(folder) if folder else "")
     except (ValueError, TypeError, KeyError, RuntimeError, OSError) as error:
-        raise ModelError(f"{model}: the values of {tensor.name!r} cannot be read: {first_line(error)}; export the model again") from error
+        raise ModelError(
+            f"{model}: the values of {tensor.name!r} cannot be read: {first_line(error)}; export the model again"
+        ) from error

@@ -32,7 +32,9 @@ def inline_functions(model: onnx.ModelProto) -> tuple[onnx.ModelProto, tuple[str
     done = called - _reached(inlined.graph.node, functions)
     if not done:
         return model, ()
-    return inlined, (f"model-local functions inlined: {', '.join(sorted(f'{domain}.{name}' if domain else name for domain, name in done))}",)
+    return inlined, (
+        f"model-local functions inlined: {', '.join(sorted(f'{domain}.{name}' if domain else name for domain, name in done))}",
+    )
 
 
 def _inlined(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -42,7 +44,11 @@ def _inlined(model: onnx.ModelProto) -> onnx.ModelProto:
     for function in aligned.functions:
         _align(function, opsets)
     inlined = _try(aligned, convert=False)
-    mixed = any(e.version != opsets.get(e.domain, e.version) for f in inlined.functions for e in f.opset_import)
+    mixed = any(
+        e.version != opsets.get(e.domain, e.version)
+        for f in inlined.functions
+        for e in f.opset_import
+    )
     return _try(inlined, convert=True) if mixed else inlined
 
 
@@ -51,7 +57,9 @@ def _align(function: onnx.FunctionProto, opsets: Mapping[str, int]) -> None:
     for entry in function.opset_import:
         wanted = opsets.get(entry.domain, entry.version)
         used = {op for domain, op in _operators(function.node) if domain in _DEFAULT}
-        if entry.domain in _DEFAULT and all(_since(op, entry.version) == _since(op, wanted) for op in used):
+        if entry.domain in _DEFAULT and all(
+            _since(op, entry.version) == _since(op, wanted) for op in used
+        ):
             entry.version = wanted
 
 
@@ -65,7 +73,9 @@ def _since(operator: str, opset: int) -> int:
 def _try(model: onnx.ModelProto, convert: bool) -> onnx.ModelProto:
     """Return what ONNX's inliner makes of a model, or the model where it fails; to convert opsets it wants to know all types."""
     try:
-        inlined: onnx.ModelProto = inliner.inline_local_functions(onnx.shape_inference.infer_shapes(model) if convert else model, convert_version=convert)
+        inlined: onnx.ModelProto = inliner.inline_local_functions(
+            onnx.shape_inference.infer_shapes(model) if convert else model, convert_version=convert
+        )
     except Exception:  # noqa: BLE001 whatever it throws, the functions stay and the plan names them
         return model
     known = {v.name for v in model.graph.value_info}
@@ -75,14 +85,21 @@ def _try(model: onnx.ModelProto, convert: bool) -> onnx.ModelProto:
     return inlined
 
 
-def _reached(nodes: Iterable[onnx.NodeProto], functions: Mapping[Id, onnx.FunctionProto]) -> set[Id]:
+def _reached(
+    nodes: Iterable[onnx.NodeProto], functions: Mapping[Id, onnx.FunctionProto]
+) -> set[Id]:
     """Return the functions that some nodes call, those that functions call too; raises ModelError for a circle."""
-    calls = {key: set(_operators(function.node)) & functions.keys() for key, function in functions.items()}
+    calls = {
+        key: set(_operators(function.node)) & functions.keys()
+        for key, function in functions.items()
+    }
     try:
         order = tuple(TopologicalSorter(calls).static_order())
     except CycleError as error:
         domain, name = error.args[1][0]
-        raise ModelError(f"is damaged: its function {domain}.{name} calls itself; export or download it again") from error
+        raise ModelError(
+            f"is damaged: its function {domain}.{name} calls itself; export or download it again"
+        ) from error
     reached = set(_operators(nodes)) & functions.keys()
     for key in reversed(order):
         reached |= calls[key] if key in reached else set()

@@ -17,7 +17,13 @@ import onnx
 
 from qdq.arrays import Array
 from qdq.errors import ModelError, first_line
-from qdq.graph.bodies import captured_names, node_bodies, node_labels, qualified_name, read_tensor_values
+from qdq.graph.bodies import (
+    captured_names,
+    node_bodies,
+    node_labels,
+    qualified_name,
+    read_tensor_values,
+)
 from qdq.graph.shape_inference import LARGEST_FOLDED_BYTES, declared_type, infer_types
 from qdq.graph.source import Source
 
@@ -57,7 +63,9 @@ class Node:
         self.label = label
         self.proto = proto
         #: The operator; one of another domain carries it, as in ``com.microsoft.Gelu``.
-        self.op = proto.op_type if proto.domain in ("", "ai.onnx") else f"{proto.domain}.{proto.op_type}"
+        self.op = (
+            proto.op_type if proto.domain in ("", "ai.onnx") else f"{proto.domain}.{proto.op_type}"
+        )
         self.inputs = tuple(proto.input)
         self.outputs = tuple(proto.output)
 
@@ -96,7 +104,10 @@ class GraphIndex:
         #: Position there of the node that a body belongs to.
         self.position = position
         self.graph = graph = source.model.graph if graph is None else graph
-        self.nodes = tuple(Node(i, label, node) for i, (label, node) in enumerate(zip(node_labels(graph), graph.node, strict=True)))
+        self.nodes = tuple(
+            Node(i, label, node)
+            for i, (label, node) in enumerate(zip(node_labels(graph), graph.node, strict=True))
+        )
         self.by_label = {node.label: node for node in self.nodes}
         self.producers = {name: node for node in self.nodes for name in node.outputs if name}
         self.consumers = _consumers(self.nodes)
@@ -105,15 +116,21 @@ class GraphIndex:
         self.inputs = {i.name: i for i in graph.input if i.name not in self.initializers}
         self.outputs = {o.name: o for o in graph.output}
         #: Weights that the file stores as sparse tensors.
-        self.sparse: set[str] = {s.values.name for s in graph.sparse_initializer} | (outer.sparse if outer else set())
+        self.sparse: set[str] = {s.values.name for s in graph.sparse_initializer} | (
+            outer.sparse if outer else set()
+        )
         self.constants = _constant_names(self)
         self._values: dict[str, Array] = {}
-        self._bodies = tuple(_body_index(self, node, name, body) for node in self.nodes for name, body in node.bodies)
+        self._bodies = tuple(
+            _body_index(self, node, name, body) for node in self.nodes for name, body in node.bodies
+        )
 
     @property
     def scopes(self) -> dict[str, GraphIndex]:
         """This graph and all bodies in it by path, each before the bodies in it; not kept, for an index that holds itself stays in memory."""
-        return {self.path: self} | {path: scope for body in self._bodies for path, scope in body.scopes.items()}
+        return {self.path: self} | {
+            path: scope for body in self._bodies for path, scope in body.scopes.items()
+        }
 
     def scope(self, edge: Edge) -> GraphIndex:
         """Return the index of the graph that an edge lies in."""
@@ -140,11 +157,18 @@ class GraphIndex:
 
     def edges_from(self, tensor: str) -> tuple[Edge, ...]:
         """Return the edges of this graph that read a tensor, in node order."""
-        return tuple(self.edge(node, slot) for node, slot in self.consumers.get(tensor, ()) if slot >= 0)
+        return tuple(
+            self.edge(node, slot) for node, slot in self.consumers.get(tensor, ()) if slot >= 0
+        )
 
     def defining_scope(self, tensor: str) -> GraphIndex:
         """Return the index of the graph that a tensor is made in: this one, or one around it."""
-        if self.outer is None or tensor in self.producers or tensor in self.inputs or tensor in self.initializers:
+        if (
+            self.outer is None
+            or tensor in self.producers
+            or tensor in self.inputs
+            or tensor in self.initializers
+        ):
             return self
         return self.outer.defining_scope(tensor)
 
@@ -196,7 +220,10 @@ class GraphIndex:
     @cached_property
     def _types(self) -> dict[str, TensorType]:
         inferred = self._inferred
-        found = {v.name: declared_type(v) for v in (*inferred.value_info, *inferred.input, *inferred.output)}
+        found = {
+            v.name: declared_type(v)
+            for v in (*inferred.value_info, *inferred.input, *inferred.output)
+        }
         found.update({name: (t.data_type, tuple(t.dims)) for name, t in self.initializers.items()})
         return found
 
@@ -205,14 +232,23 @@ class GraphIndex:
         """This graph with the types that inference found."""
         if self.outer is None:
             return infer_types(self.source.model, self.graph, self.input_shapes)
-        if self.outer.nodes[self.position].op == "Loop":  # seen from the Loop, inference forgets the shapes of its state, declared or not
+        if (
+            self.outer.nodes[self.position].op == "Loop"
+        ):  # seen from the Loop, inference forgets the shapes of its state, declared or not
             return infer_types(self.source.model, _with_captured(self.graph, self.outer), {})
         bodies = node_bodies(self.outer._inferred.node[self.position])
         return next(body for name, body in bodies if self.path.endswith(f".{name}"))
 
 
 def _body_index(around: GraphIndex, node: Node, name: str, body: onnx.GraphProto) -> GraphIndex:
-    return GraphIndex(around.source, None, body, qualified_name(around.path, f"{node.label}.{name}"), around, node.position)
+    return GraphIndex(
+        around.source,
+        None,
+        body,
+        qualified_name(around.path, f"{node.label}.{name}"),
+        around,
+        node.position,
+    )
 
 
 def _consumers(nodes: tuple[Node, ...]) -> dict[str, list[tuple[Node, int]]]:
@@ -231,10 +267,18 @@ def _constant_names(index: GraphIndex) -> set[str]:
     names = set(index.initializers)
 
     def known(tensor: str) -> bool:
-        return tensor in names or (index.outer is not None and (home := index.defining_scope(tensor)) is not index and tensor in home.constants)
+        return tensor in names or (
+            index.outer is not None
+            and (home := index.defining_scope(tensor)) is not index
+            and tensor in home.constants
+        )
 
     for node in index.nodes:
-        foldable = node.proto.domain in ("", "ai.onnx") and (not node.bodies or node.op == "If") and not node.op.startswith(_UNFOLDABLE_PREFIXES)
+        foldable = (
+            node.proto.domain in ("", "ai.onnx")
+            and (not node.bodies or node.op == "If")
+            and not node.op.startswith(_UNFOLDABLE_PREFIXES)
+        )
         if node.op == "Constant" or (foldable and node.inputs and all(map(known, _reads(node)))):
             names.update(filter(None, node.outputs))
     return names
@@ -249,18 +293,30 @@ def _reads(node: Node) -> tuple[str, ...]:
 def _evaluate(index: GraphIndex, tensor: str) -> Array:
     try:
         if tensor in index.initializers:
-            return read_tensor_values(index.initializers[tensor], index.source.name, index.source.folder)
+            return read_tensor_values(
+                index.initializers[tensor], index.source.name, index.source.folder
+            )
         node = index.producers[tensor]
         value = node.attribute("value") if node.op == "Constant" else None
         if value is not None:
             return read_tensor_values(value, index.source.name, None)
-        if node.op in ("Shape", "Size") and (dims := _known_dims(index, node.inputs[0])) is not None:
-            return np.array(math.prod(dims) if node.op == "Size" else dims[slice(node.attribute("start"), node.attribute("end"))], np.int64)
+        if (
+            node.op in ("Shape", "Size")
+            and (dims := _known_dims(index, node.inputs[0])) is not None
+        ):
+            return np.array(
+                math.prod(dims)
+                if node.op == "Size"
+                else dims[slice(node.attribute("start"), node.attribute("end"))],
+                np.int64,
+            )
         return _run_node(index, node)[node.outputs.index(tensor)]
     except ModelError:
         raise
     except Exception as error:  # ONNX's reference evaluator documents none
-        raise ModelError(f"{index.source.name}: constant {tensor!r} cannot be computed: {first_line(error)}; export the model with its value stored") from error
+        raise ModelError(
+            f"{index.source.name}: constant {tensor!r} cannot be computed: {first_line(error)}; export the model with its value stored"
+        ) from error
 
 
 def _known_dims(index: GraphIndex, tensor: str) -> tuple[int, ...] | None:
@@ -272,7 +328,12 @@ def _run_node(index: GraphIndex, node: Node) -> list[Array]:
     from onnx.reference import ReferenceEvaluator
 
     feeds = {name: index.constant(name) for name in _reads(node)}
-    inputs = [onnx.helper.make_tensor_value_info(n, onnx.helper.np_dtype_to_tensor_dtype(v.dtype), v.shape) for n, v in feeds.items()]
+    inputs = [
+        onnx.helper.make_tensor_value_info(
+            n, onnx.helper.np_dtype_to_tensor_dtype(v.dtype), v.shape
+        )
+        for n, v in feeds.items()
+    ]
     outputs = [onnx.helper.make_empty_tensor_value_info(name) for name in node.outputs]
     graph = onnx.helper.make_graph([node.proto], "constant", inputs, outputs)
     model = onnx.helper.make_model(graph, opset_imports=index.source.model.opset_import)
@@ -288,5 +349,7 @@ def _with_captured(body: onnx.GraphProto, around: GraphIndex) -> onnx.GraphProto
         if stored is not None and stored.ByteSize() <= LARGEST_FOLDED_BYTES:
             copy.initializer.append(stored)
         elif around.elem_type(name):
-            copy.input.append(onnx.helper.make_tensor_value_info(name, around.elem_type(name), around.shape(name)))
+            copy.input.append(
+                onnx.helper.make_tensor_value_info(name, around.elem_type(name), around.shape(name))
+            )
     return copy

@@ -52,7 +52,11 @@ def reads_graph_input(index: GraphIndex, node: Node) -> bool:
 
 def product_sizes(index: GraphIndex, node: Node) -> tuple[int, int] | None:
     """Return K and N of a Gemm or MatMul: how many products each value sums, and how many values a row holds. None where unknown."""
-    weight = index.shape(node.inputs[1]) if node.op in MATRIX_PRODUCTS and operands(index, node) else None
+    weight = (
+        index.shape(node.inputs[1])
+        if node.op in MATRIX_PRODUCTS and operands(index, node)
+        else None
+    )
     if weight is None or len(weight) < _MATRIX or weight[-1] is None or weight[-2] is None:
         return None
     turned = node.op == "Gemm" and node.attribute("transB", 0)
@@ -61,7 +65,11 @@ def product_sizes(index: GraphIndex, node: Node) -> tuple[int, int] | None:
 
 def product_rows(index: GraphIndex, node: Node) -> int | None:
     """Return M of a Gemm or MatMul with a constant right operand: the rows of all matrices of its left one. None where unknown."""
-    if node.op not in MATRIX_PRODUCTS or not operands(index, node) or not index.is_constant(node.inputs[1]):
+    if (
+        node.op not in MATRIX_PRODUCTS
+        or not operands(index, node)
+        or not index.is_constant(node.inputs[1])
+    ):
         return None
     shape = index.shape(node.inputs[0])
     if shape is None:
@@ -75,7 +83,13 @@ def attention_length(index: GraphIndex, node: Node) -> int | None:
     """Return over how many positions an attention goes, for each of its two products of computed matrices; None for other nodes."""
     if node.op != "MatMul" or any(index.is_constant(i) for i in node.inputs):
         return None
-    scores = node.outputs[0] if _leads_to_softmax(index, node) else node.inputs[0] if _comes_from_softmax(index, node) else ""
+    scores = (
+        node.outputs[0]
+        if _leads_to_softmax(index, node)
+        else node.inputs[0]
+        if _comes_from_softmax(index, node)
+        else ""
+    )
     shape = index.shape(scores) if scores else None
     return shape[-1] if shape else None
 
@@ -84,10 +98,19 @@ def attention_length(index: GraphIndex, node: Node) -> int | None:
 def layers_to_output(index: GraphIndex) -> dict[str, int]:
     """Return for each node the fewest weighted operators, itself included, on a way from it to an output of the main graph."""
     known: dict[str, int] = {}
-    end = [0] if index.outer is None else _behind(layers_to_output(index.outer), index.outer.nodes[index.position])
+    end = (
+        [0]
+        if index.outer is None
+        else _behind(layers_to_output(index.outer), index.outer.nodes[index.position])
+    )
     for node in reversed(index.nodes):
-        readers = [reader for tensor in node.outputs for reader, _ in index.consumers.get(tensor, ())]
-        behind = [*(end if any(tensor in index.outputs for tensor in node.outputs) else []), *(d for reader in readers for d in _behind(known, reader))]
+        readers = [
+            reader for tensor in node.outputs for reader, _ in index.consumers.get(tensor, ())
+        ]
+        behind = [
+            *(end if any(tensor in index.outputs for tensor in node.outputs) else []),
+            *(d for reader in readers for d in _behind(known, reader)),
+        ]
         if behind:
             known[node.label] = min(behind) + bool(operands(index, node))
     return known

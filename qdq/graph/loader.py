@@ -41,7 +41,13 @@ def load(model: ModelLike) -> Source:
         return _load_path(Path(model))
     proto = model if isinstance(model, onnx.ModelProto) else _from_graphsurgeon(model)
     raised, notes = _raised(None, proto)
-    return Source(None, raised, hashlib.sha256(canonical_bytes(proto)).hexdigest(), notes, given_opset=default_opset(proto))
+    return Source(
+        None,
+        raised,
+        hashlib.sha256(canonical_bytes(proto)).hexdigest(),
+        notes,
+        given_opset=default_opset(proto),
+    )
 
 
 def raise_source_opset(source: Source, opset: int) -> Source:
@@ -77,7 +83,9 @@ def read_file(path: Path) -> bytes:
     except OSError as error:
         raise ModelError(f"{path}: cannot be read: {error.strerror}") from error
     if content.startswith(_LFS_POINTER):
-        raise ModelError(f"{path}: is a Git LFS pointer, not the model itself; run 'git lfs pull' first")
+        raise ModelError(
+            f"{path}: is a Git LFS pointer, not the model itself; run 'git lfs pull' first"
+        )
     return content
 
 
@@ -89,11 +97,17 @@ def parse_model(content: bytes, path: Path) -> onnx.ModelProto:
     except DecodeError as error:
         starts_well = content[:1] == _FIRST_FIELD
         what = "is truncated or damaged" if starts_well else "is not an ONNX file"
-        raise ModelError(f"{path}: {what} ({len(content)} bytes); export or download it again") from error
+        raise ModelError(
+            f"{path}: {what} ({len(content)} bytes); export or download it again"
+        ) from error
     if not model.ir_version or not model.opset_import:
-        raise ModelError(f"{path}: is not an ONNX model (no IR version or opset); export or download it again")
+        raise ModelError(
+            f"{path}: is not an ONNX model (no IR version or opset); export or download it again"
+        )
     if not model.graph.node:
-        raise ModelError(f"{path}: is truncated or empty: its graph has no nodes; export or download it again")
+        raise ModelError(
+            f"{path}: is truncated or empty: its graph has no nodes; export or download it again"
+        )
     return model
 
 
@@ -113,13 +127,18 @@ def _from_graphsurgeon(graph: gs.Graph) -> onnx.ModelProto:
     import onnx_graphsurgeon as gs
 
     if not isinstance(graph, gs.Graph):
-        raise ModelError(f"cannot load a model from {type(graph).__name__}: pass a path, an onnx.ModelProto or a graphsurgeon Graph")
+        raise ModelError(
+            f"cannot load a model from {type(graph).__name__}: pass a path, an onnx.ModelProto or a graphsurgeon Graph"
+        )
     model: onnx.ModelProto = gs.export_onnx(graph)
     return model
 
 
 def _external_paths(model: onnx.ModelProto, path: Path) -> list[Path]:
-    return [path.parent / name for name in sorted({ExternalDataInfo(t).location for t in external_tensors(model)})]
+    return [
+        path.parent / name
+        for name in sorted({ExternalDataInfo(t).location for t in external_tensors(model)})
+    ]
 
 
 def _hash_file(digest: hashlib._Hash, path: Path) -> None:

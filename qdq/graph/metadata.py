@@ -14,7 +14,13 @@ RULE_KEY = "qdq.rule"
 LEVELS_KEY = "qdq.levels"
 
 #: Keys of the model's `metadata_props`: what made it.
-TARGETS_KEY, RULES_KEY, LEAVE_FLOAT_KEY, METHOD_KEY, DATA_KEY = "qdq.targets", "qdq.rules", "qdq.leave-float", "qdq.method", "qdq.data"
+TARGETS_KEY, RULES_KEY, LEAVE_FLOAT_KEY, METHOD_KEY, DATA_KEY = (
+    "qdq.targets",
+    "qdq.rules",
+    "qdq.leave-float",
+    "qdq.method",
+    "qdq.data",
+)
 SHAPES_KEY, BATCH_KEY, RANGES_KEY = "qdq.shapes", "qdq.batch", "qdq.ranges"
 
 

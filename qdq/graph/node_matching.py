@@ -43,7 +43,11 @@ def _body(index: GraphIndex, node: Node, name: str) -> GraphIndex:
 
 def _matched(old: GraphIndex, new: GraphIndex) -> list[tuple[Node, Node]]:
     """Return the nodes of two graphs that are the same, the surest first."""
-    looks = {id(node): look for index in (old, new) for node, look in zip(index.nodes, _looks(index), strict=True)}
+    looks = {
+        id(node): look
+        for index in (old, new)
+        for node, look in zip(index.nodes, _looks(index), strict=True)
+    }
     homes = {id(node): index for index in (old, new) for node in index.nodes}
     left = _Left(old.nodes, new.nodes)
     left.take(lambda node: looks[id(node)])
@@ -83,10 +87,25 @@ class _Left:
 
     def follow(self, old: GraphIndex, new: GraphIndex) -> None:
         """Match in the order of nodes what reads, at the same slot, what a node gives that is matched: the one such reader of its operator."""
-        known, free, pairs = {id(now): was for was, now in self.taken}, {id(node) for node in self.old}, []
+        known, free, pairs = (
+            {id(now): was for was, now in self.taken},
+            {id(node) for node in self.old},
+            [],
+        )
         for now in self.new:
-            reads = ((slot, _counterpart(new.producers.get(name), name, known)) for slot, name in enumerate(now.inputs))
-            there = ([n for n, at in old.consumers.get(name, ()) if (at, n.op) == (slot, now.op) and id(n) in free] for slot, name in reads if name)
+            reads = (
+                (slot, _counterpart(new.producers.get(name), name, known))
+                for slot, name in enumerate(now.inputs)
+            )
+            there = (
+                [
+                    n
+                    for n, at in old.consumers.get(name, ())
+                    if (at, n.op) == (slot, now.op) and id(n) in free
+                ]
+                for slot, name in reads
+                if name
+            )
             if (was := next((found[0] for found in there if len(found) == 1), None)) is not None:
                 pairs.append((was, now))
                 known[id(now)] = was
@@ -95,17 +114,25 @@ class _Left:
 
     def _leave_out(self, pairs: list[tuple[Node, Node]]) -> None:
         gone = {id(node) for pair in pairs for node in pair}
-        self.old, self.new = ([node for node in nodes if id(node) not in gone] for nodes in (self.old, self.new))
+        self.old, self.new = (
+            [node for node in nodes if id(node) not in gone] for nodes in (self.old, self.new)
+        )
         self.taken += pairs
 
 
 def _counterpart(maker: Node | None, name: str, known: Mapping[int, Node]) -> str:
     """Return what an output of a matched node is called in the older graph, "" where nothing is known of it."""
     was = known.get(id(maker))
-    return was.outputs[maker.outputs.index(name)] if was and maker and len(was.outputs) == len(maker.outputs) else ""
+    return (
+        was.outputs[maker.outputs.index(name)]
+        if was and maker and len(was.outputs) == len(maker.outputs)
+        else ""
+    )
 
 
-def _by_key(nodes: Iterable[Node], key: Callable[[Node], Hashable]) -> Mapping[Hashable, list[Node]]:
+def _by_key(
+    nodes: Iterable[Node], key: Callable[[Node], Hashable]
+) -> Mapping[Hashable, list[Node]]:
     groups: defaultdict[Hashable, list[Node]] = defaultdict(list)
     for node in nodes:
         if value := key(node):
@@ -123,9 +150,15 @@ def _aligned(old: list[Node], new: list[Node]) -> list[tuple[Node, Node]]:
 
 
 def _looks(index: GraphIndex) -> list[_Look]:
-    own = [hash((node.op, tuple(sorted(_attribute(a) for a in node.proto.attribute)))) for node in index.nodes]
+    own = [
+        hash((node.op, tuple(sorted(_attribute(a) for a in node.proto.attribute))))
+        for node in index.nodes
+    ]
     before, behind = _before(index, own), _behind(index, own)
-    kinds = [hash((one, *(_stored(index, name) for name in node.inputs))) for one, node in zip(own, index.nodes, strict=True)]
+    kinds = [
+        hash((one, *(_stored(index, name) for name in node.inputs)))
+        for one, node in zip(own, index.nodes, strict=True)
+    ]
     return [_Look(*look) for look in zip(kinds, before, behind, strict=True)]
 
 
@@ -134,7 +167,9 @@ def _attribute(attribute: onnx.AttributeProto) -> tuple[str, Hashable]:
         return attribute.name, repr(_tensor(attribute.t))
     bodies = [attribute.g] if attribute.HasField("g") else list(attribute.graphs)
     if bodies:
-        return attribute.name, " ".join(node.op_type for body in bodies for _, node in all_nodes(body))
+        return attribute.name, " ".join(
+            node.op_type for body in bodies for _, node in all_nodes(body)
+        )
     return attribute.name, attribute.SerializeToString().hex()
 
 
@@ -142,27 +177,41 @@ def _tensor(tensor: onnx.TensorProto) -> tuple[Hashable, ...]:
     """Return what tells stored tensors apart: type and dimensions, of few integers the values; weights may be trained on."""
     if tensor.data_type not in _WHOLE or tensor.ByteSize() > _SMALL:
         return tensor.data_type, tuple(tensor.dims)
-    listed = np.array(tensor.int64_data, "<i8") if tensor.data_type == TensorProto.INT64 else np.array(tensor.int32_data, "<i4")
+    listed = (
+        np.array(tensor.int64_data, "<i8")
+        if tensor.data_type == TensorProto.INT64
+        else np.array(tensor.int32_data, "<i4")
+    )
     return tensor.data_type, tuple(tensor.dims), tensor.raw_data or listed.tobytes()
 
 
 def _stored(index: GraphIndex, name: str) -> Hashable:
     tensor = index.initializers.get(name)
-    if tensor is None and (maker := index.producers.get(name)) is not None and maker.op == "Constant":
+    if (
+        tensor is None
+        and (maker := index.producers.get(name)) is not None
+        and maker.op == "Constant"
+    ):
         tensor = maker.attribute("value")
     return None if tensor is None else _tensor(tensor)
 
 
-def _weights(index: GraphIndex, node: Node, look: Callable[[onnx.TensorProto], Hashable]) -> Hashable:
+def _weights(
+    index: GraphIndex, node: Node, look: Callable[[onnx.TensorProto], Hashable]
+) -> Hashable:
     """Return the operator of a node and how its weights look, of those large enough to be no one else's; None where it has none."""
-    stored = [tensor for name in node.inputs if (tensor := index.initializers.get(name)) is not None]
+    stored = [
+        tensor for name in node.inputs if (tensor := index.initializers.get(name)) is not None
+    ]
     looks = tuple(look(tensor) for tensor in stored if len(tensor.raw_data) > _SMALL)
     return (node.op, looks) if looks else None
 
 
 def _before(index: GraphIndex, own: list[int]) -> list[int]:
     """Return for each node a hash of itself and of all that it is computed from."""
-    known: dict[str, Hashable] = {name: ("input", index.elem_type(name), index.rank(name)) for name in index.inputs}
+    known: dict[str, Hashable] = {
+        name: ("input", index.elem_type(name), index.rank(name)) for name in index.inputs
+    }
     hashes = []
     for node, itself in zip(index.nodes, own, strict=True):
         read = [_stored(index, name) or known.get(name, name and "outside") for name in node.inputs]

@@ -37,7 +37,9 @@ def operands(index: GraphIndex, node: Node) -> tuple[Edge, ...]:
     typed = [index.elem_type(e.tensor) for e in edges]
     if any(t and not index.is_float(e.tensor) for t, e in zip(typed, edges, strict=True)):
         return ()
-    if all(index.is_constant(e.tensor) for e in edges) or any(e.tensor in index.sparse for e in edges):
+    if all(index.is_constant(e.tensor) for e in edges) or any(
+        e.tensor in index.sparse for e in edges
+    ):
         return ()
     return edges
 
@@ -74,7 +76,9 @@ def einsum_labels(node: Node) -> tuple[str, str, str] | None:
     A product sums over a label that both operands have; repeated labels and ellipses are not followed.
     """
     equation = node.attribute("equation", b"")
-    found = _TWO_TERMS.fullmatch((equation.decode() if isinstance(equation, bytes) else str(equation)).replace(" ", ""))
+    found = _TWO_TERMS.fullmatch(
+        (equation.decode() if isinstance(equation, bytes) else str(equation)).replace(" ", "")
+    )
     if found is None or len(node.inputs) != 2:  # noqa: PLR2004 two operands
         return None
     left, right, result = found.groups()
@@ -102,7 +106,9 @@ def _gemm_axis(node: Node, slot: int) -> int:
 def channel_amax(weight: Array, axis: int | None) -> Array:
     """Return the largest absolute value of a weight, or of each slice along `axis`, as a float32 vector."""
     others = tuple(a for a in range(weight.ndim) if a != axis)
-    largest = np.maximum(weight.max(axis=others, initial=0.0), -weight.min(axis=others, initial=0.0))
+    largest = np.maximum(
+        weight.max(axis=others, initial=0.0), -weight.min(axis=others, initial=0.0)
+    )
     return np.atleast_1d(largest).astype(np.float32)
 
 
@@ -123,7 +129,9 @@ def reshape_by_channels(node: Node, weight: Array) -> Array | None:
     """Return a weight of slot 1 as [output channels, input channels of one group, taps], or None for other layouts."""
     if node.op == "Conv":
         return weight.reshape(weight.shape[0], weight.shape[1], -1)
-    if node.op in RECURRENT and len(weight) == 1:  # both directions share the scales of their gate rows
+    if (
+        node.op in RECURRENT and len(weight) == 1
+    ):  # both directions share the scales of their gate rows
         rows: Array = weight[0]
         return rows[:, :, None]
     if weight.ndim != 2 or node.op == "Einsum":  # noqa: PLR2004 a matrix

@@ -69,9 +69,21 @@ def stored_tensors(graph: onnx.GraphProto) -> dict[str, onnx.TensorProto]:
 def find_dangling_halves(graph: onnx.GraphProto, around: Collection[str] = ()) -> tuple[str, ...]:
     """Return the names of Q and DQ nodes that belong to no pair, those in bodies too."""
     paired = {i for p in find_pairs(graph, around) for i in (p.q, p.dq)}
-    alone = [n.name or f"#{i}" for i, n in enumerate(graph.node) if n.op_type in PAIR_OPERATORS and i not in paired]
+    alone = [
+        n.name or f"#{i}"
+        for i, n in enumerate(graph.node)
+        if n.op_type in PAIR_OPERATORS and i not in paired
+    ]
     known = {*stored_tensors(graph), *around}
-    return (*alone, *(name for node in graph.node for _, body in node_bodies(node) for name in find_dangling_halves(body, known)))
+    return (
+        *alone,
+        *(
+            name
+            for node in graph.node
+            for _, body in node_bodies(node)
+            for name in find_dangling_halves(body, known)
+        ),
+    )
 
 
 def count_readers(graph: onnx.GraphProto) -> Counter[str]:
@@ -89,7 +101,9 @@ def _count_reads(graph: onnx.GraphProto, count: Counter[str]) -> None:
             _count_reads(body, count)
 
 
-def _pair(dq: onnx.NodeProto, dq_position: int, q: onnx.NodeProto | None, q_position: int | None) -> QdqPair:
+def _pair(
+    dq: onnx.NodeProto, dq_position: int, q: onnx.NodeProto | None, q_position: int | None
+) -> QdqPair:
     written = {p.key: p.value for p in dq.metadata_props}
     return QdqPair(
         q=q_position,

@@ -79,7 +79,14 @@ def trace_axis_to_input(index: GraphIndex, node: Node, axis: int | None) -> int 
     if before is None or after is None or None in (*before, *after):
         return None
     ahead, size = math.prod(d or 0 for d in after[:axis]), after[axis]
-    return next((i for i, d in enumerate(before) if d == size and math.prod(x or 0 for x in before[:i]) == ahead), None)
+    return next(
+        (
+            i
+            for i, d in enumerate(before)
+            if d == size and math.prod(x or 0 for x in before[:i]) == ahead
+        ),
+        None,
+    )
 
 
 def find_producer_before_moves(index: GraphIndex, tensor: str) -> Node | None:
@@ -103,7 +110,11 @@ def normalization_nodes(index: GraphIndex) -> frozenset[str]:
 @cached_per_graph
 def gelu_nodes(index: GraphIndex) -> frozenset[str]:
     """Return the labels of Gelu nodes and of those that spell Gelu with Erf or with Tanh (Hendrycks and Gimpel, arXiv:1606.08415)."""
-    found = {node.label for node in index.nodes if node.op in ("Gelu", "com.microsoft.Gelu", "com.microsoft.FastGelu")}
+    found = {
+        node.label
+        for node in index.nodes
+        if node.op in ("Gelu", "com.microsoft.Gelu", "com.microsoft.FastGelu")
+    }
     for node in index.nodes:
         if node.op in ("Erf", "Tanh"):
             found.update(_decomposed_gelu(index, node))
@@ -123,7 +134,10 @@ def tail_nodes(index: GraphIndex) -> frozenset[str]:
     waiting = [index.by_label[label] for label in before]
     while waiting:
         node = waiting.pop()
-        for tensor in (*node.inputs, *(name for _, body in node.bodies for name in captured_names(body))):
+        for tensor in (
+            *node.inputs,
+            *(name for _, body in node.bodies for name in captured_names(body)),
+        ):
             maker = index.producers.get(tensor)
             if maker is not None and maker.label not in before:
                 before.add(maker.label)
@@ -136,7 +150,9 @@ def find_gate(index: GraphIndex, node: Node) -> tuple[str, str] | None:
     if node.op != "Mul" or len(node.inputs) != 2:  # noqa: PLR2004 two factors
         return None
     for gate, other in (node.inputs, node.inputs[::-1]):
-        if not index.is_constant(other) and _is_gate(index, find_producer_before_moves(index, gate)):
+        if not index.is_constant(other) and _is_gate(
+            index, find_producer_before_moves(index, gate)
+        ):
             return gate, other
     return None
 
@@ -154,7 +170,9 @@ def is_channel_gate(index: GraphIndex, node: Node) -> bool:
     gate, data = (index.shape(t) for t in pair) if pair else (None, None)
     if gate is None or len(gate) <= _PLANE or (data is not None and len(data) != len(gate)):
         return False
-    return all(size == 1 for size in gate[_PLANE:]) and (data is None or gate[_PLANE:] != data[_PLANE:])
+    return all(size == 1 for size in gate[_PLANE:]) and (
+        data is None or gate[_PLANE:] != data[_PLANE:]
+    )
 
 
 @cached_per_graph
@@ -168,15 +186,26 @@ def attention_masks(index: GraphIndex) -> frozenset[str]:
             continue
         if maker.op == "Add":
             found.add(maker.label)
-        if maker.op in (*MOVES_VALUES, "Add") or (maker.op in ("Mul", "Div") and _has_constant(index, maker)):
-            waiting.extend(tensor for tensor in maker.inputs if len(index.consumers.get(tensor, ())) == 1)
+        if maker.op in (*MOVES_VALUES, "Add") or (
+            maker.op in ("Mul", "Div") and _has_constant(index, maker)
+        ):
+            waiting.extend(
+                tensor for tensor in maker.inputs if len(index.consumers.get(tensor, ())) == 1
+            )
     return frozenset(found)
 
 
 def _pads_with_zeros_or_itself(index: GraphIndex, node: Node) -> bool:
-    if node.attribute("mode", b"constant") != b"constant" or len(node.inputs) <= _PAD_VALUE or not node.inputs[_PAD_VALUE]:
+    if (
+        node.attribute("mode", b"constant") != b"constant"
+        or len(node.inputs) <= _PAD_VALUE
+        or not node.inputs[_PAD_VALUE]
+    ):
         return True
-    return index.is_constant(node.inputs[_PAD_VALUE]) and not index.constant(node.inputs[_PAD_VALUE]).any()
+    return (
+        index.is_constant(node.inputs[_PAD_VALUE])
+        and not index.constant(node.inputs[_PAD_VALUE]).any()
+    )
 
 
 def _is_gate(index: GraphIndex, maker: Node | None) -> bool:
@@ -214,16 +243,34 @@ def _decomposed_gelu(index: GraphIndex, curve: Node) -> set[str]:
         return set()
     factors = [n for n in _readers(index, one_more[0]) if n.op == "Mul"]
     behind = [n for f in factors for n in _readers(index, f) if n.op in ("Mul", "Div")]
-    before = [m for f in factors for t in f.inputs if (m := index.producers.get(t)) and m.op in ("Mul", "Div")]
+    before = [
+        m
+        for f in factors
+        for t in f.inputs
+        if (m := index.producers.get(t)) and m.op in ("Mul", "Div")
+    ]
     halved = [n for n in (*factors, *behind, *before) if _has_constant(index, n)]
-    products = [n for n in (*factors, *behind) if n.op == "Mul" and not _has_constant(index, n) and _shares_input(index, n, inside)]
-    return {node.label for node in (curve, *inside, *one_more, *factors, *halved, *products)} if products and halved else set()
+    products = [
+        n
+        for n in (*factors, *behind)
+        if n.op == "Mul" and not _has_constant(index, n) and _shares_input(index, n, inside)
+    ]
+    return (
+        {node.label for node in (curve, *inside, *one_more, *factors, *halved, *products)}
+        if products and halved
+        else set()
+    )
 
 
 def _shares_input(index: GraphIndex, product: Node, inside: list[Node]) -> bool:
     """Whether a product multiplies what the inner argument is made of, perhaps halved."""
     read = {tensor for node in inside for tensor in node.inputs}
-    halves = {t for tensor in product.inputs if (m := index.producers.get(tensor)) and m.op in ("Mul", "Div") and _has_constant(index, m) for t in m.inputs}
+    halves = {
+        t
+        for tensor in product.inputs
+        if (m := index.producers.get(tensor)) and m.op in ("Mul", "Div") and _has_constant(index, m)
+        for t in m.inputs
+    }
     return bool(read & (set(product.inputs) | halves))
 
 

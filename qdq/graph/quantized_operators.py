@@ -98,7 +98,9 @@ def find_float_form(node: onnx.NodeProto) -> FloatForm | None:
     if node.domain == MICROSOFT and node.op_type in _VARIABLE:
         form = _variable(node)
     if form is not None and _attribute(node, "channels_last", 0):
-        raise ModelError(f"node {node.name!r} ({node.op_type}) has its channels last, which no float operator of ONNX does; export the model with them first")
+        raise ModelError(
+            f"node {node.name!r} ({node.op_type}) has its channels last, which no float operator of ONNX does; export the model with them first"
+        )
     return form
 
 
@@ -109,7 +111,13 @@ def _variable(node: onnx.NodeProto) -> FloatForm:
         return FloatForm("Concat", tuple(Operand(i, i + 1, i + 2) for i in starts), (0, 1))
     if node.op_type == "QGemm":
         quantized = len(node.input) > 7 and node.input[7] != ""  # noqa: PLR2004 the slot of y_scale
-        return FloatForm("Gemm", _BINARY, (7, 8) if quantized else None, bias=6, axis=0 if _attribute(node, "transB", 0) else 1)
+        return FloatForm(
+            "Gemm",
+            _BINARY,
+            (7, 8) if quantized else None,
+            bias=6,
+            axis=0 if _attribute(node, "transB", 0) else 1,
+        )
     return FloatForm("MatMul", (Operand(0, 2, 4), Operand(1, 3, 5)), None, added=6)
 
 
@@ -120,7 +128,10 @@ def float_attributes(node: onnx.NodeProto) -> list[onnx.AttributeProto]:
 
 def flattened_axis(node: onnx.NodeProto) -> int | None:
     """Return the axis from which on a QLinearSoftmax takes all axes as one, as Softmax did before opset 13; None for every other node."""
-    if node.op_type != "QLinearSoftmax" or _attribute(node, "opset", _SOFTMAX_OPSET) >= _SOFTMAX_OPSET:
+    if (
+        node.op_type != "QLinearSoftmax"
+        or _attribute(node, "opset", _SOFTMAX_OPSET) >= _SOFTMAX_OPSET
+    ):
         return None
     axis = _attribute(node, "axis", 1)
     return None if axis == -1 else axis

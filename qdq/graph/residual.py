@@ -10,13 +10,20 @@ from __future__ import annotations
 from collections import deque
 
 from qdq.graph.index import Edge, GraphIndex, Node
-from qdq.graph.operators import ACTIVATIONS_BEFORE_RESIDUAL, CONVOLUTIONS, FOLDED_BEFORE_RESIDUAL, MOVES_BEFORE_RESIDUAL
+from qdq.graph.operators import (
+    ACTIVATIONS_BEFORE_RESIDUAL,
+    CONVOLUTIONS,
+    FOLDED_BEFORE_RESIDUAL,
+    MOVES_BEFORE_RESIDUAL,
+)
 from qdq.graph.patterns import find_self_gated
 
 _TERMS = 2
 
 
-def find_residual_slot(index: GraphIndex, add: Node, backbones: tuple[str, ...] = CONVOLUTIONS) -> int | None:
+def find_residual_slot(
+    index: GraphIndex, add: Node, backbones: tuple[str, ...] = CONVOLUTIONS
+) -> int | None:
     """Return the slot of an Add's residual branch, or None where the Add joins no convolution, or other backbone, with a skip.
 
     With a convolution on one side, the other side is the residual. With one on both, the branch
@@ -34,13 +41,19 @@ def find_residual_slot(index: GraphIndex, add: Node, backbones: tuple[str, ...] 
     return 1 if near is not None and near[0] > near[1] else 0
 
 
-def find_backbone(index: GraphIndex, tensor: str, backbones: tuple[str, ...] = CONVOLUTIONS) -> Node | None:
+def find_backbone(
+    index: GraphIndex, tensor: str, backbones: tuple[str, ...] = CONVOLUTIONS
+) -> Node | None:
     """Return the convolution that a tensor comes from through nothing but folded operators and activations, if no one else reads on the way.
 
     `backbones` names other operators to look for, as MATRIX_PRODUCTS of transformers and ConvNeXt; behind
     a matrix product, moves may follow too.
     """
-    passed = (*FOLDED_BEFORE_RESIDUAL, *ACTIVATIONS_BEFORE_RESIDUAL) if backbones == CONVOLUTIONS else (*FOLDED_BEFORE_RESIDUAL, *MOVES_BEFORE_RESIDUAL)
+    passed = (
+        (*FOLDED_BEFORE_RESIDUAL, *ACTIVATIONS_BEFORE_RESIDUAL)
+        if backbones == CONVOLUTIONS
+        else (*FOLDED_BEFORE_RESIDUAL, *MOVES_BEFORE_RESIDUAL)
+    )
     while (node := index.producers.get(tensor)) is not None and _read_once(index, tensor):
         if node.op in backbones:
             return node
@@ -59,28 +72,46 @@ def _read_once(index: GraphIndex, tensor: str) -> bool:
     if index.sole_consumer(tensor):
         return True
     readers = [node for node, _ in index.consumers.get(tensor, ())]
-    return len(readers) == _TERMS and tensor not in index.outputs and any(find_self_gated(index, node) == tensor for node in readers)
+    return (
+        len(readers) == _TERMS
+        and tensor not in index.outputs
+        and any(find_self_gated(index, node) == tensor for node in readers)
+    )
 
 
-def find_fused_backbone(index: GraphIndex, edge: Edge, backbones: tuple[str, ...] = CONVOLUTIONS) -> Node | None:
+def find_fused_backbone(
+    index: GraphIndex, edge: Edge, backbones: tuple[str, ...] = CONVOLUTIONS
+) -> Node | None:
     """Return the convolution, or other backbone, that an Add's other operand comes from, for an edge into an Add."""
     add = index.node(edge)
-    return find_backbone(index, add.inputs[1 - edge.slot], backbones) if len(add.inputs) == _TERMS and edge.slot < _TERMS else None
+    return (
+        find_backbone(index, add.inputs[1 - edge.slot], backbones)
+        if len(add.inputs) == _TERMS and edge.slot < _TERMS
+        else None
+    )
 
 
 def _joins_two_branches(index: GraphIndex, add: Node) -> bool:
-    if add.op != "Add" or len(set(add.inputs)) != _TERMS or any(index.is_constant(i) for i in add.inputs):
+    if (
+        add.op != "Add"
+        or len(set(add.inputs)) != _TERMS
+        or any(index.is_constant(i) for i in add.inputs)
+    ):
         return False
     shapes = [index.shape(i) for i in add.inputs]
     same_rank = shapes[0] is None or shapes[1] is None or len(shapes[0]) == len(shapes[1])
-    return same_rank and not any(_broadcasts(a, b) for a, b in zip(shapes[0] or (), shapes[1] or (), strict=False))
+    return same_rank and not any(
+        _broadcasts(a, b) for a, b in zip(shapes[0] or (), shapes[1] or (), strict=False)
+    )
 
 
 def _broadcasts(a: int | None, b: int | None) -> bool:
     return a is not None and b is not None and a != b
 
 
-def _distances_to_common_ancestor(index: GraphIndex, left: str, right: str) -> tuple[int, int] | None:
+def _distances_to_common_ancestor(
+    index: GraphIndex, left: str, right: str
+) -> tuple[int, int] | None:
     """Return how many nodes lie between each tensor and the nearest tensor that both come from."""
     seen: tuple[dict[str, int], dict[str, int]] = ({left: 0}, {right: 0})
     queues = (deque([left]), deque([right]))

@@ -38,12 +38,21 @@ def parse_profile(text: str) -> Profile:
     Raises UsageError for another spelling, and where the three are not in order.
     """
     name, _, written = text.rpartition("=")
-    shapes = [tuple(int(d) if d.isdecimal() and len(d) <= _MOST_DIGITS else 0 for d in shape.split("x")) for shape in written.split("/")]
+    shapes = [
+        tuple(int(d) if d.isdecimal() and len(d) <= _MOST_DIGITS else 0 for d in shape.split("x"))
+        for shape in written.split("/")
+    ]
     if not name or len(shapes) not in (1, _THREE) or any(0 in shape for shape in shapes):
-        raise UsageError(f"--shapes {text!r}: write the input's name and sizes, such as image=1x3x224x224, or three of them as min/opt/max")
+        raise UsageError(
+            f"--shapes {text!r}: write the input's name and sizes, such as image=1x3x224x224, or three of them as min/opt/max"
+        )
     low, usual, high = shapes * _THREE if len(shapes) == 1 else shapes
-    if not len(low) == len(usual) == len(high) or any(not a <= b <= c for a, b, c in zip(low, usual, high, strict=True)):
-        raise UsageError(f"--shapes {text!r}: the three shapes need as many sizes each, none of min above opt and none of opt above max")
+    if not len(low) == len(usual) == len(high) or any(
+        not a <= b <= c for a, b, c in zip(low, usual, high, strict=True)
+    ):
+        raise UsageError(
+            f"--shapes {text!r}: the three shapes need as many sizes each, none of min above opt and none of opt above max"
+        )
     return Profile(name, low, usual, high)
 
 
@@ -67,6 +76,11 @@ def require_shapes(index: GraphIndex, shapes: Mapping[str, Shape]) -> None:
                 f"{index.source.name}: --shapes names no input {name!r}; its inputs are {', '.join(index.inputs)}{did_you_mean(name, index.inputs)}"
             )
         known = index.shape(name)
-        if known is not None and (len(shape) != len(known) or any(d not in (None, given) for d, given in zip(known, shape, strict=True))):
+        if known is not None and (
+            len(shape) != len(known)
+            or any(d not in (None, given) for d, given in zip(known, shape, strict=True))
+        ):
             spelled = "x".join("?" if d is None else str(d) for d in known)
-            raise UsageError(f"{index.source.name}: --shapes {name}={'x'.join(map(str, shape))} does not fit the input, which is {spelled}")
+            raise UsageError(
+                f"{index.source.name}: --shapes {name}={'x'.join(map(str, shape))} does not fit the input, which is {spelled}"
+            )

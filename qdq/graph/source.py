@@ -58,7 +58,10 @@ class Source(msgspec.Struct, frozen=True):
         "last one wins"), so the file's own bytes serve where it is as it was read and nothing was raised.
         """
         if self.path is not None and not self.notes and self.stamp == file_stamp(self.path):
-            with self.path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            with (
+                self.path.open("rb") as file,
+                mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
+            ):
                 return b"".join((content, canonical_bytes(addition)))
         return canonical_bytes(self.model) + canonical_bytes(addition)
 
@@ -76,7 +79,9 @@ def canonical_bytes(model: onnx.ModelProto) -> bytes:
     try:
         content: bytes = model.SerializeToString()
     except ValueError as error:
-        raise ModelError(f"{model.graph.name or 'model'}: larger than 2 GiB in memory; save its weights as external data first") from error
+        raise ModelError(
+            f"{model.graph.name or 'model'}: larger than 2 GiB in memory; save its weights as external data first"
+        ) from error
     return content
 
 
@@ -89,7 +94,9 @@ def light_copy(model: onnx.ModelProto) -> onnx.ModelProto:
         if len(tensor.dims) <= 1 or tensor.ByteSize() <= _LIGHT:
             copy.graph.initializer.append(tensor)
         else:
-            copy.graph.initializer.add(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
+            copy.graph.initializer.add(
+                name=tensor.name, data_type=tensor.data_type, dims=tensor.dims
+            )
     return copy
 
 

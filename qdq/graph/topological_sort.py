@@ -15,12 +15,19 @@ def order_nodes(model: onnx.ModelProto) -> tuple[onnx.ModelProto, tuple[str, ...
 
     Raises ModelError for nodes that need each other's results.
     """
-    if all(earlier < i for graph in _graphs(model.graph) for i, needed in enumerate(_needs(graph)) for earlier in needed):
+    if all(
+        earlier < i
+        for graph in _graphs(model.graph)
+        for i, needed in enumerate(_needs(graph))
+        for earlier in needed
+    ):
         return model, ()
     ordered = onnx.ModelProto()
     ordered.CopyFrom(model)
     for graph in _graphs(ordered.graph):
-        nodes = [onnx.NodeProto.FromString(graph.node[i].SerializeToString()) for i in _order(graph)]
+        nodes = [
+            onnx.NodeProto.FromString(graph.node[i].SerializeToString()) for i in _order(graph)
+        ]
         del graph.node[:]
         graph.node.extend(nodes)
     return ordered, ("nodes put in the order that ONNX asks for",)
@@ -31,7 +38,9 @@ def _order(graph: onnx.GraphProto) -> list[int]:
         return list(TopologicalSorter(dict(enumerate(_needs(graph)))).static_order())
     except CycleError as error:
         label = graph.node[error.args[1][0]].name or f"#{error.args[1][0]}"
-        raise ModelError(f"is damaged: node {label} needs its own result; export or download it again") from error
+        raise ModelError(
+            f"is damaged: node {label} needs its own result; export or download it again"
+        ) from error
 
 
 def _needs(graph: onnx.GraphProto) -> list[set[int]]:
@@ -48,13 +57,24 @@ def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
 
 
 def _bodies(node: onnx.NodeProto) -> list[onnx.GraphProto]:
-    return [body for attribute in node.attribute for body in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs)]
+    return [
+        body
+        for attribute in node.attribute
+        for body in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs)
+    ]
 
 
 def _reads(node: onnx.NodeProto) -> set[str]:
     """Return what a node reads, its bodies too."""
     read = set(node.input)
     for body in _bodies(node):
-        inside = {name for inner in body.node for name in _reads(inner)} | {o.name for o in body.output}
-        read |= inside - {name for inner in body.node for name in inner.output} - {i.name for i in body.input} - {t.name for t in body.initializer}
+        inside = {name for inner in body.node for name in _reads(inner)} | {
+            o.name for o in body.output
+        }
+        read |= (
+            inside
+            - {name for inner in body.node for name in inner.output}
+            - {i.name for i in body.input}
+            - {t.name for t in body.initializer}
+        )
     return read

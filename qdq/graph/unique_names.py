@@ -27,7 +27,13 @@ class UniqueNames:
 
 
 def _names(graph: onnx.GraphProto, told: bool) -> set[str]:
-    fields = (graph.input, graph.output, graph.initializer, graph.node, *([graph.value_info] if told else []))
+    fields = (
+        graph.input,
+        graph.output,
+        graph.initializer,
+        graph.node,
+        *([graph.value_info] if told else []),
+    )
     names = {item.name for field in fields for item in field}
     for node in graph.node:
         names.update(node.input, node.output)

@@ -49,7 +49,9 @@ class ExposedTensor(msgspec.Struct, frozen=True):
                 yield turn
 
 
-def expose_body_tensors(index: GraphIndex, tensors: Iterable[tuple[str, str]]) -> tuple[Source, dict[str, ExposedTensor]]:
+def expose_body_tensors(
+    index: GraphIndex, tensors: Iterable[tuple[str, str]]
+) -> tuple[Source, dict[str, ExposedTensor]]:
     """Return a copy of the model whose bodies give some tensors, each as (path, name), and these by the names the main graph has for them.
 
     The names are not declared as outputs of the main graph.
@@ -73,7 +75,9 @@ def expose_body_tensors(index: GraphIndex, tensors: Iterable[tuple[str, str]]) -
                 _give_filler(node, body, f"{outside}_filler", form, even=_repeats(scope.outer))
             if node.op_type == "Loop" and gathers:
                 _gather(node, body, name, outside, form)
-                graphs[scope.outer.path].initializer.append(numpy_helper.from_array(form.filler(even=False), _start(outside)))
+                graphs[scope.outer.path].initializer.append(
+                    numpy_helper.from_array(form.filler(even=False), _start(outside))
+                )
             else:
                 _give(node, body, name, outside, form)
             if node.op_type == "If" and not (_repeats(scope.outer) and form.known):
@@ -105,21 +109,31 @@ class _Form(msgspec.Struct, frozen=True):
     @property
     def spelled(self) -> tuple[int, ...] | None:
         """Dimensions for a Reshape that changes nothing, None where too few are known: ONNX Runtime forgets those of a Loop, its Scan wants them."""
-        return None if self.dims is None or self.dims.count(None) > 1 else tuple(-1 if d is None else d for d in self.dims)
+        return (
+            None
+            if self.dims is None or self.dims.count(None) > 1
+            else tuple(-1 if d is None else d for d in self.dims)
+        )
 
     def declared(self, name: str) -> onnx.ValueInfoProto:
         """Return an output of this rank."""
-        return helper.make_tensor_value_info(name, self.elem_type, None if self.dims is None else [None] * len(self.dims))
+        return helper.make_tensor_value_info(
+            name, self.elem_type, None if self.dims is None else [None] * len(self.dims)
+        )
 
     def filler(self, even: bool) -> Array:
         """Return what stands for a tensor that was not made: of its own shape where that must be `even` and is known, else empty."""
         dtype = helper.tensor_dtype_to_np_dtype(self.elem_type)
         if even and self.known:
-            return np.full([d for d in self.dims or () if d is not None], np.finfo(dtype).min, dtype)
+            return np.full(
+                [d for d in self.dims or () if d is not None], np.finfo(dtype).min, dtype
+            )
         return np.zeros((0,) * max(len(self.dims or ()), 1), dtype)
 
 
-def _give(node: onnx.NodeProto, body: onnx.GraphProto, tensor: str, outside: str, form: _Form) -> None:
+def _give(
+    node: onnx.NodeProto, body: onnx.GraphProto, tensor: str, outside: str, form: _Form
+) -> None:
     """Make a tensor a further output of a body and of its node."""
     _name_outputs(node, len(body.output) - (_CONDITION if node.op_type == "Loop" else 0), outside)
     node.output.append(outside)
@@ -127,7 +141,9 @@ def _give(node: onnx.NodeProto, body: onnx.GraphProto, tensor: str, outside: str
     if form.spelled is None:
         body.node.append(helper.make_node("Identity", [tensor], [inside]))
     else:
-        body.initializer.append(numpy_helper.from_array(np.array(form.spelled, np.int64), f"{outside}_shape"))
+        body.initializer.append(
+            numpy_helper.from_array(np.array(form.spelled, np.int64), f"{outside}_shape")
+        )
         body.node.append(helper.make_node("Reshape", [tensor, f"{outside}_shape"], [inside]))
     body.output.append(form.declared(inside))
     for attribute in node.attribute:
@@ -135,7 +151,9 @@ def _give(node: onnx.NodeProto, body: onnx.GraphProto, tensor: str, outside: str
             attribute.ints.append(0)
 
 
-def _gather(node: onnx.NodeProto, body: onnx.GraphProto, tensor: str, outside: str, form: _Form) -> None:
+def _gather(
+    node: onnx.NodeProto, body: onnx.GraphProto, tensor: str, outside: str, form: _Form
+) -> None:
     """Make the values of a tensor in all turns a further state of a Loop: a vector that each turn adds to, empty at the start."""
     node.input.extend([""] * (_LOOP_INPUTS - len(node.input)))
     states = len(node.input) - _LOOP_INPUTS
@@ -159,17 +177,27 @@ def _name_outputs(node: onnx.NodeProto, count: int, outside: str) -> None:
     node.output.extend(f"{outside}_unread_{i}" for i in range(len(node.output), count))
 
 
-def _give_filler(node: onnx.NodeProto, body: onnx.GraphProto, name: str, form: _Form, even: bool) -> None:
+def _give_filler(
+    node: onnx.NodeProto, body: onnx.GraphProto, name: str, form: _Form, even: bool
+) -> None:
     """Make a filler a further output of the other branch of an If."""
     for _, other in node_bodies(node):
         if other is not body:
-            other.node.append(helper.make_node("Constant", [], [name], value=numpy_helper.from_array(form.filler(even))))
+            other.node.append(
+                helper.make_node(
+                    "Constant", [], [name], value=numpy_helper.from_array(form.filler(even))
+                )
+            )
             other.output.append(form.declared(name))
 
 
 def _operators_around(scope: GraphIndex) -> set[str]:
     """Return the operators in whose bodies a graph lies."""
-    return set() if scope.outer is None else {scope.outer.nodes[scope.position].op} | _operators_around(scope.outer)
+    return (
+        set()
+        if scope.outer is None
+        else {scope.outer.nodes[scope.position].op} | _operators_around(scope.outer)
+    )
 
 
 def _repeats(scope: GraphIndex) -> bool:
@@ -182,4 +210,6 @@ def _by_path(index: GraphIndex, graph: onnx.GraphProto) -> Iterator[tuple[str, o
     yield index.path, graph
     for node in index.nodes:
         for name, body in node_bodies(graph.node[node.position]):
-            yield from _by_path(index.scopes[qualified_name(index.path, f"{node.label}.{name}")], body)
+            yield from _by_path(
+                index.scopes[qualified_name(index.path, f"{node.label}.{name}")], body
+            )

@@ -22,7 +22,9 @@ class CheckpointWriter:
         if path is not None and resume and path.exists():
             found = read_checkpoint(path)
             if found.run != run:
-                raise DataError(f"{path}: is the checkpoint of another run: model, plan, data or options differ; run with the same ones, or remove it")
+                raise DataError(
+                    f"{path}: is the checkpoint of another run: model, plan, data or options differ; run with the same ones, or remove it"
+                )
             self.passes = found.passes
 
     @property

@@ -52,7 +52,9 @@ class _Task(msgspec.Struct, frozen=True):
     observing: Observing
 
 
-def collect_ranges(job: CollectionJob, observing: Observing, progress: Progress | None = None) -> Ranges:
+def collect_ranges(
+    job: CollectionJob, observing: Observing, progress: Progress | None = None
+) -> Ranges:
     """Return the ranges of every activation that a plan quantizes, observed in this process or, where asked for, in others.
 
     Raises what `collect_locally` and `collect_distributed` raise.
@@ -60,7 +62,9 @@ def collect_ranges(job: CollectionJob, observing: Observing, progress: Progress 
     return (collect_distributed if observing.spread else collect_locally)(job, observing, progress)
 
 
-def collect_distributed(job: CollectionJob, observing: Observing, progress: Progress | None = None) -> Ranges:
+def collect_distributed(
+    job: CollectionJob, observing: Observing, progress: Progress | None = None
+) -> Ranges:
     """Return the same ranges as `collect_locally`, computed by `observing.workers` processes or by the workers of `observing.scheduler`.
 
     Raises UsageError where Dask is not installed or the scheduler cannot be reached, DataError for
@@ -68,11 +72,17 @@ def collect_distributed(job: CollectionJob, observing: Observing, progress: Prog
     """
     feeds = job.feeds()
     if feeds.once:
-        raise DataError(f"{feeds.name}: can be gone through only once, and every worker reads its own samples; pass a list, a path or a script")
-    keeper = CheckpointWriter(observing.checkpoint, run_key(job, observing, feeds), observing.resume, observing.interval)
+        raise DataError(
+            f"{feeds.name}: can be gone through only once, and every worker reads its own samples; pass a list, a path or a script"
+        )
+    keeper = CheckpointWriter(
+        observing.checkpoint, run_key(job, observing, feeds), observing.resume, observing.interval
+    )
     found = keeper.passes[0] if keeper.passes else None
     with _client(observing) as (client, workers):
-        parts = _parts(observing.part, found, feeds.left(observing.part.number - 1, observing.part.of), workers)
+        parts = _parts(
+            observing.part, found, feeds.left(observing.part.number - 1, observing.part.of), workers
+        )
         for ranges in _as_observed(client, _task(job, observing, workers), parts):
             found = merge((found, ranges)) if found else ranges
             if progress:
@@ -80,7 +90,9 @@ def collect_distributed(job: CollectionJob, observing: Observing, progress: Prog
             if keeper.is_due:
                 keeper.write(found)
     assert found is not None  # there is at least one part
-    return msgspec.structs.replace(found, data=feeds.name, of=observing.part.of, parts=(observing.part.number,))
+    return msgspec.structs.replace(
+        found, data=feeds.name, of=observing.part.of, parts=(observing.part.number,)
+    )
 
 
 def _as_observed(client: Client, task: _Task, parts: list[Part]) -> Iterator[Ranges]:
@@ -88,7 +100,9 @@ def _as_observed(client: Client, task: _Task, parts: list[Part]) -> Iterator[Ran
     from distributed import as_completed
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # that a model in memory is large: scattered, it would be lost with a worker
+        warnings.simplefilter(
+            "ignore", UserWarning
+        )  # that a model in memory is large: scattered, it would be lost with a worker
         futures = [client.submit(_observe_part, task, part, pure=False) for part in parts]
     for future in as_completed(futures):
         yield _result(future)
@@ -110,9 +124,20 @@ def _parts(part: Part, found: Ranges | None, count: int | None, workers: int) ->
 def _task(job: CollectionJob, observing: Observing, workers: int) -> _Task:
     source = job.index.source
     model = source.path.resolve() if source.path else canonical_bytes(source.model)
-    memory = observing.max_memory // workers if observing.max_memory and observing.workers else observing.max_memory
+    memory = (
+        observing.max_memory // workers
+        if observing.max_memory and observing.workers
+        else observing.max_memory
+    )
     cores = max((os.cpu_count() or 1) // workers, 1) if observing.workers else None
-    return _Task(model, job.plan, with_absolute_paths(job.data), job.full, job.batch, Observing(device=observing.device, max_memory=memory, cores=cores))
+    return _Task(
+        model,
+        job.plan,
+        with_absolute_paths(job.data),
+        job.full,
+        job.batch,
+        Observing(device=observing.device, max_memory=memory, cores=cores),
+    )
 
 
 def _observe_part(task: _Task, part: Part) -> Ranges:
@@ -128,7 +153,9 @@ def _index(model: Path | bytes, plan: Plan) -> GraphIndex:
         return GraphIndex(Source(None, onnx.load_model_from_string(model), plan.digest))
     source = load(model)
     if source.digest != plan.digest:
-        raise ModelError(f"{model}: a worker finds another file there: digest {source.digest[:12]}, not {plan.digest[:12]}; put the same file on every machine")
+        raise ModelError(
+            f"{model}: a worker finds another file there: digest {source.digest[:12]}, not {plan.digest[:12]}; put the same file on every machine"
+        )
     return GraphIndex(source_at_plan_opset(source, plan))
 
 
@@ -140,7 +167,9 @@ def _result(future: Future) -> Ranges:
     except QdqError:
         raise
     except Exception as error:
-        raise UsageError(f"Dask could not run a part of the samples: {type(error).__name__}: {first_line(error)}; look into the workers' logs") from error
+        raise UsageError(
+            f"Dask could not run a part of the samples: {type(error).__name__}: {first_line(error)}; look into the workers' logs"
+        ) from error
 
 
 @contextmanager
@@ -149,12 +178,22 @@ def _client(observing: Observing) -> Iterator[tuple[Client, int]]:
     try:
         from distributed import Client, LocalCluster
     except ImportError as error:
-        raise UsageError(f"--workers and --scheduler need Dask: {first_line(error)}; install it with pip install 'qdq[dask]'") from error
+        raise UsageError(
+            f"--workers and --scheduler need Dask: {first_line(error)}; install it with pip install 'qdq[dask]'"
+        ) from error
     if observing.scheduler is None:
         try:
-            cluster = LocalCluster(observing.workers, threads_per_worker=1, memory_limit=0, dashboard_address=":0", silence_logs=logging.CRITICAL)
+            cluster = LocalCluster(
+                observing.workers,
+                threads_per_worker=1,
+                memory_limit=0,
+                dashboard_address=":0",
+                silence_logs=logging.CRITICAL,
+            )
         except Exception as error:  # Dask documents none
-            raise UsageError(f"Dask could not start {observing.workers} processes: {type(error).__name__}: {first_line(error)}; try fewer") from error
+            raise UsageError(
+                f"Dask could not start {observing.workers} processes: {type(error).__name__}: {first_line(error)}; try fewer"
+            ) from error
         with cluster, Client(cluster) as client:
             yield client, observing.workers or 1
         return
@@ -162,6 +201,8 @@ def _client(observing: Observing) -> Iterator[tuple[Client, int]]:
         client = Client(observing.scheduler, timeout=_PATIENCE)
         client.wait_for_workers(1, timeout=_PATIENCE)
     except (OSError, TimeoutError, ValueError) as error:
-        raise UsageError(f"{observing.scheduler}: no Dask scheduler with workers answers: {first_line(error)}; check the address") from error
+        raise UsageError(
+            f"{observing.scheduler}: no Dask scheduler with workers answers: {first_line(error)}; check the address"
+        ) from error
     with client:
         yield client, len(client.nthreads())

@@ -24,7 +24,11 @@ _WORKING_COPIES = 4
 
 
 def split_into_passes(
-    index: GraphIndex, wanted: Sequence[ObservedTensor], feed: Feed, running: RunSettings, limit: int
+    index: GraphIndex,
+    wanted: Sequence[ObservedTensor],
+    feed: Feed,
+    running: RunSettings,
+    limit: int,
 ) -> tuple[tuple[ObservedTensor, ...], ...]:
     """Return groups of tensors, each small enough for a pass over the samples that takes at most `limit` bytes of memory.
 
@@ -34,12 +38,20 @@ def split_into_passes(
     sizes = tensor_bytes(index, wanted, feed)
     largest = max(sizes.values(), default=0)
     histograms = sum(1 + len(set(one.grades.of_channel)) if one.grades else 1 for one in wanted)
-    fixed = _resident_after_run(index, feed, running) + _WORKING_COPIES * largest + histograms * BINS * np.dtype(np.int64).itemsize
-    copies = running.held + 2 * running.at_once  # ONNX Runtime computes in layouts of its own, and freed memory does not come back whole
+    fixed = (
+        _resident_after_run(index, feed, running)
+        + _WORKING_COPIES * largest
+        + histograms * BINS * np.dtype(np.int64).itemsize
+    )
+    copies = (
+        running.held + 2 * running.at_once
+    )  # ONNX Runtime computes in layouts of its own, and freed memory does not come back whole
     least = fixed + copies * largest
     if least > limit:
         needed = math.ceil(least / MEGABYTE)
-        raise UsageError(f"{index.source.name}: a run of it, one tensor observed at a time, takes {needed} MB; allow at least as much with --max-memory")
+        raise UsageError(
+            f"{index.source.name}: a run of it, one tensor observed at a time, takes {needed} MB; allow at least as much with --max-memory"
+        )
     groups: list[list[ObservedTensor]] = [[]]
     free = room = (limit - fixed) // copies
     for one in wanted:
@@ -51,7 +63,9 @@ def split_into_passes(
     return tuple(map(tuple, groups))
 
 
-def tensor_bytes(index: GraphIndex, wanted: Sequence[ObservedTensor], feed: Feed) -> Mapping[str, int]:
+def tensor_bytes(
+    index: GraphIndex, wanted: Sequence[ObservedTensor], feed: Feed
+) -> Mapping[str, int]:
     """Return the bytes of each tensor for one sample; those whose shape cannot be inferred count as the largest of the others."""
     at = GraphIndex(index.source, {name: values.shape for name, values in feed.items()})
     known: dict[str, int] = {}

@@ -15,7 +15,12 @@ from qdq.arrays import Array, Feed
 from qdq.graph.index import Edge, GraphIndex
 from qdq.graph.operands import input_channel_axis
 from qdq.observers.body_outputs import ExposedTensor, expose_body_tensors
-from qdq.observers.tensor_statistics import ObservedTensor, SampleStatistics, TensorKey, TensorStatistics
+from qdq.observers.tensor_statistics import (
+    ObservedTensor,
+    SampleStatistics,
+    TensorKey,
+    TensorStatistics,
+)
 from qdq.planning.decisions import Plan
 from qdq.ranges.channel_importance import channel_grades
 from qdq.ranges.tensor_ranges import TensorRange
@@ -25,11 +30,22 @@ from qdq.runtime.session import open_session, run_sample
 
 def list_observed_tensors(index: GraphIndex, plan: Plan, full: bool) -> tuple[ObservedTensor, ...]:
     """Return every activation that the plan quantizes; `full` adds histograms, and the moments of what is multiplied with weights."""
-    made = {p.edge.qualified_tensor: _made(index, p.edge) for p in plan.placements if p.quantizer.calibrated}
+    made = {
+        p.edge.qualified_tensor: _made(index, p.edge)
+        for p in plan.placements
+        if p.quantizer.calibrated
+    }
     axes = _summed_axes(index, plan) if full else {}
-    grades = {path: channel_grades(index.scopes[path]) for path in {path for path, _ in made.values()}} if full else {}
+    grades = (
+        {path: channel_grades(index.scopes[path]) for path in {path for path, _ in made.values()}}
+        if full
+        else {}
+    )
     index.forget_constants()
-    return tuple(ObservedTensor(read, key, full, axes.get(key), grades[key[0]].get(key[1]) if full else None) for read, key in sorted(made.items()))
+    return tuple(
+        ObservedTensor(read, key, full, axes.get(key), grades[key[0]].get(key[1]) if full else None)
+        for read, key in sorted(made.items())
+    )
 
 
 class RunSettings(msgspec.Struct, frozen=True):
@@ -53,11 +69,20 @@ DEFAULT_RUN = RunSettings()
 class Observer:
     """Runs the float model over samples and watches some of its tensors; a few samples are held at a time."""
 
-    def __init__(self, index: GraphIndex, wanted: Sequence[ObservedTensor], running: RunSettings = DEFAULT_RUN, constants: bool = True) -> None:
+    def __init__(
+        self,
+        index: GraphIndex,
+        wanted: Sequence[ObservedTensor],
+        running: RunSettings = DEFAULT_RUN,
+        constants: bool = True,
+    ) -> None:
         """`constants` tells whether tensors that no sample changes are seen too: once in all parts of a run."""
         self._wanted, self._running = wanted, running
         way = self._way = _way(index, {w.source for w in wanted})
-        self._watches = {w.source: TensorStatistics(w, flat=w.source in way.flat) for w in sorted(wanted, key=lambda w: w.source)}
+        self._watches = {
+            w.source: TensorStatistics(w, flat=w.source in way.flat)
+            for w in sorted(wanted, key=lambda w: w.source)
+        }
         for path, tensor in way.constant if constants else ():
             watch = self._watches[path, tensor]
             watch.add(watch.measure(index.scopes[path].constant(tensor)), "the model")
@@ -74,7 +99,9 @@ class Observer:
                 watch.add(look, where)
             yield done
 
-    def _run_all(self, samples: Iterable[tuple[str, Feed]]) -> Iterator[tuple[str, list[tuple[TensorStatistics, SampleStatistics]]]]:
+    def _run_all(
+        self, samples: Iterable[tuple[str, Feed]]
+    ) -> Iterator[tuple[str, list[tuple[TensorStatistics, SampleStatistics]]]]:
         """Yield where each sample comes from and its tensors, in order, while the next samples are computed.
 
         Two samples on half the cores each take less time than one after the other on all of them.
@@ -82,7 +109,9 @@ class Observer:
         workers = min(self._running.cores, self._running.at_once)
         session = open_observing_session(self._way.index, self._way.outputs, self._running)
         with ThreadPoolExecutor(workers) as pool:
-            waiting: deque[tuple[str, Future[list[tuple[TensorStatistics, SampleStatistics]]]]] = deque()
+            waiting: deque[tuple[str, Future[list[tuple[TensorStatistics, SampleStatistics]]]]] = (
+                deque()
+            )
             for where, feed in samples:
                 waiting.append((where, pool.submit(self._looks, session, feed)))
                 if len(waiting) > workers:
@@ -92,7 +121,9 @@ class Observer:
                 origin, first = waiting.popleft()
                 yield origin, first.result()
 
-    def _looks(self, session: ort.InferenceSession, feed: Feed) -> list[tuple[TensorStatistics, SampleStatistics]]:
+    def _looks(
+        self, session: ort.InferenceSession, feed: Feed
+    ) -> list[tuple[TensorStatistics, SampleStatistics]]:
         """Run one sample and look at each tensor that is watched, once for each time that it was computed."""
         seen = run_sample(session, self._way.index, self._way.outputs, feed)
         looks = []
@@ -126,12 +157,16 @@ class _Way:
     def turns(self, name: str, values: Array) -> tuple[TensorKey, Iterable[Array]]:
         """Return which tensor an output is, and what it held each time that it was computed."""
         given = self.exposed.get(name)
-        return ((given.graph, given.tensor), given.turns(values)) if given else (("", name), (values,))
+        return (
+            ((given.graph, given.tensor), given.turns(values)) if given else (("", name), (values,))
+        )
 
 
 def _way(index: GraphIndex, tensors: set[TensorKey]) -> _Way:
     constant = {key for key in tensors if index.scopes[key[0]].is_constant(key[1])}
-    computed = sorted(tensor for path, tensor in tensors - constant if not path and tensor not in index.inputs)
+    computed = sorted(
+        tensor for path, tensor in tensors - constant if not path and tensor not in index.inputs
+    )
     inside = sorted(key for key in tensors - constant if key[0])
     if not inside:
         return _Way(index, computed, {}, tuple(constant))
@@ -144,7 +179,9 @@ def _made(index: GraphIndex, edge: Edge) -> TensorKey:
     return index.scope(edge).defining_scope(edge.tensor).path, edge.tensor
 
 
-def open_observing_session(index: GraphIndex, computed: list[str], running: RunSettings) -> ort.InferenceSession:
+def open_observing_session(
+    index: GraphIndex, computed: list[str], running: RunSettings
+) -> ort.InferenceSession:
     """Return a session that gives some tensors too, for several samples at once."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = max(running.cores // min(running.cores, running.at_once), 1)
@@ -159,5 +196,7 @@ def _summed_axes(index: GraphIndex, plan: Plan) -> dict[TensorKey, int]:
         if placement.quantizer.axis is not None and edge.slot == 1:
             axis = input_channel_axis(index.scope(edge), node)
             if axis is not None:
-                axes.setdefault((index.scope(edge).defining_scope(node.inputs[0]).path, node.inputs[0]), set()).add(axis)
+                axes.setdefault(
+                    (index.scope(edge).defining_scope(node.inputs[0]).path, node.inputs[0]), set()
+                ).add(axis)
     return {key: next(iter(found)) for key, found in axes.items() if len(found) == 1}

@@ -56,7 +56,11 @@ class TensorStatistics:
         self.grades = None if flat or not wanted.histogram else wanted.grades
         grades = sorted(set(self.grades.of_channel)) if self.grades else [0]
         self.histograms = {grade: Histogram() for grade in grades} if wanted.histogram else {}
-        self.channels = {grade: np.flatnonzero(np.array(self.grades.of_channel) == grade) for grade in grades} if self.grades else {}
+        self.channels = (
+            {grade: np.flatnonzero(np.array(self.grades.of_channel) == grade) for grade in grades}
+            if self.grades
+            else {}
+        )
         self.seen = False
         self.amax = 0.0
         self.count = 0
@@ -67,20 +71,36 @@ class TensorStatistics:
     def measure(self, values: Array) -> SampleStatistics:
         """Return what one sample's values say on their own; raises ModelError where they are no floats."""
         if values.dtype.kind != "f":
-            raise ModelError(f"tensor {self.tensor!r} holds {values.dtype} and cannot be quantized; narrow the rule that asks for it")
+            raise ModelError(
+                f"tensor {self.tensor!r} holds {values.dtype} and cannot be quantized; narrow the rule that asks for it"
+            )
         sums = channel_sums(values, self.axis) if self.axis is not None and values.size else None
         grades = self.grades
-        if grades is None or values.ndim <= grades.axis or values.shape[grades.axis] != len(grades.of_channel):
+        if (
+            grades is None
+            or values.ndim <= grades.axis
+            or values.shape[grades.axis] != len(grades.of_channel)
+        ):
             largest = largest_magnitude(values)
-            return SampleStatistics(values.size, largest, tuple((grade, values, largest) for grade in list(self.histograms)[:1]), sums)
+            return SampleStatistics(
+                values.size,
+                largest,
+                tuple((grade, values, largest) for grade in list(self.histograms)[:1]),
+                sums,
+            )
         channels = _largest_of_channels(values, grades.axis)
-        parts = ((grade, values.take(of, grades.axis), float(channels[of].max())) for grade, of in self.channels.items())
+        parts = (
+            (grade, values.take(of, grades.axis), float(channels[of].max()))
+            for grade, of in self.channels.items()
+        )
         return SampleStatistics(values.size, float(channels.max(initial=0.0)), tuple(parts), sums)
 
     def add(self, look: SampleStatistics, where: str) -> None:
         """Count one sample in; raises DataError where it holds NaN or Inf."""
         if not np.isfinite(look.largest):
-            raise DataError(f"{where}: tensor {self.tensor!r} becomes NaN or Inf; mend the data or leave its readers in float")
+            raise DataError(
+                f"{where}: tensor {self.tensor!r} becomes NaN or Inf; mend the data or leave its readers in float"
+            )
         self.seen, self.amax = True, max(self.amax, look.largest)
         for grade, values, largest in look.parts:
             self.histograms[grade].add(values, largest)
@@ -100,8 +120,20 @@ class TensorStatistics:
 
     def to_range(self, read: str) -> TensorRange:
         """Return what the tensor has held so far, under the name that edges read it by."""
-        whole = functools.reduce(Histogram.merged, self.histograms.values()) if self.histograms else None
-        return TensorRange(read, self.amax, whole, self._moments(), self.seen, self.lost, tuple(self.histograms.items()) if self.grades else ())
+        whole = (
+            functools.reduce(Histogram.merged, self.histograms.values())
+            if self.histograms
+            else None
+        )
+        return TensorRange(
+            read,
+            self.amax,
+            whole,
+            self._moments(),
+            self.seen,
+            self.lost,
+            tuple(self.histograms.items()) if self.grades else (),
+        )
 
     def _moments(self) -> Moments | None:
         if self.sums is None or self.squares is None or self.lost:
@@ -116,7 +148,9 @@ def largest_magnitude(values: Array) -> float:
 
 def _largest_of_channels(values: Array, axis: int) -> Array:
     others = tuple(a for a in range(values.ndim) if a != axis)
-    largest: Array = np.maximum(values.max(axis=others, initial=0), -values.min(axis=others, initial=0))
+    largest: Array = np.maximum(
+        values.max(axis=others, initial=0), -values.min(axis=others, initial=0)
+    )
     return largest
 
 

@@ -65,7 +65,9 @@ def find_refused_groups(groups: Sequence[str], attempt: Attempt) -> BisectionRes
     while refusal is not None:
         settled = {group for guilt in guilty for group in guilt.groups}
         rest = [g for g in groups if g not in settled]
-        found = _kind(refusal, rest, settled, groups, builds) or _smallest(refusal, rest, settled, builds)
+        found = _kind(refusal, rest, settled, groups, builds) or _smallest(
+            refusal, rest, settled, builds
+        )
         guilty += found or [RefusedGroups((group,), refusal.message) for group in rest]
         refusal = builds.without([group for guilt in guilty for group in guilt.groups])
     return BisectionResult(tuple(_merged(guilty)), builds.count)
@@ -89,7 +91,13 @@ class _Builds:
         return len(self._made)
 
 
-def _kind(refusal: CompilerRefusal, rest: list[str], settled: Collection[str], groups: Sequence[str], builds: _Builds) -> list[RefusedGroups]:
+def _kind(
+    refusal: CompilerRefusal,
+    rest: list[str],
+    settled: Collection[str],
+    groups: Sequence[str],
+    builds: _Builds,
+) -> list[RefusedGroups]:
     """Return a whole kind as guilty where the words speak of one: without it they change, and its first and its last alone are refused."""
     kind = [g for g in rest if g in refusal.suspects]
     if not kind:
@@ -97,11 +105,20 @@ def _kind(refusal: CompilerRefusal, rest: list[str], settled: Collection[str], g
     after = builds.without([*settled, *kind])
     if after is not None and after.message == refusal.message:
         return []
-    alone = (builds.without([g for g in groups if g != one]) for one in dict.fromkeys((kind[0], kind[-1])))
-    return [RefusedGroups(tuple(kind), refusal.message)] if all(said is not None for said in alone) else []
+    alone = (
+        builds.without([g for g in groups if g != one])
+        for one in dict.fromkeys((kind[0], kind[-1]))
+    )
+    return (
+        [RefusedGroups(tuple(kind), refusal.message)]
+        if all(said is not None for said in alone)
+        else []
+    )
 
 
-def _smallest(refusal: CompilerRefusal, rest: list[str], settled: Collection[str], builds: _Builds) -> list[RefusedGroups]:
+def _smallest(
+    refusal: CompilerRefusal, rest: list[str], settled: Collection[str], builds: _Builds
+) -> list[RefusedGroups]:
     """Return a smallest guilty set, each with the words of the build that it alone was put back in."""
     suspects = _suspects(refusal, rest, settled, builds)
     found = _diagnosis(False, suspects, [*settled], builds)
@@ -115,7 +132,9 @@ def _smallest(refusal: CompilerRefusal, rest: list[str], settled: Collection[str
     return guilty
 
 
-def _suspects(refusal: CompilerRefusal, rest: list[str], settled: Collection[str], builds: _Builds) -> list[str]:
+def _suspects(
+    refusal: CompilerRefusal, rest: list[str], settled: Collection[str], builds: _Builds
+) -> list[str]:
     """Return the groups that refusals name, one after the other, until it builds without them; all where none is named."""
     suspects: list[str] = []
     said: CompilerRefusal | None = refusal

@@ -13,7 +13,13 @@ from qdq.checking.checker import read_plan_request
 from qdq.graph.index import GraphIndex
 from qdq.graph.source import ModelLike, Source
 from qdq.observers.collection import CollectionJob
-from qdq.pipeline.requantize import REPAIR, Existing, describe_existing, make_float_source, merge_own_ranges
+from qdq.pipeline.requantize import (
+    REPAIR,
+    Existing,
+    describe_existing,
+    make_float_source,
+    merge_own_ranges,
+)
 from qdq.planning.decisions import Plan
 from qdq.planning.pair_dependencies import remove_placements
 from qdq.planning.planner import plan_source
@@ -56,20 +62,33 @@ def fix(
     request = read_plan_request(had.original, rules=rules, targets=targets, leave_float=leave_float)
     index, plan = plan_source(source, request)
     plan = _with_known_ranges(index, plan, had, own)
-    scales, _ = compute_scales(CollectionJob(index, plan, None, full=False), parse_method("max"), given=own)
+    scales, _ = compute_scales(
+        CollectionJob(index, plan, None, full=False), parse_method("max"), given=own
+    )
     rewritten = apply_plan(index, plan, scales)
     result = QuantizedModel(Source(source.path, rewritten, source.digest))
     return Fixed(rewritten, index.source, describe_existing(REPAIR, had, plan, scales, result))
 
 
-def _with_known_ranges(index: GraphIndex, plan: Plan, had: QuantizedModel, own: GivenRanges) -> Plan:
+def _with_known_ranges(
+    index: GraphIndex, plan: Plan, had: QuantizedModel, own: GivenRanges
+) -> Plan:
     """Return a plan without the pairs whose range nothing says, and without those that make no sense without these.
 
     Those that are there already stay, but for weights that would be rounded a second time.
     """
-    edges, taken = {p.edge.qualified_tensor: p.edge for p in plan.placements}, match_given_ranges(index, plan, own)
-    unknown = {read for read in taken.missing if not index.scope(edges[read]).is_constant(edges[read].tensor)}
-    unwanted = {p for p in plan.placements if p.quantizer.calibrated and p.edge.qualified_tensor in unknown}
+    edges, taken = (
+        {p.edge.qualified_tensor: p.edge for p in plan.placements},
+        match_given_ranges(index, plan, own),
+    )
+    unknown = {
+        read
+        for read in taken.missing
+        if not index.scope(edges[read]).is_constant(edges[read].tensor)
+    }
+    unwanted = {
+        p for p in plan.placements if p.quantizer.calibrated and p.edge.qualified_tensor in unknown
+    }
     if not unwanted:
         return plan
     there = {quantized.edge for quantized in had.edges}
@@ -78,7 +97,9 @@ def _with_known_ranges(index: GraphIndex, plan: Plan, had: QuantizedModel, own: 
     kept = {p.edge for p in fewer.placements} | {
         p.edge
         for p in plan.placements
-        if p.edge in there and p not in unwanted and (p.quantizer.calibrated or (p.edge.qualified_tensor, p.quantizer.axis) in exact)
+        if p.edge in there
+        and p not in unwanted
+        and (p.quantizer.calibrated or (p.edge.qualified_tensor, p.quantizer.axis) in exact)
     }
     return msgspec.structs.replace(
         fewer,

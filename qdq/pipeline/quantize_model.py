@@ -45,7 +45,10 @@ from qdq.runtime.session import Progress
 from qdq.target import Target
 
 #: Where to look if the rules quantize nothing, by whether the model is float.
-_WAY_OUT = {True: "'qdq explain' says why", False: "'qdq check' says what is in it, and 'qdq strip' gives the float model back"}
+_WAY_OUT = {
+    True: "'qdq explain' says why",
+    False: "'qdq check' says what is in it, and 'qdq strip' gives the float model back",
+}
 
 
 class BuildOptions(msgspec.Struct, frozen=True):
@@ -109,27 +112,70 @@ def quantize(  # noqa: PLR0913 keyword arguments of the public function
     source = load(model)
     had = QuantizedModel(source) if find_quantized_nodes(source) else None
     if had is not None:
-        source, rules = make_float_source(had, existing), rules or load_rules(default_rule_sets(source))
+        source, rules = (
+            make_float_source(had, existing),
+            rules or load_rules(default_rule_sets(source)),
+        )
         given = given if existing == REPLACE else merge_own_ranges(had, given)
     way, rules = parse_method(method, weights), rules or load_rules()
-    index, plan = plan_source(source, PlanRequest(rules, tuple(targets), tuple(leave_float), allow_unmatched, tuple(profiles)))
+    index, plan = plan_source(
+        source,
+        PlanRequest(rules, tuple(targets), tuple(leave_float), allow_unmatched, tuple(profiles)),
+    )
     found, build = None, None
     if until_it_builds is not None:
         build = make_build_function(index.source, plan.targets, until_it_builds.shapes)
         found = search_buildable_plan(index, plan, rules, build, until_it_builds.progress)
-        index, plan = plan_source(source, PlanRequest(rules, tuple(targets), (*leave_float, *exact_globs(found.groups)), allow_unmatched, plan.profiles))
+        index, plan = plan_source(
+            source,
+            PlanRequest(
+                rules,
+                tuple(targets),
+                (*leave_float, *exact_globs(found.groups)),
+                allow_unmatched,
+                plan.profiles,
+            ),
+        )
     if had is not None and existing == KEEP:
         plan = keep_existing_pairs(had, plan)
     _require_placements(source, plan, _WAY_OUT[had is None])
     if planned:
         planned(plan)
-    needed = None if had is not None and given is not None and has_all_ranges(index, plan, given) else data
-    scales, ranges = compute_scales(CollectionJob(index, plan, needed, way.needs_histogram, batch), way, observing, progress, given)
+    needed = (
+        None
+        if had is not None and given is not None and has_all_ranges(index, plan, given)
+        else data
+    )
+    scales, ranges = compute_scales(
+        CollectionJob(index, plan, needed, way.needs_histogram, batch),
+        way,
+        observing,
+        progress,
+        given,
+    )
     rewritten = apply_plan(index, plan, scales)
-    findings = check(Source(source.path, light_copy(rewritten), source.digest), rules=rules, targets=plan.targets, leave_float=plan.leave_float, weights=False)
+    findings = check(
+        Source(source.path, light_copy(rewritten), source.digest),
+        rules=rules,
+        targets=plan.targets,
+        leave_float=plan.leave_float,
+        weights=False,
+    )
     if build is not None and (refusal := build(rewritten)):
-        raise ModelError(f"{source.path or source.name}: builds with other scales, but not with the calibrated ones: {refusal.message}; try another --method")
-    became = describe_existing(existing, had, plan, scales, QuantizedModel(Source(source.path, rewritten, source.digest))) if had is not None else None
+        raise ModelError(
+            f"{source.path or source.name}: builds with other scales, but not with the calibrated ones: {refusal.message}; try another --method"
+        )
+    became = (
+        describe_existing(
+            existing,
+            had,
+            plan,
+            scales,
+            QuantizedModel(Source(source.path, rewritten, source.digest)),
+        )
+        if had is not None
+        else None
+    )
     return Quantized(rewritten, index.source, plan, scales, findings, found, ranges, became)
 
 
@@ -137,4 +183,6 @@ def _require_placements(source: Source, plan: Plan, way_out: str) -> None:
     """Raise ModelError for a plan with nothing in it."""
     if not plan.placements:
         wanted = ", ".join(map(str, plan.targets))
-        raise ModelError(f"{source.path or source.name}: the rules {', '.join(plan.rule_sets)} quantize nothing in it for {wanted}; {way_out}")
+        raise ModelError(
+            f"{source.path or source.name}: the rules {', '.join(plan.rule_sets)} quantize nothing in it for {wanted}; {way_out}"
+        )

@@ -58,7 +58,9 @@ def make_float_source(found: QuantizedModel, mode: str) -> Source:
     """
     name = found.original.path or found.original.name
     if left := find_unconverted(found.source.model):
-        raise ModelError(f"{name}: node {left[0]} has no float form that qdq knows; quantize the float model it was made from")
+        raise ModelError(
+            f"{name}: node {left[0]} has no float form that qdq knows; quantize the float model it was made from"
+        )
     for quantized in found.edges if mode != REPLACE else ():
         _require_known(str(name), quantized)
     digest = hashlib.sha256(canonical_bytes(found.stripped)).hexdigest()
@@ -67,9 +69,18 @@ def make_float_source(found: QuantizedModel, mode: str) -> Source:
 
 def _require_known(name: str, found: QuantizedEdge) -> None:
     if found.scales is not None and sum(size > 1 for size in found.scales.shape) > 1:
-        raise ModelError(f"{name}: {found.edge}: its scales go by blocks, which qdq does not plan; pass --existing replace, or leave the model as it is")
-    if found.pair.q is not None and found.scales is not None and found.pair.zero_point and found.zero_points is None:
-        raise ModelError(f"{name}: {found.edge}: its zero point is computed; pass --existing replace with --data")
+        raise ModelError(
+            f"{name}: {found.edge}: its scales go by blocks, which qdq does not plan; pass --existing replace, or leave the model as it is"
+        )
+    if (
+        found.pair.q is not None
+        and found.scales is not None
+        and found.pair.zero_point
+        and found.zero_points is None
+    ):
+        raise ModelError(
+            f"{name}: {found.edge}: its zero point is computed; pass --existing replace with --data"
+        )
 
 
 def keep_existing_pairs(found: QuantizedModel, plan: Plan) -> Plan:
@@ -77,12 +88,21 @@ def keep_existing_pairs(found: QuantizedModel, plan: Plan) -> Plan:
     planned = {p.edge: p for p in plan.placements}
     for quantized in found.edges:
         if quantized.edge not in planned and quantized.scales is not None:
-            planned[quantized.edge] = Placement(quantized.edge, _quantizer(found, quantized), (EXISTING_RULE,))
-    edges = [edge for scope in found.index.scopes.values() for edge in scope.edges() if edge in planned]
+            planned[quantized.edge] = Placement(
+                quantized.edge, _quantizer(found, quantized), (EXISTING_RULE,)
+            )
+    edges = [
+        edge for scope in found.index.scopes.values() for edge in scope.edges() if edge in planned
+    ]
     left = tuple(item for item in plan.left_float if item.edge not in planned)
     had = {quantized.edge.qualified_tensor for quantized in found.edges}
     groups = tuple(group for group in plan.scale_groups if not had.intersection(group.tensors))
-    return msgspec.structs.replace(plan, placements=tuple(planned[edge] for edge in edges), left_float=left, scale_groups=groups)
+    return msgspec.structs.replace(
+        plan,
+        placements=tuple(planned[edge] for edge in edges),
+        left_float=left,
+        scale_groups=groups,
+    )
 
 
 def _quantizer(found: QuantizedModel, quantized: QuantizedEdge) -> Quantizer:
@@ -104,7 +124,9 @@ def merge_own_ranges(found: QuantizedModel, given: KnownRanges | None = None) ->
     if given is None:
         return own
     if not isinstance(given, GivenRanges):
-        raise UsageError(f"{given.data}: observed ranges are about the float model; pass --existing replace to use them, or leave them out")
+        raise UsageError(
+            f"{given.data}: observed ranges are about the float model; pass --existing replace to use them, or leave them out"
+        )
     named, weights = ({item.tensor for item in items} for items in (given.by_tensor, given.weights))
     return msgspec.structs.replace(
         given,
@@ -119,30 +141,53 @@ def has_all_ranges(index: GraphIndex, plan: Plan, given: KnownRanges) -> bool:
     if not isinstance(given, GivenRanges):
         return False
     taken = match_given_ranges(index, plan, given)
-    weights = {(p.edge.qualified_tensor, p.quantizer.axis) for p in plan.placements if not p.quantizer.calibrated}
+    weights = {
+        (p.edge.qualified_tensor, p.quantizer.axis)
+        for p in plan.placements
+        if not p.quantizer.calibrated
+    }
     return not taken.missing and not taken.bounded and weights <= taken.weight_amax.keys()
 
 
-def find_rescaled_weights(found: QuantizedModel, plan: Plan, taken: GivenSummary) -> Iterator[RescaledWeight]:
+def find_rescaled_weights(
+    found: QuantizedModel, plan: Plan, taken: GivenSummary
+) -> Iterator[RescaledWeight]:
     """Yield the planned weights that had a pair and whose scales are chosen anew."""
     kept, had = taken.weight_amax, {q.edge: q for q in found.edges}
     for placement in plan.placements:
         edge, axis = placement.edge, placement.quantizer.axis
-        if not placement.quantizer.calibrated and (edge.qualified_tensor, axis) not in kept and (quantized := had.get(edge)):
+        if (
+            not placement.quantizer.calibrated
+            and (edge.qualified_tensor, axis) not in kept
+            and (quantized := had.get(edge))
+        ):
             if exact_weight_amax(quantized) is None:
-                yield RescaledWeight(edge.qualified_tensor, f"held {pair_type(quantized)} that is not symmetric")
+                yield RescaledWeight(
+                    edge.qualified_tensor, f"held {pair_type(quantized)} that is not symmetric"
+                )
             else:
-                yield RescaledWeight(edge.qualified_tensor, f"had scales along axis {scale_axis(found, quantized)}, not {axis}")
+                yield RescaledWeight(
+                    edge.qualified_tensor,
+                    f"had scales along axis {scale_axis(found, quantized)}, not {axis}",
+                )
 
 
-def describe_existing(mode: str, found: QuantizedModel, plan: Plan, scales: Scales, result: QuantizedModel) -> Existing:
+def describe_existing(
+    mode: str, found: QuantizedModel, plan: Plan, scales: Scales, result: QuantizedModel
+) -> Existing:
     """Return what became of a model's quantization."""
     changes = diff_pairs(found, result)
     if mode == REPLACE or scales.given_ranges is None:
         return Existing(mode, found.converted, (), (), (), changes)
-    weights, planned = tuple(find_rescaled_weights(found, plan, scales.given_ranges)), {p.edge.qualified_tensor for p in plan.placements}
+    weights, planned = (
+        tuple(find_rescaled_weights(found, plan, scales.given_ranges)),
+        {p.edge.qualified_tensor for p in plan.placements},
+    )
     costs = tuple(cost for cost in find_coarser_activations(found) if cost.tensor in planned)
-    calibrated = (*scales.given_ranges.missing, *(sorted(scales.given_ranges.bounded) if scales.samples else ()))
+    calibrated = (
+        *scales.given_ranges.missing,
+        *(sorted(scales.given_ranges.bounded) if scales.samples else ()),
+    )
     return Existing(mode, found.converted, costs, weights, calibrated, changes)
 
 

@@ -75,14 +75,19 @@ def group_by_pair(plan: Plan) -> dict[tuple[str, Quantizer], tuple[Placement, ..
     """Return the pairs of a plan: the placements of each tensor, as `Edge.read` gives it, and quantizer, in plan order."""
     pairs: dict[tuple[str, Quantizer], list[Placement]] = {}
     for placement in plan.placements:
-        pairs.setdefault((placement.edge.qualified_tensor, placement.quantizer), []).append(placement)
+        pairs.setdefault((placement.edge.qualified_tensor, placement.quantizer), []).append(
+            placement
+        )
     return {key: tuple(placements) for key, placements in pairs.items()}
 
 
 def placement_lines(plan: Plan) -> list[str]:
     """Return a plan's decisions, one line an edge: edge, quantizer, rules."""
     lines = [f"{p.edge}  {p.quantizer}  {', '.join(p.because)}" for p in plan.placements]
-    return lines + [f"{' + '.join(group.tensors)}  share-scale  {', '.join(group.because)}" for group in plan.scale_groups]
+    return lines + [
+        f"{' + '.join(group.tensors)}  share-scale  {', '.join(group.because)}"
+        for group in plan.scale_groups
+    ]
 
 
 def left_float_lines(plan: Plan) -> list[str]:

@@ -42,26 +42,51 @@ def explain(model: ModelLike, plan: Plan, rules: RuleSet, name: str) -> tuple[Ex
     for edge in edges:
         if edge in placed:
             placement = placed[edge]
-            explained += [_by_rule(edge, f"quantize ({placement.quantizer})", known[rule]) for rule in placement.because]
+            explained += [
+                _by_rule(edge, f"quantize ({placement.quantizer})", known[rule])
+                for rule in placement.because
+            ]
         elif edge in left and left[edge].because in known:
             explained.append(_by_rule(edge, "leave in float", known[left[edge].because]))
         else:
             why = left[edge].reason if edge in left else NO_RULE
-            explained.append(Explanation(edge, "leave in float", left[edge].because if edge in left else "", why, "", ""))
+            explained.append(
+                Explanation(
+                    edge, "leave in float", left[edge].because if edge in left else "", why, "", ""
+                )
+            )
     return tuple(explained)
 
 
 def _edges(index: GraphIndex, name: str) -> tuple[Edge, ...]:
     scopes = index.scopes.values()
     of_nodes = [
-        scope.edge(node, slot) for scope in scopes for node in scope.nodes if name in glob_names(scope, node) for slot, t in enumerate(node.inputs) if t
+        scope.edge(node, slot)
+        for scope in scopes
+        for node in scope.nodes
+        if name in glob_names(scope, node)
+        for slot, t in enumerate(node.inputs)
+        if t
     ]
     if of_nodes or any(name in scope.by_label for scope in scopes):
         return tuple(of_nodes)
-    if any(name in known for scope in scopes for known in (scope.consumers, scope.producers, scope.inputs)):
+    if any(
+        name in known
+        for scope in scopes
+        for known in (scope.consumers, scope.producers, scope.inputs)
+    ):
         return tuple(edge for scope in scopes for edge in scope.edges_from(name))
-    known = [word for scope in scopes for word in (*(qualified_name(scope.path, label) for label in scope.by_label), *scope.consumers)]
-    raise UsageError(f"{index.source.name}: has no node or tensor {name!r}{did_you_mean(name, known)}")
+    known = [
+        word
+        for scope in scopes
+        for word in (
+            *(qualified_name(scope.path, label) for label in scope.by_label),
+            *scope.consumers,
+        )
+    ]
+    raise UsageError(
+        f"{index.source.name}: has no node or tensor {name!r}{did_you_mean(name, known)}"
+    )
 
 
 def _by_rule(edge: Edge, decision: str, rule: Rule) -> Explanation:

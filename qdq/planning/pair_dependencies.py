@@ -15,7 +15,9 @@ from qdq.planning.decisions import INCOMPLETE, LeftFloat, Placement, Plan
 from qdq.rules.facts import find_pool_ends
 
 
-def remove_placements(index: GraphIndex, plan: Plan, unwanted: Container[Placement], why: str) -> Plan:
+def remove_placements(
+    index: GraphIndex, plan: Plan, unwanted: Container[Placement], why: str
+) -> Plan:
     """Return a plan without some placements, and without those that only make sense with them; these stay in float because of `why`."""
     kept: dict[Edge, Placement] = {}
     for path, scope in index.scopes.items():
@@ -25,9 +27,15 @@ def remove_placements(index: GraphIndex, plan: Plan, unwanted: Container[Placeme
         kept |= placed
     left = tuple(LeftFloat(p.edge, INCOMPLETE, why) for p in plan.placements if p.edge not in kept)
     reads = {edge.qualified_tensor for edge in kept}
-    groups = (msgspec.structs.replace(g, tensors=tuple(t for t in g.tensors if t in reads)) for g in plan.scale_groups)
+    groups = (
+        msgspec.structs.replace(g, tensors=tuple(t for t in g.tensors if t in reads))
+        for g in plan.scale_groups
+    )
     return msgspec.structs.replace(
-        plan, placements=tuple(kept.values()), left_float=(*plan.left_float, *left), scale_groups=tuple(g for g in groups if len(g.tensors) > 1)
+        plan,
+        placements=tuple(kept.values()),
+        left_float=(*plan.left_float, *left),
+        scale_groups=tuple(g for g in groups if len(g.tensors) > 1),
     )
 
 
@@ -38,7 +46,14 @@ def unmet_needs(index: GraphIndex, placed: dict[Edge, Placement]) -> Iterator[tu
         found = False
         for edge in list(placed):
             dtype = placed[edge].quantizer.dtype
-            missing = next((need for need in _needs(index, edge) if need not in placed or placed[need].quantizer.dtype != dtype), None)
+            missing = next(
+                (
+                    need
+                    for need in _needs(index, edge)
+                    if need not in placed or placed[need].quantizer.dtype != dtype
+                ),
+                None,
+            )
             if missing is not None:
                 found = True
                 yield edge, missing

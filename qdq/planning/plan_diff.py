@@ -41,7 +41,10 @@ class PlanDiff(msgspec.Struct, frozen=True):
 def diff_plans(old: Plan, new: Plan) -> PlanDiff:
     """Return what changed from an older plan to a newer one, which may be of another export of the model."""
     before, after = _decisions(old), _decisions(new)
-    renamed = {before[key].edge.qualified_tensor: after[key].edge.qualified_tensor for key in before.keys() & after.keys()}
+    renamed = {
+        before[key].edge.qualified_tensor: after[key].edge.qualified_tensor
+        for key in before.keys() & after.keys()
+    }
     had = {_renamed(group, renamed) for group in old.scale_groups}
     return PlanDiff(
         same_model=old.digest == new.digest,
@@ -65,7 +68,9 @@ def _made_for(old: Plan, new: Plan) -> Iterator[tuple[str, str, str]]:
             yield key, was, now
 
 
-def _changes(before: dict[tuple[str, str, int], _Decision], after: dict[tuple[str, str, int], _Decision]) -> Iterator[EdgeChange]:
+def _changes(
+    before: dict[tuple[str, str, int], _Decision], after: dict[tuple[str, str, int], _Decision]
+) -> Iterator[EdgeChange]:
     for key in (*after, *(key for key in before if key not in after)):
         was, now = before.get(key), after.get(key)
         if (kind := _kind(was, now)) and (known := now or was):
@@ -90,4 +95,6 @@ def _said(decision: _Decision | None) -> str:
 
 
 def _renamed(group: ScaleGroup, names: dict[str, str]) -> ScaleGroup:
-    return msgspec.structs.replace(group, tensors=tuple(sorted(names.get(t, t) for t in group.tensors)))
+    return msgspec.structs.replace(
+        group, tensors=tuple(sorted(names.get(t, t) for t in group.tensors))
+    )

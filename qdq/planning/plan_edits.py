@@ -24,7 +24,9 @@ def require_edits(file: PlanFile, index: GraphIndex) -> None:
             raise PlanError(f"{file.path}:{line}: {problem}")
     for placement in plan.placements:
         if problem := _misfit(placement, index.scope(placement.edge)):
-            raise PlanError(f"{file.path}:{file.lines[placement.edge]}: {placement.quantizer} on {placement.edge}: {problem}")
+            raise PlanError(
+                f"{file.path}:{file.lines[placement.edge]}: {placement.quantizer} on {placement.edge}: {problem}"
+            )
     _require_groups(file, index)
     _require_model(file, plan, index)
     for path, scope in index.scopes.items():
@@ -43,16 +45,24 @@ def _require_model(file: PlanFile, plan: Plan, index: GraphIndex) -> None:
         raise PlanError(f"{file.path}: {error}") from error
 
 
-def _require_node(file: PlanFile, index: GraphIndex, name: tuple[str, str], op: str, line: int) -> None:
+def _require_node(
+    file: PlanFile, index: GraphIndex, name: tuple[str, str], op: str, line: int
+) -> None:
     graph, label = name
     scope = index.scopes.get(graph)
     if scope is None:
-        raise PlanError(f"{file.path}:{line}: {index.source.name} has no body {graph!r}{did_you_mean(graph, filter(None, index.scopes))}")
+        raise PlanError(
+            f"{file.path}:{line}: {index.source.name} has no body {graph!r}{did_you_mean(graph, filter(None, index.scopes))}"
+        )
     node = scope.by_label.get(label)
     if node is None:
-        raise PlanError(f"{file.path}:{line}: {graph or index.source.name} has no node {label!r}{did_you_mean(label, scope.by_label)}")
+        raise PlanError(
+            f"{file.path}:{line}: {graph or index.source.name} has no node {label!r}{did_you_mean(label, scope.by_label)}"
+        )
     if op and op != node.op:
-        raise PlanError(f"{file.path}:{line}: node {label!r} of {graph or index.source.name} is a {node.op}, not a {op}")
+        raise PlanError(
+            f"{file.path}:{line}: node {label!r} of {graph or index.source.name} is a {node.op}, not a {op}"
+        )
 
 
 def _misplaced(edge: Edge, node: Node) -> str:
@@ -88,21 +98,31 @@ def _require_groups(file: PlanFile, index: GraphIndex) -> None:
         for tensor in group.tensors:
             if tensor not in planned:
                 known = tensor in index.consumers or tensor in index.producers
-                problem = "which the plan does not quantize" if known else f"which is no tensor of {index.source.name}{did_you_mean(tensor, planned)}"
+                problem = (
+                    "which the plan does not quantize"
+                    if known
+                    else f"which is no tensor of {index.source.name}{did_you_mean(tensor, planned)}"
+                )
                 raise PlanError(f"{file.path}:{line}: scale group names {tensor!r}, {problem}")
 
 
 def require_model(plan: Plan, index: GraphIndex) -> None:
     """Raise PlanError unless the plan was made for this very model."""
     if plan.digest != index.source.digest:
-        raise PlanError(f"the plan is for {plan.model} with digest {plan.digest[:12]}, but {index.source.name} has {index.source.digest[:12]}; plan again")
+        raise PlanError(
+            f"the plan is for {plan.model} with digest {plan.digest[:12]}, but {index.source.name} has {index.source.digest[:12]}; plan again"
+        )
     for placement in plan.placements:
         if not _fits(placement, index):
-            raise PlanError(f"{placement.quantizer} on {placement.edge}: {index.source.name} has no such edge, or none that takes this format; plan again")
+            raise PlanError(
+                f"{placement.quantizer} on {placement.edge}: {index.source.name} has no such edge, or none that takes this format; plan again"
+            )
     planned = {p.edge.qualified_tensor for p in plan.placements}
     for tensor in (t for group in plan.scale_groups for t in group.tensors):
         if tensor not in planned:
-            raise PlanError(f"scale_groups names {tensor!r}, which the plan does not quantize; plan again")
+            raise PlanError(
+                f"scale_groups names {tensor!r}, which the plan does not quantize; plan again"
+            )
 
 
 def _fits(placement: Placement, index: GraphIndex) -> bool:
@@ -111,8 +131,14 @@ def _fits(placement: Placement, index: GraphIndex) -> bool:
         return False
     index = index.scopes[edge.graph]
     node = index.by_label.get(edge.node)
-    if node is None or not 0 <= edge.slot < len(node.inputs) or node.inputs[edge.slot] != edge.tensor:
+    if (
+        node is None
+        or not 0 <= edge.slot < len(node.inputs)
+        or node.inputs[edge.slot] != edge.tensor
+    ):
         return False
     rank = index.rank(edge.tensor)
-    fits = quantizer.axis is None or (FORMATS[quantizer.name].per_channel and (rank is None or 0 <= quantizer.axis < rank))
+    fits = quantizer.axis is None or (
+        FORMATS[quantizer.name].per_channel and (rank is None or 0 <= quantizer.axis < rank)
+    )
     return fits and (quantizer.calibrated or index.is_constant(edge.tensor))

@@ -14,7 +14,15 @@ from qdq.errors import PlanError, QdqError, RuleError, first_line
 from qdq.files.strict_yaml import LocatedMapping, parse_text_yaml, read_choice, require_known_keys
 from qdq.graph.index import Edge, GraphIndex
 from qdq.graph.shape_profiles import parse_profile
-from qdq.planning.decisions import BODY, FUNCTION, INCOMPLETE, LeftFloat, Placement, Plan, ScaleGroup
+from qdq.planning.decisions import (
+    BODY,
+    FUNCTION,
+    INCOMPLETE,
+    LeftFloat,
+    Placement,
+    Plan,
+    ScaleGroup,
+)
 from qdq.quantizer import FORMATS, Quantizer
 from qdq.target import parse_target
 
@@ -24,7 +32,17 @@ PLAN_VERSION = "2"
 #: The rule of an edge that a reviewer quantized without naming one.
 BY_HAND = "by-hand"
 _WIDE = 1_000_000
-_HEAD = ("qdq_plan", "model", "digest", "notes", "targets", "rule_sets", "leave_float", "profiles", "reasons")
+_HEAD = (
+    "qdq_plan",
+    "model",
+    "digest",
+    "notes",
+    "targets",
+    "rule_sets",
+    "leave_float",
+    "profiles",
+    "reasons",
+)
 _LAYER = ("node", "graph", "op", "edges")
 _EDGE = ("slot", "tensor", "quantize", "axis", "because", "float", "why")
 _GROUP = ("tensors", "because", "ratio_at_most")
@@ -65,7 +83,10 @@ def plan_to_yaml(plan: Plan, index: GraphIndex | None = None) -> str:
         **({"profiles": list(map(str, plan.profiles))} if plan.profiles else {}),
         "reasons": reasons,
     }
-    blocks = [_block(graph, node, edges, index) for (graph, node), edges in _by_node(plan, reasons, index).items()]
+    blocks = [
+        _block(graph, node, edges, index)
+        for (graph, node), edges in _by_node(plan, reasons, index).items()
+    ]
     groups = [_group(group) for group in plan.scale_groups]
     parts = [yaml.safe_dump(head, sort_keys=False, width=_WIDE)]
     for key, entries in (("layers", blocks), ("scale_groups", groups)):
@@ -78,16 +99,24 @@ def _common_reasons(left: Iterable[LeftFloat]) -> dict[str, str]:
     whys: dict[str, set[str]] = {}
     for item in left:
         whys.setdefault(item.because, set()).add(item.reason)
-    return {rule: next(iter(said)) for rule, said in sorted(whys.items()) if len(said) == 1 and rule not in (INCOMPLETE, BODY, FUNCTION)}
+    return {
+        rule: next(iter(said))
+        for rule, said in sorted(whys.items())
+        if len(said) == 1 and rule not in (INCOMPLETE, BODY, FUNCTION)
+    }
 
 
-def _by_node(plan: Plan, reasons: dict[str, str], index: GraphIndex | None) -> dict[tuple[str, str], list[tuple[int, str]]]:
+def _by_node(
+    plan: Plan, reasons: dict[str, str], index: GraphIndex | None
+) -> dict[tuple[str, str], list[tuple[int, str]]]:
     """Return slot and line of each edge by graph and node, in graph order as far as the index knows it."""
     found: dict[tuple[str, str], list[tuple[int, str]]] = {}
     for p in plan.placements:
         axis = "" if p.quantizer.axis is None else f", axis: {p.quantizer.axis}"
         decision = f"quantize: {_quoted(p.quantizer.name)}{axis}, because: {_listed(p.because)}"
-        found.setdefault((p.edge.graph, p.edge.node), []).append((p.edge.slot, _edge_line(p.edge, decision)))
+        found.setdefault((p.edge.graph, p.edge.node), []).append(
+            (p.edge.slot, _edge_line(p.edge, decision))
+        )
     for item in plan.left_float:
         why = "" if reasons.get(item.because) == item.reason else f", why: {_quoted(item.reason)}"
         line = _edge_line(item.edge, f"float: {_quoted(item.because)}{why}")
@@ -99,7 +128,11 @@ def _by_node(plan: Plan, reasons: dict[str, str], index: GraphIndex | None) -> d
 def _places(index: GraphIndex) -> dict[tuple[str, str], tuple[int, int]]:
     """Return a number for each graph and node that sorts them: the main graph first, then the bodies, each in its own order."""
     graphs = enumerate(index.scopes.items())
-    return {(path, node.label): (i, node.position) for i, (path, scope) in graphs for node in scope.nodes}
+    return {
+        (path, node.label): (i, node.position)
+        for i, (path, scope) in graphs
+        for node in scope.nodes
+    }
 
 
 def _edge_line(edge: Edge, decision: str) -> str:
@@ -121,7 +154,11 @@ def _group(group: ScaleGroup) -> str:
 
 
 def _listed(texts: tuple[str, ...], always: bool = False) -> str:
-    return _quoted(texts[0]) if len(texts) == 1 and not always else f"[{', '.join(map(_quoted, texts))}]"
+    return (
+        _quoted(texts[0])
+        if len(texts) == 1 and not always
+        else f"[{', '.join(map(_quoted, texts))}]"
+    )
 
 
 def _quoted(text: str) -> str:
@@ -147,9 +184,13 @@ def read_plan_file(path: Path) -> PlanFile:
         if not isinstance(content, LocatedMapping) or "qdq_plan" not in content:
             raise PlanError("it has no 'qdq_plan'")
         if content["qdq_plan"] != PLAN_VERSION:
-            raise PlanError(f"its layout is version {content['qdq_plan']}, this qdq reads {PLAN_VERSION}")
+            raise PlanError(
+                f"its layout is version {content['qdq_plan']}, this qdq reads {PLAN_VERSION}"
+            )
     except (yaml.YAMLError, RuleError, PlanError, ValueError, RecursionError) as error:
-        raise PlanError(f"{path}: not a plan that qdq can read: {first_line(error)}; make one with 'qdq plan'") from error
+        raise PlanError(
+            f"{path}: not a plan that qdq can read: {first_line(error)}; make one with 'qdq plan'"
+        ) from error
     try:
         return _plan_file(path, content)
     except QdqError as error:
@@ -165,9 +206,13 @@ def read_plan_bytes(path: Path) -> bytes:
 
 
 def _plan_file(path: Path, content: LocatedMapping) -> PlanFile:
-    require_known_keys(content, (*_HEAD, "layers", "scale_groups"), (*_HEAD[:3], "targets", "layers"))
+    require_known_keys(
+        content, (*_HEAD, "layers", "scale_groups"), (*_HEAD[:3], "targets", "layers")
+    )
     reasons = content.get("reasons", LocatedMapping())
-    if not isinstance(reasons, LocatedMapping) or not all(isinstance(why, str) for why in reasons.values()):
+    if not isinstance(reasons, LocatedMapping) or not all(
+        isinstance(why, str) for why in reasons.values()
+    ):
         raise PlanError(f"{content.lines['reasons']}: 'reasons' must map rules to sentences")
     lines: dict[Edge, int] = {}
     nodes: dict[tuple[str, str], tuple[str, int]] = {}
@@ -188,7 +233,9 @@ def _plan_file(path: Path, content: LocatedMapping) -> PlanFile:
         targets=tuple(_located(content, "targets", parse_target)),
         rule_sets=_texts(content, "rule_sets"),
         leave_float=_texts(content, "leave_float"),
-        profiles=tuple(_located(content, "profiles", parse_profile)) if "profiles" in content else (),
+        profiles=tuple(_located(content, "profiles", parse_profile))
+        if "profiles" in content
+        else (),
         placements=tuple(d for d in decisions if isinstance(d, Placement)),
         left_float=tuple(d for d in decisions if isinstance(d, LeftFloat)),
         scale_groups=tuple(map(_scale_group, groups)),
@@ -202,16 +249,24 @@ def _refuse_repeated(edge: Edge, line: int, lines: dict[Edge, int]) -> None:
         raise PlanError(f"{line}: the edge {edge} stands on line {lines[edge]} too; remove one")
 
 
-def _decision(entry: LocatedMapping, graph: str, node: str, reasons: LocatedMapping) -> Placement | LeftFloat:
+def _decision(
+    entry: LocatedMapping, graph: str, node: str, reasons: LocatedMapping
+) -> Placement | LeftFloat:
     edge = Edge(graph, node, _whole(entry, "slot"), _word(entry, "tensor"))
     if ("quantize" in entry) == ("float" in entry):
-        raise PlanError(f"{entry.line}: edge {edge} needs either 'quantize: FORMAT' or 'float: REASON'")
+        raise PlanError(
+            f"{entry.line}: edge {edge} needs either 'quantize: FORMAT' or 'float: REASON'"
+        )
     if "quantize" in entry:
         if "why" in entry:
             raise PlanError(f"{entry.lines['why']}: 'why' goes with 'float' only; remove it")
         name = read_choice(entry, "quantize", FORMATS)
-        quantizer = Quantizer(name, FORMATS[name].dtype, _whole(entry, "axis") if "axis" in entry else None)
-        return Placement(edge, quantizer, _texts(entry, "because") if "because" in entry else (BY_HAND,))
+        quantizer = Quantizer(
+            name, FORMATS[name].dtype, _whole(entry, "axis") if "axis" in entry else None
+        )
+        return Placement(
+            edge, quantizer, _texts(entry, "because") if "because" in entry else (BY_HAND,)
+        )
     for key in ("axis", "because"):
         if key in entry:
             raise PlanError(
@@ -223,7 +278,9 @@ def _decision(entry: LocatedMapping, graph: str, node: str, reasons: LocatedMapp
 
 def _scale_group(entry: LocatedMapping) -> ScaleGroup:
     because = _texts(entry, "because") if "because" in entry else (BY_HAND,)
-    return ScaleGroup(_texts(entry, "tensors"), because, _ratio(entry) if "ratio_at_most" in entry else None)
+    return ScaleGroup(
+        _texts(entry, "tensors"), because, _ratio(entry) if "ratio_at_most" in entry else None
+    )
 
 
 def _ratio(entry: LocatedMapping) -> float:
@@ -234,18 +291,24 @@ def _ratio(entry: LocatedMapping) -> float:
     except ValueError:
         number = 0.0
     if not number > 0.0:
-        raise PlanError(f"{entry.lines['ratio_at_most']}: 'ratio_at_most' is {text!r}; write a number above 0")
+        raise PlanError(
+            f"{entry.lines['ratio_at_most']}: 'ratio_at_most' is {text!r}; write a number above 0"
+        )
     return int(text) if text.isdecimal() else number
 
 
-def _mappings(content: LocatedMapping, key: str, known: tuple[str, ...], required: tuple[str, ...]) -> Iterator[LocatedMapping]:
+def _mappings(
+    content: LocatedMapping, key: str, known: tuple[str, ...], required: tuple[str, ...]
+) -> Iterator[LocatedMapping]:
     """Yield the mappings in the list behind a key, none where it is missing; raises RuleError, from its line on, for anything else."""
     entries = content.get(key, [])
     if not isinstance(entries, list):
         raise PlanError(f"{content.lines[key]}: {key!r} must be a list")
     for entry in entries:
         if not isinstance(entry, LocatedMapping):
-            raise PlanError(f"{content.lines[key]}: {key!r} must hold mappings with {', '.join(required)}, not {entry!r}")
+            raise PlanError(
+                f"{content.lines[key]}: {key!r} must hold mappings with {', '.join(required)}, not {entry!r}"
+            )
         require_known_keys(entry, known, required)
         yield entry
 
@@ -260,7 +323,9 @@ def _word(content: LocatedMapping, key: str, default: str | None = None) -> str:
 def _whole(content: LocatedMapping, key: str) -> int:
     text = _word(content, key)
     if not text.isdecimal():
-        raise PlanError(f"{content.lines[key]}: {key!r} is {text!r}; write a whole number from 0 on")
+        raise PlanError(
+            f"{content.lines[key]}: {key!r} is {text!r}; write a whole number from 0 on"
+        )
     return int(text)
 
 

@@ -16,7 +16,15 @@ from qdq.graph.operators import ARITHMETIC, PLANNED_BODIES
 from qdq.graph.quantized_operators import is_quantized
 from qdq.graph.shape_profiles import Profile, Shape, extreme_shapes, optimal_shapes, require_shapes
 from qdq.graph.source import ModelLike, Source
-from qdq.planning.decisions import BODY, FUNCTION, INCOMPLETE, LeftFloat, Placement, Plan, ScaleGroup
+from qdq.planning.decisions import (
+    BODY,
+    FUNCTION,
+    INCOMPLETE,
+    LeftFloat,
+    Placement,
+    Plan,
+    ScaleGroup,
+)
 from qdq.planning.pair_dependencies import unmet_needs
 from qdq.planning.plan_request import PlanRequest
 from qdq.planning.scale_groups import DisjointSets
@@ -115,7 +123,9 @@ def _with_defaults(request: PlanRequest) -> PlanRequest:
     )
 
 
-def _plan_scopes(index: GraphIndex, shapes: Mapping[str, Shape], request: PlanRequest) -> list[_Part]:
+def _plan_scopes(
+    index: GraphIndex, shapes: Mapping[str, Shape], request: PlanRequest
+) -> list[_Part]:
     """Return the decisions in each graph of a model whose inputs have some shapes."""
     require_shapes(index, shapes)
     shaped_index = GraphIndex(index.source, shapes) if shapes else index
@@ -123,7 +133,9 @@ def _plan_scopes(index: GraphIndex, shapes: Mapping[str, Shape], request: PlanRe
     return [_plan_scope(Scene(scope, request.targets), request.rules) for scope in scopes]
 
 
-def _describe_other_shapes(index: GraphIndex, request: PlanRequest, parts: list[_Part]) -> Iterator[str]:
+def _describe_other_shapes(
+    index: GraphIndex, request: PlanRequest, parts: list[_Part]
+) -> Iterator[str]:
     """Yield a sentence for each end of the profiles at which the rules decide otherwise."""
     placed = _placed_edges(parts)
     for end, shapes in extreme_shapes(request.profiles).items():
@@ -149,7 +161,11 @@ def _plan_scope(scene: Scene, rules: RuleSet) -> _Part:
     index = scene.index
     verdicts, shared = match_rules(scene, rules)
     placed = {v.edge: _placement(index, v) for v in verdicts if v.then == "quantize"}
-    left = {v.edge: LeftFloat(v.edge, v.rules[0].name, v.rules[0].says) for v in verdicts if v.then == "leave-float"}
+    left = {
+        v.edge: LeftFloat(v.edge, v.rules[0].name, v.rules[0].says)
+        for v in verdicts
+        if v.then == "leave-float"
+    }
     for edge, missing in unmet_needs(index, placed):
         says = placed.pop(edge).quantizer.element.label
         why = f"needs {missing} in {says}, which {_instead(missing, placed, left)}"
@@ -157,7 +173,12 @@ def _plan_scope(scene: Scene, rules: RuleSet) -> _Part:
     return _Part(
         placements=tuple(placed.values()),
         left_float=tuple(_in_graph_order(index, left)),
-        scale_groups=_scale_groups(index, rules, shared, {e.qualified_tensor for e, p in placed.items() if p.quantizer.calibrated}),
+        scale_groups=_scale_groups(
+            index,
+            rules,
+            shared,
+            {e.qualified_tensor for e, p in placed.items() if p.quantizer.calibrated},
+        ),
     )
 
 
@@ -185,9 +206,13 @@ def _placement(index: GraphIndex, verdict: Verdict) -> Placement:
     form, constant = FORMATS[name], index.is_constant(edge.tensor)
     rule = verdict.rules[0]
     if form.constant and not constant:
-        raise RuleError(f"{rule.at('using')}: uses {name} on edge {edge}, but {edge.tensor!r} is computed; a weight format needs a constant")
+        raise RuleError(
+            f"{rule.at('using')}: uses {name} on edge {edge}, but {edge.tensor!r} is computed; a weight format needs a constant"
+        )
     if index.elem_type(edge.tensor) and not index.is_float(edge.tensor):
-        raise RuleError(f"{rule.at('where')}: quantizes edge {edge}, but {edge.tensor!r} holds no floats; narrow the rule's 'where'")
+        raise RuleError(
+            f"{rule.at('where')}: quantizes edge {edge}, but {edge.tensor!r} holds no floats; narrow the rule's 'where'"
+        )
     axis = channel_axis(index, edge) if form.per_channel else None
     return Placement(edge, Quantizer(name, form.dtype, axis), tuple(r.name for r in verdict.rules))
 
@@ -203,7 +228,9 @@ def _in_graph_order(index: GraphIndex, left: dict[Edge, LeftFloat]) -> list[Left
     return sorted(left.values(), key=lambda item: (index.node(item.edge).position, item.edge.slot))
 
 
-def _scale_groups(index: GraphIndex, rules: RuleSet, shared: dict[str, tuple[Edge, ...]], quantized: set[str]) -> tuple[ScaleGroup, ...]:
+def _scale_groups(
+    index: GraphIndex, rules: RuleSet, shared: dict[str, tuple[Edge, ...]], quantized: set[str]
+) -> tuple[ScaleGroup, ...]:
     """Return the groups of quantized activations that the matched nodes tie together.
 
     The matched edges of one node are tied to each other, and to what the node gives unless it
@@ -214,13 +241,23 @@ def _scale_groups(index: GraphIndex, rules: RuleSet, shared: dict[str, tuple[Edg
     for name, edges in shared.items():
         for node, tied in _by_node(index, edges):
             gives = () if node.op in ARITHMETIC else filter(None, node.outputs)
-            ties.tie((*(e.qualified_tensor for e in tied), *(qualified_name(index.path, o) for o in gives)), name)
-    ratios = {name: dict(rule.given).get(RATIO_AT_MOST) for name in shared if (rule := rules.rule(name))}
+            ties.tie(
+                (
+                    *(e.qualified_tensor for e in tied),
+                    *(qualified_name(index.path, o) for o in gives),
+                ),
+                name,
+            )
+    ratios = {
+        name: dict(rule.given).get(RATIO_AT_MOST) for name in shared if (rule := rules.rule(name))
+    }
     groups = []
     for members, names in ties.groups():
         if len(tensors := sorted(members & quantized)) > 1:
             limits = [float(ratio) for name in names if (ratio := ratios[name])]
-            groups.append(ScaleGroup(tuple(tensors), tuple(sorted(names)), min(limits, default=None)))
+            groups.append(
+                ScaleGroup(tuple(tensors), tuple(sorted(names)), min(limits, default=None))
+            )
     return tuple(sorted(groups))
 
 
@@ -237,7 +274,11 @@ def _skipped(scope: GraphIndex) -> str:
     node = scope.outer.nodes[scope.position]
     if node.op not in PLANNED_BODIES:
         return f"lies in a body of {node.op}; only those of If, Loop and Scan are planned"
-    if node.op == "If" and scope.outer.is_constant(node.inputs[0]) and bool(scope.outer.constant(node.inputs[0]).all()) != scope.path.endswith("then_branch"):
+    if (
+        node.op == "If"
+        and scope.outer.is_constant(node.inputs[0])
+        and bool(scope.outer.constant(node.inputs[0]).all()) != scope.path.endswith("then_branch")
+    ):
         return f"never runs: the condition of {node.label} is constant"
     return _skipped(scope.outer)
 
@@ -245,7 +286,11 @@ def _skipped(scope: GraphIndex) -> str:
 def _skipped_bodies(index: GraphIndex) -> Iterator[LeftFloat]:
     for scope in index.scopes.values():
         if why := _skipped(scope):
-            yield from (LeftFloat(both[0], BODY, why) for node in scope.nodes if (both := operands(scope, node)))
+            yield from (
+                LeftFloat(both[0], BODY, why)
+                for node in scope.nodes
+                if (both := operands(scope, node))
+            )
 
 
 def _functions(index: GraphIndex) -> Iterator[LeftFloat]:
@@ -254,4 +299,8 @@ def _functions(index: GraphIndex) -> Iterator[LeftFloat]:
         for node in scope.nodes:
             if (node.proto.domain, node.proto.op_type) in local:
                 edge = Edge(scope.path, node.label, 0, node.inputs[0] if node.inputs else "")
-                yield LeftFloat(edge, FUNCTION, f"calls the model's own function {node.op}, which ONNX's inliner could not write out")
+                yield LeftFloat(
+                    edge,
+                    FUNCTION,
+                    f"calls the model's own function {node.op}, which ONNX's inliner could not write out",
+                )

@@ -33,7 +33,14 @@ from qdq.graph.quantized_operators import (
     is_quantized_operator,
 )
 from qdq.graph.source import Source
-from qdq.quantized.graph_writer import ConvertedNode, GraphWriter, ModelWriter, copy_node, input_name, remove_suffix
+from qdq.quantized.graph_writer import (
+    ConvertedNode,
+    GraphWriter,
+    ModelWriter,
+    copy_node,
+    input_name,
+    remove_suffix,
+)
 from qdq.quantized.graph_writer import IntegerFormat as Quantized
 from qdq.quantized.integer_conversion import convert_dynamic_product, convert_integer_product
 from qdq.quantized.qdq_conversion import read_axis_attribute, write_dequantize, write_quantize
@@ -85,14 +92,24 @@ def convert_to_qdq(source: Source) -> tuple[Source, tuple[ConvertedNode, ...]]:
     _replace(model.graph, nodes)
     model.graph.initializer.extend(respelling.initializers)
     _tidy(model, set(count_readers(source.model.graph)))
-    types = {tensor.data_type for name, tensor in graph.stored.items() if name in {form.zero for form in graph.quantized.values()}}
+    types = {
+        tensor.data_type
+        for name, tensor in graph.stored.items()
+        if name in {form.zero for form in graph.quantized.values()}
+    }
     plain = msgspec.structs.replace(source, model=model, stamp=None)
-    return raise_source_opset(plain, max((required_opset(code) for code in types), default=0)), tuple(respelling.converted)
+    return raise_source_opset(
+        plain, max((required_opset(code) for code in types), default=0)
+    ), tuple(respelling.converted)
 
 
 def find_unconverted(model: onnx.ModelProto) -> tuple[str, ...]:
     """Return the quantized nodes of a model that are no plain pairs, each with its operator, those in bodies too."""
-    return tuple(f"{label} ({node.op_type})" for label, node in all_nodes(model.graph) if is_quantized_operator(node))
+    return tuple(
+        f"{label} ({node.op_type})"
+        for label, node in all_nodes(model.graph)
+        if is_quantized_operator(node)
+    )
 
 
 def _converted(graph: GraphWriter) -> list[onnx.NodeProto]:
@@ -106,14 +123,28 @@ def _converted(graph: GraphWriter) -> list[onnx.NodeProto]:
 
 def _store_constants(graph: GraphWriter) -> None:
     """Store the scales, zero points and integers of pairs that follow from constants, in the place of the nodes that compute them."""
-    named = {name for node in graph.graph.node if node.op_type in PAIR_OPERATORS for name in node.input[1:3]}
+    named = {
+        name
+        for node in graph.graph.node
+        if node.op_type in PAIR_OPERATORS
+        for name in node.input[1:3]
+    }
     named |= {node.input[0] for node in graph.graph.node if node.op_type == DEQUANTIZE}
     computed = {name: graph.producers[name] for name in named if name in graph.producers}
-    computed = {name: node for name, node in computed.items() if node.op_type not in (*PAIR_OPERATORS, "Constant", "DynamicQuantizeLinear")}
+    computed = {
+        name: node
+        for name, node in computed.items()
+        if node.op_type not in (*PAIR_OPERATORS, "Constant", "DynamicQuantizeLinear")
+    }
     outputs = {o.name for o in graph.graph.output}
     index = GraphIndex(graph.model.source) if computed else None
     for name, node in computed.items():
-        if index is not None and name in index.constants and name not in outputs and len(node.output) == 1:
+        if (
+            index is not None
+            and name in index.constants
+            and name not in outputs
+            and len(node.output) == 1
+        ):
             graph.stored[name] = numpy_helper.from_array(index.constant(name), name)
             graph.model.initializers.append(graph.stored[name])
             graph.folded.add(name)
@@ -126,15 +157,28 @@ def _told(graph: GraphWriter) -> dict[str, Quantized]:
     for node in reversed(graph.graph.node):
         form = find_float_form(node)
         if node.op_type in PAIR_OPERATORS and len(node.input) < 2:  # noqa: PLR2004 data and scale
-            raise ModelError(f"is damaged: node {node.name!r} ({node.op_type}) has no scale; export or download it again")
+            raise ModelError(
+                f"is damaged: node {node.name!r} ({node.op_type}) has no scale; export or download it again"
+            )
         if node.op_type == DEQUANTIZE:
-            told[node.input[0]] = Quantized(node.input[1], input_name(node, 2), read_axis_attribute(node))
+            told[node.input[0]] = Quantized(
+                node.input[1], input_name(node, 2), read_axis_attribute(node)
+            )
         elif form is not None:
             _require_operands(node, form)
-            told |= {node.input[o.tensor]: Quantized(input_name(node, o.scale), input_name(node, o.zero_point)) for o in form.operands}
+            told |= {
+                node.input[o.tensor]: Quantized(
+                    input_name(node, o.scale), input_name(node, o.zero_point)
+                )
+                for o in form.operands
+            }
         elif node.op_type in _BETWEEN and node.output[0] in told:
             told[node.input[0]] = told[node.output[0]]
-    return {name: form for name, form in told.items() if name in graph.stored and graph.levels(form) is not None}
+    return {
+        name: form
+        for name, form in told.items()
+        if name in graph.stored and graph.levels(form) is not None
+    }
 
 
 def _require_operands(node: onnx.NodeProto, form: FloatForm) -> None:
@@ -145,7 +189,9 @@ def _require_operands(node: onnx.NodeProto, form: FloatForm) -> None:
             f"is damaged: node {node.name!r} ({node.op_type}) has {len(node.input)} inputs, its operands are {needed}; export or download it again"
         )
     if not node.output or not node.output[0]:
-        raise ModelError(f"is damaged: node {node.name!r} ({node.op_type}) has no output; export or download it again")
+        raise ModelError(
+            f"is damaged: node {node.name!r} ({node.op_type}) has no output; export or download it again"
+        )
 
 
 def _with_bodies(graph: GraphWriter, node: onnx.NodeProto) -> onnx.NodeProto:
@@ -194,23 +240,43 @@ def _dynamic(graph: GraphWriter, node: onnx.NodeProto) -> None:
 def _operator(graph: GraphWriter, node: onnx.NodeProto, form: FloatForm) -> None:
     """Write a quantized operator as DequantizeLinear, a float operator and QuantizeLinear."""
     inputs = [input_name(node, form.first)] if form.first is not None else []
-    inputs += [_float_operand(graph, node, operand, form.axis if i else None) for i, operand in enumerate(form.operands)]
+    inputs += [
+        _float_operand(graph, node, operand, form.axis if i else None)
+        for i, operand in enumerate(form.operands)
+    ]
     if input_name(node, form.bias):
         inputs.append(_float_bias(graph, node, form))
-    graph.model.note(node, f"becomes {form.op}{' between DequantizeLinear and QuantizeLinear' if form.result else ''}")
+    graph.model.note(
+        node,
+        f"becomes {form.op}{' between DequantizeLinear and QuantizeLinear' if form.result else ''}",
+    )
     result = node.output[0]
     given = graph.model.fresh(remove_suffix(result)) if form.result else result
     added = input_name(node, form.added)
     product = graph.model.fresh(f"{given}_product") if added else given
     _float_operator(graph, node, form, inputs, product)
     if added:
-        graph.append(helper.make_node("Add", [product, added], [given], name=graph.model.fresh(f"{given}_Add")))
+        graph.append(
+            helper.make_node(
+                "Add", [product, added], [given], name=graph.model.fresh(f"{given}_Add")
+            )
+        )
     if form.result:
         scale, zero = (graph.scalar(input_name(node, slot)) for slot in form.result)
-        write_quantize(graph, helper.make_node(QUANTIZE, [given, scale, *filter(None, [zero])], [result], name=graph.model.fresh(f"{given}_QuantizeLinear")))
+        write_quantize(
+            graph,
+            helper.make_node(
+                QUANTIZE,
+                [given, scale, *filter(None, [zero])],
+                [result],
+                name=graph.model.fresh(f"{given}_QuantizeLinear"),
+            ),
+        )
 
 
-def _float_operator(graph: GraphWriter, node: onnx.NodeProto, form: FloatForm, inputs: list[str], result: str) -> None:
+def _float_operator(
+    graph: GraphWriter, node: onnx.NodeProto, form: FloatForm, inputs: list[str], result: str
+) -> None:
     name = remove_suffix(node.name, _NODE_SUFFIX)
     axis = flattened_axis(node)
     if axis is not None:
@@ -218,7 +284,11 @@ def _float_operator(graph: GraphWriter, node: onnx.NodeProto, form: FloatForm, i
         softmax = graph.model.fresh(f"{result}_softmax")
         graph.append(helper.make_node(form.op, [flat], [softmax], name=name))
         shape = graph.add("Shape", inputs, f"{result}_shape")
-        graph.append(helper.make_node("Reshape", [softmax, shape], [result], name=graph.model.fresh(f"{result}_Reshape")))
+        graph.append(
+            helper.make_node(
+                "Reshape", [softmax, shape], [result], name=graph.model.fresh(f"{result}_Reshape")
+            )
+        )
         return
     plain = helper.make_node(form.op, inputs, [result], name=name)
     plain.attribute.extend(float_attributes(node))
@@ -229,7 +299,9 @@ def _float_operator(graph: GraphWriter, node: onnx.NodeProto, form: FloatForm, i
     graph.append(plain)
 
 
-def _float_operand(graph: GraphWriter, node: onnx.NodeProto, operand: Operand, axis: int | None) -> str:
+def _float_operand(
+    graph: GraphWriter, node: onnx.NodeProto, operand: Operand, axis: int | None
+) -> str:
     """Return an operand of a quantized operator in floats; `axis` is that of several scales."""
     tensor = node.input[operand.tensor]
     if tensor in graph.dynamic:
@@ -243,16 +315,25 @@ def _float_operand(graph: GraphWriter, node: onnx.NodeProto, operand: Operand, a
 
 def _float_bias(graph: GraphWriter, node: onnx.NodeProto, form: FloatForm) -> str:
     """Return an INT32 bias in floats: its scale is that of the data times that of the weight (ONNX operator QLinearConv)."""
-    bias, scales = input_name(node, form.bias), [input_name(node, operand.scale) for operand in form.operands]
+    bias, scales = (
+        input_name(node, form.bias),
+        [input_name(node, operand.scale) for operand in form.operands],
+    )
     if not {bias, *scales} <= graph.stored.keys():
-        raise ModelError(f"node {node.name!r} ({node.op_type}) computes its bias or a scale, which no pair can; quantize the float model it was made from")
+        raise ModelError(
+            f"node {node.name!r} ({node.op_type}) computes its bias or a scale, which no pair can; quantize the float model it was made from"
+        )
     data, weight = (graph.values(name).reshape(-1) for name in scales)
     integers = graph.values(bias)
     if not {data.size, weight.size} <= {1, integers.size}:
-        raise ModelError(f"node {node.name!r} ({node.op_type}) has {data.size} and {weight.size} scales for a bias of {integers.size} values; export it again")
+        raise ModelError(
+            f"node {node.name!r} ({node.op_type}) has {data.size} and {weight.size} scales for a bias of {integers.size} values; export it again"
+        )
     exact = integers * (data.astype(np.float64) * weight.astype(np.float64))
     if not (np.abs(exact) <= np.finfo(data.dtype).max).all():
-        raise ModelError(f"node {node.name!r} ({node.op_type}) has a bias that its scales make infinite, or no number; export it again")
+        raise ModelError(
+            f"node {node.name!r} ({node.op_type}) has a bias that its scales make infinite, or no number; export it again"
+        )
     return graph.store(exact.astype(data.dtype), remove_suffix(bias))
 
 
@@ -261,20 +342,41 @@ def _between(graph: GraphWriter, node: onnx.NodeProto) -> None:
     slots = _BETWEEN.get(node.op_type)
     form = graph.quantized.get(node.input[0])
     ends = graph.only_dequantized(node.output[0])
-    if ends and node.op_type == "Clip" and form is not None and (bounds := _bounds(graph, node)) is not None:
+    if (
+        ends
+        and node.op_type == "Clip"
+        and form is not None
+        and (bounds := _bounds(graph, node)) is not None
+    ):
         graph.passed[node.output[0]] = (node.input[0], bounds)
-        graph.model.note(node, f"leaves {bounds[0]} to {bounds[1]} of the integers; the pair around it is read so")
-    elif ends and node.op_type == "Cast" and form is not None and form.zero in graph.stored and node.attribute[0].i == graph.stored[form.zero].data_type:
+        graph.model.note(
+            node,
+            f"leaves {bounds[0]} to {bounds[1]} of the integers; the pair around it is read so",
+        )
+    elif (
+        ends
+        and node.op_type == "Cast"
+        and form is not None
+        and form.zero in graph.stored
+        and node.attribute[0].i == graph.stored[form.zero].data_type
+    ):
         graph.passed[node.output[0]] = graph.passed.get(node.input[0], (node.input[0], None))
         graph.quantized[node.output[0]] = form
         graph.model.note(node, "changes nothing; it is left out")
-    elif form is not None and form.axis is None and not graph.holds_several(form.scale) and (slots is not None or node.op_type in _ENDS):
+    elif (
+        form is not None
+        and form.axis is None
+        and not graph.holds_several(form.scale)
+        and (slots is not None or node.op_type in _ENDS)
+    ):
         _float_between(graph, node, form, slots if slots is not None else (0,))
     else:
         graph.append(node)
 
 
-def _float_between(graph: GraphWriter, node: onnx.NodeProto, form: Quantized, slots: tuple[int, ...]) -> None:
+def _float_between(
+    graph: GraphWriter, node: onnx.NodeProto, form: Quantized, slots: tuple[int, ...]
+) -> None:
     plain = copy_node(node)
     for slot, name in enumerate(node.input):
         if name and (not slots or slot in slots):
@@ -291,7 +393,15 @@ def _float_between(graph: GraphWriter, node: onnx.NodeProto, form: Quantized, sl
         plain.output[slot] = floats.get(name, name)
     graph.append(plain)
     for name, given in floats.items():
-        write_quantize(graph, helper.make_node(QUANTIZE, [given, *filter(None, form[:2])], [name], name=graph.model.fresh(f"{given}_QuantizeLinear")))
+        write_quantize(
+            graph,
+            helper.make_node(
+                QUANTIZE,
+                [given, *filter(None, form[:2])],
+                [name],
+                name=graph.model.fresh(f"{given}_QuantizeLinear"),
+            ),
+        )
 
 
 def _pad_with_integer_zero(graph: GraphWriter, pad: onnx.NodeProto, form: Quantized) -> None:
@@ -316,7 +426,10 @@ def _bounds(graph: GraphWriter, node: onnx.NodeProto) -> tuple[int, int] | None:
     given = [input_name(node, 1), input_name(node, 2)]
     if levels is None or any(name and name not in graph.stored for name in given):
         return None
-    low, high = (int(graph.values(name).reshape(-1)[0]) if name else level for name, level in zip(given, levels, strict=True))
+    low, high = (
+        int(graph.values(name).reshape(-1)[0]) if name else level
+        for name, level in zip(given, levels, strict=True)
+    )
     return max(low, levels[0]), min(high, levels[1])
 
 
@@ -325,7 +438,12 @@ def _tidy(model: onnx.ModelProto, read_before: set[str]) -> None:
     graph = model.graph
     while True:
         read = count_readers(graph)
-        dead = [i for i, node in enumerate(graph.node) if any(name in read_before for name in node.output) and not any(read[name] for name in node.output)]
+        dead = [
+            i
+            for i, node in enumerate(graph.node)
+            if any(name in read_before for name in node.output)
+            and not any(read[name] for name in node.output)
+        ]
         if not dead:
             break
         for i in reversed(dead):

@@ -64,16 +64,22 @@ class ModelWriter:
 
     def note(self, node: onnx.NodeProto, says: str) -> None:
         """Record that a node was converted."""
-        self.converted.append(ConvertedNode(node.name or next(filter(None, node.output), ""), node.op_type, says))
+        self.converted.append(
+            ConvertedNode(node.name or next(filter(None, node.output), ""), node.op_type, says)
+        )
 
 
 class GraphWriter:
     """One graph on its way, the main graph or a body; a body sees what the graphs around it store and quantize."""
 
-    def __init__(self, model: ModelWriter, graph: onnx.GraphProto, around: GraphWriter | None = None) -> None:
+    def __init__(
+        self, model: ModelWriter, graph: onnx.GraphProto, around: GraphWriter | None = None
+    ) -> None:
         self.model, self.graph = model, graph
         self.nodes: list[onnx.NodeProto] = []
-        self.stored: dict[str, onnx.TensorProto] = (around.stored if around else {}) | stored_tensors(graph)
+        self.stored: dict[str, onnx.TensorProto] = (
+            around.stored if around else {}
+        ) | stored_tensors(graph)
         #: Integer tensors by name.
         self.quantized: dict[str, IntegerFormat] = dict(around.quantized) if around else {}
         #: What DynamicQuantizeLinear quantized by the name of its result, and that name by the name of its scale.
@@ -100,7 +106,9 @@ class GraphWriter:
 
     def only_dequantized(self, tensor: str) -> bool:
         """Whether nothing but DequantizeLinear reads a tensor: no other node, no body, and no caller of the graph."""
-        return self._reads[tensor] == sum(node.op_type == DEQUANTIZE for node in self.consumers.get(tensor, ()))
+        return self._reads[tensor] == sum(
+            node.op_type == DEQUANTIZE for node in self.consumers.get(tensor, ())
+        )
 
     def append(self, node: onnx.NodeProto) -> None:
         """Add a node behind those so far."""
@@ -112,12 +120,18 @@ class GraphWriter:
     def add(self, op: str, inputs: list[str], wanted: str, **attributes: Any) -> str:
         """Add a node with one result of about this name, and return the name."""
         result = self.model.fresh(wanted)
-        self.append(helper.make_node(op, inputs, [result], name=self.model.fresh(f"{result}_{op}"), **attributes))
+        self.append(
+            helper.make_node(
+                op, inputs, [result], name=self.model.fresh(f"{result}_{op}"), **attributes
+            )
+        )
         return result
 
     def values(self, name: str) -> Array:
         """Return the values of a stored tensor; raises KeyError for another, and ModelError where they cannot be read."""
-        return read_tensor_values(self.stored[name], self.model.source.name, self.model.source.folder)
+        return read_tensor_values(
+            self.stored[name], self.model.source.name, self.model.source.folder
+        )
 
     def store(self, values: Array, wanted: str) -> str:
         """Add an initializer to the main graph and return its name."""
@@ -129,7 +143,12 @@ class GraphWriter:
         """Return the name of the DequantizeLinear of an integer tensor, which is made where there is none yet."""
         if (tensor, form) not in self._floats:
             axis = {} if form.axis is None else {"axis": form.axis}
-            self._floats[tensor, form] = self.add(DEQUANTIZE, [tensor, *filter(None, form[:2])], f"{remove_suffix(tensor)}_dequantized", **axis)
+            self._floats[tensor, form] = self.add(
+                DEQUANTIZE,
+                [tensor, *filter(None, form[:2])],
+                f"{remove_suffix(tensor)}_dequantized",
+                **axis,
+            )
             if self.begins_at_zero(form):
                 self.not_negative.add(self._floats[tensor, form])
         return self._floats[tensor, form]
@@ -149,7 +168,9 @@ class GraphWriter:
 
     def levels(self, form: IntegerFormat) -> tuple[int, int] | None:
         """Return the least and the largest integer of a form's type; None where its zero point does not say one."""
-        return integer_levels(self.stored[form.zero].data_type) if form.zero in self.stored else None
+        return (
+            integer_levels(self.stored[form.zero].data_type) if form.zero in self.stored else None
+        )
 
     def begins_at_zero(self, form: IntegerFormat) -> bool:
         """Whether the least integer of a form stands for zero, so that nothing below zero is left."""
@@ -160,7 +181,11 @@ class GraphWriter:
         if node.op_type in _NOT_NEGATIVE:
             return True
         if node.op_type == "Clip":
-            return len(node.input) > 1 and node.input[1] in self.stored and bool((self.values(node.input[1]) >= 0).all())
+            return (
+                len(node.input) > 1
+                and node.input[1] in self.stored
+                and bool((self.values(node.input[1]) >= 0).all())
+            )
         data = node.input if node.op_type in _SEVERAL else node.input[:1]
         return node.op_type in _KEEPS_SIGN and all(name in self.not_negative for name in data)
 

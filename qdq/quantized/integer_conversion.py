@@ -50,7 +50,11 @@ def convert_dynamic_product(graph: GraphWriter, node: onnx.NodeProto) -> None:
     graph.model.note(node, "becomes MatMul; its weight keeps its scales")
     graph.append(helper.make_node("MatMul", [node.input[0], weight], [product], name=_name(node)))
     if bias:
-        graph.append(helper.make_node("Add", [product, bias], [result], name=graph.model.fresh(f"{result}_Add")))
+        graph.append(
+            helper.make_node(
+                "Add", [product, bias], [result], name=graph.model.fresh(f"{result}_Add")
+            )
+        )
 
 
 def _name(node: onnx.NodeProto) -> str:
@@ -67,12 +71,16 @@ def _chain(graph: GraphWriter, node: onnx.NodeProto) -> _Chain | None:
     scaling = _only_reader(graph, cast.output[0])
     if scaling is None or scaling.op_type != "Mul":
         return None
-    return _Chain(cast, scaling, next(name for name in [*scaling.input, ""] if name != cast.output[0]))
+    return _Chain(
+        cast, scaling, next(name for name in [*scaling.input, ""] if name != cast.output[0])
+    )
 
 
 def _only_reader(graph: GraphWriter, tensor: str) -> onnx.NodeProto | None:
     found = graph.consumers.get(tensor, [])
-    return found[0] if len(found) == 1 and all(tensor != o.name for o in graph.graph.output) else None
+    return (
+        found[0] if len(found) == 1 and all(tensor != o.name for o in graph.graph.output) else None
+    )
 
 
 def _operands(graph: GraphWriter, node: onnx.NodeProto, factor: str) -> tuple[str, str] | None:
@@ -106,14 +114,21 @@ def _scales(graph: GraphWriter, node: onnx.NodeProto, factor: str) -> tuple[str,
         return (scales[0], scales[1]) if fits else None
     if known[0] and known[0] in graph.stored and factor in graph.stored:
         rest = graph.values(factor).astype(np.float64) / graph.values(known[0]).astype(np.float64)
-        return known[0], graph.store(rest.reshape(-1).astype(np.float32) if rest.size > 1 else rest.reshape(()).astype(np.float32), f"{node.input[1]}_scale")
+        return known[0], graph.store(
+            rest.reshape(-1).astype(np.float32)
+            if rest.size > 1
+            else rest.reshape(()).astype(np.float32),
+            f"{node.input[1]}_scale",
+        )
     return None
 
 
 def _scale_of(graph: GraphWriter, tensor: str) -> str | None:
     if tensor in graph.quantized:
         return graph.quantized[tensor].scale
-    return next((scale for scale, dynamic in graph.dynamic_scales.items() if dynamic == tensor), None)
+    return next(
+        (scale for scale, dynamic in graph.dynamic_scales.items() if dynamic == tensor), None
+    )
 
 
 def _dequantized(graph: GraphWriter, tensor: str, scale: str, zero: str, last: bool) -> str:

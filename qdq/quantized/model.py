@@ -49,7 +49,10 @@ class QuantizedModel:
     @property
     def least_opset(self) -> int:
         """The opset that its pairs need, to which its float model was raised."""
-        return max((ELEMENT_TYPES[q.dtype].opset for q in self.edges if q.dtype in ELEMENT_TYPES), default=0)
+        return max(
+            (ELEMENT_TYPES[q.dtype].opset for q in self.edges if q.dtype in ELEMENT_TYPES),
+            default=0,
+        )
 
     def labelled(self) -> onnx.ModelProto:
         """Return a copy of the given model in which every node that the float graph has too is named by its label there, in bodies too."""
@@ -67,11 +70,15 @@ def _label(graph: onnx.GraphProto, index: GraphIndex) -> None:
                 _label(body, scope)
 
 
-def _quantized_edges(graph: onnx.GraphProto, index: GraphIndex, around: dict[str, onnx.TensorProto]) -> Iterator[QuantizedEdge]:
+def _quantized_edges(
+    graph: onnx.GraphProto, index: GraphIndex, around: dict[str, onnx.TensorProto]
+) -> Iterator[QuantizedEdge]:
     """Yield the quantized edges of a graph and of its bodies; `around` holds the tensors that the graphs around it store."""
     stored = around | stored_tensors(graph)
     pairs = {p.output: p for p in find_pairs(graph, around)}
-    values = _values({n for p in pairs.values() for n in (p.scale, p.zero_point) if n}, stored, index)
+    values = _values(
+        {n for p in pairs.values() for n in (p.scale, p.zero_point) if n}, stored, index
+    )
     for node, label in zip(graph.node, _float_labels(graph, index), strict=True):
         if label not in index.by_label or node.op_type in PAIR_OPERATORS:
             continue
@@ -80,9 +87,18 @@ def _quantized_edges(graph: onnx.GraphProto, index: GraphIndex, around: dict[str
             if (pair := pairs.get(name)) and slot < len(float_node.inputs):
                 kept = _type_name(stored.get(pair.tensor)) if pair.q is None else ""
                 dtype = _type_name(stored.get(pair.zero_point))
-                yield QuantizedEdge(index.edge(float_node, slot), pair, values.get(pair.scale), values.get(pair.zero_point), dtype, kept)
+                yield QuantizedEdge(
+                    index.edge(float_node, slot),
+                    pair,
+                    values.get(pair.scale),
+                    values.get(pair.zero_point),
+                    dtype,
+                    kept,
+                )
         for name, body in node_bodies(node):
-            yield from _quantized_edges(body, index.scopes[qualified_name(index.path, f"{label}.{name}")], stored)
+            yield from _quantized_edges(
+                body, index.scopes[qualified_name(index.path, f"{label}.{name}")], stored
+            )
 
 
 def _type_name(tensor: onnx.TensorProto | None) -> str:
@@ -93,8 +109,12 @@ def _type_name(tensor: onnx.TensorProto | None) -> str:
 def _float_labels(graph: onnx.GraphProto, index: GraphIndex) -> list[str]:
     """Return a unique label for each node: its label in the float graph, or for one that was stripped its own name."""
     by_output = {output: node.label for node in index.nodes for output in node.outputs if output}
-    renamed = find_renamed_outputs(graph, find_pairs(graph, index.outer.constants if index.outer else ()))
-    by_output |= {tensor: by_output.pop(name) for tensor, name in renamed.items() if name in by_output}
+    renamed = find_renamed_outputs(
+        graph, find_pairs(graph, index.outer.constants if index.outer else ())
+    )
+    by_output |= {
+        tensor: by_output.pop(name) for tensor, name in renamed.items() if name in by_output
+    }
     labels = []
     for i, (node, own) in enumerate(zip(graph.node, node_labels(graph), strict=True)):
         label = next((by_output[o] for o in node.output if o in by_output), "")
@@ -106,7 +126,9 @@ def _float_labels(graph: onnx.GraphProto, index: GraphIndex) -> list[str]:
     return labels
 
 
-def _values(names: set[str], stored: dict[str, onnx.TensorProto], index: GraphIndex) -> dict[str, Array]:
+def _values(
+    names: set[str], stored: dict[str, onnx.TensorProto], index: GraphIndex
+) -> dict[str, Array]:
     return {
         name: read_tensor_values(stored[name], index.source.name, index.source.folder)
         for name in names
@@ -116,7 +138,10 @@ def _values(names: set[str], stored: dict[str, onnx.TensorProto], index: GraphIn
 
 def require_same_graph(float_index: GraphIndex, quantized: QuantizedModel) -> None:
     """Raise ModelError unless the quantized model, stripped, has the nodes of the float model."""
-    ours, theirs = ([n.op for scope in index.scopes.values() for n in scope.nodes] for index in (float_index, quantized.index))
+    ours, theirs = (
+        [n.op for scope in index.scopes.values() for n in scope.nodes]
+        for index in (float_index, quantized.index)
+    )
     if ours != theirs:
         raise ModelError(
             f"{quantized.source.name}: without its pairs it is another graph than {float_index.source.name} "

@@ -101,13 +101,20 @@ def diff_pairs(old: QuantizedModel, new: QuantizedModel) -> PairDiff:
     )
 
 
-def _pair_changes(old: QuantizedModel, new: QuantizedModel, places: Mapping[NodePlace, NodePlace]) -> Iterator[PairChange]:
+def _pair_changes(
+    old: QuantizedModel, new: QuantizedModel, places: Mapping[NodePlace, NodePlace]
+) -> Iterator[PairChange]:
     """Yield the changes in the newer model's order of edges, then what is gone, in the older's."""
     had = {_slot(q.edge): q for q in old.edges}
-    known = {_slot(q.edge): had.get(slot) if (slot := _old_slot(q.edge, places)) else None for q in new.edges}
+    known = {
+        _slot(q.edge): had.get(slot) if (slot := _old_slot(q.edge, places)) else None
+        for q in new.edges
+    }
     kept = {_slot(q.edge) for q in known.values() if q}
     gone = [q for q in old.edges if _slot(q.edge) not in kept]
-    moves = _moves(old.index, new.index, gone, [q for q in new.edges if not known[_slot(q.edge)]], places)
+    moves = _moves(
+        old.index, new.index, gone, [q for q in new.edges if not known[_slot(q.edge)]], places
+    )
     for now in new.edges:
         was = known[_slot(now.edge)] or moves.get(_slot(now.edge))
         if kind := _kind(was, now, moved=not known[_slot(now.edge)]):
@@ -140,13 +147,29 @@ def _change(kind: str, was: QuantizedEdge | None, now: QuantizedEdge | None) -> 
     assert known is not None  # every change has an older or a newer side
     rules = (now.pair.rules if now else "") or (was.pair.rules if was else "")
     ratio = _ratio(was.scales, now.scales) if was and now else None
-    return PairChange(kind, known.edge, was.edge if was and kind == MOVED else None, _said(was), _said(now), ratio, rules)
+    return PairChange(
+        kind,
+        known.edge,
+        was.edge if was and kind == MOVED else None,
+        _said(was),
+        _said(now),
+        ratio,
+        rules,
+    )
 
 
 def _format(quantized: QuantizedEdge) -> tuple[str, int | None, tuple[int, ...]]:
     """Return element type, axis and zero points, none for zero points that are all 0."""
-    zeros = () if quantized.zero_points is None or not np.any(quantized.zero_points) else tuple(map(int, quantized.zero_points.reshape(-1)))
-    return quantized.dtype or ("uint8" if not quantized.pair.zero_point else ""), _axis(quantized), zeros
+    zeros = (
+        ()
+        if quantized.zero_points is None or not np.any(quantized.zero_points)
+        else tuple(map(int, quantized.zero_points.reshape(-1)))
+    )
+    return (
+        quantized.dtype or ("uint8" if not quantized.pair.zero_point else ""),
+        _axis(quantized),
+        zeros,
+    )
 
 
 def _axis(quantized: QuantizedEdge) -> int | None:
@@ -159,7 +182,9 @@ def _axis(quantized: QuantizedEdge) -> int | None:
 def _equal(old: Array | None, new: Array | None) -> bool:
     if old is None or new is None:
         return old is new
-    return np.array_equal(old.reshape(-1), new.reshape(-1), equal_nan=old.dtype.kind == new.dtype.kind == "f")
+    return np.array_equal(
+        old.reshape(-1), new.reshape(-1), equal_nan=old.dtype.kind == new.dtype.kind == "f"
+    )
 
 
 def _ratio(old: Array | None, new: Array | None) -> float | None:
@@ -177,9 +202,16 @@ def _said(quantized: QuantizedEdge | None) -> str:
     if quantized is None:
         return ""
     dtype, axis, zeros = _format(quantized)
-    words = [dtype or "unknown type", _scales_said(quantized.scales) + ("" if axis is None else f" along axis {axis}")]
+    words = [
+        dtype or "unknown type",
+        _scales_said(quantized.scales) + ("" if axis is None else f" along axis {axis}"),
+    ]
     if zeros:
-        words.append(f"zero point {zeros[0]}" if len(set(zeros)) == 1 else f"zero points {min(zeros)} to {max(zeros)}")
+        words.append(
+            f"zero point {zeros[0]}"
+            if len(set(zeros)) == 1
+            else f"zero points {min(zeros)} to {max(zeros)}"
+        )
     return ", ".join([*words, *([] if quantized.pair.zero_point else ["no zero point"])])
 
 
@@ -194,7 +226,11 @@ def _scales_said(scales: Array | None) -> str:
 
 
 def _moves(
-    old: GraphIndex, new: GraphIndex, gone: Iterable[QuantizedEdge], come: Iterable[QuantizedEdge], places: Mapping[NodePlace, NodePlace]
+    old: GraphIndex,
+    new: GraphIndex,
+    gone: Iterable[QuantizedEdge],
+    come: Iterable[QuantizedEdge],
+    places: Mapping[NodePlace, NodePlace],
 ) -> dict[_Slot, QuantizedEdge]:
     """Return for each edge of the newer model where a pair has moved to what stood in the older: those of equal scales first."""
     by_home: defaultdict[_Home, list[QuantizedEdge]] = defaultdict(list)
@@ -202,9 +238,13 @@ def _moves(
         by_home[_home(old.scope(was.edge), was.edge, {})].append(was)
     moves = {}
     waiting = [(now, by_home[_home(new.scope(now.edge), now.edge, places)]) for now in come]
-    for now, left in sorted(waiting, key=lambda item: not any(_same_scale(was, item[0]) for was in item[1])):
+    for now, left in sorted(
+        waiting, key=lambda item: not any(_same_scale(was, item[0]) for was in item[1])
+    ):
         if left:
-            moves[_slot(now.edge)] = left.pop(next((i for i, was in enumerate(left) if _same_scale(was, now)), 0))
+            moves[_slot(now.edge)] = left.pop(
+                next((i for i, was in enumerate(left) if _same_scale(was, now)), 0)
+            )
     return moves
 
 
@@ -242,7 +282,9 @@ def _unmatched(index: GraphIndex, known: set[NodePlace]) -> Iterator[str]:
                 yield f"{qualified_name(path, node.label)} ({node.op})"
 
 
-def _weight_changes(old: GraphIndex, new: GraphIndex, places: Mapping[NodePlace, NodePlace]) -> Iterator[WeightChange]:
+def _weight_changes(
+    old: GraphIndex, new: GraphIndex, places: Mapping[NodePlace, NodePlace]
+) -> Iterator[WeightChange]:
     seen: set[tuple[str, str]] = set()
     for path, scope in new.scopes.items():
         for edge in scope.edges():
@@ -250,11 +292,18 @@ def _weight_changes(old: GraphIndex, new: GraphIndex, places: Mapping[NodePlace,
             if place is None or (path, edge.tensor) in seen:
                 continue
             before = old.scopes[place[0]]
-            was, now = _stored_at(before, before.by_label[place[1]], edge.slot), _stored_at(scope, scope.by_label[edge.node], edge.slot)
+            was, now = (
+                _stored_at(before, before.by_label[place[1]], edge.slot),
+                _stored_at(scope, scope.by_label[edge.node], edge.slot),
+            )
             if was is None or now is None:
                 continue
             seen.add((path, edge.tensor))
-            if (was.data_type, was.dims) != (now.data_type, now.dims) or was.raw_data != now.raw_data or not now.raw_data:
+            if (
+                (was.data_type, was.dims) != (now.data_type, now.dims)
+                or was.raw_data != now.raw_data
+                or not now.raw_data
+            ):
                 yield from _weight_change(edge, _values(old, was), _values(new, now))
 
 
@@ -263,9 +312,18 @@ def _stored_at(index: GraphIndex, node: Node, slot: int) -> onnx.TensorProto | N
     name = node.inputs[slot] if slot < len(node.inputs) else ""
     home = index.defining_scope(name)
     tensor = home.initializers.get(name)
-    if tensor is None and (maker := home.producers.get(name)) is not None and maker.op == "Constant":
+    if (
+        tensor is None
+        and (maker := home.producers.get(name)) is not None
+        and maker.op == "Constant"
+    ):
         tensor = maker.attribute("value")
-    floats = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE, onnx.TensorProto.BFLOAT16)
+    floats = (
+        onnx.TensorProto.FLOAT,
+        onnx.TensorProto.FLOAT16,
+        onnx.TensorProto.DOUBLE,
+        onnx.TensorProto.BFLOAT16,
+    )
     return tensor if tensor is not None and tensor.data_type in floats else None
 
 
@@ -277,11 +335,17 @@ def _weight_change(edge: Edge, was: Array, now: Array) -> Iterator[WeightChange]
     if was.shape != now.shape:
         yield WeightChange(edge, None)
     elif not np.array_equal(was, now, equal_nan=True):
-        yield WeightChange(edge, float(np.nanmax(np.abs(now.astype(np.float64) - was.astype(np.float64)), initial=0.0)))
+        yield WeightChange(
+            edge,
+            float(np.nanmax(np.abs(now.astype(np.float64) - was.astype(np.float64)), initial=0.0)),
+        )
 
 
 def _metadata_changes(old: QuantizedModel, new: QuantizedModel) -> Iterator[tuple[str, str, str]]:
-    was, now = ({p.key: p.value for p in q.source.model.metadata_props if p.key.startswith(METADATA_PREFIX)} for q in (old, new))
+    was, now = (
+        {p.key: p.value for p in q.source.model.metadata_props if p.key.startswith(METADATA_PREFIX)}
+        for q in (old, new)
+    )
     for key in sorted({*was, *now}):
         if was.get(key, "") != now.get(key, ""):
             yield key, was.get(key, ""), now.get(key, "")

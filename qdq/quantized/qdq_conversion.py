@@ -22,11 +22,17 @@ _UINT8, _INT8 = (0, 255), (-128, 127)
 
 def write_quantize(graph: GraphWriter, node: onnx.NodeProto) -> None:
     """Write a QuantizeLinear, and the activation that was folded into it."""
-    plain, form = _own_domain(graph, node), IntegerFormat(node.input[1], input_name(node, 2), read_axis_attribute(node))
+    plain, form = (
+        _own_domain(graph, node),
+        IntegerFormat(node.input[1], input_name(node, 2), read_axis_attribute(node)),
+    )
     graph.quantized[node.output[0]] = form
     if not form.zero and node.input[0] not in graph.stored and not _output_type(node):
         graph.untold[node.output[0]] = _UINT8 if node.input[0] in graph.not_negative else _INT8
-        graph.model.note(node, f"has no zero point; it is taken for {'UINT8, as ONNX' if node.input[0] in graph.not_negative else 'INT8, as TensorRT'} does")
+        graph.model.note(
+            node,
+            f"has no zero point; it is taken for {'UINT8, as ONNX' if node.input[0] in graph.not_negative else 'INT8, as TensorRT'} does",
+        )
     if graph.begins_at_zero(form) and node.input[0] in graph.made - graph.not_negative:
         plain = copy_node(plain)
         plain.input[0] = _unfolded(graph, node, form)
@@ -42,11 +48,17 @@ def _unfolded(graph: GraphWriter, node: onnx.NodeProto, form: IntegerFormat) -> 
     tensor = node.input[0]
     bound = _whole_bound(graph, form)
     op = "Relu" if bound is None else f"Clip from 0 to {bound}"
-    graph.model.note(node, f"clips {tensor!r} as a {op} that was folded into it did; the {op.partition(' ')[0]} is written out")
+    graph.model.note(
+        node,
+        f"clips {tensor!r} as a {op} that was folded into it did; the {op.partition(' ')[0]} is written out",
+    )
     if bound is None:
         return graph.add("Relu", [tensor], f"{tensor}_relu")
     dtype = graph.values(form.scale).dtype
-    bounds = [graph.store(np.array(value, dtype), f"{tensor}_{name}") for value, name in ((0, "least"), (bound, "largest"))]
+    bounds = [
+        graph.store(np.array(value, dtype), f"{tensor}_{name}")
+        for value, name in ((0, "least"), (bound, "largest"))
+    ]
     return graph.add("Clip", [tensor, *bounds], f"{tensor}_clip")
 
 
@@ -55,8 +67,14 @@ def _whole_bound(graph: GraphWriter, form: IntegerFormat) -> int | None:
     levels = graph.levels(form)
     if levels is None or form.scale not in graph.stored or graph.holds_several(form.scale):
         return None
-    ends = [float(graph.values(form.scale).flat[0]) * steps for steps in (levels[1] - levels[0], (levels[1] - levels[0]) // 2)]
-    return next((round(end) for end in ends if round(end) >= 1 and abs(end - round(end)) < _WHOLE * end), None)
+    ends = [
+        float(graph.values(form.scale).flat[0]) * steps
+        for steps in (levels[1] - levels[0], (levels[1] - levels[0]) // 2)
+    ]
+    return next(
+        (round(end) for end in ends if round(end) >= 1 and abs(end - round(end)) < _WHOLE * end),
+        None,
+    )
 
 
 def write_dequantize(graph: GraphWriter, node: onnx.NodeProto) -> None:
@@ -80,15 +98,27 @@ def write_dequantize(graph: GraphWriter, node: onnx.NodeProto) -> None:
     plain.input[1], plain.output[0] = form.scale, graph.model.fresh(f"{node.output[0]}_unscaled")
     graph.append(plain)
     factor = graph.store(np.array(ratio, np.float32), f"{node.output[0]}_ratio")
-    graph.append(helper.make_node("Mul", [plain.output[0], factor], [node.output[0]], name=graph.model.fresh(f"{node.name}_Mul")))
-    graph.model.note(node, f"has {ratio:.6g} times the scale of its QuantizeLinear; the factor is written out as a Mul")
+    graph.append(
+        helper.make_node(
+            "Mul",
+            [plain.output[0], factor],
+            [node.output[0]],
+            name=graph.model.fresh(f"{node.name}_Mul"),
+        )
+    )
+    graph.model.note(
+        node,
+        f"has {ratio:.6g} times the scale of its QuantizeLinear; the factor is written out as a Mul",
+    )
 
 
 def _ratio(graph: GraphWriter, quantizing: str, dequantizing: str) -> float | None:
     """Return the scale of a DQ over that of its Q, None where they are the same, or not both stored single numbers."""
     if quantizing == dequantizing or not {quantizing, dequantizing} <= graph.stored.keys():
         return None
-    ours, theirs = (graph.values(name).astype(np.float64).reshape(-1) for name in (quantizing, dequantizing))
+    ours, theirs = (
+        graph.values(name).astype(np.float64).reshape(-1) for name in (quantizing, dequantizing)
+    )
     if ours.size != 1 or theirs.size != 1 or not ours[0] > 0.0:
         return None
     ratio = float(theirs[0] / ours[0])

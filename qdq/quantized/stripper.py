@@ -28,11 +28,15 @@ def strip(model: ModelLike) -> onnx.ModelProto:
     """
     source, _ = convert_to_qdq(load(model))
     if left := find_unconverted(source.model):
-        raise ModelError(f"{source.path or source.name}: node {left[0]} has no float form that qdq knows; quantize the float model it was made from")
+        raise ModelError(
+            f"{source.path or source.name}: node {left[0]} has no float form that qdq knows; quantize the float model it was made from"
+        )
     return strip_model(source.model, source.name, source.folder)
 
 
-def strip_model(model: onnx.ModelProto, name: str = "model", folder: Path | None = None) -> onnx.ModelProto:
+def strip_model(
+    model: onnx.ModelProto, name: str = "model", folder: Path | None = None
+) -> onnx.ModelProto:
     """Return the stripped copy of a ModelProto, with what qdq wrote into its metadata removed.
 
     Raises ModelError, which begins with `name`, for stored integers that cannot be turned into floats.
@@ -51,13 +55,20 @@ class _Place(msgspec.Struct, frozen=True):
     folder: Path | None
 
 
-def _strip_graph(graph: onnx.GraphProto, around: dict[str, onnx.TensorProto], place: _Place) -> set[str]:
+def _strip_graph(
+    graph: onnx.GraphProto, around: dict[str, onnx.TensorProto], place: _Place
+) -> set[str]:
     """Strip a graph and its bodies; return the names from the graphs around it that what was removed had read.
 
     `around` holds the stored tensors of the graphs around it.
     """
     stored = around | stored_tensors(graph)
-    unread = {name for node in graph.node for _, body in node_bodies(node) for name in _strip_graph(body, stored, place)}
+    unread = {
+        name
+        for node in graph.node
+        for _, body in node_bodies(node)
+        for name in _strip_graph(body, stored, place)
+    }
     if renamed := find_renamed_outputs(graph, find_pairs(graph, around)):
         _rename_results(graph, renamed)
     pairs = [p for p in find_pairs(graph, around) if p.output not in {o.name for o in graph.output}]
@@ -68,7 +79,10 @@ def _strip_graph(graph: onnx.GraphProto, around: dict[str, onnx.TensorProto], pl
 
 def find_renamed_outputs(graph: onnx.GraphProto, pairs: Iterable[QdqPair]) -> dict[str, str]:
     """Return the tensors that stripping gives the name of a graph output, and that name: those quantized for it that a node of the graph makes."""
-    outputs, made = {o.name for o in graph.output}, {name for node in graph.node for name in node.output}
+    outputs, made = (
+        {o.name for o in graph.output},
+        {name for node in graph.node for name in node.output},
+    )
     inside = {o.name for node in graph.node for _, body in node_bodies(node) for o in body.output}
     renamed: dict[str, str] = {}
     for pair in pairs:
@@ -106,16 +120,28 @@ def _origin(lead: dict[str, str], name: str) -> str:
     return name
 
 
-def _store_floats(graph: onnx.GraphProto, pairs: list[QdqPair], constants: dict[str, onnx.TensorProto], place: _Place) -> None:
+def _store_floats(
+    graph: onnx.GraphProto,
+    pairs: list[QdqPair],
+    constants: dict[str, onnx.TensorProto],
+    place: _Place,
+) -> None:
     """Replace each DQ of stored integers by an initializer of its float values, under the DQ's output name."""
     for pair in pairs:
         read = [n for n in (pair.tensor, pair.scale, pair.zero_point) if n]
         if constants.keys() >= set(read):
             given = [read_tensor_values(constants[n], place.name, place.folder) for n in read]
             try:
-                values = _dequantized(pair, given[0], given[1], given[2] if len(given) > 2 else np.zeros_like(given[1]))  # noqa: PLR2004 a zero point
+                values = _dequantized(
+                    pair,
+                    given[0],
+                    given[1],
+                    given[2] if len(given) > 2 else np.zeros_like(given[1]),
+                )
             except (ValueError, IndexError) as error:
-                raise ModelError(f"{place.name}: the scale of {pair.tensor!r} does not fit it; export the model again") from error
+                raise ModelError(
+                    f"{place.name}: the scale of {pair.tensor!r} does not fit it; export the model again"
+                ) from error
             graph.initializer.append(numpy_helper.from_array(values, pair.output))
 
 
@@ -124,7 +150,9 @@ def _dequantized(pair: QdqPair, integers: Array, scale: Array, zero: Array) -> A
     axis = 1 if pair.axis is None else pair.axis
     if pair.block_size:
         of_each = np.arange(integers.shape[axis]) // pair.block_size
-        scale, zero = (np.broadcast_to(array, scale.shape).take(of_each, axis=axis) for array in (scale, zero))
+        scale, zero = (
+            np.broadcast_to(array, scale.shape).take(of_each, axis=axis) for array in (scale, zero)
+        )
     elif scale.size > 1:
         shape = [1] * integers.ndim
         shape[axis] = scale.size
@@ -141,21 +169,39 @@ def _remove(graph: onnx.GraphProto, pairs: list[QdqPair], unread: set[str]) -> s
 
     Returns the names among these that are not the graph's own.
     """
-    own = {i.name for i in graph.input} | {t.name for t in graph.initializer} | {o for n in graph.node for o in n.output}
+    own = (
+        {i.name for i in graph.input}
+        | {t.name for t in graph.initializer}
+        | {o for n in graph.node for o in n.output}
+    )
     left = count_readers(graph)
     floats = {t.name for t in graph.initializer}
     gone = {p.dq for p in pairs if left[p.output] == 0 or p.output in floats}
     quantized = {graph.node[i].input[0] for i in gone}
     still = count_remaining_readers(graph, gone)
-    gone |= {p.q for p in pairs if p.q is not None and graph.node[p.q].output[0] in quantized and still[graph.node[p.q].output[0]] == 0}
+    gone |= {
+        p.q
+        for p in pairs
+        if p.q is not None
+        and graph.node[p.q].output[0] in quantized
+        and still[graph.node[p.q].output[0]] == 0
+    }
     names = unread | {name for i in gone for name in graph.node[i].input}
     still = count_remaining_readers(graph, gone)
     dead = {name for name in names if still[name] == 0}
     gone |= {i for i, n in enumerate(graph.node) if n.op_type == "Constant" and n.output[0] in dead}
     produced = {name for i in gone for name in graph.node[i].output} - floats
     listed = dead & {t.name for t in graph.initializer}
-    for field, unwanted in (("initializer", dead), ("value_info", dead | produced), ("input", listed)):
-        _keep(graph, field, [i for i, item in enumerate(getattr(graph, field)) if item.name not in unwanted])
+    for field, unwanted in (
+        ("initializer", dead),
+        ("value_info", dead | produced),
+        ("input", listed),
+    ):
+        _keep(
+            graph,
+            field,
+            [i for i, item in enumerate(getattr(graph, field)) if item.name not in unwanted],
+        )
     _keep(graph, "node", [i for i in range(len(graph.node)) if i not in gone])
     return names - own
 

@@ -33,12 +33,18 @@ class CoarserActivation(msgspec.Struct, frozen=True):
 
 def pair_type(found: QuantizedEdge) -> str:
     """Return the type of the integers, or 8-bit floats, of a pair: what its zero point says, else what is stored, else INT8 as TensorRT reads it."""
-    return found.dtype or found.stored or (INT8 if found.pair.levels is None or found.pair.levels[0] < 0 else "uint8")
+    return (
+        found.dtype
+        or found.stored
+        or (INT8 if found.pair.levels is None or found.pair.levels[0] < 0 else "uint8")
+    )
 
 
 def pair_levels(found: QuantizedEdge) -> tuple[int, int] | None:
     """Return the least and largest integer that a pair holds; None for a type that is none of integers."""
-    return found.pair.levels or integer_levels(getattr(onnx.TensorProto, pair_type(found).upper(), 0))
+    return found.pair.levels or integer_levels(
+        getattr(onnx.TensorProto, pair_type(found).upper(), 0)
+    )
 
 
 def pair_amax(found: QuantizedEdge) -> Array | None:
@@ -65,7 +71,9 @@ def is_symmetric(found: QuantizedEdge) -> bool:
     if levels is None or (found.pair.zero_point and found.zero_points is None):
         return False
     zero = np.zeros(()) if found.zero_points is None else found.zero_points.astype(np.int64)
-    return bool((levels[0] - zero >= -INT8_LEVELS - 1).all() and (levels[1] - zero <= INT8_LEVELS).all())
+    return bool(
+        (levels[0] - zero >= -INT8_LEVELS - 1).all() and (levels[1] - zero <= INT8_LEVELS).all()
+    )
 
 
 def exact_weight_amax(found: QuantizedEdge) -> Array | None:
@@ -75,13 +83,26 @@ def exact_weight_amax(found: QuantizedEdge) -> Array | None:
     """
     if found.scales is None or not (is_symmetric(found) or pair_type(found) == E4M3):
         return None
-    return np.abs(found.scales.astype(np.float32).astype(np.float64)) * (ELEMENT_TYPES[E4M3].largest if pair_type(found) == E4M3 else INT8_LEVELS)
+    return np.abs(found.scales.astype(np.float32).astype(np.float64)) * (
+        ELEMENT_TYPES[E4M3].largest if pair_type(found) == E4M3 else INT8_LEVELS
+    )
 
 
 def measure_coarsening(found: QuantizedEdge) -> CoarserActivation | None:
     """Return what reading a pair as symmetric INT8 costs it; None where that costs nothing, or is not known."""
     amax = pair_amax(found)
-    if amax is None or found.scales is None or pair_levels(found) is None or not amax.max(initial=0) > _NOTICED * INT8_LEVELS * float(found.scales.max()):
+    if (
+        amax is None
+        or found.scales is None
+        or pair_levels(found) is None
+        or not amax.max(initial=0) > _NOTICED * INT8_LEVELS * float(found.scales.max())
+    ):
         return None
     zero = 0 if found.zero_points is None else int(found.zero_points.flat[0])
-    return CoarserActivation(found.edge.qualified_tensor, pair_type(found), zero, float(found.scales.max()), float(amax.max()) / INT8_LEVELS)
+    return CoarserActivation(
+        found.edge.qualified_tensor,
+        pair_type(found),
+        zero,
+        float(found.scales.max()),
+        float(amax.max()) / INT8_LEVELS,
+    )

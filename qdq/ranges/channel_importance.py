@@ -50,9 +50,17 @@ def channel_grades(index: GraphIndex) -> dict[str, ChannelGrades]:
             known = found.get(node.inputs[slot])
             if known is None:
                 found[node.inputs[slot]] = importance
-            elif known.axis == importance.axis and known.of_channel.size == importance.of_channel.size:
-                found[node.inputs[slot]] = _Importance(known.axis, known.of_channel + importance.of_channel)
-    grades = {tensor: ChannelGrades(importance.axis, _graded(importance.of_channel)) for tensor, importance in found.items()}
+            elif (
+                known.axis == importance.axis
+                and known.of_channel.size == importance.of_channel.size
+            ):
+                found[node.inputs[slot]] = _Importance(
+                    known.axis, known.of_channel + importance.of_channel
+                )
+    grades = {
+        tensor: ChannelGrades(importance.axis, _graded(importance.of_channel))
+        for tensor, importance in found.items()
+    }
     return {tensor: given for tensor, given in grades.items() if len(set(given.of_channel)) > 1}
 
 
@@ -66,7 +74,9 @@ def _graded(importance: Floats) -> tuple[int, ...]:
     return tuple(np.minimum(grades, GRADE_COUNT - 1).astype(int).tolist())
 
 
-def _of_inputs(index: GraphIndex, node: Node, found: dict[str, _Importance]) -> Iterator[tuple[int, _Importance]]:
+def _of_inputs(
+    index: GraphIndex, node: Node, found: dict[str, _Importance]
+) -> Iterator[tuple[int, _Importance]]:
     """Yield the inputs of a node whose channels' importance follows from its weights or its output."""
     out = found.get(node.outputs[0]) if node.outputs else None
     axis = input_channel_axis(index, node) if len(node.inputs) > 1 else None
@@ -78,13 +88,23 @@ def _of_inputs(index: GraphIndex, node: Node, found: dict[str, _Importance]) -> 
         return
     elif node.op in _KEEPS_CHANNELS:
         factor = _batch_normalization(index, node) if node.op == "BatchNormalization" else None
-        yield 0, out if factor is None or factor.size != out.of_channel.size else _Importance(out.axis, out.of_channel * factor)
+        yield (
+            0,
+            out
+            if factor is None or factor.size != out.of_channel.size
+            else _Importance(out.axis, out.of_channel * factor),
+        )
     elif node.op == "Concat":
         yield from _of_parts(index, node, out)
     elif node.op in PAIRWISE:
         for slot in (slot for slot, name in enumerate(node.inputs) if not index.is_constant(name)):
             if index.rank(node.inputs[slot]) == index.rank(node.outputs[0]):
-                yield slot, _Importance(out.axis, out.of_channel * _constant_factor(index, node, slot, out))
+                yield (
+                    slot,
+                    _Importance(
+                        out.axis, out.of_channel * _constant_factor(index, node, slot, out)
+                    ),
+                )
 
 
 def _of_weight(index: GraphIndex, node: Node, out: _Importance | None) -> Floats | None:
@@ -92,10 +112,18 @@ def _of_weight(index: GraphIndex, node: Node, out: _Importance | None) -> Floats
     shaped = reshape_by_channels(node, np.asarray(index.constant(node.inputs[1]), np.float32))
     if shaped is None:
         return None
-    squares, group = np.einsum("oit,oit->oi", shaped, shaped, dtype=np.float64), int(node.attribute("group", 1))
+    squares, group = (
+        np.einsum("oit,oit->oi", shaped, shaped, dtype=np.float64),
+        int(node.attribute("group", 1)),
+    )
     if len(squares) % group:
         return None
-    if group > 1 and out is not None and out.of_channel.size == len(squares) and (mean := out.of_channel.mean()) > 0.0:
+    if (
+        group > 1
+        and out is not None
+        and out.of_channel.size == len(squares)
+        and (mean := out.of_channel.mean()) > 0.0
+    ):
         squares *= out.of_channel[:, None] / mean
     importance: Floats = squares.reshape(group, len(squares) // group, -1).sum(axis=1).ravel()
     return importance
@@ -119,9 +147,15 @@ def _of_parts(index: GraphIndex, node: Node, out: _Importance) -> Iterator[tuple
 def _constant_factor(index: GraphIndex, node: Node, slot: int, out: _Importance) -> Floats | float:
     """Return the square of what a Mul or Div multiplies each channel with, 1 where that is not known."""
     other = node.inputs[1 - slot]
-    if node.op not in ("Mul", "Div") or not index.is_constant(other) or (node.op == "Div" and slot == 1):
+    if (
+        node.op not in ("Mul", "Div")
+        or not index.is_constant(other)
+        or (node.op == "Div" and slot == 1)
+    ):
         return 1.0
-    factor = _along(np.asarray(index.constant(other), np.float64), index.rank(node.outputs[0]) or 0, out)
+    factor = _along(
+        np.asarray(index.constant(other), np.float64), index.rank(node.outputs[0]) or 0, out
+    )
     if factor is None or not np.isfinite(factor).all():
         return 1.0
     with np.errstate(divide="ignore"):
@@ -133,7 +167,11 @@ def _along(constant: Array, rank: int, out: _Importance) -> Floats | None:
     """Return a constant as one number for each channel, None where it differs along other axes too."""
     shape = (1,) * (rank - constant.ndim) + constant.shape
     across = [size for axis, size in enumerate(shape) if axis != out.axis]
-    if len(shape) != rank or any(size != 1 for size in across) or shape[out.axis] not in (1, out.of_channel.size):
+    if (
+        len(shape) != rank
+        or any(size != 1 for size in across)
+        or shape[out.axis] not in (1, out.of_channel.size)
+    ):
         return None
     return constant.ravel()
 

@@ -35,7 +35,9 @@ class ExactSum:
     def __init__(self, size: int) -> None:
         self._limbs: npt.NDArray[np.int64] = np.zeros((_LIMBS, size), np.int64)
         #: Vectors that are not in `limbs` yet: one call for several takes little longer than for one.
-        self._waiting: npt.NDArray[np.float32] = np.empty((max(_TOGETHER // max(size, 1), 1), size), np.float32)
+        self._waiting: npt.NDArray[np.float32] = np.empty(
+            (max(_TOGETHER // max(size, 1), 1), size), np.float32
+        )
         self._count = 0
 
     @property
@@ -102,5 +104,8 @@ class ExactSum:
         digits[:, _LIMBS] = carry & _LOW
         content, width = digits.astype("<u4").tobytes(), digits.itemsize * (_LIMBS + 1)
         divisor = count << (_MANTISSA - _LEAST_EXPONENT)
-        units = (int.from_bytes(content[first : first + width], "little", signed=True) for first in range(0, len(content), width))
+        units = (
+            int.from_bytes(content[first : first + width], "little", signed=True)
+            for first in range(0, len(content), width)
+        )
         return np.fromiter((unit / divisor for unit in units), np.float64, self.size)

@@ -122,17 +122,23 @@ class GivenSummary(msgspec.Struct, frozen=True):
         return {taken.tensor: taken.amax for taken in self.tensors}
 
 
-def given_by_hand(ranges: Mapping[str, float], name: str = "ranges passed to the library") -> GivenRanges:
+def given_by_hand(
+    ranges: Mapping[str, float], name: str = "ranges passed to the library"
+) -> GivenRanges:
     """Return the ranges in a mapping of tensors to amax; raises DataError for one that is negative or not finite."""
     for tensor, amax in ranges.items():
         require_range(amax, f"{name}: tensor {tensor!r}")
-    return GivenRanges(name, tuple(GivenRange(tensor, float(amax)) for tensor, amax in ranges.items()))
+    return GivenRanges(
+        name, tuple(GivenRange(tensor, float(amax)) for tensor, amax in ranges.items())
+    )
 
 
 def require_range(amax: float, where: str) -> None:
     """Raise DataError unless a range is a number from 0 to `LARGEST_AMAX`."""
     if not 0.0 <= amax <= LARGEST_AMAX:
-        raise DataError(f"{where}: a range of {amax:g} cannot be used; write a finite number above 0, or 0 for a tensor that holds only zeros")
+        raise DataError(
+            f"{where}: a range of {amax:g} cannot be used; write a finite number above 0, or 0 for a tensor that holds only zeros"
+        )
 
 
 def match_given_ranges(index: GraphIndex, plan: Plan, given: GivenRanges) -> GivenSummary:
@@ -142,10 +148,21 @@ def match_given_ranges(index: GraphIndex, plan: Plan, given: GivenRanges) -> Giv
     """
     places = _places(index)
     planned = {
-        p.edge.qualified_tensor: (index.scope(p.edge).defining_scope(p.edge.tensor).path, p.edge.tensor) for p in plan.placements if p.quantizer.calibrated
+        p.edge.qualified_tensor: (
+            index.scope(p.edge).defining_scope(p.edge.tensor).path,
+            p.edge.tensor,
+        )
+        for p in plan.placements
+        if p.quantizer.calibrated
     }
-    lines = {item.tensor: item.line for item in given.weights} | {item.tensor: item.line for item in given.by_tensor}
-    unknown = [GivenRange(name, 0.0, line) for name, line in lines.items() if name not in planned and name not in places]
+    lines = {item.tensor: item.line for item in given.weights} | {
+        item.tensor: item.line for item in given.by_tensor
+    }
+    unknown = [
+        GivenRange(name, 0.0, line)
+        for name, line in lines.items()
+        if name not in planned and name not in places
+    ]
     if unknown and given.strict:
         raise DataError(_unknown_sentence(index, given, unknown, {*places, *planned}))
     named = {r.tensor: r for r in given.by_tensor}
@@ -154,10 +171,17 @@ def match_given_ranges(index: GraphIndex, plan: Plan, given: GivenRanges) -> Giv
     for read in sorted(planned):
         if found := named.get(read) or _nearest(index, planned[read], at):
             taken[read] = found
-    used = {*(p.edge.qualified_tensor for p in plan.placements), *(r.tensor for r in taken.values()), *(r.tensor for r in unknown)}
+    used = {
+        *(p.edge.qualified_tensor for p in plan.placements),
+        *(r.tensor for r in taken.values()),
+        *(r.tensor for r in unknown),
+    }
     return GivenSummary(
         name=given.name,
-        tensors=tuple(AppliedRange(read, r.amax, "" if r.tensor == read else r.tensor, r.at_most) for read, r in taken.items()),
+        tensors=tuple(
+            AppliedRange(read, r.amax, "" if r.tensor == read else r.tensor, r.at_most)
+            for read, r in taken.items()
+        ),
         unknown=tuple(r.tensor for r in unknown),
         unplanned=tuple(name for name in named if name not in used),
         missing=tuple(read for read in sorted(planned) if read not in taken),
@@ -165,7 +189,9 @@ def match_given_ranges(index: GraphIndex, plan: Plan, given: GivenRanges) -> Giv
     )
 
 
-def _taken_weights(index: GraphIndex, plan: Plan, given: GivenRanges) -> Iterator[AppliedWeightRange]:
+def _taken_weights(
+    index: GraphIndex, plan: Plan, given: GivenRanges
+) -> Iterator[AppliedWeightRange]:
     """Yield the planned weights that have given ranges, along the axis they are quantized along."""
     known: dict[str, list[GivenWeightRange]] = {}
     for weight in given.weights:
@@ -179,19 +205,29 @@ def _taken_weights(index: GraphIndex, plan: Plan, given: GivenRanges) -> Iterato
                 yield AppliedWeightRange(edge.qualified_tensor, axis, amax)
 
 
-def _weight_ranges(scope: GraphIndex, tensor: str, axis: int | None, known: Mapping[str, list[GivenWeightRange]]) -> tuple[float, ...]:
+def _weight_ranges(
+    scope: GraphIndex, tensor: str, axis: int | None, known: Mapping[str, list[GivenWeightRange]]
+) -> tuple[float, ...]:
     """Return the given ranges of a constant along an axis, found at it or before operators that only move its values; nothing where there are none."""
     scope, along = scope.defining_scope(tensor), axis
     shape, at = scope.shape(tensor), tensor
     while (found := known.get(qualified_name(scope.path, at)) or known.get(at)) is None:
         maker = scope.producers.get(at)
-        if maker is None or maker.op not in MOVES_VALUES or (axis is not None and (along := trace_axis_to_input(scope, maker, along)) is None):
+        if (
+            maker is None
+            or maker.op not in MOVES_VALUES
+            or (axis is not None and (along := trace_axis_to_input(scope, maker, along)) is None)
+        ):
             return ()
         at = maker.inputs[0]
     if axis is None:
         return next((weight.amax for weight in found if weight.axis is None), (max(found[0].amax),))
     channels = shape[axis] if shape is not None else None
-    fitting = (weight.amax if weight.axis is not None else weight.amax * (channels or 1) for weight in found if weight.axis in (None, along))
+    fitting = (
+        weight.amax if weight.axis is not None else weight.amax * (channels or 1)
+        for weight in found
+        if weight.axis in (None, along)
+    )
     return next((amax for amax in fitting if len(amax) == channels), ())
 
 
@@ -201,9 +237,14 @@ def complete_without_data(index: GraphIndex, plan: Plan, found: GivenSummary) ->
     Raises DataError where that leaves one without.
     """
     edges = {p.edge.qualified_tensor: p.edge for p in plan.placements if p.quantizer.calibrated}
-    constant = [read for read in found.missing if index.scope(edges[read]).is_constant(edges[read].tensor)]
+    constant = [
+        read for read in found.missing if index.scope(edges[read]).is_constant(edges[read].tensor)
+    ]
     _refuse_missing(index, found, [read for read in found.missing if read not in constant])
-    amax = {read: float(np.abs(index.scope(edges[read]).constant(edges[read].tensor)).max(initial=0)) for read in constant}
+    amax = {
+        read: float(np.abs(index.scope(edges[read]).constant(edges[read].tensor)).max(initial=0))
+        for read in constant
+    }
     for read, value in amax.items():
         require_range(value, f"{index.source.name}: constant {read!r}")
     return found.amax | amax
@@ -211,12 +252,18 @@ def complete_without_data(index: GraphIndex, plan: Plan, found: GivenSummary) ->
 
 def _refuse_missing(index: GraphIndex, found: GivenSummary, missing: list[str]) -> None:
     if missing:
-        names = ", ".join(map(repr, missing[:_NAMED])) + (f" and {len(missing) - _NAMED} more" if len(missing) > _NAMED else "")
+        names = ", ".join(map(repr, missing[:_NAMED])) + (
+            f" and {len(missing) - _NAMED} more" if len(missing) > _NAMED else ""
+        )
         count = f"{len(missing)} planned tensor{'s' if len(missing) > 1 else ''}"
-        raise DataError(f"{index.source.name}: {found.name} has no range for {count}: {names}; pass --data to calibrate what it lacks, or add them")
+        raise DataError(
+            f"{index.source.name}: {found.name} has no range for {count}: {names}; pass --data to calibrate what it lacks, or add them"
+        )
 
 
-def _unknown_sentence(index: GraphIndex, given: GivenRanges, unknown: list[GivenRange], known: set[str]) -> str:
+def _unknown_sentence(
+    index: GraphIndex, given: GivenRanges, unknown: list[GivenRange], known: set[str]
+) -> str:
     first = unknown[0]
     at = f"{given.path}:{first.line}" if first.line else given.path or given.name
     others = f" ({len(unknown) - 1} more are unknown)" if len(unknown) > 1 else ""
@@ -232,7 +279,9 @@ def _places(index: GraphIndex) -> dict[str, _Place]:
     return made
 
 
-def _nearest(index: GraphIndex, place: _Place, at: Mapping[_Place, GivenRange]) -> GivenRange | None:
+def _nearest(
+    index: GraphIndex, place: _Place, at: Mapping[_Place, GivenRange]
+) -> GivenRange | None:
     """Return the range of the nearest given tensor that holds all values of this one, itself included; None where there is none."""
     waiting, seen = deque([place]), {place}
     while waiting:
@@ -249,7 +298,11 @@ def _nearest(index: GraphIndex, place: _Place, at: Mapping[_Place, GivenRange]) 
 def _holders(scope: GraphIndex, tensor: str) -> Iterator[str]:
     """Yield the tensors beside one, made from it or it from them, that hold all of its values."""
     maker = scope.producers.get(tensor)
-    if maker is not None and can_commute_with_quantization(scope, maker) and (maker.op == "Split" or tensor == maker.outputs[0]):
+    if (
+        maker is not None
+        and can_commute_with_quantization(scope, maker)
+        and (maker.op == "Split" or tensor == maker.outputs[0])
+    ):
         yield maker.inputs[0]
     for reader, slot in scope.consumers.get(tensor, ()):
         if _keeps(scope, reader, slot):

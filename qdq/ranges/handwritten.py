@@ -19,7 +19,9 @@ _WAYS = (_AMAX, _SCALE)
 _AXIS = "axis"
 
 
-def parse_handwritten_ranges(content: bytes, path: Path) -> tuple[tuple[GivenRange, ...], tuple[GivenWeightRange, ...]]:
+def parse_handwritten_ranges(
+    content: bytes, path: Path
+) -> tuple[tuple[GivenRange, ...], tuple[GivenWeightRange, ...]]:
     """Return the ranges of tensors and those of weights that YAML or JSON says; a weight with one range is among both.
 
     A tensor is mapped to its amax, to ``{amax: ...}`` or to ``{scale: ...}``; a weight to one of these with a list in it and, for several, the
@@ -34,7 +36,12 @@ def parse_handwritten_ranges(content: bytes, path: Path) -> tuple[tuple[GivenRan
         if (way := _way_of_list(value)) is None:
             ranges.append(GivenRange(tensor, _one(value, where), line))
             continue
-        weight = GivenWeightRange(tensor, _axis(value, way, where), tuple(_amax(way, each, where) for each in value[way]), line)
+        weight = GivenWeightRange(
+            tensor,
+            _axis(value, way, where),
+            tuple(_amax(way, each, where) for each in value[way]),
+            line,
+        )
         weights.append(weight)
         if len(weight.amax) == 1 and weight.axis is None:
             ranges.append(GivenRange(tensor, weight.amax[0], line))
@@ -42,7 +49,14 @@ def parse_handwritten_ranges(content: bytes, path: Path) -> tuple[tuple[GivenRan
 
 
 def _way_of_list(value: Any) -> str | None:
-    return next((way for way in _WAYS if isinstance(value, LocatedMapping) and isinstance(value.get(way), list)), None)
+    return next(
+        (
+            way
+            for way in _WAYS
+            if isinstance(value, LocatedMapping) and isinstance(value.get(way), list)
+        ),
+        None,
+    )
 
 
 def _one(value: Any, where: str) -> float:
@@ -50,7 +64,9 @@ def _one(value: Any, where: str) -> float:
     if isinstance(value, str):
         return _amax(_AMAX, value, where)
     if not isinstance(value, LocatedMapping) or len(value) != 1 or next(iter(value)) not in _WAYS:
-        raise DataError(f"{where}: write a number, its amax, or one of {{amax: ...}} and {{scale: ...}}")
+        raise DataError(
+            f"{where}: write a number, its amax, or one of {{amax: ...}} and {{scale: ...}}"
+        )
     way, text = next(iter(value.items()))
     return _amax(way, text, where)
 
@@ -58,19 +74,27 @@ def _one(value: Any, where: str) -> float:
 def _axis(value: LocatedMapping, way: str, where: str) -> int | None:
     """Return the axis that a weight's ranges go along, None for one range."""
     if set(value) - {way, _AXIS} or not value[way]:
-        raise DataError(f"{where}: a weight has amax or scale, a list of numbers, and for several of them the axis that they go along")
+        raise DataError(
+            f"{where}: a weight has amax or scale, a list of numbers, and for several of them the axis that they go along"
+        )
     axis = value.get(_AXIS)
     if axis is None and len(value[way]) > 1:
-        raise DataError(f"{where}: {len(value[way])} ranges need the axis that they go along, as in {{axis: 0, {way}: [...]}}")
+        raise DataError(
+            f"{where}: {len(value[way])} ranges need the axis that they go along, as in {{axis: 0, {way}: [...]}}"
+        )
     if axis is not None and not str(axis).isdecimal():
-        raise DataError(f"{where}: axis {axis!r} is no number from 0 on; count the axes of the weight from the front")
+        raise DataError(
+            f"{where}: axis {axis!r} is no number from 0 on; count the axes of the weight from the front"
+        )
     return None if axis is None else int(axis)
 
 
 def _amax(way: str, text: Any, where: str) -> float:
     number = _number(text, where)
     if way == _SCALE and abs(number) * INT8_LEVELS > LARGEST_AMAX:
-        raise DataError(f"{where}: the scale {text} is larger than a float32; write amax / {INT8_LEVELS}")
+        raise DataError(
+            f"{where}: the scale {text} is larger than a float32; write amax / {INT8_LEVELS}"
+        )
     amax = number if way == _AMAX else (float(np.float32(number)) or number) * INT8_LEVELS
     require_range(amax, where)
     return amax
@@ -90,11 +114,17 @@ def _mapping(content: bytes, path: Path) -> LocatedMapping:
         raise DataError(f"{path}:{error}") from error
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise DataError(f"{path}:{line}: neither a calibration cache nor YAML: {error.problem}; a line is 'tensor: amax', with names in quotes") from error
+        raise DataError(
+            f"{path}:{line}: neither a calibration cache nor YAML: {error.problem}; a line is 'tensor: amax', with names in quotes"
+        ) from error
     except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:
-        raise DataError(f"{path}: neither a calibration cache nor YAML: {first_line(error)}; a line is 'tensor: amax'") from error
+        raise DataError(
+            f"{path}: neither a calibration cache nor YAML: {first_line(error)}; a line is 'tensor: amax'"
+        ) from error
     if not isinstance(found, LocatedMapping) or not found:
-        raise DataError(f"{path}:1: maps no tensor to a range; a line is 'tensor: amax', or 'tensor: {{scale: ...}}'")
+        raise DataError(
+            f"{path}:1: maps no tensor to a range; a line is 'tensor: amax', or 'tensor: {{scale: ...}}'"
+        )
     return found
 
 
@@ -103,7 +133,13 @@ def _parsed(content: bytes) -> Any:
     if content.lstrip().startswith(b"{"):
         try:
             text = content.decode()
-            return json.loads(text, object_pairs_hook=_Lines(text).located, parse_float=str, parse_int=str, parse_constant=str)
+            return json.loads(
+                text,
+                object_pairs_hook=_Lines(text).located,
+                parse_float=str,
+                parse_int=str,
+                parse_constant=str,
+            )
         except json.JSONDecodeError:
             pass  # a YAML mapping in braces
     return parse_text_yaml(content)

@@ -63,20 +63,32 @@ class Histogram:
     def add(self, values: Array, largest: float | None = None) -> None:
         """Count finite values; their absolute value is taken, of which `largest` is the largest, where that is known."""
         flat = values.ravel().astype(np.float32, copy=False)
-        self._reach(float(np.float32(max(values.max(initial=0.0), -values.min(initial=0.0)) if largest is None else largest)))
+        self._reach(
+            float(
+                np.float32(
+                    max(values.max(initial=0.0), -values.min(initial=0.0))
+                    if largest is None
+                    else largest
+                )
+            )
+        )
         if self.amax == 0.0:
             self._lanes[0, 0] += flat.size
             return
         scale = np.float32(math.ldexp(1.0, -self.exponent))
         for first in range(0, flat.size, _BLOCK):
-            np.add.at(self._lanes.reshape(-1), _ROOM.counters(flat[first : first + _BLOCK], scale), _ONE)
+            np.add.at(
+                self._lanes.reshape(-1), _ROOM.counters(flat[first : first + _BLOCK], scale), _ONE
+            )
 
     def merged(self, other: Histogram) -> Histogram:
         """Return the histogram of the values of both."""
         made = Histogram()
         made._reach(max(self.amax, other.amax))
         for one in (self, other):
-            made._lanes[0] += _fold(one.counts, made.exponent - one.exponent) if one.amax > 0.0 else one.counts
+            made._lanes[0] += (
+                _fold(one.counts, made.exponent - one.exponent) if one.amax > 0.0 else one.counts
+            )
         return made
 
     def to_bytes(self) -> bytes:
@@ -84,8 +96,13 @@ class Histogram:
         counts = self.counts
         used = np.flatnonzero(counts)
         counts = counts[: used[-1] + 1 if used.size else 0]
-        width = next(width for width in _WIDTHS if int(counts.max(initial=0)) >> (8 * width - 1) == 0)
-        return struct.pack(_HEAD, self.exponent, self.amax, width) + counts.astype(f"<i{width}").tobytes()
+        width = next(
+            width for width in _WIDTHS if int(counts.max(initial=0)) >> (8 * width - 1) == 0
+        )
+        return (
+            struct.pack(_HEAD, self.exponent, self.amax, width)
+            + counts.astype(f"<i{width}").tobytes()
+        )
 
     @classmethod
     def from_bytes(cls, content: bytes) -> Histogram:
@@ -101,7 +118,9 @@ class Histogram:
     def percentile(self, percent: float) -> float:
         """Return the smallest bin edge with at least `percent` of the values below it, never above the largest seen."""
         cumulative = np.cumsum(self.counts)
-        wanted = math.ceil(int(cumulative[-1]) * Fraction(str(percent)) / 100)  # of the decimal number that was written
+        wanted = math.ceil(
+            int(cumulative[-1]) * Fraction(str(percent)) / 100
+        )  # of the decimal number that was written
         edge = int(np.searchsorted(cumulative, wanted)) + 1
         return min(self.amax, math.ldexp(float(edge), self.exponent))
 
@@ -124,7 +143,9 @@ class Histogram:
         counts = self.counts[:top].astype(np.float64)
         counts[0] = counts[min(1, top - 1)]
         of_counts, candidates = _Divergences(counts), np.arange(min(_FIRST_BIN, top), top + 1)
-        blocks = [candidates[first : first + _TOGETHER] for first in range(0, candidates.size, _TOGETHER)]
+        blocks = [
+            candidates[first : first + _TOGETHER] for first in range(0, candidates.size, _TOGETHER)
+        ]
         divergences = np.concatenate([of_counts.of(block, element.bounds()) for block in blocks])
         best = int(candidates[divergences.size - 1 - int(np.argmin(divergences[::-1]))])
         return min(self.amax, math.ldexp(float(best), self.exponent))
@@ -162,7 +183,11 @@ class _Room(threading.local):
 
     def counters(self, values: npt.NDArray[np.float32], scale: np.float32) -> npt.NDArray[np.int64]:
         """Return the places in all lanes of the values of one block, whose absolute value times the scale is below `BINS`."""
-        magnitudes, bins, counters = self._magnitudes[: values.size], self._bins[: values.size], self._counters[: values.size]
+        magnitudes, bins, counters = (
+            self._magnitudes[: values.size],
+            self._bins[: values.size],
+            self._counters[: values.size],
+        )
         np.abs(values, out=magnitudes)
         np.multiply(magnitudes, scale, out=magnitudes)
         np.copyto(bins, magnitudes, casting="unsafe")
@@ -174,7 +199,9 @@ class _Room(threading.local):
 _ROOM = _Room()
 
 
-def find_least_error_amax(weighed: Sequence[tuple[float, Histogram]], element: ElementType) -> float:
+def find_least_error_amax(
+    weighed: Sequence[tuple[float, Histogram]], element: ElementType
+) -> float:
     """Return the amax whose rounding and clipping change the values of several histograms least, in mean square, each with its weight.
 
     Candidates are edges of the widest bins, up to the type's headroom and down to 1/16 of the largest value of the histogram that
@@ -186,7 +213,10 @@ def find_least_error_amax(weighed: Sequence[tuple[float, Histogram]], element: E
         return 0.0
     amax, exponent = max((one.amax, one.exponent) for _, one in held)
     sums = _Sums(*_centres(held, exponent))
-    top, first = (int(np.ldexp(one, -exponent)) + 1 for one in (amax, max(held, key=lambda pair: pair[0])[1].amax))
+    top, first = (
+        int(np.ldexp(one, -exponent)) + 1
+        for one in (amax, max(held, key=lambda pair: pair[0])[1].amax)
+    )
     step, most = max(top // _CANDIDATES, 1), int(top * element.headroom)
     best = sums.least(np.arange(most, first // 16, -step), element.grid())
     best = sums.least(np.arange(min(best + step, most), max(best - step, 0), -1), element.grid())
@@ -196,8 +226,15 @@ def find_least_error_amax(weighed: Sequence[tuple[float, Histogram]], element: E
 def _centres(held: Sequence[tuple[float, Histogram]], exponent: int) -> tuple[Floats, Floats]:
     """Return the centres of all bins that hold something, ascending, in units of 2**exponent, and the weight of what they hold."""
     used = [np.flatnonzero(one.counts) for _, one in held]
-    values = np.concatenate([np.ldexp(bins + 0.5, one.exponent - exponent) for bins, (_, one) in zip(used, held, strict=True)])
-    weights = np.concatenate([weight * one.counts[bins] for bins, (weight, one) in zip(used, held, strict=True)])
+    values = np.concatenate(
+        [
+            np.ldexp(bins + 0.5, one.exponent - exponent)
+            for bins, (_, one) in zip(used, held, strict=True)
+        ]
+    )
+    weights = np.concatenate(
+        [weight * one.counts[bins] for bins, (weight, one) in zip(used, held, strict=True)]
+    )
     order = np.argsort(values, kind="stable")
     return values[order], weights[order]
 
@@ -208,7 +245,9 @@ class _Sums:
     def __init__(self, values: Floats, weights: Floats) -> None:
         self.values = values
         zero = np.zeros(1)
-        self.moments = [np.concatenate([zero, np.cumsum(weights * values**power)]) for power in range(3)]
+        self.moments = [
+            np.concatenate([zero, np.cumsum(weights * values**power)]) for power in range(3)
+        ]
 
     def least(self, candidates: npt.NDArray[np.int64], grid: Floats) -> int:
         """Return the candidate amax, in bins, with the least square error of rounding to the grid and clipping."""
@@ -217,10 +256,14 @@ class _Sums:
 
     def _errors(self, grids: Floats) -> Floats:
         """Return for each row of grid values the sum of squares of what rounding to the nearest of them changes."""
-        cuts = np.pad(np.searchsorted(self.values, (grids[:, :-1] + grids[:, 1:]) / 2), ((0, 0), (1, 1)))
+        cuts = np.pad(
+            np.searchsorted(self.values, (grids[:, :-1] + grids[:, 1:]) / 2), ((0, 0), (1, 1))
+        )
         cuts[:, -1] = self.values.size
         counts, sums, squares = (np.diff(moment[cuts], axis=1) for moment in self.moments)
-        errors: Floats = np.sum(np.maximum(squares - 2 * grids * sums + grids**2 * counts, 0.0), axis=1)
+        errors: Floats = np.sum(
+            np.maximum(squares - 2 * grids * sums + grids**2 * counts, 0.0), axis=1
+        )
         return errors
 
 
@@ -245,7 +288,9 @@ class _Divergences:
         crossed = _times_log(sums, means).sum(axis=1) + _times_log(tail, level)
         with np.errstate(divide="ignore", invalid="ignore"):
             divergences = (clipped - crossed) / total + np.log(kept / total)
-        lost = (kept == 0.0) | ((last == 0.0) & (tail > 0.0))  # the quantized distribution has nothing there
+        lost = (kept == 0.0) | (
+            (last == 0.0) & (tail > 0.0)
+        )  # the quantized distribution has nothing there
         return np.where(lost, np.inf, divergences)
 
 

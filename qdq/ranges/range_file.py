@@ -66,16 +66,22 @@ def _decoded(content: bytes, name: str, kind: type[T]) -> T:
     head, _, rest = content.partition(b"\n")
     magic, _, stamp = head.partition(b" ")
     if magic != MAGIC:
-        raise DataError(f"{name}: is no file of observed ranges; 'qdq calibrate --save-ranges' writes them")
+        raise DataError(
+            f"{name}: is no file of observed ranges; 'qdq calibrate --save-ranges' writes them"
+        )
     version, _, digest = stamp.partition(b" ")
     if version != _VERSION:
         raise DataError(f"{name}: was written by another version of qdq; observe the ranges again")
     if hashlib.sha256(rest).hexdigest().encode() != digest:
-        raise DataError(f"{name}: is damaged or cut short; copy it again, or observe the ranges again")
+        raise DataError(
+            f"{name}: is damaged or cut short; copy it again, or observe the ranges again"
+        )
     try:
         return msgspec.msgpack.decode(rest, type=kind, dec_hook=_restored)
     except (msgspec.DecodeError, ValueError) as error:
-        raise DataError(f"{name}: does not hold {'ranges' if kind is Ranges else 'a checkpoint'}: {error}; pass a file of observed ranges") from error
+        raise DataError(
+            f"{name}: does not hold {'ranges' if kind is Ranges else 'a checkpoint'}: {error}; pass a file of observed ranges"
+        ) from error
 
 
 def _plain(value: Any) -> Any:

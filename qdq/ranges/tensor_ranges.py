@@ -42,7 +42,11 @@ class Moments(msgspec.Struct, frozen=True):
 
     def merged(self, other: Moments) -> Moments:
         """Return what both hold; they must have as many channels."""
-        return Moments(self.count + other.count, self.sums.merged(other.sums), self.squares.merged(other.squares))
+        return Moments(
+            self.count + other.count,
+            self.sums.merged(other.sums),
+            self.squares.merged(other.squares),
+        )
 
 
 class TensorRange(msgspec.Struct, frozen=True):
@@ -68,17 +72,31 @@ class TensorRange(msgspec.Struct, frozen=True):
         """Histograms with how much their values matter to the layers that read the tensor."""
         if self.histogram is None:
             return ()
-        return tuple((float(GRADE_FACTOR) ** -grade, part) for grade, part in self.by_grade) or ((1.0, self.histogram),)
+        return tuple((float(GRADE_FACTOR) ** -grade, part) for grade, part in self.by_grade) or (
+            (1.0, self.histogram),
+        )
 
     def merged(self, other: TensorRange) -> TensorRange:
         """Return what the tensor holds in both."""
-        histogram = self.histogram.merged(other.histogram) if self.histogram and other.histogram else None
+        histogram = (
+            self.histogram.merged(other.histogram) if self.histogram and other.histogram else None
+        )
         parts = dict(other.by_grade)
         by_grade = tuple((grade, part.merged(parts[grade])) for grade, part in self.by_grade)
         pair = [m for m in (self.moments, other.moments) if m is not None]
         lost = self.lost or other.lost or len({m.sums.size for m in pair}) > 1
-        moments = None if lost or not pair else pair[0] if len(pair) == 1 else pair[0].merged(pair[1])
-        return TensorRange(self.tensor, max(self.amax, other.amax), histogram, moments, self.seen or other.seen, lost, by_grade)
+        moments = (
+            None if lost or not pair else pair[0] if len(pair) == 1 else pair[0].merged(pair[1])
+        )
+        return TensorRange(
+            self.tensor,
+            max(self.amax, other.amax),
+            histogram,
+            moments,
+            self.seen or other.seen,
+            lost,
+            by_grade,
+        )
 
 
 class Part(msgspec.Struct, frozen=True, order=True):
@@ -155,27 +173,47 @@ def merge(several: Sequence[Ranges]) -> Ranges:
 
 def _require_alike(first: Ranges, other: Ranges) -> None:
     if first.model != other.model:
-        raise DataError(f"one is of the model with digest {first.model[:12]}, another of {other.model[:12]}; merge ranges of one model")
-    kinds = [{seen.tensor: (seen.histogram is not None, [grade for grade, _ in seen.by_grade]) for seen in ranges.by_tensor} for ranges in (first, other)]
+        raise DataError(
+            f"one is of the model with digest {first.model[:12]}, another of {other.model[:12]}; merge ranges of one model"
+        )
+    kinds = [
+        {
+            seen.tensor: (seen.histogram is not None, [grade for grade, _ in seen.by_grade])
+            for seen in ranges.by_tensor
+        }
+        for ranges in (first, other)
+    ]
     if set(kinds[0]) != set(kinds[1]) or first.groups != other.groups:
         differ = sorted(set(kinds[0]) ^ set(kinds[1]))
-        raise DataError(f"they were observed for different plans{f': only one has {differ[0]!r}' if differ else ''}; calibrate with one plan")
+        raise DataError(
+            f"they were observed for different plans{f': only one has {differ[0]!r}' if differ else ''}; calibrate with one plan"
+        )
     if any(kinds[0][tensor][0] != full for tensor, (full, _) in kinds[1].items()):
-        raise DataError("one was observed for --method max only and has no histograms; calibrate all with one method")
+        raise DataError(
+            "one was observed for --method max only and has no histograms; calibrate all with one method"
+        )
     if kinds[0] != kinds[1]:
-        raise DataError("their channels were graded by different versions of qdq or numpy; observe all with one")
+        raise DataError(
+            "their channels were graded by different versions of qdq or numpy; observe all with one"
+        )
 
 
 def _join_parts(same: list[Ranges]) -> Ranges:
     """Return the ranges of all parts of one run."""
     of, numbers = same[0].of, [number for ranges in same for number in ranges.parts]
     if any(ranges.of != of for ranges in same):
-        raise DataError(f"{same[0].data}: its samples were dealt into {' and '.join(sorted({str(r.of) for r in same}))} parts; merge parts of one deal")
+        raise DataError(
+            f"{same[0].data}: its samples were dealt into {' and '.join(sorted({str(r.of) for r in same}))} parts; merge parts of one deal"
+        )
     if twice := sorted({number for number in numbers if numbers.count(number) > 1}):
         which = f"part {twice[0]}/{of} of {same[0].data}" if of > 1 else same[0].data
         raise DataError(f"{which} is given twice, and would count twice; leave one out")
     parts = tuple(sorted(numbers))
-    return _summed(same, same[0].data, 1, (1,)) if len(parts) == of else _summed(same, same[0].data, of, parts)
+    return (
+        _summed(same, same[0].data, 1, (1,))
+        if len(parts) == of
+        else _summed(same, same[0].data, of, parts)
+    )
 
 
 def _require_whole(dealt: list[Ranges]) -> None:
@@ -184,7 +222,9 @@ def _require_whole(dealt: list[Ranges]) -> None:
         raise DataError(f"{twice[0]} is in two of them, and would count twice; leave one out")
     for ranges in dealt:
         if ranges.missing:
-            raise DataError(f"{ranges.data}: part {ranges.missing[0]}/{ranges.of} is missing; merge all parts of it before joining other data")
+            raise DataError(
+                f"{ranges.data}: part {ranges.missing[0]}/{ranges.of} is missing; merge all parts of it before joining other data"
+            )
 
 
 def _summed(several: Sequence[Ranges], data: str, of: int, parts: tuple[int, ...]) -> Ranges:
@@ -207,10 +247,14 @@ def _summed(several: Sequence[Ranges], data: str, of: int, parts: tuple[int, ...
 
 def join_runs(before: Ranges, after: Ranges) -> Ranges:
     """Return the ranges of one part whose samples were run in two goes."""
-    return msgspec.structs.replace(_summed((before, after), before.data, before.of, before.parts), finished=after.finished)
+    return msgspec.structs.replace(
+        _summed((before, after), before.data, before.of, before.parts), finished=after.finished
+    )
 
 
 def join_passes(several: Sequence[Ranges]) -> Ranges:
     """Return what several passes over the same samples observed, each other tensors."""
-    seen = sorted((seen for ranges in several for seen in ranges.by_tensor), key=lambda seen: seen.tensor)
+    seen = sorted(
+        (seen for ranges in several for seen in ranges.by_tensor), key=lambda seen: seen.tensor
+    )
     return msgspec.structs.replace(several[-1], by_tensor=tuple(seen))

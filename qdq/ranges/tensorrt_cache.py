@@ -60,16 +60,22 @@ def read_cache(content: bytes, path: Path) -> Cache:
     try:
         lines = [line.removesuffix("\r") for line in content.decode().split("\n")]
     except UnicodeDecodeError as error:
-        raise DataError(f"{path}: byte {error.start} is no UTF-8; a calibration cache is a text file") from error
+        raise DataError(
+            f"{path}: byte {error.start} is no UTF-8; a calibration cache is a text file"
+        ) from error
     if not _HEADER.fullmatch(lines[0].rstrip()):
-        raise DataError(f"{path}:1: a calibration cache begins with a line such as {cache_header()}, not {lines[0][:60]!r}")
+        raise DataError(
+            f"{path}:1: a calibration cache begins with a line such as {cache_header()}, not {lines[0][:60]!r}"
+        )
     found: dict[str, CachedScale] = {}
     for number, line in enumerate(lines[1:], start=2):
         if not line.strip():
             continue
         tensor, scale = _line(line, f"{path}:{number}")
         if tensor in found:
-            raise DataError(f"{path}:{number}: tensor {tensor!r} stands on line {found[tensor].line} too; remove one")
+            raise DataError(
+                f"{path}:{number}: tensor {tensor!r} stands on line {found[tensor].line} too; remove one"
+            )
         found[tensor] = CachedScale(tensor, scale, number)
     if not found:
         raise DataError(f"{path}: holds no scales; it was cut off, or its calibration never ended")
@@ -79,12 +85,18 @@ def read_cache(content: bytes, path: Path) -> Cache:
 def _line(line: str, at: str) -> tuple[str, float]:
     tensor, separator, digits = line.rpartition(_SEPARATOR)
     if not separator or not tensor:
-        raise DataError(f"{at}: {line[:60]!r} is no 'tensor: scale'; remove the line, or export the cache again")
+        raise DataError(
+            f"{at}: {line[:60]!r} is no 'tensor: scale'; remove the line, or export the cache again"
+        )
     if not _SCALE.fullmatch(digits.strip()):
-        raise DataError(f"{at}: {digits[:60]!r} is no scale: write the {_DIGITS} hexadecimal digits of a big-endian float32")
+        raise DataError(
+            f"{at}: {digits[:60]!r} is no scale: write the {_DIGITS} hexadecimal digits of a big-endian float32"
+        )
     scale: float = struct.unpack(">f", bytes.fromhex(digits.strip().zfill(_DIGITS)))[0]
     if not math.isfinite(scale) or math.copysign(1.0, scale) < 0.0:
-        raise DataError(f"{at}: the scale {digits.strip()} of tensor {tensor!r} is {scale}; it must be a finite number that is not negative")
+        raise DataError(
+            f"{at}: the scale {digits.strip()} of tensor {tensor!r} is {scale}; it must be a finite number that is not negative"
+        )
     return tensor, scale
 
 
@@ -96,6 +108,8 @@ def encode_cache(header: str, scales: Iterable[tuple[str, float]], source: str) 
     lines = [header]
     for tensor, scale in scales:
         if not tensor or "\n" in tensor:
-            raise DataError(f"{source}: tensor {tensor!r}: a calibration cache cannot hold this name; export as yaml or json")
+            raise DataError(
+                f"{source}: tensor {tensor!r}: a calibration cache cannot hold this name; export as yaml or json"
+            )
         lines.append(f"{tensor}{_SEPARATOR}{struct.pack('>f', scale).hex()}")
     return "".join(f"{line}\n" for line in lines).encode()

@@ -22,7 +22,10 @@ def rules_page(names: Iterable[str] = ()) -> str:
     Raises RuleError for mistakes in them.
     """
     names = tuple(names) or (DEFAULT_SET, *(name for name in shipped_sets() if name != DEFAULT_SET))
-    parts = ["# The rules", f"{_MADE} [rule-language.md](rule-language.md) describes the language, [facts.md](facts.md) the words."]
+    parts = [
+        "# The rules",
+        f"{_MADE} [rule-language.md](rule-language.md) describes the language, [facts.md](facts.md) the words.",
+    ]
     told: set[tuple[str, str]] = set()
     for name in names:
         rules = load_rules([name])
@@ -59,10 +62,23 @@ def findings_page() -> str:
     ]
     for severity in SEVERITIES:
         kinds = [problem for problem in PROBLEMS.values() if problem.severity == severity]
-        parts += [f"## {severity.capitalize()}s", "\n".join(f"- [{kind.code}](#{kind.code}): {_plain(kind.title)}" for kind in kinds)]
+        parts += [
+            f"## {severity.capitalize()}s",
+            "\n".join(f"- [{kind.code}](#{kind.code}): {_plain(kind.title)}" for kind in kinds),
+        ]
         for kind in kinds:
-            lines = [f"- costs: {_plain(kind.cost)}", f"- fix: {_plain(kind.fix)}", f"- evidence: {_plain(kind.evidence)}"]
-            lines += [f"- see: {f'<{kind.see}>' if kind.see.startswith('http') and ' ' not in kind.see else _plain(kind.see)}"] if kind.see else []
+            lines = [
+                f"- costs: {_plain(kind.cost)}",
+                f"- fix: {_plain(kind.fix)}",
+                f"- evidence: {_plain(kind.evidence)}",
+            ]
+            lines += (
+                [
+                    f"- see: {f'<{kind.see}>' if kind.see.startswith('http') and ' ' not in kind.see else _plain(kind.see)}"
+                ]
+                if kind.see
+                else []
+            )
             parts += [f"### {kind.code}", f"{_plain(kind.title)}.", "\n".join(lines)]
     return "\n\n".join(parts) + "\n"
 
@@ -70,23 +86,45 @@ def findings_page() -> str:
 def rule_lines(rule: Rule) -> list[str]:
     """Return what a rule decides, one line each: where, given, then, beats."""
     lines = [f"where: {_where(rule.where)}"]
-    lines += [f"given: {', '.join(f'{word} {number:g}' for word, number in rule.given)}"] if rule.given else []
+    lines += (
+        [f"given: {', '.join(f'{word} {number:g}' for word, number in rule.given)}"]
+        if rule.given
+        else []
+    )
     lines += [f"then: {rule.then} {rule.using}".rstrip()]
-    lines += [f"beats: {', '.join('all others' if b == '*' else b for b in rule.beats)}"] if rule.beats else []
+    lines += (
+        [f"beats: {', '.join('all others' if b == '*' else b for b in rule.beats)}"]
+        if rule.beats
+        else []
+    )
     return lines
 
 
 def find_beating_rules(rule: Rule, rules: RuleSet) -> tuple[str, ...]:
     """Return the names of the rules in a set that beat one."""
-    return tuple(other.name for other in rules.rules if other.name != rule.name and other.outdoes(rule))
+    return tuple(
+        other.name for other in rules.rules if other.name != rule.name and other.outdoes(rule)
+    )
 
 
 def _where(where: Where) -> str:
-    said = {"into": where.into, "from": where.from_, "edge": where.edge, "named": where.named, "tensor": where.tensor}
+    said = {
+        "into": where.into,
+        "from": where.from_,
+        "edge": where.edge,
+        "named": where.named,
+        "tensor": where.tensor,
+    }
     lines = [f"{key} {' or '.join(words)}" for key, words in said.items() if words]
     if where.target:
-        conditions = {"backend": where.target.backend, "sm_at_least": where.target.sm_at_least, "sm_at_most": where.target.sm_at_most}
-        lines.append(f"target {', '.join(f'{key} {value}' for key, value in conditions.items() if value is not None)}")
+        conditions = {
+            "backend": where.target.backend,
+            "sm_at_least": where.target.sm_at_least,
+            "sm_at_most": where.target.sm_at_most,
+        }
+        lines.append(
+            f"target {', '.join(f'{key} {value}' for key, value in conditions.items() if value is not None)}"
+        )
     return "; ".join(lines)
 
 
@@ -104,8 +142,20 @@ def _rule_parts(rule: Rule, rules: RuleSet) -> list[str]:
     parts = [f"### {rule.name}", _plain(rule.says)]
     parts += [f"Because: {_plain(rule.because)}"] if rule.because else []
     lines = [f"`{line}`" for line in rule_lines(rule)]
-    lines += [f"beaten by: {', '.join(f'`{name}`' for name in names)}"] if (names := find_beating_rules(rule, rules)) else []
-    lines += [f"see: <{rule.see}>" if rule.see.startswith("http") and " " not in rule.see else f"see: {_plain(rule.see)}"] if rule.see else []
+    lines += (
+        [f"beaten by: {', '.join(f'`{name}`' for name in names)}"]
+        if (names := find_beating_rules(rule, rules))
+        else []
+    )
+    lines += (
+        [
+            f"see: <{rule.see}>"
+            if rule.see.startswith("http") and " " not in rule.see
+            else f"see: {_plain(rule.see)}"
+        ]
+        if rule.see
+        else []
+    )
     lines += [f"evidence: {_plain(rule.evidence)}"] if rule.evidence else []
     parts.append("\n".join(f"- {line}" for line in lines))
     cases = [f"- {name}: {_plain(says)}" for name, says in case_names(rule)]

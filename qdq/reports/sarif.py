@@ -38,13 +38,35 @@ def to_sarif(models: Iterable[CheckedModel], version: str) -> bytes:
     results: list[Any] = []
     failures: list[Any] = []
     for checked in models:
-        results += [_result(checked.model, finding, order[finding.code]) for finding in checked.findings]
+        results += [
+            _result(checked.model, finding, order[finding.code]) for finding in checked.findings
+        ]
         if checked.failure:
-            failures.append({"level": "error", "message": {"text": checked.failure}, "locations": [{"physicalLocation": _file(checked.model)}]})
-    driver = {"name": "qdq", "semanticVersion": version, "rules": [_rule(problem) for problem in PROBLEMS.values()]}
+            failures.append(
+                {
+                    "level": "error",
+                    "message": {"text": checked.failure},
+                    "locations": [{"physicalLocation": _file(checked.model)}],
+                }
+            )
+    driver = {
+        "name": "qdq",
+        "semanticVersion": version,
+        "rules": [_rule(problem) for problem in PROBLEMS.values()],
+    }
     invocation = {"executionSuccessful": not failures, "toolExecutionNotifications": failures}
-    run = {"tool": {"driver": driver}, "invocations": [invocation], "columnKind": "unicodeCodePoints", "results": results}
-    return msgspec.json.format(msgspec.json.encode({"$schema": _SCHEMA, "version": VERSION, "runs": [run]}), indent=1) + b"\n"
+    run = {
+        "tool": {"driver": driver},
+        "invocations": [invocation],
+        "columnKind": "unicodeCodePoints",
+        "results": results,
+    }
+    return (
+        msgspec.json.format(
+            msgspec.json.encode({"$schema": _SCHEMA, "version": VERSION, "runs": [run]}), indent=1
+        )
+        + b"\n"
+    )
 
 
 def _rule(problem: Problem) -> dict[str, Any]:
@@ -64,7 +86,9 @@ def _result(model: str, finding: Finding, rule: int) -> dict[str, Any]:
     location: dict[str, Any] = {"physicalLocation": _file(model)}
     if finding.node:
         name = finding.node.rpartition("/")[2] or finding.node
-        location["logicalLocations"] = [{"name": name, "fullyQualifiedName": finding.node, "kind": "element"}]
+        location["logicalLocations"] = [
+            {"name": name, "fullyQualifiedName": finding.node, "kind": "element"}
+        ]
     at = f"{finding.where}: " if finding.where else ""
     return {
         "ruleId": finding.code,
@@ -85,11 +109,17 @@ def _file(model: str) -> dict[str, Any]:
 
 def to_github(checked: CheckedModel) -> list[str]:
     """Return the findings in one model as workflow commands, which GitHub shows beside the file (workflow commands, setting a message)."""
-    lines = [f"::error file={_property(checked.model)},title=qdq::{_data(checked.failure)}"] if checked.failure else []
+    lines = (
+        [f"::error file={_property(checked.model)},title=qdq::{_data(checked.failure)}"]
+        if checked.failure
+        else []
+    )
     for finding in checked.findings:
         at = f"{finding.where}: " if finding.where else ""
         command = _COMMANDS.get(finding.severity, "notice")
-        lines.append(f"::{command} file={_property(checked.model)},title={_property(f'qdq {finding.code}')}::{_data(f'{at}{finding.problem}; {finding.fix}')}")
+        lines.append(
+            f"::{command} file={_property(checked.model)},title={_property(f'qdq {finding.code}')}::{_data(f'{at}{finding.problem}; {finding.fix}')}"
+        )
     return lines
 
 

@@ -25,7 +25,14 @@ def sections_text(parts: Iterable[Section], markdown: bool = False) -> str:
         heading = f"## {part.title}" if markdown else part.title
         blocks += [heading, *(f"- {line}" if markdown else f"  {line}" for line in part.lines)]
         if part.rows:
-            table = tabulate(part.rows, part.headers, tablefmt="github" if markdown else "simple", disable_numparse=True)
-            blocks += ["", table] if markdown else ["\n".join(f"  {line}" for line in table.splitlines())]
+            table = tabulate(
+                part.rows,
+                part.headers,
+                tablefmt="github" if markdown else "simple",
+                disable_numparse=True,
+            )
+            blocks += (
+                ["", table] if markdown else ["\n".join(f"  {line}" for line in table.splitlines())]
+            )
         blocks.append("")
     return "\n".join(blocks).rstrip() + "\n"

@@ -17,7 +17,9 @@ def check_onnx(content: bytes, name: Path) -> None:
     try:
         onnx.checker.check_model(content)
     except (onnx.checker.ValidationError, ValueError) as error:
-        raise ModelError(f"{name}: onnx.checker refuses the result: {first_line(error)}; check that the input passes onnx.checker") from error
+        raise ModelError(
+            f"{name}: onnx.checker refuses the result: {first_line(error)}; check that the input passes onnx.checker"
+        ) from error
 
 
 def save(model: onnx.ModelProto, source: Source, path: Path, force: bool = False) -> None:
@@ -41,10 +43,18 @@ def plan_external_copies(source: Source, path: Path, force: bool = False) -> dic
 
     Raises UsageError where one would replace another file (unless `force`) or the output itself.
     """
-    copies = {(source.folder or Path()) / name: path.parent / name for name in source.external_files}
+    copies = {
+        (source.folder or Path()) / name: path.parent / name for name in source.external_files
+    }
     check_output(path, (*copies, *copies.values()), force=True)
-    copies = {origin: copy for origin, copy in copies.items() if not (copy.exists() and copy.samefile(origin))}
+    copies = {
+        origin: copy
+        for origin, copy in copies.items()
+        if not (copy.exists() and copy.samefile(origin))
+    }
     for copy in copies.values():
         if copy.exists() and not force:
-            raise UsageError(f"{copy}: exists; the model's external data goes there: pass --force to replace it, or choose another folder")
+            raise UsageError(
+                f"{copy}: exists; the model's external data goes there: pass --force to replace it, or choose another folder"
+            )
     return copies

@@ -12,7 +12,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from qdq.graph.index import Edge, GraphIndex, Node
-from qdq.graph.layer_shapes import attention_length, convolution_channels, kernel_shape, layers_to_output, product_rows, product_sizes, reads_graph_input
+from qdq.graph.layer_shapes import (
+    attention_length,
+    convolution_channels,
+    kernel_shape,
+    layers_to_output,
+    product_rows,
+    product_sizes,
+    reads_graph_input,
+)
 from qdq.graph.operands import is_operand, operands
 from qdq.graph.operators import ACTIVATIONS, MATRIX_PRODUCTS, MOVES_VALUES, QUANTIZABLE_POOLS
 from qdq.graph.patterns import (
@@ -75,7 +83,9 @@ def weighted(scene: Scene, node: Node) -> bool:
 def averaging_pool(scene: Scene, node: Node) -> bool:
     """An AveragePool, GlobalAveragePool or spatial ReduceMean whose result goes only into weighted operators."""
     index = scene.index
-    pools = node.op in ("AveragePool", "GlobalAveragePool") or (node.op == "ReduceMean" and is_spatial_mean(index, node))
+    pools = node.op in ("AveragePool", "GlobalAveragePool") or (
+        node.op == "ReduceMean" and is_spatial_mean(index, node)
+    )
     ends = find_pool_ends(index, node) if pools else ()
     return bool(ends) and all(is_operand(index, edge) for edge in ends)
 
@@ -87,7 +97,9 @@ def max_pool_beside_weighted(scene: Scene, node: Node) -> bool:
     if node.op != "MaxPool" or node.inputs[0] not in multiplied_tensors(index):
         return False
     ends = find_pool_ends(index, node)
-    return bool(ends) and all(is_operand(index, edge) or index.node(edge).op in QUANTIZABLE_POOLS for edge in ends)
+    return bool(ends) and all(
+        is_operand(index, edge) or index.node(edge).op in QUANTIZABLE_POOLS for edge in ends
+    )
 
 
 @node_fact
@@ -104,10 +116,15 @@ def lacks_int8_kernel(scene: Scene, node: Node) -> bool:
     """A layer that has no INT8 kernel on one of the plan's targets, as its kernel table says; an Add fused to such a one; a normalisation only for such."""
     if node.op == "Add":
         slot = find_residual_slot(scene.index, node)
-        fused = None if slot is None else find_fused_backbone(scene.index, scene.index.edge(node, slot))
+        fused = (
+            None if slot is None else find_fused_backbone(scene.index, scene.index.edge(node, slot))
+        )
         return fused is not None and lacks_int8_kernel(scene, fused)
     if unfused_batch_normalization(scene, node):
-        readers = [scene.index.node(edge) for edge in _reached(scene.index, node.outputs[0], (*MOVES_VALUES, *ACTIVATIONS))]
+        readers = [
+            scene.index.node(edge)
+            for edge in _reached(scene.index, node.outputs[0], (*MOVES_VALUES, *ACTIVATIONS))
+        ]
         return bool(readers) and all(lacks_int8_kernel(scene, reader) for reader in readers)
     return any(explain_missing_kernel(scene.index, node, target) for target in scene.targets)
 
@@ -151,7 +168,11 @@ def attention_mask(scene: Scene, node: Node) -> bool:
 @node_fact
 def embedding(scene: Scene, node: Node) -> bool:
     """A Gather of rows of a constant table by computed indices."""
-    return node.op == "Gather" and scene.index.is_constant(node.inputs[0]) and not scene.index.is_constant(node.inputs[1])
+    return (
+        node.op == "Gather"
+        and scene.index.is_constant(node.inputs[0])
+        and not scene.index.is_constant(node.inputs[1])
+    )
 
 
 @node_fact
@@ -168,7 +189,9 @@ def near_output(scene: Scene, node: Node, *, layers_at_most: float) -> bool:
 
 
 @node_fact
-def narrow_convolution(scene: Scene, node: Node, *, channels_below: float, multiple_of: float) -> bool:
+def narrow_convolution(
+    scene: Scene, node: Node, *, channels_below: float, multiple_of: float
+) -> bool:
     """A Conv of few channels: fewer than `channels-below` in or out (of a group), and none of the forms that have a fast kernel all the same.
 
     Those are: without groups, one side a multiple of `multiple-of`, a square kernel, and one side
@@ -181,7 +204,9 @@ def narrow_convolution(scene: Scene, node: Node, *, channels_below: float, multi
     if sizes.groups > 1:
         return bool(sizes.outputs % multiple_of) or any(k < 3 for k in kernel)  # noqa: PLR2004 depthwise kernels begin there
     even = sizes.outputs % multiple_of == 0 or sizes.inputs % multiple_of == 0
-    wide = max(sizes.outputs, sizes.inputs) >= channels_below or reads_graph_input(scene.index, node)
+    wide = max(sizes.outputs, sizes.inputs) >= channels_below or reads_graph_input(
+        scene.index, node
+    )
     return not (even and wide and len(set(kernel)) <= 1)
 
 
@@ -189,7 +214,11 @@ def narrow_convolution(scene: Scene, node: Node, *, channels_below: float, multi
 def uneven_groups(scene: Scene, node: Node, *, multiple_of: float) -> bool:
     """A grouped, not depthwise, Conv or ConvTranspose whose groups read or make a number of channels that is no such multiple."""
     sizes = convolution_channels(scene.index, node)
-    if sizes is None or sizes.groups == 1 or sizes.groups == sizes.inputs * sizes.groups == sizes.outputs:
+    if (
+        sizes is None
+        or sizes.groups == 1
+        or sizes.groups == sizes.inputs * sizes.groups == sizes.outputs
+    ):
         return False
     return bool(sizes.inputs % multiple_of or (sizes.outputs // sizes.groups) % multiple_of)
 
@@ -236,7 +265,10 @@ def residual_branch(scene: Scene, edge: Edge) -> bool:
 def residual_product_branch(scene: Scene, edge: Edge) -> bool:
     """The operand of a residual Add that is not the Gemm or MatMul before it, where a weighted operator multiplies that tensor too."""
     index, node = scene.index, scene.index.node(edge)
-    if find_residual_slot(index, node) is not None or find_residual_slot(index, node, MATRIX_PRODUCTS) != edge.slot:
+    if (
+        find_residual_slot(index, node) is not None
+        or find_residual_slot(index, node, MATRIX_PRODUCTS) != edge.slot
+    ):
         return False
     return edge.tensor in multiplied_tensors(index)
 
@@ -248,7 +280,11 @@ def constant_table(scene: Scene, edge: Edge) -> bool:
     A table has several rows and columns; what a Concat joins needs but several values.
     """
     index = scene.index
-    if not (index.is_constant(edge.tensor) and index.is_float(edge.tensor)) or is_operand(index, edge) or edge.node in tail_nodes(index):
+    if (
+        not (index.is_constant(edge.tensor) and index.is_float(edge.tensor))
+        or is_operand(index, edge)
+        or edge.node in tail_nodes(index)
+    ):
         return False
     dimensions = sum(size != 1 for size in index.shape(edge.tensor) or ())
     return dimensions > (0 if index.node(edge).op == "Concat" else 1)
@@ -258,7 +294,12 @@ def constant_table(scene: Scene, edge: Edge) -> bool:
 def embedding_row(scene: Scene, edge: Edge) -> bool:
     """A float row that a Gather looks up in a constant table, on the way to a weighted operator."""
     index, maker = scene.index, scene.index.producers.get(edge.tensor)
-    return maker is not None and embedding(scene, maker) and index.is_float(edge.tensor) and edge.node not in tail_nodes(index)
+    return (
+        maker is not None
+        and embedding(scene, maker)
+        and index.is_float(edge.tensor)
+        and edge.node not in tail_nodes(index)
+    )
 
 
 @edge_fact
@@ -271,12 +312,18 @@ def first_input(scene: Scene, edge: Edge) -> bool:
 def computed_float(scene: Scene, edge: Edge) -> bool:
     """A float tensor of at least one dimension that is computed while the model runs, or fed to it."""
     index = scene.index
-    return index.is_float(edge.tensor) and not index.is_constant(edge.tensor) and index.rank(edge.tensor) != 0
+    return (
+        index.is_float(edge.tensor)
+        and not index.is_constant(edge.tensor)
+        and index.rank(edge.tensor) != 0
+    )
 
 
 def find_pool_ends(index: GraphIndex, pool: Node) -> tuple[Edge, ...]:
     """Return the edges that a pool's result reaches through moves, that of a MaxPool through Concat too; none if it reaches an output or a body."""
-    return _reached(index, pool.outputs[0], (*MOVES_VALUES, "Concat") if pool.op == "MaxPool" else MOVES_VALUES)
+    return _reached(
+        index, pool.outputs[0], (*MOVES_VALUES, "Concat") if pool.op == "MaxPool" else MOVES_VALUES
+    )
 
 
 def _reached(index: GraphIndex, start: str, through: tuple[str, ...]) -> tuple[Edge, ...]:

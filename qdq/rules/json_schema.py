@@ -10,7 +10,15 @@ import onnx.defs
 from qdq.quantizer import FORMATS
 from qdq.rules.facts import EDGE_FACTS, NODE_FACTS, fact_parameters
 from qdq.rules.rule import RATIO_AT_MOST
-from qdq.rules.rule_files import BACKENDS, KEYS, LEAST_SM, REQUIRED_KEYS, TARGET_KEYS, THENS, WHERE_KEYS
+from qdq.rules.rule_files import (
+    BACKENDS,
+    KEYS,
+    LEAST_SM,
+    REQUIRED_KEYS,
+    TARGET_KEYS,
+    THENS,
+    WHERE_KEYS,
+)
 
 #: The file beside the rule sets, and the line that names it to editors, for a rule file in a set's folder.
 SCHEMA_FILE = "schema.json"
@@ -25,12 +33,17 @@ def rule_schema() -> _Schema:
     kinds: dict[str, _Schema] = {
         "rule": {"type": "string", "pattern": r"^\S+$"},
         "where": _mapping(WHERE_KEYS, _where(), minProperties=1),
-        "given": _mapping(given_words(), {word: {"type": "number", "exclusiveMinimum": 0} for word in given_words()}),
+        "given": _mapping(
+            given_words(),
+            {word: {"type": "number", "exclusiveMinimum": 0} for word in given_words()},
+        ),
         "then": _described(THENS),
         "using": _described({name: form.description for name, form in FORMATS.items()}),
         "beats": _words(_NAME),
     }
-    schema = _mapping(KEYS, {key: kinds.get(key, _TEXT) for key in KEYS}, required=list(REQUIRED_KEYS))
+    schema = _mapping(
+        KEYS, {key: kinds.get(key, _TEXT) for key in KEYS}, required=list(REQUIRED_KEYS)
+    )
     quantizes = {"properties": {"then": {"const": "quantize"}}, "required": ["then"]}
     return {
         "$schema": "http://json-schema.org/draft-07/schema#",
@@ -50,16 +63,29 @@ def given_words() -> dict[str, str]:
     for word, fact in (*NODE_FACTS.items(), *EDGE_FACTS.items()):
         for parameter in fact_parameters(fact):
             asked.setdefault(parameter, []).append(word)
-    return {parameter: f"Asked for by {', '.join(sorted(by))}." for parameter, by in sorted(asked.items())}
+    return {
+        parameter: f"Asked for by {', '.join(sorted(by))}."
+        for parameter, by in sorted(asked.items())
+    }
 
 
 def operators() -> list[str]:
     """Return the names of ONNX's operators."""
-    return sorted({schema.name for schema in onnx.defs.get_all_schemas_with_history() if schema.domain == ""})
+    return sorted(
+        {schema.name for schema in onnx.defs.get_all_schemas_with_history() if schema.domain == ""}
+    )
 
 
 def _where() -> dict[str, _Schema]:
-    about_nodes = _words({"anyOf": [_described(_says(NODE_FACTS)), {"$ref": "#/definitions/operator"}, {"type": "string", "pattern": r"\."}]})
+    about_nodes = _words(
+        {
+            "anyOf": [
+                _described(_says(NODE_FACTS)),
+                {"$ref": "#/definitions/operator"},
+                {"type": "string", "pattern": r"\."},
+            ]
+        }
+    )
     sm: _Schema = {"type": "integer", "minimum": LEAST_SM}
     return {
         "into": about_nodes,
@@ -67,7 +93,11 @@ def _where() -> dict[str, _Schema]:
         "edge": _words(_described(_says(EDGE_FACTS))),
         "named": _words(_NAME),
         "tensor": _words(_NAME),
-        "target": _mapping(TARGET_KEYS, {"sm_at_most": sm, "sm_at_least": sm, "backend": {"enum": list(BACKENDS)}}, minProperties=1),
+        "target": _mapping(
+            TARGET_KEYS,
+            {"sm_at_most": sm, "sm_at_least": sm, "backend": {"enum": list(BACKENDS)}},
+            minProperties=1,
+        ),
     }
 
 

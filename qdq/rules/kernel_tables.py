@@ -72,7 +72,9 @@ def describe_borrowed_tables(targets: Iterable[Target]) -> tuple[str, ...]:
     return tuple(_borrowed(target) for target in targets if _borrowed(target))
 
 
-def explain_missing_kernel(index: GraphIndex, node: Node, target: Target, pairs: str = INT8) -> str | None:
+def explain_missing_kernel(
+    index: GraphIndex, node: Node, target: Target, pairs: str = INT8
+) -> str | None:
     """Return why a layer would not run in INT8 (or ``fp8``) on a target, or None where it would or nothing is known of it."""
     form = describe_layer_form(index, node)
     return None if form is None else _missing(target, tuple(form.items()), pairs)
@@ -83,11 +85,20 @@ def _missing(target: Target, form: tuple[tuple[str, Any], ...], pairs: str) -> s
     table = read_kernel_table(target)
     if table is None:
         return _borrowed(target)
-    source = f"{table.compiler} on sm{table.sm}{f' ({_borrowed(target)})' if _borrowed(target) else ''}"
+    source = (
+        f"{table.compiler} on sm{table.sm}{f' ({_borrowed(target)})' if _borrowed(target) else ''}"
+    )
     rows = find_deciding_rows(table.int8 if pairs == INT8 else table.fp8, dict(form))
     if not rows and table.networks:
         return f"{source}: no row of the table speaks of such a layer"
-    return next((f"{source}: {_outcome(row)}" for row in rows if row.runs not in (pairs, f"{pairs}-in-part")), None)
+    return next(
+        (
+            f"{source}: {_outcome(row)}"
+            for row in rows
+            if row.runs not in (pairs, f"{pairs}-in-part")
+        ),
+        None,
+    )
 
 
 def find_deciding_rows(table: Iterable[KernelRow], form: dict[str, Any]) -> list[KernelRow]:
@@ -97,8 +108,16 @@ def find_deciding_rows(table: Iterable[KernelRow], form: dict[str, Any]) -> list
     the lowest of all; other values match themselves only.
     """
     rows = [row for row in table if row.layer["operator"] == form["operator"]]
-    matching = [row for row in rows if all(key in form and _fits(form[key], row, key, rows) for key in row.layer)]
-    return [row for row in matching if not any(row.layer.keys() < other.layer.keys() for other in matching)]
+    matching = [
+        row
+        for row in rows
+        if all(key in form and _fits(form[key], row, key, rows) for key in row.layer)
+    ]
+    return [
+        row
+        for row in matching
+        if not any(row.layer.keys() < other.layer.keys() for other in matching)
+    ]
 
 
 def listed_values(value: Any) -> list[Any]:
@@ -110,8 +129,15 @@ def _fits(wanted: Any, row: KernelRow, key: str, rows: Iterable[KernelRow]) -> b
     """Whether a value is one of a row's, or the nearest measured one is: among all rows that have the same keys as `row`."""
     if key not in _SIZES or isinstance(wanted, str):
         return wanted in listed_values(row.layer[key])
-    measured = [value for other in rows if other.layer.keys() == row.layer.keys() for value in listed_values(other.layer[key])]
-    return max((value for value in measured if value <= wanted), default=min(measured)) in listed_values(row.layer[key])
+    measured = [
+        value
+        for other in rows
+        if other.layer.keys() == row.layer.keys()
+        for value in listed_values(other.layer[key])
+    ]
+    return max(
+        (value for value in measured if value <= wanted), default=min(measured)
+    ) in listed_values(row.layer[key])
 
 
 def _outcome(row: KernelRow) -> str:
@@ -136,20 +162,32 @@ def describe_layer_form(index: GraphIndex, node: Node) -> dict[str, Any] | None:
     if node.op not in POOLS and node.op not in WEIGHTED and not is_spatial_mean(index, node):
         return None
     op = "GlobalAveragePool" if node.op == "ReduceMean" else node.op
-    form: dict[str, Any] = {"operator": op, "graph": "float32" if index.elem_type(node.inputs[0]) in _FULL else "float16"}
+    form: dict[str, Any] = {
+        "operator": op,
+        "graph": "float32" if index.elem_type(node.inputs[0]) in _FULL else "float16",
+    }
     if node.op in MATRIX_PRODUCTS:
         form |= _product_form(index, node)
     elif node.op in RECURRENT:
-        form |= {"scales": "usual", "rows": _size(index.shape(node.inputs[0]), 0 if node.attribute("layout", 0) else 1) or 1}
+        form |= {
+            "scales": "usual",
+            "rows": _size(index.shape(node.inputs[0]), 0 if node.attribute("layout", 0) else 1)
+            or 1,
+        }
     elif node.op != "Einsum":
         form |= _window_form(index, node)
     if node.op in WEIGHTED:
-        form["operands"] = "constant" if any(index.is_constant(i) for i in node.inputs[:2]) else "computed"
+        form["operands"] = (
+            "constant" if any(index.is_constant(i) for i in node.inputs[:2]) else "computed"
+        )
     return {key: value for key, value in form.items() if value is not None}
 
 
 def _window_form(index: GraphIndex, node: Node) -> dict[str, Any]:
-    shape, weight = index.shape(node.inputs[0]), index.shape(node.inputs[1]) if node.op in CONVOLUTIONS else None
+    shape, weight = (
+        index.shape(node.inputs[0]),
+        index.shape(node.inputs[1]) if node.op in CONVOLUTIONS else None,
+    )
     sides = tuple(node.attribute("kernel_shape", [])) or tuple(weight or ())[_BATCH_AND_CHANNEL:]
     form: dict[str, Any] = {"spatial": _spatial_rank(index, node), "channels": _size(shape, 1)}
     if shape and len(shape) > _BATCH_AND_CHANNEL:
@@ -162,7 +200,9 @@ def _window_form(index: GraphIndex, node: Node) -> dict[str, Any]:
         form["groups"] = _grouping(index, node)
         form["outputs"] = _outputs(node, weight)
     else:
-        form["padded"] = int(any(node.attribute("pads", [])) or node.attribute("auto_pad", b"NOTSET") in _SAME)
+        form["padded"] = int(
+            any(node.attribute("pads", [])) or node.attribute("auto_pad", b"NOTSET") in _SAME
+        )
         form["counted"] = int(node.attribute("count_include_pad", 0))
     return form
 
@@ -179,13 +219,24 @@ def _product_form(index: GraphIndex, node: Node) -> dict[str, Any]:
     batched = None
     if data and weight:
         both = min(len(weight), PLANE_RANK)
-        batched = {3: "both", 4: "heads"}.get(both, "data" if len(data) > _BATCH_AND_CHANNEL else "none")
-    return {"rows": _size(data, -2), "channels": _size(data, -1), "outputs": _size(weight, -1), "batched": batched}
+        batched = {3: "both", 4: "heads"}.get(
+            both, "data" if len(data) > _BATCH_AND_CHANNEL else "none"
+        )
+    return {
+        "rows": _size(data, -2),
+        "channels": _size(data, -1),
+        "outputs": _size(weight, -1),
+        "batched": batched,
+    }
 
 
 def _outputs(node: Node, weight: Sequence[int | None] | None) -> int | None:
     per_group = _size(weight, 0 if node.op == "Conv" else 1)
-    return per_group if node.op == "Conv" or per_group is None else per_group * int(node.attribute("group", 1))
+    return (
+        per_group
+        if node.op == "Conv" or per_group is None
+        else per_group * int(node.attribute("group", 1))
+    )
 
 
 def _size(shape: Sequence[int | None] | None, axis: int) -> int | None:
@@ -196,7 +247,9 @@ def _size(shape: Sequence[int | None] | None, axis: int) -> int | None:
 
 
 def _spatial_rank(index: GraphIndex, node: Node) -> int | None:
-    rank = index.rank(node.inputs[0]) or (index.rank(node.inputs[1]) if node.op in CONVOLUTIONS else None)
+    rank = index.rank(node.inputs[0]) or (
+        index.rank(node.inputs[1]) if node.op in CONVOLUTIONS else None
+    )
     return None if rank is None else rank - _BATCH_AND_CHANNEL
 
 
@@ -206,7 +259,11 @@ def _grouping(index: GraphIndex, node: Node) -> str:
     if group == 1:
         return "none"
     shape = index.shape(node.inputs[1])
-    return "depthwise" if shape is not None and tuple(shape[:_BATCH_AND_CHANNEL]) == (group, 1) else "grouped"
+    return (
+        "depthwise"
+        if shape is not None and tuple(shape[:_BATCH_AND_CHANNEL]) == (group, 1)
+        else "grouped"
+    )
 
 
 def _tables(backend: str) -> list[tuple[int, Path]]:

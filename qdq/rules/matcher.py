@@ -39,12 +39,18 @@ class Verdict(msgspec.Struct, frozen=True):
         return self.rules[0].using
 
 
-def match_rules(scene: Scene, rules: RuleSet) -> tuple[tuple[Verdict, ...], dict[str, tuple[Edge, ...]]]:
+def match_rules(
+    scene: Scene, rules: RuleSet
+) -> tuple[tuple[Verdict, ...], dict[str, tuple[Edge, ...]]]:
     """Return one verdict for every edge of a graph that a rule applies to, and the edges of each share-scale rule.
 
     Raises RuleError where rules disagree about an edge.
     """
-    judges = [_Judge(rule) for rule in rules.rules if rule.where.target is None or any(_is_for(rule.where.target, t) for t in scene.targets)]
+    judges = [
+        _Judge(rule)
+        for rule in rules.rules
+        if rule.where.target is None or any(_is_for(rule.where.target, t) for t in scene.targets)
+    ]
     verdicts: list[Verdict] = []
     shared: dict[str, list[Edge]] = {}
     for node in scene.index.nodes:
@@ -84,12 +90,18 @@ class _Judge:
     def __init__(self, rule: Rule) -> None:
         self.rule = rule
         self._ops = frozenset(word for word in rule.where.into if word not in NODE_FACTS)
-        self._node_tests = [_node_test(word, rule) for word in rule.where.into if word in NODE_FACTS]
+        self._node_tests = [
+            _node_test(word, rule) for word in rule.where.into if word in NODE_FACTS
+        ]
         self._edge_tests = _edge_tests(rule)
 
     def may_apply(self, scene: Scene, node: Node) -> bool:
         """Whether the rule's `into` holds for a node."""
-        return not self.rule.where.into or node.op in self._ops or any(test(scene, node) for test in self._node_tests)
+        return (
+            not self.rule.where.into
+            or node.op in self._ops
+            or any(test(scene, node) for test in self._node_tests)
+        )
 
     def applies(self, scene: Scene, edge: Edge) -> bool:
         """Whether the rest holds for an edge into such a node."""
@@ -102,7 +114,9 @@ def _edge_tests(rule: Rule) -> list[Test]:
     if where.named:
         tests.append(lambda scene, edge: any(_named(scene, edge, glob) for glob in where.named))
     if where.tensor:
-        tests.append(lambda scene, edge: any(fnmatchcase(edge.tensor, glob) for glob in where.tensor))
+        tests.append(
+            lambda scene, edge: any(fnmatchcase(edge.tensor, glob) for glob in where.tensor)
+        )
     from_ = [_node_test(word, rule) for word in where.from_]
     if from_:
         tests.append(lambda scene, edge: _made_by(scene, edge, from_))
@@ -121,7 +135,9 @@ def _node_test(word: str, rule: Rule) -> Callable[[Scene, Node], bool]:
 def _given(fact: Callable[..., bool], rule: Rule) -> Callable[..., bool]:
     """Return a fact with the numbers that the rule gives it."""
     given = dict(rule.given)
-    numbers: dict[str, Any] = {name.replace("-", "_"): given[name] for name in fact_parameters(fact)}
+    numbers: dict[str, Any] = {
+        name.replace("-", "_"): given[name] for name in fact_parameters(fact)
+    }
     return partial(fact, **numbers) if numbers else fact
 
 
@@ -150,10 +166,18 @@ def glob_names(index: GraphIndex, node: Node) -> set[str]:
 
 def require_matches(index: GraphIndex, rules: Iterable[Rule]) -> None:
     """Raise UsageError for a glob that no name of the graph or of its bodies matches."""
-    names = [name for scope in index.scopes.values() for node in scope.nodes for name in glob_names(scope, node)]
+    names = [
+        name
+        for scope in index.scopes.values()
+        for node in scope.nodes
+        for name in glob_names(scope, node)
+    ]
     tensors = [tensor for scope in index.scopes.values() for tensor in scope.consumers]
     for rule in rules:
-        for key, globs, known in (("named", rule.where.named, names), ("tensor", rule.where.tensor, tensors)):
+        for key, globs, known in (
+            ("named", rule.where.named, names),
+            ("tensor", rule.where.tensor, tensors),
+        ):
             for glob in globs:
                 if not any(fnmatchcase(name, glob) for name in known):
                     origin = rule.at(key) if rule.file else LEAVE_FLOAT_OPTION

@@ -62,7 +62,9 @@ class Rule(msgspec.Struct, frozen=True):
 
     def outdoes(self, other: Rule) -> bool:
         """Whether `beats` names the other rule; "*" stands for all but those with a "*" of their own, and in an option for these too."""
-        return other.name in self.beats or ("*" in self.beats and ("*" not in other.beats or bool(other.file and not self.file)))
+        return other.name in self.beats or (
+            "*" in self.beats and ("*" not in other.beats or bool(other.file and not self.file))
+        )
 
     def at(self, key: str) -> str:
         """Return where a key of the rule is written, as ``file:line``, or the option's name."""
@@ -91,10 +93,14 @@ def make_rule_set(names: Iterable[str], rules: Iterable[Rule]) -> RuleSet:
     for rule in ordered:
         for beaten in rule.beats:
             if beaten not in known and beaten != "*":
-                raise RuleError(f"{rule.at('beats')}: beats names no rule {beaten!r}{did_you_mean(beaten, known)}; correct it, or add --rules with its set")
+                raise RuleError(
+                    f"{rule.at('beats')}: beats names no rule {beaten!r}{did_you_mean(beaten, known)}; correct it, or add --rules with its set"
+                )
     for rule in ordered:
         if circle := _circle(rule, known):
-            raise RuleError(f"{rule.at('beats')}: rules beat each other in a circle: {' beats '.join(circle)}; remove one of these lines")
+            raise RuleError(
+                f"{rule.at('beats')}: rules beat each other in a circle: {' beats '.join(circle)}; remove one of these lines"
+            )
     return RuleSet(tuple(names), ordered)
 
 

@@ -24,7 +24,9 @@ def shipped_rules_folder() -> Path:
 
 def shipped_sets() -> list[str]:
     """Return the names of the rule sets that come with qdq."""
-    return sorted(p.name for p in shipped_rules_folder().iterdir() if p.is_dir() and p.name != KERNELS_FOLDER)
+    return sorted(
+        p.name for p in shipped_rules_folder().iterdir() if p.is_dir() and p.name != KERNELS_FOLDER
+    )
 
 
 def default_rule_sets(source: Source) -> tuple[str, ...]:

@@ -25,12 +25,16 @@ def execution_providers(device: str) -> tuple[str, ...]:
     wanted = device.split(",")
     for word in wanted:
         if word not in _PROVIDERS:
-            raise UsageError(f"unknown device {word!r}{did_you_mean(word, _PROVIDERS)}; write cpu, cuda, or cuda,cpu for cuda where it is present")
+            raise UsageError(
+                f"unknown device {word!r}{did_you_mean(word, _PROVIDERS)}; write cpu, cuda, or cuda,cpu for cuda where it is present"
+            )
     if "cuda" not in wanted:
         return CPU
     if missing := _cuda_missing():
         if "cpu" not in wanted:
-            raise UsageError(f"no CUDA device: {missing}; mend that, or allow the CPU with --device cuda,cpu")
+            raise UsageError(
+                f"no CUDA device: {missing}; mend that, or allow the CPU with --device cuda,cpu"
+            )
         return CPU
     return (_PROVIDERS["cuda"], *CPU)  # operators without a CUDA kernel run on the CPU
 
@@ -50,11 +54,19 @@ def _cuda_missing() -> str:
         return first_line(error)
     finally:
         ort.set_default_logger_severity(_WARNING)
-    return "" if _PROVIDERS["cuda"] in session.get_providers() else "ONNX Runtime cannot load it; it needs a GPU, and CUDA's and cuDNN's libraries"
+    return (
+        ""
+        if _PROVIDERS["cuda"] in session.get_providers()
+        else "ONNX Runtime cannot load it; it needs a GPU, and CUDA's and cuDNN's libraries"
+    )
 
 
 def _smallest_model() -> bytes:
     value = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in ("x", "y")]
-    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "relu", value[:1], value[1:])
-    content: bytes = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8).SerializeToString()
+    graph = helper.make_graph(
+        [helper.make_node("Relu", ["x"], ["y"])], "relu", value[:1], value[1:]
+    )
+    content: bytes = helper.make_model(
+        graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8
+    ).SerializeToString()
     return content

@@ -25,7 +25,10 @@ _EXTERNAL_FOLDER = "session.model_external_initializers_file_folder_path"
 
 
 def open_session(
-    index: GraphIndex, extra_outputs: list[str], options: ort.SessionOptions | None = None, providers: Sequence[str] = CPU
+    index: GraphIndex,
+    extra_outputs: list[str],
+    options: ort.SessionOptions | None = None,
+    providers: Sequence[str] = CPU,
 ) -> ort.InferenceSession:
     """Return an ONNX Runtime session of a model that also gives the named tensors; raises ModelError where it is refused."""
     options = options or ort.SessionOptions()
@@ -33,15 +36,29 @@ def open_session(
     model = index.source.model
     if index.source.folder is not None and index.source.external_files:
         options.add_session_config_entry(_EXTERNAL_FOLDER, str(index.source.folder.resolve()))
-    addition = onnx.ModelProto(graph=onnx.GraphProto(output=[onnx.ValueInfoProto(name=name) for name in extra_outputs if name not in index.outputs]))
+    addition = onnx.ModelProto(
+        graph=onnx.GraphProto(
+            output=[
+                onnx.ValueInfoProto(name=name)
+                for name in extra_outputs
+                if name not in index.outputs
+            ]
+        )
+    )
     named = _uniquely_named(model)
     try:
-        content = index.source.bytes_with(addition) if named is model else canonical_bytes(named) + addition.SerializeToString()
+        content = (
+            index.source.bytes_with(addition)
+            if named is model
+            else canonical_bytes(named) + addition.SerializeToString()
+        )
         return ort.InferenceSession(content, options, providers=list(providers))
     except ModelError:
         raise
     except Exception as error:
-        raise ModelError(f"{index.source.name}: ONNX Runtime cannot run it: {_refusal(error)}") from error
+        raise ModelError(
+            f"{index.source.name}: ONNX Runtime cannot run it: {_refusal(error)}"
+        ) from error
 
 
 def _refusal(error: Exception) -> str:
@@ -74,18 +91,24 @@ def exact_options() -> ort.SessionOptions:
     """
     options = ort.SessionOptions()
     options.add_session_config_entry("session.disable_quant_qdq", "1")
-    options.add_session_config_entry("optimization.disable_specified_optimizers", "ReluQuantRewrite;ClipQuantRewrite")
+    options.add_session_config_entry(
+        "optimization.disable_specified_optimizers", "ReluQuantRewrite;ClipQuantRewrite"
+    )
     return options
 
 
-def run_sample(session: ort.InferenceSession, index: GraphIndex, computed: list[str], feed: Feed) -> list[tuple[str, Array]]:
+def run_sample(
+    session: ort.InferenceSession, index: GraphIndex, computed: list[str], feed: Feed
+) -> list[tuple[str, Array]]:
     """Return some outputs of one run, and what it was fed; raises DataError where ONNX Runtime fails."""
     try:
         given = {name: ort.OrtValue.ortvalue_from_numpy(values) for name, values in feed.items()}
         results = session.run_with_ort_values(computed, given) if computed else []
         return [*zip(computed, map(_shared, results), strict=True), *feed.items()]
     except Exception as error:
-        raise DataError(f"{index.source.name}: ONNX Runtime failed on a sample: {runtime_line(error).rstrip('.')}; check the shapes of the data") from error
+        raise DataError(
+            f"{index.source.name}: ONNX Runtime failed on a sample: {runtime_line(error).rstrip('.')}; check the shapes of the data"
+        ) from error
 
 
 def _shared(value: ort.OrtValue) -> Array:

@@ -88,8 +88,14 @@ def read_cases(path: Path, rule: str, known: tuple[str, ...] = ()) -> tuple[Case
     cases: list[Case] = []
     for line, content in read_documents(path) or [(1, None)]:
         if not isinstance(content, LocatedMapping) or content.get("rule") not in known:
-            near = did_you_mean(str(content.get("rule")), known) if isinstance(content, LocatedMapping) else ""
-            raise RuleError(f"{path}:{line}: a case file begins with 'rule: {' or '.join(known)}'{near}")
+            near = (
+                did_you_mean(str(content.get("rule")), known)
+                if isinstance(content, LocatedMapping)
+                else ""
+            )
+            raise RuleError(
+                f"{path}:{line}: a case file begins with 'rule: {' or '.join(known)}'{near}"
+            )
         if content["rule"] == rule:
             cases += [_case(path, rule, name, content) for name in content if name != "rule"]
     return tuple(cases)
@@ -99,7 +105,11 @@ def case_names(rule: Rule) -> tuple[tuple[str, str], ...]:
     """Return the name of each case of a rule and what it shows, none where they do not lie beside the rule or above it."""
     file = Path(rule.file)
     files = CaseFiles(cases_folder(file.parent), file, tuple(r.name for r in read_rules(file)))
-    return tuple((case.name, case.says) for case in files.cases(rule.name)) if files.path(rule.name).exists() else ()
+    return (
+        tuple((case.name, case.says) for case in files.cases(rule.name))
+        if files.path(rule.name).exists()
+        else ()
+    )
 
 
 def parse_case(text: str) -> onnx.ModelProto:
@@ -115,7 +125,9 @@ def parse_case(text: str) -> onnx.ModelProto:
     for value in open_weights:
         shape = [d.dim_value for d in value.type.tensor_type.shape.dim]
         rng = np.random.default_rng(zlib.crc32(value.name.encode()))
-        graph.initializer.append(numpy_helper.from_array(rng.standard_normal(shape).astype(np.float32), value.name))
+        graph.initializer.append(
+            numpy_helper.from_array(rng.standard_normal(shape).astype(np.float32), value.name)
+        )
         graph.value_info.remove(value)
     return model
 
@@ -126,9 +138,17 @@ def _case(path: Path, rule: str, name: str, content: LocatedMapping) -> Case:
         raise RuleError(f"{path}:{line}: case {name!r} must be a mapping")
     for key in given:
         if key not in _KEYS:
-            raise RuleError(f"{path}:{given.lines[key]}: unknown key {key!r}{did_you_mean(key, _KEYS)}")
-    if ("before" in given) == ("unchanged" in given) or "says" not in given or ("before" in given) != ("plan" in given):
-        raise RuleError(f"{path}:{line}: case {name!r} needs 'says', and either 'before' with 'plan' or 'unchanged'")
+            raise RuleError(
+                f"{path}:{given.lines[key]}: unknown key {key!r}{did_you_mean(key, _KEYS)}"
+            )
+    if (
+        ("before" in given) == ("unchanged" in given)
+        or "says" not in given
+        or ("before" in given) != ("plan" in given)
+    ):
+        raise RuleError(
+            f"{path}:{line}: case {name!r} needs 'says', and either 'before' with 'plan' or 'unchanged'"
+        )
     try:
         written = msgspec.convert(given, _Written)
         return Case(
@@ -160,5 +180,9 @@ def cases_folder(rules_folder: Path, cases: Path | None = None) -> Path:
     """Return the folder where the cases of a folder's rules lie, or should where there are none yet."""
     nested = [cases / rules_folder.name, cases] if cases else []
     above = [p / "fixtures" / "rules" for p in rules_folder.resolve().parents]
-    known = [*nested, rules_folder / "cases", *(q for p in above for q in (p / rules_folder.name, p))]
+    known = [
+        *nested,
+        rules_folder / "cases",
+        *(q for p in above for q in (p / rules_folder.name, p)),
+    ]
     return next((p for p in known if p.is_dir() and any(p.glob("*.yaml"))), rules_folder / "cases")

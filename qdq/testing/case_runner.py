@@ -31,7 +31,14 @@ from qdq.rules.rule import Rule, RuleSet
 from qdq.rules.rule_files import RULE_SUFFIXES, load_rules, read_rules, rule_files
 from qdq.rules.shipped import DEFAULT_SET, KERNELS_FOLDER, shipped_rules_folder
 from qdq.runtime.session import exact_options, open_session
-from qdq.testing.case_files import Case, CaseFiles, EngineExpectation, cases_folder, normalize_spaces, parse_case
+from qdq.testing.case_files import (
+    Case,
+    CaseFiles,
+    EngineExpectation,
+    cases_folder,
+    normalize_spaces,
+    parse_case,
+)
 from qdq.testing.error_bounds import output_bound
 from qdq.validation.validator import validate
 
@@ -71,11 +78,18 @@ def run_cases(path: Path, cases: Path | None = None, engines: bool = True) -> It
 def run_case(case: Case, rules: RuleSet, engines: bool = True) -> tuple[str, ...]:
     """Return what is wrong with a case under some rules, one sentence each; nothing where it holds."""
     try:
-        index, made = plan_source(load(parse_case(case.text)), PlanRequest(rules, case.targets, allow_unmatched=True))
+        index, made = plan_source(
+            load(parse_case(case.text)), PlanRequest(rules, case.targets, allow_unmatched=True)
+        )
         source = index.source
         failures = _plan_failures(case, made)
         failures += _shuffle_failures(case, rules, made)
-        scales = choose_scales(index, made, observe_job(CollectionJob(index, made, NOISE, _METHOD.needs_histogram)), _METHOD)
+        scales = choose_scales(
+            index,
+            made,
+            observe_job(CollectionJob(index, made, NOISE, _METHOD.needs_histogram)),
+            _METHOD,
+        )
         failures += _rewrite_failures(case, index, made, scales, rules)
         if engines and case.engine and not failures:
             failures += _engine_failures(case.engine, source, apply_plan(index, made, scales))
@@ -89,10 +103,16 @@ def _parts(path: Path) -> list[Path]:
     if path.is_file() and path.suffix in RULE_SUFFIXES:
         return [path]
     if not path.is_dir():
-        raise UsageError(f"{path}: no such folder or rule file; name a folder of rule files, or one that ends in {' or '.join(RULE_SUFFIXES)}")
+        raise UsageError(
+            f"{path}: no such folder or rule file; name a folder of rule files, or one that ends in {' or '.join(RULE_SUFFIXES)}"
+        )
     if any(path.glob("*.yaml")):
         return [path]
-    sets = sorted(p for p in path.iterdir() if p.is_dir() and p.name != KERNELS_FOLDER and any(p.glob("*.yaml")))
+    sets = sorted(
+        p
+        for p in path.iterdir()
+        if p.is_dir() and p.name != KERNELS_FOLDER and any(p.glob("*.yaml"))
+    )
     if not sets:
         raise UsageError(f"{path}: holds no rule files (*.yaml), nor do its folders")
     return sets
@@ -132,13 +152,24 @@ def _forget(rule: Rule, name: str) -> Rule:
 
 def _breaks(case: Case, rules: RuleSet) -> bool:
     try:
-        return bool(_plan_failures(case, plan_index(GraphIndex(load(parse_case(case.text))), PlanRequest(rules, case.targets, allow_unmatched=True))))
+        return bool(
+            _plan_failures(
+                case,
+                plan_index(
+                    GraphIndex(load(parse_case(case.text))),
+                    PlanRequest(rules, case.targets, allow_unmatched=True),
+                ),
+            )
+        )
     except QdqError:
         return True
 
 
 def _plan_failures(case: Case, made: Plan) -> list[str]:
-    lines, left = list(map(normalize_spaces, placement_lines(made))), list(map(normalize_spaces, left_float_lines(made)))
+    lines, left = (
+        list(map(normalize_spaces, placement_lines(made))),
+        list(map(normalize_spaces, left_float_lines(made))),
+    )
     if case.unchanged:
         touched = [line for line in [*lines, *left] if case.rule in line.replace(",", " ").split()]
         return [f"should decide nothing, but: {line}" for line in touched]
@@ -158,7 +189,9 @@ def _shuffle_failures(case: Case, rules: RuleSet, made: Plan) -> list[str]:
     for seed in range(_SHUFFLES):
         shuffled = parse_case(case.text)
         _shuffle(shuffled.graph, random.Random(seed))
-        other = plan_index(GraphIndex(load(shuffled)), PlanRequest(rules, case.targets, allow_unmatched=True))
+        other = plan_index(
+            GraphIndex(load(shuffled)), PlanRequest(rules, case.targets, allow_unmatched=True)
+        )
         if sorted([*placement_lines(other), *left_float_lines(other)]) != wanted:
             return ["the order of nodes changes the plan"]
     return []
@@ -169,23 +202,41 @@ def _shuffle(graph: onnx.GraphProto, rng: random.Random) -> None:
     known = {i.name for i in graph.input} | {t.name for t in graph.initializer} | {""}
     del graph.node[:]
     while waiting:
-        ready = [n for n in waiting if known.issuperset((*n.input, *(t for _, body in node_bodies(n) for t in captured_names(body))))]
+        ready = [
+            n
+            for n in waiting
+            if known.issuperset(
+                (*n.input, *(t for _, body in node_bodies(n) for t in captured_names(body)))
+            )
+        ]
         node = rng.choice(ready or waiting)
         waiting.remove(node)
         known.update(node.output)
         graph.node.append(node)
 
 
-def _rewrite_failures(case: Case, index: GraphIndex, made: Plan, scales: Scales, rules: RuleSet) -> list[str]:
+def _rewrite_failures(
+    case: Case, index: GraphIndex, made: Plan, scales: Scales, rules: RuleSet
+) -> list[str]:
     source, after = index.source, apply_plan(index, made, scales)
     rewritten = Source(None, after, source.digest)
     stripped = strip(rewritten)
     tests: dict[str, Callable[[], bool]] = {
-        "stripping the result does not give the graph back": lambda: canonical_bytes(stripped) == canonical_bytes(source.model),
-        "applying again changes it": lambda: canonical_bytes(apply_plan(GraphIndex(source), made, scales)) == canonical_bytes(after),
-        "checking the result finds something": lambda: not check(rewritten, rules=rules, targets=case.targets, leave_float=()),
-        "checking the float graph does not find each placement": lambda: _finds_all(case, source, made, rules),
-        "the result is not the 'after' that is given": lambda: not case.after or _same_text(case.after, after),
+        "stripping the result does not give the graph back": lambda: (
+            canonical_bytes(stripped) == canonical_bytes(source.model)
+        ),
+        "applying again changes it": lambda: (
+            canonical_bytes(apply_plan(GraphIndex(source), made, scales)) == canonical_bytes(after)
+        ),
+        "checking the result finds something": lambda: (
+            not check(rewritten, rules=rules, targets=case.targets, leave_float=())
+        ),
+        "checking the float graph does not find each placement": lambda: _finds_all(
+            case, source, made, rules
+        ),
+        "the result is not the 'after' that is given": lambda: (
+            not case.after or _same_text(case.after, after)
+        ),
     }
     failures = [sentence for sentence, test in tests.items() if not test()]
     check_onnx(after.SerializeToString(), Path(case.name))
@@ -204,7 +255,9 @@ def _same_text(text: str, model: onnx.ModelProto) -> bool:
     return shape == [(n.op_type, n.name, list(n.input), list(n.output)) for n in wanted]
 
 
-def _numeric_failures(index: GraphIndex, rewritten: Source, made: Plan, scales: Scales) -> list[str]:
+def _numeric_failures(
+    index: GraphIndex, rewritten: Source, made: Plan, scales: Scales
+) -> list[str]:
     """Run both models on noise; no float output may differ by more than the scales allow; others may flip at a threshold."""
     feed = open_feeds(index, NOISE).first()
     outputs = list(index.outputs)
@@ -218,13 +271,20 @@ def _numeric_failures(index: GraphIndex, rewritten: Source, made: Plan, scales: 
     ]
 
 
-def _engine_failures(expected: EngineExpectation, source: Source, after: onnx.ModelProto) -> list[str]:
+def _engine_failures(
+    expected: EngineExpectation, source: Source, after: onnx.ModelProto
+) -> list[str]:
     (report,) = validate(source, after, targets=[expected.target]).engines
     if report.failure:
         return [f"{expected.target}: does not build: {report.failure}"]
     ran = {v.node: "INT8" if v.int8 else "FP8" if v.fp8 else "float" for v in report.layers}
     wanted = {"INT8": expected.int8, "FP8": expected.fp8, "float": expected.float}
-    return [f"{expected.target}: {n} {_instead(ran.get(n), says)}" for says, nodes in wanted.items() for n in nodes if ran.get(n) != says]
+    return [
+        f"{expected.target}: {n} {_instead(ran.get(n), says)}"
+        for says, nodes in wanted.items()
+        for n in nodes
+        if ran.get(n) != says
+    ]
 
 
 def _instead(ran: str | None, wanted: str) -> str:

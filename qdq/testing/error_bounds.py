@@ -46,27 +46,45 @@ _ANYTHING = 1e9
 _LARGEST_EXPONENT = 50.0
 
 
-def output_bound(index: GraphIndex, plan: Plan, scales: Scales, feed: Mapping[str, Array]) -> dict[str, Array]:
+def output_bound(
+    index: GraphIndex, plan: Plan, scales: Scales, feed: Mapping[str, Array]
+) -> dict[str, Array]:
     """Return, for each graph output, the largest absolute difference that the pairs may make for one feed."""
     values = _values(index, feed)
     by_pair = {(s.tensor, s.quantizer): np.array(s.scales, np.float64) for s in scales.by_pair}
-    pairs = {p.edge: (p.quantizer, by_pair[p.edge.qualified_tensor, p.quantizer]) for p in plan.placements}
+    pairs = {
+        p.edge: (p.quantizer, by_pair[p.edge.qualified_tensor, p.quantizer])
+        for p in plan.placements
+    }
     errors: dict[str, Array] = {}
     for node in index.nodes:
         edges = [index.edge(node, slot) for slot in range(len(node.inputs))]
-        given = [_edge_error(pairs.get(e), values.get(e.tensor), errors.get(e.tensor)) for e in edges]
+        given = [
+            _edge_error(pairs.get(e), values.get(e.tensor), errors.get(e.tensor)) for e in edges
+        ]
         for name, error in zip(node.outputs, _node_error(index, node, values, given), strict=False):
             errors[name] = np.abs(error)
-    return {o: errors.get(o, np.zeros(())) + _FLOAT_SHARE * np.abs(values[o]).max(initial=0.0) + _FLOAT_SHARE for o in index.outputs}
+    return {
+        o: errors.get(o, np.zeros(()))
+        + _FLOAT_SHARE * np.abs(values[o]).max(initial=0.0)
+        + _FLOAT_SHARE
+        for o in index.outputs
+    }
 
 
 def _values(index: GraphIndex, feed: Mapping[str, Array]) -> dict[str, Array]:
     names = [o for n in index.nodes for o in n.outputs if o]
     constants = {name: index.constant(name) for name in index.initializers}
-    return {**constants, **feed, **dict(zip(names, open_session(index, names).run(names, dict(feed)), strict=True))}
+    return {
+        **constants,
+        **feed,
+        **dict(zip(names, open_session(index, names).run(names, dict(feed)), strict=True)),
+    }
 
 
-def _edge_error(pair: tuple[Quantizer, Array] | None, value: Array | None, error: Array | None) -> Array:
+def _edge_error(
+    pair: tuple[Quantizer, Array] | None, value: Array | None, error: Array | None
+) -> Array:
     """Return the error on an edge: what the tensor has already, and what its pair adds by rounding and clipping."""
     carried = np.zeros_like(value, np.float64) if error is None and value is not None else error
     if pair is None or value is None or carried is None:
@@ -80,25 +98,47 @@ def _edge_error(pair: tuple[Quantizer, Array] | None, value: Array | None, error
     return rounded
 
 
-def _node_error(index: GraphIndex, node: Node, values: Mapping[str, Array], errors: list[Array]) -> list[Array]:
+def _node_error(
+    index: GraphIndex, node: Node, values: Mapping[str, Array], errors: list[Array]
+) -> list[Array]:
     if not any(np.any(e) for e in errors) and not node.bodies:
         return [np.zeros_like(values[o], np.float64) if o else np.zeros(()) for o in node.outputs]
     if node.op in (*PRODUCTS, "Mul", "Pow"):
         return [_product_error(index, node, values, errors)]
     if node.op in _PASSES_ERROR:
-        rest = errors[1:] if node.op == "Concat" else [values.get(i, np.zeros(0, np.float32)) for i in node.inputs[1:]]
+        rest = (
+            errors[1:]
+            if node.op == "Concat"
+            else [values.get(i, np.zeros(0, np.float32)) for i in node.inputs[1:]]
+        )
         return _run(index, node, [errors[0], *rest])
     if node.op in _SLOPE:
         return [_SLOPE[node.op] * errors[0]]
-    if node.op in RECURRENT:  # its state lies between -1 and 1, that of an LSTM's cell within the number of steps
-        return [np.full(values[o].shape, 2.0 * (len(values[node.inputs[0]]) if slot > 1 else 1)) if o else np.zeros(()) for slot, o in enumerate(node.outputs)]
+    if (
+        node.op in RECURRENT
+    ):  # its state lies between -1 and 1, that of an LSTM's cell within the number of steps
+        return [
+            np.full(values[o].shape, 2.0 * (len(values[node.inputs[0]]) if slot > 1 else 1))
+            if o
+            else np.zeros(())
+            for slot, o in enumerate(node.outputs)
+        ]
     if node.op in _OF_VALUES:
         given = [values.get(i, np.zeros(0)).astype(np.float64) for i in node.inputs]
-        return [np.broadcast_to(_OF_VALUES[node.op](node, given, errors), values[node.outputs[0]].shape)]
-    return [np.full_like(values[o], _UNKNOWN_SHARE * np.abs(values[o]).max(initial=0.0), np.float64) if o else np.zeros(()) for o in node.outputs]
+        return [
+            np.broadcast_to(_OF_VALUES[node.op](node, given, errors), values[node.outputs[0]].shape)
+        ]
+    return [
+        np.full_like(values[o], _UNKNOWN_SHARE * np.abs(values[o]).max(initial=0.0), np.float64)
+        if o
+        else np.zeros(())
+        for o in node.outputs
+    ]
 
 
-def _product_error(index: GraphIndex, node: Node, values: Mapping[str, Array], errors: list[Array]) -> Array:
+def _product_error(
+    index: GraphIndex, node: Node, values: Mapping[str, Array], errors: list[Array]
+) -> Array:
     """|(x+dx)(w+dw) - xw| <= (|x|+|dx|)(|w|+|dw|) - |x||w|, summed as the operator sums."""
     a, b = (np.abs(values[i]) for i in node.inputs[:2])
     grown = _run(index, node, [a + errors[0], b + errors[1]])
@@ -166,10 +206,31 @@ def _run(index: GraphIndex, node: Node, inputs: list[Array]) -> list[Array]:
     """Return what the operator makes of other inputs; a bias is left out."""
     proto = onnx.NodeProto()
     proto.CopyFrom(node.proto)
-    feeds = {f"i{k}": np.asarray(v, np.float32 if v.dtype.kind == "f" else v.dtype) for k, v in enumerate(inputs)}
+    feeds = {
+        f"i{k}": np.asarray(v, np.float32 if v.dtype.kind == "f" else v.dtype)
+        for k, v in enumerate(inputs)
+    }
     proto.input[:] = [name if node.inputs[k] else "" for k, name in enumerate(feeds)]
-    declared = [onnx.helper.make_tensor_value_info(n, onnx.helper.np_dtype_to_tensor_dtype(v.dtype), v.shape) for n, v in feeds.items() if n in proto.input]
-    graph = onnx.helper.make_graph([proto], "bound", declared, [onnx.helper.make_empty_tensor_value_info(o) for o in proto.output if o])
-    model = onnx.helper.make_model(graph, opset_imports=index.source.model.opset_import, ir_version=index.source.model.ir_version)
+    declared = [
+        onnx.helper.make_tensor_value_info(
+            n, onnx.helper.np_dtype_to_tensor_dtype(v.dtype), v.shape
+        )
+        for n, v in feeds.items()
+        if n in proto.input
+    ]
+    graph = onnx.helper.make_graph(
+        [proto],
+        "bound",
+        declared,
+        [onnx.helper.make_empty_tensor_value_info(o) for o in proto.output if o],
+    )
+    model = onnx.helper.make_model(
+        graph,
+        opset_imports=index.source.model.opset_import,
+        ir_version=index.source.model.ir_version,
+    )
     session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    return [np.asarray(v, np.float64) for v in session.run(None, {n: v for n, v in feeds.items() if n in proto.input})]
+    return [
+        np.asarray(v, np.float64)
+        for v in session.run(None, {n: v for n, v in feeds.items() if n in proto.input})
+    ]

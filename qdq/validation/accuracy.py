@@ -44,7 +44,12 @@ class Accuracy(msgspec.Struct, frozen=True):
     outputs: tuple[OutputError, ...]
 
 
-def compare_outputs(float_index: GraphIndex, quantized_index: GraphIndex, feeds: Feeds, progress: Progress | None = None) -> Accuracy:
+def compare_outputs(
+    float_index: GraphIndex,
+    quantized_index: GraphIndex,
+    feeds: Feeds,
+    progress: Progress | None = None,
+) -> Accuracy:
     """Return the error of every output, one sample held at a time.
 
     ONNX Runtime's own fusion of Q/DQ into integer kernels is switched off: what is measured is
@@ -56,15 +61,22 @@ def compare_outputs(float_index: GraphIndex, quantized_index: GraphIndex, feeds:
     G_LOGGER.module_severity = G_LOGGER.CRITICAL + 1  # what it logs as critical it raises as well
     for name in quantized_index.inputs:
         if name not in float_index.inputs:
-            raise ModelError(f"{quantized_index.source.name}: its input {name!r} is none of {float_index.source.name}; pass the float model it was made from")
+            raise ModelError(
+                f"{quantized_index.source.name}: its input {name!r} is none of {float_index.source.name}; pass the float model it was made from"
+            )
     sums = {name: _Sums(name, is_class_scores(float_index, name)) for name in float_index.outputs}
     samples = 0
-    with OnnxrtRunner(_session(float_index)) as ours, OnnxrtRunner(_session(quantized_index)) as theirs:
+    with (
+        OnnxrtRunner(_session(float_index)) as ours,
+        OnnxrtRunner(_session(quantized_index)) as theirs,
+    ):
         for feed in feeds:
             expected, got = _infer(ours, feed, float_index), _infer(theirs, feed, quantized_index)
             for name, total in sums.items():
                 if name not in got or got[name].ndim != expected[name].ndim:
-                    raise ModelError(f"{quantized_index.source.name}: output {name!r} is missing or has another rank than in {float_index.source.name}")
+                    raise ModelError(
+                        f"{quantized_index.source.name}: output {name!r} is missing or has another rank than in {float_index.source.name}"
+                    )
                 total.add(expected[name], got[name])
             samples += 1
             if progress:
@@ -72,7 +84,9 @@ def compare_outputs(float_index: GraphIndex, quantized_index: GraphIndex, feeds:
     return Accuracy(feeds.name, samples, tuple(total.result() for total in sums.values()))
 
 
-def output_errors(index: GraphIndex, feeds: Iterable[dict[str, Array]], outputs: Iterable[Mapping[str, Array]]) -> tuple[OutputError, ...]:
+def output_errors(
+    index: GraphIndex, feeds: Iterable[dict[str, Array]], outputs: Iterable[Mapping[str, Array]]
+) -> tuple[OutputError, ...]:
     """Return how far outputs that were computed elsewhere, one mapping a sample, are from the model's own in ONNX Runtime."""
     names = list(index.outputs)
     sums = [_Sums(name, is_class_scores(index, name)) for name in names]
@@ -86,7 +100,12 @@ def output_errors(index: GraphIndex, feeds: Iterable[dict[str, Array]], outputs:
 def is_class_scores(index: GraphIndex, output: str) -> bool:
     """Whether an output is [batch, classes], apart from trailing ones, and comes from a classifier's last operators."""
     shape = index.shape(output)
-    if shape is None or len([d for d in shape[1:] if d != 1]) != _BATCH_AND_CLASSES - 1 or len(shape) < _BATCH_AND_CLASSES or shape[1] == 1:
+    if (
+        shape is None
+        or len([d for d in shape[1:] if d != 1]) != _BATCH_AND_CLASSES - 1
+        or len(shape) < _BATCH_AND_CLASSES
+        or shape[1] == 1
+    ):
         return False
     node = index.producers.get(output)
     while node is not None and node.op in PASSES_SCORES:
@@ -103,7 +122,9 @@ def _infer(runner: object, feed: dict[str, Array], index: GraphIndex) -> dict[st
     try:
         outputs: dict[str, Array] = runner.infer(feed)  # type: ignore[attr-defined] # Polygraphy is untyped
     except Exception as error:
-        raise DataError(f"{index.source.name}: ONNX Runtime failed on a sample: {runtime_line(error).rstrip('.')}; check the shapes of the data") from error
+        raise DataError(
+            f"{index.source.name}: ONNX Runtime failed on a sample: {runtime_line(error).rstrip('.')}; check the shapes of the data"
+        ) from error
     return outputs
 
 
@@ -130,7 +151,11 @@ class _Sums:
         self.count += a.size
         if self.scores and a.size:
             self.rows += len(expected)
-            self.same += int((a.reshape(len(expected), -1).argmax(1) == b.reshape(len(expected), -1).argmax(1)).sum())
+            self.same += int(
+                (
+                    a.reshape(len(expected), -1).argmax(1) == b.reshape(len(expected), -1).argmax(1)
+                ).sum()
+            )
 
     def result(self) -> OutputError:
         """Return the figures: NaN where no sample could be compared, an infinite ratio where nothing differs."""

@@ -18,7 +18,16 @@ from qdq.quantizer import E4M3, ELEMENT_TYPES, INT8
 from qdq.validation.accuracy import OutputError
 
 #: Kinds of engine layer that multiply matrices or convolve; others are pointwise, or fuse whole attention blocks.
-_MULTIPLYING = ("correlation", "gemm", "deconv", "runtime_fusion", "CaskConvolution", "CaskGemmConvolution", "CudaDepthwiseConvolution", "MatrixMultiply")
+_MULTIPLYING = (
+    "correlation",
+    "gemm",
+    "deconv",
+    "runtime_fusion",
+    "CaskConvolution",
+    "CaskGemmConvolution",
+    "CudaDepthwiseConvolution",
+    "MatrixMultiply",
+)
 INT8_SAYS, FP8_SAYS = ELEMENT_TYPES[INT8].label, ELEMENT_TYPES[E4M3].label
 
 
@@ -109,28 +118,50 @@ class EngineReport(msgspec.Struct, frozen=True):
     @property
     def types(self) -> str:
         """The types that the weighted nodes were promised, such as ``INT8`` or ``FP8 and INT8``."""
-        return " and ".join(sorted({v.expected_type for v in self.layers if v.expected_type})) or INT8_SAYS
+        return (
+            " and ".join(sorted({v.expected_type for v in self.layers if v.expected_type}))
+            or INT8_SAYS
+        )
 
     @property
     def remark(self) -> str:
         """A sentence for the user where a number alone would mislead, else ""."""
         if self.failure:
             same = "with or without Q/DQ" if self.float_failure else "only with Q/DQ"
-            who = "TensorRT is predicted to refuse" if self.kind == "predicted" else "the compiler refuses"
+            who = (
+                "TensorRT is predicted to refuse"
+                if self.kind == "predicted"
+                else "the compiler refuses"
+            )
             return f"{self.target}: {who} this model {same}: {self.failure}"
         if self.bytes > self.float_bytes > 0:
-            word = f"predicted {self.types} engine" if self.kind == "predicted" else f"{self.types} engine"
+            word = (
+                f"predicted {self.types} engine"
+                if self.kind == "predicted"
+                else f"{self.types} engine"
+            )
             return f"{self.target}: the {word} moves more bytes than the float engine ({self.bytes / 1e6:.2f} MB against {self.float_bytes / 1e6:.2f} MB)."
         return ""
 
 
-def compare_engines(quantized: QuantizedModel, ours: Engine, theirs: Engine, kind: str) -> EngineReport:
+def compare_engines(
+    quantized: QuantizedModel, ours: Engine, theirs: Engine, kind: str
+) -> EngineReport:
     """Return the comparison of the float engine (`ours`) with the quantized one (`theirs`)."""
     layers = tuple(_verdicts(quantized, theirs)) if not theirs.failure else ()
     named = {node for layer in theirs.layers for node in layer.nodes}
-    unmapped = tuple(v.node for v in layers if kind in ("read", "predicted") and v.node not in named)
-    pair_nodes = {label for label, n in all_nodes(quantized.labelled().graph) if n.op_type in PAIR_OPERATORS}
-    alone = {n for layer in theirs.layers if layer.nodes and pair_nodes.issuperset(layer.nodes) for n in layer.nodes}
+    unmapped = tuple(
+        v.node for v in layers if kind in ("read", "predicted") and v.node not in named
+    )
+    pair_nodes = {
+        label for label, n in all_nodes(quantized.labelled().graph) if n.op_type in PAIR_OPERATORS
+    }
+    alone = {
+        n
+        for layer in theirs.layers
+        if layer.nodes and pair_nodes.issuperset(layer.nodes)
+        for n in layer.nodes
+    }
     return EngineReport(
         target=str(theirs.target),
         kind=kind,
@@ -143,7 +174,11 @@ def compare_engines(quantized: QuantizedModel, ours: Engine, theirs: Engine, kin
         float_bytes=ours.bytes,
         layers=layers,
         standalone_qdq=tuple(sorted(alone)),
-        broken_promises=tuple(_broken(v, kind) for v in layers if v.promised and not v.is_kept and v.node not in unmapped),
+        broken_promises=tuple(
+            _broken(v, kind)
+            for v in layers
+            if v.promised and not v.is_kept and v.node not in unmapped
+        ),
         reformats=theirs.reformats,
         float_reformats=ours.reformats,
         unmapped=unmapped,
@@ -153,12 +188,22 @@ def compare_engines(quantized: QuantizedModel, ours: Engine, theirs: Engine, kin
 def _broken(verdict: LayerVerdict, kind: str) -> BrokenPromise:
     runs = "is predicted to run" if kind == "predicted" else "runs"
     why = f": {FUSION_RULES[verdict.fusion_rule].description}" if verdict.fusion_rule else ""
-    return BrokenPromise(verdict.node, verdict.rule, f"but the engine {runs} it as {verdict.engine}{why}", verdict.expected_type)
+    return BrokenPromise(
+        verdict.node,
+        verdict.rule,
+        f"but the engine {runs} it as {verdict.engine}{why}",
+        verdict.expected_type,
+    )
 
 
 def _computing_layers(engine: Engine) -> dict[str, EngineLayer]:
     """Return for each node that a layer names the layer that multiplies its operands, else the first."""
-    multiplying = {node: layer for layer in reversed(engine.layers) if layer.kind in _MULTIPLYING for node in layer.nodes}
+    multiplying = {
+        node: layer
+        for layer in reversed(engine.layers)
+        if layer.kind in _MULTIPLYING
+        for node in layer.nodes
+    }
     return {node: layer for layer in reversed(engine.layers) for node in layer.nodes} | multiplying
 
 
@@ -171,16 +216,24 @@ def _verdicts(quantized: QuantizedModel, engine: Engine) -> Iterable[LayerVerdic
     computing = _computing_layers(engine)
     pairs = {q.edge: q.pair for q in quantized.edges}
     types = {q.edge: q.dtype for q in quantized.edges}
-    dequantizers = {n.output[0]: label for label, n in all_nodes(quantized.labelled().graph) if n.op_type == DEQUANTIZE}
+    dequantizers = {
+        n.output[0]: label
+        for label, n in all_nodes(quantized.labelled().graph)
+        if n.op_type == DEQUANTIZE
+    }
     for scope, node in ((s, n) for s in quantized.index.scopes.values() for n in s.nodes):
         both = operands(scope, node)
         if not both:
             continue
         label = qualified_name(scope.path, node.label)
         layer = computing.get(label)
-        if node.op in RECURRENT and both[1] in pairs:  # the loop it becomes has no name: its product carries the weight's pair
+        if (
+            node.op in RECURRENT and both[1] in pairs
+        ):  # the loop it becomes has no name: its product carries the weight's pair
             layer = computing.get(dequantizers.get(pairs[both[1]].output, ""), layer)
-        rules = ", ".join(dict.fromkeys(pairs[e].rules for e in both if e in pairs and pairs[e].rules))
+        rules = ", ".join(
+            dict.fromkeys(pairs[e].rules for e in both if e in pairs and pairs[e].rules)
+        )
         yield LayerVerdict(
             node=label,
             op=node.op,
@@ -189,6 +242,10 @@ def _verdicts(quantized: QuantizedModel, engine: Engine) -> Iterable[LayerVerdic
             rule=rules,
             engine=str(layer) if layer else "nothing: no layer names it",
             fp8=layer is not None and layer.multiplies("FP8"),
-            expected_type="" if not all(e in pairs for e in both) else FP8_SAYS if all(types[e] == E4M3 for e in both) else INT8_SAYS,
+            expected_type=""
+            if not all(e in pairs for e in both)
+            else FP8_SAYS
+            if all(types[e] == E4M3 for e in both)
+            else INT8_SAYS,
             fusion_rule=layer.fusion_rule if layer else "",
         )

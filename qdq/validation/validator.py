@@ -73,8 +73,14 @@ def validate(  # noqa: PLR0913 keyword arguments of the public function
     require_shapes(index, fixed)
     if feeds is not None:
         fixed = {**{name: values.shape for name, values in feeds.first().items()}, **fixed}
-    accuracy = compare_outputs(index, GraphIndex(target_model.original), feeds, progress) if feeds is not None else None
-    engines = tuple(_engine_report(index, target_model, target, fixed, feeds, allow_fp16) for target in targets)
+    accuracy = (
+        compare_outputs(index, GraphIndex(target_model.original), feeds, progress)
+        if feeds is not None
+        else None
+    )
+    engines = tuple(
+        _engine_report(index, target_model, target, fixed, feeds, allow_fp16) for target in targets
+    )
     engines += tuple(_file_report(target_model, Path(path)) for path in layers)
     return Validation(index.source.name, target_model.source.name, accuracy, engines)
 
@@ -87,19 +93,32 @@ def misses(validation: Validation, thresholds: Thresholds) -> tuple[str, ...]:
         for name in ("snr_db", "cosine", "top1_agreement"):
             wanted, got = getattr(thresholds, name), getattr(output, name)
             if wanted is not None and got is not None and not got >= wanted:  # NaN misses
-                found.append(f"output {output.name!r}: {name} is {got:.4g}, wanted at least {wanted:g}")
+                found.append(
+                    f"output {output.name!r}: {name} is {got:.4g}, wanted at least {wanted:g}"
+                )
     return tuple(found)
 
 
 def _engine_report(
-    index: GraphIndex, quantized: QuantizedModel, target: Target, shapes: dict[str, tuple[int, ...]], feeds: Feeds | None, allow_fp16: bool
+    index: GraphIndex,
+    quantized: QuantizedModel,
+    target: Target,
+    shapes: dict[str, tuple[int, ...]],
+    feeds: Feeds | None,
+    allow_fp16: bool,
 ) -> EngineReport:
     if target.backend == "trt" and is_gpu_present():
         return _measured_report(index, quantized, target, feeds)
-    models = (_labelled_source(index), Source(quantized.source.path, quantized.labelled(), quantized.source.digest))
+    models = (
+        _labelled_source(index),
+        Source(quantized.source.path, quantized.labelled(), quantized.source.digest),
+    )
     if target.backend == "trt":
         ours, theirs = (predict_engine(m, target, shapes, allow_fp16=allow_fp16) for m in models)
-        return msgspec.structs.replace(compare_engines(quantized, ours, theirs, "predicted"), fusion_rules=tuple(_followed(theirs)))
+        return msgspec.structs.replace(
+            compare_engines(quantized, ours, theirs, "predicted"),
+            fusion_rules=tuple(_followed(theirs)),
+        )
     ours, theirs = (build_engine(m, target, shapes) for m in models)
     return compare_engines(quantized, ours, theirs, "compiled")
 
@@ -109,15 +128,25 @@ def _followed(engine: Engine) -> Iterable[FusionRuleUse]:
     for name in dict.fromkeys(layer.fusion_rule for layer in engine.layers):
         following = [layer.kind for layer in engine.layers if layer.fusion_rule == name]
         rule = FUSION_RULES[name]
-        yield FusionRuleUse(name, rule.description, rule.source, len(following), tuple(dict.fromkeys(following)))
+        yield FusionRuleUse(
+            name, rule.description, rule.source, len(following), tuple(dict.fromkeys(following))
+        )
 
 
 def _file_report(quantized: QuantizedModel, path: Path) -> EngineReport:
     """Return the report on a real engine of the quantized model, whose layers a file lists."""
     engine = read_layer_file(path, Target("trt", 0), _names_in_engines(quantized))
-    report = msgspec.structs.replace(compare_engines(quantized, engine, engine, "read"), target=path.name, float_kernels=0, float_bytes=0.0, float_reformats=0)
+    report = msgspec.structs.replace(
+        compare_engines(quantized, engine, engine, "read"),
+        target=path.name,
+        float_kernels=0,
+        float_bytes=0.0,
+        float_reformats=0,
+    )
     if report.layers and len(report.unmapped) == len(report.layers):
-        raise LayerFileError(f"{path}: no layer names a weighted node of {quantized.source.name}; pass the model that the engine was built from")
+        raise LayerFileError(
+            f"{path}: no layer names a weighted node of {quantized.source.name}; pass the model that the engine was built from"
+        )
     return report
 
 
@@ -129,14 +158,23 @@ def _names_in_engines(quantized: QuantizedModel) -> dict[str, str]:
     return {**names, **{node.name: label for node, label in both if node.name}}
 
 
-def _measured_report(index: GraphIndex, quantized: QuantizedModel, target: Target, feeds: Feeds | None) -> EngineReport:
+def _measured_report(
+    index: GraphIndex, quantized: QuantizedModel, target: Target, feeds: Feeds | None
+) -> EngineReport:
     if feeds is None:
         raise UsageError(f"target {target}: running an engine needs --data")
     ours = run_tensorrt(_labelled_source(index), target, feeds)
-    theirs = run_tensorrt(Source(quantized.source.path, quantized.labelled(), quantized.source.digest), target, feeds)
+    theirs = run_tensorrt(
+        Source(quantized.source.path, quantized.labelled(), quantized.source.digest), target, feeds
+    )
     report = compare_engines(quantized, ours.engine, theirs.engine, "measured")
     errors = output_errors(index, feeds, theirs.outputs)
-    return msgspec.structs.replace(report, milliseconds=theirs.milliseconds, float_milliseconds=ours.milliseconds, outputs=errors)
+    return msgspec.structs.replace(
+        report,
+        milliseconds=theirs.milliseconds,
+        float_milliseconds=ours.milliseconds,
+        outputs=errors,
+    )
 
 
 def _labelled_source(index: GraphIndex) -> Source:

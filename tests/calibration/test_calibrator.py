@@ -54,7 +54,11 @@ def histogram_of(*chunks: Array) -> Histogram:
 
 def same(a: Histogram, b: Histogram) -> bool:
     """Whether two histograms hold the same counts over the same bins."""
-    return bool((a.counts == b.counts).all()) and a.amax == b.amax and (a.exponent == b.exponent or a.amax == 0.0)
+    return (
+        bool((a.counts == b.counts).all())
+        and a.amax == b.amax
+        and (a.exponent == b.exponent or a.amax == 0.0)
+    )
 
 
 def bin_width(made: Histogram) -> float:
@@ -76,7 +80,9 @@ CASES: dict[str, Array] = {
     "constant": np.full(1000, 2.5, np.float32),
     "two values": np.array([1.0] * 999 + [64.0], np.float32),
     "mostly zero": np.concatenate([np.zeros(19_000, np.float32), normal(1000, seed=5)]),
-    "one outlier in a million": np.concatenate([normal(999_999, seed=6), np.array([40.0], np.float32)]),
+    "one outlier in a million": np.concatenate(
+        [normal(999_999, seed=6), np.array([40.0], np.float32)]
+    ),
     "huge": normal(seed=7) * np.float32(1e37),
     "tiny": normal(seed=8) * np.float32(1e-30),
     "a power of two": np.array([1.0, -2.0, 4.0], np.float32),
@@ -141,7 +147,9 @@ def test_a_percentile_is_that_of_the_full_data_within_a_bin(name: str, percent: 
 
 @few
 @given(FLOATS, st.floats(1.0, 100.0))
-def test_a_percentile_covers_the_share_it_names_and_no_bin_more(values: Array, percent: float) -> None:
+def test_a_percentile_covers_the_share_it_names_and_no_bin_more(
+    values: Array, percent: float
+) -> None:
     made = histogram_of(values)
     got, magnitudes = made.percentile(percent), np.abs(values.astype(np.float64))
     assert (magnitudes <= got).mean() >= percent / 100 - 1e-9
@@ -156,7 +164,13 @@ def error_of(values: Array, amax: float) -> float:
     return float(np.mean((np.minimum(np.rint(exact / step), INT8_LEVELS) * step - exact) ** 2))
 
 
-@pytest.mark.parametrize("name", sorted(set(CASES) - {"one outlier in a million", "a power of two", "one value", "constant", "two values"}))
+@pytest.mark.parametrize(
+    "name",
+    sorted(
+        set(CASES)
+        - {"one outlier in a million", "a power of two", "one value", "constant", "two values"}
+    ),
+)
 def test_the_least_error_is_that_of_the_full_data(name: str) -> None:
     values = CASES[name]
     made = histogram_of(values)
@@ -171,7 +185,10 @@ def test_the_least_error_is_never_more_than_that_of_the_largest_value(name: str)
     values = CASES[name]
     made = histogram_of(values)
     slack = (bin_width(made) / 2) ** 2
-    assert error_of(values, made.least_error(ELEMENT_TYPES[INT8])) <= error_of(values, made.amax) + slack
+    assert (
+        error_of(values, made.least_error(ELEMENT_TYPES[INT8]))
+        <= error_of(values, made.amax) + slack
+    )
 
 
 def test_one_outlier_in_a_million_is_clipped_by_mse_and_percentile() -> None:
@@ -184,7 +201,11 @@ def test_one_outlier_in_a_million_is_clipped_by_mse_and_percentile() -> None:
 @pytest.mark.parametrize("method", ["max", "mse", "percentile"])
 def test_all_zero_is_zero(method: str) -> None:
     made = histogram_of(np.zeros(10, np.float32), np.zeros((2, 3), np.float32))
-    assert (made.amax, made.percentile(99.9), made.least_error(ELEMENT_TYPES[INT8])) == (0.0, 0.0, 0.0)
+    assert (made.amax, made.percentile(99.9), made.least_error(ELEMENT_TYPES[INT8])) == (
+        0.0,
+        0.0,
+        0.0,
+    )
     assert made.counts[0] == 16
     made.add(np.array([1.0], np.float32))
     assert made.counts[0] == 16
@@ -217,7 +238,9 @@ def test_half_precision_values_are_counted_as_they_are() -> None:
 # --- weights ---------------------------------------------------------------------------------------------------------
 
 
-def change_of_outputs(weight: Array, amax: Array, mean: Array, variance: Array, group: int) -> Array:
+def change_of_outputs(
+    weight: Array, amax: Array, mean: Array, variance: Array, group: int
+) -> Array:
     """Return sum_c v_c * sum_taps e^2 + (sum_c m_c * sum_taps e)^2 for each output channel, in float64, term by term."""
     outputs, inputs, _ = weight.shape
     costs = []
@@ -245,14 +268,22 @@ LAYOUTS = {
 
 @pytest.mark.parametrize("sided", [False, True], ids=["two-sided", "one-sided"])
 @pytest.mark.parametrize("layout", sorted(LAYOUTS))
-def test_weights_change_outputs_no_more_than_with_the_largest_value(layout: str, sided: bool) -> None:
+def test_weights_change_outputs_no_more_than_with_the_largest_value(
+    layout: str, sided: bool
+) -> None:
     outputs, inputs, taps, group = LAYOUTS[layout]
     rng = np.random.default_rng(hash_of(layout))
-    weight = rng.standard_normal((outputs, inputs, taps)).astype(np.float32) * rng.lognormal(0, 1, (outputs, 1, 1)).astype(np.float32)
-    mean = rng.uniform(0.5, 3, inputs * group) if sided else rng.standard_normal(inputs * group) * 0.1
+    weight = rng.standard_normal((outputs, inputs, taps)).astype(np.float32) * rng.lognormal(
+        0, 1, (outputs, 1, 1)
+    ).astype(np.float32)
+    mean = (
+        rng.uniform(0.5, 3, inputs * group) if sided else rng.standard_normal(inputs * group) * 0.1
+    )
     variance = rng.uniform(0.1, 2, inputs * group)
     chosen, plain = least_shift_amax(weight, mean, variance, group), channel_amax(weight, 0)
-    got, reference = (change_of_outputs(weight, amax, mean, variance, group) for amax in (chosen, plain))
+    got, reference = (
+        change_of_outputs(weight, amax, mean, variance, group) for amax in (chosen, plain)
+    )
     assert (got <= reference * (1 + 1e-3)).all()
     assert got.sum() < reference.sum()
     assert ((chosen >= 0.79 * plain) & (chosen <= 1.21 * plain)).all()
@@ -269,9 +300,13 @@ def hash_of(text: str) -> int:
     arrays.arrays(np.float64, 2, elements=st.floats(-4, 4)),
     arrays.arrays(np.float64, 2, elements=st.floats(0, 4)),
 )
-def test_any_weights_change_outputs_no_more_than_with_the_largest_value(weight: Array, mean: Array, variance: Array) -> None:
+def test_any_weights_change_outputs_no_more_than_with_the_largest_value(
+    weight: Array, mean: Array, variance: Array
+) -> None:
     chosen, plain = least_shift_amax(weight, mean, variance), channel_amax(weight, 0)
-    got, reference = (change_of_outputs(weight, amax, mean, variance, 1) for amax in (chosen, plain))
+    got, reference = (
+        change_of_outputs(weight, amax, mean, variance, 1) for amax in (chosen, plain)
+    )
     assert (got <= reference * (1 + 1e-3) + 1e-9).all()
 
 
@@ -280,7 +315,9 @@ def test_one_shift_of_the_mean_is_what_depthwise_scales_avoid() -> None:
     weight = rng.standard_normal((32, 1, 9)).astype(np.float32)
     mean, variance = np.full(32, 4.0), np.full(32, 0.1)
     chosen, plain = least_shift_amax(weight, mean, variance, 32), channel_amax(weight, 0)
-    got, reference = (change_of_outputs(weight, amax, mean, variance, 32).mean() for amax in (chosen, plain))
+    got, reference = (
+        change_of_outputs(weight, amax, mean, variance, 32).mean() for amax in (chosen, plain)
+    )
     assert got < reference / 10
 
 
@@ -292,7 +329,9 @@ def test_zero_channels_of_weights_stay_zero_and_do_not_disturb_others(group: int
     with_zero = least_shift_amax(weight, mean, variance, group)
     assert with_zero[1] == 0.0
     weight[1] = 1.0
-    np.testing.assert_array_equal(np.delete(with_zero, 1), np.delete(least_shift_amax(weight, mean, variance, group), 1))
+    np.testing.assert_array_equal(
+        np.delete(with_zero, 1), np.delete(least_shift_amax(weight, mean, variance, group), 1)
+    )
 
 
 def test_inputs_that_never_vary_or_are_zero_are_no_obstacle() -> None:
@@ -306,20 +345,30 @@ def test_inputs_that_never_vary_or_are_zero_are_no_obstacle() -> None:
 def test_the_largest_of_each_channel_takes_every_axis() -> None:
     weight = noise(2, 3, 4)
     for axis in range(3):
-        np.testing.assert_array_equal(channel_amax(weight, axis), np.abs(np.moveaxis(weight, axis, 0)).reshape(weight.shape[axis], -1).max(1))
+        np.testing.assert_array_equal(
+            channel_amax(weight, axis),
+            np.abs(np.moveaxis(weight, axis, 0)).reshape(weight.shape[axis], -1).max(1),
+        )
     np.testing.assert_array_equal(channel_amax(weight, None), [np.abs(weight).max()])
 
 
 # --- scales of a plan ------------------------------------------------------------------------------------------------
 
 
-def scales_of(model: onnx.ModelProto, data: Any, method: str = "max", **options: Any) -> dict[str, tuple[float, ...]]:
+def scales_of(
+    model: onnx.ModelProto, data: Any, method: str = "max", **options: Any
+) -> dict[str, tuple[float, ...]]:
     """Return the scales of each planned tensor."""
     made = qdq.plan(model)
-    return {s.tensor: s.scales for s in qdq.calibrate(model, made, data, method=method, **options).by_pair}
+    return {
+        s.tensor: s.scales
+        for s in qdq.calibrate(model, made, data, method=method, **options).by_pair
+    }
 
 
-def ranges_of(model: onnx.ModelProto, data: Any, histograms: bool = True, batch: int | None = None) -> Ranges:
+def ranges_of(
+    model: onnx.ModelProto, data: Any, histograms: bool = True, batch: int | None = None
+) -> Ranges:
     """Return what the planned tensors held."""
     index = GraphIndex(qdq.load(model))
     return collect_locally(CollectionJob(index, qdq.plan(model), data, histograms, batch))
@@ -328,10 +377,17 @@ def ranges_of(model: onnx.ModelProto, data: Any, histograms: bool = True, batch:
 def test_max_is_the_largest_value_over_all_samples() -> None:
     model = convolution()
     data = [{"x": noise(1, 3, 6, 6, seed=i)} for i in range(5)]
-    relu = build(model.graph.node[:2], {"x": [1, 3, 6, 6]}, ["r"], {t.name: onnx.numpy_helper.to_array(t) for t in model.graph.initializer})
+    relu = build(
+        model.graph.node[:2],
+        {"x": [1, 3, 6, 6]},
+        ["r"],
+        {t.name: onnx.numpy_helper.to_array(t) for t in model.graph.initializer},
+    )
     scales = scales_of(model, data)
     assert scales["x"] == (pytest.approx(max(np.abs(d["x"]).max() for d in data) / 127, rel=1e-6),)
-    assert scales["r"] == (pytest.approx(max(np.abs(run(relu, d)[0]).max() for d in data) / 127, rel=1e-5),)
+    assert scales["r"] == (
+        pytest.approx(max(np.abs(run(relu, d)[0]).max() for d in data) / 127, rel=1e-5),
+    )
     assert len(scales["w1"]) == 4
     assert len(scales["w2"]) == 5
 
@@ -344,7 +400,9 @@ def test_no_method_exceeds_the_largest_value(method: str) -> None:
         assert 0 < got[tensor][0] <= largest[tensor][0] * (1 + 1e-6)
 
 
-@pytest.mark.parametrize("text", ["percentile:0", "percentile:101", "max:3", "entropy:3", "", "percentile:"])
+@pytest.mark.parametrize(
+    "text", ["percentile:0", "percentile:101", "max:3", "entropy:3", "", "percentile:"]
+)
 def test_unknown_methods_are_refused(text: str) -> None:
     with pytest.raises(UsageError, match="method"):
         parse_method(text)
@@ -368,7 +426,9 @@ def test_members_of_a_concat_get_the_largest_range_of_them() -> None:
     for method in ("max", "mse", "percentile:99"):
         scales = scales_of(model, data, method)
         assert scales["a"] == scales["b"] == scales["c"]
-    assert scales_of(model, data)["a"][0] == pytest.approx(4 * max(np.abs(d["x"]).max() for d in data) / 127, rel=1e-5)
+    assert scales_of(model, data)["a"][0] == pytest.approx(
+        4 * max(np.abs(d["x"]).max() for d in data) / 127, rel=1e-5
+    )
 
 
 def test_a_member_of_a_tenth_of_the_range_keeps_its_own() -> None:
@@ -397,7 +457,9 @@ def test_dead_tensors_are_named_and_get_a_harmless_scale() -> None:
         made = qdq.plan(model)
         scales = qdq.calibrate(model, made, zeros, method=method)
         assert scales.dead == ("x",)
-        assert {s.tensor: s.scales for s in scales.by_pair}["x"] == (pytest.approx(DEAD_AMAX / 127),)
+        assert {s.tensor: s.scales for s in scales.by_pair}["x"] == (
+            pytest.approx(DEAD_AMAX / 127),
+        )
     assert qdq.calibrate(model, qdq.plan(model), "noise").dead == ()
 
 
@@ -415,7 +477,12 @@ def test_zero_channels_of_a_weight_get_a_harmless_scale() -> None:
 
 @pytest.mark.parametrize("magnitude", [1e-44, 1e-30, 1e30, 3e38])
 def test_extreme_inputs_give_positive_finite_scales(magnitude: float) -> None:
-    model = build([node("Conv", ["x", "w"], "y")], {"x": [1, 3, 6, 6]}, ["y"], {"w": noise(4, 3, 3, 3) * np.float32(1e-3)})
+    model = build(
+        [node("Conv", ["x", "w"], "y")],
+        {"x": [1, 3, 6, 6]},
+        ["y"],
+        {"w": noise(4, 3, 3, 3) * np.float32(1e-3)},
+    )
     values = np.clip(noise(1, 3, 6, 6), -1, 1) * np.float64(magnitude)
     for method in ("max", "mse", "percentile"):
         scales = scales_of(model, [{"x": values.astype(np.float32)}], method)
@@ -508,7 +575,12 @@ def test_an_extra_leading_axis_counts_samples(tmp_path: Path) -> None:
 def test_a_script_gives_samples_by_its_function(tmp_path: Path) -> None:
     script = tmp_path / "loader.py"
     body = "    for i in range({n}):\n        yield {{'x': np.full((1, 3, 6, 6), i, np.float32)}}\n"
-    script.write_text("import numpy as np\ndef load_data():\n" + body.format(n=2) + "def other():\n" + body.format(n=4))
+    script.write_text(
+        "import numpy as np\ndef load_data():\n"
+        + body.format(n=2)
+        + "def other():\n"
+        + body.format(n=4)
+    )
     assert [g.flat[0] for g in feeds(convolution(), script)] == [0, 1]
     assert [g.flat[0] for g in feeds(convolution(), str(script))] == [0, 1]
     assert [g.flat[0] for g in feeds(convolution(), f"{script}:other")] == [0, 1, 2, 3]
@@ -523,7 +595,10 @@ def test_any_iterable_of_samples_will_do() -> None:
 
 
 def test_noise_is_seeded_and_fills_dynamic_dimensions() -> None:
-    first, second = feeds(convolution(batch="n"), "noise", 3), feeds(convolution(batch="n"), "noise", 3)
+    first, second = (
+        feeds(convolution(batch="n"), "noise", 3),
+        feeds(convolution(batch="n"), "noise", 3),
+    )
     assert [g.shape for g in first] == [(3, 3, 6, 6)] * 8
     np.testing.assert_array_equal(first, second)
 
@@ -532,7 +607,10 @@ WRONG: dict[str, tuple[Callable[[], Any], str]] = {
     "nothing": (list, "holds no samples"),
     "no data": (lambda: None, "no calibration data"),
     "another name": (lambda: [{"image": IMAGES[:1]}], "no array for input 'x'; it holds 'image'"),
-    "another type": (lambda: [{"x": IMAGES[:1].astype(np.float64)}], r"holds float64, the model wants float32; convert it with .astype\('float32'\)"),
+    "another type": (
+        lambda: [{"x": IMAGES[:1].astype(np.float64)}],
+        r"holds float64, the model wants float32; convert it with .astype\('float32'\)",
+    ),
     "another shape": (lambda: [{"x": IMAGES[:1, :2]}], r"has shape \[1, 2, 6, 6\]"),
     "another rank": (lambda: [{"x": IMAGES[0]}], r"has shape \[3, 6, 6\]"),
     "NaN": (lambda: [{"x": IMAGES[:1] * np.float32(np.nan)}], "holds NaN or Inf"),
@@ -575,7 +653,10 @@ def test_ranges_do_not_depend_on_the_batch_size(tmp_path: Path, method: str) -> 
 
 def test_histograms_of_inputs_do_not_depend_on_the_batch_size(tmp_path: Path) -> None:
     path, model = stacked(tmp_path, IMAGES), convolution(batch="n")
-    seen = [next(t for t in ranges_of(model, path, batch=batch).by_tensor if t.tensor == "x") for batch in (1, 4)]
+    seen = [
+        next(t for t in ranges_of(model, path, batch=batch).by_tensor if t.tensor == "x")
+        for batch in (1, 4)
+    ]
     assert seen[0].histogram is not None
     assert seen[1].histogram is not None
     assert same(seen[0].histogram, seen[1].histogram)
@@ -593,7 +674,9 @@ def test_the_moments_of_an_input_are_those_of_all_samples_together() -> None:
 def test_samples_are_counted_and_progress_is_told() -> None:
     told: list[int] = []
     model = convolution()
-    scales = qdq.calibrate(model, qdq.plan(model), [{"x": image[None]} for image in IMAGES], progress=told.append)
+    scales = qdq.calibrate(
+        model, qdq.plan(model), [{"x": image[None]} for image in IMAGES], progress=told.append
+    )
     assert told == [1, 2, 3, 4, 5, 6]
     assert scales.samples == 6
 
@@ -615,10 +698,14 @@ def test_only_a_few_samples_are_held_at_a_time() -> None:
     assert max(most) < 12
 
 
-def test_an_input_of_unknown_rank_that_is_fed_a_scalar_leaves_the_weight_its_largest_values() -> None:
+def test_an_input_of_unknown_rank_that_is_fed_a_scalar_leaves_the_weight_its_largest_values() -> (
+    None
+):
     weight = noise(4, 4)
     model = build([node("Gemm", ["x", "w"], "y")], {"x": []}, {"y": [1, 4]}, {"w": weight})
     for declared in (*model.graph.input, *model.graph.output):
         declared.type.tensor_type.ClearField("shape")
     scales = qdq.calibrate(model, qdq.plan(model), "noise")
-    assert np.allclose([s.scales for s in scales.by_pair if s.tensor == "w"], np.abs(weight).max(axis=0) / 127)
+    assert np.allclose(
+        [s.scales for s in scales.by_pair if s.tensor == "w"], np.abs(weight).max(axis=0) / 127
+    )

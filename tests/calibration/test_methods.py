@@ -96,17 +96,26 @@ def agrees(method: str, values: Array, got: float) -> bool:
     """Whether an amax is the reference's to within a bin, or for mse gives an error as small as any of 1500 others."""
     way, width = parse_method(method), width_of(reference_max(values))
     if way.name in ("mse", "auto"):  # alike where all channels are
-        best = min(error_of(values, amax) for amax in np.linspace(reference_max(values) / 16, reference_max(values), 1500))
+        best = min(
+            error_of(values, amax)
+            for amax in np.linspace(reference_max(values) / 16, reference_max(values), 1500)
+        )
         return error_of(values, got) <= best * 1.01 + width**2 / 4
     if way.name == "max":
         return got == reference_max(values)
-    wanted = reference_entropy(values) if way.name == "entropy" else reference_percentile(values, way.percent or 0.0)
+    wanted = (
+        reference_entropy(values)
+        if way.name == "entropy"
+        else reference_percentile(values, way.percent or 0.0)
+    )
     return abs(got - wanted) <= width
 
 
 def spread(random: str, *given: float, size: int = 20_000, seed: int = 0) -> Array:
     """Return values of one of numpy's distributions."""
-    drawn: Array = getattr(np.random.default_rng(seed), random)(*given, size=size).astype(np.float32)
+    drawn: Array = getattr(np.random.default_rng(seed), random)(*given, size=size).astype(
+        np.float32
+    )
     return drawn
 
 
@@ -163,7 +172,9 @@ def test_entropy_clips_one_outlier_and_keeps_what_is_evenly_spread() -> None:
 
 def test_fp8_needs_less_clipping_than_int8() -> None:
     for case in ("heavy tail", "normal"):
-        assert amax_of("entropy", HARD[case], 1, ELEMENT_TYPES[E4M3]) > amax_of("entropy", HARD[case])
+        assert amax_of("entropy", HARD[case], 1, ELEMENT_TYPES[E4M3]) > amax_of(
+            "entropy", HARD[case]
+        )
 
 
 @pytest.mark.parametrize("element", [INT8, E4M3])
@@ -173,8 +184,12 @@ def test_the_error_of_a_histogram_is_that_of_the_values(element: str, power: flo
     made.add(HARD["normal"])
     for amax in (made.amax, 2.0):
         step = amax / kind.largest
-        changes = np.abs(kind.round(HARD["normal"].astype(np.float64) / step) * step - HARD["normal"])
-        assert made.error(amax, kind, power) == pytest.approx(float(np.mean(changes**power)), rel=0.02)
+        changes = np.abs(
+            kind.round(HARD["normal"].astype(np.float64) / step) * step - HARD["normal"]
+        )
+        assert made.error(amax, kind, power) == pytest.approx(
+            float(np.mean(changes**power)), rel=0.02
+        )
     assert Histogram().error(1.0, kind) == 0.0
 
 
@@ -195,16 +210,24 @@ def ranges_of(model: onnx.ModelProto, data: Any) -> Ranges:
     return collect_locally(CollectionJob(index, qdq.plan(model), data, full=True))
 
 
-def activations(model: onnx.ModelProto, data: list[dict[str, Array]], tensors: list[str]) -> dict[str, Array]:
+def activations(
+    model: onnx.ModelProto, data: list[dict[str, Array]], tensors: list[str]
+) -> dict[str, Array]:
     """Return all that some tensors hold over all samples."""
     wider = onnx.ModelProto.FromString(model.SerializeToString())
     known = {value.name for value in (*model.graph.output, *model.graph.input)}
-    wider.graph.output.extend(onnx.ValueInfoProto(name=name) for name in tensors if name not in known)
+    wider.graph.output.extend(
+        onnx.ValueInfoProto(name=name) for name in tensors if name not in known
+    )
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
-    session = ort.InferenceSession(wider.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    session = ort.InferenceSession(
+        wider.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
     computed = [name for name in tensors if name not in data[0]]
-    runs = [{**feed, **dict(zip(computed, session.run(computed, feed), strict=True))} for feed in data]
+    runs = [
+        {**feed, **dict(zip(computed, session.run(computed, feed), strict=True))} for feed in data
+    ]
     return {name: np.concatenate([run[name].ravel() for run in runs]) for name in tensors}
 
 
@@ -217,16 +240,35 @@ def test_methods_are_their_references_on_real_activations(name: str) -> None:
     for tensor, values in whole.items():
         for method in METHODS[:-1]:  # what channels matter for auto is in test_importance.py
             got = parse_method(method).amax(seen[tensor], int8)
-            assert agrees(method, values, got) or abs(got - reference_max(values)) < 1e-5 * got, f"{method} of {tensor}: {got}"
+            assert agrees(method, values, got) or abs(got - reference_max(values)) < 1e-5 * got, (
+                f"{method} of {tensor}: {got}"
+            )
 
 
 def bits(ranges: Ranges) -> list[Any]:
     """Return all that ranges hold, in a form that compares bit for bit."""
     held = []
     for r in ranges.by_tensor:
-        counts = r.histogram and (r.histogram.counts.tobytes(), r.histogram.exponent, r.histogram.amax)
-        sums = r.moments and (r.moments.count, r.moments.sums.limbs.tobytes(), r.moments.squares.limbs.tobytes(), r.moments.mean.tobytes())
-        held.append((r.tensor, r.amax, counts, sums, [(grade, part.to_bytes()) for grade, part in r.by_grade]))
+        counts = r.histogram and (
+            r.histogram.counts.tobytes(),
+            r.histogram.exponent,
+            r.histogram.amax,
+        )
+        sums = r.moments and (
+            r.moments.count,
+            r.moments.sums.limbs.tobytes(),
+            r.moments.squares.limbs.tobytes(),
+            r.moments.mean.tobytes(),
+        )
+        held.append(
+            (
+                r.tensor,
+                r.amax,
+                counts,
+                sums,
+                [(grade, part.to_bytes()) for grade, part in r.by_grade],
+            )
+        )
     return held
 
 
@@ -239,7 +281,10 @@ def test_shuffled_samples_give_the_same_bits(name: str) -> None:
     assert bits(ranges_of(model, shuffled)) == bits(reference)
     index, plan = GraphIndex(qdq.load(model)), qdq.plan(model)
     for method in METHODS:
-        one, other = (choose_scales(index, plan, ranges, parse_method(method)) for ranges in (reference, ranges_of(model, shuffled)))
+        one, other = (
+            choose_scales(index, plan, ranges, parse_method(method))
+            for ranges in (reference, ranges_of(model, shuffled))
+        )
         assert one == other
 
 
@@ -249,12 +294,20 @@ def elementwise() -> onnx.ModelProto:
         node("Conv", ["x", "w"], "y1"), node("Relu", ["x"], "r"), node("Conv", ["r", "w"], "y2"),
         node("Transpose", ["r"], "t", perm=[0, 2, 3, 1]), node("MatMul", ["t", "m"], "y3"),
     ]  # fmt: skip
-    return build(nodes, {"x": ["n", 3, 4, 5]}, ["y1", "y2", "y3"], {"w": noise(2, 3, 1, 1), "m": noise(3, 2)})
+    return build(
+        nodes, {"x": ["n", 3, 4, 5]}, ["y1", "y2", "y3"], {"w": noise(2, 3, 1, 1), "m": noise(3, 2)}
+    )
 
 
 @settings(max_examples=25, deadline=None, derandomize=True)
-@given(arrays.arrays(np.float32, (6, 3, 4, 5), elements=st.floats(-1e4, 1e4, width=32)), st.permutations(range(6)), st.sets(st.integers(1, 5)))
-def test_ranges_do_not_depend_on_order_or_batches(images: Array, order: list[int], cuts: set[int]) -> None:
+@given(
+    arrays.arrays(np.float32, (6, 3, 4, 5), elements=st.floats(-1e4, 1e4, width=32)),
+    st.permutations(range(6)),
+    st.sets(st.integers(1, 5)),
+)
+def test_ranges_do_not_depend_on_order_or_batches(
+    images: Array, order: list[int], cuts: set[int]
+) -> None:
     model = elementwise()
     reference = ranges_of(model, [{"x": image[None]} for image in images])
     batches = [{"x": batch} for batch in np.split(images[list(order)], sorted(cuts))]
@@ -265,7 +318,12 @@ def test_ranges_do_not_depend_on_order_or_batches(images: Array, order: list[int
 
 @few
 @given(
-    arrays.arrays(np.float32, st.tuples(st.integers(1, 12), st.integers(1, 4)), elements=st.floats(width=32, allow_nan=False, allow_infinity=False)), st.data()
+    arrays.arrays(
+        np.float32,
+        st.tuples(st.integers(1, 12), st.integers(1, 4)),
+        elements=st.floats(width=32, allow_nan=False, allow_infinity=False),
+    ),
+    st.data(),
 )
 def test_exact_sums_are_exact_in_any_order_and_any_shards(vectors: Array, data: Any) -> None:
     order = data.draw(st.permutations(range(len(vectors))))
@@ -281,13 +339,22 @@ def test_exact_sums_are_exact_in_any_order_and_any_shards(vectors: Array, data: 
 
 
 def test_sums_that_overflow_leave_weights_at_their_largest_value() -> None:
-    model = build([node("Conv", ["x", "w"], "y")], {"x": [1, 3, 4, 4]}, ["y"], {"w": noise(2, 3, 1, 1) * np.float32(1e-3)})
+    model = build(
+        [node("Conv", ["x", "w"], "y")],
+        {"x": [1, 3, 4, 4]},
+        ["y"],
+        {"w": noise(2, 3, 1, 1) * np.float32(1e-3)},
+    )
     data = [{"x": np.full((1, 3, 4, 4), value, np.float32)} for value in (1.0, 3e38)]
     for samples in (data, data[::-1]):
         (seen,) = ranges_of(model, samples).by_tensor
         assert seen.moments is None
-        scales = {s.tensor: s.scales for s in qdq.calibrate(model, qdq.plan(model), samples).by_pair}
-        np.testing.assert_allclose(scales["w"], np.abs(noise(2, 3, 1, 1)).max((1, 2, 3)) * 1e-3 / 127, rtol=1e-6)
+        scales = {
+            s.tensor: s.scales for s in qdq.calibrate(model, qdq.plan(model), samples).by_pair
+        }
+        np.testing.assert_allclose(
+            scales["w"], np.abs(noise(2, 3, 1, 1)).max((1, 2, 3)) * 1e-3 / 127, rtol=1e-6
+        )
 
 
 # --- weights, outliers, words ----------------------------------------------------------------------------------------
@@ -296,17 +363,30 @@ def test_sums_that_overflow_leave_weights_at_their_largest_value() -> None:
 @pytest.mark.parametrize("element", [INT8, E4M3])
 @pytest.mark.parametrize("axis", [0, 1, None])
 def test_weights_by_mse_are_as_good_as_any_of_many_ranges(axis: int | None, element: str) -> None:
-    weight, kind = np.random.default_rng(0).standard_t(3, (6, 5, 40)).astype(np.float32), ELEMENT_TYPES[element]
-    rows = weight.reshape(1, -1) if axis is None else np.moveaxis(weight, axis, 0).reshape(weight.shape[axis], -1)
+    weight, kind = (
+        np.random.default_rng(0).standard_t(3, (6, 5, 40)).astype(np.float32),
+        ELEMENT_TYPES[element],
+    )
+    rows = (
+        weight.reshape(1, -1)
+        if axis is None
+        else np.moveaxis(weight, axis, 0).reshape(weight.shape[axis], -1)
+    )
     got = least_error_amax(weight, axis, kind)
     assert got.shape == (len(rows),)
 
     def change(row: Array, amax: float) -> float:
-        return float(np.square(kind.round(row / np.float64(amax / kind.largest)) * amax / kind.largest - row).sum())
+        return float(
+            np.square(
+                kind.round(row / np.float64(amax / kind.largest)) * amax / kind.largest - row
+            ).sum()
+        )
 
     for row, amax in zip(rows, got, strict=True):
         largest = float(np.abs(row).max())
-        best = min(change(row, fraction * largest) for fraction in np.linspace(0.25, kind.headroom, 800))
+        best = min(
+            change(row, fraction * largest) for fraction in np.linspace(0.25, kind.headroom, 800)
+        )
         assert change(row, float(amax)) <= best * (1.1 if element == INT8 else 1.2)
         assert change(row, float(amax)) <= change(row, largest) * (1 + 1e-5)
 
@@ -316,7 +396,9 @@ def test_a_channel_of_zeros_stays_zero_by_mse() -> None:
     weight[1] = 0
     got = least_error_amax(weight, 0)
     assert got[1] == 0
-    np.testing.assert_array_equal(np.delete(got, 1), least_error_amax(np.delete(weight, 1, axis=0), 0))
+    np.testing.assert_array_equal(
+        np.delete(got, 1), least_error_amax(np.delete(weight, 1, axis=0), 0)
+    )
 
 
 def test_weights_are_scaled_the_way_that_is_asked_for() -> None:
@@ -327,15 +409,24 @@ def test_weights_are_scaled_the_way_that_is_asked_for() -> None:
         return qdq.calibrate(model, made, data, **options)
 
     weight = onnx.numpy_helper.to_array(model.graph.initializer[0])
-    of = {way: {s.tensor: s.scales for s in scales(weights=way).by_pair} for way in ("max", "mse", "shift")}
+    of = {
+        way: {s.tensor: s.scales for s in scales(weights=way).by_pair}
+        for way in ("max", "mse", "shift")
+    }
     np.testing.assert_allclose(of["max"]["w1"], channel_amax(weight, 0) / 127, rtol=1e-6)
     np.testing.assert_allclose(of["mse"]["w1"], least_error_amax(weight, 0) / 127, rtol=1e-6)
     assert len({tuple(found["w1"]) for found in of.values()}) == 3
     assert of["max"]["x"] == of["mse"]["x"] == of["shift"]["x"]
     assert scales().by_pair == scales(weights="shift").by_pair
     assert scales(method="max").by_pair == scales(method="max", weights="max").by_pair
-    assert {s.tensor: s.scales for s in scales(method="max", weights="shift").by_pair}["w1"] == of["shift"]["w1"]
-    assert (scales(weights="mse").method, scales().method, scales(method="max").method) == ("auto, weights mse", "auto", "max")
+    assert {s.tensor: s.scales for s in scales(method="max", weights="shift").by_pair}["w1"] == of[
+        "shift"
+    ]["w1"]
+    assert (scales(weights="mse").method, scales().method, scales(method="max").method) == (
+        "auto, weights mse",
+        "auto",
+        "max",
+    )
     assert qdq.quantize(model, data, weights="mse").scales.by_pair == scales(weights="mse").by_pair
 
 
@@ -351,7 +442,10 @@ def refused(make: Callable[[], Any], words: str) -> None:
 
 
 def test_other_words_are_refused() -> None:
-    refused(lambda: parse_method("entropy:3"), "write auto, mse, entropy, percentile, percentile:99.9 or max")
+    refused(
+        lambda: parse_method("entropy:3"),
+        "write auto, mse, entropy, percentile, percentile:99.9 or max",
+    )
     refused(lambda: parse_method("mse", "entropy"), "'entropy': write max, mse or shift")
 
 
@@ -361,6 +455,8 @@ def test_a_tensor_with_outliers_is_named_with_both_its_ranges() -> None:
     scales = qdq.calibrate(convolution(), qdq.plan(convolution()), data, method="percentile:99.9")
     (far,) = [found for found in scales.outliers if found.tensor == "x"]
     assert far.amax == 500
-    assert far.clipped_at == pytest.approx({s.tensor: s.scales for s in scales.by_pair}["x"][0] * 127)
+    assert far.clipped_at == pytest.approx(
+        {s.tensor: s.scales for s in scales.by_pair}["x"][0] * 127
+    )
     assert any("x reaches 500 and is clipped at" in line for line in scales_summary(scales).lines)
     assert qdq.calibrate(convolution(), qdq.plan(convolution()), data, method="max").outliers == ()

@@ -84,7 +84,11 @@ def half_precision_scale(model: Model) -> None:
 
 
 def integer_bias(model: Model) -> None:
-    for name, array in (("b", np.zeros(4, np.int32)), ("b_s", np.full(4, 1e-3, np.float32)), ("b_z", np.zeros(4, np.int32))):
+    for name, array in (
+        ("b", np.zeros(4, np.int32)),
+        ("b_s", np.full(4, 1e-3, np.float32)),
+        ("b_z", np.zeros(4, np.int32)),
+    ):
         store(model, name, array)
     insert(model, 0, [node("DequantizeLinear", ["b", "b_s", "b_z"], "b_dq", name="bias", axis=0)])
     reading(model, "first").input.append("b_dq")
@@ -130,7 +134,10 @@ def all_float(model: Model) -> None:
 
 def twice(model: Model, scale: float = 0.03) -> None:
     store(model, "again_s", np.array(scale, np.float32))
-    again = [node("QuantizeLinear", ["x_dq", "again_s", "x_z"], "again_q", name=""), node("DequantizeLinear", ["again_q", "again_s", "x_z"], "again", name="")]
+    again = [
+        node("QuantizeLinear", ["x_dq", "again_s", "x_z"], "again_q", name=""),
+        node("DequantizeLinear", ["again_q", "again_s", "x_z"], "again", name=""),
+    ]
     insert(model, 2, again)
     reading(model, "first").input[0] = "again"
 
@@ -200,17 +207,31 @@ def at_opset(version: int) -> Damage:
 def quantized_by_operator(op: str) -> Model:
     """Return a model of one of ONNX's integer operators."""
     x, result = ["x_q", "x_s", "x_z"], ["x_s", "x_z"] * 2
-    constants: dict[str, Array] = {"x_s": np.array(0.1, np.float32), "x_z": np.array(0, np.int8), "w_q": np.ones((4, 3, 1, 1), np.int8)}
+    constants: dict[str, Array] = {
+        "x_s": np.array(0.1, np.float32),
+        "x_z": np.array(0, np.int8),
+        "w_q": np.ones((4, 3, 1, 1), np.int8),
+    }
     constants["m_q"] = np.ones((6, 5), np.int8)
-    floats, cast = node("DequantizeLinear", ["y_q", "x_s", "x_z"], "y"), node("Cast", ["y_i"], "y", to=TensorProto.FLOAT)
+    floats, cast = (
+        node("DequantizeLinear", ["y_q", "x_s", "x_z"], "y"),
+        node("Cast", ["y_i"], "y", to=TensorProto.FLOAT),
+    )
     last = {
         "QLinearConv": [node("QLinearConv", [*x, "w_q", *result], "y_q", name="op"), floats],
         "QLinearMatMul": [node("QLinearMatMul", [*x, "m_q", *result], "y_q", name="op"), floats],
         "ConvInteger": [node("ConvInteger", ["x_q", "w_q"], "y_i", name="op"), cast],
         "MatMulInteger": [node("MatMulInteger", ["x_q", "m_q"], "y_i", name="op"), cast],
-        "DynamicQuantizeLinear": [node("DynamicQuantizeLinear", ["x"], ["d_q", "d_s", "d_z"], name="op"), node("DequantizeLinear", ["d_q", "d_s", "d_z"], "y")],
+        "DynamicQuantizeLinear": [
+            node("DynamicQuantizeLinear", ["x"], ["d_q", "d_s", "d_z"], name="op"),
+            node("DequantizeLinear", ["d_q", "d_s", "d_z"], "y"),
+        ],
     }[op]
-    first = [] if op == "DynamicQuantizeLinear" else [node("QuantizeLinear", ["x", "x_s", "x_z"], "x_q")]
+    first = (
+        []
+        if op == "DynamicQuantizeLinear"
+        else [node("QuantizeLinear", ["x", "x_s", "x_z"], "x_q")]
+    )
     return build([*first, *last], {"x": [1, 3, 6, 6]}, ["y"], constants)
 
 
@@ -221,13 +242,20 @@ class Network:
         self.constants: dict[str, Array] = {}
 
     def pair(self, name: str, scale: float = 0.05) -> list[onnx.NodeProto]:
-        self.constants |= {f"{name}_s": np.array(scale, np.float32), f"{name}_z": np.array(0, np.int8)}
+        self.constants |= {
+            f"{name}_s": np.array(scale, np.float32),
+            f"{name}_z": np.array(0, np.int8),
+        }
         return pair(name)
 
     def weight(self, name: str, *shape: int, axis: int = 0) -> list[onnx.NodeProto]:
         values = noise(*shape, seed=len(self.constants))
         others = tuple(i for i in range(len(shape)) if i != axis)
-        self.constants |= {name: values, f"{name}_s": (np.abs(values).max(others) / 127).astype(np.float32), f"{name}_z": np.zeros(shape[axis], np.int8)}
+        self.constants |= {
+            name: values,
+            f"{name}_s": (np.abs(values).max(others) / 127).astype(np.float32),
+            f"{name}_z": np.zeros(shape[axis], np.int8),
+        }
         return pair(name, axis=axis)
 
 
@@ -320,7 +348,11 @@ def eight_bit_floats(opset: int) -> Model:
     for name in ("x_z", "w_z", "r_z", "v_z"):
         shape = initializer(model, name).shape
         store(model, name, None)
-        model.graph.initializer.append(helper.make_tensor(name, TensorProto.FLOAT8E4M3FN, shape, bytes(max(1, int(np.prod(shape)))), raw=True))
+        model.graph.initializer.append(
+            helper.make_tensor(
+                name, TensorProto.FLOAT8E4M3FN, shape, bytes(max(1, int(np.prod(shape)))), raw=True
+            )
+        )
     model.opset_import[0].version, model.ir_version = opset, 9
     return model
 
@@ -341,7 +373,11 @@ def scalar(kind: type) -> Model:
     """Return the good model with a factor behind it, stored as a quantized scalar or as a float."""
     model = good()
     if kind is np.int8:
-        for name, array in (("k_s", np.array(0.01, np.float32)), ("k_z", np.array(0, np.int8)), ("k_q", np.array(5, np.int8))):
+        for name, array in (
+            ("k_s", np.array(0.01, np.float32)),
+            ("k_z", np.array(0, np.int8)),
+            ("k_q", np.array(5, np.int8)),
+        ):
             store(model, name, array)
         insert(model, 0, [node("DequantizeLinear", ["k_q", "k_s", "k_z"], "k", name="scalar")])
     else:
@@ -408,7 +444,10 @@ def found(model: Model, **options: Any) -> tuple[Finding, ...]:
 
 def targets_of(code: str) -> tuple[Target, ...]:
     """Return what a code's models are checked for: FP8 needs SM 8.9, and TensorRT-RTX has no INT8 average pool on SM 8.6."""
-    return {"element-type": (parse_target("rtx:sm89"),), "pool-in-float": (parse_target("rtx:sm120"),)}.get(code, (SM86,))
+    return {
+        "element-type": (parse_target("rtx:sm89"),),
+        "pool-in-float": (parse_target("rtx:sm120"),),
+    }.get(code, (SM86,))
 
 
 def test_every_code_has_a_model() -> None:
@@ -424,21 +463,34 @@ def test_a_code_is_found_where_it_is_and_not_in_a_near_miss(code: str) -> None:
     assert code not in {f.code for f in found(without_it(), targets=targets_of(code))}
     problem = PROBLEMS[code]
     for finding in findings:
-        assert (finding.severity, finding.cost, finding.page) == (problem.severity, problem.cost, f"docs/findings.md#{code}")
+        assert (finding.severity, finding.cost, finding.page) == (
+            problem.severity,
+            problem.cost,
+            f"docs/findings.md#{code}",
+        )
         assert "\n" not in str(finding)
         assert finding.problem
         assert finding.fix
 
 
 def test_each_model_has_no_findings_but_its_own() -> None:
-    alone = {"opset", "default-axis", "half-quantized", "element-type", "saturated-weights", "no-kernel"}
+    alone = {
+        "opset",
+        "default-axis",
+        "half-quantized",
+        "element-type",
+        "saturated-weights",
+        "no-kernel",
+    }
     for code, (with_it, _) in MODELS.items():
         if code not in alone:
             assert {f.code for f in found(with_it(), targets=targets_of(code))} == {code}, code
     assert {f.code for f in found(MODELS["half-quantized"][0]())} == {"half-quantized"}
 
 
-@pytest.mark.parametrize("op", ["QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger", "DynamicQuantizeLinear"])
+@pytest.mark.parametrize(
+    "op", ["QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger", "DynamicQuantizeLinear"]
+)
 def test_each_operator_that_tensorrt_lacks_is_one_finding_and_refused(op: str) -> None:
     model = quantized_by_operator(op)
     assert [(f.code, f.node) for f in found(model)] == [("unsupported-operator", "op")]
@@ -458,8 +510,13 @@ def in_int8(model: Model) -> dict[str, bool]:
     """Return whether each weighted node runs in INT8."""
     engine = built(model)
     assert not engine.failure
-    weighted = [n.name for n in model.graph.node if n.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul")]
-    return {name: any(layer.multiplies("Int8") for layer in engine.layers if name in layer.nodes) for name in weighted}
+    weighted = [
+        n.name for n in model.graph.node if n.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul")
+    ]
+    return {
+        name: any(layer.multiplies("Int8") for layer in engine.layers if name in layer.nodes)
+        for name in weighted
+    }
 
 
 #: What the parser says, or how the compiler ends.
@@ -483,7 +540,10 @@ def test_tensorrt_rtx_refuses_what_the_code_says_and_takes_the_near_miss(code: s
     assert not built(without_it()).failure
 
 
-@pytest.mark.parametrize("damage", [zero_in_channel_scales, one_zero_point, no_axis, stored_unsigned, lambda _: scalar(np.int8)])
+@pytest.mark.parametrize(
+    "damage",
+    [zero_in_channel_scales, one_zero_point, no_axis, stored_unsigned, lambda _: scalar(np.int8)],
+)
 def test_other_forms_of_what_the_parser_refuses(damage: Damage) -> None:
     model = damaged(damage)
     assert built(model).failure
@@ -514,7 +574,14 @@ def test_tensorrt_rtx_runs_in_float_what_the_code_says(code: str) -> None:
     assert [name for name, int8 in ran.items() if not int8] == [IN_FLOAT[code]]
 
 
-@pytest.mark.parametrize("damage", [without_pair, float_weight, lambda m: (reading(m, "first").input.__setitem__(0, "x"), drop(m, "x_q", "x_dq"), None)[2]])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        without_pair,
+        float_weight,
+        lambda m: (reading(m, "first").input.__setitem__(0, "x"), drop(m, "x_q", "x_dq"), None)[2],
+    ],
+)
 def test_each_half_of_a_quantized_layer_alone_runs_in_float(damage: Damage) -> None:
     model = damaged(damage)
     assert [f.code for f in found(model)] == ["half-quantized"]
@@ -522,7 +589,17 @@ def test_each_half_of_a_quantized_layer_alone_runs_in_float(damage: Damage) -> N
 
 
 #: Codes that leave every layer in INT8: misread, or no matter of speed.
-STILL_INT8 = ("uint8", "no-zero-point", "weight-per-tensor", "tiny-scale", "duplicate-pair", "unequal-halves", "opset", "pair-on-output", "pair-in-fusion")
+STILL_INT8 = (
+    "uint8",
+    "no-zero-point",
+    "weight-per-tensor",
+    "tiny-scale",
+    "duplicate-pair",
+    "unequal-halves",
+    "opset",
+    "pair-on-output",
+    "pair-in-fusion",
+)
 
 
 @pytest.mark.parametrize("code", STILL_INT8)
@@ -530,7 +607,14 @@ def test_tensorrt_rtx_builds_these_and_says_nothing(code: str) -> None:
     assert all(in_int8(MODELS[code][0]()).values())
 
 
-@pytest.mark.parametrize("code", sorted(MODELS.keys() - REFUSALS.keys() - {"not-quantized", "element-type", "no-kernel", "half-quantized", "lone-dequantize"}))
+@pytest.mark.parametrize(
+    "code",
+    sorted(
+        MODELS.keys()
+        - REFUSALS.keys()
+        - {"not-quantized", "element-type", "no-kernel", "half-quantized", "lone-dequantize"}
+    ),
+)
 def test_no_other_model_is_refused(code: str) -> None:
     assert not built(MODELS[code][0]()).failure
 
@@ -538,7 +622,13 @@ def test_no_other_model_is_refused(code: str) -> None:
 # --- pairs that stand elsewhere and do the same -----------------------------------------------------------------------
 
 
-def moved(op: str, shape: tuple[int, ...], after: int, inputs: dict[str, Array] | None = None, **attributes: Any) -> Model:
+def moved(
+    op: str,
+    shape: tuple[int, ...],
+    after: int,
+    inputs: dict[str, Array] | None = None,
+    **attributes: Any,
+) -> Model:
     """Return a quantized tensor, an operator that commutes with quantization, and a MatMul or Conv of its result."""
     net = Network()
     convolution = len(shape) == 4 and op not in ("Reshape", "Flatten")
@@ -555,7 +645,12 @@ SAME = {
     "MaxPool": lambda: moved("MaxPool", (1, 32, 8, 8), 32, kernel_shape=[2, 2], strides=[2, 2]),
     "Reshape": lambda: moved("Reshape", (4, 16, 8, 8), 64, {"to": np.array([4, 16, 64])}),
     "Transpose": lambda: moved("Transpose", (4, 64, 16), 64, perm=[0, 2, 1]),
-    "Slice": lambda: moved("Slice", (4, 16, 96), 64, {"start": np.array([0]), "end": np.array([64]), "axes": np.array([2])}),
+    "Slice": lambda: moved(
+        "Slice",
+        (4, 16, 96),
+        64,
+        {"start": np.array([0]), "end": np.array([64]), "axes": np.array([2])},
+    ),
     "Gather": lambda: moved("Gather", (4, 16, 64), 64, {"rows": np.arange(8)}, axis=1),
     "Split": lambda: moved("Split", (4, 16, 128), 64, axis=2),
     "DepthToSpace": lambda: moved("DepthToSpace", (1, 128, 8, 8), 32, blocksize=2),
@@ -568,12 +663,19 @@ SAME = {
 def weight_behind(op: str) -> Model:
     """Return a weight that is quantized in front of a Transpose, along the axis that becomes the output channels."""
     net = Network()
-    nodes = [*net.pair("x"), *net.weight("w", 32, 64), node(op, ["w_dq"], "wt", name="turn", perm=[1, 0]), node("MatMul", ["x_dq", "wt"], "y", name="product")]
+    nodes = [
+        *net.pair("x"),
+        *net.weight("w", 32, 64),
+        node(op, ["w_dq"], "wt", name="turn", perm=[1, 0]),
+        node("MatMul", ["x_dq", "wt"], "y", name="product"),
+    ]
     return build(nodes, {"x": [4, 16, 64]}, ["y"], net.constants)
 
 
 @pytest.mark.parametrize("op", [op for op in SAME if op != "Squeeze"])
-def test_a_pair_in_front_of_an_operator_that_commutes_is_no_finding_for_the_engine_multiplies_in_int8(op: str) -> None:
+def test_a_pair_in_front_of_an_operator_that_commutes_is_no_finding_for_the_engine_multiplies_in_int8(
+    op: str,
+) -> None:
     model = SAME[op]()
     assert found(model) == ()
     assert in_int8(model) == {"product": True}
@@ -586,7 +688,13 @@ def test_a_weight_that_is_turned_behind_its_pair_is_none_either() -> None:
 
 
 def test_resize_does_not_carry_a_pair() -> None:
-    model = moved("Resize", (1, 32, 8, 8), 32, {"roi": np.array([], np.float32), "twice": np.array([1, 1, 2, 2], np.float32)}, mode="nearest")
+    model = moved(
+        "Resize",
+        (1, 32, 8, 8),
+        32,
+        {"roi": np.array([], np.float32), "twice": np.array([1, 1, 2, 2], np.float32)},
+        mode="nearest",
+    )
     assert {f.code for f in found(model)} == {"half-quantized", "unwanted-pair"}
     assert in_int8(model) == {"product": False}
 
@@ -611,7 +719,9 @@ def test_pairs_on_both_sides_of_a_pool_cost_nothing_where_their_scale_is_the_sam
     ]  # fmt: skip
     assert found(build(nodes, {"x": [1, 32, 8, 8]}, ["y"], net.constants)) == ()
     net.constants["m_s"] = np.array(0.07, np.float32)
-    assert {f.code for f in found(build(nodes, {"x": [1, 32, 8, 8]}, ["y"], net.constants))} == {"unequal-scales"}
+    assert {f.code for f in found(build(nodes, {"x": [1, 32, 8, 8]}, ["y"], net.constants))} == {
+        "unequal-scales"
+    }
 
 
 def test_a_pair_on_a_graph_output_is_told_by_the_layer_in_front() -> None:
@@ -634,7 +744,9 @@ def test_several_weights_of_one_scale_are_one_note() -> None:
 def test_weights_of_integers_are_judged_as_they_are_stored() -> None:
     assert found(stored_as_integers(good(), "w", "v")) == ()
     ends = stored_as_integers(good(), "w")
-    store(ends, "w_q", np.where(np.arange(108).reshape(4, 3, 3, 3) % 5 == 0, 127, 5).astype(np.int8))
+    store(
+        ends, "w_q", np.where(np.arange(108).reshape(4, 3, 3, 3) % 5 == 0, 127, 5).astype(np.int8)
+    )
     assert {f.code for f in found(ends)} == {"saturated-weights"}
     unused = stored_as_integers(good(), "w")
     store(unused, "w_q", (initializer(unused, "w_q") // 8).astype(np.int8))

@@ -20,7 +20,18 @@ from qdq.graph.source import canonical_bytes
 from qdq.quantized.model import QuantizedModel
 from qdq.quantized.stripper import strip
 from tests.support.cli_runner import run as cli
-from tests.support.graphs import CALIBRATION, Array, build, convolution, initializer, node, noise, random_feed, run, value
+from tests.support.graphs import (
+    CALIBRATION,
+    Array,
+    build,
+    convolution,
+    initializer,
+    node,
+    noise,
+    random_feed,
+    run,
+    value,
+)
 from tests.support.paths import NETWORKS
 
 Model = onnx.ModelProto
@@ -28,7 +39,9 @@ Model = onnx.ModelProto
 
 def good() -> Model:
     """Return a Conv, Relu and Conv as TensorRT wants them, written by hand."""
-    return quantized_by_hand({"x": 0.03, "r": 0.2}, {"w": noise(4, 3, 3, 3), "v": noise(2, 4, 1, 1, seed=1)})
+    return quantized_by_hand(
+        {"x": 0.03, "r": 0.2}, {"w": noise(4, 3, 3, 3), "v": noise(2, 4, 1, 1, seed=1)}
+    )
 
 
 def quantized_by_hand(activations: dict[str, float], weights: dict[str, Array]) -> Model:
@@ -36,11 +49,21 @@ def quantized_by_hand(activations: dict[str, float], weights: dict[str, Array]) 
     constants: dict[str, Array] = dict(weights)
     nodes: list[onnx.NodeProto] = []
     for name, scale in activations.items():
-        constants[f"{name}_s"], constants[f"{name}_z"] = np.array(scale, np.float32), np.array(0, np.int8)
+        constants[f"{name}_s"], constants[f"{name}_z"] = (
+            np.array(scale, np.float32),
+            np.array(0, np.int8),
+        )
     for name, weight in weights.items():
-        constants[f"{name}_s"] = (np.abs(weight).reshape(len(weight), -1).max(1) / 127).astype(np.float32)
+        constants[f"{name}_s"] = (np.abs(weight).reshape(len(weight), -1).max(1) / 127).astype(
+            np.float32
+        )
         constants[f"{name}_z"] = np.zeros(len(weight), np.int8)
-    nodes += [*pair("x"), *pair("w", axis=0), node("Conv", ["x_dq", "w_dq"], "a", name="first"), node("Relu", ["a"], "r", name="relu")]
+    nodes += [
+        *pair("x"),
+        *pair("w", axis=0),
+        node("Conv", ["x_dq", "w_dq"], "a", name="first"),
+        node("Relu", ["a"], "r", name="relu"),
+    ]
     nodes += [*pair("r"), *pair("v", axis=0), node("Conv", ["r_dq", "v_dq"], "y", name="second")]
     return build(nodes, {"x": [1, 3, 6, 6]}, ["y"], constants)
 
@@ -50,7 +73,9 @@ def pair(tensor: str, **attributes: Any) -> list[onnx.NodeProto]:
     constants = [f"{tensor}_s", f"{tensor}_z"]
     return [
         node("QuantizeLinear", [tensor, *constants], f"{tensor}_q", name="", **attributes),
-        node("DequantizeLinear", [f"{tensor}_q", *constants], f"{tensor}_dq", name="", **attributes),
+        node(
+            "DequantizeLinear", [f"{tensor}_q", *constants], f"{tensor}_dq", name="", **attributes
+        ),
     ]
 
 
@@ -200,7 +225,9 @@ def test_a_damaged_model_can_be_stripped(name: str) -> None:
     stripped = strip(model)
     assert not [n for n in stripped.graph.node if n.op_type == "DequantizeLinear"]
     expected = run(strip(good()), random_feed(good()))[0]
-    np.testing.assert_allclose(run(stripped, random_feed(stripped))[0], expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(
+        run(stripped, random_feed(stripped))[0], expected, rtol=1e-5, atol=1e-5
+    )
 
 
 def test_defects_are_found_from_the_command_line_with_exit_code_1(tmp_path: Path) -> None:
@@ -229,9 +256,14 @@ def concatenated(left: float, right: float) -> Model:
     weights = {"w": noise(2, 6, 1, 1), "u": noise(2, 3, 1, 1, seed=1)}
     constants: dict[str, Array] = dict(weights)
     for name, scale in (("p", left), ("q", right), ("c", left)):
-        constants[f"{name}_s"], constants[f"{name}_z"] = np.array(scale, np.float32), np.array(0, np.int8)
+        constants[f"{name}_s"], constants[f"{name}_z"] = (
+            np.array(scale, np.float32),
+            np.array(0, np.int8),
+        )
     for name, weight in weights.items():
-        constants[f"{name}_s"] = (np.abs(weight).reshape(len(weight), -1).max(1) / 127).astype(np.float32)
+        constants[f"{name}_s"] = (np.abs(weight).reshape(len(weight), -1).max(1) / 127).astype(
+            np.float32
+        )
         constants[f"{name}_z"] = np.zeros(len(weight), np.int8)
     nodes = [
         node("Relu", ["x"], "p"), node("Sigmoid", ["x"], "q"), *pair("p"), *pair("q"), *pair("u", axis=0),
@@ -266,7 +298,11 @@ def stored_as_integers(model: Model, *weights: str, constants: bool = False) -> 
         drop(copy, f"{name}_q")
         store(copy, name, None)
         if constants:
-            insert(copy, 0, [node("Constant", [], f"{name}_q", value=numpy_helper.from_array(integers))])
+            insert(
+                copy,
+                0,
+                [node("Constant", [], f"{name}_q", value=numpy_helper.from_array(integers))],
+            )
         else:
             store(copy, f"{name}_q", integers)
     return copy
@@ -280,9 +316,16 @@ def test_weights_stored_as_integers_count_as_pairs_and_become_floats(constants: 
     stripped = strip(model)
     assert [n.op_type for n in stripped.graph.node] == ["Conv", "Relu", "Conv"]
     onnx.checker.check_model(stripped, full_check=True)
-    assert {t.name: t.data_type for t in stripped.graph.initializer} == {"w_dq": TensorProto.FLOAT, "v_dq": TensorProto.FLOAT}
-    exact = numpy_helper.to_array(next(t for t in load(good()).model.graph.initializer if t.name == "w"))
-    np.testing.assert_allclose(initializer(stripped, "w_dq"), exact, atol=initializer(good(), "w_s").max() / 2 + 1e-6)
+    assert {t.name: t.data_type for t in stripped.graph.initializer} == {
+        "w_dq": TensorProto.FLOAT,
+        "v_dq": TensorProto.FLOAT,
+    }
+    exact = numpy_helper.to_array(
+        next(t for t in load(good()).model.graph.initializer if t.name == "w")
+    )
+    np.testing.assert_allclose(
+        initializer(stripped, "w_dq"), exact, atol=initializer(good(), "w_s").max() / 2 + 1e-6
+    )
     feed = random_feed(model)
     np.testing.assert_allclose(run(stripped, feed)[0], run(model, feed)[0], atol=0.5)
 
@@ -292,7 +335,10 @@ def test_defects_of_stored_integers_are_found() -> None:
     store(model, "w_z", np.full(4, 3, np.int8))
     assert codes(check(model)) == {"zero-point"}
     np.testing.assert_allclose(
-        initializer(strip(model), "w_dq"), (initializer(model, "w_q").astype(np.float32) - 3) * initializer(model, "w_s").reshape(-1, 1, 1, 1), rtol=1e-6
+        initializer(strip(model), "w_dq"),
+        (initializer(model, "w_q").astype(np.float32) - 3)
+        * initializer(model, "w_s").reshape(-1, 1, 1, 1),
+        rtol=1e-6,
     )
     model = stored_as_integers(good(), "w")
     store(model, "w_q", initializer(model, "w_q").astype(np.uint8))
@@ -303,13 +349,21 @@ def test_defects_of_stored_integers_are_found() -> None:
 def test_stored_integers_in_external_data_are_read(tmp_path: Path) -> None:
     model = stored_as_integers(good(), "w", "v")
     path = tmp_path / "int8.onnx"
-    onnx.save(onnx.ModelProto.FromString(model.SerializeToString()), path, save_as_external_data=True, location="int8.bin", size_threshold=0)
+    onnx.save(
+        onnx.ModelProto.FromString(model.SerializeToString()),
+        path,
+        save_as_external_data=True,
+        location="int8.bin",
+        size_threshold=0,
+    )
     assert check(path) == ()
     feed = random_feed(model)
     np.testing.assert_allclose(run(strip(path), feed)[0], run(strip(model), feed)[0])
     (tmp_path / "out").mkdir()
     assert cli("strip", path, "-o", tmp_path / "out" / "float.onnx")[0] == 0
-    np.testing.assert_allclose(run(tmp_path / "out" / "float.onnx", feed)[0], run(strip(model), feed)[0])
+    np.testing.assert_allclose(
+        run(tmp_path / "out" / "float.onnx", feed)[0], run(strip(model), feed)[0]
+    )
 
 
 def test_stored_integers_whose_zero_point_is_computed_stay() -> None:
@@ -330,7 +384,9 @@ def test_weights_quantized_by_blocks_are_floats_when_stripped() -> None:
         {"x": [3, 4]}, ["y"], {"w_q": integers, "w_s": scales}, opset=21, ir=10,
     )  # fmt: skip
     weight = next(t for t in strip(model).graph.initializer if t.name == "w")
-    np.testing.assert_array_equal(numpy_helper.to_array(weight), integers * np.repeat(scales, 2, axis=0))
+    np.testing.assert_array_equal(
+        numpy_helper.to_array(weight), integers * np.repeat(scales, 2, axis=0)
+    )
     check(model)
 
 
@@ -376,12 +432,16 @@ def test_a_float_model_is_one_note_that_counts_what_the_rules_would_quantize() -
     (found,) = check(model)
     assert (found.code, found.severity, found.where) == ("not-quantized", "note", "")
     assert f"{len(qdq.plan(model).placements)} edges" in found.problem
-    assert [p.edge for p in compare_with_plan(model).missing] == [p.edge for p in qdq.plan(model).placements]
+    assert [p.edge for p in compare_with_plan(model).missing] == [
+        p.edge for p in qdq.plan(model).placements
+    ]
 
 
 def test_left_float_globs_rules_and_targets_are_read_from_the_model() -> None:
     model = convolution()
-    result = qdq.quantize(model, "noise", leave_float=["y_node"], targets=[qdq.parse_target("rtx:sm86")])
+    result = qdq.quantize(
+        model, "noise", leave_float=["y_node"], targets=[qdq.parse_target("rtx:sm86")]
+    )
     assert check(result.model) == ()
     assert codes(check(result.model, leave_float=())) == {"missing-pair"}
     assert codes(check(result.model, leave_float=("a_node", "y_node"))) == {"unwanted-pair"}
@@ -410,16 +470,26 @@ class Reader:
         return next(self.samples, None)
 
 
-@pytest.mark.skipif(importlib.util.find_spec("onnxruntime.quantization") is None, reason="onnxruntime.quantization is not installed")
+@pytest.mark.skipif(
+    importlib.util.find_spec("onnxruntime.quantization") is None,
+    reason="onnxruntime.quantization is not installed",
+)
 @pytest.mark.parametrize("form", ["QDQ", "QDQ per channel", "QDQ signed", "QOperator"])
 @pytest.mark.filterwarnings("ignore")
 def test_a_model_that_onnx_runtime_quantized_gets_findings(tmp_path: Path, form: str) -> None:
     from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
 
     out = tmp_path / "ort.onnx"
-    options: dict[str, Any] = {"quant_format": QuantFormat.QOperator if form == "QOperator" else QuantFormat.QDQ, "per_channel": form == "QDQ per channel"}
+    options: dict[str, Any] = {
+        "quant_format": QuantFormat.QOperator if form == "QOperator" else QuantFormat.QDQ,
+        "per_channel": form == "QDQ per channel",
+    }
     if form == "QDQ signed":
-        options |= {"activation_type": QuantType.QInt8, "weight_type": QuantType.QInt8, "extra_options": {"ActivationSymmetric": True, "WeightSymmetric": True}}
+        options |= {
+            "activation_type": QuantType.QInt8,
+            "weight_type": QuantType.QInt8,
+            "extra_options": {"ActivationSymmetric": True, "WeightSymmetric": True},
+        }
     quantize_static(str(NETWORKS / "digits_cnn.onnx"), str(out), Reader(), **options)
     findings = check(out)
     assert findings
@@ -433,9 +503,13 @@ def test_a_model_that_onnx_runtime_quantized_gets_findings(tmp_path: Path, form:
         assert [n.op_type for n in stripped.graph.node if n.op_type.endswith("Linear")] == []
         assert stripped.graph.node[-1].output[0] == stripped.graph.output[0].name
         onnx.checker.check_model(stripped)
-    if form == "QDQ signed":  # with a zero point ONNX Runtime drops each Relu, for the clipping of its Q does the same
+    if (
+        form == "QDQ signed"
+    ):  # with a zero point ONNX Runtime drops each Relu, for the clipping of its Q does the same
         feed = next(iter(Reader().samples))
-        np.testing.assert_allclose(run(stripped, feed)[0], run(NETWORKS / "digits_cnn.onnx", feed)[0], atol=0.5)
+        np.testing.assert_allclose(
+            run(stripped, feed)[0], run(NETWORKS / "digits_cnn.onnx", feed)[0], atol=0.5
+        )
     assert cli("check", out)[0] == 1
 
 

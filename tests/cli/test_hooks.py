@@ -20,7 +20,12 @@ from tests.cli.test_check import POINTER
 from tests.support.paths import ROOT
 
 #: Lines of pip where nothing could be fetched.
-OFFLINE = ("Failed to establish a new connection", "Temporary failure in name resolution", "Network is unreachable", "No matching distribution found")
+OFFLINE = (
+    "Failed to establish a new connection",
+    "Temporary failure in name resolution",
+    "Network is unreachable",
+    "No matching distribution found",
+)
 #: Models enough for pre-commit to start several processes: it gives each at least four files.
 MANY = 24
 
@@ -30,15 +35,28 @@ class Repository:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.hooks = folder / "repository", folder / "hooks"
-        self.environment = {k: v for k, v in os.environ.items() if not k.startswith(("GIT_", "PYTHONPATH", "PRE_COMMIT"))}
-        self.environment |= {"PRE_COMMIT_HOME": str(folder / "home"), "GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_SYSTEM": os.devnull}
+        self.environment = {
+            k: v
+            for k, v in os.environ.items()
+            if not k.startswith(("GIT_", "PYTHONPATH", "PRE_COMMIT"))
+        }
+        self.environment |= {
+            "PRE_COMMIT_HOME": str(folder / "home"),
+            "GIT_CONFIG_GLOBAL": os.devnull,
+            "GIT_CONFIG_SYSTEM": os.devnull,
+        }
         self.folder.mkdir()
         self._clone()
         self.git(self.folder, "init", "-q")
 
     def _clone(self) -> None:
         """Commit what is in the working tree here to a repository of its own."""
-        listed = subprocess.run(["git", "ls-files", "-co", "--exclude-standard", "-z"], cwd=ROOT, capture_output=True, check=True).stdout.decode()
+        listed = subprocess.run(
+            ["git", "ls-files", "-co", "--exclude-standard", "-z"],
+            cwd=ROOT,
+            capture_output=True,
+            check=True,
+        ).stdout.decode()
         for name in filter(None, listed.split("\0")):
             if (ROOT / name).is_file():
                 (self.hooks / name).parent.mkdir(parents=True, exist_ok=True)
@@ -47,11 +65,28 @@ class Repository:
         self.commit(self.hooks)
 
     def git(self, folder: Path, *words: str) -> str:
-        return subprocess.run(["git", *words], cwd=folder, env=self.environment, capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(
+            ["git", *words],
+            cwd=folder,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.strip()
 
     def commit(self, folder: Path) -> None:
         self.git(folder, "add", "-A")
-        self.git(folder, "-c", "user.name=tests", "-c", "user.email=tests@example.com", "commit", "-q", "-m", "tests")
+        self.git(
+            folder,
+            "-c",
+            "user.name=tests",
+            "-c",
+            "user.email=tests@example.com",
+            "commit",
+            "-q",
+            "-m",
+            "tests",
+        )
 
     def configure(self, hook: str) -> None:
         revision = self.git(self.hooks, "rev-parse", "HEAD")
@@ -63,7 +98,15 @@ class Repository:
         """Run the hook on all files of the repository, which are added first."""
         self.git(self.folder, "add", "-A")
         command = [sys.executable, "-m", "pre_commit", "run", "--all-files", "--color", "never"]
-        done = subprocess.run(command, cwd=self.folder, env=self.environment, capture_output=True, text=True, timeout=900, check=False)
+        done = subprocess.run(
+            command,
+            cwd=self.folder,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=900,
+            check=False,
+        )
         if done.returncode and any(line in done.stdout + done.stderr for line in OFFLINE):
             pytest.skip("pip cannot fetch what qdq needs")
         return done.returncode, done.stdout
@@ -77,7 +120,10 @@ def model(defect: str = "") -> onnx.ModelProto:
     return made
 
 
-@pytest.mark.skipif(importlib.util.find_spec("pre_commit") is None or shutil.which("git") is None, reason="needs git and pre-commit")
+@pytest.mark.skipif(
+    importlib.util.find_spec("pre_commit") is None or shutil.which("git") is None,
+    reason="needs git and pre-commit",
+)
 @pytest.mark.skipif(not (ROOT / ".git").exists(), reason="this is no git checkout")
 def test_the_hooks_in_a_real_repository(tmp_path: Path) -> None:
     """One test for all, since installing the environment takes most of the time."""
@@ -109,12 +155,21 @@ def only_what_it_should(repository: Repository, folder: Path) -> None:
 
 def pointers_and_external_data(repository: Repository, folder: Path) -> None:
     (folder / "models").mkdir()
-    onnx.save(model("uint8"), folder / "models" / "large.onnx", save_as_external_data=True, location="large.onnx.data", size_threshold=0)
+    onnx.save(
+        model("uint8"),
+        folder / "models" / "large.onnx",
+        save_as_external_data=True,
+        location="large.onnx.data",
+        size_threshold=0,
+    )
     (folder / "models" / "pointer.onnx").write_bytes(POINTER)
     code, out = repository.run()
     assert code == 1
     assert "models/large.onnx: 1 error\n  error uint8: " in out
-    assert "qdq: models/pointer.onnx: is a Git LFS pointer, not the model itself; run 'git lfs pull' first\n" in out
+    assert (
+        "qdq: models/pointer.onnx: is a Git LFS pointer, not the model itself; run 'git lfs pull' first\n"
+        in out
+    )
     assert "good.onnx: no findings" in out
     for name in ("large.onnx", "large.onnx.data", "pointer.onnx"):
         (folder / "models" / name).unlink()
@@ -147,7 +202,9 @@ def mending(repository: Repository, folder: Path) -> None:
     assert code == 1
     assert "files were modified by this hook" in out
     after = onnx.load(folder / "mended.onnx")
-    assert {t.data_type for t in before.graph.initializer} - {t.data_type for t in after.graph.initializer} == {onnx.TensorProto.UINT8}
+    assert {t.data_type for t in before.graph.initializer} - {
+        t.data_type for t in after.graph.initializer
+    } == {onnx.TensorProto.UINT8}
     code, out = repository.run()
     assert code == 0, out
     assert onnx.load(folder / "good.onnx") == model()

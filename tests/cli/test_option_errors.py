@@ -21,7 +21,10 @@ RTX = "rtx:sm75, rtx:sm80, rtx:sm86, rtx:sm89, rtx:sm120, rtx:sm121"
         (["frobnicate"], "no command 'frobnicate'; 'qdq --help' lists them"),
         ([], "Missing command; 'qdq --help' shows how"),
         (["quantize"], "Missing argument 'MODEL'; 'qdq quantize --help' shows how"),
-        (["quantize", "MODEL"], "Missing option '-o' / '--output'; 'qdq quantize --help' shows how"),
+        (
+            ["quantize", "MODEL"],
+            "Missing option '-o' / '--output'; 'qdq quantize --help' shows how",
+        ),
         (["quantize", "MODEL", "-o"], "Option '-o' requires an argument"),
         (["plan"], "Missing argument 'MODEL'; 'qdq plan --help' shows how"),
         (["explain", "MODEL"], "Missing argument 'NAME'"),
@@ -34,11 +37,16 @@ RTX = "rtx:sm75, rtx:sm80, rtx:sm86, rtx:sm89, rtx:sm120, rtx:sm121"
         (["plan", "MODEL", "--formt", "json"], "'--format'"),
         (["plan", "MODEL", "--format", "xml"], "'xml' is not one of 'text', 'json'"),
         (["plan", "MODEL", "MODEL"], "unexpected extra argument"),
-        (["validate", "MODEL", "MODEL", "--data", "noise", "--min-snr", "high"], "'high' is not a valid float"),
+        (
+            ["validate", "MODEL", "MODEL", "--data", "noise", "--min-snr", "high"],
+            "'high' is not a valid float",
+        ),
     ],
     ids=lambda value: " ".join(value) or "nothing" if isinstance(value, list) else "",
 )
-def test_a_command_line_that_is_wrong_is_answered_in_one_line(tmp_path: Path, argv: list[str], says: str) -> None:
+def test_a_command_line_that_is_wrong_is_answered_in_one_line(
+    tmp_path: Path, argv: list[str], says: str
+) -> None:
     model = save(tiny_model(), tmp_path / "model.onnx")
 
     assert says in refused(tmp_path, *(model if word == "MODEL" else word for word in argv))
@@ -67,19 +75,27 @@ def test_a_command_line_that_is_wrong_is_answered_in_one_line(tmp_path: Path, ar
     ],
     ids=lambda command: command[0],
 )
-def test_an_unknown_target_is_answered_with_those_there_are(tmp_path: Path, command: list[str], target: str, says: str) -> None:
+def test_an_unknown_target_is_answered_with_those_there_are(
+    tmp_path: Path, command: list[str], target: str, says: str
+) -> None:
     known = {"MODEL": save(tiny_model(), tmp_path / "model.onnx"), "OUT": tmp_path / "out.onnx"}
 
     message = refused(tmp_path, *(known.get(word, word) for word in command), "--target", target)
 
-    assert message == f"qdq: unknown target {target!r}: {message.partition(': ')[2].partition(': ')[2]}"
+    assert (
+        message
+        == f"qdq: unknown target {target!r}: {message.partition(': ')[2].partition(': ')[2]}"
+    )
     assert says in message
 
 
 @pytest.mark.parametrize(
     ("method", "says"),
     [
-        ("median", "unknown method 'median': write auto, mse, entropy, percentile, percentile:99.9 or max"),
+        (
+            "median",
+            "unknown method 'median': write auto, mse, entropy, percentile, percentile:99.9 or max",
+        ),
         ("entropy:2", "unknown method 'entropy:2'"),
         ("", "unknown method ''"),
         ("max:3", "unknown method 'max:3'"),
@@ -88,15 +104,31 @@ def test_an_unknown_target_is_answered_with_those_there_are(tmp_path: Path, comm
         ("percentile:-1", "unknown method 'percentile:-1'"),
         ("percentile:0", "method 'percentile:0': a percentile lies above 0 and at most at 100"),
         ("percentile:101", "method 'percentile:101': a percentile lies above 0 and at most at 100"),
-        ("percentile:100.01", "method 'percentile:100.01': a percentile lies above 0 and at most at 100"),
+        (
+            "percentile:100.01",
+            "method 'percentile:100.01': a percentile lies above 0 and at most at 100",
+        ),
     ],
 )
 @pytest.mark.parametrize("command", ["quantize", "calibrate"])
-def test_an_unknown_method_is_answered_with_those_there_are(tmp_path: Path, command: str, method: str, says: str) -> None:
+def test_an_unknown_method_is_answered_with_those_there_are(
+    tmp_path: Path, command: str, method: str, says: str
+) -> None:
     model, plan = save(tiny_model(), tmp_path / "model.onnx"), tmp_path / "plan.yaml"
     run("plan", model, "-o", plan)
 
-    message = refused(tmp_path, command, model, *([plan] if command == "calibrate" else []), "-o", tmp_path / "out", "--data", "noise", "--method", method)
+    message = refused(
+        tmp_path,
+        command,
+        model,
+        *([plan] if command == "calibrate" else []),
+        "-o",
+        tmp_path / "out",
+        "--data",
+        "noise",
+        "--method",
+        method,
+    )
 
     assert f"qdq: {says}" in message
 
@@ -113,31 +145,61 @@ def test_an_unknown_method_is_answered_with_those_there_are(tmp_path: Path, comm
         ("x=0x4x8x8", "--shapes 'x=0x4x8x8': write the input's name and sizes"),
         ("x=-1x4x8x8", "--shapes 'x=-1x4x8x8': write the input's name and sizes"),
         ("image=1x4x8x8", "model.onnx: --shapes names no input 'image'; its inputs are x"),
-        ("xx=1x4x8x8", "model.onnx: --shapes names no input 'xx'; its inputs are x. Did you mean 'x'?"),
+        (
+            "xx=1x4x8x8",
+            "model.onnx: --shapes names no input 'xx'; its inputs are x. Did you mean 'x'?",
+        ),
         ("y=1x5", "model.onnx: --shapes names no input 'y'; its inputs are x"),
         ("x=1x4x8", "model.onnx: --shapes x=1x4x8 does not fit the input, which is ?x4x8x8"),
         ("x=1x3x8x8", "model.onnx: --shapes x=1x3x8x8 does not fit the input, which is ?x4x8x8"),
     ],
 )
 @pytest.mark.parametrize("command", ["quantize", "quantize --validate", "validate"])
-def test_a_shape_that_is_misspelt_or_does_not_fit_is_refused_before_any_work(tmp_path: Path, command: str, shape: str, says: str) -> None:
+def test_a_shape_that_is_misspelt_or_does_not_fit_is_refused_before_any_work(
+    tmp_path: Path, command: str, shape: str, says: str
+) -> None:
     model = save(tiny_model(), tmp_path / "model.onnx")
     name, *options = command.split()
-    more = [model, "--target", "rtx:sm86"] if command == "validate" else ["-o", tmp_path / "out.onnx", *options]
+    more = (
+        [model, "--target", "rtx:sm86"]
+        if command == "validate"
+        else ["-o", tmp_path / "out.onnx", *options]
+    )
 
-    assert refused(tmp_path, name, model, *more, "--data", "noise", "--shape", shape).startswith(f"qdq: {says}")
+    assert refused(tmp_path, name, model, *more, "--data", "noise", "--shape", shape).startswith(
+        f"qdq: {says}"
+    )
 
 
 @pytest.mark.parametrize(
-    ("name", "says"), [("cnov", "has no node or tensor 'cnov'. Did you mean 'conv'?"), ("", "has no node or tensor ''"), ("#17", "has no node or tensor '#17'")]
+    ("name", "says"),
+    [
+        ("cnov", "has no node or tensor 'cnov'. Did you mean 'conv'?"),
+        ("", "has no node or tensor ''"),
+        ("#17", "has no node or tensor '#17'"),
+    ],
 )
-def test_explaining_what_is_not_there_is_answered_with_the_nearest(tmp_path: Path, name: str, says: str) -> None:
-    assert refused(tmp_path, "explain", save(tiny_model(), tmp_path / "model.onnx"), name) == f"qdq: model.onnx: {says}\n"
+def test_explaining_what_is_not_there_is_answered_with_the_nearest(
+    tmp_path: Path, name: str, says: str
+) -> None:
+    assert (
+        refused(tmp_path, "explain", save(tiny_model(), tmp_path / "model.onnx"), name)
+        == f"qdq: model.onnx: {says}\n"
+    )
 
 
 def test_as_a_process_bad_input_gives_exit_code_2_and_one_line_too(tmp_path: Path) -> None:
     path = tmp_path / "gone.onnx"
 
-    done = subprocess.run([sys.executable, "-m", "qdq", "plan", str(path)], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-m", "qdq", "plan", str(path)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
 
-    assert (done.returncode, done.stdout, done.stderr) == (2, "", f"qdq: {path}: no such file; check the path\n")
+    assert (done.returncode, done.stdout, done.stderr) == (
+        2,
+        "",
+        f"qdq: {path}: no such file; check the path\n",
+    )

@@ -35,7 +35,9 @@ FILES = {
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_every_command_takes_what_is_not_given_from_the_project_file(repository: Path, name: str) -> None:
+def test_every_command_takes_what_is_not_given_from_the_project_file(
+    repository: Path, name: str
+) -> None:
     (repository / name).write_text(FILES[name])
     model, out = repository / "model.onnx", repository / "out.onnx"
 
@@ -44,10 +46,19 @@ def test_every_command_takes_what_is_not_given_from_the_project_file(repository:
     assert "for rtx:sm86, rules tensorrt, rules" in text
     assert "max over 2 samples of samples" in text
 
-    assert json.loads(run("plan", model, "--format", "json")[1])["targets"] == [{"backend": "rtx", "sm": 86}]
+    assert json.loads(run("plan", model, "--format", "json")[1])["targets"] == [
+        {"backend": "rtx", "sm": 86}
+    ]
     assert "leave in float: keep" in run("explain", model, "gemm")[1]
-    assert run("check", out) == (0, f"{out}: no findings\n", f"project file ../{name}: rules, targets\n")
-    assert run("calibrate", model, plan_of(repository), "-o", repository / "scales.json")[2] == f"project file ../{name}: data, method\n"
+    assert run("check", out) == (
+        0,
+        f"{out}: no findings\n",
+        f"project file ../{name}: rules, targets\n",
+    )
+    assert (
+        run("calibrate", model, plan_of(repository), "-o", repository / "scales.json")[2]
+        == f"project file ../{name}: data, method\n"
+    )
 
 
 def plan_of(repository: Path) -> Path:
@@ -60,20 +71,40 @@ def test_pictures_and_their_preprocessing_stand_in_the_project_file(repository: 
     save(picture_model("n", 3, 16, 16), repository / "model.onnx")
     album(repository / "album", (20, 20), (20, 30), (30, 20))
     (repository / "how.yaml").write_text("like: yolo\n")
-    (repository / "qdq.yaml").write_text("images: album\npreprocess: how.yaml\nsamples: 2\nseed: 3\n")
+    (repository / "qdq.yaml").write_text(
+        "images: album\npreprocess: how.yaml\nsamples: 2\nseed: 3\n"
+    )
     model, out = repository / "model.onnx", repository / "out.onnx"
 
     code, text, err = run("quantize", model, "-o", out)
     assert (code, err) == (0, "project file ../qdq.yaml: images, preprocess, samples, seed\n")
     assert "auto over 2 samples of album as how.yaml, 2 of 3 by seed 3" in text
-    assert "1 samples of noise" in run("quantize", model, "-o", out, "--force", "--data", "noise", "--samples", "1")[1]
+    assert (
+        "1 samples of noise"
+        in run("quantize", model, "-o", out, "--force", "--data", "noise", "--samples", "1")[1]
+    )
 
     (repository / "qdq.yaml").write_text("data: samples\n")
-    assert "auto over 3 samples of album as yolo" in run("quantize", model, "-o", out, "--force", "--images", repository / "album", "--preprocess", "yolo")[1]
+    assert (
+        "auto over 3 samples of album as yolo"
+        in run(
+            "quantize",
+            model,
+            "-o",
+            out,
+            "--force",
+            "--images",
+            repository / "album",
+            "--preprocess",
+            "yolo",
+        )[1]
+    )
 
 
 def test_thresholds_judge_validate_and_quantize(repository: Path) -> None:
-    (repository / "qdq.yaml").write_text("data: samples\nthresholds: {snr_db: 200, cosine: 0.5, top1_agreement: 0}\n")
+    (repository / "qdq.yaml").write_text(
+        "data: samples\nthresholds: {snr_db: 200, cosine: 0.5, top1_agreement: 0}\n"
+    )
     model, out = repository / "model.onnx", repository / "out.onnx"
 
     assert run("quantize", model, "-o", out)[0] == 0
@@ -82,14 +113,19 @@ def test_thresholds_judge_validate_and_quantize(repository: Path) -> None:
     assert run("validate", model, out, "--min-snr", "1")[0] == 0
     assert run("quantize", model, "-o", out, "--force", "--validate")[0] == 1
     assert run("quantize", model, "-o", out, "--force", "--validate", "--min-snr", "1")[0] == 0
-    assert refused(repository, "quantize", model, "-o", out, "--force", "--min-snr", "1") == "qdq: --min-snr judges a validation; pass --validate too\n"
+    assert (
+        refused(repository, "quantize", model, "-o", out, "--force", "--min-snr", "1")
+        == "qdq: --min-snr judges a validation; pass --validate too\n"
+    )
 
 
 def test_an_option_that_is_given_wins_and_no_project_ignores_the_file(repository: Path) -> None:
     (repository / "qdq.yaml").write_text(FILES["qdq.yaml"])
     model = repository / "model.onnx"
 
-    given = json.loads(run("plan", model, "--rules", "tensorrt", "--target", "trt:sm80", "--format", "json")[1])
+    given = json.loads(
+        run("plan", model, "--rules", "tensorrt", "--target", "trt:sm80", "--format", "json")[1]
+    )
     assert (given["rule_sets"], given["targets"]) == (["tensorrt"], [{"backend": "trt", "sm": 80}])
 
     code, text, err = run("--no-project", "plan", model, "--format", "json")
@@ -122,7 +158,13 @@ def test_the_nearest_file_counts_and_the_search_ends_at_the_repository(repositor
 
 
 def test_a_pyproject_of_others_is_no_project_file(repository: Path) -> None:
-    for content in (b"[tool.ruff]\nline-length = 3\n", b"tool = 3\n", b"no TOML [", b"\xff\xfe", b"a = " + b"[" * 5000):
+    for content in (
+        b"[tool.ruff]\nline-length = 3\n",
+        b"tool = 3\n",
+        b"no TOML [",
+        b"\xff\xfe",
+        b"a = " + b"[" * 5000,
+    ):
         (repository / "pyproject.toml").write_bytes(content)
         assert find_project(repository / "work") is None
 
@@ -132,21 +174,35 @@ def test_help_and_other_commands_do_not_read_the_project_file(repository: Path) 
 
     assert run("plan", "--help")[0] == 0
     assert run("facts")[0] == 0
-    assert "unknown key 'rulse'. Did you mean 'rules'?" in refused(repository, "plan", repository / "model.onnx")
+    assert "unknown key 'rulse'. Did you mean 'rules'?" in refused(
+        repository, "plan", repository / "model.onnx"
+    )
 
 
 MISTAKES = {
     "text": ("hello\n", 1, "a project file is a mapping with some of rules, targets, data"),
     "empty": ("", 1, "a project file is a mapping"),
-    "misspelt": ("method: max\ntraget: x\n", 2, "unknown key 'traget'. Did you mean 'targets'?; known are rules, "),
+    "misspelt": (
+        "method: max\ntraget: x\n",
+        2,
+        "unknown key 'traget'. Did you mean 'targets'?; known are rules, ",
+    ),
     "twice": ("method: max\nmethod: mse\n", 2, "the key 'method' is given twice"),
     "no-set": ("rules: tensort\n", 1, "'rules': unknown rule set"),
     "rules-number": ("rules: 3\n", 1, "'rules': is 3; write a text or a list of texts"),
     "no-target": ("targets: [rtx:sm86, rtx]\n", 1, "'targets': unknown target 'rtx'"),
-    "data-and-images": ("data: x\nimages: y\n", 2, "'data' and 'images' exclude each other; keep one of them"),
+    "data-and-images": (
+        "data: x\nimages: y\n",
+        2,
+        "'data' and 'images' exclude each other; keep one of them",
+    ),
     "images-number": ("images: 3\n", 1, "'images': is 3; write a text"),
     "preprocess": ("preprocess: [a]\n", 1, "'preprocess': is ['a']; write a text"),
-    "samples-zero": ("samples: 0\n", 1, "'samples': is 0; write a whole number of samples, at least 1"),
+    "samples-zero": (
+        "samples: 0\n",
+        1,
+        "'samples': is 0; write a whole number of samples, at least 1",
+    ),
     "seed": ("seed: -1\n", 1, "'seed': is -1; write a whole number, at least 0"),
     "data-list": ("data: [a, b]\n", 1, "'data': is ['a', 'b']; write a text"),
     "no-method": ("\nmethod: median\n", 2, "'method': unknown method 'median'"),
@@ -154,15 +210,25 @@ MISTAKES = {
     "batch-truth": ("batch: true\n", 1, "'batch': is True; write a whole number"),
     "globs-nothing": ("leave_float:\n", 1, "'leave_float': is None; write a text"),
     "truth": ("allow_unmatched: 3\n", 1, "'allow_unmatched': is 3; write true or false"),
-    "thresholds": ("thresholds: 3\n", 1, "'thresholds' is 3; write some of snr_db, cosine, top1_agreement"),
-    "no-threshold": ("thresholds:\n  snr: 20\n", 2, "unknown threshold 'snr'. Did you mean 'snr_db'?"),
+    "thresholds": (
+        "thresholds: 3\n",
+        1,
+        "'thresholds' is 3; write some of snr_db, cosine, top1_agreement",
+    ),
+    "no-threshold": (
+        "thresholds:\n  snr: 20\n",
+        2,
+        "unknown threshold 'snr'. Did you mean 'snr_db'?",
+    ),
     "threshold-text": ("thresholds:\n  snr_db: '20'\n", 2, "'snr_db' is '20'; write a number"),
     "two-documents": ("method: max\n---\nmethod: mse\n", 3, "a second document begins"),
 }
 
 
 @pytest.mark.parametrize(("content", "line", "says"), MISTAKES.values(), ids=MISTAKES)
-def test_a_mistake_in_qdq_yaml_is_named_with_its_line(repository: Path, content: str, line: int, says: str) -> None:
+def test_a_mistake_in_qdq_yaml_is_named_with_its_line(
+    repository: Path, content: str, line: int, says: str
+) -> None:
     path = repository / "qdq.yaml"
     path.write_text(content)
 
@@ -173,16 +239,30 @@ def test_a_mistake_in_qdq_yaml_is_named_with_its_line(repository: Path, content:
 
 
 TOML_MISTAKES = {
-    "table": ("[project]\nmethod = 'x'\n\n[tool.qdq]\ndata = 'samples'\nmethod = 'median'\n", 6, "'method': unknown method"),
+    "table": (
+        "[project]\nmethod = 'x'\n\n[tool.qdq]\ndata = 'samples'\nmethod = 'median'\n",
+        6,
+        "'method': unknown method",
+    ),
     "dotted": ("[tool]\nqdq.batch = 0\n", 2, "'batch': is 0"),
-    "inner-table": ("[tool.qdq]\ndata = 'noise'\n[tool.qdq.thresholds]\nsnr = 20\n", 4, "unknown threshold 'snr'"),
-    "inline-table": ("[tool.qdq]\nthresholds = {cosine = '1'}\n", 2, "'cosine' is '1'; write a number"),
+    "inner-table": (
+        "[tool.qdq]\ndata = 'noise'\n[tool.qdq.thresholds]\nsnr = 20\n",
+        4,
+        "unknown threshold 'snr'",
+    ),
+    "inline-table": (
+        "[tool.qdq]\nthresholds = {cosine = '1'}\n",
+        2,
+        "'cosine' is '1'; write a number",
+    ),
     "no-table": ("[tool]\nqdq = 3\n", 2, "unknown key 'qdq'"),
 }
 
 
 @pytest.mark.parametrize(("content", "line", "says"), TOML_MISTAKES.values(), ids=TOML_MISTAKES)
-def test_a_mistake_in_pyproject_is_named_with_its_line(repository: Path, content: str, line: int, says: str) -> None:
+def test_a_mistake_in_pyproject_is_named_with_its_line(
+    repository: Path, content: str, line: int, says: str
+) -> None:
     path = repository / "pyproject.toml"
     path.write_text(content)
 
@@ -195,7 +275,9 @@ def test_a_mistake_in_pyproject_is_named_with_its_line(repository: Path, content
 def test_a_pyproject_with_a_table_for_qdq_that_is_no_toml_is_named(repository: Path) -> None:
     (repository / "pyproject.toml").write_text("[tool.qdq]\nmethod = \n")
 
-    assert f"qdq: {repository / 'pyproject.toml'}: is not valid TOML: " in refused(repository, "plan", repository / "model.onnx")
+    assert f"qdq: {repository / 'pyproject.toml'}: is not valid TOML: " in refused(
+        repository, "plan", repository / "model.onnx"
+    )
 
 
 def test_two_project_files_side_by_side_are_refused(repository: Path) -> None:

@@ -26,7 +26,9 @@ def spoilt(value: float) -> np.ndarray:
     return array
 
 
-def quantize(folder: Path, data: object, *more: object, model: onnx.ModelProto | None = None) -> str:
+def quantize(
+    folder: Path, data: object, *more: object, model: onnx.ModelProto | None = None
+) -> str:
     """Return the refusal of `qdq quantize` for a tiny model with some data."""
     path = save(model or tiny_model(), folder / "model.onnx")
     return refused(folder, "quantize", path, "-o", folder / "out.onnx", "--data", data, *more)
@@ -60,9 +62,19 @@ def test_no_data_is_answered_with_the_kinds_there_are(tmp_path: Path, command: s
     model, plan = save(tiny_model(), tmp_path / "model.onnx"), tmp_path / "plan.yaml"
     run("plan", model, "-o", plan)
 
-    message = refused(tmp_path, command, model, *([plan] if command == "calibrate" else []), "-o", tmp_path / "out")
+    message = refused(
+        tmp_path,
+        command,
+        model,
+        *([plan] if command == "calibrate" else []),
+        "-o",
+        tmp_path / "out",
+    )
 
-    assert message == f"qdq: model.onnx: no calibration data; {DATA_FORMS} ('--data noise' is only for trying things out)\n"
+    assert (
+        message
+        == f"qdq: model.onnx: no calibration data; {DATA_FORMS} ('--data noise' is only for trying things out)\n"
+    )
 
 
 @pytest.mark.parametrize("command", ["quantize", "calibrate", "validate"])
@@ -70,7 +82,11 @@ def test_no_data_is_answered_with_the_kinds_there_are(tmp_path: Path, command: s
 def test_a_path_that_is_not_there_is_named(tmp_path: Path, command: str, name: str) -> None:
     model, plan = save(tiny_model(), tmp_path / "model.onnx"), tmp_path / "plan.yaml"
     run("plan", model, "-o", plan)
-    more = {"quantize": ["-o", tmp_path / "out"], "calibrate": [plan, "-o", tmp_path / "out"], "validate": [model]}[command]
+    more = {
+        "quantize": ["-o", tmp_path / "out"],
+        "calibrate": [plan, "-o", tmp_path / "out"],
+        "validate": [model],
+    }[command]
 
     message = refused(tmp_path, command, model, *more, "--data", tmp_path / name)
 
@@ -91,7 +107,10 @@ def test_an_empty_folder_is_answered_with_what_to_write(tmp_path: Path) -> None:
 def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
     (tmp_path / "data.csv").write_text("1,2")
 
-    assert quantize(tmp_path, tmp_path / "data.csv") == f"qdq: {tmp_path / 'data.csv'}: unknown kind of data; {DATA_FORMS}\n"
+    assert (
+        quantize(tmp_path, tmp_path / "data.csv")
+        == f"qdq: {tmp_path / 'data.csv'}: unknown kind of data; {DATA_FORMS}\n"
+    )
 
 
 def damaged(good: bytes, kind: str) -> bytes:
@@ -103,7 +122,9 @@ def damaged(good: bytes, kind: str) -> bytes:
         "end-gone": good[:-5],
         "zeros-inside": good[:200] + bytes(100) + good[300:],
         "bit-flipped": good[:60] + bytes([good[60] ^ 255]) + good[61:],
-        "unknown-compression": good.replace(b"\x08\x00\x00\x00\x21\x00", b"\x63\x00\x00\x00\x21\x00"),
+        "unknown-compression": good.replace(
+            b"\x08\x00\x00\x00\x21\x00", b"\x63\x00\x00\x00\x21\x00"
+        ),
         "one-array": b"\x93NUMPY\x01\x00",
     }[kind]
 
@@ -111,14 +132,20 @@ def damaged(good: bytes, kind: str) -> bytes:
 @pytest.mark.parametrize(
     ("kind", "says"),
     [
-        ("empty", "is no .npz file, or a truncated one; write it with numpy.savez(path, INPUT=array)"),
+        (
+            "empty",
+            "is no .npz file, or a truncated one; write it with numpy.savez(path, INPUT=array)",
+        ),
         ("text", "is no .npz file, or a truncated one"),
         ("half", "is no .npz file, or a truncated one"),
         ("end-gone", "is no .npz file, or a truncated one"),
         ("zeros-inside", "input 'x' cannot be read"),
         ("bit-flipped", "input 'x' cannot be read"),
         ("unknown-compression", "input 'x' cannot be read"),
-        ("one-array", "holds a single array without a name; write it with numpy.savez(path, INPUT=array)"),
+        (
+            "one-array",
+            "holds a single array without a name; write it with numpy.savez(path, INPUT=array)",
+        ),
     ],
 )
 @pytest.mark.parametrize("in_folder", [True, False], ids=["in-a-folder", "alone"])
@@ -140,16 +167,40 @@ def test_a_damaged_npz_is_named(tmp_path: Path, kind: str, says: str, in_folder:
             {"x": np.array([{}, 1], dtype=object)},
             ": input 'x' cannot be read: Object arrays cannot be loaded when allow_pickle=False; save it again as numbers",
         ),
-        ({"image": values()}, ": has no array for input 'x'; it holds 'image'; name arrays after inputs"),
-        ({"xx": values(), "label": np.zeros(1)}, ": has no array for input 'x'; it holds 'xx', 'label'. Did you mean 'xx'?; name arrays after inputs"),
+        (
+            {"image": values()},
+            ": has no array for input 'x'; it holds 'image'; name arrays after inputs",
+        ),
+        (
+            {"xx": values(), "label": np.zeros(1)},
+            ": has no array for input 'x'; it holds 'xx', 'label'. Did you mean 'xx'?; name arrays after inputs",
+        ),
         ({}, ": has no array for input 'x'; it holds nothing; name arrays after inputs"),
-        ({"x": values()[0, 0]}, " sample 0: input 'x' has shape [1, 8], the model wants float32[?, 4, 8, 8]; make it fit"),
-        ({"x": values(2)[:, :3]}, " sample 0: input 'x' has shape [1, 3, 8, 8], the model wants float32[?, 4, 8, 8]; make it fit"),
-        ({"x": values(2).transpose(0, 2, 3, 1)}, " sample 0: input 'x' has shape [1, 8, 8, 4], the model wants float32[?, 4, 8, 8]"),
-        ({"x": values().astype(np.float64)}, " sample 0: input 'x' holds float64, the model wants float32; convert it with .astype('float32')"),
-        ({"x": (values() * 10).astype(np.uint8)}, " sample 0: input 'x' holds uint8, the model wants float32; convert it with .astype('float32')"),
+        (
+            {"x": values()[0, 0]},
+            " sample 0: input 'x' has shape [1, 8], the model wants float32[?, 4, 8, 8]; make it fit",
+        ),
+        (
+            {"x": values(2)[:, :3]},
+            " sample 0: input 'x' has shape [1, 3, 8, 8], the model wants float32[?, 4, 8, 8]; make it fit",
+        ),
+        (
+            {"x": values(2).transpose(0, 2, 3, 1)},
+            " sample 0: input 'x' has shape [1, 8, 8, 4], the model wants float32[?, 4, 8, 8]",
+        ),
+        (
+            {"x": values().astype(np.float64)},
+            " sample 0: input 'x' holds float64, the model wants float32; convert it with .astype('float32')",
+        ),
+        (
+            {"x": (values() * 10).astype(np.uint8)},
+            " sample 0: input 'x' holds uint8, the model wants float32; convert it with .astype('float32')",
+        ),
         ({"x": np.array(["a"])}, " sample 0: input 'x' holds <U1, the model wants float32"),
-        ({"x": values().astype(np.complex64)}, " sample 0: input 'x' holds complex64, the model wants float32"),
+        (
+            {"x": values().astype(np.complex64)},
+            " sample 0: input 'x' holds complex64, the model wants float32",
+        ),
         ({"x": spoilt(np.nan)}, " sample 1: input 'x' holds NaN or Inf; mend the data"),
         ({"x": spoilt(np.inf)}, " sample 1: input 'x' holds NaN or Inf; mend the data"),
         ({"x": spoilt(-np.inf)}, " sample 1: input 'x' holds NaN or Inf; mend the data"),
@@ -158,7 +209,9 @@ def test_a_damaged_npz_is_named(tmp_path: Path, kind: str, says: str, in_folder:
         ({"x": values()[:, :, :0]}, " sample 0: input 'x' has shape [1, 4, 0, 8]"),
     ],
 )
-def test_arrays_that_do_not_fit_are_named_with_sample_and_input(tmp_path: Path, arrays: dict[str, np.ndarray], says: str) -> None:
+def test_arrays_that_do_not_fit_are_named_with_sample_and_input(
+    tmp_path: Path, arrays: dict[str, np.ndarray], says: str
+) -> None:
     path = npz(tmp_path, **arrays)
 
     message = quantize(tmp_path, path)
@@ -170,20 +223,33 @@ def test_a_folder_is_read_to_its_end_before_anything_is_written(tmp_path: Path) 
     folder = samples(tmp_path / "samples", 3)
     np.savez(folder / "2.npz", x=spoilt(np.nan)[1:2])
 
-    assert quantize(tmp_path, folder) == f"qdq: {folder / '2.npz'}: input 'x' holds NaN or Inf; mend the data\n"
+    assert (
+        quantize(tmp_path, folder)
+        == f"qdq: {folder / '2.npz'}: input 'x' holds NaN or Inf; mend the data\n"
+    )
 
 
 def test_an_empty_sample_in_a_folder_is_named(tmp_path: Path) -> None:
     folder = samples(tmp_path / "samples", 2)
     np.savez(folder / "1.npz", x=values(0))
 
-    assert quantize(tmp_path, folder) == f"qdq: {folder / '1.npz'}: input 'x' is empty; leave the sample out\n"
+    assert (
+        quantize(tmp_path, folder)
+        == f"qdq: {folder / '1.npz'}: input 'x' is empty; leave the sample out\n"
+    )
 
 
 def test_a_second_input_that_is_not_in_the_data_is_named(tmp_path: Path) -> None:
-    message = quantize(tmp_path, npz(tmp_path, x=values(), bais=np.zeros((1, 5), np.float32)), model=with_two_inputs())
+    message = quantize(
+        tmp_path,
+        npz(tmp_path, x=values(), bais=np.zeros((1, 5), np.float32)),
+        model=with_two_inputs(),
+    )
 
-    assert "data.npz: has no array for input 'bias'; it holds 'x', 'bais'. Did you mean 'bais'?" in message
+    assert (
+        "data.npz: has no array for input 'bias'; it holds 'x', 'bais'. Did you mean 'bais'?"
+        in message
+    )
 
 
 def test_inputs_with_different_numbers_of_samples_are_refused(tmp_path: Path) -> None:
@@ -191,16 +257,26 @@ def test_inputs_with_different_numbers_of_samples_are_refused(tmp_path: Path) ->
 
     message = quantize(tmp_path, path, model=with_two_inputs())
 
-    assert message == f"qdq: {path}: its arrays hold different numbers of samples: {{'x': 3, 'bias': 2}}; axis 0 counts samples\n"
+    assert (
+        message
+        == f"qdq: {path}: its arrays hold different numbers of samples: {{'x': 3, 'bias': 2}}; axis 0 counts samples\n"
+    )
 
 
 @pytest.mark.parametrize("kind", ["npz", "folder", "noise"])
 def test_batch_cannot_change_a_batch_that_the_model_fixes(tmp_path: Path, kind: str) -> None:
-    data = {"npz": npz(tmp_path, x=values(4)), "folder": samples(tmp_path / "samples"), "noise": "noise"}[kind]
+    data = {
+        "npz": npz(tmp_path, x=values(4)),
+        "folder": samples(tmp_path / "samples"),
+        "noise": "noise",
+    }[kind]
 
     message = quantize(tmp_path, data, "--batch", 2, model=with_batch(1))
 
-    assert message == "qdq: model.onnx: its batch is fixed at 1, --batch 2 cannot change it; leave it out\n"
+    assert (
+        message
+        == "qdq: model.onnx: its batch is fixed at 1, --batch 2 cannot change it; leave it out\n"
+    )
 
 
 def test_batch_cannot_change_the_one_input_of_several_that_is_fixed(tmp_path: Path) -> None:
@@ -210,20 +286,40 @@ def test_batch_cannot_change_the_one_input_of_several_that_is_fixed(tmp_path: Pa
 
     message = quantize(tmp_path, path, "--batch", 2, model=model)
 
-    assert message == f"qdq: {path}: input 'bias': the model's batch is fixed at 1, --batch 2 cannot change it; leave it out\n"
+    assert (
+        message
+        == f"qdq: {path}: input 'bias': the model's batch is fixed at 1, --batch 2 cannot change it; leave it out\n"
+    )
 
 
 @pytest.mark.parametrize("batch", ["1", "2"])
 def test_batch_may_repeat_what_the_model_fixes(tmp_path: Path, batch: str) -> None:
     model = save(with_batch(int(batch)), tmp_path / "model.onnx")
 
-    assert run("quantize", model, "-o", tmp_path / "out.onnx", "--data", npz(tmp_path, x=values(4)), "--batch", batch)[0] == 0
+    assert (
+        run(
+            "quantize",
+            model,
+            "-o",
+            tmp_path / "out.onnx",
+            "--data",
+            npz(tmp_path, x=values(4)),
+            "--batch",
+            batch,
+        )[0]
+        == 0
+    )
 
 
-def test_samples_that_do_not_fill_the_last_batch_of_a_fixed_size_are_refused(tmp_path: Path) -> None:
+def test_samples_that_do_not_fill_the_last_batch_of_a_fixed_size_are_refused(
+    tmp_path: Path,
+) -> None:
     message = quantize(tmp_path, npz(tmp_path, x=values(3)), model=with_batch(2))
 
-    assert "data.npz: input 'x' has 3 entries, which batches of 2 do not divide; leave out 1" in message
+    assert (
+        "data.npz: input 'x' has 3 entries, which batches of 2 do not divide; leave out 1"
+        in message
+    )
 
 
 @pytest.mark.parametrize("batch", ["0", "-1", "two", "1.5"])
@@ -240,17 +336,41 @@ LOOP = "import numpy as np\ndef load_data():\n    yield "
         ("", ": has no function load_data(); define it, or name another as"),
         ("load_data = 3\n", ": has no function load_data()"),
         ("def load_data(:\n", ": failed: SyntaxError: "),
-        ("import no_such_module_anywhere\n", ": failed: ModuleNotFoundError: No module named 'no_such_module_anywhere'; mend the script"),
+        (
+            "import no_such_module_anywhere\n",
+            ": failed: ModuleNotFoundError: No module named 'no_such_module_anywhere'; mend the script",
+        ),
         ("raise SystemExit(3)\n", ": failed: SystemExit: 3; mend the script"),
-        ("def load_data():\n    raise RuntimeError('the disk\\nis gone')\n", ": failed: RuntimeError: the disk; mend the script"),
-        ("def load_data():\n    raise KeyError('load_data')\n", ": failed: KeyError: 'load_data'; mend the script"),
-        ("def load_data():\n    import sys\n    sys.exit()\n", ": failed: SystemExit: SystemExit; mend the script"),
-        ("def load_data(count):\n    yield {}\n", ": failed: TypeError: load_data() missing 1 required positional argument"),
-        ("def load_data():\n    return None\n", ": failed: TypeError: 'NoneType' object is not iterable"),
+        (
+            "def load_data():\n    raise RuntimeError('the disk\\nis gone')\n",
+            ": failed: RuntimeError: the disk; mend the script",
+        ),
+        (
+            "def load_data():\n    raise KeyError('load_data')\n",
+            ": failed: KeyError: 'load_data'; mend the script",
+        ),
+        (
+            "def load_data():\n    import sys\n    sys.exit()\n",
+            ": failed: SystemExit: SystemExit; mend the script",
+        ),
+        (
+            "def load_data(count):\n    yield {}\n",
+            ": failed: TypeError: load_data() missing 1 required positional argument",
+        ),
+        (
+            "def load_data():\n    return None\n",
+            ": failed: TypeError: 'NoneType' object is not iterable",
+        ),
         ("def load_data():\n    return []\n", ": holds no samples"),
         (f"{LOOP}3\n", " sample 0: is of type int; each sample must map input names to arrays"),
-        (f"{LOOP}np.zeros((1, 4, 8, 8), np.float32)\n", " sample 0: is of type ndarray; each sample must map input names to arrays"),
-        ("def load_data():\n    return {'x': 1}\n", " sample 0: is of type str; each sample must map input names to arrays"),
+        (
+            f"{LOOP}np.zeros((1, 4, 8, 8), np.float32)\n",
+            " sample 0: is of type ndarray; each sample must map input names to arrays",
+        ),
+        (
+            "def load_data():\n    return {'x': 1}\n",
+            " sample 0: is of type str; each sample must map input names to arrays",
+        ),
         (f"{LOOP}{{1: 2}}\n", " sample 0: has no array for input 'x'; it holds '1'"),
         (f"{LOOP}{{}}\n", " sample 0: has no array for input 'x'; it holds nothing"),
         (f"{LOOP}{{'x': 'text'}}\n", " sample 0: input 'x' holds <U4, the model wants float32"),
@@ -261,7 +381,9 @@ LOOP = "import numpy as np\ndef load_data():\n    yield "
         ),
     ],
 )
-def test_a_data_loader_script_that_fails_is_named_with_what_it_raised(tmp_path: Path, script: str, says: str) -> None:
+def test_a_data_loader_script_that_fails_is_named_with_what_it_raised(
+    tmp_path: Path, script: str, says: str
+) -> None:
     path = tmp_path / "loader.py"
     path.write_text(script)
 
@@ -270,21 +392,38 @@ def test_a_data_loader_script_that_fails_is_named_with_what_it_raised(tmp_path: 
 
 def test_a_function_of_a_script_may_be_named(tmp_path: Path) -> None:
     path = tmp_path / "loader.py"
-    path.write_text(LOOP.replace("load_data", "batches") + "{'x': np.ones((1, 4, 8, 8), np.float32)}\n")
+    path.write_text(
+        LOOP.replace("load_data", "batches") + "{'x': np.ones((1, 4, 8, 8), np.float32)}\n"
+    )
     model = save(tiny_model(), tmp_path / "model.onnx")
 
-    assert f"qdq: {path}: has no function load_data(); define it, or name another as {path}:FUNCTION" in quantize(tmp_path, path)
+    assert (
+        f"qdq: {path}: has no function load_data(); define it, or name another as {path}:FUNCTION"
+        in quantize(tmp_path, path)
+    )
     assert run("quantize", model, "-o", tmp_path / "out.onnx", "--data", f"{path}:batches")[0] == 0
 
 
 def test_a_script_may_import_what_lies_beside_it(tmp_path: Path) -> None:
-    (tmp_path / "qdq_beside.py").write_text("import numpy as np\nx = np.ones((1, 4, 8, 8), np.float32)\n")
+    (tmp_path / "qdq_beside.py").write_text(
+        "import numpy as np\nx = np.ones((1, 4, 8, 8), np.float32)\n"
+    )
     path = tmp_path / "loader.py"
     path.write_text(
         "from dataclasses import dataclass\nfrom qdq_beside import x\n\n@dataclass\nclass A:\n    a: 'int' = 1\n\ndef load_data():\n    yield {'x': x}\n"
     )
 
-    assert run("quantize", save(tiny_model(), tmp_path / "model.onnx"), "-o", tmp_path / "out.onnx", "--data", path)[0] == 0
+    assert (
+        run(
+            "quantize",
+            save(tiny_model(), tmp_path / "model.onnx"),
+            "-o",
+            tmp_path / "out.onnx",
+            "--data",
+            path,
+        )[0]
+        == 0
+    )
 
 
 @pytest.mark.parametrize("kind", ["missing", "folder"])
@@ -293,23 +432,33 @@ def test_a_script_that_is_not_there_is_named(tmp_path: Path, kind: str) -> None:
     if kind == "folder":
         path.mkdir()
 
-    assert f"qdq: {path}: {'no such data-loader script' if kind == 'missing' else 'holds no .npz files'}" in quantize(tmp_path, path)
+    assert (
+        f"qdq: {path}: {'no such data-loader script' if kind == 'missing' else 'holds no .npz files'}"
+        in quantize(tmp_path, path)
+    )
 
 
 def test_noise_works_and_every_report_says_that_it_was_noise(tmp_path: Path) -> None:
     model, report = save(tiny_model(), tmp_path / "model.onnx"), tmp_path / "report.json"
 
-    code, out, err = run("quantize", model, "-o", tmp_path / "out.onnx", "--data", "noise", "--report", report)
+    code, out, err = run(
+        "quantize", model, "-o", tmp_path / "out.onnx", "--data", "noise", "--report", report
+    )
 
     assert (code, err) == (0, "")
     assert "calibrated on noise: the scales mean nothing for real inputs" in out
     assert json.loads(report.read_text())["scales"]["data"] == "noise"
-    assert any(p.key == "qdq.data" and p.value == "noise (8 samples)" for p in onnx.load(tmp_path / "out.onnx").metadata_props)
+    assert any(
+        p.key == "qdq.data" and p.value == "noise (8 samples)"
+        for p in onnx.load(tmp_path / "out.onnx").metadata_props
+    )
 
 
 @pytest.mark.parametrize("method", ["max", "mse", "percentile"])
 @pytest.mark.parametrize(("operator", "data"), [("Log", "samples"), ("Sqrt", "noise")])
-def test_nan_that_arises_inside_the_model_is_named_with_its_tensor(tmp_path: Path, operator: str, data: str, method: str) -> None:
+def test_nan_that_arises_inside_the_model_is_named_with_its_tensor(
+    tmp_path: Path, operator: str, data: str, method: str
+) -> None:
     model = tiny_model()
     model.graph.node[1].op_type = operator
     given = samples(tmp_path / "samples") if data == "samples" else data
@@ -317,7 +466,10 @@ def test_nan_that_arises_inside_the_model_is_named_with_its_tensor(tmp_path: Pat
     message = quantize(tmp_path, given, "--method", method, model=model)
 
     where = tmp_path / "samples" / "0.npz" if data == "samples" else "noise sample 0"
-    assert message == f"qdq: {where}: tensor 'f' becomes NaN or Inf; mend the data or leave its readers in float\n"
+    assert (
+        message
+        == f"qdq: {where}: tensor 'f' becomes NaN or Inf; mend the data or leave its readers in float\n"
+    )
 
 
 def test_nan_inside_the_model_is_accepted_where_its_reader_stays_in_float(tmp_path: Path) -> None:
@@ -325,7 +477,19 @@ def test_nan_inside_the_model_is_accepted_where_its_reader_stays_in_float(tmp_pa
     model.graph.node[1].op_type = "Log"
     path = save(model, tmp_path / "model.onnx")
 
-    assert run("quantize", path, "-o", tmp_path / "out.onnx", "--data", "noise", "--leave-float", "gemm")[0] == 0
+    assert (
+        run(
+            "quantize",
+            path,
+            "-o",
+            tmp_path / "out.onnx",
+            "--data",
+            "noise",
+            "--leave-float",
+            "gemm",
+        )[0]
+        == 0
+    )
 
 
 def test_a_sample_that_onnx_runtime_refuses_gives_one_line_in_all(tmp_path: Path) -> None:
@@ -338,4 +502,6 @@ def test_a_sample_that_onnx_runtime_refuses_gives_one_line_in_all(tmp_path: Path
     folder.mkdir()
     np.savez(folder / "0.npz", x=values(2))
 
-    assert "qdq: model.onnx: ONNX Runtime failed on a sample: " in quantize(tmp_path, folder, model=model)
+    assert "qdq: model.onnx: ONNX Runtime failed on a sample: " in quantize(
+        tmp_path, folder, model=model
+    )

@@ -26,7 +26,9 @@ COUNT = 5
 BIAS = np.arange(COUNT * 5, dtype=np.float32).reshape(COUNT, 5)
 
 
-def feeds_of(data: DataLike, model: onnx.ModelProto | None = None, batch: int | None = None) -> Feeds:
+def feeds_of(
+    data: DataLike, model: onnx.ModelProto | None = None, batch: int | None = None
+) -> Feeds:
     """Return the samples of some data for a model, by default the tiny one."""
     return open_feeds(GraphIndex(qdq.load(model or tiny_model())), data, batch)
 
@@ -87,7 +89,9 @@ def test_every_form_calibrates_to_the_same_scales(tmp_path: Path, form: str) -> 
     model = tiny_model()
     scales = qdq.calibrate(model, qdq.plan(model), saved(tmp_path, form), method="max")
 
-    expected = qdq.calibrate(model, qdq.plan(model), [{"x": x[None]} for x in values(COUNT)], method="max")
+    expected = qdq.calibrate(
+        model, qdq.plan(model), [{"x": x[None]} for x in values(COUNT)], method="max"
+    )
     assert scales.by_pair == expected.by_pair
     assert scales.samples == COUNT
 
@@ -117,11 +121,30 @@ def test_batches_are_cut_from_one_npy(tmp_path: Path) -> None:
     assert feeds.sizes == {1, 2}
 
 
-def test_the_batch_that_calibrated_is_written_beside_the_shapes_that_engines_are_built_for(tmp_path: Path) -> None:
-    model, out, data = save(tiny_model(), tmp_path / "model.onnx"), tmp_path / "out.onnx", saved(tmp_path, "one.npy")
+def test_the_batch_that_calibrated_is_written_beside_the_shapes_that_engines_are_built_for(
+    tmp_path: Path,
+) -> None:
+    model, out, data = (
+        save(tiny_model(), tmp_path / "model.onnx"),
+        tmp_path / "out.onnx",
+        saved(tmp_path, "one.npy"),
+    )
     shapes = "x=1x4x8x8/8x4x8x8/32x4x8x8"
 
-    code, text, _ = run("quantize", model, "-o", out, "--data", data, "--batch", 2, "--shapes", shapes, "--method", "max")
+    code, text, _ = run(
+        "quantize",
+        model,
+        "-o",
+        out,
+        "--data",
+        data,
+        "--batch",
+        2,
+        "--shapes",
+        shapes,
+        "--method",
+        "max",
+    )
 
     written = {p.key: p.value for p in onnx.load(out).metadata_props}
     assert (code, written["qdq.batch"], written["qdq.shapes"]) == (0, "1 to 2", shapes)
@@ -145,21 +168,44 @@ def test_samples_of_different_shapes_in_one_run(tmp_path: Path) -> None:
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 2, "h", "w_"])],
         [weight],
     )
-    model = save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), tmp_path / "model.onnx")
+    model = save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8),
+        tmp_path / "model.onnx",
+    )
     (tmp_path / "samples").mkdir()
     for i, shape in enumerate([(1, 1, 4, 6), (3, 1, 9, 5), (1, 1, 2, 2)]):
         np.save(tmp_path / "samples" / f"{i}.npy", np.full(shape, 1 + i, np.float32))
 
-    assert run("quantize", model, "-o", tmp_path / "out.onnx", "--data", tmp_path / "samples", "--method", "max")[0] == 0
+    assert (
+        run(
+            "quantize",
+            model,
+            "-o",
+            tmp_path / "out.onnx",
+            "--data",
+            tmp_path / "samples",
+            "--method",
+            "max",
+        )[0]
+        == 0
+    )
 
-    (scale,) = (s for s in qdq.calibrate(model, qdq.plan(model), tmp_path / "samples", method="max").by_pair if s.tensor == "x")
+    (scale,) = (
+        s
+        for s in qdq.calibrate(model, qdq.plan(model), tmp_path / "samples", method="max").by_pair
+        if s.tensor == "x"
+    )
     assert scale.scales == pytest.approx([3 / 127])
 
 
 def test_some_samples_are_spread_evenly() -> None:
     feeds = feeds_of(qdq.Subset(numbered(10), samples=5))
 
-    assert (firsts(feeds), feeds.count, feeds.name) == ([1, 3, 5, 7, 9], 5, "samples passed to the library, 5 of 10 evenly")
+    assert (firsts(feeds), feeds.count, feeds.name) == (
+        [1, 3, 5, 7, 9],
+        5,
+        "samples passed to the library, 5 of 10 evenly",
+    )
     assert firsts(feeds_of(qdq.Subset(numbered(10), samples=1))) == [5]
     more = feeds_of(qdq.Subset(numbered(3), samples=5))
     assert (firsts(more), more.count, more.name) == ([0, 1, 2], 3, "samples passed to the library")
@@ -179,7 +225,10 @@ def test_a_seed_chooses_the_same_again_and_another_seed_others() -> None:
     assert chosen == sorted(chosen)
     assert firsts(feeds_of(qdq.Subset(numbered(10), samples=5, seed=1))) == chosen
     assert firsts(feeds_of(qdq.Subset(Stream(), samples=5, seed=1))) == chosen
-    assert any(firsts(feeds_of(qdq.Subset(numbered(10), samples=5, seed=seed))) != chosen for seed in range(2, 5))
+    assert any(
+        firsts(feeds_of(qdq.Subset(numbered(10), samples=5, seed=seed))) != chosen
+        for seed in range(2, 5)
+    )
 
 
 def test_of_a_stream_the_first_samples_are_taken() -> None:
@@ -221,11 +270,18 @@ def test_a_generator_may_be_looked_into_and_is_refused_a_second_time() -> None:
     assert feeds.first()["x"].flat[0] == 0
     assert feeds.first()["x"].flat[0] == 0
     assert firsts(feeds) == [0, 1, 2]
-    with pytest.raises(DataError, match="can be gone through only once, and are needed again; pass a list"):
+    with pytest.raises(
+        DataError, match="can be gone through only once, and are needed again; pass a list"
+    ):
         firsts(feeds)
-    with pytest.raises(DataError, match="holds no samples; a generator is used up after one run: pass a list"):
+    with pytest.raises(
+        DataError, match="holds no samples; a generator is used up after one run: pass a list"
+    ):
         firsts(feeds_of(iter([])))
-    with pytest.raises(DataError, match="can be gone through only once, and a seed needs to know how many there are"):
+    with pytest.raises(
+        DataError,
+        match="can be gone through only once, and a seed needs to know how many there are",
+    ):
         feeds_of(qdq.Subset(iter(numbered(3)), 2, 1))
 
 
@@ -238,11 +294,15 @@ def test_a_dataset_with_length_and_items_is_enough() -> None:
             return numbered(3)[min(i, 2)]  # it never raises IndexError
 
     assert firsts(feeds_of(Dataset())) == [0, 1, 2]  # type: ignore[arg-type]
-    with pytest.raises(DataError, match="are of type int; pass a path, or an iterable of dicts of arrays"):
+    with pytest.raises(
+        DataError, match="are of type int; pass a path, or an iterable of dicts of arrays"
+    ):
         feeds_of(3)  # type: ignore[arg-type]
 
 
-def quantize(folder: Path, data: object, *more: object, model: onnx.ModelProto | None = None) -> str:
+def quantize(
+    folder: Path, data: object, *more: object, model: onnx.ModelProto | None = None
+) -> str:
     """Return the refusal of `qdq quantize` for a tiny model with some data."""
     path = save(model or tiny_model(), folder / "model.onnx")
     return refused(folder, "quantize", path, "-o", folder / "out.onnx", "--data", data, *more)
@@ -259,7 +319,9 @@ def quantize(folder: Path, data: object, *more: object, model: onnx.ModelProto |
     ],
 )
 @pytest.mark.parametrize("in_folder", [True, False], ids=["in-a-folder", "alone"])
-def test_a_damaged_npy_is_named(tmp_path: Path, content: bytes | str, says: str, in_folder: bool) -> None:
+def test_a_damaged_npy_is_named(
+    tmp_path: Path, content: bytes | str, says: str, in_folder: bool
+) -> None:
     path = saved(tmp_path, "npy") / "1.npy"
     if content == "objects":
         np.save(path, np.array([{}], dtype=object), allow_pickle=True)
@@ -272,7 +334,10 @@ def test_a_damaged_npy_is_named(tmp_path: Path, content: bytes | str, says: str,
 def test_an_array_without_a_name_is_refused_for_two_inputs(tmp_path: Path) -> None:
     for data in (saved(tmp_path, "one.npy"), saved(tmp_path, "npy")):
         message = quantize(tmp_path, data, model=with_two_inputs())
-        assert f"qdq: {data}: an array without a name cannot feed the 2 inputs 'x', 'bias'; pass a folder with one INPUT.npy for each" in message
+        assert (
+            f"qdq: {data}: an array without a name cannot feed the 2 inputs 'x', 'bias'; pass a folder with one INPUT.npy for each"
+            in message
+        )
 
 
 def test_a_file_that_one_input_lacks_is_named(tmp_path: Path) -> None:
@@ -282,14 +347,20 @@ def test_a_file_that_one_input_lacks_is_named(tmp_path: Path) -> None:
 
     message = quantize(tmp_path, tmp_path / "npy", model=with_two_inputs())
 
-    assert message == f"qdq: {tmp_path / 'npy'}: input 'bias' has no file {tmp_path / 'npy' / 'bias' / '1.npy'}; files of one name make a sample\n"
+    assert (
+        message
+        == f"qdq: {tmp_path / 'npy'}: input 'bias' has no file {tmp_path / 'npy' / 'bias' / '1.npy'}; files of one name make a sample\n"
+    )
 
 
 def test_npz_and_npy_side_by_side_are_refused(tmp_path: Path) -> None:
     folder = saved(tmp_path, "npz")
     np.save(folder / "labels.npy", np.zeros(3))
 
-    assert quantize(tmp_path, folder) == f"qdq: {folder}: holds .npz and .npy files; keep the ones that are samples\n"
+    assert (
+        quantize(tmp_path, folder)
+        == f"qdq: {folder}: holds .npz and .npy files; keep the ones that are samples\n"
+    )
 
 
 @pytest.mark.parametrize(
@@ -297,9 +368,18 @@ def test_npz_and_npy_side_by_side_are_refused(tmp_path: Path) -> None:
     [
         ("", "is no JSON of inputs that Polygraphy can read: "),
         ("{", "is no JSON of inputs that Polygraphy can read: "),
-        ('{"x": {"polygraphy_class": "Unheard"}}', "is no JSON of inputs that Polygraphy can read: Could not decode serialized type: Unheard"),
-        ('{"x": {"polygraphy_class": "ndarray", "array": "zzz"}}', "is no JSON of inputs that Polygraphy can read: "),
-        ('{"x": {"polygraphy_class": "ndarray"}}', "is no JSON of inputs that Polygraphy can read: "),
+        (
+            '{"x": {"polygraphy_class": "Unheard"}}',
+            "is no JSON of inputs that Polygraphy can read: Could not decode serialized type: Unheard",
+        ),
+        (
+            '{"x": {"polygraphy_class": "ndarray", "array": "zzz"}}',
+            "is no JSON of inputs that Polygraphy can read: ",
+        ),
+        (
+            '{"x": {"polygraphy_class": "ndarray"}}',
+            "is no JSON of inputs that Polygraphy can read: ",
+        ),
         ("[1]", "sample 0: is of type int; each sample must map input names to arrays"),
         ("[]", "holds no samples"),
         ('{"y": [1]}', "sample 0: has no array for input 'x'; it holds 'y'"),
@@ -327,17 +407,23 @@ def test_samples_and_seed_are_checked(tmp_path: Path, more: list[object], says: 
 def test_samples_without_data_are_refused(tmp_path: Path) -> None:
     model = save(tiny_model(), tmp_path / "model.onnx")
 
-    assert "--samples and --seed choose samples; pass --data or --images" in refused(tmp_path, "quantize", model, "-o", tmp_path / "o", "--samples", 1)
+    assert "--samples and --seed choose samples; pass --data or --images" in refused(
+        tmp_path, "quantize", model, "-o", tmp_path / "o", "--samples", 1
+    )
 
 
 def test_an_output_may_not_replace_the_data(tmp_path: Path) -> None:
     path = saved(tmp_path, "npy") / "1.npy"
     model = save(tiny_model(), tmp_path / "model.onnx")
 
-    assert f"qdq: {path}: " in refused(tmp_path, "quantize", model, "-o", path, "--data", path.parent, "--force")
+    assert f"qdq: {path}: " in refused(
+        tmp_path, "quantize", model, "-o", path, "--data", path.parent, "--force"
+    )
 
 
-def test_progress_on_a_terminal_shows_samples_time_and_memory(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_progress_on_a_terminal_shows_samples_time_and_memory(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     clock = iter([0.0, 30.0])
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
     monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
@@ -346,5 +432,7 @@ def test_progress_on_a_terminal_shows_samples_time_and_memory(monkeypatch: pytes
         advance(16)
 
     shown, cleared = capsys.readouterr().err.split("\r")[1:]
-    assert re.fullmatch(r"calibrating: 16 of 64 samples, 1 min 30 s left(, [1-9]\d* MB at most)?\x1b\[K", shown)
+    assert re.fullmatch(
+        r"calibrating: 16 of 64 samples, 1 min 30 s left(, [1-9]\d* MB at most)?\x1b\[K", shown
+    )
     assert cleared == "\x1b[K"

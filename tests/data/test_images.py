@@ -22,17 +22,32 @@ MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
 LEVEL = 1 / 255
 
 
-def picture_model(*shape: int | str, dtype: int = TensorProto.FLOAT, more: tuple[str, ...] = ()) -> onnx.ModelProto:
+def picture_model(
+    *shape: int | str, dtype: int = TensorProto.FLOAT, more: tuple[str, ...] = ()
+) -> onnx.ModelProto:
     """Return a model of one convolution over `images`, channels behind the batch or last, and further inputs that it ignores."""
     last = shape[1] not in (1, 3)
     channels = shape[3] if last else shape[1]
-    weight = np.random.default_rng(0).standard_normal((4, channels if isinstance(channels, int) else 3, 3, 3)).astype(np.float32)
-    nodes = [helper.make_node("Transpose", ["images"], ["t"], perm=[0, 3, 1, 2])] if last else [helper.make_node("Identity", ["images"], ["t"])]
+    weight = (
+        np.random.default_rng(0)
+        .standard_normal((4, channels if isinstance(channels, int) else 3, 3, 3))
+        .astype(np.float32)
+    )
+    nodes = (
+        [helper.make_node("Transpose", ["images"], ["t"], perm=[0, 3, 1, 2])]
+        if last
+        else [helper.make_node("Identity", ["images"], ["t"])]
+    )
     nodes.append(helper.make_node("Cast", ["t"], ["f"], to=TensorProto.FLOAT))
     nodes.append(helper.make_node("Conv", ["f", "w"], ["y"], name="conv"))
-    inputs = [helper.make_tensor_value_info("images", dtype, shape), *(helper.make_tensor_value_info(n, TensorProto.FLOAT, [1]) for n in more)]
+    inputs = [
+        helper.make_tensor_value_info("images", dtype, shape),
+        *(helper.make_tensor_value_info(n, TensorProto.FLOAT, [1]) for n in more),
+    ]
     outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["a", "b", "c", "d"])]
-    graph = helper.make_graph(nodes, "pictures", inputs, outputs, [numpy_helper.from_array(weight, "w")])
+    graph = helper.make_graph(
+        nodes, "pictures", inputs, outputs, [numpy_helper.from_array(weight, "w")]
+    )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
 
 
@@ -41,7 +56,9 @@ def scene(height: int, width: int, seed: int = 0) -> np.ndarray:
     rng = np.random.default_rng(seed)
     rows, columns = np.mgrid[0:height, 0:width]
     waves = [127 + 90 * np.sin(rows / (9 + 4 * c) + columns / (13 - 3 * c)) for c in range(3)]
-    return np.clip(np.stack(waves, -1) + rng.normal(0, 12, (height, width, 3)), 0, 255).astype(np.uint8)
+    return np.clip(np.stack(waves, -1) + rng.normal(0, 12, (height, width, 3)), 0, 255).astype(
+        np.uint8
+    )
 
 
 def album(folder: Path, *sizes: tuple[int, int]) -> Path:
@@ -54,30 +71,44 @@ def album(folder: Path, *sizes: tuple[int, int]) -> Path:
 
 def read(model: onnx.ModelProto, folder: Path, preprocess: object, **more: int) -> list[np.ndarray]:
     """Return what the model is fed with."""
-    return [feed["images"] for feed in open_feeds(GraphIndex(qdq.load(model)), qdq.Images(folder, str(preprocess)), **more)]
+    return [
+        feed["images"]
+        for feed in open_feeds(
+            GraphIndex(qdq.load(model)), qdq.Images(folder, str(preprocess)), **more
+        )
+    ]
 
 
 def weights_of(old: int, new: int, smooth: bool) -> np.ndarray:
     """Return the [new, old] matrix of linear interpolation, half-pixel centres; widened by the step where it smooths."""
     step = old / new
     reach = max(step, 1.0) if smooth else 1.0
-    centres = np.clip((np.arange(new) + 0.5) * step - 0.5, None if smooth else 0, None if smooth else old - 1)
+    centres = np.clip(
+        (np.arange(new) + 0.5) * step - 0.5, None if smooth else 0, None if smooth else old - 1
+    )
     weights = np.maximum(1 - np.abs(np.arange(old)[None, :] - centres[:, None]) / reach, 0)
     return weights / weights.sum(axis=1, keepdims=True)
 
 
 def resized(pixels: np.ndarray, height: int, width: int, smooth: bool) -> np.ndarray:
     """Return a picture of another size in float64, not rounded."""
-    rows, columns = weights_of(pixels.shape[0], height, smooth), weights_of(pixels.shape[1], width, smooth)
+    rows, columns = (
+        weights_of(pixels.shape[0], height, smooth),
+        weights_of(pixels.shape[1], width, smooth),
+    )
     return np.moveaxis(rows @ (np.moveaxis(pixels, 2, 0).astype(np.float64) @ columns.T), 0, 2)
 
 
 @pytest.mark.parametrize("size", [(300, 400), (500, 281), (256, 256), (64, 80)])
-def test_imagenet_is_what_torchvisions_models_are_evaluated_with(tmp_path: Path, size: tuple[int, int]) -> None:
+def test_imagenet_is_what_torchvisions_models_are_evaluated_with(
+    tmp_path: Path, size: tuple[int, int]
+) -> None:
     """Resize(256), CenterCrop(224), ToTensor, Normalize: https://pytorch.org/vision/stable/models.html."""
     album(tmp_path, size)
     height, width = size
-    large = (256, int(256 * width / height)) if height <= width else (int(256 * height / width), 256)
+    large = (
+        (256, int(256 * width / height)) if height <= width else (int(256 * height / width), 256)
+    )
     top, left = (round((side - 224) / 2.0) for side in large)
     cut = resized(scene(*size), *large, smooth=True)[top : top + 224, left : left + 224]
     expected = ((cut / 255 - MEAN) / STD).transpose(2, 0, 1)[None]
@@ -97,7 +128,9 @@ def test_yolo_is_the_letterbox_of_ultralytics(tmp_path: Path, size: tuple[int, i
     height, width = round(size[0] * ratio), round(size[1] * ratio)
     top, left = round((640 - height) / 2 - 0.1), round((640 - width) / 2 - 0.1)
     expected = np.full((640, 640, 3), 114.0)
-    expected[top : top + height, left : left + width] = resized(scene(*size), height, width, smooth=False)
+    expected[top : top + height, left : left + width] = resized(
+        scene(*size), height, width, smooth=False
+    )
 
     (got,) = read(picture_model(1, 3, 640, 640), tmp_path, "yolo")
 
@@ -133,7 +166,9 @@ def test_grey_pictures_and_models_of_one_channel(tmp_path: Path) -> None:
     colour, grey = read(picture_model(1, 1, 8, 8), tmp_path / "album", how)
 
     assert np.allclose(grey[0, 0] * 255, scene(8, 8)[:, :, 0], atol=1e-3)
-    assert np.allclose(colour[0, 0] * 255, scene(8, 8) @ [0.299, 0.587, 0.114], atol=1.01)  # ITU-R 601
+    assert np.allclose(
+        colour[0, 0] * 255, scene(8, 8) @ [0.299, 0.587, 0.114], atol=1.01
+    )  # ITU-R 601
 
 
 def test_fill_is_in_the_order_of_the_channels(tmp_path: Path) -> None:
@@ -146,7 +181,9 @@ def test_fill_is_in_the_order_of_the_channels(tmp_path: Path) -> None:
     assert (got[0, :, 2:6] == scene(4, 8)[:, :, ::-1].transpose(2, 0, 1)).all()
 
 
-def test_what_the_model_fixes_wins_over_the_files_size_and_the_resize_keeps_its_proportion(tmp_path: Path) -> None:
+def test_what_the_model_fixes_wins_over_the_files_size_and_the_resize_keeps_its_proportion(
+    tmp_path: Path,
+) -> None:
     """Inception wants 299; torchvision resizes to 342 first, as 256 is to 224."""
     album(tmp_path, (400, 600))
     large = (342, int(342 * 600 / 400))
@@ -155,14 +192,22 @@ def test_what_the_model_fixes_wins_over_the_files_size_and_the_resize_keeps_its_
 
     (got,) = read(picture_model("n", 3, 299, 299), tmp_path, "imagenet")
 
-    assert np.abs(got[0] - ((cut / 255 - MEAN) / STD).transpose(2, 0, 1)).max() <= 1.01 * LEVEL / STD.min()
+    assert (
+        np.abs(got[0] - ((cut / 255 - MEAN) / STD).transpose(2, 0, 1)).max()
+        <= 1.01 * LEVEL / STD.min()
+    )
 
 
 def test_a_dynamic_size_is_the_files(tmp_path: Path) -> None:
     album(tmp_path / "album", (30, 40))
     how = write(tmp_path, "like: yolo\nsize: [32, 64]\n")
 
-    assert read(picture_model("n", 3, "h", "w"), tmp_path / "album", "yolo")[0].shape == (1, 3, 640, 640)
+    assert read(picture_model("n", 3, "h", "w"), tmp_path / "album", "yolo")[0].shape == (
+        1,
+        3,
+        640,
+        640,
+    )
     assert read(picture_model("n", 3, "h", "w"), tmp_path / "album", how)[0].shape == (1, 3, 32, 64)
 
 
@@ -186,7 +231,11 @@ def test_folders_below_are_read_in_order_and_other_files_left(tmp_path: Path) ->
     (tmp_path / "a" / "._2.png").write_text("what macOS leaves")
     how = write(tmp_path, "fit: stretch\n")
 
-    assert [round(float(x.mean())) for x in read(picture_model(1, 3, 8, 8), tmp_path, how)] == [10, 40, 80]
+    assert [round(float(x.mean())) for x in read(picture_model(1, 3, 8, 8), tmp_path, how)] == [
+        10,
+        40,
+        80,
+    ]
 
 
 def test_batches_of_pictures(tmp_path: Path) -> None:
@@ -201,15 +250,27 @@ def test_batches_of_pictures(tmp_path: Path) -> None:
 def test_a_half_precision_input_gets_half_precision(tmp_path: Path) -> None:
     album(tmp_path, (20, 20))
 
-    assert read(picture_model(1, 3, 16, 16, dtype=TensorProto.FLOAT16), tmp_path, "yolo")[0].dtype == np.float16
+    assert (
+        read(picture_model(1, 3, 16, 16, dtype=TensorProto.FLOAT16), tmp_path, "yolo")[0].dtype
+        == np.float16
+    )
 
 
 def test_what_overflows_half_precision_is_named(bench: Path) -> None:
     save(picture_model(1, 3, 16, 16, dtype=TensorProto.FLOAT16), bench / "model.onnx")
 
-    message = quantize(bench, "--images", bench / "album", "--preprocess", write(bench, "fit: stretch\nscale: 1000\n"))
+    message = quantize(
+        bench,
+        "--images",
+        bench / "album",
+        "--preprocess",
+        write(bench, "fit: stretch\nscale: 1000\n"),
+    )
 
-    assert message == f"qdq: {bench / 'album'} sample 0: input 'images' holds NaN or Inf; mend the data\n"
+    assert (
+        message
+        == f"qdq: {bench / 'album'} sample 0: input 'images' holds NaN or Inf; mend the data\n"
+    )
 
 
 def test_every_preset_can_be_read() -> None:
@@ -226,12 +287,18 @@ def bench(tmp_path: Path) -> Path:
 
 
 def test_quantize_and_validate_take_pictures(bench: Path) -> None:
-    model, out, more = bench / "model.onnx", bench / "out.onnx", ("--images", bench / "album", "--preprocess", "yolo")
+    model, out, more = (
+        bench / "model.onnx",
+        bench / "out.onnx",
+        ("--images", bench / "album", "--preprocess", "yolo"),
+    )
 
     code, text, err = run("quantize", model, "-o", out, *more, "--samples", 3)
     assert (code, err) == (0, "")
     assert "auto over 3 samples of album as yolo, 3 of 4 evenly" in text
-    assert {p.key: p.value for p in onnx.load(out).metadata_props}["qdq.data"] == "album as yolo, 3 of 4 evenly (3 samples)"
+    assert {p.key: p.value for p in onnx.load(out).metadata_props}[
+        "qdq.data"
+    ] == "album as yolo, 3 of 4 evenly (3 samples)"
 
     code, text, err = run("validate", model, out, *more)
     assert (code, err) == (0, "")
@@ -242,13 +309,31 @@ def test_calibrate_and_the_library_take_pictures(bench: Path) -> None:
     model, plan, scales = bench / "model.onnx", bench / "plan.yaml", bench / "scales.json"
     assert run("plan", model, "-o", plan)[0] == 0
 
-    code, _, err = run("calibrate", model, plan, "--images", bench / "album", "--preprocess", "yolo", "--samples", 2, "--batch", 2, "-o", scales)
+    code, _, err = run(
+        "calibrate",
+        model,
+        plan,
+        "--images",
+        bench / "album",
+        "--preprocess",
+        "yolo",
+        "--samples",
+        2,
+        "--batch",
+        2,
+        "-o",
+        scales,
+    )
     assert (code, err) == (0, "")
-    made = qdq.calibrate(model, qdq.plan(model), qdq.Subset(qdq.Images(bench / "album", "yolo"), samples=2), batch=2)
+    made = qdq.calibrate(
+        model, qdq.plan(model), qdq.Subset(qdq.Images(bench / "album", "yolo"), samples=2), batch=2
+    )
 
     written = json.loads(scales.read_text())
     assert (written["data"], written["samples"], written["batch"]) == (made.data, 2, "2")
-    assert [pair["scales"] for pair in written["by_pair"]] == [list(pair.scales) for pair in made.by_pair]
+    assert [pair["scales"] for pair in written["by_pair"]] == [
+        list(pair.scales) for pair in made.by_pair
+    ]
 
 
 def quantize(bench: Path, *more: object) -> str:
@@ -259,16 +344,39 @@ def quantize(bench: Path, *more: object) -> str:
 @pytest.mark.parametrize(
     ("more", "says"),
     [
-        (["--images", "album"], "--images needs --preprocess: imagenet, yolo, or a YAML file that says how a picture becomes the model's input"),
-        (["--images", "album", "--preprocess", "yolo", "--data", "noise"], "--data and --images exclude each other; pass one of them"),
-        (["--data", "noise", "--preprocess", "yolo"], "--preprocess says how pictures become inputs; pass --images with a folder of them"),
-        (["--images", "album", "--preprocess", "imagenett"], "unknown preprocessing 'imagenett': no file, and the presets are imagenet, yolo. Did you mean"),
-        (["--images", "gone", "--preprocess", "yolo"], "gone: no such folder; pass --images with a folder of pictures"),
-        (["--images", "model.onnx", "--preprocess", "yolo"], "model.onnx: is a file; pass --images with a folder of pictures"),
-        (["--images", "empty", "--preprocess", "yolo"], "empty: holds no pictures; their names end in .bmp, .jpeg,"),
+        (
+            ["--images", "album"],
+            "--images needs --preprocess: imagenet, yolo, or a YAML file that says how a picture becomes the model's input",
+        ),
+        (
+            ["--images", "album", "--preprocess", "yolo", "--data", "noise"],
+            "--data and --images exclude each other; pass one of them",
+        ),
+        (
+            ["--data", "noise", "--preprocess", "yolo"],
+            "--preprocess says how pictures become inputs; pass --images with a folder of them",
+        ),
+        (
+            ["--images", "album", "--preprocess", "imagenett"],
+            "unknown preprocessing 'imagenett': no file, and the presets are imagenet, yolo. Did you mean",
+        ),
+        (
+            ["--images", "gone", "--preprocess", "yolo"],
+            "gone: no such folder; pass --images with a folder of pictures",
+        ),
+        (
+            ["--images", "model.onnx", "--preprocess", "yolo"],
+            "model.onnx: is a file; pass --images with a folder of pictures",
+        ),
+        (
+            ["--images", "empty", "--preprocess", "yolo"],
+            "empty: holds no pictures; their names end in .bmp, .jpeg,",
+        ),
     ],
 )
-def test_options_that_do_not_go_together(bench: Path, monkeypatch: pytest.MonkeyPatch, more: list[str], says: str) -> None:
+def test_options_that_do_not_go_together(
+    bench: Path, monkeypatch: pytest.MonkeyPatch, more: list[str], says: str
+) -> None:
     (bench / "empty").mkdir()
     monkeypatch.chdir(bench)
 
@@ -284,11 +392,15 @@ def test_options_that_do_not_go_together(bench: Path, monkeypatch: pytest.Monkey
     ],
     ids=["empty", "text", "half"],
 )
-def test_a_picture_that_cannot_be_read_is_named(bench: Path, content: bytes | None, says: str) -> None:
+def test_a_picture_that_cannot_be_read_is_named(
+    bench: Path, content: bytes | None, says: str
+) -> None:
     path = bench / "album" / "2.png"
     path.write_bytes(path.read_bytes()[:400] if content is None else content)
 
-    assert f"qdq: {path}: {says}" in quantize(bench, "--images", bench / "album", "--preprocess", "yolo")
+    assert f"qdq: {path}: {says}" in quantize(
+        bench, "--images", bench / "album", "--preprocess", "yolo"
+    )
 
 
 def test_pictures_of_sixteen_bits_are_refused(bench: Path) -> None:
@@ -300,22 +412,51 @@ def test_pictures_of_sixteen_bits_are_refused(bench: Path) -> None:
     assert message == f"qdq: {path}: has more than 8 bits a channel (I;16); convert it to 8 bits\n"
 
 
-def test_a_picture_of_too_many_pixels_is_refused(bench: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_picture_of_too_many_pixels_is_refused(
+    bench: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 200)
 
     message = quantize(bench, "--images", bench / "album", "--preprocess", "yolo")
 
-    assert message == f"qdq: {bench / 'album' / '1.png'}: is no picture that can be read: {message.partition('read: ')[2]}"
+    assert (
+        message
+        == f"qdq: {bench / 'album' / '1.png'}: is no picture that can be read: {message.partition('read: ')[2]}"
+    )
     assert "decompression bomb" in message
 
 
 MODELS = {
-    "channels": (picture_model(1, 1, 8, 8), "is float32[1, 1, 8, 8], which is no picture with 3 channels as yolo gives them", "yolo"),
-    "integers": (picture_model(1, 3, 8, 8, dtype=TensorProto.UINT8), "no input, or several, takes pictures", "yolo"),
-    "others": (picture_model(1, 3, 8, 8, more=("scale",)), "pictures feed only 'images', and 'scale' would get nothing; pass --data", "yolo"),
-    "batches": (picture_model(3, 3, 8, 8), "album: holds 4 pictures, which batches of 3 do not divide; leave out 1", "yolo"),
-    "unsized": (picture_model(1, 3, "h", 8), "of no fixed size; write 'size' into", "fit: stretch\n"),
-    "no-input": (picture_model(1, 3, 8, 8), "the model has no input 'image'. Did you mean 'images'?; it has 'images'", "fit: stretch\ninput: image\n"),
+    "channels": (
+        picture_model(1, 1, 8, 8),
+        "is float32[1, 1, 8, 8], which is no picture with 3 channels as yolo gives them",
+        "yolo",
+    ),
+    "integers": (
+        picture_model(1, 3, 8, 8, dtype=TensorProto.UINT8),
+        "no input, or several, takes pictures",
+        "yolo",
+    ),
+    "others": (
+        picture_model(1, 3, 8, 8, more=("scale",)),
+        "pictures feed only 'images', and 'scale' would get nothing; pass --data",
+        "yolo",
+    ),
+    "batches": (
+        picture_model(3, 3, 8, 8),
+        "album: holds 4 pictures, which batches of 3 do not divide; leave out 1",
+        "yolo",
+    ),
+    "unsized": (
+        picture_model(1, 3, "h", 8),
+        "of no fixed size; write 'size' into",
+        "fit: stretch\n",
+    ),
+    "no-input": (
+        picture_model(1, 3, 8, 8),
+        "the model has no input 'image'. Did you mean 'images'?; it has 'images'",
+        "fit: stretch\ninput: image\n",
+    ),
 }
 
 
@@ -333,33 +474,99 @@ MISTAKES = {
     "empty": ("", 1, "a preprocess file is a mapping"),
     "misspelt": ("fit: crop\nsizes: 3\n", 2, "unknown key 'sizes'. Did you mean 'size'"),
     "twice": ("fit: crop\nfit: crop\n", 2, "the key 'fit' is given twice"),
-    "no-fit": ("size: 3\n", 1, "the key 'fit' is missing; write one of crop, letterbox, stretch, or 'like' and a preset"),
-    "fit": ("fit: leterbox\n", 1, "'fit' is 'leterbox'; it must be one of crop, letterbox, stretch. Did you mean 'letterbox'?"),
-    "like": ("like: yolo5\n", 1, "'like' is 'yolo5'; it must be one of imagenet, yolo. Did you mean 'yolo'?"),
-    "size": ("fit: crop\nsize: [1, 2, 3]\n", 2, "'size' is [1, 2, 3]; write pixels: one number, or [height, width]"),
+    "no-fit": (
+        "size: 3\n",
+        1,
+        "the key 'fit' is missing; write one of crop, letterbox, stretch, or 'like' and a preset",
+    ),
+    "fit": (
+        "fit: leterbox\n",
+        1,
+        "'fit' is 'leterbox'; it must be one of crop, letterbox, stretch. Did you mean 'letterbox'?",
+    ),
+    "like": (
+        "like: yolo5\n",
+        1,
+        "'like' is 'yolo5'; it must be one of imagenet, yolo. Did you mean 'yolo'?",
+    ),
+    "size": (
+        "fit: crop\nsize: [1, 2, 3]\n",
+        2,
+        "'size' is [1, 2, 3]; write pixels: one number, or [height, width]",
+    ),
     "size-zero": ("fit: crop\nsize: 0\n", 2, "'size' is 0; write pixels"),
-    "resize": ("fit: crop\nsize: 8\nresize: 6\n", 3, "'resize' is the short side before 'size' is cut out; give both, 'resize' the larger"),
+    "resize": (
+        "fit: crop\nsize: 8\nresize: 6\n",
+        3,
+        "'resize' is the short side before 'size' is cut out; give both, 'resize' the larger",
+    ),
     "resize-truth": ("fit: crop\nresize: true\n", 2, "'resize' is True; write a number of pixels"),
-    "resize-idle": ("fit: stretch\nresize: 9\n", 2, "'resize' is only for 'fit: crop'; leave it out"),
-    "fill-idle": ("fit: stretch\nfill: 9\n", 2, "'fill' is only for 'fit: letterbox'; leave it out"),
-    "mean": ("fit: stretch\nmean: [1, 2]\n", 2, "'mean' has 2 numbers; write one, or one for each of 3 channels"),
-    "mean-text": ("fit: stretch\nmean: half\n", 2, "'mean' is 'half'; write a number such as 0.5 or 1/255"),
-    "std": ("fit: stretch\nstd: [1, 0, 1]\n", 2, "'std' is [1, 0, 1]; write a number for each channel, none of them 0"),
-    "scale": ("fit: stretch\nscale: 1/0\n", 2, "'scale' is '1/0'; write a number such as 0.5 or 1/255"),
+    "resize-idle": (
+        "fit: stretch\nresize: 9\n",
+        2,
+        "'resize' is only for 'fit: crop'; leave it out",
+    ),
+    "fill-idle": (
+        "fit: stretch\nfill: 9\n",
+        2,
+        "'fill' is only for 'fit: letterbox'; leave it out",
+    ),
+    "mean": (
+        "fit: stretch\nmean: [1, 2]\n",
+        2,
+        "'mean' has 2 numbers; write one, or one for each of 3 channels",
+    ),
+    "mean-text": (
+        "fit: stretch\nmean: half\n",
+        2,
+        "'mean' is 'half'; write a number such as 0.5 or 1/255",
+    ),
+    "std": (
+        "fit: stretch\nstd: [1, 0, 1]\n",
+        2,
+        "'std' is [1, 0, 1]; write a number for each channel, none of them 0",
+    ),
+    "scale": (
+        "fit: stretch\nscale: 1/0\n",
+        2,
+        "'scale' is '1/0'; write a number such as 0.5 or 1/255",
+    ),
     "scale-infinite": ("fit: stretch\nscale: .inf\n", 2, "'scale' is inf; write a number"),
-    "scale-huge": ("fit: stretch\nscale: '1e999999999'\n", 2, "'scale' is '1e999999999'; write a number"),
+    "scale-huge": (
+        "fit: stretch\nscale: '1e999999999'\n",
+        2,
+        "'scale' is '1e999999999'; write a number",
+    ),
     "scale-nan": ("fit: stretch\nscale: .nan\n", 2, "'scale' is nan; write a number"),
-    "fill": ("fit: letterbox\nfill: [0, 0, 256]\n", 2, "'fill' is [0, 0, 256]; write colours from 0 to 255"),
-    "grey-mean": ("like: imagenet\nchannels: gray\n", 1, "'mean' has 3 numbers; write one, or one for each of 1 channels"),
+    "fill": (
+        "fit: letterbox\nfill: [0, 0, 256]\n",
+        2,
+        "'fill' is [0, 0, 256]; write colours from 0 to 255",
+    ),
+    "grey-mean": (
+        "like: imagenet\nchannels: gray\n",
+        1,
+        "'mean' has 3 numbers; write one, or one for each of 1 channels",
+    ),
     "antialias": ("fit: stretch\nantialias: 'no'\n", 2, "'antialias' is 'no'; write true or false"),
-    "lanczos": ("fit: stretch\nantialias: false\ninterpolation: lanczos\n", 2, "without 'antialias' the interpolation is one of nearest, bilinear, bicubic"),
-    "layout": ("fit: stretch\nlayout: NCHW\n", 2, "'layout' is 'NCHW'; it must be one of nchw, nhwc"),
+    "lanczos": (
+        "fit: stretch\nantialias: false\ninterpolation: lanczos\n",
+        2,
+        "without 'antialias' the interpolation is one of nearest, bilinear, bicubic",
+    ),
+    "layout": (
+        "fit: stretch\nlayout: NCHW\n",
+        2,
+        "'layout' is 'NCHW'; it must be one of nchw, nhwc",
+    ),
     "input": ("fit: stretch\ninput: 3\n", 2, "'input' must be text, not 3"),
 }
 
 
 @pytest.mark.parametrize(("content", "line", "says"), MISTAKES.values(), ids=MISTAKES)
-def test_a_mistake_in_a_preprocess_file_is_named_with_its_line(bench: Path, content: str, line: int, says: str) -> None:
+def test_a_mistake_in_a_preprocess_file_is_named_with_its_line(
+    bench: Path, content: str, line: int, says: str
+) -> None:
     path = write(bench, content)
 
     message = quantize(bench, "--images", bench / "album", "--preprocess", path)

@@ -37,16 +37,22 @@ CASES = {
 
 @pytest.fixture
 def models(tmp_path: Path) -> tuple[Path, Path]:
-    return save(tiny_model(), tmp_path / "model.onnx"), save(qdq.quantize(tiny_model(), "noise").model, tmp_path / "model.int8.onnx")
+    return save(tiny_model(), tmp_path / "model.onnx"), save(
+        qdq.quantize(tiny_model(), "noise").model, tmp_path / "model.int8.onnx"
+    )
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_layer_file_that_cannot_be_used_is_refused(models: tuple[Path, Path], tmp_path: Path, case: str) -> None:
+def test_a_layer_file_that_cannot_be_used_is_refused(
+    models: tuple[Path, Path], tmp_path: Path, case: str
+) -> None:
     content, expected = CASES[case]
     path = tmp_path / "engine.json"
     path.write_bytes(content)
 
-    message = refused(tmp_path, "validate", *models, "--layers", path, "--report", tmp_path / "report.json")
+    message = refused(
+        tmp_path, "validate", *models, "--layers", path, "--report", tmp_path / "report.json"
+    )
 
     assert message.startswith(f"qdq: {path}: {expected}")
 
@@ -54,11 +60,18 @@ def test_a_layer_file_that_cannot_be_used_is_refused(models: tuple[Path, Path], 
 def test_a_layer_file_that_is_not_there_is_named(models: tuple[Path, Path], tmp_path: Path) -> None:
     path = tmp_path / "engine.json"
 
-    assert refused(tmp_path, "validate", *models, "--layers", path) == f"qdq: {path}: cannot be read: No such file or directory\n"
+    assert (
+        refused(tmp_path, "validate", *models, "--layers", path)
+        == f"qdq: {path}: cannot be read: No such file or directory\n"
+    )
 
 
-def test_a_report_does_not_replace_the_layer_file(models: tuple[Path, Path], tmp_path: Path) -> None:
+def test_a_report_does_not_replace_the_layer_file(
+    models: tuple[Path, Path], tmp_path: Path
+) -> None:
     path = tmp_path / "engine.json"
     path.write_text("{}")
 
-    assert "engine.json" in refused(tmp_path, "validate", *models, "--layers", path, "--report", path, "--force")
+    assert "engine.json" in refused(
+        tmp_path, "validate", *models, "--layers", path, "--report", path, "--force"
+    )

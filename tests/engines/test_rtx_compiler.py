@@ -25,7 +25,9 @@ from tests.support.cli_runner import run as cli
 from tests.support.graphs import CALIBRATION, DIGITS, build, convolution, node, noise
 from tests.support.paths import NETWORKS
 
-needs_compiler = pytest.mark.skipif(importlib.util.find_spec("tensorrt_rtx") is None, reason="TensorRT-RTX is not installed")
+needs_compiler = pytest.mark.skipif(
+    importlib.util.find_spec("tensorrt_rtx") is None, reason="TensorRT-RTX is not installed"
+)
 SM75, SM86, SM120 = (parse_target(f"rtx:sm{sm}") for sm in (75, 86, 120))
 
 
@@ -45,10 +47,17 @@ def test_every_promise_of_the_fixture_networks_is_kept(name: str) -> None:
     result = qdq.quantize(NETWORKS / f"{name}.onnx", CALIBRATION, targets=[SM86])
     validation = engines(result, SM86)
     (report,) = validation.engines
-    assert (report.target, report.kind, report.failure, report.float_failure) == ("rtx:sm86", "compiled", "", "")
+    assert (report.target, report.kind, report.failure, report.float_failure) == (
+        "rtx:sm86",
+        "compiled",
+        "",
+        "",
+    )
     assert report.compiler.startswith("TensorRT-RTX ")
     assert {(v.promised, v.int8) for v in report.layers} == {(True, True)}
-    assert len(report.layers) == sum(n.op_type in ("Conv", "Gemm", "MatMul") for n in result.source.model.graph.node)
+    assert len(report.layers) == sum(
+        n.op_type in ("Conv", "Gemm", "MatMul") for n in result.source.model.graph.node
+    )
     assert report.kernels > 0
     assert report.float_kernels > 0
     assert report.bytes > 0
@@ -76,7 +85,9 @@ def test_a_plan_for_another_target_breaks_its_promise_and_misses_names_the_node(
     (broken,) = report.broken_promises
     assert broken.node == "up"
     assert "deconvolution-weights" in broken.rule
-    assert str(broken).startswith("up [weighted-inputs, deconvolution-weights]: promised INT8, but the engine runs it as ")
+    assert str(broken).startswith(
+        "up [weighted-inputs, deconvolution-weights]: promised INT8, but the engine runs it as "
+    )
     assert misses(validation, Thresholds()) == (f"rtx:sm86: {broken}",)
 
 
@@ -90,14 +101,21 @@ def test_a_plan_for_the_right_target_promises_nothing_it_cannot_keep() -> None:
 
 @needs_compiler
 def test_a_refusal_is_reported_for_the_float_and_the_quantized_model() -> None:
-    model = build([node("Gemm", ["x", "w"], "y", name="head [a], b")], {"x": [4, 32]}, ["y"], {"w": noise(32, 16)})
+    model = build(
+        [node("Gemm", ["x", "w"], "y", name="head [a], b")],
+        {"x": [4, 32]},
+        ["y"],
+        {"w": noise(32, 16)},
+    )
     validation = engines(qdq.quantize(model, "noise"), SM75)
     (report,) = validation.engines
     assert "head [a], b" in report.failure
     assert "head [a], b" in report.float_failure
     assert "qdq_node_" not in report.failure + report.float_failure
     assert report.layers == ()
-    assert report.remark.startswith("rtx:sm75: the compiler refuses this model with or without Q/DQ: ")
+    assert report.remark.startswith(
+        "rtx:sm75: the compiler refuses this model with or without Q/DQ: "
+    )
     assert misses(validation, Thresholds()) == (report.remark,)
 
 
@@ -112,11 +130,20 @@ def test_a_build_after_a_refusal_comes_out_as_before() -> None:
 
 def half_quantized(slot: int) -> onnx.ModelProto:
     """Return a Conv of which one operand alone has a pair."""
-    model = build([node("Conv", ["x", "w"], "y", name="conv")], {"x": [1, 16, 8, 8]}, ["y"], {"w": noise(16, 16, 3, 3)})
+    model = build(
+        [node("Conv", ["x", "w"], "y", name="conv")],
+        {"x": [1, 16, 8, 8]},
+        ["y"],
+        {"w": noise(16, 16, 3, 3)},
+    )
     after = qdq.quantize(model, "noise").model
     conv = after.graph.node[-1]
     conv.input[slot] = ("x", "w")[slot]
-    kept = [n for n in after.graph.node if n.op_type == "Conv" or not n.output[0].startswith(("x", "w")[slot] + "_")]
+    kept = [
+        n
+        for n in after.graph.node
+        if n.op_type == "Conv" or not n.output[0].startswith(("x", "w")[slot] + "_")
+    ]
     del after.graph.node[:]
     after.graph.node.extend(kept)
     onnx.checker.check_model(after)
@@ -136,7 +163,13 @@ def test_a_half_quantized_convolution_is_neither_promised_nor_int8(slot: int) ->
 def product(axis: int, dtype: Any = np.float32) -> onnx.ModelProto:
     """Return a MatMul with pairs on both operands, the weight's scales along an axis."""
     kind = TensorProto.FLOAT16 if dtype == np.float16 else TensorProto.FLOAT
-    model = build([node("MatMul", ["x", "w"], "y", name="fc")], {"x": [8, 32]}, ["y"], {"w": noise(32, 32, dtype=dtype)}, dtype=kind)
+    model = build(
+        [node("MatMul", ["x", "w"], "y", name="fc")],
+        {"x": [8, 32]},
+        ["y"],
+        {"w": noise(32, 32, dtype=dtype)},
+        dtype=kind,
+    )
     after = qdq.quantize(model, "noise").model
     for item in after.graph.node:
         for attribute in item.attribute:
@@ -146,9 +179,15 @@ def product(axis: int, dtype: Any = np.float32) -> onnx.ModelProto:
 
 
 @needs_compiler
-@pytest.mark.parametrize(("dtype", "target"), [(np.float32, SM86), (np.float16, SM75), (np.float16, SM86), (np.float32, SM120)], ids=str)
+@pytest.mark.parametrize(
+    ("dtype", "target"),
+    [(np.float32, SM86), (np.float16, SM75), (np.float16, SM86), (np.float32, SM120)],
+    ids=str,
+)
 @pytest.mark.parametrize("axis", [0, 1])
-def test_weight_scales_along_the_wrong_axis_break_the_promise(axis: int, dtype: Any, target: qdq.Target) -> None:
+def test_weight_scales_along_the_wrong_axis_break_the_promise(
+    axis: int, dtype: Any, target: qdq.Target
+) -> None:
     model = product(axis, dtype)
     (report,) = validate(qdq.strip(model), model, targets=[target]).engines
     assert report.failure == ""
@@ -164,19 +203,33 @@ def test_weight_scales_along_the_wrong_axis_break_the_promise(axis: int, dtype: 
         ("__myl_MulMinMaxRounCastCastMulCorr_myl0_0", False), ("fc_myl0_1", True), ("_gemm_mha_v2_myl0_3", True), ("BroadCast", True),
     ],
 )  # fmt: skip
-def test_a_generated_kernel_that_casts_before_its_product_does_not_multiply_int8(name: str, int8: bool) -> None:
+def test_a_generated_kernel_that_casts_before_its_product_does_not_multiply_int8(
+    name: str, int8: bool
+) -> None:
     stored = (LayerTensor("t", (8, 8), "Int8"),)
-    layer = EngineLayer(name, "runtime_fusion", stored, stored, (LayerTensor("y", (8, 8), "Float"),), ("fc",))
+    layer = EngineLayer(
+        name, "runtime_fusion", stored, stored, (LayerTensor("y", (8, 8), "Float"),), ("fc",)
+    )
     assert layer.multiplies("Int8") is int8
     assert not layer.multiplies("FP8")
     assert is_int8_product(layer) is int8
 
 
 @pytest.mark.parametrize(
-    ("name", "int8"), [("__myl_MulMinMaxRounCastConcCorr_myl0_0", True), ("__myl_MulMinMaxRounCastCastMulCorr_myl0_0", False), ("c", False)]
+    ("name", "int8"),
+    [
+        ("__myl_MulMinMaxRounCastConcCorr_myl0_0", True),
+        ("__myl_MulMinMaxRounCastCastMulCorr_myl0_0", False),
+        ("c", False),
+    ],
 )
-def test_a_generated_kernel_that_quantizes_its_input_itself_multiplies_int8(name: str, int8: bool) -> None:
-    read, weight = (LayerTensor("x", (1, 2, 1, 1), "Float"),), (LayerTensor("w", (4, 2, 1, 1), "Int8"),)
+def test_a_generated_kernel_that_quantizes_its_input_itself_multiplies_int8(
+    name: str, int8: bool
+) -> None:
+    read, weight = (
+        (LayerTensor("x", (1, 2, 1, 1), "Float"),),
+        (LayerTensor("w", (4, 2, 1, 1), "Int8"),),
+    )
     assert EngineLayer(name, "kgen", read, weight, read, ("c",)).multiplies("Int8") is int8
 
 
@@ -190,20 +243,40 @@ def test_promises_hold_for_weights_of_every_form() -> None:
         node("Transpose", ["m"], "w5", perm=[1, 0]), node("MatMul", ["f", "w5"], "g1"),
         node("Gemm", ["g1", "m"], "g2", transB=1), node("Gemm", ["g2", "m"], "y"),
     ]  # fmt: skip
-    model = build(nodes, {"x": [1, 16, 12, 12]}, ["y"], {"s": square, "m": flat, "two": np.array(2, np.float32)})
+    model = build(
+        nodes,
+        {"x": [1, 16, 12, 12]},
+        ["y"],
+        {"s": square, "m": flat, "two": np.array(2, np.float32)},
+    )
     (report,) = engines(qdq.quantize(model, "noise", targets=[SM86]), SM86).engines
-    assert promise(report) == {f"{name}_node": (True, True) for name in ("c1", "c2", "c3", "c4", "g1", "g2", "y")}
+    assert promise(report) == {
+        f"{name}_node": (True, True) for name in ("c1", "c2", "c3", "c4", "g1", "g2", "y")
+    }
 
 
 @needs_compiler
 def test_promises_hold_in_half_precision() -> None:
     nodes = [node("Conv", ["x", "w"], "c"), node("Relu", ["c"], "r"), node("Conv", ["r", "w"], "y")]
-    model = build(nodes, {"x": [1, 16, 8, 8]}, ["y"], {"w": noise(16, 16, 3, 3, dtype=np.float16)}, dtype=TensorProto.FLOAT16)
+    model = build(
+        nodes,
+        {"x": [1, 16, 8, 8]},
+        ["y"],
+        {"w": noise(16, 16, 3, 3, dtype=np.float16)},
+        dtype=TensorProto.FLOAT16,
+    )
     (report,) = engines(qdq.quantize(model, "noise", targets=[SM86]), SM86).engines
     assert promise(report) == {"c_node": (True, True), "y_node": (True, True)}
 
 
-ODD_NAMES = ("a], b, Inputs: [c", "Übung/слой/層 😀", "", "qdq_node_1_", "Name: x, LayerType: y", "tab\tand 'quote'")
+ODD_NAMES = (
+    "a], b, Inputs: [c",
+    "Übung/слой/層 😀",
+    "",
+    "qdq_node_1_",
+    "Name: x, LayerType: y",
+    "tab\tand 'quote'",
+)
 
 
 @needs_compiler
@@ -211,11 +284,23 @@ def test_odd_node_names_map_back() -> None:
     names = iter(ODD_NAMES)
     nodes, tensor = [], "x"
     for i, name in enumerate(names):
-        nodes += [node("Conv", [tensor, f"w{i}"], f"c{i}", name=name), node("Relu", [f"c{i}"], f"r{i}", name="")]
+        nodes += [
+            node("Conv", [tensor, f"w{i}"], f"c{i}", name=name),
+            node("Relu", [f"c{i}"], f"r{i}", name=""),
+        ]
         tensor = f"r{i}"
-    model = build(nodes, {"x": [1, 16, 8, 8]}, [tensor], {f"w{i}": noise(16, 16, 1, 1, seed=i) for i in range(len(ODD_NAMES))})
+    model = build(
+        nodes,
+        {"x": [1, 16, 8, 8]},
+        [tensor],
+        {f"w{i}": noise(16, 16, 1, 1, seed=i) for i in range(len(ODD_NAMES))},
+    )
     (report,) = engines(qdq.quantize(model, "noise", targets=[SM86]), SM86).engines
-    labels = [label for label, n in zip(node_labels(model.graph), model.graph.node, strict=True) if n.op_type == "Conv"]
+    labels = [
+        label
+        for label, n in zip(node_labels(model.graph), model.graph.node, strict=True)
+        if n.op_type == "Conv"
+    ]
     assert [v.node for v in report.layers] == labels
     assert labels[:2] == list(ODD_NAMES[:2])
     assert {(v.promised, v.int8) for v in report.layers} == {(True, True)}
@@ -274,7 +359,9 @@ def test_validation_from_the_command_line_ends_with_1_for_a_broken_promise(tmp_p
     model, out, report = tmp_path / "f.onnx", tmp_path / "q.onnx", tmp_path / "r.md"
     onnx.save(deconvolution(), model)
     assert cli("quantize", model, "-o", out, "--data", "noise")[0] == 0
-    code, text, error = cli("validate", model, out, "--target", "rtx:sm86", "--data", "noise", "--report", report)
+    code, text, error = cli(
+        "validate", model, out, "--target", "rtx:sm86", "--data", "noise", "--report", report
+    )
     assert (code, error) == (1, "")
     assert "broken: up [weighted-inputs, deconvolution-weights]: promised INT8" in text
     assert "1 of 2" in text
@@ -286,7 +373,17 @@ def test_validation_from_the_command_line_ends_with_1_for_a_broken_promise(tmp_p
 def test_quantize_and_validate_in_one_command(tmp_path: Path) -> None:
     out = tmp_path / "q.onnx"
     code, text, error = cli(
-        "quantize", NETWORKS / "digits_plain.onnx", "-o", out, "--data", CALIBRATION, "--target", "rtx:sm86", "--target", "rtx:sm120", "--validate"
+        "quantize",
+        NETWORKS / "digits_plain.onnx",
+        "-o",
+        out,
+        "--data",
+        CALIBRATION,
+        "--target",
+        "rtx:sm86",
+        "--target",
+        "rtx:sm120",
+        "--validate",
     )
     assert (code, error) == (0, "")
     assert "3 of 3" in text
@@ -299,7 +396,9 @@ def test_what_is_compiled_is_a_copy_of_fixed_shape_with_names_of_its_own() -> No
     before = model.SerializeToString()
     copy = make_compilable(model, {"x": (5, 3, 6, 6)})
     assert [d.dim_value for d in copy.graph.input[0].type.tensor_type.shape.dim] == [5, 3, 6, 6]
-    assert [d.dim_value for d in make_compilable(model, {}).graph.input[0].type.tensor_type.shape.dim] == [1, 3, 6, 6]
+    assert [
+        d.dim_value for d in make_compilable(model, {}).graph.input[0].type.tensor_type.shape.dim
+    ] == [1, 3, 6, 6]
     assert len({n.name for n in copy.graph.node}) == len(copy.graph.node)
     assert model.SerializeToString() == before
 
@@ -327,7 +426,12 @@ def described(tensor: str, dims: list[int], kind: str, old: bool) -> dict[str, A
         "FP16": "Channel major FP16 format where channel % 8 == 0",
     }
     if old:
-        return {"Name": tensor, "Location": "Device", "Dimensions": dims, "Format/Datatype": text[kind]}
+        return {
+            "Name": tensor,
+            "Location": "Device",
+            "Dimensions": dims,
+            "Format/Datatype": text[kind],
+        }
     return {"Name": tensor, "Dimensions": dims, "Format": "Row major", "Datatype": kind}
 
 

@@ -25,7 +25,18 @@ def words(folder: Path) -> dict[str, Path]:
         "SCALES": folder / "scales.json",
     }
     assert run("plan", found["MODEL"], "-o", found["PLAN"])[0] == 0
-    assert run("calibrate", found["MODEL"], found["PLAN"], "-o", found["SCALES"], "--data", found["DATA"])[0] == 0
+    assert (
+        run(
+            "calibrate",
+            found["MODEL"],
+            found["PLAN"],
+            "-o",
+            found["SCALES"],
+            "--data",
+            found["DATA"],
+        )[0]
+        == 0
+    )
     return found
 
 
@@ -72,13 +83,19 @@ def test_a_path_under_a_file_is_no_output(tmp_path: Path, command: str) -> None:
     (tmp_path / "file").write_text("x")
     path = tmp_path / "file" / "out.md"
 
-    assert refused(tmp_path, *writing(tmp_path, command), path) == f"qdq: {path}: {path.parent} is a file, not a folder; choose a folder\n"
+    assert (
+        refused(tmp_path, *writing(tmp_path, command), path)
+        == f"qdq: {path}: {path.parent} is a file, not a folder; choose a folder\n"
+    )
 
 
 def test_a_name_too_long_for_the_system_is_no_output(tmp_path: Path, command: str) -> None:
     path = tmp_path / f"{'x' * 300}.md"
 
-    assert refused(tmp_path, *writing(tmp_path, command), path) == f"qdq: {path}: cannot be written: File name too long; choose another name\n"
+    assert (
+        refused(tmp_path, *writing(tmp_path, command), path)
+        == f"qdq: {path}: cannot be written: File name too long; choose another name\n"
+    )
 
 
 def test_the_longest_name_that_the_system_takes_is_an_output(tmp_path: Path, command: str) -> None:
@@ -88,7 +105,9 @@ def test_the_longest_name_that_the_system_takes_is_an_output(tmp_path: Path, com
     assert path.is_file()
 
 
-def test_an_existing_output_stays_without_force_and_goes_with_it(tmp_path: Path, command: str) -> None:
+def test_an_existing_output_stays_without_force_and_goes_with_it(
+    tmp_path: Path, command: str
+) -> None:
     argv, path = writing(tmp_path, command), tmp_path / "old.md"
     path.write_text("old")
 
@@ -101,14 +120,22 @@ def test_a_link_that_leads_nowhere_counts_as_existing(tmp_path: Path, command: s
     path = tmp_path / "link.md"
     path.symlink_to("nowhere")
 
-    assert refused(tmp_path, *writing(tmp_path, command), path) == f"qdq: {path}: exists; pass --force to replace it\n"
+    assert (
+        refused(tmp_path, *writing(tmp_path, command), path)
+        == f"qdq: {path}: exists; pass --force to replace it\n"
+    )
 
 
-def test_what_is_no_regular_file_is_not_replaced_even_with_force(tmp_path: Path, command: str) -> None:
+def test_what_is_no_regular_file_is_not_replaced_even_with_force(
+    tmp_path: Path, command: str
+) -> None:
     path = tmp_path / "pipe.md"
     os.mkfifo(path)
 
-    assert refused(tmp_path, *writing(tmp_path, command), path, "--force") == f"qdq: {path}: is no regular file; name another\n"
+    assert (
+        refused(tmp_path, *writing(tmp_path, command), path, "--force")
+        == f"qdq: {path}: is no regular file; name another\n"
+    )
     assert path.is_fifo()
 
 
@@ -122,18 +149,29 @@ def symbolic_link(path: Path, source: Path) -> None:
 
 @pytest.mark.parametrize("spelled", ["model.onnx", "samples/../model.onnx", "./model.onnx"])
 @pytest.mark.parametrize("force", [[], ["--force"]], ids=["", "force"])
-@pytest.mark.parametrize("command", ["quantize", "plan", "calibrate", "apply", "strip"], indirect=True)
-def test_the_input_is_no_output_however_it_is_spelled(tmp_path: Path, command: str, spelled: str, force: list[str]) -> None:
+@pytest.mark.parametrize(
+    "command", ["quantize", "plan", "calibrate", "apply", "strip"], indirect=True
+)
+def test_the_input_is_no_output_however_it_is_spelled(
+    tmp_path: Path, command: str, spelled: str, force: list[str]
+) -> None:
     path = f"{tmp_path}/{spelled}"
 
     message = refused(tmp_path, *writing(tmp_path, command), path, *force)
 
-    assert message == f"qdq: {Path(path)}: the output is the input; name another file, inputs are never changed\n"
+    assert (
+        message
+        == f"qdq: {Path(path)}: the output is the input; name another file, inputs are never changed\n"
+    )
 
 
 @pytest.mark.parametrize("link", [hard_link, symbolic_link])
-@pytest.mark.parametrize("command", ["quantize", "plan", "calibrate", "apply", "strip"], indirect=True)
-def test_the_input_is_no_output_through_a_link(tmp_path: Path, command: str, link: Callable[[Path, Path], None]) -> None:
+@pytest.mark.parametrize(
+    "command", ["quantize", "plan", "calibrate", "apply", "strip"], indirect=True
+)
+def test_the_input_is_no_output_through_a_link(
+    tmp_path: Path, command: str, link: Callable[[Path, Path], None]
+) -> None:
     argv = writing(tmp_path, command)
     path = tmp_path / "link"
     link(path, tmp_path / "model.onnx")
@@ -152,10 +190,15 @@ def test_the_input_is_no_output_through_a_link(tmp_path: Path, command: str, lin
     ],
     indirect=["command"],
 )
-def test_nothing_else_that_is_read_can_be_the_output(tmp_path: Path, command: str, other: str) -> None:
+def test_nothing_else_that_is_read_can_be_the_output(
+    tmp_path: Path, command: str, other: str
+) -> None:
     message = refused(tmp_path, *writing(tmp_path, command), tmp_path / other, "--force")
 
-    assert message == f"qdq: {tmp_path / other}: the output is the input; name another file, inputs are never changed\n"
+    assert (
+        message
+        == f"qdq: {tmp_path / other}: the output is the input; name another file, inputs are never changed\n"
+    )
 
 
 @pytest.mark.parametrize("data", ["data.npz", "loader.py", "loader.py:batches"])
@@ -171,21 +214,40 @@ def test_a_single_file_of_data_or_a_script_cannot_be_the_output(tmp_path: Path, 
 def test_model_and_report_cannot_be_one_file(tmp_path: Path) -> None:
     model, path = save(tiny_model(), tmp_path / "model.onnx"), tmp_path / "out.md"
 
-    message = refused(tmp_path, "quantize", model, "-o", path, "--data", "noise", "--report", f"{tmp_path}/../{tmp_path.name}/out.md")
+    message = refused(
+        tmp_path,
+        "quantize",
+        model,
+        "-o",
+        path,
+        "--data",
+        "noise",
+        "--report",
+        f"{tmp_path}/../{tmp_path.name}/out.md",
+    )
 
     assert "out.md: the output is the input" in message
 
 
 @pytest.mark.parametrize("name", ["report.html", "report", "report.JSON", ".md"])
 @pytest.mark.parametrize("command", ["report", "validate"], indirect=True)
-def test_a_report_needs_a_suffix_that_names_its_format(tmp_path: Path, command: str, name: str) -> None:
+def test_a_report_needs_a_suffix_that_names_its_format(
+    tmp_path: Path, command: str, name: str
+) -> None:
     path = tmp_path / name
 
-    assert refused(tmp_path, *writing(tmp_path, command), path) == f"qdq: {path}: reports end in .json, .md, .txt; the suffix chooses the format\n"
+    assert (
+        refused(tmp_path, *writing(tmp_path, command), path)
+        == f"qdq: {path}: reports end in .json, .md, .txt; the suffix chooses the format\n"
+    )
 
 
-@pytest.mark.parametrize("write", [write_atomic, lambda path, content: copy_atomic(content, path)], ids=["write", "copy"])
-def test_a_write_that_fails_at_its_end_leaves_the_old_content_and_no_temporary_file(tmp_path: Path, write: Callable[[Path, object], None]) -> None:
+@pytest.mark.parametrize(
+    "write", [write_atomic, lambda path, content: copy_atomic(content, path)], ids=["write", "copy"]
+)
+def test_a_write_that_fails_at_its_end_leaves_the_old_content_and_no_temporary_file(
+    tmp_path: Path, write: Callable[[Path, object], None]
+) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "old").write_text("old")
     (tmp_path / "new").write_text("new")
@@ -217,17 +279,36 @@ def only_small_files() -> None:
 
 
 @pytest.mark.parametrize("old", [None, b"old"], ids=["new", "replaced"])
-def test_a_disk_that_is_full_leaves_the_old_file_or_none_in_a_process_of_its_own(tmp_path: Path, old: bytes | None) -> None:
+def test_a_disk_that_is_full_leaves_the_old_file_or_none_in_a_process_of_its_own(
+    tmp_path: Path, old: bytes | None
+) -> None:
     model, path = save(tiny_model(), tmp_path / "model.onnx"), tmp_path / "out.onnx"
     if old:
         path.write_bytes(old)
     before = contents(tmp_path)
-    argv = [sys.executable, "-m", "qdq", "quantize", str(model), "-o", str(path), "--data", "noise", "--report", str(tmp_path / "report.md"), "--force"]
+    argv = [
+        sys.executable,
+        "-m",
+        "qdq",
+        "quantize",
+        str(model),
+        "-o",
+        str(path),
+        "--data",
+        "noise",
+        "--report",
+        str(tmp_path / "report.md"),
+        "--force",
+    ]
 
-    done = subprocess.run(argv, capture_output=True, text=True, check=False, preexec_fn=only_small_files)
+    done = subprocess.run(
+        argv, capture_output=True, text=True, check=False, preexec_fn=only_small_files
+    )
 
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == f"qdq: {path}: could not be written: File too large; choose another place\n"
+    assert (
+        done.stderr == f"qdq: {path}: could not be written: File too large; choose another place\n"
+    )
     assert contents(tmp_path) == before
 
 

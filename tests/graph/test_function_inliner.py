@@ -22,10 +22,23 @@ WEIGHTS = {"w": noise(4, 4, seed=1) / 2, "v": noise(4, 4, seed=2) / 2}
 
 
 def function(
-    name: str, nodes: list[onnx.NodeProto], inputs: list[str], opset: int = 17, domain: str = "local", attributes: tuple[str, ...] = ()
+    name: str,
+    nodes: list[onnx.NodeProto],
+    inputs: list[str],
+    opset: int = 17,
+    domain: str = "local",
+    attributes: tuple[str, ...] = (),
 ) -> onnx.FunctionProto:
     """Return a function that gives `b`."""
-    return helper.make_function(domain, name, inputs, ["b"], nodes, [helper.make_opsetid("", opset), helper.make_opsetid("local", 1)], list(attributes))
+    return helper.make_function(
+        domain,
+        name,
+        inputs,
+        ["b"],
+        nodes,
+        [helper.make_opsetid("", opset), helper.make_opsetid("local", 1)],
+        list(attributes),
+    )
 
 
 def calling(nodes: list[onnx.NodeProto], *functions: onnx.FunctionProto) -> onnx.ModelProto:
@@ -36,7 +49,11 @@ def calling(nodes: list[onnx.NodeProto], *functions: onnx.FunctionProto) -> onnx
 
 def block() -> onnx.FunctionProto:
     """Return MatMul and Tanh as a function of a tensor and a weight."""
-    return function("Block", [node("MatMul", ["a", "k"], "m", name="matmul"), node("Tanh", ["m"], "b", name="tanh")], ["a", "k"])
+    return function(
+        "Block",
+        [node("MatMul", ["a", "k"], "m", name="matmul"), node("Tanh", ["m"], "b", name="tanh")],
+        ["a", "k"],
+    )
 
 
 def quantized(model: onnx.ModelProto) -> qdq.Quantized:
@@ -52,7 +69,13 @@ def quantized(model: onnx.ModelProto) -> qdq.Quantized:
 
 
 def test_functions_are_inlined_with_a_note_and_their_layers_quantized() -> None:
-    model = calling([node("Block", ["x", "w"], "f", domain="local"), node("Block", ["f", "v"], "y", domain="local")], block())
+    model = calling(
+        [
+            node("Block", ["x", "w"], "f", domain="local"),
+            node("Block", ["f", "v"], "y", domain="local"),
+        ],
+        block(),
+    )
     before = canonical_bytes(model)
     result = quantized(model)
     assert result.plan.notes == ("model-local functions inlined: local.Block",)
@@ -70,7 +93,14 @@ def test_the_digest_is_that_of_the_model_as_it_was_given(tmp_path: Path) -> None
 
 
 def test_functions_that_call_functions_are_inlined() -> None:
-    outer = function("Outer", [node("Block", ["a", "k"], "c", domain="local"), node("Block", ["c", "k"], "b", domain="local")], ["a", "k"])
+    outer = function(
+        "Outer",
+        [
+            node("Block", ["a", "k"], "c", domain="local"),
+            node("Block", ["c", "k"], "b", domain="local"),
+        ],
+        ["a", "k"],
+    )
     result = quantized(calling([node("Outer", ["x", "w"], "y", domain="local")], outer, block()))
     assert result.plan.notes == ("model-local functions inlined: local.Block, local.Outer",)
     assert len(result.plan.placements) == 4
@@ -78,23 +108,47 @@ def test_functions_that_call_functions_are_inlined() -> None:
 
 def test_attributes_of_a_call_reach_the_nodes() -> None:
     act = node("LeakyRelu", ["m"], "b")
-    act.attribute.append(onnx.AttributeProto(name="alpha", ref_attr_name="slope", type=onnx.AttributeProto.FLOAT))
-    leaky = function("Leaky", [node("MatMul", ["a", "k"], "m"), act], ["a", "k"], attributes=("slope",))
+    act.attribute.append(
+        onnx.AttributeProto(name="alpha", ref_attr_name="slope", type=onnx.AttributeProto.FLOAT)
+    )
+    leaky = function(
+        "Leaky", [node("MatMul", ["a", "k"], "m"), act], ["a", "k"], attributes=("slope",)
+    )
     result = quantized(calling([node("Leaky", ["x", "w"], "y", domain="local", slope=0.5)], leaky))
     assert result.source.model.graph.node[1].attribute[0].f == 0.5
 
 
 def test_functions_called_in_a_body_are_inlined_there() -> None:
-    body = helper.make_graph([node("Block", ["x", "w"], "t", domain="local")], "b", [], [helper.make_tensor_value_info("t", TensorProto.FLOAT, [2, 4])])
-    other = helper.make_graph([node("Identity", ["x"], "e")], "e", [], [helper.make_tensor_value_info("e", TensorProto.FLOAT, [2, 4])])
-    model = calling([node("If", ["yes"], "y", name="if", then_branch=body, else_branch=other)], block())
+    body = helper.make_graph(
+        [node("Block", ["x", "w"], "t", domain="local")],
+        "b",
+        [],
+        [helper.make_tensor_value_info("t", TensorProto.FLOAT, [2, 4])],
+    )
+    other = helper.make_graph(
+        [node("Identity", ["x"], "e")],
+        "e",
+        [],
+        [helper.make_tensor_value_info("e", TensorProto.FLOAT, [2, 4])],
+    )
+    model = calling(
+        [node("If", ["yes"], "y", name="if", then_branch=body, else_branch=other)], block()
+    )
     model.graph.initializer.append(onnx.numpy_helper.from_array(np.array(True), "yes"))
-    assert [str(p.edge) for p in quantized(model).plan.placements] == ["x -> if.then_branch/matmul__1[0]", "w -> if.then_branch/matmul__1[1]"]
+    assert [str(p.edge) for p in quantized(model).plan.placements] == [
+        "x -> if.then_branch/matmul__1[0]",
+        "w -> if.then_branch/matmul__1[1]",
+    ]
 
 
 @pytest.mark.parametrize("domain", ["com.microsoft", ""])
 def test_a_function_with_the_name_of_an_operator_is_what_it_says(domain: str) -> None:
-    own = function("Gelu" if domain else "Elu", [node("MatMul", ["a", "w0"], "m"), node("Tanh", ["m"], "b")], ["a", "w0"], domain=domain)
+    own = function(
+        "Gelu" if domain else "Elu",
+        [node("MatMul", ["a", "w0"], "m"), node("Tanh", ["m"], "b")],
+        ["a", "w0"],
+        domain=domain,
+    )
     model = calling([node(own.name, ["x", "w"], "y", domain=domain)], own)
     source = qdq.load(model)
     assert [n.op_type for n in source.model.graph.node] == ["MatMul", "Tanh"]
@@ -102,16 +156,33 @@ def test_a_function_with_the_name_of_an_operator_is_what_it_says(domain: str) ->
 
 
 @pytest.mark.parametrize("opset", [13, 15, 16])
-def test_a_function_of_another_opset_is_inlined_where_its_operators_are_the_same(opset: int) -> None:
+def test_a_function_of_another_opset_is_inlined_where_its_operators_are_the_same(
+    opset: int,
+) -> None:
     old = block()
     old.opset_import[0].version = opset
-    assert len(quantized(calling([node("Block", ["x", "w"], "y", domain="local")], old)).plan.placements) == 2
+    assert (
+        len(
+            quantized(
+                calling([node("Block", ["x", "w"], "y", domain="local")], old)
+            ).plan.placements
+        )
+        == 2
+    )
 
 
 def test_a_function_that_cannot_be_inlined_stays_and_is_named() -> None:
-    old = function("Old", [node("Unheard", ["a"], "c"), node("Softmax", ["c"], "b")], ["a", "k"], opset=11)
-    made = qdq.plan(calling([node("Old", ["x", "w"], "f", domain="local"), node("MatMul", ["f", "v"], "y")], old))
-    assert [(item.edge.node, item.because) for item in made.left_float if item.because == FUNCTION] == [("f_node", FUNCTION)]
+    old = function(
+        "Old", [node("Unheard", ["a"], "c"), node("Softmax", ["c"], "b")], ["a", "k"], opset=11
+    )
+    made = qdq.plan(
+        calling(
+            [node("Old", ["x", "w"], "f", domain="local"), node("MatMul", ["f", "v"], "y")], old
+        )
+    )
+    assert [
+        (item.edge.node, item.because) for item in made.left_float if item.because == FUNCTION
+    ] == [("f_node", FUNCTION)]
     assert made.notes == ()
     assert len(made.placements) == 2
 
@@ -127,17 +198,30 @@ def test_a_function_that_nothing_calls_is_left_alone() -> None:
 def test_functions_that_call_each_other_in_a_circle_are_refused(tmp_path: Path) -> None:
     one = function("One", [node("Two", ["a", "k"], "b", domain="local")], ["a", "k"])
     two = function("Two", [node("One", ["a", "k"], "b", domain="local")], ["a", "k"])
-    path = write(calling([node("One", ["x", "w"], "y", domain="local")], one, two), tmp_path / "m.onnx")
+    path = write(
+        calling([node("One", ["x", "w"], "y", domain="local")], one, two), tmp_path / "m.onnx"
+    )
     said = refused(tmp_path, "plan", path)
     assert "m.onnx: is damaged: its function local." in said
     assert "calls itself; export or download it again" in said
 
 
 def test_pairs_in_a_function_are_seen_and_stripped() -> None:
-    pair = [node("QuantizeLinear", ["a", "s", "z"], "q"), node("DequantizeLinear", ["q", "s", "z"], "d"), node("MatMul", ["d", "k"], "b")]
-    constants = [node("Constant", [], "s", value=onnx.numpy_helper.from_array(np.array(0.1, np.float32)))]
-    constants.append(node("Constant", [], "z", value=onnx.numpy_helper.from_array(np.array(0, np.int8))))
-    model = calling([node("Quantized", ["x", "w"], "y", domain="local")], function("Quantized", [*constants, *pair], ["a", "k"]))
+    pair = [
+        node("QuantizeLinear", ["a", "s", "z"], "q"),
+        node("DequantizeLinear", ["q", "s", "z"], "d"),
+        node("MatMul", ["d", "k"], "b"),
+    ]
+    constants = [
+        node("Constant", [], "s", value=onnx.numpy_helper.from_array(np.array(0.1, np.float32)))
+    ]
+    constants.append(
+        node("Constant", [], "z", value=onnx.numpy_helper.from_array(np.array(0, np.int8)))
+    )
+    model = calling(
+        [node("Quantized", ["x", "w"], "y", domain="local")],
+        function("Quantized", [*constants, *pair], ["a", "k"]),
+    )
     with pytest.raises(ModelError, match="is quantized already"):
         qdq.plan(model)
     assert [n.op_type for n in strip(model).graph.node] == ["MatMul"]
@@ -145,14 +229,30 @@ def test_pairs_in_a_function_are_seen_and_stripped() -> None:
 
 def test_a_weight_that_an_if_over_shapes_transposes_is_a_constant_as_in_old_torch_exports() -> None:
     def side(name: str, op: str) -> onnx.GraphProto:
-        return helper.make_graph([node(op, ["a"], name)], name, [], [helper.make_tensor_value_info(name, TensorProto.FLOAT, None)])
+        return helper.make_graph(
+            [node(op, ["a"], name)],
+            name,
+            [],
+            [helper.make_tensor_value_info(name, TensorProto.FLOAT, None)],
+        )
 
     two = node("Constant", [], "two", value=onnx.numpy_helper.from_array(np.array(2)))
     branches = {"then_branch": side("turned", "Transpose"), "else_branch": side("same", "Identity")}
-    nodes = [node("Shape", ["a"], "s"), node("Size", ["s"], "rank"), two, node("Equal", ["rank", "two"], "is"), node("If", ["is"], "b", **branches)]
-    model = calling([node("Turn", ["w"], "t", domain="local"), node("MatMul", ["x", "t"], "y")], function("Turn", nodes, ["a"]))
+    nodes = [
+        node("Shape", ["a"], "s"),
+        node("Size", ["s"], "rank"),
+        two,
+        node("Equal", ["rank", "two"], "is"),
+        node("If", ["is"], "b", **branches),
+    ]
+    model = calling(
+        [node("Turn", ["w"], "t", domain="local"), node("MatMul", ["x", "t"], "y")],
+        function("Turn", nodes, ["a"]),
+    )
     result = quantized(model)
     weight = next(s for s in result.scales.by_pair if s.tensor == "t")
     np.testing.assert_allclose(weight.scales, np.abs(WEIGHTS["w"]).max(axis=1) / 127, rtol=0.3)
-    (report,) = qdq.validate(result.source, result.model, targets=[qdq.parse_target("rtx:sm86")]).engines
+    (report,) = qdq.validate(
+        result.source, result.model, targets=[qdq.parse_target("rtx:sm86")]
+    ).engines
     assert [(v.node, v.int8) for v in report.layers] == [("y_node", True)]

@@ -19,15 +19,38 @@ from qdq.graph.source import canonical_bytes
 from qdq.quantized.stripper import strip
 from tests.support.cli_runner import run as cli
 from tests.support.cli_runner import tiny_model
-from tests.support.graphs import build, convolution, node, noise, paired_edges, random_feed, run, value
+from tests.support.graphs import (
+    build,
+    convolution,
+    node,
+    noise,
+    paired_edges,
+    random_feed,
+    run,
+    value,
+)
 from tests.support.paths import NETWORKS
 
 CONV_WEIGHT = noise(4, 3, 3, 3, seed=1)
 
 
-def with_tail(opset: int, tail: list[onnx.NodeProto], output: str = "y", weights: dict[str, Any] | None = None, **more: Any) -> onnx.ModelProto:
+def with_tail(
+    opset: int,
+    tail: list[onnx.NodeProto],
+    output: str = "y",
+    weights: dict[str, Any] | None = None,
+    **more: Any,
+) -> onnx.ModelProto:
     """Return Conv [1,3,6,6] -> c [1,4,4,4], and what follows."""
-    return build([node("Conv", ["x", "w"], "c"), *tail], {"x": [1, 3, 6, 6]}, [output], {"w": CONV_WEIGHT, **(weights or {})}, opset=opset, ir=4, **more)
+    return build(
+        [node("Conv", ["x", "w"], "c"), *tail],
+        {"x": [1, 3, 6, 6]},
+        [output],
+        {"w": CONV_WEIGHT, **(weights or {})},
+        opset=opset,
+        ir=4,
+        **more,
+    )
 
 
 def quantized(model: onnx.ModelProto | Path, **options: Any) -> qdq.Quantized:
@@ -58,7 +81,9 @@ def test_an_old_opset_is_raised_with_a_note_and_computes_the_same(op: str, opset
     assert result.source.model.opset_import[0].version == 13
     assert result.source.notes == result.plan.notes
     feed = random_feed(model)
-    np.testing.assert_allclose(run(result.source.model, feed)[0], run(model, feed)[0], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        run(result.source.model, feed)[0], run(model, feed)[0], rtol=1e-5, atol=1e-6
+    )
     assert canonical_bytes(strip(result.model)) == canonical_bytes(result.source.model)
     np.testing.assert_allclose(run(result.model, feed)[0], run(model, feed)[0], atol=1.0)
 
@@ -70,7 +95,9 @@ def test_opsets_just_below_13_are_raised_too(op: str, opset: int) -> None:
     result = quantized(model)
     assert any(note.startswith(f"opset raised from {opset}") for note in result.plan.notes)
     feed = random_feed(model)
-    np.testing.assert_allclose(run(result.source.model, feed)[0], run(model, feed)[0], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        run(result.source.model, feed)[0], run(model, feed)[0], rtol=1e-5, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("opset", [13, 17, 21])
@@ -85,35 +112,52 @@ def test_a_model_of_opset_13_or_newer_is_taken_as_it_is(opset: int) -> None:
 def test_opsets_below_7_are_refused_by_number(opset: int) -> None:
     model = convolution()
     model.opset_import[0].version = opset
-    with pytest.raises(ModelError, match=f"opset {opset} is too old; export it with opset 7 or newer"):
+    with pytest.raises(
+        ModelError, match=f"opset {opset} is too old; export it with opset 7 or newer"
+    ):
         qdq.load(model)
 
 
 @pytest.mark.parametrize("inside", [False, True])
 def test_a_scan_of_opset_8_which_newer_ones_read_otherwise_is_refused(inside: bool) -> None:
     body = helper.make_graph(
-        [node("Add", ["s", "i"], "t"), node("Identity", ["t"], "o")], "body", [value("s", [2]), value("i", [2])], [value("t", [2]), value("o", [2])]
+        [node("Add", ["s", "i"], "t"), node("Identity", ["t"], "o")],
+        "body",
+        [value("s", [2]), value("i", [2])],
+        [value("t", [2]), value("o", [2])],
     )
     scan = helper.make_node("Scan", ["", "start", "x"], ["last", "y"], num_scan_inputs=1, body=body)
     if inside:
         branch = helper.make_graph([scan], "branch", [], [value("y", [1, 3, 2])])
         scan = helper.make_node("If", ["c"], ["y"], then_branch=branch, else_branch=branch)
-    model = build([scan], {"start": [1, 2], "x": [1, 3, 2]}, {"y": [1, 3, 2]}, {"c": np.array(True)}, opset=8)
-    with pytest.raises(ModelError, match=r"node #0 \(Scan\) has a batch dimension, which it lost after opset 8; export it with opset 9 or newer"):
+    model = build(
+        [scan], {"start": [1, 2], "x": [1, 3, 2]}, {"y": [1, 3, 2]}, {"c": np.array(True)}, opset=8
+    )
+    with pytest.raises(
+        ModelError,
+        match=r"node #0 \(Scan\) has a batch dimension, which it lost after opset 8; export it with opset 9 or newer",
+    ):
         qdq.load(model)
 
 
 def test_halves_of_pairs_alone_are_sent_to_check_and_strip() -> None:
     nodes = [node("QuantizeLinear", ["x", "s", "z"], "q")]
-    model = build(nodes, {"x": [1, 3]}, ["q"], {"s": np.array(0.5, np.float32), "z": np.array(0, np.int8)})
-    with pytest.raises(ModelError, match=r"quantize nothing in it for .*; 'qdq check' says what is in it, and 'qdq strip' gives the float model back"):
+    model = build(
+        nodes, {"x": [1, 3]}, ["q"], {"s": np.array(0.5, np.float32), "z": np.array(0, np.int8)}
+    )
+    with pytest.raises(
+        ModelError,
+        match=r"quantize nothing in it for .*; 'qdq check' says what is in it, and 'qdq strip' gives the float model back",
+    ):
         quantized(model)
 
 
 def test_a_model_without_operators_of_onnx_needs_no_opset_of_onnx() -> None:
     normalizer = helper.make_node("Normalizer", ["x"], ["y"], domain="ai.onnx.ml", norm="L2")
     graph = helper.make_graph([normalizer], "trees", [value("x", [1, 3])], [value("y", [1, 3])])
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("ai.onnx.ml", 3)], ir_version=8)
+    model = helper.make_model(
+        graph, opset_imports=[helper.make_opsetid("ai.onnx.ml", 3)], ir_version=8
+    )
     assert qdq.load(model).notes == ()
     assert qdq.plan(model).placements == ()
     assert qdq.check(model) == ()
@@ -122,14 +166,26 @@ def test_a_model_without_operators_of_onnx_needs_no_opset_of_onnx() -> None:
 
 def test_raising_keeps_names_metadata_and_doc_strings() -> None:
     model = with_tail(11, OLD["Squeeze"])
-    model.doc_string, model.producer_name, model.producer_version, model.domain, model.model_version = "of the model", "exporter", "1.2", "org.example", 7
+    (
+        model.doc_string,
+        model.producer_name,
+        model.producer_version,
+        model.domain,
+        model.model_version,
+    ) = "of the model", "exporter", "1.2", "org.example", 7
     model.graph.doc_string = "of the graph"
     model.metadata_props.add(key="author", value="someone")
     model.graph.node[0].doc_string = "of the node"
     model.graph.node[0].metadata_props.add(key="pkg.torch.onnx.name_scopes", value="['', 'stem']")
     source = qdq.load(model)
     kept = source.model
-    assert (kept.doc_string, kept.producer_name, kept.producer_version, kept.domain, kept.model_version) == (
+    assert (
+        kept.doc_string,
+        kept.producer_name,
+        kept.producer_version,
+        kept.domain,
+        kept.model_version,
+    ) == (
         "of the model",
         "exporter",
         "1.2",
@@ -137,10 +193,14 @@ def test_raising_keeps_names_metadata_and_doc_strings() -> None:
         7,
     )
     assert [(p.key, p.value) for p in kept.metadata_props] == [("author", "someone")]
-    assert [(p.key, p.value) for p in kept.graph.node[0].metadata_props] == [("pkg.torch.onnx.name_scopes", "['', 'stem']")]
+    assert [(p.key, p.value) for p in kept.graph.node[0].metadata_props] == [
+        ("pkg.torch.onnx.name_scopes", "['', 'stem']")
+    ]
     assert kept.graph.node[0].doc_string == "of the node"
     assert kept.graph.doc_string == "of the graph"
-    assert [n.name for n in kept.graph.node if n.op_type != "Constant"] == [n.name for n in model.graph.node]
+    assert [n.name for n in kept.graph.node if n.op_type != "Constant"] == [
+        n.name for n in model.graph.node
+    ]
 
 
 @pytest.mark.parametrize("opset", [8, 13])
@@ -155,11 +215,15 @@ def test_weights_listed_as_inputs_of_an_ir_3_model_are_weights(opset: int) -> No
     }  # fmt: skip
     feed = random_feed(model)
     assert set(feed) == {"x"}
-    np.testing.assert_allclose(run(result.source.model, feed)[0], run(model, feed)[0], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        run(result.source.model, feed)[0], run(model, feed)[0], rtol=1e-5, atol=1e-6
+    )
     np.testing.assert_allclose(run(result.model, feed)[0], run(model, feed)[0], atol=0.5)
 
 
-def save_external(model: onnx.ModelProto, folder: Path, data: str = "weights.bin", **more: Any) -> Path:
+def save_external(
+    model: onnx.ModelProto, folder: Path, data: str = "weights.bin", **more: Any
+) -> Path:
     """Write a model with its weights in a file beside it."""
     path = folder / "model.onnx"
     copy = onnx.ModelProto.FromString(model.SerializeToString())
@@ -174,11 +238,18 @@ def test_external_data_goes_along_and_strip_gives_the_input_back(tmp_path: Path)
     other, third = tmp_path / "other", tmp_path / "third"
     other.mkdir()
     third.mkdir()
-    code, _, error = cli("quantize", path, "-o", other / "int8.onnx", "--data", "noise", "--method", "max")
+    code, _, error = cli(
+        "quantize", path, "-o", other / "int8.onnx", "--data", "noise", "--method", "max"
+    )
     assert (code, error) == (0, "")
     assert (other / "weights.bin").read_bytes() == (tmp_path / "weights.bin").read_bytes()
     feed = random_feed(model)
-    np.testing.assert_allclose(run(other / "int8.onnx", feed)[0], run(quantized(model).model, feed)[0], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        run(other / "int8.onnx", feed)[0],
+        run(quantized(model).model, feed)[0],
+        rtol=1e-5,
+        atol=1e-6,
+    )
     assert cli("strip", other / "int8.onnx", "-o", third / "float.onnx")[0] == 0
     assert (third / "float.onnx").read_bytes() == path.read_bytes()
     assert (third / "weights.bin").read_bytes() == (tmp_path / "weights.bin").read_bytes()
@@ -189,7 +260,10 @@ def test_copied_external_data_may_be_read_by_whoever_may_read_the_model(tmp_path
     path = save_external(convolution(), tmp_path)
     (tmp_path / "out").mkdir()
     assert cli("quantize", path, "-o", tmp_path / "out" / "int8.onnx", "--data", "noise")[0] == 0
-    modes = {stat.S_IMODE((tmp_path / "out" / name).stat().st_mode) for name in ("int8.onnx", "weights.bin")}
+    modes = {
+        stat.S_IMODE((tmp_path / "out" / name).stat().st_mode)
+        for name in ("int8.onnx", "weights.bin")
+    }
     assert modes == {stat.S_IMODE(path.stat().st_mode)}
 
 
@@ -206,10 +280,17 @@ def test_external_data_of_an_old_opset_is_quantized(tmp_path: Path) -> None:
     model = with_tail(11, OLD["Squeeze"])
     path = save_external(model, tmp_path)
     (tmp_path / "out").mkdir()
-    code, _, error = cli("quantize", path, "-o", tmp_path / "out" / "int8.onnx", "--data", "noise", "--method", "max")
+    code, _, error = cli(
+        "quantize", path, "-o", tmp_path / "out" / "int8.onnx", "--data", "noise", "--method", "max"
+    )
     assert (code, error) == (0, "")
     feed = random_feed(model)
-    np.testing.assert_allclose(run(tmp_path / "out" / "int8.onnx", feed)[0], run(quantized(model).model, feed)[0], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        run(tmp_path / "out" / "int8.onnx", feed)[0],
+        run(quantized(model).model, feed)[0],
+        rtol=1e-5,
+        atol=1e-6,
+    )
 
 
 def test_plan_scales_and_model_are_the_same_with_external_data(tmp_path: Path) -> None:
@@ -225,7 +306,9 @@ def test_path_modelproto_and_graphsurgeon_graph_give_the_same_plan(name: str) ->
     model = onnx.load(path)
     plans = [qdq.plan(given) for given in (path, str(path), model, gs.import_onnx(model))]
     for made in plans[1:]:
-        assert {(str(p.edge), p.quantizer, p.because) for p in made.placements} == {(str(p.edge), p.quantizer, p.because) for p in plans[0].placements}
+        assert {(str(p.edge), p.quantizer, p.because) for p in made.placements} == {
+            (str(p.edge), p.quantizer, p.because) for p in plans[0].placements
+        }
         assert made.scale_groups == plans[0].scale_groups
     assert plans[0] == plans[1]
 
@@ -242,39 +325,69 @@ def test_operators_of_other_domains_pass_through_untouched() -> None:
         node("Conv", ["g", "w2"], "y"),
     ]
     weights = {"w1": noise(4, 3, 3, 3, seed=1), "w2": noise(2, 4, 1, 1, seed=2)}
-    model = build(nodes, {"x": [1, 3, 6, 6]}, {"y": [1, 2, 4, 4]}, weights, domains={"com.microsoft": 1})
+    model = build(
+        nodes, {"x": [1, 3, 6, 6]}, {"y": [1, 2, 4, 4]}, weights, domains={"com.microsoft": 1}
+    )
     result = quantized(model)
     assert paired_edges(model, result.model) == {("a", 0), ("a", 1), ("y", 0), ("y", 1)}
-    assert [n.SerializeToString() for n in result.model.graph.node if n.domain] == [nodes[1].SerializeToString()]
+    assert [n.SerializeToString() for n in result.model.graph.node if n.domain] == [
+        nodes[1].SerializeToString()
+    ]
     feed = random_feed(model)
     np.testing.assert_allclose(run(result.model, feed)[0], run(model, feed)[0], atol=0.5)
 
 
 def test_operators_of_unknown_domains_are_planned_around() -> None:
-    nodes = [node("Conv", ["x", "w"], "a"), node("Mystery", ["a", "x"], "m", domain="org.example"), node("Conv", ["m", "w2"], "y")]
+    nodes = [
+        node("Conv", ["x", "w"], "a"),
+        node("Mystery", ["a", "x"], "m", domain="org.example"),
+        node("Conv", ["m", "w2"], "y"),
+    ]
     weights = {"w": noise(4, 3, 3, 3, seed=1), "w2": noise(2, 4, 1, 1, seed=2)}
-    model = build(nodes, {"x": [1, 3, 6, 6]}, {"y": [1, 2, 4, 4]}, weights, domains={"org.example": 1})
+    model = build(
+        nodes, {"x": [1, 3, 6, 6]}, {"y": [1, 2, 4, 4]}, weights, domains={"org.example": 1}
+    )
     made = qdq.plan(model)
-    assert {(p.edge.node, p.edge.slot) for p in made.placements} == {("a_node", 0), ("a_node", 1), ("y_node", 0), ("y_node", 1)}
+    assert {(p.edge.node, p.edge.slot) for p in made.placements} == {
+        ("a_node", 0),
+        ("a_node", 1),
+        ("y_node", 0),
+        ("y_node", 1),
+    }
     with pytest.raises(ModelError, match="ONNX Runtime cannot run it"):
         qdq.calibrate(model, made, "noise")
 
 
 def body(name: str, weight: str) -> onnx.GraphProto:
     """Return a body that convolves x, which comes from outside."""
-    return helper.make_graph([node("Conv", ["x", weight], f"{name}_y", name=f"{name}_conv")], name, [], [value(f"{name}_y", [1, 4, 4, 4])])
+    return helper.make_graph(
+        [node("Conv", ["x", weight], f"{name}_y", name=f"{name}_conv")],
+        name,
+        [],
+        [value(f"{name}_y", [1, 4, 4, 4])],
+    )
 
 
 def branching() -> onnx.ModelProto:
     """Return an If whose branches hold a Conv each, before a Conv of the main graph."""
     model = build(
         [
-            node("If", ["condition"], "i", then_branch=body("then", "w"), else_branch=body("else", "w")),
+            node(
+                "If",
+                ["condition"],
+                "i",
+                then_branch=body("then", "w"),
+                else_branch=body("else", "w"),
+            ),
             node("Conv", ["i", "v"], "y"),
         ],
         {"x": [1, 3, 6, 6]},
         {"y": [1, 2, 4, 4]},
-        {"w": noise(4, 3, 3, 3, seed=1), "v": noise(2, 4, 1, 1, seed=2), "condition": np.array(True)},
+        {
+            "w": noise(4, 3, 3, 3, seed=1),
+            "v": noise(2, 4, 1, 1, seed=2),
+            "condition": np.array(True),
+        },
     )
     return model
 
@@ -292,15 +405,23 @@ def test_a_dynamic_batch_stays_dynamic(batch: str | None) -> None:
 def half(opset: int, constants: bool = False) -> onnx.ModelProto:
     """Return a float16 Conv, its weight an initializer or a Constant, between casts from and to float32."""
     weight = noise(4, 3, 3, 3, seed=1, dtype=np.float16)
-    nodes = [node("Cast", ["x"], "h", to=TensorProto.FLOAT16), node("Conv", ["h", "w"], "c"), node("Cast", ["c"], "y", to=TensorProto.FLOAT)]
+    nodes = [
+        node("Cast", ["x"], "h", to=TensorProto.FLOAT16),
+        node("Conv", ["h", "w"], "c"),
+        node("Cast", ["c"], "y", to=TensorProto.FLOAT),
+    ]
     if constants:
         nodes.insert(0, node("Constant", [], "w", value=numpy_helper.from_array(weight)))
-    return build(nodes, {"x": [1, 3, 6, 6]}, ["y"], None if constants else {"w": weight}, opset=opset)
+    return build(
+        nodes, {"x": [1, 3, 6, 6]}, ["y"], None if constants else {"w": weight}, opset=opset
+    )
 
 
 @pytest.mark.parametrize("constants", [False, True], ids=["initializer", "constant"])
 @pytest.mark.parametrize("opset", [13, 19, 21])
-def test_half_precision_gets_half_precision_scales_and_opset_19(opset: int, constants: bool) -> None:
+def test_half_precision_gets_half_precision_scales_and_opset_19(
+    opset: int, constants: bool
+) -> None:
     model = half(opset, constants)
     result = quantized(model)
     assert result.source.model.opset_import[0].version == max(opset, 19)
@@ -327,20 +448,37 @@ def test_an_all_half_precision_model_takes_half_precision_data() -> None:
 
 
 def test_float64_is_left_alone() -> None:
-    model = build([node("MatMul", ["x", "w"], "y")], {"x": [2, 3]}, ["y"], {"w": noise(3, 3, dtype=np.float64)}, dtype=TensorProto.DOUBLE)
+    model = build(
+        [node("MatMul", ["x", "w"], "y")],
+        {"x": [2, 3]},
+        ["y"],
+        {"w": noise(3, 3, dtype=np.float64)},
+        dtype=TensorProto.DOUBLE,
+    )
     assert qdq.plan(model).placements == ()
     with pytest.raises(ModelError, match="quantize nothing in it"):
         qdq.quantize(model, "noise")
 
 
 def test_integer_products_are_left_alone() -> None:
-    model = build([node("MatMul", ["x", "w"], "y")], {"x": [2, 3]}, ["y"], {"w": np.ones((3, 3), np.int32)}, dtype=TensorProto.INT32)
+    model = build(
+        [node("MatMul", ["x", "w"], "y")],
+        {"x": [2, 3]},
+        ["y"],
+        {"w": np.ones((3, 3), np.int32)},
+        dtype=TensorProto.INT32,
+    )
     assert qdq.plan(model).placements == ()
 
 
 def test_what_the_exporter_wrote_survives_quantizing_and_stripping() -> None:
     model = tiny_model()
-    model.doc_string, model.producer_name, model.domain, model.model_version = "of the model", "exporter", "org.example", 7
+    model.doc_string, model.producer_name, model.domain, model.model_version = (
+        "of the model",
+        "exporter",
+        "org.example",
+        7,
+    )
     model.metadata_props.add(key="author", value="someone")
     model.graph.doc_string = "of the graph"
     model.graph.metadata_props.add(key="graph", value="said")
@@ -353,7 +491,9 @@ def test_what_the_exporter_wrote_survives_quantizing_and_stripping() -> None:
     after = quantized(model).model
     for field in ("doc_string", "producer_name", "domain", "model_version"):
         assert getattr(after, field) == getattr(model, field)
-    assert [p for p in after.metadata_props if not p.key.startswith("qdq.")] == list(model.metadata_props)
+    assert [p for p in after.metadata_props if not p.key.startswith("qdq.")] == list(
+        model.metadata_props
+    )
     for field in ("doc_string", "metadata_props", "input", "output", "value_info"):
         assert getattr(after.graph, field) == getattr(model.graph, field)
     rest = {n.name: n for n in after.graph.node}
@@ -364,8 +504,16 @@ def test_what_the_exporter_wrote_survives_quantizing_and_stripping() -> None:
 
 
 def test_the_pairs_name_their_rules_and_the_model_says_what_made_it() -> None:
-    after = quantized(tiny_model(), targets=[qdq.parse_target("rtx:sm86")], leave_float=["gemm"]).model
-    rules = {p.value for n in after.graph.node if n.op_type.endswith("Linear") for p in n.metadata_props if p.key == "qdq.rule"}
+    after = quantized(
+        tiny_model(), targets=[qdq.parse_target("rtx:sm86")], leave_float=["gemm"]
+    ).model
+    rules = {
+        p.value
+        for n in after.graph.node
+        if n.op_type.endswith("Linear")
+        for p in n.metadata_props
+        if p.key == "qdq.rule"
+    }
     assert rules == {"weighted-inputs", "weights-per-channel"}
     said = {p.key: p.value for p in after.metadata_props}
     assert said == {
@@ -382,7 +530,13 @@ def test_no_plan_is_made_for_a_model_that_is_quantized_already(domain: str) -> N
         node("DequantizeLinear", ["q", "s", "z"], "d", domain=domain),
         node("Conv", ["d", "w"], "y"),
     ]
-    model = build(nodes, {"x": [1, 3, 6, 6]}, {"y": [1, 4, 4, 4]}, weights, domains={domain: 1} if domain else None)
+    model = build(
+        nodes,
+        {"x": [1, 3, 6, 6]},
+        {"y": [1, 4, 4, 4]},
+        weights,
+        domains={domain: 1} if domain else None,
+    )
     with pytest.raises(ModelError, match="is quantized already"):
         qdq.plan(model)
 
@@ -407,7 +561,9 @@ def test_tensors_that_are_empty_for_some_samples_are_calibrated() -> None:
         node("Relu", ["x"], "r"), node("ReduceMax", ["r"], "most", axes=[1], keepdims=0), node("Greater", ["most", "zero"], "keep"),
         node("Compress", ["r", "keep"], "kept", axis=0), node("MatMul", ["kept", "w"], "y"),
     ]  # fmt: skip
-    model = build(nodes, {"x": [2, 3]}, {"y": [None, 4]}, {"w": noise(3, 4), "zero": np.array(0, np.float32)})
+    model = build(
+        nodes, {"x": [2, 3]}, {"y": [None, 4]}, {"w": noise(3, 4), "zero": np.array(0, np.float32)}
+    )
     some, none = np.array([[1, 2, 3], [-1, -2, -3]], np.float32), np.full((2, 3), -1, np.float32)
     for data in ([{"x": some}, {"x": none}], [{"x": none}]):
         for method in ("max", "mse"):
@@ -416,8 +572,16 @@ def test_tensors_that_are_empty_for_some_samples_are_calibrated() -> None:
 
 
 def test_layers_with_sparse_weights_stay_in_float() -> None:
-    model = build([node("MatMul", ["x", "w"], "a"), node("MatMul", ["a", "v"], "y")], {"x": [2, 3]}, {"y": [2, 4]}, {"v": noise(3, 4)})
-    stored, places = helper.make_tensor("w", TensorProto.FLOAT, [2], [1.0, 2.0]), helper.make_tensor("w_places", TensorProto.INT64, [2], [0, 4])
+    model = build(
+        [node("MatMul", ["x", "w"], "a"), node("MatMul", ["a", "v"], "y")],
+        {"x": [2, 3]},
+        {"y": [2, 4]},
+        {"v": noise(3, 4)},
+    )
+    stored, places = (
+        helper.make_tensor("w", TensorProto.FLOAT, [2], [1.0, 2.0]),
+        helper.make_tensor("w_places", TensorProto.INT64, [2], [0, 4]),
+    )
     model.graph.sparse_initializer.append(helper.make_sparse_tensor(stored, places, [3, 3]))
     result = quantized(model)
     assert paired_edges(model, result.model) == {("y", 0), ("y", 1)}
@@ -428,7 +592,9 @@ def test_what_others_left_of_pairs_they_took_out_is_no_obstacle() -> None:
     model = convolution()
     after = quantized(model).model
     model.metadata_props.extend(after.metadata_props)
-    model.graph.value_info.extend([value("x_dequantized", [1, 3, 6, 6]), value("x_quantized", [1, 3, 6, 6], TensorProto.INT8)])
+    model.graph.value_info.extend(
+        [value("x_dequantized", [1, 3, 6, 6]), value("x_quantized", [1, 3, 6, 6], TensorProto.INT8)]
+    )
     again = quantized(model, leave_float=["y_node"]).model
     assert {p.key: p.value for p in again.metadata_props}["qdq.leave-float"] == "y_node"
     assert len({p.key for p in again.metadata_props}) == len(again.metadata_props)
@@ -470,7 +636,9 @@ def test_weighted_layers_of_every_form_are_quantized(form: str, method: str) -> 
     assert result.findings == ()
     feed = random_feed(model)
     expected = run(model, feed)[0]
-    np.testing.assert_allclose(run(result.model, feed)[0], expected, atol=0.08 * max(np.abs(expected).max(), 1.0))
+    np.testing.assert_allclose(
+        run(result.model, feed)[0], expected, atol=0.08 * max(np.abs(expected).max(), 1.0)
+    )
 
 
 def test_constants_and_inputs_that_are_outputs_stay_outputs() -> None:
@@ -484,7 +652,12 @@ def test_constants_and_inputs_that_are_outputs_stay_outputs() -> None:
 
 @pytest.mark.parametrize("dtype", [TensorProto.UINT8, TensorProto.BOOL, TensorProto.INT64])
 def test_inputs_that_are_no_floats_are_fed_and_left_alone(dtype: int) -> None:
-    model = build([node("Cast", ["i"], "x", to=TensorProto.FLOAT), node("Conv", ["x", "w"], "y")], {"i": [1, 3, 6, 6]}, {"y": [1, 4, 4, 4]}, {"w": CONV_WEIGHT})
+    model = build(
+        [node("Cast", ["i"], "x", to=TensorProto.FLOAT), node("Conv", ["x", "w"], "y")],
+        {"i": [1, 3, 6, 6]},
+        {"y": [1, 4, 4, 4]},
+        {"w": CONV_WEIGHT},
+    )
     model.graph.input[0].type.tensor_type.elem_type = dtype
     assert paired_edges(model, quantized(model).model) == {("y", 0), ("y", 1)}
 
@@ -503,16 +676,22 @@ def test_constants_are_followed_through_folding() -> None:
         node("Mul", ["turned", "factor"], "w"),
         node("Conv", ["x", "w"], "y"),
     ]
-    model = build(nodes, {"x": [1, 3, 6, 6]}, ["y"], {"stored": stored, "half": np.array(0.5, np.float16)})
+    model = build(
+        nodes, {"x": [1, 3, 6, 6]}, ["y"], {"stored": stored, "half": np.array(0.5, np.float16)}
+    )
     index = GraphIndex(qdq.load(model))
-    np.testing.assert_array_equal(index.constant("w"), stored.transpose(3, 0, 1, 2) * np.float32(0.5))
+    np.testing.assert_array_equal(
+        index.constant("w"), stored.transpose(3, 0, 1, 2) * np.float32(0.5)
+    )
     result = quantized(model)
     (weight,) = (s for s in result.scales.by_pair if s.tensor == "w")
     assert weight.quantizer.axis == 0
     assert len(weight.scales) == 4
 
 
-def test_nodes_in_another_order_are_put_in_order_and_nodes_in_a_circle_are_refused(tmp_path: Path) -> None:
+def test_nodes_in_another_order_are_put_in_order_and_nodes_in_a_circle_are_refused(
+    tmp_path: Path,
+) -> None:
     model = convolution()
     ordered = list(model.graph.node)
     del model.graph.node[:]
@@ -524,5 +703,7 @@ def test_nodes_in_another_order_are_put_in_order_and_nodes_in_a_circle_are_refus
     assert model.graph.node[0].output[0] == "y"
     onnx.checker.check_model(quantized(model).model)
     model.graph.node[2].input[0] = "y"
-    with pytest.raises(ModelError, match=r"is damaged: node .* needs its own result; export or download it again"):
+    with pytest.raises(
+        ModelError, match=r"is damaged: node .* needs its own result; export or download it again"
+    ):
         qdq.load(model)

@@ -49,7 +49,9 @@ def changed(folder: Path, change: Change) -> Path:
     ],
     ids=["text", "PNG", "zip", "empty", "one-byte", "two-bytes", "LFS-pointer"],
 )
-def test_a_file_that_is_no_model_is_named_with_what_it_is(tmp_path: Path, content: bytes, says: str) -> None:
+def test_a_file_that_is_no_model_is_named_with_what_it_is(
+    tmp_path: Path, content: bytes, says: str
+) -> None:
     path = tmp_path / "model.onnx"
     path.write_bytes(content)
 
@@ -83,10 +85,16 @@ def test_bytes_gone_wrong_never_give_a_traceback(tmp_path: Path) -> None:
             content[rng.randrange(400)] = rng.randrange(256)
         path = tmp_path / "model.onnx"
         path.write_bytes(content)
-        for command in (["plan", path], ["check", path], ["strip", path, "-o", tmp_path / "out.onnx", "--force"]):
+        for command in (
+            ["plan", path],
+            ["check", path],
+            ["strip", path, "-o", tmp_path / "out.onnx", "--force"],
+        ):
             code, _, err = run(*command)
 
-            assert code in (0, 1) or (code == 2 and err.startswith("qdq: ") and err.count("\n") == 1), (seed, command, err)
+            assert code in (0, 1) or (
+                code == 2 and err.startswith("qdq: ") and err.count("\n") == 1
+            ), (seed, command, err)
 
 
 @pytest.mark.parametrize(
@@ -102,14 +110,23 @@ def test_bytes_gone_wrong_never_give_a_traceback(tmp_path: Path) -> None:
     ],
     ids=" ".join,
 )
-@pytest.mark.parametrize(("kind", "says"), [("missing", "no such file"), ("folder", "Is a directory"), ("text", "is not an ONNX file")])
-def test_every_command_that_reads_models_refuses(tmp_path: Path, command: list[str], kind: str, says: str) -> None:
+@pytest.mark.parametrize(
+    ("kind", "says"),
+    [("missing", "no such file"), ("folder", "Is a directory"), ("text", "is not an ONNX file")],
+)
+def test_every_command_that_reads_models_refuses(
+    tmp_path: Path, command: list[str], kind: str, says: str
+) -> None:
     path = tmp_path / "model.onnx"
     if kind == "folder":
         path.mkdir()
     if kind == "text":
         path.write_text("hello, this is text\n")
-    words = {"MODEL": path, "GOOD": save(tiny_model(), tmp_path / "good.onnx"), "OUT": tmp_path / "out.onnx"}
+    words = {
+        "MODEL": path,
+        "GOOD": save(tiny_model(), tmp_path / "good.onnx"),
+        "OUT": tmp_path / "out.onnx",
+    }
 
     message = refused(tmp_path, *(words.get(word, word) for word in command))
 
@@ -117,14 +134,33 @@ def test_every_command_that_reads_models_refuses(tmp_path: Path, command: list[s
     assert says in message
 
 
-@pytest.mark.parametrize("command", [["calibrate", "MODEL", "PLAN", "-o", "OUT", "--data", "noise"], ["apply", "MODEL", "PLAN", "SCALES", "-o", "OUT"]])
-def test_commands_that_take_a_plan_refuse_a_missing_model(tmp_path: Path, command: list[str]) -> None:
-    good, plan, scales = save(tiny_model(), tmp_path / "good.onnx"), tmp_path / "plan.yaml", tmp_path / "scales.json"
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["calibrate", "MODEL", "PLAN", "-o", "OUT", "--data", "noise"],
+        ["apply", "MODEL", "PLAN", "SCALES", "-o", "OUT"],
+    ],
+)
+def test_commands_that_take_a_plan_refuse_a_missing_model(
+    tmp_path: Path, command: list[str]
+) -> None:
+    good, plan, scales = (
+        save(tiny_model(), tmp_path / "good.onnx"),
+        tmp_path / "plan.yaml",
+        tmp_path / "scales.json",
+    )
     run("plan", good, "-o", plan)
     run("calibrate", good, plan, "-o", scales, "--data", "noise")
-    words = {"MODEL": tmp_path / "gone.onnx", "PLAN": plan, "SCALES": scales, "OUT": tmp_path / "out"}
+    words = {
+        "MODEL": tmp_path / "gone.onnx",
+        "PLAN": plan,
+        "SCALES": scales,
+        "OUT": tmp_path / "out",
+    }
 
-    assert f"qdq: {tmp_path / 'gone.onnx'}: no such file" in refused(tmp_path, *(words.get(word, word) for word in command))
+    assert f"qdq: {tmp_path / 'gone.onnx'}: no such file" in refused(
+        tmp_path, *(words.get(word, word) for word in command)
+    )
 
 
 def with_external(folder: Path, location: str, data: bytes | None = None, **more: object) -> Path:
@@ -145,20 +181,53 @@ def with_external(folder: Path, location: str, data: bytes | None = None, **more
 @pytest.mark.parametrize(
     ("location", "more", "says"),
     [
-        ("gone.bin", {}, "external data file 'gone.bin' of tensor 'gemm.weight' is missing; put it beside the model"),
+        (
+            "gone.bin",
+            {},
+            "external data file 'gone.bin' of tensor 'gemm.weight' is missing; put it beside the model",
+        ),
         (".", {}, "external data file '.' of tensor 'gemm.weight' is missing"),
-        ("../outside.bin", {}, "tensor 'gemm.weight' points to '../outside.bin', outside the model's folder; save the model with its data beside it"),
+        (
+            "../outside.bin",
+            {},
+            "tensor 'gemm.weight' points to '../outside.bin', outside the model's folder; save the model with its data beside it",
+        ),
         ("sub/../../outside.bin", {}, "outside the model's folder"),
-        ("/etc/hostname", {}, "tensor 'gemm.weight' points to '/etc/hostname', outside the model's folder"),
-        ("weights.bin", {"offset": 4096}, "external data file 'weights.bin' ends before tensor 'gemm.weight'; it is truncated; download or export it again"),
+        (
+            "/etc/hostname",
+            {},
+            "tensor 'gemm.weight' points to '/etc/hostname', outside the model's folder",
+        ),
+        (
+            "weights.bin",
+            {"offset": 4096},
+            "external data file 'weights.bin' ends before tensor 'gemm.weight'; it is truncated; download or export it again",
+        ),
         ("weights.bin", {"offset": -4}, "external data of tensor 'gemm.weight' cannot be found"),
-        ("weights.bin", {"offset": "many"}, "external data of tensor 'gemm.weight' cannot be found"),
+        (
+            "weights.bin",
+            {"offset": "many"},
+            "external data of tensor 'gemm.weight' cannot be found",
+        ),
         ("w" * 300, {}, "external data of tensor 'gemm.weight' cannot be found"),
         ("loop.bin", {}, "external data"),
     ],
-    ids=["missing", "folder", "above", "above-through-below", "absolute", "offset-past-end", "negative", "no-number", "too-long-a-name", "link-to-itself"],
+    ids=[
+        "missing",
+        "folder",
+        "above",
+        "above-through-below",
+        "absolute",
+        "offset-past-end",
+        "negative",
+        "no-number",
+        "too-long-a-name",
+        "link-to-itself",
+    ],
 )
-def test_external_data_that_cannot_be_read_is_named_with_its_tensor(tmp_path: Path, location: str, more: dict[str, object], says: str) -> None:
+def test_external_data_that_cannot_be_read_is_named_with_its_tensor(
+    tmp_path: Path, location: str, more: dict[str, object], says: str
+) -> None:
     (tmp_path / "outside.bin").write_bytes(bytes(10_000))
     model = with_external(tmp_path, location, **more)
     (model.parent / "loop.bin").symlink_to("loop.bin")
@@ -174,13 +243,28 @@ def test_external_data_behind_a_link_that_leads_outside_is_refused(tmp_path: Pat
     model = with_external(tmp_path, "link.bin")
     (model.parent / "link.bin").symlink_to(tmp_path / "outside.bin")
 
-    for command in (["plan", model], ["check", model], ["strip", model, "-o", tmp_path / "out.onnx"]):
-        assert f"qdq: {model}: tensor 'gemm.weight' points to 'link.bin', outside the model's folder" in refused(tmp_path, *command)
+    for command in (
+        ["plan", model],
+        ["check", model],
+        ["strip", model, "-o", tmp_path / "out.onnx"],
+    ):
+        assert (
+            f"qdq: {model}: tensor 'gemm.weight' points to 'link.bin', outside the model's folder"
+            in refused(tmp_path, *command)
+        )
 
 
-@pytest.mark.parametrize(("kept", "length"), [(100, None), (0, None), (100, "")], ids=["cut", "empty", "cut-and-length-unsaid"])
-def test_external_data_that_is_too_short_is_refused(tmp_path: Path, kept: int, length: str | None) -> None:
-    model = with_external(tmp_path, "weights.bin", bytes(kept), **({} if length is None else {"length": length}))
+@pytest.mark.parametrize(
+    ("kept", "length"),
+    [(100, None), (0, None), (100, "")],
+    ids=["cut", "empty", "cut-and-length-unsaid"],
+)
+def test_external_data_that_is_too_short_is_refused(
+    tmp_path: Path, kept: int, length: str | None
+) -> None:
+    model = with_external(
+        tmp_path, "weights.bin", bytes(kept), **({} if length is None else {"length": length})
+    )
 
     message = quantize(tmp_path, model)
 
@@ -188,26 +272,40 @@ def test_external_data_that_is_too_short_is_refused(tmp_path: Path, kept: int, l
     assert "gemm.weight" in message
 
 
-def test_external_data_is_not_overwritten_and_no_part_is_written_without_force(tmp_path: Path) -> None:
+def test_external_data_is_not_overwritten_and_no_part_is_written_without_force(
+    tmp_path: Path,
+) -> None:
     model = with_external(tmp_path, "weights.bin")
     other = tmp_path / "weights.bin"
     other.write_bytes(b"someone else's")
 
     message = quantize(tmp_path, model, "--report", tmp_path / "report.md")
 
-    assert f"qdq: {other}: exists; the model's external data goes there: pass --force to replace it, or choose another folder" in message
+    assert (
+        f"qdq: {other}: exists; the model's external data goes there: pass --force to replace it, or choose another folder"
+        in message
+    )
 
 
-@pytest.mark.parametrize("output", ["inner/weights.bin", "weights.bin"], ids=["the-file", "its-copy"])
+@pytest.mark.parametrize(
+    "output", ["inner/weights.bin", "weights.bin"], ids=["the-file", "its-copy"]
+)
 def test_the_output_cannot_be_the_external_data(tmp_path: Path, output: str) -> None:
     model = with_external(tmp_path, "weights.bin")
 
-    message = refused(tmp_path, "quantize", model, "-o", tmp_path / output, "--data", "noise", "--force")
+    message = refused(
+        tmp_path, "quantize", model, "-o", tmp_path / output, "--data", "noise", "--force"
+    )
 
-    assert f"qdq: {tmp_path / output}: the output is the input; name another file, inputs are never changed" in message
+    assert (
+        f"qdq: {tmp_path / output}: the output is the input; name another file, inputs are never changed"
+        in message
+    )
 
 
-def test_external_data_goes_along_to_another_folder_readable_by_all_that_may_read_the_model(tmp_path: Path) -> None:
+def test_external_data_goes_along_to_another_folder_readable_by_all_that_may_read_the_model(
+    tmp_path: Path,
+) -> None:
     model = with_external(tmp_path, "weights.bin")
     before = contents(model.parent)
 
@@ -226,31 +324,48 @@ def test_an_opset_below_7_is_too_old(tmp_path: Path, command: str, opset: int) -
     path = changed(tmp_path, lambda m: setattr(m.opset_import[0], "version", opset))
     more = ["-o", tmp_path / "out.onnx", "--data", "noise"] if command == "quantize" else []
 
-    assert f"qdq: {path}: opset {opset} is too old; export it with opset 7 or newer" in refused(tmp_path, command, path, *more)
+    assert f"qdq: {path}: opset {opset} is too old; export it with opset 7 or newer" in refused(
+        tmp_path, command, path, *more
+    )
 
 
 def test_an_opset_that_is_not_there_yet_is_refused_by_name(tmp_path: Path) -> None:
     path = changed(tmp_path, lambda m: setattr(m.opset_import[0], "version", 99))
 
     message = quantize(tmp_path, path)
-    newest = re.fullmatch(r"qdq: model.onnx: ONNX Runtime cannot run it: its opset is newer than (\d+), the last .*; export it with that .*\n", message)
+    newest = re.fullmatch(
+        r"qdq: model.onnx: ONNX Runtime cannot run it: its opset is newer than (\d+), the last .*; export it with that .*\n",
+        message,
+    )
     assert newest is not None
     assert 20 < int(newest[1]) < 99
 
 
 @pytest.mark.parametrize("command", ["quantize", "plan", "check", "strip"])
-def test_operators_of_onnx_without_an_opset_of_onnx_are_refused(tmp_path: Path, command: str) -> None:
+def test_operators_of_onnx_without_an_opset_of_onnx_are_refused(
+    tmp_path: Path, command: str
+) -> None:
     path = changed(tmp_path, lambda m: setattr(m.opset_import[0], "domain", "com.microsoft"))
-    more = {"quantize": ["-o", tmp_path / "out.onnx", "--data", "noise"], "strip": ["-o", tmp_path / "out.onnx"]}.get(command, [])
+    more = {
+        "quantize": ["-o", tmp_path / "out.onnx", "--data", "noise"],
+        "strip": ["-o", tmp_path / "out.onnx"],
+    }.get(command, [])
 
     message = refused(tmp_path, command, path, *more)
 
-    assert message == f"qdq: {path}: node conv (Conv) is an operator of ONNX, but the model imports no opset of ONNX; export it again\n"
+    assert (
+        message
+        == f"qdq: {path}: node conv (Conv) is an operator of ONNX, but the model imports no opset of ONNX; export it again\n"
+    )
 
 
 @pytest.mark.parametrize("command", ["plan", "explain", "calibrate"])
 def test_a_quantized_model_is_sent_to_strip(tmp_path: Path, command: str) -> None:
-    good, quantized, plan = save(tiny_model(), tmp_path / "good.onnx"), tmp_path / "quantized.onnx", tmp_path / "plan.yaml"
+    good, quantized, plan = (
+        save(tiny_model(), tmp_path / "good.onnx"),
+        tmp_path / "quantized.onnx",
+        tmp_path / "plan.yaml",
+    )
     assert run("quantize", good, "-o", quantized, "--data", "noise")[0] == 0
     run("plan", good, "-o", plan)
     more = {
@@ -265,20 +380,29 @@ def test_a_quantized_model_is_sent_to_strip(tmp_path: Path, command: str) -> Non
     assert ("plan again" in message) == (command == "calibrate")
 
 
-@pytest.mark.parametrize("operator", ["QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger", "DynamicQuantizeLinear"])
+@pytest.mark.parametrize(
+    "operator",
+    ["QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger", "DynamicQuantizeLinear"],
+)
 def test_other_kinds_of_quantized_model_are_recognised(tmp_path: Path, operator: str) -> None:
     schema = onnx.defs.get_schema(operator, 17, "")
-    node = helper.make_node(operator, ["conv.weight"] * schema.max_input, [f"new{i}" for i in range(schema.min_output)])
+    node = helper.make_node(
+        operator, ["conv.weight"] * schema.max_input, [f"new{i}" for i in range(schema.min_output)]
+    )
     path = changed(tmp_path, lambda m: m.graph.node.append(node))
 
-    assert f"qdq: {path}: is quantized already (1 nodes such as {operator})" in refused(tmp_path, "plan", path)
+    assert f"qdq: {path}: is quantized already (1 nodes such as {operator})" in refused(
+        tmp_path, "plan", path
+    )
 
 
 def last_weight(values: float) -> Change:
     """Return the change that gives the Gemm weight these values."""
 
     def change(model: onnx.ModelProto) -> None:
-        model.graph.initializer[2].CopyFrom(numpy_helper.from_array(np.full((5, 216), values, np.float32), "gemm.weight"))
+        model.graph.initializer[2].CopyFrom(
+            numpy_helper.from_array(np.full((5, 216), values, np.float32), "gemm.weight")
+        )
 
     return change
 
@@ -286,10 +410,22 @@ def last_weight(values: float) -> Change:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (lambda m: m.graph.ClearField("node"), "is truncated or empty: its graph has no nodes; export or download it again"),
-        (lambda m: m.graph.node[0].ClearField("input"), "is damaged: node conv (Conv) has 0 inputs, the operator needs 2; export or download it again"),
-        (lambda m: m.graph.node[1].ClearField("output"), "is damaged: node relu (Relu) has 0 outputs, the operator gives 1"),
-        (lambda m: m.graph.node[0].attribute.append(helper.make_attribute("group", [1, 2])), "is damaged: node conv (Conv) has 'group' as INTS"),
+        (
+            lambda m: m.graph.ClearField("node"),
+            "is truncated or empty: its graph has no nodes; export or download it again",
+        ),
+        (
+            lambda m: m.graph.node[0].ClearField("input"),
+            "is damaged: node conv (Conv) has 0 inputs, the operator needs 2; export or download it again",
+        ),
+        (
+            lambda m: m.graph.node[1].ClearField("output"),
+            "is damaged: node relu (Relu) has 0 outputs, the operator gives 1",
+        ),
+        (
+            lambda m: m.graph.node[0].attribute.append(helper.make_attribute("group", [1, 2])),
+            "is damaged: node conv (Conv) has 'group' as INTS",
+        ),
         (lambda m: m.graph.node[1].ClearField("op_type"), "ONNX Runtime cannot run it"),
         (
             lambda m: setattr(m.graph.node[1], "op_type", "Reloo"),
@@ -298,14 +434,27 @@ def last_weight(values: float) -> Change:
         (lambda m: m.graph.initializer.pop(0), "ONNX Runtime cannot run it"),
         (lambda m: setattr(m.graph.initializer[0], "raw_data", b"1234"), "conv.weight"),
         (lambda m: setattr(m.graph.initializer[0], "data_type", 99), "conv.weight"),
-        (last_weight(np.inf), "weight 'gemm.weight' holds NaN or Inf; export the model again, or pass --leave-float 'gemm'"),
+        (
+            last_weight(np.inf),
+            "weight 'gemm.weight' holds NaN or Inf; export the model again, or pass --leave-float 'gemm'",
+        ),
         (last_weight(np.nan), "weight 'gemm.weight' holds NaN or Inf"),
         (lambda m: m.graph.input[0].ClearField("type"), "input 'x' is no tensor of a known type"),
-        (lambda m: m.graph.input.append(helper.make_tensor_sequence_value_info("s", TensorProto.FLOAT, None)), "input 's' is no tensor of a known type"),
-        (lambda m: setattr(m.graph.input[0].type.tensor_type.shape.dim[0], "dim_value", 2), "input 'x' has shape [1, 4, 8, 8]"),
+        (
+            lambda m: m.graph.input.append(
+                helper.make_tensor_sequence_value_info("s", TensorProto.FLOAT, None)
+            ),
+            "input 's' is no tensor of a known type",
+        ),
+        (
+            lambda m: setattr(m.graph.input[0].type.tensor_type.shape.dim[0], "dim_value", 2),
+            "input 'x' has shape [1, 4, 8, 8]",
+        ),
     ],
 )
-def test_a_damaged_graph_is_refused_with_the_place_of_the_damage(tmp_path: Path, change: Change, says: str) -> None:
+def test_a_damaged_graph_is_refused_with_the_place_of_the_damage(
+    tmp_path: Path, change: Change, says: str
+) -> None:
     path = changed(tmp_path, change)
 
     message = quantize(tmp_path, path)
@@ -322,7 +471,9 @@ def test_operators_that_onnx_does_not_know_can_be_planned_and_checked(tmp_path: 
     assert run("check", path)[0] == 1
 
 
-def test_weights_so_large_that_their_squares_overflow_quantize_without_a_word_on_standard_error(tmp_path: Path) -> None:
+def test_weights_so_large_that_their_squares_overflow_quantize_without_a_word_on_standard_error(
+    tmp_path: Path,
+) -> None:
     path = changed(tmp_path, last_weight(1e30))
 
     code, _, err = run("quantize", path, "-o", tmp_path / "out.onnx", "--data", "noise")
@@ -341,22 +492,38 @@ def test_weights_so_large_that_their_squares_overflow_quantize_without_a_word_on
     ids=["axis-that-is-not-there", "axis-of-another-length", "blocks-too-few", "data-gone"],
 )
 @pytest.mark.parametrize("command", ["strip", "check"])
-def test_stored_integers_that_cannot_become_floats_are_named(tmp_path: Path, command: str, attributes: dict[str, int], scale: np.ndarray, beside: bool) -> None:
+def test_stored_integers_that_cannot_become_floats_are_named(
+    tmp_path: Path, command: str, attributes: dict[str, int], scale: np.ndarray, beside: bool
+) -> None:
     model = tiny_model()
     model.opset_import[0].version, model.ir_version = 21, 10
     integers = numpy_helper.from_array(np.ones((5, 216), np.int8), "integers")
     if beside:
         integers.raw_data = b"too few"
     del model.graph.initializer[2]
-    model.graph.initializer.extend([integers, numpy_helper.from_array(scale.astype(np.float32), "scale")])
-    model.graph.node.insert(0, helper.make_node("DequantizeLinear", ["integers", "scale"], ["gemm.weight"], **attributes))
+    model.graph.initializer.extend(
+        [integers, numpy_helper.from_array(scale.astype(np.float32), "scale")]
+    )
+    model.graph.node.insert(
+        0,
+        helper.make_node("DequantizeLinear", ["integers", "scale"], ["gemm.weight"], **attributes),
+    )
     path = save(model, tmp_path / "model.onnx")
 
-    if command == "check" and (attributes["axis"] == 9 or len(scale) != (5, 216)[attributes["axis"]]) and scale.ndim == 1:
+    if (
+        command == "check"
+        and (attributes["axis"] == 9 or len(scale) != (5, 216)[attributes["axis"]])
+        and scale.ndim == 1
+    ):
         code, text, _ = run("check", path)
-        assert (code, "scale-count" in text) == (1, True)  # the parser refuses it: a finding, and no reason to stop
+        assert (code, "scale-count" in text) == (
+            1,
+            True,
+        )  # the parser refuses it: a finding, and no reason to stop
         return
-    message = refused(tmp_path, command, path, *(["-o", tmp_path / "out.onnx"] if command == "strip" else []))
+    message = refused(
+        tmp_path, command, path, *(["-o", tmp_path / "out.onnx"] if command == "strip" else [])
+    )
 
     assert "qdq: model.onnx: the " in message
     assert "'integers'" in message

@@ -49,9 +49,17 @@ GELU = "[scale] a = Div (x, k) [erf] b = Erf (a) [shift] c = Add (b, one) [produ
 CONSTANTS = "int64[1] last = {-1}, float two = {2.0}, float epsilon = {0.1}, float k = {1.4}, float one = {1.0}, float half = {0.5}, float[8,8] w"
 
 
-def index(nodes: str, inputs: str = "float[2,8] x", outputs: str = "float[2,8] y", weights: str = CONSTANTS, opset: int = 21) -> GraphIndex:
+def index(
+    nodes: str,
+    inputs: str = "float[2,8] x",
+    outputs: str = "float[2,8] y",
+    weights: str = CONSTANTS,
+    opset: int = 21,
+) -> GraphIndex:
     """Return the index of a graph in ONNX text."""
-    model = parse_case(f'<ir_version: 8, opset_import: ["" : {opset}]> g ({inputs}) => ({outputs}) <{weights}> {{ {nodes} }}')
+    model = parse_case(
+        f'<ir_version: 8, opset_import: ["" : {opset}]> g ({inputs}) => ({outputs}) <{weights}> {{ {nodes} }}'
+    )
     return GraphIndex(qdq.load(model))
 
 
@@ -81,9 +89,16 @@ def test_what_commutes_with_quantization(operator: str, holds: bool) -> None:
 
 
 def test_moves_are_looked_through_and_nothing_else() -> None:
-    graph = index("[gate] s = Sigmoid (x) [turn] t = Transpose (s) [back] u = Transpose (t) [picked] p = Gather (u, last) [still] y = Identity (x)")
+    graph = index(
+        "[gate] s = Sigmoid (x) [turn] t = Transpose (s) [back] u = Transpose (t) [picked] p = Gather (u, last) [still] y = Identity (x)"
+    )
     found = {tensor: find_producer_before_moves(graph, tensor) for tensor in ("u", "p", "y", "w")}
-    assert {tensor: maker and maker.label for tensor, maker in found.items()} == {"u": "gate", "p": "picked", "y": None, "w": None}
+    assert {tensor: maker and maker.label for tensor, maker in found.items()} == {
+        "u": "gate",
+        "p": "picked",
+        "y": None,
+        "w": None,
+    }
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -101,7 +116,12 @@ def test_two_gelus_that_share_their_input_and_constants_are_found_apart() -> Non
 
 
 def test_half_a_gelu_is_none() -> None:
-    for missing in ("[erf] b = Erf (a)", "[scale] a = Div (x, k)", "[halve] y = Mul (d, half)", "[shift] c = Add (b, one)"):
+    for missing in (
+        "[erf] b = Erf (a)",
+        "[scale] a = Div (x, k)",
+        "[halve] y = Mul (d, half)",
+        "[shift] c = Add (b, one)",
+    ):
         made, read = missing.split()[1], missing.split("(")[1].split(")")[0].split(",")[0]
         graph = index(GELU.replace(missing, f"[other] {made} = Identity ({read})"))
         assert gelu_nodes(graph) == frozenset(), missing
@@ -127,10 +147,20 @@ def test_gates(nodes: str, gate: tuple[str, str] | None) -> None:
 
 @pytest.mark.parametrize(
     ("plane", "weight", "holds"),
-    [("1,4,8,8", "1,4,1,1", True), ("1,4,8", "1,4,1", True), ("1,4,8,8", "1,1,8,8", False), ("1,4,8,8", "1,4,8,8", False), ("1,4,1,1", "1,4,1,1", False)],
+    [
+        ("1,4,8,8", "1,4,1,1", True),
+        ("1,4,8", "1,4,1", True),
+        ("1,4,8,8", "1,1,8,8", False),
+        ("1,4,8,8", "1,4,8,8", False),
+        ("1,4,1,1", "1,4,1,1", False),
+    ],
 )
 def test_a_gate_of_channels_holds_one_value_for_each(plane: str, weight: str, holds: bool) -> None:
-    graph = index("g = Sigmoid (s) y = Mul (x, g)", f"float[{plane}] x, float[{weight}] s", f"float[{plane}] y")
+    graph = index(
+        "g = Sigmoid (s) y = Mul (x, g)",
+        f"float[{plane}] x, float[{weight}] s",
+        f"float[{plane}] y",
+    )
     assert is_channel_gate(graph, graph.producers["y"]) is holds
 
 
@@ -151,21 +181,35 @@ def test_masks_in_front_of_a_softmax(behind: str, holds: bool) -> None:
 
 
 def test_what_no_weighted_layer_reads_is_the_tail() -> None:
-    graph = index("[a] p = Relu (x) [mm] q = MatMul (p, w) [b] r = Relu (q) [c] y = Tanh (r) [side] z = Tanh (x)", outputs="float[2,8] y, float[2,8] z")
+    graph = index(
+        "[a] p = Relu (x) [mm] q = MatMul (p, w) [b] r = Relu (q) [c] y = Tanh (r) [side] z = Tanh (x)",
+        outputs="float[2,8] y, float[2,8] z",
+    )
     assert tail_nodes(graph) == {"b", "c", "side"}
 
 
 def with_body(nodes: list[onnx.NodeProto], inside: list[onnx.NodeProto]) -> GraphIndex:
     """Return the index of nodes before an If whose branches make `inside`, the last output of which is `t`."""
-    branches = {name: helper.make_graph(inside, "body", [], [value("t", [2, 4])]) for name in ("then_branch", "else_branch")}
+    branches = {
+        name: helper.make_graph(inside, "body", [], [value("t", [2, 4])])
+        for name in ("then_branch", "else_branch")
+    }
     choice = helper.make_node("If", ["c"], ["i"], name="if", **branches)
-    model = build([*nodes, choice, node("Relu", ["i"], "y", name="relu")], {"x": [2, 4]}, {"y": [2, 4]}, {"w": noise(4, 4)})
+    model = build(
+        [*nodes, choice, node("Relu", ["i"], "y", name="relu")],
+        {"x": [2, 4]},
+        {"y": [2, 4]},
+        {"w": noise(4, 4)},
+    )
     model.graph.input.append(value("c", [], TensorProto.BOOL))
     return GraphIndex(qdq.load(model))
 
 
 def test_what_a_body_reads_is_no_tail_and_a_body_with_a_layer_has_none() -> None:
-    graph = with_body([node("Tanh", ["x"], "h", name="tanh")], [node("MatMul", ["h", "w"], "m", name="mm"), node("Relu", ["m"], "t", name="inner")])
+    graph = with_body(
+        [node("Tanh", ["x"], "h", name="tanh")],
+        [node("MatMul", ["h", "w"], "m", name="mm"), node("Relu", ["m"], "t", name="inner")],
+    )
     assert tail_nodes(graph) == {"relu"}
     assert tail_nodes(graph.scopes["if.then_branch"]) == frozenset()
     without_layer = with_body([], [node("Tanh", ["x"], "t", name="inner")])
@@ -174,7 +218,13 @@ def test_what_a_body_reads_is_no_tail_and_a_body_with_a_layer_has_none() -> None
 
 def test_layers_to_an_output_count_those_behind_a_body() -> None:
     outer = [node("MatMul", ["x", "w"], "h", name="mm")]
-    graph = with_body(outer, [node("MatMul", ["h", "w"], "m", name="first"), node("MatMul", ["m", "w"], "t", name="second")])
+    graph = with_body(
+        outer,
+        [
+            node("MatMul", ["h", "w"], "m", name="first"),
+            node("MatMul", ["m", "w"], "t", name="second"),
+        ],
+    )
     graph_after = with_body(outer, [node("Relu", ["h"], "t", name="inner")])
     assert layers_to_output(graph.scopes["if.then_branch"]) == {"first": 2, "second": 1}
     assert layers_to_output(graph_after)["mm"] == 1
@@ -189,18 +239,37 @@ def test_layers_to_an_output_take_the_shortest_branch() -> None:
     }  # fmt: skip
     expected = {"a": 1, "b": 2, "c": 1, "short": 0, "join": 0}
     assert layers_to_output(index(" ".join(nodes.values()))) == expected
-    assert layers_to_output(index(" ".join(nodes[n] for n in ("dead", "a", "short", "b", "c", "join")))) == expected
-    assert layers_to_output(index(" ".join(nodes.values()), outputs="float[2,8] y, float[2,8] q"))["b"] == 1
+    assert (
+        layers_to_output(
+            index(" ".join(nodes[n] for n in ("dead", "a", "short", "b", "c", "join")))
+        )
+        == expected
+    )
+    assert (
+        layers_to_output(index(" ".join(nodes.values()), outputs="float[2,8] y, float[2,8] q"))["b"]
+        == 1
+    )
 
 
 def test_a_pool_that_a_body_reads_stays_in_float() -> None:
-    inside = [node("Tanh", ["p"], "t0", name="inner"), node("Reshape", ["t0", "flat"], "t", name="shape")]
-    branches = {name: helper.make_graph(inside, "body", [], [value("t", [4])]) for name in ("then_branch", "else_branch")}
+    inside = [
+        node("Tanh", ["p"], "t0", name="inner"),
+        node("Reshape", ["t0", "flat"], "t", name="shape"),
+    ]
+    branches = {
+        name: helper.make_graph(inside, "body", [], [value("t", [4])])
+        for name in ("then_branch", "else_branch")
+    }
     nodes = [
         node("Relu", ["x"], "r"), node("GlobalAveragePool", ["r"], "p", name="pool"), node("Conv", ["p", "v"], "y"),
         helper.make_node("If", ["c"], ["z"], name="if", **branches),
     ]  # fmt: skip
-    model = build(nodes, {"x": [1, 4, 8, 8]}, {"y": [1, 3, 1, 1], "z": [4]}, {"v": noise(3, 4, 1, 1), "flat": np.array([4])})
+    model = build(
+        nodes,
+        {"x": [1, 4, 8, 8]},
+        {"y": [1, 3, 1, 1], "z": [4]},
+        {"v": noise(3, 4, 1, 1), "flat": np.array([4])},
+    )
     model.graph.input.append(value("c", [], TensorProto.BOOL))
     assert "r -> pool[0]" not in {str(p.edge) for p in qdq.plan(model).placements}
 
@@ -219,7 +288,9 @@ def one(operator: str, inputs: str, weights: str) -> tuple[GraphIndex, str]:
         ("MatMul (x, w)", "float[8,8] w", None, ()),
     ],
 )
-def test_channels_of_a_group(operator: str, weight: str, sizes: Channels | None, window: tuple[int, ...]) -> None:
+def test_channels_of_a_group(
+    operator: str, weight: str, sizes: Channels | None, window: tuple[int, ...]
+) -> None:
     graph, label = one(operator, "float x", weight)
     assert convolution_channels(graph, graph.by_label[label]) == sizes
     assert kernel_shape(graph, graph.by_label[label]) == window
@@ -239,9 +310,14 @@ def test_channels_of_a_group(operator: str, weight: str, sizes: Channels | None,
         ("Conv (x, w)", "float[1,8,4] x", "float[5,8,1] w", None, None),
     ],
 )
-def test_rows_and_columns_of_a_product(operator: str, inputs: str, weight: str, counted: int | None, summed: tuple[int, int] | None) -> None:
+def test_rows_and_columns_of_a_product(
+    operator: str, inputs: str, weight: str, counted: int | None, summed: tuple[int, int] | None
+) -> None:
     graph, label = one(operator, inputs, weight)
-    assert (product_rows(graph, graph.by_label[label]), product_sizes(graph, graph.by_label[label])) == (counted, summed)
+    assert (
+        product_rows(graph, graph.by_label[label]),
+        product_sizes(graph, graph.by_label[label]),
+    ) == (counted, summed)
 
 
 @pytest.mark.parametrize(("length", "expected"), [("6", 6), ("N", None)])
@@ -249,18 +325,34 @@ def test_rows_and_columns_of_a_product(operator: str, inputs: str, weight: str, 
 def test_the_length_of_an_attention(length: str, expected: int | None, between: list[str]) -> None:
     scores = "t" if between else "s"
     nodes = f"[first] s = MatMul (q, h) {' '.join(between)} p = Softmax ({scores}) [second] y = MatMul (p, v)"
-    graph = index(nodes, f"float[2,4,8] q, float[2,8,{length}] h, float[2,{length},8] v, float[2,4,{length}] m", "float[2,4,8] y")
-    assert [attention_length(graph, graph.by_label[name]) for name in ("first", "second")] == [expected, expected]
+    graph = index(
+        nodes,
+        f"float[2,4,8] q, float[2,8,{length}] h, float[2,{length},8] v, float[2,4,{length}] m",
+        "float[2,4,8] y",
+    )
+    assert [attention_length(graph, graph.by_label[name]) for name in ("first", "second")] == [
+        expected,
+        expected,
+    ]
 
 
-@pytest.mark.parametrize("nodes", ["[it] y = MatMul (x, z)", "[it] s = MatMul (x, w) y = Softmax (s)", "[it] s = MatMul (x, z) t = Relu (s) y = Softmax (t)"])
+@pytest.mark.parametrize(
+    "nodes",
+    [
+        "[it] y = MatMul (x, z)",
+        "[it] s = MatMul (x, w) y = Softmax (s)",
+        "[it] s = MatMul (x, z) t = Relu (s) y = Softmax (t)",
+    ],
+)
 def test_a_product_without_an_attention_has_no_length(nodes: str) -> None:
     graph = index(nodes, "float[2,8] x, float[8,8] z")
     assert attention_length(graph, graph.by_label["it"]) is None
 
 
 def test_a_layer_reads_the_graph_input_through_moves_alone() -> None:
-    graph = index("t = Transpose (x) u = Identity (t) [a] y = MatMul (u, w) r = Relu (x) [b] z = MatMul (r, w)")
+    graph = index(
+        "t = Transpose (x) u = Identity (t) [a] y = MatMul (u, w) r = Relu (x) [b] z = MatMul (r, w)"
+    )
     assert [reads_graph_input(graph, graph.by_label[name]) for name in "ab"] == [True, False]
 
 
@@ -270,15 +362,31 @@ def test_every_pattern_answers_for_each_node_of_an_odd_graph() -> None:
         node("RandomNormal", [], "r", shape=[2, 4]), helper.make_node("Clip", ["x", "", "r0"], ["c"], name="clip"),
         helper.make_node("Mystery", ["c", ""], ["m"], name="mystery", domain="other"), node("Mul", ["m", "r"], "y", name="mul"),
     ]  # fmt: skip
-    model = build(odd, {"x": [2, 4]}, {"y": [2, 4]}, {"r0": np.array(1, np.float32)}, domains={"other": 1})
+    model = build(
+        odd, {"x": [2, 4]}, {"y": [2, 4]}, {"r0": np.array(1, np.float32)}, domains={"other": 1}
+    )
     graph = GraphIndex(qdq.load(model))
-    tests = (can_commute_with_quantization, find_gate, is_channel_gate, convolution_channels, product_sizes, product_rows, attention_length)
+    tests = (
+        can_commute_with_quantization,
+        find_gate,
+        is_channel_gate,
+        convolution_channels,
+        product_sizes,
+        product_rows,
+        attention_length,
+    )
     assert not any(test(graph, n) for test, n in itertools.product(tests, graph.nodes))
     assert gelu_nodes(graph) == normalization_nodes(graph) == attention_masks(graph) == frozenset()
 
 
-def test_an_input_that_is_left_out_is_no_constant_even_beside_a_constant_node_without_all_its_outputs() -> None:
-    left_out = index("[drop] v, = Dropout (w) [mean] m = ReduceMean (x, ) [flat] f = Flatten (m) [last] y = MatMul (f, v)", "float[1,8,1,1] x", "float[1,8] y")
+def test_an_input_that_is_left_out_is_no_constant_even_beside_a_constant_node_without_all_its_outputs() -> (
+    None
+):
+    left_out = index(
+        "[drop] v, = Dropout (w) [mean] m = ReduceMean (x, ) [flat] f = Flatten (m) [last] y = MatMul (f, v)",
+        "float[1,8,1,1] x",
+        "float[1,8] y",
+    )
     left_out.source.model.graph.node[0].output.append("")
     graph = GraphIndex(left_out.source)
     assert graph.is_constant("v")

@@ -20,7 +20,12 @@ NARROW = load_rules(["narrow-in-float"])
 
 def product() -> onnx.ModelProto:
     """Return a MatMul of 32 to 32 values for any number of rows."""
-    return build([node("MatMul", ["x", "w"], "y", name="product")], {"x": ["rows", 32]}, ["y"], {"w": noise(32, 32)})
+    return build(
+        [node("MatMul", ["x", "w"], "y", name="product")],
+        {"x": ["rows", 32]},
+        ["y"],
+        {"w": noise(32, 32)},
+    )
 
 
 def quantized(*shapes: str) -> set[str]:
@@ -31,7 +36,11 @@ def quantized(*shapes: str) -> set[str]:
 
 @pytest.mark.parametrize(
     ("text", "shapes"),
-    [("x=4x32", ((4, 32),) * 3), ("x=1x32/4x32/8x32", ((1, 32), (4, 32), (8, 32))), ("in=put=7", ((7,),) * 3)],
+    [
+        ("x=4x32", ((4, 32),) * 3),
+        ("x=1x32/4x32/8x32", ((1, 32), (4, 32), (8, 32))),
+        ("in=put=7", ((7,),) * 3),
+    ],
 )
 def test_a_profile_is_one_shape_or_three(text: str, shapes: tuple[tuple[int, ...], ...]) -> None:
     profile = parse_profile(text)
@@ -39,7 +48,20 @@ def test_a_profile_is_one_shape_or_three(text: str, shapes: tuple[tuple[int, ...
     assert str(profile) == text
 
 
-@pytest.mark.parametrize("text", ["x", "=4x32", "x=4x32/8x32", "x=0x32", "x=4x", "x=8x32/4x32/9x32", "x=4x32/8x32/6x32", "x=4/4x32/4x32", f"x=4x{2**63}"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "x",
+        "=4x32",
+        "x=4x32/8x32",
+        "x=0x32",
+        "x=4x",
+        "x=8x32/4x32/9x32",
+        "x=4x32/8x32/6x32",
+        "x=4/4x32/4x32",
+        f"x=4x{2**63}",
+    ],
+)
 def test_other_spellings_are_refused(text: str) -> None:
     with pytest.raises(UsageError, match="--shapes"):
         parse_profile(text)
@@ -49,7 +71,10 @@ def test_the_usual_shapes_and_where_the_ends_differ() -> None:
     one, three = Profile("x", (4,), (4,), (4,)), Profile("z", (1,), (2,), (3,))
     assert optimal_shapes([one, three]) == {"x": (4,), "z": (2,)}
     assert extreme_shapes([one]) == {}
-    assert extreme_shapes([one, three]) == {"min": {"x": (4,), "z": (1,)}, "max": {"x": (4,), "z": (3,)}}
+    assert extreme_shapes([one, three]) == {
+        "min": {"x": (4,), "z": (1,)},
+        "max": {"x": (4,), "z": (3,)},
+    }
 
 
 def test_a_rule_about_shapes_goes_by_the_profile() -> None:
@@ -60,8 +85,12 @@ def test_a_rule_about_shapes_goes_by_the_profile() -> None:
 
 def test_a_plan_names_the_ends_that_would_decide_otherwise() -> None:
     made = qdq.plan(product(), rules=NARROW, profiles=[parse_profile("x=1x32/8x32/8x32")])
-    assert made.notes == ("at the min shapes 2 edges would be decided otherwise, such as x -> product[0]; the plan goes by opt",)
-    assert qdq.plan(product(), rules=NARROW, profiles=[parse_profile("x=2x32/8x32/9x32")]).notes == ()
+    assert made.notes == (
+        "at the min shapes 2 edges would be decided otherwise, such as x -> product[0]; the plan goes by opt",
+    )
+    assert (
+        qdq.plan(product(), rules=NARROW, profiles=[parse_profile("x=2x32/8x32/9x32")]).notes == ()
+    )
 
 
 @pytest.mark.parametrize("rows", [1, 8])
@@ -93,19 +122,32 @@ def test_a_plan_file_keeps_the_shapes(tmp_path: Path) -> None:
     assert "profiles:\n- x=1x32/8x32/8x32\n" in plan.read_text()
     assert run("plan", model, "--diff", plan, "--shapes", "x=1x32/8x32/8x32")[0] == 0
     code, text, _ = run("plan", model, "--diff", plan)
-    assert (code, "profiles: x=1x32/8x32/8x32 -> none" in text) == (0, True)  # no edge is decided otherwise
+    assert (code, "profiles: x=1x32/8x32/8x32 -> none" in text) == (
+        0,
+        True,
+    )  # no edge is decided otherwise
 
 
 @pytest.mark.parametrize(
     ("shape", "says"),
-    [("y=1x32", "--shapes names no input 'y'"), ("x=1x31", "does not fit the input, which is ?x32"), ("x=1", "does not fit the input")],
+    [
+        ("y=1x32", "--shapes names no input 'y'"),
+        ("x=1x31", "does not fit the input, which is ?x32"),
+        ("x=1", "does not fit the input"),
+    ],
 )
 @pytest.mark.parametrize("command", ["plan", "explain"])
-def test_shapes_that_the_model_cannot_take_are_refused(tmp_path: Path, command: str, shape: str, says: str) -> None:
+def test_shapes_that_the_model_cannot_take_are_refused(
+    tmp_path: Path, command: str, shape: str, says: str
+) -> None:
     model = save(product(), tmp_path / "m.onnx")
-    assert says in refused(tmp_path, command, model, *(["product"] if command == "explain" else []), "--shapes", shape)
+    assert says in refused(
+        tmp_path, command, model, *(["product"] if command == "explain" else []), "--shapes", shape
+    )
 
 
 def test_an_input_named_twice_is_refused(tmp_path: Path) -> None:
     model = save(product(), tmp_path / "m.onnx")
-    assert "names the input 'x' twice" in refused(tmp_path, "plan", model, "--shapes", "x=1x32", "--shapes", "x=2x32")
+    assert "names the input 'x' twice" in refused(
+        tmp_path, "plan", model, "--shapes", "x=1x32", "--shapes", "x=2x32"
+    )

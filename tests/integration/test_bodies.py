@@ -25,11 +25,19 @@ from tests.support.cli_runner import run as cli
 from tests.support.cli_runner import save as write
 from tests.support.graphs import Array, build, node, noise, run, value
 
-BOTH = [{"x": noise(2, 4, seed=1), "c": np.array(True)}, {"x": noise(2, 4, seed=2), "c": np.array(False)}]
+BOTH = [
+    {"x": noise(2, 4, seed=1), "c": np.array(True)},
+    {"x": noise(2, 4, seed=2), "c": np.array(False)},
+]
 MATRIX = {"w": noise(4, 4, seed=3) / 2, "v": noise(4, 4, seed=4) / 2}
 
 
-def graph(nodes: list[onnx.NodeProto], outputs: list[onnx.ValueInfoProto], inputs: list[onnx.ValueInfoProto] | None = None, **more: Any) -> onnx.GraphProto:
+def graph(
+    nodes: list[onnx.NodeProto],
+    outputs: list[onnx.ValueInfoProto],
+    inputs: list[onnx.ValueInfoProto] | None = None,
+    **more: Any,
+) -> onnx.GraphProto:
     """Return a body."""
     return helper.make_graph(nodes, "body", inputs or [], outputs, **more)
 
@@ -37,10 +45,14 @@ def graph(nodes: list[onnx.NodeProto], outputs: list[onnx.ValueInfoProto], input
 def branch(name: str, weight: str, read: str = "r", result: str = "") -> onnx.GraphProto:
     """Return a body that multiplies a tensor from outside with a weight from outside."""
     result = result or f"{name}_y"
-    return graph([node("MatMul", [read, weight], result, name=f"{name}_matmul")], [value(result, [2, 4])])
+    return graph(
+        [node("MatMul", [read, weight], result, name=f"{name}_matmul")], [value(result, [2, 4])]
+    )
 
 
-def build_if(then: onnx.GraphProto, otherwise: onnx.GraphProto, **weights: Array) -> onnx.ModelProto:
+def build_if(
+    then: onnx.GraphProto, otherwise: onnx.GraphProto, **weights: Array
+) -> onnx.ModelProto:
     """Return Relu, an If over two bodies, and a MatMul: x [2,4] and the condition c to y [2,4]."""
     model = build(
         [node("Relu", ["x"], "r"), node("If", ["c"], "i", name="if", then_branch=then, else_branch=otherwise), node("MatMul", ["i", "v"], "y")],
@@ -56,32 +68,72 @@ def branching() -> onnx.ModelProto:
     return build_if(branch("then", "w"), branch("else", "v"))
 
 
-def looping(turn: list[onnx.NodeProto] | None = None, turns: int = 3, more: list[onnx.ValueInfoProto] | None = None) -> onnx.ModelProto:
+def looping(
+    turn: list[onnx.NodeProto] | None = None,
+    turns: int = 3,
+    more: list[onnx.ValueInfoProto] | None = None,
+) -> onnx.ModelProto:
     """Return a Loop over `state` [2,4], whose turns make `next` of it."""
     turn = turn or [node("MatMul", ["state", "w"], "p", name="inside"), node("Tanh", ["p"], "next")]
     body = graph(
         [node("Identity", ["go"], "still"), *turn],
         [value("still", [], TensorProto.BOOL), value("next", [2, 4]), *(more or [])],
-        [value("n", [], TensorProto.INT64), value("go", [], TensorProto.BOOL), value("state", [2, 4])],
+        [
+            value("n", [], TensorProto.INT64),
+            value("go", [], TensorProto.BOOL),
+            value("state", [2, 4]),
+        ],
     )
     constants = {"turns": np.array(turns), "true": np.array(True)}
-    return build([node("Loop", ["turns", "true", "x"], "y", name="loop", body=body)], {"x": [2, 4]}, {"y": [2, 4]}, {**MATRIX, **constants})
+    return build(
+        [node("Loop", ["turns", "true", "x"], "y", name="loop", body=body)],
+        {"x": [2, 4]},
+        {"y": [2, 4]},
+        {**MATRIX, **constants},
+    )
 
 
 def scanning() -> onnx.ModelProto:
     """Return a Scan over x [5,2,4] with a state [2,4]."""
-    turn = [node("MatMul", ["part", "w"], "p", name="inside"), node("Add", ["p", "state"], "s"), node("Tanh", ["s"], "next"), node("Identity", ["next"], "out")]
-    body = graph(turn, [value("next", [2, 4]), value("out", [2, 4])], [value("state", [2, 4]), value("part", [2, 4])])
-    scan = node("Scan", ["zero", "x"], ["last", "y"], name="scan", body=body, num_scan_inputs=1, scan_output_directions=[0])
-    return build([scan], {"x": [5, 2, 4]}, {"last": [2, 4], "y": [5, 2, 4]}, {**MATRIX, "zero": np.zeros((2, 4), np.float32)})
+    turn = [
+        node("MatMul", ["part", "w"], "p", name="inside"),
+        node("Add", ["p", "state"], "s"),
+        node("Tanh", ["s"], "next"),
+        node("Identity", ["next"], "out"),
+    ]
+    body = graph(
+        turn,
+        [value("next", [2, 4]), value("out", [2, 4])],
+        [value("state", [2, 4]), value("part", [2, 4])],
+    )
+    scan = node(
+        "Scan",
+        ["zero", "x"],
+        ["last", "y"],
+        name="scan",
+        body=body,
+        num_scan_inputs=1,
+        scan_output_directions=[0],
+    )
+    return build(
+        [scan],
+        {"x": [5, 2, 4]},
+        {"last": [2, 4], "y": [5, 2, 4]},
+        {**MATRIX, "zero": np.zeros((2, 4), np.float32)},
+    )
 
 
 def samples(model: onnx.ModelProto) -> list[dict[str, Array]]:
     """Return feeds of noise, for every combination of the model's conditions."""
-    conditions = [i.name for i in model.graph.input if i.type.tensor_type.elem_type == TensorProto.BOOL]
+    conditions = [
+        i.name for i in model.graph.input if i.type.tensor_type.elem_type == TensorProto.BOOL
+    ]
     shape = [d.dim_value for d in model.graph.input[0].type.tensor_type.shape.dim]
     values = itertools.product([True, False], repeat=len(conditions))
-    return [{"x": noise(*shape, seed=i), **dict(zip(conditions, map(np.array, chosen), strict=True))} for i, chosen in enumerate(values)]
+    return [
+        {"x": noise(*shape, seed=i), **dict(zip(conditions, map(np.array, chosen), strict=True))}
+        for i, chosen in enumerate(values)
+    ]
 
 
 def quantized(model: onnx.ModelProto, tolerance: float = 0.1, **options: Any) -> qdq.Quantized:
@@ -120,7 +172,13 @@ def test_both_branches_of_an_if_are_quantized_inside() -> None:
         "i -> y_node[0]", "v -> y_node[1]",
     }  # fmt: skip
     for body in bodies(result.model).values():
-        assert sorted(ops(body)) == ["DequantizeLinear", "DequantizeLinear", "MatMul", "QuantizeLinear", "QuantizeLinear"]
+        assert sorted(ops(body)) == [
+            "DequantizeLinear",
+            "DequantizeLinear",
+            "MatMul",
+            "QuantizeLinear",
+            "QuantizeLinear",
+        ]
 
 
 def test_a_tensor_from_outside_gets_its_pair_inside_with_one_scale_in_all_bodies() -> None:
@@ -131,11 +189,19 @@ def test_a_tensor_from_outside_gets_its_pair_inside_with_one_scale_in_all_bodies
 
 
 def test_the_body_of_a_loop_is_quantized_and_its_state_observed_in_every_turn() -> None:
-    model = looping([node("Add", ["state", "one"], "grown"), node("MatMul", ["grown", "w"], "p", name="inside"), node("Identity", ["grown"], "next")])
+    model = looping(
+        [
+            node("Add", ["state", "one"], "grown"),
+            node("MatMul", ["grown", "w"], "p", name="inside"),
+            node("Identity", ["grown"], "next"),
+        ]
+    )
     model.graph.initializer.append(numpy_helper.from_array(np.array(1.0, np.float32), "one"))
     result = quantized(model, method="max")
     assert edges(result.plan) == {"grown -> loop.body/inside[0]", "w -> loop.body/inside[1]"}
-    largest = np.abs(samples(model)[0]["x"] + np.arange(1, 4, dtype=np.float32)[:, None, None]).max()
+    largest = np.abs(
+        samples(model)[0]["x"] + np.arange(1, 4, dtype=np.float32)[:, None, None]
+    ).max()
     scale = next(s.scales[0] for s in result.scales.by_pair if s.tensor == "loop.body/grown")
     assert scale == pytest.approx(largest / 127)
 
@@ -148,7 +214,9 @@ def test_the_body_of_a_scan_is_quantized() -> None:
 
 
 def test_bodies_in_bodies_are_quantized() -> None:
-    inner = node("If", ["d"], "o", name="inner", then_branch=branch("a", "w"), else_branch=branch("b", "w"))
+    inner = node(
+        "If", ["d"], "o", name="inner", then_branch=branch("a", "w"), else_branch=branch("b", "w")
+    )
     model = build_if(graph([inner], [value("o", [2, 4])]), branch("else", "v"))
     model.graph.input.append(value("d", [], TensorProto.BOOL))
     planned = edges(quantized(model).plan)
@@ -158,12 +226,36 @@ def test_bodies_in_bodies_are_quantized() -> None:
 
 def test_branches_that_take_turns_in_a_loop_are_both_observed() -> None:
     def turn(weight: str, scale: str) -> onnx.GraphProto:
-        return graph([node("Mul", ["state", scale], "k"), node("MatMul", ["k", weight], "s")], [value("s", [2, 4])])
+        return graph(
+            [node("Mul", ["state", scale], "k"), node("MatMul", ["k", weight], "s")],
+            [value("s", [2, 4])],
+        )
 
-    choice = node("If", ["even"], "p", name="if", then_branch=turn("w", "small"), else_branch=turn("v", "large"))
-    model = looping([node("Mod", ["n", "two"], "left"), node("Equal", ["left", "nil"], "even"), choice, node("Tanh", ["p"], "next")])
-    constants = {"two": np.array(2), "nil": np.array(0), "small": np.array(0.1, np.float32), "large": np.array(10.0, np.float32)}
-    model.graph.initializer.extend(numpy_helper.from_array(array, name) for name, array in constants.items())
+    choice = node(
+        "If",
+        ["even"],
+        "p",
+        name="if",
+        then_branch=turn("w", "small"),
+        else_branch=turn("v", "large"),
+    )
+    model = looping(
+        [
+            node("Mod", ["n", "two"], "left"),
+            node("Equal", ["left", "nil"], "even"),
+            choice,
+            node("Tanh", ["p"], "next"),
+        ]
+    )
+    constants = {
+        "two": np.array(2),
+        "nil": np.array(0),
+        "small": np.array(0.1, np.float32),
+        "large": np.array(10.0, np.float32),
+    }
+    model.graph.initializer.extend(
+        numpy_helper.from_array(array, name) for name, array in constants.items()
+    )
     scales = {s.tensor: s.scales[0] for s in quantized(model, method="max").scales.by_pair}
     assert 0 < scales["loop.body/if.then_branch/k"] < 0.01
     assert 0.01 < scales["loop.body/if.else_branch/k"] < 0.1
@@ -171,9 +263,20 @@ def test_branches_that_take_turns_in_a_loop_are_both_observed() -> None:
 
 def test_branches_may_share_names_of_tensors_and_nodes() -> None:
     def same(weight: str) -> onnx.GraphProto:
-        return graph([node("Mul", ["r", weight], "k"), node("MatMul", ["k", "w"], "s", name="m")], [value("s", [2, 4])])
+        return graph(
+            [node("Mul", ["r", weight], "k"), node("MatMul", ["k", "w"], "s", name="m")],
+            [value("s", [2, 4])],
+        )
 
-    result = quantized(build_if(same("small"), same("large"), small=np.array(0.1, np.float32), large=np.array(10.0, np.float32)), method="max")
+    result = quantized(
+        build_if(
+            same("small"),
+            same("large"),
+            small=np.array(0.1, np.float32),
+            large=np.array(10.0, np.float32),
+        ),
+        method="max",
+    )
     scales = {s.tensor: s.scales[0] for s in result.scales.by_pair}
     assert scales["if.else_branch/k"] > 50 * scales["if.then_branch/k"]
 
@@ -181,24 +284,46 @@ def test_branches_may_share_names_of_tensors_and_nodes() -> None:
 def test_a_branch_that_never_runs_stays_in_float_with_the_reason() -> None:
     result = quantized(build_if(branch("then", "w"), branch("else", "v"), c=np.array(False)))
     (left,) = [item for item in result.plan.left_float if item.because == BODY]
-    assert (left.edge.graph, left.reason) == ("if.then_branch", "never runs: the condition of if is constant")
+    assert (left.edge.graph, left.reason) == (
+        "if.then_branch",
+        "never runs: the condition of if is constant",
+    )
     assert ops(bodies(result.model)["then_branch"]) == ["MatMul"]
     assert "QuantizeLinear" in ops(bodies(result.model)["else_branch"])
 
 
 def test_bodies_of_other_operators_stay_in_float_with_the_reason() -> None:
     body = graph([node("MatMul", ["e", "w"], "f")], [value("f", [2, 4])], [value("e", [2, 4])])
-    nodes = [node("SequenceConstruct", ["x", "x"], "q"), node("SequenceMap", ["q"], "z", body=body), node("SequenceAt", ["z", "nil"], "y")]
+    nodes = [
+        node("SequenceConstruct", ["x", "x"], "q"),
+        node("SequenceMap", ["q"], "z", body=body),
+        node("SequenceAt", ["z", "nil"], "y"),
+    ]
     made = qdq.plan(build(nodes, {"x": [2, 4]}, {"y": [2, 4]}, {**MATRIX, "nil": np.array(0)}))
-    assert [(str(item.edge), item.because) for item in made.left_float] == [("e -> z_node.body/f_node[0]", BODY)]
-    assert made.left_float[0].reason == "lies in a body of SequenceMap; only those of If, Loop and Scan are planned"
+    assert [(str(item.edge), item.because) for item in made.left_float] == [
+        ("e -> z_node.body/f_node[0]", BODY)
+    ]
+    assert (
+        made.left_float[0].reason
+        == "lies in a body of SequenceMap; only those of If, Loop and Scan are planned"
+    )
 
 
 def test_data_that_never_takes_a_branch_is_refused_with_its_path() -> None:
-    model = build_if(graph([node("Relu", ["r"], "k"), *branch("then", "w", "k").node], [value("then_y", [2, 4])]), branch("else", "v"))
-    with pytest.raises(DataError, match=r"no sample runs the body if.then_branch, so 'k' has no range; .* --leave-float 'if.then_branch/\*'"):
+    model = build_if(
+        graph(
+            [node("Relu", ["r"], "k"), *branch("then", "w", "k").node], [value("then_y", [2, 4])]
+        ),
+        branch("else", "v"),
+    )
+    with pytest.raises(
+        DataError,
+        match=r"no sample runs the body if.then_branch, so 'k' has no range; .* --leave-float 'if.then_branch/\*'",
+    ):
         qdq.quantize(model, BOTH[1:])
-    assert ops(bodies(qdq.quantize(model, BOTH[1:], leave_float=["if.then_branch/*"]).model)["then_branch"]) == ["Relu", "MatMul"]
+    assert ops(
+        bodies(qdq.quantize(model, BOTH[1:], leave_float=["if.then_branch/*"]).model)["then_branch"]
+    ) == ["Relu", "MatMul"]
 
 
 @pytest.mark.parametrize("glob", ["then_matmul", "if.then_branch/then_matmul", "if.then*"])
@@ -209,7 +334,9 @@ def test_globs_name_nodes_in_bodies(glob: str) -> None:
 
 
 def test_a_glob_that_matches_in_no_body_is_refused() -> None:
-    with pytest.raises(UsageError, match=r"no node is named 'then_matmull'\. Did you mean 'then_matmul'"):
+    with pytest.raises(
+        UsageError, match=r"no node is named 'then_matmull'\. Did you mean 'then_matmul'"
+    ):
         qdq.plan(branching(), leave_float=["then_matmull"])
 
 
@@ -225,7 +352,9 @@ def test_a_plan_that_names_no_body_of_the_model_is_refused(tmp_path: Path) -> No
     assert cli("plan", model, "-o", plan)[0] == 0
     plan.write_text(plan.read_text().replace("graph: if.then_branch", "graph: if.them_branch"))
     np.savez(tmp_path / "d.npz", **BOTH[0])
-    said = refused(tmp_path, "calibrate", model, plan, "--data", tmp_path / "d.npz", "-o", tmp_path / "s.json")
+    said = refused(
+        tmp_path, "calibrate", model, plan, "--data", tmp_path / "d.npz", "-o", tmp_path / "s.json"
+    )
     assert "m.onnx has no body 'if.them_branch'. Did you mean 'if.then_branch'" in said
 
 
@@ -234,8 +363,14 @@ def test_explain_finds_nodes_and_tensors_of_bodies() -> None:
     model = branching()
     made = qdq.plan(model)
     for name in ("if.else_branch/else_matmul", "else_matmul"):
-        assert [str(e.edge) for e in qdq.explain(model, made, rules, name)] == ["r -> if.else_branch/else_matmul[0]", "v -> if.else_branch/else_matmul[1]"]
-    assert {str(e.edge) for e in qdq.explain(model, made, rules, "r")} == {"r -> if.else_branch/else_matmul[0]", "r -> if.then_branch/then_matmul[0]"}
+        assert [str(e.edge) for e in qdq.explain(model, made, rules, name)] == [
+            "r -> if.else_branch/else_matmul[0]",
+            "v -> if.else_branch/else_matmul[1]",
+        ]
+    assert {str(e.edge) for e in qdq.explain(model, made, rules, "r")} == {
+        "r -> if.else_branch/else_matmul[0]",
+        "r -> if.then_branch/then_matmul[0]",
+    }
 
 
 def test_check_finds_a_pair_missing_in_a_body() -> None:
@@ -246,7 +381,9 @@ def test_check_finds_a_pair_missing_in_a_body() -> None:
     kept = [n for n in body.node if not n.name.startswith("r_")]
     del body.node[:]
     body.node.extend(kept)
-    assert [(f.code, f.where) for f in qdq.check(model)] == [("half-quantized", "r -> if.then_branch/then_matmul[0]")]
+    assert [(f.code, f.where) for f in qdq.check(model)] == [
+        ("half-quantized", "r -> if.then_branch/then_matmul[0]")
+    ]
 
 
 def test_check_finds_a_pair_that_is_not_wanted_and_a_lone_node_in_a_body() -> None:
@@ -257,8 +394,18 @@ def test_check_finds_a_pair_that_is_not_wanted_and_a_lone_node_in_a_body() -> No
         ("unwanted-pair", "v -> if.else_branch/else_matmul[1]"),
     }
     body = bodies(model)["else_branch"]
-    body.node.insert(0, node("QuantizeLinear", ["r", next(t.name for t in model.graph.initializer if t.name.endswith("r_scale"))], "lone", name="lone"))
-    assert [(f.code, f.where) for f in qdq.check(model)] == [(code, "if.else_branch/lone") for code in ("no-zero-point", "lone-quantize")]
+    body.node.insert(
+        0,
+        node(
+            "QuantizeLinear",
+            ["r", next(t.name for t in model.graph.initializer if t.name.endswith("r_scale"))],
+            "lone",
+            name="lone",
+        ),
+    )
+    assert [(f.code, f.where) for f in qdq.check(model)] == [
+        (code, "if.else_branch/lone") for code in ("no-zero-point", "lone-quantize")
+    ]
 
 
 def test_pairs_of_others_in_bodies_are_stripped_their_scales_and_stored_integers_too() -> None:
@@ -279,7 +426,9 @@ def test_pairs_of_others_in_bodies_are_stripped_their_scales_and_stored_integers
     stripped = bodies(strip(model))["then_branch"]
     assert [(n.op_type, list(n.input)) for n in stripped.node] == [("MatMul", ["r", "e"])]
     assert [t.name for t in stripped.initializer] == ["e"]
-    np.testing.assert_array_equal(numpy_helper.to_array(stripped.initializer[0]), integers * np.float32(0.5))
+    np.testing.assert_array_equal(
+        numpy_helper.to_array(stripped.initializer[0]), integers * np.float32(0.5)
+    )
 
 
 def test_a_model_with_pairs_in_a_body_is_quantized_already() -> None:
@@ -295,31 +444,74 @@ def test_a_state_that_grows_with_each_turn_is_observed_in_all_of_them() -> None:
         node("Add", ["p", "one"], "s"),
         node("Concat", ["state", "s"], "next", axis=0),
     ]
-    inputs = [value("n", [], TensorProto.INT64), value("go", [], TensorProto.BOOL), value("state", [None, 4])]
+    inputs = [
+        value("n", [], TensorProto.INT64),
+        value("go", [], TensorProto.BOOL),
+        value("state", [None, 4]),
+    ]
     body = graph(turn, [value("still", [], TensorProto.BOOL), value("next", [None, 4])], inputs)
-    weights = {**MATRIX, "turns": np.array(3), "true": np.array(True), "one": np.array(1, np.float32)}
-    model = build([node("Loop", ["turns", "true", "x"], "y", name="loop", body=body)], {"x": [2, 4]}, {"y": [None, 4]}, weights)
-    (scale,) = (s.scales[0] for s in quantized(model, method="max").scales.by_pair if s.tensor == "loop.body/state")
+    weights = {
+        **MATRIX,
+        "turns": np.array(3),
+        "true": np.array(True),
+        "one": np.array(1, np.float32),
+    }
+    model = build(
+        [node("Loop", ["turns", "true", "x"], "y", name="loop", body=body)],
+        {"x": [2, 4]},
+        {"y": [None, 4]},
+        weights,
+    )
+    (scale,) = (
+        s.scales[0]
+        for s in quantized(model, method="max").scales.by_pair
+        if s.tensor == "loop.body/state"
+    )
     state = run(model, samples(model)[0])[0]
     assert scale == pytest.approx(np.abs(state[: len(state) // 2]).max() / 127)
 
 
 def test_branches_with_tensors_of_changing_shape_may_take_turns_in_a_loop() -> None:
     def side(weight: str) -> onnx.GraphProto:
-        return graph([node("MatMul", ["state", weight], f"{weight}_s")], [value(f"{weight}_s", [None, 4])])
+        return graph(
+            [node("MatMul", ["state", weight], f"{weight}_s")], [value(f"{weight}_s", [None, 4])]
+        )
 
     choice = node("If", ["even"], "p", name="if", then_branch=side("w"), else_branch=side("v"))
-    turn = [node("Identity", ["go"], "still"), node("Mod", ["n", "two"], "left"), node("Equal", ["left", "nil"], "even"), choice]
-    inputs = [value("n", [], TensorProto.INT64), value("go", [], TensorProto.BOOL), value("state", [None, 4])]
+    turn = [
+        node("Identity", ["go"], "still"),
+        node("Mod", ["n", "two"], "left"),
+        node("Equal", ["left", "nil"], "even"),
+        choice,
+    ]
+    inputs = [
+        value("n", [], TensorProto.INT64),
+        value("go", [], TensorProto.BOOL),
+        value("state", [None, 4]),
+    ]
     grown = node("Concat", ["state", "p"], "next", axis=0)
-    body = graph([*turn, grown], [value("still", [], TensorProto.BOOL), value("next", [None, 4])], inputs)
-    constants = {"turns": np.array(3), "true": np.array(True), "two": np.array(2), "nil": np.array(0)}
-    model = build([node("Loop", ["turns", "true", "x"], "y", name="loop", body=body)], {"x": [2, 4]}, {"y": [None, 4]}, {**MATRIX, **constants})
+    body = graph(
+        [*turn, grown], [value("still", [], TensorProto.BOOL), value("next", [None, 4])], inputs
+    )
+    constants = {
+        "turns": np.array(3),
+        "true": np.array(True),
+        "two": np.array(2),
+        "nil": np.array(0),
+    }
+    model = build(
+        [node("Loop", ["turns", "true", "x"], "y", name="loop", body=body)],
+        {"x": [2, 4]},
+        {"y": [None, 4]},
+        {**MATRIX, **constants},
+    )
     assert len(quantized(model).plan.placements) == 4
 
 
 def test_names_in_bodies_are_not_used_for_new_tensors() -> None:
-    result = quantized(build_if(branch("then", "w", result="v_scale"), branch("else", "v", result="r_quantized")))
+    result = quantized(
+        build_if(branch("then", "w", result="v_scale"), branch("else", "v", result="r_quantized"))
+    )
     assert "v_scale" not in {t.name for t in result.model.graph.initializer}
 
 
@@ -329,7 +521,11 @@ def test_constants_and_types_come_from_around_a_body() -> None:
     assert body.is_constant("w")
     assert not body.is_constant("r")
     np.testing.assert_array_equal(body.constant("w"), MATRIX["w"])
-    assert (body.shape("r"), body.shape("then_y"), body.elem_type("w")) == ((2, 4), (2, 4), TensorProto.FLOAT)
+    assert (body.shape("r"), body.shape("then_y"), body.elem_type("w")) == (
+        (2, 4),
+        (2, 4),
+        TensorProto.FLOAT,
+    )
 
 
 class Builder:
@@ -352,14 +548,21 @@ class Builder:
             nodes += made
         return nodes, last
 
-    def step(self, kind: str, last: str, start: str, depth: int) -> tuple[list[onnx.NodeProto], str]:
+    def step(
+        self, kind: str, last: str, start: str, depth: int
+    ) -> tuple[list[onnx.NodeProto], str]:
         out = self.name()
         if kind == "matmul":
-            weight = self.draw(st.sampled_from([*sorted(n for n in self.weights if n.startswith("w")), "new"]))
+            weight = self.draw(
+                st.sampled_from([*sorted(n for n in self.weights if n.startswith("w")), "new"])
+            )
             if weight == "new":
                 weight = f"w{len(self.weights)}"
                 self.weights[weight] = noise(4, 4, seed=len(self.weights)) / 3
-            return [node("MatMul", [last, weight], f"{out}_m"), node("Tanh", [f"{out}_m"], out)], out
+            return [
+                node("MatMul", [last, weight], f"{out}_m"),
+                node("Tanh", [f"{out}_m"], out),
+            ], out
         if kind == "relu":
             return [node("Relu", [last], out)], out
         if kind == "add":
@@ -374,18 +577,33 @@ class Builder:
     def if_(self, last: str, out: str, depth: int) -> onnx.NodeProto:
         both = [self.body(last, depth) for _ in range(2)]
         then, otherwise = (graph(nodes, [value(given, [2, 4])]) for nodes, given in both)
-        return node("If", ["c" if depth == 2 else "d"], out, then_branch=then, else_branch=otherwise)
+        return node(
+            "If", ["c" if depth == 2 else "d"], out, then_branch=then, else_branch=otherwise
+        )
 
     def loop(self, last: str, out: str, depth: int) -> onnx.NodeProto:
         nodes, given = self.body(f"{out}_s", depth)
-        inputs = [value(f"{out}_n", [], TensorProto.INT64), value(f"{out}_go", [], TensorProto.BOOL), value(f"{out}_s", [2, 4])]
+        inputs = [
+            value(f"{out}_n", [], TensorProto.INT64),
+            value(f"{out}_go", [], TensorProto.BOOL),
+            value(f"{out}_s", [2, 4]),
+        ]
         outputs = [value(f"{out}_still", [], TensorProto.BOOL), value(given, [2, 4])]
-        return node("Loop", ["turns", "true", last], out, body=graph([*nodes, node("Identity", [f"{out}_go"], f"{out}_still")], outputs, inputs))
+        return node(
+            "Loop",
+            ["turns", "true", last],
+            out,
+            body=graph([*nodes, node("Identity", [f"{out}_go"], f"{out}_still")], outputs, inputs),
+        )
 
     def scan(self, last: str, out: str, depth: int) -> onnx.NodeProto:
         nodes, given = self.body(f"{out}_p", depth)
         rows = [node("Add", [f"{out}_r", f"{out}_s"], f"{out}_p")]
-        body = graph([*rows, *nodes], [value(given, [2, 4])], [value(f"{out}_s", [2, 4]), value(f"{out}_r", [4])])
+        body = graph(
+            [*rows, *nodes],
+            [value(given, [2, 4])],
+            [value(f"{out}_s", [2, 4]), value(f"{out}_r", [4])],
+        )
         return node("Scan", [last, "rows"], out, body=body, num_scan_inputs=1)
 
 
@@ -408,7 +626,9 @@ def models(draw: Any) -> onnx.ModelProto:
 
 @settings(max_examples=40, deadline=None)
 @given(models())
-def test_any_model_with_bodies_comes_back_by_stripping_and_computes_nearly_the_same(model: onnx.ModelProto) -> None:
+def test_any_model_with_bodies_comes_back_by_stripping_and_computes_nearly_the_same(
+    model: onnx.ModelProto,
+) -> None:
     result = quantized(model, tolerance=0.3)
     weighted = sum(op == "MatMul" for op in every_op(model.graph))
     assert len([p for p in result.plan.placements if p.quantizer.axis is not None]) == weighted
@@ -431,7 +651,9 @@ COMPILED = {
 @pytest.mark.parametrize("kind", sorted(COMPILED))
 def test_the_compiler_runs_the_layers_of_bodies_in_int8(kind: str, target: str) -> None:
     result = quantized(COMPILED[kind])
-    (report,) = qdq.validate(result.source, result.model, targets=[qdq.parse_target(target)]).engines
+    (report,) = qdq.validate(
+        result.source, result.model, targets=[qdq.parse_target(target)]
+    ).engines
     assert report.failure == ""
     assert report.broken_promises == ()
     inside = [v for v in report.layers if "/" in v.node]

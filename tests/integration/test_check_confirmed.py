@@ -21,18 +21,40 @@ from qdq.validation.engine_report import compare_engines
 from tests.support.peers import FILES, STATIC, peer
 
 #: Codes of what the parser refuses.
-REFUSED = {"zero-point", "int32-dequantize", "unsupported-operator", "unsupported-type", "stored-integers"}
+REFUSED = {
+    "zero-point",
+    "int32-dequantize",
+    "unsupported-operator",
+    "unsupported-type",
+    "stored-integers",
+}
 REFUSED |= {f"scale-{what}" for what in ("not-positive", "count", "not-constant", "type")}
 #: Codes of weighted layers that run in float.
-IN_FLOAT = {"half-quantized", "missing-pair", "no-kernel", "channel-scales", "wrong-axis", "default-axis", "unequal-scales"}
+IN_FLOAT = {
+    "half-quantized",
+    "missing-pair",
+    "no-kernel",
+    "channel-scales",
+    "wrong-axis",
+    "default-axis",
+    "unequal-scales",
+}
 FORMS = [f"{given}/{form}" for given in ("vision", "language", "cnn") for form in STATIC]
-PEERS = [*FORMS, "vision/dynamic", *sorted({path.stem for path in FILES.glob("*.onnx")} - {"float", "modelopt_language_int4"})]
+PEERS = [
+    *FORMS,
+    "vision/dynamic",
+    *sorted({path.stem for path in FILES.glob("*.onnx")} - {"float", "modelopt_language_int4"}),
+]
 
-pytestmark = pytest.mark.skipif(importlib.util.find_spec("tensorrt_rtx") is None, reason="TensorRT-RTX is not installed")
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("tensorrt_rtx") is None, reason="TensorRT-RTX is not installed"
+)
 
 
 @pytest.mark.parametrize("name", PEERS)
-def test_the_parser_refuses_what_check_says_and_the_compiler_runs_in_float_what_check_says(name: str) -> None:
+def test_the_parser_refuses_what_check_says_and_the_compiler_runs_in_float_what_check_says(
+    name: str,
+) -> None:
     target = Target("rtx", 89) if name.endswith("fp8") else Target("rtx", 86)
     source = load(peer(name))
     findings = qdq.check(source, targets=[target])
@@ -46,6 +68,15 @@ def test_the_parser_refuses_what_check_says_and_the_compiler_runs_in_float_what_
     report = compare_engines(quantized, engine, engine, "compiled")
     told = {f.node for f in findings if f.code in IN_FLOAT}
     rules = load_rules(["tensorrt-fp8"]) if name.endswith("fp8") else load_rules()
-    planned = {p.edge.node for p in plan_index(quantized.index, PlanRequest(rules, (target,), allow_unmatched=True)).placements}
-    wrong = [v.node for v in report.layers if (v.int8 or v.fp8) == (v.node in told) and (v.node in planned or v.node in told)]
+    planned = {
+        p.edge.node
+        for p in plan_index(
+            quantized.index, PlanRequest(rules, (target,), allow_unmatched=True)
+        ).placements
+    }
+    wrong = [
+        v.node
+        for v in report.layers
+        if (v.int8 or v.fp8) == (v.node in told) and (v.node in planned or v.node in told)
+    ]
     assert wrong == []

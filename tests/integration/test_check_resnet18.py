@@ -29,8 +29,16 @@ REFORMATS = {
     "qat-residual-qgap": (),
 }  # fmt: skip
 #: The findings: the Adds of the layers above whose skip is float, and the pool.
-RESIDUALS = {"qat": [36, 61, 97, 122, 158, 183, 219, 244], "qat-residual": [], "qat-residual-qgap": []}
-POOLS = {"qat": ["GlobalAveragePool_246"], "qat-residual": ["GlobalAveragePool_294"], "qat-residual-qgap": []}
+RESIDUALS = {
+    "qat": [36, 61, 97, 122, 158, 183, 219, 244],
+    "qat-residual": [],
+    "qat-residual-qgap": [],
+}
+POOLS = {
+    "qat": ["GlobalAveragePool_246"],
+    "qat-residual": ["GlobalAveragePool_294"],
+    "qat-residual-qgap": [],
+}
 
 
 @pytest.fixture(scope="module", params=RESIDUALS)
@@ -40,13 +48,21 @@ def placement(request: pytest.FixtureRequest) -> tuple[str, onnx.ModelProto, tup
     return request.param, model, qdq.check(model)
 
 
-def test_the_residual_and_pool_findings_are_at_the_layers_that_the_engine_runs_in_float(placement: tuple[str, onnx.ModelProto, tuple[Finding, ...]]) -> None:
+def test_the_residual_and_pool_findings_are_at_the_layers_that_the_engine_runs_in_float(
+    placement: tuple[str, onnx.ModelProto, tuple[Finding, ...]],
+) -> None:
     name, _, findings = placement
-    assert [f.node for f in findings if f.code == "residual-in-float"] == [f"Add_{i}" for i in RESIDUALS[name]]
+    assert [f.node for f in findings if f.code == "residual-in-float"] == [
+        f"Add_{i}" for i in RESIDUALS[name]
+    ]
     assert [f.node for f in findings if f.code == "pool-in-float"] == POOLS[name]
     assert {f.code for f in findings} <= {"residual-in-float", "pool-in-float"}
-    adds = {node for layer in FLOAT_LAYERS[name] for node in layer.split() if node.startswith("Add")}
-    assert {f.node for f in findings if f.code == "residual-in-float"} == (adds if name == "qat" else set())
+    adds = {
+        node for layer in FLOAT_LAYERS[name] for node in layer.split() if node.startswith("Add")
+    }
+    assert {f.node for f in findings if f.code == "residual-in-float"} == (
+        adds if name == "qat" else set()
+    )
 
 
 def test_each_reformat_of_the_engine_is_beside_a_finding_and_each_finding_beside_a_reformat(
@@ -54,9 +70,17 @@ def test_each_reformat_of_the_engine_is_beside_a_finding_and_each_finding_beside
 ) -> None:
     name, model, findings = placement
     around = {finding.where: beside(model, finding) for finding in findings}
-    touched = {reformat: touches(model, reformat, FLOAT_LAYERS[name]) for reformat in REFORMATS[name]}
-    assert [r for r, nodes in touched.items() if not any(nodes & near for near in around.values())] == []
-    assert [where for where, near in around.items() if not any(nodes & near for nodes in touched.values())] == []
+    touched = {
+        reformat: touches(model, reformat, FLOAT_LAYERS[name]) for reformat in REFORMATS[name]
+    }
+    assert [
+        r for r, nodes in touched.items() if not any(nodes & near for near in around.values())
+    ] == []
+    assert [
+        where
+        for where, near in around.items()
+        if not any(nodes & near for nodes in touched.values())
+    ] == []
 
 
 def beside(model: onnx.ModelProto, finding: Finding) -> set[str]:
@@ -75,8 +99,12 @@ def touches(model: onnx.ModelProto, reformat: str, float_layers: tuple[str, ...]
     while before.op_type in ("QuantizeLinear", "Flatten"):
         near.add(before.name)
         before = makers[before.input[0]]
-    near |= {before.name} | {reader.name for reader in model.graph.node if node.output[0] in reader.input}
-    return near | {fused for layer in float_layers if near & set(layer.split()) for fused in layer.split()}
+    near |= {before.name} | {
+        reader.name for reader in model.graph.node if node.output[0] in reader.input
+    }
+    return near | {
+        fused for layer in float_layers if near & set(layer.split()) for fused in layer.split()
+    }
 
 
 def test_the_best_placement_has_no_finding_at_all() -> None:

@@ -36,7 +36,9 @@ from tests.support.paths import NETWORKS
 
 FP8 = ELEMENT_TYPES[E4M3]
 SM86, SM89 = parse_target("rtx:sm86"), parse_target("rtx:sm89")
-needs_compiler = pytest.mark.skipif(importlib.util.find_spec("tensorrt_rtx") is None, reason="TensorRT-RTX is not installed")
+needs_compiler = pytest.mark.skipif(
+    importlib.util.find_spec("tensorrt_rtx") is None, reason="TensorRT-RTX is not installed"
+)
 
 
 def fp8_rules() -> RuleSet:
@@ -53,7 +55,9 @@ def runtime_round(values: Array) -> Array:
     """Return what ONNX Runtime makes of float32 values in E4M3 with scale 1."""
     text = """<ir_version: 10, opset_import: ["" : 19]> g (float[N] x) => (float[N] y) <float s = {1}, float8e4m3fn z = {0}>
               { q = QuantizeLinear (x, s, z)  y = DequantizeLinear (q, s, z) }"""
-    session = ort.InferenceSession(onnx.parser.parse_model(text).SerializeToString(), providers=["CPUExecutionProvider"])
+    session = ort.InferenceSession(
+        onnx.parser.parse_model(text).SerializeToString(), providers=["CPUExecutionProvider"]
+    )
     (rounded,) = session.run(None, {"x": values})
     return np.asarray(rounded)
 
@@ -66,7 +70,9 @@ def test_rounding_to_fp8_is_that_of_onnx_runtime(values: Array) -> None:
 
 def test_ties_denormals_and_the_ends_of_fp8_are_those_of_onnx_runtime() -> None:
     grid = FP8.grid().astype(np.float32)
-    values = np.concatenate([grid, -grid, (grid[1:] + grid[:-1]) / 2, np.float32([2**-10, 2**-11, 463, 464, 465, 1e30])])
+    values = np.concatenate(
+        [grid, -grid, (grid[1:] + grid[:-1]) / 2, np.float32([2**-10, 2**-11, 463, 464, 465, 1e30])]
+    )
     np.testing.assert_array_equal(FP8.round(values), runtime_round(values))
     assert (grid[0], grid[1], grid[-1], len(grid)) == (0, 2.0**-9, 448, 127)
 
@@ -113,14 +119,26 @@ def test_fp8_weights_shift_outputs_less_than_with_the_largest_value() -> None:
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
 def test_an_fp8_pair_has_a_zero_point_of_its_type_and_a_scale_of_the_tensors(dtype: type) -> None:
     code = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
-    model = build([node("MatMul", ["x", "w"], "y")], {"x": [2, 8]}, ["y"], {"w": noise(8, 4, dtype=dtype)}, opset=19, ir=9, dtype=code)
+    model = build(
+        [node("MatMul", ["x", "w"], "y")],
+        {"x": [2, 8]},
+        ["y"],
+        {"w": noise(8, 4, dtype=dtype)},
+        opset=19,
+        ir=9,
+        dtype=code,
+    )
     result = quantized(model, method="max")
     stored = {t.name: t for t in result.model.graph.initializer}
-    assert {stored[n].data_type for n in ("x_zero_point", "w_zero_point")} == {onnx.TensorProto.FLOAT8E4M3FN}
+    assert {stored[n].data_type for n in ("x_zero_point", "w_zero_point")} == {
+        onnx.TensorProto.FLOAT8E4M3FN
+    }
     assert list(stored["w_zero_point"].dims) == [4]
     scale = numpy_helper.to_array(stored["w_scale"])
     assert scale.dtype == dtype
-    np.testing.assert_allclose(scale, np.abs(numpy_helper.to_array(stored["w"])).max(axis=0) / 448, rtol=1e-3)
+    np.testing.assert_allclose(
+        scale, np.abs(numpy_helper.to_array(stored["w"])).max(axis=0) / 448, rtol=1e-3
+    )
     onnx.checker.check_model(result.model)
 
 
@@ -129,7 +147,9 @@ def test_a_model_is_raised_to_opset_19_for_fp8_only_and_says_so(opset: int) -> N
     model = convolution(opset)
     result = quantized(model)
     notes = [note for note in result.plan.notes if "FP8" in note]
-    assert notes == ([f"opset raised from {max(opset, 13)} to 19, which FP8 Q/DQ needs"] if opset < 19 else [])
+    assert notes == (
+        [f"opset raised from {max(opset, 13)} to 19, which FP8 Q/DQ needs"] if opset < 19 else []
+    )
     assert result.model.opset_import[0].version == max(opset, 19)
     assert qdq.quantize(model, "noise").model.opset_import[0].version == max(opset, 13)
 
@@ -140,16 +160,31 @@ def pooled(opset: int = 13) -> onnx.ModelProto:
         onnx.helper.make_node("Conv", ["x", "w"], ["c"], pads=[1, 1, 1, 1]), onnx.helper.make_node("Relu", ["c"], ["r"]),
         onnx.helper.make_node("ReduceMean", ["r"], ["m"], axes=[2, 3], keepdims=0), onnx.helper.make_node("MatMul", ["m", "v"], ["y"]),
     ]  # fmt: skip
-    return build(nodes, {"x": [1, 4, 6, 6]}, ["y"], {"w": noise(8, 4, 3, 3), "v": noise(8, 3, seed=1)}, opset=opset)
+    return build(
+        nodes,
+        {"x": [1, 4, 6, 6]},
+        ["y"],
+        {"w": noise(8, 4, 3, 3), "v": noise(8, 3, seed=1)},
+        opset=opset,
+    )
 
 
 def test_the_float_model_is_raised_alike_wherever_it_is_compared_again(tmp_path: Path) -> None:
-    model, out, plan, scales = tmp_path / "f.onnx", tmp_path / "q.onnx", tmp_path / "p.yaml", tmp_path / "s.json"
+    model, out, plan, scales = (
+        tmp_path / "f.onnx",
+        tmp_path / "q.onnx",
+        tmp_path / "p.yaml",
+        tmp_path / "s.json",
+    )
     onnx.save(pooled(), model)
     fp8 = ("--rules", "tensorrt-fp8", "--target", "rtx:sm89")
     assert cli("plan", model, "-o", plan, *fp8)[0] == 0
     assert "opset raised from 13 to 19, which FP8 Q/DQ needs" in plan.read_text()
-    assert cli("calibrate", model, plan, "--data", "noise", "-o", scales) == (0, f"wrote {scales}\n", "") or scales.exists()
+    assert (
+        cli("calibrate", model, plan, "--data", "noise", "-o", scales)
+        == (0, f"wrote {scales}\n", "")
+        or scales.exists()
+    )
     assert cli("apply", model, plan, scales, "-o", out)[0] == 0
     whole = tmp_path / "whole.onnx"
     assert cli("quantize", model, "-o", whole, "--data", "noise", *fp8)[0] == 0
@@ -171,36 +206,73 @@ def test_stored_fp8_weights_are_read_and_become_floats() -> None:
               <float s = {0.5}, float8e4m3fn z = {0}, float8e4m3fn w>
               { q = QuantizeLinear (x, s, z)  d = DequantizeLinear (q, s, z)  v = DequantizeLinear (w, s, z)  [mm] y = MatMul (d, v) }"""
     model = onnx.parser.parse_model(text.replace(", float8e4m3fn w", ""))
-    model.graph.initializer.append(onnx.TensorProto(name="w", data_type=FP8.code, dims=[4, 2], raw_data=bytes([0x38, 0xB8, 0x40, 0x7E, 0, 1, 0x30, 0x48])))
+    model.graph.initializer.append(
+        onnx.TensorProto(
+            name="w",
+            data_type=FP8.code,
+            dims=[4, 2],
+            raw_data=bytes([0x38, 0xB8, 0x40, 0x7E, 0, 1, 0x30, 0x48]),
+        )
+    )
     (found,) = (t for t in qdq.strip(model).graph.initializer)
-    assert numpy_helper.to_array(found).ravel().tolist() == [0.5, -0.5, 1.0, 224.0, 0.0, 2.0**-10, 0.25, 2.0]
+    assert numpy_helper.to_array(found).ravel().tolist() == [
+        0.5,
+        -0.5,
+        1.0,
+        224.0,
+        0.0,
+        2.0**-10,
+        0.25,
+        2.0,
+    ]
 
 
 def test_onnx_runtime_computes_what_the_graph_spells_behind_relu_and_clip() -> None:
     """ONNX Runtime 1.31 drops a Relu before an FP8 QuantizeLinear and fails at a Clip there, unless it is told not to."""
     for op, inputs in (("Relu", ["x"]), ("Clip", ["x", "low", "high"])):
         weights = {"w": np.eye(4, dtype=np.float32), "low": np.float32(0), "high": np.float32(6)}
-        model = build([node(op, inputs, "r"), node("MatMul", ["r", "w"], "y")], {"x": [1, 4]}, ["y"], {k: v for k, v in weights.items() if k in ("w", *inputs)})
+        model = build(
+            [node(op, inputs, "r"), node("MatMul", ["r", "w"], "y")],
+            {"x": [1, 4]},
+            ["y"],
+            {k: v for k, v in weights.items() if k in ("w", *inputs)},
+        )
         after = quantized(model, [{"x": np.float32([[6, 6, 6, 6]])}], method="max").model
-        (got,) = open_session(GraphIndex(Source(None, after, "")), [], exact_options()).run(["y"], {"x": np.float32([[-3, -1, 2, 5]])})
+        (got,) = open_session(GraphIndex(Source(None, after, "")), [], exact_options()).run(
+            ["y"], {"x": np.float32([[-3, -1, 2, 5]])}
+        )
         np.testing.assert_allclose(got, [[0, 0, 2, 5]], atol=0.2)
 
 
 def test_int8_and_fp8_are_not_mixed_in_one_layer() -> None:
-    odd = Rule("odd", "This weight in FP8.", Where(tensor=("w2",)), "quantize", using="fp8-weight-per-channel", beats=("*",))
+    odd = Rule(
+        "odd",
+        "This weight in FP8.",
+        Where(tensor=("w2",)),
+        "quantize",
+        using="fp8-weight-per-channel",
+        beats=("*",),
+    )
     base = load_rules()
     made = qdq.plan(convolution(), rules=make_rule_set(base.names, (*base.rules, odd)))
     assert {p.edge.node for p in made.placements} == {"a_node"}
     left = {str(item.edge): item for item in made.left_float if item.because == INCOMPLETE}
     assert set(left) == {"r -> y_node[0]", "w2 -> y_node[1]"}
-    assert left["r -> y_node[0]"].reason == "needs w2 -> y_node[1] in INT8, which odd quantizes to FP8"
+    assert (
+        left["r -> y_node[0]"].reason == "needs w2 -> y_node[1] in INT8, which odd quantizes to FP8"
+    )
 
 
 def mixed() -> RuleSet:
     """Return the default set with the second convolution in FP8."""
     base = load_rules()
     given = {"r": "fp8-activation", "w2": "fp8-weight-per-channel"}
-    own = [Rule(f"fp8-{t}", "This layer in FP8.", Where(tensor=(t,)), "quantize", using=f, beats=("*",)) for t, f in given.items()]
+    own = [
+        Rule(
+            f"fp8-{t}", "This layer in FP8.", Where(tensor=(t,)), "quantize", using=f, beats=("*",)
+        )
+        for t, f in given.items()
+    ]
     return make_rule_set(base.names, (*base.rules, *own))
 
 
@@ -208,14 +280,20 @@ def mixed() -> RuleSet:
 def test_a_layer_in_fp8_among_layers_in_int8_keeps_both_promises() -> None:
     result = qdq.quantize(convolution(), "noise", rules=mixed(), targets=[SM89])
     (report,) = validate(convolution(), result.model, targets=[SM89]).engines
-    assert {v.node: (v.expected_type, v.int8, v.fp8) for v in report.layers} == {"a_node": ("INT8", True, False), "y_node": ("FP8", False, True)}
+    assert {v.node: (v.expected_type, v.int8, v.fp8) for v in report.layers} == {
+        "a_node": ("INT8", True, False),
+        "y_node": ("FP8", False, True),
+    }
     assert report.broken_promises == ()
 
 
 def test_another_type_than_the_rules_ask_for_is_found() -> None:
     result = qdq.quantize(convolution(), "noise", rules=mixed())
     assert result.findings == ()
-    assert [(f.code, f.where) for f in check(result.model, rules=load_rules())] == [("element-type", "r -> y_node[0]"), ("element-type", "w2 -> y_node[1]")]
+    assert [(f.code, f.where) for f in check(result.model, rules=load_rules())] == [
+        ("element-type", "r -> y_node[0]"),
+        ("element-type", "w2 -> y_node[1]"),
+    ]
     assert "int8" in check(result.model, rules=load_rules())[0].problem
 
 
@@ -234,20 +312,41 @@ def test_every_promise_of_fp8_is_kept_from_sm_89_on(sm: int) -> None:
     model, target = NETWORKS / "digits_attention.onnx", parse_target(f"rtx:sm{sm}")
     result = qdq.quantize(model, CALIBRATION, rules=fp8_rules(), targets=[target])
     (report,) = validate(model, result.model, targets=[target]).engines
-    assert {(v.promised, v.expected_type, v.fp8, v.int8) for v in report.layers} == {(True, "FP8", True, False)}
+    assert {(v.promised, v.expected_type, v.fp8, v.int8) for v in report.layers} == {
+        (True, "FP8", True, False)
+    }
     assert (report.broken_promises, report.failure) == ((), "")
 
 
 @needs_compiler
 def test_an_fp8_promise_that_the_engine_does_not_keep_is_broken() -> None:
     rules = [
-        Rule("inputs", "Quantize.", Where(into=("ConvTranspose",), edge=("computed-operand",)), "quantize", using="fp8-activation"),
-        Rule("weights", "Quantize.", Where(into=("ConvTranspose",), edge=("constant-operand",)), "quantize", using="fp8-weight-per-tensor"),
+        Rule(
+            "inputs",
+            "Quantize.",
+            Where(into=("ConvTranspose",), edge=("computed-operand",)),
+            "quantize",
+            using="fp8-activation",
+        ),
+        Rule(
+            "weights",
+            "Quantize.",
+            Where(into=("ConvTranspose",), edge=("constant-operand",)),
+            "quantize",
+            using="fp8-weight-per-tensor",
+        ),
     ]
-    model = build([node("ConvTranspose", ["x", "u"], "y", name="up")], {"x": [1, 16, 8, 8]}, ["y"], {"u": noise(16, 16, 2, 2)})
+    model = build(
+        [node("ConvTranspose", ["x", "u"], "y", name="up")],
+        {"x": [1, 16, 8, 8]},
+        ["y"],
+        {"u": noise(16, 16, 2, 2)},
+    )
     result = qdq.quantize(model, "noise", rules=make_rule_set(["own"], rules), targets=[SM89])
     (report,) = validate(model, result.model, targets=[SM89]).engines
-    assert str(report.broken_promises[0]).startswith("up [inputs, weights]: promised FP8, but the engine runs it as deconv Float")
+    assert str(report.broken_promises[0]).startswith(
+        "up [inputs, weights]: promised FP8, but the engine runs it as deconv Float"
+    )
 
 
 def test_a_target_without_fp8_leaves_nothing_to_quantize() -> None:

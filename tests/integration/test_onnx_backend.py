@@ -37,8 +37,13 @@ def test_no_model_of_the_backend_tests_shows_a_defect(found: list[Outcome]) -> N
     assert [f"{o.command} {o.case.name}: {o.says}" for o in found if o.kind == DEFECT] == []
 
 
-def test_every_command_ran_on_every_model_and_each_ends_in_every_way_it_has(found: list[Outcome]) -> None:
-    ends = {command: Counter(o.kind for o in found if o.command == command) for command in backend.DEFAULT}
+def test_every_command_ran_on_every_model_and_each_ends_in_every_way_it_has(
+    found: list[Outcome],
+) -> None:
+    ends = {
+        command: Counter(o.kind for o in found if o.command == command)
+        for command in backend.DEFAULT
+    }
     assert {sum(kinds.values()) for kinds in ends.values()} == {len(found) // len(backend.DEFAULT)}
     assert len(found) > 1000
     assert ends["check"]["worked"] > 250
@@ -59,7 +64,11 @@ def test_quantized_operators_of_the_node_tests_give_the_same_integers_as_pairs()
     compared = []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the arithmetic that makes expected outputs
-        cases = [case for case in collect_testcases(None) if case.name.startswith(("test_qlinearconv", "test_qlinearmatmul"))]
+        cases = [
+            case
+            for case in collect_testcases(None)
+            if case.name.startswith(("test_qlinearconv", "test_qlinearmatmul"))
+        ]
     for case in cases:
         model = backend._with_operands(case.model, case.data_sets)
         assert model is not None
@@ -88,7 +97,9 @@ def outcome_of(worker: backend._Worker, limit: float) -> Outcome:
             return got[0]
 
 
-def test_a_process_that_dies_is_a_defect_of_its_model_and_the_next_one_runs(tmp_path: Path, worker: backend._Worker) -> None:
+def test_a_process_that_dies_is_a_defect_of_its_model_and_the_next_one_runs(
+    tmp_path: Path, worker: backend._Worker
+) -> None:
     case = Case("group", "tiny", save(tiny_model(), tmp_path / "tiny.onnx"))
     worker.process.kill()
     worker.process.join()
@@ -105,7 +116,9 @@ def test_a_model_that_takes_too_long_is_a_defect(tmp_path: Path, worker: backend
     assert outcome_of(worker, 0.0) == Outcome(case, "check", DEFECT, "still running after 0 s")
 
 
-def test_an_output_that_the_checker_refuses_is_a_defect_only_where_it_takes_the_input(tmp_path: Path) -> None:
+def test_an_output_that_the_checker_refuses_is_a_defect_only_where_it_takes_the_input(
+    tmp_path: Path,
+) -> None:
     good, bad = save(tiny_model(), tmp_path / "good.onnx"), tmp_path / "bad.onnx"
     broken = tiny_model()
     broken.graph.node[0].input[1] = "absent"
@@ -115,12 +128,16 @@ def test_an_output_that_the_checker_refuses_is_a_defect_only_where_it_takes_the_
     assert backend._wrong_with(good, good) == ""
 
 
-def test_an_exception_more_than_one_line_and_a_warning_are_defects(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_exception_more_than_one_line_and_a_warning_are_defects(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     import click
 
     from qdq import cli
 
-    def ends(code: int, *lines: str, raises: Exception | None = None, warns: bool = False) -> tuple[str, str]:
+    def ends(
+        code: int, *lines: str, raises: Exception | None = None, warns: bool = False
+    ) -> tuple[str, str]:
         def main(_: list[str]) -> int:
             for line in lines:
                 click.echo(line, err=True)
@@ -138,7 +155,10 @@ def test_an_exception_more_than_one_line_and_a_warning_are_defects(monkeypatch: 
     assert ends(2, "qdq: m.onnx: no", "and more")[0] == DEFECT
     assert ends(2, "no")[0] == DEFECT
     assert ends(0, warns=True)[0] == DEFECT
-    assert ends(0, raises=IndexError("out of range")) == (DEFECT, "IndexError: out of range (in test_onnx_backend.py, main)")
+    assert ends(0, raises=IndexError("out of range")) == (
+        DEFECT,
+        "IndexError: out of range (in test_onnx_backend.py, main)",
+    )
 
 
 def test_operands_are_stored_as_weights(tmp_path: Path) -> None:

@@ -26,14 +26,22 @@ from tests.support.peers import FILES, STATIC, feeds, network, network_of, peer
 
 RTX, ADA = Target("rtx", 86), Target("rtx", 89)
 #: Networks of random weights, judged by the noise of their output.
-ORT = [f"{given}/{form}" for given in ("vision", "language") for form in STATIC if form != "qdq-int16"]
+ORT = [
+    f"{given}/{form}" for given in ("vision", "language") for form in STATIC if form != "qdq-int16"
+]
 #: Trained ones, judged by the images that they label correctly.
-TRAINED = [f"{given}/{form}" for given in ("cnn", "attention") for form in ("qdq", "qdq-per-channel", "qoperator-per-channel", "qdq-for-tensorrt", "dynamic")]
+TRAINED = [
+    f"{given}/{form}"
+    for given in ("cnn", "attention")
+    for form in ("qdq", "qdq-per-channel", "qoperator-per-channel", "qdq-for-tensorrt", "dynamic")
+]
 WRITTEN = sorted({path.stem for path in FILES.glob("*.onnx")} - {"float", "modelopt_language_int4"})
 PEERS = [*ORT, "vision/dynamic", "vision/dynamic-per-channel", *TRAINED, *WRITTEN]
 #: How many dB a repaired model may lose, and one whose pairs were not symmetric: a tensor that was stored from 0 to 255 loses one bit of eight.
 DECIBELS, SHIFTED_DECIBELS = 1.0, 2.5
-needs_compiler = pytest.mark.skipif(importlib.util.find_spec("tensorrt_rtx") is None, reason="TensorRT-RTX is not installed")
+needs_compiler = pytest.mark.skipif(
+    importlib.util.find_spec("tensorrt_rtx") is None, reason="TensorRT-RTX is not installed"
+)
 
 
 def target_of(name: str) -> Target:
@@ -57,7 +65,9 @@ def repaired(name: str) -> qdq.Quantized:
 @functools.cache
 def anew(name: str, target: Target) -> qdq.Quantized:
     """Return a float network as qdq quantizes it."""
-    return qdq.quantize(network(name), [dict(feed) for feed in feeds(network(name))], targets=[target])
+    return qdq.quantize(
+        network(name), [dict(feed) for feed in feeds(network(name))], targets=[target]
+    )
 
 
 @pytest.fixture(scope="module")
@@ -75,26 +85,37 @@ def compiled(model: onnx.ModelProto, target: Target, compiler: Compiler) -> Engi
 
 @needs_compiler
 @pytest.mark.parametrize("name", PEERS)
-def test_a_repaired_peer_builds_with_every_promised_layer_in_its_type(name: str, compiler: Compiler) -> None:
+def test_a_repaired_peer_builds_with_every_promised_layer_in_its_type(
+    name: str, compiler: Compiler
+) -> None:
     result = repaired(name)
     onnx.checker.check_model(result.model, full_check=True)
     assert result.findings == ()
     report = compiled(result.model, target_of(name), compiler)
     assert (report.failure, report.broken_promises) == ("", ())
     planned = {p.edge.node for p in result.plan.placements}
-    assert sum(v.promised for v in report.layers) >= len([v for v in report.layers if v.node in planned]) > 0
+    assert (
+        sum(v.promised for v in report.layers)
+        >= len([v for v in report.layers if v.node in planned])
+        > 0
+    )
 
 
 def snr(name: str, model: onnx.ModelProto) -> float:
     """Return the signal-to-noise ratio of a model's output against its float network's, in dB, over inputs that nothing was calibrated on."""
     given = network(network_of(name))
     test = feeds(given, seed=6)
-    exact, got = (np.concatenate([run(m, f)[0].ravel() for f in test]).astype(np.float64) for m in (given, model))
+    exact, got = (
+        np.concatenate([run(m, f)[0].ravel() for f in test]).astype(np.float64)
+        for m in (given, model)
+    )
     return float(10 * np.log10(np.sum(exact**2) / np.sum((exact - got) ** 2)))
 
 
 @pytest.mark.parametrize("name", [n for n in PEERS if n not in TRAINED])
-def test_a_repaired_peer_is_as_near_to_its_float_network_as_before_or_as_one_quantized_anew(name: str) -> None:
+def test_a_repaired_peer_is_as_near_to_its_float_network_as_before_or_as_one_quantized_anew(
+    name: str,
+) -> None:
     assert snr(name, repaired(name).model) >= least_snr(name)
 
 
@@ -108,7 +129,9 @@ def least_snr(name: str) -> float:
 def is_symmetric(model: onnx.ModelProto) -> bool:
     """Return whether every pair of a quantized model that says its type stores signed integers around zero."""
     edges = QuantizedModel(model).edges
-    return all(q.zero_points is None or (q.dtype != "uint8" and not q.zero_points.any()) for q in edges)
+    return all(
+        q.zero_points is None or (q.dtype != "uint8" and not q.zero_points.any()) for q in edges
+    )
 
 
 @functools.cache
@@ -137,7 +160,9 @@ def fixed(name: str) -> Fixed:
 
 @needs_compiler
 @pytest.mark.parametrize("name", PEERS)
-def test_a_fixed_peer_builds_with_every_promised_layer_in_its_type_and_has_no_errors_left(name: str, compiler: Compiler) -> None:
+def test_a_fixed_peer_builds_with_every_promised_layer_in_its_type_and_has_no_errors_left(
+    name: str, compiler: Compiler
+) -> None:
     model = fixed(name).model
     onnx.checker.check_model(model, full_check=True)
     assert not [f for f in qdq.check(model, targets=[target_of(name)]) if f.severity == "error"]
@@ -145,8 +170,12 @@ def test_a_fixed_peer_builds_with_every_promised_layer_in_its_type_and_has_no_er
     assert (report.failure, report.broken_promises) == ("", ())
 
 
-@pytest.mark.parametrize("name", [n for n in PEERS if n not in TRAINED and "dynamic" not in n.partition("/")[2]])
-def test_a_fixed_peer_is_as_near_to_its_float_network_as_before_or_as_one_quantized_anew(name: str) -> None:
+@pytest.mark.parametrize(
+    "name", [n for n in PEERS if n not in TRAINED and "dynamic" not in n.partition("/")[2]]
+)
+def test_a_fixed_peer_is_as_near_to_its_float_network_as_before_or_as_one_quantized_anew(
+    name: str,
+) -> None:
     assert snr(name, fixed(name).model) >= least_snr(name)
 
 
@@ -156,11 +185,16 @@ def test_a_fixed_peer_labels_as_many_digits_correctly_as_before(name: str) -> No
 
 
 #: What no symmetric INT8 pairs can be made of, and words of the one line that says so.
-REFUSED = {"modelopt_language_int4": "its scales go by blocks", "vision/qdq-int16": "is quantized to int16"}
+REFUSED = {
+    "modelopt_language_int4": "its scales go by blocks",
+    "vision/qdq-int16": "is quantized to int16",
+}
 
 
 @pytest.mark.parametrize("name", sorted(REFUSED))
 def test_what_cannot_be_repaired_is_refused_in_one_line(name: str, tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     model, data = save(peer(name), tmp_path / "model.onnx"), samples(name, tmp_path / "data")
-    assert REFUSED[name] in refused(tmp_path, "quantize", model, "-o", tmp_path / "q.onnx", "--data", data, "--target", RTX)
+    assert REFUSED[name] in refused(
+        tmp_path, "quantize", model, "-o", tmp_path / "q.onnx", "--data", data, "--target", RTX
+    )

@@ -45,19 +45,42 @@ REFUSALS = {
     ),
 }
 #: Findings that keep a weighted layer from INT8.
-FLOATS = {"half-quantized", "missing-pair", "channel-scales", "wrong-axis", "no-kernel", "scale-not-positive"}
+FLOATS = {
+    "half-quantized",
+    "missing-pair",
+    "channel-scales",
+    "wrong-axis",
+    "no-kernel",
+    "scale-not-positive",
+}
 PEERS = [
     *(f"vision/{form}" for form in STATIC),
-    *(f"language/{form}" for form in ("qdq-symmetric", "qdq-pairs-on-weights", "qdq-for-tensorrt", "qoperator")),
+    *(
+        f"language/{form}"
+        for form in ("qdq-symmetric", "qdq-pairs-on-weights", "qdq-for-tensorrt", "qoperator")
+    ),
     *(f"{given}/dynamic" for given in ("vision", "language")),
-    *sorted(path.stem for path in FILES.glob("*.onnx") if path.stem != "float" and not path.stem.endswith("fp8")),
+    *sorted(
+        path.stem
+        for path in FILES.glob("*.onnx")
+        if path.stem != "float" and not path.stem.endswith("fp8")
+    ),
 ]
 #: Those that the compiler takes as they are, but for weights in INT4, which no rule is about.
 TAKEN = (
-    *("vision/qdq-for-tensorrt", "language/qdq-for-tensorrt", "torch_script", "torch_script_opset13", "torch_dynamo", "brevitas_dynamo"),
+    *(
+        "vision/qdq-for-tensorrt",
+        "language/qdq-for-tensorrt",
+        "torch_script",
+        "torch_script_opset13",
+        "torch_dynamo",
+        "brevitas_dynamo",
+    ),
     *("nncf_cnn", "nncf_language", "modelopt_cnn_fp16", "modelopt_vision_dq"),
 )
-pytestmark = pytest.mark.skipif(importlib.util.find_spec("tensorrt_rtx") is None, reason="TensorRT-RTX is not installed")
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("tensorrt_rtx") is None, reason="TensorRT-RTX is not installed"
+)
 
 
 @functools.cache
@@ -90,11 +113,16 @@ def judge() -> Iterator[Judge]:
 
 
 @pytest.mark.parametrize("name", PEERS)
-def test_the_compiler_refuses_a_peer_if_and_only_if_check_finds_what_the_compiler_names(name: str, judge: Judge) -> None:
+def test_the_compiler_refuses_a_peer_if_and_only_if_check_finds_what_the_compiler_names(
+    name: str, judge: Judge
+) -> None:
     words = judge.refusal(peer(name))
     codes = {f.code for f in findings(name)} & REFUSALS.keys()
     assert bool(words) == bool(codes), (words, codes)
-    assert not words or any(said in words for code in codes for said in REFUSALS[code]), (words, codes)
+    assert not words or any(said in words for code in codes for said in REFUSALS[code]), (
+        words,
+        codes,
+    )
 
 
 class Pieces:
@@ -110,9 +138,18 @@ class Pieces:
         self.producers = {output: node for node in graph.node for output in node.output}
         index = GraphIndex(load(model))
         read = {
-            n for node in graph.node if node.op_type in (QUANTIZE, DEQUANTIZE) or is_quantized_operator(node) for n in node.input if n and index.is_constant(n)
+            n
+            for node in graph.node
+            if node.op_type in (QUANTIZE, DEQUANTIZE) or is_quantized_operator(node)
+            for n in node.input
+            if n and index.is_constant(n)
         }
-        computed = {o for node in graph.node if node.op_type in (QUANTIZE, DEQUANTIZE, "Clip") for o in node.output}
+        computed = {
+            o
+            for node in graph.node
+            if node.op_type in (QUANTIZE, DEQUANTIZE, "Clip")
+            for o in node.output
+        }
         self.stored: dict[str, Array] = {name: index.constant(name) for name in read - computed}
 
     def chains(self) -> Iterator[tuple[str, list[onnx.NodeProto]]]:
@@ -133,7 +170,11 @@ class Pieces:
         if arrow or node is None:
             yield self.outputs.get(finding.where, tensor)
         elif node.op_type == QUANTIZE:
-            yield from (n.output[0] for n in self.labels.values() if n.op_type == DEQUANTIZE and n.input[0] == node.output[0])
+            yield from (
+                n.output[0]
+                for n in self.labels.values()
+                if n.op_type == DEQUANTIZE and n.input[0] == node.output[0]
+            )
         else:
             yield node.output[0] if node.op_type == DEQUANTIZE else finding.where
 
@@ -151,7 +192,9 @@ class Pieces:
                     if name in self.stored:
                         constants[names[name]] = plain(self.stored[name], scale=slot == 1)
                     else:
-                        inputs.append(value(names[name], self._shape(given), self._type(given, slot)))
+                        inputs.append(
+                            value(names[name], self._shape(given), self._type(given, slot))
+                        )
                 node.input[slot] = names[name]
             for slot, name in enumerate(given.output):
                 names[name] = node.output[slot] = f"t{len(names)}"
@@ -163,20 +206,36 @@ class Pieces:
             [helper.make_tensor_value_info(nodes[-1].output[0], TensorProto.FLOAT, None)],
             [numpy_helper.from_array(v, k) for k, v in constants.items()],
         )
-        opsets = [helper.make_opsetid("", self.opset), *(helper.make_opsetid(d, v) for d, v in self.domains.items())]
+        opsets = [
+            helper.make_opsetid("", self.opset),
+            *(helper.make_opsetid(d, v) for d, v in self.domains.items()),
+        ]
         return helper.make_model(graph, opset_imports=opsets, ir_version=10)
 
     def _type(self, node: onnx.NodeProto, slot: int) -> int:
         if node.op_type == QUANTIZE:
-            return TensorProto.FLOAT16 if self.stored[node.input[1]].dtype == np.float16 else TensorProto.FLOAT
-        zeros = [self.stored[name] for name in node.input[slot:] if name in self.stored and self.stored[name].dtype in (np.int8, np.uint8)]
+            return (
+                TensorProto.FLOAT16
+                if self.stored[node.input[1]].dtype == np.float16
+                else TensorProto.FLOAT
+            )
+        zeros = [
+            self.stored[name]
+            for name in node.input[slot:]
+            if name in self.stored and self.stored[name].dtype in (np.int8, np.uint8)
+        ]
         return helper.np_dtype_to_tensor_dtype(zeros[0].dtype) if zeros else TensorProto.UINT8
 
     def _shape(self, node: onnx.NodeProto) -> list[int]:
         """Return a shape that the scales of a node fit."""
         shape, scale = [2, 2, 2, 2], self.stored.get(node.input[1]) if len(node.input) > 1 else None
         axis = next((a.i for a in node.attribute if a.name == "axis"), 1)
-        if scale is not None and scale.ndim == 1 and scale.size > 1 and node.op_type in (QUANTIZE, DEQUANTIZE):
+        if (
+            scale is not None
+            and scale.ndim == 1
+            and scale.size > 1
+            and node.op_type in (QUANTIZE, DEQUANTIZE)
+        ):
             shape[axis] = scale.size
         return shape
 
@@ -189,7 +248,9 @@ def plain(array: Array, scale: bool) -> Array:
 
 
 @pytest.mark.parametrize("name", PEERS)
-def test_each_node_that_check_says_is_refused_is_refused_alone_and_the_rest_is_not(name: str, judge: Judge) -> None:
+def test_each_node_that_check_says_is_refused_is_refused_alone_and_the_rest_is_not(
+    name: str, judge: Judge
+) -> None:
     pieces = Pieces(peer(name))
     told: dict[str, set[str]] = {}
     for finding in findings(name):
@@ -200,11 +261,17 @@ def test_each_node_that_check_says_is_refused_is_refused_alone_and_the_rest_is_n
     for node, chain in chains.items():
         words = judge.refusal(pieces.alone(chain))
         assert bool(words) == (node in told), (node, words)
-        assert not words or any(said in words for code in told[node] for said in REFUSALS[code]), (node, words, told[node])
+        assert not words or any(said in words for code in told[node] for said in REFUSALS[code]), (
+            node,
+            words,
+            told[node],
+        )
 
 
 @pytest.mark.parametrize("name", TAKEN)
-def test_a_weighted_layer_of_a_peer_that_builds_runs_in_float_if_and_only_if_check_says_why(name: str, judge: Judge) -> None:
+def test_a_weighted_layer_of_a_peer_that_builds_runs_in_float_if_and_only_if_check_says_why(
+    name: str, judge: Judge
+) -> None:
     quantized = QuantizedModel(peer(name))
     engine = judge.engine(quantized.labelled())
     layers = compare_engines(quantized, engine, engine, "compiled").layers

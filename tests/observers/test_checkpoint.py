@@ -41,7 +41,12 @@ def stop_at(sample: int) -> Any:
 
 def job(images: int = 9) -> CollectionJob:
     model = convolution()
-    return CollectionJob(GraphIndex(qdq.load(model)), qdq.plan(model), [{"x": noise(1, 3, 6, 6, seed=i)} for i in range(images)], full=True)
+    return CollectionJob(
+        GraphIndex(qdq.load(model)),
+        qdq.plan(model),
+        [{"x": noise(1, 3, 6, 6, seed=i)} for i in range(images)],
+        full=True,
+    )
 
 
 def keeping(path: Path, **options: Any) -> Observing:
@@ -56,15 +61,27 @@ def test_a_run_goes_on_after_the_last_checkpoint(tmp_path: Path) -> None:
     done = list[int]()
     assert encode_ranges(collect_locally(job(), keeping(path, resume=True), done.append)) == whole
     assert done == [4, 5, 6, 7, 8, 9]
-    assert encode_ranges(collect_locally(job(), keeping(path, resume=True))) == whole  # all was done: nothing is run again
+    assert (
+        encode_ranges(collect_locally(job(), keeping(path, resume=True))) == whole
+    )  # all was done: nothing is run again
 
 
-def test_several_passes_go_on_where_they_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_several_passes_go_on_where_they_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "c"
     model = tiny_model()
-    made = CollectionJob(GraphIndex(qdq.load(model)), qdq.plan(model), [{"x": noise(1, 4, 8, 8, seed=i)} for i in range(6)], full=True)
+    made = CollectionJob(
+        GraphIndex(qdq.load(model)),
+        qdq.plan(model),
+        [{"x": noise(1, 4, 8, 8, seed=i)} for i in range(6)],
+        full=True,
+    )
     whole = encode_ranges(collect_locally(made))
-    monkeypatch.setattr("qdq.observers.collection.split_into_passes", lambda _index, wanted, *_: tuple((one,) for one in wanted))
+    monkeypatch.setattr(
+        "qdq.observers.collection.split_into_passes",
+        lambda _index, wanted, *_: tuple((one,) for one in wanted),
+    )
     for stop in (2, 4, 5):
         with pytest.raises(Stopped):
             collect_locally(made, keeping(path, max_memory=1, resume=True), stop_at(stop))
@@ -99,14 +116,24 @@ def test_data_that_changed_since_is_noticed(tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_is_never_lost_by_accident(tmp_path: Path) -> None:
-    model, out, data = save(tiny_model(), tmp_path / "model.onnx"), tmp_path / "out.onnx", samples(tmp_path / "samples", 5)
+    model, out, data = (
+        save(tiny_model(), tmp_path / "model.onnx"),
+        tmp_path / "out.onnx",
+        samples(tmp_path / "samples", 5),
+    )
     index, plan = GraphIndex(qdq.load(model)), qdq.plan(model)
     checkpoint = tmp_path / "out.onnx.checkpoint"
     with pytest.raises(Stopped):
-        collect_locally(CollectionJob(index, plan, str(data), full=True), keeping(checkpoint), stop_at(3))
+        collect_locally(
+            CollectionJob(index, plan, str(data), full=True), keeping(checkpoint), stop_at(3)
+        )
     before = checkpoint.read_bytes()
     code, _, err = run("quantize", model, "--data", data, "-o", out)
-    assert (code, "pass --resume to go on from it, or --force" in err, checkpoint.read_bytes()) == (2, True, before)
+    assert (code, "pass --resume to go on from it, or --force" in err, checkpoint.read_bytes()) == (
+        2,
+        True,
+        before,
+    )
     assert run("quantize", model, "--data", data, "-o", out, "--resume")[0] == 0
     assert not checkpoint.exists()
     assert run("quantize", model, "--data", data, "-o", tmp_path / "whole.onnx")[0] == 0
@@ -128,19 +155,59 @@ def load_data():
 
 
 def test_a_run_killed_ten_times_writes_the_bytes_of_one_that_was_not(tmp_path: Path) -> None:
-    model, plan, data = NETWORKS / "digits_plain.onnx", tmp_path / "plan.yaml", tmp_path / "loader.py"
+    model, plan, data = (
+        NETWORKS / "digits_plain.onnx",
+        tmp_path / "plan.yaml",
+        tmp_path / "loader.py",
+    )
     assert run("plan", model, "-o", plan)[0] == 0
     data.write_text(SLOW_LOADER.format(path=str(NETWORKS / "digits-calibration.npz")))
-    arguments = ("calibrate", model, plan, "--data", data, "-o", tmp_path / "scales.json", "--save-ranges", tmp_path / "r", "--checkpoint-every", 0, "--resume")
+    arguments = (
+        "calibrate",
+        model,
+        plan,
+        "--data",
+        data,
+        "-o",
+        tmp_path / "scales.json",
+        "--save-ranges",
+        tmp_path / "r",
+        "--checkpoint-every",
+        0,
+        "--resume",
+    )
     targets = sorted(random.Random(0).sample(range(1, 450), KILLS))
-    reached = [killed_at(target, [str(a) for a in arguments], tmp_path / "scales.json.checkpoint") for target in targets]
+    reached = [
+        killed_at(target, [str(a) for a in arguments], tmp_path / "scales.json.checkpoint")
+        for target in targets
+    ]
     assert reached == sorted(reached)
     assert reached[-1] < 512
     assert run(*arguments)[0] == 0
-    assert run("calibrate", model, plan, "--data", data, "-o", tmp_path / "s", "--save-ranges", tmp_path / "whole")[0] == 0
+    assert (
+        run(
+            "calibrate",
+            model,
+            plan,
+            "--data",
+            data,
+            "-o",
+            tmp_path / "s",
+            "--save-ranges",
+            tmp_path / "whole",
+        )[0]
+        == 0
+    )
     assert (tmp_path / "r").read_bytes() == (tmp_path / "whole").read_bytes()
     assert (tmp_path / "scales.json").read_bytes() == (tmp_path / "s").read_bytes()
-    assert {path.name for path in tmp_path.iterdir()} == {"plan.yaml", "loader.py", "scales.json", "r", "s", "whole"}
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "plan.yaml",
+        "loader.py",
+        "scales.json",
+        "r",
+        "s",
+        "whole",
+    }
 
 
 def killed_at(target: int, arguments: list[str], checkpoint: Path) -> int:

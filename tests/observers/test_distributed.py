@@ -36,7 +36,9 @@ def cluster() -> Iterator[LocalCluster]:
 def started(tries: int = 3) -> LocalCluster:
     """Start a cluster; on a machine that is busy enough, Dask gives up waiting for its own thread after ten seconds."""
     try:
-        return LocalCluster(2, threads_per_worker=1, dashboard_address=":0", memory_limit=0, silence_logs=50)
+        return LocalCluster(
+            2, threads_per_worker=1, dashboard_address=":0", memory_limit=0, silence_logs=50
+        )
     except (AssertionError, RuntimeError):
         if not tries:
             raise
@@ -49,7 +51,9 @@ def job_of(model: Any, data: Any) -> CollectionJob:
 
 
 @pytest.mark.parametrize("data", ["file", "noise", "script", "list", "some"])
-def test_workers_give_the_bytes_of_one_process(cluster: LocalCluster, tmp_path: Path, data: str) -> None:
+def test_workers_give_the_bytes_of_one_process(
+    cluster: LocalCluster, tmp_path: Path, data: str
+) -> None:
     model: Any = NETWORKS / "digits_cnn.onnx"
     given: Any = str(NETWORKS / "digits-calibration.npz")
     if data == "noise":
@@ -69,9 +73,9 @@ def test_workers_give_the_bytes_of_one_process(cluster: LocalCluster, tmp_path: 
     assert encode_ranges(got) == encode_ranges(collect_locally(job))
     assert progress[-1] == got.samples
     part = Part(2, 3)
-    assert encode_ranges(collect_ranges(job, Observing(scheduler=cluster.scheduler_address, part=part))) == encode_ranges(
-        collect_locally(job, Observing(part=part))
-    )
+    assert encode_ranges(
+        collect_ranges(job, Observing(scheduler=cluster.scheduler_address, part=part))
+    ) == encode_ranges(collect_locally(job, Observing(part=part)))
 
 
 def test_a_worker_killed_in_the_middle_changes_nothing(cluster: LocalCluster) -> None:
@@ -89,7 +93,9 @@ def test_a_worker_killed_in_the_middle_changes_nothing(cluster: LocalCluster) ->
     assert encode_ranges(got) == encode_ranges(collect_locally(job))
 
 
-def test_what_workers_find_wrong_is_said_as_in_one_process(cluster: LocalCluster, tmp_path: Path) -> None:
+def test_what_workers_find_wrong_is_said_as_in_one_process(
+    cluster: LocalCluster, tmp_path: Path
+) -> None:
     folder = samples(tmp_path / "samples", 6)
     (folder / "3.npz").write_bytes(b"nothing")
     for observing in (Observing(), Observing(scheduler=cluster.scheduler_address)):
@@ -117,7 +123,9 @@ class Stopped(BaseException):
 
 def test_a_shared_run_goes_on_from_its_checkpoint(cluster: LocalCluster, tmp_path: Path) -> None:
     job = job_of(NETWORKS / "digits_cnn.onnx", str(NETWORKS / "digits-calibration.npz"))
-    observing = Observing(scheduler=cluster.scheduler_address, checkpoint=tmp_path / "c", interval=0.0, resume=True)
+    observing = Observing(
+        scheduler=cluster.scheduler_address, checkpoint=tmp_path / "c", interval=0.0, resume=True
+    )
 
     def stop(done: int) -> None:
         if done > 20:
@@ -128,20 +136,41 @@ def test_a_shared_run_goes_on_from_its_checkpoint(cluster: LocalCluster, tmp_pat
     (kept,) = read_checkpoint(tmp_path / "c").passes
     assert 0 < kept.samples < 64
     progress = list[int]()
-    assert encode_ranges(collect_ranges(job, observing, progress.append)) == encode_ranges(collect_locally(job))
+    assert encode_ranges(collect_ranges(job, observing, progress.append)) == encode_ranges(
+        collect_locally(job)
+    )
     assert progress[0] > kept.samples
 
 
 def test_workers_of_the_command_line(tmp_path: Path) -> None:
     model, data = save(tiny_model(), tmp_path / "model.onnx"), samples(tmp_path / "samples", 6)
     assert run("quantize", model, "--data", data, "-o", tmp_path / "one.onnx")[0] == 0
-    assert run("quantize", model, "--data", data, "-o", tmp_path / "two.onnx", "--workers", 2, "--max-memory", "2GB") == (0, *run_text(tmp_path))
+    assert run(
+        "quantize",
+        model,
+        "--data",
+        data,
+        "-o",
+        tmp_path / "two.onnx",
+        "--workers",
+        2,
+        "--max-memory",
+        "2GB",
+    ) == (0, *run_text(tmp_path))
     assert (tmp_path / "one.onnx").read_bytes() == (tmp_path / "two.onnx").read_bytes()
 
 
 def run_text(folder: Path) -> tuple[str, str]:
     """Return what the run without workers prints, under the other name."""
-    _, out, err = run("quantize", folder / "model.onnx", "--data", folder / "samples", "-o", folder / "one.onnx", "--force")
+    _, out, err = run(
+        "quantize",
+        folder / "model.onnx",
+        "--data",
+        folder / "samples",
+        "-o",
+        folder / "one.onnx",
+        "--force",
+    )
     return out.replace("one.onnx", "two.onnx"), err
 
 
@@ -150,11 +179,16 @@ def test_processes_that_do_not_start_are_one_line(monkeypatch: pytest.MonkeyPatc
         raise RuntimeError("Cluster failed to start")
 
     monkeypatch.setattr("distributed.LocalCluster", fail)
-    with pytest.raises(UsageError, match="Dask could not start 2 processes: RuntimeError: Cluster failed to start; try fewer"):
+    with pytest.raises(
+        UsageError,
+        match="Dask could not start 2 processes: RuntimeError: Cluster failed to start; try fewer",
+    ):
         collect_ranges(job_of(convolution(), "noise"), Observing(workers=2))
 
 
-def test_no_scheduler_and_no_dask_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_scheduler_and_no_dask_are_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("qdq.observers.distributed._PATIENCE", 0.5)
     job = job_of(convolution(), "noise")
     with pytest.raises(UsageError, match="no Dask scheduler with workers answers"):
@@ -173,4 +207,6 @@ def test_pictures_are_shared_out(cluster: LocalCluster, tmp_path: Path) -> None:
         Image.new("RGB", (8, 8), (40 * i, 10, 200)).save(tmp_path / f"{i}.png")
     (tmp_path / "way.yaml").write_text("fit: stretch\nscale: 1/255\n")
     job = job_of(convolution(), Images(tmp_path, tmp_path / "way.yaml"))
-    assert encode_ranges(collect_ranges(job, Observing(scheduler=cluster.scheduler_address))) == encode_ranges(collect_locally(job))
+    assert encode_ranges(
+        collect_ranges(job, Observing(scheduler=cluster.scheduler_address))
+    ) == encode_ranges(collect_locally(job))

@@ -9,13 +9,24 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qdq.pipeline.bisection import BisectionResult, CompilerRefusal, FloatModelRefusedError, find_refused_groups
+from qdq.pipeline.bisection import (
+    BisectionResult,
+    CompilerRefusal,
+    FloatModelRefusedError,
+    find_refused_groups,
+)
 
 
 class Compiler:
     """Refuses whatever holds one of its sets as a whole; names or describes them where it is told to."""
 
-    def __init__(self, groups: list[str], refused: Iterable[Iterable[str]], naming: bool = False, kind: Iterable[str] = ()) -> None:
+    def __init__(
+        self,
+        groups: list[str],
+        refused: Iterable[Iterable[str]],
+        naming: bool = False,
+        kind: Iterable[str] = (),
+    ) -> None:
         self.groups, self.refused = groups, [frozenset(r) for r in refused]
         self.naming, self.kind = naming, frozenset(kind)
         self.seen: list[frozenset[str]] = []
@@ -27,7 +38,10 @@ class Compiler:
             return CompilerRefusal("no such type", suspects=tuple(sorted(self.kind)))
         for together in self.refused:
             if together <= kept:
-                return CompilerRefusal(f"no {'+'.join(sorted(together))}", nodes=tuple(sorted(together)) if self.naming else ())
+                return CompilerRefusal(
+                    f"no {'+'.join(sorted(together))}",
+                    nodes=tuple(sorted(together)) if self.naming else (),
+                )
         return None
 
 
@@ -45,12 +59,20 @@ def assert_smallest(groups: list[str], compiler: Compiler, found: BisectionResul
         assert compiler(left - {group}) is not None
 
 
-SETS = st.integers(1, 24).flatmap(lambda n: st.tuples(st.just(n), st.lists(st.sets(st.integers(0, n - 1), min_size=1, max_size=3), max_size=5), st.booleans()))
+SETS = st.integers(1, 24).flatmap(
+    lambda n: st.tuples(
+        st.just(n),
+        st.lists(st.sets(st.integers(0, n - 1), min_size=1, max_size=3), max_size=5),
+        st.booleans(),
+    )
+)
 
 
 @settings(max_examples=300, deadline=None, derandomize=True)
 @given(SETS)
-def test_any_refusals_are_found_and_nothing_too_many_is_left_out(drawn: tuple[int, list[set[int]], bool]) -> None:
+def test_any_refusals_are_found_and_nothing_too_many_is_left_out(
+    drawn: tuple[int, list[set[int]], bool],
+) -> None:
     count, refused, naming = drawn
     groups = names(count)
     compiler = Compiler(groups, [{f"g{i}" for i in r} for r in refused], naming)
@@ -62,8 +84,14 @@ def test_any_refusals_are_found_and_nothing_too_many_is_left_out(drawn: tuple[in
 
 
 @settings(max_examples=100, deadline=None, derandomize=True)
-@given(st.integers(1, 200).flatmap(lambda n: st.tuples(st.just(n), st.sets(st.integers(0, n - 1), min_size=1, max_size=8))))
-def test_the_number_of_builds_is_logarithmic_for_each_guilty_one(drawn: tuple[int, set[int]]) -> None:
+@given(
+    st.integers(1, 200).flatmap(
+        lambda n: st.tuples(st.just(n), st.sets(st.integers(0, n - 1), min_size=1, max_size=8))
+    )
+)
+def test_the_number_of_builds_is_logarithmic_for_each_guilty_one(
+    drawn: tuple[int, set[int]],
+) -> None:
     count, guilty = drawn
     found = find_refused_groups(names(count), Compiler(names(count), [{f"g{i}"} for i in guilty]))
     d = len(guilty)

@@ -35,7 +35,9 @@ from tests.support.graphs import CALIBRATION, build, models, node, noise
 from tests.support.paths import NETWORKS
 
 SM75, SM86, SM89 = (parse_target(f"rtx:sm{sm}") for sm in (75, 86, 89))
-needs_compiler = pytest.mark.skipif(importlib.util.find_spec("tensorrt_rtx") is None, reason="TensorRT-RTX is not installed")
+needs_compiler = pytest.mark.skipif(
+    importlib.util.find_spec("tensorrt_rtx") is None, reason="TensorRT-RTX is not installed"
+)
 
 FP8_RULES = """rule: own-fp8-inputs
 says: These layers in FP8.
@@ -64,14 +66,26 @@ def chain(count: int = 6) -> onnx.ModelProto:
     names = ["plain", "[ab]", "star*", "what?", "", "/a/b"]
     nodes = []
     for i in range(count):
-        nodes += [node("MatMul", [f"r{i - 1}" if i else "x", f"w{i}"], f"m{i}", name=names[i % 6]), node("Relu", [f"m{i}"], f"r{i}")]
-    return build(nodes, {"x": [4, 16]}, [f"r{count - 1}"], {f"w{i}": noise(16, 16, seed=i) for i in range(count)})
+        nodes += [
+            node("MatMul", [f"r{i - 1}" if i else "x", f"w{i}"], f"m{i}", name=names[i % 6]),
+            node("Relu", [f"m{i}"], f"r{i}"),
+        ]
+    return build(
+        nodes,
+        {"x": [4, 16]},
+        [f"r{count - 1}"],
+        {f"w{i}": noise(16, 16, seed=i) for i in range(count)},
+    )
 
 
 def paired(model: onnx.ModelProto) -> set[str]:
     """Return the names of the nodes that read a DequantizeLinear."""
     made = {n.output[0] for n in model.graph.node if n.op_type == "DequantizeLinear"}
-    return {n.name for n in model.graph.node if n.op_type not in PAIR_OPERATORS and made.intersection(n.input)}
+    return {
+        n.name
+        for n in model.graph.node
+        if n.op_type not in PAIR_OPERATORS and made.intersection(n.input)
+    }
 
 
 class Fake:
@@ -85,18 +99,31 @@ class Fake:
         onnx.checker.check_model(model)
         for group in self.together:
             if group <= paired(model):
-                return CompilerRefusal("could not find any implementation", self._named(group, model))
+                return CompilerRefusal(
+                    "could not find any implementation", self._named(group, model)
+                )
         return None
 
     def _named(self, group: set[str], model: onnx.ModelProto) -> tuple[str, ...]:
         if self.naming != "Q":
             return tuple(sorted(group)) if self.naming else ()
         read = {i for n in model.graph.node if n.name in group for i in n.input}
-        dequantized = {i for n in model.graph.node if n.op_type == "DequantizeLinear" and n.output[0] in read for i in n.input[:1]}
-        return tuple(n.name for n in model.graph.node if n.op_type == "QuantizeLinear" and n.output[0] in dequantized)
+        dequantized = {
+            i
+            for n in model.graph.node
+            if n.op_type == "DequantizeLinear" and n.output[0] in read
+            for i in n.input[:1]
+        }
+        return tuple(
+            n.name
+            for n in model.graph.node
+            if n.op_type == "QuantizeLinear" and n.output[0] in dequantized
+        )
 
 
-def searched(model: onnx.ModelProto, fake: Fake, rules: RuleSet | None = None) -> tuple[BisectionResult, Plan]:
+def searched(
+    model: onnx.ModelProto, fake: Fake, rules: RuleSet | None = None
+) -> tuple[BisectionResult, Plan]:
     """Return what is found for a plan, and the plan."""
     rules = rules or load_rules()
     index, plan = plan_source(qdq.load(model), PlanRequest(rules))
@@ -115,7 +142,9 @@ def test_the_refused_node_is_found_whatever_its_name(label: str, naming: str) ->
 @pytest.mark.parametrize("label", ["plain", "[ab]", "star*", "what?", "#8", "/a/b"])
 def test_a_glob_of_a_label_matches_that_node_only(label: str) -> None:
     made = qdq.plan(chain(), leave_float=exact_globs([label]))
-    assert {item.edge.node for item in made.left_float if item.because.startswith("--leave-float")} == {label}
+    assert {
+        item.edge.node for item in made.left_float if item.because.startswith("--leave-float")
+    } == {label}
     assert len(made.placements) == 10
 
 
@@ -126,13 +155,19 @@ def test_of_two_that_are_refused_together_one_stays_in_int8() -> None:
 
 def test_the_float_model_is_built_second_and_ends_it_where_it_is_refused() -> None:
     fake = Fake(set())
-    with pytest.raises(ModelError, match="Q/DQ is not the cause: the compiler refuses the float model too: could not find any implementation"):
+    with pytest.raises(
+        ModelError,
+        match="Q/DQ is not the cause: the compiler refuses the float model too: could not find any implementation",
+    ):
         searched(chain(), fake)
     assert [bool(paired(model)) for model in fake.models] == [True, False]
 
 
 def test_where_every_node_is_refused_the_plan_is_too() -> None:
-    with pytest.raises(ModelError, match="nothing that the rules quantize builds: could not find any implementation"):
+    with pytest.raises(
+        ModelError,
+        match="nothing that the rules quantize builds: could not find any implementation",
+    ):
         searched(chain(2), Fake({"plain"}, {"[ab]"}))
 
 
@@ -141,7 +176,9 @@ def test_a_residual_pair_goes_with_its_convolution_and_comes_back_without_it() -
         node("Relu", ["x"], "s", name="stem"), node("Conv", ["s", "w"], "c", name="conv", pads=[1, 1, 1, 1]),
         node("Add", ["c", "s"], "y", name="add"), node("Conv", ["y", "v"], "z", name="last"),
     ]  # fmt: skip
-    model = build(nodes, {"x": [1, 4, 6, 6]}, ["z"], {"w": noise(4, 4, 3, 3), "v": noise(4, 4, 1, 1)})
+    model = build(
+        nodes, {"x": [1, 4, 6, 6]}, ["z"], {"w": noise(4, 4, 3, 3), "v": noise(4, 4, 1, 1)}
+    )
     fake = Fake({"conv"})
     assert searched(model, fake)[0].groups == ("conv",)
     assert "add" not in paired(fake.models[-1])
@@ -170,8 +207,18 @@ def test_no_layer_is_ever_built_half_quantized(model: onnx.ModelProto, data: st.
 
 
 @pytest.mark.parametrize("own", [False, True])
-def test_the_rule_file_makes_the_same_plan_even_against_rules_that_beat_all(tmp_path: Path, own: bool) -> None:
-    strong = Rule("strong", "Quantize.", Where(into=("MatMul",), edge=("computed-operand",)), "quantize", using="int8-activation", beats=("*",), file="x.yaml")
+def test_the_rule_file_makes_the_same_plan_even_against_rules_that_beat_all(
+    tmp_path: Path, own: bool
+) -> None:
+    strong = Rule(
+        "strong",
+        "Quantize.",
+        Where(into=("MatMul",), edge=("computed-operand",)),
+        "quantize",
+        using="int8-activation",
+        beats=("*",),
+        file="x.yaml",
+    )
     base = load_rules()
     rules = make_rule_set(base.names, (*base.rules, strong)) if own else base
     found, plan = searched(chain(), Fake({"[ab]"}, {"#8"}), rules)
@@ -180,11 +227,18 @@ def test_the_rule_file_makes_the_same_plan_even_against_rules_that_beat_all(tmp_
     written = load_rules([*base.names, str(path)] if not own else [str(path)]) if not own else None
     content = yaml.safe_load(path.read_text())
     assert content["beats"] == (["*", "strong"] if own else ["*"])
-    assert "[ab], #8: could not find any implementation." in content["evidence"] or "#8, [ab]" in content["evidence"]
+    assert (
+        "[ab], #8: could not find any implementation." in content["evidence"]
+        or "#8, [ab]" in content["evidence"]
+    )
     if written is not None:
         again = qdq.plan(chain(), rules=written)
-        assert again.placements == qdq.plan(chain(), leave_float=exact_globs(found.groups)).placements
-        assert {p.edge.node for p in plan.placements} - {p.edge.node for p in again.placements} == set(found.groups)
+        assert (
+            again.placements == qdq.plan(chain(), leave_float=exact_globs(found.groups)).placements
+        )
+        assert {p.edge.node for p in plan.placements} - {
+            p.edge.node for p in again.placements
+        } == set(found.groups)
 
 
 # --- the real compiler -----------------------------------------------------------------------------------------------
@@ -192,9 +246,25 @@ def test_the_rule_file_makes_the_same_plan_even_against_rules_that_beat_all(tmp_
 
 @needs_compiler
 def test_one_layer_in_fp8_on_sm_86_goes_to_float_and_the_rest_stays_in_int8(tmp_path: Path) -> None:
-    own, model, out = fp8(tmp_path / "own.yaml", "/head/Gemm"), NETWORKS / "digits_cnn.onnx", tmp_path / "q.onnx"
+    own, model, out = (
+        fp8(tmp_path / "own.yaml", "/head/Gemm"),
+        NETWORKS / "digits_cnn.onnx",
+        tmp_path / "q.onnx",
+    )
     sets = ("--rules", "tensorrt", "--rules", own)
-    code, text, error = cli("quantize", model, "-o", out, "--data", CALIBRATION, *sets, "--target", "rtx:sm86", "--until-it-builds", "--validate")
+    code, text, error = cli(
+        "quantize",
+        model,
+        "-o",
+        out,
+        "--data",
+        CALIBRATION,
+        *sets,
+        "--target",
+        "rtx:sm86",
+        "--until-it-builds",
+        "--validate",
+    )
     assert (code, error) == (0, "")
     assert "left in float: /head/Gemm: TensorRT-RTX " in text
     assert "HW-specific datatypes: fp8_e4m3" in text
@@ -205,7 +275,22 @@ def test_one_layer_in_fp8_on_sm_86_goes_to_float_and_the_rest_stays_in_int8(tmp_
     made = qdq.plan(model, rules=load_rules(["tensorrt", str(own), str(rule)]), targets=[SM86])
     assert made.placements == qdq.plan(model, targets=[SM86], leave_float=["/head/Gemm"]).placements
     again = tmp_path / "again.onnx"
-    assert cli("quantize", model, "-o", again, "--data", CALIBRATION, *sets, "--rules", rule, "--target", "rtx:sm86")[0] == 0
+    assert (
+        cli(
+            "quantize",
+            model,
+            "-o",
+            again,
+            "--data",
+            CALIBRATION,
+            *sets,
+            "--rules",
+            rule,
+            "--target",
+            "rtx:sm86",
+        )[0]
+        == 0
+    )
     assert onnx.load(again).graph == onnx.load(out).graph
     assert cli("check", out)[0] == 0
     assert onnx.load(out).opset_import[0].version == 17
@@ -215,16 +300,31 @@ def test_one_layer_in_fp8_on_sm_86_goes_to_float_and_the_rest_stays_in_int8(tmp_
 def test_fp8_without_a_name_in_the_words_is_found_by_halving_too() -> None:
     rules = load_rules()
     own = [
-        Rule(f"own-{kind}", "FP8.", Where(named=("what[?]",), edge=(edge,)), "quantize", using=using, beats=("*",), file="own.yaml")
-        for kind, edge, using in (("i", "computed-operand", "fp8-activation"), ("w", "constant-operand", "fp8-weight-per-channel"))
+        Rule(
+            f"own-{kind}",
+            "FP8.",
+            Where(named=("what[?]",), edge=(edge,)),
+            "quantize",
+            using=using,
+            beats=("*",),
+            file="own.yaml",
+        )
+        for kind, edge, using in (
+            ("i", "computed-operand", "fp8-activation"),
+            ("w", "constant-operand", "fp8-weight-per-channel"),
+        )
     ]
-    index, plan = plan_source(qdq.load(chain()), PlanRequest(make_rule_set(rules.names, (*rules.rules, *own)), (SM86,)))
+    index, plan = plan_source(
+        qdq.load(chain()), PlanRequest(make_rule_set(rules.names, (*rules.rules, *own)), (SM86,))
+    )
 
     def mute(model: onnx.ModelProto) -> CompilerRefusal | None:
         failure = build_engine(model, SM86).failure
         return CompilerRefusal("refused") if failure else None
 
-    found = search_buildable_plan(index, plan, make_rule_set(rules.names, (*rules.rules, *own)), mute)
+    found = search_buildable_plan(
+        index, plan, make_rule_set(rules.names, (*rules.rules, *own)), mute
+    )
     assert found.groups == ("what?",)
     assert found.builds <= 9
 
@@ -232,21 +332,47 @@ def test_fp8_without_a_name_in_the_words_is_found_by_halving_too() -> None:
 @needs_compiler
 def test_a_plan_in_fp8_alone_is_refused_as_a_whole_in_four_builds(tmp_path: Path) -> None:
     own, done = fp8(tmp_path / "own.yaml", "*"), []
-    with pytest.raises(ModelError, match=r"nothing that the rules quantize builds: TensorRT-RTX .* for rtx:sm86: .*fp8_e4m3; choose another"):
-        qdq.quantize(chain(), "noise", rules=load_rules([str(own)]), targets=[SM86], until_it_builds=BuildOptions(progress=done.append))
+    with pytest.raises(
+        ModelError,
+        match=r"nothing that the rules quantize builds: TensorRT-RTX .* for rtx:sm86: .*fp8_e4m3; choose another",
+    ):
+        qdq.quantize(
+            chain(),
+            "noise",
+            rules=load_rules([str(own)]),
+            targets=[SM86],
+            until_it_builds=BuildOptions(progress=done.append),
+        )
     assert done == [1, 2, 3, 4]
     model = save(chain(), tmp_path / "net.onnx")
     options = ("--data", "noise", "--rules", own, "--target", "rtx:sm86", "--until-it-builds")
-    assert "nothing that the rules quantize builds" in refused(tmp_path, "quantize", model, "-o", tmp_path / "q.onnx", *options)
+    assert "nothing that the rules quantize builds" in refused(
+        tmp_path, "quantize", model, "-o", tmp_path / "q.onnx", *options
+    )
 
 
 @needs_compiler
 @pytest.mark.parametrize("guarded", [True, False], ids=["by the kernel table", "by the compiler"])
-def test_what_the_compiler_refuses_in_float_too_is_not_blamed_on_q_dq(tmp_path: Path, guarded: bool) -> None:
+def test_what_the_compiler_refuses_in_float_too_is_not_blamed_on_q_dq(
+    tmp_path: Path, guarded: bool
+) -> None:
     """On SM 7.5 TensorRT-RTX has no FP32 matrix product, with or without Q/DQ."""
-    model, data, loose = save(tiny_model(), tmp_path / "net.onnx"), samples(tmp_path / "data"), tmp_path / "loose.yaml"
-    loose.write_text("rule: loose\nsays: All.\nwhere: {edge: [computed-operand, constant-operand]}\nthen: quantize\nusing: int8-activation\n")
-    options = ("--data", data, "--target", "rtx:sm75", "--until-it-builds", *(() if guarded else ("--rules", loose)))
+    model, data, loose = (
+        save(tiny_model(), tmp_path / "net.onnx"),
+        samples(tmp_path / "data"),
+        tmp_path / "loose.yaml",
+    )
+    loose.write_text(
+        "rule: loose\nsays: All.\nwhere: {edge: [computed-operand, constant-operand]}\nthen: quantize\nusing: int8-activation\n"
+    )
+    options = (
+        "--data",
+        data,
+        "--target",
+        "rtx:sm75",
+        "--until-it-builds",
+        *(() if guarded else ("--rules", loose)),
+    )
     said = refused(tmp_path, "quantize", model, "-o", tmp_path / "q.onnx", *options)
     assert "Q/DQ is not the cause: the compiler refuses the float model too: TensorRT-RTX " in said
     assert "for rtx:sm75: Cannot compile operation 'gemm'" in said
@@ -256,7 +382,19 @@ def test_what_the_compiler_refuses_in_float_too_is_not_blamed_on_q_dq(tmp_path: 
 @needs_compiler
 def test_what_builds_at_once_gets_no_rule_file(tmp_path: Path) -> None:
     model, out = save(chain(), tmp_path / "net.onnx"), tmp_path / "q.onnx"
-    code, text, _ = cli("quantize", model, "-o", out, "--data", "noise", "--target", "rtx:sm86", "--until-it-builds", "--format", "json")
+    code, text, _ = cli(
+        "quantize",
+        model,
+        "-o",
+        out,
+        "--data",
+        "noise",
+        "--target",
+        "rtx:sm86",
+        "--until-it-builds",
+        "--format",
+        "json",
+    )
     assert (code, json.loads(text)["build_search"]) == (0, {"refused": [], "builds": 1})
     assert {p.name for p in tmp_path.iterdir()} == {"net.onnx", "q.onnx"}
 
@@ -264,20 +402,43 @@ def test_what_builds_at_once_gets_no_rule_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize("target", [(), ("--target", "trt:sm80")])
 def test_only_rtx_targets_can_be_built_for(tmp_path: Path, target: tuple[str, ...]) -> None:
     model = save(chain(), tmp_path / "net.onnx")
-    said = refused(tmp_path, "quantize", model, "-o", tmp_path / "q.onnx", "--data", "noise", *target, "--until-it-builds")
+    said = refused(
+        tmp_path,
+        "quantize",
+        model,
+        "-o",
+        tmp_path / "q.onnx",
+        "--data",
+        "noise",
+        *target,
+        "--until-it-builds",
+    )
     assert "--until-it-builds builds with TensorRT-RTX: name a --target such as rtx:sm86" in said
 
 
 def test_a_rule_file_that_exists_is_not_replaced(tmp_path: Path) -> None:
     model = save(chain(), tmp_path / "net.onnx")
     (tmp_path / "q.leave-float.yaml").write_text("mine")
-    said = refused(tmp_path, "quantize", model, "-o", tmp_path / "q.onnx", "--data", "noise", "--target", "rtx:sm86", "--until-it-builds")
+    said = refused(
+        tmp_path,
+        "quantize",
+        model,
+        "-o",
+        tmp_path / "q.onnx",
+        "--data",
+        "noise",
+        "--target",
+        "rtx:sm86",
+        "--until-it-builds",
+    )
     assert "q.leave-float.yaml: exists; pass --force to replace it" in said
 
 
 def test_validating_in_the_same_run_compares_with_the_quantized_model(tmp_path: Path) -> None:
     arguments: tuple[Any, ...] = ("--data", CALIBRATION, "--validate", "--format", "json")
-    code, text, _ = cli("quantize", NETWORKS / "digits_cnn.onnx", "-o", tmp_path / "q.onnx", *arguments)
+    code, text, _ = cli(
+        "quantize", NETWORKS / "digits_cnn.onnx", "-o", tmp_path / "q.onnx", *arguments
+    )
     assert code == 0
     assert 0 < json.loads(text)["validation"]["accuracy"]["outputs"][0]["max_abs"] < 1
     assert "tensorrt-fp8" in shipped_sets()

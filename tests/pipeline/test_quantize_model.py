@@ -36,7 +36,9 @@ ACCURACY = json.loads((NETWORKS / "accuracy.json").read_text())
 def top1(path: Path) -> float:
     """Return the accuracy that fixtures/networks/accuracy.py measures."""
     command = [sys.executable, str(NETWORKS / "accuracy.py"), str(path)]
-    return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1])
+    return float(
+        subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1]
+    )
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +63,9 @@ def test_the_fixture_networks_keep_their_accuracy(tmp_path: Path, name: str, met
 
 
 def test_the_float_networks_have_the_accuracy_that_is_written_down() -> None:
-    assert top1(NETWORKS / "digits_cnn.onnx") == pytest.approx(ACCURACY["digits_cnn.onnx"]["float_top1"], abs=0.004)
+    assert top1(NETWORKS / "digits_cnn.onnx") == pytest.approx(
+        ACCURACY["digits_cnn.onnx"]["float_top1"], abs=0.004
+    )
 
 
 @pytest.mark.parametrize("name", DIGITS)
@@ -83,8 +87,17 @@ def test_another_process_with_another_hash_seed_writes_the_same_bytes(tmp_path: 
     for seed in ("1", "2"):
         out, report = tmp_path / f"{seed}.onnx", tmp_path / f"{seed}.json"
         options = ("-o", str(out), "--data", str(CALIBRATION), "--report", str(report))
-        command = [sys.executable, "-m", "qdq", "quantize", str(NETWORKS / "digits_cnn.onnx"), *options]
-        subprocess.run(command, check=True, capture_output=True, env={**os.environ, "PYTHONHASHSEED": seed})
+        command = [
+            sys.executable,
+            "-m",
+            "qdq",
+            "quantize",
+            str(NETWORKS / "digits_cnn.onnx"),
+            *options,
+        ]
+        subprocess.run(
+            command, check=True, capture_output=True, env={**os.environ, "PYTHONHASHSEED": seed}
+        )
         written.append((out.read_bytes(), report.read_bytes()))
     assert written[0] == written[1]
 
@@ -95,8 +108,18 @@ def test_another_process_with_another_hash_seed_writes_the_same_bytes(tmp_path: 
 @pytest.mark.parametrize("suffix", [".json", ".md", ".txt"])
 def test_a_report_holds_plan_calibration_check_and_accuracy(tmp_path: Path, suffix: str) -> None:
     report = tmp_path / f"report{suffix}"
-    options = ("--data", CALIBRATION, "--leave-float", "/head/Gemm", "--report", report, "--validate")
-    code, _, error = cli("quantize", NETWORKS / "digits_cnn.onnx", "-o", tmp_path / "q.onnx", *options)
+    options = (
+        "--data",
+        CALIBRATION,
+        "--leave-float",
+        "/head/Gemm",
+        "--report",
+        report,
+        "--validate",
+    )
+    code, _, error = cli(
+        "quantize", NETWORKS / "digits_cnn.onnx", "-o", tmp_path / "q.onnx", *options
+    )
     assert (code, error) == (0, "")
     text = report.read_text()
     if suffix == ".json":
@@ -109,7 +132,9 @@ def test_a_report_holds_plan_calibration_check_and_accuracy(tmp_path: Path, suff
         return
     heads = ["Plan", "Calibration", "Check", "Accuracy in ONNX Runtime, float against quantized"]
     lines = text.splitlines()
-    assert [line.removeprefix("## ") for line in lines if line.removeprefix("## ") in heads] == heads
+    assert [
+        line.removeprefix("## ") for line in lines if line.removeprefix("## ") in heads
+    ] == heads
     assert "digits_cnn.onnx: 26 edges quantized, for trt:sm80" in text
     assert "--leave-float /head/Gemm" in text
     assert "auto over 64 samples of digits-calibration.npz" in text
@@ -119,14 +144,34 @@ def test_a_report_holds_plan_calibration_check_and_accuracy(tmp_path: Path, suff
 
 
 def test_reports_of_other_kinds_are_refused_before_the_work_begins(tmp_path: Path) -> None:
-    code, _, error = cli("quantize", NETWORKS / "digits_cnn.onnx", "-o", tmp_path / "q.onnx", "--data", CALIBRATION, "--report", tmp_path / "r.html")
+    code, _, error = cli(
+        "quantize",
+        NETWORKS / "digits_cnn.onnx",
+        "-o",
+        tmp_path / "q.onnx",
+        "--data",
+        CALIBRATION,
+        "--report",
+        tmp_path / "r.html",
+    )
     assert code == 2
     assert "reports end in .json, .md, .txt" in error
     assert list(tmp_path.iterdir()) == []
 
 
 EDGE = {"graph", "node", "slot", "tensor"}
-PLAN = {"model", "digest", "notes", "targets", "rule_sets", "leave_float", "placements", "left_float", "scale_groups", "profiles"}
+PLAN = {
+    "model",
+    "digest",
+    "notes",
+    "targets",
+    "rule_sets",
+    "leave_float",
+    "placements",
+    "left_float",
+    "scale_groups",
+    "profiles",
+}
 
 
 def answer(*argv: object, code: int = 0) -> dict[str, Any]:
@@ -139,18 +184,45 @@ def answer(*argv: object, code: int = 0) -> dict[str, Any]:
 
 
 def test_the_json_of_quantize_has_its_keys(tmp_path: Path) -> None:
-    content = answer("quantize", NETWORKS / "digits_cnn.onnx", "-o", tmp_path / "q.onnx", "--data", CALIBRATION, "--validate")
+    content = answer(
+        "quantize",
+        NETWORKS / "digits_cnn.onnx",
+        "-o",
+        tmp_path / "q.onnx",
+        "--data",
+        CALIBRATION,
+        "--validate",
+    )
     assert set(content) == {"plan", "scales", "findings", "validation", "misses"}
     assert set(content["plan"]) == PLAN
     assert set(content["plan"]["placements"][0]) == {"edge", "quantizer", "because"}
     assert set(content["plan"]["placements"][0]["edge"]) == EDGE
     assert set(content["plan"]["placements"][0]["quantizer"]) == {"name", "dtype", "axis"}
     assert set(content["plan"]["left_float"][0]) == {"edge", "because", "reason"}
-    assert set(content["scales"]) == {"plan", "method", "data", "samples", "by_pair", "dead", "batch", "outliers", "shared", "given_ranges"}
+    assert set(content["scales"]) == {
+        "plan",
+        "method",
+        "data",
+        "samples",
+        "by_pair",
+        "dead",
+        "batch",
+        "outliers",
+        "shared",
+        "given_ranges",
+    }
     assert set(content["scales"]["by_pair"][0]) == {"tensor", "quantizer", "scales"}
     assert set(content["validation"]) == {"model", "quantized", "accuracy", "engines"}
     assert set(content["validation"]["accuracy"]) == {"data", "samples", "outputs"}
-    assert set(content["validation"]["accuracy"]["outputs"][0]) == {"name", "max_abs", "mean_abs", "cosine", "snr_db", "top1_agreement", "shape_mismatches"}
+    assert set(content["validation"]["accuracy"]["outputs"][0]) == {
+        "name",
+        "max_abs",
+        "mean_abs",
+        "cosine",
+        "snr_db",
+        "top1_agreement",
+        "shape_mismatches",
+    }
 
 
 def test_the_json_of_the_other_commands_has_its_keys(quantized: Path) -> None:
@@ -158,14 +230,42 @@ def test_the_json_of_the_other_commands_has_its_keys(quantized: Path) -> None:
     assert set(answer("plan", model)) == PLAN
     explained = answer("explain", model, "/head/Gemm")
     assert set(explained) == {"name", "explanations"}
-    assert set(explained["explanations"][0]) == {"edge", "decision", "rule", "says", "because", "see", "evidence"}
+    assert set(explained["explanations"][0]) == {
+        "edge",
+        "decision",
+        "rule",
+        "says",
+        "because",
+        "see",
+        "evidence",
+    }
     checked = answer("check", quantized)
-    assert checked == {"models": [{"model": str(quantized), "findings": [], "failure": "", "fixed": []}], "stale": []}
+    assert checked == {
+        "models": [{"model": str(quantized), "findings": [], "failure": "", "fixed": []}],
+        "stale": [],
+    }
     missing = answer("check", quantized, model, code=1)
-    assert set(missing["models"][1]["findings"][0]) == {"code", "severity", "where", "node", "problem", "cost", "rule", "rule_text", "fix", "page"}
+    assert set(missing["models"][1]["findings"][0]) == {
+        "code",
+        "severity",
+        "where",
+        "node",
+        "problem",
+        "cost",
+        "rule",
+        "rule_text",
+        "fix",
+        "page",
+    }
     assert set(answer("facts")["facts"][0]) == {"word", "context", "description", "parameters"}
     assert set(answer("rules")) == {"names", "rules"}
-    assert set(answer("validate", model, quantized, "--data", CALIBRATION)) == {"plan", "scales", "findings", "validation", "misses"}
+    assert set(answer("validate", model, quantized, "--data", CALIBRATION)) == {
+        "plan",
+        "scales",
+        "findings",
+        "validation",
+        "misses",
+    }
 
 
 # --- plan, calibrate, apply ------------------------------------------------------------------------------------------
@@ -174,7 +274,9 @@ def test_the_json_of_the_other_commands_has_its_keys(quantized: Path) -> None:
 @pytest.mark.parametrize("name", DIGITS)
 def test_plan_calibrate_apply_writes_the_same_bytes_as_quantize(tmp_path: Path, name: str) -> None:
     model = NETWORKS / f"{name}.onnx"
-    plan, scales, out, once = (tmp_path / n for n in ("plan.yaml", "scales.json", "q.onnx", "once.onnx"))
+    plan, scales, out, once = (
+        tmp_path / n for n in ("plan.yaml", "scales.json", "q.onnx", "once.onnx")
+    )
     steps = (
         ("plan", model, "-o", plan, "--target", "rtx:sm86"),
         ("calibrate", model, plan, "--data", CALIBRATION, "-o", scales),
@@ -217,33 +319,77 @@ def test_scales_of_an_unedited_plan_do_not_fit_an_edited_one(tmp_path: Path) -> 
     assert "the scales were computed for another plan; calibrate again with this one" in error
 
 
-settled = settings(max_examples=80, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+settled = settings(
+    max_examples=80, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+)
 #: Texts that YAML reads as something else where they stand without quotes.
-ODD = ["", "1", "1e3", "0x1", "12:30", "yes", "null", "~", "=", "<<", "- a", "a: b", "#0", "a #b", "'", '"', "{", "[x]", "%", "@", "`", "|", ">"]
+ODD = [
+    "",
+    "1",
+    "1e3",
+    "0x1",
+    "12:30",
+    "yes",
+    "null",
+    "~",
+    "=",
+    "<<",
+    "- a",
+    "a: b",
+    "#0",
+    "a #b",
+    "'",
+    '"',
+    "{",
+    "[x]",
+    "%",
+    "@",
+    "`",
+    "|",
+    ">",
+]
 SPACES = ["a\nb", " a ", "\t", "\x85", "\u2028"]
-NAMES = st.text(st.characters(exclude_categories=["Cs"]), max_size=12) | st.sampled_from([*ODD, *SPACES])
+NAMES = st.text(st.characters(exclude_categories=["Cs"]), max_size=12) | st.sampled_from(
+    [*ODD, *SPACES]
+)
 EDGES = st.builds(Edge, st.just(""), NAMES, st.integers(0, 9), NAMES)
 #: Of slots that EDGES does not have: no edge is decided twice.
 OTHER_EDGES = st.builds(Edge, NAMES, NAMES, st.integers(10, 19), NAMES)
-QUANTIZERS = st.builds(lambda name, axis: Quantizer(name, FORMATS[name].dtype, axis), st.sampled_from(sorted(FORMATS)), st.none() | st.integers(0, 5))
+QUANTIZERS = st.builds(
+    lambda name, axis: Quantizer(name, FORMATS[name].dtype, axis),
+    st.sampled_from(sorted(FORMATS)),
+    st.none() | st.integers(0, 5),
+)
 TUPLES = st.lists(NAMES, max_size=3).map(tuple)
 PLANS = st.builds(
     Plan,
     model=NAMES,
     digest=NAMES,
     notes=TUPLES,
-    targets=st.lists(st.sampled_from([parse_target(t) for t in ("trt", "trt:sm80", "rtx:sm86")]), max_size=2).map(tuple),
+    targets=st.lists(
+        st.sampled_from([parse_target(t) for t in ("trt", "trt:sm80", "rtx:sm86")]), max_size=2
+    ).map(tuple),
     rule_sets=TUPLES,
     leave_float=TUPLES,
-    placements=st.lists(st.builds(Placement, EDGES, QUANTIZERS, TUPLES), max_size=3, unique_by=lambda p: p.edge).map(tuple),
-    left_float=st.lists(st.builds(LeftFloat, OTHER_EDGES, NAMES, NAMES), max_size=3, unique_by=lambda left: left.edge).map(tuple),
-    scale_groups=st.lists(st.builds(ScaleGroup, TUPLES, TUPLES, st.none() | st.floats(1, 99)), max_size=2).map(tuple),
+    placements=st.lists(
+        st.builds(Placement, EDGES, QUANTIZERS, TUPLES), max_size=3, unique_by=lambda p: p.edge
+    ).map(tuple),
+    left_float=st.lists(
+        st.builds(LeftFloat, OTHER_EDGES, NAMES, NAMES),
+        max_size=3,
+        unique_by=lambda left: left.edge,
+    ).map(tuple),
+    scale_groups=st.lists(
+        st.builds(ScaleGroup, TUPLES, TUPLES, st.none() | st.floats(1, 99)), max_size=2
+    ).map(tuple),
 )
 
 
 @settled
 @given(PLANS)
-def test_a_plan_is_the_same_after_a_round_trip_through_its_file(tmp_path_factory: pytest.TempPathFactory, plan: Plan) -> None:
+def test_a_plan_is_the_same_after_a_round_trip_through_its_file(
+    tmp_path_factory: pytest.TempPathFactory, plan: Plan
+) -> None:
     path = tmp_path_factory.mktemp("plan") / "plan.yaml"
     path.write_bytes(plan_to_yaml(plan).encode())
     read = read_plan(path)
@@ -258,7 +404,9 @@ def test_a_plan_is_the_same_after_a_round_trip_through_its_file(tmp_path_factory
 
 @settled
 @given(models())
-def test_plan_and_scales_of_a_model_are_the_same_after_a_round_trip(tmp_path_factory: pytest.TempPathFactory, model: onnx.ModelProto) -> None:
+def test_plan_and_scales_of_a_model_are_the_same_after_a_round_trip(
+    tmp_path_factory: pytest.TempPathFactory, model: onnx.ModelProto
+) -> None:
     folder = tmp_path_factory.mktemp("plan")
     made = qdq.plan(model)
     scales = qdq.calibrate(model, made, "noise", method="percentile")
@@ -273,7 +421,9 @@ def test_a_plan_file_has_a_block_for_each_node_and_in_it_a_line_for_each_edge() 
     index = GraphIndex(qdq.load(NETWORKS / "digits_cnn.onnx"))
     made = qdq.plan(NETWORKS / "digits_cnn.onnx")
     text = plan_to_yaml(made, index)
-    assert len([line for line in text.splitlines() if line.startswith("  - {slot: ")]) == len(made.placements) + len(made.left_float)
+    assert len([line for line in text.splitlines() if line.startswith("  - {slot: ")]) == len(
+        made.placements
+    ) + len(made.left_float)
     content = yaml.safe_load(text)
     assert content["qdq_plan"] == 2
     positions = [index.by_label[layer["node"]].position for layer in content["layers"]]
@@ -307,7 +457,9 @@ def test_a_tensor_is_explained_reader_by_reader() -> None:
 
 
 def test_what_leaving_a_node_in_float_does_is_explained() -> None:
-    code, text, _ = cli("explain", NETWORKS / "digits_cnn.onnx", "/head/Gemm", "--leave-float", "/head/*")
+    code, text, _ = cli(
+        "explain", NETWORKS / "digits_cnn.onnx", "/head/Gemm", "--leave-float", "/head/*"
+    )
     assert code == 0
     assert "leave in float: --leave-float /head/*" in text
     assert "because: the user asked for it" in text
@@ -322,7 +474,9 @@ def test_an_unknown_name_gets_a_suggestion() -> None:
     assert "no node is named '/haed/*'" in error
 
 
-@pytest.mark.parametrize("command", [(), *((name,) for name in COMMANDS)], ids=lambda c: " ".join(("qdq", *c)))
+@pytest.mark.parametrize(
+    "command", [(), *((name,) for name in COMMANDS)], ids=lambda c: " ".join(("qdq", *c))
+)
 def test_help_shows_an_example(command: tuple[str, ...]) -> None:
     for flag in ("--help", "-h"):
         code, text, error = cli(*command, flag)
@@ -368,7 +522,12 @@ def test_quantize_tells_of_its_plan_and_its_progress() -> None:
 
 def test_records_do_not_change() -> None:
     result = qdq.quantize(convolution(), "noise")
-    for record, field in ((result, "plan"), (result.plan, "model"), (result.scales, "method"), (result.plan.placements[0], "edge")):
+    for record, field in (
+        (result, "plan"),
+        (result.plan, "model"),
+        (result.scales, "method"),
+        (result.plan.placements[0], "edge"),
+    ):
         with pytest.raises(AttributeError):
             setattr(record, field, None)
     assert msgspec.json.decode(msgspec.json.encode(result.plan), type=Plan) == result.plan
@@ -383,7 +542,12 @@ def test_accuracy_of_a_model_against_itself_is_perfect_and_thresholds_are_judged
     validation = qdq.validate(result.source, result.model, data=CALIBRATION)
     assert validation.accuracy is not None
     output = validation.accuracy.outputs[0]
-    assert qdq.misses(validation, qdq.Thresholds(snr_db=output.snr_db - 1, cosine=0.9, top1_agreement=0.9)) == ()
+    assert (
+        qdq.misses(
+            validation, qdq.Thresholds(snr_db=output.snr_db - 1, cosine=0.9, top1_agreement=0.9)
+        )
+        == ()
+    )
     (missed,) = qdq.misses(validation, qdq.Thresholds(snr_db=output.snr_db + 1))
     assert missed.startswith(f"output {output.name!r}: snr_db is ")
 
@@ -399,16 +563,26 @@ def test_the_errors_of_an_output_are_those_of_all_samples_together() -> None:
     (output,) = validation.accuracy.outputs
     assert output.max_abs == pytest.approx(np.abs(ours - theirs).max(), rel=1e-3)
     assert output.mean_abs == pytest.approx(np.abs(ours - theirs).mean(), rel=1e-3)
-    assert output.snr_db == pytest.approx(10 * np.log10((ours**2).sum() / ((ours - theirs) ** 2).sum()), abs=0.05)
-    assert output.cosine == pytest.approx((ours * theirs).sum() / np.sqrt((ours**2).sum() * (theirs**2).sum()), rel=1e-5)
+    assert output.snr_db == pytest.approx(
+        10 * np.log10((ours**2).sum() / ((ours - theirs) ** 2).sum()), abs=0.05
+    )
+    assert output.cosine == pytest.approx(
+        (ours * theirs).sum() / np.sqrt((ours**2).sum() * (theirs**2).sum()), rel=1e-5
+    )
     assert output.top1_agreement is None
 
 
 def test_quantize_validates_the_model_that_it_wrote_and_not_the_float_one(tmp_path: Path) -> None:
-    model, out, data = save(tiny_model(), tmp_path / "model.onnx"), tmp_path / "out.onnx", samples(tmp_path / "samples")
+    model, out, data = (
+        save(tiny_model(), tmp_path / "model.onnx"),
+        tmp_path / "out.onnx",
+        samples(tmp_path / "samples"),
+    )
 
     def accuracy(*argv: object) -> Any:
-        return json.loads(cli(*argv, "--data", data, "--format", "json")[1])["validation"]["accuracy"]
+        return json.loads(cli(*argv, "--data", data, "--format", "json")[1])["validation"][
+            "accuracy"
+        ]
 
     judged = accuracy("quantize", model, "-o", out, "--validate")
     assert judged == accuracy("validate", model, out)

@@ -26,7 +26,12 @@ SHAPE = [1, 4, 6, 6]
 def model(*nodes: onnx.NodeProto, outputs: tuple[str, ...] = ("y",)) -> onnx.ModelProto:
     """Return a model of nodes over one input and the weights they read."""
     read = {i for n in nodes for i in n.input}
-    return build(nodes, {"x": SHAPE}, outputs, {name: weight for name, weight in WEIGHTS.items() if name in read})
+    return build(
+        nodes,
+        {"x": SHAPE},
+        outputs,
+        {name: weight for name, weight in WEIGHTS.items() if name in read},
+    )
 
 
 def conv(read: str, gives: str, weight: str = "w") -> onnx.NodeProto:
@@ -49,16 +54,40 @@ FUSED = (conv("s", "a"), node("Relu", ["a"], "b"), conv("b", "c", "v"))
 BRANCHES: dict[str, tuple[tuple[onnx.NodeProto, ...], set[int]]] = {
     "the skip is the residual": ((*STEM, *FUSED, add("c", "s")), {1}),
     "whichever slot it is in": ((*STEM, *FUSED, add("s", "c")), {0}),
-    "the shorter of two convolved branches is the residual": ((*STEM, *FUSED, conv("s", "p", "u"), add("c", "p")), {1}),
-    "the shorter of two convolved branches on the left": ((*STEM, *FUSED, conv("s", "p", "u"), add("p", "c")), {0}),
-    "of two of equal length the first": ((*STEM, conv("s", "a"), conv("s", "p", "u"), add("a", "p")), {0}),
-    "through a folded normalisation": ((*STEM, *FUSED, node("Mul", ["c", "k"], "n"), node("Add", ["n", "k"], "m"), add("m", "s")), {1}),
-    "a convolution behind an activation is not fused": ((*STEM, *FUSED, node("Sigmoid", ["c"], "t"), add("t", "s")), set()),
-    "a convolution that others read is not fused": ((*STEM, *FUSED, node("Relu", ["c"], "z"), add("c", "s")), set()),
-    "without a convolution there is no residual": ((*STEM, node("Sigmoid", ["x"], "t"), add("t", "s")), set()),
+    "the shorter of two convolved branches is the residual": (
+        (*STEM, *FUSED, conv("s", "p", "u"), add("c", "p")),
+        {1},
+    ),
+    "the shorter of two convolved branches on the left": (
+        (*STEM, *FUSED, conv("s", "p", "u"), add("p", "c")),
+        {0},
+    ),
+    "of two of equal length the first": (
+        (*STEM, conv("s", "a"), conv("s", "p", "u"), add("a", "p")),
+        {0},
+    ),
+    "through a folded normalisation": (
+        (*STEM, *FUSED, node("Mul", ["c", "k"], "n"), node("Add", ["n", "k"], "m"), add("m", "s")),
+        {1},
+    ),
+    "a convolution behind an activation is not fused": (
+        (*STEM, *FUSED, node("Sigmoid", ["c"], "t"), add("t", "s")),
+        set(),
+    ),
+    "a convolution that others read is not fused": (
+        (*STEM, *FUSED, node("Relu", ["c"], "z"), add("c", "s")),
+        set(),
+    ),
+    "without a convolution there is no residual": (
+        (*STEM, node("Sigmoid", ["x"], "t"), add("t", "s")),
+        set(),
+    ),
     "a constant is no branch": ((*STEM, conv("s", "c"), add("c", "k")), set()),
     "one tensor twice is no branch": ((*STEM, conv("s", "c"), add("c", "c")), set()),
-    "a broadcast is no residual": ((*STEM, conv("s", "c"), node("GlobalAveragePool", ["s"], "p", name="pool"), add("c", "p")), set()),
+    "a broadcast is no residual": (
+        (*STEM, conv("s", "c"), node("GlobalAveragePool", ["s"], "p", name="pool"), add("c", "p")),
+        set(),
+    ),
 }
 
 
@@ -82,7 +111,13 @@ def test_a_residual_pair_goes_where_its_convolution_stays_in_float(globs: tuple[
 
 def pooled(*readers: onnx.NodeProto, outputs: tuple[str, ...] = ("y",)) -> onnx.ModelProto:
     """Return a global average pool and its readers."""
-    return model(conv("x", "c"), node("Relu", ["c"], "r"), node("GlobalAveragePool", ["r"], "p", name="pool"), *readers, outputs=outputs)
+    return model(
+        conv("x", "c"),
+        node("Relu", ["c"], "r"),
+        node("GlobalAveragePool", ["r"], "p", name="pool"),
+        *readers,
+        outputs=outputs,
+    )
 
 
 FLAT = node("Flatten", ["p"], "f", name="flat")
@@ -92,7 +127,10 @@ HEAD = node("Gemm", ["f", "g"], "y", name="head")
 def test_an_average_pool_gets_a_pair_only_if_all_that_reads_it_is_quantized() -> None:
     assert slots(qdq.plan(pooled(FLAT, HEAD)), "pool") == {0}
     assert slots(qdq.plan(pooled(conv("p", "y", "u"))), "pool") == {0}
-    assert slots(qdq.plan(pooled(FLAT, HEAD, node("Relu", ["f"], "z"), outputs=("y", "z"))), "pool") == set()
+    assert (
+        slots(qdq.plan(pooled(FLAT, HEAD, node("Relu", ["f"], "z"), outputs=("y", "z"))), "pool")
+        == set()
+    )
     assert slots(qdq.plan(pooled(FLAT, HEAD, outputs=("y", "f"))), "pool") == set()
     shape = (node("Shape", ["p"], "d"), node("Cast", ["d"], "z", to=onnx.TensorProto.FLOAT))
     assert slots(qdq.plan(pooled(FLAT, HEAD, *shape, outputs=("y", "z"))), "pool") == {0}
@@ -122,8 +160,13 @@ def two() -> onnx.ModelProto:
 
 
 @pytest.mark.parametrize(("tensor", "other"), [("w", "x"), ("x", "w")])
-def test_a_layer_whose_one_operand_a_rule_keeps_in_float_gets_no_pair_at_all(tmp_path: Path, tensor: str, other: str) -> None:
-    made = with_rule(tmp_path, f"where: {{tensor: {tensor}}}\nthen: leave-float\nbeats: [weighted-inputs, weights-per-channel]\n")
+def test_a_layer_whose_one_operand_a_rule_keeps_in_float_gets_no_pair_at_all(
+    tmp_path: Path, tensor: str, other: str
+) -> None:
+    made = with_rule(
+        tmp_path,
+        f"where: {{tensor: {tensor}}}\nthen: leave-float\nbeats: [weighted-inputs, weights-per-channel]\n",
+    )
     assert slots(made, "a") == set()
     assert slots(made, "y") == {0, 1}
     because = {item.edge.tensor: item.because for item in made.left_float if item.edge.node == "a"}
@@ -131,7 +174,10 @@ def test_a_layer_whose_one_operand_a_rule_keeps_in_float_gets_no_pair_at_all(tmp
 
 
 def test_a_rule_of_the_user_may_quantize_more(tmp_path: Path) -> None:
-    made = with_rule(tmp_path, "where: {into: Relu}\nthen: quantize\nusing: int8-activation\nbeats: [no-weighted-outputs]\n")
+    made = with_rule(
+        tmp_path,
+        "where: {into: Relu}\nthen: quantize\nusing: int8-activation\nbeats: [no-weighted-outputs]\n",
+    )
     assert {(p.edge.tensor, p.because) for p in made.placements} >= {("a", ("mine",))}
     after = qdq.apply(two(), made, qdq.calibrate(two(), made, "noise"))
     assert paired_edges(two(), after) == {("a", 0), ("a", 1), ("r", 0), ("y", 0), ("y", 1)}
@@ -141,7 +187,12 @@ def test_a_rule_of_the_user_may_quantize_more(tmp_path: Path) -> None:
 
 
 def test_targets_that_differ_keep_in_float_what_either_lacks() -> None:
-    up = build([node("ConvTranspose", ["x", "w"], "y", name="up")], {"x": SHAPE}, ["y"], {"w": WEIGHTS["w"]})
+    up = build(
+        [node("ConvTranspose", ["x", "w"], "y", name="up")],
+        {"x": SHAPE},
+        ["y"],
+        {"w": WEIGHTS["w"]},
+    )
     default, rtx = qdq.parse_target("trt:sm80"), qdq.parse_target("rtx:sm86")
     assert slots(qdq.plan(up, targets=[default]), "up") == {0, 1}
     for targets in ([rtx], [default, rtx], [rtx, default]):
@@ -151,7 +202,13 @@ def test_targets_that_differ_keep_in_float_what_either_lacks() -> None:
 
 
 def test_pairs_are_shared_by_the_readers_of_a_tensor() -> None:
-    whole = model(node("Relu", ["x"], "s"), conv("s", "a"), conv("s", "b", "v"), conv("s", "c", "w"), outputs=("a", "b", "c"))
+    whole = model(
+        node("Relu", ["x"], "s"),
+        conv("s", "a"),
+        conv("s", "b", "v"),
+        conv("s", "c", "w"),
+        outputs=("a", "b", "c"),
+    )
     result = qdq.quantize(whole, "noise")
     assert len(result.plan.placements) == 6
     assert [n.op_type for n in result.model.graph.node].count("QuantizeLinear") == 3

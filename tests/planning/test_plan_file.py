@@ -29,7 +29,11 @@ class Edited:
     """The tiny model's plan in a file, to be edited."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.model, self.path = folder, save(tiny_model(), folder / "model.onnx"), folder / "plan.yaml"
+        self.folder, self.model, self.path = (
+            folder,
+            save(tiny_model(), folder / "model.onnx"),
+            folder / "plan.yaml",
+        )
         assert run("plan", self.model, "-o", self.path)[0] == 0
 
     def edit(self, old: str, new: str) -> None:
@@ -41,9 +45,16 @@ class Edited:
     def pairs(self) -> dict[str, str]:
         """Carry the plan out, and return the rule of each QuantizeLinear by its tensor."""
         scales, out = self.folder / "scales.json", self.folder / "out.onnx"
-        assert run("calibrate", self.model, self.path, "--data", "noise", "-o", scales, "--force")[0] == 0
+        assert (
+            run("calibrate", self.model, self.path, "--data", "noise", "-o", scales, "--force")[0]
+            == 0
+        )
         assert run("apply", self.model, self.path, scales, "-o", out, "--force")[0] == 0
-        return {n.input[0]: n.metadata_props[0].value for n in onnx.load(out).graph.node if n.op_type == "QuantizeLinear"}
+        return {
+            n.input[0]: n.metadata_props[0].value
+            for n in onnx.load(out).graph.node
+            if n.op_type == "QuantizeLinear"
+        }
 
     def diff(self, *more: object) -> tuple[int, str]:
         """Return exit code and output of `qdq plan --diff`."""
@@ -69,11 +80,16 @@ def test_a_plan_reads_layer_by_layer(edited: Edited) -> None:
     assert "reasons:\n  no-weighted-outputs: Leave the output of a Conv" in text
 
 
-def test_an_edge_can_be_removed_moved_to_float_added_and_given_another_format(edited: Edited) -> None:
+def test_an_edge_can_be_removed_moved_to_float_added_and_given_another_format(
+    edited: Edited,
+) -> None:
     edited.edit(CONV, CONV.replace("quantize: int8-activation, because: weighted-inputs", "float: me, why: too coarse").replace(
         "quantize: int8-weight-per-channel, axis: 0, because: weights-per-channel", "float: me"))  # fmt: skip
     edited.edit(RELU, RELU.replace("float: no-weighted-outputs", "quantize: int8-activation"))
-    edited.edit("quantize: int8-weight-per-channel, axis: 0, because: weights-per-channel", "quantize: int8-weight-per-tensor, because: [a, b]")
+    edited.edit(
+        "quantize: int8-weight-per-channel, axis: 0, because: weights-per-channel",
+        "quantize: int8-weight-per-tensor, because: [a, b]",
+    )
 
     assert edited.pairs() == {"c": BY_HAND, "f": "weighted-inputs", "gemm.weight": "a, b"}
     left = read_plan(edited.path).left_float
@@ -82,11 +98,17 @@ def test_an_edge_can_be_removed_moved_to_float_added_and_given_another_format(ed
 
 
 def test_a_scale_group_can_be_added(edited: Edited) -> None:
-    edited.edit("scale_groups: []", "scale_groups:\n- tensors: [x, f]\n  because: me\n  ratio_at_most: 1000000")
+    edited.edit(
+        "scale_groups: []",
+        "scale_groups:\n- tensors: [x, f]\n  because: me\n  ratio_at_most: 1000000",
+    )
 
     edited.pairs()
 
-    by_tensor = {pair["tensor"]: pair["scales"] for pair in json.loads((edited.folder / "scales.json").read_text())["by_pair"]}
+    by_tensor = {
+        pair["tensor"]: pair["scales"]
+        for pair in json.loads((edited.folder / "scales.json").read_text())["by_pair"]
+    }
     assert by_tensor["x"] == by_tensor["f"]
 
 
@@ -110,10 +132,18 @@ def test_an_unchanged_plan_differs_in_nothing(edited: Edited) -> None:
 
 
 def test_a_diff_names_what_was_gained_lost_and_decided_otherwise(edited: Edited) -> None:
-    edited.edit(CONV, CONV.replace("quantize: int8-activation, because: weighted-inputs", "float: me"))
+    edited.edit(
+        CONV, CONV.replace("quantize: int8-activation, because: weighted-inputs", "float: me")
+    )
     edited.edit(RELU, RELU.replace("float: no-weighted-outputs", "quantize: int8-activation"))
-    edited.edit("tensor: f, quantize: int8-activation, because: weighted-inputs", "tensor: f, quantize: int8-activation, because: x")
-    edited.edit("tensor: gemm.weight, quantize: int8-weight-per-channel, axis: 0", "tensor: gemm.weight, quantize: int8-weight-per-tensor")
+    edited.edit(
+        "tensor: f, quantize: int8-activation, because: weighted-inputs",
+        "tensor: f, quantize: int8-activation, because: x",
+    )
+    edited.edit(
+        "tensor: gemm.weight, quantize: int8-weight-per-channel, axis: 0",
+        "tensor: gemm.weight, quantize: int8-weight-per-tensor",
+    )
     edited.edit("scale_groups: []", "scale_groups:\n- tensors: [c, f]\n  because: me")
 
     code, text = edited.diff("--target", "rtx:sm86")
@@ -132,7 +162,11 @@ def test_a_diff_names_what_was_gained_lost_and_decided_otherwise(edited: Edited)
     content = json.loads(edited.diff("--format", "json")[1])
     assert [change["kind"] for change in content["edges"]] == ["gained", "reason", "format", "lost"]
     assert content["edges"][0]["edge"] == {"graph": "", "node": "conv", "slot": 0, "tensor": "x"}
-    assert (content["same_model"], content["groups_gained"], len(content["groups_lost"])) == (True, [], 1)
+    assert (content["same_model"], content["groups_gained"], len(content["groups_lost"])) == (
+        True,
+        [],
+        1,
+    )
 
 
 def test_a_diff_across_exports_matches_edges_by_node_and_slot(edited: Edited) -> None:
@@ -145,10 +179,16 @@ def test_a_diff_across_exports_matches_edges_by_node_and_slot(edited: Edited) ->
 
     code, text = edited.diff()
     assert code == 1
-    assert text.splitlines()[1:] == ["  the older plan is of another model, by digest", "  - renamed + x  share-scale  me"]
+    assert text.splitlines()[1:] == [
+        "  the older plan is of another model, by digest",
+        "  - renamed + x  share-scale  me",
+    ]
 
     edited.edit("scale_groups:\n- tensors: [f, x]\n  because: me", "scale_groups: []")
-    assert edited.diff() == (0, f"Changed since {edited.path}\n  the older plan is of another model, by digest\n  no decision changed\n")
+    assert edited.diff() == (
+        0,
+        f"Changed since {edited.path}\n  the older plan is of another model, by digest\n  no decision changed\n",
+    )
 
 
 def test_a_diff_names_edges_of_nodes_that_are_gone_or_new() -> None:
@@ -169,12 +209,18 @@ def test_a_diff_can_write_the_new_plan_too(edited: Edited) -> None:
     new = edited.folder / "new.yaml"
 
     assert edited.diff("-o", new)[0] == 0
-    assert new.read_text() == edited.path.read_text() == plan_to_yaml(plan(edited.model), GraphIndex(load(edited.model)))
+    assert (
+        new.read_text()
+        == edited.path.read_text()
+        == plan_to_yaml(plan(edited.model), GraphIndex(load(edited.model)))
+    )
 
 
 @pytest.mark.parametrize("ratio", [10, 10.0, 2.5, None])
 def test_a_ratio_is_the_same_after_a_round_trip(tmp_path: Path, ratio: float | None) -> None:
-    made = msgspec.structs.replace(plan(tiny_model()), scale_groups=(ScaleGroup(("f", "x"), ("a", "b"), ratio),))
+    made = msgspec.structs.replace(
+        plan(tiny_model()), scale_groups=(ScaleGroup(("f", "x"), ("a", "b"), ratio),)
+    )
     (tmp_path / "plan.yaml").write_text(plan_to_yaml(made))
 
     assert read_plan(tmp_path / "plan.yaml").key == made.key
@@ -194,17 +240,37 @@ def test_edges_of_bodies_have_blocks_of_their_own_that_are_honoured(tmp_path: Pa
     model = onnx.parser.parse_model(BODIES)
     rng = np.random.default_rng(0)
     for graph in (model.graph, model.graph.node[1].attribute[0].g):
-        graph.initializer.append(onnx.numpy_helper.from_array(rng.standard_normal((4, 4, 1, 1)).astype(np.float32), graph.value_info[0].name))
+        graph.initializer.append(
+            onnx.numpy_helper.from_array(
+                rng.standard_normal((4, 4, 1, 1)).astype(np.float32), graph.value_info[0].name
+            )
+        )
         del graph.value_info[:]
-    path, file, scales = save(model, tmp_path / "model.onnx"), tmp_path / "plan.yaml", tmp_path / "scales.json"
+    path, file, scales = (
+        save(model, tmp_path / "model.onnx"),
+        tmp_path / "plan.yaml",
+        tmp_path / "scales.json",
+    )
     assert run("plan", path, "-o", file)[0] == 0
     text = file.read_text()
-    block = text[text.index("- node: inner\n  graph: choice.then_branch\n  op: Conv\n  edges:\n") : text.index("\nscale_groups")]
+    block = text[
+        text.index(
+            "- node: inner\n  graph: choice.then_branch\n  op: Conv\n  edges:\n"
+        ) : text.index("\nscale_groups")
+    ]
     assert text.index("- node: first\n") < text.index(block)
 
     for old, new, says in (
-        ("graph: choice.then_branch", "graph: choice.then", "model.onnx has no body 'choice.then'. Did you mean 'choice.then_branch'"),
-        ("node: inner", "node: iner", "choice.then_branch has no node 'iner'. Did you mean 'inner'?"),
+        (
+            "graph: choice.then_branch",
+            "graph: choice.then",
+            "model.onnx has no body 'choice.then'. Did you mean 'choice.then_branch'",
+        ),
+        (
+            "node: inner",
+            "node: iner",
+            "choice.then_branch has no node 'iner'. Did you mean 'inner'?",
+        ),
         ("slot: 1, tensor: w", "slot: 1, tensor: c", "slot 1 of 'inner' reads 'w', not 'c'"),
         (
             "tensor: w, quantize: int8-weight-per-channel, axis: 0, because: weights-per-channel",
@@ -220,6 +286,10 @@ def test_edges_of_bodies_have_blocks_of_their_own_that_are_honoured(tmp_path: Pa
     file.write_text(text.replace(block, ""))
     assert run("calibrate", path, file, "--data", "noise", "-o", scales)[0] == 0
     assert run("apply", path, file, scales, "-o", tmp_path / "out.onnx")[0] == 0
-    inner = next(n for n in onnx.load(tmp_path / "out.onnx").graph.node if n.op_type == "If").attribute[0].g
+    inner = (
+        next(n for n in onnx.load(tmp_path / "out.onnx").graph.node if n.op_type == "If")
+        .attribute[0]
+        .g
+    )
     assert [n.op_type for n in inner.node] == ["Conv"]
     assert run("plan", path, "--diff", file)[0] == 1

@@ -21,7 +21,11 @@ class Bench:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.model, self.plan, self.scales = save(tiny_model(), folder / "model.onnx"), folder / "plan.yaml", folder / "scales.json"
+        self.model, self.plan, self.scales = (
+            save(tiny_model(), folder / "model.onnx"),
+            folder / "plan.yaml",
+            folder / "scales.json",
+        )
         self.quantized, self.out = folder / "quantized.onnx", folder / "out"
         for argv in (
             ["plan", self.model, "-o", self.plan],
@@ -32,20 +36,39 @@ class Bench:
 
     def calibrate(self, **other: Path) -> str:
         """Return the refusal of `qdq calibrate` with another model or plan."""
-        return refused(self.folder, "calibrate", other.get("model", self.model), other.get("plan", self.plan), "--data", "noise", "-o", self.out)
+        return refused(
+            self.folder,
+            "calibrate",
+            other.get("model", self.model),
+            other.get("plan", self.plan),
+            "--data",
+            "noise",
+            "-o",
+            self.out,
+        )
 
     def apply(self, **other: Path) -> str:
         """Return the refusal of `qdq apply` with another model, plan or scales."""
-        given = (other.get("model", self.model), other.get("plan", self.plan), other.get("scales", self.scales))
+        given = (
+            other.get("model", self.model),
+            other.get("plan", self.plan),
+            other.get("scales", self.scales),
+        )
         return refused(self.folder, "apply", *given, "-o", self.out)
 
-    def validate(self, *more: object, model: Path | None = None, quantized: Path | None = None) -> str:
+    def validate(
+        self, *more: object, model: Path | None = None, quantized: Path | None = None
+    ) -> str:
         """Return the refusal of `qdq validate` with other models."""
-        return refused(self.folder, "validate", model or self.model, quantized or self.quantized, *more)
+        return refused(
+            self.folder, "validate", model or self.model, quantized or self.quantized, *more
+        )
 
     def write(self, name: str, content: str | bytes) -> Path:
         """Write a file into the folder."""
-        (self.folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+        (self.folder / name).write_bytes(
+            content if isinstance(content, bytes) else content.encode()
+        )
         return self.folder / name
 
     def edited_plan(self, old: str, new: str) -> Path:
@@ -129,8 +152,12 @@ def test_model_plan_and_scales_in_the_wrong_order_are_told_apart(bench: Bench) -
     assert f"qdq: {bench.plan}: is not an ONNX" in bench.calibrate(model=bench.plan)
 
 
-@pytest.mark.parametrize(("name", "says"), [("gone", "No such file or directory"), (".", "Is a directory")])
-def test_a_plan_or_scales_that_cannot_be_read_are_named_once(bench: Bench, name: str, says: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "says"), [("gone", "No such file or directory"), (".", "Is a directory")]
+)
+def test_a_plan_or_scales_that_cannot_be_read_are_named_once(
+    bench: Bench, name: str, says: str
+) -> None:
     path = bench.folder / name
 
     assert bench.calibrate(plan=path) == f"qdq: {path}: cannot be read: {says}; check the path\n"
@@ -149,7 +176,10 @@ def test_scales_of_another_plan_are_refused(bench: Bench) -> None:
     other = bench.folder / "other.yaml"
     assert run("plan", bench.model, "--leave-float", "gemm", "-o", other)[0] == 0
 
-    assert bench.apply(plan=other) == f"qdq: {other}, {bench.scales}: the scales were computed for another plan; calibrate again with this one\n"
+    assert (
+        bench.apply(plan=other)
+        == f"qdq: {other}, {bench.scales}: the scales were computed for another plan; calibrate again with this one\n"
+    )
 
 
 def setting(*path: str | int, value: object) -> Edit:
@@ -215,7 +245,9 @@ EDITS = {
 
 @pytest.mark.parametrize(("old", "new", "at", "says"), EDITS.values(), ids=EDITS)
 @pytest.mark.parametrize("command", ["calibrate", "apply"])
-def test_an_edit_that_cannot_be_honoured_is_named_with_its_line(bench: Bench, command: str, old: str, new: str, at: str, says: str) -> None:
+def test_an_edit_that_cannot_be_honoured_is_named_with_its_line(
+    bench: Bench, command: str, old: str, new: str, at: str, says: str
+) -> None:
     path = bench.edited_plan(old, new)
 
     message = bench.calibrate(plan=path) if command == "calibrate" else bench.apply(plan=path)
@@ -228,46 +260,90 @@ def test_an_edit_that_cannot_be_honoured_is_named_with_its_line(bench: Bench, co
 def test_a_plan_of_an_older_layout_says_how_to_get_a_new_one(bench: Bench) -> None:
     message = bench.calibrate(plan=bench.edited_plan("qdq_plan: 2", "qdq_plan: 1"))
 
-    assert message.endswith("not a plan that qdq can read: its layout is version 1, this qdq reads 2; make one with 'qdq plan'\n")
+    assert message.endswith(
+        "not a plan that qdq can read: its layout is version 1, this qdq reads 2; make one with 'qdq plan'\n"
+    )
 
 
 def test_a_plan_without_its_model_is_refused(bench: Bench) -> None:
-    assert "edited.yaml:1: the key 'model' is missing" in bench.calibrate(plan=bench.edited_plan("model: model.onnx\n", ""))
+    assert "edited.yaml:1: the key 'model' is missing" in bench.calibrate(
+        plan=bench.edited_plan("model: model.onnx\n", "")
+    )
 
 
 def test_a_digest_that_was_edited_is_another_models(bench: Bench) -> None:
-    digest = next(line for line in bench.plan.read_text().splitlines() if line.startswith("digest: "))
+    digest = next(
+        line for line in bench.plan.read_text().splitlines() if line.startswith("digest: ")
+    )
 
-    assert "the plan is for model.onnx with digest 000000000000, but model.onnx has" in bench.calibrate(plan=bench.edited_plan(digest, f"digest: '{'0' * 64}'"))
+    assert (
+        "the plan is for model.onnx with digest 000000000000, but model.onnx has"
+        in bench.calibrate(plan=bench.edited_plan(digest, f"digest: '{'0' * 64}'"))
+    )
 
 
 def test_integers_take_no_format(bench: Bench) -> None:
     model = tiny_model()
     model.graph.input.append(onnx.helper.make_tensor_value_info("i", onnx.TensorProto.INT64, ["n"]))
-    model.graph.output.append(onnx.helper.make_tensor_value_info("j", onnx.TensorProto.INT64, ["n"]))
+    model.graph.output.append(
+        onnx.helper.make_tensor_value_info("j", onnx.TensorProto.INT64, ["n"])
+    )
     model.graph.node.append(onnx.helper.make_node("Abs", ["i"], ["j"], name="abs"))
     path, plan = save(model, bench.folder / "integers.onnx"), bench.folder / "integers.yaml"
     assert run("plan", path, "-o", plan)[0] == 0
-    plan.write_text(plan.read_text().replace("\nscale_groups", "- node: abs\n  edges:\n  - {slot: 0, tensor: i, quantize: int8-activation}\nscale_groups"))
+    plan.write_text(
+        plan.read_text().replace(
+            "\nscale_groups",
+            "- node: abs\n  edges:\n  - {slot: 0, tensor: i, quantize: int8-activation}\nscale_groups",
+        )
+    )
 
-    assert "int8-activation on i -> abs[0]: 'i' holds no floats" in bench.calibrate(model=path, plan=plan)
+    assert "int8-activation on i -> abs[0]: 'i' holds no floats" in bench.calibrate(
+        model=path, plan=plan
+    )
 
 
 @pytest.mark.parametrize(
     ("edit", "says"),
     [
-        (setting("by_pair", 0, "scales", value=[]), "the scales of tensor 'x' are not 1 positive numbers; calibrate again"),
-        (setting("by_pair", 0, "scales", value=[0.1, 0.2]), "the scales of tensor 'x' are not 1 positive numbers"),
-        (setting("by_pair", 1, "scales", value=[0.1, 0.2]), "the scales of tensor 'conv.weight' are not 6 positive numbers"),
-        (setting("by_pair", 0, "scales", value=[0.0]), "the scales of tensor 'x' are not 1 positive numbers"),
-        (setting("by_pair", 0, "scales", value=[-0.1]), "the scales of tensor 'x' are not 1 positive numbers"),
-        (setting("by_pair", 0, "scales", value=[1e300]), "the scales of tensor 'x' are not 1 positive numbers"),
+        (
+            setting("by_pair", 0, "scales", value=[]),
+            "the scales of tensor 'x' are not 1 positive numbers; calibrate again",
+        ),
+        (
+            setting("by_pair", 0, "scales", value=[0.1, 0.2]),
+            "the scales of tensor 'x' are not 1 positive numbers",
+        ),
+        (
+            setting("by_pair", 1, "scales", value=[0.1, 0.2]),
+            "the scales of tensor 'conv.weight' are not 6 positive numbers",
+        ),
+        (
+            setting("by_pair", 0, "scales", value=[0.0]),
+            "the scales of tensor 'x' are not 1 positive numbers",
+        ),
+        (
+            setting("by_pair", 0, "scales", value=[-0.1]),
+            "the scales of tensor 'x' are not 1 positive numbers",
+        ),
+        (
+            setting("by_pair", 0, "scales", value=[1e300]),
+            "the scales of tensor 'x' are not 1 positive numbers",
+        ),
         (setting("by_pair", 0, "scales", value=["0.1"]), "Expected `float`, got `str`"),
-        (lambda scales: scales["by_pair"].pop(), "the scales lack tensor 'gemm.weight' with int8-weight-per-channel(axis=0); calibrate again"),
-        (setting("plan", value="0" * 64), "the scales were computed for another plan; calibrate again with this one"),
+        (
+            lambda scales: scales["by_pair"].pop(),
+            "the scales lack tensor 'gemm.weight' with int8-weight-per-channel(axis=0); calibrate again",
+        ),
+        (
+            setting("plan", value="0" * 64),
+            "the scales were computed for another plan; calibrate again with this one",
+        ),
     ],
 )
-def test_edited_scales_that_the_plan_cannot_use_are_refused(bench: Bench, edit: Edit, says: str) -> None:
+def test_edited_scales_that_the_plan_cannot_use_are_refused(
+    bench: Bench, edit: Edit, says: str
+) -> None:
     path = bench.edited_scales(edit)
 
     message = bench.apply(scales=path)
@@ -302,16 +378,23 @@ def test_a_quantized_model_of_another_graph_is_refused(bench: Bench) -> None:
 def test_float_and_quantized_model_the_wrong_way_round_are_refused(bench: Bench) -> None:
     message = bench.validate("--data", "noise", model=bench.quantized, quantized=bench.model)
 
-    assert message.startswith("qdq: model.onnx: without its pairs it is another graph than quantized.onnx")
+    assert message.startswith(
+        "qdq: model.onnx: without its pairs it is another graph than quantized.onnx"
+    )
 
 
 def test_an_input_that_only_the_quantized_model_has_is_named(bench: Bench) -> None:
     def rename(model: onnx.ModelProto) -> None:
         model.graph.input[0].name = model.graph.node[0].input[0] = "image"
 
-    message = bench.validate("--data", samples(bench.folder / "samples"), quantized=changed(bench, rename))
+    message = bench.validate(
+        "--data", samples(bench.folder / "samples"), quantized=changed(bench, rename)
+    )
 
-    assert message == "qdq: changed.onnx: its input 'image' is none of model.onnx; pass the float model it was made from\n"
+    assert (
+        message
+        == "qdq: changed.onnx: its input 'image' is none of model.onnx; pass the float model it was made from\n"
+    )
 
 
 def test_an_output_that_only_the_float_model_has_is_named(bench: Bench) -> None:
@@ -320,7 +403,10 @@ def test_an_output_that_only_the_float_model_has_is_named(bench: Bench) -> None:
 
     message = bench.validate("--data", "noise", quantized=changed(bench, rename))
 
-    assert message == "qdq: changed.onnx: output 'y' is missing or has another rank than in model.onnx\n"
+    assert (
+        message
+        == "qdq: changed.onnx: output 'y' is missing or has another rank than in model.onnx\n"
+    )
 
 
 def test_an_unknown_input_in_shape_is_refused_without_building_an_engine(bench: Bench) -> None:
@@ -330,13 +416,17 @@ def test_an_unknown_input_in_shape_is_refused_without_building_an_engine(bench: 
 
 
 @pytest.mark.parametrize("target", ["rtx:sm90", "junk"])
-def test_a_target_that_a_models_own_metadata_misspells_is_named_with_the_model(bench: Bench, target: str) -> None:
+def test_a_target_that_a_models_own_metadata_misspells_is_named_with_the_model(
+    bench: Bench, target: str
+) -> None:
     model = onnx.load(bench.quantized)
     next(p for p in model.metadata_props if p.key == "qdq.targets").value = target
     path = save(model, bench.folder / "signed.onnx")
 
     message = refused(bench.folder, "check", path)
 
-    assert message.startswith(f"qdq: signed.onnx: its metadata 'qdq.targets' names an unknown target {target!r}: ")
+    assert message.startswith(
+        f"qdq: signed.onnx: its metadata 'qdq.targets' names an unknown target {target!r}: "
+    )
     assert message.endswith("; pass --target\n")
     assert run("check", path, "--target", "trt:sm80")[0] == 0

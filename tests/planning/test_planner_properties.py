@@ -19,13 +19,38 @@ from qdq.planning.decisions import Plan
 from qdq.rules.facts import EDGE_FACTS, NODE_FACTS, Scene, fact_parameters
 from qdq.rules.rule import Rule, RuleSet, TargetCondition, Where, make_rule_set
 from qdq.target import Target, parse_target
-from tests.support.graphs import EVERYTHING, OTHERS, build, models, node, noise, paired_edges, random_feed, renamed, run, shuffled
+from tests.support.graphs import (
+    EVERYTHING,
+    OTHERS,
+    build,
+    models,
+    node,
+    noise,
+    paired_edges,
+    random_feed,
+    renamed,
+    run,
+    shuffled,
+)
 
 slow = settings(
-    max_examples=40, deadline=None, phases=[Phase.generate], suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large], derandomize=True
+    max_examples=40,
+    deadline=None,
+    phases=[Phase.generate],
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+    derandomize=True,
 )
 #: The inputs that a layer multiplies: all in INT8, or none.
-OPERANDS = {"Conv": (0, 1), "ConvTranspose": (0, 1), "Gemm": (0, 1), "MatMul": (0, 1), "Einsum": (0, 1), "LSTM": (0, 1), "GRU": (0, 1), "RNN": (0, 1)}
+OPERANDS = {
+    "Conv": (0, 1),
+    "ConvTranspose": (0, 1),
+    "Gemm": (0, 1),
+    "MatMul": (0, 1),
+    "Einsum": (0, 1),
+    "LSTM": (0, 1),
+    "GRU": (0, 1),
+    "RNN": (0, 1),
+}
 graphs = models(operators=EVERYTHING)
 
 Identity = tuple[str, int]
@@ -33,7 +58,9 @@ Identity = tuple[str, int]
 
 def places(model: onnx.ModelProto, edges: Sequence[Edge]) -> set[Identity]:
     """Return edges as (first output of their node, slot): what stays the same when nodes get other names or another order."""
-    outputs = dict(zip(node_labels(model.graph), (n.output[0] for n in model.graph.node), strict=True))
+    outputs = dict(
+        zip(node_labels(model.graph), (n.output[0] for n in model.graph.node), strict=True)
+    )
     return {(outputs[edge.node], edge.slot) for edge in edges}
 
 
@@ -44,9 +71,16 @@ def planned(model: onnx.ModelProto, made: Plan) -> set[Identity]:
 
 def decisions(model: onnx.ModelProto, made: Plan) -> dict[Identity, tuple[str, ...]]:
     """Return for every edge that is decided the quantizer and the rules."""
-    outputs = dict(zip(node_labels(model.graph), (n.output[0] for n in model.graph.node), strict=True))
-    placed = {(outputs[p.edge.node], p.edge.slot): (str(p.quantizer), *p.because) for p in made.placements}
-    return placed | {(outputs[item.edge.node], item.edge.slot): ("float", item.because) for item in made.left_float}
+    outputs = dict(
+        zip(node_labels(model.graph), (n.output[0] for n in model.graph.node), strict=True)
+    )
+    placed = {
+        (outputs[p.edge.node], p.edge.slot): (str(p.quantizer), *p.because) for p in made.placements
+    }
+    return placed | {
+        (outputs[item.edge.node], item.edge.slot): ("float", item.because)
+        for item in made.left_float
+    }
 
 
 def half_quantized(model: onnx.ModelProto, edges: set[Identity]) -> list[str]:
@@ -99,22 +133,33 @@ def test_the_order_of_nodes_does_not_change_any_decision(model: onnx.ModelProto,
 def test_names_do_not_change_any_decision(model: onnx.ModelProto, seed: int) -> None:
     other, names = renamed(model, seed)
     made, again = qdq.plan(model), qdq.plan(other)
-    assert decisions(other, again) == {(names[output], slot): said for (output, slot), said in decisions(model, made).items()}
-    assert {frozenset(g.tensors) for g in again.scale_groups} == {frozenset(names[t] for t in g.tensors) for g in made.scale_groups}
+    assert decisions(other, again) == {
+        (names[output], slot): said for (output, slot), said in decisions(model, made).items()
+    }
+    assert {frozenset(g.tensors) for g in again.scale_groups} == {
+        frozenset(names[t] for t in g.tensors) for g in made.scale_groups
+    }
 
 
 @slow
 @given(graphs, st.sampled_from(["trt:sm80", "rtx:sm75", "rtx:sm86"]))
 def test_no_layer_is_half_quantized_for_any_target(model: onnx.ModelProto, target: str) -> None:
-    assert half_quantized(model, planned(model, qdq.plan(model, targets=[parse_target(target)]))) == []
+    assert (
+        half_quantized(model, planned(model, qdq.plan(model, targets=[parse_target(target)]))) == []
+    )
 
 
 @slow
 @given(graphs, st.data())
-def test_a_node_left_in_float_keeps_all_its_inputs_and_no_neighbour_is_half_quantized(model: onnx.ModelProto, data: st.DataObject) -> None:
+def test_a_node_left_in_float_keeps_all_its_inputs_and_no_neighbour_is_half_quantized(
+    model: onnx.ModelProto, data: st.DataObject
+) -> None:
     labels = node_labels(model.graph)
     whole = qdq.plan(model)
-    label = data.draw(st.sampled_from(sorted({p.edge.node for p in whole.placements} or labels)), label="left in float")
+    label = data.draw(
+        st.sampled_from(sorted({p.edge.node for p in whole.placements} or labels)),
+        label="left in float",
+    )
     made = qdq.plan(model, leave_float=[label])
     edges = planned(model, made)
     output = model.graph.node[labels.index(label)].output[0]
@@ -138,7 +183,19 @@ def test_the_plan_is_carried_out_exactly_and_comes_off_again(model: onnx.ModelPr
 # --- rules drawn at random -------------------------------------------------------------------------------------------
 
 
-OPERATOR_WORDS = ("Add", "Concat", "Conv", "Gemm", "MatMul", "MaxPool", "Mul", "Relu", "Reshape", "Softmax", "Transpose")
+OPERATOR_WORDS = (
+    "Add",
+    "Concat",
+    "Conv",
+    "Gemm",
+    "MatMul",
+    "MaxPool",
+    "Mul",
+    "Relu",
+    "Reshape",
+    "Softmax",
+    "Transpose",
+)
 NODE_WORDS = st.sampled_from(sorted([*NODE_FACTS, *OPERATOR_WORDS]))
 EDGE_WORDS = st.sampled_from(sorted(EDGE_FACTS))
 GLOBS = st.sampled_from(["*", "Conv*", "*1", "same", "#*", "nothing", "[A-M]*"])
@@ -166,12 +223,33 @@ def random_rules(draw: st.DrawFn, then: tuple[str, ...] = ("quantize", "leave-fl
             into=draw(words(NODE_WORDS)), from_=draw(words(NODE_WORDS)), edge=draw(words(EDGE_WORDS)), named=draw(words(GLOBS)), tensor=draw(words(GLOBS)),
             target=draw(st.none() | CONDITIONS),
         )  # fmt: skip
-        facts = [*(NODE_FACTS[w] for w in (*where.into, *where.from_) if w in NODE_FACTS), *(EDGE_FACTS[w] for w in where.edge)]
-        given_numbers = tuple((name, draw(NUMBERS)) for name in sorted({name for fact in facts for name in fact_parameters(fact)}))
+        facts = [
+            *(NODE_FACTS[w] for w in (*where.into, *where.from_) if w in NODE_FACTS),
+            *(EDGE_FACTS[w] for w in where.edge),
+        ]
+        given_numbers = tuple(
+            (name, draw(NUMBERS))
+            for name in sorted({name for fact in facts for name in fact_parameters(fact)})
+        )
         said = draw(st.sampled_from(then))
-        rules.append(Rule(f"rule-{i}", "Drawn at random.", where, said, "int8-activation" if said == "quantize" else "", given_numbers))
+        rules.append(
+            Rule(
+                f"rule-{i}",
+                "Drawn at random.",
+                where,
+                said,
+                "int8-activation" if said == "quantize" else "",
+                given_numbers,
+            )
+        )
     names = [rule.name for rule in rules]
-    return make_rule_set(["random"], [Rule(r.name, r.says, r.where, r.then, r.using, r.given, beats=tuple(names[i + 1 :])) for i, r in enumerate(rules)])
+    return make_rule_set(
+        ["random"],
+        [
+            Rule(r.name, r.says, r.where, r.then, r.using, r.given, beats=tuple(names[i + 1 :]))
+            for i, r in enumerate(rules)
+        ],
+    )
 
 
 def holds(scene: Scene, rule: Rule, edge: Edge, targets: Sequence[Target]) -> bool:
@@ -182,24 +260,42 @@ def holds(scene: Scene, rule: Rule, edge: Edge, targets: Sequence[Target]) -> bo
 
     def is_a(what: object, word: str) -> bool:
         fact = NODE_FACTS.get(word)
-        asked = {name.replace("-", "_"): numbers[name] for name in fact_parameters(fact)} if fact else {}
+        asked = (
+            {name.replace("-", "_"): numbers[name] for name in fact_parameters(fact)}
+            if fact
+            else {}
+        )
         return fact(scene, what, **asked) if fact else what.op == word
 
     def is_an_edge(word: str) -> bool:
         fact = EDGE_FACTS[word]
-        return fact(scene, edge, **{name.replace("-", "_"): numbers[name] for name in fact_parameters(fact)})
+        return fact(
+            scene, edge, **{name.replace("-", "_"): numbers[name] for name in fact_parameters(fact)}
+        )
 
     def fits(target: Target) -> bool:
         asked = where.target
         assert asked is not None
-        enough = (asked.sm_at_least is None or target.sm >= asked.sm_at_least) and (asked.sm_at_most is None or target.sm <= asked.sm_at_most)
+        enough = (asked.sm_at_least is None or target.sm >= asked.sm_at_least) and (
+            asked.sm_at_most is None or target.sm <= asked.sm_at_most
+        )
         return enough and asked.backend in (None, target.backend)
 
     return (
         (not where.into or any(is_a(node, word) for word in where.into))
-        and (not where.from_ or (maker is not None and any(is_a(maker, word) for word in where.from_)))
+        and (
+            not where.from_
+            or (maker is not None and any(is_a(maker, word) for word in where.from_))
+        )
         and (not where.edge or any(map(is_an_edge, where.edge)))
-        and (not where.named or any(_full_match(name, glob) for name in {node.label, node.proto.name} - {""} for glob in where.named))
+        and (
+            not where.named
+            or any(
+                _full_match(name, glob)
+                for name in {node.label, node.proto.name} - {""}
+                for glob in where.named
+            )
+        )
         and (not where.tensor or any(_full_match(edge.tensor, glob) for glob in where.tensor))
         and (where.target is None or any(map(fits, targets)))
     )
@@ -213,7 +309,9 @@ def _full_match(name: str, glob: str) -> bool:
 
 @settings(slow, max_examples=150)
 @given(graphs, random_rules(), st.lists(TARGETS, min_size=1, max_size=2, unique=True))
-def test_a_rule_never_touches_an_edge_that_its_where_does_not_match(model: onnx.ModelProto, rules: RuleSet, targets: list[Target]) -> None:
+def test_a_rule_never_touches_an_edge_that_its_where_does_not_match(
+    model: onnx.ModelProto, rules: RuleSet, targets: list[Target]
+) -> None:
     try:
         made = qdq.plan(model, rules=rules, targets=targets, allow_unmatched=True)
     except RuleError as error:
@@ -222,7 +320,9 @@ def test_a_rule_never_touches_an_edge_that_its_where_does_not_match(model: onnx.
     index = GraphIndex(qdq.load(model))
     scene = Scene(index, tuple(targets))
     known = {rule.name: rule for rule in rules.rules}
-    decided = {p.edge: p.because for p in made.placements} | {item.edge: (item.because,) for item in made.left_float}
+    decided = {p.edge: p.because for p in made.placements} | {
+        item.edge: (item.because,) for item in made.left_float
+    }
     for edge, because in decided.items():
         for name in because:
             assert name == "incomplete" or holds(scene, known[name], edge, targets)
@@ -236,16 +336,24 @@ def test_a_rule_never_touches_an_edge_that_its_where_does_not_match(model: onnx.
 
 @slow
 @given(graphs, random_rules(then=("leave-float",)))
-def test_rules_that_only_leave_in_float_add_no_pair_and_leave_no_layer_half_quantized(model: onnx.ModelProto, rules: RuleSet) -> None:
+def test_rules_that_only_leave_in_float_add_no_pair_and_leave_no_layer_half_quantized(
+    model: onnx.ModelProto, rules: RuleSet
+) -> None:
     default = qdq.load_rules()
-    mine = [Rule(r.name, r.says, r.where, r.then, r.using, r.given, beats=("*",)) for r in rules.rules]
+    mine = [
+        Rule(r.name, r.says, r.where, r.then, r.using, r.given, beats=("*",)) for r in rules.rules
+    ]
     whole = planned(model, qdq.plan(model))
-    made = qdq.plan(model, rules=make_rule_set(["both"], [*default.rules, *mine]), allow_unmatched=True)
+    made = qdq.plan(
+        model, rules=make_rule_set(["both"], [*default.rules, *mine]), allow_unmatched=True
+    )
     edges = planned(model, made)
     assert edges <= whole
     assert half_quantized(model, edges) == []
     named = {rule.name for rule in mine}
-    assert not edges & places(model, [item.edge for item in made.left_float if item.because in named])
+    assert not edges & places(
+        model, [item.edge for item in made.left_float if item.because in named]
+    )
 
 
 # --- graphs that are long or much branched ---------------------------------------------------------------------------
@@ -254,10 +362,26 @@ def test_rules_that_only_leave_in_float_add_no_pair_and_leave_no_layer_half_quan
 def test_what_a_pool_reaches_is_found_through_any_number_of_moves_and_concats() -> None:
     moves = [node("Identity", ["p" if i == 0 else f"i{i - 1}"], f"i{i}") for i in range(3000)]
     chain = build(
-        [node("GlobalAveragePool", ["x"], "p", name="pool"), *moves, node("Conv", ["i2999", "w"], "y")], {"x": [1, 2, 4, 4]}, ["y"], {"w": noise(2, 2, 1, 1)}
+        [
+            node("GlobalAveragePool", ["x"], "p", name="pool"),
+            *moves,
+            node("Conv", ["i2999", "w"], "y"),
+        ],
+        {"x": [1, 2, 4, 4]},
+        ["y"],
+        {"w": noise(2, 2, 1, 1)},
     )
     assert ("p", 0) in planned(chain, qdq.plan(chain))
     doubled = [node("Concat", [f"c{i}", f"c{i}"], f"c{i + 1}", axis=2) for i in range(60)]
-    joined = [node("MaxPool", ["x"], "c0", name="pool", kernel_shape=[1, 1]), node("Conv", ["x", "w"], "z"), *doubled]
-    ends = build([*joined, node("Conv", ["c60", "w"], "y")], {"x": [1, 2, "h", 4]}, {"y": [1, 2, "n", 4], "z": [1, 2, "h", 4]}, {"w": noise(2, 2, 1, 1)})
+    joined = [
+        node("MaxPool", ["x"], "c0", name="pool", kernel_shape=[1, 1]),
+        node("Conv", ["x", "w"], "z"),
+        *doubled,
+    ]
+    ends = build(
+        [*joined, node("Conv", ["c60", "w"], "y")],
+        {"x": [1, 2, "h", 4]},
+        {"y": [1, 2, "n", 4], "z": [1, 2, "h", 4]},
+        {"w": noise(2, 2, 1, 1)},
+    )
     assert ("c0", 0) in planned(ends, qdq.plan(ends))

@@ -17,7 +17,17 @@ import qdq
 from qdq.quantized.pair_diff import PairChange, PairDiff, diff
 from tests.support.cli_runner import refused
 from tests.support.cli_runner import run as cli
-from tests.support.graphs import CALIBRATION, Array, build, models, noise, random_feed, renamed, shuffled, value
+from tests.support.graphs import (
+    CALIBRATION,
+    Array,
+    build,
+    models,
+    noise,
+    random_feed,
+    renamed,
+    shuffled,
+    value,
+)
 from tests.support.graphs import node as made
 from tests.support.paths import NETWORKS
 
@@ -45,13 +55,37 @@ CONSTANTS: dict[str, Array] = {
 }
 
 
-def small(*, x: str = "x", c: str = "c", p: str = "p", pairs: dict[str, tuple[str, str]] | None = None, weight: tuple[str, str] | None = None) -> Model:
+def small(
+    *,
+    x: str = "x",
+    c: str = "c",
+    p: str = "p",
+    pairs: dict[str, tuple[str, str]] | None = None,
+    weight: tuple[str, str] | None = None,
+) -> Model:
     """Return Conv, MaxPool, Conv and a second reader of x; each of x, c and p is read as it is or as ``x_dq``, of the pair that `pairs` has."""
-    before = {name: pair(name, *(pairs or {}).get(name, ("s", "z"))) if f"{name}_dq" in (x, c, p) else [] for name in ("x", "c", "p")}
+    before = {
+        name: pair(name, *(pairs or {}).get(name, ("s", "z"))) if f"{name}_dq" in (x, c, p) else []
+        for name in ("x", "c", "p")
+    }
     w = "w" if weight is None else "w_dq"
-    nodes = [*before["x"], *(pair("w", *weight, axis=0) if weight else []), made("Conv", [x, w], "c", name="first"), *before["c"]]
-    nodes += [made("MaxPool", [c], "p", name="pool", kernel_shape=[2, 2]), *before["p"], made("Conv", [p, "v"], "y", name="second")]
-    return build([*nodes, made("Sigmoid", ["x"], "side", name="side")], {"x": [1, 3, 4, 4]}, ["y", "side"], CONSTANTS)
+    nodes = [
+        *before["x"],
+        *(pair("w", *weight, axis=0) if weight else []),
+        made("Conv", [x, w], "c", name="first"),
+        *before["c"],
+    ]
+    nodes += [
+        made("MaxPool", [c], "p", name="pool", kernel_shape=[2, 2]),
+        *before["p"],
+        made("Conv", [p, "v"], "y", name="second"),
+    ]
+    return build(
+        [*nodes, made("Sigmoid", ["x"], "side", name="side")],
+        {"x": [1, 3, 4, 4]},
+        ["y", "side"],
+        CONSTANTS,
+    )
 
 
 def lines(found: PairDiff) -> list[tuple[str, str]]:
@@ -68,14 +102,31 @@ def only(old: Model, new: Model) -> PairChange:
 
 def test_a_pair_that_only_one_model_has_was_added_or_removed() -> None:
     change = only(small(), small(x="x_dq"))
-    assert (change.kind, str(change.edge), change.old, change.new, change.ratio) == ("added", "x -> first[0]", "", "int8, scale 0.5", None)
+    assert (change.kind, str(change.edge), change.old, change.new, change.ratio) == (
+        "added",
+        "x -> first[0]",
+        "",
+        "int8, scale 0.5",
+        None,
+    )
     change = only(small(x="x_dq"), small())
-    assert (change.kind, str(change.edge), change.old, change.new, change.ratio) == ("removed", "x -> first[0]", "int8, scale 0.5", "", None)
+    assert (change.kind, str(change.edge), change.old, change.new, change.ratio) == (
+        "removed",
+        "x -> first[0]",
+        "int8, scale 0.5",
+        "",
+        None,
+    )
 
 
 def test_another_scale_is_told_with_the_ratio() -> None:
     change = only(small(x="x_dq"), small(x="x_dq", pairs={"x": ("t", "z")}))
-    assert (change.kind, change.old, change.new, change.ratio) == ("rescaled", "int8, scale 0.5", "int8, scale 0.125", 0.25)
+    assert (change.kind, change.old, change.new, change.ratio) == (
+        "rescaled",
+        "int8, scale 0.5",
+        "int8, scale 0.125",
+        0.25,
+    )
 
 
 def test_of_channels_the_ratio_farthest_from_one_is_told() -> None:
@@ -87,20 +138,39 @@ def test_of_channels_the_ratio_farthest_from_one_is_told() -> None:
 @pytest.mark.parametrize(
     ("old", "new", "words"),
     [
-        (small(x="x_dq"), small(x="x_dq", pairs={"x": ("t", "u")}), ("int8, scale 0.5", "uint8, scale 0.125, zero point 3")),
-        (small(x="x_dq"), small(x="x_dq", pairs={"x": ("s", "")}), ("int8, scale 0.5", "uint8, scale 0.5, no zero point")),
-        (small(weight=("s", "z")), small(weight=("ws", "wz")), ("int8, scale 0.5", "int8, 4 scales 0.25 to 1 along axis 0")),
+        (
+            small(x="x_dq"),
+            small(x="x_dq", pairs={"x": ("t", "u")}),
+            ("int8, scale 0.5", "uint8, scale 0.125, zero point 3"),
+        ),
+        (
+            small(x="x_dq"),
+            small(x="x_dq", pairs={"x": ("s", "")}),
+            ("int8, scale 0.5", "uint8, scale 0.5, no zero point"),
+        ),
+        (
+            small(weight=("s", "z")),
+            small(weight=("ws", "wz")),
+            ("int8, scale 0.5", "int8, 4 scales 0.25 to 1 along axis 0"),
+        ),
     ],
     ids=["type", "zero-point", "axis"],
 )
-def test_another_type_zero_point_or_axis_is_another_format(old: Model, new: Model, words: tuple[str, str]) -> None:
+def test_another_type_zero_point_or_axis_is_another_format(
+    old: Model, new: Model, words: tuple[str, str]
+) -> None:
     change = only(old, new)
     assert (change.kind, change.old, change.new) == ("format", *words)
 
 
 def test_a_pair_moves_past_an_operator_that_commutes_with_it() -> None:
     change = only(small(c="c_dq"), small(p="p_dq"))
-    assert (change.kind, str(change.moved_from), str(change.edge), change.ratio) == ("moved", "c -> pool[0]", "p -> second[0]", 1.0)
+    assert (change.kind, str(change.moved_from), str(change.edge), change.ratio) == (
+        "moved",
+        "c -> pool[0]",
+        "p -> second[0]",
+        1.0,
+    )
 
 
 def test_a_pair_moves_to_another_reader_of_its_tensor() -> None:
@@ -110,11 +180,18 @@ def test_a_pair_moves_to_another_reader_of_its_tensor() -> None:
     onto_side.graph.node.remove(side)
     onto_side.graph.node.append(helper.make_node("Sigmoid", ["x_dq"], ["side"], name="side"))
     change = only(small(x="x_dq"), onto_side)
-    assert (change.kind, str(change.moved_from), str(change.edge)) == ("moved", "x -> first[0]", "x -> side[0]")
+    assert (change.kind, str(change.moved_from), str(change.edge)) == (
+        "moved",
+        "x -> first[0]",
+        "x -> side[0]",
+    )
 
 
 def test_a_pair_does_not_move_past_a_convolution() -> None:
-    assert lines(diff(small(x="x_dq"), small(c="c_dq"))) == [("added", "c -> pool[0]"), ("removed", "x -> first[0]")]
+    assert lines(diff(small(x="x_dq"), small(c="c_dq"))) == [
+        ("added", "c -> pool[0]"),
+        ("removed", "x -> first[0]"),
+    ]
 
 
 def test_of_several_that_were_removed_the_one_of_the_same_scale_moved() -> None:
@@ -161,7 +238,9 @@ def test_nodes_weights_and_metadata_are_told_besides() -> None:
     found = diff(old, new)
     assert not found
     assert (found.nodes_added, found.nodes_removed) == (("more (Relu)",), ())
-    assert [(str(w.edge), w.largest_change) for w in found.weights] == [("v -> second[1]", pytest.approx(0.75))]
+    assert [(str(w.edge), w.largest_change) for w in found.weights] == [
+        ("v -> second[1]", pytest.approx(0.75))
+    ]
     assert found.metadata == (("qdq.method", "", "max"),)
     back = diff(new, old)
     assert (back.nodes_removed, back.metadata) == (("more (Relu)",), (("qdq.method", "max", ""),))
@@ -200,7 +279,9 @@ def numbered(model: Model, start: int) -> Model:
     """Return a copy whose nodes have no names, and whose tensors are numbers from `start` on, in the order of nodes."""
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
-    kept = {i.name for i in (*model.graph.input, *model.graph.initializer, *model.graph.output)} | {""}
+    kept = {i.name for i in (*model.graph.input, *model.graph.initializer, *model.graph.output)} | {
+        ""
+    }
     names = {name: name for name in kept}
     for item in copy.graph.node:
         item.name = ""
@@ -232,16 +313,39 @@ def test_pairs_keep_their_nodes_where_one_was_put_in_and_all_numbers_moved() -> 
     assert (len(found.nodes_added), found.nodes_removed) == (1, ())
 
 
-def test_weighted_nodes_and_what_follows_them_are_known_where_another_export_spells_the_rest_otherwise() -> None:
+def test_weighted_nodes_and_what_follows_them_are_known_where_another_export_spells_the_rest_otherwise() -> (
+    None
+):
     def network(prefix: str, pool: str, fold: float, quantized: bool) -> Model:
         conv, act, deep = (f"{prefix}{name}" for name in ("conv", "act", "deep"))
-        weights = {f"{conv}.w": noise(8, 8, 3, 3), f"{deep}.w": noise(8, 8, 3, 3, seed=1) * np.float32(fold)}
-        nodes = [made(pool, ["x"], f"{prefix}0", name=f"{prefix}start"), made("Conv", [f"{prefix}0", f"{conv}.w"], conv, name=conv, pads=[1] * 4)]
+        weights = {
+            f"{conv}.w": noise(8, 8, 3, 3),
+            f"{deep}.w": noise(8, 8, 3, 3, seed=1) * np.float32(fold),
+        }
+        nodes = [
+            made(pool, ["x"], f"{prefix}0", name=f"{prefix}start"),
+            made("Conv", [f"{prefix}0", f"{conv}.w"], conv, name=conv, pads=[1] * 4),
+        ]
         nodes += [made("Relu", [conv], act, name=act), *(pair(act) if quantized else [])]
-        nodes += [made("Conv", [f"{act}_dq" if quantized else act, f"{deep}.w"], deep, name=deep, pads=[1] * 4)]
-        return build([*nodes, made(pool, [deep], "y", name=f"{prefix}end")], {"x": [1, 8, 9, 9]}, ["y"], {**CONSTANTS, **weights})
+        nodes += [
+            made(
+                "Conv",
+                [f"{act}_dq" if quantized else act, f"{deep}.w"],
+                deep,
+                name=deep,
+                pads=[1] * 4,
+            )
+        ]
+        return build(
+            [*nodes, made(pool, [deep], "y", name=f"{prefix}end")],
+            {"x": [1, 8, 9, 9]},
+            ["y"],
+            {**CONSTANTS, **weights},
+        )
 
-    found = diff(network("a", "GlobalMaxPool", 1.0, False), network("b", "GlobalAveragePool", 1.5, True))
+    found = diff(
+        network("a", "GlobalMaxPool", 1.0, False), network("b", "GlobalAveragePool", 1.5, True)
+    )
     assert lines(found) == [("added", "bact -> bdeep[0]")]
     assert found.nodes_removed == ("astart (GlobalMaxPool)", "aend (GlobalMaxPool)")
     assert [str(w.edge) for w in found.weights] == ["bdeep.w -> bdeep[1]"]
@@ -250,39 +354,68 @@ def test_weighted_nodes_and_what_follows_them_are_known_where_another_export_spe
 def test_projections_that_look_alike_are_told_apart_by_name() -> None:
     def projections(*order: str, quantized: str) -> Model:
         nodes = pair("x") if quantized else []
-        nodes += [made("MatMul", ["x_dq" if name == quantized else "x", f"w{name}"], name, name=name) for name in order]
-        return build(nodes, {"x": [1, 4]}, ["q", "k"], {**CONSTANTS, "wq": noise(4, 4), "wk": noise(4, 4, seed=1)})
+        nodes += [
+            made("MatMul", ["x_dq" if name == quantized else "x", f"w{name}"], name, name=name)
+            for name in order
+        ]
+        return build(
+            nodes,
+            {"x": [1, 4]},
+            ["q", "k"],
+            {**CONSTANTS, "wq": noise(4, 4), "wk": noise(4, 4, seed=1)},
+        )
 
-    assert lines(diff(projections("q", "k", quantized=""), projections("k", "q", quantized="k"))) == [("added", "x -> k[0]")]
+    assert lines(
+        diff(projections("q", "k", quantized=""), projections("k", "q", quantized="k"))
+    ) == [("added", "x -> k[0]")]
 
 
 def branches(quantized: bool, name: str = "if") -> Model:
     """Return an If whose then-branch multiplies with w, behind a pair or not."""
-    body = [*(pair("r") if quantized else []), made("MatMul", ["r_dq" if quantized else "r", "w"], "a", name="product")]
+    body = [
+        *(pair("r") if quantized else []),
+        made("MatMul", ["r_dq" if quantized else "r", "w"], "a", name="product"),
+    ]
     then = helper.make_graph(body, "then", [], [value("a", [2, 4])])
-    other = helper.make_graph([made("Neg", ["r"], "b", name="negative")], "other", [], [value("b", [2, 4])])
-    nodes = [made("Relu", ["x"], "r"), made("If", ["c"], "y", name=name, then_branch=then, else_branch=other)]
+    other = helper.make_graph(
+        [made("Neg", ["r"], "b", name="negative")], "other", [], [value("b", [2, 4])]
+    )
+    nodes = [
+        made("Relu", ["x"], "r"),
+        made("If", ["c"], "y", name=name, then_branch=then, else_branch=other),
+    ]
     graph = helper.make_graph(
         nodes,
         "tested",
         [value("x", [2, 4]), value("c", [], onnx.TensorProto.BOOL)],
         [value("y", [2, 4])],
-        [numpy_helper.from_array(CONSTANTS[n], n) for n in "sz"] + [numpy_helper.from_array(noise(4, 4), "w")],
+        [numpy_helper.from_array(CONSTANTS[n], n) for n in "sz"]
+        + [numpy_helper.from_array(noise(4, 4), "w")],
     )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
 
 
 def test_pairs_in_bodies_are_compared_however_the_node_around_them_is_named() -> None:
-    assert lines(diff(branches(False), branches(True))) == [("added", "r -> if.then_branch/product[0]")]
+    assert lines(diff(branches(False), branches(True))) == [
+        ("added", "r -> if.then_branch/product[0]")
+    ]
     assert not diff(branches(True, name="if"), branches(True, name="other"))
 
 
 # --- other tools' models ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.skipif(importlib.util.find_spec("onnxruntime.quantization") is None, reason="this ONNX Runtime has no quantizer")
+@pytest.mark.skipif(
+    importlib.util.find_spec("onnxruntime.quantization") is None,
+    reason="this ONNX Runtime has no quantizer",
+)
 def test_a_model_by_onnx_runtime_is_compared_with_ours(tmp_path: Path) -> None:
-    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+    from onnxruntime.quantization import (
+        CalibrationDataReader,
+        QuantFormat,
+        QuantType,
+        quantize_static,
+    )
 
     class Reader(CalibrationDataReader):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -293,7 +426,14 @@ def test_a_model_by_onnx_runtime_is_compared_with_ours(tmp_path: Path) -> None:
 
     network = NETWORKS / "digits_cnn.onnx"
     theirs = tmp_path / "theirs.onnx"
-    quantize_static(str(network), str(theirs), Reader(), quant_format=QuantFormat.QDQ, per_channel=False, activation_type=QuantType.QUInt8)
+    quantize_static(
+        str(network),
+        str(theirs),
+        Reader(),
+        quant_format=QuantFormat.QDQ,
+        per_channel=False,
+        activation_type=QuantType.QUInt8,
+    )
     ours = qdq.quantize(network, CALIBRATION)
     found = diff(ours.model, theirs)
     kinds = {c.edge.node + f"[{c.edge.slot}]": c for c in found.pairs}
@@ -312,7 +452,9 @@ def test_a_model_by_onnx_runtime_is_compared_with_ours(tmp_path: Path) -> None:
 
 @settings(max_examples=12, deadline=None)
 @given(models(), st.integers(0, 9))
-def test_a_model_differs_from_its_float_one_by_its_plan_and_from_itself_renamed_or_shuffled_by_nothing(model: Model, seed: int) -> None:
+def test_a_model_differs_from_its_float_one_by_its_plan_and_from_itself_renamed_or_shuffled_by_nothing(
+    model: Model, seed: int
+) -> None:
     result = qdq.quantize(model, [random_feed(model)], method="max")
     forth, back = diff(model, result.model), diff(result.model, model)
     assert {c.kind for c in forth.pairs} == {"added"}
@@ -322,7 +464,12 @@ def test_a_model_differs_from_its_float_one_by_its_plan_and_from_itself_renamed_
     assert (forth.nodes_added, forth.nodes_removed, forth.weights) == ((), (), ())
     for same in (result.model, shuffled(result.model, seed), renamed(result.model, seed)[0]):
         found = diff(result.model, same)
-        assert (found.pairs, found.nodes_added, found.nodes_removed, found.weights) == ((), (), (), ())
+        assert (found.pairs, found.nodes_added, found.nodes_removed, found.weights) == (
+            (),
+            (),
+            (),
+            (),
+        )
 
 
 # --- the command -----------------------------------------------------------------------------------------------------
@@ -355,12 +502,34 @@ def test_the_command_ends_with_0_for_the_same_pairs(tmp_path: Path) -> None:
 
 
 def test_its_json_has_its_keys(tmp_path: Path) -> None:
-    old, new = written(tmp_path, "old.onnx", small()), written(tmp_path, "new.onnx", small(x="x_dq"))
+    old, new = (
+        written(tmp_path, "old.onnx", small()),
+        written(tmp_path, "new.onnx", small(x="x_dq")),
+    )
     code, out, _ = cli("diff", old, new, "--format", "json")
     content = json.loads(out)
     assert code == 1
-    assert set(content) == {"qdq_json", "old", "new", "old_pairs", "new_pairs", "pairs", "nodes_added", "nodes_removed", "weights", "metadata"}
-    assert set(content["pairs"][0]) == {"kind", "edge", "moved_from", "old", "new", "ratio", "rules"}
+    assert set(content) == {
+        "qdq_json",
+        "old",
+        "new",
+        "old_pairs",
+        "new_pairs",
+        "pairs",
+        "nodes_added",
+        "nodes_removed",
+        "weights",
+        "metadata",
+    }
+    assert set(content["pairs"][0]) == {
+        "kind",
+        "edge",
+        "moved_from",
+        "old",
+        "new",
+        "ratio",
+        "rules",
+    }
 
 
 def test_a_model_that_is_none_is_refused_by_name(tmp_path: Path) -> None:

@@ -38,7 +38,9 @@ def digits(scale: float) -> str:
 
 def cache(**scales: float) -> str:
     """Return a calibration cache."""
-    return "\n".join([HEADER, *(f"{tensor}: {digits(scale)}" for tensor, scale in scales.items()), ""])
+    return "\n".join(
+        [HEADER, *(f"{tensor}: {digits(scale)}" for tensor, scale in scales.items()), ""]
+    )
 
 
 def write(path: Path, content: str | bytes) -> Path:
@@ -55,7 +57,12 @@ def scales_of(result: qdq.Quantized | qdq.Scales) -> dict[str, float]:
 
 def grouped(dead: bool = False) -> onnx.ModelProto:
     """Return two branches of unlike range, the first all zero where it is dead, joined by a Concat, with a Conv behind each and all: one scale group."""
-    weights = {"wa": noise(4, 3, 1, 1, seed=1), "wb": 3 * noise(4, 3, 1, 1, seed=2), "wc": noise(2, 8, 1, 1, seed=3), "w": noise(2, 4, 1, 1, seed=4)}
+    weights = {
+        "wa": noise(4, 3, 1, 1, seed=1),
+        "wb": 3 * noise(4, 3, 1, 1, seed=2),
+        "wc": noise(2, 8, 1, 1, seed=3),
+        "w": noise(2, 4, 1, 1, seed=4),
+    }
     if dead:
         weights["wa"] *= 0
     nodes = [
@@ -95,7 +102,9 @@ def test_the_published_line_of_a_cache_reads_as_its_range(tmp_path: Path) -> Non
         '"q\\': 1.0,
     }
 )
-def test_a_cache_is_byte_identical_after_a_round_trip_through_every_format(tmp_path_factory: pytest.TempPathFactory, scales: dict[str, float]) -> None:
+def test_a_cache_is_byte_identical_after_a_round_trip_through_every_format(
+    tmp_path_factory: pytest.TempPathFactory, scales: dict[str, float]
+) -> None:
     path = tmp_path_factory.getbasetemp() / "ranges"
     written = encode_cache(HEADER, scales.items(), "test")
 
@@ -107,10 +116,22 @@ def test_a_cache_is_byte_identical_after_a_round_trip_through_every_format(tmp_p
 
 
 def test_what_other_writers_leave_out_or_add_is_read(tmp_path: Path) -> None:
-    lines = ["TRT-8XXX-MinMaxCalibration", "tiny: 800000", "upper: 3C00F9F4", "", "a: b: 3f800000", "zero: 0"]
+    lines = [
+        "TRT-8XXX-MinMaxCalibration",
+        "tiny: 800000",
+        "upper: 3C00F9F4",
+        "",
+        "a: b: 3f800000",
+        "zero: 0",
+    ]
     found = qdq.read_given(write(tmp_path / "model.cache", "\r\n".join(lines)))
 
-    assert {r.tensor: r.amax / 127 for r in found.by_tensor} == {"tiny": math.ldexp(1.0, -126), "upper": 0.007872093468904495, "a: b": 1.0, "zero": 0.0}
+    assert {r.tensor: r.amax / 127 for r in found.by_tensor} == {
+        "tiny": math.ldexp(1.0, -126),
+        "upper": 0.007872093468904495,
+        "a: b": 1.0,
+        "zero": 0.0,
+    }
     assert encode_given_ranges(found, "tensorrt-cache").decode().split("\n") == [
         "TRT-8XXX-MinMaxCalibration", "tiny: 00800000", "upper: 3c00f9f4", "a: b: 3f800000", "zero: 00000000", "",
     ]  # fmt: skip
@@ -119,29 +140,44 @@ def test_what_other_writers_leave_out_or_add_is_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        ("TRT-8601\nx: 3c00f9f4\n", "ranges:1: a calibration cache begins with a line such as TRT-8601-EntropyCalibration2, not 'TRT-8601'"),
+        (
+            "TRT-8601\nx: 3c00f9f4\n",
+            "ranges:1: a calibration cache begins with a line such as TRT-8601-EntropyCalibration2, not 'TRT-8601'",
+        ),
         (f"{HEADER}\n", "ranges: holds no scales"),
         (f"{HEADER}\nx 3c00f9f4\n", "ranges:2: 'x 3c00f9f4' is no 'tensor: scale'"),
         (f"{HEADER}\n: 3c00f9f4\n", "ranges:2: ': 3c00f9f4' is no 'tensor: scale'"),
-        (f"{HEADER}\nx: 3c00f9f4\ny: 0x12\n", "ranges:3: '0x12' is no scale: write the 8 hexadecimal digits"),
+        (
+            f"{HEADER}\nx: 3c00f9f4\ny: 0x12\n",
+            "ranges:3: '0x12' is no scale: write the 8 hexadecimal digits",
+        ),
         (f"{HEADER}\nx: 3c00f9f400\n", "ranges:2: '3c00f9f400' is no scale"),
         (f"{HEADER}\nx: \n", "ranges:2: '' is no scale"),
         (f"{HEADER}\nx: 7fc00000\n", "ranges:2: the scale 7fc00000 of tensor 'x' is nan"),
         (f"{HEADER}\nx: 7f800000\n", "ranges:2: the scale 7f800000 of tensor 'x' is inf"),
         (f"{HEADER}\nx: bc00f9f4\n", "ranges:2: the scale bc00f9f4 of tensor 'x' is -0.0078"),
         (f"{HEADER}\nx: 80000000\n", "ranges:2: the scale 80000000 of tensor 'x' is -0.0"),
-        (f"{HEADER}\nx: 3c00f9f4\ny: 1\nx: 2\n", "ranges:4: tensor 'x' stands on line 2 too; remove one"),
+        (
+            f"{HEADER}\nx: 3c00f9f4\ny: 1\nx: 2\n",
+            "ranges:4: tensor 'x' stands on line 2 too; remove one",
+        ),
         (f"{HEADER}\n".encode() + b"\xff: 3c00f9f4\n", "ranges: byte 29 is no UTF-8"),
         ("x: abc\n", "ranges:1: tensor 'x': 'abc' is no number; write one, such as 2.5"),
         ("x: 1\n'y':\n", "ranges:2: tensor 'y': '' is no number"),
         ("x: 1_000\n", "ranges:1: tensor 'x': '1_000' is no number"),
-        ("x: -1\n", "ranges:1: tensor 'x': a range of -1 cannot be used; write a finite number above 0"),
+        (
+            "x: -1\n",
+            "ranges:1: tensor 'x': a range of -1 cannot be used; write a finite number above 0",
+        ),
         ("x: .nan\n", "ranges:1: tensor 'x': '.nan' is no number"),
         ("x: nan\n", "ranges:1: tensor 'x': a range of nan cannot be used"),
         ("x: 1e60\n", "ranges:1: tensor 'x': a range of 1e+60 cannot be used"),
         ("x: {scale: 1e60}\n", "ranges:1: tensor 'x': the scale 1e60 is larger than a float32"),
         ("x: {scale: [1, 2]}\n", "ranges:1: tensor 'x': 2 ranges need the axis that they go along"),
-        ("\nx: {range: 1}\n", "ranges:2: tensor 'x': write a number, its amax, or one of {amax: ...} and {scale: ...}"),
+        (
+            "\nx: {range: 1}\n",
+            "ranges:2: tensor 'x': write a number, its amax, or one of {amax: ...} and {scale: ...}",
+        ),
         ("x: {amax: 1, scale: 1}\n", "ranges:1: tensor 'x': write a number, its amax, or one of"),
         ("x: [1, 2]\n", "ranges:1: tensor 'x': write a number, its amax, or one of"),
         ("f: 1\nx: 1\nx: 2\n", "ranges:3: the key 'x' is given twice; remove one"),
@@ -157,11 +193,16 @@ def test_what_other_writers_leave_out_or_add_is_read(tmp_path: Path) -> None:
         ("x: 1\nff: 1\n", "ranges:2: model.onnx has no tensor 'ff'. Did you mean 'f'"),
         ('{"plan": "", "by_pair": 3}', "ranges: not a scales file that qdq can read"),
         ("x: 1\nr: 2\n", ""),
-        ("x: 1\nc: 2\n", "model.onnx: ranges has no range for 1 planned tensor: 'f'; pass --data to calibrate what it lacks, or add them"),
+        (
+            "x: 1\nc: 2\n",
+            "model.onnx: ranges has no range for 1 planned tensor: 'f'; pass --data to calibrate what it lacks, or add them",
+        ),
         (cache(x=1.0), "model.onnx: ranges has no range for 1 planned tensor: 'f'; pass --data"),
     ],
 )
-def test_a_file_of_ranges_that_is_wrong_is_refused_in_one_line(tmp_path: Path, content: str | bytes, says: str) -> None:
+def test_a_file_of_ranges_that_is_wrong_is_refused_in_one_line(
+    tmp_path: Path, content: str | bytes, says: str
+) -> None:
     model, ranges = save(tiny_model(), tmp_path / "model.onnx"), write(tmp_path / "ranges", content)
     argv = ("quantize", model, "-o", tmp_path / "out.onnx", "--ranges", ranges)
 
@@ -172,31 +213,57 @@ def test_a_file_of_ranges_that_is_wrong_is_refused_in_one_line(tmp_path: Path, c
 
 
 def test_options_about_data_are_refused_without_data(tmp_path: Path) -> None:
-    model, ranges = save(tiny_model(), tmp_path / "model.onnx"), write(tmp_path / "ranges.yaml", "x: 1\nf: 1\n")
+    model, ranges = (
+        save(tiny_model(), tmp_path / "model.onnx"),
+        write(tmp_path / "ranges.yaml", "x: 1\nf: 1\n"),
+    )
     out = tmp_path / "out.onnx"
 
     for option, value in (("--method", "max"), ("--weights", "shift"), ("--batch", "2")):
-        assert f"qdq: {option}" in (said := refused(tmp_path, "quantize", model, "-o", out, "--ranges", ranges, option, value))
+        assert f"qdq: {option}" in (
+            said := refused(
+                tmp_path, "quantize", model, "-o", out, "--ranges", ranges, option, value
+            )
+        )
         assert "is about data, and --ranges alone runs none" in said
-    assert "qdq: --min-snr is about data" in refused(tmp_path, "quantize", model, "-o", out, "--ranges", ranges, "--validate", "--min-snr", "10")
-    assert "cannot be read: No such file" in refused(tmp_path, "quantize", model, "-o", out, "--ranges", tmp_path / "none")
-    assert "the output is the input" in refused(tmp_path, "quantize", model, "-o", ranges, "--force", "--ranges", ranges)
+    assert "qdq: --min-snr is about data" in refused(
+        tmp_path, "quantize", model, "-o", out, "--ranges", ranges, "--validate", "--min-snr", "10"
+    )
+    assert "cannot be read: No such file" in refused(
+        tmp_path, "quantize", model, "-o", out, "--ranges", tmp_path / "none"
+    )
+    assert "the output is the input" in refused(
+        tmp_path, "quantize", model, "-o", ranges, "--force", "--ranges", ranges
+    )
     assert "no calibration data" in refused(tmp_path, "quantize", model, "-o", out)
 
 
 def test_export_is_refused_in_one_line(tmp_path: Path) -> None:
-    model, ranges, odd = save(tiny_model(), tmp_path / "model.onnx"), write(tmp_path / "r.yaml", "x: 1\n"), write(tmp_path / "odd.yaml", '"x\\n": 1\n')
+    model, ranges, odd = (
+        save(tiny_model(), tmp_path / "model.onnx"),
+        write(tmp_path / "r.yaml", "x: 1\n"),
+        write(tmp_path / "odd.yaml", '"x\\n": 1\n'),
+    )
     out = tmp_path / "out"
 
     def export(source: Path, layout: str, *more: str) -> str:
         return refused(tmp_path, "ranges", "export", source, "--format", layout, "-o", out, *more)
 
     assert "model.onnx: no pair in it has a constant scale" in export(model, "yaml")
-    assert "odd.yaml: tensor 'x\\n': a calibration cache cannot hold this name; export as yaml or json" in export(odd, "tensorrt-cache")
-    assert "--tensorrt-version is for the first line of a cache" in export(ranges, "json", "--tensorrt-version", "8501")
-    assert "TensorRT version '8 5': write it as caches do, such as 8601" in export(ranges, "tensorrt-cache", "--tensorrt-version", "8 5")
+    assert (
+        "odd.yaml: tensor 'x\\n': a calibration cache cannot hold this name; export as yaml or json"
+        in export(odd, "tensorrt-cache")
+    )
+    assert "--tensorrt-version is for the first line of a cache" in export(
+        ranges, "json", "--tensorrt-version", "8501"
+    )
+    assert "TensorRT version '8 5': write it as caches do, such as 8601" in export(
+        ranges, "tensorrt-cache", "--tensorrt-version", "8 5"
+    )
     assert "'xml' is not one of" in export(ranges, "xml")
-    assert "the output is the input" in refused(tmp_path, "ranges", "export", ranges, "--format", "json", "-o", ranges)
+    assert "the output is the input" in refused(
+        tmp_path, "ranges", "export", ranges, "--format", "json", "-o", ranges
+    )
 
 
 # Scales made of given ranges
@@ -204,8 +271,12 @@ def test_export_is_refused_in_one_line(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("network", DIGITS)
 @pytest.mark.parametrize("layout", EXPORT_FORMATS)
-def test_scales_from_an_export_are_those_that_it_was_exported_from(tmp_path: Path, network: str, layout: str) -> None:
-    model, plan, scales, ranges, again = (tmp_path / name for name in ("m.onnx", "plan.yaml", "scales.json", "ranges", "again.json"))
+def test_scales_from_an_export_are_those_that_it_was_exported_from(
+    tmp_path: Path, network: str, layout: str
+) -> None:
+    model, plan, scales, ranges, again = (
+        tmp_path / name for name in ("m.onnx", "plan.yaml", "scales.json", "ranges", "again.json")
+    )
     model.write_bytes((NETWORKS / f"{network}.onnx").read_bytes())
     for argv in (
         ["plan", model, "-o", plan],
@@ -221,13 +292,21 @@ def test_scales_from_an_export_are_those_that_it_was_exported_from(tmp_path: Pat
 
 
 @pytest.mark.parametrize("dead", [False, True])
-def test_scales_of_a_group_from_a_cache_are_those_that_it_was_exported_from(tmp_path: Path, dead: bool) -> None:
+def test_scales_of_a_group_from_a_cache_are_those_that_it_was_exported_from(
+    tmp_path: Path, dead: bool
+) -> None:
     model = grouped(dead)
     calibrated = qdq.quantize(model, IMAGES, weights="max")
     path = tmp_path / "quantized.onnx"
     qdq.save(calibrated.model, calibrated.source, path)
 
-    from_cache = qdq.quantize(model, None, given=qdq.read_given(write(tmp_path / "c", encode_given_ranges(qdq.read_given(path), "tensorrt-cache"))))
+    from_cache = qdq.quantize(
+        model,
+        None,
+        given=qdq.read_given(
+            write(tmp_path / "c", encode_given_ranges(qdq.read_given(path), "tensorrt-cache"))
+        ),
+    )
 
     assert from_cache.scales.by_pair == calibrated.scales.by_pair
     assert len({scales_of(from_cache)[tensor] for tensor in "abc"}) == 1
@@ -246,13 +325,22 @@ def test_a_dead_tensor_keeps_its_placeholder_through_a_cache(tmp_path: Path) -> 
     for ranges in (cached, zeros):
         assert qdq.quantize(model, None, given=ranges).scales.by_pair == calibrated.scales.by_pair
     assert qdq.quantize(model, None, given=zeros).scales.dead == ("f",)
-    assert qdq.quantize(model, samples(tmp_path / "more"), given=qdq.given_by_hand({"f": 1.0})).scales.dead == ()
+    assert (
+        qdq.quantize(
+            model, samples(tmp_path / "more"), given=qdq.given_by_hand({"f": 1.0})
+        ).scales.dead
+        == ()
+    )
 
 
 def test_a_cached_scale_reaches_its_pair_bit_for_bit() -> None:
     rng = np.random.default_rng(5)
     for scale in np.exp(rng.uniform(-80, 80, 40)).astype(np.float32):
-        result = qdq.quantize(tiny_model(), None, given=qdq.GivenRanges("c", (GivenRange("x", float(scale) * 127), GivenRange("f", 1.0))))
+        result = qdq.quantize(
+            tiny_model(),
+            None,
+            given=qdq.GivenRanges("c", (GivenRange("x", float(scale) * 127), GivenRange("f", 1.0))),
+        )
         assert initializer(result.model, "x_scale") == scale
 
 
@@ -263,7 +351,10 @@ def test_the_two_spellings_of_a_range_agree(tmp_path: Path) -> None:
         "b": f"'x': {{amax: {scale * 127!r}}}\n\"f\": {{amax: 0.001}}\n",
         "c": f'{{"x": {{"scale": 0.1}}, "f": {1e-3}}}',
     }
-    found = [qdq.quantize(tiny_model(), None, given=qdq.read_given(write(tmp_path / name, text))) for name, text in lines.items()]
+    found = [
+        qdq.quantize(tiny_model(), None, given=qdq.read_given(write(tmp_path / name, text)))
+        for name, text in lines.items()
+    ]
 
     for result in found:
         assert scales_of(result) == {"x": scale, "f": float(np.float32(1e-3 / 127))}
@@ -271,22 +362,36 @@ def test_the_two_spellings_of_a_range_agree(tmp_path: Path) -> None:
 
 def test_fp8_takes_the_same_range() -> None:
     result = qdq.quantize(
-        tiny_model(), None, rules=qdq.load_rules(["tensorrt-fp8"]), targets=[qdq.parse_target("rtx:sm89")], given=qdq.given_by_hand({"x": 448.0, "f": 44.8})
+        tiny_model(),
+        None,
+        rules=qdq.load_rules(["tensorrt-fp8"]),
+        targets=[qdq.parse_target("rtx:sm89")],
+        given=qdq.given_by_hand({"x": 448.0, "f": 44.8}),
     )
 
     assert scales_of(result) == {"x": 1.0, "f": float(np.float32(0.1))}
 
 
-def test_without_data_weights_take_their_largest_values_and_the_model_says_what_made_it(tmp_path: Path) -> None:
+def test_without_data_weights_take_their_largest_values_and_the_model_says_what_made_it(
+    tmp_path: Path,
+) -> None:
     model, out = save(tiny_model(), tmp_path / "model.onnx"), tmp_path / "out.onnx"
-    code, text, _ = run("quantize", model, "-o", out, "--ranges", write(tmp_path / "my.yaml", "x: 2.54\nf: 12.7\n"))
+    code, text, _ = run(
+        "quantize", model, "-o", out, "--ranges", write(tmp_path / "my.yaml", "x: 2.54\nf: 12.7\n")
+    )
 
     assert code == 0
     assert "given, no data was run: 4 pairs\n  my.yaml gives the ranges of 2 tensors\n" in text
     made = onnx.load(out)
     weight = initializer(made, "conv.weight")
-    np.testing.assert_array_equal(initializer(made, "conv.weight_scale"), np.abs(weight).max(axis=(1, 2, 3)) / np.float32(127))
-    assert {p.key: p.value for p in made.metadata_props if p.key in ("qdq.method", "qdq.data", "qdq.ranges", "qdq.batch")} == {
+    np.testing.assert_array_equal(
+        initializer(made, "conv.weight_scale"), np.abs(weight).max(axis=(1, 2, 3)) / np.float32(127)
+    )
+    assert {
+        p.key: p.value
+        for p in made.metadata_props
+        if p.key in ("qdq.method", "qdq.data", "qdq.ranges", "qdq.batch")
+    } == {
         "qdq.method": "given",
         "qdq.ranges": "my.yaml (2 tensors)",
     }
@@ -295,16 +400,25 @@ def test_without_data_weights_take_their_largest_values_and_the_model_says_what_
 
 def test_with_data_only_the_named_tensors_change(tmp_path: Path) -> None:
     model, data = tiny_model(), samples(tmp_path / "data")
-    plain, changed = qdq.quantize(model, data), qdq.quantize(model, data, given=qdq.given_by_hand({"x": 0.127}))
+    plain, changed = (
+        qdq.quantize(model, data),
+        qdq.quantize(model, data, given=qdq.given_by_hand({"x": 0.127})),
+    )
 
     assert scales_of(changed) == {**scales_of(plain), "x": float(np.float32(0.001))}
-    weights = [[pair for pair in result.scales.by_pair if not pair.quantizer.calibrated] for result in (plain, changed)]
+    weights = [
+        [pair for pair in result.scales.by_pair if not pair.quantizer.calibrated]
+        for result in (plain, changed)
+    ]
     assert weights[0] == weights[1]
     assert changed.scales.method == plain.scales.method
     assert [far.tensor for far in changed.scales.outliers] == ["x"]
     assert changed.scales.given_ranges is not None
     assert changed.scales.given_ranges.missing == ("f",)
-    assert dict((p.key, p.value) for p in changed.model.metadata_props)["qdq.ranges"] == "ranges passed to the library (1 tensors)"
+    assert (
+        dict((p.key, p.value) for p in changed.model.metadata_props)["qdq.ranges"]
+        == "ranges passed to the library (1 tensors)"
+    )
 
 
 def test_names_that_one_side_lacks_are_listed(tmp_path: Path) -> None:
@@ -318,7 +432,9 @@ def test_names_that_one_side_lacks_are_listed(tmp_path: Path) -> None:
     assert "1 not in old.cache, and calibrated: f\n" in text
     assert "1 in old.cache, but not in the graph: (Unnamed Layer* 12) [Shuffle]_output\n" in text
     assert "1 in old.cache, but not quantized by the plan: c\n" in text
-    told = json.loads(run(*argv, "-o", tmp_path / "b.onnx", "--format", "json")[1])["scales"]["given_ranges"]
+    told = json.loads(run(*argv, "-o", tmp_path / "b.onnx", "--format", "json")[1])["scales"][
+        "given_ranges"
+    ]
     assert told == {
         "name": "old.cache", "tensors": [{"tensor": "x", "amax": 127.0, "source_tensor": "", "at_most": False}],
         "unknown": names[2:], "unplanned": ["c"], "missing": ["f"], "weights": [],
@@ -331,28 +447,54 @@ def test_names_that_one_side_lacks_are_listed(tmp_path: Path) -> None:
 def test_observed_ranges_give_the_scales_of_the_run_that_observed_them(tmp_path: Path) -> None:
     model, seen = save(tiny_model(), tmp_path / "model.onnx"), tmp_path / "seen.ranges"
     data = samples(tmp_path / "data")
-    for argv in (["--data", data, "--save-ranges", seen, "-o", tmp_path / "a.onnx"], ["--ranges", seen, "-o", tmp_path / "b.onnx"]):
+    for argv in (
+        ["--data", data, "--save-ranges", seen, "-o", tmp_path / "a.onnx"],
+        ["--ranges", seen, "-o", tmp_path / "b.onnx"],
+    ):
         assert run("quantize", model, *argv)[0] == 0
     assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()
 
-    assert run("quantize", model, "--ranges", seen, "--method", "max", "-o", tmp_path / "max.onnx")[0] == 0
-    assert {p.key: p.value for p in onnx.load(tmp_path / "max.onnx").metadata_props}["qdq.method"] == "max"
+    assert (
+        run("quantize", model, "--ranges", seen, "--method", "max", "-o", tmp_path / "max.onnx")[0]
+        == 0
+    )
+    assert {p.key: p.value for p in onnx.load(tmp_path / "max.onnx").metadata_props}[
+        "qdq.method"
+    ] == "max"
 
 
 def test_observed_ranges_are_refused_where_they_do_not_fit(tmp_path: Path) -> None:
-    model, other, seen, out = (tmp_path / name for name in ("model.onnx", "other.onnx", "seen.ranges", "out"))
+    model, other, seen, out = (
+        tmp_path / name for name in ("model.onnx", "other.onnx", "seen.ranges", "out")
+    )
     save(tiny_model(), model)
     save(grouped(), other)
-    assert run("quantize", model, "--data", "noise", "--save-ranges", seen, "-o", tmp_path / "first.onnx")[0] == 0
+    assert (
+        run(
+            "quantize",
+            model,
+            "--data",
+            "noise",
+            "--save-ranges",
+            seen,
+            "-o",
+            tmp_path / "first.onnx",
+        )[0]
+        == 0
+    )
 
     def quantize(which: Path, *more: object) -> str:
         return refused(tmp_path, "quantize", which, "-o", out, "--ranges", seen, *more)
 
-    assert f"qdq: {seen}: holds what samples gave, and runs none; leave out --data" in quantize(model, "--data", "noise")
+    assert f"qdq: {seen}: holds what samples gave, and runs none; leave out --data" in quantize(
+        model, "--data", "noise"
+    )
     assert f"qdq: {seen}: the ranges were observed for another model" in quantize(other)
     assert "--max-memory is about data" in quantize(model, "--max-memory", "4GB")
     assert "--save-ranges is about data" in quantize(model, "--save-ranges", tmp_path / "more")
-    with pytest.raises(qdq.QdqError, match="observed before, and more data would count beside them"):
+    with pytest.raises(
+        qdq.QdqError, match="observed before, and more data would count beside them"
+    ):
         qdq.quantize(model, [{"x": noise(1, 4, 8, 8)}], given=qdq.read_given(seen))
 
 
@@ -371,7 +513,12 @@ def test_a_shard_takes_no_ranges(tmp_path: Path) -> None:
 
 def chain(*nodes: onnx.NodeProto, **constants: Array) -> onnx.ModelProto:
     """Return some nodes from x [1,3,4,4] to t, and a Conv of that."""
-    return build([*nodes, node("Conv", ["t", "w"], "y")], {"x": [1, 3, 4, 4]}, ["y"], {"w": noise(2, 3, 1, 1), **constants})
+    return build(
+        [*nodes, node("Conv", ["t", "w"], "y")],
+        {"x": [1, 3, 4, 4]},
+        ["y"],
+        {"w": noise(2, 3, 1, 1), **constants},
+    )
 
 
 def beside(other: onnx.NodeProto) -> onnx.ModelProto:
@@ -397,10 +544,14 @@ RELU = node("Relu", ["x"], "r")
         (chain(node("AveragePool", ["x"], "t", kernel_shape=[2, 2])), "x", ""),
     ],
 )  # fmt: skip
-def test_a_tensor_takes_the_range_of_one_that_holds_all_of_its_values(model: onnx.ModelProto, named: str, of: str) -> None:
+def test_a_tensor_takes_the_range_of_one_that_holds_all_of_its_values(
+    model: onnx.ModelProto, named: str, of: str
+) -> None:
     ranges = qdq.GivenRanges("old.cache", (GivenRange(named, 127.0),), strict=False)
     if not of:
-        with pytest.raises(qdq.QdqError, match=r"old\.cache has no range for 1 planned tensor: 't'"):
+        with pytest.raises(
+            qdq.QdqError, match=r"old\.cache has no range for 1 planned tensor: 't'"
+        ):
             qdq.quantize(model, None, given=ranges)
         return
 
@@ -408,13 +559,22 @@ def test_a_tensor_takes_the_range_of_one_that_holds_all_of_its_values(model: onn
 
     assert scales_of(result)["t"] == 1.0
     assert result.scales.given_ranges is not None
-    assert [(t.tensor, t.source_tensor) for t in result.scales.given_ranges.tensors if t.tensor == "t"] == [("t", of)]
+    assert [
+        (t.tensor, t.source_tensor) for t in result.scales.given_ranges.tensors if t.tensor == "t"
+    ] == [("t", of)]
     assert result.scales.given_ranges.unplanned == ()
 
 
 def test_the_report_says_whose_range_was_taken(tmp_path: Path) -> None:
     model = save(chain(RELU, node("Transpose", ["r"], "t", perm=[0, 1, 3, 2])), tmp_path / "m.onnx")
-    _, text, _ = run("quantize", model, "-o", tmp_path / "q.onnx", "--ranges", write(tmp_path / "c", cache(r=1.0)))
+    _, text, _ = run(
+        "quantize",
+        model,
+        "-o",
+        tmp_path / "q.onnx",
+        "--ranges",
+        write(tmp_path / "c", cache(r=1.0)),
+    )
 
     assert "1 take the range of a tensor that holds all of their values: t from r\n" in text
 
@@ -427,14 +587,23 @@ def test_constants_need_no_range(tmp_path: Path) -> None:
         tmp_path / "table.yaml",
         "rule: table\nsays: Words.\nwhere: {into: Add, edge: constant-table}\nthen: quantize\nusing: int8-activation\nbeats: [position-embeddings]\n",
     )
-    result = qdq.quantize(model, None, rules=qdq.load_rules(["tensorrt", str(rules)]), given=qdq.given_by_hand({"x": 1.0, "s": 1.0}))
+    result = qdq.quantize(
+        model,
+        None,
+        rules=qdq.load_rules(["tensorrt", str(rules)]),
+        given=qdq.given_by_hand({"x": 1.0, "s": 1.0}),
+    )
 
     assert scales_of(result)["table"] == float(np.abs(table).max() / np.float32(127))
 
 
 def test_tensors_of_bodies_are_named_by_path_or_as_they_are_outside() -> None:
     model = branching()
-    inside = qdq.quantize(model, None, given=qdq.given_by_hand({"if.then_branch/r": 127.0, "if.else_branch/r": 127.0, "i": 127.0}))
+    inside = qdq.quantize(
+        model,
+        None,
+        given=qdq.given_by_hand({"if.then_branch/r": 127.0, "if.else_branch/r": 127.0, "i": 127.0}),
+    )
     outside = qdq.quantize(model, None, given=qdq.given_by_hand({"r": 127.0, "i": 127.0}))
 
     assert set(scales_of(inside).values()) == {1.0}
@@ -448,18 +617,40 @@ def test_tensors_of_bodies_are_named_by_path_or_as_they_are_outside() -> None:
 def test_what_the_members_of_a_group_give_up_is_told(tmp_path: Path) -> None:
     result = qdq.quantize(grouped(), IMAGES, method="max")
     shared = {s.tensor: s for s in result.scales.shared}
-    seen = {tensor: np.abs(np.concatenate([values_of(grouped(), feed)[tensor] for feed in IMAGES])).max() for tensor in "abc"}
+    seen = {
+        tensor: np.abs(
+            np.concatenate([values_of(grouped(), feed)[tensor] for feed in IMAGES])
+        ).max()
+        for tensor in "abc"
+    }
 
     assert {tensor: s.own_amax for tensor, s in shared.items()} == seen
     assert {s.amax for s in shared.values()} == {max(seen.values())}
     assert shared["a"].bits == pytest.approx(math.log2(seen["b"] / seen["a"]))
     np.savez(tmp_path / "x.npz", x=np.concatenate([feed["x"] for feed in IMAGES]))
-    argv = ("quantize", save(grouped(), tmp_path / "m.onnx"), "--data", tmp_path / "x.npz", "--method", "max")
+    argv = (
+        "quantize",
+        save(grouped(), tmp_path / "m.onnx"),
+        "--data",
+        tmp_path / "x.npz",
+        "--method",
+        "max",
+    )
     _, text, _ = run(*argv, "-o", tmp_path / "q.onnx")
-    assert "3 tensors have the range of their scale group, 1 of them a larger one than their own\n" in text
-    assert f"a: {seen['a']:.4g} of its own, {seen['b']:.4g} shared, {seen['b'] / seen['a']:.3g} times ({shared['a'].bits:.2g} bits)\n" in text
-    told = json.loads(run(*argv, "-o", tmp_path / "r.onnx", "--format", "json")[1])["scales"]["shared"]
-    assert {each["tensor"]: (each["dtype"], each["own_amax"], each["amax"]) for each in told} == {t: ("int8", s.own_amax, s.amax) for t, s in shared.items()}
+    assert (
+        "3 tensors have the range of their scale group, 1 of them a larger one than their own\n"
+        in text
+    )
+    assert (
+        f"a: {seen['a']:.4g} of its own, {seen['b']:.4g} shared, {seen['b'] / seen['a']:.3g} times ({shared['a'].bits:.2g} bits)\n"
+        in text
+    )
+    told = json.loads(run(*argv, "-o", tmp_path / "r.onnx", "--format", "json")[1])["scales"][
+        "shared"
+    ]
+    assert {each["tensor"]: (each["dtype"], each["own_amax"], each["amax"]) for each in told} == {
+        t: ("int8", s.own_amax, s.amax) for t, s in shared.items()
+    }
 
 
 def values_of(model: onnx.ModelProto, feed: dict[str, Array]) -> dict[str, Any]:
@@ -467,56 +658,123 @@ def values_of(model: onnx.ModelProto, feed: dict[str, Array]) -> dict[str, Any]:
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     known = {output.name for output in copy.graph.output}
-    copy.graph.output.extend(onnx.ValueInfoProto(name=name) for item in model.graph.node for name in item.output if name not in known)
+    copy.graph.output.extend(
+        onnx.ValueInfoProto(name=name)
+        for item in model.graph.node
+        for name in item.output
+        if name not in known
+    )
     return dict(zip([output.name for output in copy.graph.output], infer(copy, feed), strict=True))
 
 
 def test_a_given_tensor_is_named_where_its_group_widens_it(tmp_path: Path) -> None:
     model = save(grouped(), tmp_path / "m.onnx")
-    code, text, _ = run("quantize", model, "-o", tmp_path / "q.onnx", "--ranges", write(tmp_path / "r.yaml", "x: 1\na: 2\nb: 8\nc: 4\n"))
+    code, text, _ = run(
+        "quantize",
+        model,
+        "-o",
+        tmp_path / "q.onnx",
+        "--ranges",
+        write(tmp_path / "r.yaml", "x: 1\na: 2\nb: 8\nc: 4\n"),
+    )
 
     assert code == 0
-    assert "a was given 2, and has 8 as its scale group does\n  c was given 4, and has 8 as its scale group does\n" in text
+    assert (
+        "a was given 2, and has 8 as its scale group does\n  c was given 4, and has 8 as its scale group does\n"
+        in text
+    )
     assert "b was given" not in text
 
 
 def test_a_tensor_that_keeps_its_own_range_shares_nothing() -> None:
     plan = qdq.plan(grouped())
     (group,) = plan.scale_groups
-    limited = msgspec.structs.replace(plan, scale_groups=(msgspec.structs.replace(group, ratio_at_most=2.0),))
-    scales = qdq.calibrate(grouped(), limited, None, given=qdq.given_by_hand({"x": 127.0, "a": 127.0, "b": 508.0, "c": 381.0}))
+    limited = msgspec.structs.replace(
+        plan, scale_groups=(msgspec.structs.replace(group, ratio_at_most=2.0),)
+    )
+    scales = qdq.calibrate(
+        grouped(),
+        limited,
+        None,
+        given=qdq.given_by_hand({"x": 127.0, "a": 127.0, "b": 508.0, "c": 381.0}),
+    )
 
     assert scales_of(scales) == {"x": 1.0, "a": 1.0, "b": 4.0, "c": 4.0}
     assert {s.tensor for s in scales.shared} == {"b", "c"}
-    alone = qdq.calibrate(grouped(), limited, None, given=qdq.given_by_hand({"x": 1.0, "a": 1.0, "b": 9.0, "c": 1.0}))
+    alone = qdq.calibrate(
+        grouped(), limited, None, given=qdq.given_by_hand({"x": 1.0, "a": 1.0, "b": 9.0, "c": 1.0})
+    )
     assert alone.shared == ()
 
 
 @pytest.mark.parametrize("suffix", ["yaml", "json", "cache"])
 def test_strip_writes_the_ranges_that_quantize_takes(tmp_path: Path, suffix: str) -> None:
-    model, out, ranges = NETWORKS / "digits_cnn.onnx", tmp_path / "int8.onnx", tmp_path / f"r.{suffix}"
+    model, out, ranges = (
+        NETWORKS / "digits_cnn.onnx",
+        tmp_path / "int8.onnx",
+        tmp_path / f"r.{suffix}",
+    )
     assert run("quantize", model, "-o", out, "--data", CALIBRATION, "--weights", "max")[0] == 0
     code, text, _ = run("strip", out, "-o", tmp_path / "float.onnx", "--ranges", ranges)
     assert (code, "took out" in text, str(ranges) in text) == (0, True, True)
     assert (tmp_path / "float.onnx").read_bytes() == model.read_bytes()
-    assert run("quantize", tmp_path / "float.onnx", "-o", tmp_path / "again.onnx", "--ranges", ranges)[0] == 0
-    scales = [{s.tensor: s.amax for s in read_model_ranges(path).by_tensor} for path in (out, tmp_path / "again.onnx")]
+    assert (
+        run("quantize", tmp_path / "float.onnx", "-o", tmp_path / "again.onnx", "--ranges", ranges)[
+            0
+        ]
+        == 0
+    )
+    scales = [
+        {s.tensor: s.amax for s in read_model_ranges(path).by_tensor}
+        for path in (out, tmp_path / "again.onnx")
+    ]
     assert scales[0] == scales[1]
-    assert run("strip", model, "-o", tmp_path / "x.onnx", "--ranges", tmp_path / "none.yaml")[0] == 2
+    assert (
+        run("strip", model, "-o", tmp_path / "x.onnx", "--ranges", tmp_path / "none.yaml")[0] == 2
+    )
     assert not (tmp_path / "none.yaml").exists()
     assert not (tmp_path / "x.onnx").exists()
 
 
 @pytest.mark.parametrize("method", ["auto", "max", "percentile:99.9", "entropy"])
-def test_a_cache_exported_from_observed_ranges_gives_their_scales(tmp_path: Path, method: str) -> None:
+def test_a_cache_exported_from_observed_ranges_gives_their_scales(
+    tmp_path: Path, method: str
+) -> None:
     model, cache, seen = NETWORKS / "digits_cnn.onnx", tmp_path / "m.cache", tmp_path / "r"
-    assert run("quantize", model, "-o", tmp_path / "a.onnx", "--data", CALIBRATION, "--save-ranges", seen, "--method", "auto")[0] == 0
-    assert run("quantize", model, "-o", tmp_path / "b.onnx", "--ranges", seen, "--method", method)[0] == 0
-    assert run("ranges", "export", seen, "--format", "tensorrt-cache", "--method", method, "-o", cache)[0] == 0
+    assert (
+        run(
+            "quantize",
+            model,
+            "-o",
+            tmp_path / "a.onnx",
+            "--data",
+            CALIBRATION,
+            "--save-ranges",
+            seen,
+            "--method",
+            "auto",
+        )[0]
+        == 0
+    )
+    assert (
+        run("quantize", model, "-o", tmp_path / "b.onnx", "--ranges", seen, "--method", method)[0]
+        == 0
+    )
+    assert (
+        run(
+            "ranges", "export", seen, "--format", "tensorrt-cache", "--method", method, "-o", cache
+        )[0]
+        == 0
+    )
     assert run("quantize", model, "-o", tmp_path / "c.onnx", "--ranges", cache)[0] == 0
-    scales = [{s.tensor: s.amax for s in read_model_ranges(tmp_path / name).by_tensor} for name in ("b.onnx", "c.onnx")]
+    scales = [
+        {s.tensor: s.amax for s in read_model_ranges(tmp_path / name).by_tensor}
+        for name in ("b.onnx", "c.onnx")
+    ]
     assert scales[0] == scales[1]
-    code, _, err = run("ranges", "export", cache, "--format", "yaml", "--method", "max", "-o", tmp_path / "x.yaml")
+    code, _, err = run(
+        "ranges", "export", cache, "--format", "yaml", "--method", "max", "-o", tmp_path / "x.yaml"
+    )
     assert (code, "--method chooses from observed ranges" in err) == (2, True)
 
 
@@ -528,9 +786,39 @@ def test_a_dead_member_of_a_group_is_exported_with_the_groups_range(tmp_path: Pa
         node("Concat", ["a", "z"], "c", axis=1),
         node("Conv", ["c", "w"], "y"),
     ]
-    model = save(build(nodes, {"x": [1, 2, 4, 4]}, ["y"], {"w": noise(3, 4, 1, 1)}), tmp_path / "m.onnx")
-    assert run("quantize", model, "-o", tmp_path / "a.onnx", "--data", "noise", "--save-ranges", tmp_path / "r", "--weights", "max")[0] == 0
-    assert run("ranges", "export", tmp_path / "r", "--format", "tensorrt-cache", "-o", tmp_path / "cache")[0] == 0
+    model = save(
+        build(nodes, {"x": [1, 2, 4, 4]}, ["y"], {"w": noise(3, 4, 1, 1)}), tmp_path / "m.onnx"
+    )
+    assert (
+        run(
+            "quantize",
+            model,
+            "-o",
+            tmp_path / "a.onnx",
+            "--data",
+            "noise",
+            "--save-ranges",
+            tmp_path / "r",
+            "--weights",
+            "max",
+        )[0]
+        == 0
+    )
+    assert (
+        run(
+            "ranges",
+            "export",
+            tmp_path / "r",
+            "--format",
+            "tensorrt-cache",
+            "-o",
+            tmp_path / "cache",
+        )[0]
+        == 0
+    )
     assert run("quantize", model, "-o", tmp_path / "b.onnx", "--ranges", tmp_path / "cache")[0] == 0
-    scales = [{s.tensor: s.amax for s in read_model_ranges(tmp_path / name).by_tensor} for name in ("a.onnx", "b.onnx")]
+    scales = [
+        {s.tensor: s.amax for s in read_model_ranges(tmp_path / name).by_tensor}
+        for name in ("a.onnx", "b.onnx")
+    ]
     assert scales[0] == scales[1]

@@ -22,13 +22,21 @@ from tests.rules.test_rule_file_errors import MISTAKES, rule
 from tests.support.cli_runner import refused, run
 from tests.support.paths import ROOT
 
-RULES = [path for path in sorted((ROOT / "rules").glob("*/*.yaml")) if path.parent.name != "kernels" and path.name != "set.yaml"]
+RULES = [
+    path
+    for path in sorted((ROOT / "rules").glob("*/*.yaml"))
+    if path.parent.name != "kernels" and path.name != "set.yaml"
+]
 
 
 def refuses(content: str) -> list[str]:
     """Return what the schema finds wrong with the documents of a rule file."""
     validator = jsonschema.Draft7Validator(rule_schema())
-    return [error.message for document in yaml.safe_load_all(content) for error in validator.iter_errors(document)]
+    return [
+        error.message
+        for document in yaml.safe_load_all(content)
+        for error in validator.iter_errors(document)
+    ]
 
 
 def without_operators(schema: dict[str, Any]) -> dict[str, Any]:
@@ -65,7 +73,10 @@ def test_the_documents_have_every_rule_and_fact() -> None:
 def test_every_code_of_check_has_its_section() -> None:
     page = (ROOT / "docs" / "findings.md").read_text()
     assert [line.removeprefix("### ") for line in page.splitlines() if line.startswith("### ")] == [
-        problem.page.partition("#")[2] for severity in SEVERITIES for problem in PROBLEMS.values() if problem.severity == severity
+        problem.page.partition("#")[2]
+        for severity in SEVERITIES
+        for problem in PROBLEMS.values()
+        if problem.severity == severity
     ]
 
 
@@ -73,7 +84,9 @@ def test_every_code_of_check_has_its_section() -> None:
 def test_a_shipped_rule_names_the_schema_and_keeps_it(path: Path) -> None:
     first = path.read_text().splitlines()[0]
 
-    assert (path.parent / first.removeprefix(SCHEMA_LINE)).resolve() == ROOT / "rules" / "schema.json"
+    assert (
+        path.parent / first.removeprefix(SCHEMA_LINE)
+    ).resolve() == ROOT / "rules" / "schema.json"
     assert refuses(path.read_text()) == []
 
 
@@ -106,7 +119,11 @@ BEYOND_A_SCHEMA = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("name", "content"), [m[:2] for m in MISTAKES if m[0] not in BEYOND_A_SCHEMA], ids=lambda value: value if "\n" not in value else "")
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [m[:2] for m in MISTAKES if m[0] not in BEYOND_A_SCHEMA],
+    ids=lambda value: value if "\n" not in value else "",
+)
 def test_the_schema_refuses_what_the_loader_refuses(name: str, content: str) -> None:
     assert refuses(content) != []
 
@@ -116,7 +133,10 @@ def test_the_schema_completes_operators_and_facts_with_their_meaning() -> None:
 
     assert {"Conv", "Gemm", "HardSwish"} <= set(operators())
     for word, fact in {**NODE_FACTS, **EDGE_FACTS}.items():
-        assert json.dumps({"const": word, "description": " ".join((fact.__doc__ or "").split())}) in text
+        assert (
+            json.dumps({"const": word, "description": " ".join((fact.__doc__ or "").split())})
+            in text
+        )
     assert onnx.__version__ in text
 
 
@@ -134,7 +154,14 @@ def test_rules_show_prints_one_rule_in_full() -> None:
     code, text, _ = run("rules", "show", "residual-inputs")
 
     assert code == 0
-    for words in ("where: into Add; edge residual-branch", "then: quantize int8-activation", "beaten by: ", "no-missing-kernels", "evidence: ", "bias-add: "):
+    for words in (
+        "where: into Add; edge residual-branch",
+        "then: quantize int8-activation",
+        "beaten by: ",
+        "no-missing-kernels",
+        "evidence: ",
+        "bias-add: ",
+    ):
         assert words in text
     shown = json.loads(run("rules", "show", "residual-inputs", "--format", "json")[1])
     assert shown["rule"]["name"] == "residual-inputs"
@@ -145,18 +172,27 @@ def test_rules_show_prints_one_rule_in_full() -> None:
 def test_rules_show_names_the_nearest(tmp_path: Path) -> None:
     message = refused(tmp_path, "rules", "show", "residual-input")
 
-    assert message.startswith("qdq: no rule 'residual-input' in tensorrt. Did you mean 'residual-inputs'")
+    assert message.startswith(
+        "qdq: no rule 'residual-input' in tensorrt. Did you mean 'residual-inputs'"
+    )
 
 
 def test_rules_docs_writes_a_users_rules_too(tmp_path: Path) -> None:
-    (tmp_path / "mine.yaml").write_text(rule(where="{named: '*head_*'}", more="beats: ['*']\nbecause: I saw it.\n"))
+    (tmp_path / "mine.yaml").write_text(
+        rule(where="{named: '*head_*'}", more="beats: ['*']\nbecause: I saw it.\n")
+    )
     (tmp_path / "out").mkdir()
 
     assert run("rules", "docs", tmp_path / "mine.yaml", "-o", tmp_path / "out")[0] == 0
 
     page = (tmp_path / "out" / "rules.md").read_text()
-    assert "### mine\n\nSome words.\n\nBecause: I saw it.\n\n- `where: named *head_*`\n- `then: leave-float`\n- `beats: all others`\n" in page
-    assert f"qdq: {tmp_path / 'out' / 'rules.md'}: exists; pass --force" in refused(tmp_path, "rules", "docs", "-o", tmp_path / "out")
+    assert (
+        "### mine\n\nSome words.\n\nBecause: I saw it.\n\n- `where: named *head_*`\n- `then: leave-float`\n- `beats: all others`\n"
+        in page
+    )
+    assert f"qdq: {tmp_path / 'out' / 'rules.md'}: exists; pass --force" in refused(
+        tmp_path, "rules", "docs", "-o", tmp_path / "out"
+    )
 
 
 def test_a_new_rule_passes_its_cases_and_its_schema(tmp_path: Path) -> None:
@@ -169,7 +205,10 @@ def test_a_new_rule_passes_its_cases_and_its_schema(tmp_path: Path) -> None:
     assert (code, text.splitlines()[-1]) == (0, "6 of 6 hold")
     content = (folder / "float-head.yaml").read_text()
     assert refuses(content) == []
-    assert json.loads((folder / content.splitlines()[0].removeprefix(SCHEMA_LINE)).read_text()) == rule_schema()
+    assert (
+        json.loads((folder / content.splitlines()[0].removeprefix(SCHEMA_LINE)).read_text())
+        == rule_schema()
+    )
 
 
 def test_a_new_rule_of_a_set_among_others_goes_where_theirs_are(tmp_path: Path) -> None:
@@ -209,19 +248,36 @@ def test_a_new_rule_never_replaces_anything(tmp_path: Path, name: str, says: str
 def test_a_new_rule_needs_a_folder_that_can_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
 
-    assert f"qdq: {tmp_path / 'file' / 'cases'}: cannot be made: " in refused(tmp_path, "new-rule", "mine", "--rules", tmp_path / "file")
+    assert f"qdq: {tmp_path / 'file' / 'cases'}: cannot be made: " in refused(
+        tmp_path, "new-rule", "mine", "--rules", tmp_path / "file"
+    )
 
 
-def test_facts_lists_words_formats_and_the_numbers_that_rules_must_give(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_facts_lists_words_formats_and_the_numbers_that_rules_must_give(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def taller(_: Scene, node: Node, *, than: float) -> bool:
         """Is taller than so much."""
         return node.position > than
 
     monkeypatch.setitem(NODE_FACTS, "taller", taller)
 
-    listed = {each["word"]: each for each in json.loads(run("facts", "--format", "json")[1])["facts"]}
+    listed = {
+        each["word"]: each for each in json.loads(run("facts", "--format", "json")[1])["facts"]
+    }
 
-    assert listed["taller"] == {"word": "taller", "context": "from, into", "description": "Is taller than so much.", "parameters": ["than"]}
-    assert (listed["first-input"]["context"], listed["int8-activation"]["context"]) == ("edge", "using")
+    assert listed["taller"] == {
+        "word": "taller",
+        "context": "from, into",
+        "description": "Is taller than so much.",
+        "parameters": ["than"],
+    }
+    assert (listed["first-input"]["context"], listed["int8-activation"]["context"]) == (
+        "edge",
+        "using",
+    )
     assert "- **`taller`**; asks for `than`: Is taller than so much." in facts_page()
-    assert rule_schema()["properties"]["given"]["properties"]["than"]["description"] == "Asked for by taller."
+    assert (
+        rule_schema()["properties"]["given"]["properties"]["than"]["description"]
+        == "Asked for by taller."
+    )

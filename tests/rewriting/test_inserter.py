@@ -16,17 +16,32 @@ from qdq.graph.index import GraphIndex
 from qdq.graph.source import canonical_bytes
 from qdq.planning.decisions import Plan
 from qdq.testing.error_bounds import output_bound
-from tests.support.graphs import OPERATORS, identities, models, paired_edges, random_feed, renamed, run, shuffled
+from tests.support.graphs import (
+    OPERATORS,
+    identities,
+    models,
+    paired_edges,
+    random_feed,
+    renamed,
+    run,
+    shuffled,
+)
 
 slow = settings(
-    max_examples=60, deadline=None, phases=[Phase.generate], suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large], derandomize=True
+    max_examples=60,
+    deadline=None,
+    phases=[Phase.generate],
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+    derandomize=True,
 )
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 
 def planned(model: onnx.ModelProto, made: Plan) -> set[tuple[str, int]]:
     """Return the planned edges as (first output of their node, slot)."""
-    outputs = dict(zip(node_labels(model.graph), (n.output[0] for n in model.graph.node), strict=True))
+    outputs = dict(
+        zip(node_labels(model.graph), (n.output[0] for n in model.graph.node), strict=True)
+    )
     return {(outputs[p.edge.node], p.edge.slot) for p in made.placements}
 
 
@@ -49,7 +64,9 @@ def test_the_strategy_makes_valid_models_that_onnx_runtime_runs(model: onnx.Mode
 
 @slow
 @given(models())
-def test_stripping_what_was_applied_gives_the_model_back_byte_for_byte(model: onnx.ModelProto) -> None:
+def test_stripping_what_was_applied_gives_the_model_back_byte_for_byte(
+    model: onnx.ModelProto,
+) -> None:
     before = canonical_bytes(model)
     after = quantized(model, qdq.plan(model))
     assert canonical_bytes(qdq.strip(after)) == before
@@ -68,7 +85,10 @@ def test_every_planned_edge_and_no_other_gets_a_pair(model: onnx.ModelProto) -> 
 @given(models(), st.sampled_from(["max", "mse", "percentile:99"]))
 def test_the_same_inputs_give_the_same_bytes_twice(model: onnx.ModelProto, method: str) -> None:
     copy = onnx.ModelProto.FromString(model.SerializeToString())
-    first, second = qdq.quantize(model, "noise", method=method), qdq.quantize(copy, "noise", method=method)
+    first, second = (
+        qdq.quantize(model, "noise", method=method),
+        qdq.quantize(copy, "noise", method=method),
+    )
     assert first.plan == second.plan
     assert first.scales == second.scales
     assert canonical_bytes(first.model) == canonical_bytes(second.model)
@@ -94,13 +114,17 @@ def test_outputs_differ_by_no_more_than_the_scales_allow(model: onnx.ModelProto)
     index = GraphIndex(qdq.load(model))
     feed = open_feeds(index, "noise").first()
     bounds = output_bound(index, made, scales, feed)
-    for output, expected, got in zip(model.graph.output, run(model, feed), run(qdq.apply(model, made, scales), feed), strict=True):
+    for output, expected, got in zip(
+        model.graph.output, run(model, feed), run(qdq.apply(model, made, scales), feed), strict=True
+    ):
         assert (np.abs(got - expected) <= bounds[output.name]).all()
 
 
 @slow
 @given(models())
-def test_checking_the_result_finds_nothing_and_checking_the_float_model_finds_each_planned_edge(model: onnx.ModelProto) -> None:
+def test_checking_the_result_finds_nothing_and_checking_the_float_model_finds_each_planned_edge(
+    model: onnx.ModelProto,
+) -> None:
     made = qdq.plan(model)
     assert qdq.check(quantized(model, made)) == ()
     assert {p.edge for p in compare_with_plan(model).missing} == {p.edge for p in made.placements}
@@ -123,21 +147,29 @@ def test_the_order_of_nodes_does_not_change_the_plan(model: onnx.ModelProto, see
     made, again = qdq.plan(model), qdq.plan(other)
     assert planned(other, again) == planned(model, made)
     assert shared(other, again) == shared(model, made)
-    assert {(p.edge.tensor, p.quantizer) for p in again.placements} == {(p.edge.tensor, p.quantizer) for p in made.placements}
+    assert {(p.edge.tensor, p.quantizer) for p in again.placements} == {
+        (p.edge.tensor, p.quantizer) for p in made.placements
+    }
 
 
 @slow
 @given(models(), st.integers(0, 99))
-def test_the_names_of_nodes_and_tensors_do_not_change_the_plan(model: onnx.ModelProto, seed: int) -> None:
+def test_the_names_of_nodes_and_tensors_do_not_change_the_plan(
+    model: onnx.ModelProto, seed: int
+) -> None:
     other, names = renamed(model, seed)
     made, again = qdq.plan(model), qdq.plan(other)
     assert planned(other, again) == {(names[output], slot) for output, slot in planned(model, made)}
-    assert shared(other, again) == {frozenset(names[t] for t in group) for group in shared(model, made)}
+    assert shared(other, again) == {
+        frozenset(names[t] for t in group) for group in shared(model, made)
+    }
 
 
 @slow
 @given(models(), st.data())
-def test_a_node_left_in_float_keeps_all_its_inputs_and_no_other_node_is_half_quantized(model: onnx.ModelProto, data: st.DataObject) -> None:
+def test_a_node_left_in_float_keeps_all_its_inputs_and_no_other_node_is_half_quantized(
+    model: onnx.ModelProto, data: st.DataObject
+) -> None:
     labels = node_labels(model.graph)
     label = data.draw(st.sampled_from(labels))
     node = model.graph.node[labels.index(label)]
@@ -158,7 +190,9 @@ def test_a_node_left_in_float_keeps_all_its_inputs_and_no_other_node_is_half_qua
 @given(models())
 def test_each_edge_of_a_plan_is_in_the_graph_and_decided_once(model: onnx.ModelProto) -> None:
     made = qdq.plan(model)
-    outputs = dict(zip(node_labels(model.graph), (n.output[0] for n in model.graph.node), strict=True))
+    outputs = dict(
+        zip(node_labels(model.graph), (n.output[0] for n in model.graph.node), strict=True)
+    )
     decided = [item.edge for item in (*made.placements, *made.left_float)]
     assert len(decided) == len(set(decided))
     edges = identities(model)
@@ -166,8 +200,12 @@ def test_each_edge_of_a_plan_is_in_the_graph_and_decided_once(model: onnx.ModelP
         assert edges[outputs[edge.node], edge.slot] == edge.tensor
 
 
-@given(st.lists(st.sampled_from(["", "a", "b", "a#1", "a#2", "#0", "#1", "#2", "#1#1"]), max_size=5))
-def test_labels_are_unique_and_a_name_that_no_other_node_has_is_its_node_s_label(names: list[str]) -> None:
+@given(
+    st.lists(st.sampled_from(["", "a", "b", "a#1", "a#2", "#0", "#1", "#2", "#1#1"]), max_size=5)
+)
+def test_labels_are_unique_and_a_name_that_no_other_node_has_is_its_node_s_label(
+    names: list[str],
+) -> None:
     graph = onnx.GraphProto(node=[onnx.NodeProto(name=name) for name in names])
     labels = node_labels(graph)
     assert len(set(labels)) == len(names)
@@ -182,7 +220,13 @@ def test_the_strategy_reaches_every_operator(op: str) -> None:
 
 def _seen() -> list[onnx.NodeProto]:
     if not _NODES:
-        settings(max_examples=150, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))(given(models())(_collect))()
+        settings(
+            max_examples=150,
+            deadline=None,
+            derandomize=True,
+            database=None,
+            suppress_health_check=list(HealthCheck),
+        )(given(models())(_collect))()
     return _NODES
 
 

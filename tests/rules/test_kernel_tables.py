@@ -11,11 +11,25 @@ import pytest
 from onnx import TensorProto
 
 import qdq
-from qdq.engines.kernel_probe import OPERATORS, list_forms, measure_form, merge_rows, probe, table_yaml
+from qdq.engines.kernel_probe import (
+    OPERATORS,
+    list_forms,
+    measure_form,
+    merge_rows,
+    probe,
+    table_yaml,
+)
 from qdq.engines.one_layer_models import LAYER, LayerForm, make_network
 from qdq.graph.index import GraphIndex
 from qdq.graph.loader import load
-from qdq.rules.kernel_tables import KernelRow, KernelTable, describe_layer_form, explain_missing_kernel, find_deciding_rows, read_kernel_table
+from qdq.rules.kernel_tables import (
+    KernelRow,
+    KernelTable,
+    describe_layer_form,
+    explain_missing_kernel,
+    find_deciding_rows,
+    read_kernel_table,
+)
 from qdq.rules.shipped import shipped_rules_folder
 from qdq.target import RTX_CAPABILITIES, Target, parse_target
 from tests.support.cli_runner import refused
@@ -26,7 +40,9 @@ FILES = sorted((shipped_rules_folder() / "kernels").glob("*.yaml"), key=lambda p
 MEASURED = tuple(Target("rtx", sm) for sm in RTX_CAPABILITIES)
 PAIR = ("QuantizeLinear", "DequantizeLinear")
 RUNS = ("int8", "fp8", "float", "refused", "int8-in-memory", "int8-in-part", "fp8-in-part")
-needs_compiler = pytest.mark.skipif(importlib.util.find_spec("tensorrt_rtx") is None, reason="TensorRT-RTX is not installed")
+needs_compiler = pytest.mark.skipif(
+    importlib.util.find_spec("tensorrt_rtx") is None, reason="TensorRT-RTX is not installed"
+)
 
 #: A sample of the tables' rows: the forms that differ between targets, and those that rules rest on.
 SAMPLE: list[tuple[int, LayerForm, str]] = [
@@ -34,18 +50,56 @@ SAMPLE: list[tuple[int, LayerForm, str]] = [
     (75, {"operator": "Conv", "graph": "float32", "spatial": 2, "kernel": 3}, "int8"),
     (75, {"operator": "Conv", "graph": "float32", "spatial": 3, "channels": 16}, "int8"),
     (121, {"operator": "Conv", "graph": "float16", "groups": "depthwise", "channels": 65}, "int8"),
-    (86, {"operator": "Conv", "graph": "float32", "plane": "point", "kernel": 1, "channels": 2}, "int8"),
+    (
+        86,
+        {"operator": "Conv", "graph": "float32", "plane": "point", "kernel": 1, "channels": 2},
+        "int8",
+    ),
     (86, {"operator": "Conv", "graph": "float32", "scales": "axis 1"}, "int8"),
-    (80, {"operator": "ConvTranspose", "graph": "float32", "spatial": 2, "kernel": 4, "stride": 2}, "int8"),
+    (
+        80,
+        {"operator": "ConvTranspose", "graph": "float32", "spatial": 2, "kernel": 4, "stride": 2},
+        "int8",
+    ),
     (75, {"operator": "Gemm", "graph": "float16", "rows": 1, "channels": 16, "outputs": 4}, "int8"),
-    (75, {"operator": "MatMul", "graph": "float32", "batched": "heads", "operands": "computed"}, "int8"),
+    (
+        75,
+        {"operator": "MatMul", "graph": "float32", "batched": "heads", "operands": "computed"},
+        "int8",
+    ),
     (89, {"operator": "MatMul", "graph": "float32", "scales": "wrong axis"}, "int8"),
     (120, {"operator": "LSTM", "graph": "float16", "scales": "usual", "rows": 32}, "int8"),
-    (86, {"operator": "AveragePool", "graph": "float32", "spatial": 2, "counted": 0, "kernel": 2, "stride": 2}, "int8"),
-    (86, {"operator": "AveragePool", "graph": "float32", "spatial": 2, "counted": 1, "kernel": 2, "stride": 2}, "int8"),
+    (
+        86,
+        {
+            "operator": "AveragePool",
+            "graph": "float32",
+            "spatial": 2,
+            "counted": 0,
+            "kernel": 2,
+            "stride": 2,
+        },
+        "int8",
+    ),
+    (
+        86,
+        {
+            "operator": "AveragePool",
+            "graph": "float32",
+            "spatial": 2,
+            "counted": 1,
+            "kernel": 2,
+            "stride": 2,
+        },
+        "int8",
+    ),
     (120, {"operator": "GlobalAveragePool", "graph": "float32", "spatial": 2}, "int8"),
     (86, {"operator": "MatMul", "graph": "float32"}, "fp8"),
-    (89, {"operator": "MatMul", "graph": "float16", "batched": "heads", "operands": "computed"}, "fp8"),
+    (
+        89,
+        {"operator": "MatMul", "graph": "float16", "batched": "heads", "operands": "computed"},
+        "fp8",
+    ),
 ]
 
 
@@ -58,7 +112,9 @@ def table(target: Target) -> KernelTable:
 
 def holds(row: KernelRow, form: LayerForm) -> bool:
     """Whether a form is among those that a row merges."""
-    return row.layer.keys() == form.keys() and all(form[k] in (v if isinstance(v, list) else [v]) for k, v in row.layer.items())
+    return row.layer.keys() == form.keys() and all(
+        form[k] in (v if isinstance(v, list) else [v]) for k, v in row.layer.items()
+    )
 
 
 def spelled(value: Any) -> str:
@@ -119,7 +175,9 @@ def test_fp8_is_measured_in_full_where_the_target_has_it(target: Target) -> None
     rows = table(target).fp8
     covered = [form for form in list_forms("fp8") if any(holds(row, form) for row in rows)]
     assert bool(covered) == (target.sm >= 89)
-    assert {row.layer["operator"] for row in rows} == {form["operator"] for form in list_forms("fp8")}
+    assert {row.layer["operator"] for row in rows} == {
+        form["operator"] for form in list_forms("fp8")
+    }
 
 
 @pytest.mark.parametrize("sm", [75, 80])
@@ -132,7 +190,12 @@ def test_a_documented_table_says_so_and_speaks_of_forms_that_exist(sm: int) -> N
         assert row.layer["operator"] in OPERATORS
 
 
-LOOKED_UP = [form for form in list_forms() if form["operator"] in ("Conv", "ConvTranspose", "Gemm", "MatMul", "AveragePool", "MaxPool", "GlobalAveragePool")]
+LOOKED_UP = [
+    form
+    for form in list_forms()
+    if form["operator"]
+    in ("Conv", "ConvTranspose", "Gemm", "MatMul", "AveragePool", "MaxPool", "GlobalAveragePool")
+]
 
 
 @pytest.mark.parametrize("pairs", ["int8", "fp8", "none"])
@@ -148,25 +211,37 @@ def test_the_form_of_each_network_is_read_back_from_its_graph() -> None:
     for form in LOOKED_UP:
         index = index_of(form)
         wanted = {key: value for key, value in form.items() if key != "scales"}
-        assert wanted.items() <= (describe_layer_form(index, index.by_label[LAYER]) or {}).items(), form
+        assert (
+            wanted.items() <= (describe_layer_form(index, index.by_label[LAYER]) or {}).items()
+        ), form
 
 
 @pytest.mark.parametrize("target", MEASURED, ids=str)
 def test_a_measured_layer_lacks_a_kernel_exactly_where_its_row_is_not_int8(target: Target) -> None:
     for row in table(target).int8:
-        first = {key: value[0] if isinstance(value, list) else value for key, value in row.layer.items()}
-        if first["operator"] in ("Conv", "ConvTranspose", "Gemm", "MatMul", "AveragePool", "MaxPool") and "scales" not in first:
+        first = {
+            key: value[0] if isinstance(value, list) else value for key, value in row.layer.items()
+        }
+        if (
+            first["operator"]
+            in ("Conv", "ConvTranspose", "Gemm", "MatMul", "AveragePool", "MaxPool")
+            and "scales" not in first
+        ):
             said = looked_up(first, target)
             assert (said is None) == (row.runs == "int8"), (first, said)
             assert said is None or said.startswith(f"TensorRT-RTX 1.7.1.116 on sm{target.sm}: ")
 
 
-def test_on_sm75_convolutions_run_in_float_and_products_are_refused_in_fp32_and_run_in_int8_in_fp16() -> None:
+def test_on_sm75_convolutions_run_in_float_and_products_are_refused_in_fp32_and_run_in_int8_in_fp16() -> (
+    None
+):
     sm75 = Target("rtx", 75)
 
     assert "correlation Float" in (looked_up({"operator": "Conv"}, sm75) or "")
     assert "correlation Half" in (looked_up({"operator": "Conv", "graph": "float16"}, sm75) or "")
-    assert "does not build: FP32 GEMM is not supported (nor without Q/DQ)" in (looked_up({"operator": "Gemm"}, sm75) or "")
+    assert "does not build: FP32 GEMM is not supported (nor without Q/DQ)" in (
+        looked_up({"operator": "Gemm"}, sm75) or ""
+    )
     assert looked_up({"operator": "Gemm", "graph": "float16"}, sm75) is None
     assert looked_up({"operator": "MatMul", "graph": "float16", "batched": "data"}, sm75) is None
 
@@ -175,14 +250,29 @@ def test_fp8_is_refused_on_sm86_and_runs_on_sm89() -> None:
     index = index_of({"operator": "MatMul", "graph": "float16"})
     node_ = index.by_label[LAYER]
 
-    assert "does not build: Cannot compile for target(s) sm86" in (explain_missing_kernel(index, node_, Target("rtx", 86), "fp8") or "")
+    assert "does not build: Cannot compile for target(s) sm86" in (
+        explain_missing_kernel(index, node_, Target("rtx", 86), "fp8") or ""
+    )
     assert explain_missing_kernel(index, node_, Target("rtx", 89), "fp8") is None
 
 
 def test_a_number_that_was_not_measured_is_taken_as_the_nearest_lower_one() -> None:
-    rows = [KernelRow({"operator": "Conv", "channels": [4, 16]}, "int8", "new"), KernelRow({"operator": "Conv", "channels": 8}, "float", "old")]
-    for channels, seen in ((1, "new"), (4, "new"), (7, "new"), (8, "old"), (15, "old"), (16, "new"), (1000, "new")):
-        assert [row.seen for row in find_deciding_rows(rows, {"operator": "Conv", "channels": channels})] == [seen], channels
+    rows = [
+        KernelRow({"operator": "Conv", "channels": [4, 16]}, "int8", "new"),
+        KernelRow({"operator": "Conv", "channels": 8}, "float", "old"),
+    ]
+    for channels, seen in (
+        (1, "new"),
+        (4, "new"),
+        (7, "new"),
+        (8, "old"),
+        (15, "old"),
+        (16, "new"),
+        (1000, "new"),
+    ):
+        assert [
+            row.seen for row in find_deciding_rows(rows, {"operator": "Conv", "channels": channels})
+        ] == [seen], channels
 
 
 def test_a_row_of_more_keys_speaks_instead_of_one_of_fewer_and_unlike_rows_speak_together() -> None:
@@ -202,7 +292,15 @@ def test_a_row_of_more_keys_speaks_instead_of_one_of_fewer_and_unlike_rows_speak
 
 
 def test_rows_that_say_the_same_become_one_and_hold_no_form_that_was_not_measured() -> None:
-    made = [KernelRow({"operator": "Conv", "kernel": k, "stride": s}, "int8" if (k, s) != (3, 2) else "float", "x") for k in (1, 3, 5) for s in (1, 2)]
+    made = [
+        KernelRow(
+            {"operator": "Conv", "kernel": k, "stride": s},
+            "int8" if (k, s) != (3, 2) else "float",
+            "x",
+        )
+        for k in (1, 3, 5)
+        for s in (1, 2)
+    ]
     small = merge_rows(made)
 
     assert len(small) == 3
@@ -217,28 +315,51 @@ def test_what_a_graph_does_not_say_is_left_out_of_the_form() -> None:
     index = index_of(form, dynamic=True)
     found = describe_layer_form(index, index.by_label[LAYER])
 
-    assert found == {"operator": "MatMul", "graph": "float32", "operands": "computed", "batched": "heads", "outputs": 64}
+    assert found == {
+        "operator": "MatMul",
+        "graph": "float32",
+        "operands": "computed",
+        "batched": "heads",
+        "outputs": 64,
+    }
     assert explain_missing_kernel(index, index.by_label[LAYER], Target("rtx", 86)) is None
 
 
 def test_a_mean_over_the_plane_is_looked_up_as_a_global_average_pool() -> None:
     index = index_of({"operator": "ReduceMean"})
 
-    assert (describe_layer_form(index, index.by_label[LAYER]) or {})["operator"] == "GlobalAveragePool"
+    assert (describe_layer_form(index, index.by_label[LAYER]) or {})[
+        "operator"
+    ] == "GlobalAveragePool"
 
 
 @pytest.mark.parametrize(
     ("asked", "answering"),
-    [("trt:sm75", 75), ("trt:sm79", 75), ("trt:sm86", 80), ("trt:sm120", 80), ("trt", 80), ("rtx:sm86", 86)],
+    [
+        ("trt:sm75", 75),
+        ("trt:sm79", 75),
+        ("trt:sm86", 80),
+        ("trt:sm120", 80),
+        ("trt", 80),
+        ("rtx:sm86", 86),
+    ],
 )
-def test_a_target_without_a_table_uses_the_nearest_lower_one_and_an_unnamed_gpu_the_highest(asked: str, answering: int) -> None:
+def test_a_target_without_a_table_uses_the_nearest_lower_one_and_an_unnamed_gpu_the_highest(
+    asked: str, answering: int
+) -> None:
     assert table(parse_target(asked)).sm == answering
 
 
 def test_a_borrowed_table_is_named_in_the_reason_and_in_the_plan() -> None:
     note = "no kernel table for trt:sm86; that of trt:sm80 is used"
     said = looked_up({"operator": "ConvTranspose", "spatial": 3}, Target("trt", 86))
-    model = build([node("Conv", ["x", "w"], "y")], {"x": [1, 3, 8, 8]}, ["y"], {"w": noise(4, 3, 3, 3)}, dtype=TensorProto.FLOAT)
+    model = build(
+        [node("Conv", ["x", "w"], "y")],
+        {"x": [1, 3, 8, 8]},
+        ["y"],
+        {"w": noise(4, 3, 3, 3)},
+        dtype=TensorProto.FLOAT,
+    )
 
     assert f"on sm80 ({note}): runs in FP16" in (said or "")
     assert qdq.plan(model, targets=[Target("trt", 86)]).notes == (note,)
@@ -256,7 +377,10 @@ def test_the_note_stands_in_the_plan_that_is_printed(tmp_path: Path) -> None:
 
 def test_below_every_table_each_layer_lacks_a_kernel_and_the_reason_names_the_target() -> None:
     assert read_kernel_table(Target("trt", 70)) is None
-    assert looked_up({"operator": "Conv"}, Target("trt", 70)) == "no kernel table of trt reaches down to trt:sm70"
+    assert (
+        looked_up({"operator": "Conv"}, Target("trt", 70))
+        == "no kernel table of trt reaches down to trt:sm70"
+    )
 
 
 def test_a_form_that_no_documented_row_speaks_of_is_taken_to_have_a_kernel() -> None:
@@ -266,13 +390,19 @@ def test_a_form_that_no_documented_row_speaks_of_is_taken_to_have_a_kernel() -> 
 @needs_compiler
 def test_probing_again_writes_the_same_file_and_tells_how_far_it_is(tmp_path: Path) -> None:
     steps: list[tuple[int, int]] = []
-    made = probe(Target("rtx", 86), ["GlobalMaxPool"], 2, lambda done, total: steps.append((done, total)))
-    committed = [row for row in table(Target("rtx", 86)).int8 if row.layer["operator"] == "GlobalMaxPool"]
+    made = probe(
+        Target("rtx", 86), ["GlobalMaxPool"], 2, lambda done, total: steps.append((done, total))
+    )
+    committed = [
+        row for row in table(Target("rtx", 86)).int8 if row.layer["operator"] == "GlobalMaxPool"
+    ]
 
     assert list(made.int8) == committed
     assert (made.networks, steps[-1]) == (26, (26, 26))
     path = tmp_path / "t.yaml"
-    code, text, error = cli("probe", "--target", "rtx:sm86", "--operators", "GlobalMaxPool", "-o", path)
+    code, text, error = cli(
+        "probe", "--target", "rtx:sm86", "--operators", "GlobalMaxPool", "-o", path
+    )
     assert (code, error) == (0, "")
     assert path.read_text() == table_yaml(made)
     assert "26 networks" in text
@@ -294,17 +424,24 @@ def test_a_refusal_does_not_spoil_the_builds_after_it_and_keeps_the_words_on_one
         (["--target", "rtx:sm86", "--operators", "Convv"], "Did you mean 'Conv'"),
         (["--target", "trt"], "name that of the GPU"),
         (["--target", "rtx:sm90"], "TensorRT-RTX compiles for"),
-        (["--target", "rtx:sm86", "--target", "rtx:sm80", "-o", "t.yaml"], "pass --output-folder for several"),
+        (
+            ["--target", "rtx:sm86", "--target", "rtx:sm80", "-o", "t.yaml"],
+            "pass --output-folder for several",
+        ),
         (["--target", "rtx:sm86", "--output-folder", "nowhere"], "nowhere: is no folder"),
         (["--target", "rtx:sm86", "-o", "nowhere/t.yaml"], "does not exist"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_bad_requests_are_refused_in_one_line(tmp_path: Path, arguments: list[str], says: str) -> None:
+def test_bad_requests_are_refused_in_one_line(
+    tmp_path: Path, arguments: list[str], says: str
+) -> None:
     assert says in refused(tmp_path, "probe", *arguments)
 
 
 def test_tensorrt_proper_needs_a_gpu(tmp_path: Path) -> None:
     if importlib.util.find_spec("tensorrt") is not None:
         pytest.skip("TensorRT is installed")
-    assert "target trt:sm86: needs a GPU and TensorRT" in refused(tmp_path, "probe", "--target", "trt:sm86", "--operators", "Relu")
+    assert "target trt:sm86: needs a GPU and TensorRT" in refused(
+        tmp_path, "probe", "--target", "trt:sm86", "--operators", "Relu"
+    )

@@ -13,7 +13,12 @@ from tests.support.cli_runner import refused, run, save, tiny_model
 QUANTIZE = "then: quantize\nusing: int8-activation\n"
 
 
-def rule(name: str = "mine", where: str = "{into: Conv}", then: str = "then: leave-float\n", more: str = "") -> str:
+def rule(
+    name: str = "mine",
+    where: str = "{into: Conv}",
+    then: str = "then: leave-float\n",
+    more: str = "",
+) -> str:
     """Return a rule file of four lines or more: rule, says, where, then."""
     return f"rule: {name}\nsays: Some words.\nwhere: {where}\n{then}{more}"
 
@@ -23,11 +28,15 @@ def folder_of(parent: Path, **files: str | bytes) -> Path:
     folder = parent / "rules"
     folder.mkdir(exist_ok=True)
     for name, content in files.items():
-        (folder / f"{name}.yaml").write_bytes(content if isinstance(content, bytes) else content.encode())
+        (folder / f"{name}.yaml").write_bytes(
+            content if isinstance(content, bytes) else content.encode()
+        )
     return folder
 
 
-def plan(parent: Path, *more: object, model: onnx.ModelProto | None = None, **files: str | bytes) -> str:
+def plan(
+    parent: Path, *more: object, model: onnx.ModelProto | None = None, **files: str | bytes
+) -> str:
     """Return the refusal of `qdq plan` for a tiny model under rule files that are alone."""
     path = save(model or tiny_model(), parent / "model.onnx")
     return refused(parent, "plan", path, "--rules", folder_of(parent, **files), *more)
@@ -44,12 +53,20 @@ def plan(parent: Path, *more: object, model: onnx.ModelProto | None = None, **fi
     ],
     ids=lambda command: command[0],
 )
-def test_an_unknown_rule_set_is_answered_with_the_nearest(tmp_path: Path, command: list[str]) -> None:
-    words = {"MODEL": save(tiny_model(), tmp_path / "model.onnx"), "OUT": tmp_path / "out.onnx", "NAME": "tensort"}
+def test_an_unknown_rule_set_is_answered_with_the_nearest(
+    tmp_path: Path, command: list[str]
+) -> None:
+    words = {
+        "MODEL": save(tiny_model(), tmp_path / "model.onnx"),
+        "OUT": tmp_path / "out.onnx",
+        "NAME": "tensort",
+    }
 
     message = refused(tmp_path, *(words.get(word, word) for word in command))
 
-    assert message.startswith("qdq: unknown rule set 'tensort': no folder or file, and the shipped sets are ")
+    assert message.startswith(
+        "qdq: unknown rule set 'tensort': no folder or file, and the shipped sets are "
+    )
     assert ". Did you mean 'tensorrt'" in message
 
 
@@ -57,12 +74,16 @@ def test_a_file_of_another_suffix_is_no_rule_file(tmp_path: Path) -> None:
     path = tmp_path / "mine.txt"
     path.write_text(rule())
 
-    assert f"unknown rule set '{path}': a rule file ends in .yaml or .yml" in refused(tmp_path, "rules", path)
+    assert f"unknown rule set '{path}': a rule file ends in .yaml or .yml" in refused(
+        tmp_path, "rules", path
+    )
 
 
 @pytest.mark.parametrize("command", ["rules", "test"])
 def test_an_empty_folder_holds_no_rules(tmp_path: Path, command: str) -> None:
-    assert f"qdq: {folder_of(tmp_path)}: holds no rule files (*.yaml)" in refused(tmp_path, command, folder_of(tmp_path))
+    assert f"qdq: {folder_of(tmp_path)}: holds no rule files (*.yaml)" in refused(
+        tmp_path, command, folder_of(tmp_path)
+    )
 
 
 MISTAKES: list[tuple[str, str | bytes, int, str]] = [
@@ -71,71 +92,260 @@ MISTAKES: list[tuple[str, str | bytes, int, str]] = [
     ("empty", "", 1, "a rule file is a mapping"),
     ("open-bracket", "rule: [\n", 2, "not valid YAML"),
     ("tab", "rule: mine\n\tsays: x\n", 2, "not valid YAML"),
-    ("unquoted-sign", rule(where="{target: {sm_at_least: >=8.0}}"), 3, "quote values that begin with a sign"),
+    (
+        "unquoted-sign",
+        rule(where="{target: {sm_at_least: >=8.0}}"),
+        3,
+        "quote values that begin with a sign",
+    ),
     ("second-document-a-list", rule("a") + "---\n- x\n", 6, "a rule file is a mapping"),
     ("second-document-empty", rule("a") + "---\n", 6, "a rule file is a mapping"),
-    ("second-document-incomplete", rule("a") + "---\nrule: b\nsays: x\nthen: leave-float\n", 6, "the key 'where' is missing"),
-    ("second-document-misspelt", rule("a") + "---\n" + rule("b", where="{into: Convv}"), 8, "'Convv' is not an ONNX operator"),
-    ("second-document-repeats-a-name", rule("a") + "---\n" + rule("a"), 6, "the file holds another rule 'a'; rename or remove one"),
+    (
+        "second-document-incomplete",
+        rule("a") + "---\nrule: b\nsays: x\nthen: leave-float\n",
+        6,
+        "the key 'where' is missing",
+    ),
+    (
+        "second-document-misspelt",
+        rule("a") + "---\n" + rule("b", where="{into: Convv}"),
+        8,
+        "'Convv' is not an ONNX operator",
+    ),
+    (
+        "second-document-repeats-a-name",
+        rule("a") + "---\n" + rule("a"),
+        6,
+        "the file holds another rule 'a'; rename or remove one",
+    ),
     ("unknown-alias", "rule: *mine\n", 1, "not valid YAML"),
     ("python-object", "rule: !!python/object:os.system {}\n", 1, "not valid YAML"),
-    ("no-such-date", "rule: mine\nsays: 2024-99-99\n", 2, "YAML cannot read '2024-99-99' as timestamp; put it in quotes"),
+    (
+        "no-such-date",
+        "rule: mine\nsays: 2024-99-99\n",
+        2,
+        "YAML cannot read '2024-99-99' as timestamp; put it in quotes",
+    ),
     ("no-number", "rule: !!int mine\n", 1, "YAML cannot read 'mine' as int; put it in quotes"),
     ("no-truth", "rule: !!bool mine\n", 1, "YAML cannot read 'mine' as bool"),
     ("key-on", rule(more="on: Conv\n"), 5, "YAML reads the key 'on' as True; put it in quotes"),
     ("key-yes", rule(more="yes: Conv\n"), 5, "YAML reads the key 'yes' as True; put it in quotes"),
     ("key-number", rule(more="8: Conv\n"), 5, "YAML reads the key '8' as 8; put it in quotes"),
     ("key-list", rule(more="? [a]\n: b\n"), 5, "put it in quotes"),
-    ("repeated-key", rule(more="says: Other words.\n"), 5, "the key 'says' is given twice; remove one"),
-    ("repeated-inner-key", rule(where="{into: Conv, into: Gemm}"), 3, "the key 'into' is given twice; remove one"),
-    ("unknown-key", rule(more="becuase: I say so\n"), 5, "unknown key 'becuase'. Did you mean 'because'"),
+    (
+        "repeated-key",
+        rule(more="says: Other words.\n"),
+        5,
+        "the key 'says' is given twice; remove one",
+    ),
+    (
+        "repeated-inner-key",
+        rule(where="{into: Conv, into: Gemm}"),
+        3,
+        "the key 'into' is given twice; remove one",
+    ),
+    (
+        "unknown-key",
+        rule(more="becuase: I say so\n"),
+        5,
+        "unknown key 'becuase'. Did you mean 'because'",
+    ),
     ("unknown-place", rule(where="{inot: Conv}"), 3, "unknown key 'inot'. Did you mean 'into'?"),
     ("no-rule", "says: x\n", 1, "the key 'rule' is missing"),
-    ("no-says", "rule: mine\nwhere: {into: Conv}\nthen: leave-float\n", 1, "the key 'says' is missing"),
+    (
+        "no-says",
+        "rule: mine\nwhere: {into: Conv}\nthen: leave-float\n",
+        1,
+        "the key 'says' is missing",
+    ),
     ("no-where", "rule: mine\nsays: x\nthen: leave-float\n", 1, "the key 'where' is missing"),
     ("no-then", "rule: mine\nsays: x\nwhere: {into: Conv}\n", 1, "the key 'then' is missing"),
-    ("other-name", rule("yours"), 1, "the rule is called 'yours' but the file 'mine'; they must be the same"),
+    (
+        "other-name",
+        rule("yours"),
+        1,
+        "the rule is called 'yours' but the file 'mine'; they must be the same",
+    ),
     ("name-no-text", rule("5"), 1, "'rule' must be text, not 5; put it in quotes"),
-    ("says-nothing", "rule: mine\nsays:\nwhere: {into: Conv}\nthen: leave-float\n", 2, "'says' must be text, not None; put it in quotes"),
-    ("unknown-node-fact", rule(where="{into: wieghted}"), 3, "unknown fact 'wieghted'. Did you mean 'weighted'?; 'qdq facts' lists them"),
-    ("unknown-edge-fact", rule(where="{edge: frist-input}"), 3, "unknown fact 'frist-input'. Did you mean 'first-input'?; 'qdq facts' lists them"),
+    (
+        "says-nothing",
+        "rule: mine\nsays:\nwhere: {into: Conv}\nthen: leave-float\n",
+        2,
+        "'says' must be text, not None; put it in quotes",
+    ),
+    (
+        "unknown-node-fact",
+        rule(where="{into: wieghted}"),
+        3,
+        "unknown fact 'wieghted'. Did you mean 'weighted'?; 'qdq facts' lists them",
+    ),
+    (
+        "unknown-edge-fact",
+        rule(where="{edge: frist-input}"),
+        3,
+        "unknown fact 'frist-input'. Did you mean 'first-input'?; 'qdq facts' lists them",
+    ),
     (
         "unknown-operator",
         rule(where="{into: Convv}"),
         3,
         "'Convv' is not an ONNX operator. Did you mean 'Conv'?; write one of another domain as domain.Operator",
     ),
-    ("edge-fact-behind-into", rule(where="{into: first-input}"), 3, "'first-input' is a fact about edges; write it behind 'edge'"),
-    ("edge-fact-behind-from", rule(where="{from: [Conv, residual-branch]}"), 3, "'residual-branch' is a fact about edges; write it behind 'edge'"),
-    ("node-fact-behind-edge", rule(where="{edge: weighted}"), 3, "'weighted' is about nodes; write it behind 'into' or 'from'"),
-    ("operator-behind-edge", rule(where="{edge: Conv}"), 3, "'Conv' is about nodes; write it behind 'into' or 'from'"),
-    ("unknown-then", rule(then="then: quantise\n"), 4, "'then' is 'quantise'; it must be one of quantize, leave-float, share-scale. Did you mean 'quantize'?"),
-    ("no-using", rule(then="then: quantize\n"), 4, "'then: quantize' needs 'using': one of int8-activation"),
-    ("unknown-using", rule(then="then: quantize\nusing: int8-activations\n"), 5, "'using' is 'int8-activations'; it must be one of int8-activation"),
-    ("using-with-leave-float", rule(more="using: int8-activation\n"), 5, "'using' goes with 'then: quantize' only; remove it"),
-    ("using-with-share-scale", rule(then="then: share-scale\nusing: int8-activation\n"), 5, "'using' goes with 'then: quantize' only; remove it"),
-    ("empty-where", rule(where="{}"), 3, "'where' needs at least one of into, from, edge, named, tensor, target"),
+    (
+        "edge-fact-behind-into",
+        rule(where="{into: first-input}"),
+        3,
+        "'first-input' is a fact about edges; write it behind 'edge'",
+    ),
+    (
+        "edge-fact-behind-from",
+        rule(where="{from: [Conv, residual-branch]}"),
+        3,
+        "'residual-branch' is a fact about edges; write it behind 'edge'",
+    ),
+    (
+        "node-fact-behind-edge",
+        rule(where="{edge: weighted}"),
+        3,
+        "'weighted' is about nodes; write it behind 'into' or 'from'",
+    ),
+    (
+        "operator-behind-edge",
+        rule(where="{edge: Conv}"),
+        3,
+        "'Conv' is about nodes; write it behind 'into' or 'from'",
+    ),
+    (
+        "unknown-then",
+        rule(then="then: quantise\n"),
+        4,
+        "'then' is 'quantise'; it must be one of quantize, leave-float, share-scale. Did you mean 'quantize'?",
+    ),
+    (
+        "no-using",
+        rule(then="then: quantize\n"),
+        4,
+        "'then: quantize' needs 'using': one of int8-activation",
+    ),
+    (
+        "unknown-using",
+        rule(then="then: quantize\nusing: int8-activations\n"),
+        5,
+        "'using' is 'int8-activations'; it must be one of int8-activation",
+    ),
+    (
+        "using-with-leave-float",
+        rule(more="using: int8-activation\n"),
+        5,
+        "'using' goes with 'then: quantize' only; remove it",
+    ),
+    (
+        "using-with-share-scale",
+        rule(then="then: share-scale\nusing: int8-activation\n"),
+        5,
+        "'using' goes with 'then: quantize' only; remove it",
+    ),
+    (
+        "empty-where",
+        rule(where="{}"),
+        3,
+        "'where' needs at least one of into, from, edge, named, tensor, target",
+    ),
     ("where-nothing", rule(where=""), 3, "'where' needs at least one of"),
     ("where-a-list", rule(where="[Conv]"), 3, "'where' needs at least one of"),
-    ("into-nothing", rule(where="{into: }"), 3, "'into' must be a word or a list of words, not None"),
-    ("into-no-words", rule(where="{into: [Conv, yes]}"), 3, "'into' must be a word or a list of words, not ['Conv', True]"),
-    ("empty-target", rule(where="{target: {}}"), 3, "'target' needs at least one of sm_at_most, sm_at_least, backend"),
-    ("target-a-word", rule(where="{target: rtx}"), 3, "'target' needs at least one of sm_at_most, sm_at_least, backend"),
-    ("unknown-target-key", rule(where="{target: {sm_at_lest: 80}}"), 3, "unknown key 'sm_at_lest'. Did you mean 'sm_at_least'"),
-    ("unknown-backend", rule(where="{target: {backend: trx}}"), 3, "'backend' is 'trx'; it must be one of rtx, trt"),
-    ("sm-with-a-point", rule(where="{target: {sm_at_least: 8.0}}"), 3, "'sm_at_least' is 8.0; write a compute capability times ten, such as 75"),
-    ("sm-not-times-ten", rule(where="{target: {sm_at_most: 8}}"), 3, "'sm_at_most' is 8; write a compute capability times ten, such as 75"),
-    ("sm-text", rule(where="{target: {sm_at_most: '80'}}"), 3, "'sm_at_most' is '80'; write a compute capability times ten"),
-    ("sm-nothing", rule(where="{target: {sm_at_least: }}"), 3, "'sm_at_least' is None; write a compute capability times ten"),
-    ("sm-truth", rule(where="{target: {sm_at_least: true}}"), 3, "'sm_at_least' is True; write a compute capability times ten"),
-    ("beats-unknown", rule(more="beats: [weighted-inptus]\n"), 5, "beats names no rule 'weighted-inptus'; correct it, or add --rules with its set"),
-    ("beats-a-number", rule(more="beats: 3\n"), 5, "'beats' must be a word or a list of words, not 3"),
-    ("beats-itself", rule(more="beats: mine\n"), 5, "rules beat each other in a circle: mine beats mine; remove one of these lines"),
+    (
+        "into-nothing",
+        rule(where="{into: }"),
+        3,
+        "'into' must be a word or a list of words, not None",
+    ),
+    (
+        "into-no-words",
+        rule(where="{into: [Conv, yes]}"),
+        3,
+        "'into' must be a word or a list of words, not ['Conv', True]",
+    ),
+    (
+        "empty-target",
+        rule(where="{target: {}}"),
+        3,
+        "'target' needs at least one of sm_at_most, sm_at_least, backend",
+    ),
+    (
+        "target-a-word",
+        rule(where="{target: rtx}"),
+        3,
+        "'target' needs at least one of sm_at_most, sm_at_least, backend",
+    ),
+    (
+        "unknown-target-key",
+        rule(where="{target: {sm_at_lest: 80}}"),
+        3,
+        "unknown key 'sm_at_lest'. Did you mean 'sm_at_least'",
+    ),
+    (
+        "unknown-backend",
+        rule(where="{target: {backend: trx}}"),
+        3,
+        "'backend' is 'trx'; it must be one of rtx, trt",
+    ),
+    (
+        "sm-with-a-point",
+        rule(where="{target: {sm_at_least: 8.0}}"),
+        3,
+        "'sm_at_least' is 8.0; write a compute capability times ten, such as 75",
+    ),
+    (
+        "sm-not-times-ten",
+        rule(where="{target: {sm_at_most: 8}}"),
+        3,
+        "'sm_at_most' is 8; write a compute capability times ten, such as 75",
+    ),
+    (
+        "sm-text",
+        rule(where="{target: {sm_at_most: '80'}}"),
+        3,
+        "'sm_at_most' is '80'; write a compute capability times ten",
+    ),
+    (
+        "sm-nothing",
+        rule(where="{target: {sm_at_least: }}"),
+        3,
+        "'sm_at_least' is None; write a compute capability times ten",
+    ),
+    (
+        "sm-truth",
+        rule(where="{target: {sm_at_least: true}}"),
+        3,
+        "'sm_at_least' is True; write a compute capability times ten",
+    ),
+    (
+        "beats-unknown",
+        rule(more="beats: [weighted-inptus]\n"),
+        5,
+        "beats names no rule 'weighted-inptus'; correct it, or add --rules with its set",
+    ),
+    (
+        "beats-a-number",
+        rule(more="beats: 3\n"),
+        5,
+        "'beats' must be a word or a list of words, not 3",
+    ),
+    (
+        "beats-itself",
+        rule(more="beats: mine\n"),
+        5,
+        "rules beat each other in a circle: mine beats mine; remove one of these lines",
+    ),
 ]
 
 
-@pytest.mark.parametrize(("content", "line", "says"), [m[1:] for m in MISTAKES], ids=[m[0] for m in MISTAKES])
-def test_a_mistake_in_a_rule_file_is_named_with_its_line(tmp_path: Path, content: str | bytes, line: int, says: str) -> None:
+@pytest.mark.parametrize(
+    ("content", "line", "says"), [m[1:] for m in MISTAKES], ids=[m[0] for m in MISTAKES]
+)
+def test_a_mistake_in_a_rule_file_is_named_with_its_line(
+    tmp_path: Path, content: str | bytes, line: int, says: str
+) -> None:
     message = plan(tmp_path, mine=content)
 
     assert message.startswith(f"qdq: {tmp_path / 'rules' / 'mine.yaml'}:{line}: ")
@@ -143,12 +353,24 @@ def test_a_mistake_in_a_rule_file_is_named_with_its_line(tmp_path: Path, content
 
 
 def test_the_nearest_rule_is_named_where_beats_misspells_it(tmp_path: Path) -> None:
-    message = refused(tmp_path, "rules", "tensorrt", folder_of(tmp_path, mine=rule(more="beats: [weighted-inptus]\n")))
+    message = refused(
+        tmp_path,
+        "rules",
+        "tensorrt",
+        folder_of(tmp_path, mine=rule(more="beats: [weighted-inptus]\n")),
+    )
 
-    assert "mine.yaml:5: beats names no rule 'weighted-inptus'. Did you mean 'weighted-inputs'" in message
+    assert (
+        "mine.yaml:5: beats names no rule 'weighted-inptus'. Did you mean 'weighted-inputs'"
+        in message
+    )
 
 
-@pytest.mark.parametrize("content", [b"\xff\xfe\x00", b"rule: \x07\n", b"[" * 5000], ids=["no-UTF-8", "control-character", "nested-too-deeply"])
+@pytest.mark.parametrize(
+    "content",
+    [b"\xff\xfe\x00", b"rule: \x07\n", b"[" * 5000],
+    ids=["no-UTF-8", "control-character", "nested-too-deeply"],
+)
 def test_a_rule_file_that_is_no_text_is_named(tmp_path: Path, content: bytes) -> None:
     assert f"qdq: {tmp_path / 'rules' / 'mine.yaml'}: " in plan(tmp_path, mine=content)
 
@@ -167,13 +389,19 @@ def test_a_rule_cannot_be_written_in_two_files(tmp_path: Path) -> None:
     folder = folder_of(tmp_path, mine=rule())
     (folder / "mine.yml").write_text(rule())
 
-    assert f"qdq: {folder / 'mine.yml'}: mine.yaml lies beside it, and both would be rule 'mine'; remove one" in refused(tmp_path, "rules", folder)
+    assert (
+        f"qdq: {folder / 'mine.yml'}: mine.yaml lies beside it, and both would be rule 'mine'; remove one"
+        in refused(tmp_path, "rules", folder)
+    )
 
 
 def test_a_rule_cannot_stand_in_two_files_of_a_folder(tmp_path: Path) -> None:
     folder = folder_of(tmp_path, mine=rule("a") + "---\n" + rule("b"), b=rule("b"))
 
-    assert f"qdq: {folder / 'mine.yaml'}:6: rule 'b' stands at {folder / 'b.yaml'}:1 too; remove one" in refused(tmp_path, "rules", folder)
+    assert (
+        f"qdq: {folder / 'mine.yaml'}:6: rule 'b' stands at {folder / 'b.yaml'}:1 too; remove one"
+        in refused(tmp_path, "rules", folder)
+    )
 
 
 @pytest.mark.parametrize(
@@ -181,10 +409,17 @@ def test_a_rule_cannot_stand_in_two_files_of_a_folder(tmp_path: Path) -> None:
     [{"a": "[b]", "b": "[c]", "c": "[a]"}, {"a": "['*']", "b": "[a]"}],
     ids=["by-name", "by-star"],
 )
-def test_a_circle_in_beats_is_refused_with_every_rule_of_it(tmp_path: Path, beats: dict[str, str]) -> None:
-    message = plan(tmp_path, **{name: rule(name, more=f"beats: {beaten}\n") for name, beaten in beats.items()})
+def test_a_circle_in_beats_is_refused_with_every_rule_of_it(
+    tmp_path: Path, beats: dict[str, str]
+) -> None:
+    message = plan(
+        tmp_path, **{name: rule(name, more=f"beats: {beaten}\n") for name, beaten in beats.items()}
+    )
 
-    assert f"qdq: {tmp_path / 'rules' / 'a.yaml'}:5: rules beat each other in a circle: a beats b" in message
+    assert (
+        f"qdq: {tmp_path / 'rules' / 'a.yaml'}:5: rules beat each other in a circle: a beats b"
+        in message
+    )
     assert message.endswith(" beats a; remove one of these lines\n")
 
 
@@ -212,24 +447,58 @@ def test_two_rules_that_beat_all_others_must_agree(tmp_path: Path) -> None:
     star = "beats: ['*']\n"
     model = save(tiny_model(), tmp_path / "model.onnx")
 
-    assert run("plan", model, "--rules", folder_of(tmp_path, a=rule("a", more=star), b=rule("b", more=star)))[0] == 0
-    assert "add 'beats: [b]' to" in plan(tmp_path, a=rule("a", more=star), b=rule("b", then=QUANTIZE, more=star))
+    assert (
+        run(
+            "plan",
+            model,
+            "--rules",
+            folder_of(tmp_path, a=rule("a", more=star), b=rule("b", more=star)),
+        )[0]
+        == 0
+    )
+    assert "add 'beats: [b]' to" in plan(
+        tmp_path, a=rule("a", more=star), b=rule("b", then=QUANTIZE, more=star)
+    )
 
 
 def test_two_leave_float_globs_may_name_the_same_node_and_outdo_any_file(tmp_path: Path) -> None:
     model = save(tiny_model(), tmp_path / "model.onnx")
-    folder = folder_of(tmp_path, mine=rule("mine", where="{into: Conv, edge: first-input}", then=QUANTIZE, more="beats: ['*']\n"))
+    folder = folder_of(
+        tmp_path,
+        mine=rule(
+            "mine", where="{into: Conv, edge: first-input}", then=QUANTIZE, more="beats: ['*']\n"
+        ),
+    )
 
-    code, out, _ = run("plan", model, "--rules", folder, "--leave-float", "conv", "--leave-float", "c*", "--leave-float", "conv")
+    code, out, _ = run(
+        "plan",
+        model,
+        "--rules",
+        folder,
+        "--leave-float",
+        "conv",
+        "--leave-float",
+        "c*",
+        "--leave-float",
+        "conv",
+    )
 
     assert code == 0
     assert "x -> conv[0]  --leave-float c*" in out
 
 
-def test_a_weight_format_on_a_computed_tensor_is_refused_where_it_is_written(tmp_path: Path) -> None:
-    message = plan(tmp_path, mine=rule(where="{into: Relu}", then="then: quantize\nusing: int8-weight-per-tensor\n"))
+def test_a_weight_format_on_a_computed_tensor_is_refused_where_it_is_written(
+    tmp_path: Path,
+) -> None:
+    message = plan(
+        tmp_path,
+        mine=rule(where="{into: Relu}", then="then: quantize\nusing: int8-weight-per-tensor\n"),
+    )
 
-    assert f"qdq: {tmp_path / 'rules' / 'mine.yaml'}:5: uses int8-weight-per-tensor on edge c -> relu[0], but 'c' is computed" in message
+    assert (
+        f"qdq: {tmp_path / 'rules' / 'mine.yaml'}:5: uses int8-weight-per-tensor on edge c -> relu[0], but 'c' is computed"
+        in message
+    )
 
 
 def test_a_rule_that_quantizes_integers_is_refused_where_it_is_written(tmp_path: Path) -> None:
@@ -240,15 +509,31 @@ def test_a_rule_that_quantizes_integers_is_refused_where_it_is_written(tmp_path:
 
     message = plan(tmp_path, model=model, mine=rule(where="{into: Abs}", then=QUANTIZE))
 
-    assert f"qdq: {tmp_path / 'rules' / 'mine.yaml'}:3: quantizes edge i -> abs[0], but 'i' holds no floats; narrow the rule's 'where'" in message
+    assert (
+        f"qdq: {tmp_path / 'rules' / 'mine.yaml'}:3: quantizes edge i -> abs[0], but 'i' holds no floats; narrow the rule's 'where'"
+        in message
+    )
 
 
 def test_a_rule_that_quantizes_nothing_is_refused_by_quantize_only(tmp_path: Path) -> None:
     model, folder = save(tiny_model(), tmp_path / "model.onnx"), folder_of(tmp_path, mine=rule())
 
-    message = refused(tmp_path, "quantize", model, "-o", tmp_path / "out.onnx", "--data", "noise", "--rules", folder)
+    message = refused(
+        tmp_path,
+        "quantize",
+        model,
+        "-o",
+        tmp_path / "out.onnx",
+        "--data",
+        "noise",
+        "--rules",
+        folder,
+    )
 
-    assert f"qdq: {model}: the rules rules quantize nothing in it for trt:sm80; 'qdq explain' says why" in message
+    assert (
+        f"qdq: {model}: the rules rules quantize nothing in it for trt:sm80; 'qdq explain' says why"
+        in message
+    )
     assert run("plan", model, "--rules", folder)[0] == 0
 
 
@@ -257,25 +542,48 @@ def test_a_rule_that_quantizes_nothing_is_refused_by_quantize_only(tmp_path: Pat
     [
         ("{named: cnov}", "no node is named 'cnov'. Did you mean 'conv'?"),
         ("{named: [conv, '/layer1/*']}", "no node is named '/layer1/*'"),
-        ("{tensor: gemm.wieght}", "no tensor is named 'gemm.wieght'. Did you mean 'gemm.weight' or 'gemm.bias'?"),
+        (
+            "{tensor: gemm.wieght}",
+            "no tensor is named 'gemm.wieght'. Did you mean 'gemm.weight' or 'gemm.bias'?",
+        ),
     ],
 )
-def test_a_glob_in_a_rule_file_that_matches_nothing_is_refused_unless_allowed(tmp_path: Path, where: str, says: str) -> None:
+def test_a_glob_in_a_rule_file_that_matches_nothing_is_refused_unless_allowed(
+    tmp_path: Path, where: str, says: str
+) -> None:
     message = plan(tmp_path, mine=rule(where=where))
 
-    assert message == f"qdq: model.onnx: {tmp_path / 'rules' / 'mine.yaml'}:3: {says}; correct it, or pass --allow-unmatched\n"
-    assert run("plan", tmp_path / "model.onnx", "--rules", tmp_path / "rules", "--allow-unmatched")[0] == 0
+    assert (
+        message
+        == f"qdq: model.onnx: {tmp_path / 'rules' / 'mine.yaml'}:3: {says}; correct it, or pass --allow-unmatched\n"
+    )
+    assert (
+        run("plan", tmp_path / "model.onnx", "--rules", tmp_path / "rules", "--allow-unmatched")[0]
+        == 0
+    )
 
 
-@pytest.mark.parametrize(("glob", "says"), [("gmem", "'gmem'. Did you mean 'gemm'?"), ("/layer1/*", "'/layer1/*'"), ("", "''")])
+@pytest.mark.parametrize(
+    ("glob", "says"),
+    [("gmem", "'gmem'. Did you mean 'gemm'?"), ("/layer1/*", "'/layer1/*'"), ("", "''")],
+)
 @pytest.mark.parametrize("command", ["plan", "explain", "quantize"])
-def test_a_leave_float_glob_that_matches_nothing_is_refused_unless_allowed(tmp_path: Path, command: str, glob: str, says: str) -> None:
+def test_a_leave_float_glob_that_matches_nothing_is_refused_unless_allowed(
+    tmp_path: Path, command: str, glob: str, says: str
+) -> None:
     model, out = save(tiny_model(), tmp_path / "model.onnx"), tmp_path / "out.onnx"
-    argv = {"plan": ["plan", model], "explain": ["explain", model, "conv"], "quantize": ["quantize", model, "-o", out, "--data", "noise"]}[command]
+    argv = {
+        "plan": ["plan", model],
+        "explain": ["explain", model, "conv"],
+        "quantize": ["quantize", model, "-o", out, "--data", "noise"],
+    }[command]
 
     message = refused(tmp_path, *argv, "--leave-float", glob)
 
-    assert message == f"qdq: model.onnx: --leave-float: no node is named {says}; correct it, or pass --allow-unmatched\n"
+    assert (
+        message
+        == f"qdq: model.onnx: --leave-float: no node is named {says}; correct it, or pass --allow-unmatched\n"
+    )
     assert run(*argv, "--leave-float", glob, "--allow-unmatched")[0] == 0
 
 
@@ -283,7 +591,9 @@ def cases(parent: Path, content: str | bytes) -> str:
     """Return the refusal of `qdq test` for a rule with a case file."""
     folder = folder_of(parent, mine=rule())
     (folder / "cases").mkdir()
-    (folder / "cases" / "mine.yaml").write_bytes(content if isinstance(content, bytes) else content.encode())
+    (folder / "cases" / "mine.yaml").write_bytes(
+        content if isinstance(content, bytes) else content.encode()
+    )
     return refused(parent, "test", folder, "--no-engines")
 
 
@@ -297,20 +607,46 @@ CASE = "rule: mine\na case:\n  says: x\n  before: y\n  plan: []\n"
         ("- rule: mine\n", 1, "a case file begins with 'rule: mine'"),
         ("rule: [\n", 2, "not valid YAML"),
         ("rule: mine\na case: 3\n", 2, "case 'a case' must be a mapping"),
-        ("rule: mine\na case: {says: x}\n", 2, "case 'a case' needs 'says', and either 'before' with 'plan' or 'unchanged'"),
-        ("rule: mine\na case: {says: x, before: y}\n", 2, "case 'a case' needs 'says', and either 'before' with 'plan' or 'unchanged'"),
+        (
+            "rule: mine\na case: {says: x}\n",
+            2,
+            "case 'a case' needs 'says', and either 'before' with 'plan' or 'unchanged'",
+        ),
+        (
+            "rule: mine\na case: {says: x, before: y}\n",
+            2,
+            "case 'a case' needs 'says', and either 'before' with 'plan' or 'unchanged'",
+        ),
         (f"{CASE}  paln: []\n", 6, "unknown key 'paln'. Did you mean 'plan'?"),
-        ("rule: mine\na case: {says: x, unchanged: 5}\n", 2, "case 'a case': Expected `str`, got `int`"),
-        ("rule: mine\na case: {says: x, before: y, plan: 7}\n", 2, "case 'a case': Expected `array | null`, got `int`"),
-        ("rule: mine\na case: {says: x, before: y, plan: [7]}\n", 2, "case 'a case': Expected `str`, got `int`"),
+        (
+            "rule: mine\na case: {says: x, unchanged: 5}\n",
+            2,
+            "case 'a case': Expected `str`, got `int`",
+        ),
+        (
+            "rule: mine\na case: {says: x, before: y, plan: 7}\n",
+            2,
+            "case 'a case': Expected `array | null`, got `int`",
+        ),
+        (
+            "rule: mine\na case: {says: x, before: y, plan: [7]}\n",
+            2,
+            "case 'a case': Expected `str`, got `int`",
+        ),
         (f"{CASE}  targets: [rtx]\n", 2, "case 'a case': unknown target 'rtx'"),
         (f"{CASE}  targets: rtx:sm86\n", 2, "case 'a case': Expected `array`, got `str`"),
         (f"{CASE}  engine: 3\n", 2, "case 'a case': Expected `object | null`, got `int`"),
         (f"{CASE}  engine: {{}}\n", 2, "case 'a case': Object missing required field `target`"),
-        (f"{CASE}  engine: {{target: rtx:sm86, int8: 5}}\n", 2, "case 'a case': Expected `array`, got `int`"),
+        (
+            f"{CASE}  engine: {{target: rtx:sm86, int8: 5}}\n",
+            2,
+            "case 'a case': Expected `array`, got `int`",
+        ),
     ],
 )
-def test_a_mistake_in_a_case_file_is_named_with_its_line(tmp_path: Path, content: str, line: int, says: str) -> None:
+def test_a_mistake_in_a_case_file_is_named_with_its_line(
+    tmp_path: Path, content: str, line: int, says: str
+) -> None:
     message = cases(tmp_path, content)
 
     assert message.startswith(f"qdq: {tmp_path / 'rules' / 'cases' / 'mine.yaml'}:{line}: ")
@@ -330,7 +666,9 @@ def test_a_case_file_of_several_rules_names_the_nearest(tmp_path: Path) -> None:
 def test_a_graph_in_a_case_that_is_no_onnx_text_fails_the_case(tmp_path: Path, after: str) -> None:
     folder = folder_of(tmp_path, mine=rule())
     (folder / "cases").mkdir()
-    text = '<ir_version: 8, opset_import: ["": 17]> g (float[1,4] x) => (float[1,4] y) { y = Relu(x) }'
+    text = (
+        '<ir_version: 8, opset_import: ["": 17]> g (float[1,4] x) => (float[1,4] y) { y = Relu(x) }'
+    )
     (folder / "cases" / "mine.yaml").write_text(
         f"rule: mine\na: {{says: x, before: junk, plan: []}}\nb: {{says: x, before: '{text}', plan: [], after: '{after}'}}\n"
     )
@@ -347,7 +685,10 @@ def test_test_refuses_what_is_no_folder(tmp_path: Path, kind: str) -> None:
     if kind == "file":
         path.write_text(rule())
 
-    assert f"qdq: {path}: no such folder or rule file; name a folder of rule files, or one that ends in .yaml or .yml" in refused(tmp_path, "test", path)
+    assert (
+        f"qdq: {path}: no such folder or rule file; name a folder of rule files, or one that ends in .yaml or .yml"
+        in refused(tmp_path, "test", path)
+    )
 
 
 NARROW = "rule: mine\nsays: What the test wants.\nwhere: {into: narrow-convolution}\ngiven: GIVEN\nthen: leave-float\nbeats: ['*']\n"
@@ -356,27 +697,53 @@ NARROW = "rule: mine\nsays: What the test wants.\nwhere: {into: narrow-convoluti
 @pytest.mark.parametrize(
     ("given", "says"),
     [
-        ("{channel-below: 3}", "4: unknown key 'channel-below'. Did you mean 'channels-below'?; known are channels-below, multiple-of"),
+        (
+            "{channel-below: 3}",
+            "4: unknown key 'channel-below'. Did you mean 'channels-below'?; known are channels-below, multiple-of",
+        ),
         ("{channels-below: 0, multiple-of: 8}", "4: 'channels-below' is 0; write a number above 0"),
-        ("{channels-below: true, multiple-of: 8}", "4: 'channels-below' is True; write a number above 0"),
-        ("{channels-below: '16', multiple-of: 8}", "4: 'channels-below' is '16'; write a number above 0"),
-        ("{channels-below: 16}", "3: its facts ask for multiple-of; add 'given: {multiple-of: NUMBER}'"),
+        (
+            "{channels-below: true, multiple-of: 8}",
+            "4: 'channels-below' is True; write a number above 0",
+        ),
+        (
+            "{channels-below: '16', multiple-of: 8}",
+            "4: 'channels-below' is '16'; write a number above 0",
+        ),
+        (
+            "{channels-below: 16}",
+            "3: its facts ask for multiple-of; add 'given: {multiple-of: NUMBER}'",
+        ),
         ("16", "4: 'given' must name numbers, such as {channels-below: 16}"),
     ],
 )
-def test_numbers_that_a_rules_facts_cannot_take_are_refused(tmp_path: Path, given: str, says: str) -> None:
+def test_numbers_that_a_rules_facts_cannot_take_are_refused(
+    tmp_path: Path, given: str, says: str
+) -> None:
     model, folder = save(tiny_model(), tmp_path / "model.onnx"), tmp_path / "mine"
     folder.mkdir()
     (folder / "mine.yaml").write_text(NARROW.replace("GIVEN", given))
-    assert refused(tmp_path, "plan", model, "--rules", folder) == f"qdq: {folder / 'mine.yaml'}:{says}\n"
+    assert (
+        refused(tmp_path, "plan", model, "--rules", folder)
+        == f"qdq: {folder / 'mine.yaml'}:{says}\n"
+    )
 
 
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("set: mine\nsays: x\ntakes: {tensort: [a]}\n", "3: unknown key 'tensort'. Did you mean 'tensorrt'"),
-        ("set: mine\nsays: x\ntakes: {tensorrt: [weighted-input]}\n", "3: set tensorrt has no rule 'weighted-input'. Did you mean 'weighted-inputs'"),
-        ("set: other\nsays: x\ntakes: {tensorrt: '*'}\n", "1: 'set' must be 'mine', as the folder is called"),
+        (
+            "set: mine\nsays: x\ntakes: {tensort: [a]}\n",
+            "3: unknown key 'tensort'. Did you mean 'tensorrt'",
+        ),
+        (
+            "set: mine\nsays: x\ntakes: {tensorrt: [weighted-input]}\n",
+            "3: set tensorrt has no rule 'weighted-input'. Did you mean 'weighted-inputs'",
+        ),
+        (
+            "set: other\nsays: x\ntakes: {tensorrt: '*'}\n",
+            "1: 'set' must be 'mine', as the folder is called",
+        ),
         ("set: mine\nsays: x\n", "1: the key 'takes' is missing"),
         ("- mine\n", "1: a set file is a mapping that begins with 'set: NAME'"),
     ],
@@ -385,4 +752,6 @@ def test_a_set_file_with_a_mistake_is_refused(tmp_path: Path, text: str, says: s
     model, folder = save(tiny_model(), tmp_path / "model.onnx"), tmp_path / "mine"
     folder.mkdir()
     (folder / "set.yaml").write_text(text)
-    assert refused(tmp_path, "plan", model, "--rules", folder).startswith(f"qdq: {folder / 'set.yaml'}:{says}")
+    assert refused(tmp_path, "plan", model, "--rules", folder).startswith(
+        f"qdq: {folder / 'set.yaml'}:{says}"
+    )

@@ -20,7 +20,12 @@ SHAPE = (4, 8, 8)
 def tiny_model() -> onnx.ModelProto:
     """Return conv -> relu -> flatten -> gemm: `x` float32 [batch,4,8,8] to `y` [batch,5], opset 17, seeded weights."""
     rng = np.random.default_rng(0)
-    weights = {"conv.weight": (6, 4, 3, 3), "conv.bias": (6,), "gemm.weight": (5, 6 * 6 * 6), "gemm.bias": (5,)}
+    weights = {
+        "conv.weight": (6, 4, 3, 3),
+        "conv.bias": (6,),
+        "gemm.weight": (5, 6 * 6 * 6),
+        "gemm.bias": (5,),
+    }
     nodes = [
         helper.make_node("Conv", ["x", "conv.weight", "conv.bias"], ["c"], name="conv"),
         helper.make_node("Relu", ["c"], ["r"], name="relu"),
@@ -32,7 +37,10 @@ def tiny_model() -> onnx.ModelProto:
         "tiny",
         [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", *SHAPE])],
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 5])],
-        [numpy_helper.from_array(rng.standard_normal(shape).astype(np.float32), name) for name, shape in weights.items()],
+        [
+            numpy_helper.from_array(rng.standard_normal(shape).astype(np.float32), name)
+            for name, shape in weights.items()
+        ],
     )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
 

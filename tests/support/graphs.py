@@ -29,15 +29,25 @@ def noise(*shape: int, seed: int = 0, dtype: type = np.float32) -> Array:
     return np.random.default_rng(seed).standard_normal(shape).astype(dtype)
 
 
-def value(name: str, shape: Sequence[int | str | None], dtype: int = TensorProto.FLOAT) -> onnx.ValueInfoProto:
+def value(
+    name: str, shape: Sequence[int | str | None], dtype: int = TensorProto.FLOAT
+) -> onnx.ValueInfoProto:
     """Return a graph input or output."""
     return helper.make_tensor_value_info(name, dtype, list(shape))
 
 
-def node(op: str, inputs: Sequence[str], output: str | Sequence[str], name: str | None = None, **attributes: Any) -> onnx.NodeProto:
+def node(
+    op: str,
+    inputs: Sequence[str],
+    output: str | Sequence[str],
+    name: str | None = None,
+    **attributes: Any,
+) -> onnx.NodeProto:
     """Return a node, named after its first output unless told otherwise."""
     outputs = [output] if isinstance(output, str) else list(output)
-    return helper.make_node(op, list(inputs), outputs, name=f"{outputs[0]}_node" if name is None else name, **attributes)
+    return helper.make_node(
+        op, list(inputs), outputs, name=f"{outputs[0]}_node" if name is None else name, **attributes
+    )
 
 
 def build(
@@ -59,9 +69,15 @@ def build(
         "tested",
         [value(name, shape, dtype) for name, shape in inputs.items()],
         [helper.make_tensor_value_info(name, dtype, shapes.get(name)) for name in outputs],
-        [numpy_helper.from_array(np.asarray(array), name) for name, array in (weights or {}).items()],
+        [
+            numpy_helper.from_array(np.asarray(array), name)
+            for name, array in (weights or {}).items()
+        ],
     )
-    imports = [helper.make_opsetid("", opset), *(helper.make_opsetid(d, v) for d, v in (domains or {}).items())]
+    imports = [
+        helper.make_opsetid("", opset),
+        *(helper.make_opsetid(d, v) for d, v in (domains or {}).items()),
+    ]
     model = helper.make_model(graph, opset_imports=imports, ir_version=ir, **more)
     if not shapes:
         inferred = onnx.shape_inference.infer_shapes(model).graph.output
@@ -73,7 +89,11 @@ def build(
 def convolution(opset: int = 17, batch: int | str | None = 1) -> onnx.ModelProto:
     """Return Conv, Relu, Conv."""
     return build(
-        [node("Conv", ["x", "w1", "b1"], "a", pads=[1, 1, 1, 1]), node("Relu", ["a"], "r"), node("Conv", ["r", "w2"], "y")],
+        [
+            node("Conv", ["x", "w1", "b1"], "a", pads=[1, 1, 1, 1]),
+            node("Relu", ["a"], "r"),
+            node("Conv", ["r", "w2"], "y"),
+        ],
         {"x": [batch, 3, 6, 6]},
         ["y"],
         {"w1": noise(4, 3, 3, 3, seed=1), "b1": noise(4, seed=2), "w2": noise(5, 4, 1, 1, seed=3)},
@@ -90,8 +110,12 @@ def run(model: onnx.ModelProto | Path | str, feed: Mapping[str, Array]) -> list[
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.intra_op_num_threads = 1
     options.log_severity_level = 3
-    content = _nameless(model).SerializeToString() if isinstance(model, onnx.ModelProto) else str(model)
-    outputs: list[Array] = ort.InferenceSession(content, options, providers=["CPUExecutionProvider"]).run(None, dict(feed))
+    content = (
+        _nameless(model).SerializeToString() if isinstance(model, onnx.ModelProto) else str(model)
+    )
+    outputs: list[Array] = ort.InferenceSession(
+        content, options, providers=["CPUExecutionProvider"]
+    ).run(None, dict(feed))
     return outputs
 
 
@@ -112,7 +136,9 @@ def random_feed(model: onnx.ModelProto, seed: int = 0) -> dict[str, Array]:
         if given.name not in stored:
             tensor = given.type.tensor_type
             shape = [d.dim_value or 2 for d in tensor.shape.dim]
-            feed[given.name] = rng.standard_normal(shape).astype(helper.tensor_dtype_to_np_dtype(tensor.elem_type))
+            feed[given.name] = rng.standard_normal(shape).astype(
+                helper.tensor_dtype_to_np_dtype(tensor.elem_type)
+            )
     return feed
 
 
@@ -125,7 +151,12 @@ def initializer(model: onnx.ModelProto, name: str) -> Array:
 
 def identities(model: onnx.ModelProto) -> dict[tuple[str, int], str]:
     """Return each edge of a model without Q/DQ as (first output of its node, slot) -> tensor."""
-    return {(n.output[0], slot): tensor for n in model.graph.node for slot, tensor in enumerate(n.input) if tensor}
+    return {
+        (n.output[0], slot): tensor
+        for n in model.graph.node
+        for slot, tensor in enumerate(n.input)
+        if tensor
+    }
 
 
 def paired_edges(before: onnx.ModelProto, after: onnx.ModelProto) -> set[tuple[str, int]]:
@@ -137,7 +168,9 @@ def paired_edges(before: onnx.ModelProto, after: onnx.ModelProto) -> set[tuple[s
     producers = {output: n for n in after.graph.node for output in n.output}
     stored = {t.name: numpy_helper.to_array(t) for t in after.graph.initializer}
     rest = [n for n in after.graph.node if n.op_type not in PAIR]
-    assert [(n.op_type, n.name, list(n.output)) for n in rest] == [(n.op_type, n.name, list(n.output)) for n in before.graph.node]
+    assert [(n.op_type, n.name, list(n.output)) for n in rest] == [
+        (n.op_type, n.name, list(n.output)) for n in before.graph.node
+    ]
     found = set()
     for old, new in zip(before.graph.node, rest, strict=True):
         for slot, (was, now) in enumerate(zip(old.input, new.input, strict=True)):
@@ -176,10 +209,16 @@ def renamed(model: onnx.ModelProto, seed: int) -> tuple[onnx.ModelProto, dict[st
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     graph = copy.graph
-    tensors = sorted({n for item in graph.node for n in (*item.input, *item.output)} | {i.name for i in (*graph.input, *graph.initializer)} - {""})
+    tensors = sorted(
+        {n for item in graph.node for n in (*item.input, *item.output)}
+        | {i.name for i in (*graph.input, *graph.initializer)} - {""}
+    )
     numbers = list(range(len(tensors)))
     random.Random(seed).shuffle(numbers)
-    names = {"": "", **{tensor: f"t{number}" for tensor, number in zip(tensors, numbers, strict=True)}}
+    names = {
+        "": "",
+        **{tensor: f"t{number}" for tensor, number in zip(tensors, numbers, strict=True)},
+    }
     for item in graph.node:
         item.name = f"renamed/{item.name}" if item.name else ""
         item.input[:] = [names[i] for i in item.input]
@@ -205,31 +244,57 @@ class _Grower:
     def add(self, op: str, inputs: Sequence[str], shape: tuple[int, ...], **attributes: Any) -> str:
         """Append a node whose name is its own, empty, or shared with others."""
         output = f"{op.lower()}_{len(self.nodes)}"
-        name = self.draw(st.sampled_from([f"{op}/{len(self.nodes)}", "", "same", "#3"]), label="name")
+        name = self.draw(
+            st.sampled_from([f"{op}/{len(self.nodes)}", "", "same", "#3"]), label="name"
+        )
         self.nodes.append(helper.make_node(op, list(inputs), [output], name=name, **attributes))
         self.shapes[output] = shape
         return output
 
     def pick(self, rank: int) -> str:
         """Return one of the tensors of a rank."""
-        return str(self.draw(st.sampled_from([name for name, shape in self.shapes.items() if len(shape) == rank]), label="reads"))
+        return str(
+            self.draw(
+                st.sampled_from(
+                    [name for name, shape in self.shapes.items() if len(shape) == rank]
+                ),
+                label="reads",
+            )
+        )
 
     def weight(self, *shape: int) -> str:
         """Return a weight: an initializer, a Constant, one behind Identity or Transpose, or one that is used already."""
-        form = self.draw(st.sampled_from(["initializer", "constant", "identity", "transpose", "again"]), label="weight")
+        form = self.draw(
+            st.sampled_from(["initializer", "constant", "identity", "transpose", "again"]),
+            label="weight",
+        )
         known = self.reusable.get(shape, [])
         if form == "again" and known:
             return str(self.draw(st.sampled_from(known)))
-        values = (self.rng.standard_normal(shape) / np.sqrt(max(np.prod(shape[1:]), 1))).astype(np.float32)
+        values = (self.rng.standard_normal(shape) / np.sqrt(max(np.prod(shape[1:]), 1))).astype(
+            np.float32
+        )
         name = f"weight_{len(self.nodes)}_{len(self.weights)}"
         if form == "constant":
-            self.nodes.append(helper.make_node("Constant", [], [name], value=numpy_helper.from_array(values)))
+            self.nodes.append(
+                helper.make_node("Constant", [], [name], value=numpy_helper.from_array(values))
+            )
         elif form in ("identity", "transpose"):
             order = list(range(len(shape)))[::-1]
             turned = form == "transpose" and len(shape) > 1
-            self.weights[f"{name}_stored"] = np.ascontiguousarray(values.transpose(order)) if turned else values
+            self.weights[f"{name}_stored"] = (
+                np.ascontiguousarray(values.transpose(order)) if turned else values
+            )
             attributes = {"perm": order} if turned else {}
-            self.nodes.append(helper.make_node("Transpose" if turned else "Identity", [f"{name}_stored"], [name], name=name, **attributes))
+            self.nodes.append(
+                helper.make_node(
+                    "Transpose" if turned else "Identity",
+                    [f"{name}_stored"],
+                    [name],
+                    name=name,
+                    **attributes,
+                )
+            )
         else:
             self.weights[name] = values
         self.reusable.setdefault(shape, []).append(name)
@@ -244,7 +309,12 @@ class _Grower:
             self.grow("GlobalAveragePool")
         read = self.pick(2 if flat else 4)
         shape = self.shapes[read]
-        special = {"Conv": self._conv, "Add": self._add, "Concat": self._concat, "GlobalAveragePool": self._flat}
+        special = {
+            "Conv": self._conv,
+            "Add": self._add,
+            "Concat": self._concat,
+            "GlobalAveragePool": self._flat,
+        }
         if op in ("Gemm", "MatMul2", "MatMul"):
             self._product(op, read, shape)
         elif op in special:
@@ -254,10 +324,24 @@ class _Grower:
         else:
             pool = {"kernel_shape": [3, 3], "pads": [1, 1, 1, 1]}
             turned = (*shape[:2], shape[3], shape[2]) if op == "Transpose" else shape
-            self.add(op, [read], turned, **{"MaxPool": pool, "AveragePool": pool, "Transpose": {"perm": [0, 1, 3, 2]}}.get(op, {}))
+            self.add(
+                op,
+                [read],
+                turned,
+                **{"MaxPool": pool, "AveragePool": pool, "Transpose": {"perm": [0, 1, 3, 2]}}.get(
+                    op, {}
+                ),
+            )
 
     def _concat(self, read: str, shape: tuple[int, ...]) -> None:
-        other = str(self.draw(st.sampled_from([n for n, s in self.shapes.items() if len(s) == 4 and s[2:] == shape[2:]]), label="other"))
+        other = str(
+            self.draw(
+                st.sampled_from(
+                    [n for n, s in self.shapes.items() if len(s) == 4 and s[2:] == shape[2:]]
+                ),
+                label="other",
+            )
+        )
         channels = shape[1] + self.shapes[other][1]
         if channels <= 8:
             self.add("Concat", [read, other], (1, channels, *shape[2:]), axis=1)
@@ -273,11 +357,21 @@ class _Grower:
         inputs = [read, self.weight(channels, 1 if depthwise else shape[1], kernel, kernel)]
         if self.draw(st.booleans(), label="bias"):
             inputs.append(self.weight(channels))
-        self.add("Conv", inputs, (1, channels, *shape[2:]), pads=[kernel // 2] * 4, group=shape[1] if depthwise else 1)
+        self.add(
+            "Conv",
+            inputs,
+            (1, channels, *shape[2:]),
+            pads=[kernel // 2] * 4,
+            group=shape[1] if depthwise else 1,
+        )
 
     def _add(self, read: str, shape: tuple[int, ...]) -> None:
         others = [n for n, s in self.shapes.items() if s == shape]
-        other = str(self.draw(st.sampled_from(others))) if self.draw(st.booleans(), label="branches") else self.weight(1, shape[1], 1, 1)
+        other = (
+            str(self.draw(st.sampled_from(others)))
+            if self.draw(st.booleans(), label="branches")
+            else self.weight(1, shape[1], 1, 1)
+        )
         terms = [read, other] if len(shape) == 4 else [read, read]
         self.add("Add", terms[:: self.draw(st.sampled_from([1, -1]))], shape)
 
@@ -287,7 +381,9 @@ class _Grower:
             turned = self.draw(st.booleans(), label="transB")
             weight = self.weight(size, shape[-1]) if turned else self.weight(shape[-1], size)
             self.add("Gemm", [read, weight], (1, size), transB=int(turned))
-        elif op == "MatMul" and shape[-1] == shape[-2] and self.draw(st.booleans(), label="computed"):
+        elif (
+            op == "MatMul" and shape[-1] == shape[-2] and self.draw(st.booleans(), label="computed")
+        ):
             self.add("MatMul", [read, read], shape)
         else:
             self.add("MatMul", [read, self.weight(shape[-1], shape[-1])], shape)
@@ -319,7 +415,9 @@ class _Grower:
             return str(self.draw(st.sampled_from(known), label="reads"))
         read = self.pick(4)
         _, channels, high, wide = self.shapes[read]
-        flat = self.add("Reshape", [read, self.integers(1, channels, -1)], (1, channels, high * wide))
+        flat = self.add(
+            "Reshape", [read, self.integers(1, channels, -1)], (1, channels, high * wide)
+        )
         return self.add("Transpose", [flat], (1, high * wide, channels), perm=[0, 2, 1])
 
     def conv1(self) -> None:
@@ -331,8 +429,17 @@ class _Grower:
     def conv3(self) -> None:
         read = self.pick(4)
         _, channels, high, wide = self.shapes[read]
-        cube = self.add("Reshape", [read, self.integers(1, channels, 1, high, wide)], (1, channels, 1, high, wide))
-        cube = self.add("Conv", [cube, self.weight(2, channels, 1, 3, 3)], (1, 2, 1, high, wide), pads=[0, 1, 1, 0, 1, 1])
+        cube = self.add(
+            "Reshape",
+            [read, self.integers(1, channels, 1, high, wide)],
+            (1, channels, 1, high, wide),
+        )
+        cube = self.add(
+            "Conv",
+            [cube, self.weight(2, channels, 1, 3, 3)],
+            (1, 2, 1, high, wide),
+            pads=[0, 1, 1, 0, 1, 1],
+        )
         self.add("Reshape", [cube, self.integers(1, 2, high, wide)], (1, 2, high, wide))
 
     def recurrent(self) -> None:
@@ -353,36 +460,71 @@ class _Grower:
         if self.draw(st.booleans(), label="computed"):
             self.add("Einsum", [read, read], (1, places, places), equation="bij,bkj->bik")
         else:
-            self.add("Einsum", [read, self.weight(channels, 3)], (1, places, 3), equation="bij,jk->bik")
+            self.add(
+                "Einsum", [read, self.weight(channels, 3)], (1, places, 3), equation="bij,jk->bik"
+            )
 
     def linear(self, read: str, size: int) -> str:
         """Append a MatMul with a weight and a bias Add."""
         given, shape = self.shapes[read][-1], (*self.shapes[read][:-1], size)
-        return self.add("Add", [self.add("MatMul", [read, self.weight(given, size)], shape), self.weight(size)], shape)
+        return self.add(
+            "Add",
+            [self.add("MatMul", [read, self.weight(given, size)], shape), self.weight(size)],
+            shape,
+        )
 
     def attention(self) -> None:
         read = self.sequence()
         _, places, channels = self.shapes[read]
         query, key, value = (self.linear(read, channels) for _ in range(3))
         turned = self.add("Transpose", [key], (1, channels, places), perm=[0, 2, 1])
-        scores = self.add("Mul", [self.add("MatMul", [query, turned], (1, places, places)), self.scalar(0.5)], (1, places, places))
+        scores = self.add(
+            "Mul",
+            [self.add("MatMul", [query, turned], (1, places, places)), self.scalar(0.5)],
+            (1, places, places),
+        )
         if self.draw(st.booleans(), label="mask"):
             scores = self.add("Add", [scores, self.weight(1, 1, places)], (1, places, places))
-        mixed = self.add("MatMul", [self.add("Softmax", [scores], (1, places, places), axis=-1), value], (1, places, channels))
+        mixed = self.add(
+            "MatMul",
+            [self.add("Softmax", [scores], (1, places, places), axis=-1), value],
+            (1, places, channels),
+        )
         self.add("Add", [read, self.linear(mixed, channels)], (1, places, channels))
 
     def layer_norm(self) -> None:
         read = self.sequence()
         shape = self.shapes[read]
         if self.opset >= 17 and self.draw(st.booleans(), label="fused"):
-            self.add("LayerNormalization", [read, self.weight(shape[-1]), self.weight(shape[-1])], shape, axis=-1)
+            self.add(
+                "LayerNormalization",
+                [read, self.weight(shape[-1]), self.weight(shape[-1])],
+                shape,
+                axis=-1,
+            )
             return
         means = {"axes": [-1]} if self.opset < 18 else {}
         axes = [] if self.opset < 18 else [self.integers(-1)]
         mean = self.add("ReduceMean", [read, *axes], (*shape[:-1], 1), **means)
         centred = self.add("Sub", [read, mean], shape)
-        spread = self.add("ReduceMean", [self.add("Mul", [centred, centred], shape), *axes], (*shape[:-1], 1), **means)
-        self.add("Div", [centred, self.add("Sqrt", [self.add("Add", [spread, self.scalar(1e-3)], (*shape[:-1], 1))], (*shape[:-1], 1))], shape)
+        spread = self.add(
+            "ReduceMean",
+            [self.add("Mul", [centred, centred], shape), *axes],
+            (*shape[:-1], 1),
+            **means,
+        )
+        self.add(
+            "Div",
+            [
+                centred,
+                self.add(
+                    "Sqrt",
+                    [self.add("Add", [spread, self.scalar(1e-3)], (*shape[:-1], 1))],
+                    (*shape[:-1], 1),
+                ),
+            ],
+            shape,
+        )
 
     def feed_forward(self) -> None:
         """Append a residual feed-forward layer with a Gelu spelt out."""
@@ -392,16 +534,28 @@ class _Grower:
         wide = self.shapes[hidden]
         erf = self.add("Erf", [self.add("Div", [hidden, self.scalar(1.4142)], wide)], wide)
         gated = self.add("Mul", [hidden, self.add("Add", [erf, self.scalar(1.0)], wide)], wide)
-        self.add("Add", [self.linear(self.add("Mul", [gated, self.scalar(0.5)], wide), shape[-1]), read], shape)
+        self.add(
+            "Add",
+            [self.linear(self.add("Mul", [gated, self.scalar(0.5)], wide), shape[-1]), read],
+            shape,
+        )
 
     def batch_norm(self) -> None:
         read = self.pick(4)
         channels = self.shapes[read][1]
-        self.add("BatchNormalization", [read, *(self.positive(channels) for _ in range(4))], self.shapes[read])
+        self.add(
+            "BatchNormalization",
+            [read, *(self.positive(channels) for _ in range(4))],
+            self.shapes[read],
+        )
 
     def instance_norm(self) -> None:
         read = self.pick(4)
-        self.add("InstanceNormalization", [read, self.positive(self.shapes[read][1]), self.weight(self.shapes[read][1])], self.shapes[read])
+        self.add(
+            "InstanceNormalization",
+            [read, self.positive(self.shapes[read][1]), self.weight(self.shapes[read][1])],
+            self.shapes[read],
+        )
 
     def squeeze_excite(self) -> None:
         read = self.pick(4)
@@ -414,29 +568,43 @@ class _Grower:
         read = self.pick(4)
         shape = self.shapes[read]
         convolved = self.add("Conv", [read, self.weight(2, shape[1], 1, 1)], (1, 2, *shape[2:]))
-        self.add("Mul", [convolved, self.add("Sigmoid", [convolved], (1, 2, *shape[2:]))], (1, 2, *shape[2:]))
+        self.add(
+            "Mul",
+            [convolved, self.add("Sigmoid", [convolved], (1, 2, *shape[2:]))],
+            (1, 2, *shape[2:]),
+        )
 
     def projection(self) -> None:
         """Append a residual Add with a convolution on both sides, one behind the other's activation or both next to the fork."""
         read = self.pick(4)
         given, shape = self.shapes[read], (1, 2, *self.shapes[read][2:])
-        branches = [self.add("Conv", [read, self.weight(2, given[1], 1, 1)], shape) for _ in range(2)]
+        branches = [
+            self.add("Conv", [read, self.weight(2, given[1], 1, 1)], shape) for _ in range(2)
+        ]
         if self.draw(st.booleans(), label="deeper"):
-            branches[0] = self.add("Conv", [self.add("Relu", branches[:1], shape), self.weight(2, 2, 1, 1)], shape)
+            branches[0] = self.add(
+                "Conv", [self.add("Relu", branches[:1], shape), self.weight(2, 2, 1, 1)], shape
+            )
         self.add("Add", branches[:: self.draw(st.sampled_from([1, -1]), label="sides")], shape)
 
     def layer_scale(self) -> None:
         read = self.pick(4)
         shape = self.shapes[read]
-        branch = self.add("Conv", [read, self.weight(shape[1], 1, 3, 3)], shape, group=shape[1], pads=[1, 1, 1, 1])
-        self.add("Add", [self.add("Mul", [branch, self.weight(1, shape[1], 1, 1)], shape), read], shape)
+        branch = self.add(
+            "Conv", [read, self.weight(shape[1], 1, 3, 3)], shape, group=shape[1], pads=[1, 1, 1, 1]
+        )
+        self.add(
+            "Add", [self.add("Mul", [branch, self.weight(1, shape[1], 1, 1)], shape), read], shape
+        )
 
     def resize(self) -> None:
         read = self.pick(4)
         _, channels, high, wide = self.shapes[read]
         if max(high, wide) <= 4:
             self.weights.setdefault("scales", np.asarray([1, 1, 2, 2], np.float32))
-            self.add("Resize", [read, "", "scales"], (1, channels, 2 * high, 2 * wide), mode="nearest")
+            self.add(
+                "Resize", [read, "", "scales"], (1, channels, 2 * high, 2 * wide), mode="nearest"
+            )
 
     def split(self) -> None:
         read = self.pick(4)
@@ -460,20 +628,34 @@ class _Grower:
         read = self.pick(4)
         _, channels, high, wide = self.shapes[read]
         if max(high, wide) <= 4:
-            self.add("Pad", [read, self.integers(0, 0, 1, 1, 0, 0, 1, 1)], (1, channels, high + 2, wide + 2))
+            self.add(
+                "Pad",
+                [read, self.integers(0, 0, 1, 1, 0, 0, 1, 1)],
+                (1, channels, high + 2, wide + 2),
+            )
 
     def activation(self) -> None:
         read = self.pick(4)
-        op = self.draw(st.sampled_from(["Clip", "LeakyRelu", "PRelu", "HardSwish", "Tanh", "Elu"]), label="activation")
+        op = self.draw(
+            st.sampled_from(["Clip", "LeakyRelu", "PRelu", "HardSwish", "Tanh", "Elu"]),
+            label="activation",
+        )
         op = "Elu" if op == "HardSwish" and self.opset < 14 else op
-        more = {"Clip": [self.scalar(0.0), self.scalar(6.0)], "PRelu": [self.weight(self.shapes[read][1], 1, 1)]}.get(op, [])
+        more = {
+            "Clip": [self.scalar(0.0), self.scalar(6.0)],
+            "PRelu": [self.weight(self.shapes[read][1], 1, 1)],
+        }.get(op, [])
         self.add(op, [read, *more], self.shapes[read])
 
     def lookup(self) -> None:
         """Append a table of embeddings that constant indices read, beside a sequence that they are added to."""
         read = self.sequence()
         _, places, channels = self.shapes[read]
-        found = self.add("Gather", [self.weight(6, channels), self.integers(*(i % 6 for i in range(places)))], (places, channels))
+        found = self.add(
+            "Gather",
+            [self.weight(6, channels), self.integers(*(i % 6 for i in range(places)))],
+            (places, channels),
+        )
         self.shapes.pop(found)
         self.add("Add", [read, found], (1, places, channels))
 
@@ -489,7 +671,21 @@ class _Grower:
         self.add("Reshape", [read, target], (1, shape[1], shape[2] * shape[3]))
 
 
-_USUAL = ("Conv", "Conv", "Conv", "Relu", "Add", "Add", "Concat", "MaxPool", "GlobalAveragePool", "Gemm", "MatMul", "MatMul2", "Identity")
+_USUAL = (
+    "Conv",
+    "Conv",
+    "Conv",
+    "Relu",
+    "Add",
+    "Add",
+    "Concat",
+    "MaxPool",
+    "GlobalAveragePool",
+    "Gemm",
+    "MatMul",
+    "MatMul2",
+    "Identity",
+)
 OPERATORS = (*_USUAL, "AveragePool", "ConvTranspose", "Sigmoid", "Transpose")
 #: Patterns of several operators, of other ranks and kinds.
 OTHERS = {
@@ -511,8 +707,19 @@ def models(draw: Any, most: int = 9, operators: Sequence[str] = OPERATORS) -> on
         grower.grow(op)
     read = {i for n in grower.nodes for i in n.input}
     computed = [n for n in grower.shapes if n != "x"]
-    outputs = {name: grower.shapes[name] for name in computed if name not in read or draw(st.integers(0, 7), label="output too") == 0}
-    model = build(grower.nodes, {"x": grower.shapes["x"]}, outputs, grower.weights, opset=grower.opset, ir=draw(st.sampled_from([7, 8, 10])))
+    outputs = {
+        name: grower.shapes[name]
+        for name in computed
+        if name not in read or draw(st.integers(0, 7), label="output too") == 0
+    }
+    model = build(
+        grower.nodes,
+        {"x": grower.shapes["x"]},
+        outputs,
+        grower.weights,
+        opset=grower.opset,
+        ir=draw(st.sampled_from([7, 8, 10])),
+    )
     if draw(st.booleans(), label="value_info"):
         model = onnx.shape_inference.infer_shapes(model)
     if draw(st.booleans(), label="metadata"):

@@ -13,9 +13,33 @@ from qdq.graph.bodies import node_bodies
 
 Graph = onnx.GraphProto
 Mutation = Callable[[Graph, random.Random], None]
-PAIR = ("QuantizeLinear", "DequantizeLinear", "QLinearConv", "QLinearMatMul", "QLinearAdd", "QGemm", "DynamicQuantizeLinear", "ConvInteger", "MatMulInteger")
+PAIR = (
+    "QuantizeLinear",
+    "DequantizeLinear",
+    "QLinearConv",
+    "QLinearMatMul",
+    "QLinearAdd",
+    "QGemm",
+    "DynamicQuantizeLinear",
+    "ConvInteger",
+    "MatMulInteger",
+)
 
-_TYPES = ("INT8", "UINT8", "INT16", "UINT16", "INT32", "INT4", "UINT4", "FLOAT8E4M3FN", "FLOAT8E5M2", "FLOAT", "INT64", "STRING", "UNDEFINED")
+_TYPES = (
+    "INT8",
+    "UINT8",
+    "INT16",
+    "UINT16",
+    "INT32",
+    "INT4",
+    "UINT4",
+    "FLOAT8E4M3FN",
+    "FLOAT8E5M2",
+    "FLOAT",
+    "INT64",
+    "STRING",
+    "UNDEFINED",
+)
 
 
 def mutated(model: onnx.ModelProto, seed: int, count: int) -> tuple[onnx.ModelProto, list[str]]:
@@ -120,7 +144,11 @@ def odd_scale(graph: Graph, rng: random.Random) -> None:
         np.int32(1),
     )
     chosen = rng.choice(values)
-    array = np.array(chosen) if isinstance(chosen, (np.generic, np.ndarray)) else np.array(chosen, np.float32)
+    array = (
+        np.array(chosen)
+        if isinstance(chosen, (np.generic, np.ndarray))
+        else np.array(chosen, np.float32)
+    )
     name = _store(graph, array)
     for node in nodes(graph) if rng.random() < 0.3 else [_any(graph, rng)]:
         if len(node.input) > 1:
@@ -130,7 +158,12 @@ def odd_scale(graph: Graph, rng: random.Random) -> None:
 def odd_zero_point(graph: Graph, rng: random.Random) -> None:
     shape = rng.choice(((), (1,), (2,), (3,), (4,), (0,), (1, 1)))
     code = TensorProto.DataType.Value(rng.choice(_TYPES))
-    tensor = TensorProto(name=_fresh(graph), data_type=code, dims=shape, raw_data=bytes([rng.choice((0, 5))]) * 8 * int(np.prod(shape)))
+    tensor = TensorProto(
+        name=_fresh(graph),
+        data_type=code,
+        dims=shape,
+        raw_data=bytes([rng.choice((0, 5))]) * 8 * int(np.prod(shape)),
+    )
     graph.initializer.append(tensor)
     node = _any(graph, rng)
     if len(node.input) > 2:
@@ -152,14 +185,20 @@ def scale_from_outside(graph: Graph, rng: random.Random) -> None:
     if len(node.input) > 1:
         node.input[1] = _fresh(graph)
         if rng.random() < 0.5:
-            graph.input.append(helper.make_tensor_value_info(node.input[1], TensorProto.FLOAT, rng.choice(([], [1], ["n"], None))))
+            graph.input.append(
+                helper.make_tensor_value_info(
+                    node.input[1], TensorProto.FLOAT, rng.choice(([], [1], ["n"], None))
+                )
+            )
 
 
 def odd_axis(graph: Graph, rng: random.Random) -> None:
     node = _any(graph, rng)
     kept = [a for a in node.attribute if a.name != "axis"]
     del node.attribute[:]
-    node.attribute.extend([*kept, helper.make_attribute("axis", rng.choice((-1, -4, 0, 1, 3, 7, -9, 1 << 40)))])
+    node.attribute.extend(
+        [*kept, helper.make_attribute("axis", rng.choice((-1, -4, 0, 1, 3, 7, -9, 1 << 40)))]
+    )
 
 
 def axis_of_another_type(graph: Graph, rng: random.Random) -> None:
@@ -173,7 +212,15 @@ def blocks(graph: Graph, rng: random.Random) -> None:
 
 
 def other_attributes(graph: Graph, rng: random.Random) -> None:
-    name, value = rng.choice((("output_dtype", 3), ("output_dtype", 99), ("saturate", 0), ("precision", 1), ("unknown", "x")))
+    name, value = rng.choice(
+        (
+            ("output_dtype", 3),
+            ("output_dtype", 99),
+            ("saturate", 0),
+            ("precision", 1),
+            ("unknown", "x"),
+        )
+    )
     _any(graph, rng).attribute.append(helper.make_attribute(name, value))
 
 
@@ -192,14 +239,20 @@ def vectors(graph: Graph, rng: random.Random) -> None:
 def without_q(graph: Graph, rng: random.Random) -> None:
     node = _any(graph, rng, "QuantizeLinear")
     for other in graph.node:
-        other.input[:] = [node.input[0] if node.output and node.input and name == node.output[0] else name for name in other.input]
+        other.input[:] = [
+            node.input[0] if node.output and node.input and name == node.output[0] else name
+            for name in other.input
+        ]
     graph.node.remove(node)
 
 
 def without_dq(graph: Graph, rng: random.Random) -> None:
     node = _any(graph, rng, "DequantizeLinear")
     for other in graph.node:
-        other.input[:] = [node.input[0] if node.output and node.input and name == node.output[0] else name for name in other.input]
+        other.input[:] = [
+            node.input[0] if node.output and node.input and name == node.output[0] else name
+            for name in other.input
+        ]
     graph.node.remove(node)
 
 
@@ -211,7 +264,11 @@ def constants_as_nodes(graph: Graph, rng: random.Random) -> None:
     moved = [t for t in graph.initializer if rng.random() < 0.5]
     listed = {t.name for t in moved}
     made = [helper.make_node("Constant", [], [t.name], value=t) for t in moved]
-    kept = [TensorProto.FromString(t.SerializeToString()) for t in graph.initializer if t.name not in listed]
+    kept = [
+        TensorProto.FromString(t.SerializeToString())
+        for t in graph.initializer
+        if t.name not in listed
+    ]
     del graph.initializer[:]
     graph.initializer.extend(kept)
     if graph.node:
@@ -222,13 +279,23 @@ def constants_as_values(graph: Graph, rng: random.Random) -> None:
     node = _any(graph, rng)
     if len(node.input) > 1:
         name = _fresh(graph)
-        value = rng.choice(({"value_float": 0.5}, {"value_floats": [0.5]}, {"value_int": 1}, {}, {"value_string": "a"}))
+        value = rng.choice(
+            (
+                {"value_float": 0.5},
+                {"value_floats": [0.5]},
+                {"value_int": 1},
+                {},
+                {"value_string": "a"},
+            )
+        )
         node.input[1] = name
         _insert(graph, node, helper.make_node("Constant", [], [name], **value))
 
 
 def listed_as_inputs(graph: Graph, rng: random.Random) -> None:
-    graph.input.extend(helper.make_tensor_value_info(t.name, t.data_type, list(t.dims)) for t in graph.initializer)
+    graph.input.extend(
+        helper.make_tensor_value_info(t.name, t.data_type, list(t.dims)) for t in graph.initializer
+    )
 
 
 def initializer_lost(graph: Graph, rng: random.Random) -> None:
@@ -245,7 +312,11 @@ def values_lost(graph: Graph, rng: random.Random) -> None:
     if graph.initializer:
         tensor = rng.choice(list(graph.initializer))
         rng.choice(
-            (lambda: tensor.ClearField("raw_data"), lambda: setattr(tensor, "data_type", rng.choice((0, 8, 10, 16, 99))), lambda: tensor.dims.append(0))
+            (
+                lambda: tensor.ClearField("raw_data"),
+                lambda: setattr(tensor, "data_type", rng.choice((0, 8, 10, 16, 99))),
+                lambda: tensor.dims.append(0),
+            )
         )()
 
 
@@ -263,7 +334,10 @@ def pair_twice(graph: Graph, rng: random.Random) -> None:
     node.output[0] = once
     at = next(i for i, n in enumerate(graph.node) if n is node or n == node)
     order = [onnx.NodeProto.FromString(n.SerializeToString()) for n in graph.node]
-    order[at + 1 : at + 1] = [helper.make_node("QuantizeLinear", [once, *rest], [quantized]), helper.make_node("DequantizeLinear", [quantized, *rest], [kept])]
+    order[at + 1 : at + 1] = [
+        helper.make_node("QuantizeLinear", [once, *rest], [quantized]),
+        helper.make_node("DequantizeLinear", [quantized, *rest], [kept]),
+    ]
     del graph.node[:]
     graph.node.extend(order)
 
@@ -279,14 +353,24 @@ def another_dq(graph: Graph, rng: random.Random) -> None:
 def output_of_half(graph: Graph, rng: random.Random) -> None:
     node = _any(graph, rng)
     if node.output:
-        graph.output.append(helper.make_tensor_value_info(node.output[0], rng.choice((TensorProto.INT8, TensorProto.UINT8, TensorProto.FLOAT)), None))
+        graph.output.append(
+            helper.make_tensor_value_info(
+                node.output[0],
+                rng.choice((TensorProto.INT8, TensorProto.UINT8, TensorProto.FLOAT)),
+                None,
+            )
+        )
 
 
 def something_between(graph: Graph, rng: random.Random) -> None:
     node = _any(graph, rng, "DequantizeLinear")
     if node.input:
         name = _fresh(graph)
-        made = helper.make_node(rng.choice(("Identity", "Relu", "Transpose", "Clip", "MaxPool")), [node.input[0]], [name])
+        made = helper.make_node(
+            rng.choice(("Identity", "Relu", "Transpose", "Clip", "MaxPool")),
+            [node.input[0]],
+            [name],
+        )
         node.input[0] = name
         _insert(graph, node, made)
 
@@ -305,7 +389,9 @@ def reversed_order(graph: Graph, rng: random.Random) -> None:
 def circle(graph: Graph, rng: random.Random) -> None:
     node = _any(graph, rng, "QuantizeLinear")
     if node.input and graph.node[-1].output:
-        node.input[0] = rng.choice([node.output[0] if node.output else "", graph.node[-1].output[0]])
+        node.input[0] = rng.choice(
+            [node.output[0] if node.output else "", graph.node[-1].output[0]]
+        )
 
 
 def external(graph: Graph, rng: random.Random) -> None:
@@ -313,7 +399,9 @@ def external(graph: Graph, rng: random.Random) -> None:
         tensor = rng.choice(list(graph.initializer))
         tensor.ClearField("raw_data")
         tensor.data_location = TensorProto.EXTERNAL
-        tensor.external_data.add(key="location", value=rng.choice(("absent.bin", "../absent.bin", "")))
+        tensor.external_data.add(
+            key="location", value=rng.choice(("absent.bin", "../absent.bin", ""))
+        )
 
 
 def integers_into_layer(graph: Graph, rng: random.Random) -> None:
@@ -327,7 +415,11 @@ def sparse(graph: Graph, rng: random.Random) -> None:
     if graph.initializer:
         tensor = graph.initializer[0]
         values = numpy_helper.from_array(np.ones(1, np.float32), tensor.name)
-        graph.sparse_initializer.append(helper.make_sparse_tensor(values, numpy_helper.from_array(np.zeros(1, np.int64)), list(tensor.dims) or [1]))
+        graph.sparse_initializer.append(
+            helper.make_sparse_tensor(
+                values, numpy_helper.from_array(np.zeros(1, np.int64)), list(tensor.dims) or [1]
+            )
+        )
         del graph.initializer[0]
 
 

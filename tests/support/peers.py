@@ -13,7 +13,13 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_dynamic, quantize_static
+from onnxruntime.quantization import (
+    CalibrationDataReader,
+    QuantFormat,
+    QuantType,
+    quantize_dynamic,
+    quantize_static,
+)
 
 from tests.support.graphs import CALIBRATION, Array, build, node, noise
 from tests.support.paths import NETWORKS, PEERS
@@ -23,13 +29,22 @@ QOPERATOR = {"quant_format": QuantFormat.QOperator}
 FOR_TENSORRT = {
     "activation_type": QuantType.QInt8,
     "per_channel": True,
-    "extra_options": {"ActivationSymmetric": True, "WeightSymmetric": True, "QuantizeBias": False, "AddQDQPairToWeight": True},
+    "extra_options": {
+        "ActivationSymmetric": True,
+        "WeightSymmetric": True,
+        "QuantizeBias": False,
+        "AddQDQPairToWeight": True,
+    },
 }
 
 
 def vision() -> onnx.ModelProto:
     """Return a convolutional network with every operator of images that ONNX Runtime can quantize: `x` [1,3,16,16] to `y` [1,10]."""
-    ints = {"sizes": np.array([1, 8, 16, 16], np.int64), "pads": np.array([0, 0, 1, 1, 0, 0, 1, 1], np.int64), "halves": np.array([4, 4], np.int64)}
+    ints = {
+        "sizes": np.array([1, 8, 16, 16], np.int64),
+        "pads": np.array([0, 0, 1, 1, 0, 0, 1, 1], np.int64),
+        "halves": np.array([4, 4], np.int64),
+    }
     nodes = [
         node("Conv", ["x", "stem.w", "stem.b"], "stem", "stem", pads=[1] * 4),
         node("Relu", ["stem"], "stem_relu", "stem_relu"),
@@ -40,7 +55,14 @@ def vision() -> onnx.ModelProto:
         node("Sigmoid", ["dw"], "gate", "gate"),
         node("Mul", ["dw", "gate"], "silu", "silu"),
         node("MaxPool", ["silu"], "max", "max", kernel_shape=[2, 2], strides=[2, 2]),
-        node("ConvTranspose", ["max", "up.w", "up.b"], "up", "up", kernel_shape=[2, 2], strides=[2, 2]),
+        node(
+            "ConvTranspose",
+            ["max", "up.w", "up.b"],
+            "up",
+            "up",
+            kernel_shape=[2, 2],
+            strides=[2, 2],
+        ),
         node("LeakyRelu", ["up"], "leaky", "leaky", alpha=0.1),
         node("Resize", ["max", "", "", "sizes"], "wide", "wide", mode="nearest"),
         node("Concat", ["leaky", "wide"], "both", "both", axis=1),
@@ -56,23 +78,47 @@ def vision() -> onnx.ModelProto:
         node("Gemm", ["flat", "head.w", "head.b"], "scores", "head", transB=1),
         node("Softmax", ["scores"], "y", "softmax", axis=1),
     ]
-    shapes = {"stem.w": (8, 3, 3, 3), "res.w": (8, 8, 3, 3), "dw.w": (8, 1, 3, 3), "up.w": (8, 8, 2, 2), "merge.w": (8, 16, 1, 1), "last.w": (16, 4, 1, 1)}
+    shapes = {
+        "stem.w": (8, 3, 3, 3),
+        "res.w": (8, 8, 3, 3),
+        "dw.w": (8, 1, 3, 3),
+        "up.w": (8, 8, 2, 2),
+        "merge.w": (8, 16, 1, 1),
+        "last.w": (16, 4, 1, 1),
+    }
     biases = {"stem.b": 8, "res.b": 8, "up.b": 8, "merge.b": 8, "last.b": 16, "head.b": 10}
-    weights = _scaled({**shapes, "head.w": (10, 16)}) | {name: 0.1 * noise(n, seed=n) for name, n in biases.items()}
+    weights = _scaled({**shapes, "head.w": (10, 16)}) | {
+        name: 0.1 * noise(n, seed=n) for name, n in biases.items()
+    }
     floats = {"zero": np.array(0, np.float32), "six": np.array(6, np.float32)}
-    return build(nodes, {"x": ["batch", 3, 16, 16]}, {"y": ["batch", 10]}, {**weights, **ints, **floats}, opset=17)
+    return build(
+        nodes,
+        {"x": ["batch", 3, 16, 16]},
+        {"y": ["batch", 10]},
+        {**weights, **ints, **floats},
+        opset=17,
+    )
 
 
 def language() -> onnx.ModelProto:
     """Return attention over a table of rows, with every operator of sequences that ONNX Runtime can quantize: `ids` [1,8] to `y` [1,8,16]."""
-    heads, ints = [0, 2, 1, 3], {"split": np.array([1, 8, 4, 8], np.int64), "merge": np.array([1, 8, 32], np.int64)}
+    heads, ints = (
+        [0, 2, 1, 3],
+        {"split": np.array([1, 8, 4, 8], np.int64), "merge": np.array([1, 8, 32], np.int64)},
+    )
     nodes = [node("Gather", ["table", "ids"], "embedded", "embedding")]
     for part in ("query", "key", "value"):
         nodes += [
             node("MatMul", ["embedded", f"{part}.w"], f"{part}_product", f"{part}_matmul"),
             node("Add", [f"{part}_product", f"{part}.b"], part, f"{part}_bias"),
             node("Reshape", [part, "split"], f"{part}_split", f"{part}_split"),
-            node("Transpose", [f"{part}_split"], f"{part}_heads", f"{part}_heads", perm=[0, 2, 3, 1] if part == "key" else heads),
+            node(
+                "Transpose",
+                [f"{part}_split"],
+                f"{part}_heads",
+                f"{part}_heads",
+                perm=[0, 2, 3, 1] if part == "key" else heads,
+            ),
         ]
     nodes += [
         node("MatMul", ["query_heads", "key_heads"], "attention", "attention"),
@@ -88,11 +134,27 @@ def language() -> onnx.ModelProto:
         node("Relu", ["wide"], "wide_relu", "wide_relu"),
         node("MatMul", ["wide_relu", "narrow.w"], "y", "narrow"),
     ]
-    shapes = {"query.w": (32, 32), "key.w": (32, 32), "value.w": (32, 32), "output.w": (32, 32), "wide.w": (32, 64), "narrow.w": (64, 16)}
-    biases = {f"{part}.b": 0.1 * noise(32, seed=i) for i, part in enumerate(("query", "key", "value"))}
-    floats = {"root": np.array(8**-0.5, np.float32), "low": np.array(-4, np.float32), "table": noise(64, 32, seed=9)}
+    shapes = {
+        "query.w": (32, 32),
+        "key.w": (32, 32),
+        "value.w": (32, 32),
+        "output.w": (32, 32),
+        "wide.w": (32, 64),
+        "narrow.w": (64, 16),
+    }
+    biases = {
+        f"{part}.b": 0.1 * noise(32, seed=i) for i, part in enumerate(("query", "key", "value"))
+    }
+    floats = {
+        "root": np.array(8**-0.5, np.float32),
+        "low": np.array(-4, np.float32),
+        "table": noise(64, 32, seed=9),
+    }
     mask = {"mask": np.tril(np.ones((8, 8), bool))}
-    weights = {name: (noise(*shape, seed=i) / np.sqrt(shape[0])).astype(np.float32) for i, (name, shape) in enumerate(shapes.items())}
+    weights = {
+        name: (noise(*shape, seed=i) / np.sqrt(shape[0])).astype(np.float32)
+        for i, (name, shape) in enumerate(shapes.items())
+    }
     constants: dict[str, Array] = {**weights, **biases, **floats, **mask, **ints}
     model = build(nodes, {"ids": [1, 8]}, {"y": [1, 8, 16]}, constants, opset=17)
     model.graph.input[0].type.tensor_type.elem_type = onnx.TensorProto.INT64
@@ -101,12 +163,17 @@ def language() -> onnx.ModelProto:
 
 def _scaled(shapes: dict[str, tuple[int, ...]]) -> dict[str, Array]:
     """Return noise that keeps the variance of what it is multiplied with."""
-    return {name: (noise(*shape, seed=i) / np.sqrt(np.prod(shape[1:]))).astype(np.float32) for i, (name, shape) in enumerate(shapes.items())}
+    return {
+        name: (noise(*shape, seed=i) / np.sqrt(np.prod(shape[1:]))).astype(np.float32)
+        for i, (name, shape) in enumerate(shapes.items())
+    }
 
 
 def feeds(model: onnx.ModelProto, n: int = 8, seed: int = 5) -> list[dict[str, Array]]:
     """Return seeded inputs: the digits for an `image`, row numbers for integers, noise for anything else."""
-    (given,) = (i for i in model.graph.input if i.name not in {t.name for t in model.graph.initializer})
+    (given,) = (
+        i for i in model.graph.input if i.name not in {t.name for t in model.graph.initializer}
+    )
     if given.name == "image":
         with np.load(CALIBRATION) as data:
             return [{"image": data["image"][i : i + 1]} for i in range(len(data["image"]))]
@@ -150,9 +217,15 @@ STATIC: dict[str, dict[str, Any]] = {
     "qdq": {},
     "qdq-uint8": {"activation_type": QuantType.QUInt8, "weight_type": QuantType.QUInt8},
     "qdq-symmetric": {"extra_options": {"ActivationSymmetric": True}},
-    "qdq-uint8-symmetric": {"activation_type": QuantType.QUInt8, "extra_options": {"ActivationSymmetric": True}},
+    "qdq-uint8-symmetric": {
+        "activation_type": QuantType.QUInt8,
+        "extra_options": {"ActivationSymmetric": True},
+    },
     "qdq-per-channel": {"per_channel": True},
-    "qdq-per-channel-symmetric": {"per_channel": True, "extra_options": {"ActivationSymmetric": True}},
+    "qdq-per-channel-symmetric": {
+        "per_channel": True,
+        "extra_options": {"ActivationSymmetric": True},
+    },
     "qdq-shifted-weights": {"extra_options": {"WeightSymmetric": False}},
     "qdq-float-bias": {"extra_options": {"QuantizeBias": False}},
     "qdq-reduced": {"reduce_range": True},
@@ -163,8 +236,17 @@ STATIC: dict[str, dict[str, Any]] = {
     "qdq-int16": {"activation_type": QuantType.QInt16},
     "qoperator": QOPERATOR,
     "qoperator-symmetric": {**QOPERATOR, "extra_options": {"ActivationSymmetric": True}},
-    "qoperator-per-channel": {**QOPERATOR, "activation_type": QuantType.QUInt8, "weight_type": QuantType.QInt8, "per_channel": True},
-    "qoperator-uint8": {**QOPERATOR, "activation_type": QuantType.QUInt8, "weight_type": QuantType.QUInt8},
+    "qoperator-per-channel": {
+        **QOPERATOR,
+        "activation_type": QuantType.QUInt8,
+        "weight_type": QuantType.QInt8,
+        "per_channel": True,
+    },
+    "qoperator-uint8": {
+        **QOPERATOR,
+        "activation_type": QuantType.QUInt8,
+        "weight_type": QuantType.QUInt8,
+    },
 }
 #: The same for `quantize_dynamic`.
 DYNAMIC: dict[str, dict[str, Any]] = {
@@ -178,7 +260,13 @@ FILES = PEERS
 def network(name: str) -> onnx.ModelProto:
     """Return a float network by name: one of this module, of the digits, or the one of fixtures/peers."""
     made = {"vision": vision, "language": language}
-    return made[name]() if name in made else onnx.load(FILES / "float.onnx" if name == "torch" else NETWORKS / f"digits_{name}.onnx")
+    return (
+        made[name]()
+        if name in made
+        else onnx.load(
+            FILES / "float.onnx" if name == "torch" else NETWORKS / f"digits_{name}.onnx"
+        )
+    )
 
 
 @functools.cache
@@ -190,8 +278,13 @@ def peer(name: str) -> onnx.ModelProto:
     if form in DYNAMIC:
         return ort_dynamic(_without_shapes(network(given)), **DYNAMIC[form])
     options = dict(STATIC[form])
-    if given == "language" and form.startswith("qoperator"):  # without it ONNX Runtime 1.32 writes a Where that reads a tensor nobody gives
-        options["extra_options"] = {**options.get("extra_options", {}), "ForceQuantizeNoInputCheck": True}
+    if given == "language" and form.startswith(
+        "qoperator"
+    ):  # without it ONNX Runtime 1.32 writes a Where that reads a tensor nobody gives
+        options["extra_options"] = {
+            **options.get("extra_options", {}),
+            "ForceQuantizeNoInputCheck": True,
+        }
     return ort_static(network(given), **options)
 
 
@@ -207,4 +300,12 @@ def network_of(name: str) -> str:
     """Return the name of the float network that a peer was made from."""
     given, _, form = name.partition("/")
     words = given.split("_")
-    return given if form else words[1] if words[0] in ("nncf", "modelopt") else "vision" if words[0] == "quark" else "torch"
+    return (
+        given
+        if form
+        else words[1]
+        if words[0] in ("nncf", "modelopt")
+        else "vision"
+        if words[0] == "quark"
+        else "torch"
+    )

@@ -17,11 +17,15 @@ from tests.support.paths import NETWORKS
 
 NETWORK = NETWORKS / "digits_cnn.onnx"
 DATA = NETWORK.with_name("digits-calibration.npz")
-HAS_TENSORRT = importlib.util.find_spec("tensorrt") is not None and shutil.which("nvidia-smi") is not None
+HAS_TENSORRT = (
+    importlib.util.find_spec("tensorrt") is not None and shutil.which("nvidia-smi") is not None
+)
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not HAS_TENSORRT, reason="needs TensorRT (pip install 'qdq[tensorrt]') and a GPU")
+@pytest.mark.skipif(
+    not HAS_TENSORRT, reason="needs TensorRT (pip install 'qdq[tensorrt]') and a GPU"
+)
 def test_tensorrt_runs_every_promised_layer_in_int8_on_the_gpu() -> None:
     target = qdq.parse_target("trt")
     made = qdq.quantize(NETWORK, DATA, targets=[target])
@@ -37,7 +41,10 @@ def test_tensorrt_runs_every_promised_layer_in_int8_on_the_gpu() -> None:
 def test_outputs_from_elsewhere_are_compared_with_the_float_models() -> None:
     index = GraphIndex(qdq.load(NETWORK))
     feeds = list(open_feeds(index, DATA))[:3]
-    computed = [dict(zip(index.outputs, open_session(index, []).run(None, feed), strict=True)) for feed in feeds]
+    computed = [
+        dict(zip(index.outputs, open_session(index, []).run(None, feed), strict=True))
+        for feed in feeds
+    ]
     halved = [{name: values / 2 for name, values in output.items()} for output in computed]
 
     (same,), (half,) = (output_errors(index, feeds, outputs) for outputs in (computed, halved))
@@ -49,10 +56,16 @@ def test_outputs_from_elsewhere_are_compared_with_the_float_models() -> None:
 def test_samples_with_another_shape_are_counted_and_not_compared() -> None:
     index = GraphIndex(qdq.load(NETWORK))
     feeds = list(open_feeds(index, DATA))[:2]
-    right = [dict(zip(index.outputs, open_session(index, []).run(None, feed), strict=True)) for feed in feeds]
+    right = [
+        dict(zip(index.outputs, open_session(index, []).run(None, feed), strict=True))
+        for feed in feeds
+    ]
     shorter = {name: values[:, :-1] for name, values in right[0].items()}
 
-    (one,), (none,) = (output_errors(index, feeds, outputs) for outputs in ([shorter, right[1]], [shorter, shorter]))
+    (one,), (none,) = (
+        output_errors(index, feeds, outputs)
+        for outputs in ([shorter, right[1]], [shorter, shorter])
+    )
 
     assert (one.shape_mismatches, one.max_abs, one.cosine, one.snr_db) == (1, 0.0, 1.0, math.inf)
     assert none.shape_mismatches == 2

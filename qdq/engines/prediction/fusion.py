@@ -17,7 +17,15 @@ from qdq.engines.prediction.qdq_propagation import QuantizationFlow, SlotRead
 from qdq.graph.index import Node
 from qdq.graph.layer_shapes import convolution_channels
 from qdq.graph.operands import operands
-from qdq.graph.operators import CONVOLUTION_EPILOGUES, CONVOLUTIONS, FOLDED_INTO_WEIGHTS, POOLING_LAYERS, PRODUCTS, RECURRENT, SHUFFLES
+from qdq.graph.operators import (
+    CONVOLUTION_EPILOGUES,
+    CONVOLUTIONS,
+    FOLDED_INTO_WEIGHTS,
+    POOLING_LAYERS,
+    PRODUCTS,
+    RECURRENT,
+    SHUFFLES,
+)
 from qdq.graph.patterns import is_spatial_mean
 
 #: Input channels up to which a convolution reads four-wide vectors, as the first one does.
@@ -61,7 +69,11 @@ def fuse_nodes(flow: QuantizationFlow) -> tuple[FusionGroup, ...]:
     rest = [n for n in flow.nodes if id(n) not in owned]
     groups += _chains(flow, [n for n in rest if n.op in _POINTWISE], "pointwise")
     groups += _chains(flow, [n for n in rest if n.op in SHUFFLES], "shuffle")
-    groups += [FusionGroup(_family(flow, n), (n,), n, n.outputs[0]) for n in rest if n.op not in _POINTWISE and n.op not in SHUFFLES]
+    groups += [
+        FusionGroup(_family(flow, n), (n,), n, n.outputs[0])
+        for n in rest
+        if n.op not in _POINTWISE and n.op not in SHUFFLES
+    ]
     return tuple(sorted(groups, key=lambda g: g.nodes[-1].position))
 
 
@@ -103,18 +115,36 @@ def _weighted(flow: QuantizationFlow, node: Node, owned: set[int]) -> FusionGrou
     pool = _pool_behind(flow, node, activated, addend)
     behind += [pool] if pool else []
     nodes = tuple(sorted([n for n in (before, node, *behind) if n], key=lambda n: n.position))
-    return FusionGroup("weighted", nodes, node, pool.outputs[0] if pool else activated, addend, before, pool is not None)
+    return FusionGroup(
+        "weighted",
+        nodes,
+        node,
+        pool.outputs[0] if pool else activated,
+        addend,
+        before,
+        pool is not None,
+    )
 
 
 def _padding(flow: QuantizationFlow, node: Node) -> Node | None:
     """Return the zero padding in front of a convolution, unless a pair stands between them."""
-    read, pad = flow.read(node.inputs[0]), flow.index.producers.get(flow.read(node.inputs[0]).tensor)
+    read, pad = (
+        flow.read(node.inputs[0]),
+        flow.index.producers.get(flow.read(node.inputs[0]).tensor),
+    )
     if node.op != "Conv" or read.quantization or pad is None or pad.op != "Pad":
         return None
     return pad if flow.commutes(pad) and flow.sole_reader(read.tensor) is node else None
 
 
-def _follow(flow: QuantizationFlow, tensor: str, behind: list[Node], owned: set[int], takes: Callable[[QuantizationFlow, Node], bool], at_most: int = 8) -> str:
+def _follow(
+    flow: QuantizationFlow,
+    tensor: str,
+    behind: list[Node],
+    owned: set[int],
+    takes: Callable[[QuantizationFlow, Node], bool],
+    at_most: int = 8,
+) -> str:
     """Append the nodes behind a tensor that `takes` accepts, one reading the next, and return the last output."""
     for _ in range(at_most):
         reader = flow.sole_reader(tensor)
@@ -126,7 +156,9 @@ def _follow(flow: QuantizationFlow, tensor: str, behind: list[Node], owned: set[
 
 
 def _is_scaling(flow: QuantizationFlow, node: Node) -> bool:
-    return node.op in FOLDED_INTO_WEIGHTS and len(flow.inputs(node)) == 1 and _keeps_shape(flow, node)
+    return (
+        node.op in FOLDED_INTO_WEIGHTS and len(flow.inputs(node)) == 1 and _keeps_shape(flow, node)
+    )
 
 
 def _is_epilogue(flow: QuantizationFlow, node: Node) -> bool:
@@ -151,7 +183,9 @@ def _residual(flow: QuantizationFlow, tensor: str, owned: set[int]) -> Node | No
     return add if flow.index.shape(add.inputs[0]) == flow.index.shape(add.inputs[1]) else None
 
 
-def _generated_epilogue(flow: QuantizationFlow, node: Node, tensor: str, behind: list[Node], owned: set[int]) -> str:
+def _generated_epilogue(
+    flow: QuantizationFlow, node: Node, tensor: str, behind: list[Node], owned: set[int]
+) -> str:
     """Append the point-wise nodes, such as SiLU, that an INT8 convolution computes before it quantizes its result.
 
     Depthwise convolutions do not (NVIDIA/TensorRT issue 3205).
@@ -162,7 +196,9 @@ def _generated_epilogue(flow: QuantizationFlow, node: Node, tensor: str, behind:
     made, queue = {tensor}, [tensor]
     while queue and len(cone) <= _LARGEST_EPILOGUE:
         for reader, _ in flow.plain.get(queue.pop(), ()):
-            inside = reader.op in _POINTWISE and all(r.tensor in made and not r.quantization for _, r in flow.inputs(reader))
+            inside = reader.op in _POINTWISE and all(
+                r.tensor in made and not r.quantization for _, r in flow.inputs(reader)
+            )
             if inside and id(reader) not in owned and reader not in cone:
                 cone.append(reader)
                 made.add(reader.outputs[0])
@@ -176,13 +212,25 @@ def _generated_epilogue(flow: QuantizationFlow, node: Node, tensor: str, behind:
 
 def _leaves(flow: QuantizationFlow, tensor: str, inside: Iterable[Node]) -> bool:
     ids = {id(n) for n in inside}
-    return bool(flow.quantized.get(tensor)) or tensor in flow.outputs or any(id(n) not in ids for n, _ in flow.plain.get(tensor, ()))
+    return (
+        bool(flow.quantized.get(tensor))
+        or tensor in flow.outputs
+        or any(id(n) not in ids for n, _ in flow.plain.get(tensor, ()))
+    )
 
 
-def _pool_behind(flow: QuantizationFlow, node: Node, tensor: str, addend: SlotRead | None) -> Node | None:
+def _pool_behind(
+    flow: QuantizationFlow, node: Node, tensor: str, addend: SlotRead | None
+) -> Node | None:
     """Return the max pool that runs in the kernel of a first INT8 convolution; the pool's result is then INT8 too."""
     pool = flow.sole_reader(tensor)
-    if pool is None or pool.op != "MaxPool" or addend or node.op != "Conv" or int8_operands(flow, node) != "Int8":
+    if (
+        pool is None
+        or pool.op != "MaxPool"
+        or addend
+        or node.op != "Conv"
+        or int8_operands(flow, node) != "Int8"
+    ):
         return None
     return pool if has_few_channels(flow, node) and pool.outputs[0] in flow.wanted else None
 
@@ -202,7 +250,11 @@ def _chains(flow: QuantizationFlow, nodes: list[Node], family: str) -> Iterator[
         chain = chain_of[id(node)] = [node]
         for producer in _producers(flow, node):
             other = chain_of.get(id(producer))
-            if other is None or other is chain or not _read_only_by(flow, producer.outputs[0], node, other, chain_of):
+            if (
+                other is None
+                or other is chain
+                or not _read_only_by(flow, producer.outputs[0], node, other, chain_of)
+            ):
                 continue
             short, long = sorted((chain, other), key=len)
             long.extend(short)
@@ -213,7 +265,13 @@ def _chains(flow: QuantizationFlow, nodes: list[Node], family: str) -> Iterator[
         yield FusionGroup(family, tuple(chain), chain[0], chain[-1].outputs[0])
 
 
-def _read_only_by(flow: QuantizationFlow, tensor: str, node: Node, chain: list[Node], chain_of: dict[int, list[Node]]) -> bool:
+def _read_only_by(
+    flow: QuantizationFlow,
+    tensor: str,
+    node: Node,
+    chain: list[Node],
+    chain_of: dict[int, list[Node]],
+) -> bool:
     """Whether nobody but `node` and the members of a chain reads a tensor."""
     if flow.quantized.get(tensor) or tensor in flow.outputs:
         return False

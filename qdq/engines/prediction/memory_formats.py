@@ -10,7 +10,13 @@ from onnx import TensorProto
 from qdq.engines.engine import REFORMAT, EngineLayer, LayerTensor
 from qdq.engines.prediction.qdq_propagation import Quantization, QuantizationFlow, SlotRead
 
-LINEAR, CHANNEL_LAST, TWO_WIDE, FOUR_WIDE, THIRTY_TWO_WIDE = "linear", "channel-last", "2-wide", "4-wide", "32-wide"
+LINEAR, CHANNEL_LAST, TWO_WIDE, FOUR_WIDE, THIRTY_TWO_WIDE = (
+    "linear",
+    "channel-last",
+    "2-wide",
+    "4-wide",
+    "32-wide",
+)
 FLOAT, HALF, INT8, FP8 = "Float", "Half", "Int8", "FP8"
 TYPES: dict[int, str] = {
     TensorProto.FLOAT: FLOAT, TensorProto.FLOAT16: HALF, TensorProto.BFLOAT16: "BFloat16", TensorProto.INT8: INT8, TensorProto.UINT8: "UInt8",
@@ -67,11 +73,19 @@ class Memory:
         return held
 
     def add_layer(
-        self, kind: str, name: str, rule: str, tensors: tuple[Iterable[Held], Iterable[Held]], nodes: Iterable[str], constants: tuple[LayerTensor, ...] = ()
+        self,
+        kind: str,
+        name: str,
+        rule: str,
+        tensors: tuple[Iterable[Held], Iterable[Held]],
+        nodes: Iterable[str],
+        constants: tuple[LayerTensor, ...] = (),
     ) -> None:
         """Append a layer that reads and writes tensors (inputs, outputs)."""
         inputs, outputs = (tuple(t.described() for t in side) for side in tensors)
-        self.layers.append(EngineLayer(name, kind, inputs, constants, outputs, tuple(dict.fromkeys(nodes)), rule))
+        self.layers.append(
+            EngineLayer(name, kind, inputs, constants, outputs, tuple(dict.fromkeys(nodes)), rule)
+        )
 
     def convert(self, held: Held, dtype: str, layout: str) -> Held:
         """Return a tensor in a type and format, through a copy where it is held otherwise; "" accepts any."""
@@ -81,7 +95,9 @@ class Memory:
         key = (held, dtype, layout)
         if key not in self.converted:
             made = Held(f"Reformatted {held.name}", held.dims, dtype, layout)
-            self.add_layer(REFORMAT, f"Reformatting CopyNode for {held.name}", "reformat", ([held], [made]), ())
+            self.add_layer(
+                REFORMAT, f"Reformatting CopyNode for {held.name}", "reformat", ([held], [made]), ()
+            )
             self.converted[key] = made
         return self.converted[key]
 
@@ -90,19 +106,38 @@ class Memory:
         key = (read.tensor, quantization)
         if key not in self.held:
             again = read.quantization is not None and read.quantization != quantization
-            before = self.int8(SlotRead(read.tensor, read.quantization), read.quantization, "") if again and read.quantization else self.as_written(read.tensor)
-            if self.held.get((read.tensor, "")) == before and before.dtype == quantization.dtype:  # a graph input that is INT8 already
+            before = (
+                self.int8(SlotRead(read.tensor, read.quantization), read.quantization, "")
+                if again and read.quantization
+                else self.as_written(read.tensor)
+            )
+            if (
+                self.held.get((read.tensor, "")) == before and before.dtype == quantization.dtype
+            ):  # a graph input that is INT8 already
                 self.held[key] = before
                 return self.convert(before, "", layout)
             self.hold(read.tensor, quantization.dtype, layout, quantization)
             labels = [q for q in (read.q or self.label_of_q(read.tensor, quantization),) if q]
-            self.add_layer(REFORMAT, " + ".join(labels) or f"quantize {read.tensor}", "stand-alone-quantize", ([before], [self.held[key]]), labels)
+            self.add_layer(
+                REFORMAT,
+                " + ".join(labels) or f"quantize {read.tensor}",
+                "stand-alone-quantize",
+                ([before], [self.held[key]]),
+                labels,
+            )
         return self.convert(self.held[key], "", layout)
 
     def label_of_q(self, tensor: str, quantization: Quantization) -> str:
         """Return the label of the Q that asks for a quantization, here or behind what commutes."""
         for _ in self.flow.nodes:
-            label = next((r.q for r in self.flow.quantized.get(tensor, ()) if r.quantization == quantization and r.q), "")
+            label = next(
+                (
+                    r.q
+                    for r in self.flow.quantized.get(tensor, ())
+                    if r.quantization == quantization and r.q
+                ),
+                "",
+            )
             readers = [node for node, _ in self.flow.plain.get(tensor, ())]
             if label or not readers or not self.flow.commutes(readers[0]):
                 return label
@@ -127,8 +162,18 @@ class Memory:
         if key not in self.held:
             before = self.int8(read, quantization, "")
             dq = read.dq or self.flow.reached.get(read.tensor, read).dq
-            made = self.type_of(self.flow.index.by_label[dq].outputs[0]) if dq in self.flow.index.by_label else FLOAT
+            made = (
+                self.type_of(self.flow.index.by_label[dq].outputs[0])
+                if dq in self.flow.index.by_label
+                else FLOAT
+            )
             held = Held(f"dequantized {read.tensor}", before.dims, made, layout or LINEAR)
-            self.add_layer(REFORMAT, dq or f"dequantize {read.tensor}", "stand-alone-dequantize", ([before], [held]), [dq] if dq else [])
+            self.add_layer(
+                REFORMAT,
+                dq or f"dequantize {read.tensor}",
+                "stand-alone-dequantize",
+                ([before], [held]),
+                [dq] if dq else [],
+            )
             self.held[key] = held
         return self.convert(self.held[key], dtype, layout)

@@ -17,7 +17,14 @@ from onnx import TensorProto
 
 from qdq.engines.engine import NO_OP, REFORMAT, Engine, EngineLayer
 from qdq.engines.prediction.fusion import FusionGroup, fuse_nodes
-from qdq.engines.prediction.memory_formats import FLOAT, FLOATS, LINEAR, THIRTY_TWO_WIDE, TWO_WIDE, Held
+from qdq.engines.prediction.memory_formats import (
+    FLOAT,
+    FLOATS,
+    LINEAR,
+    THIRTY_TWO_WIDE,
+    TWO_WIDE,
+    Held,
+)
 from qdq.engines.prediction.qdq_propagation import Quantization, QuantizationFlow, SlotRead
 from qdq.engines.prediction.static_shapes import with_static_shapes
 from qdq.engines.prediction.weighted_layers import WeightedLayers
@@ -35,7 +42,13 @@ _LOOK_AHEAD = 4
 _FP8 = 89
 
 
-def predict_engine(model: onnx.ModelProto | Source, target: Target, shapes: Mapping[str, tuple[int, ...]] | None = None, *, allow_fp16: bool = False) -> Engine:
+def predict_engine(
+    model: onnx.ModelProto | Source,
+    target: Target,
+    shapes: Mapping[str, tuple[int, ...]] | None = None,
+    *,
+    allow_fp16: bool = False,
+) -> Engine:
     """Return the engine that TensorRT proper is predicted to build; each layer names the rule it follows.
 
     `shapes` fixes the dynamic dimensions by input name; those not named become 1. By default the
@@ -49,7 +62,9 @@ def predict_engine(model: onnx.ModelProto | Source, target: Target, shapes: Mapp
     compiler = f"TensorRT, {typing}"
     if refusal := _refusal(index, target):
         return Engine(target, compiler, failure=refusal)
-    return Engine(target, compiler, _Prediction(QuantizationFlow(index), target, allow_fp16).predicted())
+    return Engine(
+        target, compiler, _Prediction(QuantizationFlow(index), target, allow_fp16).predicted()
+    )
 
 
 def _refusal(index: GraphIndex, target: Target) -> str:
@@ -62,7 +77,11 @@ def _refusal(index: GraphIndex, target: Target) -> str:
             return f"{node.label}: FP8 needs compute capability 8.9 or higher"
         if stored == TensorProto.INT32:
             return f"{node.label}: a DequantizeLinear of INT32, such as a quantized bias, is not supported"
-        if len(node.inputs) > 2 and index.is_constant(node.inputs[2]) and index.constant(node.inputs[2]).astype(float).any():  # noqa: PLR2004
+        if (
+            len(node.inputs) > 2
+            and index.is_constant(node.inputs[2])
+            and index.constant(node.inputs[2]).astype(float).any()
+        ):
             return f"{node.label}: a zero point other than zero is not supported"
     return ""
 
@@ -91,7 +110,9 @@ class _Prediction(WeightedLayers):
         elif quantization and wanted:
             before = self.int8(read, quantization, THIRTY_TWO_WIDE)
             made = self.hold(group.output, wanted.dtype, THIRTY_TWO_WIDE, wanted)
-            self.add_layer("CudaPooling", self.name(group), "quantized-pool", ([before], [made]), [node.label])
+            self.add_layer(
+                "CudaPooling", self.name(group), "quantized-pool", ([before], [made]), [node.label]
+            )
         else:
             self._float_pool(group, read, "float-pool")
 
@@ -102,8 +123,16 @@ class _Prediction(WeightedLayers):
             before = self.convert(before, "", TWO_WIDE)
         made = self.hold(group.output, before.dtype, before.format)
         is_max = group.core.op == "MaxPool"
-        kind = "TiledPooling" if before.format == TWO_WIDE or (is_max and before.format == LINEAR) else "CudaPooling" if is_max else "CaskPooling"
-        self.add_layer(kind, self.name(group), rule, ([before], [made]), [n.label for n in group.nodes])
+        kind = (
+            "TiledPooling"
+            if before.format == TWO_WIDE or (is_max and before.format == LINEAR)
+            else "CudaPooling"
+            if is_max
+            else "CaskPooling"
+        )
+        self.add_layer(
+            kind, self.name(group), rule, ([before], [made]), [n.label for n in group.nodes]
+        )
 
     def _commuting(self, group: FusionGroup, reads: list[SlotRead], kind: str) -> None:
         """A layer past which Q and DQ move: INT8 where its inputs are, or where all its readers want it."""
@@ -114,13 +143,23 @@ class _Prediction(WeightedLayers):
             self._float_pool(group, reads[0], "moves-float")
             return
         layout = self._layout_of(group, reads, form)
-        inputs = [self.int8(r, form, layout) if form else self.in_float(r, "", layout) for r in reads]
+        inputs = [
+            self.int8(r, form, layout) if form else self.in_float(r, "", layout) for r in reads
+        ]
         dtype = form.dtype if form else inputs[0].dtype
         outputs = [self.hold(o, dtype, layout, form or "") for o in self._outputs(group)]
-        self.add_layer(kind, self.name(group), "commutes" if form else "moves-float", (inputs, outputs), [n.label for n in group.nodes])
+        self.add_layer(
+            kind,
+            self.name(group),
+            "commutes" if form else "moves-float",
+            (inputs, outputs),
+            [n.label for n in group.nodes],
+        )
         self.wrote(*self._outputs(group))
 
-    def _layout_of(self, group: FusionGroup, reads: list[SlotRead], form: Quantization | None) -> str:
+    def _layout_of(
+        self, group: FusionGroup, reads: list[SlotRead], form: Quantization | None
+    ) -> str:
         """Return the format in which a commuting layer reads: rows where it moves values across dimensions, else that of its first input."""
         if group.family == "pool":
             return THIRTY_TWO_WIDE
@@ -147,7 +186,9 @@ class _Prediction(WeightedLayers):
         read = self.flow.inputs(group.nodes[0])[0][1]
         view = all(n.op != "Transpose" or self._moves_nothing(n) for n in group.nodes)
         self._commuting(group, [read], NO_OP if view else "Shuffle")
-        self.layers[-1] = msgspec.structs.replace(self.layers[-1], fusion_rule="view" if view else self.layers[-1].fusion_rule)
+        self.layers[-1] = msgspec.structs.replace(
+            self.layers[-1], fusion_rule="view" if view else self.layers[-1].fusion_rule
+        )
 
     def _moves_nothing(self, node: Node) -> bool:
         """Whether a Transpose leaves the order of values in memory: only dimensions of one change places."""
@@ -166,25 +207,41 @@ class _Prediction(WeightedLayers):
             self.other(group)
             return
         quantizations = {self.flow.quantization(r) for r in reads}
-        form = (quantizations.pop() if len(quantizations) == 1 else None) or self.flow.wanted.get(group.output)
+        form = (quantizations.pop() if len(quantizations) == 1 else None) or self.flow.wanted.get(
+            group.output
+        )
         first = None if form else self.in_float(reads[0])
-        dtype, layout = (first.dtype, first.format) if first else (form.dtype if form else FLOAT, self._vectors_for(group.output, LINEAR))
+        dtype, layout = (
+            (first.dtype, first.format)
+            if first
+            else (form.dtype if form else FLOAT, self._vectors_for(group.output, LINEAR))
+        )
         made = self.hold(group.output, dtype, layout, form or "")
         for read in reads:
             self._part(group, read, form, made)
         self.wrote(made.name)
 
-    def _part(self, group: FusionGroup, read: SlotRead, form: Quantization | None, made: Held) -> None:
+    def _part(
+        self, group: FusionGroup, read: SlotRead, form: Quantization | None, made: Held
+    ) -> None:
         """Bring one input of a Concat into its output, by a copy where no layer could write it there."""
         before = len(self.layers)
         if form is None:
             held = self.in_float(read, made.dtype, made.format)
         else:
             again = read.quantization is not None and read.quantization != form
-            held = self.int8(msgspec.structs.replace(read, q=self.label_of_q(group.output, form)) if again else read, form, made.format)
+            held = self.int8(
+                msgspec.structs.replace(read, q=self.label_of_q(group.output, form))
+                if again
+                else read,
+                form,
+                made.format,
+            )
         if len(self.layers) == before and not self._in_place(read.tensor):
             part = msgspec.structs.replace(held, name=group.output)
-            self.add_layer(REFORMAT, f"{read.tensor} copy", "concat", ([held], [part]), [group.core.label])
+            self.add_layer(
+                REFORMAT, f"{read.tensor} copy", "concat", ([held], [part]), [group.core.label]
+            )
 
     def _in_place(self, tensor: str) -> bool:
         """Whether the layer that wrote a tensor could write it into one Concat's output; it is then taken."""
@@ -195,20 +252,41 @@ class _Prediction(WeightedLayers):
     def pointwise(self, group: FusionGroup) -> None:
         """A generated kernel of point-wise operators."""
         inside = {o for n in group.nodes for o in n.outputs}
-        reads = list(dict.fromkeys(r for n in group.nodes for _, r in self.flow.inputs(n) if r.tensor not in inside or r.quantization))
-        if len(reads) == 1 and self.flow.quantization(reads[0]) and all(self.flow.commutes(n) for n in group.nodes):
+        reads = list(
+            dict.fromkeys(
+                r
+                for n in group.nodes
+                for _, r in self.flow.inputs(n)
+                if r.tensor not in inside or r.quantization
+            )
+        )
+        if (
+            len(reads) == 1
+            and self.flow.quantization(reads[0])
+            and all(self.flow.commutes(n) for n in group.nodes)
+        ):
             self._commuting(group, reads, "PointWiseV2")
             return
         wanted = self.flow.wanted.get(group.output)
         inputs = [self._pointwise_input(r, wanted is not None) for r in reads]
-        layout = max(inputs, key=lambda h: len(h.described().dims) and h.described().bytes).format if inputs else LINEAR
+        layout = (
+            max(inputs, key=lambda h: len(h.described().dims) and h.described().bytes).format
+            if inputs
+            else LINEAR
+        )
         full = self.dims(group.output)
         inputs = [self.convert(i, "", layout) if i.dims == full else i for i in inputs]
         if wanted:
-            made = self.hold(group.output, wanted.dtype, self._vectors_for(group.output, layout), wanted)
+            made = self.hold(
+                group.output, wanted.dtype, self._vectors_for(group.output, layout), wanted
+            )
         else:
             made = self.hold(group.output, self._pointwise_type(group.output, inputs), layout)
-        name = group.nodes[0].label if len(group.nodes) == 1 else f"PWN({', '.join(n.label for n in group.nodes)})"
+        name = (
+            group.nodes[0].label
+            if len(group.nodes) == 1
+            else f"PWN({', '.join(n.label for n in group.nodes)})"
+        )
         rule = "quantized-pointwise" if wanted else "pointwise"
         self.add_layer("PointWiseV2", name, rule, (inputs, [made]), [n.label for n in group.nodes])
         self.wrote(group.output)
@@ -237,17 +315,37 @@ class _Prediction(WeightedLayers):
         inputs = [self.in_float(r, "", LINEAR) for r in reads]
         quantized = self._generated_int8(node)
         is_float = group.output not in self.flow.wanted or not quantized
-        outputs = [self.hold(o, self._pointwise_type(o, inputs), LINEAR) for n in group.nodes for o in n.outputs if o and is_float]
-        self.add_layer(kind, self.name(group), "generated" if quantized else "alone", (inputs, [*outputs, *quantized]), [n.label for n in group.nodes])
+        outputs = [
+            self.hold(o, self._pointwise_type(o, inputs), LINEAR)
+            for n in group.nodes
+            for o in n.outputs
+            if o and is_float
+        ]
+        self.add_layer(
+            kind,
+            self.name(group),
+            "generated" if quantized else "alone",
+            (inputs, [*outputs, *quantized]),
+            [n.label for n in group.nodes],
+        )
         self.wrote(*(o.name for o in outputs))
 
     def _generated_int8(self, node: Node) -> list[Held]:
         """Return the INT8 result that a generated kernel writes because a Q reads it, if all that do agree."""
-        asked = {r.quantization for r in self.flow.quantized.get(node.outputs[0], ())} | {self.flow.wanted.get(node.outputs[0])}
+        asked = {r.quantization for r in self.flow.quantized.get(node.outputs[0], ())} | {
+            self.flow.wanted.get(node.outputs[0])
+        }
         asked.discard(None)
         if node.op not in _GENERATED or len(asked) != 1 or (quantization := asked.pop()) is None:
             return []
-        return [self.hold(node.outputs[0], quantization.dtype, self._vectors_for(node.outputs[0], LINEAR), quantization)]
+        return [
+            self.hold(
+                node.outputs[0],
+                quantization.dtype,
+                self._vectors_for(node.outputs[0], LINEAR),
+                quantization,
+            )
+        ]
 
     def _finish(self, name: str) -> None:
         """Leave a graph output in the type that the model gives it, in rows."""

@@ -32,7 +32,11 @@ _MOVING = (
 )  # fmt: skip
 
 #: What an importer makes of a quantized ONNX type: UINT8 is taken for INT8 (onnx-tensorrt, QuantDequantLinearHelper).
-_QUANTIZED_TYPES: dict[int, str] = {TensorProto.INT8: "Int8", TensorProto.UINT8: "Int8", TensorProto.FLOAT8E4M3FN: "FP8"}
+_QUANTIZED_TYPES: dict[int, str] = {
+    TensorProto.INT8: "Int8",
+    TensorProto.UINT8: "Int8",
+    TensorProto.FLOAT8E4M3FN: "FP8",
+}
 _STORED_TYPES: dict[int, str] = {**_QUANTIZED_TYPES, getattr(TensorProto, "INT4", -1): "Int4"}
 _WEIGHT_MOVES = ("Transpose", "Reshape", "Squeeze", "Unsqueeze", "Identity", "Flatten")
 
@@ -83,7 +87,9 @@ class QuantizationFlow:
 
     def inputs(self, node: Node) -> tuple[tuple[int, SlotRead], ...]:
         """Return the slots of a node that read computed values, with what they read."""
-        return tuple((slot, self.read(t)) for slot, t in enumerate(node.inputs) if t and t not in self.folded)
+        return tuple(
+            (slot, self.read(t)) for slot, t in enumerate(node.inputs) if t and t not in self.folded
+        )
 
     def quantization(self, read: SlotRead) -> Quantization | None:
         """Return how a read value is quantized already, or None where it is float."""
@@ -123,7 +129,11 @@ class QuantizationFlow:
 
     def pair_labels(self, tensor: str) -> Iterator[str]:
         """Yield the labels of the Q and DQ that a constant passes through."""
-        while (node := self.index.producers.get(tensor)) is not None and node.inputs and tensor in self.folded:
+        while (
+            (node := self.index.producers.get(tensor)) is not None
+            and node.inputs
+            and tensor in self.folded
+        ):
             if node.op in PAIR_OPERATORS:
                 yield node.label
             tensor = node.inputs[0]
@@ -131,7 +141,9 @@ class QuantizationFlow:
     def _zero(self, node: Node, slot: int) -> bool:
         if len(node.inputs) <= slot or not node.inputs[slot]:
             return float(node.attribute("value", 0.0)) == 0.0
-        return self.index.is_constant(node.inputs[slot]) and not np.any(self.index.constant(node.inputs[slot]))
+        return self.index.is_constant(node.inputs[slot]) and not np.any(
+            self.index.constant(node.inputs[slot])
+        )
 
     def _forward(self) -> Iterator[Node]:
         for node in self.index.nodes:
@@ -150,10 +162,18 @@ class QuantizationFlow:
             return False
         before = self.read(node.inputs[0])
         if node.op == QUANTIZE:
-            same = before.quantization == found or (before.quantization is None and self.quantization(before) == found)
-            self._reads[node.outputs[0]] = before if same and before.quantization else SlotRead(before.tensor, found, node.label)
+            same = before.quantization == found or (
+                before.quantization is None and self.quantization(before) == found
+            )
+            self._reads[node.outputs[0]] = (
+                before
+                if same and before.quantization
+                else SlotRead(before.tensor, found, node.label)
+            )
         else:
-            self._reads[node.outputs[0]] = SlotRead(before.tensor, before.quantization or found, before.q, node.label)
+            self._reads[node.outputs[0]] = SlotRead(
+                before.tensor, before.quantization or found, before.q, node.label
+            )
         return True
 
     def _quantization(self, node: Node) -> Quantization | None:
@@ -183,7 +203,9 @@ class QuantizationFlow:
             found = {self.quantization(r) for r in moved}
             if len(found) == 1 and (quantization := found.pop()):
                 dq = moved[0].dq or self.reached.get(moved[0].tensor, moved[0]).dq
-                self.reached.update({o: SlotRead(o, quantization, dq=dq) for o in node.outputs if o})
+                self.reached.update(
+                    {o: SlotRead(o, quantization, dq=dq) for o in node.outputs if o}
+                )
 
     def _count_body(self, node: Node, body: onnx.GraphProto) -> None:
         for name in sorted(captured_names(body)):
@@ -202,13 +224,21 @@ class QuantizationFlow:
         return wanted
 
     def _asked(self, tensor: str, wanted: dict[str, Quantization]) -> Quantization | None:
-        through: Iterable[Quantization | None] = (r.quantization for r in self.quantized.get(tensor, ()))
-        past = (self._wanted_behind(node, slot, wanted) for node, slot in self.plain.get(tensor, ()))
+        through: Iterable[Quantization | None] = (
+            r.quantization for r in self.quantized.get(tensor, ())
+        )
+        past = (
+            self._wanted_behind(node, slot, wanted) for node, slot in self.plain.get(tensor, ())
+        )
         asked = {*through, *past}
-        is_float_output = tensor in self.outputs and not self.read(self.outputs[tensor]).quantization
+        is_float_output = (
+            tensor in self.outputs and not self.read(self.outputs[tensor]).quantization
+        )
         return asked.pop() if len(asked) == 1 and not is_float_output else None
 
-    def _wanted_behind(self, node: Node, slot: int, wanted: dict[str, Quantization]) -> Quantization | None:
+    def _wanted_behind(
+        self, node: Node, slot: int, wanted: dict[str, Quantization]
+    ) -> Quantization | None:
         if slot < 0 or not self.commutes(node) or (slot and node.op != "Concat"):
             return None
         behind = {wanted.get(o) for o in node.outputs if o}
@@ -220,6 +250,11 @@ def _folded(index: GraphIndex) -> set[str]:
     folded = set(index.constants)
     for node in index.nodes:
         read = [i for i in node.inputs if i]
-        if node.op in ("Shape", "Size") or (read and not node.bodies and all(i in folded for i in read) and not node.op.startswith("Random")):
+        if node.op in ("Shape", "Size") or (
+            read
+            and not node.bodies
+            and all(i in folded for i in read)
+            and not node.op.startswith("Random")
+        ):
             folded.update(node.outputs)
     return folded

@@ -43,7 +43,11 @@ def with_static_shapes(source: Source, shapes: Mapping[str, tuple[int, ...]]) ->
 
 
 def _is_dynamic(model: onnx.ModelProto) -> bool:
-    return any(not d.HasField("dim_value") or d.dim_value <= 0 for i in model.graph.input for d in i.type.tensor_type.shape.dim)
+    return any(
+        not d.HasField("dim_value") or d.dim_value <= 0
+        for i in model.graph.input
+        for d in i.type.tensor_type.shape.dim
+    )
 
 
 def _fold(index: GraphIndex, graph: onnx.GraphProto) -> bool:
@@ -63,7 +67,12 @@ def _computed(index: GraphIndex, node: Node) -> Iterator[tuple[str, np.ndarray]]
             yield node.outputs[0], np.array(dims, np.int64)
     for tensor in node.inputs[_SHAPED_BY.get(node.op, len(node.inputs)) :]:
         producer = index.producers.get(tensor)
-        if producer is None or producer.op == "Constant" or not index.is_constant(tensor) or len(producer.outputs) != 1:
+        if (
+            producer is None
+            or producer.op == "Constant"
+            or not index.is_constant(tensor)
+            or len(producer.outputs) != 1
+        ):
             continue
         try:
             yield tensor, index.constant(tensor)

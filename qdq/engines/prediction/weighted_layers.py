@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from qdq.engines.engine import LayerTensor
 from qdq.engines.prediction.fusion import FusionGroup, has_few_channels, int8_operands, is_depthwise
-from qdq.engines.prediction.memory_formats import CHANNEL_LAST, FLOAT, FOUR_WIDE, HALF, INT8, LINEAR, THIRTY_TWO_WIDE, Held, Memory
+from qdq.engines.prediction.memory_formats import (
+    CHANNEL_LAST,
+    FLOAT,
+    FOUR_WIDE,
+    HALF,
+    INT8,
+    LINEAR,
+    THIRTY_TWO_WIDE,
+    Held,
+    Memory,
+)
 from qdq.engines.prediction.qdq_propagation import Quantization, QuantizationFlow, SlotRead
 from qdq.graph.layer_shapes import convolution_channels
 from qdq.graph.operators import CONVOLUTIONS
@@ -44,7 +54,11 @@ class WeightedLayers(Memory):
         if node.op == "ConvTranspose" and (self.flow.index.rank(node.inputs[1]) or 0) > 4:  # noqa: PLR2004 three spatial dimensions
             return "", "deconvolution-3d"
         grouped = sizes is not None and sizes.groups > 1 and not is_depthwise(self.flow, node)
-        if sizes is not None and grouped and (sizes.inputs % 4 or (sizes.outputs // sizes.groups) % 4):
+        if (
+            sizes is not None
+            and grouped
+            and (sizes.inputs % 4 or (sizes.outputs // sizes.groups) % 4)
+        ):
             return "", "grouped-channels"
         return dtype, ""
 
@@ -58,7 +72,11 @@ class WeightedLayers(Memory):
         writes = wanted if group.addend is None or addend else None
         rule = self._int8_rule(group, few, writes)
         read_in = (LINEAR if group.pooled else FOUR_WIDE) if few else vectors
-        data = [self.int8(r, q, read_in) for r in self._multiplied(group) if (q := self.flow.quantization(r))]
+        data = [
+            self.int8(r, q, read_in)
+            for r in self._multiplied(group)
+            if (q := self.flow.quantization(r))
+        ]
         if writes:
             extra = [self.int8(group.addend, addend, vectors)] if group.addend and addend else []
             made = self.hold(out, writes.dtype, vectors, writes)
@@ -87,7 +105,12 @@ class WeightedLayers(Memory):
         graph output, and for an Add with what a stand-alone dequantize wrote.
         """
         dtype = self.float_type(group.output)
-        if dtype == HALF and self.allow_fp16 and self.type_of(group.output) == FLOAT and (few or dequantized or self._ends_graph(group.output)):
+        if (
+            dtype == HALF
+            and self.allow_fp16
+            and self.type_of(group.output) == FLOAT
+            and (few or dequantized or self._ends_graph(group.output))
+        ):
             dtype = FLOAT
         wide = dtype == HALF and group.core.op in CONVOLUTIONS and not few
         return dtype, THIRTY_TWO_WIDE if wide else LINEAR
@@ -108,7 +131,9 @@ class WeightedLayers(Memory):
         spatial = node.op in CONVOLUTIONS
         dtype = self.float_type(group.output)
         few = has_few_channels(self.flow, node)
-        rows = not spatial or (dtype == FLOAT and (few or (self.target.sm and self.target.sm < _TF32)))
+        rows = not spatial or (
+            dtype == FLOAT and (few or (self.target.sm and self.target.sm < _TF32))
+        )
         layout = LINEAR if rows else CHANNEL_LAST
         reads = [*self._multiplied(group), *([group.addend] if group.addend else [])]
         inputs = [self.in_float(r, dtype, layout) for r in reads]
@@ -120,14 +145,23 @@ class WeightedLayers(Memory):
         others = [r for slot, r in self.flow.inputs(group.core) if slot]
         return [*(r for slot, r in self.flow.inputs(first) if slot == 0), *others]
 
-    def _done_weighted(self, group: FusionGroup, rule: str, inputs: list[Held], made: Held, dtype: str) -> None:
+    def _done_weighted(
+        self, group: FusionGroup, rule: str, inputs: list[Held], made: Held, dtype: str
+    ) -> None:
         node = group.core
         weights = [t for t in node.inputs[:2] if t in self.flow.folded]
         constants = tuple(LayerTensor(t, self.dims(t), dtype) for t in weights)
         pairs = [label for t in weights for label in self.flow.pair_labels(t)]
         names = [*pairs[-1:], *(n.label for n in group.nodes)]
         kind = self._weighted_kind(group, dtype)
-        self.add_layer(kind, " + ".join(names), rule, (inputs, [made]), [*(n.label for n in group.nodes), *pairs], constants)
+        self.add_layer(
+            kind,
+            " + ".join(names),
+            rule,
+            (inputs, [made]),
+            [*(n.label for n in group.nodes), *pairs],
+            constants,
+        )
         self.wrote(group.output)
 
     def _weighted_kind(self, group: FusionGroup, dtype: str) -> str:
@@ -137,7 +171,11 @@ class WeightedLayers(Memory):
         if op == "ConvTranspose":
             return "CaskDeconvolution"
         if op == "Conv":
-            return "CudaDepthwiseConvolution" if is_depthwise(self.flow, group.core) and dtype == INT8 else "CaskConvolution"
+            return (
+                "CudaDepthwiseConvolution"
+                if is_depthwise(self.flow, group.core) and dtype == INT8
+                else "CaskConvolution"
+            )
         return "MatrixMultiply"
 
     def recurrent(self, group: FusionGroup) -> None:
@@ -147,14 +185,36 @@ class WeightedLayers(Memory):
         quantization = self.flow.quantization(sequence)
         dtype = int8_operands(self.flow, node)
         made = self.float_type(node.outputs[0] or node.outputs[-1])
-        read = self.int8(sequence, quantization, LINEAR) if dtype and quantization else self.in_float(sequence, made, LINEAR)
+        read = (
+            self.int8(sequence, quantization, LINEAR)
+            if dtype and quantization
+            else self.in_float(sequence, made, LINEAR)
+        )
         outputs = [self.hold(o, made, LINEAR) for o in node.outputs if o]
-        gates = Held(f"{node.label} gates", (*self.dims(node.inputs[0])[:2], *self.dims(node.inputs[1])[:2]), made, LINEAR)
+        gates = Held(
+            f"{node.label} gates",
+            (*self.dims(node.inputs[0])[:2], *self.dims(node.inputs[1])[:2]),
+            made,
+            LINEAR,
+        )
         weights = LayerTensor(node.inputs[1], self.dims(node.inputs[1]), dtype or made)
         pairs = [*self.flow.pair_labels(node.inputs[1])]
         rule = "recurrent-int8" if dtype else "float-operands"
-        self.add_layer("MatrixMultiply", " + ".join([*pairs[-1:], node.label]), rule, ([read], [gates]), [node.label, *pairs], (weights,))
-        self.add_layer("Loop", node.label, "recurrence", ([gates, *(self.in_float(r) for _, r in states)], outputs), [node.label])
+        self.add_layer(
+            "MatrixMultiply",
+            " + ".join([*pairs[-1:], node.label]),
+            rule,
+            ([read], [gates]),
+            [node.label, *pairs],
+            (weights,),
+        )
+        self.add_layer(
+            "Loop",
+            node.label,
+            "recurrence",
+            ([gates, *(self.in_float(r) for _, r in states)], outputs),
+            [node.label],
+        )
         self.wrote(*(o.name for o in outputs))
 
     def wrote(self, *tensors: str) -> None:

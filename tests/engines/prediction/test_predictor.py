@@ -88,11 +88,20 @@ def test_resnet18_is_predicted_as_it_was_built_on_an_a100(placement: str) -> Non
 def test_placements_of_resnet18_are_ordered_by_bytes_as_by_measured_time() -> None:
     moved = {p: predict_engine(resnet18(p), TRT, allow_fp16=p != "fp32").bytes for p in PUBLISHED}
 
-    assert sorted(moved, key=moved.__getitem__) == ["qat-residual-qgap", "qat-residual", "fp16", "qat", "fp32"]
+    assert sorted(moved, key=moved.__getitem__) == [
+        "qat-residual-qgap",
+        "qat-residual",
+        "fp16",
+        "qat",
+        "fp32",
+    ]
 
 
 def test_first_convolution_and_pool_run_as_one_layer_only_when_the_pool_is_quantized() -> None:
-    pooled, apart = predict_engine(resnet18("qat-residual"), TRT, allow_fp16=True), predict_engine(resnet18("qat"), TRT, allow_fp16=True)
+    pooled, apart = (
+        predict_engine(resnet18("qat-residual"), TRT, allow_fp16=True),
+        predict_engine(resnet18("qat"), TRT, allow_fp16=True),
+    )
 
     assert layer_of(pooled, "Conv_9").kind == "ConvActPool"
     assert "MaxPool_12" in layer_of(pooled, "Conv_9").nodes
@@ -103,7 +112,9 @@ def test_first_convolution_and_pool_run_as_one_layer_only_when_the_pool_is_quant
 
 
 @pytest.mark.parametrize(("residual", "layers", "reformats"), [(False, 73, 18), (True, 58, 3)])
-def test_mobilenet_has_the_layers_it_was_built_with_on_a_titan_rtx(residual: bool, layers: int, reformats: int) -> None:
+def test_mobilenet_has_the_layers_it_was_built_with_on_a_titan_rtx(
+    residual: bool, layers: int, reformats: int
+) -> None:
     engine = predict_engine(mobilenet(residual), Target("trt", 75), allow_fp16=True)
 
     depthwise = [la for la in engine.layers if la.kind == "CudaDepthwiseConvolution"]
@@ -114,13 +125,23 @@ def test_mobilenet_has_the_layers_it_was_built_with_on_a_titan_rtx(residual: boo
 # --- one rule at a time -----------------------------------------------------------------------------------------------
 
 
-def finished(export: Exported, output: str, shape: tuple[int, ...] = (1, 32, 8, 8), **more: object) -> onnx.ModelProto:
+def finished(
+    export: Exported, output: str, shape: tuple[int, ...] = (1, 32, 8, 8), **more: object
+) -> onnx.ModelProto:
     return build(export.nodes, {"x": shape}, [output], export.weights, opset=17, **more)  # type: ignore[arg-type]
 
 
-def convolution(export: Exported, x: str, channels: int = 32, group: int = 1, pair: bool = True, kernel: int = 3) -> str:
+def convolution(
+    export: Exported, x: str, channels: int = 32, group: int = 1, pair: bool = True, kernel: int = 3
+) -> str:
     read = export.pair(x) if pair else x
-    return export.add("Conv", read, export.weight(channels, channels // group, kernel, kernel), pads=[kernel // 2] * 4, group=group)
+    return export.add(
+        "Conv",
+        read,
+        export.weight(channels, channels // group, kernel, kernel),
+        pads=[kernel // 2] * 4,
+        group=group,
+    )
 
 
 def silu(export: Exported, x: str) -> str:
@@ -156,7 +177,9 @@ def test_the_later_of_two_convolutions_takes_the_sum() -> None:
 
 
 @pytest.mark.parametrize(("group", "fused"), [(1, True), (32, False)], ids=["dense", "depthwise"])
-def test_silu_that_is_quantized_runs_in_a_dense_convolution_and_not_in_a_depthwise_one(group: int, fused: bool) -> None:
+def test_silu_that_is_quantized_runs_in_a_dense_convolution_and_not_in_a_depthwise_one(
+    group: int, fused: bool
+) -> None:
     e = Exported()
     engine = predicted(e, convolution(e, silu(e, convolution(e, "x", group=group))))
 
@@ -193,7 +216,12 @@ def test_padding_runs_in_the_convolution_unless_a_pair_stands_between(between: b
     ("op", "front", "behind", "expected"),
     [
         ("AveragePool", True, True, ["stand-alone-quantize", "quantized-pool", "float-result"]),
-        ("AveragePool", True, False, ["stand-alone-quantize", "stand-alone-dequantize", "float-pool"]),
+        (
+            "AveragePool",
+            True,
+            False,
+            ["stand-alone-quantize", "stand-alone-dequantize", "float-pool"],
+        ),
         ("AveragePool", False, True, ["float-pool", "stand-alone-quantize", "float-result"]),
         ("MaxPool", False, True, ["stand-alone-quantize", "commutes", "float-result"]),
         ("MaxPool", True, False, ["stand-alone-quantize", "commutes", "stand-alone-dequantize"]),
@@ -213,7 +241,11 @@ def test_a_quantize_behind_a_concat_moves_onto_its_inputs() -> None:
     y = e.add("Conv", e.pair(joined), e.weight(32, 64, 1, 1))
     engine = predicted(e, y)
 
-    assert [types(la) for la in engine.layers if la.kind == "CaskConvolution"] == [PLAIN, PLAIN, "Int8 -> Float"]
+    assert [types(la) for la in engine.layers if la.kind == "CaskConvolution"] == [
+        PLAIN,
+        PLAIN,
+        "Int8 -> Float",
+    ]
     assert engine.reformats == 1
 
 
@@ -222,14 +254,29 @@ def test_concat_inputs_with_other_scales_are_quantized_again() -> None:
     joined = e.add("Concat", e.pair("x"), convolution(e, "x"), axis=1)
     y = e.add("Conv", e.pair(joined), e.weight(32, 64, 1, 1))
 
-    assert kinds(predicted(e, y)) == ["stand-alone-quantize", "int8-operands", "stand-alone-quantize", "float-result"]
+    assert kinds(predicted(e, y)) == [
+        "stand-alone-quantize",
+        "int8-operands",
+        "stand-alone-quantize",
+        "float-result",
+    ]
 
 
 def test_tensorflows_layout_moves_int8_through_transposes() -> None:
     e = Exported()
     moved = e.add("Transpose", e.pair("x"), perm=[0, 3, 1, 2])
-    e.weights |= {"w": np.zeros((3, 3, 32, 16), np.float32), "w.scale": np.full(16, 0.1, np.float32), "w.zero": np.zeros(16, np.int8)}
-    w = e.add("DequantizeLinear", e.add("QuantizeLinear", "w", "w.scale", "w.zero", axis=3), "w.scale", "w.zero", axis=3)
+    e.weights |= {
+        "w": np.zeros((3, 3, 32, 16), np.float32),
+        "w.scale": np.full(16, 0.1, np.float32),
+        "w.zero": np.zeros(16, np.int8),
+    }
+    w = e.add(
+        "DequantizeLinear",
+        e.add("QuantizeLinear", "w", "w.scale", "w.zero", axis=3),
+        "w.scale",
+        "w.zero",
+        axis=3,
+    )
     y = e.add("Conv", moved, e.add("Transpose", w, perm=[3, 2, 0, 1]))
     engine = predicted(e, y, shape=(1, 8, 8, 32))
 
@@ -256,14 +303,18 @@ def test_a_transformer_block_multiplies_in_int8_and_its_generated_kernels_quanti
     normal = e.add("LayerNormalization", "x", "scale", "bias")
     weights = [e.add("Transpose", e.weight(32, 32), perm=[1, 0]) for _ in range(3)]
     q, k, v = (e.add("Add", e.add("MatMul", e.pair(normal), w), "bias") for w in weights)
-    scores = e.add("Softmax", e.add("MatMul", e.pair(q), e.add("Transpose", e.pair(k), perm=[0, 2, 1])))
+    scores = e.add(
+        "Softmax", e.add("MatMul", e.pair(q), e.add("Transpose", e.pair(k), perm=[0, 2, 1]))
+    )
     mixed = e.add("MatMul", e.pair(scores), e.pair(v))
     engine = predicted(e, e.add("Add", mixed, "x"), shape=(1, 16, 32))
 
     products = [la for la in engine.layers if la.kind == "MatrixMultiply"]
     assert [types(la) for la in products] == [PLAIN] * 3 + ["Int8+Int8 -> Float"] * 2
     assert alone(engine) == []
-    assert [la.fusion_rule for la in engine.layers if la.kind in ("LayerNormalization", "SoftMaxV2")] == ["generated", "generated"]
+    assert [
+        la.fusion_rule for la in engine.layers if la.kind in ("LayerNormalization", "SoftMaxV2")
+    ] == ["generated", "generated"]
 
 
 def test_squeeze_and_excite_gates_in_a_pointwise_kernel() -> None:
@@ -295,7 +346,9 @@ def test_what_lies_in_one_concat_is_copied_into_the_next() -> None:
     a, b = convolution(e, "x"), convolution(e, "x", kernel=1)
     first = e.add("Concat", a, b, axis=1)
     second = e.add("Concat", a, first, axis=1)
-    engine = predicted(e, e.add("Add", second, e.add("Concat", first, b, axis=1)), shape=(1, 32, 8, 8))
+    engine = predicted(
+        e, e.add("Add", second, e.add("Concat", first, b, axis=1)), shape=(1, 32, 8, 8)
+    )
 
     copied = [la.name for la in engine.layers if la.fusion_rule == "concat"]
     assert copied == [f"{a} copy", f"{first} copy", f"{b} copy"]
@@ -309,10 +362,14 @@ def test_a_mean_over_the_plane_is_a_pool(inner: bool) -> None:
     engine = predicted(e, y)
 
     layer = layer_of(engine, pooled.removesuffix(".out"))
-    assert (layer.kind, types(layer)) == (("CudaPooling", PLAIN) if inner else ("Reduce", "Float -> Int8"))
+    assert (layer.kind, types(layer)) == (
+        ("CudaPooling", PLAIN) if inner else ("Reduce", "Float -> Int8")
+    )
 
 
-@pytest.mark.parametrize(("group", "expected"), [(16, "grouped-channels"), (8, "float-result"), (32, "float-result")])
+@pytest.mark.parametrize(
+    ("group", "expected"), [(16, "grouped-channels"), (8, "float-result"), (32, "float-result")]
+)
 def test_grouped_convolutions_need_four_channels_a_group(group: int, expected: str) -> None:
     e = Exported()
     engine = predicted(e, convolution(e, "x", group=group))
@@ -324,14 +381,19 @@ def test_a_three_dimensional_deconvolution_stays_in_float() -> None:
     e = Exported()
     y = e.add("ConvTranspose", e.pair("x"), e.weight(32, 32, 2, 2, 2))
 
-    assert layer_of(predicted(e, y, shape=(1, 32, 4, 4, 4)), "ConvTranspose_4").fusion_rule == "deconvolution-3d"
+    assert (
+        layer_of(predicted(e, y, shape=(1, 32, 4, 4, 4)), "ConvTranspose_4").fusion_rule
+        == "deconvolution-3d"
+    )
 
 
 def test_only_pairs_on_both_operands_make_int8() -> None:
     e = Exported()
     engine = predicted(e, convolution(e, "x", pair=False))
 
-    assert [(la.fusion_rule, types(la)) for la in engine.layers if la.kind == "CaskConvolution"] == [("float-operands", "Float -> Float")]
+    assert [
+        (la.fusion_rule, types(la)) for la in engine.layers if la.kind == "CaskConvolution"
+    ] == [("float-operands", "Float -> Float")]
 
 
 def test_a_strongly_typed_half_graph_writes_half() -> None:
@@ -341,14 +403,22 @@ def test_a_strongly_typed_half_graph_writes_half() -> None:
     strong, weak = predict_engine(model, TRT), predict_engine(model, TRT, allow_fp16=True)
     for tensor in model.graph.initializer:
         if tensor.data_type == TensorProto.FLOAT:
-            tensor.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(tensor).astype(np.float16), tensor.name))
+            tensor.CopyFrom(
+                onnx.numpy_helper.from_array(
+                    onnx.numpy_helper.to_array(tensor).astype(np.float16), tensor.name
+                )
+            )
     for value in (*model.graph.input, *model.graph.output):
         value.type.tensor_type.elem_type = TensorProto.FLOAT16
     model.opset_import[0].version = 19
     half = predict_engine(model, TRT)
 
     last = [layer_of(engine, y.removesuffix(".out")).outputs[0] for engine in (strong, weak, half)]
-    assert [(t.dtype, t.format) for t in last] == [(FLOAT, "linear"), (FLOAT, "linear"), (HALF, "32-wide")]
+    assert [(t.dtype, t.format) for t in last] == [
+        (FLOAT, "linear"),
+        (FLOAT, "linear"),
+        (HALF, "32-wide"),
+    ]
 
 
 def test_shape_arithmetic_is_no_layer() -> None:
@@ -367,7 +437,12 @@ def test_dynamic_dimensions_take_the_shapes_given() -> None:
     model = finished(e, convolution(e, "x"), shape=("n", 32, 8, 8))  # type: ignore[arg-type]
 
     assert predict_engine(model, TRT).layers[0].inputs[0].dims == (1, 32, 8, 8)
-    assert predict_engine(model, TRT, {"x": (7, 32, 8, 8)}).layers[-1].outputs[0].dims == (7, 32, 8, 8)
+    assert predict_engine(model, TRT, {"x": (7, 32, 8, 8)}).layers[-1].outputs[0].dims == (
+        7,
+        32,
+        8,
+        8,
+    )
 
 
 def test_what_the_importer_refuses_is_predicted_as_a_failure() -> None:
@@ -391,10 +466,22 @@ def test_fp8_is_refused_below_ada_and_multiplied_from_there_on() -> None:
     model.opset_import[0].version = 19
     for tensor in model.graph.initializer:
         if tensor.data_type == TensorProto.INT8:
-            tensor.CopyFrom(helper.make_tensor(tensor.name, TensorProto.FLOAT8E4M3FN, tensor.dims, [0.0] * int(np.prod(tensor.dims))))
+            tensor.CopyFrom(
+                helper.make_tensor(
+                    tensor.name,
+                    TensorProto.FLOAT8E4M3FN,
+                    tensor.dims,
+                    [0.0] * int(np.prod(tensor.dims)),
+                )
+            )
 
-    assert predict_engine(model, TRT).failure.endswith(": FP8 needs compute capability 8.9 or higher")
-    assert types(layer_of(predict_engine(model, Target("trt", 89)), y.removesuffix(".out"))) == "FP8 -> Float"
+    assert predict_engine(model, TRT).failure.endswith(
+        ": FP8 needs compute capability 8.9 or higher"
+    )
+    assert (
+        types(layer_of(predict_engine(model, Target("trt", 89)), y.removesuffix(".out")))
+        == "FP8 -> Float"
+    )
 
 
 # --- any graph --------------------------------------------------------------------------------------------------------
@@ -402,8 +489,15 @@ def test_fp8_is_refused_below_ada_and_multiplied_from_there_on() -> None:
 
 def require_whole(engine: Engine, model: onnx.ModelProto) -> None:
     """Assert that every node runs at most once, in an order in which its inputs exist, by a rule that is written down."""
-    computing = [n for la in engine.layers if la.fusion_rule not in ("reformat", "concat", "stand-alone-quantize") for n in la.nodes]
-    pairs = {n.name for n in model.graph.node if n.op_type in PAIR}  # one on a weight that two layers read runs in both
+    computing = [
+        n
+        for la in engine.layers
+        if la.fusion_rule not in ("reformat", "concat", "stand-alone-quantize")
+        for n in la.nodes
+    ]
+    pairs = {
+        n.name for n in model.graph.node if n.op_type in PAIR
+    }  # one on a weight that two layers read runs in both
     assert len([n for n in computing if n not in pairs]) == len(set(computing) - pairs)
     joined = {o for n in model.graph.node if n.op_type == "Concat" for o in n.output}
     there = {i.name for i in model.graph.input}
@@ -415,7 +509,11 @@ def require_whole(engine: Engine, model: onnx.ModelProto) -> None:
         there |= {t.name for t in layer.outputs}
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@settings(
+    max_examples=30,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
 @given(model=models())
 def test_any_quantized_graph_is_predicted_whole(model: onnx.ModelProto) -> None:
     quantized = qdq.quantize(model, "noise").model
@@ -440,7 +538,9 @@ def files(tmp_path: Path) -> tuple[Path, Path]:
     """Return a float model and the same with pairs."""
     from tests.support.cli_runner import tiny_model
 
-    return save(tiny_model(), tmp_path / "model.onnx"), save(qdq.quantize(tiny_model(), "noise").model, tmp_path / "model.int8.onnx")
+    return save(tiny_model(), tmp_path / "model.onnx"), save(
+        qdq.quantize(tiny_model(), "noise").model, tmp_path / "model.int8.onnx"
+    )
 
 
 def test_validate_predicts_a_trt_target_without_data(files: tuple[Path, Path]) -> None:
@@ -454,11 +554,16 @@ def test_validate_predicts_a_trt_target_without_data(files: tuple[Path, Path]) -
 
 
 def test_a_predicted_report_carries_rules_and_reformats_in_json(files: tuple[Path, Path]) -> None:
-    code, text, _ = run("validate", *files, "--target", "trt:sm80", "--allow-fp16", "--format", "json")
+    code, text, _ = run(
+        "validate", *files, "--target", "trt:sm80", "--allow-fp16", "--format", "json"
+    )
 
     (engine,) = json.loads(text)["validation"]["engines"]
     assert code == 0
-    assert (engine["kind"], engine["compiler"]) == ("predicted", "TensorRT, weakly typed, FP16 allowed")
+    assert (engine["kind"], engine["compiler"]) == (
+        "predicted",
+        "TensorRT, weakly typed, FP16 allowed",
+    )
     assert engine["standalone_qdq"] != []
     assert engine["reformats"] >= 1
     assert {"rule", "description", "source", "layers", "kinds"} == set(engine["fusion_rules"][0])
@@ -478,7 +583,8 @@ def test_a_promise_that_the_prediction_does_not_keep_is_broken(tmp_path: Path) -
 
     assert code == 1
     assert (
-        "odd [weighted-inputs, weights-per-channel]: promised INT8, but the engine is predicted to run it as CaskConvolution Float -> Float -> Float: " in text
+        "odd [weighted-inputs, weights-per-channel]: promised INT8, but the engine is predicted to run it as CaskConvolution Float -> Float -> Float: "
+        in text
     )
     assert FUSION_RULES["grouped-channels"].description in text
 
@@ -488,23 +594,43 @@ def test_a_model_that_tensorrt_refuses_is_missed(files: tuple[Path, Path], tmp_p
     zero = next(n.input[2] for n in model.graph.node if n.op_type == "QuantizeLinear")
     for tensor in model.graph.initializer:
         if tensor.name == zero:
-            tensor.CopyFrom(helper.make_tensor(zero, TensorProto.INT8, tensor.dims, [3] * int(np.prod(tensor.dims))))
+            tensor.CopyFrom(
+                helper.make_tensor(
+                    zero, TensorProto.INT8, tensor.dims, [3] * int(np.prod(tensor.dims))
+                )
+            )
 
     # the float model still builds: only the pairs are at fault
-    code, text, _ = run("validate", files[0], save(model, tmp_path / "shifted.onnx"), "--target", "trt:sm80")
+    code, text, _ = run(
+        "validate", files[0], save(model, tmp_path / "shifted.onnx"), "--target", "trt:sm80"
+    )
 
     assert code == 1
     assert "TensorRT is predicted to refuse this model only with Q/DQ" in text
 
 
-def test_quantize_validates_a_trt_target_by_predicting_it(files: tuple[Path, Path], tmp_path: Path) -> None:
-    code, text, error = run("quantize", files[0], "-o", tmp_path / "out.onnx", "--data", "noise", "--target", "trt:sm80", "--validate")
+def test_quantize_validates_a_trt_target_by_predicting_it(
+    files: tuple[Path, Path], tmp_path: Path
+) -> None:
+    code, text, error = run(
+        "quantize",
+        files[0],
+        "-o",
+        tmp_path / "out.onnx",
+        "--data",
+        "noise",
+        "--target",
+        "trt:sm80",
+        "--validate",
+    )
 
     assert (code, error) == (0, "")
     assert "predicted, not built" in text
 
 
-def test_where_tensorrt_and_a_gpu_are_present_the_engine_is_run_and_not_predicted(files: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_tensorrt_and_a_gpu_are_present_the_engine_is_run_and_not_predicted(
+    files: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("qdq.validation.validator.is_gpu_present", lambda: True)
 
     code, _, error = run("validate", *files, "--target", "trt:sm80")
