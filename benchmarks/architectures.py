@@ -45,14 +45,14 @@ def main() -> None:
     parser.add_argument(
         "--only", default="*", help="glob of the architectures to export (default: all)"
     )
-    given = parser.parse_args()
-    given.out.mkdir(parents=True, exist_ok=True)
+    arguments = parser.parse_args()
+    arguments.out.mkdir(parents=True, exist_ok=True)
     warnings.simplefilter(
         "ignore"
     )  # of shapes that a trace makes constant, as they are meant to be
     for name, architecture in architectures().items():
-        path = given.out / f"{name}.onnx"
-        if fnmatchcase(name, given.only) and not path.exists():
+        path = arguments.out / f"{name}.onnx"
+        if fnmatchcase(name, arguments.only) and not path.exists():
             _export(architecture, path)
             print(path)
 
@@ -95,7 +95,10 @@ class UNet(nn.Module):
     def __init__(self, widths: tuple[int, ...] = (16, 32, 64, 128, 256)) -> None:
         super().__init__()
         self.down = nn.ModuleList(
-            [_double(given, wide) for given, wide in zip((3, *widths), widths, strict=False)]
+            [
+                _double(arguments, wide)
+                for arguments, wide in zip((3, *widths), widths, strict=False)
+            ]
         )
         pairs = list(zip(widths[:0:-1], widths[-2::-1], strict=True))
         self.up = nn.ModuleList(
@@ -167,10 +170,10 @@ class BertLayer(nn.Module):
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
 
-def _double(given: int, wide: int) -> nn.Sequential:
+def _double(arguments: int, wide: int) -> nn.Sequential:
     layers = [
         [nn.Conv2d(a, wide, 3, padding=1, bias=False), nn.BatchNorm2d(wide), nn.ReLU(inplace=True)]
-        for a in (given, wide)
+        for a in (arguments, wide)
     ]
     return nn.Sequential(*layers[0], *layers[1])
 

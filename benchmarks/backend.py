@@ -36,6 +36,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import onnx
 import onnxruntime as ort
+from harness import markdown_head, markdown_row
 from onnx import numpy_helper
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -83,17 +84,15 @@ class Outcome(NamedTuple):
 
 def cases(folder: Path, extra: Iterable[Path] = ()) -> list[Case]:
     """Return the models of onnx's backend tests, those that are made by code written to a folder, and the files of other folders."""
-    found = list(_generated(folder))
+    models = list(_generated(folder))
     data = Path(onnx.__file__).parent / "backend" / "test" / "data"
-    found += [
+    models += [
         Case(path.relative_to(data).parts[0], f"{path.parent.name}/{path.name}", path)
         for path in sorted(data.rglob("*.onnx"))
     ]
-    return found + [
-        Case(given.name, path.name, path)
-        for given in extra
-        for path in sorted(given.rglob("*.onnx"))
-    ]
+    for further in extra:
+        models += [Case(further.name, path.name, path) for path in sorted(further.rglob("*.onnx"))]
+    return models
 
 
 def _generated(folder: Path) -> Iterator[Case]:
@@ -102,8 +101,10 @@ def _generated(folder: Path) -> Iterator[Case]:
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the arithmetic that makes expected outputs
-        made = [("node", case) for case in nodes(None)] + [("model", case) for case in models()]
-    for group, case in made:
+        generated = [("node", case) for case in nodes(None)] + [
+            ("model", case) for case in models()
+        ]
+    for group, case in generated:
         if case.model is None:
             continue  # those of real networks, which onnx downloads
         yield _written(folder, group, case.name, case.model)
@@ -122,14 +123,14 @@ def _with_operands(
     model: onnx.ModelProto, data_sets: Sequence[tuple[Sequence[Any], Sequence[Any]]] | None
 ) -> onnx.ModelProto | None:
     """Return the model with every input but the first stored as an initializer; None where there is none, or one is no tensor."""
-    given = [data_sets[0][0][i] for i in range(1, len(model.graph.input))] if data_sets else []
-    if not given or not all(
-        isinstance(value, np.ndarray | np.generic | onnx.TensorProto) for value in given
+    operands = [data_sets[0][0][i] for i in range(1, len(model.graph.input))] if data_sets else []
+    if not operands or not all(
+        isinstance(value, np.ndarray | np.generic | onnx.TensorProto) for value in operands
     ):
         return None
     stored = onnx.ModelProto()
     stored.CopyFrom(model)
-    for value, item in zip(given, model.graph.input[1:], strict=True):
+    for value, item in zip(operands, model.graph.input[1:], strict=True):
         tensor = (
             value
             if isinstance(value, onnx.TensorProto)
@@ -176,12 +177,12 @@ class _Worker:
 
     def _start(self) -> None:
         context = multiprocessing.get_context("spawn")
-        self.pipe, theirs = context.Pipe()
+        self.pipe, child_pipe = context.Pipe()
         self.process: BaseProcess = context.Process(
-            target=_serve, args=(theirs, self.commands), daemon=True
+            target=_serve, args=(child_pipe, self.commands), daemon=True
         )
         self.process.start()
-        theirs.close()
+        child_pipe.close()
 
     def begin(self, case: Case) -> None:
         self.case, self.since, self.done = case, time.monotonic(), 0
@@ -236,7 +237,7 @@ def run(case: Case, command: str, folder: Path) -> Outcome:
     if (
         kind in (WORKED, FINDINGS)
         and "OUT" in COMMANDS[command]
-        and (wrong := _wrong_with(out, case.path))
+        and (wrong := _find_fault(out, case.path))
     ):
         kind, says = DEFECT, wrong
     if _UNRUN in says and not _loaded(case.path):
@@ -262,27 +263,27 @@ def _called(argv: Sequence[str]) -> tuple[str, str]:
             DEFECT,
             f"{type(error).__name__}: {error} (in {Path(where.filename).name}, {where.name})",
         )
-    said = err.getvalue() + "".join(
+    message = err.getvalue() + "".join(
         f"{w.category.__name__}: {w.message}\n"
         for w in warned
         if not issubclass(w.category, DeprecationWarning)
     )
     if code == 2:
         clear = (
-            said.startswith("qdq: ")
-            and said.count("\n") == 1
+            message.startswith("qdq: ")
+            and message.count("\n") == 1
             and ("json" in argv or not out.getvalue())
         )
-        return (REFUSED if clear else DEFECT), said.strip()
-    if code not in (0, 1) or said:
-        return DEFECT, f"exit code {code}, and on standard error: {said.strip()}"
+        return (REFUSED if clear else DEFECT), message.strip()
+    if code not in (0, 1) or message:
+        return DEFECT, f"exit code {code}, and on standard error: {message.strip()}"
     return (FINDINGS if code else WORKED), out.getvalue() if code else ""
 
 
-def _wrong_with(out: Path, given: Path) -> str:
+def _find_fault(out: Path, model: Path) -> str:
     """Return what onnx.checker or ONNX Runtime say against an output, "" where nothing, or the same of the input."""
     for judge in (_checked, _loaded):
-        if (wrong := judge(out)) and not judge(given):
+        if (wrong := judge(out)) and not judge(model):
             return wrong
     return ""
 
@@ -316,28 +317,26 @@ def _first(error: Exception) -> str:
 
 def sort_of(outcome: Outcome) -> str:
     """Return the line of a refusal without what differs from model to model: file, names and numbers."""
-    said = (
+    message = (
         outcome.says.replace(str(outcome.case.path), "MODEL")
         .replace(outcome.case.path.name, "MODEL")
         .removeprefix("qdq: ")
     )
-    said = re.sub(r"'[^']*'|\"[^\"]*\"", "'...'", said)
-    return re.sub(r"\d+", "N", said)
+    message = re.sub(r"'[^']*'|\"[^\"]*\"", "'...'", message)
+    return re.sub(r"\d+", "N", message)
 
 
 def table(headers: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     """Return a Markdown table."""
-    return "\n".join(
-        f"| {' | '.join(map(str, cells))} |" for cells in (headers, ["---"] * len(headers), *rows)
-    )
+    return "\n".join((markdown_head(headers), *map(markdown_row, rows)))
 
 
-def counts(found: Sequence[Outcome]) -> str:
+def counts(results: Sequence[Outcome]) -> str:
     """Return how each command ended, by group of models."""
     kinds = (WORKED, FINDINGS, REFUSED, DEFECT)
-    by = Counter((o.case.group, o.command, o.kind) for o in found)
+    by = Counter((o.case.group, o.command, o.kind) for o in results)
     rows = []
-    for group, command in dict.fromkeys((o.case.group, o.command) for o in found):
+    for group, command in dict.fromkeys((o.case.group, o.command) for o in results):
         numbers = [by[group, command, kind] for kind in kinds]
         rows.append((group, command, sum(numbers), *numbers))
     return table(
@@ -354,10 +353,10 @@ def counts(found: Sequence[Outcome]) -> str:
     )
 
 
-def refusals(found: Sequence[Outcome]) -> str:
+def refusals(results: Sequence[Outcome]) -> str:
     """Return every sort of refusal: how many models, by which commands, one of them, and the line."""
     groups: dict[str, list[Outcome]] = defaultdict(list)
-    for outcome in found:
+    for outcome in results:
         if outcome.kind == REFUSED:
             groups[sort_of(outcome)].append(outcome)
     rows = []
@@ -374,11 +373,11 @@ def refusals(found: Sequence[Outcome]) -> str:
     return table(("models", "commands", "for example", "line"), rows)
 
 
-def share(found: list[Case], part: str, seed: int) -> list[Case]:
+def share(results: list[Case], part: str, seed: int) -> list[Case]:
     """Return one part of N of the models, such as ``1/8``, drawn with a seed."""
     number, of = map(int, part.split("/"))
-    random.Random(seed).shuffle(found)
-    return found[number - 1 :: of]
+    random.Random(seed).shuffle(results)
+    return results[number - 1 :: of]
 
 
 def main() -> int:
@@ -404,21 +403,23 @@ def main() -> int:
     parser.add_argument(
         "--limit", type=float, default=LIMIT, help="seconds for one model (default: %(default)s)"
     )
-    parser.add_argument("--lines", action="store_true", help="print every refusal as it was said")
-    given = parser.parse_args()
+    parser.add_argument(
+        "--lines", action="store_true", help="print every refusal as it was printed"
+    )
+    arguments = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="qdq-backend-"))
     try:
-        todo = share(cases(folder, given.models), given.share, given.seed)
-        found = list(outcomes(todo, given.commands.split(","), given.limit))
+        todo = share(cases(folder, arguments.models), arguments.share, arguments.seed)
+        results = list(outcomes(todo, arguments.commands.split(","), arguments.limit))
     finally:
         shutil.rmtree(folder)
-    _print(found, given.lines)
-    return 1 if any(o.kind == DEFECT for o in found) else 0
+    _print(results, arguments.lines)
+    return 1 if any(o.kind == DEFECT for o in results) else 0
 
 
-def _print(found: Sequence[Outcome], lines: bool) -> None:
-    print(counts(found), refusals(found), sep="\n\n")
-    for outcome in found:
+def _print(results: Sequence[Outcome], lines: bool) -> None:
+    print(counts(results), refusals(results), sep="\n\n")
+    for outcome in results:
         if outcome.kind == DEFECT or (lines and outcome.kind == REFUSED):
             print(
                 f"{outcome.kind}: {outcome.command} {outcome.case.group}: {outcome.case.name}: {outcome.says}"

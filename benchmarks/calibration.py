@@ -13,23 +13,28 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import re
-import signal
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from itertools import chain, repeat
 from pathlib import Path
-from threading import Event, Thread
 from typing import Any, NamedTuple
 
-_HERE = Path(__file__).resolve().parent
-_CHECKOUT = _HERE.parent
+from harness import (
+    HERE,
+    Ended,
+    Limits,
+    checkout_environment,
+    count_cores,
+    markdown_head,
+    markdown_row,
+    measure,
+)
+
 _BARE, _STARTED = "bare ONNX Runtime", "with its session's start"
 _METHODS = ("auto", "max", "percentile", "mse", "entropy")
 _CALIBRATORS = ("MinMax", "Entropy")
@@ -41,8 +46,7 @@ _ROWS = (
 )
 _MADE = ("resnet50", "mobilenet_v2")
 _LENGTH = 128
-_KIB_PER_MIB = 1024
-_POLL = 0.05
+_WRITE = "import sys; from calibration import write_samples; write_samples(*sys.argv[1:])"
 
 
 class Model(NamedTuple):
@@ -56,34 +60,20 @@ class Model(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> Model:
+        """Return the model that ``MODEL.onnx:48x320`` names."""
         path, _, lengths = text.rpartition(":")
         if path and re.fullmatch(r"\d+(x\d+)*", lengths):
-            return cls(Path(path), tuple(map(int, lengths.split("x"))))
-        return cls(Path(text))
+            return cls(Path(path).resolve(), tuple(map(int, lengths.split("x"))))
+        return cls(Path(text).resolve())
 
 
 class Run(NamedTuple):
-    """What one process took."""
+    """The cost of one process."""
 
     seconds: float
     mebibytes: float
     #: Seconds before they counted: the start of a session.
     before: float = 0.0
-
-
-class Ended(NamedTuple):
-    """Why there is nothing to tell of a process."""
-
-    why: str
-    #: Whether it took too much, so that it may end well with less to do.
-    exceeded: bool = False
-
-
-class Bounds(NamedTuple):
-    """What a process may take."""
-
-    mebibytes: int
-    seconds: int
 
 
 class Noise:
@@ -119,21 +109,25 @@ class Reader:
     """Samples as ONNX Runtime's calibrators read them."""
 
     def __init__(self, samples: Noise) -> None:
-        self._left = iter(samples)
+        self._remaining = iter(samples)
 
     def get_next(self) -> dict[str, Any] | None:
-        return next(self._left, None)
+        return next(self._remaining, None)
 
 
 def main() -> None:
-    given = _parser().parse_args()
-    if given.row:
-        print(json.dumps(_measured(given.models[0], given.row, given.samples)))
+    """Measure one row in this process, or print the tables of every model."""
+    arguments = _parser().parse_args()
+    if arguments.row:
+        cost = _measure_row(arguments.models[0], arguments.row, arguments.samples)
+        print(json.dumps(cost))
         return
     with tempfile.TemporaryDirectory(prefix="qdq-benchmark-") as name:
-        made = [] if given.no_made else [Model(_make(Path(name), network)) for network in _MADE]
-        for model in (*made, *given.models):
-            _compare(model, given, Path(name))
+        folder = Path(name)
+        networks = () if arguments.no_made else _MADE
+        models = [Model(_make(folder, network)) for network in networks]
+        for model in (*models, *arguments.models):
+            _compare(model, arguments, folder)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -182,77 +176,60 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _make(folder: Path, network: str) -> Path:
-    """Write a network in a process of its own, which gives its memory back."""
+    """Write a network in a separate process, which gives its memory back."""
     path = folder / f"{network}.onnx"
-    subprocess.run(
-        [
-            sys.executable,
-            "-c",
-            f"import sys; from networks import {network}; {network}(sys.argv[1])",
-            str(path),
-        ],
-        cwd=_HERE,
-        check=True,
-    )
+    script = f"import sys; from networks import {network}; {network}(sys.argv[1])"
+    subprocess.run([sys.executable, "-c", script, str(path)], cwd=HERE, check=True)
     return path
 
 
-def _compare(model: Model, given: argparse.Namespace, folder: Path) -> None:
-    bounds = Bounds(given.limit, given.timeout)
-    print(
-        f"### {model.path.stem}\n\n{given.repeats} runs of each in turns, {len(os.sched_getaffinity(0))} cores\n"
-    )
-    _calibrations(model, given, bounds)
-    _commands(model, given, bounds, folder)
+def _compare(model: Model, arguments: argparse.Namespace, folder: Path) -> None:
+    limits = Limits(arguments.limit, arguments.timeout)
+    setting = f"{arguments.repeats} runs of each in turns, {count_cores()} cores"
+    print(f"### {model.path.stem}\n\n{setting}\n")
+    _print_calibrations(model, arguments, limits)
+    _print_commands(model, arguments, limits, folder)
 
 
-def _calibrations(model: Model, given: argparse.Namespace, bounds: Bounds) -> None:
+def _print_calibrations(model: Model, arguments: argparse.Namespace, limits: Limits) -> None:
     """Print the table of calibration alone."""
 
     def run(row: str, samples: int) -> Run | Ended:
-        return _reported(
-            [
-                sys.executable,
-                str(Path(__file__).resolve()),
-                str(model),
-                "--row",
-                row,
-                "--samples",
-                str(samples),
-            ],
-            bounds,
-        )
+        script = str(Path(__file__).resolve())
+        options = ["--row", row, "--samples", str(samples)]
+        return _reported([sys.executable, script, str(model), *options], limits)
 
-    turns = [{row: run(row, given.samples) for row in _ROWS} for _ in range(given.repeats)]
+    few_samples, many_samples = arguments.samples, arguments.many
+    turns = [{row: run(row, few_samples) for row in _ROWS} for _ in range(arguments.repeats)]
     few = {row: _typical([turn[row] for turn in turns]) for row in _ROWS}
-    many = {
-        row: _as_many(
-            lambda samples, row=row: run(row, samples),
-            given.many,
-            given.samples if row.startswith("onnx") else given.many,
-        )
-        for row in _ROWS
-    }
-    columns = [
-        f"{what}, {n} samples"
-        for n in (given.samples, given.many)
-        for what in ("s", "of bare", "peak MiB")
-    ]
-    _head("", *columns)
+    many = {}
+    for row in _ROWS:
+        least = few_samples if row.startswith("onnx") else many_samples
+        many[row] = _run_as_many(lambda n, row=row: run(row, n), many_samples, least)
+    print(markdown_head(_calibration_headers(few_samples, many_samples)))
     bare = [few[_BARE], many[_BARE][0]]
     for row in _ROWS:
-        _line(
-            row,
-            *_cells(few[row], bare[0]),
-            *_cells(many[row][0], bare[1], many[row][1] if many[row][1] != given.many else None),
-        )
+        run_of_many, samples = many[row]
+        fewer = samples if samples != many_samples else None
+        cells = (*_cells(few[row], bare[0]), *_cells(run_of_many, bare[1], fewer))
+        print(markdown_row((row, *cells)), flush=True)
         if row == _BARE:
-            _line(_STARTED, *chain(*(_cells(_started(run), run) for run in bare)))
+            started = chain.from_iterable(_cells(_with_start(run), run) for run in bare)
+            print(markdown_row((_STARTED, *started)), flush=True)
     print(flush=True)
 
 
-def _as_many(run: Callable[[int], Run | Ended], most: int, least: int) -> tuple[Run | Ended, int]:
-    """Return the run with the most samples that stays within bounds, halving them down to `least`, and their number."""
+def _calibration_headers(few_samples: int, many_samples: int) -> list[str]:
+    headers = [""]
+    for samples in (few_samples, many_samples):
+        headers += [f"{title}, {samples} samples" for title in ("s", "of bare", "peak MiB")]
+    return headers
+
+
+def _run_as_many(
+    run: Callable[[int], Run | Ended], most: int, least: int
+) -> tuple[Run | Ended, int]:
+    """Return the run with the most samples within its limits, halved down to `least`."""
     samples = most
     done = run(samples)
     while isinstance(done, Ended) and done.exceeded and samples // 2 >= least:
@@ -261,127 +238,67 @@ def _as_many(run: Callable[[int], Run | Ended], most: int, least: int) -> tuple[
     return done, samples
 
 
-def _commands(model: Model, given: argparse.Namespace, bounds: Bounds, folder: Path) -> None:
+def _print_commands(
+    model: Model, arguments: argparse.Namespace, limits: Limits, folder: Path
+) -> None:
     """Print the table of whole commands."""
     with tempfile.TemporaryDirectory(dir=folder) as name:
         work = Path(name)
-        subprocess.run(
-            [sys.executable, "-c", _WRITE, str(model), str(work), str(given.samples)],
-            cwd=_HERE,
-            env=_environment(),
-            check=True,
-        )
-        commands = _whole(model.path, work, given.modelopt_python)
+        write = [sys.executable, "-c", _WRITE, str(model), str(work), str(arguments.samples)]
+        subprocess.run(write, cwd=HERE, env=checkout_environment(), check=True)
+        commands = _whole_commands(model.path, work, arguments.modelopt_python)
         turns = [
-            {row: _process(command, bounds)[0] for row, command in commands.items()}
-            for _ in range(given.repeats)
+            {row: _process(command, limits, work) for row, command in commands.items()}
+            for _ in range(arguments.repeats)
         ]
-    _head(f"whole command, {given.samples} samples", "s", "of quantize_static's", "peak MiB")
+    title = f"whole command, {arguments.samples} samples"
+    print(markdown_head((title, "s", "of quantize_static's", "peak MiB")))
     typical = {row: _typical([turn[row] for turn in turns]) for row in commands}
+    reference = typical[next(iter(commands))]
     for row, run in typical.items():
-        _line(row, *_cells(run, typical[next(iter(commands))]))
+        print(markdown_row((row, *_cells(run, reference))), flush=True)
     print(flush=True)
 
 
-_WRITE = "import sys; from calibration import write_samples; write_samples(*sys.argv[1:])"
-
-
 def write_samples(model: str, folder: str, count: str) -> None:
-    """Write noise as one .npz for each sample."""
+    """Write noise as one .npz per sample."""
     import numpy as np
 
-    (Path(folder) / "samples").mkdir()
+    samples = Path(folder) / "samples"
+    samples.mkdir()
     for i, sample in enumerate(Noise(Model.parse(model), int(count))):
-        np.savez(Path(folder) / "samples" / f"{i:04}.npz", **sample)
+        np.savez(samples / f"{i:04}.npz", **sample)
 
 
-def _whole(model: Path, work: Path, modelopt_python: str | None) -> dict[str, list[str]]:
+def _whole_commands(model: Path, work: Path, modelopt_python: str | None) -> dict[str, list[str]]:
     """Return each command that quantizes the model with the samples in a folder: the reference first."""
     source, out, data = str(model.resolve()), str(work / "out.onnx"), str(work / "samples")
-    static = [sys.executable, str(_HERE / "static.py"), source, out, data]
+    static = [sys.executable, str(HERE / "static.py"), source, out, data]
     commands = {f"quantize_static, {name}": [*static, "--method", name] for name in _CALIBRATORS}
+    quantize = [sys.executable, "-m", "qdq", "quantize", source, "-o", out, "--data", data]
     for method in _METHODS:
-        commands[f"qdq quantize, {method}"] = [
-            sys.executable,
-            "-m",
-            "qdq",
-            "quantize",
-            source,
-            "-o",
-            out,
-            "--data",
-            data,
-            "--method",
-            method,
-            "--force",
-        ]
-    for method in _MODELOPT_METHODS if modelopt_python else ():
-        commands[f"modelopt.onnx.quantization, {method}"] = [
-            str(modelopt_python),
-            str(_HERE / "modelopt_ptq.py"),
-            source,
-            out,
-            data,
-            "--method",
-            method,
-        ]
+        commands[f"qdq quantize, {method}"] = [*quantize, "--method", method, "--force"]
+    if modelopt_python:
+        modelopt = [modelopt_python, str(HERE / "modelopt_ptq.py"), source, out, data]
+        for method in _MODELOPT_METHODS:
+            row = f"modelopt.onnx.quantization, {method}"
+            commands[row] = [*modelopt, "--method", method]
     return commands
 
 
-def _environment() -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(_CHECKOUT)}
-
-
-def _reported(command: Sequence[str], bounds: Bounds) -> Run | Ended:
-    """Return what a process took of which the last line says the seconds that count, and those before them."""
-    done, said = _process(command, bounds)
+def _reported(command: Sequence[str], limits: Limits) -> Run | Ended:
+    """Return the cost of a process whose last line gives its seconds, and those before them."""
+    with tempfile.TemporaryDirectory(prefix="qdq-benchmark-") as folder:
+        done = measure(command, limits=limits, folder=Path(folder))
     if isinstance(done, Ended):
         return done
-    seconds, before = json.loads(said.splitlines()[-1])
+    seconds, before = json.loads(done.output.splitlines()[-1])
     return Run(seconds, done.mebibytes, before)
 
 
-def _process(command: Sequence[str], bounds: Bounds) -> tuple[Run | Ended, str]:
-    """Return what a whole process took, and what it said; it is ended where it exceeds the bounds."""
-    with (
-        tempfile.TemporaryFile("w+") as said,
-        tempfile.TemporaryFile("w+") as errors,
-        tempfile.TemporaryDirectory(prefix="qdq-benchmark-") as folder,
-    ):
-        start = time.perf_counter()
-        process = subprocess.Popen(
-            command, stdout=said, stderr=errors, env=_environment(), cwd=folder
-        )
-        done, reasons = Event(), list[str]()
-        watcher = Thread(target=_watch, args=(process.pid, bounds, done, reasons))
-        watcher.start()
-        _, status, used = os.wait4(process.pid, 0)
-        seconds = time.perf_counter() - start
-        done.set()
-        watcher.join()
-        process.returncode = os.waitstatus_to_exitcode(status)
-        for file in (said, errors):
-            file.seek(0)
-        if process.returncode:
-            return Ended(reasons[0], True) if reasons else Ended(
-                (errors.read().strip() or f"exit code {process.returncode}").splitlines()[-1]
-            ), ""
-        return Run(seconds, used.ru_maxrss / _KIB_PER_MIB), said.read()
-
-
-def _watch(pid: int, bounds: Bounds, done: Event, reasons: list[str]) -> None:
-    """Kill a process that exceeds the bounds, and say so; its memory is known on Linux only."""
-    status, end = Path(f"/proc/{pid}/status"), time.monotonic() + bounds.seconds
-    while not done.wait(_POLL):
-        found = re.search(r"VmRSS:\s+(\d+)", status.read_text()) if status.exists() else None
-        if found and int(found[1]) > bounds.mebibytes * _KIB_PER_MIB:
-            reasons.append(f"over {bounds.mebibytes} MiB")
-        elif time.monotonic() > end:
-            reasons.append(f"over {bounds.seconds} s")
-        if reasons:
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-            return
+def _process(command: Sequence[str], limits: Limits, folder: Path) -> Run | Ended:
+    done = measure(command, limits=limits, folder=folder)
+    return done if isinstance(done, Ended) else Run(done.seconds, done.mebibytes)
 
 
 def _typical(runs: Sequence[Run | Ended]) -> Run | Ended:
@@ -389,48 +306,37 @@ def _typical(runs: Sequence[Run | Ended]) -> Run | Ended:
     done = [run for run in runs if isinstance(run, Run)]
     if len(done) < len(runs):
         return next(run for run in runs if isinstance(run, Ended))
-    seconds, before = (
-        statistics.median(times)
-        for times in zip(*((run.seconds, run.before) for run in done), strict=True)
+    return Run(
+        statistics.median(run.seconds for run in done),
+        max(run.mebibytes for run in done),
+        statistics.median(run.before for run in done),
     )
-    return Run(seconds, max(run.mebibytes for run in done), before)
 
 
-def _started(run: Run | Ended) -> Run | Ended:
+def _with_start(run: Run | Ended) -> Run | Ended:
     return run if isinstance(run, Ended) else Run(run.seconds + run.before, run.mebibytes)
 
 
 def _cells(
     run: Run | Ended, reference: Run | Ended, fewer: int | None = None
 ) -> tuple[str, str, str]:
-    """Return seconds, their ratio to the reference's, and the peak, of `fewer` samples than the column says where that is given."""
+    """Return seconds, their ratio to the reference's, and the peak; `fewer` counts samples."""
     if isinstance(run, Ended):
-        return run.why, "-", "-"
+        return run.reason, "-", "-"
     if fewer:
         return f"{run.seconds:.2f} ({fewer} samples)", "-", f"{run.mebibytes:.0f} ({fewer} samples)"
-    return (
-        f"{run.seconds:.2f}",
-        "-" if isinstance(reference, Ended) else f"{run.seconds / reference.seconds:.2f}",
-        f"{run.mebibytes:.0f}",
-    )
+    ratio = "-" if isinstance(reference, Ended) else f"{run.seconds / reference.seconds:.2f}"
+    return f"{run.seconds:.2f}", ratio, f"{run.mebibytes:.0f}"
 
 
-def _head(*cells: str) -> None:
-    _line(*cells)
-    _line(*("---" for _ in cells))
-
-
-def _line(*cells: str) -> None:
-    print(f"| {' | '.join(cells)} |", flush=True)
-
-
-def _measured(model: Model, row: str, count: int) -> tuple[float, float]:
+def _measure_row(model: Model, row: str, count: int) -> tuple[float, float]:
     """Return the seconds that count, and those of starting the session where they do not."""
     samples = Noise(model, count)
     if row == _BARE:
         return _infer(samples)
     tool, name = row.split(", ")
-    return (_calibrate if tool == "qdq" else _collect)(samples, name), 0.0
+    calibrate = _calibrate if tool == "qdq" else _collect
+    return calibrate(samples, name), 0.0
 
 
 def _infer(samples: Noise) -> tuple[float, float]:
@@ -449,7 +355,7 @@ def _infer(samples: Noise) -> tuple[float, float]:
 
 
 def _calibrate(samples: Noise, method: str) -> float:
-    """Return what `qdq.calibrate` takes."""
+    """Return the seconds of `qdq.calibrate`."""
     import qdq
 
     source = qdq.load(samples.model.path)
@@ -460,21 +366,21 @@ def _calibrate(samples: Noise, method: str) -> float:
 
 
 def _collect(samples: Noise, calibrator: str) -> float:
-    """Return what a calibrator of ONNX Runtime takes for the tensors that `quantize_static` observes."""
+    """Return the seconds of an ONNX Runtime calibrator for the tensors of `quantize_static`."""
     from onnxruntime.quantization.calibrate import CalibrationMethod, create_calibrator
     from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
 
     operators = sorted({*QDQRegistry, *QLinearOpsRegistry})
     start = time.perf_counter()
-    made = create_calibrator(
+    collector = create_calibrator(
         samples.model.path,
         operators,
         "augmented.onnx",
         CalibrationMethod[calibrator],
         extra_options={"symmetric": True},
     )
-    made.collect_data(Reader(samples))
-    made.compute_data()
+    collector.collect_data(Reader(samples))
+    collector.compute_data()
     return time.perf_counter() - start
 
 

@@ -60,33 +60,33 @@ def compare(folder: Path, placement: str) -> tuple[tuple[object, ...], list[str]
     model = resnet18(placement)
     path = folder / f"resnet18-a100-b32-{placement}.graph.json"
     real = read_layer_file(path, TARGET, {n.name: n.name for n in model.graph.node})
-    ours = predict_engine(model, TARGET, allow_fp16=placement != "fp32")
-    wanted, got = types(real, model), types(ours, model)
+    predicted = predict_engine(model, TARGET, allow_fp16=placement != "fp32")
+    built_types, predicted_types = types(real, model), types(predicted, model)
     wrong = [
-        f"{placement}: {name}: predicted {got[name]}, is {wanted[name]}"
-        for name in wanted
-        if got[name] != wanted[name]
+        f"{placement}: {name}: predicted {predicted_types[name]}, is {built_types[name]}"
+        for name in built_types
+        if predicted_types[name] != built_types[name]
     ]
     wrong += [
         f"{placement}: {name} stands alone in one of the two only"
-        for name in sorted(alone(real) ^ alone(ours))
+        for name in sorted(alone(real) ^ alone(predicted))
     ]
-    if abs(real.reformats - ours.reformats) > 1:
+    if abs(real.reformats - predicted.reformats) > 1:
         wrong.append(
-            f"{placement}: {ours.reformats} Reformat layers predicted, {real.reformats} are there"
+            f"{placement}: {predicted.reformats} Reformat layers predicted, {real.reformats} are there"
         )
-    right = sum(got[name] == wanted[name] for name in wanted)
+    right = sum(predicted_types[name] == built_types[name] for name in built_types)
     took = milliseconds(folder / f"resnet18-a100-b32-{placement}.profile.json")
     counts = (
-        f"{right} of {len(wanted)}",
-        f"{len(alone(ours))}, {len(alone(real))}",
-        f"{ours.reformats}, {real.reformats}",
-        f"{ours.kernels}, {real.kernels}",
+        f"{right} of {len(built_types)}",
+        f"{len(alone(predicted))}, {len(alone(real))}",
+        f"{predicted.reformats}, {real.reformats}",
+        f"{predicted.kernels}, {real.kernels}",
     )
     return (
         placement,
         *counts,
-        f"{ours.bytes / 1e6:.1f}",
+        f"{predicted.bytes / 1e6:.1f}",
         f"{real.bytes / 1e6:.1f}",
         f"{took:.3f}",
     ), wrong

@@ -21,18 +21,18 @@ def main() -> None:
     for name in ("model", "out", "folder"):
         parser.add_argument(name, type=Path)
     parser.add_argument("--method", choices=("max", "entropy"), default="max")
-    given = parser.parse_args()
-    samples = list(iter(Samples(given.folder).get_next, None))
+    arguments = parser.parse_args()
+    samples = list(iter(Samples(arguments.folder).get_next, None))
     quantize(
-        str(given.model),
+        str(arguments.model),
         quantize_mode="int8",
         calibration_data={
             name: np.concatenate([sample[name] for sample in samples]) for name in samples[0]
         },
-        calibration_method=given.method,
+        calibration_method=arguments.method,
         calibration_eps=["cpu"],
         high_precision_dtype="fp32",
-        output_path=str(given.out),
+        output_path=str(arguments.out),
         log_level="ERROR",
     )
 

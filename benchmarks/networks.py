@@ -162,11 +162,11 @@ class _Network:
         )
 
     def model(self, name: str) -> onnx.ModelProto:
-        given = helper.make_tensor_value_info(
+        image = helper.make_tensor_value_info(
             "image", TensorProto.FLOAT, ["batch", 3, _SIDE, _SIDE]
         )
         result = helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["batch", _CLASSES])
-        graph = helper.make_graph(self._nodes, name, [given], [result], self._weights)
+        graph = helper.make_graph(self._nodes, name, [image], [result], self._weights)
         return helper.make_model(
             graph, opset_imports=[helper.make_opsetid("", _OPSET)], ir_version=_IR
         )

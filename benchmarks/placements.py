@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 import msgspec
 import numpy as np
 import onnx
+from harness import markdown_head, markdown_row
 from onnx import helper
 from onnxruntime.quantization import (
     CalibrationDataReader,
@@ -103,8 +104,8 @@ class Row(NamedTuple):
     model: str
     weighted: int
     float_engine: Engine
-    ours: Placed
-    theirs: Placed
+    qdq_placed: Placed
+    ort_placed: Placed
 
 
 class Noise(CalibrationDataReader):  # type: ignore[misc] # onnxruntime carries no types
@@ -112,8 +113,8 @@ class Noise(CalibrationDataReader):  # type: ignore[misc] # onnxruntime carries 
 
     def __init__(self, model: onnx.ModelProto) -> None:
         stored = {t.name for t in model.graph.initializer}
-        given = [i for i in model.graph.input if i.name not in stored]
-        self._samples = iter([{i.name: _noise(i.type.tensor_type) for i in given}])
+        fed = [i for i in model.graph.input if i.name not in stored]
+        self._samples = iter([{i.name: _noise(i.type.tensor_type) for i in fed}])
 
     def get_next(self) -> dict[str, Any] | None:
         return next(self._samples, None)
@@ -136,15 +137,20 @@ def main() -> None:
         type=Path,
         help="keep engines of models that did not change here, and the quantized models",
     )
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     logging.disable(logging.WARNING)
     with tempfile.TemporaryDirectory(prefix="qdq-placements-") as temporary:
-        work = given.work or Path(temporary)
+        work = arguments.work or Path(temporary)
         work.mkdir(parents=True, exist_ok=True)
-        paths = [p for p in sorted(given.models.glob("*.onnx")) if fnmatchcase(p.stem, given.only)]
-        rows = [_compare(path, work, given.rules) for path in paths]
-    for cells in (_HEAD, ["---"] * len(_HEAD), *map(_cells, rows)):
-        print(f"| {' | '.join(cells)} |")
+        paths = [
+            p
+            for p in sorted(arguments.models.glob("*.onnx"))
+            if fnmatchcase(p.stem, arguments.only)
+        ]
+        rows = [_compare(path, work, arguments.rules) for path in paths]
+    print(markdown_head(_HEAD))
+    for row in rows:
+        print(markdown_row(_cells(row)))
 
 
 _HEAD = (
@@ -154,8 +160,8 @@ _HEAD = (
 
 
 def _cells(row: Row) -> list[str]:
-    ours, theirs = row.ours, row.theirs
-    engines = (row.float_engine, ours.engine, theirs.engine)
+    qdq_placed, ort_placed = row.qdq_placed, row.ort_placed
+    engines = (row.float_engine, qdq_placed.engine, ort_placed.engine)
     worse = [
         word
         for word, more in (
@@ -166,12 +172,12 @@ def _cells(row: Row) -> list[str]:
     ]
     return [
         row.model,
-        f"{row.weighted}, {ours.quantized} / {theirs.quantized}",
-        f"{ours.pairs} / {theirs.pairs}",
+        f"{row.weighted}, {qdq_placed.quantized} / {ort_placed.quantized}",
+        f"{qdq_placed.pairs} / {ort_placed.pairs}",
         " / ".join(e.failure or str(e.kernels) for e in engines),
         " / ".join("-" if e.failure else f"{e.bytes / _MEGABYTE:.2f}" for e in engines),
-        f"{ours.half} / {theirs.half}",
-        f"{ours.inside} / {theirs.inside}",
+        f"{qdq_placed.half} / {ort_placed.half}",
+        f"{qdq_placed.inside} / {ort_placed.inside}",
         f"more {' and '.join(worse)}" if worse else "yes",
     ]
 
@@ -186,17 +192,17 @@ def _compare(path: Path, work: Path, rules: list[str]) -> Row:
     result = qdq.quantize(
         path, "noise", rules=qdq.load_rules(rules) if rules else None, method="max"
     )
-    ours = work / f"{path.stem}.qdq.onnx"
-    qdq.save(result.model, result.source, ours, force=True)
-    theirs = work / f"{path.stem}.ort.onnx"
-    if not theirs.exists():
-        _quantize_static(path, model, theirs)
+    qdq_placed = work / f"{path.stem}.qdq.onnx"
+    qdq.save(result.model, result.source, qdq_placed, force=True)
+    ort_placed = work / f"{path.stem}.ort.onnx"
+    if not ort_placed.exists():
+        _quantize_static(path, model, ort_placed)
     row = Row(
         path.stem,
         _weighted(model),
         _engine(path, work),
-        _placed(model, ours, work),
-        _placed(model, theirs, work),
+        _placed(model, qdq_placed, work),
+        _placed(model, ort_placed, work),
     )
     print(f"{path.stem}: {time.perf_counter() - start:.1f} s", file=sys.stderr, flush=True)
     return row
@@ -217,10 +223,10 @@ def _quantize_static(path: Path, model: onnx.ModelProto, out: Path) -> None:
     )
 
 
-def _noise(given: onnx.TypeProto.Tensor) -> np.ndarray[Any, Any]:
-    shape = [d.dim_value or 1 for d in given.shape.dim]
+def _noise(arguments: onnx.TypeProto.Tensor) -> np.ndarray[Any, Any]:
+    shape = [d.dim_value or 1 for d in arguments.shape.dim]
     random = np.random.default_rng(0)
-    kind = helper.tensor_dtype_to_np_dtype(given.elem_type)
+    kind = helper.tensor_dtype_to_np_dtype(arguments.elem_type)
     return (
         random.standard_normal(shape).astype(kind)
         if kind.kind == "f"
@@ -316,7 +322,7 @@ def _inside_fusions(before: Graph, after: Graph) -> int:
 def _paired_edges(before: Graph, after: Graph) -> set[tuple[str, int]]:
     """Return the edges of `before`, as (first output of the reader, slot), whose tensor comes from a pair in `after`."""
     rewritten = {n.output[0]: n for n in after.nodes}
-    found = set()
+    paired = set()
     for node in before.nodes:
         for slot, tensor in enumerate(rewritten[node.output[0]].input):
             producer = after.producers.get(tensor)
@@ -325,8 +331,8 @@ def _paired_edges(before: Graph, after: Graph) -> set[tuple[str, int]]:
                 and producer is not None
                 and producer.op_type == "DequantizeLinear"
             ):
-                found.add((node.output[0], slot))
-    return found
+                paired.add((node.output[0], slot))
+    return paired
 
 
 def _epilogue(graph: Graph, weighted: onnx.NodeProto) -> Iterator[tuple[str, int]]:

@@ -11,23 +11,25 @@ Markdown table and judges nothing.
 from __future__ import annotations
 
 import argparse
-import os
-import statistics
-import subprocess
-import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
+from harness import markdown_head, markdown_row, measure_python, median
 from onnx import TensorProto, helper, numpy_helper
 
-_CHECKOUT = Path(__file__).resolve().parent.parent
 _SIZES = (5_000, 10_000, 20_000, 40_000)
 _CHANNELS, _SIDE = 16, 8
 _OPSET, _IR = 17, 8
+_HEADERS = (
+    "nodes",
+    "edges that get a pair",
+    "median s",
+    "of processor time",
+    "processor ms for 1,000 nodes",
+)
 
 
 def main() -> None:
@@ -41,18 +43,11 @@ def main() -> None:
     parser.add_argument(
         "--repeats", type=int, default=3, help="runs of each (default: %(default)s)"
     )
-    given = parser.parse_args()
+    arguments = parser.parse_args()
+    print(markdown_head(_HEADERS))
     with tempfile.TemporaryDirectory(prefix="qdq-planning-") as name:
-        rows = [_row(Path(name), nodes, given.repeats) for nodes in given.nodes or _SIZES]
-    head = [
-        "nodes",
-        "edges that get a pair",
-        "median s",
-        "of processor time",
-        "processor ms for 1,000 nodes",
-    ]
-    for cells in (head, ["---"] * len(head), *rows):
-        print(f"| {' | '.join(cells)} |")
+        for nodes in arguments.nodes or _SIZES:
+            print(markdown_row(_row(Path(name), nodes, arguments.repeats)), flush=True)
 
 
 def network(nodes: int) -> onnx.ModelProto:
@@ -133,10 +128,9 @@ class _Network:
 
     def model(self, output: str) -> onnx.ModelProto:
         shape = [1, _CHANNELS, _SIDE, _SIDE]
-        given, result = (
-            helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in ("x", output)
-        )
-        graph = helper.make_graph(self.nodes, "generated", [given], [result], self._weights)
+        source = helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)
+        result = helper.make_tensor_value_info(output, TensorProto.FLOAT, shape)
+        graph = helper.make_graph(self.nodes, "generated", [source], [result], self._weights)
         return helper.make_model(
             graph, opset_imports=[helper.make_opsetid("", _OPSET)], ir_version=_IR
         )
@@ -191,39 +185,18 @@ def _row(folder: Path, nodes: int, repeats: int) -> list[str]:
     model = network(nodes)
     path, plan = folder / f"{nodes}.onnx", folder / "plan.yaml"
     onnx.save(model, path)
-    runs = [
-        _measure(["-m", "qdq", "plan", str(path), "-o", str(plan), "--force"])
-        for _ in range(repeats + 1)
-    ][1:]
-    wall, processor = (statistics.median(run[i] for run in runs) for i in (0, 1))
+    command = ["-m", "qdq", "plan", str(path), "-o", str(plan), "--force"]
+    runs = [measure_python(command) for _ in range(repeats + 1)]
+    typical = median(runs[1:])
     planned = sum("int8-" in line for line in plan.read_text().splitlines())
     size = len(model.graph.node)
     return [
         f"{size:,}",
         f"{planned:,}",
-        f"{wall:.2f}",
-        f"{processor:.2f}",
-        f"{1e6 * processor / size:.0f}",
+        f"{typical.seconds:.2f}",
+        f"{typical.processor_seconds:.2f}",
+        f"{1e6 * typical.processor_seconds / size:.0f}",
     ]
-
-
-def _measure(arguments: list[str]) -> tuple[float, float]:
-    """Run Python with these arguments and return the seconds on the wall and of the processor; where it fails, show what it wrote and end."""
-    with tempfile.TemporaryFile() as said:
-        start = time.perf_counter()
-        environment = {**os.environ, "PYTHONPATH": str(_CHECKOUT)}
-        process = subprocess.Popen(
-            [sys.executable, *arguments], stdout=said, stderr=said, env=environment, cwd=_CHECKOUT
-        )
-        _, status, used = os.wait4(process.pid, 0)
-        wall = time.perf_counter() - start
-        process.returncode = os.waitstatus_to_exitcode(status)
-        if process.returncode:
-            said.seek(0)
-            sys.exit(
-                f"python {' '.join(arguments)}: exit code {process.returncode}\n{said.read().decode()}"
-            )
-    return wall, used.ru_utime + used.ru_stime
 
 
 if __name__ == "__main__":

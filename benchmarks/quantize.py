@@ -12,34 +12,49 @@ It prints and judges nothing: the exit code is 0 unless one of the commands fail
 from __future__ import annotations
 
 import argparse
-import os
-import statistics
-import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Sequence
 from multiprocessing import get_context
 from pathlib import Path
-from typing import NamedTuple
 
-_HERE = Path(__file__).resolve().parent
-_CHECKOUT = _HERE.parent
+from harness import (
+    HERE,
+    Run,
+    alternate,
+    checkout_environment,
+    count_cores,
+    measure_python,
+    median,
+)
+
 _REFERENCE = "quantize_static, MinMax"
 _METHODS = ("max", "auto", "percentile")
 _SIDE, _COARSE = 224, 8
 _STARTS = 10
-_KIB_PER_MIB, _MILLI = 1024, 1000.0
-
-
-class Run(NamedTuple):
-    """What one process took."""
-
-    seconds: float
-    mebibytes: float
+_MILLI = 1000.0
+_START_COMMANDS = {"python -c pass": ["-c", "pass"], "qdq --help": ["-m", "qdq", "--help"]}
 
 
 def main() -> None:
+    """Measure and print both comparisons."""
+    arguments = _parser().parse_args()
+    with tempfile.TemporaryDirectory(prefix="qdq-benchmark-") as name:
+        folder = Path(name)
+        _prepare(folder, arguments.samples)
+        environment = _environment(folder)
+
+        def run(command: list[str]) -> Run:
+            return measure_python(command, environment)
+
+        runs = alternate(_commands(folder), arguments.repeats, run)
+        starts = alternate(_START_COMMANDS, _STARTS, run)
+    setting = f"{arguments.samples} samples, {arguments.repeats} runs of each in turns"
+    print(f"ResNet-50, {setting}, {count_cores()} cores\n")
+    _print_table(runs)
+    _print_starts(starts)
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description="Measure qdq quantize against ONNX Runtime's quantize_static on ResNet-50."
     )
@@ -49,25 +64,7 @@ def main() -> None:
     parser.add_argument(
         "--repeats", type=int, default=3, help="runs of each command (default: %(default)s)"
     )
-    given = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="qdq-benchmark-") as name:
-        folder = Path(name)
-        _prepare(folder, given.samples)
-        environment = _environment(folder)
-        runs = _alternate(_commands(folder), environment, given.repeats)
-        starts = _alternate(
-            {"python -c pass": ["-c", "pass"], "qdq --help": ["-m", "qdq", "--help"]},
-            environment,
-            _STARTS,
-        )
-    print(
-        f"ResNet-50, {given.samples} samples, {given.repeats} runs of each in turns, {len(os.sched_getaffinity(0))} cores\n"
-    )
-    _print_table(runs)
-    bare, helped = (_median(runs).seconds * _MILLI for runs in starts.values())
-    print(
-        f"\npython -c pass {bare:.0f} ms, qdq --help {helped:.0f} ms: {helped - bare:.0f} ms more (medians of {_STARTS})"
-    )
+    return parser
 
 
 def make_inputs(folder: Path, samples: int) -> None:
@@ -98,78 +95,41 @@ def _prepare(folder: Path, samples: int) -> None:
 def _commands(folder: Path) -> dict[str, list[str]]:
     """Return the arguments of Python for each row: the reference first."""
     model, out, data = (str(folder / name) for name in ("model.onnx", "out.onnx", "samples"))
-    commands = {_REFERENCE: [str(_HERE / "static.py"), model, out, data]}
+    commands = {_REFERENCE: [str(HERE / "static.py"), model, out, data]}
+    quantize = ["-m", "qdq", "quantize", model, "-o", out, "--data", data, "--force"]
     for method in _METHODS:
-        commands[f"qdq --method {method}"] = [
-            "-m",
-            "qdq",
-            "quantize",
-            model,
-            "-o",
-            out,
-            "--data",
-            data,
-            "--method",
-            method,
-            "--force",
-        ]
+        commands[f"qdq --method {method}"] = [*quantize, "--method", method]
     return commands
 
 
 def _environment(folder: Path) -> dict[str, str]:
-    """Return this environment with the checkout's qdq, and with bytecode kept in the folder."""
-    given = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
-    return {**given, "PYTHONPATH": str(_CHECKOUT), "PYTHONPYCACHEPREFIX": str(folder / "bytecode")}
-
-
-def _alternate(
-    commands: dict[str, list[str]], environment: dict[str, str], repeats: int
-) -> dict[str, list[Run]]:
-    turns = [
-        [_measure(arguments, environment) for arguments in commands.values()]
-        for _ in range(repeats + 1)
-    ]
-    return {row: [turn[i] for turn in turns[1:]] for i, row in enumerate(commands)}
-
-
-def _measure(arguments: Sequence[str], environment: dict[str, str]) -> Run:
-    """Run Python with these arguments; where it fails, show what it wrote and end."""
-    with tempfile.TemporaryFile() as said:
-        start = time.perf_counter()
-        process = subprocess.Popen(
-            [sys.executable, *arguments], stdout=said, stderr=said, env=environment, cwd=_CHECKOUT
-        )
-        _, status, used = os.wait4(process.pid, 0)
-        seconds = time.perf_counter() - start
-        process.returncode = os.waitstatus_to_exitcode(status)
-        if process.returncode:
-            said.seek(0)
-            sys.exit(
-                f"python {' '.join(arguments)}: exit code {process.returncode}\n{said.read().decode()}"
-            )
-    return Run(seconds, used.ru_maxrss / _KIB_PER_MIB)
+    """Return the checkout's environment, with bytecode kept in the folder."""
+    environment = checkout_environment(PYTHONPYCACHEPREFIX=str(folder / "bytecode"))
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
+    return environment
 
 
 def _print_table(runs: dict[str, list[Run]]) -> None:
-    """Print wall times, the peak over all runs, and both relative to the reference, medians by medians."""
-    print(
-        f"{'':<26}{'min s':>8}{'median s':>10}{'peak MiB':>10}{'time ratio':>12}{'memory ratio':>14}"
-    )
-    reference = _median(runs[_REFERENCE])
+    """Print wall times, the peak over all runs, and the ratios of medians to the reference's."""
+    head = ("min s", "median s", "peak MiB", "time ratio", "memory ratio")
+    print(f"{'':<26}" + "".join(f"{title:>14}" for title in head))
+    reference = median(runs[_REFERENCE])
     for row, measured in runs.items():
-        typical = _median(measured)
-        ratios = (typical.seconds / reference.seconds, typical.mebibytes / reference.mebibytes)
-        fastest, peak = min(run.seconds for run in measured), max(run.mebibytes for run in measured)
-        print(
-            f"{row:<26}{fastest:>8.2f}{typical.seconds:>10.2f}{peak:>10.0f}{ratios[0]:>12.2f}{ratios[1]:>14.2f}"
+        typical = median(measured)
+        cells = (
+            f"{min(run.seconds for run in measured):.2f}",
+            f"{typical.seconds:.2f}",
+            f"{max(run.mebibytes for run in measured):.0f}",
+            f"{typical.seconds / reference.seconds:.2f}",
+            f"{typical.mebibytes / reference.mebibytes:.2f}",
         )
+        print(f"{row:<26}" + "".join(f"{cell:>14}" for cell in cells))
 
 
-def _median(measured: list[Run]) -> Run:
-    return Run(
-        statistics.median(run.seconds for run in measured),
-        statistics.median(run.mebibytes for run in measured),
-    )
+def _print_starts(starts: dict[str, list[Run]]) -> None:
+    bare, helped = (median(runs).seconds * _MILLI for runs in starts.values())
+    times = f"python -c pass {bare:.0f} ms, qdq --help {helped:.0f} ms"
+    print(f"\n{times}: {helped - bare:.0f} ms more (medians of {_STARTS})")
 
 
 if __name__ == "__main__":

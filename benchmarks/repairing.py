@@ -39,10 +39,10 @@ def row(name: str, compiler: Compiler) -> str:
     errors = Counter(
         f.code for f in qdq.check(peer(name), targets=[target]) if f.severity == "error"
     )
-    said = ", ".join(f"{code} ({n})" for code, n in sorted(errors.items())) or "-"
+    codes = ", ".join(f"{code} ({n})" for code, n in sorted(errors.items())) or "-"
     layers = [int8(model, target, compiler) for model in (peer(name), repaired(name).model)]
     decibels = [f"{snr(name, model):.1f}" for model in (peer(name), repaired(name).model)]
-    return f"| {name} | {said} | {layers[0]} -> {layers[1]} | {decibels[0]} -> {decibels[1]} |"
+    return f"| {name} | {codes} | {layers[0]} -> {layers[1]} | {decibels[0]} -> {decibels[1]} |"
 
 
 def main() -> None:

@@ -56,17 +56,21 @@ def score(subject: Subject, model: Path) -> str:
 
 def cells(subject: Subject, form: str, folder: Path) -> tuple[str, ...]:
     """Return the score as given, mended by what the model says itself, repaired with data, and quantized anew from the float model."""
-    given, made, samples = folder / "given.onnx", folder / "made.onnx", subject.calibration()
+    quantized, result_path, samples = (
+        folder / "given.onnx",
+        folder / "repaired.onnx",
+        subject.calibration(),
+    )
     try:
-        quantize_static(str(subject.path), str(given), Reader(samples), **FORMS[form])
+        quantize_static(str(subject.path), str(quantized), Reader(samples), **FORMS[form])
     except Exception as error:  # noqa: BLE001
         return (form, f"cannot be made ({type(error).__name__})", "-", "-")
-    found = [score(subject, given)]
-    for result in (fix(given), qdq.quantize(given, samples)):
+    scores = [score(subject, quantized)]
+    for result in (fix(quantized), qdq.quantize(quantized, samples)):
         if result is not None:
-            qdq.save(result.model, result.source, made, force=True)
-            found.append(score(subject, made))
-    return (form, *found)
+            qdq.save(result.model, result.source, result_path, force=True)
+            scores.append(score(subject, result_path))
+    return (form, *scores)
 
 
 def main() -> None:

@@ -19,6 +19,7 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
+from harness import markdown_head, markdown_row
 
 import qdq
 
@@ -131,9 +132,9 @@ def methods_row(subject: Subject, folder: Path) -> tuple[str, ...]:
     for draw in range(DRAWS):
         ranges = qdq.observe(subject.path, qdq.plan(subject.path), subject.calibration(draw))
         for method in METHODS:
-            made = qdq.quantize(subject.path, None, method=method, given=ranges)
+            result = qdq.quantize(subject.path, None, method=method, given=ranges)
             out = folder / f"{subject.name}.{method}.onnx"
-            qdq.save(made.model, made.source, out, force=True)
+            qdq.save(result.model, result.source, out, force=True)
             scores[method].append(subject.score(out))
     return (
         subject.name,
@@ -193,10 +194,6 @@ def spelled(scores: list[dict[str, float]]) -> str:
     )
 
 
-def row(cells: tuple[str, ...]) -> str:
-    return f"| {' | '.join(cells)} |"
-
-
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(
@@ -207,12 +204,12 @@ def main() -> None:
     arguments = parser.parse_args()
     sys.path.insert(0, str(arguments.shared / "tasks"))
     print(HEAD)
-    found = [
+    paths = [
         p
         for p in sorted((arguments.shared / "models").glob("*.onnx"))
         if not arguments.only or p.stem in arguments.only
     ]
-    subjects = [Subject(path, importlib.import_module) for path in found]
+    subjects = [Subject(path, importlib.import_module) for path in paths]
     with tempfile.TemporaryDirectory() as folder:
         table(("model", "float", *METHODS), methods_row, subjects, Path(folder))
         table(
@@ -232,14 +229,14 @@ def main() -> None:
 
 def table(
     headers: tuple[str, ...],
-    made: Callable[[Subject, Path], tuple[str, ...]],
+    make_row: Callable[[Subject, Path], tuple[str, ...]],
     subjects: list[Subject],
     folder: Path,
 ) -> None:
     """Print a table of one row for each model."""
-    print(row(headers), row(("---",) * len(headers)), sep="\n")
+    print(markdown_head(headers))
     for subject in subjects:
-        print(row(made(subject, folder)), flush=True)
+        print(markdown_row(make_row(subject, folder)), flush=True)
     print()
 
 

@@ -45,16 +45,16 @@ def main() -> None:
     for name in ("model", "out", "folder"):
         parser.add_argument(name, type=Path)
     parser.add_argument("--method", choices=("MinMax", "Entropy"), default="MinMax")
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     quantize_static(
-        given.model,
-        given.out,
-        Samples(given.folder),
+        arguments.model,
+        arguments.out,
+        Samples(arguments.folder),
         quant_format=QuantFormat.QDQ,
         per_channel=True,
         activation_type=QuantType.QInt8,
         weight_type=QuantType.QInt8,
-        calibrate_method=CalibrationMethod[given.method],
+        calibrate_method=CalibrationMethod[arguments.method],
         extra_options={"ActivationSymmetric": True, "WeightSymmetric": True},
     )
 
