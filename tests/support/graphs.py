@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -132,11 +133,11 @@ def random_feed(model: onnx.ModelProto, seed: int = 0) -> dict[str, Array]:
     stored = {t.name for t in model.graph.initializer}
     rng = np.random.default_rng(seed)
     feed = {}
-    for given in model.graph.input:
-        if given.name not in stored:
-            tensor = given.type.tensor_type
+    for value in model.graph.input:
+        if value.name not in stored:
+            tensor = value.type.tensor_type
             shape = [d.dim_value or 2 for d in tensor.shape.dim]
-            feed[given.name] = rng.standard_normal(shape).astype(
+            feed[value.name] = rng.standard_normal(shape).astype(
                 helper.tensor_dtype_to_np_dtype(tensor.elem_type)
             )
     return feed
@@ -144,8 +145,8 @@ def random_feed(model: onnx.ModelProto, seed: int = 0) -> dict[str, Array]:
 
 def initializer(model: onnx.ModelProto, name: str) -> Array:
     """Return the value of an initializer."""
-    (found,) = (t for t in model.graph.initializer if t.name == name)
-    array: Array = numpy_helper.to_array(found)
+    (tensor,) = (t for t in model.graph.initializer if t.name == name)
+    array: Array = numpy_helper.to_array(tensor)
     return array
 
 
@@ -160,7 +161,7 @@ def identities(model: onnx.ModelProto) -> dict[tuple[str, int], str]:
 
 
 def paired_edges(before: onnx.ModelProto, after: onnx.ModelProto) -> set[tuple[str, int]]:
-    """Return the edges of `before` that a whole Q/DQ pair stands on in `after`; fails where anything else differs.
+    """Return the edges of `before` that a whole Q/DQ pair is on in `after`; fails if anything else differs.
 
     Written without qdq's own code: an edge has a pair if its tensor is reached through a DequantizeLinear and
     a QuantizeLinear that read the same int8 zero point of zeros and the same positive scale.
@@ -171,7 +172,7 @@ def paired_edges(before: onnx.ModelProto, after: onnx.ModelProto) -> set[tuple[s
     assert [(n.op_type, n.name, list(n.output)) for n in rest] == [
         (n.op_type, n.name, list(n.output)) for n in before.graph.node
     ]
-    found = set()
+    edges = set()
     for old, new in zip(before.graph.node, rest, strict=True):
         for slot, (was, now) in enumerate(zip(old.input, new.input, strict=True)):
             if was == now:
@@ -185,8 +186,8 @@ def paired_edges(before: onnx.ModelProto, after: onnx.ModelProto) -> set[tuple[s
             assert stored[q.input[2]].dtype == np.int8
             assert not stored[q.input[2]].any()
             assert list(q.attribute) == list(dq.attribute)
-            found.add((old.output[0], slot))
-    return found
+            edges.add((old.output[0], slot))
+    return edges
 
 
 def shuffled(model: onnx.ModelProto, seed: int) -> onnx.ModelProto:
@@ -271,9 +272,8 @@ class _Grower:
         known = self.reusable.get(shape, [])
         if form == "again" and known:
             return str(self.draw(st.sampled_from(known)))
-        values = (self.rng.standard_normal(shape) / np.sqrt(max(np.prod(shape[1:]), 1))).astype(
-            np.float32
-        )
+        fan_in = max(math.prod(shape[1:]), 1)
+        values = (self.rng.standard_normal(shape) / math.sqrt(fan_in)).astype(np.float32)
         name = f"weight_{len(self.nodes)}_{len(self.weights)}"
         if form == "constant":
             self.nodes.append(
@@ -285,7 +285,7 @@ class _Grower:
             self.weights[f"{name}_stored"] = (
                 np.ascontiguousarray(values.transpose(order)) if turned else values
             )
-            attributes = {"perm": order} if turned else {}
+            attributes: dict[str, Any] = {"perm": order} if turned else {}
             self.nodes.append(
                 helper.make_node(
                     "Transpose" if turned else "Identity",
@@ -303,7 +303,8 @@ class _Grower:
     def grow(self, op: str) -> None:
         """Append one operator, and what it needs before it."""
         if op in OTHERS:
-            return OTHERS[op](self)
+            OTHERS[op](self)
+            return
         flat = op in ("Gemm", "MatMul2")
         if flat and not any(len(shape) == 2 for shape in self.shapes.values()):
             self.grow("GlobalAveragePool")
@@ -466,10 +467,11 @@ class _Grower:
 
     def linear(self, read: str, size: int) -> str:
         """Append a MatMul with a weight and a bias Add."""
-        given, shape = self.shapes[read][-1], (*self.shapes[read][:-1], size)
+        channels = self.shapes[read][-1]
+        shape = (*self.shapes[read][:-1], size)
         return self.add(
             "Add",
-            [self.add("MatMul", [read, self.weight(given, size)], shape), self.weight(size)],
+            [self.add("MatMul", [read, self.weight(channels, size)], shape), self.weight(size)],
             shape,
         )
 
@@ -577,9 +579,10 @@ class _Grower:
     def projection(self) -> None:
         """Append a residual Add with a convolution on both sides, one behind the other's activation or both next to the fork."""
         read = self.pick(4)
-        given, shape = self.shapes[read], (1, 2, *self.shapes[read][2:])
+        channels = self.shapes[read][1]
+        shape = (1, 2, *self.shapes[read][2:])
         branches = [
-            self.add("Conv", [read, self.weight(2, given[1], 1, 1)], shape) for _ in range(2)
+            self.add("Conv", [read, self.weight(2, channels, 1, 1)], shape) for _ in range(2)
         ]
         if self.draw(st.booleans(), label="deeper"):
             branches[0] = self.add(
@@ -651,13 +654,13 @@ class _Grower:
         """Append a table of embeddings that constant indices read, beside a sequence that they are added to."""
         read = self.sequence()
         _, places, channels = self.shapes[read]
-        found = self.add(
+        rows = self.add(
             "Gather",
             [self.weight(6, channels), self.integers(*(i % 6 for i in range(places)))],
             (places, channels),
         )
-        self.shapes.pop(found)
-        self.add("Add", [read, found], (1, places, channels))
+        self.shapes.pop(rows)
+        self.add("Add", [read, rows], (1, places, channels))
 
     def shape_arithmetic(self) -> None:
         """Append a Reshape to a shape that is computed from the tensor's own."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import onnx
@@ -69,17 +70,18 @@ def nodes(graph: Graph, *operators: str) -> list[onnx.NodeProto]:
 
 
 def _any(graph: Graph, rng: random.Random, *operators: str) -> onnx.NodeProto:
-    return rng.choice(nodes(graph, *operators) or nodes(graph) or list(graph.node))
+    candidates = nodes(graph, *operators) or nodes(graph) or list(graph.node)
+    return rng.choice(candidates)
 
 
 def _fresh(graph: Graph) -> str:
     return f"mutant{len(graph.node)}_{len(graph.initializer)}"
 
 
-def _insert(graph: Graph, before: onnx.NodeProto, *made: onnx.NodeProto) -> None:
+def _insert(graph: Graph, before: onnx.NodeProto, *inserted: onnx.NodeProto) -> None:
     order = [onnx.NodeProto.FromString(n.SerializeToString()) for n in graph.node]
     at = next(i for i, n in enumerate(graph.node) if n is before or n == before)
-    order[at:at] = made
+    order[at:at] = inserted
     del graph.node[:]
     graph.node.extend(order)
 
@@ -126,7 +128,7 @@ def without_output(graph: Graph, rng: random.Random) -> None:
 
 
 def odd_scale(graph: Graph, rng: random.Random) -> None:
-    values = (
+    values: tuple[Any, ...] = (
         0.0,
         -1.0,
         np.nan,
@@ -174,10 +176,12 @@ def computed_scale(graph: Graph, rng: random.Random) -> None:
     node = _any(graph, rng)
     if len(node.input) > 1:
         name = _fresh(graph)
-        made = helper.make_node(rng.choice(("Identity", "Neg", "Unknown")), [node.input[1]], [name])
+        inserted = helper.make_node(
+            rng.choice(("Identity", "Neg", "Unknown")), [node.input[1]], [name]
+        )
         kept, node.input[1] = node.input[1], name
         del kept
-        _insert(graph, node, made)
+        _insert(graph, node, inserted)
 
 
 def scale_from_outside(graph: Graph, rng: random.Random) -> None:
@@ -263,7 +267,7 @@ def removed(graph: Graph, rng: random.Random) -> None:
 def constants_as_nodes(graph: Graph, rng: random.Random) -> None:
     moved = [t for t in graph.initializer if rng.random() < 0.5]
     listed = {t.name for t in moved}
-    made = [helper.make_node("Constant", [], [t.name], value=t) for t in moved]
+    inserted = [helper.make_node("Constant", [], [t.name], value=t) for t in moved]
     kept = [
         TensorProto.FromString(t.SerializeToString())
         for t in graph.initializer
@@ -272,7 +276,7 @@ def constants_as_nodes(graph: Graph, rng: random.Random) -> None:
     del graph.initializer[:]
     graph.initializer.extend(kept)
     if graph.node:
-        _insert(graph, graph.node[0], *made)
+        _insert(graph, graph.node[0], *inserted)
 
 
 def constants_as_values(graph: Graph, rng: random.Random) -> None:
@@ -366,13 +370,13 @@ def something_between(graph: Graph, rng: random.Random) -> None:
     node = _any(graph, rng, "DequantizeLinear")
     if node.input:
         name = _fresh(graph)
-        made = helper.make_node(
+        inserted = helper.make_node(
             rng.choice(("Identity", "Relu", "Transpose", "Clip", "MaxPool")),
             [node.input[0]],
             [name],
         )
         node.input[0] = name
-        _insert(graph, node, made)
+        _insert(graph, node, inserted)
 
 
 def foreign_domain(graph: Graph, rng: random.Random) -> None:

@@ -171,17 +171,17 @@ def _scaled(shapes: dict[str, tuple[int, ...]]) -> dict[str, Array]:
 
 def feeds(model: onnx.ModelProto, n: int = 8, seed: int = 5) -> list[dict[str, Array]]:
     """Return seeded inputs: the digits for an `image`, row numbers for integers, noise for anything else."""
-    (given,) = (
+    (value,) = (
         i for i in model.graph.input if i.name not in {t.name for t in model.graph.initializer}
     )
-    if given.name == "image":
+    if value.name == "image":
         with np.load(CALIBRATION) as data:
             return [{"image": data["image"][i : i + 1]} for i in range(len(data["image"]))]
-    shape = [d.dim_value or 1 for d in given.type.tensor_type.shape.dim]
+    shape = [d.dim_value or 1 for d in value.type.tensor_type.shape.dim]
     rng = np.random.default_rng(seed)
-    if given.type.tensor_type.elem_type == onnx.TensorProto.INT64:
-        return [{given.name: rng.integers(0, 64, shape)} for _ in range(n)]
-    return [{given.name: rng.standard_normal(shape).astype(np.float32)} for _ in range(n)]
+    if value.type.tensor_type.elem_type == onnx.TensorProto.INT64:
+        return [{value.name: rng.integers(0, 64, shape)} for _ in range(n)]
+    return [{value.name: rng.standard_normal(shape).astype(np.float32)} for _ in range(n)]
 
 
 class Reader(CalibrationDataReader):  # type: ignore[misc]
@@ -195,24 +195,24 @@ class Reader(CalibrationDataReader):  # type: ignore[misc]
 
 
 def ort_static(model: onnx.ModelProto, **options: Any) -> onnx.ModelProto:
-    """Return what ONNX Runtime's `quantize_static` makes of a float model, with its defaults but for `options`."""
+    """Return the result of ONNX Runtime's `quantize_static` on a float model, with its defaults but for `options`."""
     with tempfile.TemporaryDirectory() as folder:
-        given, made = Path(folder, "float.onnx"), Path(folder, "quantized.onnx")
-        onnx.save(model, given)
-        quantize_static(str(given), str(made), Reader(feeds(model)), **options)
-        return onnx.load(made)
+        float_path, quantized_path = Path(folder, "float.onnx"), Path(folder, "quantized.onnx")
+        onnx.save(model, float_path)
+        quantize_static(str(float_path), str(quantized_path), Reader(feeds(model)), **options)
+        return onnx.load(quantized_path)
 
 
 def ort_dynamic(model: onnx.ModelProto, **options: Any) -> onnx.ModelProto:
-    """Return what ONNX Runtime's `quantize_dynamic` makes of a float model."""
+    """Return the result of ONNX Runtime's `quantize_dynamic` on a float model."""
     with tempfile.TemporaryDirectory() as folder:
-        given, made = Path(folder, "float.onnx"), Path(folder, "quantized.onnx")
-        onnx.save(model, given)
-        quantize_dynamic(str(given), str(made), **options)
-        return onnx.load(made)
+        float_path, quantized_path = Path(folder, "float.onnx"), Path(folder, "quantized.onnx")
+        onnx.save(model, float_path)
+        quantize_dynamic(str(float_path), str(quantized_path), **options)
+        return onnx.load(quantized_path)
 
 
-#: What ONNX Runtime's quantizer is told, by the name of the form that it writes then.
+#: Options of ONNX Runtime's quantizer, by the name of the form that it then writes.
 STATIC: dict[str, dict[str, Any]] = {
     "qdq": {},
     "qdq-uint8": {"activation_type": QuantType.QUInt8, "weight_type": QuantType.QUInt8},
@@ -259,10 +259,10 @@ FILES = PEERS
 @functools.cache
 def network(name: str) -> onnx.ModelProto:
     """Return a float network by name: one of this module, of the digits, or the one of fixtures/peers."""
-    made = {"vision": vision, "language": language}
+    builders = {"vision": vision, "language": language}
     return (
-        made[name]()
-        if name in made
+        builders[name]()
+        if name in builders
         else onnx.load(
             FILES / "float.onnx" if name == "torch" else NETWORKS / f"digits_{name}.onnx"
         )
@@ -272,20 +272,20 @@ def network(name: str) -> onnx.ModelProto:
 @functools.cache
 def peer(name: str) -> onnx.ModelProto:
     """Return a quantized model by name: a file of fixtures/peers, or a network and a form of ONNX Runtime's as ``vision/qoperator``."""
-    given, _, form = name.partition("/")
+    network_name, _, form = name.partition("/")
     if not form:
         return onnx.load(FILES / f"{name}.onnx")
     if form in DYNAMIC:
-        return ort_dynamic(_without_shapes(network(given)), **DYNAMIC[form])
+        return ort_dynamic(_without_shapes(network(network_name)), **DYNAMIC[form])
     options = dict(STATIC[form])
-    if given == "language" and form.startswith(
+    if network_name == "language" and form.startswith(
         "qoperator"
     ):  # without it ONNX Runtime 1.32 writes a Where that reads a tensor nobody gives
         options["extra_options"] = {
             **options.get("extra_options", {}),
             "ForceQuantizeNoInputCheck": True,
         }
-    return ort_static(network(given), **options)
+    return ort_static(network(network_name), **options)
 
 
 def _without_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -298,10 +298,10 @@ def _without_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
 
 def network_of(name: str) -> str:
     """Return the name of the float network that a peer was made from."""
-    given, _, form = name.partition("/")
-    words = given.split("_")
+    network_name, _, form = name.partition("/")
+    words = network_name.split("_")
     return (
-        given
+        network_name
         if form
         else words[1]
         if words[0] in ("nncf", "modelopt")
