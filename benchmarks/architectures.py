@@ -1,10 +1,12 @@
-"""Known architectures with random weights, exported by torch: what `placements.py` compares placements on.
+"""Known architectures with random weights, exported by torch: what `placements.py` compares
+placements on.
 
 Run it with a Python that has torch, torchvision and onnxscript; qdq needs none of them:
 
     python benchmarks/architectures.py --out FOLDER [--only GLOB]
 
-Weights and batch normalisation statistics are seeded. Files that are there already are left as they are.
+Weights and batch normalisation statistics are seeded. Files that are there already are left as
+they are.
 """
 
 from __future__ import annotations
@@ -35,7 +37,8 @@ class Architecture(NamedTuple):
     make: Callable[[], nn.Module]
     shape: tuple[int, ...] = _IMAGE
     integers: bool = False
-    #: "legacy" traces TorchScript; "dynamo" is torch's newer exporter; "unfolded" is legacy with batch normalisation left in the graph.
+    #: "legacy" traces TorchScript; "dynamo" is torch's newer exporter; "unfolded" is legacy with
+    #: batch normalisation left in the graph.
     exporter: str = "legacy"
 
 
@@ -63,10 +66,20 @@ def architectures() -> dict[str, Architecture]:
     images = {
         name: Architecture(_factory(models, name))
         for name in (
-            "resnet18", "resnet50", "mobilenet_v2", "mobilenet_v3_large", "efficientnet_b0", "densenet121", "squeezenet1_0", "shufflenet_v2_x1_0",
-            "regnet_y_400mf", "convnext_tiny", "swin_t", "vit_b_16",
+            "resnet18",
+            "resnet50",
+            "mobilenet_v2",
+            "mobilenet_v3_large",
+            "efficientnet_b0",
+            "densenet121",
+            "squeezenet1_0",
+            "shufflenet_v2_x1_0",
+            "regnet_y_400mf",
+            "convnext_tiny",
+            "swin_t",
+            "vit_b_16",
         )
-    }  # fmt: skip
+    }
     more = {
         "googlenet": Architecture(
             lambda: models.googlenet(weights=None, aux_logits=False, init_weights=False)
@@ -90,7 +103,9 @@ def _other_exporters(known: dict[str, Architecture]) -> dict[str, Architecture]:
 
 
 class UNet(nn.Module):
-    """Ronneberger et al. 2015 (arXiv:1505.04597) with padding and batch normalisation, a quarter as wide."""
+    """Ronneberger et al. 2015 (arXiv:1505.04597) with padding and batch normalisation, a quarter
+    as wide.
+    """
 
     def __init__(self, widths: tuple[int, ...] = (16, 32, 64, 128, 256)) -> None:
         super().__init__()
@@ -130,7 +145,9 @@ class Tagger(nn.Module):
 
 
 class Bert(nn.Module):
-    """A post-normalised encoder as in Devlin et al. 2018 (arXiv:1810.04805): 4 layers of 256, an additive mask, and a pooler."""
+    """A post-normalised encoder as in Devlin et al. 2018 (arXiv:1810.04805): 4 layers of 256, an
+    additive mask, and a pooler.
+    """
 
     def __init__(self, layers: int = 4, width: int = 256) -> None:
         super().__init__()
@@ -221,7 +238,9 @@ def _factory(models: object, name: str) -> Callable[[], nn.Module]:
 
 
 def _torchvision_models() -> object:
-    """Return torchvision.models; torchvision built for a GPU asks for operators that a CPU-only torch does not have."""
+    """Return torchvision.models; torchvision built for a GPU asks for operators that a CPU-only
+    torch does not have.
+    """
     library = torch.library.Library("torchvision", "FRAGMENT")
     for operator in ("nms", "qnms"):
         if not hasattr(torch.ops.torchvision, operator):

@@ -1,14 +1,17 @@
-"""Commands of qdq over every model of onnx's own backend tests: what works, what is refused in one line, and what is a defect.
+"""Commands of qdq over every model of onnx's own backend tests: what works, what is refused in one
+line, and what is a defect.
 
 Run it with the interpreter that has qdq's dependencies:
 
-    python benchmarks/backend.py [--models FOLDER]... [--commands check,plan,quantize] [--share 1/8 --seed 0] [--lines]
+    python benchmarks/backend.py [--models FOLDER]... [--commands check,plan,quantize]
+                                 [--share 1/8 --seed 0] [--lines]
 
-The node tests hold one operator each and take its weights as inputs; each is run a second time with every input but the
-first stored in the file, as weights are. `--models` adds the .onnx files of a folder. Two processes run the commands in
-themselves; one that exceeds the time limit or dies is a defect of its model, and is started again. A defect is: an
-exception, another end than exit code 0 or 1 or one line with exit code 2, a warning, an output that onnx.checker or ONNX
-Runtime refuses where it takes the input, a command that hangs or dies. Exit code 1 if there is any.
+The node tests hold one operator each and take its weights as inputs; each is run a second time
+with every input but the first stored in the file, as weights are. `--models` adds the .onnx files
+of a folder. Two processes run the commands in themselves; one that exceeds the time limit or dies
+is a defect of its model, and is started again. A defect is: an exception, another end than exit
+code 0 or 1 or one line with exit code 2, a warning, an output that onnx.checker or ONNX Runtime
+refuses where it takes the input, a command that hangs or dies. Exit code 1 if there is any.
 """
 
 from __future__ import annotations
@@ -79,11 +82,13 @@ class Outcome(NamedTuple):
     says: str
 
 
-# --- models ----------------------------------------------------------------------------------------------------------
+# Models.
 
 
 def cases(folder: Path, extra: Iterable[Path] = ()) -> list[Case]:
-    """Return the models of onnx's backend tests, those that are made by code written to a folder, and the files of other folders."""
+    """Return the models of onnx's backend tests, those that are made by code written to a folder,
+    and the files of other folders.
+    """
     models = list(_generated(folder))
     data = Path(onnx.__file__).parent / "backend" / "test" / "data"
     models += [
@@ -122,7 +127,9 @@ def _written(folder: Path, group: str, name: str, model: onnx.ModelProto) -> Cas
 def _with_operands(
     model: onnx.ModelProto, data_sets: Sequence[tuple[Sequence[Any], Sequence[Any]]] | None
 ) -> onnx.ModelProto | None:
-    """Return the model with every input but the first stored as an initializer; None where there is none, or one is no tensor."""
+    """Return the model with every input but the first stored as an initializer; None where there
+    is none, or one is no tensor.
+    """
     operands = [data_sets[0][0][i] for i in range(1, len(model.graph.input))] if data_sets else []
     if not operands or not all(
         isinstance(value, np.ndarray | np.generic | onnx.TensorProto) for value in operands
@@ -145,13 +152,15 @@ def _with_operands(
     return stored
 
 
-# --- running ---------------------------------------------------------------------------------------------------------
+# Running.
 
 
 def outcomes(
     todo: Sequence[Case], commands: Sequence[str], limit: float = LIMIT, processes: int = PROCESSES
 ) -> Iterator[Outcome]:
-    """Yield what each command did with each model, in processes that are started again when they hang or die."""
+    """Yield what each command did with each model, in processes that are started again when they
+    hang or die.
+    """
     waiting = list(reversed(todo))
     workers = [_Worker(commands) for _ in range(min(processes, len(waiting)))]
     try:
@@ -189,7 +198,9 @@ class _Worker:
         self.pipe.send(case)
 
     def results(self, ready: bool, limit: float) -> Iterator[Outcome]:
-        """Yield what came back; at the end of all commands, or of the process, the worker is free again."""
+        """Yield what came back; at the end of all commands, or of the process, the worker is free
+        again.
+        """
         if self.case is None:
             return
         try:
@@ -281,7 +292,9 @@ def _called(argv: Sequence[str]) -> tuple[str, str]:
 
 
 def _find_fault(out: Path, model: Path) -> str:
-    """Return what onnx.checker or ONNX Runtime say against an output, "" where nothing, or the same of the input."""
+    """Return what onnx.checker or ONNX Runtime say against an output, "" where nothing, or the
+    same of the input.
+    """
     for judge in (_checked, _loaded):
         if (wrong := judge(out)) and not judge(model):
             return wrong
@@ -312,11 +325,13 @@ def _first(error: Exception) -> str:
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
-# --- counting --------------------------------------------------------------------------------------------------------
+# Counting.
 
 
 def sort_of(outcome: Outcome) -> str:
-    """Return the line of a refusal without what differs from model to model: file, names and numbers."""
+    """Return the line of a refusal without what differs from model to model: file, names and
+    numbers.
+    """
     message = (
         outcome.says.replace(str(outcome.case.path), "MODEL")
         .replace(outcome.case.path.name, "MODEL")
@@ -354,7 +369,9 @@ def counts(results: Sequence[Outcome]) -> str:
 
 
 def refusals(results: Sequence[Outcome]) -> str:
-    """Return every sort of refusal: how many models, by which commands, one of them, and the line."""
+    """Return every sort of refusal: how many models, by which commands, one of them, and the
+    line.
+    """
     groups: dict[str, list[Outcome]] = defaultdict(list)
     for outcome in results:
         if outcome.kind == REFUSED:
@@ -422,7 +439,8 @@ def _print(results: Sequence[Outcome], lines: bool) -> None:
     for outcome in results:
         if outcome.kind == DEFECT or (lines and outcome.kind == REFUSED):
             print(
-                f"{outcome.kind}: {outcome.command} {outcome.case.group}: {outcome.case.name}: {outcome.says}"
+                f"{outcome.kind}: {outcome.command} {outcome.case.group}: "
+                f"{outcome.case.name}: {outcome.says}"
             )
 
 

@@ -1,12 +1,17 @@
-"""Time and memory of calibration: qdq by each method, ONNX Runtime's calibrators, ModelOpt; all beside bare inference over the same samples.
+"""Time and memory of calibration: qdq by each method, ONNX Runtime's calibrators, ModelOpt; all
+beside bare inference over the same samples.
 
-    python benchmarks/calibration.py [MODEL.onnx[:48x320] ...] [--samples 16] [--many 512] [--repeats 3] [--modelopt-python PYTHON]
+    python benchmarks/calibration.py [MODEL.onnx[:48x320] ...] [--samples 16] [--many 512]
+                                     [--repeats 3] [--modelopt-python PYTHON]
 
-ResNet-50 and MobileNet-V2 with random weights are made, and models by path added; behind a colon stand the lengths of their dynamic
-dimensions but the first, the last for all further ones (128 without). Samples are seeded noise. Every measurement is a process of its own,
-in turns. Calibration is timed from the loaded model to the scales, with its session's start; bare inference without it. The second table is
-of whole commands, which read samples and write the quantized model. Peak memory is the process's. A process that takes more than
---limit MiB or --timeout seconds is ended; ONNX Runtime's calibrators are then tried with half as many samples. It prints Markdown, judges nothing.
+ResNet-50 and MobileNet-V2 with random weights are made, and models by path added; behind a colon
+stand the lengths of their dynamic dimensions but the first, the last for all further ones (128
+without). Samples are seeded noise. Every measurement is a process of its own, in turns.
+Calibration is timed from the loaded model to the scales, with its session's start; bare inference
+without it. The second table is of whole commands, which read samples and write the quantized
+model. Peak memory is the process's. A process that takes more than --limit MiB or --timeout
+seconds is ended; ONNX Runtime's calibrators are then tried with half as many samples. It prints
+Markdown, judges nothing.
 """
 
 from __future__ import annotations
@@ -132,7 +137,7 @@ def main() -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        description="Measure calibration against bare inference, ONNX Runtime's calibrators and ModelOpt."
+        description="Measure calibration against inference, ONNX Runtime's calibrators and ModelOpt."
     )
     parser.add_argument(
         "models",
@@ -271,7 +276,9 @@ def write_samples(model: str, folder: str, count: str) -> None:
 
 
 def _whole_commands(model: Path, work: Path, modelopt_python: str | None) -> dict[str, list[str]]:
-    """Return each command that quantizes the model with the samples in a folder: the reference first."""
+    """Return each command that quantizes the model with the samples in a folder: the reference
+    first.
+    """
     source, out, data = str(model.resolve()), str(work / "out.onnx"), str(work / "samples")
     static = [sys.executable, str(HERE / "static.py"), source, out, data]
     commands = {f"quantize_static, {name}": [*static, "--method", name] for name in _CALIBRATORS}

@@ -1,12 +1,14 @@
-"""Predicted engines of ResNet-18 against those that NVIDIA published with trt-engine-explorer (batch 32, A100).
+"""Predicted engines of ResNet-18 against those that NVIDIA published with trt-engine-explorer
+(batch 32, A100).
 
     python benchmarks/engines.py --engines ../shared/engines
 
 The folder holds `resnet18-a100-b32-{fp32,fp16,qat,qat-residual,qat-residual-qgap}.graph.json` and
-`.profile.json`, from NVIDIA/TensorRT, release/8.4 to 11.0, tools/experimental/trt-engine-explorer/examples/pytorch/resnet/A100.
-The graphs are rebuilt with the same Q/DQ (`resnet18.py`); types are compared for every convolution and the Gemm.
-It prints a Markdown table and exits with 1 if a type, a stand-alone Q or DQ, or the order by bytes
-differs, or a count of Reformat layers differs by more than one.
+`.profile.json`, from NVIDIA/TensorRT, release/8.4 to 11.0,
+tools/experimental/trt-engine-explorer/examples/pytorch/resnet/A100. The graphs are rebuilt with
+the same Q/DQ (`resnet18.py`); types are compared for every convolution and the Gemm. It prints a
+Markdown table and exits with 1 if a type, a stand-alone Q or DQ, or the order by bytes differs, or
+a count of Reformat layers differs by more than one.
 """
 
 from __future__ import annotations
@@ -73,7 +75,7 @@ def compare(folder: Path, placement: str) -> tuple[tuple[object, ...], list[str]
     ]
     if abs(real.reformats - predicted.reformats) > 1:
         wrong.append(
-            f"{placement}: {predicted.reformats} Reformat layers predicted, {real.reformats} are there"
+            f"{placement}: {predicted.reformats} Reformat layers predicted, {real.reformats} built"
         )
     right = sum(predicted_types[name] == built_types[name] for name in built_types)
     took = milliseconds(folder / f"resnet18-a100-b32-{placement}.profile.json")

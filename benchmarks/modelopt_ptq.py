@@ -1,7 +1,9 @@
-"""What `calibration.py` compares with, where it is installed: ModelOpt's post-training quantization of one ONNX model, on the CPU.
+"""What `calibration.py` compares with, where it is installed: ModelOpt's post-training
+quantization of one ONNX model, on the CPU.
 
-Run it with `python benchmarks/modelopt_ptq.py MODEL OUT FOLDER [--method max|entropy]`; FOLDER holds one .npz a sample.
-Needs nvidia-modelopt[onnx], which brings its own onnxruntime; what is not quantized stays float32.
+Run it with `python benchmarks/modelopt_ptq.py MODEL OUT FOLDER [--method max|entropy]`; FOLDER
+holds one .npz a sample. Needs nvidia-modelopt[onnx], which brings its own onnxruntime; what is not
+quantized stays float32.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""Networks of real size with random weights, for the benchmarks: `resnet50("resnet50.onnx")` writes one."""
+"""Networks of real size with random weights, for the benchmarks: `resnet50("resnet50.onnx")`
+writes one.
+"""
 
 from __future__ import annotations
 
@@ -12,13 +14,16 @@ from onnx import TensorProto, helper, numpy_helper
 
 _OPSET, _IR, _SEED = 17, 8, 0
 _CLASSES, _SIDE = 1000, 224
-#: Blocks and inner channels of the four stages; a block gives four times as many (He et al. 2016, arXiv:1512.03385, table 1).
+#: Blocks and inner channels of the four stages; a block gives four times as many (He et al. 2016,
+#: arXiv:1512.03385, table 1).
 _STAGES = ((3, 64), (4, 128), (6, 256), (3, 512))
 _WIDENING = 4
-#: Relative to He's initialisation, so that activations stay of order 1 through the max-pool and sixteen Adds.
+#: Relative to He's initialisation, so that activations stay of order 1 through the max-pool and
+#: sixteen Adds.
 _BRANCH_GAIN, _SKIP_GAIN = 0.25, 0.7
 _BIAS = 0.1
-#: MobileNet-V2's stages: expansion, channels, blocks and first stride (Sandler et al. 2018, arXiv:1801.04381, table 2).
+#: MobileNet-V2's stages: expansion, channels, blocks and first stride (Sandler et al. 2018,
+#: arXiv:1801.04381, table 2).
 _INVERTED = (
     (1, 16, 1, 1),
     (6, 24, 2, 2),
@@ -31,7 +36,9 @@ _INVERTED = (
 
 
 def resnet50(path: str | Path) -> None:
-    """Write ResNet-50 as an exporter leaves it, normalisations folded: `image` float32 [batch, 3, 224, 224] -> `scores` [batch, 1000]."""
+    """Write ResNet-50 as an exporter leaves it, normalisations folded: `image` float32 [batch, 3,
+    224, 224] -> `scores` [batch, 1000].
+    """
     net = _Network(_SEED)
     tensor = net.relu(net.convolution("stem", "image", (64, 3, 7), stride=2))
     tensor = net.node(
@@ -48,7 +55,9 @@ def resnet50(path: str | Path) -> None:
 
 
 def mobilenet_v2(path: str | Path) -> None:
-    """Write MobileNet-V2 as an exporter leaves it, normalisations folded: `image` float32 [batch, 3, 224, 224] -> `scores` [batch, 1000]."""
+    """Write MobileNet-V2 as an exporter leaves it, normalisations folded: `image` float32 [batch,
+    3, 224, 224] -> `scores` [batch, 1000].
+    """
     net = _Network(_SEED)
     tensor, channels = net.relu6(net.convolution("stem", "image", (32, 3, 3), stride=2)), 32
     for stage, (expansion, written, blocks, first_stride) in enumerate(_INVERTED):
@@ -66,7 +75,9 @@ def mobilenet_v2(path: str | Path) -> None:
 
 
 class _Network:
-    """Nodes and seeded weights of a network that is being built; every method returns the name of the tensor it made."""
+    """Nodes and seeded weights of a network that is being built; every method returns the name of
+    the tensor it made.
+    """
 
     def __init__(self, seed: int) -> None:
         self._random = np.random.default_rng(seed)
@@ -104,7 +115,9 @@ class _Network:
         gain: float = 1.0,
         group: int = 1,
     ) -> str:
-        """Add a square convolution; `shape` is output channels, input channels of one group and window."""
+        """Add a square convolution; `shape` is output channels, input channels of one group and
+        window.
+        """
         outputs, inputs, window = shape
         names = self._weight_and_bias(name, (outputs, inputs, window, window), gain)
         pads = [window // 2] * 4
@@ -119,7 +132,9 @@ class _Network:
         )
 
     def inverted(self, name: str, tensor: str, channels: tuple[int, int, int], stride: int) -> str:
-        """Add an inverted residual: 1x1 where it widens, 3x3 for each channel, 1x1 without activation, and the skip where shapes agree."""
+        """Add an inverted residual: 1x1 where it widens, 3x3 for each channel, 1x1 without
+        activation, and the skip where shapes agree.
+        """
         given, wide, written = channels
         branch = (
             self.relu6(self.convolution(f"{name}.expand", tensor, (wide, given, 1)))
@@ -137,7 +152,9 @@ class _Network:
         )
 
     def block(self, name: str, tensor: str, channels: tuple[int, int], stride: int) -> str:
-        """Add a bottleneck block: 1x1, 3x3, 1x1 and the skip, which is a convolution where the shape changes."""
+        """Add a bottleneck block: 1x1, 3x3, 1x1 and the skip, which is a convolution where the
+        shape changes.
+        """
         given, inner = channels
         wide = inner * _WIDENING
         branch = self.relu(self.convolution(f"{name}.conv1", tensor, (inner, given, 1)))

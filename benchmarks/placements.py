@@ -1,11 +1,14 @@
-"""qdq's default placement against ONNX Runtime's with its TensorRT options: what TensorRT-RTX makes of each for rtx:sm86.
+"""qdq's default placement against ONNX Runtime's with its TensorRT options: what TensorRT-RTX
+makes of each for rtx:sm86.
 
-Run it with the interpreter that has qdq's dependencies, on a folder of float models such as `architectures.py` writes:
+Run it with the interpreter that has qdq's dependencies, on a folder of float models such as
+`architectures.py` writes:
 
     python benchmarks/placements.py --models FOLDER [--only GLOB] [--rules FOLDER] [--work FOLDER]
 
-It prints a Markdown table. Both placements are calibrated on one sample of noise, for the values do not change the engine.
-What is half quantized or inside a fusion is counted here from the files alone, without qdq's own code.
+It prints a Markdown table. Both placements are calibrated on one sample of noise, for the values
+do not change the engine. What is half quantized or inside a fusion is counted here from the files
+alone, without qdq's own code.
 """
 
 from __future__ import annotations
@@ -42,10 +45,21 @@ from qdq.engines.rtx_compiler import build_engine
 _TARGET = qdq.parse_target("rtx:sm86")
 _MEGABYTE = 1e6
 
-#: What NVIDIA ModelOpt lets ONNX Runtime quantize, and the options it sets for TensorRT (modelopt/onnx/quantization, ort_utils.py and int8.py).
+#: What NVIDIA ModelOpt lets ONNX Runtime quantize, and the options it sets for TensorRT
+#: (modelopt/onnx/quantization, ort_utils.py and int8.py).
 _OPERATORS = (
-    "Add", "AveragePool", "BatchNormalization", "Clip", "Conv", "ConvTranspose", "Gemm", "GlobalAveragePool", "MatMul", "MaxPool", "Mul",
-)  # fmt: skip
+    "Add",
+    "AveragePool",
+    "BatchNormalization",
+    "Clip",
+    "Conv",
+    "ConvTranspose",
+    "Gemm",
+    "GlobalAveragePool",
+    "MatMul",
+    "MaxPool",
+    "Mul",
+)
 _OPTIONS = {
     "QuantizeBias": False,
     "ActivationSymmetric": True,
@@ -58,7 +72,8 @@ _OPTIONS = {
 }
 
 _PAIR = ("QuantizeLinear", "DequantizeLinear")
-#: Operators that multiply weights, and the slots that must all be quantized or none; the state that a recurrent layer multiplies with R never leaves it.
+#: Operators that multiply weights, and the slots that must all be quantized or none; the state
+#: that a recurrent layer multiplies with R never leaves it.
 _WEIGHTED = {
     "Conv": (0, 1),
     "ConvTranspose": (0, 1),
@@ -154,9 +169,15 @@ def main() -> None:
 
 
 _HEAD = (
-    "model", "weighted nodes, quantized by qdq / ORT", "pairs on activations, qdq / ORT", "kernels, float / qdq / ORT", "MB moved, float / qdq / ORT",
-    "half quantized, qdq / ORT", "pairs inside a fusion, qdq / ORT", "qdq no worse",
-)  # fmt: skip
+    "model",
+    "weighted nodes, quantized by qdq / ORT",
+    "pairs on activations, qdq / ORT",
+    "kernels, float / qdq / ORT",
+    "MB moved, float / qdq / ORT",
+    "half quantized, qdq / ORT",
+    "pairs inside a fusion, qdq / ORT",
+    "qdq no worse",
+)
 
 
 def _cells(row: Row) -> list[str]:
@@ -286,7 +307,9 @@ class Graph:
         )
 
     def operands(self, node: onnx.NodeProto) -> list[bool]:
-        """Return for each operand of a weighted node whether it comes from a DequantizeLinear, be it through operators that only move values."""
+        """Return for each operand of a weighted node whether it comes from a DequantizeLinear, be
+        it through operators that only move values.
+        """
         return [self._dequantized(node.input[slot]) for slot in _WEIGHTED[node.op_type]]
 
     def _dequantized(self, tensor: str) -> bool:
@@ -303,7 +326,9 @@ def _weighted(model: onnx.ModelProto) -> int:
 
 
 def _inside_fusions(before: Graph, after: Graph) -> int:
-    """Count the pairs between a weighted node and its bias, normalisation or activation, and on the convolution's side of a residual Add."""
+    """Count the pairs between a weighted node and its bias, normalisation or activation, and on
+    the convolution's side of a residual Add.
+    """
     paired = _paired_edges(before, after)
     count = 0
     for node in before.weighted():
@@ -320,7 +345,9 @@ def _inside_fusions(before: Graph, after: Graph) -> int:
 
 
 def _paired_edges(before: Graph, after: Graph) -> set[tuple[str, int]]:
-    """Return the edges of `before`, as (first output of the reader, slot), whose tensor comes from a pair in `after`."""
+    """Return the edges of `before`, as (first output of the reader, slot), whose tensor comes from
+    a pair in `after`.
+    """
     rewritten = {n.output[0]: n for n in after.nodes}
     paired = set()
     for node in before.nodes:
@@ -336,7 +363,9 @@ def _paired_edges(before: Graph, after: Graph) -> set[tuple[str, int]]:
 
 
 def _epilogue(graph: Graph, weighted: onnx.NodeProto) -> Iterator[tuple[str, int]]:
-    """Yield the edges inside what is fused with a weighted node: operators whose computed inputs all come out of it."""
+    """Yield the edges inside what is fused with a weighted node: operators whose computed inputs
+    all come out of it.
+    """
     inside = set(weighted.output[:1])
     grown = list(inside)
     waiting: list[tuple[str, int]] = []
@@ -352,7 +381,9 @@ def _epilogue(graph: Graph, weighted: onnx.NodeProto) -> Iterator[tuple[str, int
 
 
 def _is_backbone(graph: Graph, tensor: str) -> bool:
-    """Whether a tensor comes from a weighted node through nothing but bias and normalisation, and no one else reads on the way."""
+    """Whether a tensor comes from a weighted node through nothing but bias and normalisation, and
+    no one else reads on the way.
+    """
     while (
         (node := graph.producers.get(tensor)) is not None
         and len(graph.readers[tensor]) == 1

@@ -1,11 +1,12 @@
-"""Time of `qdq plan` on generated graphs of 5, 10, 20 and 40 thousand nodes: residual blocks, Concats and attention in turns.
+"""Time of `qdq plan` on generated graphs of 5, 10, 20 and 40 thousand nodes: residual blocks,
+Concats and attention in turns.
 
 Run it from anywhere, with the interpreter that has qdq's dependencies:
 
     python benchmarks/planning.py [--nodes 5000 --nodes 10000 ...] [--repeats 3]
 
-Each time is a whole process that reads the model and writes its plan to a file, after a first run that does not count. It prints a
-Markdown table and judges nothing.
+Each time is a whole process that reads the model and writes its plan to a file, after a first run
+that does not count. It prints a Markdown table and judges nothing.
 """
 
 from __future__ import annotations
@@ -68,7 +69,9 @@ def network(nodes: int) -> onnx.ModelProto:
 
 
 class _Network:
-    """Nodes and weights under construction; every block keeps the shape [1, channels, side, side]."""
+    """Nodes and weights under construction; every block keeps the shape [1, channels, side,
+    side].
+    """
 
     def __init__(self) -> None:
         self.nodes: list[onnx.NodeProto] = []
@@ -99,7 +102,9 @@ class _Network:
         return self._node("Mul", [x, gate])
 
     def attention(self, x: str) -> str:
-        """Normalisation, attention and a feed-forward layer over the plane's places, each with its residual Add."""
+        """Normalisation, attention and a feed-forward layer over the plane's places, each with its
+        residual Add.
+        """
         flat = self._node(
             "Transpose",
             [self._node("Reshape", [x, self._integers(1, _CHANNELS, -1)])],

@@ -1,12 +1,15 @@
-"""Time and memory of `qdq quantize` on ResNet-50, against ONNX Runtime's quantize_static; and what a bare `qdq --help` costs.
+"""Time and memory of `qdq quantize` on ResNet-50, against ONNX Runtime's quantize_static; and what
+a bare `qdq --help` costs.
 
-Run it from anywhere, with the interpreter that has qdq's dependencies (and nothing more: see `static.py`):
+Run it from anywhere, with the interpreter that has qdq's dependencies (and nothing more: see
+`static.py`):
 
     python benchmarks/quantize.py [--samples 16] [--repeats 3]
 
-Every measurement is a whole process, started in turns: one of each, then again, after a first turn that does not count.
-Python keeps its bytecode meanwhile, as it does of installed packages, in a temporary folder. Peak memory is the process's own, from wait4.
-It prints and judges nothing: the exit code is 0 unless one of the commands fails, whose words are then shown.
+Every measurement is a whole process, started in turns: one of each, then again, after a first turn
+that does not count. Python keeps its bytecode meanwhile, as it does of installed packages, in a
+temporary folder. Peak memory is the process's own, from wait4. It prints and judges nothing: the
+exit code is 0 unless one of the commands fails, whose words are then shown.
 """
 
 from __future__ import annotations
@@ -84,7 +87,9 @@ def make_inputs(folder: Path, samples: int) -> None:
 
 
 def _prepare(folder: Path, samples: int) -> None:
-    """Make the inputs in a process of their own: what this one holds would count as its children's peak."""
+    """Make the inputs in a process of their own: what this one holds would count as its children's
+    peak.
+    """
     process = get_context("spawn").Process(target=make_inputs, args=(folder, samples))
     process.start()
     process.join()

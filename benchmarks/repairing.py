@@ -1,9 +1,11 @@
-"""Models that other tools quantized: what check finds, what TensorRT-RTX makes of them, and what repair makes of both.
+"""Models that other tools quantized: what check finds, what TensorRT-RTX makes of them, and what
+repair makes of both.
 
     python benchmarks/repairing.py
 
-Prints the table of docs/results.md. The models are those of tests/integration/test_peers.py: ONNX Runtime's quantizer writes them here, others lie in
-fixtures/peers. The SNR is that of the output against the float network's, over inputs that nothing was calibrated on.
+Prints the table of docs/results.md. The models are those of tests/integration/test_peers.py: ONNX
+Runtime's quantizer writes them here, others lie in fixtures/peers. The SNR is that of the output
+against the float network's, over inputs that nothing was calibrated on.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import onnx  # noqa: E402
+from harness import markdown_head  # noqa: E402
 
 import qdq  # noqa: E402
 from qdq.engines.rtx_compiler import Compiler  # noqa: E402
@@ -27,7 +30,9 @@ from tests.support.peers import peer  # noqa: E402
 
 
 def int8(model: onnx.ModelProto, target: Target, compiler: Compiler) -> str:
-    """Return how many of the weighted layers run in INT8 or FP8, or that the compiler refuses the model."""
+    """Return how many of the weighted layers run in INT8 or FP8, or that the compiler refuses the
+    model.
+    """
     if compiler.build(model, target).failure:
         return "refused"
     layers = compiled(model, target, compiler).layers
@@ -49,7 +54,14 @@ def main() -> None:
     logging.disable()
     warnings.simplefilter("ignore")
     print(
-        "| model | errors that check finds | weighted layers in INT8 for rtx:sm86 | SNR in dB |\n| --- | --- | --- | --- |"
+        markdown_head(
+            (
+                "model",
+                "errors that check finds",
+                "weighted layers in INT8 for rtx:sm86",
+                "SNR in dB",
+            )
+        )
     )
     with Compiler() as compiler:
         for name in PEERS:

@@ -1,9 +1,11 @@
-"""Real models that ONNX Runtime's quantizer quantized, and what qdq mends of them without data and repairs with data.
+"""Real models that ONNX Runtime's quantizer quantized, and what qdq mends of them without data and
+repairs with data.
 
     python benchmarks/repairing_real.py --shared ../shared
 
-Prints the table of docs/results.md. `default` is `quantize_static` with no options, `channels` has UINT8 activations and channel scales, `for TensorRT`
-what Model Optimizer tells it. All are calibrated on the same samples as qdq, and scored as benchmarks/results.py scores.
+Prints the table of docs/results.md. `default` is `quantize_static` with no options, `channels` has
+UINT8 activations and channel scales, `for TensorRT` what Model Optimizer tells it. All are
+calibrated on the same samples as qdq, and scored as benchmarks/results.py scores.
 """
 
 from __future__ import annotations
@@ -55,7 +57,9 @@ def score(subject: Subject, model: Path) -> str:
 
 
 def cells(subject: Subject, form: str, folder: Path) -> tuple[str, ...]:
-    """Return the score as given, mended by what the model says itself, repaired with data, and quantized anew from the float model."""
+    """Return the score as given, mended by what the model says itself, repaired with data, and
+    quantized anew from the float model.
+    """
     quantized, result_path, samples = (
         folder / "given.onnx",
         folder / "repaired.onnx",

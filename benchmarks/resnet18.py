@@ -1,4 +1,5 @@
-"""ResNet-18 with the Q/DQ of the engines that NVIDIA published with trt-engine-explorer, random weights.
+"""ResNet-18 with the Q/DQ of the engines that NVIDIA published with trt-engine-explorer, random
+weights.
 
 The node names are those of the published engines: torch's exporter numbers every node, constants
 and batch norms included, so the counter below counts nodes that are not built too.
@@ -96,7 +97,9 @@ class _Export:
 
 
 def resnet18(placement: str) -> onnx.ModelProto:
-    """Return ResNet-18, batch 32, as one of PLACEMENTS; ``fp16`` is the graph of ``fp32``: its engine was built with FP16 allowed."""
+    """Return ResNet-18, batch 32, as one of PLACEMENTS; ``fp16`` is the graph of ``fp32``: its
+    engine was built with FP16 allowed.
+    """
     export = _Export(placement)
     export.weight("zero", np.array(0, np.int8))
     x = export.add("Relu", [export.convolution("input.1", "conv1", (64, 3, 7), 2)])

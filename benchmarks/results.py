@@ -54,21 +54,25 @@ Feed = dict[str, Any]
 
 HEAD = f"""# Results
 
-Real models, quantized with the default rules and {SAMPLES} calibration samples, and scored on samples that calibration never saw.
-Engines are TensorRT-RTX's for {TARGET}, compiled without a GPU. Made by
+Real models, quantized with the default rules and {SAMPLES} calibration samples, and scored on
+samples that calibration never saw. Engines are TensorRT-RTX's for {TARGET}, compiled without a
+GPU. Made by
 
     python benchmarks/results.py --shared ../shared > docs/results.md
 
-The first table has the INT8 model's score for each calibration method, the second what the engine makes of it, which no method changes.
+The first table has the INT8 model's score for each calibration method, the second what the engine
+makes of it, which no method changes.
 
-Scores: `exact`, the share of text lines read without a mistake; `recall@1`, of docstring halves; `acc`, of text direction; `auc`, of speech
-frames; `top-1 agreement` and `dB` (signal-to-noise), against the float model on 200 photo crops; `text pixel F1`, against the float model
-on 24 rendered pages. Calibration samples were drawn {DRAWS} times, the same for all methods; the mean stands here with its standard error. The scored samples
-are the same each time: of shares their number adds a standard error of one to three points, which hardly matters between methods.
-Agreement means little for models that are no classifiers (supres_x3_core, yolox_nano).
+Scores: `exact`, the share of text lines read without a mistake; `recall@1`, of docstring halves;
+`acc`, of text direction; `auc`, of speech frames; `top-1 agreement` and `dB` (signal-to-noise),
+against the float model on 200 photo crops; `text pixel F1`, against the float model on 24 rendered
+pages. Calibration samples were drawn {DRAWS} times, the same for all methods; the mean stands here
+with its standard error. The scored samples are the same each time: of shares their number adds a
+standard error of one to three points, which hardly matters between methods. Agreement means little
+for models that are no classifiers (supres_x3_core, yolox_nano).
 
-Promises broken: TensorRT-RTX has no INT8 transposed convolution, so the two of ppocrv4_det run in float; planned with `--target rtx:sm86`
-they are left in float and nothing is broken.
+Promises broken: TensorRT-RTX has no INT8 transposed convolution, so the two of ppocrv4_det run in
+float; planned with `--target rtx:sm86` they are left in float and nothing is broken.
 """
 
 

@@ -4,7 +4,8 @@
 
 BEFORE and AFTER are `qdq` commands, such as the ones of two virtual environments. Both quantize
 each model with several methods, formats and targets, repair the result, strip it, and export its
-ranges; every file must be the same. Samples are noise of a fixed seed. Exit code 1 where any differs.
+ranges; every file must be the same. Samples are noise of a fixed seed. Exit code 1 where any
+differs.
 """
 
 from __future__ import annotations
@@ -69,7 +70,9 @@ def main() -> None:
 
 
 def digests(command: str, model: Path) -> dict[str, str]:
-    """Return the SHA-256 of each file that a version writes, or the exit code where it writes none."""
+    """Return the SHA-256 of each file that a version writes, or the exit code where it writes
+    none.
+    """
     with tempfile.TemporaryDirectory() as folder:
         results = dict(_run_steps(Path(command).absolute(), model.absolute(), Path(folder)))
         files = sorted(path for path in Path(folder).iterdir() if path.name not in results)

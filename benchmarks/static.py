@@ -1,8 +1,9 @@
-"""What `quantize.py` and `calibration.py` compare with: ONNX Runtime's own static quantization of one model.
+"""What `quantize.py` and `calibration.py` compare with: ONNX Runtime's own static quantization of
+one model.
 
-Run it with `python benchmarks/static.py MODEL OUT FOLDER`; FOLDER holds one .npz a sample.
-Needs nothing besides onnxruntime, onnx and numpy: onnxruntime.quantization asks for sympy only in its separate
-pre-processing step, which is not run here.
+Run it with `python benchmarks/static.py MODEL OUT FOLDER`; FOLDER holds one .npz a sample. Needs
+nothing besides onnxruntime, onnx and numpy: onnxruntime.quantization asks for sympy only in its
+separate pre-processing step, which is not run here.
 """
 
 from __future__ import annotations

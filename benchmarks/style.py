@@ -1,4 +1,5 @@
-"""Measure how dense the code of a tree is: function lengths, expression nodes a line, comprehensions.
+"""Measure how dense the code of a tree is: function lengths, expression nodes a line,
+comprehensions.
 
     python benchmarks/style.py                  # qdq
     python benchmarks/style.py qdq ../other     # several trees, side by side

@@ -18,7 +18,9 @@ SHAPE = (4, 8, 8)
 
 
 def tiny_model() -> onnx.ModelProto:
-    """Return conv -> relu -> flatten -> gemm: `x` float32 [batch,4,8,8] to `y` [batch,5], opset 17, seeded weights."""
+    """Return conv -> relu -> flatten -> gemm: `x` float32 [batch,4,8,8] to `y` [batch,5], opset
+    17, seeded weights.
+    """
     rng = np.random.default_rng(0)
     weights = {
         "conv.weight": (6, 4, 3, 3),
@@ -52,7 +54,9 @@ def save(model: onnx.ModelProto, path: Path) -> Path:
 
 
 def samples(folder: Path, n: int = 2) -> Path:
-    """Write `n` .npz files for `tiny_model`, of one seeded sample each, into a folder and return it."""
+    """Write `n` .npz files for `tiny_model`, of one seeded sample each, into a folder and return
+    it.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(1)
     for i in range(n):
@@ -61,7 +65,9 @@ def samples(folder: Path, n: int = 2) -> Path:
 
 
 def run(*argv: object) -> tuple[int, str, str]:
-    """Run `qdq` with some arguments and return its exit code, standard output and standard error."""
+    """Run `qdq` with some arguments and return its exit code, standard output and standard
+    error.
+    """
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         code = main([str(a) for a in argv])
@@ -69,7 +75,8 @@ def run(*argv: object) -> tuple[int, str, str]:
 
 
 def refused(folder: Path, *argv: object) -> str:
-    """Run `qdq`, assert that it fails as documented and leaves `folder` as it was, and return its message.
+    """Run `qdq`, assert that it fails as documented and leaves `folder` as it was, and return its
+    message.
 
     As documented: exit code 2, nothing on standard output, one line that begins with "qdq: " on
     standard error, and nothing that a library in C++ writes there.
@@ -92,8 +99,11 @@ def refused(folder: Path, *argv: object) -> str:
 
 
 def contents(folder: Path) -> dict[str, object]:
-    """Return what lies in a folder by relative path: a file's bytes, a link's end, or None."""
-    return {
-        str(path.relative_to(folder)): path.readlink() if path.is_symlink() else path.read_bytes() if path.is_file() else None
-        for path in folder.rglob("*")
-    }  # fmt: skip
+    """Return the content of a folder by relative path: a file's bytes, a link's end, or None."""
+    return {str(path.relative_to(folder)): _content(path) for path in folder.rglob("*")}
+
+
+def _content(path: Path) -> object:
+    if path.is_symlink():
+        return path.readlink()
+    return path.read_bytes() if path.is_file() else None

@@ -161,10 +161,12 @@ def identities(model: onnx.ModelProto) -> dict[tuple[str, int], str]:
 
 
 def paired_edges(before: onnx.ModelProto, after: onnx.ModelProto) -> set[tuple[str, int]]:
-    """Return the edges of `before` that a whole Q/DQ pair is on in `after`; fails if anything else differs.
+    """Return the edges of `before` that a whole Q/DQ pair is on in `after`; fails if anything else
+    differs.
 
-    Written without qdq's own code: an edge has a pair if its tensor is reached through a DequantizeLinear and
-    a QuantizeLinear that read the same int8 zero point of zeros and the same positive scale.
+    Written without qdq's own code: an edge has a pair if its tensor is reached through a
+    DequantizeLinear and a QuantizeLinear that read the same int8 zero point of zeros and the same
+    positive scale.
     """
     producers = {output: n for n in after.graph.node for output in n.output}
     stored = {t.name: numpy_helper.to_array(t) for t in after.graph.initializer}
@@ -206,7 +208,9 @@ def shuffled(model: onnx.ModelProto, seed: int) -> onnx.ModelProto:
 
 
 def renamed(model: onnx.ModelProto, seed: int) -> tuple[onnx.ModelProto, dict[str, str]]:
-    """Return a copy in which every tensor and node has another name, and the new name of each tensor."""
+    """Return a copy in which every tensor and node has another name, and the new name of each
+    tensor.
+    """
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     graph = copy.graph
@@ -264,7 +268,9 @@ class _Grower:
         )
 
     def weight(self, *shape: int) -> str:
-        """Return a weight: an initializer, a Constant, one behind Identity or Transpose, or one that is used already."""
+        """Return a weight: an initializer, a Constant, one behind Identity or Transpose, or one
+        that is used already.
+        """
         form = self.draw(
             st.sampled_from(["initializer", "constant", "identity", "transpose", "again"]),
             label="weight",
@@ -410,7 +416,9 @@ class _Grower:
         return name
 
     def sequence(self) -> str:
-        """Return a tensor [1, places, channels]: one of those there are, or a plane turned into one."""
+        """Return a tensor [1, places, channels]: one of those there are, or a plane turned into
+        one.
+        """
         known = [name for name, shape in self.shapes.items() if len(shape) == 3]
         if known and self.draw(st.booleans(), label="again"):
             return str(self.draw(st.sampled_from(known), label="reads"))
@@ -577,7 +585,9 @@ class _Grower:
         )
 
     def projection(self) -> None:
-        """Append a residual Add with a convolution on both sides, one behind the other's activation or both next to the fork."""
+        """Append a residual Add with a convolution on both sides, one behind the other's
+        activation or both next to the fork.
+        """
         read = self.pick(4)
         channels = self.shapes[read][1]
         shape = (1, 2, *self.shapes[read][2:])
@@ -651,7 +661,9 @@ class _Grower:
         self.add(op, [read, *more], self.shapes[read])
 
     def lookup(self) -> None:
-        """Append a table of embeddings that constant indices read, beside a sequence that they are added to."""
+        """Append a table of embeddings that constant indices read, beside a sequence that they are
+        added to.
+        """
         read = self.sequence()
         _, places, channels = self.shapes[read]
         rows = self.add(
@@ -694,16 +706,36 @@ OPERATORS = (*_USUAL, "AveragePool", "ConvTranspose", "Sigmoid", "Transpose")
 OTHERS = {
     name.replace("_", "-"): getattr(_Grower, name)
     for name in (
-        "activation", "attention", "batch_norm", "conv1", "conv3", "einsum", "feed_forward", "instance_norm", "layer_norm", "layer_scale", "lookup", "pad",
-        "projection", "recurrent", "resize", "shape_arithmetic", "silu", "slice", "split", "squeeze_excite",
+        "activation",
+        "attention",
+        "batch_norm",
+        "conv1",
+        "conv3",
+        "einsum",
+        "feed_forward",
+        "instance_norm",
+        "layer_norm",
+        "layer_scale",
+        "lookup",
+        "pad",
+        "projection",
+        "recurrent",
+        "resize",
+        "shape_arithmetic",
+        "silu",
+        "slice",
+        "split",
+        "squeeze_excite",
     )
-}  # fmt: skip
+}
 EVERYTHING = (*OPERATORS, *OTHERS, "projection", "projection", "projection")
 
 
 @st.composite
 def models(draw: Any, most: int = 9, operators: Sequence[str] = OPERATORS) -> onnx.ModelProto:
-    """Return a random float model of these operators with at least one Conv; every tensor that no node reads is an output."""
+    """Return a random float model of these operators with at least one Conv; every tensor that no
+    node reads is an output.
+    """
     grower = _Grower(draw)
     grower.grow("Conv")
     for op in draw(st.lists(st.sampled_from(operators), max_size=most), label="operators"):

@@ -1,4 +1,6 @@
-"""MobileNet-V2 with Q/DQ as pytorch-quantization exports it: inverted residuals, Relu6, linear projections; random weights."""
+"""MobileNet-V2 with Q/DQ as pytorch-quantization exports it: inverted residuals, Relu6, linear
+projections; random weights.
+"""
 
 from __future__ import annotations
 
@@ -79,7 +81,9 @@ class Exported:
 
 
 def mobilenet(residual: bool, batch: int = 1) -> onnx.ModelProto:
-    """Return MobileNet-V2 with pairs on every convolution and the classifier, and on the skip branches if asked."""
+    """Return MobileNet-V2 with pairs on every convolution and the classifier, and on the skip
+    branches if asked.
+    """
     export = Exported()
     x, channels = export.convolution("x", (3, 32), 3, 2), 32
     for expansion, written, blocks, first_stride in STAGES:

@@ -44,7 +44,9 @@ _TYPES = (
 
 
 def mutated(model: onnx.ModelProto, seed: int, count: int) -> tuple[onnx.ModelProto, list[str]]:
-    """Return a copy with some changes, each in the main graph or a body, and what they are called."""
+    """Return a copy with some changes, each in the main graph or a body, and what they are
+    called.
+    """
     copy, rng, names = onnx.ModelProto(), random.Random(seed), []
     copy.CopyFrom(model)
     for _ in range(count):
@@ -428,8 +430,40 @@ def sparse(graph: Graph, rng: random.Random) -> None:
 
 
 MUTATIONS: tuple[Mutation, ...] = (
-    without_zero_point, without_any_zero_point, empty_zero_point, without_scale, empty_scale, without_output, odd_scale, odd_zero_point, computed_scale,
-    scale_from_outside, odd_axis, axis_of_another_type, blocks, other_attributes, equal_names, vectors, without_q, without_dq, removed, constants_as_nodes,
-    constants_as_values, listed_as_inputs, initializer_lost, initializer_twice, values_lost, dims_of_another, pair_twice, another_dq, output_of_half,
-    something_between, foreign_domain, reversed_order, circle, external, integers_into_layer, sparse,
-)  # fmt: skip
+    without_zero_point,
+    without_any_zero_point,
+    empty_zero_point,
+    without_scale,
+    empty_scale,
+    without_output,
+    odd_scale,
+    odd_zero_point,
+    computed_scale,
+    scale_from_outside,
+    odd_axis,
+    axis_of_another_type,
+    blocks,
+    other_attributes,
+    equal_names,
+    vectors,
+    without_q,
+    without_dq,
+    removed,
+    constants_as_nodes,
+    constants_as_values,
+    listed_as_inputs,
+    initializer_lost,
+    initializer_twice,
+    values_lost,
+    dims_of_another,
+    pair_twice,
+    another_dq,
+    output_of_half,
+    something_between,
+    foreign_domain,
+    reversed_order,
+    circle,
+    external,
+    integers_into_layer,
+    sparse,
+)

@@ -1,4 +1,5 @@
-"""Models as other tools write them, made here by ONNX Runtime's own quantizer from float networks of ours.
+"""Models as other tools write them, made here by ONNX Runtime's own quantizer from float networks
+of ours.
 
 The forms that need heavy tools are files of fixtures/peers, which `make_peers.py` there made.
 """
@@ -39,7 +40,9 @@ FOR_TENSORRT = {
 
 
 def vision() -> onnx.ModelProto:
-    """Return a convolutional network with every operator of images that ONNX Runtime can quantize: `x` [1,3,16,16] to `y` [1,10]."""
+    """Return a convolutional network with every operator of images that ONNX Runtime can quantize:
+    `x` [1,3,16,16] to `y` [1,10].
+    """
     ints = {
         "sizes": np.array([1, 8, 16, 16], np.int64),
         "pads": np.array([0, 0, 1, 1, 0, 0, 1, 1], np.int64),
@@ -101,7 +104,9 @@ def vision() -> onnx.ModelProto:
 
 
 def language() -> onnx.ModelProto:
-    """Return attention over a table of rows, with every operator of sequences that ONNX Runtime can quantize: `ids` [1,8] to `y` [1,8,16]."""
+    """Return attention over a table of rows, with every operator of sequences that ONNX Runtime
+    can quantize: `ids` [1,8] to `y` [1,8,16].
+    """
     heads, ints = (
         [0, 2, 1, 3],
         {"split": np.array([1, 8, 4, 8], np.int64), "merge": np.array([1, 8, 32], np.int64)},
@@ -170,7 +175,9 @@ def _scaled(shapes: dict[str, tuple[int, ...]]) -> dict[str, Array]:
 
 
 def feeds(model: onnx.ModelProto, n: int = 8, seed: int = 5) -> list[dict[str, Array]]:
-    """Return seeded inputs: the digits for an `image`, row numbers for integers, noise for anything else."""
+    """Return seeded inputs: the digits for an `image`, row numbers for integers, noise for
+    anything else.
+    """
     (value,) = (
         i for i in model.graph.input if i.name not in {t.name for t in model.graph.initializer}
     )
@@ -195,7 +202,9 @@ class Reader(CalibrationDataReader):  # type: ignore[misc]
 
 
 def ort_static(model: onnx.ModelProto, **options: Any) -> onnx.ModelProto:
-    """Return the result of ONNX Runtime's `quantize_static` on a float model, with its defaults but for `options`."""
+    """Return the result of ONNX Runtime's `quantize_static` on a float model, with its defaults
+    but for `options`.
+    """
     with tempfile.TemporaryDirectory() as folder:
         float_path, quantized_path = Path(folder, "float.onnx"), Path(folder, "quantized.onnx")
         onnx.save(model, float_path)
@@ -258,7 +267,9 @@ FILES = PEERS
 
 @functools.cache
 def network(name: str) -> onnx.ModelProto:
-    """Return a float network by name: one of this module, of the digits, or the one of fixtures/peers."""
+    """Return a float network by name: one of this module, of the digits, or the one of
+    fixtures/peers.
+    """
     builders = {"vision": vision, "language": language}
     return (
         builders[name]()
@@ -271,7 +282,9 @@ def network(name: str) -> onnx.ModelProto:
 
 @functools.cache
 def peer(name: str) -> onnx.ModelProto:
-    """Return a quantized model by name: a file of fixtures/peers, or a network and a form of ONNX Runtime's as ``vision/qoperator``."""
+    """Return a quantized model by name: a file of fixtures/peers, or a network and a form of ONNX
+    Runtime's as ``vision/qoperator``.
+    """
     network_name, _, form = name.partition("/")
     if not form:
         return onnx.load(FILES / f"{name}.onnx")
@@ -289,7 +302,9 @@ def peer(name: str) -> onnx.ModelProto:
 
 
 def _without_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return a copy without the shapes of inner tensors, which contradict what `quantize_dynamic` makes of a Gemm."""
+    """Return a copy without the shapes of inner tensors, which contradict what `quantize_dynamic`
+    makes of a Gemm.
+    """
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     del copy.graph.value_info[:]
