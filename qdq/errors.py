@@ -55,9 +55,9 @@ class LayerFileError(CompilerError):
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Return ``". Did you mean 'a' or 'b'?"`` for the known words nearest to `word`, or ``""``."""
+    """Return ``" Did you mean 'a' or 'b'?"`` for the known words nearest to `word`, or ``""``."""
     near = difflib.get_close_matches(word, list(known), n=2, cutoff=0.55)
-    return f". Did you mean {' or '.join(repr(n) for n in near)}?" if near else ""
+    return f" Did you mean {' or '.join(repr(n) for n in near)}?" if near else ""
 
 
 def first_line(error: BaseException | str) -> str:

@@ -17,7 +17,8 @@ from qdq.calibration.calibrator import KnownRanges
 from qdq.calibration.methods import DEFAULT_METHOD, WEIGHT_METHODS
 from qdq.calibration.range_sources import read_given
 from qdq.data.feeds import NOISE, DataLike, Feeds, Subset, open_feeds
-from qdq.data.images import Images, preset_names
+from qdq.data.images import Images
+from qdq.data.preprocessing import preset_names
 from qdq.errors import PlanError, UsageError
 from qdq.graph.index import GraphIndex
 from qdq.graph.shape_profiles import Profile, parse_profile

@@ -17,7 +17,7 @@ import msgspec
 from qdq.calibration.methods import parse_method
 from qdq.checking.selection import parse_codes, parse_per_file_ignores
 from qdq.data.feeds import NOISE
-from qdq.data.images import preset_names
+from qdq.data.preprocessing import preset_names
 from qdq.errors import QdqError, UsageError, did_you_mean
 from qdq.files.strict_yaml import LocatedMapping, read_yaml
 from qdq.graph.shape_profiles import parse_profile

@@ -1,4 +1,4 @@
-"""Calibration and validation inputs: files, pictures, data-loader scripts, iterables, or noise by name; all of them or some."""
+"""Samples for calibration and validation: files, pictures, scripts, iterables, or noise."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 
 from qdq.arrays import Array, Feed
-from qdq.data.images import Images, list_pictures, open_pictures, preprocess_path
+from qdq.data.images import Images, list_pictures, open_pictures
 from qdq.data.input_specs import (
     Indexed,
     InputSpec,
@@ -23,6 +23,7 @@ from qdq.data.input_specs import (
     check_array,
     input_specs,
 )
+from qdq.data.preprocessing import preprocess_path
 from qdq.data.sample_files import DATA_FORMS, list_sample_files, open_series
 from qdq.errors import DataError
 from qdq.graph.index import GraphIndex
@@ -43,70 +44,75 @@ class Subset(msgspec.Struct, frozen=True):
     data: DataLike
     #: None for all.
     samples: int | None = None
-    #: For noise, what it is made from.
+    #: The seed of the choice; for noise, of its values.
     seed: int | None = None
 
 
-#: A path, the word "noise", a folder of pictures, any iterable of samples, or some samples of one of these.
+#: A path, the word "noise", a folder of pictures, any iterable of samples, or a subset of these.
 DataLike: TypeAlias = str | Path | Images | Subset | Iterable[Sample]
 
-#: Gives the samples from one on, each so many after the last.
+#: Yields the samples from the first argument on, every n-th for the second argument n.
 Reader = Callable[[int, int], Iterator[Named]]
 
 
 class Feeds:
-    """Samples that fit a model's inputs, checked as they are read; can be gone through again and again, but for an iterator's."""
+    """Samples that fit a model's inputs, checked as they are read.
+
+    They can be iterated any number of times, unless they come from an iterator.
+    """
 
     def __init__(
         self, name: str, specs: Specs, read: Reader, count: int | None, once: bool = False
     ) -> None:
-        #: What the data is, for reports: a file name, or "noise".
+        #: A name of the data for reports: a file name, or "noise".
         self.name = name
         self.specs = specs
-        #: How many samples there are, or None where only reading them tells.
+        #: The number of samples, or None where only reading them tells.
         self.count = count
-        #: Whether they can be gone through only once.
+        #: Whether they can be iterated only once.
         self.once = once
         self._read = read
-        self._begun: Iterator[Named] | None = None
-        #: The sizes of axis 0 of the samples read so far; 0 where the inputs of a sample differ in it.
+        self._remaining: Iterator[Named] | None = None
+        #: Sizes of axis 0 of the samples read so far; 0 where the inputs of a sample differ in it.
         self.sizes: set[int] = set()
 
     def __iter__(self) -> Iterator[Feed]:
         """Yield each sample as arrays by input name; raises DataError naming the file and the input.
 
-        Samples that can be gone through only once are refused the second time.
+        Samples that can be iterated only once are refused the second time.
         """
         return (feed for _, feed in self.named())
 
     def named(self, start: int = 0, step: int = 1) -> Iterator[tuple[str, Feed]]:
-        """Yield samples with where they come from: those from `start` on, each `step` after the last."""
-        read = 0
-        for where, sample in self._from(start, step):
-            read += 1
-            feed = {spec.name: check_array(spec, sample, where) for spec in self.specs}
-            sizes = {len(values) for values in feed.values() if values.ndim > 1}
-            self.sizes.add(sizes.pop() if len(sizes) == 1 else 0)
-            yield where, feed
-        if not read and not start:
-            raise DataError(
-                f"{self.name}: holds no samples; {'a generator is used up after one run: pass a list' if self.once else DATA_FORMS}"
-            )
+        """Yield samples with their source: from `start` on, every `step`-th."""
+        count = 0
+        for source, sample in self._samples_from(start, step):
+            count += 1
+            feed = {spec.name: check_array(spec, sample, source) for spec in self.specs}
+            self._add_size(feed)
+            yield source, feed
+        if not count and not start:
+            fix = "A generator is used up after one run: pass a list." if self.once else DATA_FORMS
+            raise DataError(f"{self.name}: the data holds no samples. {fix}")
         if self.once:
-            self._begun = _used_up(self.name)
+            self._remaining = _refuse_again(self.name)
 
-    def _from(self, start: int, step: int) -> Iterator[Named]:
+    def _samples_from(self, start: int, step: int) -> Iterator[Named]:
         if not self.once:
             return self._read(start, step)
-        if self._begun is None:
-            self._begun = self._read(0, 1)
-        return islice(self._begun, start, None, step)
+        if self._remaining is None:
+            self._remaining = self._read(0, 1)
+        return islice(self._remaining, start, None, step)
+
+    def _add_size(self, feed: Feed) -> None:
+        sizes = {len(values) for values in feed.values() if values.ndim > 1}
+        self.sizes.add(sizes.pop() if len(sizes) == 1 else 0)
 
     def first(self) -> Feed:
         """Return the first sample."""
-        where, feed = next(self.named())
-        if self._begun is not None:
-            self._begun = chain([(where, feed)], self._begun)
+        source, feed = next(self.named())
+        if self._remaining is not None:
+            self._remaining = chain([(source, feed)], self._remaining)
         return feed
 
     def left(self, start: int, step: int) -> int | None:
@@ -114,109 +120,112 @@ class Feeds:
         return None if self.count is None else len(range(start, self.count, step))
 
 
-def _used_up(name: str) -> Iterator[Named]:
+def _refuse_again(name: str) -> Iterator[Named]:
     raise DataError(
-        f"{name}: can be gone through only once, and are needed again; pass a list, or an object whose __iter__ begins anew"
+        f"{name}: the samples can be iterated only once, and are needed again. "
+        "Pass a list, or an object whose __iter__ starts again."
     )
     yield "", {}
 
 
-def _sliced(read: Callable[[], Iterator[Named]]) -> Reader:
-    """Return a reader of samples that can only be read from the first on."""
-    return lambda start, step: islice(read(), start, None, step)
-
-
 def open_feeds(index: GraphIndex, data: DataLike | None, batch: int | None = None) -> Feeds:
-    """Return the samples that `data` names, cut to the model's batch (or `batch` where that is dynamic).
+    """Return the samples of some data, cut to the model's batch (or `batch` where it is dynamic).
 
-    Raises DataError where there is nothing to read; what is read is checked sample by sample.
+    Raises DataError where there is nothing to read. Samples are checked when they are read.
     """
     specs = input_specs(index)
-    some = data if isinstance(data, Subset) else Subset(data) if data is not None else None
-    if some is None:
+    if data is None:
         raise DataError(
-            f"{index.source.name}: no calibration data; {DATA_FORMS} ('--data noise' is only for trying things out)"
+            f"{index.source.name}: there is no calibration data. {DATA_FORMS} "
+            "'--data noise' is only for trying things out."
         )
+    subset = data if isinstance(data, Subset) else Subset(data)
     _check_batch(index, specs, batch)
-    if some.data == NOISE:
-        count = some.samples or _NOISE_SAMPLES
-        return Feeds(
-            NOISE, specs, _sliced(lambda: _noise(specs, batch or 1, count, some.seed or 0)), count
-        )
-    series = _series(index, some.data, specs, batch)
+    if subset.data == NOISE:
+        return _noise_feeds(specs, batch or 1, subset)
+    series = _open_series(index, subset.data, specs, batch)
     if isinstance(series, Indexed):
-        return _chosen(series, specs, some)
-    return _streamed(series, specs, some)
+        return _indexed_feeds(series, specs, subset)
+    return _streamed_feeds(series, specs, subset)
 
 
-def _series(index: GraphIndex, data: DataLike, specs: Specs, batch: int | None) -> Series:
+def _open_series(index: GraphIndex, data: DataLike, specs: Specs, batch: int | None) -> Series:
     if isinstance(data, Images):
         return open_pictures(data, specs, batch, index.source.name)
     if isinstance(data, (str, Path)):
         return open_series(str(data), specs, batch)
-    if not isinstance(data, Mapping) and hasattr(data, "__getitem__") and hasattr(data, "__len__"):
-        samples = cast("Sequence[Sample]", data)  # or less of one, as torch's Dataset is
+    has_length = hasattr(data, "__getitem__") and hasattr(data, "__len__")
+    if has_length and not isinstance(data, Mapping):
+        samples = cast("Sequence[Sample]", data)  # torch's Dataset has no more than these two
         return Indexed(_LIBRARY, len(samples), lambda i: (f"sample {i}", samples[i]))
     if not isinstance(data, Iterable):
         raise DataError(
-            f"{_LIBRARY}: are of type {type(data).__name__}; pass a path, or an iterable of dicts of arrays"
+            f"{_LIBRARY}: they are of type {type(data).__name__}. "
+            "Pass a path, or an iterable of dicts of arrays."
         )
-    return Streamed(
-        _LIBRARY,
-        lambda: ((f"sample {i}", sample) for i, sample in enumerate(data)),
-        once=iter(data) is data,
-    )
+    return Streamed(_LIBRARY, lambda: _name_samples(data), once=iter(data) is data)
 
 
-def _chosen(series: Indexed, specs: Specs, some: Subset) -> Feeds:
-    picks = _picks(series.count, some.samples, some.seed)
-    return Feeds(
-        _name(series.name, some, series.count),
-        specs,
-        lambda start, step: map(series.at, picks[start::step]),
-        len(picks),
-    )
+def _name_samples(samples: Iterable[Sample]) -> Iterator[Named]:
+    return ((f"sample {i}", sample) for i, sample in enumerate(samples))
 
 
-def _name(name: str, some: Subset, count: int) -> str:
-    """Return what the data is with what was taken of it."""
-    if some.samples is None or some.samples >= count:
+def _reader_from_start(read: Callable[[], Iterator[Named]]) -> Reader:
+    """Return a reader of samples that can only be read from the first on."""
+    return lambda start, step: islice(read(), start, None, step)
+
+
+def _noise_feeds(specs: Specs, batch: int, subset: Subset) -> Feeds:
+    count = subset.samples or _NOISE_SAMPLES
+    seed = subset.seed or 0
+    read = _reader_from_start(lambda: _make_noise(specs, batch, count, seed))
+    return Feeds(NOISE, specs, read, count)
+
+
+def _indexed_feeds(series: Indexed, specs: Specs, subset: Subset) -> Feeds:
+    chosen = _choose_samples(series.count, subset.samples, subset.seed)
+    name = _subset_name(series.name, subset, series.count)
+    return Feeds(name, specs, lambda start, step: map(series.at, chosen[start::step]), len(chosen))
+
+
+def _subset_name(name: str, subset: Subset, count: int) -> str:
+    """Return the name of the data with the choice from it."""
+    if subset.samples is None or subset.samples >= count:
         return name
-    return f"{name}, {some.samples} of {count} {'evenly' if some.seed is None else f'by seed {some.seed}'}"
+    choice = "evenly" if subset.seed is None else f"by seed {subset.seed}"
+    return f"{name}, {subset.samples} of {count} {choice}"
 
 
-def _picks(count: int, wanted: int | None, seed: int | None) -> Sequence[int]:
-    """Return which of `count` samples are taken, in order."""
-    if wanted is None or wanted >= count:
+def _choose_samples(count: int, requested: int | None, seed: int | None) -> Sequence[int]:
+    """Return the positions of the chosen samples among `count`, in order."""
+    if requested is None or requested >= count:
         return range(count)
     if seed is None:
-        return [(2 * i + 1) * count // (2 * wanted) for i in range(wanted)]
-    return sorted(np.random.default_rng(seed).choice(count, wanted, replace=False).tolist())
+        return [(2 * i + 1) * count // (2 * requested) for i in range(requested)]
+    generator = np.random.default_rng(seed)
+    return sorted(generator.choice(count, requested, replace=False).tolist())
 
 
-def _streamed(series: Streamed, specs: Specs, some: Subset) -> Feeds:
-    if some.samples is None:
-        return Feeds(series.name, specs, _sliced(series.read), None, series.once)
-    if some.seed is None:
-        return Feeds(
-            f"{series.name}, at most the first {some.samples}",
-            specs,
-            _sliced(lambda: islice(series.read(), some.samples)),
-            None,
-            series.once,
-        )
+def _streamed_feeds(series: Streamed, specs: Specs, subset: Subset) -> Feeds:
+    if subset.samples is None:
+        return Feeds(series.name, specs, _reader_from_start(series.read), None, series.once)
+    if subset.seed is None:
+        name = f"{series.name}, at most the first {subset.samples}"
+        read_first = _reader_from_start(lambda: islice(series.read(), subset.samples))
+        return Feeds(name, specs, read_first, None, series.once)
     if series.once:
         raise DataError(
-            f"{series.name}: can be gone through only once, and a seed needs to know how many there are; pass a list, or no seed"
+            f"{series.name}: the samples can be iterated only once, and a seed needs their number. "
+            "Pass a list, or no seed."
         )
 
-    def read() -> Iterator[Named]:
-        picks = set(_picks(sum(1 for _ in series.read()), some.samples, some.seed))
-        return (named for i, named in enumerate(series.read()) if i in picks)
+    def read_chosen() -> Iterator[Named]:
+        count = sum(1 for _ in series.read())
+        chosen = set(_choose_samples(count, subset.samples, subset.seed))
+        return (named for i, named in enumerate(series.read()) if i in chosen)
 
-    return Feeds(
-        f"{series.name}, at most {some.samples} by seed {some.seed}", specs, _sliced(read), None
-    )
+    name = f"{series.name}, at most {subset.samples} by seed {subset.seed}"
+    return Feeds(name, specs, _reader_from_start(read_chosen), None)
 
 
 def with_absolute_paths(data: DataLike | None) -> DataLike | None:
@@ -225,9 +234,8 @@ def with_absolute_paths(data: DataLike | None) -> DataLike | None:
         return msgspec.structs.replace(data, data=with_absolute_paths(data.data))
     if isinstance(data, Images):
         file = Path(data.preprocess)
-        return Images(
-            Path(data.folder).resolve(), file.resolve() if file.is_file() else data.preprocess
-        )
+        preprocess = file.resolve() if file.is_file() else data.preprocess
+        return Images(Path(data.folder).resolve(), preprocess)
     if isinstance(data, (str, Path)) and data != NOISE:
         return str(Path(data).resolve())
     return data
@@ -249,18 +257,21 @@ def _check_batch(index: GraphIndex, specs: Specs, batch: int | None) -> None:
     fixed = {spec.shape[0] if spec.shape else None for spec in specs}
     if batch and fixed and None not in fixed and batch not in fixed:
         raise DataError(
-            f"{index.source.name}: its batch is fixed at {specs[0].shape[0]}, --batch {batch} cannot change it; leave it out"
+            f"{index.source.name}: the model's batch is fixed at {specs[0].shape[0]}, "
+            f"--batch {batch} cannot change it. Remove --batch."
         )
 
 
-def _noise(specs: Specs, batch: int, count: int, seed: int) -> Iterator[Named]:
-    rng = np.random.default_rng(seed)
+def _make_noise(specs: Specs, batch: int, count: int, seed: int) -> Iterator[Named]:
+    generator = np.random.default_rng(seed)
     for i in range(count):
-        yield f"noise sample {i}", {s.name: _random(rng, s, batch) for s in specs}
+        sample = {spec.name: _make_random(generator, spec, batch) for spec in specs}
+        yield f"noise sample {i}", sample
 
 
-def _random(rng: np.random.Generator, spec: InputSpec, batch: int) -> Array:
-    shape = tuple(d or (batch if axis == 0 else 1) for axis, d in enumerate(spec.shape))
+def _make_random(generator: np.random.Generator, spec: InputSpec, batch: int) -> Array:
+    defaults = (batch, *(1 for _ in spec.shape[1:]))
+    shape = tuple(size or default for size, default in zip(spec.shape, defaults, strict=False))
     if np.dtype(spec.dtype).kind == "f":
-        return rng.standard_normal(shape).astype(spec.dtype)
-    return rng.integers(0, 2, shape).astype(spec.dtype)
+        return generator.standard_normal(shape).astype(spec.dtype)
+    return generator.integers(0, 2, shape).astype(spec.dtype)

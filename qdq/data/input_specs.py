@@ -1,4 +1,4 @@
-"""What a model must be fed, and whether a sample is that."""
+"""The inputs that a model must be fed, and checks of a sample against them."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from qdq.graph.index import GraphIndex
 
 Sample = Mapping[str, Array]
 
-#: Where a sample comes from, for messages, and the sample.
+#: The source of a sample, for messages, and the sample.
 Named = tuple[str, Sample]
 
-#: What numpy and zipfile raise for damaged or pickled content, and for objects that are no arrays.
+#: Errors of numpy and zipfile for damaged or pickled content, and for objects that are no arrays.
 UNREADABLE = (
     OSError,
     ValueError,
@@ -44,7 +44,15 @@ class InputSpec(msgspec.Struct, frozen=True):
     shape: tuple[int | None, ...]
 
     def __str__(self) -> str:
-        return f"{self.dtype}[{', '.join('?' if d is None else str(d) for d in self.shape)}]"
+        dims = ("?" if size is None else str(size) for size in self.shape)
+        return f"{self.dtype}[{', '.join(dims)}]"
+
+    def has_shape_of(self, array: Array) -> bool:
+        """Whether an array has this rank, and this size on every axis that is fixed."""
+        if array.ndim != len(self.shape):
+            return False
+        sizes = zip(self.shape, array.shape, strict=True)
+        return all(size in (None, actual) for size, actual in sizes)
 
 
 Specs = tuple[InputSpec, ...]
@@ -75,65 +83,74 @@ Series = Indexed | Streamed
 
 
 def input_specs(index: GraphIndex) -> Specs:
-    """Return what must be fed to a model; initializers listed as inputs are left out."""
-    specs = []
-    for name, value in index.inputs.items():
-        tensor = value.type.tensor_type
-        dims = tuple(
-            d.dim_value if d.HasField("dim_value") and d.dim_value > 0 else None
-            for d in tensor.shape.dim
-        )
-        try:
-            dtype = str(onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type))
-        except KeyError as error:
-            raise ModelError(
-                f"{index.source.name}: input {name!r} is no tensor of a known type, so nothing can be fed to it; export it as a tensor"
-            ) from error
-        specs.append(InputSpec(name, dtype, dims))
-    return tuple(specs)
+    """Return the inputs of a model without initializers that are listed as inputs.
+
+    Raises ModelError for an input that is no tensor of a known type.
+    """
+    return tuple(_input_spec(index, value) for value in index.inputs.values())
+
+
+def _input_spec(index: GraphIndex, value: onnx.ValueInfoProto) -> InputSpec:
+    tensor = value.type.tensor_type
+    # A size that is absent or symbolic reads as 0.
+    shape = tuple(dim.dim_value if dim.dim_value > 0 else None for dim in tensor.shape.dim)
+    try:
+        dtype = str(onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type))
+    except KeyError as error:
+        raise ModelError(
+            f"{index.source.name}: input {value.name!r} is no tensor of a known type, so nothing "
+            "can be fed to it. Export it as a tensor."
+        ) from error
+    return InputSpec(value.name, dtype, shape)
 
 
 def join_input_names(specs: Iterable[InputSpec]) -> str:
     """Return the inputs' names for a message."""
-    return ", ".join(repr(s.name) for s in specs)
+    return ", ".join(repr(spec.name) for spec in specs)
 
 
-def find_array(spec: InputSpec, sample: Any, where: str) -> Array:
-    """Return what a sample holds for an input; raises DataError where it holds nothing or no array."""
+def find_array(spec: InputSpec, sample: Any, location: str) -> Array:
+    """Return the array of a sample for an input; raises DataError where there is none."""
     if not isinstance(sample, Mapping):
         raise DataError(
-            f"{where}: is of type {type(sample).__name__}; each sample must map input names to arrays"
+            f"{location}: the sample is of type {type(sample).__name__}. "
+            "Each sample must map input names to arrays."
         )
     if spec.name not in sample:
         known = [str(name) for name in sample]
-        holds = ", ".join(map(repr, known)) or "nothing"
+        names = ", ".join(map(repr, known)) or "nothing"
+        hint = did_you_mean(spec.name, known)
         raise DataError(
-            f"{where}: has no array for input {spec.name!r}; it holds {holds}{did_you_mean(spec.name, known)}; name arrays after inputs"
+            f"{location}: the sample has no array for input {spec.name!r}; it holds {names}."
+            f"{hint} Name arrays after inputs."
         )
     try:
         return np.asarray(sample[spec.name])
     except UNREADABLE as error:
         raise DataError(
-            f"{where}: input {spec.name!r} cannot be read: {first_line(error)}; save it again as numbers"
+            f"{location}: input {spec.name!r} cannot be read: {first_line(error)}. "
+            "Save it again as numbers."
         ) from error
 
 
-def check_array(spec: InputSpec, sample: Sample, where: str) -> Array:
-    """Return the array that a sample holds for an input; raises DataError where its type, shape or values do not fit."""
-    array = find_array(spec, sample, where)
+def check_array(spec: InputSpec, sample: Sample, location: str) -> Array:
+    """Return the array of a sample for an input, contiguous.
+
+    Raises DataError where its type, shape or values do not fit.
+    """
+    array = find_array(spec, sample, location)
     if str(array.dtype) != spec.dtype:
         raise DataError(
-            f"{where}: input {spec.name!r} holds {array.dtype}, the model wants {spec.dtype}; convert it with .astype({spec.dtype!r})"
+            f"{location}: input {spec.name!r} holds {array.dtype}, the model needs {spec.dtype}. "
+            f"Convert it with .astype({spec.dtype!r})."
         )
-    fits = array.ndim == len(spec.shape) and all(
-        want in (None, got) for want, got in zip(spec.shape, array.shape, strict=True)
-    )
-    if not fits:
+    if not spec.has_shape_of(array):
         raise DataError(
-            f"{where}: input {spec.name!r} has shape {list(array.shape)}, the model wants {spec}; make it fit"
+            f"{location}: input {spec.name!r} has shape {list(array.shape)}, "
+            f"the model needs {spec}. Change the shape of the data."
         )
     if array.size == 0:
-        raise DataError(f"{where}: input {spec.name!r} is empty; leave the sample out")
+        raise DataError(f"{location}: input {spec.name!r} is empty. Remove the sample.")
     if array.dtype.kind == "f" and not np.isfinite(array).all():
-        raise DataError(f"{where}: input {spec.name!r} holds NaN or Inf; mend the data")
+        raise DataError(f"{location}: input {spec.name!r} holds NaN or Inf. Fix the data.")
     return np.ascontiguousarray(array)

@@ -609,7 +609,7 @@ WRONG: dict[str, tuple[Callable[[], Any], str]] = {
     "another name": (lambda: [{"image": IMAGES[:1]}], "no array for input 'x'; it holds 'image'"),
     "another type": (
         lambda: [{"x": IMAGES[:1].astype(np.float64)}],
-        r"holds float64, the model wants float32; convert it with .astype\('float32'\)",
+        r"holds float64, the model needs float32; convert it with .astype\('float32'\)",
     ),
     "another shape": (lambda: [{"x": IMAGES[:1, :2]}], r"has shape \[1, 2, 6, 6\]"),
     "another rank": (lambda: [{"x": IMAGES[0]}], r"has shape \[3, 6, 6\]"),

@@ -73,7 +73,7 @@ def test_no_data_is_answered_with_the_kinds_there_are(tmp_path: Path, command: s
 
     assert (
         message
-        == f"qdq: model.onnx: no calibration data; {DATA_FORMS} ('--data noise' is only for trying things out)\n"
+        == f"qdq: model.onnx: there is no calibration data. {DATA_FORMS} '--data noise' is only for trying things out.\n"
     )
 
 
@@ -90,7 +90,7 @@ def test_a_path_that_is_not_there_is_named(tmp_path: Path, command: str, name: s
 
     message = refused(tmp_path, command, model, *more, "--data", tmp_path / name)
 
-    assert message == f"qdq: {tmp_path / name}: no such file or folder; {DATA_FORMS}\n"
+    assert message == f"qdq: {tmp_path / name}: there is no such file or folder. {DATA_FORMS}\n"
 
 
 def test_an_empty_folder_is_answered_with_what_to_write(tmp_path: Path) -> None:
@@ -100,7 +100,7 @@ def test_an_empty_folder_is_answered_with_what_to_write(tmp_path: Path) -> None:
 
     assert (
         quantize(tmp_path, folder)
-        == f"qdq: {folder}: holds no .npz files, .npy files or inputs that Polygraphy saved; write one .npz a sample, its arrays named 'x'\n"
+        == f"qdq: {folder}: the folder holds no .npz files, .npy files or inputs that Polygraphy saved. Write one .npz per sample, its arrays named 'x'.\n"
     )
 
 
@@ -109,7 +109,7 @@ def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
 
     assert (
         quantize(tmp_path, tmp_path / "data.csv")
-        == f"qdq: {tmp_path / 'data.csv'}: unknown kind of data; {DATA_FORMS}\n"
+        == f"qdq: {tmp_path / 'data.csv'}: this kind of data is unknown. {DATA_FORMS}\n"
     )
 
 
@@ -134,17 +134,17 @@ def damaged(good: bytes, kind: str) -> bytes:
     [
         (
             "empty",
-            "is no .npz file, or a truncated one; write it with numpy.savez(path, INPUT=array)",
+            "this is no .npz file, or a truncated one. Write it with numpy.savez(path, INPUT=array)",
         ),
-        ("text", "is no .npz file, or a truncated one"),
-        ("half", "is no .npz file, or a truncated one"),
-        ("end-gone", "is no .npz file, or a truncated one"),
+        ("text", "this is no .npz file, or a truncated one"),
+        ("half", "this is no .npz file, or a truncated one"),
+        ("end-gone", "this is no .npz file, or a truncated one"),
         ("zeros-inside", "input 'x' cannot be read"),
         ("bit-flipped", "input 'x' cannot be read"),
         ("unknown-compression", "input 'x' cannot be read"),
         (
             "one-array",
-            "holds a single array without a name; write it with numpy.savez(path, INPUT=array)",
+            "the file holds a single array without a name. Write it with numpy.savez(path, INPUT=array)",
         ),
     ],
 )
@@ -165,47 +165,47 @@ def test_a_damaged_npz_is_named(tmp_path: Path, kind: str, says: str, in_folder:
     [
         (
             {"x": np.array([{}, 1], dtype=object)},
-            ": input 'x' cannot be read: Object arrays cannot be loaded when allow_pickle=False; save it again as numbers",
+            ": input 'x' cannot be read: Object arrays cannot be loaded when allow_pickle=False. Save it again as numbers",
         ),
         (
             {"image": values()},
-            ": has no array for input 'x'; it holds 'image'; name arrays after inputs",
+            ": the sample has no array for input 'x'; it holds 'image'. Name arrays after inputs",
         ),
         (
             {"xx": values(), "label": np.zeros(1)},
-            ": has no array for input 'x'; it holds 'xx', 'label'. Did you mean 'xx'?; name arrays after inputs",
+            ": the sample has no array for input 'x'; it holds 'xx', 'label'. Did you mean 'xx'? Name arrays after inputs",
         ),
-        ({}, ": has no array for input 'x'; it holds nothing; name arrays after inputs"),
+        ({}, ": the sample has no array for input 'x'; it holds nothing. Name arrays after inputs"),
         (
             {"x": values()[0, 0]},
-            " sample 0: input 'x' has shape [1, 8], the model wants float32[?, 4, 8, 8]; make it fit",
+            " sample 0: input 'x' has shape [1, 8], the model needs float32[?, 4, 8, 8]",
         ),
         (
             {"x": values(2)[:, :3]},
-            " sample 0: input 'x' has shape [1, 3, 8, 8], the model wants float32[?, 4, 8, 8]; make it fit",
+            " sample 0: input 'x' has shape [1, 3, 8, 8], the model needs float32[?, 4, 8, 8]",
         ),
         (
             {"x": values(2).transpose(0, 2, 3, 1)},
-            " sample 0: input 'x' has shape [1, 8, 8, 4], the model wants float32[?, 4, 8, 8]",
+            " sample 0: input 'x' has shape [1, 8, 8, 4], the model needs float32[?, 4, 8, 8]",
         ),
         (
             {"x": values().astype(np.float64)},
-            " sample 0: input 'x' holds float64, the model wants float32; convert it with .astype('float32')",
+            " sample 0: input 'x' holds float64, the model needs float32. Convert it with .astype('float32')",
         ),
         (
             {"x": (values() * 10).astype(np.uint8)},
-            " sample 0: input 'x' holds uint8, the model wants float32; convert it with .astype('float32')",
+            " sample 0: input 'x' holds uint8, the model needs float32. Convert it with .astype('float32')",
         ),
-        ({"x": np.array(["a"])}, " sample 0: input 'x' holds <U1, the model wants float32"),
+        ({"x": np.array(["a"])}, " sample 0: input 'x' holds <U1, the model needs float32"),
         (
             {"x": values().astype(np.complex64)},
-            " sample 0: input 'x' holds complex64, the model wants float32",
+            " sample 0: input 'x' holds complex64, the model needs float32",
         ),
-        ({"x": spoilt(np.nan)}, " sample 1: input 'x' holds NaN or Inf; mend the data"),
-        ({"x": spoilt(np.inf)}, " sample 1: input 'x' holds NaN or Inf; mend the data"),
-        ({"x": spoilt(-np.inf)}, " sample 1: input 'x' holds NaN or Inf; mend the data"),
-        ({"x": values(0)}, ": holds no samples"),
-        ({"x": np.float32(3)}, ": holds no samples"),
+        ({"x": spoilt(np.nan)}, " sample 1: input 'x' holds NaN or Inf. Fix the data"),
+        ({"x": spoilt(np.inf)}, " sample 1: input 'x' holds NaN or Inf. Fix the data"),
+        ({"x": spoilt(-np.inf)}, " sample 1: input 'x' holds NaN or Inf. Fix the data"),
+        ({"x": values(0)}, ": the data holds no samples"),
+        ({"x": np.float32(3)}, ": the data holds no samples"),
         ({"x": values()[:, :, :0]}, " sample 0: input 'x' has shape [1, 4, 0, 8]"),
     ],
 )
@@ -225,7 +225,7 @@ def test_a_folder_is_read_to_its_end_before_anything_is_written(tmp_path: Path) 
 
     assert (
         quantize(tmp_path, folder)
-        == f"qdq: {folder / '2.npz'}: input 'x' holds NaN or Inf; mend the data\n"
+        == f"qdq: {folder / '2.npz'}: input 'x' holds NaN or Inf. Fix the data.\n"
     )
 
 
@@ -235,7 +235,7 @@ def test_an_empty_sample_in_a_folder_is_named(tmp_path: Path) -> None:
 
     assert (
         quantize(tmp_path, folder)
-        == f"qdq: {folder / '1.npz'}: input 'x' is empty; leave the sample out\n"
+        == f"qdq: {folder / '1.npz'}: input 'x' is empty. Remove the sample.\n"
     )
 
 
@@ -247,7 +247,7 @@ def test_a_second_input_that_is_not_in_the_data_is_named(tmp_path: Path) -> None
     )
 
     assert (
-        "data.npz: has no array for input 'bias'; it holds 'x', 'bais'. Did you mean 'bais'?"
+        "data.npz: the sample has no array for input 'bias'; it holds 'x', 'bais'. Did you mean 'bais'?"
         in message
     )
 
@@ -259,7 +259,7 @@ def test_inputs_with_different_numbers_of_samples_are_refused(tmp_path: Path) ->
 
     assert (
         message
-        == f"qdq: {path}: its arrays hold different numbers of samples: {{'x': 3, 'bias': 2}}; axis 0 counts samples\n"
+        == f"qdq: {path}: its arrays hold different numbers of samples: {{'x': 3, 'bias': 2}}. Axis 0 counts samples. Make them equal.\n"
     )
 
 
@@ -275,7 +275,7 @@ def test_batch_cannot_change_a_batch_that_the_model_fixes(tmp_path: Path, kind: 
 
     assert (
         message
-        == "qdq: model.onnx: its batch is fixed at 1, --batch 2 cannot change it; leave it out\n"
+        == "qdq: model.onnx: the model's batch is fixed at 1, --batch 2 cannot change it. Remove --batch.\n"
     )
 
 
@@ -288,7 +288,7 @@ def test_batch_cannot_change_the_one_input_of_several_that_is_fixed(tmp_path: Pa
 
     assert (
         message
-        == f"qdq: {path}: input 'bias': the model's batch is fixed at 1, --batch 2 cannot change it; leave it out\n"
+        == f"qdq: {path}: input 'bias': the model's batch is fixed at 1, --batch 2 cannot change it. Remove --batch.\n"
     )
 
 
@@ -317,7 +317,7 @@ def test_samples_that_do_not_fill_the_last_batch_of_a_fixed_size_are_refused(
     message = quantize(tmp_path, npz(tmp_path, x=values(3)), model=with_batch(2))
 
     assert (
-        "data.npz: input 'x' has 3 entries, which batches of 2 do not divide; leave out 1"
+        "data.npz: input 'x' has 3 entries, which batches of 2 do not divide. Remove "
         in message
     )
 
@@ -333,47 +333,47 @@ LOOP = "import numpy as np\ndef load_data():\n    yield "
 @pytest.mark.parametrize(
     ("script", "says"),
     [
-        ("", ": has no function load_data(); define it, or name another as"),
-        ("load_data = 3\n", ": has no function load_data()"),
-        ("def load_data(:\n", ": failed: SyntaxError: "),
+        ("", ": the script has no function load_data(). Define it, or pass"),
+        ("load_data = 3\n", ": the script has no function load_data()"),
+        ("def load_data(:\n", ": the script failed: SyntaxError: "),
         (
             "import no_such_module_anywhere\n",
-            ": failed: ModuleNotFoundError: No module named 'no_such_module_anywhere'; mend the script",
+            ": the script failed: ModuleNotFoundError: No module named 'no_such_module_anywhere'. Fix the script.",
         ),
-        ("raise SystemExit(3)\n", ": failed: SystemExit: 3; mend the script"),
+        ("raise SystemExit(3)\n", ": the script failed: SystemExit: 3. Fix the script."),
         (
             "def load_data():\n    raise RuntimeError('the disk\\nis gone')\n",
-            ": failed: RuntimeError: the disk; mend the script",
+            ": the script failed: RuntimeError: the disk. Fix the script.",
         ),
         (
             "def load_data():\n    raise KeyError('load_data')\n",
-            ": failed: KeyError: 'load_data'; mend the script",
+            ": the script failed: KeyError: 'load_data'. Fix the script.",
         ),
         (
             "def load_data():\n    import sys\n    sys.exit()\n",
-            ": failed: SystemExit: SystemExit; mend the script",
+            ": the script failed: SystemExit: SystemExit. Fix the script.",
         ),
         (
             "def load_data(count):\n    yield {}\n",
-            ": failed: TypeError: load_data() missing 1 required positional argument",
+            ": the script failed: TypeError: load_data() missing 1 required positional argument",
         ),
         (
             "def load_data():\n    return None\n",
-            ": failed: TypeError: 'NoneType' object is not iterable",
+            ": the script failed: TypeError: 'NoneType' object is not iterable",
         ),
-        ("def load_data():\n    return []\n", ": holds no samples"),
-        (f"{LOOP}3\n", " sample 0: is of type int; each sample must map input names to arrays"),
+        ("def load_data():\n    return []\n", ": the data holds no samples"),
+        (f"{LOOP}3\n", " sample 0: the sample is of type int. Each sample must map input names to arrays"),
         (
             f"{LOOP}np.zeros((1, 4, 8, 8), np.float32)\n",
-            " sample 0: is of type ndarray; each sample must map input names to arrays",
+            " sample 0: the sample is of type ndarray. Each sample must map input names to arrays",
         ),
         (
             "def load_data():\n    return {'x': 1}\n",
-            " sample 0: is of type str; each sample must map input names to arrays",
+            " sample 0: the sample is of type str. Each sample must map input names to arrays",
         ),
-        (f"{LOOP}{{1: 2}}\n", " sample 0: has no array for input 'x'; it holds '1'"),
-        (f"{LOOP}{{}}\n", " sample 0: has no array for input 'x'; it holds nothing"),
-        (f"{LOOP}{{'x': 'text'}}\n", " sample 0: input 'x' holds <U4, the model wants float32"),
+        (f"{LOOP}{{1: 2}}\n", " sample 0: the sample has no array for input 'x'; it holds '1'"),
+        (f"{LOOP}{{}}\n", " sample 0: the sample has no array for input 'x'; it holds nothing"),
+        (f"{LOOP}{{'x': 'text'}}\n", " sample 0: input 'x' holds <U4, the model needs float32"),
         (f"{LOOP}{{'x': [[1], [2, 3]]}}\n", " sample 0: input 'x' cannot be read"),
         (
             f"{LOOP}{{'x': np.ones((1, 4, 8, 8), np.float32)}}\n    yield {{'x': np.ones((1, 4, 8, 9), np.float32)}}\n",
@@ -398,7 +398,7 @@ def test_a_function_of_a_script_may_be_named(tmp_path: Path) -> None:
     model = save(tiny_model(), tmp_path / "model.onnx")
 
     assert (
-        f"qdq: {path}: has no function load_data(); define it, or name another as {path}:FUNCTION"
+        f"qdq: {path}: the script has no function load_data(). Define it, or pass {path}:FUNCTION"
         in quantize(tmp_path, path)
     )
     assert run("quantize", model, "-o", tmp_path / "out.onnx", "--data", f"{path}:batches")[0] == 0
@@ -433,7 +433,7 @@ def test_a_script_that_is_not_there_is_named(tmp_path: Path, kind: str) -> None:
         path.mkdir()
 
     assert (
-        f"qdq: {path}: {'no such data-loader script' if kind == 'missing' else 'holds no .npz files'}"
+        f"qdq: {path}: {'there is no such data-loader script' if kind == 'missing' else 'the folder holds no .npz files'}"
         in quantize(tmp_path, path)
     )
 

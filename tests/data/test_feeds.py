@@ -271,16 +271,16 @@ def test_a_generator_may_be_looked_into_and_is_refused_a_second_time() -> None:
     assert feeds.first()["x"].flat[0] == 0
     assert firsts(feeds) == [0, 1, 2]
     with pytest.raises(
-        DataError, match="can be gone through only once, and are needed again; pass a list"
+        DataError, match="can be iterated only once, and are needed again. Pass a list"
     ):
         firsts(feeds)
     with pytest.raises(
-        DataError, match="holds no samples; a generator is used up after one run: pass a list"
+        DataError, match="holds no samples. A generator is used up after one run: pass a list"
     ):
         firsts(feeds_of(iter([])))
     with pytest.raises(
         DataError,
-        match="can be gone through only once, and a seed needs to know how many there are",
+        match="can be iterated only once, and a seed needs their number",
     ):
         feeds_of(qdq.Subset(iter(numbered(3)), 2, 1))
 
@@ -295,7 +295,7 @@ def test_a_dataset_with_length_and_items_is_enough() -> None:
 
     assert firsts(feeds_of(Dataset())) == [0, 1, 2]  # type: ignore[arg-type]
     with pytest.raises(
-        DataError, match="are of type int; pass a path, or an iterable of dicts of arrays"
+        DataError, match="are of type int. Pass a path, or an iterable of dicts of arrays"
     ):
         feeds_of(3)  # type: ignore[arg-type]
 
@@ -311,11 +311,11 @@ def quantize(
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        (b"", "is no .npy file; write it with numpy.save(path, array)"),
-        (b"text", "is no .npy file"),
-        (b"\x93NUMPY\x01\x00", "is not a .npy file that numpy can read: "),
-        ("half", "is not a .npy file that numpy can read: "),
-        ("objects", "is not a .npy file that numpy can read: "),
+        (b"", "this is no .npy file. Write it with numpy.save(path, array)"),
+        (b"text", "this is no .npy file"),
+        (b"\x93NUMPY\x01\x00", "numpy cannot read this .npy file: "),
+        ("half", "numpy cannot read this .npy file: "),
+        ("objects", "numpy cannot read this .npy file: "),
     ],
 )
 @pytest.mark.parametrize("in_folder", [True, False], ids=["in-a-folder", "alone"])
@@ -335,7 +335,7 @@ def test_an_array_without_a_name_is_refused_for_two_inputs(tmp_path: Path) -> No
     for data in (saved(tmp_path, "one.npy"), saved(tmp_path, "npy")):
         message = quantize(tmp_path, data, model=with_two_inputs())
         assert (
-            f"qdq: {data}: an array without a name cannot feed the 2 inputs 'x', 'bias'; pass a folder with one INPUT.npy for each"
+            f"qdq: {data}: an array without a name cannot feed the 2 inputs 'x', 'bias'. Pass a folder with one INPUT.npy for each"
             in message
         )
 
@@ -349,7 +349,7 @@ def test_a_file_that_one_input_lacks_is_named(tmp_path: Path) -> None:
 
     assert (
         message
-        == f"qdq: {tmp_path / 'npy'}: input 'bias' has no file {tmp_path / 'npy' / 'bias' / '1.npy'}; files of one name make a sample\n"
+        == f"qdq: {tmp_path / 'npy'}: input 'bias' has no file {tmp_path / 'npy' / 'bias' / '1.npy'}. Files of one name make a sample.\n"
     )
 
 
@@ -359,30 +359,30 @@ def test_npz_and_npy_side_by_side_are_refused(tmp_path: Path) -> None:
 
     assert (
         quantize(tmp_path, folder)
-        == f"qdq: {folder}: holds .npz and .npy files; keep the ones that are samples\n"
+        == f"qdq: {folder}: the folder holds .npz and .npy files. Keep those that are samples.\n"
     )
 
 
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        ("", "is no JSON of inputs that Polygraphy can read: "),
-        ("{", "is no JSON of inputs that Polygraphy can read: "),
+        ("", "Polygraphy cannot read this JSON of inputs: "),
+        ("{", "Polygraphy cannot read this JSON of inputs: "),
         (
             '{"x": {"polygraphy_class": "Unheard"}}',
-            "is no JSON of inputs that Polygraphy can read: Could not decode serialized type: Unheard",
+            "Polygraphy cannot read this JSON of inputs: Could not decode serialized type: Unheard",
         ),
         (
             '{"x": {"polygraphy_class": "ndarray", "array": "zzz"}}',
-            "is no JSON of inputs that Polygraphy can read: ",
+            "Polygraphy cannot read this JSON of inputs: ",
         ),
         (
             '{"x": {"polygraphy_class": "ndarray"}}',
-            "is no JSON of inputs that Polygraphy can read: ",
+            "Polygraphy cannot read this JSON of inputs: ",
         ),
-        ("[1]", "sample 0: is of type int; each sample must map input names to arrays"),
-        ("[]", "holds no samples"),
-        ('{"y": [1]}', "sample 0: has no array for input 'x'; it holds 'y'"),
+        ("[1]", "sample 0: the sample is of type int. Each sample must map input names to arrays"),
+        ("[]", "the data holds no samples"),
+        ('{"y": [1]}', "sample 0: the sample has no array for input 'x'; it holds 'y'"),
     ],
 )
 def test_json_that_holds_no_inputs_is_named(tmp_path: Path, content: str, says: str) -> None:

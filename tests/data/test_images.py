@@ -13,7 +13,7 @@ from PIL import Image
 
 import qdq
 from qdq.data.feeds import open_feeds
-from qdq.data.images import preset_names, read_preprocess
+from qdq.data.preprocessing import preset_names, read_preprocess
 from qdq.graph.index import GraphIndex
 from tests.support.cli_runner import refused, run, save
 
@@ -269,7 +269,7 @@ def test_what_overflows_half_precision_is_named(bench: Path) -> None:
 
     assert (
         message
-        == f"qdq: {bench / 'album'} sample 0: input 'images' holds NaN or Inf; mend the data\n"
+        == f"qdq: {bench / 'album'} sample 0: input 'images' holds NaN or Inf. Fix the data.\n"
     )
 
 
@@ -358,19 +358,19 @@ def quantize(bench: Path, *more: object) -> str:
         ),
         (
             ["--images", "album", "--preprocess", "imagenett"],
-            "unknown preprocessing 'imagenett': no file, and the presets are imagenet, yolo. Did you mean",
+            "--preprocess 'imagenett': there is no such file or preset. Did you mean 'imagenet'? Presets are imagenet, yolo.",
         ),
         (
             ["--images", "gone", "--preprocess", "yolo"],
-            "gone: no such folder; pass --images with a folder of pictures",
+            "gone: there is no such folder. Pass --images with a folder of pictures",
         ),
         (
             ["--images", "model.onnx", "--preprocess", "yolo"],
-            "model.onnx: is a file; pass --images with a folder of pictures",
+            "model.onnx: this is a file. Pass --images with a folder of pictures",
         ),
         (
             ["--images", "empty", "--preprocess", "yolo"],
-            "empty: holds no pictures; their names end in .bmp, .jpeg,",
+            "empty: the folder holds no pictures. Their names end in .bmp, .jpeg,",
         ),
     ],
 )
@@ -386,9 +386,9 @@ def test_options_that_do_not_go_together(
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        (b"", "is no picture that can be read: cannot identify image file"),
-        (b"text", "is no picture that can be read: cannot identify image file"),
-        (None, "is no picture that can be read: "),
+        (b"", "the picture cannot be read: cannot identify image file"),
+        (b"text", "the picture cannot be read: cannot identify image file"),
+        (None, "the picture cannot be read: "),
     ],
     ids=["empty", "text", "half"],
 )
@@ -409,7 +409,7 @@ def test_pictures_of_sixteen_bits_are_refused(bench: Path) -> None:
 
     message = quantize(bench, "--images", bench / "album", "--preprocess", "yolo")
 
-    assert message == f"qdq: {path}: has more than 8 bits a channel (I;16); convert it to 8 bits\n"
+    assert message == f"qdq: {path}: the picture has more than 8 bits per channel (I;16). Convert it to 8 bits.\n"
 
 
 def test_a_picture_of_too_many_pixels_is_refused(
@@ -421,7 +421,7 @@ def test_a_picture_of_too_many_pixels_is_refused(
 
     assert (
         message
-        == f"qdq: {bench / 'album' / '1.png'}: is no picture that can be read: {message.partition('read: ')[2]}"
+        == f"qdq: {bench / 'album' / '1.png'}: the picture cannot be read: {message.partition('read: ')[2]}"
     )
     assert "decompression bomb" in message
 
@@ -429,7 +429,7 @@ def test_a_picture_of_too_many_pixels_is_refused(
 MODELS = {
     "channels": (
         picture_model(1, 1, 8, 8),
-        "is float32[1, 1, 8, 8], which is no picture with 3 channels as yolo gives them",
+        "is float32[1, 1, 8, 8], but yolo makes pictures of 3 channels. Write a preprocess file with 'channels' and 'layout' of the",
         "yolo",
     ),
     "integers": (
@@ -439,22 +439,22 @@ MODELS = {
     ),
     "others": (
         picture_model(1, 3, 8, 8, more=("scale",)),
-        "pictures feed only 'images', and 'scale' would get nothing; pass --data",
+        "pictures feed only 'images', and 'scale' would get nothing. Pass --data",
         "yolo",
     ),
     "batches": (
         picture_model(3, 3, 8, 8),
-        "album: holds 4 pictures, which batches of 3 do not divide; leave out 1",
+        "album: the folder holds 4 pictures, which batches of 3 do not divide. Remove ",
         "yolo",
     ),
     "unsized": (
         picture_model(1, 3, "h", 8),
-        "of no fixed size; write 'size' into",
+        "of no fixed size. Write 'size' into",
         "fit: stretch\n",
     ),
     "no-input": (
         picture_model(1, 3, 8, 8),
-        "the model has no input 'image'. Did you mean 'images'?; it has 'images'",
+        "the model has no input 'image'. Did you mean 'images'? It has 'images'",
         "fit: stretch\ninput: image\n",
     ),
 }
@@ -470,14 +470,14 @@ def test_a_model_that_takes_no_pictures_is_named_with_its_inputs(bench: Path, na
 
 
 MISTAKES = {
-    "list": ("- fit\n", 1, "a preprocess file is a mapping with some of like, fit, size"),
+    "list": ("- fit\n", 1, "a preprocess file is a mapping. Write some of like, fit, size"),
     "empty": ("", 1, "a preprocess file is a mapping"),
     "misspelt": ("fit: crop\nsizes: 3\n", 2, "unknown key 'sizes'. Did you mean 'size'"),
     "twice": ("fit: crop\nfit: crop\n", 2, "the key 'fit' is given twice"),
     "no-fit": (
         "size: 3\n",
         1,
-        "the key 'fit' is missing; write one of crop, letterbox, stretch, or 'like' and a preset",
+        "the key 'fit' is missing. Write one of crop, letterbox, stretch, or 'like' and a preset",
     ),
     "fit": (
         "fit: leterbox\n",
@@ -492,67 +492,67 @@ MISTAKES = {
     "size": (
         "fit: crop\nsize: [1, 2, 3]\n",
         2,
-        "'size' is [1, 2, 3]; write pixels: one number, or [height, width]",
+        "'size' is [1, 2, 3]. Write pixels: one number, or [height, width]",
     ),
-    "size-zero": ("fit: crop\nsize: 0\n", 2, "'size' is 0; write pixels"),
+    "size-zero": ("fit: crop\nsize: 0\n", 2, "'size' is 0. Write pixels"),
     "resize": (
         "fit: crop\nsize: 8\nresize: 6\n",
         3,
-        "'resize' is the short side before 'size' is cut out; give both, 'resize' the larger",
+        "'resize' is the short side before 'size' is cut out. Write both, 'resize' the larger",
     ),
-    "resize-truth": ("fit: crop\nresize: true\n", 2, "'resize' is True; write a number of pixels"),
+    "resize-truth": ("fit: crop\nresize: true\n", 2, "'resize' is True. Write a number of pixels"),
     "resize-idle": (
         "fit: stretch\nresize: 9\n",
         2,
-        "'resize' is only for 'fit: crop'; leave it out",
+        "'resize' is only for 'fit: crop'. Remove it",
     ),
     "fill-idle": (
         "fit: stretch\nfill: 9\n",
         2,
-        "'fill' is only for 'fit: letterbox'; leave it out",
+        "'fill' is only for 'fit: letterbox'. Remove it",
     ),
     "mean": (
         "fit: stretch\nmean: [1, 2]\n",
         2,
-        "'mean' has 2 numbers; write one, or one for each of 3 channels",
+        "'mean' has 2 numbers. Write one, or one for each of 3 channels",
     ),
     "mean-text": (
         "fit: stretch\nmean: half\n",
         2,
-        "'mean' is 'half'; write a number such as 0.5 or 1/255",
+        "'mean' is 'half'. Write a number such as 0.5 or 1/255",
     ),
     "std": (
         "fit: stretch\nstd: [1, 0, 1]\n",
         2,
-        "'std' is [1, 0, 1]; write a number for each channel, none of them 0",
+        "'std' is [1, 0, 1]. Write a number for each channel, none of them 0",
     ),
     "scale": (
         "fit: stretch\nscale: 1/0\n",
         2,
-        "'scale' is '1/0'; write a number such as 0.5 or 1/255",
+        "'scale' is '1/0'. Write a number such as 0.5 or 1/255",
     ),
-    "scale-infinite": ("fit: stretch\nscale: .inf\n", 2, "'scale' is inf; write a number"),
+    "scale-infinite": ("fit: stretch\nscale: .inf\n", 2, "'scale' is inf. Write a number"),
     "scale-huge": (
         "fit: stretch\nscale: '1e999999999'\n",
         2,
-        "'scale' is '1e999999999'; write a number",
+        "'scale' is '1e999999999'. Write a number",
     ),
-    "scale-nan": ("fit: stretch\nscale: .nan\n", 2, "'scale' is nan; write a number"),
+    "scale-nan": ("fit: stretch\nscale: .nan\n", 2, "'scale' is nan. Write a number"),
     "fill": (
         "fit: letterbox\nfill: [0, 0, 256]\n",
         2,
-        "'fill' is [0, 0, 256]; write colours from 0 to 255",
+        "'fill' is [0, 0, 256]. Write colours from 0 to 255",
     ),
     "grey-mean": (
         "like: imagenet\nchannels: gray\n",
         1,
-        "'mean' has 3 numbers; write one, or one for each of 1 channels",
+        "'mean' has 3 numbers. Write one, or one for each of 1 channels",
     ),
-    "antialias": ("fit: stretch\nantialias: 'no'\n", 2, "'antialias' is 'no'; write true or false"),
+    "antialias": ("fit: stretch\nantialias: 'no'\n", 2, "'antialias' is 'no'. Write true or false"),
     "lanczos": (
         "fit: stretch\nantialias: false\ninterpolation: lanczos\n",
         2,
-        "without 'antialias' the interpolation is one of nearest, bilinear, bicubic",
+        "Without 'antialias', write one of nearest, bilinear, bicubic",
     ),
     "layout": (
         "fit: stretch\nlayout: NCHW\n",
