@@ -1,5 +1,5 @@
 # make demo   installs into .venv, quantizes the models in fixtures/, measures them, and builds their engines
-# make docs   writes docs/rules.md, docs/facts.md, docs/findings.md and rules/schema.json
+# make docs   writes the generated pages of docs/ and rules/schema.json
 # make test   installs, checks style, types and import order, and runs the suite
 PYTHON ?= python3
 VENV := .venv

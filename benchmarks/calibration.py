@@ -137,7 +137,7 @@ def main() -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        description="Measure calibration against inference, ONNX Runtime's calibrators and ModelOpt."
+        description="Time calibration against inference, ONNX Runtime's calibrators and ModelOpt."
     )
     parser.add_argument(
         "models",

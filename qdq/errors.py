@@ -55,9 +55,14 @@ class LayerFileError(CompilerError):
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Return ``" Did you mean 'a' or 'b'?"`` for the known words nearest to `word`, or ``""``."""
+    """Return the end of a sentence about an unknown word, with the known words nearest to it.
+
+    It is ``". Did you mean 'a' or 'b'?"``, or ``"."`` where none is near.
+    """
     near = difflib.get_close_matches(word, list(known), n=2, cutoff=0.55)
-    return f" Did you mean {' or '.join(repr(n) for n in near)}?" if near else ""
+    if not near:
+        return "."
+    return f". Did you mean {' or '.join(map(repr, near))}?"
 
 
 def first_line(error: BaseException | str) -> str:

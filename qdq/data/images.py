@@ -161,7 +161,7 @@ def _find_candidates(input_name: str | None, specs: Specs, name: str) -> list[In
     known = [spec.name for spec in specs]
     if input_name not in known:
         raise DataError(
-            f"{name}: the model has no input {input_name!r}.{did_you_mean(input_name, known)} "
+            f"{name}: the model has no input {input_name!r}{did_you_mean(input_name, known)} "
             f"It has {join_input_names(specs)}."
         )
     return [spec for spec in specs if spec.name == input_name]

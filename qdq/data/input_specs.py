@@ -121,7 +121,7 @@ def find_array(spec: InputSpec, sample: Any, location: str) -> Array:
         names = ", ".join(map(repr, known)) or "nothing"
         hint = did_you_mean(spec.name, known)
         raise DataError(
-            f"{location}: the sample has no array for input {spec.name!r}; it holds {names}."
+            f"{location}: the sample has no array for input {spec.name!r}; it holds {names}"
             f"{hint} Name arrays after inputs."
         )
     try:

@@ -70,7 +70,7 @@ def preprocess_path(name: str | Path) -> Path:
         return path
     hint = did_you_mean(str(name), presets)
     raise DataError(
-        f"--preprocess {str(name)!r}: there is no such file or preset.{hint} "
+        f"--preprocess {str(name)!r}: there is no such file or preset{hint} "
         f"Presets are {', '.join(presets)}."
     )
 
