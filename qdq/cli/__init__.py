@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 COMMANDS = {
     "quantize": "Quantize an ONNX file: plan, calibrate, apply and check in one step.",
     "plan": "Decide which edges get a Q/DQ pair, and by which rule.",
-    "explain": "Explain why the inputs of a node, or the readers of a tensor, are quantized or not.",
+    "explain": "Explain why a node's inputs or a tensor's readers are quantized or not.",
     "calibrate": "Run the float model over data and compute the scales of a plan.",
     "ranges": "Merge observed ranges; export ranges as TensorRT calibration cache, YAML or JSON.",
     "apply": "Write the model with the Q/DQ pairs of a plan and its scales.",
@@ -116,8 +116,8 @@ def cli(ctx: click.Context, no_project: bool) -> None:
       qdq quantize model.onnx -o model.int8.onnx --data samples/ --target rtx:sm86
       qdq validate model.onnx model.int8.onnx --data samples/ --target rtx:sm86
 
-    A project file gives defaults for --rules, --target, --data and other options. It is qdq.yaml, or
-    [tool.qdq] in pyproject.toml, in the current folder or the nearest one above it.
+    A project file gives defaults for --rules, --target, --data and other options. It is qdq.yaml,
+    or [tool.qdq] in pyproject.toml, in the current folder or the nearest one above it.
 
     Exit codes: 0 clean, 1 findings, 2 could not run.
     """
@@ -171,7 +171,7 @@ def _format_click_error(error: click.ClickException) -> str:
 
 
 def run() -> None:
-    """Run the command line and end the process, without first freeing the memory of large models."""
+    """Run the command line and end the process, without freeing the memory of models first."""
     code = main()
     # A reader may have gone away, and `main` may have closed a stream.
     with contextlib.suppress(OSError, ValueError):

@@ -88,8 +88,8 @@ class CalibrateOptions(msgspec.Struct, frozen=True):
 def command(ctx: click.Context, options: CalibrateOptions) -> None:
     """Run MODEL over the data and write the scales that PLAN needs, as JSON.
 
-    With --ranges, the tensors that FILE names get its ranges. Without data, FILE must name all tensors that
-    PLAN quantizes. With --shard, the ranges of a part of the data are written instead.
+    With --ranges, the tensors that FILE names get its ranges. Without data, FILE must name all
+    tensors that PLAN quantizes. With --shard, the ranges of a part of the data are written instead.
 
     \b
     Example:

@@ -106,10 +106,11 @@ class CheckOptions(msgspec.Struct, frozen=True):
 @click.pass_context
 @collect_options(CheckOptions)
 def command(ctx: click.Context, options: CheckOptions) -> None:
-    """Report the Q/DQ of MODELS that TensorRT would refuse or misread, or that differs from the rules.
+    """Report Q/DQ of MODELS that TensorRT would refuse or misread, or that differs from the rules.
 
-    Rules and targets default to those of the project file, else to those that qdq recorded in each model.
-    Exit 1 if there are findings, 2 if a model could not be checked. The other models are checked all the same.
+    Rules and targets default to those of the project file, else to those that qdq recorded in each
+    model. Exit 1 if there are findings, 2 if a model could not be checked. The other models are
+    checked all the same.
 
     \b
     Example:

@@ -116,8 +116,8 @@ def _refuse_name(name: str, folder: Path, cases: Path) -> None:
     """Raise UsageError for a name that is invalid or in use."""
     if not _NAME.fullmatch(name) or name == Path(SET_FILE).stem:
         raise UsageError(
-            f"rule name {name!r}: a name has small letters, digits and hyphens. "
-            "Pass one such as float-head."
+            f"rule name {name!r}: a name has only small letters, digits and hyphens, and is not "
+            "'set'. Pass one such as float-head."
         )
     if load_rules([DEFAULT_SET]).rule(name):
         raise UsageError(

@@ -41,8 +41,8 @@ def command() -> None:
 def _merge(parts: tuple[Path, ...], output: Path, force: bool) -> None:
     """Write the ranges over all samples of PARTS: the same bytes as one run over all samples.
 
-    PARTS are files that 'qdq calibrate --shard' wrote, or '--save-ranges' for different data. Some parts may
-    be merged now and the others later.
+    PARTS are files that 'qdq calibrate --shard' wrote, or '--save-ranges' for different data. Some
+    parts may be merged now and the others later.
 
     \b
     Example:
@@ -88,9 +88,9 @@ def _export(
 ) -> None:
     """Write the ranges of the activations in SOURCE as a TensorRT calibration cache, YAML or JSON.
 
-    SOURCE is any file that --ranges reads: observed ranges, scales of 'qdq calibrate', a calibration cache,
-    YAML or JSON, or a quantized model (.onnx). The files hold no ranges of weights; readers take the largest
-    weights.
+    SOURCE is any file that --ranges reads: observed ranges, scales of 'qdq calibrate', a
+    calibration cache, YAML or JSON, or a quantized model (.onnx). The files hold no ranges of
+    weights; readers take the largest weights.
 
     \b
     Example:

@@ -28,7 +28,7 @@ from qdq.testing.case_files import case_names
 
 
 class _RulesGroup(click.Group):
-    """A group whose default command is `list`: `qdq rules tensorrt` is `qdq rules list tensorrt`."""
+    """A group whose default is `list`: `qdq rules tensorrt` is `qdq rules list tensorrt`."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         if not args or args[0] not in (*self.commands, "-h", "--help"):
@@ -81,7 +81,7 @@ def _list(names: tuple[str, ...], layout: str) -> None:
 @rules_option
 @format_option
 def _show(name: str, rule_sets: tuple[str, ...], layout: str) -> None:
-    """Print the rule NAME in full: sentence, reason, source, evidence, conditions, beaten rules, cases.
+    """Print the rule NAME in full: sentence, reason, source, evidence, conditions and cases.
 
     \b
     Example:
@@ -134,9 +134,9 @@ def _schema() -> None:
 )
 @force_option
 def _docs(names: tuple[str, ...], output: Path, force: bool) -> None:
-    """Write the rules of sets (rules.md), the facts (facts.md) and the findings of 'qdq check' (findings.md).
+    """Write rules.md, facts.md and findings.md: rules, facts, and the findings of 'qdq check'.
 
-    Without SET, rules.md has all shipped sets.
+    Without SET, rules.md has the rules of all shipped sets.
 
     \b
     Example:

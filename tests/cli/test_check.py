@@ -243,7 +243,7 @@ def test_a_project_file_chooses_codes_and_ignores_them_in_files(
     [
         (
             "check: [error]\n",
-            "qdq.yaml:1: 'check' is ['error']; write some of select, ignore, baseline, per-file-ignores",
+            "qdq.yaml:1: 'check' is ['error']. Write some of select, ignore, baseline, per-file-ignores.",
         ),
         (
             "check:\n  selekt: error\n",
@@ -259,9 +259,9 @@ def test_a_project_file_chooses_codes_and_ignores_them_in_files(
         ),
         (
             "check: {per-file-ignores: uint8}\n",
-            "qdq.yaml:1: 'per-file-ignores': is 'uint8'; write a glob of paths and the codes to ignore in them",
+            "qdq.yaml:1: 'per-file-ignores': the value is 'uint8'. Write a glob of paths and the codes to ignore in them",
         ),
-        ("check: {baseline: 5}\n", "qdq.yaml:1: 'baseline': is 5; write a text"),
+        ("check: {baseline: 5}\n", "qdq.yaml:1: 'baseline': the value is 5. Write a text."),
     ],
 )
 def test_mistakes_in_the_project_file_are_named_with_their_line(
@@ -299,7 +299,7 @@ def test_entries_that_are_gone_are_said_and_models_that_were_not_checked_are_not
     assert (code, out) == (0, "models/uint8.onnx: no findings\n")
     assert (
         err
-        == "known.json: 1 of its findings are gone, such as models/uint8.onnx: uint8 x -> first[0]; --write-baseline writes it again\n"
+        == "known.json: 1 of its findings no longer exist, such as models/uint8.onnx: uint8 x -> first[0]. Write it again with --write-baseline.\n"
     )
     stale = json.loads(
         run("check", "models/uint8.onnx", "--baseline", "known.json", "--format", "json")[1]
@@ -349,7 +349,7 @@ def test_no_baseline_is_written_of_models_that_could_not_be_checked(folder: Path
     )
     assert (code, out) == (2, "")
     assert err.endswith(
-        "qdq: known.json: was not written, for 1 of 2 models could not be checked\n"
+        "qdq: known.json: the baseline was not written, since 1 of 2 models could not be checked. Fix or skip them.\n"
     )
     assert not (folder / "known.json").exists()
 
@@ -561,7 +561,7 @@ def test_engine_needs_an_rtx_target(folder: Path) -> None:
     message = refused(folder, "check", "models/good.onnx", "--engine")
     assert (
         message
-        == "qdq: models/good.onnx: --engine builds for rtx targets, and it has none; pass --target rtx:sm86\n"
+        == "qdq: models/good.onnx: --engine builds for rtx targets, and the model has none. Pass --target rtx:sm86.\n"
     )
 
 

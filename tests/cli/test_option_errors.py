@@ -16,17 +16,20 @@ RTX = "rtx:sm75, rtx:sm80, rtx:sm86, rtx:sm89, rtx:sm120, rtx:sm121"
 @pytest.mark.parametrize(
     ("argv", "says"),
     [
-        (["quantise"], "no command 'quantise'. Did you mean 'quantize'?; 'qdq --help' lists them"),
+        (
+            ["quantise"],
+            "no command 'quantise'. Did you mean 'quantize'? 'qdq --help' lists the commands.",
+        ),
         (["calibrat", "x"], "no command 'calibrat'. Did you mean 'calibrate'"),
-        (["frobnicate"], "no command 'frobnicate'; 'qdq --help' lists them"),
-        ([], "Missing command; 'qdq --help' shows how"),
-        (["quantize"], "Missing argument 'MODEL'; 'qdq quantize --help' shows how"),
+        (["frobnicate"], "no command 'frobnicate'. 'qdq --help' lists the commands."),
+        ([], "Missing command. Run 'qdq --help' for help."),
+        (["quantize"], "Missing argument 'MODEL'. Run 'qdq quantize --help' for help."),
         (
             ["quantize", "MODEL"],
-            "Missing option '-o' / '--output'; 'qdq quantize --help' shows how",
+            "Missing option '-o' / '--output'. Run 'qdq quantize --help' for help.",
         ),
         (["quantize", "MODEL", "-o"], "Option '-o' requires an argument"),
-        (["plan"], "Missing argument 'MODEL'; 'qdq plan --help' shows how"),
+        (["plan"], "Missing argument 'MODEL'. Run 'qdq plan --help' for help."),
         (["explain", "MODEL"], "Missing argument 'NAME'"),
         (["calibrate", "MODEL"], "Missing argument 'PLAN'"),
         (["apply", "MODEL", "PLAN"], "Missing argument 'SCALES'"),
