@@ -1,4 +1,4 @@
-"""The project file: found from below, strict, and the default of every option that is not given."""
+"""The project file: its location, its errors, and the defaults that it gives to options."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ KEEP = "rule: keep\nsays: Leave the classifier in float.\nwhere: {into: Gemm}\nt
 
 @pytest.fixture
 def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Return a repository with a model, data and rules of its own, the current folder being one below."""
+    """Return a repository with a model, data and rules, and change to a folder below it."""
     (tmp_path / ".git").mkdir()
     (tmp_path / "work").mkdir()
     (tmp_path / "rules").mkdir()
@@ -123,10 +123,10 @@ def test_an_option_that_is_given_wins_and_no_project_ignores_the_file(repository
     (repository / "qdq.yaml").write_text(FILES["qdq.yaml"])
     model = repository / "model.onnx"
 
-    given = json.loads(
+    plan = json.loads(
         run("plan", model, "--rules", "tensorrt", "--target", "trt:sm80", "--format", "json")[1]
     )
-    assert (given["rule_sets"], given["targets"]) == (["tensorrt"], [{"backend": "trt", "sm": 80}])
+    assert (plan["rule_sets"], plan["targets"]) == (["tensorrt"], [{"backend": "trt", "sm": 80}])
 
     code, text, err = run("--no-project", "plan", model, "--format", "json")
     assert (code, err, json.loads(text)["rule_sets"]) == (0, "", ["tensorrt"])
@@ -149,8 +149,9 @@ def test_globs_of_the_project_reach_check(repository: Path) -> None:
 def test_the_nearest_file_counts_and_the_search_ends_at_the_repository(repository: Path) -> None:
     (repository / "qdq.yaml").write_text("method: max\n")
     (repository / "work" / "qdq.yaml").write_text("method: mse\n")
-    assert (found := find_project(repository / "work")) is not None
-    assert found.options == {"method": "mse"}
+    project = find_project(repository / "work")
+    assert project is not None
+    assert project.options == {"method": "mse"}
 
     inner = repository / "work" / "inner"
     (inner / ".git").mkdir(parents=True)
@@ -233,9 +234,9 @@ MISTAKES = {
 }
 
 
-@pytest.mark.parametrize(("content", "line", "says"), MISTAKES.values(), ids=MISTAKES)
+@pytest.mark.parametrize(("content", "line", "expected"), MISTAKES.values(), ids=MISTAKES)
 def test_a_mistake_in_qdq_yaml_is_named_with_its_line(
-    repository: Path, content: str, line: int, says: str
+    repository: Path, content: str, line: int, expected: str
 ) -> None:
     path = repository / "qdq.yaml"
     path.write_text(content)
@@ -243,7 +244,7 @@ def test_a_mistake_in_qdq_yaml_is_named_with_its_line(
     message = refused(repository, "plan", repository / "model.onnx")
 
     assert message.startswith(f"qdq: {path}:{line}: "), message
-    assert says in message
+    assert expected in message
 
 
 TOML_MISTAKES = {
@@ -267,9 +268,9 @@ TOML_MISTAKES = {
 }
 
 
-@pytest.mark.parametrize(("content", "line", "says"), TOML_MISTAKES.values(), ids=TOML_MISTAKES)
+@pytest.mark.parametrize(("content", "line", "expected"), TOML_MISTAKES.values(), ids=TOML_MISTAKES)
 def test_a_mistake_in_pyproject_is_named_with_its_line(
-    repository: Path, content: str, line: int, says: str
+    repository: Path, content: str, line: int, expected: str
 ) -> None:
     path = repository / "pyproject.toml"
     path.write_text(content)
@@ -277,7 +278,7 @@ def test_a_mistake_in_pyproject_is_named_with_its_line(
     message = refused(repository, "plan", repository / "model.onnx")
 
     assert message.startswith(f"qdq: {path}:{line}: "), message
-    assert says in message
+    assert expected in message
 
 
 def test_a_pyproject_with_a_table_for_qdq_that_is_no_toml_is_named(repository: Path) -> None:
@@ -292,5 +293,5 @@ def test_two_project_files_side_by_side_are_refused(repository: Path) -> None:
     for name, content in FILES.items():
         (repository / name).write_text(content)
 
-    says = f"qdq: {repository / 'qdq.yaml'}: pyproject.toml beside it has a [tool.qdq] too. Keep one of them.\n"
-    assert refused(repository, "plan", repository / "model.onnx") == says
+    message = f"qdq: {repository / 'qdq.yaml'}: pyproject.toml beside it has a [tool.qdq] too. Keep one of them.\n"
+    assert refused(repository, "plan", repository / "model.onnx") == message
