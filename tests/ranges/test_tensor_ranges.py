@@ -317,7 +317,10 @@ def test_quantize_saves_the_ranges_that_calibrate_saves(tmp_path: Path) -> None:
         (("--max-memory", "4"), "a size is a number and a unit. Pass one such as 4GB"),
         (("--max-memory", "1MB"), "allow at least as much with --max-memory"),
         (("--device", "gpu"), "unknown device 'gpu'"),
-        (("--workers", "2", "--scheduler", "tcp://x:1"), "pass one of them"),
+        (
+            ("--workers", "2", "--scheduler", "tcp://x:1"),
+            "--workers and --scheduler exclude each other",
+        ),
     ],
 )
 def test_options_that_cannot_be_met_end_in_one_line(
