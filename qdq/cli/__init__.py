@@ -141,7 +141,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except QdqError as error:
         return _fail(_join_lines(str(error)), error.exit_code)
     except MemoryError as error:
-        detail = _join_lines(str(error)) or "for this model and data"
+        detail = _join_lines(str(error)) or "the model and the data do not fit"
         return _fail(f"not enough memory: {detail}. Use a smaller batch.")
     except (KeyboardInterrupt, click.Abort) as error:
         advice = str(error.__cause__ or error)  # of `resumable`, which click wraps in an Abort
