@@ -1,8 +1,8 @@
-"""`python -m qdq` is the command `qdq`."""
+"""Entry point of `python -m qdq`."""
 
 from __future__ import annotations
 
 from qdq.cli import run
 
-if __name__ == "__main__":  # and not where a worker process imports it again
+if __name__ == "__main__":  # worker processes import this module under another name
     run()

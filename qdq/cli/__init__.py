@@ -1,4 +1,4 @@
-"""The command `qdq`: commands are imported when they are called, so that help comes at once."""
+"""The command `qdq`. Its commands are imported when they are called, so that help is quick."""
 
 from __future__ import annotations
 
@@ -8,61 +8,71 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from qdq import __version__
 from qdq.errors import QdqError
 
+if TYPE_CHECKING:
+    from qdq.cli.project_file import Project
+
 #: Commands in the order of the work, with the line that `qdq --help` shows.
 COMMANDS = {
-    "quantize": "ONNX file in, Q/DQ file out: plan, calibrate, apply and check in one.",
-    "plan": "Decide for every edge whether it gets a pair, and say by which rule.",
-    "explain": "Say why the inputs of a node, or the readers of a tensor, are quantized or not.",
-    "calibrate": "Run the float model over data and compute the plan's scales.",
-    "ranges": "Merge what parts of the samples gave; turn ranges into TensorRT's calibration cache, YAML or JSON.",
-    "apply": "Write the model with the pairs of a plan and its scales.",
-    "strip": "Take the Q/DQ pairs out of a model again.",
-    "check": "Find where models' Q/DQ differ from the rules, or would be refused.",
-    "diff": "Print which pairs two models differ in: added, removed, moved and rescaled.",
+    "quantize": "Quantize an ONNX file: plan, calibrate, apply and check in one step.",
+    "plan": "Decide which edges get a Q/DQ pair, and by which rule.",
+    "explain": "Explain why a node's inputs or a tensor's readers are quantized or not.",
+    "calibrate": "Run the float model over data and compute the scales of a plan.",
+    "ranges": "Merge observed ranges; export ranges as TensorRT calibration cache, YAML or JSON.",
+    "apply": "Write the model with the Q/DQ pairs of a plan and its scales.",
+    "strip": "Remove the Q/DQ pairs from a model.",
+    "check": "Find Q/DQ that differs from the rules, or that TensorRT would refuse.",
+    "diff": "Print the pairs in which two models differ: added, removed, moved and rescaled.",
     "validate": "Compare float and quantized model in ONNX Runtime and in TensorRT's engines.",
     "probe": "Measure which layers a target runs in INT8 and FP8, as a kernel table.",
-    "test": "Run the cases of rule files.",
-    "facts": "List the words that rules may use.",
-    "rules": "List or show rules with their reasons; write their schema and documents.",
-    "new-rule": "Write a rule and its cases to start from.",
+    "test": "Run the test cases of rule files.",
+    "facts": "List the facts and formats that rules may use.",
+    "rules": "List or show rules with their reasons; write their schema and documentation.",
+    "new-rule": "Write a new rule and its test cases as a starting point.",
 }
 
 #: Commands that a project file gives defaults to.
 PROJECT_COMMANDS = ("quantize", "plan", "explain", "calibrate", "check", "validate")
+
+_COULD_NOT_RUN = 2
 _INTERRUPTED = 130
+
+#: Key of click's `meta`: whether help is requested.
 _HELP = "qdq.help"
 
 
-class _Lazy(click.Group):
-    """A group whose commands live in modules of their own names."""
+class _LazyGroup(click.Group):
+    """A group whose commands are in modules of their names."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        ctx.meta[_HELP] = not {"-h", "--help"}.isdisjoint(args)
+        ctx.meta[_HELP] = "-h" in args or "--help" in args
         return super().parse_args(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
             code = super().invoke(ctx)
-        except click.exceptions.Exit:  # how commands end that found something
-            self._say_project(ctx)
+        except click.exceptions.Exit:  # commands that report findings end so
+            self._print_project(ctx)
             raise
-        self._say_project(ctx)
+        self._print_project(ctx)
         return code
 
-    def _say_project(self, ctx: click.Context) -> None:
-        """Say on standard error which project file gave the command defaults."""
-        if ctx.obj is None or not (command := self.get_command(ctx, ctx.invoked_subcommand or "")):
+    def _print_project(self, ctx: click.Context) -> None:
+        """Print on standard error which project file gave the command defaults."""
+        project: Project | None = ctx.obj
+        command = self.get_command(ctx, ctx.invoked_subcommand or "")
+        if project is None or command is None:
             return
-        options = {p.name for p in command.params}
-        if keys := [key for key in ctx.obj.keys if not options.isdisjoint(ctx.obj.options_of(key))]:
-            click.echo(f"project file {os.path.relpath(ctx.obj.path)}: {', '.join(keys)}", err=True)
+        keys = project.list_used_keys({parameter.name for parameter in command.params})
+        if keys:
+            path = os.path.relpath(project.path)
+            click.echo(f"project file {path}: {', '.join(keys)}", err=True)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -70,9 +80,8 @@ class _Lazy(click.Group):
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         if name not in COMMANDS:
             return None
-        command: click.Command = importlib.import_module(
-            f"qdq.cli.{name.replace('-', '_')}"
-        ).command
+        module = importlib.import_module(f"qdq.cli.{name.replace('-', '_')}")
+        command: click.Command = module.command
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -85,14 +94,14 @@ class _Lazy(click.Group):
         from qdq.errors import did_you_mean
 
         if args and args[0] not in COMMANDS and not args[0].startswith("-"):
-            raise click.UsageError(
-                f"no command {args[0]!r}{did_you_mean(args[0], COMMANDS)}; 'qdq --help' lists them"
-            )
+            name = args[0]
+            hint = did_you_mean(name, COMMANDS) or "."
+            raise click.UsageError(f"no command {name!r}{hint} 'qdq --help' lists the commands.")
         return super().resolve_command(ctx, args)
 
 
 @click.group(
-    cls=_Lazy,
+    cls=_LazyGroup,
     no_args_is_help=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
 )
@@ -100,66 +109,72 @@ class _Lazy(click.Group):
 @click.version_option(__version__, prog_name="qdq")
 @click.pass_context
 def cli(ctx: click.Context, no_project: bool) -> None:
-    """Put QuantizeLinear/DequantizeLinear pairs where TensorRT wants them, and prove the result.
+    """Insert, repair and check the QuantizeLinear/DequantizeLinear pairs that TensorRT requires.
 
     \b
     Example:
       qdq quantize model.onnx -o model.int8.onnx --data samples/ --target rtx:sm86
       qdq validate model.onnx model.int8.onnx --data samples/ --target rtx:sm86
 
-    A project file, qdq.yaml or [tool.qdq] in pyproject.toml, here or above, gives defaults for --rules,
-    --target, --data and others.
+    A project file gives defaults for --rules, --target, --data and other options. It is qdq.yaml,
+    or [tool.qdq] in pyproject.toml, in the current folder or the nearest one above it.
 
     Exit codes: 0 clean, 1 findings, 2 could not run.
     """
-    if ctx.invoked_subcommand in PROJECT_COMMANDS and not no_project and not ctx.meta[_HELP]:
-        from qdq.cli.project_file import find_project
+    if ctx.invoked_subcommand not in PROJECT_COMMANDS or no_project or ctx.meta[_HELP]:
+        return
+    from qdq.cli.project_file import find_project
 
-        ctx.obj = find_project(Path.cwd())
-        ctx.default_map = {ctx.invoked_subcommand: ctx.obj.options} if ctx.obj else None
+    project = find_project(Path.cwd())
+    if project is not None:
+        ctx.obj = project
+        ctx.default_map = {ctx.invoked_subcommand: project.options}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit code; errors become one line on standard error."""
+    """Run the command line and return its exit code. Errors become one line on standard error."""
+    args = None if argv is None else list(argv)
     try:
-        code = cli.main(
-            args=None if argv is None else list(argv), prog_name="qdq", standalone_mode=False
-        )
-        return code if isinstance(code, int) else 0
+        code = cli.main(args=args, prog_name="qdq", standalone_mode=False)
     except click.ClickException as error:
-        click.echo(f"qdq: {_one_line(error)}", err=True)
-        return 2
+        return _fail(_format_click_error(error))
     except QdqError as error:
-        click.echo(f"qdq: {' '.join(str(error).split())}", err=True)
-        return error.exit_code
+        return _fail(_join_lines(str(error)), error.exit_code)
     except MemoryError as error:
-        click.echo(
-            f"qdq: not enough memory: {' '.join(str(error).split()) or 'for this model and data'}; use a smaller batch",
-            err=True,
-        )
-        return 2
+        detail = _join_lines(str(error)) or "the model and the data do not fit"
+        return _fail(f"not enough memory: {detail}. Use a smaller batch.")
     except (KeyboardInterrupt, click.Abort) as error:
-        click.echo(
-            f"qdq: interrupted; {error.__cause__ or error or 'nothing was written'}", err=True
-        )
-        return _INTERRUPTED
+        advice = str(error.__cause__ or error)  # of `resumable`, which click wraps in an Abort
+        return _fail(f"interrupted. {advice}".rstrip(), _INTERRUPTED)
     except BrokenPipeError:
         sys.stderr.close()
         return 0
+    return code if isinstance(code, int) else 0
 
 
-def _one_line(error: click.ClickException) -> str:
-    message = " ".join(error.format_message().split())
-    where = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else ""
-    return f"{message.rstrip('.')}; '{where} --help' shows how" if where else message
+def _fail(message: str, code: int = _COULD_NOT_RUN) -> int:
+    """Print a message on standard error and return an exit code."""
+    click.echo(f"qdq: {message}", err=True)
+    return code
+
+
+def _join_lines(text: str) -> str:
+    """Return a text in one line."""
+    return " ".join(text.split())
+
+
+def _format_click_error(error: click.ClickException) -> str:
+    message = _join_lines(error.format_message())
+    if isinstance(error, click.UsageError) and error.ctx:
+        return f"{message.rstrip('.')}. Run '{error.ctx.command_path} --help' for help."
+    return message
 
 
 def run() -> None:
-    """Run the command line and end the process with its exit code, without taking large models apart first."""
+    """Run the command line and end the process, without freeing the memory of models first."""
     code = main()
-    with contextlib.suppress(
-        OSError, ValueError
-    ):  # a reader that went away, or a stream that main closed
+    # A reader may have gone away, and `main` may have closed a stream.
+    with contextlib.suppress(OSError, ValueError):
         sys.stdout.flush()
         sys.stderr.flush()
     os._exit(code)

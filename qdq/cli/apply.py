@@ -7,7 +7,8 @@ from pathlib import Path
 import click
 
 from qdq.calibration.scales import read_scales
-from qdq.cli.options import FILE, naming, output_option
+from qdq.cli.messages import name_files_in_errors
+from qdq.cli.options import FILE, output_options
 from qdq.files.output import check_output
 from qdq.graph.index import GraphIndex
 from qdq.graph.loader import load
@@ -22,20 +23,21 @@ from qdq.rewriting.model_file import save
 @click.argument("model", type=FILE)
 @click.argument("plan", type=FILE)
 @click.argument("scales", type=FILE)
-@output_option
+@output_options
 def command(model: Path, plan: Path, scales: Path, output: Path, force: bool) -> None:
-    """Write MODEL with the pairs of PLAN and the scales of SCALES.
+    """Write MODEL with the Q/DQ pairs of PLAN and the scales of SCALES.
 
     \b
     Example:
       qdq apply resnet50.onnx resnet50.plan.yaml resnet50.scales.json -o resnet50.int8.onnx
     """
     check_output(output, (model, plan, scales), force)
-    planned, scaled = read_plan_file(plan), read_scales(scales)
-    source = source_at_plan_opset(load(model), planned.plan)
+    plan_file = read_plan_file(plan)
+    plan_scales = read_scales(scales)
+    source = source_at_plan_opset(load(model), plan_file.plan)
     index = GraphIndex(source)
-    require_edits(planned, index)
-    with naming(plan, scales):
-        rewritten = apply_plan(index, planned.plan, scaled)
-    save(rewritten, source, output, force)
+    require_edits(plan_file, index)
+    with name_files_in_errors(plan, scales):
+        quantized_model = apply_plan(index, plan_file.plan, plan_scales)
+    save(quantized_model, source, output, force)
     click.echo(f"wrote {output}")

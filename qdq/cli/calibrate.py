@@ -2,70 +2,94 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import click
+import msgspec
 
-from qdq.calibration.calibrator import compute_scales, observe_job
-from qdq.calibration.methods import parse_method
+from qdq.calibration.calibrator import KnownRanges, compute_scales, observe_job
+from qdq.calibration.methods import Method
 from qdq.calibration.scales import scales_to_json
-from qdq.cli.options import (
-    FILE,
-    data_option,
-    feeds_of,
-    given_ranges,
-    method_option,
-    naming,
-    observed_in,
-    observing_option,
-    output_option,
+from qdq.cli.data_options import DataOptions, data_options
+from qdq.cli.messages import name_files_in_errors, print_written
+from qdq.cli.observing_options import observing_options
+from qdq.cli.options import FILE, collect_options, output_options
+from qdq.cli.progress import progress, resumable
+from qdq.cli.ranges_options import (
+    MethodOptions,
+    list_observed_files,
+    method_options,
     ranges_option,
+    read_known_ranges,
     save_ranges_option,
 )
-from qdq.cli.progress import progress, resumable
-from qdq.data.feeds import data_files
 from qdq.errors import UsageError
 from qdq.files.output import check_output, write_atomic
 from qdq.graph.index import GraphIndex
 from qdq.graph.loader import load
 from qdq.observers.collection import CollectionJob, Observing
 from qdq.planning.plan_edits import require_edits
-from qdq.planning.plan_file import read_plan_file
+from qdq.planning.plan_file import PlanFile, read_plan_file
 from qdq.planning.planner import source_at_plan_opset
 from qdq.ranges.range_file import write_ranges
 from qdq.reports.report import ranges_summary, scales_summary
-from qdq.reports.sections import sections_text
+from qdq.reports.sections import Section, sections_text
+
+
+class CalibrateOptions(msgspec.Struct, frozen=True):
+    """The arguments and options of the command."""
+
+    model: Path
+    plan: Path
+    output: Path
+    force: bool
+    data: DataOptions
+    method: MethodOptions
+    ranges: Path | None
+    observing: Observing
+    shard: str | None
+    save_ranges: Path | None
+
+    def check_outputs(self) -> None:
+        """Raise UsageError, before any work, for a file that could not be written at the end."""
+        inputs = [self.model, self.plan, *self.data.files]
+        if self.ranges:
+            inputs.append(self.ranges)
+        check_output(self.output, tuple(inputs), self.force)
+        if self.shard and self.ranges:
+            raise UsageError(
+                "--shard only observes samples and chooses no scales. "
+                "Pass --ranges where scales are chosen, without --shard."
+            )
+        if not self.save_ranges:
+            return
+        if self.shard:
+            raise UsageError("--shard writes the ranges of its part to -o. Drop --save-ranges.")
+        check_output(self.save_ranges, (*inputs, self.output), self.force)
 
 
 @click.command("calibrate")
 @click.argument("model", type=FILE)
 @click.argument("plan", type=FILE)
-@data_option
-@method_option
+@data_options
+@method_options
 @ranges_option
-@observing_option
+@observing_options
 @click.option(
     "--shard",
     metavar="I/N",
-    help="Run every N-th sample only, from the I-th on, and write their ranges for 'qdq ranges merge'.",
+    help="Run only every N-th sample, starting with the I-th, "
+    "and write the ranges for 'qdq ranges merge'.",
 )
 @save_ranges_option
-@output_option
+@output_options
 @click.pass_context
-def command(
-    ctx: click.Context,
-    /,
-    model: Path,
-    plan: Path,
-    output: Path,
-    save_ranges: Path | None,
-    **given: Any,
-) -> None:
-    """Run MODEL over the data and write the scales that PLAN needs, as JSON; with --shard the ranges of a part of it.
+@collect_options(CalibrateOptions)
+def command(ctx: click.Context, options: CalibrateOptions) -> None:
+    """Run MODEL over the data and write the scales that PLAN needs, as JSON.
 
-    With --ranges the tensors that FILE names get its ranges; without data it must name all that PLAN quantizes.
+    With --ranges, the tensors that FILE names get its ranges. Without data, FILE must name all
+    tensors that PLAN quantizes. With --shard, the ranges of a part of the data are written instead.
 
     \b
     Example:
@@ -74,52 +98,49 @@ def command(
       qdq calibrate resnet50.onnx resnet50.plan.yaml --data samples/ --shard 2/8 -o part2.ranges
       qdq calibrate resnet50.onnx resnet50.plan.yaml --ranges resnet50.cache -o resnet50.scales.json
     """
-    observing: Observing = given["observing"]
-    outputs = _outputs(model, plan, output, save_ranges, given)
-    ranges = given_ranges(ctx, given["ranges"], given["data"])
-    planned, way = read_plan_file(plan), parse_method(given["method"], given["weights"])
-    index = GraphIndex(source_at_plan_opset(load(model), planned.plan))
-    require_edits(planned, index)
-    job = CollectionJob(index, planned.plan, given["data"], way.needs_histogram, given["batch"])
-    feeds = feeds_of(index, job.data, job.batch, ranges is not None)
-    total = feeds.left(observing.part.number - 1, observing.part.of) if feeds else None
-    with (
-        naming(plan, *observed_in(given["ranges"], ranges)),
-        resumable(observing),
-        progress("calibrating", total, resumed=observing.resume) as advance,
-    ):
-        if given["shard"]:
-            seen = observe_job(job, observing, advance)
-            write_ranges(output, seen)
-            made = ranges_summary(seen)
-        else:
-            scales, seen = compute_scales(job, way, observing, advance, ranges)
-            write_atomic(output, scales_to_json(scales))
-            made = scales_summary(scales)
-        if save_ranges:
-            write_ranges(save_ranges, seen)
-    click.echo(sections_text([made]), nl=False)
-    click.echo(f"\nwrote {', '.join(map(str, outputs))}")
+    options.check_outputs()
+    known_ranges = read_known_ranges(ctx, options.ranges, options.data)
+    plan_file = read_plan_file(options.plan)
+    method = options.method.parse()
+    job = _make_job(options, plan_file, method)
+    summary = _calibrate(options, job, method, known_ranges)
+    click.echo(sections_text([summary]), nl=False)
+    written = [options.output]
+    if options.save_ranges:
+        written.append(options.save_ranges)
+    print_written(written)
 
 
-def _outputs(
-    model: Path, plan: Path, output: Path, save_ranges: Path | None, given: Mapping[str, Any]
-) -> list[Path]:
-    """Return the files that are written; raises UsageError, before any work, for one that could not be."""
-    inputs = (
-        model,
-        plan,
-        *data_files(given["data"]),
-        *([given["ranges"]] if given["ranges"] else []),
+def _make_job(options: CalibrateOptions, plan_file: PlanFile, method: Method) -> CollectionJob:
+    index = GraphIndex(source_at_plan_opset(load(options.model), plan_file.plan))
+    require_edits(plan_file, index)
+    return CollectionJob(
+        index, plan_file.plan, options.data.source, method.needs_histogram, options.data.batch
     )
-    check_output(output, inputs, given["force"])
-    if given["shard"] and given["ranges"]:
-        raise UsageError(
-            "--shard only looks at samples; pass --ranges where scales are made of them"
-        )
-    if not save_ranges:
-        return [output]
-    if given["shard"]:
-        raise UsageError("--shard writes the ranges of its part to -o; leave out --save-ranges")
-    check_output(save_ranges, (*inputs, output), given["force"])
-    return [output, save_ranges]
+
+
+def _calibrate(
+    options: CalibrateOptions,
+    job: CollectionJob,
+    method: Method,
+    known_ranges: KnownRanges | None,
+) -> Section:
+    """Write the scales, or the ranges of a shard, and return their summary."""
+    part = options.observing.part
+    feeds = options.data.open_feeds(job.index, optional=known_ranges is not None)
+    total = feeds.left(part.number - 1, part.of) if feeds else None
+    named_files = (options.plan, *list_observed_files(options.ranges, known_ranges))
+    with (
+        name_files_in_errors(*named_files),
+        resumable(options.observing),
+        progress("calibrating", total, resumed=options.observing.resume) as advance,
+    ):
+        if options.shard:
+            ranges = observe_job(job, options.observing, advance)
+            write_ranges(options.output, ranges)
+            return ranges_summary(ranges)
+        scales, ranges = compute_scales(job, method, options.observing, advance, known_ranges)
+        write_atomic(options.output, scales_to_json(scales))
+        if options.save_ranges:
+            write_ranges(options.save_ranges, ranges)
+        return scales_summary(scales)

@@ -3,31 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import click
 import msgspec
 
-from qdq.cli.options import (
-    FILE,
-    format_option,
-    leave_float_option,
-    profiles_of,
-    rules_of,
-    rules_option,
-    shapes_option,
-    show,
-    target_option,
-    targets_of,
-)
+from qdq.cli.messages import print_record
+from qdq.cli.options import FILE, format_option
+from qdq.cli.plan_options import PlanOptions, plan_options, read_rules
 from qdq.graph.loader import load
 from qdq.planning.explanation import Explanation, explain
-from qdq.planning.planner import plan
+from qdq.planning.planner import plan_source, require_float_model
 from qdq.reports.sections import Section
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """What `--format json` prints."""
+    """The record that `--format json` prints."""
 
     name: str
     explanations: tuple[Explanation, ...]
@@ -36,34 +26,39 @@ class Answer(msgspec.Struct, frozen=True):
 @click.command("explain")
 @click.argument("model", type=FILE)
 @click.argument("name")
-@rules_option
-@target_option
-@leave_float_option
-@shapes_option
+@plan_options
 @format_option
-def command(model: Path, name: str, **given: Any) -> None:
+def command(model: Path, name: str, plan: PlanOptions, layout: str) -> None:
     """Print the decision, the rule, its reason and its source for each input of the node NAME.
 
-    If NAME is a tensor, print them for each node that reads it. A node without a name is
-    written by its position, as in '#17'.
+    If NAME is a tensor, print them for each node that reads it. A node without a name is given by
+    its position, as in '#17'.
 
     \b
     Example:
       qdq explain resnet50.onnx /layer1/layer1.0/Add
     """
-    source, rules = load(model), rules_of(given["rule_sets"])
-    made = plan(
-        source, rules=rules, targets=targets_of(given["targets"]), leave_float=given["leave_float"], allow_unmatched=given["allow_unmatched"],
-        profiles=profiles_of(given["shapes"]),
-    )  # fmt: skip
-    answer = Answer(name, explain(source, made, rules, name))
-    parts = [_section(e) for e in answer.explanations] or [Section(name, ("nothing reads it",))]
-    show(given["layout"], answer, parts)
+    source = load(model)
+    rules = read_rules(plan.rule_sets)
+    request = plan.parse(rules)
+    require_float_model(source)
+    _, decisions = plan_source(source, request)
+    answer = Answer(name, explain(source, decisions, rules, name))
+    sections = [_explanation_section(explanation) for explanation in answer.explanations]
+    if not sections:
+        sections = [Section(name, ("no node reads it",))]
+    print_record(layout, answer, sections)
 
 
-def _section(e: Explanation) -> Section:
-    lines = [f"{e.decision}: {e.rule}" if e.rule else e.decision, e.says]
-    lines += [f"because: {e.because}"] if e.because else []
-    lines += [f"see: {e.see}"] if e.see else []
-    lines += [f"evidence: {e.evidence}"] if e.evidence else []
-    return Section(str(e.edge), tuple(line for line in lines if line))
+def _explanation_section(explanation: Explanation) -> Section:
+    decision = explanation.decision
+    if explanation.rule:
+        decision = f"{decision}: {explanation.rule}"
+    lines = [decision]
+    if explanation.says:
+        lines.append(explanation.says)
+    for label in ("because", "see", "evidence"):
+        text = getattr(explanation, label)
+        if text:
+            lines.append(f"{label}: {text}")
+    return Section(str(explanation.edge), tuple(lines))

@@ -1,20 +1,21 @@
-"""`qdq facts`: the words that rules may use."""
+"""`qdq facts`: the facts and formats that rules may use."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import click
 import msgspec
 
-from qdq.cli.options import format_option, show
+from qdq.cli.messages import print_record
+from qdq.cli.options import format_option
 from qdq.quantizer import FORMATS
 from qdq.reports.sections import Section
 from qdq.rules.facts import EDGE_FACTS, NODE_FACTS, fact_parameters
 
 
 class Fact(msgspec.Struct, frozen=True):
-    """One word, where it may stand, and what it means."""
+    """One word, the keys of a rule that it may follow, and its meaning."""
 
     word: str
     context: str
@@ -24,7 +25,7 @@ class Fact(msgspec.Struct, frozen=True):
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """What `--format json` prints."""
+    """The record that `--format json` prints."""
 
     facts: tuple[Fact, ...]
 
@@ -32,24 +33,26 @@ class Answer(msgspec.Struct, frozen=True):
 @click.command("facts")
 @format_option
 def command(layout: str) -> None:
-    """Print the kebab-case words that rules may use, besides the names of ONNX operators.
+    """Print the kebab-case words that rules may use in addition to the names of ONNX operators.
 
     \b
     Example:
       qdq facts
     """
-    facts = [*_facts(NODE_FACTS, "from, into"), *_facts(EDGE_FACTS, "edge")]
-    facts += [Fact(name, "using", form.description) for name, form in sorted(FORMATS.items())]
-    rows = tuple((f.word, f.context, ", ".join(f.parameters), f.description) for f in facts)
-    show(
-        layout,
-        Answer(tuple(facts)),
-        [Section("Facts and formats", (), ("word", "behind", "given", "holds for"), rows)],
-    )
+    facts = [*_list_facts(NODE_FACTS, "from, into"), *_list_facts(EDGE_FACTS, "edge")]
+    for name, quantizer in sorted(FORMATS.items()):
+        facts.append(Fact(name, "using", quantizer.description))
+    rows = tuple(_table_row(fact) for fact in facts)
+    headers = ("word", "used in", "given", "holds for")
+    section = Section("Facts and formats", headers=headers, rows=rows)
+    print_record(layout, Answer(tuple(facts)), [section])
 
 
-def _facts(functions: dict[str, Callable[..., bool]], behind: str) -> Iterator[Fact]:
+def _list_facts(functions: Mapping[str, Callable[..., bool]], context: str) -> Iterator[Fact]:
     for word, function in sorted(functions.items()):
-        yield Fact(
-            word, behind, " ".join((function.__doc__ or "").split()), fact_parameters(function)
-        )
+        description = " ".join((function.__doc__ or "").split())
+        yield Fact(word, context, description, fact_parameters(function))
+
+
+def _table_row(fact: Fact) -> tuple[str, ...]:
+    return (fact.word, fact.context, ", ".join(fact.parameters), fact.description)

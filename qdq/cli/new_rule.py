@@ -1,4 +1,4 @@
-"""`qdq new-rule`: a rule and its cases to start from."""
+"""`qdq new-rule`: a rule and its cases as a starting point."""
 
 from __future__ import annotations
 
@@ -70,10 +70,10 @@ other-operators:
     default=Path("rules"),
     show_default=True,
     metavar="FOLDER",
-    help="Folder of your rules; made if missing.",
+    help="Folder of your rules, which is created if it is missing.",
 )
 def command(name: str, folder: Path) -> None:
-    """Write the rule NAME and its cases into a folder, as a start that passes 'qdq test'.
+    """Write the rule NAME and its cases into a folder, as a starting point that passes 'qdq test'.
 
     \b
     Example:
@@ -82,20 +82,8 @@ def command(name: str, folder: Path) -> None:
     """
     cases = cases_folder(folder)
     _refuse_name(name, folder, cases)
-    above = (folder.parent / SCHEMA_FILE).exists()  # one for several sets
-    texts = {
-        "name": name,
-        "stem": name.replace("-", "_"),
-        "schema_line": SCHEMA_LINE,
-        "schema_file": f"../{SCHEMA_FILE}" if above else SCHEMA_FILE,
-    }
-    files = {
-        folder / f"{name}.yaml": _RULE.format(**texts),
-        cases / f"{name}.yaml": _CASES.format(**texts),
-    }
-    if not above and not (folder / SCHEMA_FILE).exists():
-        files[folder / SCHEMA_FILE] = json.dumps(rule_schema(), indent=1) + "\n"
-    _make(cases)
+    files = _render_files(name, folder, cases)
+    _create_folder(cases)
     for path in files:
         check_output(path)
     for path, content in files.items():
@@ -104,25 +92,48 @@ def command(name: str, folder: Path) -> None:
     click.echo(f"\nedit both files, then run: qdq test {folder}")
 
 
+def _render_files(name: str, folder: Path, cases: Path) -> dict[Path, str]:
+    """Return the files to write, by path, with the schema unless there is one."""
+    has_shared_schema = (folder.parent / SCHEMA_FILE).exists()  # of several sets
+    values = {
+        "name": name,
+        "stem": name.replace("-", "_"),
+        "schema_line": SCHEMA_LINE,
+        "schema_file": f"../{SCHEMA_FILE}" if has_shared_schema else SCHEMA_FILE,
+    }
+    file_name = f"{name}.yaml"
+    files = {
+        folder / file_name: _RULE.format(**values),
+        cases / file_name: _CASES.format(**values),
+    }
+    schema_path = folder / SCHEMA_FILE
+    if not has_shared_schema and not schema_path.exists():
+        files[schema_path] = json.dumps(rule_schema(), indent=1) + "\n"
+    return files
+
+
 def _refuse_name(name: str, folder: Path, cases: Path) -> None:
+    """Raise UsageError for a name that is invalid or in use."""
     if not _NAME.fullmatch(name) or name == Path(SET_FILE).stem:
         raise UsageError(
-            f"rule name {name!r}: write small letters, digits and hyphens, such as float-head"
+            f"rule name {name!r}: a name has only small letters, digits and hyphens, and is not "
+            "'set'. Pass one such as float-head."
         )
     if load_rules([DEFAULT_SET]).rule(name):
         raise UsageError(
-            f"rule name {name!r}: the set {DEFAULT_SET} has a rule of that name, which yours would replace; choose another"
+            f"rule name {name!r}: the set {DEFAULT_SET} has a rule of that name, "
+            "which the new rule would replace. Pass another name."
         )
     for path in (folder / f"{name}.yaml", folder / f"{name}.yml", cases / f"{name}.yaml"):
         if path.exists():
-            raise UsageError(f"{path}: exists; choose another name, or edit that file")
+            raise UsageError(f"{path}: the file exists. Pass another name, or edit the file.")
 
 
-def _make(folder: Path) -> None:
-    """Make a folder and those above it."""
+def _create_folder(folder: Path) -> None:
+    """Create a folder and those above it."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(
-            f"{folder}: cannot be made: {error.strerror}; choose another folder"
+            f"{folder}: the folder cannot be created: {error.strerror}. Pass another folder."
         ) from error

@@ -2,33 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import click
+import msgspec
 
-from qdq.cli.options import (
-    FILE,
-    format_option,
-    leave_float_option,
-    profiles_of,
-    rules_of,
-    rules_option,
-    shapes_option,
-    show,
-    target_option,
-    targets_of,
-)
+from qdq.cli.messages import print_record
+from qdq.cli.options import FILE, collect_options, force_option, format_option
+from qdq.cli.plan_options import PlanOptions, plan_options, read_rules
 from qdq.files.output import check_output, write_atomic
 from qdq.graph.loader import load
+from qdq.planning.decisions import Plan, ScaleGroup
 from qdq.planning.plan_diff import PlanDiff, diff_plans
 from qdq.planning.plan_file import plan_to_yaml, read_plan
-from qdq.planning.plan_request import PlanRequest
 from qdq.planning.planner import plan_source, require_float_model
 from qdq.reports.report import plan_sections
 from qdq.reports.sections import Section
 
 _SIGNS = {"gained": "+", "lost": "-", "format": "~", "reason": "~"}
+
+
+class PlanCommandOptions(msgspec.Struct, frozen=True):
+    """The arguments and options of the command."""
+
+    model: Path
+    output: Path | None
+    force: bool
+    older: Path | None
+    plan: PlanOptions
+    layout: str
 
 
 @click.command("plan")
@@ -40,70 +43,73 @@ _SIGNS = {"gained": "+", "lost": "-", "format": "~", "reason": "~"}
     metavar="PLAN",
     help="Write the plan here as YAML, for review and for 'qdq apply'.",
 )
-@click.option("--force", is_flag=True, help="Replace the file if it exists.")
+@force_option
 @click.option(
     "--diff",
     "older",
     type=FILE,
     metavar="OLD",
-    help="Print what changed against this older plan file; exit 1 if anything did.",
+    help="Print the changes since this older plan file; exit 1 if there are any.",
 )
-@rules_option
-@target_option
-@leave_float_option
-@shapes_option
+@plan_options
 @format_option
 @click.pass_context
-def command(
-    ctx: click.Context, /, model: Path, output: Path | None, older: Path | None, **given: Any
-) -> None:
-    """Print for every edge of MODEL whether it gets a pair, and which rule decided it.
+@collect_options(PlanCommandOptions)
+def command(ctx: click.Context, options: PlanCommandOptions) -> None:
+    """Print for every edge of MODEL whether it gets a pair, and by which rule.
 
-    With --diff, print what changed since an older plan instead. It may be of another export of
-    the model: edges are matched by the names of nodes and their input slots.
+    With --diff, print the changes since an older plan instead. The older plan may be of another
+    export of the model: edges are matched by the names of nodes and their input slots.
 
     \b
     Example:
       qdq plan resnet50.onnx --target rtx:sm86 -o resnet50.plan.yaml
       qdq plan resnet50.onnx --target rtx:sm86 --diff resnet50.plan.yaml
     """
-    if output:
-        check_output(output, (model,), given["force"])
-    old = read_plan(older) if older else None
-    source = load(model)
-    require_float_model(source)
-    rules, profiles = rules_of(given["rule_sets"]), profiles_of(given["shapes"])
-    index, made = plan_source(
-        source,
-        PlanRequest(
-            rules,
-            targets_of(given["targets"]),
-            given["leave_float"],
-            given["allow_unmatched"],
-            profiles,
-        ),
-    )
-    if output:
-        write_atomic(output, plan_to_yaml(made, index).encode())
-    if old is None:
-        show(given["layout"], made, plan_sections(made))
+    if options.output:
+        check_output(options.output, (options.model,), options.force)
+    older_plan = read_plan(options.older) if options.older else None
+    plan = _make_plan(options)
+    if older_plan is None:
+        print_record(options.layout, plan, plan_sections(plan))
         return
-    diff = diff_plans(old, made)
-    show(given["layout"], diff, [_diff_section(diff, str(older))])
+    diff = diff_plans(older_plan, plan)
+    print_record(options.layout, diff, [_diff_section(diff, str(options.older))])
     ctx.exit(1 if diff else 0)
 
 
+def _make_plan(options: PlanCommandOptions) -> Plan:
+    """Return the plan, and write it where the options name a file."""
+    source = load(options.model)
+    require_float_model(source)
+    rules = read_rules(options.plan.rule_sets)
+    index, plan = plan_source(source, options.plan.parse(rules))
+    if options.output:
+        write_atomic(options.output, plan_to_yaml(plan, index).encode())
+    return plan
+
+
 def _diff_section(diff: PlanDiff, older: str) -> Section:
-    lines = [] if diff.same_model else ["the older plan is of another model, by digest"]
-    lines += [f"{what}: {was or 'none'} -> {now or 'none'}" for what, was, now in diff.context]
+    return Section(f"Changed since {older}", tuple(_format_diff(diff)))
+
+
+def _format_diff(diff: PlanDiff) -> Iterator[str]:
+    """Yield one line for each change between two plans."""
+    if not diff.same_model:
+        yield "the older plan is of another model, by digest"
+    for name, old_value, new_value in diff.context:
+        yield f"{name}: {old_value or 'none'} -> {new_value or 'none'}"
     for change in diff.edges:
-        said = f"{change.old or 'nothing'} -> {change.new or 'nothing'}"
-        lines.append(f"{_SIGNS[change.kind]} {change.edge}  {said}")
-    for sign, groups in (("+", diff.groups_gained), ("-", diff.groups_lost)):
-        lines += [
-            f"{sign} {' + '.join(group.tensors)}  share-scale  {', '.join(group.because)}"
-            for group in groups
-        ]
-    return Section(
-        f"Changed since {older}", tuple(lines if diff else [*lines, "no decision changed"])
-    )
+        decisions = f"{change.old or 'nothing'} -> {change.new or 'nothing'}"
+        yield f"{_SIGNS[change.kind]} {change.edge}  {decisions}"
+    for group in diff.groups_gained:
+        yield f"+ {_format_group(group)}"
+    for group in diff.groups_lost:
+        yield f"- {_format_group(group)}"
+    if not diff:
+        yield "no decision changed"
+
+
+def _format_group(group: ScaleGroup) -> str:
+    tensors = " + ".join(group.tensors)
+    return f"{tensors}  share-scale  {', '.join(group.because)}"

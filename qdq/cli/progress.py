@@ -12,62 +12,78 @@ import click
 from qdq.files.output import remove_output
 from qdq.observers.collection import Observing
 
+_MEGA = 1_000_000
+
+#: Clears the line of a terminal, from its beginning and from the cursor on.
+_CLEAR_LINE = "\r\033[K"
+_CLEAR_REST = "\033[K"
+
 
 @contextmanager
 def resumable(observing: Observing) -> Iterator[None]:
-    """Remove the checkpoint once all is written; say where it lies when the run is interrupted."""
-    kept = observing.checkpoint
+    """Remove the checkpoint at the end; if the run is interrupted, name it in the error."""
+    checkpoint = observing.checkpoint
     try:
         yield
     except KeyboardInterrupt as error:
-        raise KeyboardInterrupt(
-            f"--resume goes on from {kept}" if kept and kept.exists() else ""
-        ) from error
-    if kept:
-        remove_output(kept)
+        advice = ""
+        if checkpoint and checkpoint.exists():
+            advice = f"Pass --resume to continue from {checkpoint}."
+        raise KeyboardInterrupt(advice) from error
+    if checkpoint:
+        remove_output(checkpoint)
 
 
 @contextmanager
 def progress(
     label: str, total: int | None = None, unit: str = "samples", resumed: bool = False
 ) -> Iterator[Callable[..., None]]:
-    """Give a callback that counts on standard error while it is a terminal, out of `total` or of the number it is given.
+    """Give a callback that shows a count on standard error while that is a terminal.
 
-    Behind the count stand the time left, as long as what is done took, and the most memory that the process has held. Of
-    a run that is `resumed`, what the first call counts was done before.
+    The callback takes the count, and the total where `total` is not known beforehand. After the
+    count follow the estimated time that remains and the peak memory of the process. In a run that
+    is `resumed`, the first count is what earlier runs did.
     """
-    shown, began, before = sys.stderr.isatty(), time.monotonic(), None if resumed else 0
+    is_shown = sys.stderr.isatty()
+    start = time.monotonic()
+    first_count = None if resumed else 0
 
     def advance(done: int, of: int | None = total) -> None:
-        nonlocal before
-        before = done if before is None else before
-        if shown:
-            left = (
-                [_duration((time.monotonic() - began) / (done - before) * (of - done))]
-                if of and done > before
-                else []
-            )
-            held = [f"{memory} MB at most"] if (memory := _most_memory()) else []
-            count = f"{label}: {done}{f' of {of}' if of else ''} {unit}"
-            click.echo(f"\r{', '.join([count, *left, *held])}\033[K", err=True, nl=False)
+        nonlocal first_count
+        if first_count is None:
+            first_count = done
+        if not is_shown:
+            return
+        count = f"{done} of {of}" if of else f"{done}"
+        parts = [f"{label}: {count} {unit}"]
+        new_count = done - first_count
+        if of and new_count > 0:
+            seconds_each = (time.monotonic() - start) / new_count
+            parts.append(_format_remaining(seconds_each * (of - done)))
+        memory = _peak_memory()
+        if memory:
+            parts.append(f"{memory} MB at most")
+        click.echo(f"\r{', '.join(parts)}{_CLEAR_REST}", err=True, nl=False)
 
     try:
         yield advance
     finally:
-        if shown:
-            click.echo("\r\033[K", err=True, nl=False)
+        if is_shown:
+            click.echo(_CLEAR_LINE, err=True, nl=False)
 
 
-def _duration(seconds: float) -> str:
+def _format_remaining(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s left" if minutes else f"{rest} s left"
+    if minutes:
+        return f"{minutes} min {rest} s left"
+    return f"{rest} s left"
 
 
-def _most_memory() -> int:
-    """Return the most memory that this process has held, in MB; 0 where the system does not tell, as on Windows."""
+def _peak_memory() -> int:
+    """Return the peak memory of this process in MB; 0 where the system does not report it."""
     try:
         import resource
-    except ImportError:
+    except ImportError:  # Windows
         return 0
     unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit // 1_000_000
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit // _MEGA

@@ -3,44 +3,34 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import click
 import msgspec
 
 from qdq.calibration.calibrator import KnownRanges
-from qdq.cli.options import (
-    FILE,
-    data_option,
-    feeds_of,
-    format_option,
-    given_ranges,
-    leave_float_option,
-    method_option,
-    naming,
-    observed_in,
-    observing_option,
-    output_option,
-    profiles_of,
-    ranges_option,
-    refuse_idle_thresholds,
-    rules_of,
-    rules_option,
-    save_ranges_option,
-    shapes_option,
-    show,
-    target_option,
-    targets_of,
-    thresholds_option,
-)
+from qdq.cli.data_options import DataOptions, data_options
+from qdq.cli.messages import name_files_in_errors, print_record, print_written
+from qdq.cli.observing_options import observing_options
+from qdq.cli.options import FILE, collect_options, format_option, output_options, report_option
+from qdq.cli.plan_options import PlanOptions, parse_profiles, plan_options, read_rules
 from qdq.cli.progress import progress, resumable
-from qdq.data.feeds import Feeds, data_files, open_feeds
+from qdq.cli.ranges_options import (
+    MethodOptions,
+    list_observed_files,
+    method_options,
+    ranges_option,
+    read_known_ranges,
+    save_ranges_option,
+)
+from qdq.cli.threshold_options import refuse_unused_thresholds, threshold_options
+from qdq.data.feeds import open_feeds
 from qdq.errors import ModelError
 from qdq.files.output import check_output, write_atomic
 from qdq.graph.index import GraphIndex
 from qdq.graph.loader import load
-from qdq.graph.shape_profiles import optimal_shapes, require_shapes
+from qdq.graph.shape_profiles import Shape, optimal_shapes, require_shapes
 from qdq.graph.source import Source
+from qdq.observers.collection import Observing
 from qdq.pipeline.buildable import RULE_FILE_SUFFIX, leave_float_yaml
 from qdq.pipeline.quantize_model import BuildOptions, Quantized, quantize
 from qdq.pipeline.requantize import MODES, REPAIR
@@ -51,51 +41,99 @@ from qdq.rewriting.model_file import plan_external_copies, save
 from qdq.rules.rule import RuleSet
 from qdq.rules.shipped import default_rule_sets
 from qdq.validation.accuracy import Accuracy, compare_outputs
-from qdq.validation.validator import Thresholds, misses, validate
+from qdq.validation.validator import Thresholds, Validation, misses, validate
+
+
+class QuantizeOptions(msgspec.Struct, frozen=True):
+    """The arguments and options of the command."""
+
+    model: Path
+    output: Path
+    force: bool
+    data: DataOptions
+    plan: PlanOptions
+    method: MethodOptions
+    ranges: Path | None
+    observing: Observing
+    save_ranges: Path | None
+    existing: str
+    report: Path | None
+    validate: bool
+    until_it_builds: bool
+    thresholds: Thresholds
+    layout: str
+
+    @property
+    def rule_file(self) -> Path:
+        """The file of the rule that --until-it-builds writes, beside the output."""
+        return self.output.with_suffix(RULE_FILE_SUFFIX)
+
+    def check_outputs(self) -> None:
+        """Raise UsageError, before any work, for a file that could not be written at the end."""
+        inputs = [self.model, *self.data.files]
+        if self.ranges:
+            inputs.append(self.ranges)
+        check_output(self.output, tuple(inputs), self.force)
+        if self.until_it_builds:
+            check_output(self.rule_file, tuple(inputs), self.force)
+        taken = [*inputs, self.output]
+        if self.report:
+            check_report_path(self.report)
+            check_output(self.report, tuple(taken), self.force)
+            taken.append(self.report)
+        if self.save_ranges:
+            check_output(self.save_ranges, tuple(taken), self.force)
+
+
+class _Inputs(msgspec.Struct, frozen=True):
+    """The files that the options name, once they are read."""
+
+    source: Source
+    rules: RuleSet
+    #: Shapes of inputs from ``--shapes``, by name.
+    shapes: dict[str, Shape]
+    known_ranges: KnownRanges | None
 
 
 @click.command("quantize")
 @click.argument("model", type=FILE)
-@output_option
-@data_option
-@rules_option
-@target_option
-@method_option
+@output_options
+@data_options
+@plan_options
+@method_options
 @ranges_option
-@observing_option
+@observing_options
 @save_ranges_option
-@leave_float_option
-@shapes_option
 @click.option(
     "--existing",
     type=click.Choice(MODES),
     default=REPAIR,
     show_default=True,
-    help="The Q/DQ that MODEL has: keep all and add what is missing, make it what the rules want, or replace it. Its scales stay but for replace.",
+    help="Treatment of the Q/DQ that MODEL has: keep it all and add what is missing, "
+    "repair it as the rules require, or replace it. All but replace keep its scales.",
 )
-@click.option(
-    "--report", type=FILE, metavar="FILE", help="Also write a report: .json, .md or .txt."
-)
+@report_option
 @click.option(
     "--validate",
-    "prove",
     is_flag=True,
-    help="Then validate: accuracy on the data, and an engine for each target, predicted for TensorRT without a GPU.",
+    help="Then validate: the accuracy on the data, and an engine for each target, "
+    "predicted for TensorRT without a GPU.",
 )
 @click.option(
     "--until-it-builds",
     is_flag=True,
-    help="Compile for each rtx --target; leave in float what is refused, and write that as a rule file.",
+    help="Compile for each rtx --target, leave in float the layers that are refused, "
+    "and write them as a rule file.",
 )
-@thresholds_option
+@threshold_options
 @format_option
 @click.pass_context
-def command(
-    ctx: click.Context, /, model: Path, output: Path, report: Path | None, **given: Any
-) -> None:
-    """Write MODEL with Q/DQ pairs where the rules want them and scales from your data, or from --ranges.
+@collect_options(QuantizeOptions)
+def command(ctx: click.Context, options: QuantizeOptions) -> None:
+    """Write MODEL with Q/DQ pairs as the rules require and scales from your data, or from --ranges.
 
-    A model that is quantized already, by whatever tool, keeps its scales; data is only needed where it has none.
+    A model that is quantized already, by any tool, keeps its scales. Data is only needed for pairs
+    without a scale.
 
     \b
     Example:
@@ -105,145 +143,143 @@ def command(
       qdq quantize resnet50.onnx -o resnet50.int8.onnx --ranges resnet50.cache
       qdq quantize resnet50.qat.onnx -o resnet50.int8.onnx --existing repair
     """
-    rule_file = output.with_suffix(RULE_FILE_SUFFIX)
-    _check_outputs(model, output, report, rule_file, given)
-    if not given["prove"]:
-        refuse_idle_thresholds(ctx)
-    ranges = given_ranges(ctx, given["ranges"], given["data"])
-    shapes = optimal_shapes(profiles_of(given["shapes"]))
-    source = load(model)
-    rules = rules_of(given["rule_sets"] or default_rule_sets(source))
-    plan_external_copies(source, output, given["force"])
-    with resumable(given["observing"]), naming(*observed_in(given["ranges"], ranges)):
-        result = _quantized(source, rules, shapes, ranges, given)
-        made = (
-            _report(source, result, given, shapes)
-            if given["prove"]
-            else Report(result.plan, result.scales, result.findings)
-        )
-        if result.existing:
-            made = msgspec.structs.replace(made, existing=result.existing)
-        if result.build_search:
-            made = msgspec.structs.replace(made, build_search=result.build_search)
-        save(result.model, result.source, output, given["force"])
-        if report:
-            write_atomic(report, render(made, report.suffix).encode())
-        if given["save_ranges"] and result.ranges:
-            write_ranges(given["save_ranges"], result.ranges)
-    show(given["layout"], made, report_sections(made))
-    written = [
-        output,
-        *_write_refused(result, rules, rule_file),
-        *([given["save_ranges"]] if given["save_ranges"] else []),
-    ]
-    if given["layout"] == "text":
-        click.echo(f"\nwrote {', '.join(map(str, written))}")
-    ctx.exit(1 if made.findings or made.misses else 0)
+    options.check_outputs()
+    if not options.validate:
+        refuse_unused_thresholds(ctx)
+    inputs = _read_inputs(ctx, options)
+    plan_external_copies(inputs.source, options.output, options.force)
+    named_files = list_observed_files(options.ranges, inputs.known_ranges)
+    with resumable(options.observing), name_files_in_errors(*named_files):
+        result = _quantize(options, inputs)
+        report = _make_report(options, inputs, result)
+        _write_outputs(options, result, report)
+    print_record(options.layout, report, report_sections(report))
+    written = [options.output]
+    written += _write_rule_file(options.rule_file, result, inputs.rules)
+    if options.save_ranges:
+        written.append(options.save_ranges)
+    if options.layout == "text":
+        print_written(written)
+    ctx.exit(1 if report.findings or report.misses else 0)
 
 
-def _first_shapes(feeds: Feeds | None) -> dict[str, tuple[int, ...]]:
-    return {name: values.shape for name, values in feeds.first().items()} if feeds else {}
+def _read_inputs(ctx: click.Context, options: QuantizeOptions) -> _Inputs:
+    known_ranges = read_known_ranges(ctx, options.ranges, options.data)
+    shapes = optimal_shapes(parse_profiles(options.plan.shapes))
+    source = load(options.model)
+    rules = read_rules(options.plan.rule_sets or default_rule_sets(source))
+    return _Inputs(source, rules, shapes, known_ranges)
 
 
-def _quantized(
-    source: Source,
-    rules: RuleSet,
-    shapes: dict[str, tuple[int, ...]],
-    ranges: KnownRanges | None,
-    given: dict[str, Any],
-) -> Quantized:
-    """Return what `quantize` makes of a model, and show its progress."""
-    profiles, targets, observing = (
-        profiles_of(given["shapes"]),
-        targets_of(given["targets"]),
-        given["observing"],
-    )
-    index = GraphIndex(source)
-    require_shapes(index, shapes)
-    feeds = feeds_of(
-        index,
-        given["data"],
-        given["batch"],
-        ranges is not None or bool(find_quantized_nodes(source)),
-    )
+def _quantize(options: QuantizeOptions, inputs: _Inputs) -> Quantized:
+    """Return the quantized model, and show the progress."""
+    request = options.plan.parse(inputs.rules)
+    index = GraphIndex(inputs.source)
+    require_shapes(index, inputs.shapes)
+    has_ranges = inputs.known_ranges is not None or bool(find_quantized_nodes(inputs.source))
+    feeds = options.data.open_feeds(index, optional=has_ranges)
+    total = feeds.count if feeds else None
     with (
-        progress("building", unit="builds") as count,
-        progress(
-            "calibrating", feeds.count if feeds else None, resumed=observing.resume
-        ) as advance,
+        progress("building", unit="builds") as advance_builds,
+        progress("calibrating", total, resumed=options.observing.resume) as advance,
     ):
-        building = (
-            BuildOptions({**_first_shapes(feeds), **shapes}, count)
-            if given["until_it_builds"]
-            else None
-        )
+        build_options = None
+        if options.until_it_builds:
+            samples = feeds.first() if feeds else {}
+            shapes = {name: values.shape for name, values in samples.items()}
+            build_options = BuildOptions(shapes | inputs.shapes, advance_builds)
         return quantize(
-            source, given["data"], rules=rules, targets=targets, method=given["method"], weights=given["weights"], leave_float=given["leave_float"],
-            batch=given["batch"], allow_unmatched=given["allow_unmatched"], progress=advance, until_it_builds=building, profiles=profiles,
-            observing=observing, given=ranges, existing=given["existing"],
-        )  # fmt: skip
+            inputs.source,
+            options.data.source,
+            rules=request.rules,
+            targets=request.targets,
+            method=options.method.method,
+            weights=options.method.weights,
+            leave_float=request.leave_float,
+            batch=options.data.batch,
+            allow_unmatched=request.allow_unmatched,
+            progress=advance,
+            until_it_builds=build_options,
+            profiles=request.profiles,
+            observing=options.observing,
+            given=inputs.known_ranges,
+            existing=options.existing,
+        )
 
 
-def _check_outputs(
-    model: Path, output: Path, report: Path | None, rule_file: Path, given: dict[str, Any]
-) -> None:
-    """Raise UsageError, before any work, for a file that could not be written at the end."""
-    inputs = (model, *data_files(given["data"]), *([given["ranges"]] if given["ranges"] else []))
-    check_output(output, inputs, given["force"])
-    if given["until_it_builds"]:
-        check_output(rule_file, inputs, given["force"])
-    if report:
-        check_report_path(report)
-        check_output(report, (*inputs, output), given["force"])
-    if ranges := given["save_ranges"]:
-        check_output(ranges, (*inputs, output, *([report] if report else [])), given["force"])
+def _make_report(options: QuantizeOptions, inputs: _Inputs, result: Quantized) -> Report:
+    """Return the report, with a validation where the options request one."""
+    report = Report(result.plan, result.scales, result.findings)
+    if options.validate:
+        validation, original_accuracy = _validate(options, inputs, result)
+        report = msgspec.structs.replace(
+            report,
+            validation=validation,
+            misses=misses(validation, options.thresholds),
+            original_accuracy=original_accuracy or msgspec.UNSET,
+        )
+    if result.existing:
+        report = msgspec.structs.replace(report, existing=result.existing)
+    if result.build_search:
+        report = msgspec.structs.replace(report, build_search=result.build_search)
+    return report
 
 
-def _write_refused(result: Quantized, rules: RuleSet, path: Path) -> list[Path]:
-    """Write what the compiler refused as a rule file, where it refused anything, and return the file."""
-    if not result.build_search or not result.build_search.groups:
-        return []
-    write_atomic(
-        path, leave_float_yaml(path.stem, result.source.name, result.build_search, rules).encode()
-    )
-    return [path]
-
-
-def _report(
-    source: Source, result: Quantized, given: dict[str, Any], shapes: dict[str, tuple[int, ...]]
-) -> Report:
-    quantized = msgspec.structs.replace(
-        result.source, model=result.model, stamp=None
-    )  # the file at its path is the float model
+def _validate(
+    options: QuantizeOptions, inputs: _Inputs, result: Quantized
+) -> tuple[Validation, Accuracy | None]:
+    """Return the validation of the result, and the accuracy of the quantized model it came from."""
+    # The file at the source's path is the float model, so the stamp of that file does not apply.
+    quantized = msgspec.structs.replace(result.source, model=result.model, stamp=None)
     with progress("validating") as advance:
         validation = validate(
-            result.source, quantized, data=given["data"], batch=given["batch"],
-            targets=result.plan.targets, shapes=shapes, progress=advance,
-        )  # fmt: skip
-        before = (
-            _given_accuracy(source, result, given)
-            if result.existing and given["data"] is not None
-            else None
+            result.source,
+            quantized,
+            data=options.data.source,
+            targets=result.plan.targets,
+            shapes=inputs.shapes,
+            batch=options.data.batch,
+            progress=advance,
         )
-    missed = misses(
-        validation, Thresholds(given["min_snr"], given["min_cosine"], given["min_top1"])
-    )
-    return Report(
-        result.plan,
-        result.scales,
-        result.findings,
-        validation,
-        missed,
-        original_accuracy=before or msgspec.UNSET,
-    )
+        original_accuracy = None
+        if result.existing and options.data.source is not None:
+            original_accuracy = _measure_original(options.data, inputs.source, result.source)
+    return validation, original_accuracy
 
 
-def _given_accuracy(source: Source, result: Quantized, given: dict[str, Any]) -> Accuracy | None:
-    """Return how far a quantized model, as it was given, is from its float model; None where ONNX Runtime cannot run it."""
-    index = GraphIndex(result.source)
+def _measure_original(
+    data: DataOptions, quantized_source: Source, float_source: Source
+) -> Accuracy | None:
+    """Return the accuracy of the quantized model that was passed, compared with its float model.
+
+    None if ONNX Runtime cannot run it.
+    """
+    index = GraphIndex(float_source)
+    quantized_index = GraphIndex(quantized_source)
     try:
-        return compare_outputs(
-            index, GraphIndex(source), open_feeds(index, given["data"], given["batch"])
-        )
+        feeds = open_feeds(index, data.source, data.batch)
+        return compare_outputs(index, quantized_index, feeds)
     except ModelError:
         return None
+
+
+def _write_outputs(options: QuantizeOptions, result: Quantized, report: Report) -> None:
+    """Write the model, and the report and the ranges where the options name files for them."""
+    save(result.model, result.source, options.output, options.force)
+    if options.report:
+        write_atomic(options.report, render(report, options.report.suffix).encode())
+    if options.save_ranges and result.ranges:
+        write_ranges(options.save_ranges, result.ranges)
+
+
+def _write_rule_file(path: Path, result: Quantized, rules: RuleSet) -> list[Path]:
+    """Write the layers that the compiler refused as a rule file, and return the file.
+
+    Nothing is written or returned where no layer was refused.
+    """
+    search = result.build_search
+    if not search or not search.groups:
+        return []
+    content = leave_float_yaml(path.stem, result.source.name, search, rules)
+    write_atomic(path, content.encode())
+    return [path]

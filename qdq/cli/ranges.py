@@ -13,7 +13,8 @@ from qdq.calibration.range_sources import (
     encode_given_ranges,
     read_exportable_ranges,
 )
-from qdq.cli.options import FILE, output_option
+from qdq.cli.messages import join_paths, print_written
+from qdq.cli.options import FILE, output_options
 from qdq.errors import DataError, UsageError
 from qdq.files.output import check_output, write_atomic
 from qdq.ranges.range_file import read_ranges, write_ranges
@@ -25,7 +26,7 @@ from qdq.reports.sections import sections_text
 
 @click.group("ranges", no_args_is_help=False)
 def command() -> None:
-    """Work on files of ranges: what tensors were seen to hold, or are said to.
+    """Merge and export files of ranges, observed or given.
 
     \b
     Example:
@@ -36,12 +37,12 @@ def command() -> None:
 
 @command.command("merge")
 @click.argument("parts", type=FILE, nargs=-1, required=True)
-@output_option
-def merge_command(parts: tuple[Path, ...], output: Path, force: bool) -> None:
-    """Write the ranges of all samples that the PARTS saw: the same bytes as one run over all of them gives.
+@output_options
+def _merge(parts: tuple[Path, ...], output: Path, force: bool) -> None:
+    """Write the ranges over all samples of PARTS: the same bytes as one run over all samples.
 
-    PARTS are what 'qdq calibrate --shard' wrote, or '--save-ranges' for different data; some parts may be
-    merged now and the others later.
+    PARTS are files that 'qdq calibrate --shard' wrote, or '--save-ranges' for different data. Some
+    parts may be merged now and the others later.
 
     \b
     Example:
@@ -49,14 +50,14 @@ def merge_command(parts: tuple[Path, ...], output: Path, force: bool) -> None:
       qdq calibrate resnet50.onnx resnet50.plan.yaml --ranges all.ranges -o resnet50.scales.json
     """
     check_output(output, parts, force)
-    several = [read_ranges(part) for part in parts]
+    ranges = [read_ranges(part) for part in parts]
     try:
-        merged = merge(several)
+        merged = merge(ranges)
     except DataError as error:
-        raise DataError(f"{', '.join(map(str, parts))}: {error}") from error
+        raise DataError(f"{join_paths(parts)}: {error}") from error
     write_ranges(output, merged)
     click.echo(sections_text([ranges_summary(merged)]), nl=False)
-    click.echo(f"\nwrote {output}")
+    print_written([output])
 
 
 @command.command("export")
@@ -66,27 +67,30 @@ def merge_command(parts: tuple[Path, ...], output: Path, force: bool) -> None:
     "layout",
     type=click.Choice(EXPORT_FORMATS),
     required=True,
-    help="What to write; --ranges reads each of them again.",
+    help="Format to write; --ranges reads all of them.",
 )
 @click.option(
     "--tensorrt-version",
     "version",
     metavar="VERSION",
-    help=f"For the first line of a cache.  [default: that of SOURCE if it is one, else {VERSION}]",
+    help="Version in the first line of a cache.  "
+    f"[default: that of SOURCE if it is a cache, else {VERSION}]",
 )
 @click.option(
     "--method",
     metavar="METHOD",
-    help=f"Of observed ranges: how they are chosen, as for 'qdq calibrate'.  [default: {DEFAULT_METHOD}]",
+    help="Method that chooses ranges from observed ones, as for 'qdq calibrate'.  "
+    f"[default: {DEFAULT_METHOD}]",
 )
-@output_option
+@output_options
 def _export(
     source: Path, layout: str, version: str | None, method: str | None, output: Path, force: bool
 ) -> None:
     """Write the ranges of the activations in SOURCE as a TensorRT calibration cache, YAML or JSON.
 
-    SOURCE is one of what --ranges reads: observed ranges, scales of 'qdq calibrate', a calibration cache, YAML or JSON by hand, or
-    a quantized model (.onnx). Ranges of weights are not in such files; who reads them takes the largest weights.
+    SOURCE is any file that --ranges reads: observed ranges, scales of 'qdq calibrate', a
+    calibration cache, YAML or JSON, or a quantized model (.onnx). The files hold no ranges of
+    weights; readers take the largest weights.
 
     \b
     Example:
@@ -97,8 +101,8 @@ def _export(
     check_output(output, (source,), force)
     if version and layout != CACHE:
         raise UsageError(
-            "--tensorrt-version is for the first line of a cache; pass --format tensorrt-cache"
+            "--tensorrt-version is for the first line of a cache. Pass --format tensorrt-cache."
         )
-    given = read_exportable_ranges(source, parse_method(method) if method else None)
-    write_atomic(output, encode_given_ranges(given, layout, version))
-    click.echo(f"wrote the ranges of {len(given.by_tensor)} tensors to {output}")
+    ranges = read_exportable_ranges(source, parse_method(method) if method else None)
+    write_atomic(output, encode_given_ranges(ranges, layout, version))
+    click.echo(f"wrote the ranges of {len(ranges.by_tensor)} tensors to {output}")

@@ -1,4 +1,4 @@
-"""`qdq rules`: what the rules of a set say, and why."""
+"""`qdq rules`: the rules of a set, and their reasons."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from pathlib import Path
 import click
 import msgspec
 
-from qdq.cli.options import FILE, format_option, rules_of, rules_option, show
+from qdq.cli.messages import print_record
+from qdq.cli.options import FILE, force_option, format_option
+from qdq.cli.plan_options import read_rules, rules_option
 from qdq.errors import UsageError, did_you_mean
 from qdq.files.output import check_output, write_atomic
 from qdq.reports.reference_pages import (
@@ -20,13 +22,13 @@ from qdq.reports.reference_pages import (
 )
 from qdq.reports.sections import Section
 from qdq.rules.json_schema import rule_schema
-from qdq.rules.rule import Rule
+from qdq.rules.rule import Rule, RuleSet
 from qdq.rules.shipped import shipped_sets
 from qdq.testing.case_files import case_names
 
 
-class _Rules(click.Group):
-    """A group that lists where no command is named: `qdq rules tensorrt` is `qdq rules list tensorrt`."""
+class _RulesGroup(click.Group):
+    """A group whose default is `list`: `qdq rules tensorrt` is `qdq rules list tensorrt`."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         if not args or args[0] not in (*self.commands, "-h", "--help"):
@@ -34,9 +36,19 @@ class _Rules(click.Group):
         return super().parse_args(ctx, args)
 
 
-@click.group("rules", cls=_Rules)
+class RuleDetails(msgspec.Struct, frozen=True):
+    """The record that `qdq rules show --format json` prints."""
+
+    rule: Rule
+    #: The rules that beat it.
+    beaten_by: tuple[str, ...]
+    #: Its cases: the name and the sentence of each.
+    cases: tuple[tuple[str, str], ...]
+
+
+@click.group("rules", cls=_RulesGroup)
 def command() -> None:
-    """List and show rules, and write their schema and their documents.
+    """List and show rules, and write their schema and documentation.
 
     'qdq rules [SET|FOLDER|FILE]...' is 'qdq rules list'.
 
@@ -51,27 +63,17 @@ def command() -> None:
 @click.argument("names", nargs=-1, metavar="[SET|FOLDER|FILE]...")
 @format_option
 def _list(names: tuple[str, ...], layout: str) -> None:
-    """Print the rules of sets, folders and files: what each says, why, and where it is written.
+    """Print the rules of sets, folders and files, each with its reason and its source.
 
     \b
     Example:
       qdq rules list tensorrt my-rules/
     """
-    rules = rules_of(names)
-    head = Section(
-        "Rule sets", (f"shipped: {', '.join(shipped_sets())}; shown: {', '.join(rules.names)}",)
-    )
-    show(layout, rules, [head, *map(_section, rules.rules)])
-
-
-class Shown(msgspec.Struct, frozen=True):
-    """What `qdq rules show --format json` prints."""
-
-    rule: Rule
-    #: The rules that beat it.
-    beaten_by: tuple[str, ...]
-    #: Its cases: name, and what each shows.
-    cases: tuple[tuple[str, str], ...]
+    rules = read_rules(names)
+    shipped = ", ".join(shipped_sets())
+    line = f"shipped: {shipped}; shown: {', '.join(rules.names)}"
+    sections = [Section("Rule sets", (line,)), *map(_rule_section, rules.rules)]
+    print_record(layout, rules, sections)
 
 
 @command.command("show")
@@ -79,39 +81,37 @@ class Shown(msgspec.Struct, frozen=True):
 @rules_option
 @format_option
 def _show(name: str, rule_sets: tuple[str, ...], layout: str) -> None:
-    """Print the rule NAME in full: its sentence, reason, source, evidence, where it holds, what it beats, its cases.
+    """Print the rule NAME in full: sentence, reason, source, evidence, conditions and cases.
 
     \b
     Example:
       qdq rules show residual-inputs
     """
-    rules = rules_of(rule_sets)
+    rules = read_rules(rule_sets)
+    rule = _find_rule(name, rules)
+    details = RuleDetails(rule, find_beating_rules(rule, rules), case_names(rule))
+    beaten_by = ", ".join(details.beaten_by) or "none of these sets"
+    lines = (*rule_lines(rule), f"beaten by: {beaten_by}", f"file: {rule.file}")
+    cases = tuple(f"{case}: {sentence}" for case, sentence in details.cases)
+    sections = [_rule_section(rule), Section("Decides", lines), Section("Cases", cases)]
+    print_record(layout, details, sections)
+
+
+def _find_rule(name: str, rules: RuleSet) -> Rule:
+    """Return the rule of a name; raises UsageError where there is none."""
     rule = rules.rule(name)
     if rule is None:
-        known = [r.name for r in rules.rules]
+        hint = did_you_mean(name, [known.name for known in rules.rules]) or "."
         raise UsageError(
-            f"no rule {name!r} in {', '.join(rules.names)}{did_you_mean(name, known)}; 'qdq rules' lists them, --rules names others"
+            f"no rule {name!r} in {', '.join(rules.names)}{hint} "
+            "'qdq rules' lists the rules; pass --rules for those of other sets."
         )
-    shown = Shown(rule, find_beating_rules(rule, rules), case_names(rule))
-    lines = [
-        *rule_lines(rule),
-        f"beaten by: {', '.join(shown.beaten_by) or 'none of these sets'}",
-        f"file: {rule.file}",
-    ]
-    show(
-        layout,
-        shown,
-        [
-            _section(rule),
-            Section("Decides", tuple(lines)),
-            Section("Cases", tuple(f"{case}: {says}" for case, says in shown.cases)),
-        ],
-    )
+    return rule
 
 
 @command.command("schema")
 def _schema() -> None:
-    """Print the JSON Schema of rule files, which editors complete them by.
+    """Print the JSON Schema of rule files, with which editors complete and check them.
 
     A rule file names it in its first line: '# yaml-language-server: $schema=FILE'.
 
@@ -132,11 +132,11 @@ def _schema() -> None:
     metavar="FOLDER",
     help="Folder for rules.md, facts.md and findings.md.",
 )
-@click.option("--force", is_flag=True, help="Replace files that exist.")
+@force_option
 def _docs(names: tuple[str, ...], output: Path, force: bool) -> None:
-    """Write rules.md, the rules of sets as a document, facts.md, the words they may use, and findings.md, what `qdq check` reports.
+    """Write rules.md, facts.md and findings.md: rules, facts, and the findings of 'qdq check'.
 
-    With no SET, all shipped sets.
+    Without SET, rules.md has the rules of all shipped sets.
 
     \b
     Example:
@@ -154,12 +154,15 @@ def _docs(names: tuple[str, ...], output: Path, force: bool) -> None:
         click.echo(f"wrote {path}")
 
 
-def _section(rule: Rule) -> Section:
-    lines = [
-        rule.says,
-        f"because: {rule.because}",
-        f"see: {rule.see}",
-        f"evidence: {rule.evidence}",
-        f"beats: {', '.join(rule.beats)}",
-    ]
-    return Section(rule.name, tuple(line for line in lines if not line.endswith(": ")))
+def _rule_section(rule: Rule) -> Section:
+    lines = [rule.says]
+    _add_line(lines, "because", rule.because)
+    _add_line(lines, "see", rule.see)
+    _add_line(lines, "evidence", rule.evidence)
+    _add_line(lines, "beats", ", ".join(rule.beats))
+    return Section(rule.name, tuple(lines))
+
+
+def _add_line(lines: list[str], label: str, text: str) -> None:
+    if text:
+        lines.append(f"{label}: {text}")

@@ -1,13 +1,15 @@
-"""`qdq strip`: the float model back."""
+"""`qdq strip`: the float model of a quantized model."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import click
+import onnx
 
 from qdq.calibration.range_sources import CACHE, JSON, YAML, encode_given_ranges, read_model_ranges
-from qdq.cli.options import FILE, output_option
+from qdq.cli.messages import join_paths
+from qdq.cli.options import FILE, output_options
 from qdq.files.output import check_output, write_atomic
 from qdq.graph.bodies import all_nodes
 from qdq.graph.loader import load
@@ -16,7 +18,7 @@ from qdq.graph.quantized_operators import is_quantized_operator
 from qdq.quantized.stripper import strip
 from qdq.rewriting.model_file import save
 
-#: What the suffix of a file of ranges says; others are YAML.
+#: The format of a file of ranges by its suffix. Others are YAML.
 _LAYOUTS = {".cache": CACHE, ".json": JSON}
 
 
@@ -26,11 +28,11 @@ _LAYOUTS = {".cache": CACHE, ".json": JSON}
     "--ranges",
     type=FILE,
     metavar="FILE",
-    help="Also write the ranges of its activations: .cache as TensorRT does, .json, else YAML.",
+    help="Also write the ranges of its activations: a .cache as TensorRT does, .json, else YAML.",
 )
-@output_option
+@output_options
 def command(model: Path, ranges: Path | None, output: Path, force: bool) -> None:
-    """Write MODEL without its Q/DQ pairs; one that qdq wrote comes back byte for byte.
+    """Write MODEL without its Q/DQ pairs. A model that qdq quantized is restored byte for byte.
 
     \b
     Example:
@@ -38,16 +40,30 @@ def command(model: Path, ranges: Path | None, output: Path, force: bool) -> None
       qdq strip resnet50.int8.onnx -o resnet50.float.onnx --ranges resnet50.ranges.yaml
     """
     check_output(output, (model,), force)
+    written = [output]
     if ranges:
         check_output(ranges, (model, output), force)
+        written.append(ranges)
     source = load(model)
-    stripped, given = strip(source), read_model_ranges(model) if ranges else None
-    save(stripped, source, output, force)
-    if ranges and given:
-        write_atomic(ranges, encode_given_ranges(given, _LAYOUTS.get(ranges.suffix, YAML)))
-    before, after = len(find_pairs(source.model.graph)), len(find_pairs(stripped.graph))
-    operators = sum(is_quantized_operator(node) for _, node in all_nodes(source.model.graph))
-    converted = f", turned {operators} quantized operators into float ones" if operators else ""
-    click.echo(
-        f"took out {before - after} of {before} pairs{converted}; wrote {output}{f', {ranges}' if ranges else ''}"
-    )
+    float_model = strip(source)
+    model_ranges = read_model_ranges(model) if ranges else None
+    save(float_model, source, output, force)
+    if ranges and model_ranges:
+        layout = _LAYOUTS.get(ranges.suffix, YAML)
+        write_atomic(ranges, encode_given_ranges(model_ranges, layout))
+    summary = _summarize(source.model.graph, float_model.graph)
+    click.echo(f"{summary}; wrote {join_paths(written)}")
+
+
+def _summarize(quantized_graph: onnx.GraphProto, float_graph: onnx.GraphProto) -> str:
+    """Return how many pairs were removed and how many operators were converted."""
+    total = len(find_pairs(quantized_graph))
+    removed = total - len(find_pairs(float_graph))
+    summary = f"removed {removed} of {total} pairs"
+    converted = 0
+    for _, node in all_nodes(quantized_graph):
+        if is_quantized_operator(node):
+            converted += 1
+    if converted:
+        summary = f"{summary}, converted {converted} quantized operators to float ones"
+    return summary

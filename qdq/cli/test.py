@@ -13,7 +13,7 @@ from qdq.testing.case_runner import CaseResult, run_cases
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """What `--format json` prints."""
+    """The record that `--format json` prints."""
 
     results: tuple[CaseResult, ...]
 
@@ -24,9 +24,9 @@ class Answer(msgspec.Struct, frozen=True):
     "--cases",
     type=FILE,
     metavar="FOLDER",
-    help="Where the case files lie.  [default: RULES/cases, or fixtures/rules above RULES]",
+    help="Folder of the case files.  [default: RULES/cases, or fixtures/rules above RULES]",
 )
-@click.option("--no-engines", is_flag=True, help="Do not build the engines that cases ask for.")
+@click.option("--no-engines", is_flag=True, help="Do not build the engines that cases require.")
 @format_option
 @click.pass_context
 def command(
@@ -41,16 +41,22 @@ def command(
       qdq test rules/
     """
     results = []
+    failure_count = 0
     for result in run_cases(path, cases, engines=not no_engines):
         results.append(result)
+        if result.failures:
+            failure_count += 1
         if layout == "text":
-            name = f"{result.rule}: {result.case}" if result.case else f"{result.rule}: as a whole"
-            click.echo(f"{'ok    ' if not result.failures else 'FAILED'} {name}")
-            for failure in result.failures:
-                click.echo(f"         {failure}")
-    failed = sum(bool(r.failures) for r in results)
+            _print_result(result)
     if layout == "json":
         click.echo(to_json(Answer(tuple(results))), nl=False)
     else:
-        click.echo(f"{len(results) - failed} of {len(results)} hold")
-    ctx.exit(1 if failed else 0)
+        click.echo(f"{len(results) - failure_count} of {len(results)} hold")
+    ctx.exit(1 if failure_count else 0)
+
+
+def _print_result(result: CaseResult) -> None:
+    status = "FAILED" if result.failures else "ok    "
+    click.echo(f"{status} {result.rule}: {result.case or 'as a whole'}")
+    for failure in result.failures:
+        click.echo(f"         {failure}")

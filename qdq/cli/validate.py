@@ -1,36 +1,57 @@
-"""`qdq validate`: is it accurate, and does TensorRT keep the plan's promises?"""
+"""`qdq validate`: accuracy, and the promises of the plan in TensorRT's engines."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import click
+import msgspec
 
-from qdq.cli.options import (
-    FILE,
-    data_option,
-    format_option,
-    profiles_of,
-    shapes_option,
-    show,
-    target_option,
-    targets_of,
-    thresholds_option,
-)
+from qdq.cli.data_options import DataOptions, data_options
+from qdq.cli.messages import print_record
+from qdq.cli.options import FILE, collect_options, format_option, report_option
+from qdq.cli.plan_options import parse_profiles, parse_targets, shapes_option, target_option
 from qdq.cli.progress import progress
-from qdq.data.feeds import data_files
+from qdq.cli.threshold_options import threshold_options
 from qdq.errors import UsageError
 from qdq.files.output import check_output, write_atomic
 from qdq.graph.shape_profiles import optimal_shapes
 from qdq.reports.report import Report, check_report_path, render, report_sections
-from qdq.validation.validator import Thresholds, misses, validate
+from qdq.validation.validator import Thresholds, Validation, misses, validate
+
+
+class ValidateOptions(msgspec.Struct, frozen=True):
+    """The arguments and options of the command."""
+
+    model: Path
+    quantized: Path
+    data: DataOptions
+    targets: tuple[str, ...]
+    shapes: tuple[str, ...]
+    layers: tuple[Path, ...]
+    allow_fp16: bool
+    thresholds: Thresholds
+    report: Path | None
+    force: bool
+    layout: str
+
+    def check(self) -> None:
+        """Raise UsageError where nothing is validated, or the report could not be written."""
+        if not self.data.source and not self.targets and not self.layers:
+            raise UsageError(
+                "nothing to validate. Pass --data or --images for accuracy, --target for engines, "
+                "or --layers for an existing engine."
+            )
+        if self.report:
+            check_report_path(self.report)
+            inputs = (self.model, self.quantized, *self.layers, *self.data.files)
+            check_output(self.report, inputs, self.force)
 
 
 @click.command("validate")
 @click.argument("model", metavar="FLOAT", type=FILE)
 @click.argument("quantized", type=FILE)
-@data_option
+@data_options
 @target_option
 @shapes_option
 @click.option(
@@ -38,55 +59,56 @@ from qdq.validation.validator import Thresholds, misses, validate
     multiple=True,
     type=FILE,
     metavar="JSON",
-    help="Layers of an engine built from QUANTIZED, as trtexec --exportLayerInfo writes them; repeat.",
+    help="Layers of an engine built from QUANTIZED, as trtexec --exportLayerInfo writes them; "
+    "repeat for several.",
 )
 @click.option(
     "--allow-fp16",
     is_flag=True,
-    help="Predict what TensorRT 10 and earlier build with --fp16; 11 goes by the types in the model.",
+    help="Predict engines that TensorRT 10 and earlier build with --fp16; "
+    "TensorRT 11 uses the types in the model.",
 )
-@thresholds_option
-@click.option(
-    "--report", type=FILE, metavar="FILE", help="Also write a report: .json, .md or .txt."
-)
+@threshold_options
+@report_option
 @click.option("--force", is_flag=True, help="Replace the report if it exists.")
 @format_option
 @click.pass_context
-def command(
-    ctx: click.Context, /, model: Path, quantized: Path, report: Path | None, **given: Any
-) -> None:
+@collect_options(ValidateOptions)
+def command(ctx: click.Context, options: ValidateOptions) -> None:
     """Compare QUANTIZED with the FLOAT model it was made from.
 
     With --data: the error of every output in ONNX Runtime. With --target: the engines that
-    TensorRT-RTX compiles, with no GPU, and each promise of the plan that they broke. A trt
-    target is TensorRT proper: built and run where it and a GPU are present (untested by qdq's own
-    suite, which has none), else predicted from its documented fusions. With --layers: a real
-    engine against the plan.
+    TensorRT-RTX compiles, without a GPU, and each promise of the plan that they broke. A trt
+    target is built and run where TensorRT and a GPU are present (qdq's tests do not cover that
+    path), else predicted from TensorRT's documented fusions. With --layers: an existing engine
+    against the plan.
 
-    Exit 1 if a promise is broken, a build refused or a threshold missed.
+    Exit 1 if a promise is broken, a build is refused or a threshold is missed.
 
     \b
     Example:
       qdq validate resnet50.onnx resnet50.int8.onnx --data samples/ --target rtx:sm86 --min-snr 20
       qdq validate resnet50.onnx resnet50.int8.onnx --target trt:sm80 --layers engine.json
     """
-    if not given["data"] and not given["targets"] and not given["layers"]:
-        raise UsageError(
-            "nothing to validate: pass --data or --images for accuracy, --target for engines, --layers for an engine of yours, or several"
-        )
-    if report:
-        check_report_path(report)
-        check_output(
-            report, (model, quantized, *given["layers"], *data_files(given["data"])), given["force"]
-        )
+    options.check()
+    validation = _validate(options)
+    report = Report(validation=validation, misses=misses(validation, options.thresholds))
+    if options.report:
+        write_atomic(options.report, render(report, options.report.suffix).encode())
+    print_record(options.layout, report, report_sections(report))
+    ctx.exit(1 if report.misses else 0)
+
+
+def _validate(options: ValidateOptions) -> Validation:
     with progress("validating") as advance:
-        validation = validate(
-            model, quantized, data=given["data"], batch=given["batch"], targets=targets_of(given["targets"]),
-            shapes=optimal_shapes(profiles_of(given["shapes"])), progress=advance, layers=given["layers"], allow_fp16=given["allow_fp16"],
-        )  # fmt: skip
-    thresholds = Thresholds(given["min_snr"], given["min_cosine"], given["min_top1"])
-    made = Report(validation=validation, misses=misses(validation, thresholds))
-    if report:
-        write_atomic(report, render(made, report.suffix).encode())
-    show(given["layout"], made, report_sections(made))
-    ctx.exit(1 if made.misses else 0)
+        return validate(
+            options.model,
+            options.quantized,
+            data=options.data.source,
+            targets=parse_targets(options.targets),
+            shapes=optimal_shapes(parse_profiles(options.shapes)),
+            batch=options.data.batch,
+            progress=advance,
+            layers=options.layers,
+            allow_fp16=options.allow_fp16,
+        )

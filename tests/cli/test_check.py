@@ -10,6 +10,7 @@ import sqlite3
 import subprocess
 import sys
 from contextlib import closing
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +104,7 @@ def test_many_findings_of_one_code_are_cut_in_text_and_counted(folder: Path) -> 
 
 
 @pytest.mark.parametrize(
-    ("options", "wanted"),
+    ("options", "expected"),
     [
         ((), ["uint8", "wrong-axis", "not-quantized"]),
         (("--select", "uint8"), ["uint8"]),
@@ -117,11 +118,13 @@ def test_many_findings_of_one_code_are_cut_in_text_and_counted(folder: Path) -> 
     ids=lambda value: " ".join(value) or "all",
 )
 def test_codes_and_severities_are_chosen(
-    folder: Path, options: tuple[str, ...], wanted: list[str]
+    folder: Path, options: tuple[str, ...], expected: list[str]
 ) -> None:
-    code, found, _ = check("models/uint8.onnx", "models/axis.onnx", "models/float.onnx", *options)
-    assert [each for codes in found.values() for each in codes] == wanted
-    assert code == (1 if wanted else 0)
+    code, codes_by_model, _ = check(
+        "models/uint8.onnx", "models/axis.onnx", "models/float.onnx", *options
+    )
+    assert list(chain.from_iterable(codes_by_model.values())) == expected
+    assert code == (1 if expected else 0)
 
 
 @pytest.mark.parametrize("option", ["--select", "--ignore"])
@@ -137,14 +140,14 @@ def test_codes_are_listed(folder: Path) -> None:
     code, out, _ = run("check", "--codes")
     assert (code, [line.split()[1].rstrip(":") for line in out.splitlines()]) == (0, list(PROBLEMS))
     listed = json.loads(run("check", "--codes", "--format", "json")[1])["codes"]
-    assert [set(each) for each in listed] == [
+    assert [set(entry) for entry in listed] == [
         {"code", "severity", "title", "cost", "fix", "evidence", "see"}
     ] * len(PROBLEMS)
 
 
 @pytest.mark.parametrize("layout", ["text", "json", "sarif", "github"])
 @pytest.mark.parametrize(
-    ("models", "wanted"),
+    ("models", "expected"),
     [
         (["good"], 0),
         (["uint8"], 1),
@@ -157,11 +160,11 @@ def test_codes_are_listed(folder: Path) -> None:
     ids=str,
 )
 def test_exit_codes_hold_in_every_format(
-    folder: Path, layout: str, models: list[str], wanted: int
+    folder: Path, layout: str, models: list[str], expected: int
 ) -> None:
     before = contents(folder)
     assert (
-        run("check", *(f"models/{name}.onnx" for name in models), "--format", layout)[0] == wanted
+        run("check", *(f"models/{name}.onnx" for name in models), "--format", layout)[0] == expected
     )
     assert contents(folder) == before
 
@@ -228,22 +231,22 @@ def test_a_project_file_chooses_codes_and_ignores_them_in_files(
     models = [
         folder / "models" / f"{model}.onnx" for model in ("uint8", "axis", "shifted", "float")
     ]
-    wanted = {"uint8": [], "axis": ["wrong-axis"], "shifted": [], "float": []}
+    expected = {"uint8": [], "axis": ["wrong-axis"], "shifted": [], "float": []}
     for place in (folder, folder / "models"):
         monkeypatch.chdir(place)
-        code, found, err = check(*(os.path.relpath(model) for model in models))
-        assert {Path(path).stem: codes for path, codes in found.items()} == wanted
+        code, codes_by_model, err = check(*(os.path.relpath(model) for model in models))
+        assert {Path(path).stem: codes for path, codes in codes_by_model.items()} == expected
         assert (code, err) == (1, f"project file {os.path.relpath(folder / name)}: check\n")
     assert check(models[0], "--select", "note")[0] == 0
     assert sum(map(len, check(models[2], "--ignore", "uint8")[1].values())) == 1
 
 
 @pytest.mark.parametrize(
-    ("text", "says"),
+    ("text", "expected"),
     [
         (
             "check: [error]\n",
-            "qdq.yaml:1: 'check' is ['error']; write some of select, ignore, baseline, per-file-ignores",
+            "qdq.yaml:1: 'check' is ['error']. Write some of select, ignore, baseline, per-file-ignores.",
         ),
         (
             "check:\n  selekt: error\n",
@@ -259,16 +262,16 @@ def test_a_project_file_chooses_codes_and_ignores_them_in_files(
         ),
         (
             "check: {per-file-ignores: uint8}\n",
-            "qdq.yaml:1: 'per-file-ignores': is 'uint8'; write a glob of paths and the codes to ignore in them",
+            "qdq.yaml:1: 'per-file-ignores': the value is 'uint8'. Write a glob of paths and the codes to ignore in them",
         ),
-        ("check: {baseline: 5}\n", "qdq.yaml:1: 'baseline': is 5; write a text"),
+        ("check: {baseline: 5}\n", "qdq.yaml:1: 'baseline': the value is 5. Write a text."),
     ],
 )
 def test_mistakes_in_the_project_file_are_named_with_their_line(
-    folder: Path, text: str, says: str
+    folder: Path, text: str, expected: str
 ) -> None:
     (folder / "qdq.yaml").write_text(text)
-    assert says in refused(folder, "check", "models/good.onnx")
+    assert expected in refused(folder, "check", "models/good.onnx")
 
 
 # --- baselines -------------------------------------------------------------------------------------------------------
@@ -286,8 +289,8 @@ def test_a_baseline_holds_what_was_there_and_lets_new_findings_through(
     assert (folder / "known.json").read_bytes() == first
 
     monkeypatch.chdir(folder / "models")
-    code, found, _ = check("uint8.onnx", "shifted.onnx", "--baseline", "../known.json")
-    assert (code, found) == (1, {"uint8.onnx": [], "shifted.onnx": ["zero-point"]})
+    code, codes_by_model, _ = check("uint8.onnx", "shifted.onnx", "--baseline", "../known.json")
+    assert (code, codes_by_model) == (1, {"uint8.onnx": [], "shifted.onnx": ["zero-point"]})
 
 
 def test_entries_that_are_gone_are_said_and_models_that_were_not_checked_are_not(
@@ -299,7 +302,7 @@ def test_entries_that_are_gone_are_said_and_models_that_were_not_checked_are_not
     assert (code, out) == (0, "models/uint8.onnx: no findings\n")
     assert (
         err
-        == "known.json: 1 of its findings are gone, such as models/uint8.onnx: uint8 x -> first[0]; --write-baseline writes it again\n"
+        == "known.json: 1 of its findings no longer exist, such as models/uint8.onnx: uint8 x -> first[0]. Write it again with --write-baseline.\n"
     )
     stale = json.loads(
         run("check", "models/uint8.onnx", "--baseline", "known.json", "--format", "json")[1]
@@ -349,7 +352,7 @@ def test_no_baseline_is_written_of_models_that_could_not_be_checked(folder: Path
     )
     assert (code, out) == (2, "")
     assert err.endswith(
-        "qdq: known.json: was not written, for 1 of 2 models could not be checked\n"
+        "qdq: known.json: the baseline was not written, since 1 of 2 models could not be checked. Fix or skip them.\n"
     )
     assert not (folder / "known.json").exists()
 
@@ -389,8 +392,8 @@ def sarif(*argv: object) -> dict[str, Any]:
         error.message
         for error in validator(schema, format_checker=validator.FORMAT_CHECKER).iter_errors(log)
     ] == []
-    (made,) = log["runs"]
-    return dict(made)
+    (sarif_run,) = log["runs"]
+    return dict(sarif_run)
 
 
 def test_the_schema_refuses_what_is_no_sarif() -> None:
@@ -408,10 +411,12 @@ def test_the_schema_refuses_what_is_no_sarif() -> None:
 
 
 def test_sarif_names_rules_levels_files_and_nodes(folder: Path) -> None:
-    made = sarif("models/uint8.onnx", "models/axis.onnx", "models/float.onnx", "models/good.onnx")
-    rules = made["tool"]["driver"]["rules"]
+    sarif_run = sarif(
+        "models/uint8.onnx", "models/axis.onnx", "models/float.onnx", "models/good.onnx"
+    )
+    rules = sarif_run["tool"]["driver"]["rules"]
     assert [rule["id"] for rule in rules] == list(PROBLEMS)
-    results = made["results"]
+    results = sarif_run["results"]
     assert [(r["ruleId"], r["level"]) for r in results] == [
         ("uint8", "error"),
         ("wrong-axis", "warning"),
@@ -427,7 +432,9 @@ def test_sarif_names_rules_levels_files_and_nodes(folder: Path) -> None:
         {"name": "first", "fullyQualifiedName": "first", "kind": "element"}
     ]
     assert "logicalLocations" not in results[2]["locations"][0]
-    assert made["invocations"] == [{"executionSuccessful": True, "toolExecutionNotifications": []}]
+    assert sarif_run["invocations"] == [
+        {"executionSuccessful": True, "toolExecutionNotifications": []}
+    ]
 
 
 def test_sarif_s_fingerprints_stay_while_what_is_around_a_finding_changes(folder: Path) -> None:
@@ -447,12 +454,14 @@ def test_sarif_names_files_that_could_not_be_checked_and_odd_names(
     odd.write_bytes((folder / "models" / "uint8.onnx").read_bytes())
     elsewhere = tmp_path_factory.mktemp("elsewhere") / "uint8.onnx"
     elsewhere.write_bytes(odd.read_bytes())
-    made = sarif("models/pointer.onnx", odd, elsewhere)
-    (invocation,) = made["invocations"]
+    sarif_run = sarif("models/pointer.onnx", odd, elsewhere)
+    (invocation,) = sarif_run["invocations"]
     (notification,) = invocation["toolExecutionNotifications"]
     assert not invocation["executionSuccessful"]
     assert "Git LFS pointer" in notification["message"]["text"]
-    files = [r["locations"][0]["physicalLocation"]["artifactLocation"] for r in made["results"]]
+    files = [
+        r["locations"][0]["physicalLocation"]["artifactLocation"] for r in sarif_run["results"]
+    ]
     assert files == [
         {"uri": "models/a%20b%231%25.onnx", "uriBaseId": "%SRCROOT%"},
         {"uri": elsewhere.as_uri()},
@@ -506,7 +515,7 @@ ALL = "rule: all\nsays: Quantize everything.\nwhere: {into: Conv}\nthen: quantiz
 
 
 def test_engine_builds_and_says_what_the_compiler_disagrees_with(folder: Path) -> None:
-    code, found, err = check(
+    code, codes_by_model, err = check(
         "models/good.onnx",
         "models/shifted.onnx",
         "models/float.onnx",
@@ -515,7 +524,7 @@ def test_engine_builds_and_says_what_the_compiler_disagrees_with(folder: Path) -
         "rtx:sm86",
     )
     assert (code, err) == (1, "")
-    assert found == {
+    assert codes_by_model == {
         "models/good.onnx": [],
         "models/shifted.onnx": ["zero-point", "engine-refuses"],
         "models/float.onnx": ["not-quantized"],
@@ -544,7 +553,7 @@ def test_engine_does_not_repeat_what_the_rules_say_and_says_what_they_do_not(fol
         "--select",
         "error,warning",
     )[1] == {"models/turing.onnx": []}
-    found = check(
+    codes_by_model = check(
         "models/turing.onnx",
         "--rules",
         "rules",
@@ -554,14 +563,14 @@ def test_engine_does_not_repeat_what_the_rules_say_and_says_what_they_do_not(fol
         "error,warning",
         "--engine",
     )[1]
-    assert found == {"models/turing.onnx": ["engine-float", "engine-float"]}
+    assert codes_by_model == {"models/turing.onnx": ["engine-float", "engine-float"]}
 
 
 def test_engine_needs_an_rtx_target(folder: Path) -> None:
     message = refused(folder, "check", "models/good.onnx", "--engine")
     assert (
         message
-        == "qdq: models/good.onnx: --engine builds for rtx targets, and it has none; pass --target rtx:sm86\n"
+        == "qdq: models/good.onnx: --engine builds for rtx targets, and the model has none. Pass --target rtx:sm86.\n"
     )
 
 
@@ -574,14 +583,14 @@ from qdq.cli import main
 sys.stdout = open({log!r}, "w")
 main(["--no-project", "check", *sys.argv[1:]])
 sys.stdout.close()
-status = Path("/proc/self/status").read_text()  # getrusage would tell of the process that started this one too
+status = Path("/proc/self/status").read_text()  # getrusage also counts the parent process
 print(int(status.partition("VmHWM:")[2].split()[0]) // 1024, file=sys.stderr)
 """
 
 
 @pytest.mark.skipif(
     not Path("/proc/self/status").exists(),
-    reason="the system does not tell the most memory that a process held",
+    reason="the system does not report the peak memory of a process",
 )
 def test_memory_does_not_grow_with_the_number_of_models(folder: Path) -> None:
     large = onnx.load(folder / "models" / "uint8.onnx")

@@ -1,6 +1,7 @@
-"""The hooks in a repository of their own: real pre-commit, installed from PyPI, with a clone of this repository as the hooks' source.
+"""The hooks in a separate repository: real pre-commit, with a clone of this repository as source.
 
-pre-commit makes an environment and installs qdq into it with pip, which needs the network or a filled cache.
+pre-commit creates an environment and installs qdq into it with pip, which needs the network or a
+filled cache.
 """
 
 from __future__ import annotations
@@ -19,14 +20,14 @@ from tests.checking.test_checker import DEFECTS, good
 from tests.cli.test_check import POINTER
 from tests.support.paths import ROOT
 
-#: Lines of pip where nothing could be fetched.
+#: Messages of pip without network.
 OFFLINE = (
     "Failed to establish a new connection",
     "Temporary failure in name resolution",
     "Network is unreachable",
     "No matching distribution found",
 )
-#: Models enough for pre-commit to start several processes: it gives each at least four files.
+#: Enough models for pre-commit to start several processes of at least four files.
 MANY = 24
 
 
@@ -50,7 +51,7 @@ class Repository:
         self.git(self.folder, "init", "-q")
 
     def _clone(self) -> None:
-        """Commit what is in the working tree here to a repository of its own."""
+        """Commit the working tree of this checkout to a separate repository."""
         listed = subprocess.run(
             ["git", "ls-files", "-co", "--exclude-standard", "-z"],
             cwd=ROOT,
@@ -64,9 +65,9 @@ class Repository:
         self.git(self.hooks, "init", "-q")
         self.commit(self.hooks)
 
-    def git(self, folder: Path, *words: str) -> str:
+    def git(self, folder: Path, *arguments: str) -> str:
         return subprocess.run(
-            ["git", *words],
+            ["git", *arguments],
             cwd=folder,
             env=self.environment,
             capture_output=True,
@@ -114,10 +115,10 @@ class Repository:
 
 def model(defect: str = "") -> onnx.ModelProto:
     """Return the good model, or one with a defect."""
-    made = good()
+    damaged_model = good()
     if defect:
-        DEFECTS[defect][0](made)
-    return made
+        DEFECTS[defect][0](damaged_model)
+    return damaged_model
 
 
 @pytest.mark.skipif(
@@ -134,11 +135,11 @@ def test_the_hooks_in_a_real_repository(tmp_path: Path) -> None:
     pointers_and_external_data(repository, folder)
     several_processes(repository, folder)
     the_project_file(repository, folder)
-    mending(repository, folder)
+    fixing(repository, folder)
 
 
 def only_what_it_should(repository: Repository, folder: Path) -> None:
-    """Models that are well pass, and files that are none are not read: they would fail."""
+    """Correct models pass. Other files are not read; they would fail."""
     onnx.save(model(), folder / "good.onnx")
     for name in ("notes.txt", "weights.onnx.data", "onnx", "good.onnx.bak"):
         (folder / name).write_bytes(b"no model")
@@ -176,7 +177,7 @@ def pointers_and_external_data(repository: Repository, folder: Path) -> None:
 
 
 def several_processes(repository: Repository, folder: Path) -> None:
-    """Several processes each get some of the files: every model is reported once, and none is changed."""
+    """Every model is reported once by several processes, and none is changed."""
     for i in range(MANY):
         onnx.save(model("wrong weight axis"), folder / "models" / f"{i}.onnx")
     code, out = repository.run()
@@ -194,14 +195,14 @@ def the_project_file(repository: Repository, folder: Path) -> None:
     shutil.rmtree(folder / "models")
 
 
-def mending(repository: Repository, folder: Path) -> None:
+def fixing(repository: Repository, folder: Path) -> None:
     repository.configure("qdq-fix")
-    onnx.save(model("uint8"), folder / "mended.onnx")
-    before = onnx.load(folder / "mended.onnx")
+    onnx.save(model("uint8"), folder / "fixed.onnx")
+    before = onnx.load(folder / "fixed.onnx")
     code, out = repository.run()
     assert code == 1
     assert "files were modified by this hook" in out
-    after = onnx.load(folder / "mended.onnx")
+    after = onnx.load(folder / "fixed.onnx")
     assert {t.data_type for t in before.graph.initializer} - {
         t.data_type for t in after.graph.initializer
     } == {onnx.TensorProto.UINT8}

@@ -1,4 +1,4 @@
-"""Commands, options and their values that qdq does not know: one line with the nearest word and where to read on."""
+"""Unknown commands, options and values: one line with the nearest known word."""
 
 from __future__ import annotations
 
@@ -14,19 +14,22 @@ RTX = "rtx:sm75, rtx:sm80, rtx:sm86, rtx:sm89, rtx:sm120, rtx:sm121"
 
 
 @pytest.mark.parametrize(
-    ("argv", "says"),
+    ("argv", "expected"),
     [
-        (["quantise"], "no command 'quantise'. Did you mean 'quantize'?; 'qdq --help' lists them"),
+        (
+            ["quantise"],
+            "no command 'quantise'. Did you mean 'quantize'? 'qdq --help' lists the commands.",
+        ),
         (["calibrat", "x"], "no command 'calibrat'. Did you mean 'calibrate'"),
-        (["frobnicate"], "no command 'frobnicate'; 'qdq --help' lists them"),
-        ([], "Missing command; 'qdq --help' shows how"),
-        (["quantize"], "Missing argument 'MODEL'; 'qdq quantize --help' shows how"),
+        (["frobnicate"], "no command 'frobnicate'. 'qdq --help' lists the commands."),
+        ([], "Missing command. Run 'qdq --help' for help."),
+        (["quantize"], "Missing argument 'MODEL'. Run 'qdq quantize --help' for help."),
         (
             ["quantize", "MODEL"],
-            "Missing option '-o' / '--output'; 'qdq quantize --help' shows how",
+            "Missing option '-o' / '--output'. Run 'qdq quantize --help' for help.",
         ),
         (["quantize", "MODEL", "-o"], "Option '-o' requires an argument"),
-        (["plan"], "Missing argument 'MODEL'; 'qdq plan --help' shows how"),
+        (["plan"], "Missing argument 'MODEL'. Run 'qdq plan --help' for help."),
         (["explain", "MODEL"], "Missing argument 'NAME'"),
         (["calibrate", "MODEL"], "Missing argument 'PLAN'"),
         (["apply", "MODEL", "PLAN"], "Missing argument 'SCALES'"),
@@ -45,15 +48,15 @@ RTX = "rtx:sm75, rtx:sm80, rtx:sm86, rtx:sm89, rtx:sm120, rtx:sm121"
     ids=lambda value: " ".join(value) or "nothing" if isinstance(value, list) else "",
 )
 def test_a_command_line_that_is_wrong_is_answered_in_one_line(
-    tmp_path: Path, argv: list[str], says: str
+    tmp_path: Path, argv: list[str], expected: str
 ) -> None:
     model = save(tiny_model(), tmp_path / "model.onnx")
 
-    assert says in refused(tmp_path, *(model if word == "MODEL" else word for word in argv))
+    assert expected in refused(tmp_path, *(model if word == "MODEL" else word for word in argv))
 
 
 @pytest.mark.parametrize(
-    ("target", "says"),
+    ("target", "expected"),
     [
         ("rtx:sm90", f"TensorRT-RTX compiles for {RTX}"),
         ("rtx", f"TensorRT-RTX compiles for {RTX}"),
@@ -76,7 +79,7 @@ def test_a_command_line_that_is_wrong_is_answered_in_one_line(
     ids=lambda command: command[0],
 )
 def test_an_unknown_target_is_answered_with_those_there_are(
-    tmp_path: Path, command: list[str], target: str, says: str
+    tmp_path: Path, command: list[str], target: str, expected: str
 ) -> None:
     known = {"MODEL": save(tiny_model(), tmp_path / "model.onnx"), "OUT": tmp_path / "out.onnx"}
 
@@ -86,11 +89,11 @@ def test_an_unknown_target_is_answered_with_those_there_are(
         message
         == f"qdq: unknown target {target!r}: {message.partition(': ')[2].partition(': ')[2]}"
     )
-    assert says in message
+    assert expected in message
 
 
 @pytest.mark.parametrize(
-    ("method", "says"),
+    ("method", "expected"),
     [
         (
             "median",
@@ -112,7 +115,7 @@ def test_an_unknown_target_is_answered_with_those_there_are(
 )
 @pytest.mark.parametrize("command", ["quantize", "calibrate"])
 def test_an_unknown_method_is_answered_with_those_there_are(
-    tmp_path: Path, command: str, method: str, says: str
+    tmp_path: Path, command: str, method: str, expected: str
 ) -> None:
     model, plan = save(tiny_model(), tmp_path / "model.onnx"), tmp_path / "plan.yaml"
     run("plan", model, "-o", plan)
@@ -130,11 +133,11 @@ def test_an_unknown_method_is_answered_with_those_there_are(
         method,
     )
 
-    assert f"qdq: {says}" in message
+    assert f"qdq: {expected}" in message
 
 
 @pytest.mark.parametrize(
-    ("shape", "says"),
+    ("shape", "expected"),
     [
         ("x", "--shapes 'x': write the input's name and sizes, such as image=1x3x224x224"),
         ("x=", "--shapes 'x=': write the input's name and sizes"),
@@ -156,7 +159,7 @@ def test_an_unknown_method_is_answered_with_those_there_are(
 )
 @pytest.mark.parametrize("command", ["quantize", "quantize --validate", "validate"])
 def test_a_shape_that_is_misspelt_or_does_not_fit_is_refused_before_any_work(
-    tmp_path: Path, command: str, shape: str, says: str
+    tmp_path: Path, command: str, shape: str, expected: str
 ) -> None:
     model = save(tiny_model(), tmp_path / "model.onnx")
     name, *options = command.split()
@@ -167,12 +170,12 @@ def test_a_shape_that_is_misspelt_or_does_not_fit_is_refused_before_any_work(
     )
 
     assert refused(tmp_path, name, model, *more, "--data", "noise", "--shape", shape).startswith(
-        f"qdq: {says}"
+        f"qdq: {expected}"
     )
 
 
 @pytest.mark.parametrize(
-    ("name", "says"),
+    ("name", "expected"),
     [
         ("cnov", "has no node or tensor 'cnov'. Did you mean 'conv'?"),
         ("", "has no node or tensor ''"),
@@ -180,11 +183,11 @@ def test_a_shape_that_is_misspelt_or_does_not_fit_is_refused_before_any_work(
     ],
 )
 def test_explaining_what_is_not_there_is_answered_with_the_nearest(
-    tmp_path: Path, name: str, says: str
+    tmp_path: Path, name: str, expected: str
 ) -> None:
     assert (
         refused(tmp_path, "explain", save(tiny_model(), tmp_path / "model.onnx"), name)
-        == f"qdq: model.onnx: {says}\n"
+        == f"qdq: model.onnx: {expected}\n"
     )
 
 

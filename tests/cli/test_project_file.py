@@ -1,4 +1,4 @@
-"""The project file: found from below, strict, and the default of every option that is not given."""
+"""The project file: its location, its errors, and the defaults that it gives to options."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ KEEP = "rule: keep\nsays: Leave the classifier in float.\nwhere: {into: Gemm}\nt
 
 @pytest.fixture
 def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Return a repository with a model, data and rules of its own, the current folder being one below."""
+    """Return a repository with a model, data and rules, and change to a folder below it."""
     (tmp_path / ".git").mkdir()
     (tmp_path / "work").mkdir()
     (tmp_path / "rules").mkdir()
@@ -115,7 +115,7 @@ def test_thresholds_judge_validate_and_quantize(repository: Path) -> None:
     assert run("quantize", model, "-o", out, "--force", "--validate", "--min-snr", "1")[0] == 0
     assert (
         refused(repository, "quantize", model, "-o", out, "--force", "--min-snr", "1")
-        == "qdq: --min-snr judges a validation; pass --validate too\n"
+        == "qdq: --min-snr applies to a validation. Pass --validate too.\n"
     )
 
 
@@ -123,10 +123,10 @@ def test_an_option_that_is_given_wins_and_no_project_ignores_the_file(repository
     (repository / "qdq.yaml").write_text(FILES["qdq.yaml"])
     model = repository / "model.onnx"
 
-    given = json.loads(
+    plan = json.loads(
         run("plan", model, "--rules", "tensorrt", "--target", "trt:sm80", "--format", "json")[1]
     )
-    assert (given["rule_sets"], given["targets"]) == (["tensorrt"], [{"backend": "trt", "sm": 80}])
+    assert (plan["rule_sets"], plan["targets"]) == (["tensorrt"], [{"backend": "trt", "sm": 80}])
 
     code, text, err = run("--no-project", "plan", model, "--format", "json")
     assert (code, err, json.loads(text)["rule_sets"]) == (0, "", ["tensorrt"])
@@ -149,8 +149,9 @@ def test_globs_of_the_project_reach_check(repository: Path) -> None:
 def test_the_nearest_file_counts_and_the_search_ends_at_the_repository(repository: Path) -> None:
     (repository / "qdq.yaml").write_text("method: max\n")
     (repository / "work" / "qdq.yaml").write_text("method: mse\n")
-    assert (found := find_project(repository / "work")) is not None
-    assert found.options == {"method": "mse"}
+    project = find_project(repository / "work")
+    assert project is not None
+    assert project.options == {"method": "mse"}
 
     inner = repository / "work" / "inner"
     (inner / ".git").mkdir(parents=True)
@@ -180,54 +181,62 @@ def test_help_and_other_commands_do_not_read_the_project_file(repository: Path) 
 
 
 MISTAKES = {
-    "text": ("hello\n", 1, "a project file is a mapping with some of rules, targets, data"),
+    "text": ("hello\n", 1, "a project file is a mapping. Write some of rules, targets, data"),
     "empty": ("", 1, "a project file is a mapping"),
     "misspelt": (
         "method: max\ntraget: x\n",
         2,
-        "unknown key 'traget'. Did you mean 'targets'?; known are rules, ",
+        "unknown key 'traget'. Did you mean 'targets'? Known keys are rules, ",
     ),
     "twice": ("method: max\nmethod: mse\n", 2, "the key 'method' is given twice"),
     "no-set": ("rules: tensort\n", 1, "'rules': unknown rule set"),
-    "rules-number": ("rules: 3\n", 1, "'rules': is 3; write a text or a list of texts"),
+    "rules-number": ("rules: 3\n", 1, "'rules': the value is 3. Write a text or a list of texts."),
     "no-target": ("targets: [rtx:sm86, rtx]\n", 1, "'targets': unknown target 'rtx'"),
     "data-and-images": (
         "data: x\nimages: y\n",
         2,
-        "'data' and 'images' exclude each other; keep one of them",
+        "'data' and 'images' exclude each other. Keep one of them.",
     ),
-    "images-number": ("images: 3\n", 1, "'images': is 3; write a text"),
-    "preprocess": ("preprocess: [a]\n", 1, "'preprocess': is ['a']; write a text"),
+    "images-number": ("images: 3\n", 1, "'images': the value is 3. Write a text."),
+    "preprocess": ("preprocess: [a]\n", 1, "'preprocess': the value is ['a']. Write a text."),
     "samples-zero": (
         "samples: 0\n",
         1,
-        "'samples': is 0; write a whole number of samples, at least 1",
+        "'samples': the value is 0. Write a whole number of samples, at least 1.",
     ),
-    "seed": ("seed: -1\n", 1, "'seed': is -1; write a whole number, at least 0"),
-    "data-list": ("data: [a, b]\n", 1, "'data': is ['a', 'b']; write a text"),
+    "seed": ("seed: -1\n", 1, "'seed': the value is -1. Write a whole number, at least 0."),
+    "data-list": ("data: [a, b]\n", 1, "'data': the value is ['a', 'b']. Write a text."),
     "no-method": ("\nmethod: median\n", 2, "'method': unknown method 'median'"),
-    "batch-zero": ("batch: 0\n", 1, "'batch': is 0; write a whole number of samples, at least 1"),
-    "batch-truth": ("batch: true\n", 1, "'batch': is True; write a whole number"),
-    "globs-nothing": ("leave_float:\n", 1, "'leave_float': is None; write a text"),
-    "truth": ("allow_unmatched: 3\n", 1, "'allow_unmatched': is 3; write true or false"),
+    "batch-zero": (
+        "batch: 0\n",
+        1,
+        "'batch': the value is 0. Write a whole number of samples, at least 1.",
+    ),
+    "batch-truth": ("batch: true\n", 1, "'batch': the value is True. Write a whole number"),
+    "globs-nothing": ("leave_float:\n", 1, "'leave_float': the value is None. Write a text"),
+    "truth": ("allow_unmatched: 3\n", 1, "'allow_unmatched': the value is 3. Write true or false."),
     "thresholds": (
         "thresholds: 3\n",
         1,
-        "'thresholds' is 3; write some of snr_db, cosine, top1_agreement",
+        "'thresholds' is 3. Write some of snr_db, cosine, top1_agreement.",
     ),
     "no-threshold": (
         "thresholds:\n  snr: 20\n",
         2,
-        "unknown threshold 'snr'. Did you mean 'snr_db'?",
+        "unknown key 'snr' of 'thresholds'. Did you mean 'snr_db'?",
     ),
-    "threshold-text": ("thresholds:\n  snr_db: '20'\n", 2, "'snr_db' is '20'; write a number"),
+    "threshold-text": (
+        "thresholds:\n  snr_db: '20'\n",
+        2,
+        "'snr_db': the value is '20'. Write a number.",
+    ),
     "two-documents": ("method: max\n---\nmethod: mse\n", 3, "a second document begins"),
 }
 
 
-@pytest.mark.parametrize(("content", "line", "says"), MISTAKES.values(), ids=MISTAKES)
+@pytest.mark.parametrize(("content", "line", "expected"), MISTAKES.values(), ids=MISTAKES)
 def test_a_mistake_in_qdq_yaml_is_named_with_its_line(
-    repository: Path, content: str, line: int, says: str
+    repository: Path, content: str, line: int, expected: str
 ) -> None:
     path = repository / "qdq.yaml"
     path.write_text(content)
@@ -235,7 +244,7 @@ def test_a_mistake_in_qdq_yaml_is_named_with_its_line(
     message = refused(repository, "plan", repository / "model.onnx")
 
     assert message.startswith(f"qdq: {path}:{line}: "), message
-    assert says in message
+    assert expected in message
 
 
 TOML_MISTAKES = {
@@ -244,24 +253,24 @@ TOML_MISTAKES = {
         6,
         "'method': unknown method",
     ),
-    "dotted": ("[tool]\nqdq.batch = 0\n", 2, "'batch': is 0"),
+    "dotted": ("[tool]\nqdq.batch = 0\n", 2, "'batch': the value is 0"),
     "inner-table": (
         "[tool.qdq]\ndata = 'noise'\n[tool.qdq.thresholds]\nsnr = 20\n",
         4,
-        "unknown threshold 'snr'",
+        "unknown key 'snr' of 'thresholds'",
     ),
     "inline-table": (
         "[tool.qdq]\nthresholds = {cosine = '1'}\n",
         2,
-        "'cosine' is '1'; write a number",
+        "'cosine': the value is '1'. Write a number.",
     ),
     "no-table": ("[tool]\nqdq = 3\n", 2, "unknown key 'qdq'"),
 }
 
 
-@pytest.mark.parametrize(("content", "line", "says"), TOML_MISTAKES.values(), ids=TOML_MISTAKES)
+@pytest.mark.parametrize(("content", "line", "expected"), TOML_MISTAKES.values(), ids=TOML_MISTAKES)
 def test_a_mistake_in_pyproject_is_named_with_its_line(
-    repository: Path, content: str, line: int, says: str
+    repository: Path, content: str, line: int, expected: str
 ) -> None:
     path = repository / "pyproject.toml"
     path.write_text(content)
@@ -269,13 +278,13 @@ def test_a_mistake_in_pyproject_is_named_with_its_line(
     message = refused(repository, "plan", repository / "model.onnx")
 
     assert message.startswith(f"qdq: {path}:{line}: "), message
-    assert says in message
+    assert expected in message
 
 
 def test_a_pyproject_with_a_table_for_qdq_that_is_no_toml_is_named(repository: Path) -> None:
     (repository / "pyproject.toml").write_text("[tool.qdq]\nmethod = \n")
 
-    assert f"qdq: {repository / 'pyproject.toml'}: is not valid TOML: " in refused(
+    assert f"qdq: {repository / 'pyproject.toml'}: the file is not valid TOML: " in refused(
         repository, "plan", repository / "model.onnx"
     )
 
@@ -284,5 +293,5 @@ def test_two_project_files_side_by_side_are_refused(repository: Path) -> None:
     for name, content in FILES.items():
         (repository / name).write_text(content)
 
-    says = f"qdq: {repository / 'qdq.yaml'}: pyproject.toml beside it has a [tool.qdq] too; keep one of them\n"
-    assert refused(repository, "plan", repository / "model.onnx") == says
+    message = f"qdq: {repository / 'qdq.yaml'}: pyproject.toml beside it has a [tool.qdq] too. Keep one of them.\n"
+    assert refused(repository, "plan", repository / "model.onnx") == message

@@ -397,7 +397,7 @@ def test_json_that_holds_no_inputs_is_named(tmp_path: Path, content: str, says: 
     [
         (["--samples", 0], "--samples"),
         (["--samples", 2, "--seed", -1], "--seed"),
-        (["--seed", 1], "--seed chooses samples; pass --samples with how many"),
+        (["--seed", 1], "--seed picks samples at random. Pass --samples with their number."),
     ],
 )
 def test_samples_and_seed_are_checked(tmp_path: Path, more: list[object], says: str) -> None:
@@ -407,7 +407,7 @@ def test_samples_and_seed_are_checked(tmp_path: Path, more: list[object], says: 
 def test_samples_without_data_are_refused(tmp_path: Path) -> None:
     model = save(tiny_model(), tmp_path / "model.onnx")
 
-    assert "--samples and --seed choose samples; pass --data or --images" in refused(
+    assert "--samples and --seed pick samples. Pass --data or --images." in refused(
         tmp_path, "quantize", model, "-o", tmp_path / "o", "--samples", 1
     )
 

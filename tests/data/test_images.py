@@ -346,15 +346,15 @@ def quantize(bench: Path, *more: object) -> str:
     [
         (
             ["--images", "album"],
-            "--images needs --preprocess: imagenet, yolo, or a YAML file that says how a picture becomes the model's input",
+            "--images needs --preprocess. Pass imagenet, yolo, or a YAML file that specifies how a picture becomes the model's input.",
         ),
         (
             ["--images", "album", "--preprocess", "yolo", "--data", "noise"],
-            "--data and --images exclude each other; pass one of them",
+            "--data and --images exclude each other. Pass one of them.",
         ),
         (
             ["--data", "noise", "--preprocess", "yolo"],
-            "--preprocess says how pictures become inputs; pass --images with a folder of them",
+            "--preprocess specifies how pictures become inputs. Pass --images with a folder of pictures.",
         ),
         (
             ["--images", "album", "--preprocess", "imagenett"],

@@ -1,4 +1,4 @@
-"""Outputs that cannot or must not be written: refused before any work, and nothing left behind when writing fails."""
+"""Outputs that cannot or must not be written: refused before any work, and no remains of a failed write."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ from qdq.files.output import copy_atomic, write_atomic
 from tests.support.cli_runner import contents, refused, run, samples, save, tiny_model
 
 
-def words(folder: Path) -> dict[str, Path]:
-    """Write a model, samples, a plan and scales, and return where they are."""
-    found = {
+def write_inputs(folder: Path) -> dict[str, Path]:
+    """Write a model, samples, a plan and scales, and return their paths."""
+    paths = {
         "MODEL": save(tiny_model(), folder / "model.onnx"),
         "DATA": samples(folder / "samples"),
         "PLAN": folder / "plan.yaml",
         "SCALES": folder / "scales.json",
     }
-    assert run("plan", found["MODEL"], "-o", found["PLAN"])[0] == 0
+    assert run("plan", paths["MODEL"], "-o", paths["PLAN"])[0] == 0
     assert (
         run(
             "calibrate",
-            found["MODEL"],
-            found["PLAN"],
+            paths["MODEL"],
+            paths["PLAN"],
             "-o",
-            found["SCALES"],
+            paths["SCALES"],
             "--data",
-            found["DATA"],
+            paths["DATA"],
         )[0]
         == 0
     )
-    return found
+    return paths
 
 
 WRITING = {
@@ -52,8 +52,8 @@ WRITING = {
 
 
 def writing(folder: Path, command: str) -> list[object]:
-    """Return the arguments of a command that writes, up to the path that it shall write."""
-    known = {**words(folder), "OUT": folder / "out.onnx"}
+    """Return the arguments of a command that writes, up to the path of its output."""
+    known = {**write_inputs(folder), "OUT": folder / "out.onnx"}
     return [known.get(word, word) for word in WRITING[command]]
 
 
@@ -147,15 +147,15 @@ def symbolic_link(path: Path, source: Path) -> None:
     path.symlink_to(source)
 
 
-@pytest.mark.parametrize("spelled", ["model.onnx", "samples/../model.onnx", "./model.onnx"])
+@pytest.mark.parametrize("written", ["model.onnx", "samples/../model.onnx", "./model.onnx"])
 @pytest.mark.parametrize("force", [[], ["--force"]], ids=["", "force"])
 @pytest.mark.parametrize(
     "command", ["quantize", "plan", "calibrate", "apply", "strip"], indirect=True
 )
 def test_the_input_is_no_output_however_it_is_spelled(
-    tmp_path: Path, command: str, spelled: str, force: list[str]
+    tmp_path: Path, command: str, written: str, force: list[str]
 ) -> None:
-    path = f"{tmp_path}/{spelled}"
+    path = f"{tmp_path}/{written}"
 
     message = refused(tmp_path, *writing(tmp_path, command), path, *force)
 
@@ -274,7 +274,7 @@ def test_a_copy_that_cannot_be_placed_is_refused(tmp_path: Path) -> None:
 
 
 def only_small_files() -> None:
-    """Make every write in this process fail that would bring a file above 2000 bytes, as a full disk does."""
+    """Make writes in this process fail above 2000 bytes of a file, as on a full disk."""
     resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
 
 

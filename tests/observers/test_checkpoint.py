@@ -129,7 +129,7 @@ def test_a_checkpoint_is_never_lost_by_accident(tmp_path: Path) -> None:
         )
     before = checkpoint.read_bytes()
     code, _, err = run("quantize", model, "--data", data, "-o", out)
-    assert (code, "pass --resume to go on from it, or --force" in err, checkpoint.read_bytes()) == (
+    assert (code, "Pass --resume to continue it or --force" in err, checkpoint.read_bytes()) == (
         2,
         True,
         before,

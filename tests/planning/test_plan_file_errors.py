@@ -355,7 +355,7 @@ def test_edited_scales_that_the_plan_cannot_use_are_refused(
 def test_nothing_to_validate_is_said_so(bench: Bench) -> None:
     assert (
         bench.validate()
-        == "qdq: nothing to validate: pass --data or --images for accuracy, --target for engines, --layers for an engine of yours, or several\n"
+        == "qdq: nothing to validate. Pass --data or --images for accuracy, --target for engines, or --layers for an existing engine.\n"
     )
 
 

@@ -225,8 +225,8 @@ def test_options_about_data_are_refused_without_data(tmp_path: Path) -> None:
                 tmp_path, "quantize", model, "-o", out, "--ranges", ranges, option, value
             )
         )
-        assert "is about data, and --ranges alone runs none" in said
-    assert "qdq: --min-snr is about data" in refused(
+        assert "applies to samples, and --ranges alone runs none" in said
+    assert "qdq: --min-snr applies to samples" in refused(
         tmp_path, "quantize", model, "-o", out, "--ranges", ranges, "--validate", "--min-snr", "10"
     )
     assert "cannot be read: No such file" in refused(
@@ -486,12 +486,13 @@ def test_observed_ranges_are_refused_where_they_do_not_fit(tmp_path: Path) -> No
     def quantize(which: Path, *more: object) -> str:
         return refused(tmp_path, "quantize", which, "-o", out, "--ranges", seen, *more)
 
-    assert f"qdq: {seen}: holds what samples gave, and runs none; leave out --data" in quantize(
-        model, "--data", "noise"
+    assert (
+        f"qdq: {seen}: these ranges were observed earlier, so no samples are run. Drop --data"
+        in quantize(model, "--data", "noise")
     )
     assert f"qdq: {seen}: the ranges were observed for another model" in quantize(other)
-    assert "--max-memory is about data" in quantize(model, "--max-memory", "4GB")
-    assert "--save-ranges is about data" in quantize(model, "--save-ranges", tmp_path / "more")
+    assert "--max-memory applies to samples" in quantize(model, "--max-memory", "4GB")
+    assert "--save-ranges applies to samples" in quantize(model, "--save-ranges", tmp_path / "more")
     with pytest.raises(
         qdq.QdqError, match="observed before, and more data would count beside them"
     ):
@@ -504,8 +505,8 @@ def test_a_shard_takes_no_ranges(tmp_path: Path) -> None:
     ranges = write(tmp_path / "r.yaml", "x: 1\n")
 
     argv = ("calibrate", model, plan, "--ranges", ranges, "--shard", "1/2", "-o", tmp_path / "out")
-    assert "--shard only looks at samples" in refused(tmp_path, *argv, "--data", "noise")
-    assert "--shard only looks at samples" in refused(tmp_path, *argv)
+    assert "--shard only observes samples" in refused(tmp_path, *argv, "--data", "noise")
+    assert "--shard only observes samples" in refused(tmp_path, *argv)
 
 
 # Tensors that take the range of another
@@ -716,7 +717,7 @@ def test_strip_writes_the_ranges_that_quantize_takes(tmp_path: Path, suffix: str
     )
     assert run("quantize", model, "-o", out, "--data", CALIBRATION, "--weights", "max")[0] == 0
     code, text, _ = run("strip", out, "-o", tmp_path / "float.onnx", "--ranges", ranges)
-    assert (code, "took out" in text, str(ranges) in text) == (0, True, True)
+    assert (code, "removed" in text, str(ranges) in text) == (0, True, True)
     assert (tmp_path / "float.onnx").read_bytes() == model.read_bytes()
     assert (
         run("quantize", tmp_path / "float.onnx", "-o", tmp_path / "again.onnx", "--ranges", ranges)[

@@ -307,14 +307,20 @@ def test_quantize_saves_the_ranges_that_calibrate_saves(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        (("--shard", "9/8"), "--shard '9/8': write which of how many, such as 2/8"),
+        (
+            ("--shard", "9/8"),
+            "--shard '9/8': a shard has the form I/N, with I from 1 to N. Pass one such as 2/8.",
+        ),
         (("--shard", "0/8"), "such as 2/8"),
         (("--shard", "2"), "such as 2/8"),
-        (("--shard", "1/2", "--save-ranges", "x.ranges"), "leave out --save-ranges"),
-        (("--max-memory", "4"), "write a number and a unit, such as 4GB"),
+        (("--shard", "1/2", "--save-ranges", "x.ranges"), "Drop --save-ranges"),
+        (("--max-memory", "4"), "a size is a number and a unit. Pass one such as 4GB"),
         (("--max-memory", "1MB"), "allow at least as much with --max-memory"),
         (("--device", "gpu"), "unknown device 'gpu'"),
-        (("--workers", "2", "--scheduler", "tcp://x:1"), "pass one of them"),
+        (
+            ("--workers", "2", "--scheduler", "tcp://x:1"),
+            "--workers and --scheduler exclude each other",
+        ),
     ],
 )
 def test_options_that_cannot_be_met_end_in_one_line(

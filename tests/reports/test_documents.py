@@ -229,12 +229,15 @@ def test_a_new_rule_of_a_set_among_others_goes_where_theirs_are(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("name", "says"),
     [
-        ("Float_Head", "rule name 'Float_Head': write small letters, digits and hyphens"),
-        ("../x", "rule name '../x': write small letters"),
-        ("set", "rule name 'set': write small letters"),
-        ("residual-inputs", "the set tensorrt has a rule of that name, which yours would replace"),
-        ("mine", "mine.yaml: exists; choose another name, or edit that file"),
-        ("cased", "cases/cased.yaml: exists; choose another name"),
+        ("Float_Head", "rule name 'Float_Head': a name has only small letters, digits and hyphens"),
+        ("../x", "rule name '../x': a name has only small letters"),
+        ("set", "rule name 'set': a name has only small letters"),
+        (
+            "residual-inputs",
+            "the set tensorrt has a rule of that name, which the new rule would replace",
+        ),
+        ("mine", "mine.yaml: the file exists. Pass another name, or edit the file."),
+        ("cased", "cases/cased.yaml: the file exists. Pass another name"),
     ],
 )
 def test_a_new_rule_never_replaces_anything(tmp_path: Path, name: str, says: str) -> None:
@@ -248,7 +251,7 @@ def test_a_new_rule_never_replaces_anything(tmp_path: Path, name: str, says: str
 def test_a_new_rule_needs_a_folder_that_can_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
 
-    assert f"qdq: {tmp_path / 'file' / 'cases'}: cannot be made: " in refused(
+    assert f"qdq: {tmp_path / 'file' / 'cases'}: the folder cannot be created: " in refused(
         tmp_path, "new-rule", "mine", "--rules", tmp_path / "file"
     )
 

@@ -422,13 +422,16 @@ def test_a_refusal_does_not_spoil_the_builds_after_it_and_keeps_the_words_on_one
     ("arguments", "says"),
     [
         (["--target", "rtx:sm86", "--operators", "Convv"], "Did you mean 'Conv'"),
-        (["--target", "trt"], "name that of the GPU"),
+        (["--target", "trt"], "Pass that of the GPU"),
         (["--target", "rtx:sm90"], "TensorRT-RTX compiles for"),
         (
             ["--target", "rtx:sm86", "--target", "rtx:sm80", "-o", "t.yaml"],
-            "pass --output-folder for several",
+            "Pass --output-folder for several",
         ),
-        (["--target", "rtx:sm86", "--output-folder", "nowhere"], "nowhere: is no folder"),
+        (
+            ["--target", "rtx:sm86", "--output-folder", "nowhere"],
+            "nowhere: there is no such folder",
+        ),
         (["--target", "rtx:sm86", "-o", "nowhere/t.yaml"], "does not exist"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",

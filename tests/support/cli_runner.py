@@ -1,4 +1,4 @@
-"""Tiny models, data for them, and the command line in this process."""
+"""A tiny model, samples for it, and the command line in this process."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ SHAPE = (4, 8, 8)
 
 
 def tiny_model() -> onnx.ModelProto:
-    """Return conv -> relu -> flatten -> gemm: `x` float32 [batch,4,8,8] to `y` [batch,5], opset
-    17, seeded weights.
+    """Return conv -> relu -> flatten -> gemm at opset 17 with seeded weights.
+
+    `x` is float32 [batch,4,8,8] and `y` is [batch,5].
     """
     rng = np.random.default_rng(0)
     weights = {
@@ -54,9 +55,7 @@ def save(model: onnx.ModelProto, path: Path) -> Path:
 
 
 def samples(folder: Path, n: int = 2) -> Path:
-    """Write `n` .npz files for `tiny_model`, of one seeded sample each, into a folder and return
-    it.
-    """
+    """Write `n` .npz files of one seeded sample each for `tiny_model`, and return the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(1)
     for i in range(n):
@@ -65,9 +64,7 @@ def samples(folder: Path, n: int = 2) -> Path:
 
 
 def run(*argv: object) -> tuple[int, str, str]:
-    """Run `qdq` with some arguments and return its exit code, standard output and standard
-    error.
-    """
+    """Run `qdq` with some arguments and return its exit code, standard output and standard error."""
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         code = main([str(a) for a in argv])
@@ -75,20 +72,20 @@ def run(*argv: object) -> tuple[int, str, str]:
 
 
 def refused(folder: Path, *argv: object) -> str:
-    """Run `qdq`, assert that it fails as documented and leaves `folder` as it was, and return its
-    message.
+    """Run `qdq`, assert that it fails as documented and leaves `folder` as it was, and return its message.
 
     As documented: exit code 2, nothing on standard output, one line that begins with "qdq: " on
     standard error, and nothing that a library in C++ writes there.
     """
-    before, kept = contents(folder), os.dup(2)
+    before = contents(folder)
+    standard_error = os.dup(2)
     with tempfile.TemporaryFile() as native:
         os.dup2(native.fileno(), 2)
         try:
             code, out, err = run(*argv)
         finally:
-            os.dup2(kept, 2)
-            os.close(kept)
+            os.dup2(standard_error, 2)
+            os.close(standard_error)
         native.seek(0)
         noise = native.read()
     assert (code, out, noise) == (2, "", b""), err
@@ -99,7 +96,7 @@ def refused(folder: Path, *argv: object) -> str:
 
 
 def contents(folder: Path) -> dict[str, object]:
-    """Return the content of a folder by relative path: a file's bytes, a link's end, or None."""
+    """Return the bytes of files, the targets of links and None for folders, by relative path."""
     return {str(path.relative_to(folder)): _content(path) for path in folder.rglob("*")}
 
 

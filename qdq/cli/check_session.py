@@ -1,0 +1,163 @@
+"""The models of one `qdq check`, checked one after another."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+import click
+import msgspec
+
+from qdq.checking.baseline import BaselineEntry, make_entries, read_baseline
+from qdq.checking.checker import check, recorded_targets
+from qdq.checking.engine_checks import check_engines
+from qdq.checking.finding import Finding
+from qdq.checking.selection import Selection, relative_posix_path
+from qdq.engines.rtx_compiler import Compiler
+from qdq.errors import QdqError, UsageError
+from qdq.graph.loader import load
+from qdq.graph.source import Source
+from qdq.pipeline.fixer import fix
+from qdq.reports.changes import fixed_lines
+from qdq.reports.sarif import CheckedModel
+from qdq.rewriting.model_file import save
+from qdq.rules.rule import RuleSet
+from qdq.target import Target
+
+
+class CheckSettings(msgspec.Struct, frozen=True):
+    """How each model is checked."""
+
+    #: None for the rules that are recorded in each model.
+    rules: RuleSet | None
+    #: Empty for the targets that are recorded in each model.
+    targets: tuple[Target, ...]
+    #: None for the globs that are recorded in each model.
+    leave_float: Sequence[str] | None
+    #: The findings that are reported.
+    selection: Selection
+    #: File of findings that are not reported.
+    baseline: Path | None
+    #: Whether engines are built.
+    engine: bool
+    #: Whether models are fixed in place.
+    fix: bool
+
+
+class _Baseline:
+    """The findings in a baseline file, and those of them that models still have."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.entries = read_baseline(path)
+        self._current_entries: set[BaselineEntry] = set()
+        self._checked_models: set[str] = set()
+
+    def select_new(self, model: Path, findings: Sequence[Finding]) -> tuple[Finding, ...]:
+        """Return the findings in a model that the baseline does not hold."""
+        entries = make_entries(model, self.path, findings)
+        self._current_entries.update(entries)
+        self._checked_models.add(relative_posix_path(model, self.path.parent))
+        pairs = zip(findings, entries, strict=True)
+        return tuple(finding for finding, entry in pairs if entry not in self.entries)
+
+    def list_stale(self) -> tuple[BaselineEntry, ...]:
+        """Return the entries that the models checked so far no longer have, sorted."""
+        gone = self.entries - self._current_entries
+        return tuple(sorted(entry for entry in gone if entry.model in self._checked_models))
+
+
+class CheckSession:
+    """Checks models, and counts the findings and the models that could not be checked."""
+
+    def __init__(self, settings: CheckSettings) -> None:
+        self.settings = settings
+        self.finding_count = 0
+        self.failure_count = 0
+        self._baseline = _Baseline(settings.baseline) if settings.baseline else None
+
+    def check_models(self, models: Sequence[Path]) -> Iterator[CheckedModel]:
+        """Yield the findings in each model as soon as it is checked.
+
+        A model that cannot be checked is also reported on standard error.
+        """
+        with ExitStack() as stack:
+            compiler = stack.enter_context(Compiler()) if self.settings.engine else None
+            for model in models:
+                try:
+                    yield self._check_model(model, compiler)
+                except QdqError as error:
+                    self.failure_count += 1
+                    message = " ".join(str(error).split())
+                    click.echo(f"qdq: {message}", err=True)
+                    yield CheckedModel(str(model), failure=message)
+
+    @property
+    def stale_entries(self) -> tuple[BaselineEntry, ...]:
+        """Entries of the baseline that the models checked so far no longer have."""
+        if self._baseline is None:
+            return ()
+        return self._baseline.list_stale()
+
+    @property
+    def exit_code(self) -> int:
+        """The exit code for the models checked so far."""
+        if self.failure_count:
+            return 2
+        return 1 if self.finding_count else 0
+
+    def _check_model(self, model: Path, compiler: Compiler | None) -> CheckedModel:
+        findings = self._list_findings(model, load(model), compiler)
+        changes: list[str] = []
+        if findings and self.settings.fix:
+            changes = self._fix_model(model)
+            if changes:
+                findings = self._list_findings(model, load(model), compiler)
+        if self._baseline is not None:
+            findings = self._baseline.select_new(model, findings)
+        self.finding_count += len(findings)
+        return CheckedModel(str(model), findings, fixed=tuple(changes))
+
+    def _fix_model(self, model: Path) -> list[str]:
+        """Fix a model in place and return the changes, none where there was nothing to fix."""
+        settings = self.settings
+        fixed = fix(
+            model,
+            rules=settings.rules,
+            targets=settings.targets,
+            leave_float=settings.leave_float,
+        )
+        if fixed is None:
+            return []
+        changes = fixed_lines(fixed.existing)
+        if changes:
+            save(fixed.model, fixed.source, model, force=True)
+        return changes
+
+    def _list_findings(
+        self, model: Path, source: Source, compiler: Compiler | None
+    ) -> tuple[Finding, ...]:
+        settings = self.settings
+        findings = check(
+            source,
+            rules=settings.rules,
+            targets=settings.targets,
+            leave_float=settings.leave_float,
+        )
+        is_float = any(finding.code == "not-quantized" for finding in findings)
+        if compiler is not None and not is_float:
+            targets = _select_rtx_targets(settings.targets or recorded_targets(source), model)
+            findings += tuple(check_engines(source, targets, compiler, findings))
+        return settings.selection.of(model, findings)
+
+
+def _select_rtx_targets(targets: Sequence[Target], model: Path) -> tuple[Target, ...]:
+    """Return the targets that engines are built for; raises UsageError where there are none."""
+    rtx_targets = tuple(target for target in targets if target.backend == "rtx")
+    if not rtx_targets:
+        raise UsageError(
+            f"{model}: --engine builds for rtx targets, and the model has none. "
+            "Pass --target rtx:sm86."
+        )
+    return rtx_targets

@@ -1,0 +1,43 @@
+"""Records on standard output, and the file names in front of errors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+
+from qdq.errors import PlanError
+from qdq.reports.report import to_json
+from qdq.reports.sections import Section, sections_text
+
+
+def print_record(layout: str, record: Any, sections: Sequence[Section]) -> None:
+    """Print a record as JSON, or its sections as text."""
+    if layout == "json":
+        click.echo(to_json(record), nl=False)
+    else:
+        click.echo(sections_text(sections), nl=False)
+
+
+def print_written(paths: Sequence[Path]) -> None:
+    """Print the names of the files that a command wrote, after a blank line."""
+    click.echo(f"\nwrote {join_paths(paths)}")
+
+
+def join_paths(paths: Sequence[Path]) -> str:
+    """Return paths in one line, separated by commas."""
+    return ", ".join(map(str, paths))
+
+
+@contextmanager
+def name_files_in_errors(*paths: Path) -> Iterator[None]:
+    """Put the names of plan, scales and ranges files, if any, in front of a PlanError."""
+    try:
+        yield
+    except PlanError as error:
+        if not paths:
+            raise
+        raise PlanError(f"{join_paths(paths)}: {error}") from error
