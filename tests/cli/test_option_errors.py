@@ -151,7 +151,10 @@ def test_an_unknown_method_is_answered_with_those_there_are(
         ),
         ("y=1x5", "model.onnx: --shapes names no input 'y'; its inputs are x"),
         ("x=1x4x8", "model.onnx: --shapes x=1x4x8 does not fit the input, whose shape is ?x4x8x8"),
-        ("x=1x3x8x8", "model.onnx: --shapes x=1x3x8x8 does not fit the input, whose shape is ?x4x8x8"),
+        (
+            "x=1x3x8x8",
+            "model.onnx: --shapes x=1x3x8x8 does not fit the input, whose shape is ?x4x8x8",
+        ),
     ],
 )
 @pytest.mark.parametrize("command", ["quantize", "quantize --validate", "validate"])
