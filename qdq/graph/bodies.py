@@ -6,8 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-import onnx
-from onnx import numpy_helper
+from onnx import AttributeProto, GraphProto, NodeProto, TensorProto, numpy_helper
 
 from qdq.arrays import Array
 from qdq.errors import ModelError, first_line
@@ -18,7 +17,7 @@ def qualified_name(graph: str, name: str) -> str:
     return f"{graph}/{name}" if graph else name
 
 
-def attribute_bodies(attribute: onnx.AttributeProto) -> list[onnx.GraphProto]:
+def attribute_bodies(attribute: AttributeProto) -> list[GraphProto]:
     """Return the graphs that an attribute holds."""
     bodies = list(attribute.graphs)
     if attribute.HasField("g"):
@@ -26,10 +25,10 @@ def attribute_bodies(attribute: onnx.AttributeProto) -> list[onnx.GraphProto]:
     return bodies
 
 
-def node_bodies(node: onnx.NodeProto) -> tuple[tuple[str, onnx.GraphProto], ...]:
+def node_bodies(node: NodeProto) -> tuple[tuple[str, GraphProto], ...]:
     """Return the graphs that a node carries as attributes, by attribute name."""
-    single: list[tuple[str, onnx.GraphProto]] = []
-    listed: list[tuple[str, onnx.GraphProto]] = []
+    single: list[tuple[str, GraphProto]] = []
+    listed: list[tuple[str, GraphProto]] = []
     for attribute in node.attribute:
         if attribute.HasField("g"):
             single.append((attribute.name, attribute.g))
@@ -38,7 +37,7 @@ def node_bodies(node: onnx.NodeProto) -> tuple[tuple[str, onnx.GraphProto], ...]
     return (*single, *listed)
 
 
-def all_graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+def all_graphs(graph: GraphProto) -> Iterator[GraphProto]:
     """Yield a graph and all bodies in it, each before the bodies inside it."""
     yield graph
     for node in graph.node:
@@ -46,7 +45,7 @@ def all_graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
             yield from all_graphs(body)
 
 
-def all_tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+def all_tensors(graph: GraphProto) -> Iterator[TensorProto]:
     """Yield every tensor that a graph and its bodies store: initializers and attributes."""
     yield from graph.initializer
     for node in graph.node:
@@ -58,7 +57,7 @@ def all_tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
                 yield from all_tensors(body)
 
 
-def all_nodes(graph: onnx.GraphProto, path: str = "") -> Iterator[tuple[str, onnx.NodeProto]]:
+def all_nodes(graph: GraphProto, path: str = "") -> Iterator[tuple[str, NodeProto]]:
     """Yield the nodes of a graph, then those of its bodies, each with its qualified label."""
     labels = node_labels(graph)
     for label, node in zip(labels, graph.node, strict=True):
@@ -68,12 +67,12 @@ def all_nodes(graph: onnx.GraphProto, path: str = "") -> Iterator[tuple[str, onn
             yield from all_nodes(body, qualified_name(path, f"{label}.{name}"))
 
 
-def node_title(node: onnx.NodeProto, position: int) -> str:
+def node_title(node: NodeProto, position: int) -> str:
     """Return how messages name a node: by its name, or by its position where that is empty."""
     return node.name or f"#{position}"
 
 
-def node_labels(graph: onnx.GraphProto) -> list[str]:
+def node_labels(graph: GraphProto) -> list[str]:
     """Return a unique label for each node: its name.
 
     A node whose name is empty or occurs more than once is labelled by its position too.
@@ -83,14 +82,16 @@ def node_labels(graph: onnx.GraphProto) -> list[str]:
     labels: list[str] = []
     for i, node in enumerate(graph.node):
         label = node.name
-        while not label or occurrences[label] > 1 or (label != node.name and label in taken):
+        if not label or occurrences[label] > 1:
             label = f"{label}#{i}"
+            while label in taken:
+                label = f"{label}#{i}"
         taken.add(label)
         labels.append(label)
     return labels
 
 
-def captured_names(body: onnx.GraphProto) -> set[str]:
+def captured_names(body: GraphProto) -> set[str]:
     """Return the names that a body reads from the graphs around it."""
     defined = {value.name for value in body.input}
     defined.update(tensor.name for tensor in body.initializer)
@@ -102,7 +103,7 @@ def captured_names(body: onnx.GraphProto) -> set[str]:
     return read - defined - {""}
 
 
-def names_captured_by(node: onnx.NodeProto) -> set[str]:
+def names_captured_by(node: NodeProto) -> set[str]:
     """Return the names that the bodies of a node read from the graphs around them."""
     names: set[str] = set()
     for _, body in node_bodies(node):
@@ -110,7 +111,7 @@ def names_captured_by(node: onnx.NodeProto) -> set[str]:
     return names
 
 
-def read_tensor_values(tensor: onnx.TensorProto, model: str, folder: Path | None) -> Array:
+def read_tensor_values(tensor: TensorProto, model: str, folder: Path | None) -> Array:
     """Return the values of a tensor that a model or a file beside it stores.
 
     Raises ModelError where they cannot be read.

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 import onnx
+from onnx import NodeProto, OperatorSetIdProto, ValueInfoProto
 
 from qdq.arrays import Array
 from qdq.graph.bodies import node_bodies
@@ -13,7 +14,7 @@ from qdq.graph.bodies import node_bodies
 _RANDOM_PREFIXES = ("Random", "Multinomial", "Bernoulli")
 
 
-def is_foldable(node: onnx.NodeProto) -> bool:
+def is_foldable(node: NodeProto) -> bool:
     """Whether a node with inputs returns a constant where all of these are constant.
 
     Random operators and operators of other domains do not, nor do Loop and Scan.
@@ -24,9 +25,9 @@ def is_foldable(node: onnx.NodeProto) -> bool:
 
 
 def evaluate_node(
-    node: onnx.NodeProto,
+    node: NodeProto,
     feeds: Mapping[str, Array],
-    opset_imports: Iterable[onnx.OperatorSetIdProto],
+    opset_imports: Iterable[OperatorSetIdProto],
 ) -> list[Array]:
     """Return the outputs of a node by ONNX's reference evaluator, which documents no exceptions."""
     from onnx.reference import ReferenceEvaluator
@@ -39,6 +40,6 @@ def evaluate_node(
     return [np.asarray(result) for result in results]
 
 
-def _describe_value(name: str, value: Array) -> onnx.ValueInfoProto:
+def _describe_value(name: str, value: Array) -> ValueInfoProto:
     elem_type = onnx.helper.np_dtype_to_tensor_dtype(value.dtype)
     return onnx.helper.make_tensor_value_info(name, elem_type, value.shape)

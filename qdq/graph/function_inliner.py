@@ -6,18 +6,18 @@ from collections.abc import Iterable, Iterator, Mapping
 from graphlib import CycleError, TopologicalSorter
 
 import onnx
-from onnx import inliner
+from onnx import FunctionProto, GraphProto, ModelProto, NodeProto, inliner
 
 from qdq.errors import ModelError
 from qdq.graph.bodies import node_bodies
 
 #: Domain and name, of a function or of the operator of a node.
 OperatorId = tuple[str, str]
-_Functions = Mapping[OperatorId, onnx.FunctionProto]
+_Functions = Mapping[OperatorId, FunctionProto]
 _DEFAULT_DOMAIN = ("", "ai.onnx")
 
 
-def inline_functions(model: onnx.ModelProto) -> tuple[onnx.ModelProto, tuple[str, ...]]:
+def inline_functions(model: ModelProto) -> tuple[ModelProto, tuple[str, ...]]:
     """Return the model with the calls of its own functions inlined, and a note that names these.
 
     The model itself comes back where it calls none. A function that shares its name with an
@@ -34,14 +34,18 @@ def inline_functions(model: onnx.ModelProto) -> tuple[onnx.ModelProto, tuple[str
     inlined = called - _find_called(inlined_model.graph, functions)
     if not inlined:
         return model, ()
-    names = [f"{domain}.{name}" if domain else name for domain, name in inlined]
-    note = f"model-local functions inlined: {', '.join(sorted(names))}"
-    return inlined_model, (note,)
+    names = sorted(_format_id(key) for key in inlined)
+    return inlined_model, (f"model-local functions inlined: {', '.join(names)}",)
 
 
-def _inline_aligned(model: onnx.ModelProto) -> onnx.ModelProto:
+def _format_id(key: OperatorId) -> str:
+    domain, name = key
+    return f"{domain}.{name}" if domain else name
+
+
+def _inline_aligned(model: ModelProto) -> ModelProto:
     """Return the model after inlining: first functions of its opset, then those to convert."""
-    aligned = onnx.ModelProto()
+    aligned = ModelProto()
     aligned.CopyFrom(model)
     opsets = {entry.domain: entry.version for entry in model.opset_import}
     for function in aligned.functions:
@@ -52,7 +56,7 @@ def _inline_aligned(model: onnx.ModelProto) -> onnx.ModelProto:
     return inlined
 
 
-def _align_opset(function: onnx.FunctionProto, opsets: Mapping[str, int]) -> None:
+def _align_opset(function: FunctionProto, opsets: Mapping[str, int]) -> None:
     """Set a function's version of ONNX's operator set to the model's where its operators are the same in both."""
     operators = set()
     for domain, operator in _node_operators(function.node):
@@ -66,7 +70,7 @@ def _align_opset(function: onnx.FunctionProto, opsets: Mapping[str, int]) -> Non
             entry.version = version
 
 
-def _has_other_opset(function: onnx.FunctionProto, opsets: Mapping[str, int]) -> bool:
+def _has_other_opset(function: FunctionProto, opsets: Mapping[str, int]) -> bool:
     entries = function.opset_import
     return any(entry.version != opsets.get(entry.domain, entry.version) for entry in entries)
 
@@ -83,14 +87,14 @@ def _find_since_version(operator: str, opset: int) -> int:
         return 0
 
 
-def _run_inliner(model: onnx.ModelProto, convert: bool) -> onnx.ModelProto:
+def _run_inliner(model: ModelProto, convert: bool) -> ModelProto:
     """Return the model after ONNX's inliner, or the model itself where that fails.
 
     With `convert`, it also converts functions of other opsets, for which it needs all types.
     """
     try:
         typed = onnx.shape_inference.infer_shapes(model) if convert else model
-        inlined: onnx.ModelProto = inliner.inline_local_functions(typed, convert_version=convert)
+        inlined: ModelProto = inliner.inline_local_functions(typed, convert_version=convert)
     except Exception:  # noqa: BLE001 whatever it throws, the functions stay and the plan names them
         return model
     known = {value.name for value in model.graph.value_info}
@@ -100,7 +104,7 @@ def _run_inliner(model: onnx.ModelProto, convert: bool) -> onnx.ModelProto:
     return inlined
 
 
-def _find_called(graph: onnx.GraphProto, functions: _Functions) -> set[OperatorId]:
+def _find_called(graph: GraphProto, functions: _Functions) -> set[OperatorId]:
     """Return the functions that a graph calls, also through other functions.
 
     Raises ModelError for functions that call each other in a circle.
@@ -123,7 +127,7 @@ def _find_called(graph: onnx.GraphProto, functions: _Functions) -> set[OperatorI
     return called
 
 
-def _node_operators(nodes: Iterable[onnx.NodeProto]) -> Iterator[OperatorId]:
+def _node_operators(nodes: Iterable[NodeProto]) -> Iterator[OperatorId]:
     """Yield the operators of some nodes and of those in their bodies."""
     for node in nodes:
         yield node.domain, node.op_type

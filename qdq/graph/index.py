@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import onnx
+from onnx import GraphProto, NodeProto, TensorProto
 
 from qdq.arrays import Array
 from qdq.errors import ModelError, first_line
@@ -26,13 +27,19 @@ from qdq.graph.bodies import (
     read_tensor_values,
 )
 from qdq.graph.constant_folding import evaluate_node, is_foldable
-from qdq.graph.shape_inference import LARGEST_FOLDED_BYTES, declared_type, infer_types
+from qdq.graph.shape_inference import (
+    LARGEST_FOLDED_BYTES,
+    Dims,
+    TensorType,
+    declared_type,
+    infer_types,
+)
 from qdq.graph.source import Source
 
-#: Element type and dimensions, as `elem_type` and `shape` return them.
-TensorType = tuple[int, tuple[int | None, ...] | None]
+#: A node that reads a tensor, and the input slot that it reads it at.
+Reader = tuple["Node", int]
 
-_FLOAT_TYPES = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16)
+_FLOAT_TYPES = (TensorProto.FLOAT, TensorProto.FLOAT16)
 
 
 class Edge(msgspec.Struct, frozen=True, order=True):
@@ -46,7 +53,8 @@ class Edge(msgspec.Struct, frozen=True, order=True):
     tensor: str
 
     def __str__(self) -> str:
-        return f"{self.tensor} -> {qualified_name(self.graph, self.node)}[{self.slot}]"
+        node = qualified_name(self.graph, self.node)
+        return f"{self.tensor} -> {node}[{self.slot}]"
 
     @property
     def qualified_tensor(self) -> str:
@@ -59,7 +67,7 @@ class Node:
 
     __slots__ = ("inputs", "label", "op", "outputs", "position", "proto")
 
-    def __init__(self, position: int, label: str, proto: onnx.NodeProto) -> None:
+    def __init__(self, position: int, label: str, proto: NodeProto) -> None:
         self.position = position
         #: The node's name, or ``#17`` by its position where the name is empty or taken.
         self.label = label
@@ -79,7 +87,7 @@ class Node:
         return default
 
     @property
-    def bodies(self) -> tuple[tuple[str, onnx.GraphProto], ...]:
+    def bodies(self) -> tuple[tuple[str, GraphProto], ...]:
         """The graphs that the node carries as attributes, by attribute name."""
         return node_bodies(self.proto)
 
@@ -97,7 +105,7 @@ class GraphIndex:
         self,
         source: Source,
         shapes: Mapping[str, tuple[int, ...]] | None = None,
-        graph: onnx.GraphProto | None = None,
+        graph: GraphProto | None = None,
         path: str = "",
         outer: GraphIndex | None = None,
         position: int = 0,
@@ -179,8 +187,11 @@ class GraphIndex:
 
     def edges_from(self, tensor: str) -> tuple[Edge, ...]:
         """Return the edges of this graph that read a tensor, in node order."""
-        readers = self.consumers.get(tensor, ())
-        return tuple(self.edge(node, slot) for node, slot in readers if slot >= 0)
+        edges = []
+        for node, slot in self.consumers.get(tensor, ()):
+            if slot >= 0:
+                edges.append(self.edge(node, slot))
+        return tuple(edges)
 
     def defining_scope(self, tensor: str) -> GraphIndex:
         """Return the index of the graph that defines a tensor: this one, or one around it."""
@@ -225,7 +236,7 @@ class GraphIndex:
         """Return the ONNX element type of a tensor; 0 (undefined) where inference has none."""
         return self._type(tensor)[0]
 
-    def shape(self, tensor: str) -> tuple[int | None, ...] | None:
+    def shape(self, tensor: str) -> Dims | None:
         """Return a tensor's dimensions, None for each unknown one; None where even the rank is unknown."""
         return self._type(tensor)[1]
 
@@ -252,22 +263,23 @@ class GraphIndex:
         return types
 
     @cached_property
-    def _inferred_graph(self) -> onnx.GraphProto:
+    def _inferred_graph(self) -> GraphProto:
         """This graph with inferred types."""
         if self.outer is None:
             return infer_types(self.source.model, self.graph, self.input_shapes)
         if self.outer.nodes[self.position].op == "Loop":
             # From the Loop, inference drops the shapes of the body's state, declared or not.
             return infer_types(self.source.model, self._complete_body(self.outer), {})
-        bodies = node_bodies(self.outer._inferred_graph.node[self.position])
+        inferred_owner = self.outer._inferred_graph.node[self.position]
+        bodies = node_bodies(inferred_owner)
         return next(body for name, body in bodies if self.path.endswith(f".{name}"))
 
-    def _complete_body(self, outer: GraphIndex) -> onnx.GraphProto:
+    def _complete_body(self, outer: GraphIndex) -> GraphProto:
         """Return a copy of this body to which the tensors that it reads from outside are added.
 
         Small stored tensors are added as initializers, others as inputs.
         """
-        body = onnx.GraphProto()
+        body = GraphProto()
         body.CopyFrom(self.graph)
         for name in sorted(captured_names(body)):
             stored = outer.defining_scope(name).initializers.get(name)
@@ -327,13 +339,19 @@ class GraphIndex:
 
     def _known_dims(self, tensor: str) -> tuple[int, ...] | None:
         """Return the dimensions of a tensor, None unless all are known."""
-        dims = tuple(size for size in self.shape(tensor) or () if size is not None)
-        return dims if len(dims) == self.rank(tensor) else None
+        shape = self.shape(tensor)
+        if shape is None:
+            return None
+        dims = tuple(size for size in shape if size is not None)
+        return dims if len(dims) == len(shape) else None
 
 
-def _make_nodes(graph: onnx.GraphProto) -> tuple[Node, ...]:
-    labelled = zip(node_labels(graph), graph.node, strict=True)
-    return tuple(Node(i, label, proto) for i, (label, proto) in enumerate(labelled))
+def _make_nodes(graph: GraphProto) -> tuple[Node, ...]:
+    nodes: list[Node] = []
+    for label, proto in zip(node_labels(graph), graph.node, strict=True):
+        position = len(nodes)
+        nodes.append(Node(position, label, proto))
+    return tuple(nodes)
 
 
 def _map_producers(nodes: Iterable[Node]) -> dict[str, Node]:
@@ -345,8 +363,8 @@ def _map_producers(nodes: Iterable[Node]) -> dict[str, Node]:
     return producers
 
 
-def _map_consumers(nodes: Iterable[Node]) -> dict[str, list[tuple[Node, int]]]:
-    readers: dict[str, list[tuple[Node, int]]] = {}
+def _map_consumers(nodes: Iterable[Node]) -> dict[str, list[Reader]]:
+    readers: dict[str, list[Reader]] = {}
     for node in nodes:
         for slot, tensor in enumerate(node.inputs):
             readers.setdefault(tensor, []).append((node, slot))
@@ -360,4 +378,6 @@ def _shape_value(node: Node, dims: tuple[int, ...]) -> Array:
     """Return the output of a Shape or Size whose input has known dimensions."""
     if node.op == "Size":
         return np.array(math.prod(dims), np.int64)
-    return np.array(dims[node.attribute("start") : node.attribute("end")], np.int64)
+    start = node.attribute("start")
+    end = node.attribute("end")
+    return np.array(dims[start:end], np.int64)

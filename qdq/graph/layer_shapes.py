@@ -7,6 +7,7 @@ import math
 import msgspec
 
 from qdq.graph.index import GraphIndex, Node
+from qdq.graph.neighbors import has_constant_input
 from qdq.graph.operands import operands
 from qdq.graph.operators import CONVOLUTIONS, MATRIX_PRODUCTS, MOVES_VALUES
 from qdq.graph.patterns import cached_per_graph, find_producer_before_moves
@@ -98,7 +99,7 @@ def attention_length(index: GraphIndex, node: Node) -> int | None:
 
     None for other nodes and unknown lengths.
     """
-    if node.op != "MatMul" or any(index.is_constant(tensor) for tensor in node.inputs):
+    if node.op != "MatMul" or has_constant_input(index, node):
         return None
     if _leads_to_softmax(index, node):
         scores = node.outputs[0]

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
-import onnx
 from google.protobuf.message import DecodeError
+from onnx import ModelProto
 
 from qdq.errors import ModelError, first_line
 from qdq.graph.function_inliner import inline_functions
@@ -38,7 +38,7 @@ def load(model: ModelLike) -> Source:
         return model
     if isinstance(model, (str, Path)):
         return _load_path(Path(model))
-    proto = model if isinstance(model, onnx.ModelProto) else _from_graphsurgeon(model)
+    proto = model if isinstance(model, ModelProto) else _from_graphsurgeon(model)
     normalized, notes = _normalize(None, proto)
     digest = hashlib.sha256(canonical_bytes(proto)).hexdigest()
     return Source(None, normalized, digest, notes, given_opset=default_opset(proto))
@@ -90,9 +90,9 @@ def read_file(path: Path) -> bytes:
     return content
 
 
-def parse_model(content: bytes, path: Path) -> onnx.ModelProto:
+def parse_model(content: bytes, path: Path) -> ModelProto:
     """Return the model in `content`; raises ModelError for anything but a complete ONNX model."""
-    model = onnx.ModelProto()
+    model = ModelProto()
     try:
         model.ParseFromString(content)
     except DecodeError as error:
@@ -114,9 +114,7 @@ def parse_model(content: bytes, path: Path) -> onnx.ModelProto:
     return model
 
 
-def _normalize(
-    path: Path | None, model: onnx.ModelProto
-) -> tuple[onnx.ModelProto, tuple[str, ...]]:
+def _normalize(path: Path | None, model: ModelProto) -> tuple[ModelProto, tuple[str, ...]]:
     """Return a checked model with sorted nodes, inlined functions and a raised opset, and notes of the changes."""
     try:
         check_nodes(model)
@@ -125,11 +123,12 @@ def _normalize(
         inlined, inlining_notes = inline_functions(ordered)
         raised, opset_notes = raise_opset(inlined)
     except ModelError as error:
-        raise ModelError(f"{path or model.graph.name or 'model'}: {error}") from error
+        place = path or model.graph.name or "model"
+        raise ModelError(f"{place}: {error}") from error
     return raised, (*order_notes, *inlining_notes, *opset_notes)
 
 
-def _from_graphsurgeon(graph: gs.Graph) -> onnx.ModelProto:
+def _from_graphsurgeon(graph: gs.Graph) -> ModelProto:
     import onnx_graphsurgeon as gs
 
     if not isinstance(graph, gs.Graph):
@@ -137,7 +136,7 @@ def _from_graphsurgeon(graph: gs.Graph) -> onnx.ModelProto:
             f"A model cannot be loaded from {type(graph).__name__}. "
             "Pass a path, an onnx.ModelProto or a graphsurgeon Graph."
         )
-    model: onnx.ModelProto = gs.export_onnx(graph)
+    model: ModelProto = gs.export_onnx(graph)
     return model
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import onnx
+from onnx import ModelProto
 
 #: The `metadata_props` keys of qdq begin with this.
 METADATA_PREFIX = "qdq."
@@ -24,7 +24,7 @@ BATCH_KEY = "qdq.batch"
 RANGES_KEY = "qdq.ranges"
 
 
-def remove_metadata(model: onnx.ModelProto) -> None:
+def remove_metadata(model: ModelProto) -> None:
     """Remove the entries of qdq from a model's metadata."""
     kept = [p for p in model.metadata_props if not p.key.startswith(METADATA_PREFIX)]
     if len(kept) < len(model.metadata_props):

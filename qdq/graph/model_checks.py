@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 
 import onnx
+from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto
 from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 
 from qdq.errors import ModelError, first_line
@@ -20,11 +21,11 @@ _SINGLE = _OpSchema.FormalParameterOption.Single
 
 #: Bytes of one element, of the types that weights usually have.
 _ITEM_BYTES: dict[int, int] = {
-    onnx.TensorProto.FLOAT: 4,
-    onnx.TensorProto.FLOAT16: 2,
-    onnx.TensorProto.DOUBLE: 8,
-    onnx.TensorProto.INT64: 8,
-    onnx.TensorProto.INT32: 4,
+    TensorProto.FLOAT: 4,
+    TensorProto.FLOAT16: 2,
+    TensorProto.DOUBLE: 8,
+    TensorProto.INT64: 8,
+    TensorProto.INT32: 4,
 }
 
 #: Fields of a tensor's message that can hold its values.
@@ -39,7 +40,7 @@ _DATA_FIELDS = (
 )
 
 
-def check_nodes(model: onnx.ModelProto) -> None:
+def check_nodes(model: ModelProto) -> None:
     """Raise ModelError for a node that its operator's definition rules out.
 
     Such a node has too few inputs or outputs, or an attribute of another type. Operators that
@@ -51,21 +52,23 @@ def check_nodes(model: onnx.ModelProto) -> None:
     _check_graph(model.graph, "", opset)
 
 
-def _check_graph(graph: onnx.GraphProto, prefix: str, opset: int) -> None:
+def _check_graph(graph: GraphProto, prefix: str, opset: int) -> None:
     """Check the nodes of a graph, then those of its bodies; `prefix` is before their names."""
     _require_text(_names_of_values(graph), "it")
     for i, node in enumerate(graph.node):
-        _require_text((node.op_type, node.name, *node.input, *node.output), f"node {prefix}#{i}")
+        names = (node.op_type, node.name, *node.input, *node.output)
+        _require_text(names, f"node {prefix}#{i}")
         defect = _find_defect(node, opset)
         if defect:
             title = f"{prefix}{node_title(node, i)}"
             raise _damaged(f"node {title} ({node.op_type}) has {defect}")
     for i, node in enumerate(graph.node):
+        title = node_title(node, i)
         for name, body in node_bodies(node):
-            _check_graph(body, f"{prefix}{node_title(node, i)}.{name}/", opset)
+            _check_graph(body, f"{prefix}{title}.{name}/", opset)
 
 
-def _names_of_values(graph: onnx.GraphProto) -> Iterator[str]:
+def _names_of_values(graph: GraphProto) -> Iterator[str]:
     yield graph.name
     for field in (graph.input, graph.output, graph.initializer):
         yield from (item.name for item in field)
@@ -89,7 +92,7 @@ def _find_schema(operator: str, opset: int) -> _OpSchema | None:
         return None
 
 
-def _find_defect(node: onnx.NodeProto, opset: int) -> str:
+def _find_defect(node: NodeProto, opset: int) -> str:
     """Return how a node deviates from its operator's definition, "" where it does not."""
     if node.domain not in ("", "ai.onnx"):
         return ""
@@ -116,21 +119,21 @@ def _find_unnamed(
     return ""
 
 
-def _find_wrong_attribute(node: onnx.NodeProto, schema: _OpSchema) -> str:
+def _find_wrong_attribute(node: NodeProto, schema: _OpSchema) -> str:
     for attribute in node.attribute:
         definition = schema.attributes.get(attribute.name)
         if definition is None:
             continue
         required_type = str(definition.type).rpartition(".")[2]
-        actual_type = onnx.AttributeProto.AttributeType.Name(attribute.type)
+        actual_type = AttributeProto.AttributeType.Name(attribute.type)
         if actual_type != required_type:
             return f"{attribute.name!r} as {actual_type}, but the operator takes {required_type}"
     return ""
 
 
-def check_weights(model: onnx.ModelProto) -> None:
+def check_weights(model: ModelProto) -> None:
     """Raise ModelError for a weight of an unknown type, or with less data than its dimensions need."""
-    known_types = onnx.TensorProto.DataType.values()
+    known_types = TensorProto.DataType.values()
     for tensor in all_tensors(model.graph):
         if tensor.data_type not in known_types:
             raise _damaged(f"weight {tensor.name!r} has the unknown type {tensor.data_type}")
@@ -144,20 +147,20 @@ def check_weights(model: onnx.ModelProto) -> None:
             )
 
 
-def _has_values(tensor: onnx.TensorProto) -> bool:
+def _has_values(tensor: TensorProto) -> bool:
     if uses_external_data(tensor):
         return True
     return any(getattr(tensor, field) for field in _DATA_FIELDS)
 
 
-def check_external_data(model: onnx.ModelProto, path: Path) -> None:
+def check_external_data(model: ModelProto, path: Path) -> None:
     """Raise ModelError for external data that is missing, truncated or outside the model's folder."""
     folder = path.parent.resolve()
     for tensor in external_tensors(model):
         _check_external_tensor(tensor, path, folder)
 
 
-def _check_external_tensor(tensor: onnx.TensorProto, path: Path, folder: Path) -> None:
+def _check_external_tensor(tensor: TensorProto, path: Path, folder: Path) -> None:
     name = tensor.name
     try:
         info = ExternalDataInfo(tensor)

@@ -39,7 +39,8 @@ def match_nodes(old: GraphIndex, new: GraphIndex) -> dict[NodePlace, NodePlace]:
 
 
 def _find_body(index: GraphIndex, node: Node, name: str) -> GraphIndex:
-    return index.scopes[qualified_name(index.path, f"{node.label}.{name}")]
+    path = qualified_name(index.path, f"{node.label}.{name}")
+    return index.scopes[path]
 
 
 def _match_graph(old: GraphIndex, new: GraphIndex) -> list[_NodePair]:
@@ -91,11 +92,16 @@ class _NodeKeys:
 
     def signed_name(self, node: Node) -> Hashable:
         name = node.proto.name
-        return (self._signatures[id(node)].node, name) if name else None
+        if not name:
+            return None
+        signature = self._signatures[id(node)]
+        return signature.node, name
 
     def signed_output(self, node: Node) -> Hashable:
-        outputs = node.outputs
-        return (self._signatures[id(node)].node, outputs[0]) if outputs else None
+        if not node.outputs:
+            return None
+        signature = self._signatures[id(node)]
+        return signature.node, node.outputs[0]
 
     def name(self, node: Node) -> Hashable:
         return (node.op, node.proto.name) if node.proto.name else None

@@ -121,9 +121,13 @@ def _hash_descendants(index: GraphIndex, operators: list[int]) -> list[int]:
         reader_hashes[name].append(hash(("output", slot)))
     hashes = [0] * len(operators)
     for node in reversed(index.nodes):
-        readers = tuple(tuple(sorted(reader_hashes[name])) for name in node.outputs)
-        node_hash = hash((operators[node.position], readers))
-        hashes[node.position] = node_hash
+        position = node.position
+        readers: list[Hashable] = []
+        for name in node.outputs:
+            output_readers = sorted(reader_hashes[name])
+            readers.append(tuple(output_readers))
+        node_hash = hash((operators[position], tuple(readers)))
+        hashes[position] = node_hash
         for slot, name in enumerate(node.inputs):
             reader_hashes[name].append(hash((node_hash, slot)))
     return hashes

@@ -98,9 +98,13 @@ def einsum_labels(node: Node) -> tuple[str, str, str] | None:
     summed = (set(left) & set(right)) - set(result)
     if not summed:
         return None
-    if any(len(set(labels)) < len(labels) for labels in (left, right, result)):
+    if _repeats_label(left) or _repeats_label(right) or _repeats_label(result):
         return None
     return left, right, result
+
+
+def _repeats_label(labels: str) -> bool:
+    return len(set(labels)) < len(labels)
 
 
 def _einsum_axis(node: Node, slot: int) -> int | None:
@@ -137,9 +141,13 @@ def input_channel_axis(index: GraphIndex, node: Node) -> int | None:
         return 0 if node.attribute("transA", 0) else 1
     if node.op in RECURRENT:
         return 2
-    if node.op != "MatMul" or index.rank(node.inputs[1]) != _MATRIX_RANK:
+    if node.op != "MatMul":
         return None
-    return (index.rank(node.inputs[0]) or 0) - 1
+    data, weight = node.inputs[:_OPERAND_COUNT]
+    if index.rank(weight) != _MATRIX_RANK:
+        return None
+    data_rank = index.rank(data) or 0
+    return data_rank - 1
 
 
 def reshape_by_channels(node: Node, weight: Array) -> Array | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import onnx
-from onnx import version_converter
+from onnx import GraphProto, ModelProto, TensorProto, version_converter
 
 from qdq.errors import ModelError, first_line
 from qdq.graph.bodies import all_graphs, node_title
@@ -30,8 +30,8 @@ _DEFAULT_DOMAIN = ("", "ai.onnx")
 
 
 def raise_opset(
-    model: onnx.ModelProto, least: int = PER_CHANNEL_OPSET
-) -> tuple[onnx.ModelProto, tuple[str, ...]]:
+    model: ModelProto, least: int = PER_CHANNEL_OPSET
+) -> tuple[ModelProto, tuple[str, ...]]:
     """Return the model at an opset of at least `least` that has Q/DQ of its types, and a note for each change.
 
     The model itself comes back where nothing had to change. Operators are converted by ONNX's
@@ -58,7 +58,7 @@ def raise_opset(
     return raised, tuple(notes)
 
 
-def default_opset(model: onnx.ModelProto) -> int:
+def default_opset(model: ModelProto) -> int:
     """Return the version of ONNX's own operator set that the model imports.
 
     A model that imports none and needs none, such as one of trees alone, counts as new enough.
@@ -77,7 +77,7 @@ def default_opset(model: onnx.ModelProto) -> int:
     return FLOAT16_OPSET
 
 
-def _require_convertible(model: onnx.ModelProto, opset: int) -> None:
+def _require_convertible(model: ModelProto, opset: int) -> None:
     """Raise ModelError for a model of an opset, or with a Scan, that cannot be converted."""
     if opset < OLDEST_OPSET:
         raise ModelError(
@@ -94,7 +94,7 @@ def _require_convertible(model: onnx.ModelProto, opset: int) -> None:
         )
 
 
-def _find_scan(main_graph: onnx.GraphProto) -> str:
+def _find_scan(main_graph: GraphProto) -> str:
     """Return the title of the first Scan in a graph and its bodies, "" where there is none."""
     for graph in all_graphs(main_graph):
         for i, node in enumerate(graph.node):
@@ -103,7 +103,7 @@ def _find_scan(main_graph: onnx.GraphProto) -> str:
     return ""
 
 
-def _find_qdq_opset(model: onnx.ModelProto) -> int:
+def _find_qdq_opset(model: ModelProto) -> int:
     """Return the oldest opset with per-channel Q/DQ of the types in the main graph."""
     graph = model.graph
     types = {tensor.data_type for tensor in graph.initializer}
@@ -114,28 +114,29 @@ def _find_qdq_opset(model: onnx.ModelProto) -> int:
         for attribute in node.attribute:
             if attribute.name in ("to", "value"):
                 types.add(attribute.t.data_type if attribute.HasField("t") else attribute.i)
-    return FLOAT16_OPSET if onnx.TensorProto.FLOAT16 in types else PER_CHANNEL_OPSET
+    return FLOAT16_OPSET if TensorProto.FLOAT16 in types else PER_CHANNEL_OPSET
 
 
-def _oldest_ir_version(model: onnx.ModelProto) -> int:
+def _oldest_ir_version(model: ModelProto) -> int:
     """Return the oldest IR version that allows a model's opsets and free initializers."""
     opset_ir = onnx.helper.find_min_ir_version_for(model.opset_import, ignore_unknown=True)
     return max(FREE_INITIALIZERS_IR, opset_ir)
 
 
-def _convert_opset(model: onnx.ModelProto, opset: int, target_opset: int) -> onnx.ModelProto:
+def _convert_opset(model: ModelProto, opset: int, target_opset: int) -> ModelProto:
     try:
         raised = version_converter.convert_version(_with_free_initializers(model), target_opset)
     except Exception as error:
+        reason = first_line(error)
         raise ModelError(
-            f"opset {opset} could not be raised to {target_opset} ({first_line(error)}). "
+            f"opset {opset} could not be raised to {target_opset} ({reason}). "
             f"Export the model with opset {target_opset} or newer."
         ) from error
     _restore_metadata(model, raised)
     return raised
 
 
-def _with_free_initializers(model: onnx.ModelProto) -> onnx.ModelProto:
+def _with_free_initializers(model: ModelProto) -> ModelProto:
     """Return a model of an IR version that allows initializers which are not inputs.
 
     ONNX Runtime's quantizer adds them to models of any IR version.
@@ -150,7 +151,7 @@ def _with_free_initializers(model: onnx.ModelProto) -> onnx.ModelProto:
     return copy
 
 
-def _restore_metadata(model: onnx.ModelProto, raised: onnx.ModelProto) -> None:
+def _restore_metadata(model: ModelProto, raised: ModelProto) -> None:
     """Copy the metadata of nodes to those of the same first output that have none."""
     metadata = {}
     for node in model.graph.node:
@@ -161,7 +162,7 @@ def _restore_metadata(model: onnx.ModelProto, raised: onnx.ModelProto) -> None:
             node.metadata_props.extend(metadata[node.output[0]])
 
 
-def _copy_model(model: onnx.ModelProto) -> onnx.ModelProto:
-    copy = onnx.ModelProto()
+def _copy_model(model: ModelProto) -> ModelProto:
+    copy = ModelProto()
     copy.CopyFrom(model)
     return copy

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Collection
 
 import msgspec
-import onnx
+from onnx import GraphProto, NodeProto, TensorProto
 
 from qdq.graph.bodies import all_graphs, node_bodies, node_title
 from qdq.graph.metadata import LEVELS_KEY, RULE_KEY
@@ -41,7 +41,7 @@ class QdqPair(msgspec.Struct, frozen=True):
     levels: tuple[int, int] | None = None
 
 
-def find_pairs(graph: onnx.GraphProto, around: Collection[str] = ()) -> tuple[QdqPair, ...]:
+def find_pairs(graph: GraphProto, around: Collection[str] = ()) -> tuple[QdqPair, ...]:
     """Return the pairs of a graph in node order; bodies are not entered.
 
     `around` names the constants of the graphs around it.
@@ -63,16 +63,19 @@ def find_pairs(graph: onnx.GraphProto, around: Collection[str] = ()) -> tuple[Qd
     return tuple(pairs)
 
 
-def stored_tensors(graph: onnx.GraphProto) -> dict[str, onnx.TensorProto]:
+def stored_tensors(graph: GraphProto) -> dict[str, TensorProto]:
     """Return the tensors that a graph stores by name: its initializers and the values of its Constants."""
     stored = {tensor.name: tensor for tensor in graph.initializer}
     for node in graph.node:
-        if node.op_type == "Constant" and node.attribute and node.attribute[0].HasField("t"):
-            stored[node.output[0]] = node.attribute[0].t
+        if node.op_type != "Constant" or not node.attribute:
+            continue
+        value = node.attribute[0]
+        if value.HasField("t"):
+            stored[node.output[0]] = value.t
     return stored
 
 
-def find_dangling_halves(graph: onnx.GraphProto, around: Collection[str] = ()) -> tuple[str, ...]:
+def find_dangling_halves(graph: GraphProto, around: Collection[str] = ()) -> tuple[str, ...]:
     """Return the names of Q and DQ nodes that belong to no pair, those in bodies too.
 
     `around` names the constants of the graphs around it.
@@ -91,7 +94,7 @@ def find_dangling_halves(graph: onnx.GraphProto, around: Collection[str] = ()) -
     return tuple(dangling)
 
 
-def count_readers(graph: onnx.GraphProto) -> Counter[str]:
+def count_readers(graph: GraphProto) -> Counter[str]:
     """Return how often each tensor is read by nodes, bodies and graph outputs."""
     count: Counter[str] = Counter()
     for scope in all_graphs(graph):
@@ -102,7 +105,7 @@ def count_readers(graph: onnx.GraphProto) -> Counter[str]:
 
 
 def _make_pair(
-    dq: onnx.NodeProto, dq_position: int, q: onnx.NodeProto | None, q_position: int | None
+    dq: NodeProto, dq_position: int, q: NodeProto | None, q_position: int | None
 ) -> QdqPair:
     metadata = {entry.key: entry.value for entry in dq.metadata_props}
     integers = {attribute.name: attribute.i for attribute in dq.attribute}
@@ -130,5 +133,5 @@ def _parse_levels(text: str) -> tuple[int, int] | None:
     return low, high
 
 
-def _input_name(node: onnx.NodeProto, slot: int) -> str:
+def _input_name(node: NodeProto, slot: int) -> str:
     return node.input[slot] if len(node.input) > slot else ""

@@ -18,6 +18,7 @@ from qdq.graph.index import Edge, GraphIndex, Node
 from qdq.graph.neighbors import find_input_producer, has_constant_input
 from qdq.graph.operands import operands
 from qdq.graph.operators import GATES, MOVES_VALUES, PICKS_VALUES
+from qdq.graph.shape_inference import Dims
 
 PLANE_RANK = 4
 
@@ -83,8 +84,8 @@ def trace_axis_to_input(index: GraphIndex, node: Node, axis: int | None) -> int 
         return axis
     input_shape = index.shape(node.inputs[0])
     if node.op == "Transpose":
-        reversed_axes = range(len(input_shape or ()) - 1, -1, -1)
-        order = list(node.attribute("perm", reversed_axes))
+        axes = range(len(input_shape or ()))
+        order = list(node.attribute("perm", reversed(axes)))
         return int(order[axis]) if axis < len(order) else None
     output_shape = index.shape(node.outputs[0])
     if input_shape is None or output_shape is None:
@@ -92,17 +93,17 @@ def trace_axis_to_input(index: GraphIndex, node: Node, axis: int | None) -> int 
     return _find_unchanged_axis(input_shape, output_shape, axis)
 
 
-def _find_unchanged_axis(
-    input_shape: tuple[int | None, ...], output_shape: tuple[int | None, ...], axis: int
-) -> int | None:
-    """Return the input axis with the size of an output axis and as many values per slice before it."""
+def _find_unchanged_axis(input_shape: Dims, output_shape: Dims, axis: int) -> int | None:
+    """Return the first input axis of an output axis's size with as many values in the axes before it."""
     input_sizes = [size for size in input_shape if size is not None]
     output_sizes = [size for size in output_shape if size is not None]
-    if len(input_sizes) < len(input_shape) or len(output_sizes) < len(output_shape):
+    has_unknown = len(input_sizes) < len(input_shape) or len(output_sizes) < len(output_shape)
+    if has_unknown:
         return None
     outer_size = math.prod(output_sizes[:axis])
     for input_axis, size in enumerate(input_sizes):
-        if size == output_sizes[axis] and math.prod(input_sizes[:input_axis]) == outer_size:
+        input_outer_size = math.prod(input_sizes[:input_axis])
+        if size == output_sizes[axis] and input_outer_size == outer_size:
             return input_axis
     return None
 
@@ -208,7 +209,9 @@ def is_channel_gate(index: GraphIndex, node: Node) -> bool:
     gated_shape = index.shape(pair[1])
     if gated_shape is None:
         return True
-    return len(gated_shape) == len(gate_shape) and gated_shape[_PLANE_AXIS:] != gate_plane
+    if len(gated_shape) != len(gate_shape):
+        return False
+    return gated_shape[_PLANE_AXIS:] != gate_plane
 
 
 @cached_per_graph
@@ -218,17 +221,20 @@ def attention_masks(index: GraphIndex) -> frozenset[str]:
     They lead to a Softmax through moves, scaling and other Adds of this kind.
     """
     masks: set[str] = set()
-    pending = [node.inputs[0] for node in index.nodes if node.op in ("Softmax", "LogSoftmax")]
+    softmaxes = [node for node in index.nodes if node.op in ("Softmax", "LogSoftmax")]
+    pending = [softmax.inputs[0] for softmax in softmaxes]
     while pending:
         producer = index.producers.get(pending.pop())
         if producer is None or producer.label in masks:
             continue
         if producer.op == "Add":
             masks.add(producer.label)
-        if _keeps_scores(index, producer):
-            for tensor in producer.inputs:
-                if len(index.consumers.get(tensor, ())) == 1:
-                    pending.append(tensor)
+        if not _keeps_scores(index, producer):
+            continue
+        for tensor in producer.inputs:
+            readers = index.consumers.get(tensor, ())
+            if len(readers) == 1:
+                pending.append(tensor)
     return frozenset(masks)
 
 
@@ -265,7 +271,19 @@ def is_spatial_mean(index: GraphIndex, node: Node) -> bool:
     """Whether a node is a ReduceMean over the plane of [batch, channel, height, width], another form of GlobalAveragePool."""
     if node.op != "ReduceMean" or index.rank(node.inputs[0]) != PLANE_RANK:
         return False
+    axes = _read_reduced_axes(index, node)
+    return sorted(axis % PLANE_RANK for axis in axes) == [2, 3]
+
+
+def _read_reduced_axes(index: GraphIndex, node: Node) -> list[int]:
+    """Return the axes of a ReduceMean: an attribute until opset 18, then an input."""
     axes = node.attribute("axes")
-    if axes is None and len(node.inputs) > 1 and index.is_constant(node.inputs[1]):
-        axes = index.constant(node.inputs[1]).ravel().tolist()
-    return sorted(a % PLANE_RANK for a in axes or ()) == [2, 3]
+    if axes is not None:
+        return list(axes)
+    if len(node.inputs) == 1:
+        return []
+    tensor = node.inputs[1]
+    if not index.is_constant(tensor):
+        return []
+    values: list[int] = index.constant(tensor).ravel().tolist()
+    return values

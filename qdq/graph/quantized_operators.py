@@ -6,7 +6,7 @@ A quantized operator computes the float operator between DequantizeLinear and Qu
 from __future__ import annotations
 
 import msgspec
-import onnx
+from onnx import AttributeProto, NodeProto
 
 from qdq.errors import ModelError
 
@@ -44,6 +44,7 @@ class FloatForm(msgspec.Struct, frozen=True):
 
 _BINARY = (Operand(0, 1, 2), Operand(3, 4, 5))
 _UNARY = (Operand(0, 1, 2),)
+_WHERE = (Operand(1, 2, 3), Operand(4, 5, 6))
 
 #: By operator, in any domain: ONNX's QLinearConv and QLinearMatMul, and the operators that ONNX
 #: Runtime writes (ContribOperators.md).
@@ -58,7 +59,7 @@ _FORMS = {
     "QLinearGlobalAveragePool": FloatForm("GlobalAveragePool", _UNARY, (3, 4)),
     "QLinearSoftmax": FloatForm("Softmax", _UNARY, (3, 4)),
     "QLinearReduceMean": FloatForm("ReduceMean", _UNARY, (3, 4)),
-    "QLinearWhere": FloatForm("Where", (Operand(1, 2, 3), Operand(4, 5, 6)), (7, 8), first=0),
+    "QLinearWhere": FloatForm("Where", _WHERE, (7, 8), first=0),
 }
 
 #: Operators that multiply integers and leave their scales to the nodes after them.
@@ -87,7 +88,7 @@ _SOFTMAX_OPSET = 13
 _GEMM_RESULT_SCALE = 7
 
 
-def is_quantized_operator(node: onnx.NodeProto) -> bool:
+def is_quantized_operator(node: NodeProto) -> bool:
     """Whether a node computes on quantized tensors by an operator that TensorRT lacks."""
     operator = node.op_type
     if operator in _FORMS or operator in INTEGER_PRODUCTS or operator in DYNAMIC_OPERATORS:
@@ -95,12 +96,12 @@ def is_quantized_operator(node: onnx.NodeProto) -> bool:
     return node.domain == MICROSOFT and (operator in _VARIABLE or operator in _OTHERS)
 
 
-def is_quantized(node: onnx.NodeProto) -> bool:
+def is_quantized(node: NodeProto) -> bool:
     """Whether only a quantized model contains such a node."""
     return node.op_type in (QUANTIZE, DEQUANTIZE) or is_quantized_operator(node)
 
 
-def find_float_form(node: onnx.NodeProto) -> FloatForm | None:
+def find_float_form(node: NodeProto) -> FloatForm | None:
     """Return the float form of a quantized operator, None for another operator.
 
     Raises ModelError for one whose attributes the float operator cannot express.
@@ -116,27 +117,28 @@ def find_float_form(node: onnx.NodeProto) -> FloatForm | None:
     return form
 
 
-def _make_variable_form(node: onnx.NodeProto) -> FloatForm:
+def _make_variable_form(node: NodeProto) -> FloatForm:
     """Return the form of an operator whose inputs or attributes decide it."""
     if node.op_type == "QLinearConcat":
-        starts = range(2, len(node.input), 3)
-        parts = tuple(Operand(start, start + 1, start + 2) for start in starts)
-        return FloatForm("Concat", parts, (0, 1))
+        parts = []
+        for start in range(2, len(node.input), 3):
+            parts.append(Operand(start, start + 1, start + 2))
+        return FloatForm("Concat", tuple(parts), (0, 1))
     if node.op_type == "QGemm":
         axis = 0 if _integer_attribute(node, "transB", 0) else 1
-        has_scale = len(node.input) > _GEMM_RESULT_SCALE and node.input[_GEMM_RESULT_SCALE] != ""
+        has_scale = any(node.input[_GEMM_RESULT_SCALE : _GEMM_RESULT_SCALE + 1])
         result = (7, 8) if has_scale else None
         return FloatForm("Gemm", _BINARY, result, bias=6, axis=axis)
     factors = (Operand(0, 2, 4), Operand(1, 3, 5))
     return FloatForm("MatMul", factors, None, added=6)
 
 
-def float_attributes(node: onnx.NodeProto) -> list[onnx.AttributeProto]:
+def float_attributes(node: NodeProto) -> list[AttributeProto]:
     """Return the attributes that the float operator has too."""
     return [attribute for attribute in node.attribute if attribute.name not in _FOREIGN]
 
 
-def flattened_axis(node: onnx.NodeProto) -> int | None:
+def flattened_axis(node: NodeProto) -> int | None:
     """Return the first of the axes that a QLinearSoftmax flattens into one, as Softmax did before opset 13.
 
     None for every other node, and for the last axis alone.
@@ -149,7 +151,7 @@ def flattened_axis(node: onnx.NodeProto) -> int | None:
     return None if axis == -1 else axis
 
 
-def _integer_attribute(node: onnx.NodeProto, name: str, default: int) -> int:
+def _integer_attribute(node: NodeProto, name: str, default: int) -> int:
     for attribute in node.attribute:
         if attribute.name == name:
             return int(attribute.i)

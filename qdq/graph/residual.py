@@ -42,7 +42,10 @@ def find_residual_slot(
     if second_backbone is None:
         return 1
     distances = _distances_to_common_ancestor(index, first, second)
-    return 1 if distances is not None and distances[0] > distances[1] else 0
+    if distances is None:
+        return 0
+    first_distance, second_distance = distances
+    return 1 if first_distance > second_distance else 0
 
 
 def find_backbone(

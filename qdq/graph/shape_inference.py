@@ -5,6 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import onnx
+from onnx import GraphProto, ModelProto, ValueInfoProto
+
+#: Dimensions of a tensor, None for each unknown one.
+Dims = tuple[int | None, ...]
+
+#: Element type, 0 for unknown, and dimensions, None where even the rank is unknown.
+TensorType = tuple[int, Dims | None]
 
 #: Tensors up to this many bytes stay in the copy that shapes are inferred on, such as reshape targets.
 LARGEST_FOLDED_BYTES = 4096
@@ -13,14 +20,14 @@ _INFERENCE_ERRORS = (ValueError, TypeError, RuntimeError, onnx.shape_inference.I
 
 
 def infer_types(
-    model: onnx.ModelProto, graph: onnx.GraphProto, shapes: Mapping[str, tuple[int, ...]]
-) -> onnx.GraphProto:
+    model: ModelProto, graph: GraphProto, shapes: Mapping[str, tuple[int, ...]]
+) -> GraphProto:
     """Return a copy of a graph of a model with inferred types.
 
     In the copy, large weights are replaced by inputs of their types, and `shapes` fixes the
     dimensions of some inputs.
     """
-    skeleton = onnx.ModelProto(
+    skeleton = ModelProto(
         ir_version=max(model.ir_version, 4),
         opset_import=model.opset_import,
         functions=model.functions,
@@ -29,7 +36,7 @@ def infer_types(
         getattr(skeleton.graph, field).extend(getattr(graph, field))
     _set_input_shapes(skeleton.graph, shapes)
     _add_weights(skeleton.graph, graph)
-    declared = onnx.ModelProto()
+    declared = ModelProto()
     declared.CopyFrom(skeleton)
     del skeleton.graph.value_info[:]
     # Types that an exporter or another quantizer declared may contradict the operators' results.
@@ -41,14 +48,14 @@ def infer_types(
     return declared.graph
 
 
-def _set_input_shapes(graph: onnx.GraphProto, shapes: Mapping[str, tuple[int, ...]]) -> None:
+def _set_input_shapes(graph: GraphProto, shapes: Mapping[str, tuple[int, ...]]) -> None:
     for value in graph.input:
         dims = value.type.tensor_type.shape.dim
         for dim, size in zip(dims, shapes.get(value.name, ()), strict=False):
             dim.dim_value = size
 
 
-def _add_weights(skeleton: onnx.GraphProto, graph: onnx.GraphProto) -> None:
+def _add_weights(skeleton: GraphProto, graph: GraphProto) -> None:
     """Add the small initializers of a graph to its skeleton, and the large ones as inputs."""
     input_names = {value.name for value in graph.input}
     for tensor in graph.initializer:
@@ -60,7 +67,7 @@ def _add_weights(skeleton: onnx.GraphProto, graph: onnx.GraphProto) -> None:
             skeleton.input.append(value)
 
 
-def declared_type(value: onnx.ValueInfoProto) -> tuple[int, tuple[int | None, ...] | None]:
+def declared_type(value: ValueInfoProto) -> TensorType:
     """Return the element type and dimensions of a value, None for each unknown one."""
     tensor = value.type.tensor_type
     if not tensor.HasField("shape"):

@@ -11,6 +11,7 @@ import msgspec
 
 from qdq.errors import UsageError, did_you_mean
 from qdq.graph.index import GraphIndex
+from qdq.graph.shape_inference import Dims
 
 Shape = tuple[int, ...]
 
@@ -43,7 +44,8 @@ def parse_profile(text: str) -> Profile:
     """
     name, _, shapes_text = text.rpartition("=")
     shapes = [_parse_shape(shape_text) for shape_text in shapes_text.split("/")]
-    if not name or len(shapes) not in _SHAPE_COUNTS or any(0 in shape for shape in shapes):
+    is_valid = name and len(shapes) in _SHAPE_COUNTS
+    if not is_valid or any(0 in shape for shape in shapes):
         raise UsageError(
             f"--shapes {text!r}: the value is not a profile. Write the input's name and sizes, "
             "such as image=1x3x224x224, or three shapes as min/opt/max."
@@ -72,7 +74,8 @@ def _is_within(shape: Shape, limit: Shape) -> bool:
     """Whether a shape has the rank of another and no larger size."""
     if len(shape) != len(limit):
         return False
-    return all(size <= most for size, most in zip(shape, limit, strict=True))
+    sizes = zip(shape, limit, strict=True)
+    return all(size <= most for size, most in sizes)
 
 
 def optimal_shapes(profiles: Iterable[Profile]) -> dict[str, Shape]:
@@ -96,26 +99,31 @@ def extreme_shapes(profiles: Iterable[Profile]) -> dict[str, dict[str, Shape]]:
 
 def require_shapes(index: GraphIndex, shapes: Mapping[str, Shape]) -> None:
     """Raise UsageError for shapes of inputs that the model does not have, or that these cannot take."""
+    model_name = index.source.name
     for name, shape in shapes.items():
         if name not in index.inputs:
             known = ", ".join(index.inputs)
             raise UsageError(
-                f"{index.source.name}: --shapes names no input {name!r}; "
+                f"{model_name}: --shapes names no input {name!r}; "
                 f"its inputs are {known}{did_you_mean(name, index.inputs)}"
             )
         declared = index.shape(name)
         if declared is not None and not _fits(shape, declared):
+            shape_text = _format_shape(shape)
+            declared_text = _format_shape(declared)
             raise UsageError(
-                f"{index.source.name}: --shapes {name}={_format_shape(shape)} does not fit "
-                f"the input, whose shape is {_format_shape(declared)}. Pass a shape that fits it."
+                f"{model_name}: --shapes {name}={shape_text} does not fit the input, "
+                f"whose shape is {declared_text}. Pass a shape that fits it."
             )
 
 
-def _fits(shape: Shape, declared: tuple[int | None, ...]) -> bool:
+def _fits(shape: Shape, declared: Dims) -> bool:
     if len(shape) != len(declared):
         return False
-    return all(limit is None or size == limit for size, limit in zip(shape, declared, strict=True))
+    sizes = zip(shape, declared, strict=True)
+    return all(limit in (None, size) for size, limit in sizes)
 
 
 def _format_shape(shape: Iterable[int | None]) -> str:
-    return "x".join("?" if size is None else str(size) for size in shape)
+    sizes = ["?" if size is None else str(size) for size in shape]
+    return "x".join(sizes)

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Union
 
 import msgspec
-import onnx
 from google.protobuf.message import Message
+from onnx import ModelProto, TensorProto
 from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 
 from qdq.errors import ModelError
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import onnx_graphsurgeon as gs
 
 #: The forms in which the library's functions take a model.
-ModelLike = Union[str, Path, onnx.ModelProto, "gs.Graph", "Source"]
+ModelLike = Union[str, Path, ModelProto, "gs.Graph", "Source"]
 
 #: Weights up to this many bytes stay in a light copy.
 _LARGEST_LIGHT_BYTES = 1 << 12
@@ -31,7 +31,7 @@ class Source(msgspec.Struct, frozen=True):
     #: The file it was read from, or None for a model built in memory.
     path: Path | None
     #: The model; treated as read-only by every stage.
-    model: onnx.ModelProto
+    model: ModelProto
     #: SHA-256 of the file (and of its external data), or of the model's canonical bytes.
     digest: str
     #: Changes by the loader, one sentence each: an opset or IR version raised, functions inlined.
@@ -53,7 +53,7 @@ class Source(msgspec.Struct, frozen=True):
         """The folder that external data is relative to."""
         return self.path.parent if self.path else None
 
-    def bytes_with(self, addition: onnx.ModelProto) -> bytes:
+    def bytes_with(self, addition: ModelProto) -> bytes:
         """Return the serialised model with the fields of `addition` merged into it.
 
         Protobuf reads two messages in a row as one merged message (protobuf encoding, "last one
@@ -73,7 +73,7 @@ class Source(msgspec.Struct, frozen=True):
         return tuple(external_locations(self.model))
 
 
-def canonical_bytes(model: onnx.ModelProto) -> bytes:
+def canonical_bytes(model: ModelProto) -> bytes:
     """Return the model's serialisation, which is the same for the same model.
 
     Only the order of map fields is free in protobuf, and ONNX's messages have none.
@@ -89,12 +89,12 @@ def canonical_bytes(model: onnx.ModelProto) -> bytes:
     return content
 
 
-def light_copy(model: onnx.ModelProto) -> onnx.ModelProto:
+def light_copy(model: ModelProto) -> ModelProto:
     """Return a copy without the data of large weights, for work on the graph alone.
 
     Their names, types and dimensions stay.
     """
-    copy = onnx.ModelProto()
+    copy = ModelProto()
     _copy_fields(model, copy, excluded="graph")
     _copy_fields(model.graph, copy.graph, excluded="initializer")
     for tensor in model.graph.initializer:
@@ -121,14 +121,14 @@ def _copy_fields(source: Message, copy: Message, excluded: str) -> None:
             setattr(copy, field.name, value)
 
 
-def external_tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+def external_tensors(model: ModelProto) -> Iterator[TensorProto]:
     """Yield every tensor of the main graph and its bodies whose data is in another file."""
     for tensor in all_tensors(model.graph):
         if uses_external_data(tensor):
             yield tensor
 
 
-def external_locations(model: onnx.ModelProto) -> list[str]:
+def external_locations(model: ModelProto) -> list[str]:
     """Return the relative paths of the files with external data, sorted."""
     locations = {ExternalDataInfo(tensor).location for tensor in external_tensors(model)}
     return sorted(locations)

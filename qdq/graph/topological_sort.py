@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from graphlib import CycleError, TopologicalSorter
 
-import onnx
+from onnx import GraphProto, ModelProto, NodeProto
 
 from qdq.errors import ModelError
 from qdq.graph.bodies import all_graphs, names_captured_by, node_bodies, node_title
 
 
-def order_nodes(model: onnx.ModelProto) -> tuple[onnx.ModelProto, tuple[str, ...]]:
+def order_nodes(model: ModelProto) -> tuple[ModelProto, tuple[str, ...]]:
     """Return the model with its nodes and those of its bodies in order, and a note on the change.
 
     The model itself comes back, without a note, where its nodes are in order.
@@ -18,29 +18,35 @@ def order_nodes(model: onnx.ModelProto) -> tuple[onnx.ModelProto, tuple[str, ...
     """
     if all(_is_sorted(graph) for graph in all_graphs(model.graph)):
         return model, ()
-    ordered = onnx.ModelProto()
+    ordered = ModelProto()
     ordered.CopyFrom(model)
     _sort_nodes(ordered.graph)
     return ordered, ("nodes put in the order that ONNX asks for",)
 
 
-def _is_sorted(graph: onnx.GraphProto) -> bool:
+def _is_sorted(graph: GraphProto) -> bool:
     predecessors = enumerate(_find_predecessors(graph))
     return all(max(earlier, default=-1) < position for position, earlier in predecessors)
 
 
-def _sort_nodes(graph: onnx.GraphProto) -> None:
+def _sort_nodes(graph: GraphProto) -> None:
     """Sort the nodes of the bodies of a graph, then its nodes."""
     for node in graph.node:
         for _, body in node_bodies(node):
             _sort_nodes(body)
-    contents = [node.SerializeToString() for node in graph.node]
     order = _find_order(graph)
+    nodes = [_copy_node(graph.node[i]) for i in order]
     del graph.node[:]
-    graph.node.extend(onnx.NodeProto.FromString(contents[i]) for i in order)
+    graph.node.extend(nodes)
 
 
-def _find_order(graph: onnx.GraphProto) -> list[int]:
+def _copy_node(node: NodeProto) -> NodeProto:
+    copy = NodeProto()
+    copy.CopyFrom(node)
+    return copy
+
+
+def _find_order(graph: GraphProto) -> list[int]:
     """Return the positions of a graph's nodes in topological order."""
     predecessors = dict(enumerate(_find_predecessors(graph)))
     try:
@@ -53,7 +59,7 @@ def _find_order(graph: onnx.GraphProto) -> list[int]:
         ) from error
 
 
-def _find_predecessors(graph: onnx.GraphProto) -> list[set[int]]:
+def _find_predecessors(graph: GraphProto) -> list[set[int]]:
     """Return for each node of a graph the positions of the nodes whose results it reads."""
     producers: dict[str, int] = {}
     for i, node in enumerate(graph.node):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-import onnx
+from onnx import GraphProto
 
 from qdq.graph.bodies import all_graphs
 
@@ -16,7 +16,7 @@ class UniqueNames:
     it declares for one of them could be wrong for a new tensor of that name.
     """
 
-    def __init__(self, graph: onnx.GraphProto, include_value_info: bool) -> None:
+    def __init__(self, graph: GraphProto, include_value_info: bool) -> None:
         self._taken: set[str] = set()
         for scope in all_graphs(graph):
             self._taken.update(_names_in(scope))
@@ -34,7 +34,7 @@ class UniqueNames:
         return name
 
 
-def _names_in(graph: onnx.GraphProto) -> Iterable[str]:
+def _names_in(graph: GraphProto) -> Iterable[str]:
     for field in (graph.input, graph.output, graph.initializer, graph.node):
         yield from (item.name for item in field)
     for node in graph.node:
