@@ -57,7 +57,7 @@ def _inline_aligned(model: ModelProto) -> ModelProto:
 
 
 def _align_opset(function: FunctionProto, opsets: Mapping[str, int]) -> None:
-    """Set a function's version of ONNX's operator set to the model's where its operators are the same in both."""
+    """Set a function's opset to the model's where its operators are the same in both."""
     operators = set()
     for domain, operator in _node_operators(function.node):
         if domain in _DEFAULT_DOMAIN:

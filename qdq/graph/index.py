@@ -58,7 +58,7 @@ class Edge(msgspec.Struct, frozen=True, order=True):
 
     @property
     def qualified_tensor(self) -> str:
-        """The tensor's name after the path of the body that reads it; ranges and scales use it as key."""
+        """The tensor's name after the path of the body that reads it: the key of its scale."""
         return qualified_name(self.graph, self.tensor)
 
 
@@ -99,7 +99,7 @@ class Node:
 
 
 class GraphIndex:
-    """A model's main graph, or one body in it, as the stages query it; built once, never changed."""
+    """The index of a model's main graph, or of one body in it; built once, never changed."""
 
     def __init__(
         self,
@@ -202,7 +202,10 @@ class GraphIndex:
         return self.outer.defining_scope(tensor)
 
     def sole_consumer(self, tensor: str) -> Node | None:
-        """Return the only node that reads a tensor; None for several or no readers, and for a graph output."""
+        """Return the only node that reads a tensor.
+
+        None for several or no readers, and for a graph output.
+        """
         readers = self.consumers.get(tensor, ())
         if len(readers) != 1 or tensor in self.outputs:
             return None
@@ -216,7 +219,7 @@ class GraphIndex:
         return tensor in self.defining_scope(tensor).constants
 
     def constant(self, tensor: str) -> Array:
-        """Return the value of a constant tensor, following Identity, Reshape, Transpose, Cast and the like.
+        """Return the value of a constant tensor, stored or computed from constants.
 
         Raises ModelError where its data cannot be read or computed.
         """
@@ -237,7 +240,10 @@ class GraphIndex:
         return self._type(tensor)[0]
 
     def shape(self, tensor: str) -> Dims | None:
-        """Return a tensor's dimensions, None for each unknown one; None where even the rank is unknown."""
+        """Return a tensor's dimensions, None for each unknown one.
+
+        None where even the rank is unknown.
+        """
         return self._type(tensor)[1]
 
     def rank(self, tensor: str) -> int | None:

@@ -29,7 +29,7 @@ class Channels(msgspec.Struct, frozen=True):
 
 
 def convolution_channels(index: GraphIndex, node: Node) -> Channels | None:
-    """Return the channels of a Conv or ConvTranspose, or None for other nodes and unknown weights."""
+    """Return the channels of a Conv or ConvTranspose, None for other nodes and unknown weights."""
     if node.op not in CONVOLUTIONS or not operands(index, node):
         return None
     shape = index.shape(node.inputs[1])
@@ -45,13 +45,13 @@ def convolution_channels(index: GraphIndex, node: Node) -> Channels | None:
 
 
 def kernel_shape(index: GraphIndex, node: Node) -> tuple[int, ...]:
-    """Return the size of a convolution's window along each spatial dimension, 1 for unknown ones."""
+    """Return a convolution's window size along each spatial dimension, 1 for unknown ones."""
     shape = index.shape(node.inputs[1]) or ()
     return tuple(size or 1 for size in shape[_MATRIX_RANK:])
 
 
 def reads_graph_input(index: GraphIndex, node: Node) -> bool:
-    """Whether a node's first input is fed to the graph, directly or through operators that only move values."""
+    """Whether a node's first input is fed to the graph, perhaps through moves of values."""
     tensor = node.inputs[0]
     producer = index.producers.get(tensor)
     while producer is not None and producer.op in MOVES_VALUES:
@@ -113,7 +113,7 @@ def attention_length(index: GraphIndex, node: Node) -> int | None:
 
 @cached_per_graph
 def layers_to_output(index: GraphIndex) -> dict[str, int]:
-    """Return for each node the fewest weighted operators on a path from it to an output of the main graph.
+    """Return for each node the fewest weighted operators on a path to a main graph output.
 
     The node itself counts. Nodes without a path are left out.
     """
@@ -134,7 +134,7 @@ def layers_to_output(index: GraphIndex) -> dict[str, int]:
 
 
 def _outer_distance(index: GraphIndex) -> int | None:
-    """Return the distance from a graph's outputs to those of the main graph, None without a path."""
+    """Return the distance from a graph's outputs to the main graph's, None without a path."""
     if index.outer is None or index.owner is None:
         return 0
     return layers_to_output(index.outer).get(index.owner.label)

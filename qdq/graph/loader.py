@@ -1,4 +1,4 @@
-"""Loading of a path, ModelProto or graphsurgeon Graph as a Source: the model, its digest and its path."""
+"""Loading of a path, ModelProto or graphsurgeon Graph as a Source with a digest."""
 
 from __future__ import annotations
 
@@ -29,8 +29,9 @@ _CHUNK = 1 << 20
 
 
 def load(model: ModelLike) -> Source:
-    """Return the Source of a path, ModelProto or graphsurgeon Graph, raised to opset 13 where it is older.
+    """Return the Source of a path, ModelProto or graphsurgeon Graph.
 
+    Its model is raised to opset 13 where it is older.
     Raises ModelError for a file that is missing, truncated, a Git LFS pointer or not ONNX, for
     external data that is missing or outside the model's folder, and for an opset below 7.
     """
@@ -73,7 +74,10 @@ def _load_path(path: Path) -> Source:
 
 
 def read_file(path: Path) -> bytes:
-    """Return the file's bytes; raises ModelError where there is no such file or it is a Git LFS pointer."""
+    """Return the file's bytes.
+
+    Raises ModelError where there is no such file or it is a Git LFS pointer.
+    """
     try:
         content = path.read_bytes()
     except FileNotFoundError as error:
@@ -115,7 +119,10 @@ def parse_model(content: bytes, path: Path) -> ModelProto:
 
 
 def _normalize(path: Path | None, model: ModelProto) -> tuple[ModelProto, tuple[str, ...]]:
-    """Return a checked model with sorted nodes, inlined functions and a raised opset, and notes of the changes."""
+    """Return a checked model with notes of the changes.
+
+    Its nodes are sorted, its functions inlined and its opset raised.
+    """
     try:
         check_nodes(model)
         check_weights(model)

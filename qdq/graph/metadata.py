@@ -10,7 +10,7 @@ METADATA_PREFIX = "qdq."
 #: The key of the rules on each Q and DQ.
 RULE_KEY = "qdq.rule"
 
-#: The key of the smallest and largest integer of a pair, where a Clip between Q and DQ narrows them.
+#: The key of the smallest and largest integer of a pair that a Clip between Q and DQ narrows.
 LEVELS_KEY = "qdq.levels"
 
 #: Keys of the model's `metadata_props`: the request that it was quantized by.

@@ -132,7 +132,7 @@ def _find_wrong_attribute(node: NodeProto, schema: _OpSchema) -> str:
 
 
 def check_weights(model: ModelProto) -> None:
-    """Raise ModelError for a weight of an unknown type, or with less data than its dimensions need."""
+    """Raise ModelError for a weight of an unknown type, or with less data than its shape needs."""
     known_types = TensorProto.DataType.values()
     for tensor in all_tensors(model.graph):
         if tensor.data_type not in known_types:
@@ -154,7 +154,7 @@ def _has_values(tensor: TensorProto) -> bool:
 
 
 def check_external_data(model: ModelProto, path: Path) -> None:
-    """Raise ModelError for external data that is missing, truncated or outside the model's folder."""
+    """Raise ModelError for external data that is missing, truncated or outside the folder."""
     folder = path.parent.resolve()
     for tensor in external_tensors(model):
         _check_external_tensor(tensor, path, folder)

@@ -10,7 +10,7 @@ _Operators = tuple[str, ...]
 
 
 def find_input_producer(index: GraphIndex, node: Node, operators: _Operators) -> Node | None:
-    """Return the first node of some operators that makes one of a node's inputs, also through a Cast."""
+    """Return the first node of some operators that makes an input of a node, also by a Cast."""
     for tensor in node.inputs:
         producer = index.producers.get(tensor)
         while producer is not None and producer.op == "Cast":

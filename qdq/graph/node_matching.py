@@ -1,5 +1,6 @@
-"""Correspondence between the nodes of two models: two exports of a network, or a model and its quantized form.
+"""Correspondence between the nodes of two models.
 
+The models are two exports of a network, or a model and its quantized form.
 A node is recognised by all that it is computed from and all that is computed from it. Names do not
 count, so that an export which renumbers its nodes and tensors is the same model. Names decide only
 where these differ.
@@ -121,7 +122,10 @@ class _Matching:
         self._new_nodes = list(new.nodes)
 
     def match_equal(self, key: Callable[[Node], Hashable]) -> None:
-        """Match unmatched nodes of equal keys: those of equal names, and others where both graphs have as many."""
+        """Match unmatched nodes of equal keys.
+
+        Those of equal names are matched, and the others where both graphs have as many.
+        """
         old_groups = _group_by_key(self._old_nodes, key)
         pairs: list[_NodePair] = []
         for value, new_nodes in _group_by_key(self._new_nodes, key).items():
@@ -189,7 +193,7 @@ def _group_by_key(nodes: Iterable[Node], key: Callable[[Node], Hashable]) -> _Gr
 
 
 def _align_nodes(old_nodes: list[Node], new_nodes: list[Node]) -> list[_NodePair]:
-    """Match nodes that are otherwise alike: by name, then in order if as many remain in both graphs."""
+    """Match nodes that are otherwise alike: by name, then in order if the counts are equal."""
     by_name = {node.proto.name: node for node in old_nodes if node.proto.name}
     pairs: list[_NodePair] = []
     for node in new_nodes:

@@ -1,4 +1,4 @@
-"""Signatures of nodes: hashes of operators, attributes and neighbours, in which no names take part."""
+"""Signatures of nodes: hashes of operators, attributes and neighbours, without names."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from onnx import AttributeProto, TensorProto
 from qdq.graph.bodies import all_nodes, attribute_bodies
 from qdq.graph.index import GraphIndex, Node
 
-#: Stored integers up to this many bytes are distinguished by their values: axes, shapes and the like.
+#: Stored integers up to this many bytes, such as axes and shapes, are hashed by their values.
 LARGEST_VALUE_BYTES = 256
 
 #: Fields of a tensor's message with integers, and the types that they have as raw data.
@@ -23,7 +23,11 @@ _INTEGER_FIELDS: dict[int, tuple[str, str]] = {
 
 
 class NodeSignature(msgspec.Struct, frozen=True):
-    """Hashes of a node with its stored inputs, of all it is computed from, and of all computed from it."""
+    """Hashes of a node and its surroundings.
+
+    They cover the node with its stored inputs, all that it is computed from, and all that is
+    computed from it.
+    """
 
     node: int
     ancestors: int
@@ -85,7 +89,7 @@ def _describe_tensor(tensor: TensorProto) -> tuple[Hashable, ...]:
 
 
 def _describe_stored(index: GraphIndex, name: str) -> Hashable:
-    """Return the description of an initializer or the value of a Constant, None for other tensors."""
+    """Return the description of an initializer or a Constant's value, None for other tensors."""
     tensor = index.initializers.get(name)
     if tensor is None:
         producer = index.producers.get(name)

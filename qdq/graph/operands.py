@@ -1,4 +1,4 @@
-"""The operands of weighted operators: which slots are multiplied, and which axis of a weight is the output channel.
+"""The operands of weighted operators: their slots, and the axes of their channels.
 
 Axes follow the ONNX operator specification's weight layouts and TensorRT's per-channel
 requirement (quantized types, explicit quantization): Conv 0; Gemm by `transB`; MatMul the
@@ -84,9 +84,10 @@ def channel_axis(index: GraphIndex, edge: Edge) -> int | None:
 
 
 def einsum_labels(node: Node) -> tuple[str, str, str] | None:
-    """Return the labels of both operands and the result of an Einsum that is a matrix product, else None.
+    """Return the labels of both operands and the result of an Einsum that is a matrix product.
 
-    A product sums over a label that both operands have; repeated labels and ellipses are not supported.
+    None for other nodes. A product sums over a label that both operands have; repeated labels and
+    ellipses are not supported.
     """
     equation = node.attribute("equation", b"")
     if isinstance(equation, bytes):
@@ -94,13 +95,13 @@ def einsum_labels(node: Node) -> tuple[str, str, str] | None:
     match = _PRODUCT_EQUATION.fullmatch(str(equation).replace(" ", ""))
     if match is None or len(node.inputs) != _OPERAND_COUNT:
         return None
-    left, right, result = match.groups()
-    summed = (set(left) & set(right)) - set(result)
-    if not summed:
+    first, second, result = match.groups()
+    shared = set(first) & set(second)
+    if shared <= set(result):
         return None
-    if _repeats_label(left) or _repeats_label(right) or _repeats_label(result):
+    if _repeats_label(first) or _repeats_label(second) or _repeats_label(result):
         return None
-    return left, right, result
+    return first, second, result
 
 
 def _repeats_label(labels: str) -> bool:
@@ -125,7 +126,10 @@ def _gemm_axis(node: Node, slot: int) -> int:
 
 
 def channel_amax(weight: Array, axis: int | None) -> Array:
-    """Return the largest absolute value of a weight, or of each slice along `axis`, as a float32 vector."""
+    """Return the largest absolute value of a weight, or of each slice along `axis`.
+
+    The result is a float32 vector.
+    """
     reduced = tuple(other for other in range(weight.ndim) if other != axis)
     highest = weight.max(axis=reduced, initial=0.0)
     lowest = weight.min(axis=reduced, initial=0.0)
@@ -134,7 +138,10 @@ def channel_amax(weight: Array, axis: int | None) -> Array:
 
 
 def input_channel_axis(index: GraphIndex, node: Node) -> int | None:
-    """Return the axis of a weighted node's first input that is summed over with the weight, or None where that is not known."""
+    """Return the axis of a weighted node's first input that the product sums over.
+
+    None where it is not known.
+    """
     if node.op == "Conv":
         return 1
     if node.op == "Gemm":
@@ -151,7 +158,10 @@ def input_channel_axis(index: GraphIndex, node: Node) -> int | None:
 
 
 def reshape_by_channels(node: Node, weight: Array) -> Array | None:
-    """Return a weight of slot 1 as [output channels, input channels of one group, taps], or None for other layouts."""
+    """Return a weight of slot 1 as [output channels, input channels of one group, taps].
+
+    None for other layouts.
+    """
     if node.op == "Conv":
         return weight.reshape(weight.shape[0], weight.shape[1], -1)
     rows: Array

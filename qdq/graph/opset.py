@@ -19,7 +19,7 @@ FLOAT16_OPSET = 19
 #: broadcast along `axis` to another axis (onnx 1.23).
 OLDEST_OPSET = 7
 
-#: The opset in which Scan had a batch dimension, which the converter does not remove (ONNX operator changelog).
+#: The opset in which Scan had a batch dimension (ONNX operator changelog); the converter keeps it.
 _BATCHED_SCAN_OPSET = 8
 
 #: Until IR version 4 every initializer had to be listed as a graph input (ONNX IR specification).
@@ -32,10 +32,10 @@ _DEFAULT_DOMAIN = ("", "ai.onnx")
 def raise_opset(
     model: ModelProto, least: int = PER_CHANNEL_OPSET
 ) -> tuple[ModelProto, tuple[str, ...]]:
-    """Return the model at an opset of at least `least` that has Q/DQ of its types, and a note for each change.
+    """Return the model at an opset with Q/DQ of its types, and a note for each change.
 
-    The model itself comes back where nothing had to change. Operators are converted by ONNX's
-    version converter; node metadata, which it drops, is restored.
+    The opset is at least `least`. The model itself comes back where nothing had to change.
+    Operators are converted by ONNX's version converter; node metadata, which it drops, is restored.
     Raises ModelError for an opset below 7 or a model that the converter refuses.
     """
     opset = default_opset(model)

@@ -64,7 +64,7 @@ def find_pairs(graph: GraphProto, around: Collection[str] = ()) -> tuple[QdqPair
 
 
 def stored_tensors(graph: GraphProto) -> dict[str, TensorProto]:
-    """Return the tensors that a graph stores by name: its initializers and the values of its Constants."""
+    """Return the tensors that a graph stores by name: initializers and values of Constants."""
     stored = {tensor.name: tensor for tensor in graph.initializer}
     for node in graph.node:
         if node.op_type != "Constant" or not node.attribute:

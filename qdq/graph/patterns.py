@@ -1,4 +1,4 @@
-"""Groups of nodes with one meaning: normalisations, activations and gates in the forms that exporters write.
+"""Groups of nodes with one meaning: normalisations, activations and gates of all exporters.
 
 Each group is found from a node that every form of it has, such as the root of a normalisation or
 the erf of a Gelu. So the result does not depend on the order of nodes, and the search takes linear
@@ -24,9 +24,17 @@ PLANE_RANK = 4
 
 #: Operators that normalise, in one node.
 NORMALIZATIONS = (
-    "LayerNormalization", "InstanceNormalization", "GroupNormalization", "MeanVarianceNormalization", "RMSNormalization", "LpNormalization", "LRN",
-    "com.microsoft.LayerNormalization", "com.microsoft.SkipLayerNormalization", "com.microsoft.SimplifiedLayerNormalization",
-)  # fmt: skip
+    "LayerNormalization",
+    "InstanceNormalization",
+    "GroupNormalization",
+    "MeanVarianceNormalization",
+    "RMSNormalization",
+    "LpNormalization",
+    "LRN",
+    "com.microsoft.LayerNormalization",
+    "com.microsoft.SkipLayerNormalization",
+    "com.microsoft.SimplifiedLayerNormalization",
+)
 
 _GELUS = ("Gelu", "com.microsoft.Gelu", "com.microsoft.FastGelu")
 
@@ -53,7 +61,7 @@ def cached_per_graph(function: Callable[[GraphIndex], _Result]) -> Callable[[Gra
 
 @cached_per_graph
 def multiplied_tensors(index: GraphIndex) -> dict[str, Edge]:
-    """Return the tensors of a graph that weighted operators multiply, each with the first edge that does."""
+    """Return the tensors that weighted operators multiply, each with the first such edge."""
     first_edges: dict[str, Edge] = {}
     for node in index.nodes:
         for edge in operands(index, node):
@@ -76,9 +84,9 @@ def can_commute_with_quantization(index: GraphIndex, node: Node) -> bool:
 
 
 def trace_axis_to_input(index: GraphIndex, node: Node, axis: int | None) -> int | None:
-    """Return the axis of the input that becomes an axis of the output of a node that only moves values.
+    """Return the input axis that a node which only moves values turns into an output axis.
 
-    None where no axis of the input does, and for None.
+    None where there is none, and for None.
     """
     if axis is None or node.op == "Identity":
         return axis
@@ -94,7 +102,10 @@ def trace_axis_to_input(index: GraphIndex, node: Node, axis: int | None) -> int 
 
 
 def _find_unchanged_axis(input_shape: Dims, output_shape: Dims, axis: int) -> int | None:
-    """Return the first input axis of an output axis's size with as many values in the axes before it."""
+    """Return the first input axis that has an output axis's size and outer size.
+
+    The outer size is the product of the sizes before an axis.
+    """
     input_sizes = [size for size in input_shape if size is not None]
     output_sizes = [size for size in output_shape if size is not None]
     has_unknown = len(input_sizes) < len(input_shape) or len(output_sizes) < len(output_shape)
@@ -109,7 +120,10 @@ def _find_unchanged_axis(input_shape: Dims, output_shape: Dims, axis: int) -> in
 
 
 def find_producer_before_moves(index: GraphIndex, tensor: str) -> Node | None:
-    """Return the node that makes a tensor, skipping operators that only move values; None for a graph input or constant."""
+    """Return the node that makes a tensor, skipping operators that only move values.
+
+    None for a graph input or a stored tensor.
+    """
     node = index.producers.get(tensor)
     while node is not None and node.op in MOVES_VALUES:
         node = index.producers.get(node.inputs[0])
@@ -145,7 +159,7 @@ def gelu_nodes(index: GraphIndex) -> frozenset[str]:
 
 @cached_per_graph
 def tail_nodes(index: GraphIndex) -> frozenset[str]:
-    """Return the labels of the nodes after the last weighted ones: no weighted operator depends on their results.
+    """Return the labels of the nodes on whose results no weighted operator depends.
 
     A node with bodies counts as weighted. Outputs of a body may be inputs of the weighted operators
     in it. So a body with a weighted operator has no tail, and in a body without one every node is.
@@ -166,9 +180,9 @@ def tail_nodes(index: GraphIndex) -> frozenset[str]:
 
 
 def find_gate(index: GraphIndex, node: Node) -> tuple[str, str] | None:
-    """Return the gate and the gated tensor of a Mul by a Sigmoid or HardSigmoid, None for other nodes.
+    """Return the gate and the gated tensor of a Mul by a Sigmoid or HardSigmoid.
 
-    The gate may also be written as Clip(x + 3, 0, 6) / 6.
+    None for other nodes. The gate may also be written as Clip(x + 3, 0, 6) / 6.
     """
     if node.op != "Mul" or len(node.inputs) != 2:  # noqa: PLR2004 two factors
         return None
@@ -181,7 +195,10 @@ def find_gate(index: GraphIndex, node: Node) -> tuple[str, str] | None:
 
 
 def find_self_gated(index: GraphIndex, node: Node) -> str | None:
-    """Return the tensor that a node multiplies by its Sigmoid or HardSigmoid, as in SiLU; None for other nodes."""
+    """Return the tensor that a node multiplies by its Sigmoid or HardSigmoid, as in SiLU.
+
+    None for other nodes.
+    """
     pair = find_gate(index, node)
     if pair is None:
         return None
@@ -268,7 +285,10 @@ def _is_gate(index: GraphIndex, producer: Node | None) -> bool:
 
 
 def is_spatial_mean(index: GraphIndex, node: Node) -> bool:
-    """Whether a node is a ReduceMean over the plane of [batch, channel, height, width], another form of GlobalAveragePool."""
+    """Whether a node is a ReduceMean over the plane of [batch, channel, height, width].
+
+    It is another form of GlobalAveragePool.
+    """
     if node.op != "ReduceMean" or index.rank(node.inputs[0]) != PLANE_RANK:
         return False
     axes = _read_reduced_axes(index, node)

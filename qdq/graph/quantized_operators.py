@@ -70,10 +70,26 @@ DYNAMIC_OPERATORS = ("DynamicQuantizeLinear", "DynamicQuantizeMatMul", "DynamicQ
 
 #: Quantized operators of ONNX Runtime that have no Q/DQ form here.
 _OTHERS = (
-    "QAttention", "QEmbedLayerNormalization", "QMoE", "MatMulNBits", "MatMulFpQ4", "MatMulBnb4", "MatMulInteger16", "MulInteger", "ReduceSumInteger",
-    "GatherBlockQuantized", "QOrderedAttention", "QOrderedGelu", "QOrderedLayerNormalization", "QOrderedLongformerAttention", "QOrderedMatMul",
-    "QuantizeWithOrder", "DequantizeWithOrder", "QuantizeBFP", "DequantizeBFP",
-)  # fmt: skip
+    "QAttention",
+    "QEmbedLayerNormalization",
+    "QMoE",
+    "MatMulNBits",
+    "MatMulFpQ4",
+    "MatMulBnb4",
+    "MatMulInteger16",
+    "MulInteger",
+    "ReduceSumInteger",
+    "GatherBlockQuantized",
+    "QOrderedAttention",
+    "QOrderedGelu",
+    "QOrderedLayerNormalization",
+    "QOrderedLongformerAttention",
+    "QOrderedMatMul",
+    "QuantizeWithOrder",
+    "DequantizeWithOrder",
+    "QuantizeBFP",
+    "DequantizeBFP",
+)
 
 #: Quantized operators of ONNX Runtime whose inputs or attributes decide the float form.
 _VARIABLE = ("QLinearConcat", "QGemm", "MatMulIntegerToFloat")
@@ -139,9 +155,9 @@ def float_attributes(node: NodeProto) -> list[AttributeProto]:
 
 
 def flattened_axis(node: NodeProto) -> int | None:
-    """Return the first of the axes that a QLinearSoftmax flattens into one, as Softmax did before opset 13.
+    """Return the first of the axes that a QLinearSoftmax flattens into one.
 
-    None for every other node, and for the last axis alone.
+    Softmax did so before opset 13. None for every other node, and for the last axis alone.
     """
     if node.op_type != "QLinearSoftmax":
         return None

@@ -24,11 +24,12 @@ _TERMS = 2
 def find_residual_slot(
     index: GraphIndex, add: Node, backbones: tuple[str, ...] = CONVOLUTIONS
 ) -> int | None:
-    """Return the slot of an Add's residual branch, or None where the Add joins no backbone with a skip.
+    """Return the slot of an Add's residual branch, None where it joins no backbone with a skip.
 
     `backbones` are convolutions or other operators. With one on one side of the Add, the other side
     is the residual. With one on each side, the branch with the longer path to their lowest common
-    ancestor is fused and the shorter one is the residual; at equal length the second input is fused.
+    ancestor is fused and the shorter one is the residual. At equal length the second input is
+    fused.
     """
     if not _joins_two_branches(index, add):
         return None
@@ -89,7 +90,7 @@ def _is_read_once(index: GraphIndex, tensor: str) -> bool:
 def find_fused_backbone(
     index: GraphIndex, edge: Edge, backbones: tuple[str, ...] = CONVOLUTIONS
 ) -> Node | None:
-    """Return the convolution, or other backbone, that an Add's other operand comes from, for an edge into an Add."""
+    """Return the convolution, or other backbone, of an Add's other operand, by an edge."""
     add = index.node(edge)
     if len(add.inputs) != _TERMS or edge.slot >= _TERMS:
         return None
@@ -97,7 +98,7 @@ def find_fused_backbone(
 
 
 def _joins_two_branches(index: GraphIndex, add: Node) -> bool:
-    """Whether a node is an Add of two computed tensors of one shape, as far as their sizes are known."""
+    """Whether a node is an Add of two computed tensors of one shape, as far as that is known."""
     if add.op != "Add" or len(set(add.inputs)) != _TERMS:
         return False
     if any(index.is_constant(tensor) for tensor in add.inputs):
@@ -118,7 +119,7 @@ def _is_broadcast(first: int | None, second: int | None) -> bool:
 def _distances_to_common_ancestor(
     index: GraphIndex, first: str, second: str
 ) -> tuple[int, int] | None:
-    """Return how many nodes are between each tensor and the nearest tensor that both are computed from."""
+    """Return the number of nodes from each tensor back to their nearest common ancestor."""
     searches = (_AncestorSearch(index, first), _AncestorSearch(index, second))
     while searches[0].queue or searches[1].queue:
         for search, other in (searches, searches[::-1]):

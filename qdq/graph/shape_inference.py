@@ -1,4 +1,4 @@
-"""Types and shapes of a graph's tensors by ONNX's shape inference, on a copy without the large weights."""
+"""Types and shapes of tensors by ONNX's shape inference, without the large weights."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Dims = tuple[int | None, ...]
 #: Element type, 0 for unknown, and dimensions, None where even the rank is unknown.
 TensorType = tuple[int, Dims | None]
 
-#: Tensors up to this many bytes stay in the copy that shapes are inferred on, such as reshape targets.
+#: Tensors up to this many bytes, such as reshape targets, take part in shape inference.
 LARGEST_FOLDED_BYTES = 4096
 
 _INFERENCE_ERRORS = (ValueError, TypeError, RuntimeError, onnx.shape_inference.InferenceError)

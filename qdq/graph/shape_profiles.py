@@ -23,7 +23,7 @@ _MOST_DIGITS = 18
 
 
 class Profile(msgspec.Struct, frozen=True, order=True):
-    """The smallest, the usual and the largest shape of one input, as in TensorRT's optimization profiles."""
+    """The smallest, usual and largest shape of one input, as in TensorRT's profiles."""
 
     input: str
     min: Shape
@@ -38,8 +38,9 @@ class Profile(msgspec.Struct, frozen=True, order=True):
 
 
 def parse_profile(text: str) -> Profile:
-    """Return the profile that ``INPUT=MIN/OPT/MAX`` or ``INPUT=SHAPE`` names, each shape as in ``1x3x224x224``.
+    """Return the profile of ``INPUT=MIN/OPT/MAX`` or ``INPUT=SHAPE``.
 
+    Each shape is written as in ``1x3x224x224``.
     Raises UsageError for another form, and where the three are not in order.
     """
     name, _, shapes_text = text.rpartition("=")
@@ -84,7 +85,7 @@ def optimal_shapes(profiles: Iterable[Profile]) -> dict[str, Shape]:
 
 
 def extreme_shapes(profiles: Iterable[Profile]) -> dict[str, dict[str, Shape]]:
-    """Return the shapes of all inputs at ``min`` and at ``max``, where they differ from the usual ones."""
+    """Return the shapes of all inputs at ``min`` and ``max``, where these are not ``opt``."""
     profiles = tuple(profiles)
     usual = optimal_shapes(profiles)
     lowest = {profile.input: profile.min for profile in profiles}
@@ -98,7 +99,7 @@ def extreme_shapes(profiles: Iterable[Profile]) -> dict[str, dict[str, Shape]]:
 
 
 def require_shapes(index: GraphIndex, shapes: Mapping[str, Shape]) -> None:
-    """Raise UsageError for shapes of inputs that the model does not have, or that these cannot take."""
+    """Raise UsageError for shapes of inputs that the model lacks, or that do not fit them."""
     model_name = index.source.name
     for name, shape in shapes.items():
         if name not in index.inputs:

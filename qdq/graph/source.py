@@ -26,7 +26,7 @@ _LARGEST_LIGHT_BYTES = 1 << 12
 
 
 class Source(msgspec.Struct, frozen=True):
-    """A float model after loading: raised to the opset that Q/DQ needs, its own functions inlined."""
+    """A loaded float model, raised to the opset that Q/DQ needs, its own functions inlined."""
 
     #: The file it was read from, or None for a model built in memory.
     path: Path | None
@@ -57,7 +57,7 @@ class Source(msgspec.Struct, frozen=True):
         """Return the serialised model with the fields of `addition` merged into it.
 
         Protobuf reads two messages in a row as one merged message (protobuf encoding, "last one
-        wins"). The file's bytes are used where the file is unchanged and the loader changed nothing.
+        wins"). The file's bytes are used where the file and the loaded model are unchanged.
         """
         if self.path is None or self.notes or self.stamp != file_stamp(self.path):
             return canonical_bytes(self.model) + canonical_bytes(addition)

@@ -1,4 +1,7 @@
-"""Nodes in the order that ONNX requires: each after those whose results it reads (ONNX IR specification, "Graphs")."""
+"""Nodes in the order that ONNX requires: each after those whose results it reads.
+
+Source: ONNX IR specification, "Graphs".
+"""
 
 from __future__ import annotations
 
