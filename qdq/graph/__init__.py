@@ -1,4 +1,4 @@
-"""ONNX graphs: loading, an index of edges, and what operators and patterns mean for quantization."""
+"""ONNX graphs: loading, an index of edges, and operators and patterns by their role."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Bodies of If, Loop and Scan, and the labels of nodes in them."""
+"""Bodies of If, Loop and Scan: how to walk through them, and the labels of nodes in them."""
 
 from __future__ import annotations
 
@@ -6,68 +6,120 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-import onnx
-from onnx import numpy_helper
+from onnx import AttributeProto, GraphProto, NodeProto, TensorProto, numpy_helper
 
 from qdq.arrays import Array
 from qdq.errors import ModelError, first_line
 
 
 def qualified_name(graph: str, name: str) -> str:
-    """Return a name behind the path of the body it stands in; in the main graph the name alone."""
+    """Return a name after the path of the body it is in; in the main graph the name alone."""
     return f"{graph}/{name}" if graph else name
 
 
-def node_bodies(node: onnx.NodeProto) -> tuple[tuple[str, onnx.GraphProto], ...]:
+def attribute_bodies(attribute: AttributeProto) -> list[GraphProto]:
+    """Return the graphs that an attribute holds."""
+    bodies = list(attribute.graphs)
+    if attribute.HasField("g"):
+        bodies.insert(0, attribute.g)
+    return bodies
+
+
+def node_bodies(node: NodeProto) -> tuple[tuple[str, GraphProto], ...]:
     """Return the graphs that a node carries as attributes, by attribute name."""
-    single = [(a.name, a.g) for a in node.attribute if a.HasField("g")]
-    listed = [(f"{a.name}.{i}", g) for a in node.attribute for i, g in enumerate(a.graphs)]
-    return tuple(single + listed)
+    single: list[tuple[str, GraphProto]] = []
+    listed: list[tuple[str, GraphProto]] = []
+    for attribute in node.attribute:
+        if attribute.HasField("g"):
+            single.append((attribute.name, attribute.g))
+        for i, body in enumerate(attribute.graphs):
+            listed.append((f"{attribute.name}.{i}", body))
+    return (*single, *listed)
 
 
-def node_labels(graph: onnx.GraphProto) -> list[str]:
-    """Return a unique label for each node: its name, or its position where the name is empty or taken."""
-    times = Counter(node.name for node in graph.node)
-    taken, labels = set(times), []
-    for i, node in enumerate(graph.node):
-        label = node.name
-        while not label or times[label] > 1 or (label != node.name and label in taken):
-            label = f"{label}#{i}"
-        taken.add(label)
-        labels.append(label)
-    return labels
+def all_graphs(graph: GraphProto) -> Iterator[GraphProto]:
+    """Yield a graph and all bodies in it, each before the bodies inside it."""
+    yield graph
+    for node in graph.node:
+        for _, body in node_bodies(node):
+            yield from all_graphs(body)
 
 
-def all_nodes(graph: onnx.GraphProto, path: str = "") -> Iterator[tuple[str, onnx.NodeProto]]:
-    """Yield the nodes of a graph, then those of its bodies, each with its label behind the body's path."""
+def all_tensors(graph: GraphProto) -> Iterator[TensorProto]:
+    """Yield every tensor that a graph and its bodies store: initializers and attributes."""
+    yield from graph.initializer
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("t"):
+                yield attribute.t
+            yield from attribute.tensors
+            for body in attribute_bodies(attribute):
+                yield from all_tensors(body)
+
+
+def all_nodes(graph: GraphProto, path: str = "") -> Iterator[tuple[str, NodeProto]]:
+    """Yield the nodes of a graph, then those of its bodies, each with its qualified label."""
     labels = node_labels(graph)
-    yield from (
-        (qualified_name(path, label), node) for label, node in zip(labels, graph.node, strict=True)
-    )
+    for label, node in zip(labels, graph.node, strict=True):
+        yield qualified_name(path, label), node
     for label, node in zip(labels, graph.node, strict=True):
         for name, body in node_bodies(node):
             yield from all_nodes(body, qualified_name(path, f"{label}.{name}"))
 
 
-def captured_names(body: onnx.GraphProto) -> set[str]:
+def node_title(node: NodeProto, position: int) -> str:
+    """Return how messages name a node: by its name, or by its position where that is empty."""
+    return node.name or f"#{position}"
+
+
+def node_labels(graph: GraphProto) -> list[str]:
+    """Return a unique label for each node: its name.
+
+    A node whose name is empty or occurs more than once is labelled by its position too.
+    """
+    occurrences = Counter(node.name for node in graph.node)
+    taken = set(occurrences)
+    labels: list[str] = []
+    for i, node in enumerate(graph.node):
+        label = node.name
+        if not label or occurrences[label] > 1:
+            label = f"{label}#{i}"
+            while label in taken:
+                label = f"{label}#{i}"
+        taken.add(label)
+        labels.append(label)
+    return labels
+
+
+def captured_names(body: GraphProto) -> set[str]:
     """Return the names that a body reads from the graphs around it."""
-    made = (
-        {i.name for i in body.input}
-        | {t.name for t in body.initializer}
-        | {o for n in body.node for o in n.output}
-    )
-    read = {i for n in body.node for i in n.input} | {o.name for o in body.output}
+    defined = {value.name for value in body.input}
+    defined.update(tensor.name for tensor in body.initializer)
+    read = {value.name for value in body.output}
     for node in body.node:
-        for _, inner in node_bodies(node):
-            read |= captured_names(inner)
-    return read - made - {""}
+        defined.update(node.output)
+        read.update(node.input)
+        read |= names_captured_by(node)
+    return read - defined - {""}
 
 
-def read_tensor_values(tensor: onnx.TensorProto, model: str, folder: Path | None) -> Array:
-    """Return the values of a tensor that lies in a model, or in a file beside it; raises ModelError where they cannot be read."""
+def names_captured_by(node: NodeProto) -> set[str]:
+    """Return the names that the bodies of a node read from the graphs around them."""
+    names: set[str] = set()
+    for _, body in node_bodies(node):
+        names |= captured_names(body)
+    return names
+
+
+def read_tensor_values(tensor: TensorProto, model: str, folder: Path | None) -> Array:
+    """Return the values of a tensor that a model or a file beside it stores.
+
+    Raises ModelError where they cannot be read.
+    """
     try:
         return numpy_helper.to_array(tensor, base_dir=str(folder) if folder else "")
     except (ValueError, TypeError, KeyError, RuntimeError, OSError) as error:
         raise ModelError(
-            f"{model}: the values of {tensor.name!r} cannot be read: {first_line(error)}; export the model again"
+            f"{model}: the values of {tensor.name!r} cannot be read: {first_line(error)}. "
+            "Export the model again."
         ) from error

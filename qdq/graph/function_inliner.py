@@ -1,4 +1,4 @@
-"""Writing a model's own functions out where they are called, and saying so, so that every stage sees plain nodes."""
+"""Inlining of a model's own functions, so that every stage sees plain nodes."""
 
 from __future__ import annotations
 
@@ -6,110 +6,130 @@ from collections.abc import Iterable, Iterator, Mapping
 from graphlib import CycleError, TopologicalSorter
 
 import onnx
-from onnx import inliner
+from onnx import FunctionProto, GraphProto, ModelProto, NodeProto, inliner
 
 from qdq.errors import ModelError
+from qdq.graph.bodies import node_bodies
 
 #: Domain and name, of a function or of the operator of a node.
-Id = tuple[str, str]
-_DEFAULT = ("", "ai.onnx")
+OperatorId = tuple[str, str]
+_Functions = Mapping[OperatorId, FunctionProto]
+_DEFAULT_DOMAIN = ("", "ai.onnx")
 
 
-def inline_functions(model: onnx.ModelProto) -> tuple[onnx.ModelProto, tuple[str, ...]]:
-    """Return the model with the calls of its own functions replaced by what these hold, and a note of which.
+def inline_functions(model: ModelProto) -> tuple[ModelProto, tuple[str, ...]]:
+    """Return the model with the calls of its own functions inlined, and a note that names these.
 
-    The model itself comes back where it calls none. All are written out, also those that share a name
-    with an operator that a runtime knows: by ONNX's definition the function is what such a node
-    computes. ONNX's inliner does it; it ends new names in ``__N``, with one N for each call. A function
-    of another opset whose operators it cannot raise stays, and so do its calls.
+    The model itself comes back where it calls none. A function that shares its name with an
+    operator of a runtime is inlined too: by ONNX's definition such a node computes the function.
+    ONNX's inliner ends new names in ``__N``, with one N for each call. A function of another opset
+    whose operators it cannot raise stays, and so do its calls.
     Raises ModelError for functions that call each other in a circle.
     """
     functions = {(f.domain, f.name): f for f in model.functions}
-    called = _reached(model.graph.node, functions)
+    called = _find_called(model.graph, functions)
     if not called:
         return model, ()
-    inlined = _inlined(model)
-    done = called - _reached(inlined.graph.node, functions)
-    if not done:
+    inlined_model = _inline_aligned(model)
+    inlined = called - _find_called(inlined_model.graph, functions)
+    if not inlined:
         return model, ()
-    return inlined, (
-        f"model-local functions inlined: {', '.join(sorted(f'{domain}.{name}' if domain else name for domain, name in done))}",
-    )
+    names = sorted(_format_id(key) for key in inlined)
+    return inlined_model, (f"model-local functions inlined: {', '.join(names)}",)
 
 
-def _inlined(model: onnx.ModelProto) -> onnx.ModelProto:
-    aligned = onnx.ModelProto()
+def _format_id(key: OperatorId) -> str:
+    domain, name = key
+    return f"{domain}.{name}" if domain else name
+
+
+def _inline_aligned(model: ModelProto) -> ModelProto:
+    """Return the model after inlining: first functions of its opset, then those to convert."""
+    aligned = ModelProto()
     aligned.CopyFrom(model)
-    opsets = {e.domain: e.version for e in model.opset_import}
+    opsets = {entry.domain: entry.version for entry in model.opset_import}
     for function in aligned.functions:
-        _align(function, opsets)
-    inlined = _try(aligned, convert=False)
-    mixed = any(
-        e.version != opsets.get(e.domain, e.version)
-        for f in inlined.functions
-        for e in f.opset_import
-    )
-    return _try(inlined, convert=True) if mixed else inlined
+        _align_opset(function, opsets)
+    inlined = _run_inliner(aligned, convert=False)
+    if any(_has_other_opset(function, opsets) for function in inlined.functions):
+        return _run_inliner(inlined, convert=True)
+    return inlined
 
 
-def _align(function: onnx.FunctionProto, opsets: Mapping[str, int]) -> None:
-    """Give a function the model's version of ONNX's operator set where each of its operators is the same in both."""
+def _align_opset(function: FunctionProto, opsets: Mapping[str, int]) -> None:
+    """Set a function's opset to the model's where its operators are the same in both."""
+    operators = set()
+    for domain, operator in _node_operators(function.node):
+        if domain in _DEFAULT_DOMAIN:
+            operators.add(operator)
     for entry in function.opset_import:
-        wanted = opsets.get(entry.domain, entry.version)
-        used = {op for domain, op in _operators(function.node) if domain in _DEFAULT}
-        if entry.domain in _DEFAULT and all(
-            _since(op, entry.version) == _since(op, wanted) for op in used
-        ):
-            entry.version = wanted
+        if entry.domain not in _DEFAULT_DOMAIN:
+            continue
+        version = opsets.get(entry.domain, entry.version)
+        if all(_is_same_operator(name, entry.version, version) for name in operators):
+            entry.version = version
 
 
-def _since(operator: str, opset: int) -> int:
+def _has_other_opset(function: FunctionProto, opsets: Mapping[str, int]) -> bool:
+    entries = function.opset_import
+    return any(entry.version != opsets.get(entry.domain, entry.version) for entry in entries)
+
+
+def _is_same_operator(operator: str, opset: int, other_opset: int) -> bool:
+    return _find_since_version(operator, opset) == _find_since_version(operator, other_opset)
+
+
+def _find_since_version(operator: str, opset: int) -> int:
+    """Return the opset in which an operator got its definition, 0 for an unknown operator."""
     try:
         return int(onnx.defs.get_schema(operator, opset, "").since_version)
     except onnx.defs.SchemaError:
         return 0
 
 
-def _try(model: onnx.ModelProto, convert: bool) -> onnx.ModelProto:
-    """Return what ONNX's inliner makes of a model, or the model where it fails; to convert opsets it wants to know all types."""
+def _run_inliner(model: ModelProto, convert: bool) -> ModelProto:
+    """Return the model after ONNX's inliner, or the model itself where that fails.
+
+    With `convert`, it also converts functions of other opsets, for which it needs all types.
+    """
     try:
-        inlined: onnx.ModelProto = inliner.inline_local_functions(
-            onnx.shape_inference.infer_shapes(model) if convert else model, convert_version=convert
-        )
+        typed = onnx.shape_inference.infer_shapes(model) if convert else model
+        inlined: ModelProto = inliner.inline_local_functions(typed, convert_version=convert)
     except Exception:  # noqa: BLE001 whatever it throws, the functions stay and the plan names them
         return model
-    known = {v.name for v in model.graph.value_info}
-    kept = [v for v in inlined.graph.value_info if v.name in known]
+    known = {value.name for value in model.graph.value_info}
+    kept = [value for value in inlined.graph.value_info if value.name in known]
     del inlined.graph.value_info[:]
     inlined.graph.value_info.extend(kept)
     return inlined
 
 
-def _reached(
-    nodes: Iterable[onnx.NodeProto], functions: Mapping[Id, onnx.FunctionProto]
-) -> set[Id]:
-    """Return the functions that some nodes call, those that functions call too; raises ModelError for a circle."""
-    calls = {
-        key: set(_operators(function.node)) & functions.keys()
-        for key, function in functions.items()
-    }
+def _find_called(graph: GraphProto, functions: _Functions) -> set[OperatorId]:
+    """Return the functions that a graph calls, also through other functions.
+
+    Raises ModelError for functions that call each other in a circle.
+    """
+    calls: dict[OperatorId, set[OperatorId]] = {}
+    for key, function in functions.items():
+        calls[key] = set(_node_operators(function.node)) & functions.keys()
     try:
         order = tuple(TopologicalSorter(calls).static_order())
     except CycleError as error:
         domain, name = error.args[1][0]
         raise ModelError(
-            f"is damaged: its function {domain}.{name} calls itself; export or download it again"
+            f"the model is damaged: its function {domain}.{name} calls itself. "
+            "Export or download it again."
         ) from error
-    reached = set(_operators(nodes)) & functions.keys()
+    called = set(_node_operators(graph.node)) & functions.keys()
     for key in reversed(order):
-        reached |= calls[key] if key in reached else set()
-    return reached
+        if key in called:
+            called |= calls[key]
+    return called
 
 
-def _operators(nodes: Iterable[onnx.NodeProto]) -> Iterator[Id]:
-    """Yield the domain and operator of some nodes and of those in their bodies."""
+def _node_operators(nodes: Iterable[NodeProto]) -> Iterator[OperatorId]:
+    """Yield the operators of some nodes and of those in their bodies."""
     for node in nodes:
         yield node.domain, node.op_type
-        for attribute in node.attribute:
-            for body in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
-                yield from _operators(body.node)
+        for _, body in node_bodies(node):
+            yield from _node_operators(body.node)

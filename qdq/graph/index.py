@@ -1,42 +1,51 @@
-"""Source -> GraphIndex: edges, producers, consumers, constants, types and shapes of one model.
+"""Index of one model: edges, producers, consumers, constants, types and shapes.
 
-The main graph and every body in it are a scope of their own, an index each: a body sees the
-constants and types of the graphs around it, but what they compute it takes as given from outside.
+The main graph and every body in it are a separate scope with an index each. A body sees the
+constants and types of the graphs around it; other tensors from there are inputs to it.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from typing import Any
 
 import msgspec
 import numpy as np
 import onnx
+from onnx import GraphProto, NodeProto, TensorProto
 
 from qdq.arrays import Array
 from qdq.errors import ModelError, first_line
 from qdq.graph.bodies import (
     captured_names,
+    names_captured_by,
     node_bodies,
     node_labels,
     qualified_name,
     read_tensor_values,
 )
-from qdq.graph.shape_inference import LARGEST_FOLDED_BYTES, declared_type, infer_types
+from qdq.graph.constant_folding import evaluate_node, is_foldable
+from qdq.graph.shape_inference import (
+    LARGEST_FOLDED_BYTES,
+    Dims,
+    TensorType,
+    declared_type,
+    infer_types,
+)
 from qdq.graph.source import Source
 
-#: Element type and dimensions, as `elem_type` and `shape` give them.
-TensorType = tuple[int, tuple[int | None, ...] | None]
+#: A node that reads a tensor, and the input slot that it reads it at.
+Reader = tuple["Node", int]
 
-_UNFOLDABLE_PREFIXES = ("Random", "Multinomial", "Bernoulli")
+_FLOAT_TYPES = (TensorProto.FLOAT, TensorProto.FLOAT16)
 
 
 class Edge(msgspec.Struct, frozen=True, order=True):
     """One input slot of one node: the unit of every decision."""
 
-    #: "" for the main graph, else the path of the body it lies in.
+    #: "" for the main graph, else the path of the body that contains it.
     graph: str
     #: Label of the consuming node.
     node: str
@@ -44,11 +53,12 @@ class Edge(msgspec.Struct, frozen=True, order=True):
     tensor: str
 
     def __str__(self) -> str:
-        return f"{self.tensor} -> {qualified_name(self.graph, self.node)}[{self.slot}]"
+        node = qualified_name(self.graph, self.node)
+        return f"{self.tensor} -> {node}[{self.slot}]"
 
     @property
     def qualified_tensor(self) -> str:
-        """The tensor as it is read here: its name, in a body behind the body's path. Ranges and scales go by it."""
+        """The tensor's name after the path of the body that reads it: the key of its scale."""
         return qualified_name(self.graph, self.tensor)
 
 
@@ -57,83 +67,103 @@ class Node:
 
     __slots__ = ("inputs", "label", "op", "outputs", "position", "proto")
 
-    def __init__(self, position: int, label: str, proto: onnx.NodeProto) -> None:
+    def __init__(self, position: int, label: str, proto: NodeProto) -> None:
         self.position = position
         #: The node's name, or ``#17`` by its position where the name is empty or taken.
         self.label = label
         self.proto = proto
-        #: The operator; one of another domain carries it, as in ``com.microsoft.Gelu``.
-        self.op = (
-            proto.op_type if proto.domain in ("", "ai.onnx") else f"{proto.domain}.{proto.op_type}"
-        )
+        #: The operator, with its domain where that is not ONNX's, as in ``com.microsoft.Gelu``.
+        self.op = proto.op_type
+        if proto.domain not in ("", "ai.onnx"):
+            self.op = f"{proto.domain}.{proto.op_type}"
         self.inputs = tuple(proto.input)
         self.outputs = tuple(proto.output)
 
     def attribute(self, name: str, default: Any = None) -> Any:
-        """Return the value of an attribute, or `default` where the node does not carry it."""
+        """Return the value of an attribute, or `default` where the node does not have it."""
         for attribute in self.proto.attribute:
             if attribute.name == name:
                 return onnx.helper.get_attribute_value(attribute)
         return default
 
     @property
-    def bodies(self) -> tuple[tuple[str, onnx.GraphProto], ...]:
+    def bodies(self) -> tuple[tuple[str, GraphProto], ...]:
         """The graphs that the node carries as attributes, by attribute name."""
         return node_bodies(self.proto)
 
+    @property
+    def read_names(self) -> tuple[str, ...]:
+        """The tensors that the node reads: its inputs, then those that only its bodies read."""
+        captured = names_captured_by(self.proto).difference(self.inputs)
+        return (*filter(None, self.inputs), *sorted(captured))
+
 
 class GraphIndex:
-    """What the stages ask of a model's main graph, or of one body in it; built once, never changed."""
+    """The index of a model's main graph, or of one body in it; built once, never changed."""
 
     def __init__(
         self,
         source: Source,
         shapes: Mapping[str, tuple[int, ...]] | None = None,
-        graph: onnx.GraphProto | None = None,
+        graph: GraphProto | None = None,
         path: str = "",
         outer: GraphIndex | None = None,
         position: int = 0,
     ) -> None:
+        if graph is None:
+            graph = source.model.graph
         self.source = source
-        #: Shapes that inputs of the main graph are taken to have.
+        self.graph = graph
+        #: Shapes that inputs of the main graph are assumed to have.
         self.input_shapes = dict(shapes or {})
         #: "" for the main graph, else the path of the body, as in ``if_3.then_branch``.
         self.path = path
         #: The index of the graph around a body.
         self.outer = outer
-        #: Position there of the node that a body belongs to.
+        #: The position in that graph of the node that owns the body.
         self.position = position
-        self.graph = graph = source.model.graph if graph is None else graph
-        self.nodes = tuple(
-            Node(i, label, node)
-            for i, (label, node) in enumerate(zip(node_labels(graph), graph.node, strict=True))
-        )
+        self.nodes = _make_nodes(graph)
         self.by_label = {node.label: node for node in self.nodes}
-        self.producers = {name: node for node in self.nodes for name in node.outputs if name}
-        self.consumers = _consumers(self.nodes)
-        self.initializers = {t.name: t for t in graph.initializer}
+        self.producers = _map_producers(self.nodes)
+        #: The readers of each tensor with their slots; -1 for a node whose body reads it.
+        self.consumers = _map_consumers(self.nodes)
+        self.initializers = {tensor.name: tensor for tensor in graph.initializer}
         #: Graph inputs that the caller must feed; initializers listed as inputs are constants.
-        self.inputs = {i.name: i for i in graph.input if i.name not in self.initializers}
-        self.outputs = {o.name: o for o in graph.output}
-        #: Weights that the file stores as sparse tensors.
-        self.sparse: set[str] = {s.values.name for s in graph.sparse_initializer} | (
-            outer.sparse if outer else set()
-        )
-        self.constants = _constant_names(self)
+        self.inputs = {v.name: v for v in graph.input if v.name not in self.initializers}
+        self.outputs = {value.name: value for value in graph.output}
+        #: Weights that the file stores as sparse tensors, here or in a graph around.
+        self.sparse_weights = {tensor.values.name for tensor in graph.sparse_initializer}
+        if outer is not None:
+            self.sparse_weights |= outer.sparse_weights
+        #: Tensors of this graph whose values follow from the file alone.
+        self.constants = self._find_constants()
         self._values: dict[str, Array] = {}
-        self._bodies = tuple(
-            _body_index(self, node, name, body) for node in self.nodes for name, body in node.bodies
-        )
+        self._bodies = tuple(self._index_bodies())
+
+    def _index_bodies(self) -> Iterator[GraphIndex]:
+        for node in self.nodes:
+            for name, body in node.bodies:
+                path = qualified_name(self.path, f"{node.label}.{name}")
+                yield GraphIndex(self.source, None, body, path, self, node.position)
+
+    @property
+    def owner(self) -> Node | None:
+        """The node that a body belongs to, in the graph around it; None for the main graph."""
+        return None if self.outer is None else self.outer.nodes[self.position]
 
     @property
     def scopes(self) -> dict[str, GraphIndex]:
-        """This graph and all bodies in it by path, each before the bodies in it; not kept, for an index that holds itself stays in memory."""
-        return {self.path: self} | {
-            path: scope for body in self._bodies for path, scope in body.scopes.items()
-        }
+        """This graph and all bodies in it by path, each before the bodies in it.
+
+        Not cached: an index that held itself would stay in memory.
+        """
+        scopes = {self.path: self}
+        for body in self._bodies:
+            scopes.update(body.scopes)
+        return scopes
 
     def scope(self, edge: Edge) -> GraphIndex:
-        """Return the index of the graph that an edge lies in."""
+        """Return the index of the graph that contains an edge."""
         return self if edge.graph == self.path else self.scopes[edge.graph]
 
     def edges(self) -> Iterator[Edge]:
@@ -152,44 +182,52 @@ class GraphIndex:
         return Edge(self.path, node.label, slot, node.inputs[slot])
 
     def node(self, edge: Edge) -> Node:
-        """Return the node that an edge goes into."""
+        """Return the node that reads an edge's tensor."""
         return self.scope(edge).by_label[edge.node]
 
     def edges_from(self, tensor: str) -> tuple[Edge, ...]:
         """Return the edges of this graph that read a tensor, in node order."""
-        return tuple(
-            self.edge(node, slot) for node, slot in self.consumers.get(tensor, ()) if slot >= 0
-        )
+        edges = []
+        for node, slot in self.consumers.get(tensor, ()):
+            if slot >= 0:
+                edges.append(self.edge(node, slot))
+        return tuple(edges)
 
     def defining_scope(self, tensor: str) -> GraphIndex:
-        """Return the index of the graph that a tensor is made in: this one, or one around it."""
-        if (
-            self.outer is None
-            or tensor in self.producers
-            or tensor in self.inputs
-            or tensor in self.initializers
-        ):
+        """Return the index of the graph that defines a tensor: this one, or one around it."""
+        if self.outer is None or tensor in self.producers:
+            return self
+        if tensor in self.inputs or tensor in self.initializers:
             return self
         return self.outer.defining_scope(tensor)
 
     def sole_consumer(self, tensor: str) -> Node | None:
-        """Return the one node that reads a tensor, or None if several do, or it is a graph output or unread."""
+        """Return the only node that reads a tensor.
+
+        None for several or no readers, and for a graph output.
+        """
         readers = self.consumers.get(tensor, ())
-        return readers[0][0] if len(readers) == 1 and tensor not in self.outputs else None
+        if len(readers) != 1 or tensor in self.outputs:
+            return None
+        return readers[0][0]
 
     def is_constant(self, tensor: str) -> bool:
-        """Whether a tensor's value follows from the file alone: an initializer, a Constant, or made of such."""
+        """Whether a tensor's value follows from the file alone.
+
+        It does for an initializer, a Constant, and what is computed from such tensors only.
+        """
         return tensor in self.defining_scope(tensor).constants
 
     def constant(self, tensor: str) -> Array:
-        """Return the value of a constant tensor, following Identity, Reshape, Transpose, Cast and the like.
+        """Return the value of a constant tensor, stored or computed from constants.
 
         Raises ModelError where its data cannot be read or computed.
         """
-        if (home := self.defining_scope(tensor)) is not self:
-            return home.constant(tensor)
+        scope = self.defining_scope(tensor)
+        if scope is not self:
+            return scope.constant(tensor)
         if tensor not in self._values:
-            self._values[tensor] = _evaluate(self, tensor)
+            self._values[tensor] = self._evaluate(tensor)
         return self._values[tensor]
 
     def forget_constants(self) -> None:
@@ -198,11 +236,14 @@ class GraphIndex:
             scope._values.clear()
 
     def elem_type(self, tensor: str) -> int:
-        """Return the ONNX element type of a tensor; 0 (undefined) where inference found none."""
+        """Return the ONNX element type of a tensor; 0 (undefined) where inference has none."""
         return self._type(tensor)[0]
 
-    def shape(self, tensor: str) -> tuple[int | None, ...] | None:
-        """Return a tensor's dimensions, None for each unknown one; None where even the rank is unknown."""
+    def shape(self, tensor: str) -> Dims | None:
+        """Return a tensor's dimensions, None for each unknown one.
+
+        None where even the rank is unknown.
+        """
         return self._type(tensor)[1]
 
     def rank(self, tensor: str) -> int | None:
@@ -212,48 +253,124 @@ class GraphIndex:
 
     def is_float(self, tensor: str) -> bool:
         """Whether a tensor holds float32 or float16 values, as far as type inference can tell."""
-        return self.elem_type(tensor) in (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16)
+        return self.elem_type(tensor) in _FLOAT_TYPES
 
     def _type(self, tensor: str) -> TensorType:
         return self.defining_scope(tensor)._types.get(tensor, (0, None))
 
     @cached_property
     def _types(self) -> dict[str, TensorType]:
-        inferred = self._inferred
-        found = {
-            v.name: declared_type(v)
-            for v in (*inferred.value_info, *inferred.input, *inferred.output)
-        }
-        found.update({name: (t.data_type, tuple(t.dims)) for name, t in self.initializers.items()})
-        return found
+        types: dict[str, TensorType] = {}
+        inferred = self._inferred_graph
+        for value in (*inferred.value_info, *inferred.input, *inferred.output):
+            types[value.name] = declared_type(value)
+        for name, tensor in self.initializers.items():
+            types[name] = (tensor.data_type, tuple(tensor.dims))
+        return types
 
     @cached_property
-    def _inferred(self) -> onnx.GraphProto:
-        """This graph with the types that inference found."""
+    def _inferred_graph(self) -> GraphProto:
+        """This graph with inferred types."""
         if self.outer is None:
             return infer_types(self.source.model, self.graph, self.input_shapes)
-        if (
-            self.outer.nodes[self.position].op == "Loop"
-        ):  # seen from the Loop, inference forgets the shapes of its state, declared or not
-            return infer_types(self.source.model, _with_captured(self.graph, self.outer), {})
-        bodies = node_bodies(self.outer._inferred.node[self.position])
+        if self.outer.nodes[self.position].op == "Loop":
+            # From the Loop, inference drops the shapes of the body's state, declared or not.
+            return infer_types(self.source.model, self._complete_body(self.outer), {})
+        inferred_owner = self.outer._inferred_graph.node[self.position]
+        bodies = node_bodies(inferred_owner)
         return next(body for name, body in bodies if self.path.endswith(f".{name}"))
 
+    def _complete_body(self, outer: GraphIndex) -> GraphProto:
+        """Return a copy of this body to which the tensors that it reads from outside are added.
 
-def _body_index(around: GraphIndex, node: Node, name: str, body: onnx.GraphProto) -> GraphIndex:
-    return GraphIndex(
-        around.source,
-        None,
-        body,
-        qualified_name(around.path, f"{node.label}.{name}"),
-        around,
-        node.position,
-    )
+        Small stored tensors are added as initializers, others as inputs.
+        """
+        body = GraphProto()
+        body.CopyFrom(self.graph)
+        for name in sorted(captured_names(body)):
+            stored = outer.defining_scope(name).initializers.get(name)
+            elem_type = outer.elem_type(name)
+            if stored is not None and stored.ByteSize() <= LARGEST_FOLDED_BYTES:
+                body.initializer.append(stored)
+            elif elem_type:
+                shape = outer.shape(name)
+                body.input.append(onnx.helper.make_tensor_value_info(name, elem_type, shape))
+        return body
+
+    def _find_constants(self) -> set[str]:
+        constants = set(self.initializers)
+        for node in self.nodes:
+            if node.op == "Constant" or self._has_constant_inputs(node, constants):
+                constants.update(filter(None, node.outputs))
+        return constants
+
+    def _has_constant_inputs(self, node: Node, constants: set[str]) -> bool:
+        """Whether a node can be folded, by the constants of this graph before it."""
+        if not node.inputs or not is_foldable(node.proto):
+            return False
+        return all(name in constants or self._is_outer_constant(name) for name in node.read_names)
+
+    def _is_outer_constant(self, tensor: str) -> bool:
+        if self.outer is None:
+            return False
+        scope = self.defining_scope(tensor)
+        return scope is not self and tensor in scope.constants
+
+    def _evaluate(self, tensor: str) -> Array:
+        try:
+            return self._compute_constant(tensor)
+        except ModelError:
+            raise
+        except Exception as error:  # ONNX's reference evaluator documents none
+            raise ModelError(
+                f"{self.source.name}: constant {tensor!r} cannot be computed: "
+                f"{first_line(error)}. Export the model with its value stored."
+            ) from error
+
+    def _compute_constant(self, tensor: str) -> Array:
+        if tensor in self.initializers:
+            stored = self.initializers[tensor]
+            return read_tensor_values(stored, self.source.name, self.source.folder)
+        node = self.producers[tensor]
+        value = node.attribute("value") if node.op == "Constant" else None
+        if value is not None:
+            return read_tensor_values(value, self.source.name, None)
+        if node.op in ("Shape", "Size"):
+            dims = self._known_dims(node.inputs[0])
+            if dims is not None:
+                return _shape_value(node, dims)
+        feeds = {name: self.constant(name) for name in node.read_names}
+        results = evaluate_node(node.proto, feeds, self.source.model.opset_import)
+        return results[node.outputs.index(tensor)]
+
+    def _known_dims(self, tensor: str) -> tuple[int, ...] | None:
+        """Return the dimensions of a tensor, None unless all are known."""
+        shape = self.shape(tensor)
+        if shape is None:
+            return None
+        dims = tuple(size for size in shape if size is not None)
+        return dims if len(dims) == len(shape) else None
 
 
-def _consumers(nodes: tuple[Node, ...]) -> dict[str, list[tuple[Node, int]]]:
-    """Map each tensor to its readers; a body that reads it from outside counts with slot -1."""
-    readers: dict[str, list[tuple[Node, int]]] = {}
+def _make_nodes(graph: GraphProto) -> tuple[Node, ...]:
+    nodes: list[Node] = []
+    for label, proto in zip(node_labels(graph), graph.node, strict=True):
+        position = len(nodes)
+        nodes.append(Node(position, label, proto))
+    return tuple(nodes)
+
+
+def _map_producers(nodes: Iterable[Node]) -> dict[str, Node]:
+    producers: dict[str, Node] = {}
+    for node in nodes:
+        for tensor in node.outputs:
+            if tensor:
+                producers[tensor] = node
+    return producers
+
+
+def _map_consumers(nodes: Iterable[Node]) -> dict[str, list[Reader]]:
+    readers: dict[str, list[Reader]] = {}
     for node in nodes:
         for slot, tensor in enumerate(node.inputs):
             readers.setdefault(tensor, []).append((node, slot))
@@ -263,93 +380,10 @@ def _consumers(nodes: tuple[Node, ...]) -> dict[str, list[tuple[Node, int]]]:
     return readers
 
 
-def _constant_names(index: GraphIndex) -> set[str]:
-    names = set(index.initializers)
-
-    def known(tensor: str) -> bool:
-        return tensor in names or (
-            index.outer is not None
-            and (home := index.defining_scope(tensor)) is not index
-            and tensor in home.constants
-        )
-
-    for node in index.nodes:
-        foldable = (
-            node.proto.domain in ("", "ai.onnx")
-            and (not node.bodies or node.op == "If")
-            and not node.op.startswith(_UNFOLDABLE_PREFIXES)
-        )
-        if node.op == "Constant" or (foldable and node.inputs and all(map(known, _reads(node)))):
-            names.update(filter(None, node.outputs))
-    return names
-
-
-def _reads(node: Node) -> tuple[str, ...]:
-    """Return what a node reads, in its bodies too."""
-    inside = {name for _, body in node.bodies for name in captured_names(body)}
-    return (*filter(None, node.inputs), *sorted(inside.difference(node.inputs)))
-
-
-def _evaluate(index: GraphIndex, tensor: str) -> Array:
-    try:
-        if tensor in index.initializers:
-            return read_tensor_values(
-                index.initializers[tensor], index.source.name, index.source.folder
-            )
-        node = index.producers[tensor]
-        value = node.attribute("value") if node.op == "Constant" else None
-        if value is not None:
-            return read_tensor_values(value, index.source.name, None)
-        if (
-            node.op in ("Shape", "Size")
-            and (dims := _known_dims(index, node.inputs[0])) is not None
-        ):
-            return np.array(
-                math.prod(dims)
-                if node.op == "Size"
-                else dims[slice(node.attribute("start"), node.attribute("end"))],
-                np.int64,
-            )
-        return _run_node(index, node)[node.outputs.index(tensor)]
-    except ModelError:
-        raise
-    except Exception as error:  # ONNX's reference evaluator documents none
-        raise ModelError(
-            f"{index.source.name}: constant {tensor!r} cannot be computed: {first_line(error)}; export the model with its value stored"
-        ) from error
-
-
-def _known_dims(index: GraphIndex, tensor: str) -> tuple[int, ...] | None:
-    dims = tuple(d for d in index.shape(tensor) or () if d is not None)
-    return dims if len(dims) == index.rank(tensor) else None
-
-
-def _run_node(index: GraphIndex, node: Node) -> list[Array]:
-    from onnx.reference import ReferenceEvaluator
-
-    feeds = {name: index.constant(name) for name in _reads(node)}
-    inputs = [
-        onnx.helper.make_tensor_value_info(
-            n, onnx.helper.np_dtype_to_tensor_dtype(v.dtype), v.shape
-        )
-        for n, v in feeds.items()
-    ]
-    outputs = [onnx.helper.make_empty_tensor_value_info(name) for name in node.outputs]
-    graph = onnx.helper.make_graph([node.proto], "constant", inputs, outputs)
-    model = onnx.helper.make_model(graph, opset_imports=index.source.model.opset_import)
-    return [np.asarray(value) for value in ReferenceEvaluator(model).run(None, feeds)]
-
-
-def _with_captured(body: onnx.GraphProto, around: GraphIndex) -> onnx.GraphProto:
-    """Return a copy of a body that stands alone: what it reads from outside is an input, or an initializer where it is small."""
-    copy = onnx.GraphProto()
-    copy.CopyFrom(body)
-    for name in sorted(captured_names(body)):
-        stored = around.defining_scope(name).initializers.get(name)
-        if stored is not None and stored.ByteSize() <= LARGEST_FOLDED_BYTES:
-            copy.initializer.append(stored)
-        elif around.elem_type(name):
-            copy.input.append(
-                onnx.helper.make_tensor_value_info(name, around.elem_type(name), around.shape(name))
-            )
-    return copy
+def _shape_value(node: Node, dims: tuple[int, ...]) -> Array:
+    """Return the output of a Shape or Size whose input has known dimensions."""
+    if node.op == "Size":
+        return np.array(math.prod(dims), np.int64)
+    start = node.attribute("start")
+    end = node.attribute("end")
+    return np.array(dims[start:end], np.int64)

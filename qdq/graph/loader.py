@@ -1,4 +1,4 @@
-"""A path, ModelProto or graphsurgeon Graph becomes a Source: the model, its digest and where it lies."""
+"""Loading of a path, ModelProto or graphsurgeon Graph as a Source with a digest."""
 
 from __future__ import annotations
 
@@ -8,15 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
-import onnx
 from google.protobuf.message import DecodeError
-from onnx.external_data_helper import ExternalDataInfo
+from onnx import ModelProto
 
 from qdq.errors import ModelError, first_line
 from qdq.graph.function_inliner import inline_functions
 from qdq.graph.model_checks import check_external_data, check_nodes, check_weights
 from qdq.graph.opset import default_opset, raise_opset
-from qdq.graph.source import ModelLike, Source, canonical_bytes, external_tensors, file_stamp
+from qdq.graph.source import ModelLike, Source, canonical_bytes, external_locations, file_stamp
 from qdq.graph.topological_sort import order_nodes
 
 if TYPE_CHECKING:
@@ -30,28 +29,27 @@ _CHUNK = 1 << 20
 
 
 def load(model: ModelLike) -> Source:
-    """Return the Source of a path, ModelProto or graphsurgeon Graph, raised to opset 13 where it is older.
+    """Return the Source of a path, ModelProto or graphsurgeon Graph.
 
+    Its model is raised to opset 13 where it is older.
     Raises ModelError for a file that is missing, truncated, a Git LFS pointer or not ONNX, for
-    external data that is missing or lies outside the model's folder, and for an opset below 7.
+    external data that is missing or outside the model's folder, and for an opset below 7.
     """
     if isinstance(model, Source):
         return model
     if isinstance(model, (str, Path)):
         return _load_path(Path(model))
-    proto = model if isinstance(model, onnx.ModelProto) else _from_graphsurgeon(model)
-    raised, notes = _raised(None, proto)
-    return Source(
-        None,
-        raised,
-        hashlib.sha256(canonical_bytes(proto)).hexdigest(),
-        notes,
-        given_opset=default_opset(proto),
-    )
+    proto = model if isinstance(model, ModelProto) else _from_graphsurgeon(model)
+    normalized, notes = _normalize(None, proto)
+    digest = hashlib.sha256(canonical_bytes(proto)).hexdigest()
+    return Source(None, normalized, digest, notes, given_opset=default_opset(proto))
 
 
 def raise_source_opset(source: Source, opset: int) -> Source:
-    """Return a Source whose model has at least this opset: itself where it has; raises ModelError where that cannot be."""
+    """Return a Source whose model has at least this opset: the same one where it has already.
+
+    Raises ModelError where the model cannot be converted.
+    """
     if default_opset(source.model) >= opset:
         return source
     try:
@@ -65,80 +63,88 @@ def _load_path(path: Path) -> Source:
     stamp = file_stamp(path)
     content = read_file(path)
     with ThreadPoolExecutor(1) as pool:
-        digest = pool.submit(hashlib.sha256, content)
+        hashing = pool.submit(hashlib.sha256, content)
         model = parse_model(content, path)
         check_external_data(model, path)
-        raised, notes = _raised(path, model)
-    for file in _external_paths(model, path):
-        _hash_file(digest.result(), file)
-    return Source(path, raised, digest.result().hexdigest(), notes, stamp, default_opset(model))
+        normalized, notes = _normalize(path, model)
+    digest = hashing.result()
+    for location in external_locations(model):
+        _hash_file(digest, path.parent / location)
+    return Source(path, normalized, digest.hexdigest(), notes, stamp, default_opset(model))
 
 
 def read_file(path: Path) -> bytes:
-    """Return the file's bytes; raises ModelError where there is no such file or it is a Git LFS pointer."""
+    """Return the file's bytes.
+
+    Raises ModelError where there is no such file or it is a Git LFS pointer.
+    """
     try:
         content = path.read_bytes()
     except FileNotFoundError as error:
-        raise ModelError(f"{path}: no such file; check the path") from error
+        raise ModelError(f"{path}: no such file exists. Fix the path.") from error
     except OSError as error:
-        raise ModelError(f"{path}: cannot be read: {error.strerror}") from error
+        raise ModelError(
+            f"{path}: the file cannot be read: {error.strerror}. Fix the path or its permissions."
+        ) from error
     if content.startswith(_LFS_POINTER):
         raise ModelError(
-            f"{path}: is a Git LFS pointer, not the model itself; run 'git lfs pull' first"
+            f"{path}: the file is a Git LFS pointer, not the model itself. "
+            "Run 'git lfs pull' first."
         )
     return content
 
 
-def parse_model(content: bytes, path: Path) -> onnx.ModelProto:
-    """Return the model in `content`; raises ModelError for anything that is not a whole ONNX model."""
-    model = onnx.ModelProto()
+def parse_model(content: bytes, path: Path) -> ModelProto:
+    """Return the model in `content`; raises ModelError for anything but a complete ONNX model."""
+    model = ModelProto()
     try:
         model.ParseFromString(content)
     except DecodeError as error:
         starts_well = content[:1] == _FIRST_FIELD
-        what = "is truncated or damaged" if starts_well else "is not an ONNX file"
+        defect = "is truncated or damaged" if starts_well else "is not an ONNX file"
         raise ModelError(
-            f"{path}: {what} ({len(content)} bytes); export or download it again"
+            f"{path}: the file {defect} ({len(content)} bytes). Export or download it again."
         ) from error
     if not model.ir_version or not model.opset_import:
         raise ModelError(
-            f"{path}: is not an ONNX model (no IR version or opset); export or download it again"
+            f"{path}: the file is not an ONNX model (no IR version or opset). "
+            "Export or download it again."
         )
     if not model.graph.node:
         raise ModelError(
-            f"{path}: is truncated or empty: its graph has no nodes; export or download it again"
+            f"{path}: the file is truncated or empty: its graph has no nodes. "
+            "Export or download it again."
         )
     return model
 
 
-def _raised(path: Path | None, model: onnx.ModelProto) -> tuple[onnx.ModelProto, tuple[str, ...]]:
+def _normalize(path: Path | None, model: ModelProto) -> tuple[ModelProto, tuple[str, ...]]:
+    """Return a checked model with notes of the changes.
+
+    Its nodes are sorted, its functions inlined and its opset raised.
+    """
     try:
         check_nodes(model)
         check_weights(model)
-        ordered, sorting = order_nodes(model)
-        inlined, notes = inline_functions(ordered)
-        raised, more = raise_opset(inlined)
-        return raised, (*sorting, *notes, *more)
+        ordered, order_notes = order_nodes(model)
+        inlined, inlining_notes = inline_functions(ordered)
+        raised, opset_notes = raise_opset(inlined)
     except ModelError as error:
-        raise ModelError(f"{path or model.graph.name or 'model'}: {error}") from error
+        place = path or model.graph.name or "model"
+        raise ModelError(f"{place}: {error}") from error
+    return raised, (*order_notes, *inlining_notes, *opset_notes)
 
 
-def _from_graphsurgeon(graph: gs.Graph) -> onnx.ModelProto:
+def _from_graphsurgeon(graph: gs.Graph) -> ModelProto:
     import onnx_graphsurgeon as gs
 
     if not isinstance(graph, gs.Graph):
         raise ModelError(
-            f"cannot load a model from {type(graph).__name__}: pass a path, an onnx.ModelProto or a graphsurgeon Graph"
+            f"A model cannot be loaded from {type(graph).__name__}. "
+            "Pass a path, an onnx.ModelProto or a graphsurgeon Graph."
         )
-    model: onnx.ModelProto = gs.export_onnx(graph)
+    model: ModelProto = gs.export_onnx(graph)
     return model
-
-
-def _external_paths(model: onnx.ModelProto, path: Path) -> list[Path]:
-    return [
-        path.parent / name
-        for name in sorted({ExternalDataInfo(t).location for t in external_tensors(model)})
-    ]
 
 
 def _hash_file(digest: hashlib._Hash, path: Path) -> None:
@@ -147,4 +153,6 @@ def _hash_file(digest: hashlib._Hash, path: Path) -> None:
             while chunk := file.read(_CHUNK):
                 digest.update(chunk)
     except OSError as error:
-        raise ModelError(f"{path}: cannot be read: {first_line(error)}") from error
+        raise ModelError(
+            f"{path}: the file cannot be read: {first_line(error)}. Fix its permissions."
+        ) from error

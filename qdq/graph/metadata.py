@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import onnx
+from onnx import ModelProto
 
 #: The `metadata_props` keys of qdq begin with this.
 METADATA_PREFIX = "qdq."
@@ -10,22 +10,22 @@ METADATA_PREFIX = "qdq."
 #: The key of the rules on each Q and DQ.
 RULE_KEY = "qdq.rule"
 
-#: The key of the integers that a pair holds, where a Clip between its halves narrows them: the least and the largest.
+#: The key of the smallest and largest integer of a pair that a Clip between Q and DQ narrows.
 LEVELS_KEY = "qdq.levels"
 
-#: Keys of the model's `metadata_props`: what made it.
-TARGETS_KEY, RULES_KEY, LEAVE_FLOAT_KEY, METHOD_KEY, DATA_KEY = (
-    "qdq.targets",
-    "qdq.rules",
-    "qdq.leave-float",
-    "qdq.method",
-    "qdq.data",
-)
-SHAPES_KEY, BATCH_KEY, RANGES_KEY = "qdq.shapes", "qdq.batch", "qdq.ranges"
+#: Keys of the model's `metadata_props`: the request that it was quantized by.
+TARGETS_KEY = "qdq.targets"
+RULES_KEY = "qdq.rules"
+LEAVE_FLOAT_KEY = "qdq.leave-float"
+METHOD_KEY = "qdq.method"
+DATA_KEY = "qdq.data"
+SHAPES_KEY = "qdq.shapes"
+BATCH_KEY = "qdq.batch"
+RANGES_KEY = "qdq.ranges"
 
 
-def remove_metadata(model: onnx.ModelProto) -> None:
-    """Remove what qdq wrote into a model's metadata."""
+def remove_metadata(model: ModelProto) -> None:
+    """Remove the entries of qdq from a model's metadata."""
     kept = [p for p in model.metadata_props if not p.key.startswith(METADATA_PREFIX)]
     if len(kept) < len(model.metadata_props):
         del model.metadata_props[:]

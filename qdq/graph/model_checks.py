@@ -1,4 +1,4 @@
-"""What a loaded model must hold: whole nodes, whole weights, external data in reach."""
+"""Checks that a loaded model is complete: its nodes, its weights and its external data."""
 
 from __future__ import annotations
 
@@ -8,22 +8,27 @@ from functools import cache
 from pathlib import Path
 
 import onnx
+from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto
 from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 
 from qdq.errors import ModelError, first_line
+from qdq.graph.bodies import all_tensors, node_bodies, node_title
 from qdq.graph.opset import default_opset
-from qdq.graph.source import all_tensors, external_tensors
+from qdq.graph.source import external_tensors
+
+_OpSchema = onnx.defs.OpSchema
+_SINGLE = _OpSchema.FormalParameterOption.Single
 
 #: Bytes of one element, of the types that weights usually have.
 _ITEM_BYTES: dict[int, int] = {
-    onnx.TensorProto.FLOAT: 4,
-    onnx.TensorProto.FLOAT16: 2,
-    onnx.TensorProto.DOUBLE: 8,
-    onnx.TensorProto.INT64: 8,
-    onnx.TensorProto.INT32: 4,
+    TensorProto.FLOAT: 4,
+    TensorProto.FLOAT16: 2,
+    TensorProto.DOUBLE: 8,
+    TensorProto.INT64: 8,
+    TensorProto.INT32: 4,
 }
 
-#: Where a tensor's values may lie in its message.
+#: Fields of a tensor's message that can hold its values.
 _DATA_FIELDS = (
     "raw_data",
     "float_data",
@@ -35,127 +40,149 @@ _DATA_FIELDS = (
 )
 
 
-def check_nodes(model: onnx.ModelProto) -> None:
-    """Raise ModelError for a node that its operator's definition rules out: too few inputs or outputs, an attribute of another type.
+def check_nodes(model: ModelProto) -> None:
+    """Raise ModelError for a node that its operator's definition rules out.
 
-    Operators that ONNX does not know, such as TensorRT's plugins, are let through.
+    Such a node has too few inputs or outputs, or an attribute of another type. Operators that
+    ONNX does not know, such as TensorRT's plugins, pass.
     """
     opset = default_opset(model)
-    if not _are_texts(s for p in model.metadata_props for s in (p.key, p.value)):
-        raise ModelError("is damaged: it holds a name that is no text; export or download it again")
-    for path, graph in _graphs(model.graph):
-        if not _are_texts(
-            [
-                graph.name,
-                *(
-                    item.name
-                    for field in (graph.input, graph.output, graph.initializer)
-                    for item in field
-                ),
-            ]
-        ):
-            raise ModelError(
-                "is damaged: it holds a name that is no text; export or download it again"
-            )
-        for i, node in enumerate(graph.node):
-            if not _are_texts((node.op_type, node.name, *node.input, *node.output)):
-                raise ModelError(
-                    f"is damaged: node {path}#{i} holds a name that is no text; export or download it again"
-                )
-            schema = _schema(node.op_type, opset) if node.domain in ("", "ai.onnx") else None
-            if schema is not None and (wrong := _wrong_with(node, schema)):
-                raise ModelError(
-                    f"is damaged: node {path}{node.name or f'#{i}'} ({node.op_type}) has {wrong}; export or download it again"
-                )
+    for entry in model.metadata_props:
+        _require_text((entry.key, entry.value), "it")
+    _check_graph(model.graph, "", opset)
 
 
-def _are_texts(names: Iterable[object]) -> bool:
-    return all(isinstance(name, str) for name in names)
-
-
-def _graphs(graph: onnx.GraphProto, path: str = "") -> Iterator[tuple[str, onnx.GraphProto]]:
-    """Yield a graph and its bodies, each with what stands before the labels of its nodes."""
-    yield path, graph
+def _check_graph(graph: GraphProto, prefix: str, opset: int) -> None:
+    """Check the nodes of a graph, then those of its bodies; `prefix` is before their names."""
+    _require_text(_names_of_values(graph), "it")
     for i, node in enumerate(graph.node):
-        for attribute in node.attribute:
-            for body in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
-                yield from _graphs(body, f"{path}{node.name or f'#{i}'}.{attribute.name}/")
+        names = (node.op_type, node.name, *node.input, *node.output)
+        _require_text(names, f"node {prefix}#{i}")
+        defect = _find_defect(node, opset)
+        if defect:
+            title = f"{prefix}{node_title(node, i)}"
+            raise _damaged(f"node {title} ({node.op_type}) has {defect}")
+    for i, node in enumerate(graph.node):
+        title = node_title(node, i)
+        for name, body in node_bodies(node):
+            _check_graph(body, f"{prefix}{title}.{name}/", opset)
 
 
-def check_weights(model: onnx.ModelProto) -> None:
-    """Raise ModelError for a weight of no known type, or with less data than its dimensions need."""
-    for tensor in all_tensors(model.graph):
-        if tensor.data_type not in onnx.TensorProto.DataType.values():
-            raise ModelError(
-                f"is damaged: weight {tensor.name!r} has the unknown type {tensor.data_type}; export or download it again"
-            )
-        needed = math.prod(tensor.dims) * _ITEM_BYTES.get(tensor.data_type, 0)
-        if (
-            math.prod(tensor.dims) > 0
-            and not uses_external_data(tensor)
-            and not any(getattr(tensor, field) for field in _DATA_FIELDS)
-        ):
-            raise ModelError(
-                f"is damaged: weight {tensor.name!r} holds no values; export or download it again"
-            )
-        if tensor.HasField("raw_data") and tensor.ByteSize() < needed:
-            raise ModelError(
-                f"is damaged: weight {tensor.name!r} holds less than the {needed} bytes of its dimensions; export or download it again"
-            )
+def _names_of_values(graph: GraphProto) -> Iterator[str]:
+    yield graph.name
+    for field in (graph.input, graph.output, graph.initializer):
+        yield from (item.name for item in field)
+
+
+def _require_text(names: Iterable[object], holder: str) -> None:
+    """Raise ModelError for a name in bytes, which protobuf returns where they are no UTF-8."""
+    if not all(isinstance(name, str) for name in names):
+        raise _damaged(f"{holder} holds a name that is not text")
+
+
+def _damaged(fact: str) -> ModelError:
+    return ModelError(f"the model is damaged: {fact}. Export or download it again.")
 
 
 @cache
-def _schema(operator: str, opset: int) -> onnx.defs.OpSchema | None:
+def _find_schema(operator: str, opset: int) -> _OpSchema | None:
     try:
         return onnx.defs.get_schema(operator, opset, "")
     except onnx.defs.SchemaError:
         return None
 
 
-def _wrong_with(node: onnx.NodeProto, schema: onnx.defs.OpSchema) -> str:
+def _find_defect(node: NodeProto, opset: int) -> str:
+    """Return how a node deviates from its operator's definition, "" where it does not."""
+    if node.domain not in ("", "ai.onnx"):
+        return ""
+    schema = _find_schema(node.op_type, opset)
+    if schema is None:
+        return ""
     if len(node.input) < schema.min_input:
-        return f"{len(node.input)} inputs, the operator needs {schema.min_input}"
+        return f"{len(node.input)} inputs, but the operator needs {schema.min_input}"
     if len(node.output) < schema.min_output:
-        return f"{len(node.output)} outputs, the operator gives {schema.min_output}"
-    for kind, names, parameters in (
-        ("input", node.input, schema.inputs),
-        ("output", node.output, schema.outputs),
-    ):
-        for slot, (name, parameter) in enumerate(zip(names, parameters, strict=False)):
-            if not name and parameter.option == onnx.defs.OpSchema.FormalParameterOption.Single:
-                return f"no name for {kind} {slot} ({parameter.name}), which the operator needs"
-    for attribute in node.attribute:
-        known = schema.attributes.get(attribute.name)
-        wanted, got = (
-            str(known.type).rpartition(".")[2] if known else "",
-            onnx.AttributeProto.AttributeType.Name(attribute.type),
-        )
-        if wanted and got != wanted:
-            return f"{attribute.name!r} as {got}, the operator takes {wanted}"
+        return f"{len(node.output)} outputs, but the operator returns {schema.min_output}"
+    return (
+        _find_unnamed("input", node.input, schema.inputs)
+        or _find_unnamed("output", node.output, schema.outputs)
+        or _find_wrong_attribute(node, schema)
+    )
+
+
+def _find_unnamed(
+    kind: str, names: Iterable[str], parameters: Iterable[_OpSchema.FormalParameter]
+) -> str:
+    for slot, (name, parameter) in enumerate(zip(names, parameters, strict=False)):
+        if not name and parameter.option == _SINGLE:
+            return f"no name for {kind} {slot} ({parameter.name}), which the operator needs"
     return ""
 
 
-def check_external_data(model: onnx.ModelProto, path: Path) -> None:
-    """Raise ModelError for external data that is missing, truncated or outside the model's folder."""
+def _find_wrong_attribute(node: NodeProto, schema: _OpSchema) -> str:
+    for attribute in node.attribute:
+        definition = schema.attributes.get(attribute.name)
+        if definition is None:
+            continue
+        required_type = str(definition.type).rpartition(".")[2]
+        actual_type = AttributeProto.AttributeType.Name(attribute.type)
+        if actual_type != required_type:
+            return f"{attribute.name!r} as {actual_type}, but the operator takes {required_type}"
+    return ""
+
+
+def check_weights(model: ModelProto) -> None:
+    """Raise ModelError for a weight of an unknown type, or with less data than its shape needs."""
+    known_types = TensorProto.DataType.values()
+    for tensor in all_tensors(model.graph):
+        if tensor.data_type not in known_types:
+            raise _damaged(f"weight {tensor.name!r} has the unknown type {tensor.data_type}")
+        size = math.prod(tensor.dims)
+        if size > 0 and not _has_values(tensor):
+            raise _damaged(f"weight {tensor.name!r} holds no values")
+        needed = size * _ITEM_BYTES.get(tensor.data_type, 0)
+        if tensor.HasField("raw_data") and tensor.ByteSize() < needed:
+            raise _damaged(
+                f"weight {tensor.name!r} holds less than the {needed} bytes of its dimensions"
+            )
+
+
+def _has_values(tensor: TensorProto) -> bool:
+    if uses_external_data(tensor):
+        return True
+    return any(getattr(tensor, field) for field in _DATA_FIELDS)
+
+
+def check_external_data(model: ModelProto, path: Path) -> None:
+    """Raise ModelError for external data that is missing, truncated or outside the folder."""
     folder = path.parent.resolve()
     for tensor in external_tensors(model):
-        try:
-            info = ExternalDataInfo(tensor)
-            file = (folder / info.location).resolve()
-            size = file.stat().st_size if file.is_file() else None
-        except (OSError, RuntimeError, ValueError) as error:
-            raise ModelError(
-                f"{path}: external data of tensor {tensor.name!r} cannot be found: {first_line(error)}; export the model again"
-            ) from error
-        if not file.is_relative_to(folder):
-            raise ModelError(
-                f"{path}: tensor {tensor.name!r} points to {info.location!r}, outside the model's folder; save the model with its data beside it"
-            )
-        if size is None:
-            raise ModelError(
-                f"{path}: external data file {info.location!r} of tensor {tensor.name!r} is missing; put it beside the model"
-            )
-        if size < (info.offset or 0) + (info.length or 0):
-            raise ModelError(
-                f"{path}: external data file {info.location!r} ends before tensor {tensor.name!r}; it is truncated; download or export it again"
-            )
+        _check_external_tensor(tensor, path, folder)
+
+
+def _check_external_tensor(tensor: TensorProto, path: Path, folder: Path) -> None:
+    name = tensor.name
+    try:
+        info = ExternalDataInfo(tensor)
+        file = (folder / info.location).resolve()
+        size = file.stat().st_size if file.is_file() else None
+    except (OSError, RuntimeError, ValueError) as error:
+        raise ModelError(
+            f"{path}: external data of tensor {name!r} cannot be found: {first_line(error)}. "
+            "Export the model again."
+        ) from error
+    if not file.is_relative_to(folder):
+        raise ModelError(
+            f"{path}: tensor {name!r} points to {info.location!r}, outside the model's folder. "
+            "Save the model with its data beside it."
+        )
+    if size is None:
+        raise ModelError(
+            f"{path}: external data file {info.location!r} of tensor {name!r} is missing. "
+            "Put it beside the model."
+        )
+    if size < (info.offset or 0) + (info.length or 0):
+        raise ModelError(
+            f"{path}: external data file {info.location!r} ends before tensor {name!r}: "
+            "it is truncated. Download or export it again."
+        )

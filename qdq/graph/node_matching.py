@@ -1,7 +1,9 @@
-"""Which node of one model is which of another: two exports of a network, or a model and what a tool made of it.
+"""Correspondence between the nodes of two models.
 
-A node is known by what leads to it and by what it leads to, names left out, so that an export that renumbers
-its nodes and tensors is no other model. Only where that differs do names decide.
+The models are two exports of a network, or a model and its quantized form.
+A node is recognised by all that it is computed from and all that is computed from it. Names do not
+count, so that an export which renumbers its nodes and tensors is the same model. Names decide only
+where these differ.
 """
 
 from __future__ import annotations
@@ -9,226 +11,204 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Mapping
 
-import msgspec
-import numpy as np
-import onnx
-from onnx import TensorProto
-
-from qdq.graph.bodies import all_nodes, qualified_name
+from qdq.graph.bodies import qualified_name
 from qdq.graph.index import GraphIndex, Node
+from qdq.graph.node_signatures import large_weights, sign_nodes
 
 #: The path of a graph and the label of a node in it.
 NodePlace = tuple[str, str]
 
-#: Stored integers up to this many bytes are told apart by their values: axes, shapes and the like.
-_SMALL = 256
-_WHOLE = (TensorProto.INT64, TensorProto.INT32)
+#: An older node and the newer one that it corresponds to.
+_NodePair = tuple[Node, Node]
+_Groups = Mapping[Hashable, list[Node]]
 
 
 def match_nodes(old: GraphIndex, new: GraphIndex) -> dict[NodePlace, NodePlace]:
-    """Return the place in the older model of every node of the newer one that is in both, those in bodies too."""
-    found: dict[NodePlace, NodePlace] = {}
-    for was, now in _matched(old, new):
-        found[new.path, now.label] = (old.path, was.label)
-        bodies = {name for name, _ in was.bodies}
-        for name, _ in now.bodies:
-            if name in bodies:
-                found |= match_nodes(_body(old, was, name), _body(new, now, name))
-    return found
+    """Return the place in the older model of every node of the newer one that is in both models.
+
+    Nodes in bodies are matched too.
+    """
+    places: dict[NodePlace, NodePlace] = {}
+    for old_node, new_node in _match_graph(old, new):
+        places[new.path, new_node.label] = (old.path, old_node.label)
+        old_bodies = {name for name, _ in old_node.bodies}
+        for name, _ in new_node.bodies:
+            if name in old_bodies:
+                old_body = _find_body(old, old_node, name)
+                places |= match_nodes(old_body, _find_body(new, new_node, name))
+    return places
 
 
-def _body(index: GraphIndex, node: Node, name: str) -> GraphIndex:
-    return index.scopes[qualified_name(index.path, f"{node.label}.{name}")]
+def _find_body(index: GraphIndex, node: Node, name: str) -> GraphIndex:
+    path = qualified_name(index.path, f"{node.label}.{name}")
+    return index.scopes[path]
 
 
-def _matched(old: GraphIndex, new: GraphIndex) -> list[tuple[Node, Node]]:
-    """Return the nodes of two graphs that are the same, the surest first."""
-    looks = {
-        id(node): look
-        for index in (old, new)
-        for node, look in zip(index.nodes, _looks(index), strict=True)
-    }
-    homes = {id(node): index for index in (old, new) for node in index.nodes}
-    left = _Left(old.nodes, new.nodes)
-    left.take(lambda node: looks[id(node)])
-    left.take(lambda node: looks[id(node)].before)
-    left.take(lambda node: looks[id(node)].behind)
-    left.take(lambda node: _weights(homes[id(node)], node, lambda tensor: hash(tensor.raw_data)))
-    left.take(lambda node: _weights(homes[id(node)], node, lambda tensor: tuple(tensor.dims)))
-    left.follow(old, new)
-    left.take(lambda node: node.proto.name and (looks[id(node)].own, node.proto.name))
-    left.take(lambda node: node.outputs and (looks[id(node)].own, node.outputs[0]))
-    left.take(lambda node: node.proto.name and (node.op, node.proto.name))
-    left.take(lambda node: node.outputs and (node.op, node.outputs[0]))
-    return left.taken
+def _match_graph(old: GraphIndex, new: GraphIndex) -> list[_NodePair]:
+    """Return the nodes of two graphs that correspond, the surest first."""
+    keys = _NodeKeys(old, new)
+    matching = _Matching(old, new)
+    matching.match_equal(keys.signature)
+    matching.match_equal(keys.ancestors)
+    matching.match_equal(keys.descendants)
+    matching.match_equal(keys.weight_values)
+    matching.match_equal(keys.weight_shapes)
+    matching.match_readers()
+    matching.match_equal(keys.signed_name)
+    matching.match_equal(keys.signed_output)
+    matching.match_equal(keys.name)
+    matching.match_equal(keys.output)
+    return matching.pairs
 
 
-class _Look(msgspec.Struct, frozen=True):
-    """What a node is, what leads to it, and what it leads to, each as a hash that no name is in."""
+class _NodeKeys:
+    """Keys that corresponding nodes of two graphs share; a false key excludes a node."""
 
-    own: int
-    before: int
-    behind: int
+    def __init__(self, old: GraphIndex, new: GraphIndex) -> None:
+        self._signatures = {}
+        self._indexes = {}
+        for index in (old, new):
+            for node, signature in zip(index.nodes, sign_nodes(index), strict=True):
+                self._signatures[id(node)] = signature
+                self._indexes[id(node)] = index
 
+    def signature(self, node: Node) -> Hashable:
+        return self._signatures[id(node)]
 
-class _Left:
-    """The nodes of two graphs that have not been matched yet."""
+    def ancestors(self, node: Node) -> Hashable:
+        return self._signatures[id(node)].ancestors
 
-    def __init__(self, old: Iterable[Node], new: Iterable[Node]) -> None:
-        self.old, self.new = list(old), list(new)
-        self.taken: list[tuple[Node, Node]] = []
+    def descendants(self, node: Node) -> Hashable:
+        return self._signatures[id(node)].descendants
 
-    def take(self, key: Callable[[Node], Hashable]) -> None:
-        """Match the nodes of equal keys that are as many in both graphs, those of equal names first; nodes of a false key stay."""
-        had, taken = _by_key(self.old, key), []
-        for value, now in _by_key(self.new, key).items():
-            taken += _aligned(had.get(value, []), now)
-        self._leave_out(taken)
+    def weight_values(self, node: Node) -> Hashable:
+        weights = large_weights(self._indexes[id(node)], node)
+        values = tuple(hash(weight.raw_data) for weight in weights)
+        return (node.op, values) if values else None
 
-    def follow(self, old: GraphIndex, new: GraphIndex) -> None:
-        """Match in the order of nodes what reads, at the same slot, what a node gives that is matched: the one such reader of its operator."""
-        known, free, pairs = (
-            {id(now): was for was, now in self.taken},
-            {id(node) for node in self.old},
-            [],
-        )
-        for now in self.new:
-            reads = (
-                (slot, _counterpart(new.producers.get(name), name, known))
-                for slot, name in enumerate(now.inputs)
-            )
-            there = (
-                [
-                    n
-                    for n, at in old.consumers.get(name, ())
-                    if (at, n.op) == (slot, now.op) and id(n) in free
-                ]
-                for slot, name in reads
-                if name
-            )
-            if (was := next((found[0] for found in there if len(found) == 1), None)) is not None:
-                pairs.append((was, now))
-                known[id(now)] = was
-                free.remove(id(was))
-        self._leave_out(pairs)
+    def weight_shapes(self, node: Node) -> Hashable:
+        weights = large_weights(self._indexes[id(node)], node)
+        shapes = tuple(tuple(weight.dims) for weight in weights)
+        return (node.op, shapes) if shapes else None
 
-    def _leave_out(self, pairs: list[tuple[Node, Node]]) -> None:
-        gone = {id(node) for pair in pairs for node in pair}
-        self.old, self.new = (
-            [node for node in nodes if id(node) not in gone] for nodes in (self.old, self.new)
-        )
-        self.taken += pairs
+    def signed_name(self, node: Node) -> Hashable:
+        name = node.proto.name
+        if not name:
+            return None
+        signature = self._signatures[id(node)]
+        return signature.node, name
+
+    def signed_output(self, node: Node) -> Hashable:
+        if not node.outputs:
+            return None
+        signature = self._signatures[id(node)]
+        return signature.node, node.outputs[0]
+
+    def name(self, node: Node) -> Hashable:
+        return (node.op, node.proto.name) if node.proto.name else None
+
+    def output(self, node: Node) -> Hashable:
+        return (node.op, node.outputs[0]) if node.outputs else None
 
 
-def _counterpart(maker: Node | None, name: str, known: Mapping[int, Node]) -> str:
-    """Return what an output of a matched node is called in the older graph, "" where nothing is known of it."""
-    was = known.get(id(maker))
-    return (
-        was.outputs[maker.outputs.index(name)]
-        if was and maker and len(was.outputs) == len(maker.outputs)
-        else ""
-    )
+class _Matching:
+    """The nodes of two graphs: pairs of those that correspond, and the unmatched rest."""
+
+    def __init__(self, old: GraphIndex, new: GraphIndex) -> None:
+        self.pairs: list[_NodePair] = []
+        self._old = old
+        self._new = new
+        self._old_nodes = list(old.nodes)
+        self._new_nodes = list(new.nodes)
+
+    def match_equal(self, key: Callable[[Node], Hashable]) -> None:
+        """Match unmatched nodes of equal keys.
+
+        Those of equal names are matched, and the others where both graphs have as many.
+        """
+        old_groups = _group_by_key(self._old_nodes, key)
+        pairs: list[_NodePair] = []
+        for value, new_nodes in _group_by_key(self._new_nodes, key).items():
+            pairs += _align_nodes(old_groups.get(value, []), new_nodes)
+        self._add(pairs)
+
+    def match_readers(self) -> None:
+        """Match unmatched nodes that read the same output of matched nodes at the same slot.
+
+        A node is matched if it is the only such reader of its operator.
+        """
+        old_by_new = {id(new_node): old_node for old_node, new_node in self.pairs}
+        unmatched = {id(node) for node in self._old_nodes}
+        pairs: list[_NodePair] = []
+        for new_node in self._new_nodes:
+            old_node = self._find_old_reader(new_node, old_by_new, unmatched)
+            if old_node is not None:
+                pairs.append((old_node, new_node))
+                old_by_new[id(new_node)] = old_node
+                unmatched.remove(id(old_node))
+        self._add(pairs)
+
+    def _find_old_reader(
+        self, new_node: Node, old_by_new: Mapping[int, Node], unmatched: set[int]
+    ) -> Node | None:
+        for slot, name in enumerate(new_node.inputs):
+            producer = self._new.producers.get(name)
+            old_name = _find_old_name(producer, name, old_by_new)
+            if not old_name:
+                continue
+            readers = []
+            for reader, reader_slot in self._old.consumers.get(old_name, ()):
+                is_same_use = reader_slot == slot and reader.op == new_node.op
+                if is_same_use and id(reader) in unmatched:
+                    readers.append(reader)
+            if len(readers) == 1:
+                return readers[0]
+        return None
+
+    def _add(self, pairs: list[_NodePair]) -> None:
+        matched = _node_ids(pairs)
+        self._old_nodes = [node for node in self._old_nodes if id(node) not in matched]
+        self._new_nodes = [node for node in self._new_nodes if id(node) not in matched]
+        self.pairs += pairs
 
 
-def _by_key(
-    nodes: Iterable[Node], key: Callable[[Node], Hashable]
-) -> Mapping[Hashable, list[Node]]:
+def _find_old_name(producer: Node | None, name: str, old_by_new: Mapping[int, Node]) -> str:
+    """Return the older graph's name of an output of a matched node, "" where that is not known."""
+    old_node = old_by_new.get(id(producer))
+    if producer is None or old_node is None:
+        return ""
+    if len(old_node.outputs) != len(producer.outputs):
+        return ""
+    slot = producer.outputs.index(name)
+    return str(old_node.outputs[slot])
+
+
+def _group_by_key(nodes: Iterable[Node], key: Callable[[Node], Hashable]) -> _Groups:
     groups: defaultdict[Hashable, list[Node]] = defaultdict(list)
     for node in nodes:
-        if value := key(node):
+        value = key(node)
+        if value:
             groups[value].append(node)
     return groups
 
 
-def _aligned(old: list[Node], new: list[Node]) -> list[tuple[Node, Node]]:
-    """Match nodes that cannot be told apart: by name, and if as many are left, in order."""
-    named = {node.proto.name: node for node in old if node.proto.name}
-    pairs = [(named.pop(node.proto.name), node) for node in new if node.proto.name in named]
-    done = {id(node) for pair in pairs for node in pair}
-    others = [[node for node in nodes if id(node) not in done] for nodes in (old, new)]
-    return pairs + (list(zip(*others, strict=True)) if len(others[0]) == len(others[1]) else [])
+def _align_nodes(old_nodes: list[Node], new_nodes: list[Node]) -> list[_NodePair]:
+    """Match nodes that are otherwise alike: by name, then in order if the counts are equal."""
+    by_name = {node.proto.name: node for node in old_nodes if node.proto.name}
+    pairs: list[_NodePair] = []
+    for node in new_nodes:
+        if node.proto.name in by_name:
+            pairs.append((by_name.pop(node.proto.name), node))
+    matched = _node_ids(pairs)
+    old_rest = [node for node in old_nodes if id(node) not in matched]
+    new_rest = [node for node in new_nodes if id(node) not in matched]
+    if len(old_rest) == len(new_rest):
+        pairs.extend(zip(old_rest, new_rest, strict=True))
+    return pairs
 
 
-def _looks(index: GraphIndex) -> list[_Look]:
-    own = [
-        hash((node.op, tuple(sorted(_attribute(a) for a in node.proto.attribute))))
-        for node in index.nodes
-    ]
-    before, behind = _before(index, own), _behind(index, own)
-    kinds = [
-        hash((one, *(_stored(index, name) for name in node.inputs)))
-        for one, node in zip(own, index.nodes, strict=True)
-    ]
-    return [_Look(*look) for look in zip(kinds, before, behind, strict=True)]
-
-
-def _attribute(attribute: onnx.AttributeProto) -> tuple[str, Hashable]:
-    if attribute.HasField("t"):
-        return attribute.name, repr(_tensor(attribute.t))
-    bodies = [attribute.g] if attribute.HasField("g") else list(attribute.graphs)
-    if bodies:
-        return attribute.name, " ".join(
-            node.op_type for body in bodies for _, node in all_nodes(body)
-        )
-    return attribute.name, attribute.SerializeToString().hex()
-
-
-def _tensor(tensor: onnx.TensorProto) -> tuple[Hashable, ...]:
-    """Return what tells stored tensors apart: type and dimensions, of few integers the values; weights may be trained on."""
-    if tensor.data_type not in _WHOLE or tensor.ByteSize() > _SMALL:
-        return tensor.data_type, tuple(tensor.dims)
-    listed = (
-        np.array(tensor.int64_data, "<i8")
-        if tensor.data_type == TensorProto.INT64
-        else np.array(tensor.int32_data, "<i4")
-    )
-    return tensor.data_type, tuple(tensor.dims), tensor.raw_data or listed.tobytes()
-
-
-def _stored(index: GraphIndex, name: str) -> Hashable:
-    tensor = index.initializers.get(name)
-    if (
-        tensor is None
-        and (maker := index.producers.get(name)) is not None
-        and maker.op == "Constant"
-    ):
-        tensor = maker.attribute("value")
-    return None if tensor is None else _tensor(tensor)
-
-
-def _weights(
-    index: GraphIndex, node: Node, look: Callable[[onnx.TensorProto], Hashable]
-) -> Hashable:
-    """Return the operator of a node and how its weights look, of those large enough to be no one else's; None where it has none."""
-    stored = [
-        tensor for name in node.inputs if (tensor := index.initializers.get(name)) is not None
-    ]
-    looks = tuple(look(tensor) for tensor in stored if len(tensor.raw_data) > _SMALL)
-    return (node.op, looks) if looks else None
-
-
-def _before(index: GraphIndex, own: list[int]) -> list[int]:
-    """Return for each node a hash of itself and of all that it is computed from."""
-    known: dict[str, Hashable] = {
-        name: ("input", index.elem_type(name), index.rank(name)) for name in index.inputs
-    }
-    hashes = []
-    for node, itself in zip(index.nodes, own, strict=True):
-        read = [_stored(index, name) or known.get(name, name and "outside") for name in node.inputs]
-        hashes.append(hash((itself, *read)))
-        known.update({name: (hashes[-1], i) for i, name in enumerate(node.outputs) if name})
-    return hashes
-
-
-def _behind(index: GraphIndex, own: list[int]) -> list[int]:
-    """Return for each node a hash of itself and of all that is computed from it."""
-    given: defaultdict[str, list[int]] = defaultdict(list)
-    for i, name in enumerate(index.outputs):
-        given[name].append(hash(("output", i)))
-    hashes = [0] * len(own)
-    for node in reversed(index.nodes):
-        leads = tuple(tuple(sorted(given[name])) for name in node.outputs)
-        hashes[node.position] = hash((own[node.position], leads))
-        for slot, name in enumerate(node.inputs):
-            given[name].append(hash((hashes[node.position], slot)))
-    return hashes
+def _node_ids(pairs: Iterable[_NodePair]) -> set[int]:
+    ids: set[int] = set()
+    for old_node, new_node in pairs:
+        ids.update((id(old_node), id(new_node)))
+    return ids

@@ -1,15 +1,15 @@
-"""The operands of weighted operators: which slots are multiplied, and which axis of a weight is the output channel.
+"""The operands of weighted operators: their slots, and the axes of their channels.
 
 Axes follow the ONNX operator specification's weight layouts and TensorRT's per-channel
 requirement (quantized types, explicit quantization): Conv 0; Gemm by `transB`; MatMul the
-last axis of the right operand; LSTM, GRU and RNN the gate rows of W; Einsum the one label that the
+last axis of the right operand; LSTM, GRU and RNN the gate rows of W; Einsum the only label that the
 weight alone has and the output keeps. With any other axis TensorRT-RTX 1.7.1 multiplies in float.
-ConvTranspose has none: TensorRT 8 wants axis 0, later releases axis 1, and grouped ones fail to
-build, so one scale for the tensor is the form every release takes.
+ConvTranspose has none: TensorRT 8 requires axis 0, later releases axis 1, and grouped ones fail to
+build, so one scale for the tensor is the form that every release accepts.
 
-The recurrent operators multiply twice; only the product of the whole sequence with W is counted
-here. The product of the hidden state with R stays in float whatever stands before R, since no
-pair can stand on a state inside the operator (seen with TensorRT-RTX 1.7.1).
+The recurrent operators multiply twice; only the product of the whole sequence with W counts here.
+The product of the hidden state with R stays in float whatever is before R, since no pair can be on
+a state inside the operator (observed with TensorRT-RTX 1.7.1).
 """
 
 from __future__ import annotations
@@ -22,26 +22,38 @@ from qdq.arrays import Array
 from qdq.graph.index import Edge, GraphIndex, Node
 from qdq.graph.operators import RECURRENT, WEIGHTED
 
-_DATA, _WEIGHT = 0, 1
-_GATE_ROWS = 1
-_TWO_TERMS = re.compile(r"([A-Za-z]+),([A-Za-z]+)->([A-Za-z]*)")
+_DATA_SLOT = 0
+_WEIGHT_SLOT = 1
+_OPERAND_SLOTS = (_DATA_SLOT, _WEIGHT_SLOT)
+_OPERAND_COUNT = 2
+_MATRIX_RANK = 2
+
+#: The axis of a recurrent operator's W that holds the rows of its gates.
+_GATE_AXIS = 1
+_PRODUCT_EQUATION = re.compile(r"([A-Za-z]+),([A-Za-z]+)->([A-Za-z]*)")
 
 
 def operands(index: GraphIndex, node: Node) -> tuple[Edge, ...]:
-    """Return the two edges that a weighted node multiplies; none for other nodes, integer matrix products or sparse weights."""
-    if node.op not in WEIGHTED or len(node.inputs) < 2:  # noqa: PLR2004 two operands
+    """Return the two edges that a weighted node multiplies.
+
+    The result is empty for other nodes, integer matrix products and sparse weights.
+    """
+    if node.op not in WEIGHTED or len(node.inputs) < _OPERAND_COUNT:
         return ()
     if node.op == "Einsum" and einsum_labels(node) is None:
         return ()
-    edges = tuple(index.edge(node, slot) for slot in (_DATA, _WEIGHT))
-    typed = [index.elem_type(e.tensor) for e in edges]
-    if any(t and not index.is_float(e.tensor) for t, e in zip(typed, edges, strict=True)):
+    tensors = node.inputs[:_OPERAND_COUNT]
+    for tensor in tensors:
+        if tensor in index.sparse_weights or _is_known_integer(index, tensor):
+            return ()
+    if all(index.is_constant(tensor) for tensor in tensors):
         return ()
-    if all(index.is_constant(e.tensor) for e in edges) or any(
-        e.tensor in index.sparse for e in edges
-    ):
-        return ()
-    return edges
+    return tuple(index.edge(node, slot) for slot in _OPERAND_SLOTS)
+
+
+def _is_known_integer(index: GraphIndex, tensor: str) -> bool:
+    """Whether a tensor's type is known and is not float32 or float16."""
+    return index.elem_type(tensor) != 0 and not index.is_float(tensor)
 
 
 def is_operand(index: GraphIndex, edge: Edge) -> bool:
@@ -50,91 +62,116 @@ def is_operand(index: GraphIndex, edge: Edge) -> bool:
 
 
 def channel_axis(index: GraphIndex, edge: Edge) -> int | None:
-    """Return the axis of a weight that holds output channels, or None where one scale must do.
+    """Return the axis of a weight that holds output channels, or None where one scale is required.
 
     None for ConvTranspose, for one-dimensional weights, for an Einsum that keeps no or several
-    labels of the weight alone, and for edges that are no operand.
+    labels of the weight alone, and for edges that are not operands.
     """
     node = index.node(edge)
-    rank = index.rank(edge.tensor)
+    is_weight = edge.slot == _WEIGHT_SLOT
     if node.op == "Conv":
-        return 0 if edge.slot == _WEIGHT else None
+        return 0 if is_weight else None
     if node.op in RECURRENT:
-        return _GATE_ROWS if edge.slot == _WEIGHT else None
+        return _GATE_AXIS if is_weight else None
     if node.op == "Gemm":
         return _gemm_axis(node, edge.slot)
     if node.op == "Einsum":
         return _einsum_axis(node, edge.slot)
-    if node.op == "MatMul" and rank is not None and rank > 1:
-        return rank - 1 if edge.slot == _WEIGHT else rank - 2
-    return None
+    rank = index.rank(edge.tensor)
+    if node.op != "MatMul" or rank is None or rank < _MATRIX_RANK:
+        return None
+    return rank - 1 if is_weight else rank - 2
 
 
 def einsum_labels(node: Node) -> tuple[str, str, str] | None:
-    """Return the labels of both operands and the result of an Einsum that is a matrix product, else None.
+    """Return the labels of both operands and the result of an Einsum that is a matrix product.
 
-    A product sums over a label that both operands have; repeated labels and ellipses are not followed.
+    None for other nodes. A product sums over a label that both operands have; repeated labels and
+    ellipses are not supported.
     """
     equation = node.attribute("equation", b"")
-    found = _TWO_TERMS.fullmatch(
-        (equation.decode() if isinstance(equation, bytes) else str(equation)).replace(" ", "")
-    )
-    if found is None or len(node.inputs) != 2:  # noqa: PLR2004 two operands
+    if isinstance(equation, bytes):
+        equation = equation.decode()
+    match = _PRODUCT_EQUATION.fullmatch(str(equation).replace(" ", ""))
+    if match is None or len(node.inputs) != _OPERAND_COUNT:
         return None
-    left, right, result = found.groups()
-    summed = (set(left) & set(right)) - set(result)
-    if not summed or any(len(set(term)) < len(term) for term in (left, right, result)):
+    first, second, result = match.groups()
+    shared = set(first) & set(second)
+    if shared <= set(result):
         return None
-    return left, right, result
+    if _repeats_label(first) or _repeats_label(second) or _repeats_label(result):
+        return None
+    return first, second, result
+
+
+def _repeats_label(labels: str) -> bool:
+    return len(set(labels)) < len(labels)
 
 
 def _einsum_axis(node: Node, slot: int) -> int | None:
     labels = einsum_labels(node)
-    if labels is None or slot > _WEIGHT:
+    if labels is None or slot not in _OPERAND_SLOTS:
         return None
-    own, other, result = labels[slot], labels[1 - slot], labels[2]
-    free = [label for label in own if label in result and label not in other]
-    return own.index(free[0]) if len(free) == 1 else None
+    operand = labels[slot]
+    other = labels[1 - slot]
+    result = labels[2]
+    free = [label for label in operand if label in result and label not in other]
+    return operand.index(free[0]) if len(free) == 1 else None
 
 
 def _gemm_axis(node: Node, slot: int) -> int:
-    if slot == _DATA:
+    if slot == _DATA_SLOT:
         return 1 if node.attribute("transA", 0) else 0
     return 0 if node.attribute("transB", 0) else 1
 
 
 def channel_amax(weight: Array, axis: int | None) -> Array:
-    """Return the largest absolute value of a weight, or of each slice along `axis`, as a float32 vector."""
-    others = tuple(a for a in range(weight.ndim) if a != axis)
-    largest = np.maximum(
-        weight.max(axis=others, initial=0.0), -weight.min(axis=others, initial=0.0)
-    )
-    return np.atleast_1d(largest).astype(np.float32)
+    """Return the largest absolute value of a weight, or of each slice along `axis`.
+
+    The result is a float32 vector.
+    """
+    reduced = tuple(other for other in range(weight.ndim) if other != axis)
+    highest = weight.max(axis=reduced, initial=0.0)
+    lowest = weight.min(axis=reduced, initial=0.0)
+    amax = np.maximum(highest, -lowest)
+    return np.atleast_1d(amax).astype(np.float32)
 
 
 def input_channel_axis(index: GraphIndex, node: Node) -> int | None:
-    """Return the axis of a weighted node's first input that is summed over with the weight, or None where that is not known."""
+    """Return the axis of a weighted node's first input that the product sums over.
+
+    None where it is not known.
+    """
     if node.op == "Conv":
         return 1
     if node.op == "Gemm":
         return 0 if node.attribute("transA", 0) else 1
     if node.op in RECURRENT:
         return 2
-    if node.op != "MatMul" or index.rank(node.inputs[1]) != 2:  # noqa: PLR2004 a matrix
+    if node.op != "MatMul":
         return None
-    return (index.rank(node.inputs[0]) or 0) - 1
+    data, weight = node.inputs[:_OPERAND_COUNT]
+    if index.rank(weight) != _MATRIX_RANK:
+        return None
+    data_rank = index.rank(data) or 0
+    return data_rank - 1
 
 
 def reshape_by_channels(node: Node, weight: Array) -> Array | None:
-    """Return a weight of slot 1 as [output channels, input channels of one group, taps], or None for other layouts."""
+    """Return a weight of slot 1 as [output channels, input channels of one group, taps].
+
+    None for other layouts.
+    """
     if node.op == "Conv":
         return weight.reshape(weight.shape[0], weight.shape[1], -1)
-    if (
-        node.op in RECURRENT and len(weight) == 1
-    ):  # both directions share the scales of their gate rows
-        rows: Array = weight[0]
-        return rows[:, :, None]
-    if weight.ndim != 2 or node.op == "Einsum":  # noqa: PLR2004 a matrix
+    rows: Array
+    if node.op in RECURRENT and len(weight) == 1:
+        # A bidirectional one has two: both directions share the scales of their gate rows.
+        rows = weight[0]
+    elif weight.ndim != _MATRIX_RANK or node.op == "Einsum":
         return None
-    rows = weight if node.op == "Gemm" and node.attribute("transB", 0) else weight.T
+    elif node.op == "Gemm" and node.attribute("transB", 0):
+        rows = weight
+    else:
+        rows = weight.T
     return rows[:, :, None]

@@ -1,4 +1,4 @@
-"""ONNX operators by what they mean for quantization: every list of operators that several stages use.
+"""ONNX operators by their role in quantization: every list that several stages use.
 
 Where two stages need different lists of one kind, the names say what differs.
 """
@@ -56,7 +56,7 @@ POOLING_LAYERS = (*POOLS, "LpPool", "GlobalLpPool")
 #: Pools that rules may ask a pair for; GlobalMaxPool only picks values.
 QUANTIZABLE_POOLS = ("AveragePool", "GlobalAveragePool", "MaxPool", "ReduceMean")
 
-#: Activations that keep a tensor's channels: a normalization before one reaches the layers after it.
+#: Activations that keep a tensor's channels: normalizations before them reach the layers after.
 ACTIVATIONS = ("Clip", "Elu", "HardSigmoid", "LeakyRelu", "Relu", "Sigmoid", "Tanh")
 
 #: Operators that no pair may separate from the weighted layer before them.

@@ -1,9 +1,12 @@
-"""Quantized operators of ONNX and ONNX Runtime, and the float operator that each computes between DequantizeLinear and QuantizeLinear."""
+"""Quantized operators of ONNX and ONNX Runtime, and the float operator that each one replaces.
+
+A quantized operator computes the float operator between DequantizeLinear and QuantizeLinear.
+"""
 
 from __future__ import annotations
 
 import msgspec
-import onnx
+from onnx import AttributeProto, NodeProto
 
 from qdq.errors import ModelError
 
@@ -23,7 +26,7 @@ class Operand(msgspec.Struct, frozen=True):
 
 
 class FloatForm(msgspec.Struct, frozen=True):
-    """How a quantized operator reads as a float one."""
+    """The float operator that a quantized one is equivalent to, and the slots of its operands."""
 
     op: str
     operands: tuple[Operand, ...]
@@ -31,7 +34,7 @@ class FloatForm(msgspec.Struct, frozen=True):
     result: tuple[int, int] | None
     #: Slot of an INT32 bias, whose scale is the product of the operands'.
     bias: int | None = None
-    #: Slot of an input that is passed on as it is, in front of the operands.
+    #: Slot of an input that is passed on unchanged, before the operands.
     first: int | None = None
     #: Slot of a float tensor that is added to the result.
     added: int | None = None
@@ -41,8 +44,10 @@ class FloatForm(msgspec.Struct, frozen=True):
 
 _BINARY = (Operand(0, 1, 2), Operand(3, 4, 5))
 _UNARY = (Operand(0, 1, 2),)
+_WHERE = (Operand(1, 2, 3), Operand(4, 5, 6))
 
-#: By operator, whatever its domain: ONNX's QLinearConv and QLinearMatMul, and what ONNX Runtime writes (ContribOperators.md).
+#: By operator, in any domain: ONNX's QLinearConv and QLinearMatMul, and the operators that ONNX
+#: Runtime writes (ContribOperators.md).
 _FORMS = {
     "QLinearConv": FloatForm("Conv", _BINARY, (6, 7), bias=8, axis=0),
     "QLinearMatMul": FloatForm("MatMul", _BINARY, (6, 7)),
@@ -54,88 +59,116 @@ _FORMS = {
     "QLinearGlobalAveragePool": FloatForm("GlobalAveragePool", _UNARY, (3, 4)),
     "QLinearSoftmax": FloatForm("Softmax", _UNARY, (3, 4)),
     "QLinearReduceMean": FloatForm("ReduceMean", _UNARY, (3, 4)),
-    "QLinearWhere": FloatForm("Where", (Operand(1, 2, 3), Operand(4, 5, 6)), (7, 8), first=0),
+    "QLinearWhere": FloatForm("Where", _WHERE, (7, 8), first=0),
 }
 
-#: Operators that multiply integers and leave their scales to the nodes behind them.
+#: Operators that multiply integers and leave their scales to the nodes after them.
 INTEGER_PRODUCTS = {"MatMulInteger": "MatMul", "ConvInteger": "Conv"}
 
-#: Operators that quantize what they read while they run.
+#: Operators that quantize their inputs at run time.
 DYNAMIC_OPERATORS = ("DynamicQuantizeLinear", "DynamicQuantizeMatMul", "DynamicQuantizeLSTM")
 
 #: Quantized operators of ONNX Runtime that have no Q/DQ form here.
 _OTHERS = (
-    "QAttention", "QEmbedLayerNormalization", "QMoE", "MatMulNBits", "MatMulFpQ4", "MatMulBnb4", "MatMulInteger16", "MulInteger", "ReduceSumInteger",
-    "GatherBlockQuantized", "QOrderedAttention", "QOrderedGelu", "QOrderedLayerNormalization", "QOrderedLongformerAttention", "QOrderedMatMul",
-    "QuantizeWithOrder", "DequantizeWithOrder", "QuantizeBFP", "DequantizeBFP",
-)  # fmt: skip
+    "QAttention",
+    "QEmbedLayerNormalization",
+    "QMoE",
+    "MatMulNBits",
+    "MatMulFpQ4",
+    "MatMulBnb4",
+    "MatMulInteger16",
+    "MulInteger",
+    "ReduceSumInteger",
+    "GatherBlockQuantized",
+    "QOrderedAttention",
+    "QOrderedGelu",
+    "QOrderedLayerNormalization",
+    "QOrderedLongformerAttention",
+    "QOrderedMatMul",
+    "QuantizeWithOrder",
+    "DequantizeWithOrder",
+    "QuantizeBFP",
+    "DequantizeBFP",
+)
+
+#: Quantized operators of ONNX Runtime whose inputs or attributes decide the float form.
 _VARIABLE = ("QLinearConcat", "QGemm", "MatMulIntegerToFloat")
 
-#: Attributes that the float operators do not have.
+#: Attributes that the float operators lack.
 _FOREIGN = ("channels_last", "opset")
 
-#: The opset from which on Softmax works along one axis (ONNX operator changelog).
+#: The first opset whose Softmax works along one axis (ONNX operator changelog).
 _SOFTMAX_OPSET = 13
 
+#: The slot of QGemm's y_scale.
+_GEMM_RESULT_SCALE = 7
 
-def is_quantized_operator(node: onnx.NodeProto) -> bool:
+
+def is_quantized_operator(node: NodeProto) -> bool:
     """Whether a node computes on quantized tensors by an operator that TensorRT lacks."""
-    own = node.op_type in (*_FORMS, *INTEGER_PRODUCTS, *DYNAMIC_OPERATORS)
-    return own or (node.domain == MICROSOFT and node.op_type in (*_VARIABLE, *_OTHERS))
+    operator = node.op_type
+    if operator in _FORMS or operator in INTEGER_PRODUCTS or operator in DYNAMIC_OPERATORS:
+        return True
+    return node.domain == MICROSOFT and (operator in _VARIABLE or operator in _OTHERS)
 
 
-def is_quantized(node: onnx.NodeProto) -> bool:
+def is_quantized(node: NodeProto) -> bool:
     """Whether only a quantized model contains such a node."""
     return node.op_type in (QUANTIZE, DEQUANTIZE) or is_quantized_operator(node)
 
 
-def find_float_form(node: onnx.NodeProto) -> FloatForm | None:
-    """Return how a quantized operator reads as a float one, None for another operator.
+def find_float_form(node: NodeProto) -> FloatForm | None:
+    """Return the float form of a quantized operator, None for another operator.
 
-    Raises ModelError for one whose attributes the float operator cannot follow.
+    Raises ModelError for one whose attributes the float operator cannot express.
     """
     form = _FORMS.get(node.op_type)
     if node.domain == MICROSOFT and node.op_type in _VARIABLE:
-        form = _variable(node)
-    if form is not None and _attribute(node, "channels_last", 0):
+        form = _make_variable_form(node)
+    if form is not None and _integer_attribute(node, "channels_last", 0):
         raise ModelError(
-            f"node {node.name!r} ({node.op_type}) has its channels last, which no float operator of ONNX does; export the model with them first"
+            f"node {node.name!r} ({node.op_type}) has its channels last, "
+            "which no float operator of ONNX has. Export the model with channels first."
         )
     return form
 
 
-def _variable(node: onnx.NodeProto) -> FloatForm:
+def _make_variable_form(node: NodeProto) -> FloatForm:
     """Return the form of an operator whose inputs or attributes decide it."""
     if node.op_type == "QLinearConcat":
-        starts = range(2, len(node.input), 3)
-        return FloatForm("Concat", tuple(Operand(i, i + 1, i + 2) for i in starts), (0, 1))
+        parts = []
+        for start in range(2, len(node.input), 3):
+            parts.append(Operand(start, start + 1, start + 2))
+        return FloatForm("Concat", tuple(parts), (0, 1))
     if node.op_type == "QGemm":
-        quantized = len(node.input) > 7 and node.input[7] != ""  # noqa: PLR2004 the slot of y_scale
-        return FloatForm(
-            "Gemm",
-            _BINARY,
-            (7, 8) if quantized else None,
-            bias=6,
-            axis=0 if _attribute(node, "transB", 0) else 1,
-        )
-    return FloatForm("MatMul", (Operand(0, 2, 4), Operand(1, 3, 5)), None, added=6)
+        axis = 0 if _integer_attribute(node, "transB", 0) else 1
+        has_scale = any(node.input[_GEMM_RESULT_SCALE : _GEMM_RESULT_SCALE + 1])
+        result = (7, 8) if has_scale else None
+        return FloatForm("Gemm", _BINARY, result, bias=6, axis=axis)
+    factors = (Operand(0, 2, 4), Operand(1, 3, 5))
+    return FloatForm("MatMul", factors, None, added=6)
 
 
-def float_attributes(node: onnx.NodeProto) -> list[onnx.AttributeProto]:
+def float_attributes(node: NodeProto) -> list[AttributeProto]:
     """Return the attributes that the float operator has too."""
-    return [a for a in node.attribute if a.name not in _FOREIGN]
+    return [attribute for attribute in node.attribute if attribute.name not in _FOREIGN]
 
 
-def flattened_axis(node: onnx.NodeProto) -> int | None:
-    """Return the axis from which on a QLinearSoftmax takes all axes as one, as Softmax did before opset 13; None for every other node."""
-    if (
-        node.op_type != "QLinearSoftmax"
-        or _attribute(node, "opset", _SOFTMAX_OPSET) >= _SOFTMAX_OPSET
-    ):
+def flattened_axis(node: NodeProto) -> int | None:
+    """Return the first of the axes that a QLinearSoftmax flattens into one.
+
+    Softmax did so before opset 13. None for every other node, and for the last axis alone.
+    """
+    if node.op_type != "QLinearSoftmax":
         return None
-    axis = _attribute(node, "axis", 1)
+    if _integer_attribute(node, "opset", _SOFTMAX_OPSET) >= _SOFTMAX_OPSET:
+        return None
+    axis = _integer_attribute(node, "axis", 1)
     return None if axis == -1 else axis
 
 
-def _attribute(node: onnx.NodeProto, name: str, default: int) -> int:
-    return next((a.i for a in node.attribute if a.name == name), default)
+def _integer_attribute(node: NodeProto, name: str, default: int) -> int:
+    for attribute in node.attribute:
+        if attribute.name == name:
+            return int(attribute.i)
+    return default

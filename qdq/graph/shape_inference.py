@@ -1,60 +1,79 @@
-"""Types and shapes of a graph's tensors by ONNX's shape inference, on a copy without the large weights."""
+"""Types and shapes of tensors by ONNX's shape inference, without the large weights."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
 import onnx
+from onnx import GraphProto, ModelProto, ValueInfoProto
 
-#: Tensors up to this many bytes stay in the copy that shapes are inferred on: reshape targets and the like.
+#: Dimensions of a tensor, None for each unknown one.
+Dims = tuple[int | None, ...]
+
+#: Element type, 0 for unknown, and dimensions, None where even the rank is unknown.
+TensorType = tuple[int, Dims | None]
+
+#: Tensors up to this many bytes, such as reshape targets, take part in shape inference.
 LARGEST_FOLDED_BYTES = 4096
+
+_INFERENCE_ERRORS = (ValueError, TypeError, RuntimeError, onnx.shape_inference.InferenceError)
 
 
 def infer_types(
-    model: onnx.ModelProto, given: onnx.GraphProto, shapes: Mapping[str, tuple[int, ...]]
-) -> onnx.GraphProto:
-    """Return a graph of a model with inferred types, on a copy whose large weights are replaced by their types and whose inputs have some shapes."""
-    skeleton = onnx.ModelProto(
+    model: ModelProto, graph: GraphProto, shapes: Mapping[str, tuple[int, ...]]
+) -> GraphProto:
+    """Return a copy of a graph of a model with inferred types.
+
+    In the copy, large weights are replaced by inputs of their types, and `shapes` fixes the
+    dimensions of some inputs.
+    """
+    skeleton = ModelProto(
         ir_version=max(model.ir_version, 4),
         opset_import=model.opset_import,
         functions=model.functions,
     )
-    graph = skeleton.graph
     for field in ("node", "input", "output", "value_info", "sparse_initializer"):
-        getattr(graph, field).extend(getattr(given, field))
-    for value in graph.input:
-        for dim, size in zip(
-            value.type.tensor_type.shape.dim, shapes.get(value.name, ()), strict=False
-        ):
-            dim.dim_value = size
-    listed = {i.name for i in given.input}
-    for tensor in given.initializer:
-        if len(tensor.raw_data) <= LARGEST_FOLDED_BYTES and not tensor.external_data:
-            graph.initializer.append(tensor)
-        elif tensor.name not in listed:
-            graph.input.append(
-                onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims))
-            )
-    told = onnx.ModelProto()
-    told.CopyFrom(skeleton)
+        getattr(skeleton.graph, field).extend(getattr(graph, field))
+    _set_input_shapes(skeleton.graph, shapes)
+    _add_weights(skeleton.graph, graph)
+    declared = ModelProto()
+    declared.CopyFrom(skeleton)
     del skeleton.graph.value_info[:]
-    for tried in (
-        told,
-        skeleton,
-    ):  # what an exporter or another quantizer says of tensors may contradict what the operators give
+    # Types that an exporter or another quantizer declared may contradict the operators' results.
+    for candidate in (declared, skeleton):
         try:
-            return onnx.shape_inference.infer_shapes(tried, data_prop=True).graph
-        except (ValueError, TypeError, RuntimeError, onnx.shape_inference.InferenceError):
+            return onnx.shape_inference.infer_shapes(candidate, data_prop=True).graph
+        except _INFERENCE_ERRORS:
             continue
-    return told.graph
+    return declared.graph
 
 
-def declared_type(value: onnx.ValueInfoProto) -> tuple[int, tuple[int | None, ...] | None]:
+def _set_input_shapes(graph: GraphProto, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    for value in graph.input:
+        dims = value.type.tensor_type.shape.dim
+        for dim, size in zip(dims, shapes.get(value.name, ()), strict=False):
+            dim.dim_value = size
+
+
+def _add_weights(skeleton: GraphProto, graph: GraphProto) -> None:
+    """Add the small initializers of a graph to its skeleton, and the large ones as inputs."""
+    input_names = {value.name for value in graph.input}
+    for tensor in graph.initializer:
+        if len(tensor.raw_data) <= LARGEST_FOLDED_BYTES and not tensor.external_data:
+            skeleton.initializer.append(tensor)
+        elif tensor.name not in input_names:
+            shape = list(tensor.dims)
+            value = onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, shape)
+            skeleton.input.append(value)
+
+
+def declared_type(value: ValueInfoProto) -> TensorType:
     """Return the element type and dimensions of a value, None for each unknown one."""
     tensor = value.type.tensor_type
     if not tensor.HasField("shape"):
         return tensor.elem_type, None
-    return tensor.elem_type, tuple(
-        d.dim_value if d.HasField("dim_value") and d.dim_value > 0 else None
-        for d in tensor.shape.dim
-    )
+    dims: list[int | None] = []
+    for dim in tensor.shape.dim:
+        is_known = dim.HasField("dim_value") and dim.dim_value > 0
+        dims.append(dim.dim_value if is_known else None)
+    return tensor.elem_type, tuple(dims)

@@ -1,6 +1,6 @@
-"""Optimization profiles: the shapes that an engine is built for, from which rules about shapes decide.
+"""Optimization profiles: the shapes that an engine is built for, which rules about shapes evaluate.
 
-They are the user's to give and have nothing to do with the batch that calibration happens to run.
+The user passes them. The batch that calibration runs does not affect them.
 """
 
 from __future__ import annotations
@@ -11,16 +11,19 @@ import msgspec
 
 from qdq.errors import UsageError, did_you_mean
 from qdq.graph.index import GraphIndex
+from qdq.graph.shape_inference import Dims
 
 Shape = tuple[int, ...]
-_THREE = 3
+
+#: The shapes of a profile that are written: one for all three, or three.
+_SHAPE_COUNTS = (1, 3)
 
 #: A size is stored in 64 bits (ONNX, TensorShapeProto).
 _MOST_DIGITS = 18
 
 
 class Profile(msgspec.Struct, frozen=True, order=True):
-    """The smallest, the usual and the largest shape of one input, as in TensorRT's optimization profiles."""
+    """The smallest, usual and largest shape of one input, as in TensorRT's profiles."""
 
     input: str
     min: Shape
@@ -28,59 +31,100 @@ class Profile(msgspec.Struct, frozen=True, order=True):
     max: Shape
 
     def __str__(self) -> str:
-        shapes = (self.opt,) if self.min == self.opt == self.max else (self.min, self.opt, self.max)
-        return f"{self.input}={'/'.join('x'.join(map(str, shape)) for shape in shapes)}"
+        shapes = [self.min, self.opt, self.max]
+        if self.min == self.opt == self.max:
+            shapes = [self.opt]
+        return f"{self.input}={'/'.join(map(_format_shape, shapes))}"
 
 
 def parse_profile(text: str) -> Profile:
-    """Return the profile that ``INPUT=MIN/OPT/MAX`` or ``INPUT=SHAPE`` names, each shape as in ``1x3x224x224``.
+    """Return the profile of ``INPUT=MIN/OPT/MAX`` or ``INPUT=SHAPE``.
 
-    Raises UsageError for another spelling, and where the three are not in order.
+    Each shape is written as in ``1x3x224x224``.
+    Raises UsageError for another form, and where the three are not in order.
     """
-    name, _, written = text.rpartition("=")
-    shapes = [
-        tuple(int(d) if d.isdecimal() and len(d) <= _MOST_DIGITS else 0 for d in shape.split("x"))
-        for shape in written.split("/")
-    ]
-    if not name or len(shapes) not in (1, _THREE) or any(0 in shape for shape in shapes):
+    name, _, shapes_text = text.rpartition("=")
+    shapes = [_parse_shape(shape_text) for shape_text in shapes_text.split("/")]
+    is_valid = name and len(shapes) in _SHAPE_COUNTS
+    if not is_valid or any(0 in shape for shape in shapes):
         raise UsageError(
-            f"--shapes {text!r}: write the input's name and sizes, such as image=1x3x224x224, or three of them as min/opt/max"
+            f"--shapes {text!r}: the value is not a profile. Write the input's name and sizes, "
+            "such as image=1x3x224x224, or three shapes as min/opt/max."
         )
-    low, usual, high = shapes * _THREE if len(shapes) == 1 else shapes
-    if not len(low) == len(usual) == len(high) or any(
-        not a <= b <= c for a, b, c in zip(low, usual, high, strict=True)
-    ):
+    if len(shapes) == 1:
+        return Profile(name, shapes[0], shapes[0], shapes[0])
+    low, usual, high = shapes
+    if not (_is_within(low, usual) and _is_within(usual, high)):
         raise UsageError(
-            f"--shapes {text!r}: the three shapes need as many sizes each, none of min above opt and none of opt above max"
+            f"--shapes {text!r}: the three shapes are not in order. Write as many sizes in each, "
+            "with no size of min above opt and none of opt above max."
         )
     return Profile(name, low, usual, high)
 
 
+def _parse_shape(text: str) -> Shape:
+    """Return the sizes of a shape, 0 for those that are not positive integers of 64 bits."""
+    sizes = []
+    for size in text.split("x"):
+        is_size = size.isdecimal() and len(size) <= _MOST_DIGITS
+        sizes.append(int(size) if is_size else 0)
+    return tuple(sizes)
+
+
+def _is_within(shape: Shape, limit: Shape) -> bool:
+    """Whether a shape has the rank of another and no larger size."""
+    if len(shape) != len(limit):
+        return False
+    sizes = zip(shape, limit, strict=True)
+    return all(size <= most for size, most in sizes)
+
+
 def optimal_shapes(profiles: Iterable[Profile]) -> dict[str, Shape]:
-    """Return the shape that each input usually has."""
+    """Return the usual shape of each input."""
     return {profile.input: profile.opt for profile in profiles}
 
 
 def extreme_shapes(profiles: Iterable[Profile]) -> dict[str, dict[str, Shape]]:
-    """Return the shapes of all inputs at ``min`` and at ``max``, where they differ from the usual ones."""
+    """Return the shapes of all inputs at ``min`` and ``max``, where these are not ``opt``."""
     profiles = tuple(profiles)
-    ends = {"min": {p.input: p.min for p in profiles}, "max": {p.input: p.max for p in profiles}}
-    return {end: shapes for end, shapes in ends.items() if shapes != optimal_shapes(profiles)}
+    usual = optimal_shapes(profiles)
+    lowest = {profile.input: profile.min for profile in profiles}
+    highest = {profile.input: profile.max for profile in profiles}
+    extremes = {}
+    if lowest != usual:
+        extremes["min"] = lowest
+    if highest != usual:
+        extremes["max"] = highest
+    return extremes
 
 
 def require_shapes(index: GraphIndex, shapes: Mapping[str, Shape]) -> None:
-    """Raise UsageError for shapes of inputs that the model does not have, or that these cannot take."""
+    """Raise UsageError for shapes of inputs that the model lacks, or that do not fit them."""
+    model_name = index.source.name
     for name, shape in shapes.items():
         if name not in index.inputs:
+            known = ", ".join(index.inputs)
             raise UsageError(
-                f"{index.source.name}: --shapes names no input {name!r}; its inputs are {', '.join(index.inputs)}{did_you_mean(name, index.inputs)}"
+                f"{model_name}: --shapes names no input {name!r}; "
+                f"its inputs are {known}{did_you_mean(name, index.inputs)}"
             )
-        known = index.shape(name)
-        if known is not None and (
-            len(shape) != len(known)
-            or any(d not in (None, given) for d, given in zip(known, shape, strict=True))
-        ):
-            spelled = "x".join("?" if d is None else str(d) for d in known)
+        declared = index.shape(name)
+        if declared is not None and not _fits(shape, declared):
+            shape_text = _format_shape(shape)
+            declared_text = _format_shape(declared)
             raise UsageError(
-                f"{index.source.name}: --shapes {name}={'x'.join(map(str, shape))} does not fit the input, which is {spelled}"
+                f"{model_name}: --shapes {name}={shape_text} does not fit the input, "
+                f"whose shape is {declared_text}. Pass a shape that fits it."
             )
+
+
+def _fits(shape: Shape, declared: Dims) -> bool:
+    if len(shape) != len(declared):
+        return False
+    sizes = zip(shape, declared, strict=True)
+    return all(limit in (None, size) for size, limit in sizes)
+
+
+def _format_shape(shape: Iterable[int | None]) -> str:
+    sizes = ["?" if size is None else str(size) for size in shape]
+    return "x".join(sizes)

@@ -1,80 +1,74 @@
-"""Nodes in the order that ONNX asks for: each behind those that make what it reads (ONNX IR specification, "Graphs")."""
+"""Nodes in the order that ONNX requires: each after those whose results it reads.
+
+Source: ONNX IR specification, "Graphs".
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 
-import onnx
+from onnx import GraphProto, ModelProto, NodeProto
 
 from qdq.errors import ModelError
+from qdq.graph.bodies import all_graphs, names_captured_by, node_bodies, node_title
 
 
-def order_nodes(model: onnx.ModelProto) -> tuple[onnx.ModelProto, tuple[str, ...]]:
-    """Return the model with its nodes in order, those of bodies too, and a note that they were not; the model itself where they are.
+def order_nodes(model: ModelProto) -> tuple[ModelProto, tuple[str, ...]]:
+    """Return the model with its nodes and those of its bodies in order, and a note on the change.
 
+    The model itself comes back, without a note, where its nodes are in order.
     Raises ModelError for nodes that need each other's results.
     """
-    if all(
-        earlier < i
-        for graph in _graphs(model.graph)
-        for i, needed in enumerate(_needs(graph))
-        for earlier in needed
-    ):
+    if all(_is_sorted(graph) for graph in all_graphs(model.graph)):
         return model, ()
-    ordered = onnx.ModelProto()
+    ordered = ModelProto()
     ordered.CopyFrom(model)
-    for graph in _graphs(ordered.graph):
-        nodes = [
-            onnx.NodeProto.FromString(graph.node[i].SerializeToString()) for i in _order(graph)
-        ]
-        del graph.node[:]
-        graph.node.extend(nodes)
+    _sort_nodes(ordered.graph)
     return ordered, ("nodes put in the order that ONNX asks for",)
 
 
-def _order(graph: onnx.GraphProto) -> list[int]:
+def _is_sorted(graph: GraphProto) -> bool:
+    predecessors = enumerate(_find_predecessors(graph))
+    return all(max(earlier, default=-1) < position for position, earlier in predecessors)
+
+
+def _sort_nodes(graph: GraphProto) -> None:
+    """Sort the nodes of the bodies of a graph, then its nodes."""
+    for node in graph.node:
+        for _, body in node_bodies(node):
+            _sort_nodes(body)
+    order = _find_order(graph)
+    nodes = [_copy_node(graph.node[i]) for i in order]
+    del graph.node[:]
+    graph.node.extend(nodes)
+
+
+def _copy_node(node: NodeProto) -> NodeProto:
+    copy = NodeProto()
+    copy.CopyFrom(node)
+    return copy
+
+
+def _find_order(graph: GraphProto) -> list[int]:
+    """Return the positions of a graph's nodes in topological order."""
+    predecessors = dict(enumerate(_find_predecessors(graph)))
     try:
-        return list(TopologicalSorter(dict(enumerate(_needs(graph)))).static_order())
+        return list(TopologicalSorter(predecessors).static_order())
     except CycleError as error:
-        label = graph.node[error.args[1][0]].name or f"#{error.args[1][0]}"
+        position = error.args[1][0]
+        title = node_title(graph.node[position], position)
         raise ModelError(
-            f"is damaged: node {label} needs its own result; export or download it again"
+            f"the model is damaged: node {title} needs its own result. Export or download it again."
         ) from error
 
 
-def _needs(graph: onnx.GraphProto) -> list[set[int]]:
-    """Return for each node of a graph the positions of those that make what it reads."""
-    makers = {name: i for i, node in enumerate(graph.node) for name in node.output if name}
-    return [{makers[name] for name in _reads(node) if name in makers} for node in graph.node]
-
-
-def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
-    """Yield the graph and its bodies, each after those in it."""
-    for body in (body for node in graph.node for body in _bodies(node)):
-        yield from _graphs(body)
-    yield graph
-
-
-def _bodies(node: onnx.NodeProto) -> list[onnx.GraphProto]:
-    return [
-        body
-        for attribute in node.attribute
-        for body in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs)
-    ]
-
-
-def _reads(node: onnx.NodeProto) -> set[str]:
-    """Return what a node reads, its bodies too."""
-    read = set(node.input)
-    for body in _bodies(node):
-        inside = {name for inner in body.node for name in _reads(inner)} | {
-            o.name for o in body.output
-        }
-        read |= (
-            inside
-            - {name for inner in body.node for name in inner.output}
-            - {i.name for i in body.input}
-            - {t.name for t in body.initializer}
-        )
-    return read
+def _find_predecessors(graph: GraphProto) -> list[set[int]]:
+    """Return for each node of a graph the positions of the nodes whose results it reads."""
+    producers: dict[str, int] = {}
+    for i, node in enumerate(graph.node):
+        producers.update((name, i) for name in node.output if name)
+    predecessors = []
+    for node in graph.node:
+        names = names_captured_by(node).union(node.input)
+        predecessors.append({producers[name] for name in names if name in producers})
+    return predecessors

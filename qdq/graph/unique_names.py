@@ -2,41 +2,41 @@
 
 from __future__ import annotations
 
-import onnx
+from collections.abc import Iterable
 
-from qdq.graph.bodies import node_bodies
+from onnx import GraphProto
+
+from qdq.graph.bodies import all_graphs
 
 
 class UniqueNames:
     """The names of nodes, tensors, inputs and outputs in a graph and its bodies.
 
-    `told` counts the tensors, too, that only `value_info` still knows: what it says of one of another type would be wrong of a new one.
+    With `include_value_info`, tensors that only `value_info` still lists count too: the type
+    it declares for one of them could be wrong for a new tensor of that name.
     """
 
-    def __init__(self, graph: onnx.GraphProto, told: bool) -> None:
-        self._taken = _names(graph, told)
+    def __init__(self, graph: GraphProto, include_value_info: bool) -> None:
+        self._taken: set[str] = set()
+        for scope in all_graphs(graph):
+            self._taken.update(_names_in(scope))
+            if include_value_info:
+                self._taken.update(value.name for value in scope.value_info)
 
-    def fresh(self, wanted: str) -> str:
-        """Return a name that is not used yet: the wanted one, or that with a number."""
-        name, n = wanted, 1
+    def fresh(self, requested: str) -> str:
+        """Return a name that is not used yet: the requested one, or that with a number."""
+        name = requested
+        number = 1
         while name in self._taken:
-            n += 1
-            name = f"{wanted}_{n}"
+            number += 1
+            name = f"{requested}_{number}"
         self._taken.add(name)
         return name
 
 
-def _names(graph: onnx.GraphProto, told: bool) -> set[str]:
-    fields = (
-        graph.input,
-        graph.output,
-        graph.initializer,
-        graph.node,
-        *([graph.value_info] if told else []),
-    )
-    names = {item.name for field in fields for item in field}
+def _names_in(graph: GraphProto) -> Iterable[str]:
+    for field in (graph.input, graph.output, graph.initializer, graph.node):
+        yield from (item.name for item in field)
     for node in graph.node:
-        names.update(node.input, node.output)
-        for _, body in node_bodies(node):
-            names |= _names(body, told)
-    return names
+        yield from node.input
+        yield from node.output

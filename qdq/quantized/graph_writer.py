@@ -54,7 +54,7 @@ class ModelWriter:
         self.converted: list[ConvertedNode] = []
         self.initializers: list[onnx.TensorProto] = []
         #: What ONNX Runtime's quantizer leaves in `value_info` are the float tensors, whose names come back.
-        self.fresh = UniqueNames(source.model.graph, told=False).fresh
+        self.fresh = UniqueNames(source.model.graph, include_value_info=False).fresh
 
     def store(self, values: Array, wanted: str) -> onnx.TensorProto:
         """Add an initializer and return it."""

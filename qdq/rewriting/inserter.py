@@ -117,7 +117,7 @@ class _Pair:
 
 
 def _rewrite(index: GraphIndex, plan: Plan, scales: Scales) -> onnx.ModelProto:
-    names = UniqueNames(index.source.model.graph, told=True)
+    names = UniqueNames(index.source.model.graph, include_value_info=True)
     pairs = [_Pair(key, placements, names) for key, placements in group_by_pair(plan).items()]
     model = onnx.ModelProto()
     model.CopyFrom(index.source.model)

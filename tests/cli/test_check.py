@@ -185,7 +185,7 @@ def test_a_model_that_cannot_be_read_does_not_stop_the_others(folder: Path, layo
     assert [line.split(":")[1].strip() for line in lines] == [
         f"models/{name}.onnx" for name in ("pointer", "cut", "missing")
     ]
-    assert "is a Git LFS pointer, not the model itself; run 'git lfs pull' first" in lines[0]
+    assert "is a Git LFS pointer, not the model itself. Run 'git lfs pull' first." in lines[0]
     assert "TensorRT reads INT8" in out
     if layout != "text":
         assert "Git LFS pointer" in out

@@ -150,7 +150,7 @@ def only_what_it_should(repository: Repository, folder: Path) -> None:
     assert code == 1
     assert "exit code: 2" in out
     assert out.count("qdq: ") == 1
-    assert "notes.onnx: is not an ONNX file" in out
+    assert "notes.onnx: the file is not an ONNX file" in out
     (folder / "notes.onnx").unlink()
 
 
@@ -168,7 +168,7 @@ def pointers_and_external_data(repository: Repository, folder: Path) -> None:
     assert code == 1
     assert "models/large.onnx: 1 error\n  error uint8: " in out
     assert (
-        "qdq: models/pointer.onnx: is a Git LFS pointer, not the model itself; run 'git lfs pull' first\n"
+        "qdq: models/pointer.onnx: the file is a Git LFS pointer, not the model itself. Run 'git lfs pull' first.\n"
         in out
     )
     assert "good.onnx: no findings" in out

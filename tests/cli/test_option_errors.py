@@ -139,22 +139,25 @@ def test_an_unknown_method_is_answered_with_those_there_are(
 @pytest.mark.parametrize(
     ("shape", "expected"),
     [
-        ("x", "--shapes 'x': write the input's name and sizes, such as image=1x3x224x224"),
-        ("x=", "--shapes 'x=': write the input's name and sizes"),
-        ("=1x4x8x8", "--shapes '=1x4x8x8': write the input's name and sizes"),
-        ("x=1,4,8,8", "--shapes 'x=1,4,8,8': write the input's name and sizes"),
-        ("x=1x4x8xq", "--shapes 'x=1x4x8xq': write the input's name and sizes"),
-        ("x=1x4x8x²", "--shapes 'x=1x4x8x²': write the input's name and sizes"),
-        ("x=0x4x8x8", "--shapes 'x=0x4x8x8': write the input's name and sizes"),
-        ("x=-1x4x8x8", "--shapes 'x=-1x4x8x8': write the input's name and sizes"),
+        ("x", "--shapes 'x': the value is not a profile"),
+        ("x=", "--shapes 'x=': the value is not a profile"),
+        ("=1x4x8x8", "--shapes '=1x4x8x8': the value is not a profile"),
+        ("x=1,4,8,8", "--shapes 'x=1,4,8,8': the value is not a profile"),
+        ("x=1x4x8xq", "--shapes 'x=1x4x8xq': the value is not a profile"),
+        ("x=1x4x8x²", "--shapes 'x=1x4x8x²': the value is not a profile"),
+        ("x=0x4x8x8", "--shapes 'x=0x4x8x8': the value is not a profile"),
+        ("x=-1x4x8x8", "--shapes 'x=-1x4x8x8': the value is not a profile"),
         ("image=1x4x8x8", "model.onnx: --shapes names no input 'image'; its inputs are x"),
         (
             "xx=1x4x8x8",
             "model.onnx: --shapes names no input 'xx'; its inputs are x. Did you mean 'x'?",
         ),
         ("y=1x5", "model.onnx: --shapes names no input 'y'; its inputs are x"),
-        ("x=1x4x8", "model.onnx: --shapes x=1x4x8 does not fit the input, which is ?x4x8x8"),
-        ("x=1x3x8x8", "model.onnx: --shapes x=1x3x8x8 does not fit the input, which is ?x4x8x8"),
+        ("x=1x4x8", "model.onnx: --shapes x=1x4x8 does not fit the input, whose shape is ?x4x8x8"),
+        (
+            "x=1x3x8x8",
+            "model.onnx: --shapes x=1x3x8x8 does not fit the input, whose shape is ?x4x8x8",
+        ),
     ],
 )
 @pytest.mark.parametrize("command", ["quantize", "quantize --validate", "validate"])
@@ -204,5 +207,5 @@ def test_as_a_process_bad_input_gives_exit_code_2_and_one_line_too(tmp_path: Pat
     assert (done.returncode, done.stdout, done.stderr) == (
         2,
         "",
-        f"qdq: {path}: no such file; check the path\n",
+        f"qdq: {path}: no such file exists. Fix the path.\n",
     )

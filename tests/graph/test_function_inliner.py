@@ -202,8 +202,8 @@ def test_functions_that_call_each_other_in_a_circle_are_refused(tmp_path: Path) 
         calling([node("One", ["x", "w"], "y", domain="local")], one, two), tmp_path / "m.onnx"
     )
     said = refused(tmp_path, "plan", path)
-    assert "m.onnx: is damaged: its function local." in said
-    assert "calls itself; export or download it again" in said
+    assert "m.onnx: the model is damaged: its function local." in said
+    assert "calls itself. Export or download it again." in said
 
 
 def test_pairs_in_a_function_are_seen_and_stripped() -> None:

@@ -113,7 +113,7 @@ def test_opsets_below_7_are_refused_by_number(opset: int) -> None:
     model = convolution()
     model.opset_import[0].version = opset
     with pytest.raises(
-        ModelError, match=f"opset {opset} is too old; export it with opset 7 or newer"
+        ModelError, match=f"opset {opset} is too old. Export the model with opset 7 or newer"
     ):
         qdq.load(model)
 
@@ -135,7 +135,7 @@ def test_a_scan_of_opset_8_which_newer_ones_read_otherwise_is_refused(inside: bo
     )
     with pytest.raises(
         ModelError,
-        match=r"node #0 \(Scan\) has a batch dimension, which it lost after opset 8; export it with opset 9 or newer",
+        match=r"node #0 \(Scan\) has a batch dimension, which Scan lost after opset 8. Export the model with opset 9 or newer",
     ):
         qdq.load(model)
 
@@ -314,7 +314,7 @@ def test_path_modelproto_and_graphsurgeon_graph_give_the_same_plan(name: str) ->
 
 
 def test_other_things_are_refused_by_type() -> None:
-    with pytest.raises(ModelError, match="cannot load a model from int"):
+    with pytest.raises(ModelError, match="A model cannot be loaded from int"):
         qdq.load(3)  # type: ignore[arg-type]
 
 
@@ -704,6 +704,6 @@ def test_nodes_in_another_order_are_put_in_order_and_nodes_in_a_circle_are_refus
     onnx.checker.check_model(quantized(model).model)
     model.graph.node[2].input[0] = "y"
     with pytest.raises(
-        ModelError, match=r"is damaged: node .* needs its own result; export or download it again"
+        ModelError, match=r"is damaged: node .* needs its own result. Export or download it again."
     ):
         qdq.load(model)

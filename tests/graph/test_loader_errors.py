@@ -39,13 +39,13 @@ def changed(folder: Path, change: Change) -> Path:
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        (b"hello, this is text\n", "is not an ONNX file (20 bytes); export or download it again"),
+        (b"hello, this is text\n", "is not an ONNX file (20 bytes). Export or download it again."),
         (PNG, "is not an ONNX file"),
         (b"PK\x03\x04\x14\x00\x00\x00", "is not an ONNX file"),
-        (b"", "is not an ONNX model (no IR version or opset); export or download it again"),
-        (b"\x08", "is truncated or damaged (1 bytes); export or download it again"),
+        (b"", "is not an ONNX model (no IR version or opset). Export or download it again."),
+        (b"\x08", "is truncated or damaged (1 bytes). Export or download it again."),
         (b"\x08\x08", "is not an ONNX model (no IR version or opset)"),
-        (POINTER, "is a Git LFS pointer, not the model itself; run 'git lfs pull' first"),
+        (POINTER, "is a Git LFS pointer, not the model itself. Run 'git lfs pull' first."),
     ],
     ids=["text", "PNG", "zip", "empty", "one-byte", "two-bytes", "LFS-pointer"],
 )
@@ -55,7 +55,7 @@ def test_a_file_that_is_no_model_is_named_with_what_it_is(
     path = tmp_path / "model.onnx"
     path.write_bytes(content)
 
-    assert f"qdq: {path}: {says}" in quantize(tmp_path, path)
+    assert f"qdq: {path}: the file {says}" in quantize(tmp_path, path)
 
 
 @pytest.mark.parametrize("part", [0.001, 0.25, 0.5, 0.75, 0.99])
@@ -65,7 +65,7 @@ def test_a_file_cut_short_is_called_truncated(tmp_path: Path, original: str, par
     path = tmp_path / "model.onnx"
     path.write_bytes(content[: int(len(content) * part)])
 
-    assert f"qdq: {path}: is truncated or damaged" in quantize(tmp_path, path)
+    assert f"qdq: {path}: the file is truncated or damaged" in quantize(tmp_path, path)
 
 
 @pytest.mark.parametrize("missing", [1, 2, 3, 5, 10, 40])
@@ -73,7 +73,7 @@ def test_a_file_that_lacks_its_last_bytes_is_refused(tmp_path: Path, missing: in
     path = tmp_path / "model.onnx"
     path.write_bytes(DIGITS.read_bytes()[:-missing])
 
-    assert f"qdq: {path}: is truncated or damaged" in quantize(tmp_path, path)
+    assert f"qdq: {path}: the file is truncated or damaged" in quantize(tmp_path, path)
 
 
 def test_bytes_gone_wrong_never_give_a_traceback(tmp_path: Path) -> None:
@@ -184,13 +184,13 @@ def with_external(folder: Path, location: str, data: bytes | None = None, **more
         (
             "gone.bin",
             {},
-            "external data file 'gone.bin' of tensor 'gemm.weight' is missing; put it beside the model",
+            "external data file 'gone.bin' of tensor 'gemm.weight' is missing. Put it beside the model.",
         ),
         (".", {}, "external data file '.' of tensor 'gemm.weight' is missing"),
         (
             "../outside.bin",
             {},
-            "tensor 'gemm.weight' points to '../outside.bin', outside the model's folder; save the model with its data beside it",
+            "tensor 'gemm.weight' points to '../outside.bin', outside the model's folder. Save the model with its data beside it.",
         ),
         ("sub/../../outside.bin", {}, "outside the model's folder"),
         (
@@ -201,7 +201,7 @@ def with_external(folder: Path, location: str, data: bytes | None = None, **more
         (
             "weights.bin",
             {"offset": 4096},
-            "external data file 'weights.bin' ends before tensor 'gemm.weight'; it is truncated; download or export it again",
+            "external data file 'weights.bin' ends before tensor 'gemm.weight': it is truncated. Download or export it again.",
         ),
         ("weights.bin", {"offset": -4}, "external data of tensor 'gemm.weight' cannot be found"),
         (
@@ -324,8 +324,9 @@ def test_an_opset_below_7_is_too_old(tmp_path: Path, command: str, opset: int) -
     path = changed(tmp_path, lambda m: setattr(m.opset_import[0], "version", opset))
     more = ["-o", tmp_path / "out.onnx", "--data", "noise"] if command == "quantize" else []
 
-    assert f"qdq: {path}: opset {opset} is too old; export it with opset 7 or newer" in refused(
-        tmp_path, command, path, *more
+    assert (
+        f"qdq: {path}: opset {opset} is too old. Export the model with opset 7 or newer."
+        in refused(tmp_path, command, path, *more)
     )
 
 
@@ -355,7 +356,7 @@ def test_operators_of_onnx_without_an_opset_of_onnx_are_refused(
 
     assert (
         message
-        == f"qdq: {path}: node conv (Conv) is an operator of ONNX, but the model imports no opset of ONNX; export it again\n"
+        == f"qdq: {path}: node conv (Conv) is an operator of ONNX, but the model imports no opset of ONNX. Export it again.\n"
     )
 
 
@@ -412,15 +413,15 @@ def last_weight(values: float) -> Change:
     [
         (
             lambda m: m.graph.ClearField("node"),
-            "is truncated or empty: its graph has no nodes; export or download it again",
+            "is truncated or empty: its graph has no nodes. Export or download it again.",
         ),
         (
             lambda m: m.graph.node[0].ClearField("input"),
-            "is damaged: node conv (Conv) has 0 inputs, the operator needs 2; export or download it again",
+            "is damaged: node conv (Conv) has 0 inputs, but the operator needs 2. Export or download it again.",
         ),
         (
             lambda m: m.graph.node[1].ClearField("output"),
-            "is damaged: node relu (Relu) has 0 outputs, the operator gives 1",
+            "is damaged: node relu (Relu) has 0 outputs, but the operator returns 1",
         ),
         (
             lambda m: m.graph.node[0].attribute.append(helper.make_attribute("group", [1, 2])),

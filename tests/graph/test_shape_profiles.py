@@ -132,7 +132,7 @@ def test_a_plan_file_keeps_the_shapes(tmp_path: Path) -> None:
     ("shape", "says"),
     [
         ("y=1x32", "--shapes names no input 'y'"),
-        ("x=1x31", "does not fit the input, which is ?x32"),
+        ("x=1x31", "does not fit the input, whose shape is ?x32"),
         ("x=1", "does not fit the input"),
     ],
 )

@@ -118,17 +118,17 @@ def without_values(model: Model) -> None:
     [
         (
             without_scale,
-            "is damaged: node if.then_branch/r_dq_node (DequantizeLinear) has 1 inputs, the operator needs 2; export or download it again",
+            "is damaged: node if.then_branch/r_dq_node (DequantizeLinear) has 1 inputs, but the operator needs 2. Export or download it again.",
         ),
         (
             without_output,
-            "is damaged: node if.then_branch/r_dq_node (DequantizeLinear) has 0 outputs, the operator gives 1; export or download it again",
+            "is damaged: node if.then_branch/r_dq_node (DequantizeLinear) has 0 outputs, but the operator returns 1. Export or download it again.",
         ),
         (
             unnamed_scale,
-            "is damaged: node if.then_branch/r_dq_node (DequantizeLinear) has no name for input 1 (x_scale), which the operator needs; export",
+            "is damaged: node if.then_branch/r_dq_node (DequantizeLinear) has no name for input 1 (x_scale), which the operator needs. Export",
         ),
-        (without_values, "is damaged: weight 's' holds no values; export or download it again"),
+        (without_values, "is damaged: weight 's' holds no values. Export or download it again."),
     ],
 )
 @pytest.mark.parametrize("command", ["check", "strip", "diff"])
@@ -139,7 +139,7 @@ def test_damage_in_a_body_is_named(
     change(model)
     path = save(model, tmp_path / "model.onnx")
     more = {"strip": ["-o", tmp_path / "out.onnx"], "diff": [path]}.get(command, [])
-    assert f"qdq: {path}: {says}" in refused(tmp_path, command, path, *more)
+    assert f"qdq: {path}: the model {says}" in refused(tmp_path, command, path, *more)
 
 
 def operand_lost(model: Model) -> None:
@@ -211,7 +211,7 @@ def test_a_constant_that_cannot_be_computed_is_refused_and_its_file_named_once(
     path = save(model, tmp_path / "model.onnx")
     message = refused(tmp_path, "check", path)
     assert message.startswith("qdq: model.onnx: constant ")
-    assert message.endswith("; export the model with its value stored\n")
+    assert message.endswith(". Export the model with its value stored.\n")
 
 
 @pytest.mark.parametrize("scale", [3e38, np.inf, 1e-42], ids=["huge", "infinite", "denormal"])
@@ -342,5 +342,5 @@ def test_nodes_of_a_body_that_need_each_other_are_refused(tmp_path: Path) -> Non
     path = save(branching("circle", "neg", "q", "dq"), tmp_path / "model.onnx")
     for command in (["check", path], ["diff", path, path], ["plan", path]):
         assert refused(tmp_path, *command).endswith(
-            "needs its own result; export or download it again\n"
+            "needs its own result. Export or download it again.\n"
         )

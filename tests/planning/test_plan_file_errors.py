@@ -149,7 +149,7 @@ def test_a_file_that_holds_no_scales_is_named(bench: Bench, content: str | bytes
 def test_model_plan_and_scales_in_the_wrong_order_are_told_apart(bench: Bench) -> None:
     assert f"qdq: {bench.scales}: not a plan" in bench.apply(plan=bench.scales, scales=bench.plan)
     assert f"qdq: {bench.model}: not a plan" in bench.calibrate(plan=bench.model)
-    assert f"qdq: {bench.plan}: is not an ONNX" in bench.calibrate(model=bench.plan)
+    assert f"qdq: {bench.plan}: the file is not an ONNX" in bench.calibrate(model=bench.plan)
 
 
 @pytest.mark.parametrize(

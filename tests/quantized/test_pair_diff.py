@@ -536,5 +536,5 @@ def test_a_model_that_is_none_is_refused_by_name(tmp_path: Path) -> None:
     old, text = written(tmp_path, "old.onnx", small()), tmp_path / "text.onnx"
     text.write_text("no model")
     for pairs in ((old, text), (text, old)):
-        assert "text.onnx: is not an ONNX" in refused(tmp_path, "diff", *pairs)
+        assert "text.onnx: the file is not an ONNX" in refused(tmp_path, "diff", *pairs)
     assert "absent.onnx: no such file" in refused(tmp_path, "diff", old, tmp_path / "absent.onnx")
