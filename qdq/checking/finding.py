@@ -51,15 +51,11 @@ def make_finding(
     Severity, cost and page come from the catalogue, and so does the fix where none is passed.
     """
     kind = PROBLEMS[code]
-    if isinstance(location, Edge):
-        node = qualified_name(location.graph, location.node)
-    else:
-        node = location
     return Finding(
         code=code,
         severity=kind.severity,
         where=str(location),
-        node=node,
+        node=_node_label(location),
         problem=problem,
         cost=kind.cost,
         rule=rule,
@@ -67,3 +63,9 @@ def make_finding(
         fix=fix or kind.fix,
         page=kind.page,
     )
+
+
+def _node_label(location: Edge | str) -> str:
+    if isinstance(location, Edge):
+        return qualified_name(location.graph, location.node)
+    return location
