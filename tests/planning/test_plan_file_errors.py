@@ -425,8 +425,7 @@ def test_a_target_that_a_models_own_metadata_misspells_is_named_with_the_model(
 
     message = refused(bench.folder, "check", path)
 
-    assert message.startswith(
-        f"qdq: signed.onnx: its metadata 'qdq.targets' names an unknown target {target!r}: "
-    )
-    assert message.endswith("; pass --target\n")
+    assert message.startswith("qdq: signed.onnx: the metadata entry 'qdq.targets' is invalid: ")
+    assert target in message
+    assert message.endswith(". Pass --target.\n")
     assert run("check", path, "--target", "trt:sm80")[0] == 0
