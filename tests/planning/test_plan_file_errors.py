@@ -393,7 +393,7 @@ def test_an_input_that_only_the_quantized_model_has_is_named(bench: Bench) -> No
 
     assert (
         message
-        == "qdq: changed.onnx: its input 'image' is none of model.onnx; pass the float model it was made from\n"
+        == "qdq: changed.onnx: its input 'image' is not an input of model.onnx. Pass the float model it was made from.\n"
     )
 
 
@@ -405,7 +405,7 @@ def test_an_output_that_only_the_float_model_has_is_named(bench: Bench) -> None:
 
     assert (
         message
-        == "qdq: changed.onnx: output 'y' is missing or has another rank than in model.onnx\n"
+        == "qdq: changed.onnx: output 'y' is missing or has another rank than in model.onnx. Pass the float model it was made from.\n"
     )
 
 
