@@ -84,28 +84,28 @@ def test_a_wrong_line_in_plan_and_float_is_named_with_the_right_one(tmp_path: Pa
     ]
 
     assert f"plan lacks: {' '.join(wrong.split())}" in found
-    assert f"plan has besides: {' '.join(PLAN[0].split())}" in found
+    assert f"plan also has: {' '.join(PLAN[0].split())}" in found
     assert "float lacks: r -> b[0] kept" in found
-    assert "float has besides: r -> b[0] keep" in found
+    assert "float also has: r -> b[0] keep" in found
 
 
 def test_a_plan_of_too_few_lines_fails(tmp_path: Path) -> None:
     assert results(tmp_path, hit(plan=PLAN[:1]), near())["hit"] == (
-        f"plan has besides: {' '.join(PLAN[1].split())}",
+        f"plan also has: {' '.join(PLAN[1].split())}",
     )
 
 
 def test_an_unchanged_case_that_the_rule_decides_fails(tmp_path: Path) -> None:
     assert results(tmp_path, hit(), near(CHAIN))["near"] == (
-        "should decide nothing, but: r -> b[0] keep",
+        "the rule should decide nothing here, but decides: r -> b[0] keep",
     )
 
 
 def test_a_rule_without_near_miss_or_without_change_fails_as_a_whole(tmp_path: Path) -> None:
     assert results(tmp_path / "a", hit())[""] == (
-        "has no near miss: a case that stays 'unchanged'",
+        "the rule has no near miss: a case that stays 'unchanged'",
     )
-    assert "has no case that it changes" in results(tmp_path / "b", near())[""]
+    assert "the rule has no case that it changes" in results(tmp_path / "b", near())[""]
 
 
 def test_a_rule_that_no_case_needs_fails_as_a_whole(tmp_path: Path) -> None:
@@ -116,7 +116,7 @@ def test_a_rule_that_no_case_needs_fails_as_a_whole(tmp_path: Path) -> None:
     ]
 
     assert results(tmp_path, hit(plan=both, text=PLAIN), near())[""] == (
-        "its cases hold without it; write one that needs it",
+        "the cases hold without the rule. Write one that needs it.",
     )
 
 
@@ -124,7 +124,9 @@ def test_a_rule_without_cases_fails(tmp_path: Path) -> None:
     (tmp_path / "keep.yaml").write_text(RULE)
 
     assert list(run_cases(tmp_path)) == [
-        CaseResult("keep", "", (f"has no cases: write {tmp_path / 'cases' / 'keep.yaml'}",))
+        CaseResult(
+            "keep", "", (f"the rule has no cases. Write {tmp_path / 'cases' / 'keep.yaml'}.",)
+        )
     ]
 
 
@@ -171,7 +173,7 @@ def test_an_after_is_compared_with_the_result(tmp_path: Path) -> None:
 
     assert results(tmp_path / "a", hit(right), near())["hit"] == ()
     assert results(tmp_path / "b", hit(wrong), near())["hit"] == (
-        "the result is not the 'after' that is given",
+        "the result differs from the graph under 'after'",
     )
 
 
@@ -201,7 +203,7 @@ def test_an_engine_that_does_otherwise_fails_the_case(
 
     compiled(monkeypatch, failure="no implementation")
     assert results(tmp_path / "d", hit(expectation), near(), engines=True)["hit"] == (
-        "rtx:sm86: does not build: no implementation",
+        "rtx:sm86: the model does not build: no implementation",
     )
 
 
@@ -213,7 +215,7 @@ def test_a_difference_beyond_what_the_scales_allow_fails(
     (failure,) = results(tmp_path, hit(), near())["hit"]
 
     assert failure.startswith("output 'y' differs by ")
-    assert failure.endswith(", the scales allow 1e-09")
+    assert failure.endswith(", but the scales allow 1e-09")
 
 
 def spoilt(change: Callable[[onnx.ModelProto], object]) -> Callable[..., onnx.ModelProto]:
@@ -238,7 +240,7 @@ def test_a_result_that_lacks_a_pair_is_found_by_check(
 ) -> None:
     monkeypatch.setattr(case_runner, "apply_plan", spoilt(drop_a_pair))
 
-    assert "checking the result finds something" in results(tmp_path, hit(), near())["hit"]
+    assert "checking the result yields findings" in results(tmp_path, hit(), near())["hit"]
 
 
 def test_a_result_that_does_not_strip_to_the_graph_fails(
@@ -251,7 +253,7 @@ def test_a_result_that_does_not_strip_to_the_graph_fails(
     )
 
     assert (
-        "stripping the result does not give the graph back"
+        "stripping the result does not return the original graph"
         in results(tmp_path, hit(), near())["hit"]
     )
 
@@ -266,7 +268,7 @@ def test_a_rewriter_that_answers_otherwise_the_second_time_fails(
         spoilt(lambda model: setattr(model, "producer_version", str(next(times)))),
     )
 
-    assert "applying again changes it" in results(tmp_path, hit(), near())["hit"]
+    assert "applying the plan again changes the result" in results(tmp_path, hit(), near())["hit"]
 
 
 def test_a_placement_that_check_does_not_ask_for_fails(
@@ -307,7 +309,7 @@ def test_the_command_counts_what_holds_and_ends_with_1_if_something_does_not(
     assert (code, err) == (1, "")
     assert (
         out
-        == f"FAILED keep: hit\n         plan has besides: {' '.join(PLAN[1].split())}\nok     keep: near\nok     keep: as a whole\n2 of 3 hold\n"
+        == f"FAILED keep: hit\n         plan also has: {' '.join(PLAN[1].split())}\nok     keep: near\nok     keep: as a whole\n2 of 3 hold\n"
     )
 
 
