@@ -30,8 +30,10 @@ from qdq.rules.rule_files import load_rules
 from qdq.rules.shipped import default_rule_sets, shipped_sets
 from qdq.target import Target, parse_target
 
-#: Codes that explain why a pair's scales are not along the planned axis, and the codes they explain.
+#: Findings about a pair's format that explain why its scales are not along the planned axis.
 _SCALE_CODES = ("default-axis", "scale-count", "scale-not-constant")
+
+#: Findings about the axis of scales, which they explain.
 _AXIS_CODES = ("wrong-axis", "channel-scales", "weight-per-tensor")
 
 
@@ -50,17 +52,17 @@ def check(
     model that cannot be read, and for a model without a plan that TensorRT's parser would accept.
     """
     source = load(model)
-    refused = tuple(check_operators(source))
+    operator_findings = tuple(check_operators(source))
     try:
         comparison = compare_with_plan(
             source, rules=rules, targets=targets, leave_float=leave_float
         )
     except ModelError:
-        findings = (*refused, *FormatCheck(source, {}, None).findings())
+        findings = (*operator_findings, *FormatCheck(source, {}, None).findings())
         if any(finding.severity == ERROR for finding in findings):
             return findings
         raise
-    return tuple(_check_comparison(comparison, refused, weights))
+    return tuple(_check_comparison(comparison, operator_findings, weights))
 
 
 def read_plan_request(
@@ -96,7 +98,10 @@ def compare_with_plan(
     targets: Iterable[Target] = (),
     leave_float: Iterable[str] | None = None,
 ) -> Comparison:
-    """Return the comparison of a model with the plan of its float graph; defaults as for `check`."""
+    """Return the comparison of a model with the plan of its float graph.
+
+    The defaults are those of `check`.
+    """
     quantized = QuantizedModel(model)
     request = read_plan_request(
         quantized.original, rules=rules, targets=targets, leave_float=leave_float
@@ -116,7 +121,8 @@ def recorded_targets(source: Source) -> tuple[Target, ...]:
     except UsageError as error:
         reason = str(error).rstrip(".")
         raise ModelError(
-            f"{source.name}: the metadata entry {TARGETS_KEY!r} is invalid: {reason}. Pass --target."
+            f"{source.name}: the metadata entry {TARGETS_KEY!r} is invalid: {reason}. "
+            "Pass --target."
         ) from error
 
 
@@ -147,21 +153,21 @@ def _recorded_profiles(metadata: dict[str, str], source: Source) -> tuple[Profil
 
 
 def _check_comparison(
-    comparison: Comparison, refused: tuple[Finding, ...], weights: bool
+    comparison: Comparison, operator_findings: tuple[Finding, ...], weights: bool
 ) -> Iterator[Finding]:
-    """Yield all findings about a model; `refused` holds those about unsupported operators."""
+    """Yield all findings about a model, with those about unsupported operators first."""
     quantized = comparison.quantized
     if not find_quantized_nodes(quantized.original):
         yield from _check_float_model(comparison)
         return
-    yield from refused
-    check = FormatCheck(quantized.original, _edges_by_pair(quantized), quantized.index)
-    format_findings = tuple(check.findings())
+    yield from operator_findings
+    format_check = FormatCheck(quantized.original, _edges_by_pair(quantized), quantized.index)
+    format_findings = tuple(format_check.findings())
     yield from format_findings
-    if refused:  # a pair that such an operator is converted to is not in the file
+    if operator_findings:  # a pair that such an operator is converted to is not in the file
         return
     yield from check_structure(quantized)
-    yield from _check_against_plan(comparison, format_findings, frozenset(check.rescaled))
+    yield from _check_against_plan(comparison, format_findings, frozenset(format_check.rescaled))
     if weights:
         yield from check_weight_scales(quantized)
 

@@ -120,7 +120,7 @@ class HalfReader:
         stored: Mapping[str, onnx.TensorProto],
         edges: tuple[Edge, ...],
     ) -> tuple[int | None, ...] | None:
-        """Return the dimensions of a stored tensor, or of a computed one that has several scales."""
+        """Return the dimensions of a stored tensor, or of a computed one with several scales."""
         if name in stored:
             return tuple(stored[name].dims)
         if self.float_index is None or not edges or scales is None or scales.size <= 1:

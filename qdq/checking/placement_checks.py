@@ -36,7 +36,7 @@ def check_placement(
 ) -> Iterator[Finding]:
     """Yield the missing and the unplanned pairs that have an effect.
 
-    `rescaled` holds the tensors whose pair has halves of two scales, which separate findings report.
+    `rescaled` holds the tensors whose pair has halves of two scales. Separate findings report them.
     """
     reasons = PlanReasons(comparison)
     carried = CarriedPairs(comparison)

@@ -337,7 +337,7 @@ _ERROR_FUNCTIONS: Mapping[str, Callable[[Node, list[Array], list[Array]], Array]
 
 
 def _run_node(index: GraphIndex, node: Node, inputs: list[Array]) -> list[Array]:
-    """Return the results of an operator for other inputs; a bias, which follows them, is omitted."""
+    """Return the results of an operator for other inputs, without the bias that follows them."""
     proto = onnx.NodeProto()
     proto.CopyFrom(node.proto)
     names = [f"i{slot}" if node.inputs[slot] else "" for slot in range(len(inputs))]

@@ -131,9 +131,8 @@ def _describe_missed_thresholds(output: OutputError, thresholds: Thresholds) -> 
         if least is None or figure is None:
             continue
         if not figure >= least:  # also where the figure is NaN
-            yield (
-                f"output {output.name!r}: {name} is {figure:.4g}, but at least {least:g} is required"
-            )
+            actual = f"output {output.name!r}: {name} is {figure:.4g}"
+            yield f"{actual}, but at least {least:g} is required"
 
 
 def _report_target(

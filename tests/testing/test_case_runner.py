@@ -79,14 +79,14 @@ def test_a_rule_whose_cases_hold_passes(tmp_path: Path) -> None:
 def test_a_wrong_line_in_plan_and_float_is_named_with_the_right_one(tmp_path: Path) -> None:
     wrong = PLAN[0].replace("weighted-inputs", "weighted-input")
 
-    found = results(tmp_path, hit("float: ['r -> b[0]  kept']", plan=[wrong, PLAN[1]]), near())[
+    failures = results(tmp_path, hit("float: ['r -> b[0]  kept']", plan=[wrong, PLAN[1]]), near())[
         "hit"
     ]
 
-    assert f"plan lacks: {' '.join(wrong.split())}" in found
-    assert f"plan also has: {' '.join(PLAN[0].split())}" in found
-    assert "float lacks: r -> b[0] kept" in found
-    assert "float also has: r -> b[0] keep" in found
+    assert f"plan lacks: {' '.join(wrong.split())}" in failures
+    assert f"plan also has: {' '.join(PLAN[0].split())}" in failures
+    assert "float lacks: r -> b[0] kept" in failures
+    assert "float also has: r -> b[0] keep" in failures
 
 
 def test_a_plan_of_too_few_lines_fails(tmp_path: Path) -> None:
@@ -109,13 +109,13 @@ def test_a_rule_without_near_miss_or_without_change_fails_as_a_whole(tmp_path: P
 
 
 def test_a_rule_that_no_case_needs_fails_as_a_whole(tmp_path: Path) -> None:
-    both = [
+    full_plan = [
         *PLAN,
         "r -> b[0]  int8-activation  weighted-inputs",
         "w -> b[1]  int8-weight-per-channel(axis=0)  weights-per-channel",
     ]
 
-    assert results(tmp_path, hit(plan=both, text=PLAIN), near())[""] == (
+    assert results(tmp_path, hit(plan=full_plan, text=PLAIN), near())[""] == (
         "the cases hold without the rule. Write one that needs it.",
     )
 
@@ -219,11 +219,11 @@ def test_a_difference_beyond_what_the_scales_allow_fails(
 
 
 def spoilt(change: Callable[[onnx.ModelProto], object]) -> Callable[..., onnx.ModelProto]:
-    """Return `apply_index` with a defect: the model is changed behind it."""
+    """Return `apply_index` with a defect: the model is changed after it."""
     apply = case_runner.apply_plan
 
-    def apply_badly(*given: object) -> onnx.ModelProto:
-        model = apply(*given)  # type: ignore[arg-type]
+    def apply_badly(*arguments: object) -> onnx.ModelProto:
+        model = apply(*arguments)  # type: ignore[arg-type]
         change(model)
         return model
 
@@ -284,7 +284,7 @@ def test_a_placement_that_check_does_not_ask_for_fails(
 
 
 @pytest.mark.parametrize(
-    ("text", "says"),
+    ("text", "message"),
     [
         ("junk", "not ONNX text: "),
         (CHAIN.replace("Relu (p)", "Rulu (p)"), "Rulu"),
@@ -292,11 +292,11 @@ def test_a_placement_that_check_does_not_ask_for_fails(
     ],
     ids=["no-text", "unknown-operator", "unknown-tensor"],
 )
-def test_a_graph_that_is_none_fails_its_case_only(tmp_path: Path, text: str, says: str) -> None:
-    found = results(tmp_path, hit(text=text), near())
+def test_a_graph_that_is_none_fails_its_case_only(tmp_path: Path, text: str, message: str) -> None:
+    failures = results(tmp_path, hit(text=text), near())
 
-    assert any(says in failure for failure in found["hit"])
-    assert found["near"] == ()
+    assert any(message in failure for failure in failures["hit"])
+    assert failures["near"] == ()
 
 
 def test_the_command_counts_what_holds_and_ends_with_1_if_something_does_not(
@@ -321,8 +321,8 @@ def test_every_plan_of_the_shuffled_graph_is_compared(
     def forgetful(index: GraphIndex, request: PlanRequest) -> Plan:
         nonlocal calls
         calls += 1
-        made = plan_index(index, request)
-        return made if calls < 3 else msgspec.structs.replace(made, left_float=())
+        plan = plan_index(index, request)
+        return plan if calls < 3 else msgspec.structs.replace(plan, left_float=())
 
     monkeypatch.setattr(case_runner, "plan_index", forgetful)
 
@@ -350,16 +350,16 @@ def test_a_file_of_several_rules_runs_the_cases_of_each_from_one_file_or_its_own
     tmp_path: Path,
 ) -> None:
     path = several(tmp_path)
-    wanted = {(rule, case): () for rule in ("keep", "other") for case in ("hit", "near", "")}
+    expected = {(rule, case): () for rule in ("keep", "other") for case in ("hit", "near", "")}
     first, second = f"rule: keep\n{hit()}{near()}", f"rule: other\n{OTHER_HIT}{OTHER_NEAR}"
 
     (tmp_path / "cases" / "team.yaml").write_text(f"{first}---\n{second}")
-    assert ran(path) == ran(tmp_path) == wanted
+    assert ran(path) == ran(tmp_path) == expected
 
     (tmp_path / "cases" / "team.yaml").write_text(first)
     assert ran(path)["other", ""] != ()
     (tmp_path / "cases" / "other.yaml").write_text(second)
-    assert ran(path) == wanted
+    assert ran(path) == expected
 
 
 def test_rules_of_a_file_overlay_a_shipped_set(tmp_path: Path) -> None:
@@ -384,9 +384,11 @@ def test_a_rule_about_names_does_not_fail_the_cases_of_others_that_lack_them(
     (tmp_path / "mine" / "cases").mkdir()
     (tmp_path / "mine" / "cases" / "keep.yaml").write_text(f"rule: keep\n{hit()}{near()}")
 
-    found = {(result.rule, result.case): result.failures for result in run_cases(tmp_path / "mine")}
+    failures = {
+        (result.rule, result.case): result.failures for result in run_cases(tmp_path / "mine")
+    }
 
-    assert found["keep", "hit"] == found["keep", "near"] == found["keep", ""] == ()
+    assert failures["keep", "hit"] == failures["keep", "near"] == failures["keep", ""] == ()
 
 
 def test_outputs_that_hold_no_floats_are_not_held_to_the_scales(tmp_path: Path) -> None:
