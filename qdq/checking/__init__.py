@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from qdq.checking.catalogue import Problem
 from qdq.checking.checker import check
 from qdq.checking.finding import Finding
+from qdq.checking.problem import Problem
 
 __all__ = [
     "Finding",

@@ -1,4 +1,4 @@
-"""Baselines: findings that are known already and not reported again."""
+"""Baselines: known findings that are not reported again."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ BASELINE_VERSION = 1
 
 
 class BaselineEntry(msgspec.Struct, frozen=True, order=True):
-    """A finding that a baseline holds."""
+    """A finding in a baseline."""
 
-    #: Path of the model as seen from the baseline's folder, with forward slashes.
+    #: Path of the model relative to the baseline's folder, with forward slashes.
     model: str
     code: str
     where: str
@@ -29,27 +29,40 @@ class _Baseline(msgspec.Struct, forbid_unknown_fields=True):
 
 
 def read_baseline(path: Path) -> frozenset[BaselineEntry]:
-    """Return the findings in a baseline file; raises UsageError for anything that `encode_baseline` did not write."""
+    """Return the findings in a baseline file.
+
+    Raises UsageError for a file that `encode_baseline` did not write.
+    """
     try:
         content = msgspec.json.decode(path.read_bytes(), type=_Baseline)
     except FileNotFoundError as error:
-        raise UsageError(f"{path}: no such baseline; --write-baseline {path} makes it") from error
+        raise UsageError(
+            f"{path}: the baseline does not exist. Write it with --write-baseline {path}."
+        ) from error
     except OSError as error:
-        raise UsageError(f"{path}: cannot be read: {error.strerror}; check the path") from error
+        raise UsageError(
+            f"{path}: the file cannot be read: {error.strerror}. Check the path."
+        ) from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise UsageError(
-            f"{path}: is no baseline of qdq: {error}; --write-baseline makes one"
+            f"{path}: the file is not a qdq baseline: {error}. Write one with --write-baseline."
         ) from error
-    if content.qdq_baseline != BASELINE_VERSION:
+    version = content.qdq_baseline
+    if version != BASELINE_VERSION:
         raise UsageError(
-            f"{path}: is a baseline of version {content.qdq_baseline}, this qdq reads {BASELINE_VERSION}; write it again with --write-baseline"
+            f"{path}: the baseline has version {version}, but this qdq reads {BASELINE_VERSION}. "
+            "Write it again with --write-baseline."
         )
     return frozenset(content.findings)
 
 
 def encode_baseline(known: Iterable[BaselineEntry]) -> bytes:
-    """Return a baseline file: sorted, one finding a line, so that a change to it can be read in a diff."""
-    lines = ",\n".join(f"  {msgspec.json.encode(each).decode()}" for each in sorted(set(known)))
+    """Return the content of a baseline file.
+
+    Entries are sorted, one per line, so that a diff shows each change.
+    """
+    entries = sorted(set(known))
+    lines = ",\n".join(f"  {msgspec.json.encode(entry).decode()}" for entry in entries)
     body = f"[\n{lines}\n ]" if lines else "[]"
     return f'{{"qdq_baseline": {BASELINE_VERSION}, "findings": {body}}}\n'.encode()
 
@@ -57,9 +70,9 @@ def encode_baseline(known: Iterable[BaselineEntry]) -> bytes:
 def make_entries(
     path: Path, baseline: Path, findings: Iterable[Finding]
 ) -> tuple[BaselineEntry, ...]:
-    """Return the findings in a file as a baseline holds them."""
+    """Return the baseline entries of the findings in a model file."""
     model = relative_posix_path(path, baseline.parent)
-    return tuple(BaselineEntry(model, f.code, f.where) for f in findings)
+    return tuple(BaselineEntry(model, finding.code, finding.where) for finding in findings)
 
 
 def is_baseline(path: Path) -> bool:

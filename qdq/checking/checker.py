@@ -1,22 +1,19 @@
-"""`check`: what is wrong with a quantized model, from the nodes as they stand and from the plan of its float graph.
+"""The check of a quantized model: its nodes against the format, and its pairs against the plan.
 
-The model is stripped and planned with the same rules; there is no second implementation of them.
+The plan is that of the float graph, which is the model without its pairs. It is made with the same
+rules as for quantization; the checks do not implement them a second time.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from qdq.checking.catalogue import ERROR
 from qdq.checking.finding import Finding, make_finding
-from qdq.checking.format_checks import Edges, FormatCheck, check_operators
-from qdq.checking.placement_checks import (
-    Comparison,
-    check_pair_types,
-    check_placement,
-    check_scale_groups,
-    compare_pairs,
-)
+from qdq.checking.format_checks import FormatCheck, PairEdges, check_operators
+from qdq.checking.pair_comparison import Comparison, compare_pairs
+from qdq.checking.placement_checks import check_placement
+from qdq.checking.problem import ERROR
+from qdq.checking.scale_checks import check_pair_types, check_scale_axes, check_scale_groups
 from qdq.checking.structure_checks import check_structure
 from qdq.checking.weight_checks import check_weight_scales
 from qdq.errors import ModelError, UsageError
@@ -33,6 +30,12 @@ from qdq.rules.rule_files import load_rules
 from qdq.rules.shipped import default_rule_sets, shipped_sets
 from qdq.target import Target, parse_target
 
+#: Findings about a pair's format that explain why its scales are not along the planned axis.
+_SCALE_CODES = ("default-axis", "scale-count", "scale-not-constant")
+
+#: Findings about the axis of scales, which they explain.
+_AXIS_CODES = ("wrong-axis", "channel-scales", "weight-per-tensor")
+
 
 def check(
     model: ModelLike,
@@ -42,22 +45,24 @@ def check(
     leave_float: Iterable[str] | None = None,
     weights: bool = True,
 ) -> tuple[Finding, ...]:
-    """Return what is wrong with a model's Q/DQ, nothing for a model that is as the rules want it.
+    """Return the findings about a model's Q/DQ; none for a model that is as the rules ask.
 
-    Rules, targets and globs that are not given are those that qdq wrote into the model, else the
-    defaults. The values of weights are only read where `weights` is true. Raises ModelError for a model that
-    cannot be read, and for one that no plan can be made for and that TensorRT's parser would take.
+    Rules, targets and globs that are not passed are those that qdq wrote into the model, else the
+    defaults. The values of weights are read only where `weights` is true. Raises ModelError for a
+    model that cannot be read, and for a model without a plan that TensorRT's parser would accept.
     """
     source = load(model)
-    refused = tuple(check_operators(source))
+    operator_findings = tuple(check_operators(source))
     try:
-        compared = compare_with_plan(source, rules=rules, targets=targets, leave_float=leave_float)
+        comparison = compare_with_plan(
+            source, rules=rules, targets=targets, leave_float=leave_float
+        )
     except ModelError:
-        formats = tuple(FormatCheck(source, {}, None).findings())
-        if not any(finding.severity == ERROR for finding in (*refused, *formats)):
-            raise
-        return (*refused, *formats)
-    return tuple(_findings(compared, refused, weights))
+        findings = (*operator_findings, *FormatCheck(source, {}, None).findings())
+        if any(finding.severity == ERROR for finding in findings):
+            return findings
+        raise
+    return tuple(_check_comparison(comparison, operator_findings, weights))
 
 
 def read_plan_request(
@@ -69,25 +74,21 @@ def read_plan_request(
 ) -> PlanRequest:
     """Return the request that a model is planned with.
 
-    What is None or empty is taken from the metadata that qdq wrote into the model, else from the
-    defaults for the types that it holds.
+    A setting that is None or empty is taken from the metadata that qdq wrote into the model, else
+    from the defaults for the types in the model.
     """
-    metadata = {entry.key: entry.value for entry in source.model.metadata_props}
+    metadata = _read_metadata(source)
     if leave_float is None:
-        leave_float = filter(None, metadata.get(LEAVE_FLOAT_KEY, "").split("\n"))
+        leave_float = _split_lines(metadata, LEAVE_FLOAT_KEY)
+    if rules is None:
+        rules = load_rules(_recorded_rule_sets(metadata) or default_rule_sets(source))
     return PlanRequest(
-        rules or load_rules(_recorded_rule_sets(metadata) or default_rule_sets(source)),
+        rules,
         tuple(targets) or recorded_targets(source),
         tuple(leave_float),
         allow_unmatched=True,
-        profiles=_written_profiles(metadata, source),
+        profiles=_recorded_profiles(metadata, source),
     )
-
-
-def _recorded_rule_sets(metadata: dict[str, str]) -> tuple[str, ...]:
-    """Return the shipped rule sets that qdq wrote into a model."""
-    names = metadata.get(RULES_KEY, "").split("\n")
-    return tuple(name for name in names if name in shipped_sets())
 
 
 def compare_with_plan(
@@ -97,7 +98,10 @@ def compare_with_plan(
     targets: Iterable[Target] = (),
     leave_float: Iterable[str] | None = None,
 ) -> Comparison:
-    """Return a model against the plan of its float graph, edge by edge; defaults as for `check`."""
+    """Return the comparison of a model with the plan of its float graph.
+
+    The defaults are those of `check`.
+    """
     quantized = QuantizedModel(model)
     request = read_plan_request(
         quantized.original, rules=rules, targets=targets, leave_float=leave_float
@@ -106,65 +110,98 @@ def compare_with_plan(
     return compare_pairs(quantized, plan, request.rules)
 
 
-#: Findings about a pair's scales that say more than that they are not the planned ones.
-_SCALES_TOLD = ("default-axis", "scale-count", "scale-not-constant")
-_AXES = ("wrong-axis", "channel-scales", "weight-per-tensor")
+def recorded_targets(source: Source) -> tuple[Target, ...]:
+    """Return the targets that qdq wrote into a model, none where it wrote none.
+
+    Raises ModelError for names that are not targets.
+    """
+    names = _read_metadata(source).get(TARGETS_KEY, "").split()
+    try:
+        return tuple(parse_target(name) for name in names)
+    except UsageError as error:
+        reason = str(error).rstrip(".")
+        raise ModelError(
+            f"{source.name}: the metadata entry {TARGETS_KEY!r} is invalid: {reason}. "
+            "Pass --target."
+        ) from error
 
 
-def _findings(
-    compared: Comparison, refused: tuple[Finding, ...], weights: bool
+def _read_metadata(source: Source) -> dict[str, str]:
+    return {entry.key: entry.value for entry in source.model.metadata_props}
+
+
+def _split_lines(metadata: dict[str, str], key: str) -> list[str]:
+    """Return the lines of a metadata entry that are not empty."""
+    return [line for line in metadata.get(key, "").split("\n") if line]
+
+
+def _recorded_rule_sets(metadata: dict[str, str]) -> tuple[str, ...]:
+    """Return the shipped rule sets that qdq wrote into a model."""
+    names = _split_lines(metadata, RULES_KEY)
+    return tuple(name for name in names if name in shipped_sets())
+
+
+def _recorded_profiles(metadata: dict[str, str], source: Source) -> tuple[Profile, ...]:
+    """Return the shape profiles that qdq wrote into a model."""
+    try:
+        return tuple(parse_profile(text) for text in _split_lines(metadata, SHAPES_KEY))
+    except UsageError as error:
+        reason = str(error).rstrip(".")
+        raise ModelError(
+            f"{source.name}: the metadata entry {SHAPES_KEY!r} is invalid: {reason}. Remove it."
+        ) from error
+
+
+def _check_comparison(
+    comparison: Comparison, operator_findings: tuple[Finding, ...], weights: bool
 ) -> Iterator[Finding]:
-    quantized = compared.quantized
+    """Yield all findings about a model, with those about unsupported operators first."""
+    quantized = comparison.quantized
     if not find_quantized_nodes(quantized.original):
-        if count := len(compared.wanted.placements):
-            yield make_finding(
-                "not-quantized", "", f"holds no Q/DQ; the rules would quantize {count} edges"
-            )
+        yield from _check_float_model(comparison)
         return
-    yield from refused
-    checked = FormatCheck(quantized.original, _edges_by_pair(quantized), quantized.index)
-    formats = tuple(checked.findings())
-    yield from formats
-    if refused:  # what they become when converted is no pair of the file
+    yield from operator_findings
+    format_check = FormatCheck(quantized.original, _edges_by_pair(quantized), quantized.index)
+    format_findings = tuple(format_check.findings())
+    yield from format_findings
+    if operator_findings:  # a pair that such an operator is converted to is not in the file
         return
     yield from check_structure(quantized)
-    told = {finding.where for finding in formats if finding.code in _SCALES_TOLD}
-    for finding in (
-        *check_placement(compared, frozenset(checked.rescaled)),
-        *check_pair_types(compared),
-        *check_scale_groups(compared),
-    ):
-        if not (finding.where in told and finding.code in _AXES):
-            yield finding
+    yield from _check_against_plan(comparison, format_findings, frozenset(format_check.rescaled))
     if weights:
         yield from check_weight_scales(quantized)
 
 
-def _edges_by_pair(quantized: QuantizedModel) -> Edges:
+def _check_float_model(comparison: Comparison) -> Iterator[Finding]:
+    count = len(comparison.plan.placements)
+    if count:
+        problem = f"the model holds no Q/DQ; the rules would quantize {count} edges"
+        yield make_finding("not-quantized", "", problem)
+
+
+def _check_against_plan(
+    comparison: Comparison, format_findings: tuple[Finding, ...], rescaled: frozenset[str]
+) -> Iterator[Finding]:
+    """Yield the differences from the plan that no finding about the format explains."""
+    explained: set[str] = set()
+    for finding in format_findings:
+        if finding.code in _SCALE_CODES:
+            explained.add(finding.where)
+    differences = (
+        *check_placement(comparison, rescaled),
+        *check_scale_axes(comparison),
+        *check_pair_types(comparison),
+        *check_scale_groups(comparison),
+    )
+    for finding in differences:
+        if finding.where not in explained or finding.code not in _AXIS_CODES:
+            yield finding
+
+
+def _edges_by_pair(quantized: QuantizedModel) -> PairEdges:
     edges: dict[tuple[str, str], tuple[Edge, ...]] = {}
-    for each in quantized.edges:
-        key = (each.edge.graph, each.pair.output)
-        edges[key] = (*edges.get(key, ()), each.edge)
+    for quantized_edge in quantized.edges:
+        edge = quantized_edge.edge
+        key = (edge.graph, quantized_edge.pair.output)
+        edges[key] = (*edges.get(key, ()), edge)
     return edges
-
-
-def recorded_targets(source: Source) -> tuple[Target, ...]:
-    """Return the targets that qdq wrote into a model, none where it wrote none; raises ModelError for words that are no targets."""
-    written = {p.key: p.value for p in source.model.metadata_props}
-    try:
-        return tuple(parse_target(t) for t in written.get(TARGETS_KEY, "").split())
-    except UsageError as error:
-        raise ModelError(
-            f"{source.name}: its metadata {TARGETS_KEY!r} names an {error}; pass --target"
-        ) from error
-
-
-def _written_profiles(written: dict[str, str], source: Source) -> tuple[Profile, ...]:
-    try:
-        return tuple(
-            parse_profile(text) for text in filter(None, written.get(SHAPES_KEY, "").split("\n"))
-        )
-    except UsageError as error:
-        raise ModelError(
-            f"{source.name}: its metadata {SHAPES_KEY!r} holds {error}; remove it"
-        ) from error

@@ -1,11 +1,12 @@
-"""Findings that only a compiler can tell: what TensorRT-RTX made of a model, against what its pairs ask for."""
+"""Findings that only a compiled engine shows: layers and kernels that differ from the pairs."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from qdq.checking.catalogue import NOTE
 from qdq.checking.finding import Finding, make_finding
+from qdq.checking.problem import NOTE
+from qdq.engines.engine import Engine
 from qdq.engines.rtx_compiler import Compiler
 from qdq.graph.index import Edge
 from qdq.graph.source import ModelLike, Source
@@ -15,64 +16,63 @@ from qdq.validation.engine_report import compare_engines
 
 
 def check_engines(
-    model: ModelLike, targets: Iterable[Target], compiler: Compiler, told: Iterable[Finding] = ()
+    model: ModelLike,
+    targets: Iterable[Target],
+    compiler: Compiler,
+    known_findings: Iterable[Finding] = (),
 ) -> Iterator[Finding]:
-    """Yield where the engine of each rtx target differs from what the pairs of a model ask for, but for nodes that `told` explains.
+    """Yield the differences between a model's pairs and its engine for each rtx target.
 
-    The engines are built without a GPU, for dynamic dimensions of 1. A model that has no plain pairs is only built. Raises
-    CompilerError where TensorRT-RTX is missing.
+    Nodes that an error or warning in `known_findings` is about are left out. The engines are built
+    without a GPU, with dynamic dimensions of 1. A model that has no plain pairs is only built.
+    Raises CompilerError where TensorRT-RTX is missing.
     """
-    quantized, nodes = (
-        QuantizedModel(model),
-        {finding.node for finding in told if finding.severity != NOTE},
-    )
+    quantized = QuantizedModel(model)
+    explained = {finding.node for finding in known_findings if finding.severity != NOTE}
     for target in targets:
-        yield from (
-            finding
-            for finding in _of_target(quantized, target, compiler)
-            if finding.code == "engine-refuses" or finding.node not in nodes
-        )
+        for finding in _check_target(quantized, target, compiler):
+            if finding.code == "engine-refuses" or finding.node not in explained:
+                yield finding
 
 
-def _of_target(quantized: QuantizedModel, target: Target, compiler: Compiler) -> Iterator[Finding]:
-    same = quantized.original is quantized.source
-    engine = compiler.build(
-        Source(quantized.original.path, quantized.labelled(), quantized.original.digest)
-        if same
-        else quantized.original,
-        target,
-    )
+def _check_target(
+    quantized: QuantizedModel, target: Target, compiler: Compiler
+) -> Iterator[Finding]:
+    original = quantized.original
+    has_plain_pairs = original is quantized.source
+    source = original
+    if has_plain_pairs:
+        source = Source(original.path, quantized.labelled(), original.digest)
+    engine = compiler.build(source, target)
     if engine.failure:
-        yield make_finding(
-            "engine-refuses",
-            engine.refused_nodes[0] if engine.refused_nodes else "",
-            f"{target}: {engine.failure}",
-        )
-    if (
-        engine.failure or not same
-    ):  # the layers of a model that was converted first are not those of the file
-        return
+        node = engine.refused_nodes[0] if engine.refused_nodes else ""
+        yield make_finding("engine-refuses", node, f"{target}: {engine.failure}")
+    # A converted model has other layers than the file.
+    if has_plain_pairs and not engine.failure:
+        yield from _check_layers(quantized, target, engine)
+
+
+def _check_layers(quantized: QuantizedModel, target: Target, engine: Engine) -> Iterator[Finding]:
     report = compare_engines(quantized, engine, engine, "compiled")
     for broken in report.broken_promises:
-        yield make_finding(
-            "engine-float",
-            broken.node,
-            f"{target}: promised {broken.expected_type}, {broken.actual}",
-            broken.rule,
-        )
-    edges = _edges_of_halves(quantized)
-    for where in dict.fromkeys(edges.get(node, node) for node in report.standalone_qdq):
-        yield make_finding(
-            "engine-kernel", where, f"{target}: its pair, or half of it, is a kernel of its own"
-        )
+        problem = f"{target}: the pairs promise {broken.expected_type}, {broken.actual}"
+        yield make_finding("engine-float", broken.node, problem, broken.rule)
+    edges = _edges_by_label(quantized)
+    locations = dict.fromkeys(edges.get(node, node) for node in report.standalone_qdq)
+    for location in locations:
+        problem = f"{target}: the pair, or half of it, is a separate kernel"
+        yield make_finding("engine-kernel", location, problem)
 
 
-def _edges_of_halves(quantized: QuantizedModel) -> dict[str, Edge]:
-    """Return the first edge that the pair of each Q and DQ of the main graph stands on, by the node's label."""
+def _edges_by_label(quantized: QuantizedModel) -> dict[str, Edge]:
+    """Return the first edge of the pair of each Q and DQ in the main graph, by the node's label."""
     labels = [node.name for node in quantized.labelled().graph.node]
     edges: dict[str, Edge] = {}
-    for each in quantized.edges:
-        for position in (each.pair.q, each.pair.dq):
-            if position is not None and not each.edge.graph:
-                edges.setdefault(labels[position], each.edge)
+    for quantized_edge in quantized.edges:
+        if quantized_edge.edge.graph:
+            continue
+        pair = quantized_edge.pair
+        for position in (pair.q, pair.dq):
+            if position is not None:
+                edges.setdefault(labels[position], quantized_edge.edge)
     return edges

@@ -1,4 +1,4 @@
-"""Findings: what is wrong with a model, where, and what to do about it."""
+"""Findings: a problem of a model, its location and its fix."""
 
 from __future__ import annotations
 
@@ -10,46 +10,62 @@ from qdq.graph.index import Edge
 
 
 class Finding(msgspec.Struct, frozen=True):
-    """One thing that is wrong with a model, and what to do about it."""
+    """One problem at one place of a model."""
 
     #: Stable name of the kind of finding; docs/findings.md describes each.
     code: str
     #: ``error``, ``warning`` or ``note``.
     severity: str
-    #: The edge, or the node where it is about no edge.
+    #: The edge, or the node where no edge is concerned, or "" for the whole model.
     where: str
-    #: Label of the node; "" where it is about the whole model.
+    #: Label of the node; "" for the whole model.
     node: str
+    #: A sentence without a full stop.
     problem: str
-    #: What it costs.
+    #: The consequence, in whole sentences.
     cost: str
-    #: The rule that asks otherwise, or "" for what no rule decides.
+    #: The rule that asks otherwise, or "" where no rule decides.
     rule: str
     rule_text: str
+    #: The remedy, as an imperative without a capital and a full stop.
     fix: str
     #: Documentation page, relative to the project's folder.
     page: str
 
     def __str__(self) -> str:
-        by = f" [{self.rule}]" if self.rule else ""
-        return f"{self.code}: {self.where}: {self.problem}{by}; {self.fix}"
+        rule = f" [{self.rule}]" if self.rule else ""
+        remedy = self.fix[:1].upper() + self.fix[1:]
+        return f"{self.code}: {self.where}: {self.problem}{rule}. {remedy}."
 
 
 def make_finding(
-    code: str, where: Edge | str, problem: str, rule: str = "", says: str = "", fix: str = ""
+    code: str,
+    location: Edge | str,
+    problem: str,
+    rule: str = "",
+    rule_text: str = "",
+    fix: str = "",
 ) -> Finding:
-    """Return a finding of a known code at an edge, or at a node by its label; severity, costs, fix and page are the catalogue's."""
+    """Return a finding of a known code at an edge, or at a node given by its label.
+
+    Severity, cost and page come from the catalogue, and so does the fix where none is passed.
+    """
     kind = PROBLEMS[code]
-    node = qualified_name(where.graph, where.node) if isinstance(where, Edge) else where
     return Finding(
-        code,
-        kind.severity,
-        str(where),
-        node,
-        problem,
-        kind.cost,
-        rule,
-        says,
-        fix or kind.fix,
-        kind.page,
+        code=code,
+        severity=kind.severity,
+        where=str(location),
+        node=_node_label(location),
+        problem=problem,
+        cost=kind.cost,
+        rule=rule,
+        rule_text=rule_text,
+        fix=fix or kind.fix,
+        page=kind.page,
     )
+
+
+def _node_label(location: Edge | str) -> str:
+    if isinstance(location, Edge):
+        return qualified_name(location.graph, location.node)
+    return location

@@ -1,432 +1,207 @@
-"""Findings about where pairs stand: the plan of the float graph against the pairs that the model has.
+"""Findings about the edges that pairs are on, compared with the plan of the float graph.
 
-The rules are the plan's; what is here only names a difference by the facts that the rules go by, and leaves
-out those that make none: a pair in front of an operator that commutes with quantization does for one behind it.
+The plan decides where pairs belong. These checks describe a difference by the facts that the rules
+use, and leave out differences without effect: a pair before an operator that commutes with
+quantization replaces one after it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
-import msgspec
-import numpy as np
-
+from qdq.checking.carried_pairs import CarriedPairs
 from qdq.checking.finding import Finding, make_finding
+from qdq.checking.pair_comparison import (
+    Comparison,
+    PlanReasons,
+    have_equal_scales,
+    make_unequal_finding,
+)
 from qdq.graph.index import Edge, GraphIndex, Node
 from qdq.graph.operands import operands
-from qdq.graph.operators import (
-    FOLDED_INTO_WEIGHTS,
-    FUSED_AFTER_WEIGHTED,
-    MOVES_VALUES,
-    QUANTIZABLE_POOLS,
-)
-from qdq.graph.patterns import can_commute_with_quantization, trace_axis_to_input
+from qdq.graph.operators import FOLDED_INTO_WEIGHTS, FUSED_AFTER_WEIGHTED, QUANTIZABLE_POOLS
 from qdq.graph.residual import find_residual_slot
-from qdq.planning.decisions import INCOMPLETE, NO_RULE, LeftFloat, Placement, Plan
-from qdq.quantized.model import QuantizedEdge, QuantizedModel, largest_scale
-from qdq.rules.rule import RuleSet
+from qdq.planning.decisions import INCOMPLETE, NO_RULE, Placement
+from qdq.quantized.model import QuantizedEdge
 
-#: Scales closer than this are the same.
-_SAME = 1e-3
-_FOUR_BITS = ("int4", "uint4", "float4e2m1")
+#: Types that only weights have, with activations in float.
+_FOUR_BIT_TYPES = ("int4", "uint4", "float4e2m1")
 
-
-class Comparison(msgspec.Struct, frozen=True):
-    """A quantized model against the plan of its float graph, edge by edge."""
-
-    quantized: QuantizedModel
-    wanted: Plan
-    rules: RuleSet
-    #: Planned edges without a pair, and pairs on edges that are not planned.
-    missing: tuple[Placement, ...]
-    unwanted: tuple[QuantizedEdge, ...]
-
-
-def compare_pairs(quantized: QuantizedModel, wanted: Plan, rules: RuleSet) -> Comparison:
-    """Return how the pairs of a model differ from a plan."""
-    there, planned = {q.edge for q in quantized.edges}, {p.edge for p in wanted.placements}
-    missing = tuple(p for p in wanted.placements if p.edge not in there)
-    return Comparison(
-        quantized,
-        wanted,
-        rules,
-        missing,
-        tuple(q for q in quantized.edges if q.edge not in planned),
-    )
+#: The fact of a node that has no INT8 kernel on a target.
+_LACKS_KERNEL = "lacks-int8-kernel"
 
 
 def check_placement(
-    compared: Comparison, rescaled: frozenset[str] = frozenset()
+    comparison: Comparison, rescaled: frozenset[str] = frozenset()
 ) -> Iterator[Finding]:
-    """Yield the differences that make one, by their codes; `rescaled` names tensors whose pair has halves of two scales, which are told elsewhere."""
-    names = _Names(compared)
-    carried = _Carried(compared)
-    yield from _missing(compared, names, carried, rescaled)
-    yield from _unwanted(compared, names, carried, rescaled)
-    yield from _axes(compared, names)
+    """Yield the missing and the unplanned pairs that have an effect.
 
-
-class _Names:
-    """What the rules of a plan say, and what they are about."""
-
-    def __init__(self, compared: Comparison) -> None:
-        self._rules = {rule.name: rule for rule in compared.rules.rules}
-        self._left = {item.edge: item for item in compared.wanted.left_float}
-
-    def says(self, rule: str) -> str:
-        return self._rules[rule].says if rule in self._rules else ""
-
-    def left(self, edge: Edge) -> LeftFloat | None:
-        """Return why an edge stays in float, None where no rule speaks of it."""
-        return self._left.get(edge)
-
-    def left_by(self, edge: Edge, into: str = "", from_: str = "") -> bool:
-        """Whether the rule that leaves an edge in float is about nodes that a fact names."""
-        kept = self._left.get(edge)
-        where = (
-            self._rules[kept.because].where
-            if kept is not None and kept.because in self._rules
-            else None
-        )
-        return where is not None and (into in where.into or from_ in where.from_)
-
-
-class _Carried:
-    """Pairs that stand elsewhere than planned and do the same.
-
-    TensorRT moves a DQ forward past an operator that commutes with quantization, and past a Concat whose inputs have one
-    scale: built with TensorRT-RTX 1.7.1, Conv and MatMul run in INT8 behind each of `can_commute_with_quantization` but Resize.
+    `rescaled` holds the tensors whose pair has halves of two scales. Separate findings report them.
     """
-
-    def __init__(self, compared: Comparison) -> None:
-        self.found = {q.edge: q for q in compared.quantized.edges}
-        self.index = compared.quantized.index
-        #: Pairs that stand for planned ones.
-        self.used: set[Edge] = set()
-        #: Planned edges that have no pair and need none.
-        self.done: dict[Edge, QuantizedEdge] = {}
-        #: Concat edges whose scales differ, so that nothing is moved past them.
-        self.apart: dict[Edge, tuple[QuantizedEdge, ...]] = {}
-        for placement in compared.missing:
-            scope = self.index.scope(placement.edge)
-            if carriers := self._behind(
-                scope, placement.edge.tensor, placement.quantizer.axis, placement.edge
-            ):
-                self.used.update(q.edge for q in carriers)
-                self.done[placement.edge] = carriers[0]
-        #: Edges whose pairs do their work, or whose scales are told where they are joined.
-        self.told = self.used | {pair.edge for pairs in self.apart.values() for pair in pairs}
-
-    def _behind(
-        self, scope: GraphIndex, tensor: str, axis: int | None, planned: Edge
-    ) -> tuple[QuantizedEdge, ...]:
-        """Return the pairs whose DQ reaches a tensor through operators that commute, none where it does not."""
-        maker = scope.producers.get(tensor)
-        if maker is None:
-            return ()
-        if maker.op == "Concat" and axis is None:
-            return self._joined(scope, maker, planned)
-        if (
-            maker.op == "Resize"
-            or not can_commute_with_quantization(scope, maker)
-            or (axis is not None and maker.op not in MOVES_VALUES)
-        ):
-            return ()
-        before = None if axis is None else trace_axis_to_input(scope, maker, axis)
-        if axis is not None and before is None:
-            return ()
-        pair = self.found.get(scope.edge(maker, 0))
-        if pair is not None:
-            return (pair,) if pair_scale_axis(pair, scope) == before or _single(pair) else ()
-        return self._behind(scope, maker.inputs[0], before, planned)
-
-    def _joined(self, scope: GraphIndex, concat: Node, planned: Edge) -> tuple[QuantizedEdge, ...]:
-        edges = [edge for edge in scope.edges_into(concat) if edge.tensor]
-        parts = [
-            (self.found[e],) if e in self.found else self._behind(scope, e.tensor, None, planned)
-            for e in edges
-        ]
-        if not all(parts):
-            return ()
-        pairs = tuple(pair for part in parts for pair in part)
-        if not _same_scales(pairs):
-            self.apart[planned] = pairs
-            return ()
-        return pairs
-
-    def redundant(self, pair: QuantizedEdge) -> tuple[QuantizedEdge, ...]:
-        """Return the pairs that stand behind a pair, where only operators that commute or join lie between and every way ends in one; else none."""
-        scope, node = self.index.scope(pair.edge), self.index.node(pair.edge)
-        if not (can_commute_with_quantization(scope, node) or node.op == "Concat") or (
-            pair.edge.slot and node.op != "Concat"
-        ):
-            return ()
-        ends: list[QuantizedEdge] = []
-        waiting, seen = [name for name in node.outputs if name], set[str]()
-        while waiting:
-            tensor = waiting.pop()
-            if tensor in seen:
-                continue
-            seen.add(tensor)
-            if tensor in scope.outputs or any(
-                slot < 0 for _, slot in scope.consumers.get(tensor, ())
-            ):
-                return ()
-            for edge in scope.edges_from(tensor):
-                reader = scope.node(edge)
-                if edge in self.found:
-                    ends.append(self.found[edge])
-                elif edge in self.done or reader.op == "Shape":
-                    continue
-                elif (
-                    can_commute_with_quantization(scope, reader) and not edge.slot
-                ) or reader.op == "Concat":
-                    waiting.extend(name for name in reader.outputs if name)
-                else:
-                    return ()
-        return tuple(ends)
+    reasons = PlanReasons(comparison)
+    carried = CarriedPairs(comparison)
+    yield from _check_missing(comparison, reasons, carried, rescaled)
+    yield from _check_unplanned(comparison, reasons, carried, rescaled)
 
 
-def _missing(
-    compared: Comparison, names: _Names, carried: _Carried, rescaled: frozenset[str]
+def _check_missing(
+    comparison: Comparison,
+    reasons: PlanReasons,
+    carried: CarriedPairs,
+    rescaled: frozenset[str],
 ) -> Iterator[Finding]:
-    """Yield planned edges without a pair: a weighted operator once, others one by one."""
-    index, told = compared.quantized.index, set[tuple[str, str]]()
-    missing = {
-        p.edge: p
-        for p in compared.missing
-        if p.edge not in carried.done and p.edge.tensor not in rescaled
-    }
+    """Yield the planned edges without a pair, for a weighted operator only the first."""
+    missing: dict[Edge, Placement] = {}
+    for placement in comparison.missing:
+        edge = placement.edge
+        if edge not in carried.replaced and edge.tensor not in rescaled:
+            missing[edge] = placement
+    reported_nodes: set[tuple[str, str]] = set()
     for edge, placement in missing.items():
-        scope, rule = index.scope(edge), placement.because[0]
-        node, both = scope.node(edge), operands(scope, scope.node(edge))
-        if edge in both:
-            if (edge.graph, edge.node) in told:
+        scope = comparison.quantized.index.scope(edge)
+        operand_edges = operands(scope, scope.node(edge))
+        if edge in operand_edges:
+            node_key = (edge.graph, edge.node)
+            if node_key in reported_nodes or _has_weight_only_pair(operand_edges, carried):
                 continue
-            told.add((edge.graph, edge.node))
-        code, problem = _missing_code(scope, edge, both, missing)
-        if edge in both and any(
-            _only_weights(carried.found[other]) for other in both if other in carried.found
-        ):
-            continue
-        if edge in carried.apart:
-            yield _unequal(
-                edge,
-                carried.apart[edge],
-                rule,
-                f"is joined from different scales, and the {node.op} behind runs in float",
+            reported_nodes.add(node_key)
+        rule = placement.because[0]
+        if edge in carried.mismatched:
+            problem = (
+                "the tensor is joined from different scales, and the "
+                f"{scope.node(edge).op} after it runs in float"
             )
+            yield make_unequal_finding(edge, carried.mismatched[edge], rule, problem)
         else:
-            yield make_finding(code, edge, problem, rule, names.says(rule))
+            code, problem = _describe_missing(scope, edge, operand_edges, missing)
+            yield make_finding(code, edge, problem, rule, reasons.rule_text(rule))
 
 
-def _only_weights(pair: QuantizedEdge) -> bool:
-    """Whether a pair is of the kinds that are for weights alone, with activations in float: 4 bits, or scales by blocks."""
-    return bool(pair.pair.block_size) or (pair.dtype or pair.stored) in _FOUR_BITS
+def _has_weight_only_pair(operand_edges: tuple[Edge, ...], carried: CarriedPairs) -> bool:
+    """Whether an operand has a pair in 4 bits or by blocks.
+
+    Such pairs are for weights alone, with activations in float.
+    """
+    for edge in operand_edges:
+        pair = carried.pairs.get(edge)
+        if pair is None:
+            continue
+        if pair.pair.block_size or (pair.dtype or pair.stored) in _FOUR_BIT_TYPES:
+            return True
+    return False
 
 
-def _missing_code(
-    scope: GraphIndex, edge: Edge, both: tuple[Edge, ...], missing: dict[Edge, Placement]
+def _describe_missing(
+    scope: GraphIndex,
+    edge: Edge,
+    operand_edges: tuple[Edge, ...],
+    missing: dict[Edge, Placement],
 ) -> tuple[str, str]:
+    """Return the code and the problem of a planned edge without a pair."""
     node = scope.node(edge)
-    if edge in both:
-        if all(operand in missing for operand in both):
-            return "missing-pair", f"has no Q/DQ pair, nor has any operand of this {node.op}"
-        other = next(operand for operand in both if operand not in missing)
-        return (
-            "half-quantized",
-            f"has no Q/DQ pair, but {other.tensor!r} has: the {node.op} runs in float",
-        )
+    if edge in operand_edges:
+        for operand in operand_edges:
+            if operand not in missing:
+                problem = (
+                    f"the edge has no Q/DQ pair, but {operand.tensor!r} has one: "
+                    f"the {node.op} runs in float"
+                )
+                return "half-quantized", problem
+        return "missing-pair", f"no operand of this {node.op} has a Q/DQ pair"
     if find_residual_slot(scope, node) == edge.slot:
-        return "residual-in-float", "skips into the residual Add without a Q/DQ pair"
+        return "residual-in-float", "the residual Add reads its skip without a Q/DQ pair"
     if node.op in QUANTIZABLE_POOLS:
-        return "pool-in-float", f"is read by the {node.op} without a Q/DQ pair"
-    return "missing-pair", "has no Q/DQ pair"
+        return "pool-in-float", f"the {node.op} reads the tensor without a Q/DQ pair"
+    return "missing-pair", "the edge has no Q/DQ pair"
 
 
-def _unwanted(
-    compared: Comparison, names: _Names, carried: _Carried, rescaled: frozenset[str]
+def _check_unplanned(
+    comparison: Comparison,
+    reasons: PlanReasons,
+    carried: CarriedPairs,
+    rescaled: frozenset[str],
 ) -> Iterator[Finding]:
-    """Yield pairs on edges that are not planned, but for those that do the same as planned ones and those that cost nothing."""
-    for pair in compared.unwanted:
-        scope, node = (
-            compared.quantized.index.scope(pair.edge),
-            compared.quantized.index.node(pair.edge),
-        )
-        if (
-            pair.edge in carried.told
-            or rescaled.intersection(node.outputs)
-            or pair.stored == "int32"
-            or pair.dtype == "int32"
-        ):
+    """Yield the pairs on edges that are not planned.
+
+    Left out are those that replace planned ones and those without a cost.
+    """
+    for pair in comparison.unplanned:
+        scope = comparison.quantized.index.scope(pair.edge)
+        node = comparison.quantized.index.node(pair.edge)
+        is_int32 = "int32" in (pair.stored, pair.dtype)
+        if pair.edge in carried.explained or is_int32 or rescaled.intersection(node.outputs):
             continue
-        if ends := carried.redundant(pair):
-            if not _same_scales((pair, *ends)):
-                yield _unequal(
-                    pair.edge, (pair, *ends), "", f"another scale stands behind this {node.op}"
-                )
-            continue
-        kept = names.left(pair.edge)
-        rule, says = (
-            (kept.because, names.says(kept.because) or kept.reason) if kept else ("", NO_RULE)
-        )
-        code, problem = _unwanted_code(scope, pair.edge, names)
-        yield make_finding(code, pair.edge, problem, rule, says)
+        downstream = carried.downstream_pairs(pair)
+        if not downstream:
+            yield _make_unplanned_finding(scope, pair, reasons)
+        elif not have_equal_scales((pair, *downstream)):
+            problem = f"the pairs after this {node.op} have another scale"
+            yield make_unequal_finding(pair.edge, (pair, *downstream), "", problem)
 
 
-def _unwanted_code(scope: GraphIndex, edge: Edge, names: _Names) -> tuple[str, str]:
-    node, both = scope.node(edge), operands(scope, scope.node(edge))
-    kept = names.left(edge)
-    if names.left_by(edge, into="lacks-int8-kernel"):
-        return "no-kernel", f"has a Q/DQ pair, and the {node.op} no INT8 kernel on the target"
-    if (
-        kept is not None
-        and kept.because == INCOMPLETE
-        and any(names.left_by(other, into="lacks-int8-kernel") for other in both)
-    ):
-        return "no-kernel", f"has a Q/DQ pair, and the {node.op} no INT8 kernel on the target"
-    if weighted := _fused_behind(scope, edge.tensor):
-        if node.op in FUSED_AFTER_WEIGHTED or _folds(scope, edge):
-            return (
-                "pair-in-fusion",
-                f"has a Q/DQ pair between {weighted} and the {node.op} that TensorRT fuses with it",
-            )
-        return "pair-on-output", f"has a Q/DQ pair on the output of {weighted}"
-    if names.left_by(edge, from_="weighted"):
-        return "pair-on-output", "has a Q/DQ pair on the output of a weighted layer"
-    return "unwanted-pair", "has a Q/DQ pair that the rules leave out"
+def _make_unplanned_finding(
+    scope: GraphIndex, pair: QuantizedEdge, reasons: PlanReasons
+) -> Finding:
+    rule = ""
+    rule_text = NO_RULE
+    decision = reasons.left_float(pair.edge)
+    if decision is not None:
+        rule = decision.because
+        rule_text = reasons.rule_text(rule) or decision.reason
+    code, problem = _describe_unplanned(scope, pair.edge, reasons)
+    return make_finding(code, pair.edge, problem, rule, rule_text)
 
 
-def _folds(scope: GraphIndex, edge: Edge) -> bool:
-    """Whether an edge goes into an Add or Mul of a constant, as of a bias."""
+def _describe_unplanned(scope: GraphIndex, edge: Edge, reasons: PlanReasons) -> tuple[str, str]:
+    """Return the code and the problem of a pair on an edge that is not planned."""
     node = scope.node(edge)
-    return (
-        node.op in FOLDED_INTO_WEIGHTS
-        and len([i for i in node.inputs if i and not scope.is_constant(i)]) == 1
-    )
+    if _lacks_kernel(scope, edge, reasons):
+        problem = f"the edge has a Q/DQ pair, but the {node.op} has no INT8 kernel on the target"
+        return "no-kernel", problem
+    weighted = _find_fused_layer(scope, edge.tensor)
+    if weighted and (node.op in FUSED_AFTER_WEIGHTED or _is_folded(scope, node)):
+        problem = f"a Q/DQ pair is between {weighted} and the {node.op} that TensorRT fuses with it"
+        return "pair-in-fusion", problem
+    if weighted:
+        return "pair-on-output", f"a Q/DQ pair is on the output of {weighted}"
+    if reasons.is_left_for(edge, from_="weighted"):
+        return "pair-on-output", "a Q/DQ pair is on the output of a weighted layer"
+    return "unwanted-pair", "the edge has a Q/DQ pair that the rules leave out"
 
 
-def _fused_behind(scope: GraphIndex, tensor: str) -> str:
-    """Return what makes a tensor: a weighted operator with nothing but folded ones behind it, or a residual Add that TensorRT fuses with one."""
-    maker = scope.producers.get(tensor)
-    while (
-        maker is not None
-        and maker.op in FOLDED_INTO_WEIGHTS
-        and len(computed := [i for i in maker.inputs if i and not scope.is_constant(i)]) == 1
-    ):
-        maker = scope.producers.get(computed[0])
-    if maker is None:
+def _lacks_kernel(scope: GraphIndex, edge: Edge, reasons: PlanReasons) -> bool:
+    """Whether an edge or, for an incomplete layer, an operand beside it lacks an INT8 kernel."""
+    if reasons.is_left_for(edge, into=_LACKS_KERNEL):
+        return True
+    decision = reasons.left_float(edge)
+    if decision is None or decision.because != INCOMPLETE:
+        return False
+    operand_edges = operands(scope, scope.node(edge))
+    return any(reasons.is_left_for(operand, into=_LACKS_KERNEL) for operand in operand_edges)
+
+
+def _computed_inputs(scope: GraphIndex, node: Node) -> list[str]:
+    return [name for name in node.inputs if name and not scope.is_constant(name)]
+
+
+def _is_folded(scope: GraphIndex, node: Node) -> bool:
+    """Whether a node is an Add or Mul of a constant, as for a bias."""
+    return node.op in FOLDED_INTO_WEIGHTS and len(_computed_inputs(scope, node)) == 1
+
+
+def _find_fused_layer(scope: GraphIndex, tensor: str) -> str:
+    """Return the name of the layer that computes a tensor, "" for others.
+
+    It is a weighted operator with nothing but folded ones after it, or a residual Add that TensorRT
+    fuses with one.
+    """
+    producer = scope.producers.get(tensor)
+    while producer is not None and _is_folded(scope, producer):
+        producer = scope.producers.get(_computed_inputs(scope, producer)[0])
+    if producer is None:
         return ""
-    if operands(scope, maker):
-        return f"the {maker.op} {maker.label!r}"
-    return (
-        f"the residual Add {maker.label!r}" if find_residual_slot(scope, maker) is not None else ""
-    )
-
-
-def _axes(compared: Comparison, names: _Names) -> Iterator[Finding]:
-    """Yield pairs along another axis than planned; weights of one scale all in one finding."""
-    there = {q.edge: q for q in compared.quantized.edges}
-    coarse: list[Edge] = []
-    for placement in compared.wanted.placements:
-        pair = there.get(placement.edge)
-        if pair is None or pair.pair.block_size:
-            continue
-        scope, rule = compared.quantized.index.scope(placement.edge), placement.because[0]
-        axis = pair_scale_axis(pair, scope)
-        if axis == placement.quantizer.axis or _one_channel(pair, placement, scope):
-            continue
-        if _single(pair):
-            coarse.append(placement.edge)
-        elif scope.is_constant(placement.edge.tensor):
-            problem = f"is quantized {_spelled(axis)}, not {_spelled(placement.quantizer.axis)}"
-            yield make_finding("wrong-axis", placement.edge, problem, rule, names.says(rule))
-        else:
-            yield make_finding(
-                "channel-scales",
-                placement.edge,
-                "is computed, and has one scale for each channel",
-                rule,
-                names.says(rule),
-            )
-    if coarse:
-        more = f", and so have {len(coarse) - 1} more weights" if len(coarse) > 1 else ""
-        yield make_finding(
-            "weight-per-tensor", coarse[0], f"has one scale for all its channels{more}"
-        )
-
-
-def pair_scale_axis(pair: QuantizedEdge, scope: GraphIndex) -> int | None:
-    """Return the axis along which a pair has scales, None for one scale."""
-    if (
-        pair.scales is None
-        or pair.scales.ndim == 0
-        or (pair.scales.size == 1 and pair.pair.axis is None)
-    ):
-        return None
-    axis = 1 if pair.pair.axis is None else pair.pair.axis
-    return axis + (scope.rank(pair.edge.tensor) or 0) if axis < 0 else axis
-
-
-def _single(pair: QuantizedEdge) -> bool:
-    return pair.scales is not None and pair.scales.size == 1
-
-
-def _one_channel(pair: QuantizedEdge, placement: Placement, scope: GraphIndex) -> bool:
-    """Whether the axis cannot matter: one scale, where the plan's axis has one channel or it has none."""
-    axis, shape = placement.quantizer.axis, scope.shape(pair.edge.tensor)
-    return _single(pair) and (axis is None or (shape is not None and shape[axis] == 1))
-
-
-def _spelled(axis: int | None) -> str:
-    return "with one scale" if axis is None else f"along axis {axis}"
-
-
-def check_scale_groups(compared: Comparison) -> Iterator[Finding]:
-    """Yield the groups of tensors that the rules tie to one scale and that have several."""
-    by_tensor = {(q.edge.qualified_tensor, q.dtype): q for q in compared.quantized.edges}
-    for group in compared.wanted.scale_groups:
-        for dtype in sorted({q.dtype for q in compared.quantized.edges}):
-            members = [by_tensor[t, dtype] for t in group.tensors if (t, dtype) in by_tensor]
-            least = (
-                max((largest_scale(m.scales) for m in members), default=0.0) / group.ratio_at_most
-                if group.ratio_at_most
-                else 0.0
-            )
-            members = [m for m in members if not largest_scale(m.scales) < least]
-            if len(members) > 1 and not _same_scales(members):
-                yield _unequal(
-                    members[0].edge,
-                    members,
-                    ", ".join(group.because),
-                    "its group has different scales",
-                )
-
-
-def _same_scales(pairs: Iterable[QuantizedEdge]) -> bool:
-    scales = [largest_scale(pair.scales) for pair in pairs]
-    return bool(np.ptp(scales) <= _SAME * max(scales)) if scales else True
-
-
-def _unequal(where: Edge, pairs: Iterable[QuantizedEdge], rule: str, problem: str) -> Finding:
-    each = dict.fromkeys(f"{pair.edge.tensor} {largest_scale(pair.scales):.6g}" for pair in pairs)
-    return make_finding("unequal-scales", where, f"{problem}: {', '.join(each)}", rule)
-
-
-def check_pair_types(compared: Comparison) -> Iterator[Finding]:
-    """Yield pairs of a type that TensorRT reads, and that is not the one the rules ask for."""
-    there = {q.edge: q for q in compared.quantized.edges}
-    for placement in compared.wanted.placements:
-        pair, wanted = there.get(placement.edge), placement.quantizer.dtype
-        if (
-            pair is not None
-            and pair.dtype in ("int8", "float8e4m3fn", "int4", "float4e2m1")
-            and pair.dtype != wanted
-        ):
-            rule = placement.because[0]
-            yield make_finding(
-                "element-type",
-                placement.edge,
-                f"is quantized to {pair.dtype}; the rules ask for {wanted}",
-                rule,
-            )
+    if operands(scope, producer):
+        return f"the {producer.op} {producer.label!r}"
+    if find_residual_slot(scope, producer) is not None:
+        return f"the residual Add {producer.label!r}"
+    return ""

@@ -1,11 +1,15 @@
-"""Findings about the weights themselves: clipped by their scale, or far from filling it. The only check that reads them."""
+"""Findings about weights that their scale clips, or that are far from filling their range.
+
+No other check reads the values of weights.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import msgspec
 import numpy as np
+import onnx
 
 from qdq.arrays import Array, Floats
 from qdq.checking.finding import Finding, make_finding
@@ -14,113 +18,150 @@ from qdq.graph.pairs import stored_tensors
 from qdq.quantized.model import QuantizedEdge, QuantizedModel
 from qdq.quantizer import INT8, INT8_LEVELS
 
-#: How far a channel's range may be from its largest weight; pairs that qdq, ONNX Runtime and Model Optimizer choose stay within 2.
-_FAR = 4.0
+#: The largest ratio between a channel's range and its largest weight that is not reported. Pairs
+#: that qdq, ONNX Runtime and Model Optimizer choose stay within 2.
+_MOST_RATIO = 4.0
 
-#: Share of a weight that is clipped, or stored at the ends of its range besides the largest of each channel, that is called saturated.
-_SATURATED = 0.05
+#: The largest share of a weight at the ends of its range that is not reported: values that are
+#: clipped, or stored as 127 or -127, not counting the largest of each channel.
+_MOST_SATURATED = 0.05
 
-#: Of fewer weights a share says nothing: the scale that changes the layer's output least may clip one of two.
-_FEW = 100
+#: The fewest weights for which a share is meaningful: the scale that changes the layer's output
+#: least may clip one of two.
+_FEWEST_WEIGHTS = 100
 
-#: Weights that all stay below this many steps are of fewer bits, stored in 8.
-_NARROW = 8.5
+#: Weights that all stay below this many steps have fewer bits, stored in 8.
+_NARROW_STEPS = 8.5
 
-#: A channel whose largest weight is less than so much of the tensor's is as good as dead, and its scale is free.
-_DEAD = 1e-3
+#: A channel whose largest weight is a smaller share of the tensor's has no effect, so any scale
+#: fits it.
+_DEAD_SHARE = 1e-3
+
+_TINY = 1e-30
 
 
-class _Spread(msgspec.Struct, frozen=True):
-    """The weights of each channel, in units of its scale."""
+class _WeightSpread(msgspec.Struct, frozen=True):
+    """How the weights of a tensor fill their range."""
 
+    #: The scale of each channel.
+    scales: Floats
+    #: The largest absolute weight of each channel, in units of its scale.
     largest: Floats
-    #: How many of all weights INT8 clips, or are stored at its ends besides the largest of each channel, and how many there are.
-    ends: int
+    #: The number of weights that INT8 clips or that are stored at its ends, not counting the
+    #: largest stored one of each channel.
+    saturated: int
+    #: The number of all weights.
     size: int
 
 
 def check_weight_scales(quantized: QuantizedModel) -> Iterator[Finding]:
-    """Yield what is suspicious about the scales of stored weights."""
+    """Yield the suspicious scales of stored INT8 weights, one finding per pair."""
     stored = stored_tensors(quantized.source.model.graph)
-    told: set[str] = set()
+    checked: set[str] = set()
     for edge in quantized.edges:
-        scope, pair = quantized.index.scope(edge.edge), edge.pair
-        if (
-            pair.output in told
-            or edge.scales is None
-            or pair.block_size
-            or pair.levels
-            or edge.scales.ndim > 1
-            or not (edge.scales > 0).all()
-        ):
+        output = edge.pair.output
+        scales = _plain_scales(edge)
+        if output in checked or scales is None or not _is_weight(quantized, edge, stored):
             continue
-        if (edge.dtype or edge.stored) == INT8 and (
-            pair.tensor in stored or scope.is_constant(edge.edge.tensor)
-        ):
-            told.add(pair.output)
-            values = (
-                read_tensor_values(
-                    stored[pair.tensor], quantized.source.name, quantized.source.folder
-                )
-                if pair.tensor in stored
-                else None
-            )
-            values = scope.constant(edge.edge.tensor) if values is None else values
-            if values.ndim > 1 and (spread := _spread(edge, values)) is not None:
-                yield from _judged(edge, spread)
+        checked.add(output)
+        values = _read_weight(quantized, edge, stored)
+        axis = 1 if edge.pair.axis is None else edge.pair.axis
+        if values.ndim > 1 and _fits_shape(scales, axis, values):
+            yield from _check_spread(edge, _measure_spread(scales, axis, values))
     quantized.index.forget_constants()
 
 
-def _spread(edge: QuantizedEdge, values: Array) -> _Spread | None:
-    """Return how a weight fills its range; None where its scales do not fit it."""
-    scales = edge.scales.astype(np.float64).reshape(-1) if edge.scales is not None else np.ones(1)
-    axis = 1 if edge.pair.axis is None else edge.pair.axis
-    if scales.size > 1 and not (
-        -values.ndim <= axis < values.ndim and values.shape[axis] == scales.size
-    ):
+def _plain_scales(edge: QuantizedEdge) -> Floats | None:
+    """Return the scales of a pair that has one, or one per channel, for the whole range of INT8."""
+    scales = edge.scales
+    if scales is None or scales.ndim > 1 or edge.pair.block_size or edge.pair.levels:
         return None
-    others = (
-        tuple(i for i in range(values.ndim) if i != axis % values.ndim) if scales.size > 1 else None
-    )
-    integers = values.dtype == np.int8
-    unit = np.ones_like(scales) if integers else scales
-    top, bottom = (
-        np.atleast_1d(reduce(values, axis=others)).astype(np.float64) / unit
-        for reduce in (np.max, np.min)
-    )
+    if (edge.dtype or edge.stored) != INT8 or not (scales > 0).all():
+        return None
+    return scales.astype(np.float64).reshape(-1)
+
+
+def _is_weight(
+    quantized: QuantizedModel, edge: QuantizedEdge, stored: Mapping[str, onnx.TensorProto]
+) -> bool:
+    scope = quantized.index.scope(edge.edge)
+    return edge.pair.tensor in stored or scope.is_constant(edge.edge.tensor)
+
+
+def _read_weight(
+    quantized: QuantizedModel, edge: QuantizedEdge, stored: Mapping[str, onnx.TensorProto]
+) -> Array:
+    """Return the values of a weight as they are stored: floats or INT8."""
+    tensor = stored.get(edge.pair.tensor)
+    if tensor is None:
+        return quantized.index.scope(edge.edge).constant(edge.edge.tensor)
+    return read_tensor_values(tensor, quantized.source.name, quantized.source.folder)
+
+
+def _fits_shape(scales: Floats, axis: int, values: Array) -> bool:
+    """Whether a weight has as many channels along an axis as there are scales, or one scale."""
+    if scales.size <= 1:
+        return True
+    return -values.ndim <= axis < values.ndim and values.shape[axis] == scales.size
+
+
+def _measure_spread(scales: Floats, axis: int, values: Array) -> _WeightSpread:
+    """Return how a weight fills its range; `axis` is that of several scales."""
+    other_axes: tuple[int, ...] | None = None
+    if scales.size > 1:
+        channel_axis = axis % values.ndim
+        other_axes = tuple(i for i in range(values.ndim) if i != channel_axis)
+    is_integer = values.dtype == np.int8
+    unit = np.ones_like(scales) if is_integer else scales
+    top = np.atleast_1d(np.max(values, axis=other_axes)).astype(np.float64) / unit
+    bottom = np.atleast_1d(np.min(values, axis=other_axes)).astype(np.float64) / unit
     largest = np.maximum(top, -bottom)
-    ends = _at_ends(values, unit, axis) if (largest >= INT8_LEVELS - 0.5).any() else 0
-    return _Spread(largest, max(ends - scales.size, 0) if integers else ends, values.size)
+    saturated = 0
+    if (largest >= INT8_LEVELS - 0.5).any():
+        saturated = _count_saturated(values, unit, axis)
+    if is_integer:
+        saturated = max(saturated - scales.size, 0)
+    return _WeightSpread(scales, largest, saturated, values.size)
 
 
-def _at_ends(values: Array, unit: Floats, axis: int) -> int:
-    """Return how many stored integers are 127 or -127, or how many weights are clipped to that."""
+def _count_saturated(values: Array, unit: Floats, axis: int) -> int:
+    """Return how many weights INT8 clips, or for stored integers how many are 127 or -127."""
     if values.dtype == np.int8:
-        return int(
-            np.count_nonzero(values == INT8_LEVELS) + np.count_nonzero(values <= -INT8_LEVELS)
-        )
+        at_top = np.count_nonzero(values == INT8_LEVELS)
+        at_bottom = np.count_nonzero(values <= -INT8_LEVELS)
+        return int(at_top + at_bottom)
     shape = [1] * values.ndim
     shape[axis % values.ndim] = unit.size
     limit = (unit * (INT8_LEVELS + 0.5)).astype(np.float32).reshape(shape)
-    return int(np.count_nonzero(values >= limit) + np.count_nonzero(values <= -limit))
+    above = np.count_nonzero(values >= limit)
+    below = np.count_nonzero(values <= -limit)
+    return int(above + below)
 
 
-def _judged(edge: QuantizedEdge, spread: _Spread) -> Iterator[Finding]:
-    if spread.size >= _FEW and spread.ends > _SATURATED * spread.size:
-        yield make_finding(
-            "saturated-weights",
-            edge.edge,
-            f"{spread.ends / spread.size:.0%} of its {spread.size} weights lie at the ends of the range",
-        )
+def _check_spread(edge: QuantizedEdge, spread: _WeightSpread) -> Iterator[Finding]:
+    if spread.size >= _FEWEST_WEIGHTS and spread.saturated > _MOST_SATURATED * spread.size:
+        share = spread.saturated / spread.size
+        problem = f"{share:.0%} of its {spread.size} weights are at the ends of the range"
+        yield make_finding("saturated-weights", edge.edge, problem)
         return
-    if spread.largest.max() < _NARROW:
+    if spread.largest.max() < _NARROW_STEPS:
         return
-    scales = edge.scales.astype(np.float64).reshape(-1) if edge.scales is not None else np.ones(1)
-    real = spread.largest * scales
-    alive = real > _DEAD * real.max() if real.max() > 0 else np.zeros_like(real, bool)
-    ratios = np.where(alive, INT8_LEVELS / np.maximum(spread.largest, 1e-30), 1.0)
-    worst = int(np.argmax(np.abs(np.log(ratios))))
-    if ratios[worst] > _FAR or ratios[worst] < 1 / _FAR:
-        channel = f", in channel {worst}" if ratios.size > 1 else ""
-        says = f"its range is {ratios[worst]:.3g} times its largest weight{channel}"
-        yield make_finding("weight-scale", edge.edge, says)
+    ratios = _range_ratios(spread)
+    channel = int(np.argmax(np.abs(np.log(ratios))))
+    ratio = ratios[channel]
+    if ratio > _MOST_RATIO or ratio < 1 / _MOST_RATIO:
+        problem = f"its range is {ratio:.3g} times its largest weight"
+        if ratios.size > 1:
+            problem += f", in channel {channel}"
+        yield make_finding("weight-scale", edge.edge, problem)
+
+
+def _range_ratios(spread: _WeightSpread) -> Floats:
+    """Return the ratio of each channel's range to its largest weight, 1 for a dead channel."""
+    largest = spread.largest * spread.scales
+    most = largest.max()
+    if not most > 0:  # also where a weight is NaN
+        return np.ones_like(largest)
+    has_effect = largest > _DEAD_SHARE * most
+    ratios: Floats = np.where(has_effect, INT8_LEVELS / np.maximum(spread.largest, _TINY), 1.0)
+    return ratios

@@ -1,4 +1,4 @@
-"""Files of rule cases: reading and writing them."""
+"""Files of rule cases."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _KEYS = ("says", "before", "plan", "float", "after", "unchanged", "targets", "en
 
 
 class EngineExpectation(msgspec.Struct, frozen=True):
-    """What the compiled engine must make of named nodes."""
+    """The types in which the compiled engine must run named nodes."""
 
     target: Target
     int8: tuple[str, ...] = ()
@@ -29,7 +29,7 @@ class EngineExpectation(msgspec.Struct, frozen=True):
 
 
 class Case(msgspec.Struct, frozen=True):
-    """One graph, and what the rules must make of it."""
+    """One graph, and the decisions that the rules must make about it."""
 
     rule: str
     name: str
@@ -39,22 +39,22 @@ class Case(msgspec.Struct, frozen=True):
     #: Whether the rule under test must decide nothing here.
     unchanged: bool = False
     plan: tuple[str, ...] = ()
-    #: The edges left in float with their rules; None where the case does not say.
+    #: The edges left in float with their rules; None where the case does not specify them.
     float: tuple[str, ...] | None = None
-    #: The rewritten graph as ONNX text, "" where the case does not say.
+    #: The rewritten graph as ONNX text, "" where the case does not specify it.
     after: str = ""
     targets: tuple[Target, ...] = ()
     engine: EngineExpectation | None = None
 
 
-class _WrittenEngine(msgspec.Struct, forbid_unknown_fields=True):
+class _EngineMapping(msgspec.Struct, forbid_unknown_fields=True):
     target: str
     int8: tuple[str, ...] = ()
     fp8: tuple[str, ...] = ()
     float: tuple[str, ...] = ()
 
 
-class _Written(msgspec.Struct):
+class _CaseMapping(msgspec.Struct):
     says: str
     before: str = ""
     unchanged: str = ""
@@ -62,19 +62,23 @@ class _Written(msgspec.Struct):
     float: list[str] | None = None
     after: str = ""
     targets: list[str] = []
-    engine: _WrittenEngine | None = None
+    engine: _EngineMapping | None = None
 
 
 class CaseFiles:
-    """Where the cases of one rule file lie: a file for each rule, or one for all."""
+    """The files that hold the cases of one rule file: one for each rule, or one for all."""
 
     def __init__(self, folder: Path, file: Path, names: tuple[str, ...]) -> None:
-        self.folder, self.shared, self.names = folder, folder / f"{file.stem}.yaml", names
+        self.folder = folder
+        self.shared = folder / f"{file.stem}.yaml"
+        self.names = names
 
     def path(self, rule: str) -> Path:
-        """Return the file that holds a rule's cases, or should."""
-        own = self.folder / f"{rule}.yaml"
-        return own if own.exists() or not self.shared.exists() else self.shared
+        """Return the file that holds a rule's cases, or should hold them."""
+        separate = self.folder / f"{rule}.yaml"
+        if separate.exists() or not self.shared.exists():
+            return separate
+        return self.shared
 
     def cases(self, rule: str) -> tuple[Case, ...]:
         """Return a rule's cases; raises RuleError for mistakes in their file."""
@@ -83,106 +87,146 @@ class CaseFiles:
 
 
 def read_cases(path: Path, rule: str, known: tuple[str, ...] = ()) -> tuple[Case, ...]:
-    """Return a rule's cases in a file that holds those of the `known` rules, one rule a YAML document; raises RuleError naming file, line and mistake."""
+    """Return a rule's cases in a file.
+
+    The file holds the cases of the `known` rules, one rule per YAML document. Raises RuleError
+    that names the file, the line and the mistake.
+    """
     known = known or (rule,)
     cases: list[Case] = []
     for line, content in read_documents(path) or [(1, None)]:
         if not isinstance(content, LocatedMapping) or content.get("rule") not in known:
-            near = (
-                did_you_mean(str(content.get("rule")), known)
-                if isinstance(content, LocatedMapping)
-                else ""
-            )
-            raise RuleError(
-                f"{path}:{line}: a case file begins with 'rule: {' or '.join(known)}'{near}"
-            )
+            raise _unknown_rule(path, line, content, known)
         if content["rule"] == rule:
-            cases += [_case(path, rule, name, content) for name in content if name != "rule"]
+            names = [name for name in content if name != "rule"]
+            cases += [_read_case(path, rule, name, content) for name in names]
     return tuple(cases)
 
 
+def _unknown_rule(path: Path, line: int, content: object, known: tuple[str, ...]) -> RuleError:
+    """Return the error for a document of a case file that belongs to none of its rules."""
+    hint = "."
+    if isinstance(content, LocatedMapping):
+        hint = did_you_mean(str(content.get("rule")), known) or "."
+    names = " or ".join(known)
+    return RuleError(f"{path}:{line}: a case file begins with 'rule: {names}'{hint}")
+
+
 def case_names(rule: Rule) -> tuple[tuple[str, str], ...]:
-    """Return the name of each case of a rule and what it shows, none where they do not lie beside the rule or above it."""
+    """Return the name and the sentence of each case of a rule.
+
+    There are none where its cases are neither beside the rule nor above it.
+    """
     file = Path(rule.file)
-    files = CaseFiles(cases_folder(file.parent), file, tuple(r.name for r in read_rules(file)))
-    return (
-        tuple((case.name, case.says) for case in files.cases(rule.name))
-        if files.path(rule.name).exists()
-        else ()
-    )
+    rule_names = tuple(other.name for other in read_rules(file))
+    files = CaseFiles(cases_folder(file.parent), file, rule_names)
+    if not files.path(rule.name).exists():
+        return ()
+    return tuple((case.name, case.says) for case in files.cases(rule.name))
 
 
 def parse_case(text: str) -> onnx.ModelProto:
-    """Return the model of an ONNX text; weights that are declared without values get seeded random ones."""
+    """Return the model of an ONNX text.
+
+    Weights that are declared without values get random ones, seeded by their name.
+    """
     try:
         model = onnx.parser.parse_model(text)
     except onnx.parser.ParseError as error:
-        said = error.args[0].decode() if isinstance(error.args[0], bytes) else str(error)
-        raise RuleError(f"not ONNX text: {' '.join(said.split())}") from error
+        raise RuleError(f"the graph is not ONNX text: {_parser_message(error)}") from error
     graph = model.graph
-    produced = {o for n in graph.node for o in n.output}
-    open_weights = [v for v in graph.value_info if v.name not in produced]
-    for value in open_weights:
-        shape = [d.dim_value for d in value.type.tensor_type.shape.dim]
-        rng = np.random.default_rng(zlib.crc32(value.name.encode()))
-        graph.initializer.append(
-            numpy_helper.from_array(rng.standard_normal(shape).astype(np.float32), value.name)
-        )
+    computed = {name for node in graph.node for name in node.output}
+    weights = [value for value in graph.value_info if value.name not in computed]
+    for value in weights:
+        graph.initializer.append(_random_weight(value))
         graph.value_info.remove(value)
     return model
 
 
-def _case(path: Path, rule: str, name: str, content: LocatedMapping) -> Case:
-    given, line = content[name], content.lines[name]
-    if not isinstance(given, LocatedMapping):
-        raise RuleError(f"{path}:{line}: case {name!r} must be a mapping")
-    for key in given:
+def _parser_message(error: onnx.parser.ParseError) -> str:
+    """Return a parser's message in one line."""
+    message = error.args[0]
+    text = message.decode() if isinstance(message, bytes) else str(error)
+    return normalize_spaces(text)
+
+
+def _random_weight(value: onnx.ValueInfoProto) -> onnx.TensorProto:
+    shape = [dimension.dim_value for dimension in value.type.tensor_type.shape.dim]
+    rng = np.random.default_rng(zlib.crc32(value.name.encode()))
+    values = rng.standard_normal(shape).astype(np.float32)
+    return numpy_helper.from_array(values, value.name)
+
+
+def _read_case(path: Path, rule: str, name: str, content: LocatedMapping) -> Case:
+    mapping = content[name]
+    place = f"{path}:{content.lines[name]}"
+    if not isinstance(mapping, LocatedMapping):
+        raise RuleError(f"{place}: case {name!r} must be a mapping.")
+    for key in mapping:
         if key not in _KEYS:
-            raise RuleError(
-                f"{path}:{given.lines[key]}: unknown key {key!r}{did_you_mean(key, _KEYS)}"
-            )
-    if (
-        ("before" in given) == ("unchanged" in given)
-        or "says" not in given
-        or ("before" in given) != ("plan" in given)
-    ):
+            hint = did_you_mean(key, _KEYS) or "."
+            raise RuleError(f"{path}:{mapping.lines[key]}: unknown key {key!r}{hint}")
+    if not _has_required_keys(mapping):
         raise RuleError(
-            f"{path}:{line}: case {name!r} needs 'says', and either 'before' with 'plan' or 'unchanged'"
+            f"{place}: case {name!r} needs 'says', and either 'before' with 'plan' or 'unchanged'."
         )
     try:
-        written = msgspec.convert(given, _Written)
-        return Case(
-            rule=rule,
-            name=name,
-            says=written.says,
-            text=written.before or written.unchanged,
-            unchanged="unchanged" in given,
-            plan=tuple(map(normalize_spaces, written.plan or ())),
-            float=tuple(map(normalize_spaces, written.float or ())) if "float" in given else None,
-            after=written.after,
-            targets=tuple(map(parse_target, written.targets)),
-            engine=_expectation(written.engine) if written.engine else None,
-        )
+        return _convert_case(rule, name, mapping)
     except (msgspec.ValidationError, UsageError) as error:
-        raise RuleError(f"{path}:{line}: case {name!r}: {error}") from error
+        raise RuleError(f"{place}: case {name!r}: {error}") from error
 
 
-def _expectation(written: _WrittenEngine) -> EngineExpectation:
-    return EngineExpectation(parse_target(written.target), written.int8, written.fp8, written.float)
+def _has_required_keys(mapping: LocatedMapping) -> bool:
+    has_before = "before" in mapping
+    if "says" not in mapping or has_before == ("unchanged" in mapping):
+        return False
+    return has_before == ("plan" in mapping)
 
 
-def normalize_spaces(line: str) -> str:
-    """Return a line of a plan with one space between its words."""
-    return " ".join(line.split())
+def _convert_case(rule: str, name: str, mapping: LocatedMapping) -> Case:
+    """Return the case of a mapping.
+
+    Raises ValidationError for a value of another type, UsageError for an unknown target.
+    """
+    content = msgspec.convert(mapping, _CaseMapping)
+    left_float: tuple[str, ...] | None = None
+    if "float" in mapping:
+        left_float = tuple(normalize_spaces(line) for line in content.float or ())
+    return Case(
+        rule=rule,
+        name=name,
+        says=content.says,
+        text=content.before or content.unchanged,
+        unchanged="unchanged" in mapping,
+        plan=tuple(normalize_spaces(line) for line in content.plan or ()),
+        float=left_float,
+        after=content.after,
+        targets=tuple(parse_target(text) for text in content.targets),
+        engine=_read_expectation(content.engine) if content.engine else None,
+    )
+
+
+def _read_expectation(mapping: _EngineMapping) -> EngineExpectation:
+    target = parse_target(mapping.target)
+    return EngineExpectation(target, mapping.int8, mapping.fp8, mapping.float)
+
+
+def normalize_spaces(text: str) -> str:
+    """Return a text in one line, with one space between its words."""
+    return " ".join(text.split())
 
 
 def cases_folder(rules_folder: Path, cases: Path | None = None) -> Path:
-    """Return the folder where the cases of a folder's rules lie, or should where there are none yet."""
-    nested = [cases / rules_folder.name, cases] if cases else []
-    above = [p / "fixtures" / "rules" for p in rules_folder.resolve().parents]
-    known = [
-        *nested,
-        rules_folder / "cases",
-        *(q for p in above for q in (p / rules_folder.name, p)),
-    ]
-    return next((p for p in known if p.is_dir() and any(p.glob("*.yaml"))), rules_folder / "cases")
+    """Return the folder that holds the cases of a folder's rules, or should hold them."""
+    candidates: list[Path] = []
+    if cases:
+        candidates += [cases / rules_folder.name, cases]
+    default = rules_folder / "cases"
+    candidates.append(default)
+    for parent in rules_folder.resolve().parents:
+        fixtures = parent / "fixtures" / "rules"
+        candidates += [fixtures / rules_folder.name, fixtures]
+    for folder in candidates:
+        if folder.is_dir() and any(folder.glob("*.yaml")):
+            return folder
+    return default

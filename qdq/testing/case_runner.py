@@ -1,9 +1,9 @@
-"""Rule cases: small ONNX texts with the plan they must come to, and the checks that every case gets."""
+"""The runner of rule cases: small ONNX texts, each with its plan, and the checks of every case."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import msgspec
@@ -40,16 +40,18 @@ from qdq.testing.case_files import (
     parse_case,
 )
 from qdq.testing.error_bounds import output_bound
+from qdq.validation.engine_report import LayerVerdict
 from qdq.validation.validator import validate
 
+#: The number of other node orders that each case is planned with.
 _SHUFFLES = 3
 
-#: How scales are chosen for the noise that cases are run with.
+#: The method that chooses scales for the noise that cases are run with.
 _METHOD = Method("max")
 
 
 class CaseResult(msgspec.Struct, frozen=True):
-    """A case, or all cases of a rule, and what failed in it."""
+    """A case, or all cases of a rule, with the failures in it."""
 
     rule: str
     case: str
@@ -57,77 +59,86 @@ class CaseResult(msgspec.Struct, frozen=True):
 
 
 def run_cases(path: Path, cases: Path | None = None, engines: bool = True) -> Iterator[CaseResult]:
-    """Yield a result for each case of the rules in a file, a folder or its set folders, and one for each rule as a whole.
+    """Yield a result for each case of some rules, and one for each rule as a whole.
 
-    A rule's cases lie in a file of the rule's name, or in one of its file's name: in `cases`, else in
-    ``cases`` beside the rules, else in the nearest ``fixtures/rules`` above them. `engines` builds the
-    engines that cases ask for. Raises RuleError for mistakes in rule or case files, UsageError where
-    there are none.
+    `path` is a rule file, a folder of them or a folder of sets. A rule's cases are in a file that
+    is named after the rule or after its rule file: in `cases`, else in ``cases`` beside the rules,
+    else in the nearest ``fixtures/rules`` above them. `engines` builds the engines that cases ask
+    for. Raises RuleError for mistakes in rule or case files, UsageError where there are none.
     """
-    for part in _parts(path):
+    for part in _list_parts(path):
         files = rule_files(part) if part.is_dir() else [part]
-        rules = _rules_of(part)
-        where = cases_folder(part if part.is_dir() else part.parent, cases)
+        rules = _load_rules_of(part)
+        folder = cases_folder(part if part.is_dir() else part.parent, cases)
         for file in files:
-            written = read_rules(file)
-            read = CaseFiles(where, file, tuple(rule.name for rule in written))
-            for rule in written:
-                yield from _run_rule(rule, rules, read, engines)
+            rules_of_file = read_rules(file)
+            case_files = CaseFiles(folder, file, tuple(rule.name for rule in rules_of_file))
+            for rule in rules_of_file:
+                yield from _run_rule(rule, rules, case_files, engines)
 
 
 def run_case(case: Case, rules: RuleSet, engines: bool = True) -> tuple[str, ...]:
-    """Return what is wrong with a case under some rules, one sentence each; nothing where it holds."""
+    """Return the failures of a case under some rules, one sentence each; none where it holds."""
     try:
-        index, made = plan_source(
-            load(parse_case(case.text)), PlanRequest(rules, case.targets, allow_unmatched=True)
-        )
-        source = index.source
-        failures = _plan_failures(case, made)
-        failures += _shuffle_failures(case, rules, made)
-        scales = choose_scales(
-            index,
-            made,
-            observe_job(CollectionJob(index, made, NOISE, _METHOD.needs_histogram)),
-            _METHOD,
-        )
-        failures += _rewrite_failures(case, index, made, scales, rules)
-        if engines and case.engine and not failures:
-            failures += _engine_failures(case.engine, source, apply_plan(index, made, scales))
+        return tuple(_run_checks(case, rules, engines))
     except QdqError as error:
         return (first_line(error),)
-    return tuple(failures)
 
 
-def _parts(path: Path) -> list[Path]:
-    """Return the rule file or folder itself, or the set folders inside it."""
+def _run_checks(case: Case, rules: RuleSet, engines: bool) -> list[str]:
+    index, plan = plan_source(load(parse_case(case.text)), _plan_request(case, rules))
+    failures = _plan_failures(case, plan)
+    failures += _shuffle_failures(case, rules, plan)
+    job = CollectionJob(index, plan, NOISE, _METHOD.needs_histogram)
+    scales = choose_scales(index, plan, observe_job(job), _METHOD)
+    failures += _rewrite_failures(case, index, plan, scales, rules)
+    if engines and case.engine and not failures:
+        rewritten = apply_plan(index, plan, scales)
+        failures += _engine_failures(case.engine, index.source, rewritten)
+    return failures
+
+
+def _plan_request(case: Case, rules: RuleSet) -> PlanRequest:
+    return PlanRequest(rules, case.targets, allow_unmatched=True)
+
+
+def _list_parts(path: Path) -> list[Path]:
+    """Return the rule file or folder itself, or the folders of sets inside it."""
     if path.is_file() and path.suffix in RULE_SUFFIXES:
         return [path]
     if not path.is_dir():
+        suffixes = " or ".join(RULE_SUFFIXES)
         raise UsageError(
-            f"{path}: no such folder or rule file; name a folder of rule files, or one that ends in {' or '.join(RULE_SUFFIXES)}"
+            f"{path}: there is no such folder or rule file. Pass a folder of rule files, or a file "
+            f"that ends in {suffixes}."
         )
-    if any(path.glob("*.yaml")):
+    if _holds_rules(path):
         return [path]
-    sets = sorted(
-        p
-        for p in path.iterdir()
-        if p.is_dir() and p.name != KERNELS_FOLDER and any(p.glob("*.yaml"))
-    )
+    folders = [p for p in path.iterdir() if p.is_dir() and p.name != KERNELS_FOLDER]
+    sets = sorted(folder for folder in folders if _holds_rules(folder))
     if not sets:
-        raise UsageError(f"{path}: holds no rule files (*.yaml), nor do its folders")
+        raise UsageError(
+            f"{path}: the folder holds no rule files (*.yaml), and neither do its subfolders. "
+            "Pass a folder of rule files."
+        )
     return sets
 
 
-def _rules_of(path: Path) -> RuleSet:
-    """Return a shipped set alone, and a user's folder or file over the default set."""
+def _holds_rules(folder: Path) -> bool:
+    return any(folder.glob("*.yaml"))
+
+
+def _load_rules_of(path: Path) -> RuleSet:
+    """Return a shipped set alone, and a user's folder or file on top of the default set."""
     folder = path if path.is_dir() else path.parent
-    shipped = folder.resolve().parent == shipped_rules_folder().resolve()
-    return load_rules([str(folder)] if shipped else [DEFAULT_SET, str(path)])
+    is_shipped = folder.resolve().parent == shipped_rules_folder().resolve()
+    return load_rules([str(folder)] if is_shipped else [DEFAULT_SET, str(path)])
 
 
 def _run_rule(rule: Rule, rules: RuleSet, files: CaseFiles, engines: bool) -> Iterator[CaseResult]:
-    if not files.path(rule.name).exists():
-        yield CaseResult(rule.name, "", (f"has no cases: write {files.path(rule.name)}",))
+    path = files.path(rule.name)
+    if not path.exists():
+        yield CaseResult(rule.name, "", (f"the rule has no cases. Write {path}.",))
         return
     cases = files.cases(rule.name)
     for case in cases:
@@ -136,156 +147,191 @@ def _run_rule(rule: Rule, rules: RuleSet, files: CaseFiles, engines: bool) -> It
 
 
 def _rule_failures(rule: str, cases: tuple[Case, ...], rules: RuleSet) -> Iterator[str]:
-    """Yield what is wrong with a rule's cases as a whole: without the rule one of them must break."""
-    if not any(not c.unchanged for c in cases):
-        yield "has no case that it changes"
-    if not any(c.unchanged for c in cases):
-        yield "has no near miss: a case that stays 'unchanged'"
-    without = RuleSet(rules.names, tuple(_forget(r, rule) for r in rules.rules if r.name != rule))
-    if cases and not any(_breaks(c, without) for c in cases):
-        yield "its cases hold without it; write one that needs it"
+    """Yield the failures of a rule's cases as a whole: without the rule, one of them must fail."""
+    if all(case.unchanged for case in cases):
+        yield "the rule has no case that it changes"
+    if not any(case.unchanged for case in cases):
+        yield "the rule has no near miss: a case that stays 'unchanged'"
+    remaining = tuple(_remove_beaten(other, rule) for other in rules.rules if other.name != rule)
+    other_rules = RuleSet(rules.names, remaining)
+    if cases and not any(_fails(case, other_rules) for case in cases):
+        yield "the cases hold without the rule. Write one that needs it."
 
 
-def _forget(rule: Rule, name: str) -> Rule:
-    return msgspec.structs.replace(rule, beats=tuple(b for b in rule.beats if b != name))
+def _remove_beaten(rule: Rule, name: str) -> Rule:
+    """Return a rule that does not beat the rule of a name."""
+    beats = tuple(beaten for beaten in rule.beats if beaten != name)
+    return msgspec.structs.replace(rule, beats=beats)
 
 
-def _breaks(case: Case, rules: RuleSet) -> bool:
+def _fails(case: Case, rules: RuleSet) -> bool:
+    """Whether a case has another plan under some rules, or none."""
     try:
-        return bool(
-            _plan_failures(
-                case,
-                plan_index(
-                    GraphIndex(load(parse_case(case.text))),
-                    PlanRequest(rules, case.targets, allow_unmatched=True),
-                ),
-            )
-        )
+        index = GraphIndex(load(parse_case(case.text)))
+        plan = plan_index(index, _plan_request(case, rules))
     except QdqError:
         return True
+    return bool(_plan_failures(case, plan))
 
 
-def _plan_failures(case: Case, made: Plan) -> list[str]:
-    lines, left = (
-        list(map(normalize_spaces, placement_lines(made))),
-        list(map(normalize_spaces, left_float_lines(made))),
-    )
+def _plan_failures(case: Case, plan: Plan) -> list[str]:
+    placements = [normalize_spaces(line) for line in placement_lines(plan)]
+    left_float = [normalize_spaces(line) for line in left_float_lines(plan)]
     if case.unchanged:
-        touched = [line for line in [*lines, *left] if case.rule in line.replace(",", " ").split()]
-        return [f"should decide nothing, but: {line}" for line in touched]
-    failures = _difference("plan", case.plan, lines)
-    return failures if case.float is None else failures + _difference("float", case.float, left)
+        failures: list[str] = []
+        for line in (*placements, *left_float):
+            if case.rule in line.replace(",", " ").split():
+                failures.append(f"the rule should decide nothing here, but decides: {line}")
+        return failures
+    failures = _compare_lines("plan", case.plan, placements)
+    if case.float is not None:
+        failures += _compare_lines("float", case.float, left_float)
+    return failures
 
 
-def _difference(what: str, wanted: Iterable[str], got: Iterable[str]) -> list[str]:
-    wanted, got = sorted(wanted), sorted(got)
-    missing = [f"{what} lacks: {line}" for line in wanted if line not in got]
-    return missing + [f"{what} has besides: {line}" for line in got if line not in wanted]
+def _compare_lines(key: str, expected: Iterable[str], actual: Iterable[str]) -> list[str]:
+    """Return the lines under a key of the case that are missing, then those that are extra."""
+    expected_lines = sorted(expected)
+    actual_lines = sorted(actual)
+    missing = [f"{key} lacks: {line}" for line in expected_lines if line not in actual_lines]
+    extra = [f"{key} also has: {line}" for line in actual_lines if line not in expected_lines]
+    return missing + extra
 
 
-def _shuffle_failures(case: Case, rules: RuleSet, made: Plan) -> list[str]:
-    """Plan the graph with its nodes in other orders that are as valid; nothing may change."""
-    wanted = sorted([*placement_lines(made), *left_float_lines(made)])
+def _shuffle_failures(case: Case, rules: RuleSet, plan: Plan) -> list[str]:
+    """Plan the graph with its nodes in other valid orders, which must not change the plan."""
+    expected = _sorted_decisions(plan)
     for seed in range(_SHUFFLES):
-        shuffled = parse_case(case.text)
-        _shuffle(shuffled.graph, random.Random(seed))
-        other = plan_index(
-            GraphIndex(load(shuffled)), PlanRequest(rules, case.targets, allow_unmatched=True)
-        )
-        if sorted([*placement_lines(other), *left_float_lines(other)]) != wanted:
+        model = parse_case(case.text)
+        _shuffle_nodes(model.graph, random.Random(seed))
+        shuffled_plan = plan_index(GraphIndex(load(model)), _plan_request(case, rules))
+        if _sorted_decisions(shuffled_plan) != expected:
             return ["the order of nodes changes the plan"]
     return []
 
 
-def _shuffle(graph: onnx.GraphProto, rng: random.Random) -> None:
-    waiting = [onnx.NodeProto.FromString(n.SerializeToString()) for n in graph.node]
-    known = {i.name for i in graph.input} | {t.name for t in graph.initializer} | {""}
+def _sorted_decisions(plan: Plan) -> list[str]:
+    return sorted([*placement_lines(plan), *left_float_lines(plan)])
+
+
+def _shuffle_nodes(graph: onnx.GraphProto, rng: random.Random) -> None:
+    """Put the nodes of a graph in a random topological order."""
+    remaining = [onnx.NodeProto.FromString(node.SerializeToString()) for node in graph.node]
+    available = {""}
+    available.update(value.name for value in graph.input)
+    available.update(tensor.name for tensor in graph.initializer)
     del graph.node[:]
-    while waiting:
-        ready = [
-            n
-            for n in waiting
-            if known.issuperset(
-                (*n.input, *(t for _, body in node_bodies(n) for t in captured_names(body)))
-            )
-        ]
-        node = rng.choice(ready or waiting)
-        waiting.remove(node)
-        known.update(node.output)
+    while remaining:
+        ready = [node for node in remaining if available.issuperset(_names_read(node))]
+        node = rng.choice(ready or remaining)
+        remaining.remove(node)
+        available.update(node.output)
         graph.node.append(node)
 
 
+def _names_read(node: onnx.NodeProto) -> set[str]:
+    """Return the tensors that a node and its bodies read."""
+    names = set(node.input)
+    for _, body in node_bodies(node):
+        names |= captured_names(body)
+    return names
+
+
 def _rewrite_failures(
-    case: Case, index: GraphIndex, made: Plan, scales: Scales, rules: RuleSet
+    case: Case, index: GraphIndex, plan: Plan, scales: Scales, rules: RuleSet
 ) -> list[str]:
-    source, after = index.source, apply_plan(index, made, scales)
-    rewritten = Source(None, after, source.digest)
-    stripped = strip(rewritten)
-    tests: dict[str, Callable[[], bool]] = {
-        "stripping the result does not give the graph back": lambda: (
-            canonical_bytes(stripped) == canonical_bytes(source.model)
-        ),
-        "applying again changes it": lambda: (
-            canonical_bytes(apply_plan(GraphIndex(source), made, scales)) == canonical_bytes(after)
-        ),
-        "checking the result finds something": lambda: (
-            not check(rewritten, rules=rules, targets=case.targets, leave_float=())
-        ),
-        "checking the float graph does not find each placement": lambda: _finds_all(
-            case, source, made, rules
-        ),
-        "the result is not the 'after' that is given": lambda: (
-            not case.after or _same_text(case.after, after)
-        ),
-    }
-    failures = [sentence for sentence, test in tests.items() if not test()]
-    check_onnx(after.SerializeToString(), Path(case.name))
-    return failures + _numeric_failures(index, rewritten, made, scales)
+    source = index.source
+    model = apply_plan(index, plan, scales)
+    rewritten = Source(None, model, source.digest)
+    failures: list[str] = []
+    if canonical_bytes(strip(rewritten)) != canonical_bytes(source.model):
+        failures.append("stripping the result does not return the original graph")
+    second_model = apply_plan(GraphIndex(source), plan, scales)
+    if canonical_bytes(second_model) != canonical_bytes(model):
+        failures.append("applying the plan again changes the result")
+    if check(rewritten, rules=rules, targets=case.targets, leave_float=()):
+        failures.append("checking the result yields findings")
+    if not _finds_all_placements(case, source, plan, rules):
+        failures.append("checking the float graph does not find each placement")
+    if case.after and not _has_nodes_of(model, case.after):
+        failures.append("the result differs from the graph under 'after'")
+    check_onnx(model.SerializeToString(), Path(case.name))
+    return failures + _numeric_failures(index, rewritten, plan, scales)
 
 
-def _finds_all(case: Case, source: Source, made: Plan, rules: RuleSet) -> bool:
-    compared = compare_with_plan(source, rules=rules, targets=case.targets, leave_float=())
-    return {p.edge for p in compared.missing} == {p.edge for p in made.placements}
+def _finds_all_placements(case: Case, source: Source, plan: Plan, rules: RuleSet) -> bool:
+    """Whether the check of the float graph misses exactly the pairs of the plan."""
+    comparison = compare_with_plan(source, rules=rules, targets=case.targets, leave_float=())
+    missing_edges = {placement.edge for placement in comparison.missing}
+    return missing_edges == {placement.edge for placement in plan.placements}
 
 
-def _same_text(text: str, model: onnx.ModelProto) -> bool:
-    """Whether a model has the nodes of a text: operators, names, inputs and outputs."""
-    wanted = parse_case(text).graph.node
-    shape = [(n.op_type, n.name, list(n.input), list(n.output)) for n in model.graph.node]
-    return shape == [(n.op_type, n.name, list(n.input), list(n.output)) for n in wanted]
+def _has_nodes_of(model: onnx.ModelProto, text: str) -> bool:
+    """Whether a model has the nodes of an ONNX text: operators, names, inputs and outputs."""
+    return _describe_nodes(model) == _describe_nodes(parse_case(text))
+
+
+def _describe_nodes(model: onnx.ModelProto) -> list[tuple[str, str, list[str], list[str]]]:
+    return [
+        (node.op_type, node.name, list(node.input), list(node.output)) for node in model.graph.node
+    ]
 
 
 def _numeric_failures(
-    index: GraphIndex, rewritten: Source, made: Plan, scales: Scales
+    index: GraphIndex, rewritten: Source, plan: Plan, scales: Scales
 ) -> list[str]:
-    """Run both models on noise; no float output may differ by more than the scales allow; others may flip at a threshold."""
+    """Run both models on noise: a float output must not differ by more than the scales allow.
+
+    Other outputs may flip at a threshold.
+    """
     feed = open_feeds(index, NOISE).first()
-    outputs = list(index.outputs)
-    expected = open_session(index, []).run(outputs, feed)
-    got = open_session(GraphIndex(rewritten), [], exact_options()).run(outputs, feed)
-    bounds = output_bound(index, made, scales, feed)
-    return [
-        f"output {name!r} differs by {np.abs(a - b).max():.3g}, the scales allow {np.max(bounds[name]):.3g}"
-        for name, a, b in zip(outputs, expected, got, strict=True)
-        if a.dtype.kind == "f" and not (np.abs(a - b) <= bounds[name]).all()
-    ]
+    names = list(index.outputs)
+    float_outputs = open_session(index, []).run(names, feed)
+    quantized_session = open_session(GraphIndex(rewritten), [], exact_options())
+    quantized_outputs = quantized_session.run(names, feed)
+    bounds = output_bound(index, plan, scales, feed)
+    failures: list[str] = []
+    for name, expected, actual in zip(names, float_outputs, quantized_outputs, strict=True):
+        if expected.dtype.kind != "f":
+            continue
+        difference = np.abs(expected - actual)
+        if not (difference <= bounds[name]).all():
+            largest = difference.max()
+            allowed = np.max(bounds[name])
+            failures.append(
+                f"output {name!r} differs by {largest:.3g}, but the scales allow {allowed:.3g}"
+            )
+    return failures
 
 
 def _engine_failures(
-    expected: EngineExpectation, source: Source, after: onnx.ModelProto
+    expectation: EngineExpectation, source: Source, quantized: onnx.ModelProto
 ) -> list[str]:
-    (report,) = validate(source, after, targets=[expected.target]).engines
+    target = expectation.target
+    (report,) = validate(source, quantized, targets=[target]).engines
     if report.failure:
-        return [f"{expected.target}: does not build: {report.failure}"]
-    ran = {v.node: "INT8" if v.int8 else "FP8" if v.fp8 else "float" for v in report.layers}
-    wanted = {"INT8": expected.int8, "FP8": expected.fp8, "float": expected.float}
-    return [
-        f"{expected.target}: {n} {_instead(ran.get(n), says)}"
-        for says, nodes in wanted.items()
-        for n in nodes
-        if ran.get(n) != says
-    ]
+        return [f"{target}: the model does not build: {report.failure}"]
+    actual_types = {verdict.node: _engine_type(verdict) for verdict in report.layers}
+    expected_types = {
+        "INT8": expectation.int8,
+        "FP8": expectation.fp8,
+        "float": expectation.float,
+    }
+    failures: list[str] = []
+    for expected_type, nodes in expected_types.items():
+        for node in nodes:
+            actual_type = actual_types.get(node)
+            if actual_type == expected_type:
+                continue
+            if expected_type == "float" and actual_type:
+                failures.append(f"{target}: {node} runs in {actual_type}")
+            else:
+                failures.append(f"{target}: {node} does not run in {expected_type}")
+    return failures
 
 
-def _instead(ran: str | None, wanted: str) -> str:
-    return f"runs in {ran}" if wanted == "float" and ran else f"does not run in {wanted}"
+def _engine_type(verdict: LayerVerdict) -> str:
+    """Return the type in which the engine runs a node."""
+    if verdict.int8:
+        return "INT8"
+    return "FP8" if verdict.fp8 else "float"

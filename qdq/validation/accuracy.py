@@ -1,4 +1,7 @@
-"""Is it accurate? The float and the quantized model side by side in ONNX Runtime, through Polygraphy's runners."""
+"""Accuracy: the float and the quantized model side by side in ONNX Runtime.
+
+Both run through Polygraphy's runners.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,7 @@ _TINY = 1e-30
 
 
 class OutputError(msgspec.Struct, frozen=True):
-    """How far one output of the quantized model is from the float model's, over all samples."""
+    """The error of one output of the quantized model over all samples."""
 
     name: str
     max_abs: float
@@ -30,14 +33,15 @@ class OutputError(msgspec.Struct, frozen=True):
     cosine: float
     #: 10 log10 of the float output's energy over the error's, in dB.
     snr_db: float
-    #: Share of rows whose largest entry is the same; None where the output is no class scores.
+    #: Share of rows whose largest entry is the same; None where the output has no class scores.
     top1_agreement: float | None = None
-    #: Samples for which the two have different shapes, as detections may; they are in none of the figures.
+    #: Samples for which the two outputs have different shapes, as detections may. They are not in
+    #: the other figures.
     shape_mismatches: int = 0
 
 
 class Accuracy(msgspec.Struct, frozen=True):
-    """The comparison of all outputs over some data."""
+    """The errors of all outputs over some data."""
 
     data: str
     samples: int
@@ -50,125 +54,176 @@ def compare_outputs(
     feeds: Feeds,
     progress: Progress | None = None,
 ) -> Accuracy:
-    """Return the error of every output, one sample held at a time.
+    """Return the error of every output; one sample is in memory at a time.
 
-    ONNX Runtime's own fusion of Q/DQ into integer kernels is switched off: what is measured is
-    the arithmetic that the graph spells out, on any processor.
+    ONNX Runtime's own fusion of Q/DQ into integer kernels is switched off, so that the arithmetic
+    of the graph is measured on any processor. Raises ModelError where the two models have
+    different inputs or outputs, DataError where ONNX Runtime fails on a sample.
     """
     from polygraphy.backend.onnxrt import OnnxrtRunner
     from polygraphy.logger import G_LOGGER
 
-    G_LOGGER.module_severity = G_LOGGER.CRITICAL + 1  # what it logs as critical it raises as well
-    for name in quantized_index.inputs:
-        if name not in float_index.inputs:
-            raise ModelError(
-                f"{quantized_index.source.name}: its input {name!r} is none of {float_index.source.name}; pass the float model it was made from"
-            )
-    sums = {name: _Sums(name, is_class_scores(float_index, name)) for name in float_index.outputs}
+    # Polygraphy raises the errors that it logs as critical.
+    G_LOGGER.module_severity = G_LOGGER.CRITICAL + 1
+    _require_same_inputs(float_index, quantized_index)
+    sums = _error_sums(float_index)
     samples = 0
     with (
-        OnnxrtRunner(_session(float_index)) as ours,
-        OnnxrtRunner(_session(quantized_index)) as theirs,
+        OnnxrtRunner(_session_factory(float_index)) as float_runner,
+        OnnxrtRunner(_session_factory(quantized_index)) as quantized_runner,
     ):
         for feed in feeds:
-            expected, got = _infer(ours, feed, float_index), _infer(theirs, feed, quantized_index)
-            for name, total in sums.items():
-                if name not in got or got[name].ndim != expected[name].ndim:
-                    raise ModelError(
-                        f"{quantized_index.source.name}: output {name!r} is missing or has another rank than in {float_index.source.name}"
-                    )
-                total.add(expected[name], got[name])
+            float_outputs = _infer(float_runner, feed, float_index)
+            quantized_outputs = _infer(quantized_runner, feed, quantized_index)
+            for name, output_sums in sums.items():
+                expected = float_outputs[name]
+                actual = quantized_outputs.get(name)
+                if actual is None or actual.ndim != expected.ndim:
+                    raise _output_mismatch(name, float_index, quantized_index)
+                output_sums.add(expected, actual)
             samples += 1
             if progress:
                 progress(samples)
-    return Accuracy(feeds.name, samples, tuple(total.result() for total in sums.values()))
+    errors = tuple(output_sums.result() for output_sums in sums.values())
+    return Accuracy(feeds.name, samples, errors)
+
+
+def _require_same_inputs(float_index: GraphIndex, quantized_index: GraphIndex) -> None:
+    """Raise ModelError for an input of the quantized model that the float model lacks."""
+    for name in quantized_index.inputs:
+        if name not in float_index.inputs:
+            raise ModelError(
+                f"{quantized_index.source.name}: its input {name!r} is not an input of "
+                f"{float_index.source.name}. Pass the float model it was made from."
+            )
+
+
+def _output_mismatch(name: str, float_index: GraphIndex, quantized_index: GraphIndex) -> ModelError:
+    return ModelError(
+        f"{quantized_index.source.name}: output {name!r} is missing or has another rank than in "
+        f"{float_index.source.name}. Pass the float model it was made from."
+    )
 
 
 def output_errors(
     index: GraphIndex, feeds: Iterable[dict[str, Array]], outputs: Iterable[Mapping[str, Array]]
 ) -> tuple[OutputError, ...]:
-    """Return how far outputs that were computed elsewhere, one mapping a sample, are from the model's own in ONNX Runtime."""
-    names = list(index.outputs)
-    sums = [_Sums(name, is_class_scores(index, name)) for name in names]
+    """Return the errors of outputs that were computed elsewhere, one mapping per sample.
+
+    The reference is the model in ONNX Runtime.
+    """
+    sums = _error_sums(index)
     session = open_session(index, [])
-    for feed, got in zip(feeds, outputs, strict=True):
-        for total, expected in zip(sums, session.run(names, feed), strict=True):
-            total.add(expected, np.asarray(got[total.name]))
-    return tuple(total.result() for total in sums)
+    for feed, actual_outputs in zip(feeds, outputs, strict=True):
+        expected_outputs = session.run(list(sums), feed)
+        for name, expected in zip(sums, expected_outputs, strict=True):
+            sums[name].add(expected, np.asarray(actual_outputs[name]))
+    return tuple(output_sums.result() for output_sums in sums.values())
 
 
 def is_class_scores(index: GraphIndex, output: str) -> bool:
-    """Whether an output is [batch, classes], apart from trailing ones, and comes from a classifier's last operators."""
+    """Whether an output is [batch, classes] and comes from the last operators of a classifier.
+
+    Further axes of size 1 are allowed.
+    """
     shape = index.shape(output)
-    if (
-        shape is None
-        or len([d for d in shape[1:] if d != 1]) != _BATCH_AND_CLASSES - 1
-        or len(shape) < _BATCH_AND_CLASSES
-        or shape[1] == 1
-    ):
+    if shape is None or len(shape) < _BATCH_AND_CLASSES or shape[1] == 1:
+        return False
+    class_axes = [size for size in shape[1:] if size != 1]
+    if len(class_axes) != 1:
         return False
     node = index.producers.get(output)
     while node is not None and node.op in PASSES_SCORES:
-        computed = [i for i in node.inputs if i and not index.is_constant(i)]
+        computed = [name for name in node.inputs if name and not index.is_constant(name)]
         node = index.producers.get(computed[0]) if computed else None
     return node is not None and node.op in SCORING
 
 
-def _session(index: GraphIndex) -> Callable[[], ort.InferenceSession]:
+def _session_factory(index: GraphIndex) -> Callable[[], ort.InferenceSession]:
     return lambda: open_session(index, [], exact_options())
 
 
 def _infer(runner: object, feed: dict[str, Array], index: GraphIndex) -> dict[str, Array]:
     try:
-        outputs: dict[str, Array] = runner.infer(feed)  # type: ignore[attr-defined] # Polygraphy is untyped
+        outputs: dict[str, Array] = runner.infer(feed)  # type: ignore[attr-defined] # untyped
     except Exception as error:
+        reason = runtime_line(error).rstrip(".")
         raise DataError(
-            f"{index.source.name}: ONNX Runtime failed on a sample: {runtime_line(error).rstrip('.')}; check the shapes of the data"
+            f"{index.source.name}: ONNX Runtime failed on a sample: {reason}. "
+            "Check the shapes of the data."
         ) from error
     return outputs
 
 
-class _Sums:
+class _ErrorSums:
     """Running sums of one output's errors."""
 
-    def __init__(self, name: str, scores: bool) -> None:
-        self.name, self.scores = name, scores
-        self.largest = self.absolute = self.error = self.dot = 0.0
-        self.energies = [0.0, 0.0]
-        self.count = self.rows = self.same = self.unlike = 0
+    def __init__(self, name: str, has_scores: bool) -> None:
+        self.name = name
+        self.has_scores = has_scores
+        self.max_abs = 0.0
+        self.sum_abs = 0.0
+        self.error_energy = 0.0
+        self.dot = 0.0
+        self.expected_energy = 0.0
+        self.actual_energy = 0.0
+        self.count = 0
+        self.rows = 0
+        self.agreeing_rows = 0
+        self.shape_mismatches = 0
 
-    def add(self, expected: Array, got: Array) -> None:
-        if expected.shape != got.shape:
-            self.unlike += 1
+    def add(self, expected: Array, actual: Array) -> None:
+        """Add the output of one sample; one of another shape is only counted."""
+        if expected.shape != actual.shape:
+            self.shape_mismatches += 1
             return
-        a, b = expected.astype(np.float64).ravel(), got.astype(np.float64).ravel()
-        difference = np.abs(a - b)
-        self.largest = max(self.largest, float(difference.max(initial=0.0)))
-        self.absolute += float(difference.sum())
-        self.error += float(difference @ difference)
-        self.dot += float(a @ b)
-        self.energies = [self.energies[0] + float(a @ a), self.energies[1] + float(b @ b)]
-        self.count += a.size
-        if self.scores and a.size:
-            self.rows += len(expected)
-            self.same += int(
-                (
-                    a.reshape(len(expected), -1).argmax(1) == b.reshape(len(expected), -1).argmax(1)
-                ).sum()
-            )
+        expected_values = expected.astype(np.float64).ravel()
+        actual_values = actual.astype(np.float64).ravel()
+        difference = np.abs(expected_values - actual_values)
+        self.max_abs = max(self.max_abs, float(difference.max(initial=0.0)))
+        self.sum_abs += float(difference.sum())
+        self.error_energy += float(difference @ difference)
+        self.dot += float(expected_values @ actual_values)
+        self.expected_energy += float(expected_values @ expected_values)
+        self.actual_energy += float(actual_values @ actual_values)
+        self.count += expected_values.size
+        if self.has_scores and expected_values.size:
+            rows = len(expected)
+            expected_classes = expected_values.reshape(rows, -1).argmax(1)
+            actual_classes = actual_values.reshape(rows, -1).argmax(1)
+            self.rows += rows
+            self.agreeing_rows += int((expected_classes == actual_classes).sum())
 
     def result(self) -> OutputError:
-        """Return the figures: NaN where no sample could be compared, an infinite ratio where nothing differs."""
+        """Return the figures.
+
+        They are NaN where no sample could be compared; the ratio is infinite where nothing differs.
+        """
         if not self.count:
-            return OutputError(self.name, math.nan, math.nan, math.nan, math.nan, None, self.unlike)
-        ours, theirs = self.energies
-        same = self.error == 0.0
+            return OutputError(
+                self.name,
+                max_abs=math.nan,
+                mean_abs=math.nan,
+                cosine=math.nan,
+                snr_db=math.nan,
+                shape_mismatches=self.shape_mismatches,
+            )
+        cosine, snr_db = 1.0, math.inf
+        if self.error_energy != 0.0:
+            norms = math.sqrt(self.expected_energy * self.actual_energy)
+            cosine = self.dot / max(norms, _TINY)
+            snr_db = 10 * math.log10(max(self.expected_energy / self.error_energy, _TINY))
         return OutputError(
             self.name,
-            max_abs=self.largest,
-            mean_abs=self.absolute / self.count,
-            cosine=1.0 if same else self.dot / max(math.sqrt(ours * theirs), _TINY),
-            snr_db=math.inf if same else 10 * math.log10(max(ours / self.error, _TINY)),
-            top1_agreement=self.same / self.rows if self.rows else None,
-            shape_mismatches=self.unlike,
+            max_abs=self.max_abs,
+            mean_abs=self.sum_abs / self.count,
+            cosine=cosine,
+            snr_db=snr_db,
+            top1_agreement=self.agreeing_rows / self.rows if self.rows else None,
+            shape_mismatches=self.shape_mismatches,
         )
+
+
+def _error_sums(index: GraphIndex) -> dict[str, _ErrorSums]:
+    """Return empty sums for each output of the float model."""
+    return {name: _ErrorSums(name, is_class_scores(index, name)) for name in index.outputs}

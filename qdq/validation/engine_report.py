@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import msgspec
 
@@ -13,11 +13,12 @@ from qdq.graph.operands import operands
 from qdq.graph.operators import RECURRENT
 from qdq.graph.pairs import PAIR_OPERATORS
 from qdq.graph.quantized_operators import DEQUANTIZE
-from qdq.quantized.model import QuantizedModel
+from qdq.quantized.model import QuantizedEdge, QuantizedModel
 from qdq.quantizer import E4M3, ELEMENT_TYPES, INT8
 from qdq.validation.accuracy import OutputError
 
-#: Kinds of engine layer that multiply matrices or convolve; others are pointwise, or fuse whole attention blocks.
+#: Kinds of engine layer that multiply matrices or convolve. Others are pointwise, or fuse whole
+#: attention blocks.
 _MULTIPLYING = (
     "correlation",
     "gemm",
@@ -28,17 +29,18 @@ _MULTIPLYING = (
     "CudaDepthwiseConvolution",
     "MatrixMultiply",
 )
-INT8_SAYS, FP8_SAYS = ELEMENT_TYPES[INT8].label, ELEMENT_TYPES[E4M3].label
+_INT8_LABEL = ELEMENT_TYPES[INT8].label
+_FP8_LABEL = ELEMENT_TYPES[E4M3].label
 
 
 class LayerVerdict(msgspec.Struct, frozen=True):
-    """What the engine made of one weighted node."""
+    """The types in which an engine runs one weighted node."""
 
     node: str
     op: str
     #: Whether it multiplies INT8 operands.
     int8: bool
-    #: Whether every operand stands behind a pair, so that the plan promised INT8.
+    #: Whether every operand has a pair, so that the plan promised INT8 or FP8.
     promised: bool
     #: The rules that asked for its pairs, "" where none did.
     rule: str
@@ -46,7 +48,7 @@ class LayerVerdict(msgspec.Struct, frozen=True):
     engine: str
     #: Whether it multiplies FP8 operands.
     fp8: bool = False
-    #: What the pairs promised: ``INT8``, ``FP8``, or "" where an operand has no pair.
+    #: The type that the pairs promised: ``INT8``, ``FP8``, or "" where an operand has no pair.
     expected_type: str = ""
     #: The documented rule that a predicted layer follows, "" for a real one.
     fusion_rule: str = ""
@@ -54,7 +56,9 @@ class LayerVerdict(msgspec.Struct, frozen=True):
     @property
     def is_kept(self) -> bool:
         """Whether it multiplies the type that the pairs promised."""
-        return {INT8_SAYS: self.int8, FP8_SAYS: self.fp8}.get(self.expected_type, False)
+        if self.expected_type == _INT8_LABEL:
+            return self.int8
+        return self.fp8 and self.expected_type == _FP8_LABEL
 
 
 class BrokenPromise(msgspec.Struct, frozen=True):
@@ -62,13 +66,14 @@ class BrokenPromise(msgspec.Struct, frozen=True):
 
     node: str
     rule: str
-    #: What the engine did instead.
+    #: A clause about the layer that the engine runs instead, beginning with "but".
     actual: str
-    #: What was promised: ``INT8`` or ``FP8``.
-    expected_type: str = INT8_SAYS
+    #: The promised type: ``INT8`` or ``FP8``.
+    expected_type: str = _INT8_LABEL
 
     def __str__(self) -> str:
-        return f"{self.node} [{self.rule}]: promised {self.expected_type}, {self.actual}"
+        promise = f"the pairs promise {self.expected_type}"
+        return f"{self.node} [{self.rule}]: {promise}, {self.actual}"
 
 
 class FusionRuleUse(msgspec.Struct, frozen=True):
@@ -79,7 +84,7 @@ class FusionRuleUse(msgspec.Struct, frozen=True):
     #: Where it is documented.
     source: str
     layers: int
-    #: What those layers are.
+    #: The kinds of those layers.
     kinds: tuple[str, ...]
 
 
@@ -87,10 +92,11 @@ class EngineReport(msgspec.Struct, frozen=True):
     """The float and the quantized engine of one target, side by side."""
 
     target: str
-    #: ``compiled`` with no GPU, ``measured`` on one, ``predicted`` from documented rules, or ``read`` from a file of layers.
+    #: ``compiled`` without a GPU, ``measured`` on a GPU, ``predicted`` from documented rules, or
+    #: ``read`` from a file of layers.
     kind: str
     compiler: str
-    #: The compiler's words where it refused the model, else "".
+    #: The compiler's message where it refused the model, else "".
     failure: str
     float_failure: str
     kernels: int
@@ -99,112 +105,113 @@ class EngineReport(msgspec.Struct, frozen=True):
     bytes: float
     float_bytes: float
     layers: tuple[LayerVerdict, ...]
-    #: Q and DQ nodes that stayed kernels of their own.
+    #: Q and DQ nodes that stayed separate kernels.
     standalone_qdq: tuple[str, ...]
     broken_promises: tuple[BrokenPromise, ...]
     #: Median time on the GPU; None where nothing ran.
     milliseconds: float | None = None
     float_milliseconds: float | None = None
-    #: Errors of the INT8 engine's own outputs against the float model's in ONNX Runtime; empty where nothing ran.
+    #: Errors of the INT8 engine's outputs against those of the float model in ONNX Runtime; empty
+    #: where nothing ran.
     outputs: tuple[OutputError, ...] = ()
-    #: Layers that only convert a tensor's type or memory format, stand-alone Q and DQ among them.
+    #: Layers that only convert a tensor's type or memory format, including separate Q and DQ.
     reformats: int = 0
     float_reformats: int = 0
-    #: Weighted nodes that no layer of a predicted or read engine names, such as those in bodies; neither kept nor broken.
+    #: Weighted nodes that no layer of a predicted or read engine names, such as those in bodies.
+    #: Their promises are neither kept nor broken.
     unmapped: tuple[str, ...] = ()
-    #: What a predicted engine's layers follow; empty for a real one.
+    #: The documented rules that a predicted engine's layers follow; empty for a real one.
     fusion_rules: tuple[FusionRuleUse, ...] = ()
 
     @property
     def types(self) -> str:
         """The types that the weighted nodes were promised, such as ``INT8`` or ``FP8 and INT8``."""
-        return (
-            " and ".join(sorted({v.expected_type for v in self.layers if v.expected_type}))
-            or INT8_SAYS
-        )
+        expected = {verdict.expected_type for verdict in self.layers if verdict.expected_type}
+        return " and ".join(sorted(expected)) or _INT8_LABEL
 
     @property
     def remark(self) -> str:
         """A sentence for the user where a number alone would mislead, else ""."""
+        is_predicted = self.kind == "predicted"
         if self.failure:
-            same = "with or without Q/DQ" if self.float_failure else "only with Q/DQ"
-            who = (
-                "TensorRT is predicted to refuse"
-                if self.kind == "predicted"
-                else "the compiler refuses"
-            )
-            return f"{self.target}: {who} this model {same}: {self.failure}"
+            models = "with or without Q/DQ" if self.float_failure else "only with Q/DQ"
+            refuses = "TensorRT is predicted to refuse" if is_predicted else "the compiler refuses"
+            return f"{self.target}: {refuses} this model {models}: {self.failure}"
         if self.bytes > self.float_bytes > 0:
-            word = (
-                f"predicted {self.types} engine"
-                if self.kind == "predicted"
-                else f"{self.types} engine"
+            engine = f"{self.types} engine"
+            if is_predicted:
+                engine = f"predicted {engine}"
+            megabytes = self.bytes / 1e6
+            float_megabytes = self.float_bytes / 1e6
+            return (
+                f"{self.target}: the {engine} moves more bytes than the float engine "
+                f"({megabytes:.2f} MB against {float_megabytes:.2f} MB)."
             )
-            return f"{self.target}: the {word} moves more bytes than the float engine ({self.bytes / 1e6:.2f} MB against {self.float_bytes / 1e6:.2f} MB)."
         return ""
 
 
 def compare_engines(
-    quantized: QuantizedModel, ours: Engine, theirs: Engine, kind: str
+    quantized: QuantizedModel, float_engine: Engine, quantized_engine: Engine, kind: str
 ) -> EngineReport:
-    """Return the comparison of the float engine (`ours`) with the quantized one (`theirs`)."""
-    layers = tuple(_verdicts(quantized, theirs)) if not theirs.failure else ()
-    named = {node for layer in theirs.layers for node in layer.nodes}
-    unmapped = tuple(
-        v.node for v in layers if kind in ("read", "predicted") and v.node not in named
-    )
-    pair_nodes = {
-        label for label, n in all_nodes(quantized.labelled().graph) if n.op_type in PAIR_OPERATORS
-    }
-    alone = {
-        n
-        for layer in theirs.layers
-        if layer.nodes and pair_nodes.issuperset(layer.nodes)
-        for n in layer.nodes
-    }
+    """Return the comparison of the engines of the float and of the quantized model.
+
+    `kind` is that of `EngineReport`.
+    """
+    verdicts: tuple[LayerVerdict, ...] = ()
+    if not quantized_engine.failure:
+        verdicts = tuple(_judge_layers(quantized, quantized_engine))
+    unmapped: tuple[str, ...] = ()
+    if kind in ("read", "predicted"):
+        unmapped = _find_unmapped(verdicts, quantized_engine)
+    broken_promises: list[BrokenPromise] = []
+    for verdict in verdicts:
+        if verdict.promised and not verdict.is_kept and verdict.node not in unmapped:
+            broken_promises.append(_make_broken_promise(verdict, kind))
     return EngineReport(
-        target=str(theirs.target),
+        target=str(quantized_engine.target),
         kind=kind,
-        compiler=theirs.compiler,
-        failure=theirs.failure,
-        float_failure=ours.failure,
-        kernels=theirs.kernels,
-        float_kernels=ours.kernels,
-        bytes=theirs.bytes,
-        float_bytes=ours.bytes,
-        layers=layers,
-        standalone_qdq=tuple(sorted(alone)),
-        broken_promises=tuple(
-            _broken(v, kind)
-            for v in layers
-            if v.promised and not v.is_kept and v.node not in unmapped
-        ),
-        reformats=theirs.reformats,
-        float_reformats=ours.reformats,
+        compiler=quantized_engine.compiler,
+        failure=quantized_engine.failure,
+        float_failure=float_engine.failure,
+        kernels=quantized_engine.kernels,
+        float_kernels=float_engine.kernels,
+        bytes=quantized_engine.bytes,
+        float_bytes=float_engine.bytes,
+        layers=verdicts,
+        standalone_qdq=_find_standalone_pairs(quantized, quantized_engine),
+        broken_promises=tuple(broken_promises),
+        reformats=quantized_engine.reformats,
+        float_reformats=float_engine.reformats,
         unmapped=unmapped,
     )
 
 
-def _broken(verdict: LayerVerdict, kind: str) -> BrokenPromise:
+def _find_unmapped(verdicts: Iterable[LayerVerdict], engine: Engine) -> tuple[str, ...]:
+    """Return the weighted nodes that no layer names."""
+    named = {node for layer in engine.layers for node in layer.nodes}
+    return tuple(verdict.node for verdict in verdicts if verdict.node not in named)
+
+
+def _find_standalone_pairs(quantized: QuantizedModel, engine: Engine) -> tuple[str, ...]:
+    """Return the labels of the Q and DQ nodes in layers that hold no other node, sorted."""
+    pair_nodes = set()
+    for label, node in all_nodes(quantized.labelled().graph):
+        if node.op_type in PAIR_OPERATORS:
+            pair_nodes.add(label)
+    standalone: set[str] = set()
+    for layer in engine.layers:
+        if pair_nodes.issuperset(layer.nodes):
+            standalone.update(layer.nodes)
+    return tuple(sorted(standalone))
+
+
+def _make_broken_promise(verdict: LayerVerdict, kind: str) -> BrokenPromise:
     runs = "is predicted to run" if kind == "predicted" else "runs"
-    why = f": {FUSION_RULES[verdict.fusion_rule].description}" if verdict.fusion_rule else ""
-    return BrokenPromise(
-        verdict.node,
-        verdict.rule,
-        f"but the engine {runs} it as {verdict.engine}{why}",
-        verdict.expected_type,
-    )
-
-
-def _computing_layers(engine: Engine) -> dict[str, EngineLayer]:
-    """Return for each node that a layer names the layer that multiplies its operands, else the first."""
-    multiplying = {
-        node: layer
-        for layer in reversed(engine.layers)
-        if layer.kind in _MULTIPLYING
-        for node in layer.nodes
-    }
-    return {node: layer for layer in reversed(engine.layers) for node in layer.nodes} | multiplying
+    actual = f"but the engine {runs} it as {verdict.engine}"
+    if verdict.fusion_rule:
+        description = FUSION_RULES[verdict.fusion_rule].description
+        actual += f": {description}"
+    return BrokenPromise(verdict.node, verdict.rule, actual, verdict.expected_type)
 
 
 def is_int8_product(layer: EngineLayer) -> bool:
@@ -212,40 +219,68 @@ def is_int8_product(layer: EngineLayer) -> bool:
     return layer.multiplies("Int8")
 
 
-def _verdicts(quantized: QuantizedModel, engine: Engine) -> Iterable[LayerVerdict]:
-    computing = _computing_layers(engine)
-    pairs = {q.edge: q.pair for q in quantized.edges}
-    types = {q.edge: q.dtype for q in quantized.edges}
-    dequantizers = {
-        n.output[0]: label
-        for label, n in all_nodes(quantized.labelled().graph)
-        if n.op_type == DEQUANTIZE
-    }
-    for scope, node in ((s, n) for s in quantized.index.scopes.values() for n in s.nodes):
-        both = operands(scope, node)
-        if not both:
-            continue
-        label = qualified_name(scope.path, node.label)
-        layer = computing.get(label)
-        if (
-            node.op in RECURRENT and both[1] in pairs
-        ):  # the loop it becomes has no name: its product carries the weight's pair
-            layer = computing.get(dequantizers.get(pairs[both[1]].output, ""), layer)
-        rules = ", ".join(
-            dict.fromkeys(pairs[e].rules for e in both if e in pairs and pairs[e].rules)
-        )
-        yield LayerVerdict(
-            node=label,
-            op=node.op,
-            int8=layer is not None and is_int8_product(layer),
-            promised=all(e in pairs for e in both),
-            rule=rules,
-            engine=str(layer) if layer else "nothing: no layer names it",
-            fp8=layer is not None and layer.multiplies("FP8"),
-            expected_type=""
-            if not all(e in pairs for e in both)
-            else FP8_SAYS
-            if all(types[e] == E4M3 for e in both)
-            else INT8_SAYS,
-            fusion_rule=layer.fusion_rule if layer else "",
-        )
+def _judge_layers(quantized: QuantizedModel, engine: Engine) -> Iterator[LayerVerdict]:
+    """Yield a verdict for each weighted node of the float graph and its bodies."""
+    computing_layers = _map_computing_layers(engine)
+    pairs = {pair.edge: pair for pair in quantized.edges}
+    dequantizers: dict[str, str] = {}
+    for label, proto in all_nodes(quantized.labelled().graph):
+        if proto.op_type == DEQUANTIZE:
+            dequantizers[proto.output[0]] = label
+    for scope in quantized.index.scopes.values():
+        for node in scope.nodes:
+            operand_edges = operands(scope, node)
+            if not operand_edges:
+                continue
+            label = qualified_name(scope.path, node.label)
+            layer = computing_layers.get(label)
+            weight_pair = pairs.get(operand_edges[1])
+            if node.op in RECURRENT and weight_pair is not None:
+                # The engine's loop has no name, but its product carries the weight's pair.
+                dequantizer = dequantizers.get(weight_pair.pair.output, "")
+                layer = computing_layers.get(dequantizer, layer)
+            operand_pairs = [pairs.get(edge) for edge in operand_edges]
+            yield _judge_node(label, node.op, operand_pairs, layer)
+
+
+def _map_computing_layers(engine: Engine) -> dict[str, EngineLayer]:
+    """Return for each node that a layer names the layer that multiplies its operands.
+
+    For a node without such a layer it is the first that names it.
+    """
+    first_layers: dict[str, EngineLayer] = {}
+    multiplying_layers: dict[str, EngineLayer] = {}
+    for layer in engine.layers:
+        for node in layer.nodes:
+            first_layers.setdefault(node, layer)
+            if layer.kind in _MULTIPLYING:
+                multiplying_layers.setdefault(node, layer)
+    return first_layers | multiplying_layers
+
+
+def _judge_node(
+    label: str, op: str, operand_pairs: list[QuantizedEdge | None], layer: EngineLayer | None
+) -> LayerVerdict:
+    """Return the verdict on a weighted node.
+
+    `operand_pairs` holds None for an operand without a pair, and `layer` is the one that computes
+    the node.
+    """
+    present_pairs = [pair for pair in operand_pairs if pair is not None]
+    is_promised = len(present_pairs) == len(operand_pairs)
+    expected_type = ""
+    if is_promised:
+        is_fp8 = all(pair.dtype == E4M3 for pair in present_pairs)
+        expected_type = _FP8_LABEL if is_fp8 else _INT8_LABEL
+    rules = dict.fromkeys(pair.pair.rules for pair in present_pairs if pair.pair.rules)
+    return LayerVerdict(
+        node=label,
+        op=op,
+        int8=layer is not None and is_int8_product(layer),
+        promised=is_promised,
+        rule=", ".join(rules),
+        engine=str(layer) if layer else "nothing: no layer names it",
+        fp8=layer is not None and layer.multiplies("FP8"),
+        expected_type=expected_type,
+        fusion_rule=layer.fusion_rule if layer else "",
+    )

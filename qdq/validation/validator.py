@@ -1,8 +1,8 @@
-"""The proof: accuracy in ONNX Runtime, and what the TensorRT compiler made of what the rules promised."""
+"""Validation of a quantized model: its accuracy in ONNX Runtime and the types in its engines."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import msgspec
@@ -23,8 +23,11 @@ from qdq.graph.source import ModelLike, Source
 from qdq.quantized.model import QuantizedModel, require_same_graph
 from qdq.runtime.session import Progress
 from qdq.target import Target
-from qdq.validation.accuracy import Accuracy, compare_outputs, output_errors
+from qdq.validation.accuracy import Accuracy, OutputError, compare_outputs, output_errors
 from qdq.validation.engine_report import EngineReport, FusionRuleUse, compare_engines
+
+#: The figures of an output that have a threshold.
+_FIGURES = ("snr_db", "cosine", "top1_agreement")
 
 
 class Validation(msgspec.Struct, frozen=True):
@@ -37,7 +40,7 @@ class Validation(msgspec.Struct, frozen=True):
 
 
 class Thresholds(msgspec.Struct, frozen=True):
-    """What the user wants every output to reach; None for what does not matter."""
+    """The least figures that every output must reach; None for no requirement."""
 
     snr_db: float | None = None
     cosine: float | None = None
@@ -56,7 +59,7 @@ def validate(  # noqa: PLR0913 keyword arguments of the public function
     layers: Iterable[str | Path] = (),
     allow_fp16: bool = False,
 ) -> Validation:
-    """Return how the quantized model compares with the float model it was made from.
+    """Return the comparison of a quantized model with the float model it was made from.
 
     Accuracy needs `data`; engines need `targets`: rtx targets are compiled, trt targets built and
     run where TensorRT and a GPU are present, which needs `data`, and predicted elsewhere.
@@ -65,41 +68,74 @@ def validate(  # noqa: PLR0913 keyword arguments of the public function
     model. Dynamic dimensions are fixed by `shapes`, else by the first sample, else at 1. Raises
     ModelError where the two models are not the same graph.
     """
-    target_model = QuantizedModel(quantized)
-    index = GraphIndex(raise_source_opset(load(model), target_model.least_opset))
-    require_same_graph(index, target_model)
+    quantized_model = QuantizedModel(quantized)
+    index = GraphIndex(raise_source_opset(load(model), quantized_model.least_opset))
+    require_same_graph(index, quantized_model)
     feeds = open_feeds(index, data, batch) if data is not None else None
-    fixed = dict(shapes or {})
-    require_shapes(index, fixed)
-    if feeds is not None:
-        fixed = {**{name: values.shape for name, values in feeds.first().items()}, **fixed}
-    accuracy = (
-        compare_outputs(index, GraphIndex(target_model.original), feeds, progress)
-        if feeds is not None
-        else None
+    fixed_shapes = _fix_shapes(index, dict(shapes or {}), feeds)
+    accuracy = _measure_accuracy(index, quantized_model, feeds, progress)
+    reports: list[EngineReport] = []
+    for target in targets:
+        report = _report_target(index, quantized_model, target, fixed_shapes, feeds, allow_fp16)
+        reports.append(report)
+    for path in layers:
+        reports.append(_report_layer_file(quantized_model, Path(path)))
+    return Validation(
+        model=index.source.name,
+        quantized=quantized_model.source.name,
+        accuracy=accuracy,
+        engines=tuple(reports),
     )
-    engines = tuple(
-        _engine_report(index, target_model, target, fixed, feeds, allow_fp16) for target in targets
-    )
-    engines += tuple(_file_report(target_model, Path(path)) for path in layers)
-    return Validation(index.source.name, target_model.source.name, accuracy, engines)
+
+
+def _measure_accuracy(
+    index: GraphIndex, quantized: QuantizedModel, feeds: Feeds | None, progress: Progress | None
+) -> Accuracy | None:
+    """Return the accuracy over the samples, None without samples."""
+    if feeds is None:
+        return None
+    quantized_index = GraphIndex(quantized.original)
+    return compare_outputs(index, quantized_index, feeds, progress)
+
+
+def _fix_shapes(
+    index: GraphIndex, shapes: dict[str, tuple[int, ...]], feeds: Feeds | None
+) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of inputs: the requested ones, else those of the first sample.
+
+    Raises UsageError for a requested shape that does not fit the model.
+    """
+    require_shapes(index, shapes)
+    if feeds is None:
+        return shapes
+    sample_shapes = {name: values.shape for name, values in feeds.first().items()}
+    return sample_shapes | shapes
 
 
 def misses(validation: Validation, thresholds: Thresholds) -> tuple[str, ...]:
-    """Return one sentence for each broken promise, refused build and threshold that is missed; nothing where all is well."""
-    found = [f"{e.target}: {b}" for e in validation.engines for b in e.broken_promises]
-    found += [e.remark for e in validation.engines if e.failure]
-    for output in validation.accuracy.outputs if validation.accuracy else ():
-        for name in ("snr_db", "cosine", "top1_agreement"):
-            wanted, got = getattr(thresholds, name), getattr(output, name)
-            if wanted is not None and got is not None and not got >= wanted:  # NaN misses
-                found.append(
-                    f"output {output.name!r}: {name} is {got:.4g}, wanted at least {wanted:g}"
-                )
-    return tuple(found)
+    """Return one sentence for each broken promise, refused build and missed threshold."""
+    sentences: list[str] = []
+    for report in validation.engines:
+        sentences.extend(f"{report.target}: {broken}" for broken in report.broken_promises)
+    sentences.extend(report.remark for report in validation.engines if report.failure)
+    outputs = validation.accuracy.outputs if validation.accuracy else ()
+    for output in outputs:
+        sentences.extend(_describe_missed_thresholds(output, thresholds))
+    return tuple(sentences)
 
 
-def _engine_report(
+def _describe_missed_thresholds(output: OutputError, thresholds: Thresholds) -> Iterator[str]:
+    for name in _FIGURES:
+        least = getattr(thresholds, name)
+        figure = getattr(output, name)
+        if least is None or figure is None:
+            continue
+        if not figure >= least:  # also where the figure is NaN
+            actual = f"output {output.name!r}: {name} is {figure:.4g}"
+            yield f"{actual}, but at least {least:g} is required"
+
+
+def _report_target(
     index: GraphIndex,
     quantized: QuantizedModel,
     target: Target,
@@ -107,35 +143,36 @@ def _engine_report(
     feeds: Feeds | None,
     allow_fp16: bool,
 ) -> EngineReport:
+    """Return the report on the engines of one target: measured, predicted or compiled."""
     if target.backend == "trt" and is_gpu_present():
-        return _measured_report(index, quantized, target, feeds)
-    models = (
-        _labelled_source(index),
-        Source(quantized.source.path, quantized.labelled(), quantized.source.digest),
-    )
-    if target.backend == "trt":
-        ours, theirs = (predict_engine(m, target, shapes, allow_fp16=allow_fp16) for m in models)
-        return msgspec.structs.replace(
-            compare_engines(quantized, ours, theirs, "predicted"),
-            fusion_rules=tuple(_followed(theirs)),
-        )
-    ours, theirs = (build_engine(m, target, shapes) for m in models)
-    return compare_engines(quantized, ours, theirs, "compiled")
+        return _report_measurement(index, quantized, target, feeds)
+    float_source = _labelled_float_source(index)
+    quantized_source = _labelled_quantized_source(quantized)
+    if target.backend != "trt":
+        float_engine = build_engine(float_source, target, shapes)
+        quantized_engine = build_engine(quantized_source, target, shapes)
+        return compare_engines(quantized, float_engine, quantized_engine, "compiled")
+    float_engine = predict_engine(float_source, target, shapes, allow_fp16=allow_fp16)
+    quantized_engine = predict_engine(quantized_source, target, shapes, allow_fp16=allow_fp16)
+    report = compare_engines(quantized, float_engine, quantized_engine, "predicted")
+    fusion_rules = tuple(_list_fusion_rules(quantized_engine))
+    return msgspec.structs.replace(report, fusion_rules=fusion_rules)
 
 
-def _followed(engine: Engine) -> Iterable[FusionRuleUse]:
-    """Yield the rules that a predicted engine's layers follow, in the order of their first layer."""
-    for name in dict.fromkeys(layer.fusion_rule for layer in engine.layers):
-        following = [layer.kind for layer in engine.layers if layer.fusion_rule == name]
+def _list_fusion_rules(engine: Engine) -> Iterator[FusionRuleUse]:
+    """Yield the rules that a predicted engine's layers follow, in the order of the layers."""
+    kinds: dict[str, list[str]] = {}
+    for layer in engine.layers:
+        kinds.setdefault(layer.fusion_rule, []).append(layer.kind)
+    for name, layer_kinds in kinds.items():
         rule = FUSION_RULES[name]
-        yield FusionRuleUse(
-            name, rule.description, rule.source, len(following), tuple(dict.fromkeys(following))
-        )
+        distinct_kinds = tuple(dict.fromkeys(layer_kinds))
+        yield FusionRuleUse(name, rule.description, rule.source, len(layer_kinds), distinct_kinds)
 
 
-def _file_report(quantized: QuantizedModel, path: Path) -> EngineReport:
-    """Return the report on a real engine of the quantized model, whose layers a file lists."""
-    engine = read_layer_file(path, Target("trt", 0), _names_in_engines(quantized))
+def _report_layer_file(quantized: QuantizedModel, path: Path) -> EngineReport:
+    """Return the report on a real engine of the quantized model, whose layers are in a file."""
+    engine = read_layer_file(path, Target("trt", 0), _map_engine_names(quantized))
     report = msgspec.structs.replace(
         compare_engines(quantized, engine, engine, "read"),
         target=path.name,
@@ -145,43 +182,59 @@ def _file_report(quantized: QuantizedModel, path: Path) -> EngineReport:
     )
     if report.layers and len(report.unmapped) == len(report.layers):
         raise LayerFileError(
-            f"{path}: no layer names a weighted node of {quantized.source.name}; pass the model that the engine was built from"
+            f"{path}: no layer names a weighted node of {quantized.source.name}. "
+            "Pass the model that the engine was built from."
         )
     return report
 
 
-def _names_in_engines(quantized: QuantizedModel) -> dict[str, str]:
-    """Map what an engine may call a node to its label: its name in the file, or ``node_of_`` its first output; bodies included."""
-    given, labelled = all_nodes(quantized.source.model.graph), all_nodes(quantized.labelled().graph)
-    both = [(ours, label) for (_, ours), (label, _) in zip(given, labelled, strict=True)]
-    names = {f"node_of_{node.output[0]}": label for node, label in both if node.output}
-    return {**names, **{node.name: label for node, label in both if node.name}}
+def _map_engine_names(quantized: QuantizedModel) -> dict[str, str]:
+    """Return the label of each node, bodies included, by the names that an engine may use for it.
+
+    These are its name in the file and ``node_of_`` followed by its first output; a name in the file
+    takes precedence.
+    """
+    file_nodes = [node for _, node in all_nodes(quantized.source.model.graph)]
+    labels = [label for label, _ in all_nodes(quantized.labelled().graph)]
+    by_output: dict[str, str] = {}
+    by_name: dict[str, str] = {}
+    for node, label in zip(file_nodes, labels, strict=True):
+        if node.output:
+            by_output[f"node_of_{node.output[0]}"] = label
+        if node.name:
+            by_name[node.name] = label
+    return by_output | by_name
 
 
-def _measured_report(
+def _report_measurement(
     index: GraphIndex, quantized: QuantizedModel, target: Target, feeds: Feeds | None
 ) -> EngineReport:
+    """Return the report on engines that were run on the GPU."""
     if feeds is None:
-        raise UsageError(f"target {target}: running an engine needs --data")
-    ours = run_tensorrt(_labelled_source(index), target, feeds)
-    theirs = run_tensorrt(
-        Source(quantized.source.path, quantized.labelled(), quantized.source.digest), target, feeds
-    )
-    report = compare_engines(quantized, ours.engine, theirs.engine, "measured")
-    errors = output_errors(index, feeds, theirs.outputs)
+        raise UsageError(f"target {target}: an engine runs only with samples. Pass --data.")
+    float_run = run_tensorrt(_labelled_float_source(index), target, feeds)
+    quantized_run = run_tensorrt(_labelled_quantized_source(quantized), target, feeds)
+    report = compare_engines(quantized, float_run.engine, quantized_run.engine, "measured")
     return msgspec.structs.replace(
         report,
-        milliseconds=theirs.milliseconds,
-        float_milliseconds=ours.milliseconds,
-        outputs=errors,
+        milliseconds=quantized_run.milliseconds,
+        float_milliseconds=float_run.milliseconds,
+        outputs=output_errors(index, feeds, quantized_run.outputs),
     )
 
 
-def _labelled_source(index: GraphIndex) -> Source:
+def _labelled_quantized_source(quantized: QuantizedModel) -> Source:
+    """Return the quantized model with every node named by its label."""
+    source = quantized.source
+    return Source(source.path, quantized.labelled(), source.digest)
+
+
+def _labelled_float_source(index: GraphIndex) -> Source:
     """Return the float model with every node named by its label."""
     copy = type(index.source.model)()
     copy.CopyFrom(index.source.model)
     labels = [node.label for scope in index.scopes.values() for node in scope.nodes]
-    for (_, node), label in zip(list(all_nodes(copy.graph)), labels, strict=True):
+    nodes = [node for _, node in all_nodes(copy.graph)]
+    for node, label in zip(nodes, labels, strict=True):
         node.name = label
     return Source(index.source.path, copy, index.source.digest)

@@ -1,4 +1,4 @@
-"""Every code of `qdq check`: a model that gets it and a near miss that does not, and what TensorRT-RTX makes of both."""
+"""Every code of `qdq check`: a model that gets it and a near miss that does not, and the engines that TensorRT-RTX builds of both."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def stored_unsigned(model: Model) -> Model:
     return copy
 
 
-def told_by_attribute(model: Model) -> None:
+def typed_by_attribute(model: Model) -> None:
     newer(model)
     for output in ("x_q", "x_dq"):
         made_by(model, output).input.pop()
@@ -116,9 +116,9 @@ def told_by_attribute(model: Model) -> None:
 def scale_of_constants(model: Model) -> None:
     """The scale is the product of two constants: known when the engine is built."""
     store(model, "x_s", None)
-    store(model, "one", np.array(0.1, np.float32))
-    store(model, "two", np.array(0.3, np.float32))
-    insert(model, 0, [node("Mul", ["one", "two"], "x_s")])
+    store(model, "factor", np.array(0.1, np.float32))
+    store(model, "other_factor", np.array(0.3, np.float32))
+    insert(model, 0, [node("Mul", ["factor", "other_factor"], "x_s")])
 
 
 def float_weight(model: Model) -> None:
@@ -281,18 +281,18 @@ def pooled(quantized: bool) -> Model:
     return build(nodes, {"x": [1, 32, 8, 8]}, ["y"], net.constants)
 
 
-def joined(other: float, behind: bool = False) -> Model:
-    """Return a Concat of two quantized tensors in front of a Conv, with a pair behind it or not."""
+def joined(other: float, pair_after: bool = False) -> Model:
+    """Return a Concat of two quantized tensors in front of a Conv, with a pair after it or not."""
     net = Network()
     nodes = [
-        *net.pair("x"), *net.pair("u", other), node("Concat", ["x_dq", "u_dq"], "c", name="join", axis=1), *(net.pair("c") if behind else []),
-        *net.weight("w", 32, 64, 1, 1), node("Conv", ["c_dq" if behind else "c", "w_dq"], "y", name="conv"),
+        *net.pair("x"), *net.pair("u", other), node("Concat", ["x_dq", "u_dq"], "c", name="join", axis=1), *(net.pair("c") if pair_after else []),
+        *net.weight("w", 32, 64, 1, 1), node("Conv", ["c_dq" if pair_after else "c", "w_dq"], "y", name="conv"),
     ]  # fmt: skip
     return build(nodes, {"x": [1, 32, 8, 8], "u": [1, 32, 8, 8]}, ["y"], net.constants)
 
 
 def normalised(between: bool) -> Model:
-    """Return a Conv and the BatchNormalization behind it, with a pair between or not."""
+    """Return a Conv and the BatchNormalization after it, with a pair between or not."""
     net = Network()
     nodes = [
         *net.pair("x"), *net.weight("w", 32, 32, 1, 1), node("Conv", ["x_dq", "w_dq"], "c", name="conv"), *(net.pair("c") if between else []),
@@ -370,7 +370,7 @@ def mixed_types() -> Model:
 
 
 def scalar(kind: type) -> Model:
-    """Return the good model with a factor behind it, stored as a quantized scalar or as a float."""
+    """Return the good model with a factor after it, stored as a quantized scalar or as a float."""
     model = good()
     if kind is np.int8:
         for name, array in (
@@ -388,7 +388,7 @@ def scalar(kind: type) -> Model:
 
 
 def turned(model: Model) -> Model:
-    """Return a copy whose weight is stored as integers of another layout, behind a Transpose."""
+    """Return a copy whose weight is stored as integers of another layout, before a Transpose."""
     copy = stored_as_integers(model, "w")
     store(copy, "w_q", np.ascontiguousarray(initializer(copy, "w_q").transpose(1, 0, 2, 3)))
     insert(copy, 0, [node("Transpose", ["w_q"], "turned", name="turn", perm=[1, 0, 2, 3])])
@@ -408,7 +408,7 @@ MODELS: dict[str, tuple[Callable[[], Model], Callable[[], Model]]] = {
     "unsupported-type": (lambda: damaged(newer, typed(np.int16)), lambda: damaged(newer)),
     "stored-integers": (lambda: damaged(turned), lambda: stored_as_integers(good(), "w", "v")),
     "uint8": (lambda: damaged(unsigned), good),
-    "no-zero-point": (lambda: damaged(without_zero_point), lambda: damaged(told_by_attribute)),
+    "no-zero-point": (lambda: damaged(without_zero_point), lambda: damaged(typed_by_attribute)),
     "default-axis": (lambda: damaged(no_axis_that_fits), lambda: damaged(one_scale_for_weight)),
     "opset": (lambda: damaged(at_opset(12)), lambda: damaged(at_opset(13))),
     "channel-scales": (lambda: damaged(channels_of_activation), good),
@@ -437,8 +437,8 @@ MODELS: dict[str, tuple[Callable[[], Model], Callable[[], Model]]] = {
 BUILT = {"engine-refuses", "engine-float", "engine-kernel"}
 
 
-def found(model: Model, **options: Any) -> tuple[Finding, ...]:
-    """Return the findings for the compiler that is at hand."""
+def find_problems(model: Model, **options: Any) -> tuple[Finding, ...]:
+    """Return the findings for TensorRT-RTX on SM 8.6."""
     return qdq.check(model, targets=options.pop("targets", (SM86,)), **options)
 
 
@@ -458,9 +458,9 @@ def test_every_code_has_a_model() -> None:
 @pytest.mark.parametrize("code", MODELS)
 def test_a_code_is_found_where_it_is_and_not_in_a_near_miss(code: str) -> None:
     with_it, without_it = MODELS[code]
-    findings = [f for f in found(with_it(), targets=targets_of(code)) if f.code == code]
+    findings = [f for f in find_problems(with_it(), targets=targets_of(code)) if f.code == code]
     assert findings
-    assert code not in {f.code for f in found(without_it(), targets=targets_of(code))}
+    assert code not in {f.code for f in find_problems(without_it(), targets=targets_of(code))}
     problem = PROBLEMS[code]
     for finding in findings:
         assert (finding.severity, finding.cost, finding.page) == (
@@ -484,8 +484,10 @@ def test_each_model_has_no_findings_but_its_own() -> None:
     }
     for code, (with_it, _) in MODELS.items():
         if code not in alone:
-            assert {f.code for f in found(with_it(), targets=targets_of(code))} == {code}, code
-    assert {f.code for f in found(MODELS["half-quantized"][0]())} == {"half-quantized"}
+            assert {f.code for f in find_problems(with_it(), targets=targets_of(code))} == {code}, (
+                code
+            )
+    assert {f.code for f in find_problems(MODELS["half-quantized"][0]())} == {"half-quantized"}
 
 
 @pytest.mark.parametrize(
@@ -493,11 +495,11 @@ def test_each_model_has_no_findings_but_its_own() -> None:
 )
 def test_each_operator_that_tensorrt_lacks_is_one_finding_and_refused(op: str) -> None:
     model = quantized_by_operator(op)
-    assert [(f.code, f.node) for f in found(model)] == [("unsupported-operator", "op")]
+    assert [(f.code, f.node) for f in find_problems(model)] == [("unsupported-operator", "op")]
     assert built(model).failure
 
 
-# --- what the compiler makes of them ---------------------------------------------------------------------------------
+# --- the engines of the models ----------------------------------------------------------------------------------------
 
 
 def built(model: Model) -> Engine:
@@ -519,7 +521,7 @@ def in_int8(model: Model) -> dict[str, bool]:
     }
 
 
-#: What the parser says, or how the compiler ends.
+#: The message of the parser, or the end of the compiler.
 REFUSALS = {
     "zero-point": "Non-zero zero point is not supported",
     "scale-not-positive": "Scale coefficients must all be positive",
@@ -547,13 +549,15 @@ def test_tensorrt_rtx_refuses_what_the_code_says_and_takes_the_near_miss(code: s
 def test_other_forms_of_what_the_parser_refuses(damage: Damage) -> None:
     model = damaged(damage)
     assert built(model).failure
-    assert {f.severity for f in found(model)} >= {ERROR}
+    assert {f.severity for f in find_problems(model)} >= {ERROR}
 
 
 def test_a_scalar_that_is_stored_as_a_float_is_none() -> None:
-    assert found(scalar(np.float32)) == ()
+    assert find_problems(scalar(np.float32)) == ()
     assert not built(scalar(np.float32)).failure
-    assert [f.node for f in found(scalar(np.int8)) if f.code == "stored-integers"] == ["scalar"]
+    assert [f.node for f in find_problems(scalar(np.int8)) if f.code == "stored-integers"] == [
+        "scalar"
+    ]
 
 
 #: Codes of layers that run in float, and the layer.
@@ -584,7 +588,7 @@ def test_tensorrt_rtx_runs_in_float_what_the_code_says(code: str) -> None:
 )
 def test_each_half_of_a_quantized_layer_alone_runs_in_float(damage: Damage) -> None:
     model = damaged(damage)
-    assert [f.code for f in found(model)] == ["half-quantized"]
+    assert [f.code for f in find_problems(model)] == ["half-quantized"]
     assert sum(in_int8(model).values()) == 1
 
 
@@ -619,7 +623,7 @@ def test_no_other_model_is_refused(code: str) -> None:
     assert not built(MODELS[code][0]()).failure
 
 
-# --- pairs that stand elsewhere and do the same -----------------------------------------------------------------------
+# --- pairs on other edges with the same effect --------------------------------------------------------------------------
 
 
 def moved(
@@ -660,7 +664,7 @@ SAME = {
 }
 
 
-def weight_behind(op: str) -> Model:
+def weight_before(op: str) -> Model:
     """Return a weight that is quantized in front of a Transpose, along the axis that becomes the output channels."""
     net = Network()
     nodes = [
@@ -677,13 +681,13 @@ def test_a_pair_in_front_of_an_operator_that_commutes_is_no_finding_for_the_engi
     op: str,
 ) -> None:
     model = SAME[op]()
-    assert found(model) == ()
+    assert find_problems(model) == ()
     assert in_int8(model) == {"product": True}
 
 
 def test_a_weight_that_is_turned_behind_its_pair_is_none_either() -> None:
-    model = weight_behind("Transpose")
-    assert found(model) == ()
+    model = weight_before("Transpose")
+    assert find_problems(model) == ()
     assert in_int8(model) == {"product": True}
 
 
@@ -695,20 +699,20 @@ def test_resize_does_not_carry_a_pair() -> None:
         {"roi": np.array([], np.float32), "twice": np.array([1, 1, 2, 2], np.float32)},
         mode="nearest",
     )
-    assert {f.code for f in found(model)} == {"half-quantized", "unwanted-pair"}
+    assert {f.code for f in find_problems(model)} == {"half-quantized", "unwanted-pair"}
     assert in_int8(model) == {"product": False}
 
 
-@pytest.mark.parametrize("behind", [False, True])
-def test_a_concat_of_one_scale_carries_the_pairs_of_its_inputs(behind: bool) -> None:
-    model = joined(0.05, behind)
-    assert found(model) == ()
+@pytest.mark.parametrize("pair_after", [False, True])
+def test_a_concat_of_one_scale_carries_the_pairs_of_its_inputs(pair_after: bool) -> None:
+    model = joined(0.05, pair_after)
+    assert find_problems(model) == ()
     assert in_int8(model) == {"conv": True}
 
 
 def test_a_concat_of_two_scales_with_a_pair_behind_it_is_told_too() -> None:
-    model = joined(0.08, behind=True)
-    assert {f.code for f in found(model)} == {"unequal-scales"}
+    model = joined(0.08, pair_after=True)
+    assert {f.code for f in find_problems(model)} == {"unequal-scales"}
 
 
 def test_pairs_on_both_sides_of_a_pool_cost_nothing_where_their_scale_is_the_same() -> None:
@@ -717,15 +721,15 @@ def test_pairs_on_both_sides_of_a_pool_cost_nothing_where_their_scale_is_the_sam
         *net.pair("x"), node("MaxPool", ["x_dq"], "m", name="pool", kernel_shape=[2, 2]), *net.pair("m"),
         *net.weight("w", 32, 32, 1, 1), node("Conv", ["m_dq", "w_dq"], "y", name="conv"),
     ]  # fmt: skip
-    assert found(build(nodes, {"x": [1, 32, 8, 8]}, ["y"], net.constants)) == ()
+    assert find_problems(build(nodes, {"x": [1, 32, 8, 8]}, ["y"], net.constants)) == ()
     net.constants["m_s"] = np.array(0.07, np.float32)
-    assert {f.code for f in found(build(nodes, {"x": [1, 32, 8, 8]}, ["y"], net.constants))} == {
-        "unequal-scales"
-    }
+    assert {
+        f.code for f in find_problems(build(nodes, {"x": [1, 32, 8, 8]}, ["y"], net.constants))
+    } == {"unequal-scales"}
 
 
 def test_a_pair_on_a_graph_output_is_told_by_the_layer_in_front() -> None:
-    (only,) = found(damaged(paired_output))
+    (only,) = find_problems(damaged(paired_output))
     assert only.code == "pair-on-output"
     assert "'y_dq'" in only.problem
     assert "'second'" in only.problem
@@ -737,21 +741,21 @@ def test_several_weights_of_one_scale_are_one_note() -> None:
     store(model, "v_z", np.array(0, np.int8))
     for output in ("v_q", "v_dq"):
         del made_by(model, output).attribute[:]
-    (only,) = (f for f in found(model) if f.code == "weight-per-tensor")
+    (only,) = (f for f in find_problems(model) if f.code == "weight-per-tensor")
     assert "1 more weights" in only.problem
 
 
 def test_weights_of_integers_are_judged_as_they_are_stored() -> None:
-    assert found(stored_as_integers(good(), "w", "v")) == ()
+    assert find_problems(stored_as_integers(good(), "w", "v")) == ()
     ends = stored_as_integers(good(), "w")
     store(
         ends, "w_q", np.where(np.arange(108).reshape(4, 3, 3, 3) % 5 == 0, 127, 5).astype(np.int8)
     )
-    assert {f.code for f in found(ends)} == {"saturated-weights"}
+    assert {f.code for f in find_problems(ends)} == {"saturated-weights"}
     unused = stored_as_integers(good(), "w")
     store(unused, "w_q", (initializer(unused, "w_q") // 8).astype(np.int8))
-    assert {f.code for f in found(unused)} == {"weight-scale"}
+    assert {f.code for f in find_problems(unused)} == {"weight-scale"}
 
 
 def test_weights_are_not_read_where_they_need_not_be() -> None:
-    assert found(clipped_weight(0.1), weights=False) == ()
+    assert find_problems(clipped_weight(0.1), weights=False) == ()

@@ -241,13 +241,13 @@ def test_defects_are_found_from_the_command_line_with_exit_code_1(tmp_path: Path
     code, out, error = cli("check", *paths.values())
     assert (code, error) == (1, "")
     assert f"{paths['uint8']}: 1 error\n  error uint8: " in out
-    assert "\n    x -> first[0]: is quantized to UINT8" in out
+    assert "\n    x -> first[0]: the tensor is quantized to UINT8" in out
     assert f"{paths['missing pair']}: 1 warning\n" in out
     assert out.endswith("3 models: 1 error, 1 warning; 1 without findings\n")
 
 
 def codes(findings: tuple[Finding, ...]) -> set[str]:
-    """Return the codes that were found."""
+    """Return the codes of some findings."""
     return {f.code for f in findings}
 
 
@@ -275,10 +275,10 @@ def concatenated(left: float, right: float) -> Model:
 
 def test_scales_of_a_concat_that_differ_are_found() -> None:
     assert check(concatenated(0.1, 0.1)) == ()
-    (found,) = check(concatenated(0.1, 0.2))
-    assert found.code == "unequal-scales"
-    assert "p 0.1" in found.problem
-    assert "q 0.2" in found.problem
+    (finding,) = check(concatenated(0.1, 0.2))
+    assert finding.code == "unequal-scales"
+    assert "p 0.1" in finding.problem
+    assert "q 0.2" in finding.problem
 
 
 @pytest.mark.parametrize("axis", [0, -4])
@@ -290,7 +290,7 @@ def test_an_axis_may_be_counted_from_the_end(axis: int) -> None:
 
 
 def stored_as_integers(model: Model, *weights: str, constants: bool = False) -> Model:
-    """Return a copy whose weights are stored as int8, behind a DequantizeLinear alone."""
+    """Return a copy whose weights are stored as int8, read by a DequantizeLinear alone."""
     copy = onnx.ModelProto.FromString(model.SerializeToString())
     for name in weights:
         weight, scale = initializer(copy, name), initializer(copy, f"{name}_s")
@@ -429,9 +429,9 @@ def test_unnamed_nodes_keep_labels_of_their_own_beside_unnamed_pairs() -> None:
 
 def test_a_float_model_is_one_note_that_counts_what_the_rules_would_quantize() -> None:
     model = convolution()
-    (found,) = check(model)
-    assert (found.code, found.severity, found.where) == ("not-quantized", "note", "")
-    assert f"{len(qdq.plan(model).placements)} edges" in found.problem
+    (finding,) = check(model)
+    assert (finding.code, finding.severity, finding.where) == ("not-quantized", "note", "")
+    assert f"{len(qdq.plan(model).placements)} edges" in finding.problem
     assert [p.edge for p in compare_with_plan(model).missing] == [
         p.edge for p in qdq.plan(model).placements
     ]

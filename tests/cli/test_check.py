@@ -98,7 +98,7 @@ def test_many_findings_of_one_code_are_cut_in_text_and_counted(folder: Path) -> 
     )
     out = run("check", "many.onnx")[1]
     assert out.startswith("many.onnx: 30 errors\n")
-    assert out.count("ConvInteger is no operator of TensorRT") == 12
+    assert out.count("TensorRT has no operator ConvInteger") == 12
     assert "    and 18 more (--format json has all)\n" in out
     assert check("many.onnx")[1] == {"many.onnx": ["unsupported-operator"] * 30}
 
@@ -132,7 +132,7 @@ def test_an_unknown_code_is_refused_with_the_nearest(folder: Path, option: str) 
     message = refused(folder, "check", "models/good.onnx", option, "uint8,wrong-axes")
     assert (
         message
-        == f"qdq: {option}: no code 'wrong-axes'. Did you mean 'wrong-axis'?; 'qdq check --codes' lists them\n"
+        == f"qdq: {option}: there is no code 'wrong-axes'. Did you mean 'wrong-axis'? Run 'qdq check --codes' to list the codes.\n"
     )
 
 
@@ -254,11 +254,11 @@ def test_a_project_file_chooses_codes_and_ignores_them_in_files(
         ),
         (
             "check: {select: uint9}\n",
-            "qdq.yaml:1: 'select': select: no code 'uint9'. Did you mean 'uint8'?",
+            "qdq.yaml:1: 'select': select: there is no code 'uint9'. Did you mean 'uint8'?",
         ),
         (
             "check: {per-file-ignores: {'*.onnx': uint9}}\n",
-            "qdq.yaml:1: 'per-file-ignores': per-file-ignores '*.onnx': no code 'uint9'. Did you mean 'uint8'?",
+            "qdq.yaml:1: 'per-file-ignores': per-file-ignores '*.onnx': there is no code 'uint9'. Did you mean 'uint8'?",
         ),
         (
             "check: {per-file-ignores: uint8}\n",
@@ -314,8 +314,9 @@ def test_a_project_file_may_name_the_baseline(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (folder / "qdq.yaml").write_text("check: {baseline: known.json}\n")
-    assert "known.json: no such baseline; --write-baseline known.json makes it" in refused(
-        folder, "check", "models/uint8.onnx"
+    assert (
+        "known.json: the baseline does not exist. Write it with --write-baseline known.json."
+        in refused(folder, "check", "models/uint8.onnx")
     )
     assert run("check", "models/uint8.onnx", "--write-baseline", "known.json")[0] == 0
     monkeypatch.chdir(folder / "models")
@@ -497,13 +498,13 @@ def test_github_s_commands_are_escaped(folder: Path) -> None:
     lines = out.splitlines()
     assert code == 2
     assert lines[0].startswith(
-        "::error file=models/a%2Cb%3Ac%25.onnx,title=qdq uint8::x -> 50%25%0Afirst:,[0]: is quantized to UINT8"
+        "::error file=models/a%2Cb%3Ac%25.onnx,title=qdq uint8::x -> 50%25%0Afirst:,[0]: the tensor is quantized to UINT8"
     )
     assert lines[1].startswith(
         "::warning file=models/axis.onnx,title=qdq wrong-axis::w -> first[1]: "
     )
     assert lines[2].startswith(
-        "::notice file=models/float.onnx,title=qdq not-quantized::holds no Q/DQ"
+        "::notice file=models/float.onnx,title=qdq not-quantized::the model holds no Q/DQ"
     )
     assert lines[3].startswith("::error file=models/pointer.onnx,title=qdq::")
     assert len(lines) == 4

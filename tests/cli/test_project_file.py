@@ -109,7 +109,7 @@ def test_thresholds_judge_validate_and_quantize(repository: Path) -> None:
 
     assert run("quantize", model, "-o", out)[0] == 0
     code, text, _ = run("validate", model, out)
-    assert (code, "wanted at least 200" in text) == (1, True), text
+    assert (code, "at least 200 is required" in text) == (1, True), text
     assert run("validate", model, out, "--min-snr", "1")[0] == 0
     assert run("quantize", model, "-o", out, "--force", "--validate")[0] == 1
     assert run("quantize", model, "-o", out, "--force", "--validate", "--min-snr", "1")[0] == 0

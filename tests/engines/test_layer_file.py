@@ -173,7 +173,7 @@ def test_a_promise_that_a_real_engine_broke_is_named(
 
     assert code == 1
     assert (
-        "engine.json: gemm [weighted-inputs, weights-per-channel]: promised INT8, but the engine runs it as MatrixMultiply Float -> Float -> Float"
+        "engine.json: gemm [weighted-inputs, weights-per-channel]: the pairs promise INT8, but the engine runs it as MatrixMultiply Float -> Float -> Float"
         in text
     )
     assert "1 of 2" in text

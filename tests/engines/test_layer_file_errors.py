@@ -30,7 +30,7 @@ CASES = {
     "dimensions": (b'{"Layers": [{"Name": "conv", "Outputs": [{"Dimensions": "?"}]}]}', f"layer 'conv' does not describe its outputs; {EXPORT}"),
     "another model": (
         b'{"Layers": [{"Name": "Conv_0", "LayerType": "CaskConvolution", "Inputs": [], "Outputs": []}]}',
-        "no layer names a weighted node of model.int8.onnx; pass the model that the engine was built from",
+        "no layer names a weighted node of model.int8.onnx. Pass the model that the engine was built from.",
     ),
 }  # fmt: skip
 

@@ -86,7 +86,7 @@ def test_a_plan_for_another_target_breaks_its_promise_and_misses_names_the_node(
     assert broken.node == "up"
     assert "deconvolution-weights" in broken.rule
     assert str(broken).startswith(
-        "up [weighted-inputs, deconvolution-weights]: promised INT8, but the engine runs it as "
+        "up [weighted-inputs, deconvolution-weights]: the pairs promise INT8, but the engine runs it as "
     )
     assert misses(validation, Thresholds()) == (f"rtx:sm86: {broken}",)
 
@@ -363,7 +363,7 @@ def test_validation_from_the_command_line_ends_with_1_for_a_broken_promise(tmp_p
         "validate", model, out, "--target", "rtx:sm86", "--data", "noise", "--report", report
     )
     assert (code, error) == (1, "")
-    assert "broken: up [weighted-inputs, deconvolution-weights]: promised INT8" in text
+    assert "broken: up [weighted-inputs, deconvolution-weights]: the pairs promise INT8" in text
     assert "1 of 2" in text
     assert "| rtx:sm86" in report.read_text()
     assert "- broken: up" in report.read_text()

@@ -1,4 +1,4 @@
-"""What check says of models that other tools quantized, against what TensorRT-RTX then does with them as they are."""
+"""The findings of check in models that other tools quantized, against what TensorRT-RTX then does with them as they are."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ IN_FLOAT = {
     "default-axis",
     "unequal-scales",
 }
-FORMS = [f"{given}/{form}" for given in ("vision", "language", "cnn") for form in STATIC]
+FORMS = [f"{network}/{form}" for network in ("vision", "language", "cnn") for form in STATIC]
 PEERS = [
     *FORMS,
     "vision/dynamic",
@@ -66,7 +66,7 @@ def test_the_parser_refuses_what_check_says_and_the_compiler_runs_in_float_what_
     if engine.failure or not plain:
         return
     report = compare_engines(quantized, engine, engine, "compiled")
-    told = {f.node for f in findings if f.code in IN_FLOAT}
+    explained = {f.node for f in findings if f.code in IN_FLOAT}
     rules = load_rules(["tensorrt-fp8"]) if name.endswith("fp8") else load_rules()
     planned = {
         p.edge.node
@@ -77,6 +77,6 @@ def test_the_parser_refuses_what_check_says_and_the_compiler_runs_in_float_what_
     wrong = [
         v.node
         for v in report.layers
-        if (v.int8 or v.fp8) == (v.node in told) and (v.node in planned or v.node in told)
+        if (v.int8 or v.fp8) == (v.node in explained) and (v.node in planned or v.node in explained)
     ]
     assert wrong == []

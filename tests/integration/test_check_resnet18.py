@@ -69,16 +69,16 @@ def test_each_reformat_of_the_engine_is_beside_a_finding_and_each_finding_beside
     placement: tuple[str, onnx.ModelProto, tuple[Finding, ...]],
 ) -> None:
     name, model, findings = placement
-    around = {finding.where: beside(model, finding) for finding in findings}
+    nodes_near = {finding.where: beside(model, finding) for finding in findings}
     touched = {
         reformat: touches(model, reformat, FLOAT_LAYERS[name]) for reformat in REFORMATS[name]
     }
     assert [
-        r for r, nodes in touched.items() if not any(nodes & near for near in around.values())
+        r for r, nodes in touched.items() if not any(nodes & near for near in nodes_near.values())
     ] == []
     assert [
         where
-        for where, near in around.items()
+        for where, near in nodes_near.items()
         if not any(nodes & near for nodes in touched.values())
     ] == []
 

@@ -345,7 +345,7 @@ def test_an_fp8_promise_that_the_engine_does_not_keep_is_broken() -> None:
     result = qdq.quantize(model, "noise", rules=make_rule_set(["own"], rules), targets=[SM89])
     (report,) = validate(model, result.model, targets=[SM89]).engines
     assert str(report.broken_promises[0]).startswith(
-        "up [inputs, weights]: promised FP8, but the engine runs it as deconv Float"
+        "up [inputs, weights]: the pairs promise FP8, but the engine runs it as deconv Float"
     )
 
 

@@ -59,7 +59,7 @@ PEERS = [
         f"language/{form}"
         for form in ("qdq-symmetric", "qdq-pairs-on-weights", "qdq-for-tensorrt", "qoperator")
     ),
-    *(f"{given}/dynamic" for given in ("vision", "language")),
+    *(f"{network}/dynamic" for network in ("vision", "language")),
     *sorted(
         path.stem
         for path in FILES.glob("*.onnx")
@@ -102,7 +102,7 @@ class Judge:
         return self._engines[key]
 
     def refusal(self, model: onnx.ModelProto) -> str:
-        """Return the compiler's words where it refuses a model, else ""."""
+        """Return the compiler's message where it refuses a model, else ""."""
         return self.engine(model).failure
 
 
@@ -116,11 +116,11 @@ def judge() -> Iterator[Judge]:
 def test_the_compiler_refuses_a_peer_if_and_only_if_check_finds_what_the_compiler_names(
     name: str, judge: Judge
 ) -> None:
-    words = judge.refusal(peer(name))
+    refusal = judge.refusal(peer(name))
     codes = {f.code for f in findings(name)} & REFUSALS.keys()
-    assert bool(words) == bool(codes), (words, codes)
-    assert not words or any(said in words for code in codes for said in REFUSALS[code]), (
-        words,
+    assert bool(refusal) == bool(codes), (refusal, codes)
+    assert not refusal or any(message in refusal for code in codes for message in REFUSALS[code]), (
+        refusal,
         codes,
     )
 
@@ -182,21 +182,21 @@ class Pieces:
         """Return a model of some nodes under plain names, whose computed inputs are graph inputs, and whose values do not matter."""
         names: dict[str, str] = {"": ""}
         nodes, inputs, constants = [], [], {}
-        for i, given in enumerate(chain):
+        for i, original in enumerate(chain):
             node = onnx.NodeProto()
-            node.CopyFrom(given)
+            node.CopyFrom(original)
             node.name = f"node{i}"
-            for slot, name in enumerate(given.input):
+            for slot, name in enumerate(original.input):
                 if name not in names:
                     names[name] = f"t{len(names)}"
                     if name in self.stored:
                         constants[names[name]] = plain(self.stored[name], scale=slot == 1)
                     else:
                         inputs.append(
-                            value(names[name], self._shape(given), self._type(given, slot))
+                            value(names[name], self._shape(original), self._type(original, slot))
                         )
                 node.input[slot] = names[name]
-            for slot, name in enumerate(given.output):
+            for slot, name in enumerate(original.output):
                 names[name] = node.output[slot] = f"t{len(names)}"
             nodes.append(node)
         graph = helper.make_graph(
@@ -252,19 +252,21 @@ def test_each_node_that_check_says_is_refused_is_refused_alone_and_the_rest_is_n
     name: str, judge: Judge
 ) -> None:
     pieces = Pieces(peer(name))
-    told: dict[str, set[str]] = {}
+    codes_by_node: dict[str, set[str]] = {}
     for finding in findings(name):
         if finding.code in REFUSALS:
             for node in pieces.named(finding):
-                told.setdefault(node, set()).add(finding.code)
+                codes_by_node.setdefault(node, set()).add(finding.code)
     chains = dict(pieces.chains())
     for node, chain in chains.items():
-        words = judge.refusal(pieces.alone(chain))
-        assert bool(words) == (node in told), (node, words)
-        assert not words or any(said in words for code in told[node] for said in REFUSALS[code]), (
+        refusal = judge.refusal(pieces.alone(chain))
+        assert bool(refusal) == (node in codes_by_node), (node, refusal)
+        assert not refusal or any(
+            message in refusal for code in codes_by_node[node] for message in REFUSALS[code]
+        ), (
             node,
-            words,
-            told[node],
+            refusal,
+            codes_by_node[node],
         )
 
 

@@ -79,44 +79,44 @@ def test_a_rule_whose_cases_hold_passes(tmp_path: Path) -> None:
 def test_a_wrong_line_in_plan_and_float_is_named_with_the_right_one(tmp_path: Path) -> None:
     wrong = PLAN[0].replace("weighted-inputs", "weighted-input")
 
-    found = results(tmp_path, hit("float: ['r -> b[0]  kept']", plan=[wrong, PLAN[1]]), near())[
+    failures = results(tmp_path, hit("float: ['r -> b[0]  kept']", plan=[wrong, PLAN[1]]), near())[
         "hit"
     ]
 
-    assert f"plan lacks: {' '.join(wrong.split())}" in found
-    assert f"plan has besides: {' '.join(PLAN[0].split())}" in found
-    assert "float lacks: r -> b[0] kept" in found
-    assert "float has besides: r -> b[0] keep" in found
+    assert f"plan lacks: {' '.join(wrong.split())}" in failures
+    assert f"plan also has: {' '.join(PLAN[0].split())}" in failures
+    assert "float lacks: r -> b[0] kept" in failures
+    assert "float also has: r -> b[0] keep" in failures
 
 
 def test_a_plan_of_too_few_lines_fails(tmp_path: Path) -> None:
     assert results(tmp_path, hit(plan=PLAN[:1]), near())["hit"] == (
-        f"plan has besides: {' '.join(PLAN[1].split())}",
+        f"plan also has: {' '.join(PLAN[1].split())}",
     )
 
 
 def test_an_unchanged_case_that_the_rule_decides_fails(tmp_path: Path) -> None:
     assert results(tmp_path, hit(), near(CHAIN))["near"] == (
-        "should decide nothing, but: r -> b[0] keep",
+        "the rule should decide nothing here, but decides: r -> b[0] keep",
     )
 
 
 def test_a_rule_without_near_miss_or_without_change_fails_as_a_whole(tmp_path: Path) -> None:
     assert results(tmp_path / "a", hit())[""] == (
-        "has no near miss: a case that stays 'unchanged'",
+        "the rule has no near miss: a case that stays 'unchanged'",
     )
-    assert "has no case that it changes" in results(tmp_path / "b", near())[""]
+    assert "the rule has no case that it changes" in results(tmp_path / "b", near())[""]
 
 
 def test_a_rule_that_no_case_needs_fails_as_a_whole(tmp_path: Path) -> None:
-    both = [
+    full_plan = [
         *PLAN,
         "r -> b[0]  int8-activation  weighted-inputs",
         "w -> b[1]  int8-weight-per-channel(axis=0)  weights-per-channel",
     ]
 
-    assert results(tmp_path, hit(plan=both, text=PLAIN), near())[""] == (
-        "its cases hold without it; write one that needs it",
+    assert results(tmp_path, hit(plan=full_plan, text=PLAIN), near())[""] == (
+        "the cases hold without the rule. Write one that needs it.",
     )
 
 
@@ -124,7 +124,9 @@ def test_a_rule_without_cases_fails(tmp_path: Path) -> None:
     (tmp_path / "keep.yaml").write_text(RULE)
 
     assert list(run_cases(tmp_path)) == [
-        CaseResult("keep", "", (f"has no cases: write {tmp_path / 'cases' / 'keep.yaml'}",))
+        CaseResult(
+            "keep", "", (f"the rule has no cases. Write {tmp_path / 'cases' / 'keep.yaml'}.",)
+        )
     ]
 
 
@@ -171,7 +173,7 @@ def test_an_after_is_compared_with_the_result(tmp_path: Path) -> None:
 
     assert results(tmp_path / "a", hit(right), near())["hit"] == ()
     assert results(tmp_path / "b", hit(wrong), near())["hit"] == (
-        "the result is not the 'after' that is given",
+        "the result differs from the graph under 'after'",
     )
 
 
@@ -201,7 +203,7 @@ def test_an_engine_that_does_otherwise_fails_the_case(
 
     compiled(monkeypatch, failure="no implementation")
     assert results(tmp_path / "d", hit(expectation), near(), engines=True)["hit"] == (
-        "rtx:sm86: does not build: no implementation",
+        "rtx:sm86: the model does not build: no implementation",
     )
 
 
@@ -213,15 +215,15 @@ def test_a_difference_beyond_what_the_scales_allow_fails(
     (failure,) = results(tmp_path, hit(), near())["hit"]
 
     assert failure.startswith("output 'y' differs by ")
-    assert failure.endswith(", the scales allow 1e-09")
+    assert failure.endswith(", but the scales allow 1e-09")
 
 
 def spoilt(change: Callable[[onnx.ModelProto], object]) -> Callable[..., onnx.ModelProto]:
-    """Return `apply_index` with a defect: the model is changed behind it."""
+    """Return `apply_index` with a defect: the model is changed after it."""
     apply = case_runner.apply_plan
 
-    def apply_badly(*given: object) -> onnx.ModelProto:
-        model = apply(*given)  # type: ignore[arg-type]
+    def apply_badly(*arguments: object) -> onnx.ModelProto:
+        model = apply(*arguments)  # type: ignore[arg-type]
         change(model)
         return model
 
@@ -238,7 +240,7 @@ def test_a_result_that_lacks_a_pair_is_found_by_check(
 ) -> None:
     monkeypatch.setattr(case_runner, "apply_plan", spoilt(drop_a_pair))
 
-    assert "checking the result finds something" in results(tmp_path, hit(), near())["hit"]
+    assert "checking the result yields findings" in results(tmp_path, hit(), near())["hit"]
 
 
 def test_a_result_that_does_not_strip_to_the_graph_fails(
@@ -251,7 +253,7 @@ def test_a_result_that_does_not_strip_to_the_graph_fails(
     )
 
     assert (
-        "stripping the result does not give the graph back"
+        "stripping the result does not return the original graph"
         in results(tmp_path, hit(), near())["hit"]
     )
 
@@ -266,7 +268,7 @@ def test_a_rewriter_that_answers_otherwise_the_second_time_fails(
         spoilt(lambda model: setattr(model, "producer_version", str(next(times)))),
     )
 
-    assert "applying again changes it" in results(tmp_path, hit(), near())["hit"]
+    assert "applying the plan again changes the result" in results(tmp_path, hit(), near())["hit"]
 
 
 def test_a_placement_that_check_does_not_ask_for_fails(
@@ -282,7 +284,7 @@ def test_a_placement_that_check_does_not_ask_for_fails(
 
 
 @pytest.mark.parametrize(
-    ("text", "says"),
+    ("text", "message"),
     [
         ("junk", "not ONNX text: "),
         (CHAIN.replace("Relu (p)", "Rulu (p)"), "Rulu"),
@@ -290,11 +292,11 @@ def test_a_placement_that_check_does_not_ask_for_fails(
     ],
     ids=["no-text", "unknown-operator", "unknown-tensor"],
 )
-def test_a_graph_that_is_none_fails_its_case_only(tmp_path: Path, text: str, says: str) -> None:
-    found = results(tmp_path, hit(text=text), near())
+def test_a_graph_that_is_none_fails_its_case_only(tmp_path: Path, text: str, message: str) -> None:
+    failures = results(tmp_path, hit(text=text), near())
 
-    assert any(says in failure for failure in found["hit"])
-    assert found["near"] == ()
+    assert any(message in failure for failure in failures["hit"])
+    assert failures["near"] == ()
 
 
 def test_the_command_counts_what_holds_and_ends_with_1_if_something_does_not(
@@ -307,7 +309,7 @@ def test_the_command_counts_what_holds_and_ends_with_1_if_something_does_not(
     assert (code, err) == (1, "")
     assert (
         out
-        == f"FAILED keep: hit\n         plan has besides: {' '.join(PLAN[1].split())}\nok     keep: near\nok     keep: as a whole\n2 of 3 hold\n"
+        == f"FAILED keep: hit\n         plan also has: {' '.join(PLAN[1].split())}\nok     keep: near\nok     keep: as a whole\n2 of 3 hold\n"
     )
 
 
@@ -319,8 +321,8 @@ def test_every_plan_of_the_shuffled_graph_is_compared(
     def forgetful(index: GraphIndex, request: PlanRequest) -> Plan:
         nonlocal calls
         calls += 1
-        made = plan_index(index, request)
-        return made if calls < 3 else msgspec.structs.replace(made, left_float=())
+        plan = plan_index(index, request)
+        return plan if calls < 3 else msgspec.structs.replace(plan, left_float=())
 
     monkeypatch.setattr(case_runner, "plan_index", forgetful)
 
@@ -348,16 +350,16 @@ def test_a_file_of_several_rules_runs_the_cases_of_each_from_one_file_or_its_own
     tmp_path: Path,
 ) -> None:
     path = several(tmp_path)
-    wanted = {(rule, case): () for rule in ("keep", "other") for case in ("hit", "near", "")}
+    expected = {(rule, case): () for rule in ("keep", "other") for case in ("hit", "near", "")}
     first, second = f"rule: keep\n{hit()}{near()}", f"rule: other\n{OTHER_HIT}{OTHER_NEAR}"
 
     (tmp_path / "cases" / "team.yaml").write_text(f"{first}---\n{second}")
-    assert ran(path) == ran(tmp_path) == wanted
+    assert ran(path) == ran(tmp_path) == expected
 
     (tmp_path / "cases" / "team.yaml").write_text(first)
     assert ran(path)["other", ""] != ()
     (tmp_path / "cases" / "other.yaml").write_text(second)
-    assert ran(path) == wanted
+    assert ran(path) == expected
 
 
 def test_rules_of_a_file_overlay_a_shipped_set(tmp_path: Path) -> None:
@@ -382,9 +384,11 @@ def test_a_rule_about_names_does_not_fail_the_cases_of_others_that_lack_them(
     (tmp_path / "mine" / "cases").mkdir()
     (tmp_path / "mine" / "cases" / "keep.yaml").write_text(f"rule: keep\n{hit()}{near()}")
 
-    found = {(result.rule, result.case): result.failures for result in run_cases(tmp_path / "mine")}
+    failures = {
+        (result.rule, result.case): result.failures for result in run_cases(tmp_path / "mine")
+    }
 
-    assert found["keep", "hit"] == found["keep", "near"] == found["keep", ""] == ()
+    assert failures["keep", "hit"] == failures["keep", "near"] == failures["keep", ""] == ()
 
 
 def test_outputs_that_hold_no_floats_are_not_held_to_the_scales(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Errors of outputs, and what needs TensorRT proper and a GPU: that is never run where the project is developed, which has none."""
+"""Errors of outputs, and a run of TensorRT on a GPU, which is skipped where there is none."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ HAS_TENSORRT = (
 )
 def test_tensorrt_runs_every_promised_layer_in_int8_on_the_gpu() -> None:
     target = qdq.parse_target("trt")
-    made = qdq.quantize(NETWORK, DATA, targets=[target])
+    quantized = qdq.quantize(NETWORK, DATA, targets=[target])
 
-    (engine,) = qdq.validate(NETWORK, made.model, data=DATA, targets=[target]).engines
+    (engine,) = qdq.validate(NETWORK, quantized.model, data=DATA, targets=[target]).engines
 
     assert (engine.kind, engine.failure, engine.broken_promises) == ("measured", "", ())
     assert engine.milliseconds is not None
@@ -62,11 +62,16 @@ def test_samples_with_another_shape_are_counted_and_not_compared() -> None:
     ]
     shorter = {name: values[:, :-1] for name, values in right[0].items()}
 
-    (one,), (none,) = (
+    (partial,), (empty,) = (
         output_errors(index, feeds, outputs)
         for outputs in ([shorter, right[1]], [shorter, shorter])
     )
 
-    assert (one.shape_mismatches, one.max_abs, one.cosine, one.snr_db) == (1, 0.0, 1.0, math.inf)
-    assert none.shape_mismatches == 2
-    assert math.isnan(none.snr_db)
+    assert (partial.shape_mismatches, partial.max_abs, partial.cosine, partial.snr_db) == (
+        1,
+        0.0,
+        1.0,
+        math.inf,
+    )
+    assert empty.shape_mismatches == 2
+    assert math.isnan(empty.snr_db)

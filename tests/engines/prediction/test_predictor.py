@@ -583,7 +583,7 @@ def test_a_promise_that_the_prediction_does_not_keep_is_broken(tmp_path: Path) -
 
     assert code == 1
     assert (
-        "odd [weighted-inputs, weights-per-channel]: promised INT8, but the engine is predicted to run it as CaskConvolution Float -> Float -> Float: "
+        "odd [weighted-inputs, weights-per-channel]: the pairs promise INT8, but the engine is predicted to run it as CaskConvolution Float -> Float -> Float: "
         in text
     )
     assert FUSION_RULES["grouped-channels"].description in text
@@ -635,7 +635,10 @@ def test_where_tensorrt_and_a_gpu_are_present_the_engine_is_run_and_not_predicte
 
     code, _, error = run("validate", *files, "--target", "trt:sm80")
 
-    assert (code, error) == (2, "qdq: target trt:sm80: running an engine needs --data\n")
+    assert (code, error) == (
+        2,
+        "qdq: target trt:sm80: an engine runs only with samples. Pass --data.\n",
+    )
 
 
 def test_layers_in_bodies_are_named_as_not_predicted() -> None:
