@@ -35,7 +35,7 @@ def _expand_code(name: str, option: str) -> set[str]:
         return {code for code, problem in PROBLEMS.items() if problem.severity == name}
     if name in PROBLEMS:
         return {name}
-    hint = did_you_mean(name, (*PROBLEMS, *SEVERITIES)) or "."
+    hint = did_you_mean(name, (*PROBLEMS, *SEVERITIES))
     raise UsageError(
         f"{option}: there is no code {name!r}{hint} Run 'qdq check --codes' to list the codes."
     )

@@ -95,7 +95,7 @@ class _LazyGroup(click.Group):
 
         if args and args[0] not in COMMANDS and not args[0].startswith("-"):
             name = args[0]
-            hint = did_you_mean(name, COMMANDS) or "."
+            hint = did_you_mean(name, COMMANDS)
             raise click.UsageError(f"no command {name!r}{hint} 'qdq --help' lists the commands.")
         return super().resolve_command(ctx, args)
 

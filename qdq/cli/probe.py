@@ -54,7 +54,7 @@ class ProbeOptions(msgspec.Struct, frozen=True):
         names = tuple(word.strip() for word in words if word.strip())
         for name in names:
             if name not in OPERATORS:
-                hint = did_you_mean(name, OPERATORS) or "."
+                hint = did_you_mean(name, OPERATORS)
                 raise UsageError(
                     f"--operators {name}: the operator is not measured{hint} "
                     f"Pass some of {', '.join(OPERATORS)}."

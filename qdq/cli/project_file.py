@@ -180,5 +180,5 @@ def _read_value(path: Path, location: str, name: str, key: Key, value: Any) -> A
 
 
 def _unknown_key(fact: str, key: str, known: Sequence[str] | Mapping[str, Key]) -> UsageError:
-    hint = did_you_mean(key, known) or "."
+    hint = did_you_mean(key, known)
     return UsageError(f"{fact}{hint} Known keys are {', '.join(known)}.")

@@ -101,7 +101,7 @@ def _find_rule(name: str, rules: RuleSet) -> Rule:
     """Return the rule of a name; raises UsageError where there is none."""
     rule = rules.rule(name)
     if rule is None:
-        hint = did_you_mean(name, [known.name for known in rules.rules]) or "."
+        hint = did_you_mean(name, [known.name for known in rules.rules])
         raise UsageError(
             f"no rule {name!r} in {', '.join(rules.names)}{hint} "
             "'qdq rules' lists the rules; pass --rules for those of other sets."

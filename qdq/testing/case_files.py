@@ -107,7 +107,7 @@ def _unknown_rule(path: Path, line: int, content: object, known: tuple[str, ...]
     """Return the error for a document of a case file that belongs to none of its rules."""
     hint = "."
     if isinstance(content, LocatedMapping):
-        hint = did_you_mean(str(content.get("rule")), known) or "."
+        hint = did_you_mean(str(content.get("rule")), known)
     names = " or ".join(known)
     return RuleError(f"{path}:{line}: a case file begins with 'rule: {names}'{hint}")
 
@@ -164,7 +164,7 @@ def _read_case(path: Path, rule: str, name: str, content: LocatedMapping) -> Cas
         raise RuleError(f"{place}: case {name!r} must be a mapping.")
     for key in mapping:
         if key not in _KEYS:
-            hint = did_you_mean(key, _KEYS) or "."
+            hint = did_you_mean(key, _KEYS)
             raise RuleError(f"{path}:{mapping.lines[key]}: unknown key {key!r}{hint}")
     if not _has_required_keys(mapping):
         raise RuleError(
