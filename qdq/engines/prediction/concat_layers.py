@@ -15,8 +15,8 @@ from qdq.engines.prediction.qdq_propagation import Quantization, SlotRead
 def add_concat(builder: EngineBuilder, group: FusionGroup) -> None:
     """Add the copies of those inputs of a Concat that no layer writes into its output."""
     memory = builder.memory
-    reads = [read for _, read in builder.flow.inputs(group.core)]
-    if not reads or not all(memory.is_value(read) for read in reads):
+    reads = builder.flow.reads(group.core)
+    if not reads or not all(map(memory.is_value, reads)):
         add_unfused_layer(builder, group)
         return
     quantization = builder.flow.moved_quantization(reads, group.output)
@@ -30,7 +30,7 @@ def add_concat(builder: EngineBuilder, group: FusionGroup) -> None:
     output = memory.store(group.output, dtype, layout, quantization)
     for read in reads:
         _add_part(builder, group, read, quantization, output)
-    memory.mark_relocatable(group.output)
+    memory.mark_relocatable([output])
 
 
 def _add_part(

@@ -20,8 +20,8 @@ from qdq.graph.patterns import is_spatial_mean
 
 def fuse_nodes(flow: QuantizationFlow) -> tuple[FusionGroup, ...]:
     """Return the layers of a graph, in an order in which they can run."""
-    groups = _fuse_products(flow)
-    fused_ids = {id(node) for group in groups for node in group.nodes}
+    fused_ids: set[int] = set()
+    groups = list(_fuse_products(flow, fused_ids))
     pointwise = []
     shuffles = []
     for node in flow.nodes:
@@ -39,17 +39,17 @@ def fuse_nodes(flow: QuantizationFlow) -> tuple[FusionGroup, ...]:
     return tuple(groups)
 
 
-def _fuse_products(flow: QuantizationFlow) -> list[FusionGroup]:
-    """Return the groups of weighted nodes: the last one first, so that it takes a residual Add."""
-    fused_ids: set[int] = set()
-    groups = []
+def _fuse_products(flow: QuantizationFlow, fused_ids: set[int]) -> Iterator[FusionGroup]:
+    """Yield the groups of weighted nodes, and add the `id` of each member to `fused_ids`.
+
+    The last node comes first, so that it takes a residual Add.
+    """
     for node in reversed(flow.nodes):
         if node.op not in PRODUCTS or id(node) in fused_ids or not operands(flow.index, node):
             continue
         group = fuse_weighted(flow, node, fused_ids)
-        fused_ids.update(id(member) for member in group.nodes)
-        groups.append(group)
-    return groups
+        fused_ids.update(map(id, group.nodes))
+        yield group
 
 
 def _family(flow: QuantizationFlow, node: Node) -> str:

@@ -69,14 +69,14 @@ def add_pointwise_layer(builder: EngineBuilder, group: FusionGroup) -> None:
         fusion_rule="pointwise" if quantization is None else "quantized-pointwise",
     )
     builder.layers.append(layer)
-    memory.mark_relocatable(group.output)
+    memory.mark_relocatable([output])
 
 
 def add_unfused_layer(builder: EngineBuilder, group: FusionGroup) -> None:
     """Add an operator that is fused with no other."""
     node = group.core
     memory = builder.memory
-    reads = [read for _, read in builder.flow.inputs(node)]
+    reads = builder.flow.reads(node)
     kind = _KINDS.get(node.op, node.op)
     if _moves_all_inputs(builder, node, reads):
         add_moving_layer(builder, group, reads, kind)
@@ -101,7 +101,7 @@ def add_unfused_layer(builder: EngineBuilder, group: FusionGroup) -> None:
         fusion_rule="alone" if quantized_output is None else "generated",
     )
     builder.layers.append(layer)
-    memory.mark_relocatable(*(output.name for output in float_outputs))
+    memory.mark_relocatable(float_outputs)
 
 
 def _outer_reads(flow: QuantizationFlow, group: FusionGroup) -> list[SlotRead]:
@@ -121,7 +121,7 @@ def _is_moving(flow: QuantizationFlow, group: FusionGroup, reads: list[SlotRead]
     """Whether Q and DQ move past a point-wise group, which then runs on its one quantized input."""
     if len(reads) != 1 or not flow.quantization(reads[0]):
         return False
-    return all(flow.commutes(node) for node in group.nodes)
+    return all(map(flow.commutes, group.nodes))
 
 
 def _moves_all_inputs(builder: EngineBuilder, node: Node, reads: list[SlotRead]) -> bool:
@@ -131,7 +131,7 @@ def _moves_all_inputs(builder: EngineBuilder, node: Node, reads: list[SlotRead])
     moved = builder.flow.moved_inputs(node)
     if not moved or len(moved) != len(reads):
         return False
-    return all(builder.memory.is_value(read) for read in moved)
+    return all(map(builder.memory.is_value, moved))
 
 
 def _read_pointwise_input(

@@ -5,6 +5,8 @@ Formats follow NvInferRuntime.h (TensorFormat).
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from onnx import TensorProto
 
 from qdq.engines.engine import LayerTensor
@@ -116,9 +118,9 @@ class TensorMemory:
             tensors = tensors_after
         return otherwise
 
-    def mark_relocatable(self, *tensors: str) -> None:
-        """Record that a layer wrote tensors and could write them into a Concat's output."""
-        self._relocatable.update(tensors)
+    def mark_relocatable(self, outputs: Iterable[LayerTensor]) -> None:
+        """Record that the layer of some outputs could write them into a Concat's output."""
+        self._relocatable.update(output.name for output in outputs)
 
     def place_in_concat(self, tensor: str) -> bool:
         """Return whether a tensor's layer can write it into a Concat's output.

@@ -35,8 +35,9 @@ def add_moving_layer(
         inputs = [builder.read_float(read, "", layout) for read in reads]
         dtype = inputs[0].dtype
         rule = rule or "moves-float"
-    output_names = [name for name in group.nodes[-1].outputs if name]
-    outputs = [builder.memory.store(name, dtype, layout, quantization) for name in output_names]
+    outputs = []
+    for name in filter(None, group.nodes[-1].outputs):
+        outputs.append(builder.memory.store(name, dtype, layout, quantization))
     layer = EngineLayer(
         name=group.name,
         kind=kind,
@@ -47,12 +48,12 @@ def add_moving_layer(
         fusion_rule=rule,
     )
     builder.layers.append(layer)
-    builder.memory.mark_relocatable(*output_names)
+    builder.memory.mark_relocatable(outputs)
 
 
 def add_shuffle(builder: EngineBuilder, group: FusionGroup) -> None:
     """Add consecutive reshapes and transposes."""
-    _, read = builder.flow.inputs(group.nodes[0])[0]
+    read = builder.flow.reads(group.nodes[0])[0]
     is_view = all(_is_view(builder, node) for node in group.nodes)
     if is_view:
         add_moving_layer(builder, group, [read], NO_OP, "view")
@@ -63,7 +64,7 @@ def add_shuffle(builder: EngineBuilder, group: FusionGroup) -> None:
 def add_pool(builder: EngineBuilder, group: FusionGroup) -> None:
     """Add a pool, which runs in INT8 with pairs before and after it."""
     flow = builder.flow
-    _, read = flow.inputs(group.core)[0]
+    read = flow.reads(group.core)[0]
     if flow.commutes(group.core):
         if flow.moved_quantization([read], group.output) is not None:
             add_moving_layer(builder, group, [read], "CudaPooling")

@@ -117,6 +117,10 @@ class QuantizationFlow:
                 reads.append((slot, self.read(tensor)))
         return tuple(reads)
 
+    def reads(self, node: Node) -> list[SlotRead]:
+        """Return the reads of a node that are of computed tensors, in the order of its slots."""
+        return [read for _, read in self.inputs(node)]
+
     def quantization(self, read: SlotRead) -> Quantization | None:
         """Return how a read tensor is quantized already, or None where it is float."""
         if read.quantization:
@@ -129,7 +133,7 @@ class QuantizationFlow:
 
         It is that of its inputs if they agree, else the one that all readers of its output require.
         """
-        quantization = _single({self.quantization(read) for read in reads})
+        quantization = _single(set(map(self.quantization, reads)))
         return quantization or self.required.get(output)
 
     def sole_reader(self, tensor: str) -> Node | None:
@@ -153,8 +157,9 @@ class QuantizationFlow:
 
     def moved_inputs(self, node: Node) -> tuple[SlotRead, ...]:
         """Return the inputs of a commuting node whose values reach its output."""
-        reads = self.inputs(node)
-        return tuple(read for slot, read in reads if slot == 0 or node.op == "Concat")
+        if node.op == "Concat":
+            return tuple(self.reads(node))
+        return tuple(read for slot, read in self.inputs(node) if slot == 0)
 
     def weight_type(self, tensor: str) -> str:
         """Return the type in which a constant is stored before its DQ, such as ``Int8``.
@@ -203,7 +208,7 @@ class QuantizationFlow:
 
     def _collect_nodes(self) -> Iterator[Node]:
         for node in self.index.nodes:
-            if all(output in self.folded for output in node.outputs if output):
+            if self.folded.issuperset(filter(None, node.outputs)):
                 continue
             if self._resolve(node):
                 continue
@@ -266,14 +271,13 @@ class QuantizationFlow:
         if not self.commutes(node):
             return
         reads = self.moved_inputs(node)
-        quantization = _single({self.quantization(read) for read in reads})
+        quantization = _single(set(map(self.quantization, reads)))
         if quantization is None:
             return
         first = reads[0]
         dq = first.dq or self.dequantized.get(first.tensor, first).dq
-        for output in node.outputs:
-            if output:
-                self.dequantized[output] = SlotRead(output, quantization, dq=dq)
+        for output in filter(None, node.outputs):
+            self.dequantized[output] = SlotRead(output, quantization, dq=dq)
 
     def _find_required(self) -> dict[str, Quantization]:
         for name in self.index.outputs:
@@ -306,7 +310,7 @@ class QuantizationFlow:
         """Return the quantization that is required after a node, if a Q may move past it."""
         if slot < 0 or not self.commutes(node) or (slot and node.op != "Concat"):
             return None
-        return _single({required.get(output) for output in node.outputs if output})
+        return _single({required.get(output) for output in filter(None, node.outputs)})
 
 
 def _single(quantizations: set[Quantization | None]) -> Quantization | None:
@@ -324,8 +328,8 @@ def _find_folded_tensors(index: GraphIndex) -> set[str]:
 
 
 def _reads_only(node: Node, folded: set[str]) -> bool:
-    """Whether a node computes the same from folded inputs each time."""
-    inputs = [name for name in node.inputs if name]
+    """Whether a node computes from folded inputs alone, and without random numbers."""
+    inputs = set(filter(None, node.inputs))
     if not inputs or node.bodies or node.op.startswith("Random"):
         return False
-    return all(name in folded for name in inputs)
+    return inputs <= folded

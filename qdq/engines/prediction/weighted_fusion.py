@@ -90,7 +90,7 @@ class _WeightedFusion:
         add = self._free_reader()
         if add is None or add.op != "Add":
             return
-        reads = [read for _, read in self.flow.inputs(add)]
+        reads = self.flow.reads(add)
         if len(reads) != _RESIDUAL_OPERANDS or reads[0] == reads[1]:
             return
         shape = self.flow.index.shape
@@ -110,7 +110,7 @@ class _WeightedFusion:
         if node.op != "Conv" or not multiplied_type(flow, node) or is_depthwise(flow, node):
             return
         epilogue = self._collect_pointwise()
-        inside_ids = {id(member) for member in epilogue}
+        inside_ids = set(map(id, epilogue))
         results = [self.output, *(member.outputs[0] for member in epilogue)]
         exits = [tensor for tensor in results if self._is_read_outside(tensor, inside_ids)]
         if len(exits) != 1 or exits[0] == self.output or exits[0] not in flow.required:
@@ -159,11 +159,13 @@ class _WeightedFusion:
                 queue.append(reader.outputs[0])
         return members
 
-    def _is_pointwise_of(self, node: Node, results: Set[str]) -> bool:
+    def _is_pointwise_of(self, node: Node, results: set[str]) -> bool:
         if node.op not in POINTWISE or id(node) in self._fused_ids:
             return False
-        reads = [read for _, read in self.flow.inputs(node)]
-        return all(read.tensor in results and not read.quantization for read in reads)
+        reads = self.flow.reads(node)
+        if any(read.quantization for read in reads):
+            return False
+        return results.issuperset(read.tensor for read in reads)
 
     def _is_read_outside(self, tensor: str, inside_ids: Set[int]) -> bool:
         if self.flow.quantized_reads.get(tensor) or tensor in self.flow.outputs:
@@ -185,7 +187,7 @@ def _is_epilogue(flow: QuantizationFlow, node: Node) -> bool:
 
 def _keeps_shape(flow: QuantizationFlow, node: Node) -> bool:
     """Whether a constant operand does not make the result larger."""
-    _, read = flow.inputs(node)[0]
+    read = flow.reads(node)[0]
     input_shape = flow.index.shape(read.tensor)
     output_shape = flow.index.shape(node.outputs[0])
     return input_shape is None or output_shape is None or input_shape == output_shape

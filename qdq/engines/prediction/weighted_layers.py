@@ -62,24 +62,24 @@ def add_recurrent_layer(builder: EngineBuilder, group: FusionGroup) -> None:
     flow = builder.flow
     memory = builder.memory
     node = group.core
-    (_, sequence), *states = flow.inputs(node)
+    sequence, *states = flow.reads(node)
     dtype = multiplied_type(flow, node)
     float_type = memory.float_type(node.outputs[0] or node.outputs[-1])
     data = _read_sequence(builder, sequence, dtype, float_type)
-    outputs = [memory.store(name, float_type, LINEAR) for name in node.outputs if name]
+    outputs = [memory.store(name, float_type, LINEAR) for name in filter(None, node.outputs)]
     gates = _gates_of(builder, node, float_type)
     builder.layers.append(_sequence_product(builder, node, dtype, data, gates))
     recurrence = EngineLayer(
         name=node.label,
         kind="Loop",
-        inputs=(gates, *(builder.read_float(read) for _, read in states)),
+        inputs=(gates, *map(builder.read_float, states)),
         constants=(),
         outputs=tuple(outputs),
         nodes=(node.label,),
         fusion_rule="recurrence",
     )
     builder.layers.append(recurrence)
-    memory.mark_relocatable(*(output.name for output in outputs))
+    memory.mark_relocatable(outputs)
 
 
 def _read_sequence(
@@ -267,7 +267,7 @@ def _append_product(
         fusion_rule=product.rule,
     )
     builder.layers.append(layer)
-    builder.memory.mark_relocatable(group.output)
+    builder.memory.mark_relocatable([output])
 
 
 def _product_kind(flow: QuantizationFlow, product: _Product) -> str:
