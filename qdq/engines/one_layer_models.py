@@ -15,7 +15,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from qdq.arrays import Array
-from qdq.engines.layer_forms import LayerForm, default_form
+from qdq.engines.layer_forms import LayerForm, complete_form
 from qdq.engines.measured_layers import LayerOperand, MeasuredLayer, make_layer
 from qdq.graph.operators import RECURRENT, WEIGHTED
 from qdq.quantizer import E4M3, ELEMENT_TYPES, INT8_LEVELS
@@ -40,9 +40,9 @@ _FP8_SCALE = 1 / ELEMENT_TYPES[E4M3].largest
 
 def make_network(form: LayerForm, pairs: str = "int8") -> onnx.ModelProto:
     """Return the one-layer network of a form with ``int8`` or ``fp8`` pairs, or with ``none``."""
-    full_form = {**default_form(form["operator"]), **form}
-    network = _Network(full_form["graph"], pairs)
-    return network.make_model(form["operator"], make_layer(full_form))
+    full_form = complete_form(form)
+    network = _Network(full_form.graph, pairs)
+    return network.make_model(full_form.operator, make_layer(full_form))
 
 
 class _Network:
