@@ -104,13 +104,18 @@ def probe(
 
 def table_yaml(table: KernelTable) -> str:
     """Return the text of a table's file, with one line per row."""
-    head = {name: getattr(table, name) for name in ("backend", "sm", "compiler", "networks")}
+    head = {
+        "backend": table.backend,
+        "sm": table.sm,
+        "compiler": table.compiler,
+        "networks": table.networks,
+    }
     text = yaml.safe_dump(head, sort_keys=False, width=1000)
-    for pairs in _STORED:
-        rows: tuple[KernelRow, ...] = getattr(table, pairs)
+    for pairs, rows in (("int8", table.int8), ("fp8", table.fp8)):
         if rows:
-            lines = [f"- {_format_row(row)}\n" for row in rows]
-            text += f"{pairs}:\n" + "".join(lines)
+            text += f"{pairs}:\n"
+        for row in rows:
+            text += f"- {_format_row(row)}\n"
     return text
 
 
@@ -187,12 +192,14 @@ class _Measurements:
         missing = [request for request in requests if repr(request) not in self._answers]
         answers = self._pool.map(self._answer, missing)
         for request, answer in zip(missing, answers, strict=True):
-            self._answers[repr(request)] = answer
+            key = repr(request)
+            self._answers[key] = answer
             self._progress(len(self._answers), len(requests))
 
     def is_refused(self, request: _Request) -> bool:
         """Whether the compiler refused an answered request."""
-        return self._answers[repr(request)].row.runs == "refused"
+        answer = self._answers[repr(request)]
+        return answer.row.runs == "refused"
 
     def make_table(self) -> KernelTable:
         """Return the kernel table of all answers."""
@@ -203,9 +210,13 @@ class _Measurements:
             sm=self._target.sm,
             compiler=next(compilers, ""),
             networks=len(answers),
-            int8=merge_rows(answer.row for answer in answers if answer.pairs == "int8"),
-            fp8=merge_rows(answer.row for answer in answers if answer.pairs == "fp8"),
+            int8=self._merge_answers("int8"),
+            fp8=self._merge_answers("fp8"),
         )
+
+    def _merge_answers(self, pairs: str) -> tuple[KernelRow, ...]:
+        answers = self._answers.values()
+        return merge_rows(answer.row for answer in answers if answer.pairs == pairs)
 
     def _answer(self, request: _Request) -> _Answer:
         return _measure(request, self._target, self._builders)

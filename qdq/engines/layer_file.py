@@ -105,15 +105,17 @@ def read_inspector_layers(
                 f"{location}: the layers are bare names: the engine was built without detailed "
                 f"profiling verbosity. {_DETAILED}"
             )
-        if not isinstance(layer, dict) or not isinstance(layer.get("Name"), str):
+        name = layer.get("Name") if isinstance(layer, dict) else None
+        if not isinstance(name, str):
             raise LayerFileError(f"{location}: layer {number} has no Name. {_DETAILED}")
+        metadata = str(layer.get("Metadata", ""))
         yield EngineLayer(
-            name=layer["Name"],
+            name=name,
             kind=str(layer.get("LayerType", "")),
             inputs=tuple(_read_tensors(layer, "Inputs", location)),
             constants=tuple(_read_weights(layer)),
             outputs=tuple(_read_tensors(layer, "Outputs", location)),
-            nodes=find_nodes(layer["Name"], str(layer.get("Metadata", ""))),
+            nodes=find_nodes(name, metadata),
         )
 
 
@@ -140,21 +142,25 @@ def _read_tensors(layer: Mapping[str, Any], side: str, location: str) -> Iterato
     if not isinstance(tensors, (list, tuple)):
         tensors = [tensors]
     for tensor in tensors:
-        if not isinstance(tensor, dict) or not isinstance(tensor.get("Dimensions", []), list):
+        dims = tensor.get("Dimensions", []) if isinstance(tensor, dict) else None
+        if not isinstance(dims, list):
             name = layer["Name"]
             raise LayerFileError(
                 f"{location}: layer {name!r} does not describe its {side.lower()}. {_DETAILED}"
             )
-        yield _read_tensor(tensor)
+        yield _read_tensor(tensor, dims)
 
 
-def _read_tensor(tensor: Mapping[str, Any]) -> LayerTensor:
-    both = tensor.get("Format/Datatype")
-    layout = str(both or tensor.get("Format") or "")
-    dtype = str(tensor.get("Datatype") or tensor.get("DataType") or both or layout)
-    dims = tuple(size for size in tensor.get("Dimensions", ()) if isinstance(size, int))
-    name = str(tensor.get("Name", ""))
-    return LayerTensor(name, dims, _parse_type(dtype), _parse_format(layout))
+def _read_tensor(tensor: Mapping[str, Any], dims: list[Any]) -> LayerTensor:
+    old_layout = tensor.get("Format/Datatype")
+    layout = str(old_layout or tensor.get("Format") or "")
+    dtype = tensor.get("Datatype") or tensor.get("DataType") or layout
+    return LayerTensor(
+        name=str(tensor.get("Name", "")),
+        dims=tuple(size for size in dims if isinstance(size, int)),
+        dtype=_parse_type(str(dtype)),
+        format=_parse_format(layout),
+    )
 
 
 def _read_weights(layer: Mapping[str, Any]) -> Iterator[LayerTensor]:
@@ -162,15 +168,19 @@ def _read_weights(layer: Mapping[str, Any]) -> Iterator[LayerTensor]:
     if not isinstance(weights, dict):
         return
     count = weights.get("Count", 0)
-    dims = (count if isinstance(count, int) else 0,)
-    dtype = _parse_type(str(weights.get("Type", "")))
-    yield LayerTensor("weights", dims, dtype)
+    if not isinstance(count, int):
+        count = 0
+    dtype = str(weights.get("Type", ""))
+    yield LayerTensor("weights", (count,), _parse_type(dtype))
 
 
 def _parse_type(text: str) -> str:
     """Return the data type that a text names, or the text where it names none."""
     match = _TYPE.search(text)
-    return _TYPES_BY_LOWER[match[0].lower()] if match else text
+    if match is None:
+        return text
+    name = match[0].lower()
+    return _TYPES_BY_LOWER[name]
 
 
 def _parse_format(text: str) -> str:

@@ -23,7 +23,13 @@ from qdq.graph.operators import MATRIX_PRODUCTS, RECURRENT, WEIGHTED
 
 _GRAPHS = ("float32", "float16")
 _OPERANDS = ("constant", "computed")
-_GROUPS = ("none", "grouped", "depthwise")
+_SPLIT = ("grouped", "depthwise")
+_GROUPS = ("none", *_SPLIT)
+_BATCHES = ("data", "both", "heads")
+_CONVOLUTION_SCALES = ("usual", "tensor", "axis 1")
+_PRODUCT_SCALES = ("usual", "tensor", "wrong axis")
+_FLAGS = (0, 1)
+_FACTORS = (0.5, 1.0)
 _CHANNELS = (1, 2, 3, 4, 8, 10, 16, 32, 64, 65)
 _GROUPED_CHANNELS = (2, 4, 6, 8, 10, 16, 32, 64)
 _DEPTHWISE_CHANNELS = (2, 3, 4, 8, 10, 16, 32, 64, 65)
@@ -33,6 +39,7 @@ _KERNELS = (1, 2, 3, 5, 7)
 _POOL_KERNELS = (2, 3, 4, 5, 6, 7, 8)
 _POOL_KERNELS_3D = (2, 3)
 _STRIDES = (1, 2, 3)
+_DILATIONS = (1, 2, 3)
 _POINTWISE = (
     "Relu",
     "Clip",
@@ -69,7 +76,7 @@ def _quantizable_forms() -> Iterator[LayerForm]:
     yield from _plain_convolutions()
     yield from _grouped_convolutions()
     yield from _point_convolutions()
-    yield from _vary("Conv", scales=("usual", "tensor", "axis 1"))
+    yield from _vary("Conv", scales=_CONVOLUTION_SCALES)
     yield from _deconvolutions()
     yield from _products()
     yield from _recurrent_layers()
@@ -85,12 +92,12 @@ def _weighted_forms() -> Iterator[LayerForm]:
         yield from _convolution_groups(operator)
     yield from _vary("Conv", kernel=(1, 3), channels=(1, 3, 4, 8, 10, 16, 64))
     yield from _vary("Conv", plane=["point"], kernel=[1], channels=(2, 8, 16))
-    yield from _vary("Conv", scales=("usual", "tensor", "axis 1"))
+    yield from _vary("Conv", scales=_CONVOLUTION_SCALES)
     for operator in MATRIX_PRODUCTS:
         yield from _vary(operator, operands=_OPERANDS, channels=(4, 8, 10, 15, 16, 32, 64))
         yield from _vary(operator, outputs=(1, 4, 8, 15, 16, 64))
-        yield from _vary(operator, rows=(1, 32), scales=("usual", "tensor", "wrong axis"))
-    yield from _vary("MatMul", batched=("data", "both", "heads"), operands=_OPERANDS)
+        yield from _vary(operator, rows=(1, 32), scales=_PRODUCT_SCALES)
+    yield from _vary("MatMul", batched=_BATCHES, operands=_OPERANDS)
     yield from _vary("Einsum", operands=_OPERANDS)
     yield from _recurrent_layers()
 
@@ -110,19 +117,18 @@ def _plain_convolutions() -> Iterator[LayerForm]:
     yield from _convolution_groups("Conv")
     yield from _vary("Conv", spatial=_SPATIAL, kernel=_KERNELS)
     yield from _vary("Conv", spatial=_SPATIAL, stride=_STRIDES)
-    yield from _vary("Conv", spatial=_SPATIAL, dilation=(1, 2, 3))
+    yield from _vary("Conv", spatial=_SPATIAL, dilation=_DILATIONS)
     yield from _vary("Conv", spatial=_SPATIAL, channels=_CHANNELS)
     yield from _vary("Conv", spatial=_SPATIAL, outputs=_CHANNELS)
     yield from _vary("Conv", kernel=[1], channels=_CHANNELS)
 
 
 def _grouped_convolutions() -> Iterator[LayerForm]:
-    groups = ("grouped", "depthwise")
     yield from _vary("Conv", groups=["grouped"], channels=_GROUPED_CHANNELS)
     yield from _vary("Conv", groups=["depthwise"], channels=_DEPTHWISE_CHANNELS)
-    yield from _vary("Conv", groups=groups, kernel=_KERNELS)
-    yield from _vary("Conv", groups=groups, stride=(1, 2))
-    yield from _vary("Conv", groups=groups, dilation=(1, 2))
+    yield from _vary("Conv", groups=_SPLIT, kernel=_KERNELS)
+    yield from _vary("Conv", groups=_SPLIT, stride=(1, 2))
+    yield from _vary("Conv", groups=_SPLIT, dilation=(1, 2))
 
 
 def _point_convolutions() -> Iterator[LayerForm]:
@@ -130,7 +136,7 @@ def _point_convolutions() -> Iterator[LayerForm]:
     yield from _vary("Conv", plane=plane, kernel=(1, 3))
     yield from _vary("Conv", plane=plane, kernel=[1], channels=_CHANNELS)
     yield from _vary("Conv", plane=plane, kernel=[1], outputs=_CHANNELS)
-    yield from _vary("Conv", plane=plane, groups=("grouped", "depthwise"))
+    yield from _vary("Conv", plane=plane, groups=_SPLIT)
 
 
 def _deconvolutions() -> Iterator[LayerForm]:
@@ -148,11 +154,11 @@ def _products() -> Iterator[LayerForm]:
             yield from _vary(operator, operands=[operands], outputs=_SIZES)
             yield from _vary(operator, operands=[operands], rows=(1, 2, 4, 8, 32))
         yield from _vary(operator, rows=(1, 32), channels=(1, 4, 16), outputs=(1, 4, 16))
-        yield from _vary(operator, scales=("usual", "tensor", "wrong axis"))
-    yield from _vary("Gemm", transA=(0, 1), transB=(0, 1))
-    yield from _vary("Gemm", operands=["computed"], transA=(0, 1), transB=(0, 1))
-    yield from _vary("Gemm", bias=(0, 1), alpha=(0.5, 1.0), beta=(0.5, 1.0))
-    yield from _vary("MatMul", batched=("data", "both", "heads"), operands=_OPERANDS)
+        yield from _vary(operator, scales=_PRODUCT_SCALES)
+    yield from _vary("Gemm", transA=_FLAGS, transB=_FLAGS)
+    yield from _vary("Gemm", operands=["computed"], transA=_FLAGS, transB=_FLAGS)
+    yield from _vary("Gemm", bias=_FLAGS, alpha=_FACTORS, beta=_FACTORS)
+    yield from _vary("MatMul", batched=_BATCHES, operands=_OPERANDS)
     yield from _vary("MatMul", batched=["heads"], operands=["computed"], channels=_SIZES)
     yield from _vary("MatMul", batched=["heads"], operands=["computed"], outputs=_SIZES)
     yield from _vary("Einsum", operands=_OPERANDS)
@@ -164,18 +170,17 @@ def _recurrent_layers() -> Iterator[LayerForm]:
 
 
 def _pools() -> Iterator[LayerForm]:
-    counted = (0, 1)
     for spatial in _SPATIAL:
         kernels = _POOL_KERNELS if spatial < max(_SPATIAL) else _POOL_KERNELS_3D
         yield from _vary(
-            "AveragePool", spatial=[spatial], counted=counted, kernel=kernels, stride=_STRIDES
+            "AveragePool", spatial=[spatial], counted=_FLAGS, kernel=kernels, stride=_STRIDES
         )
         yield from _vary("MaxPool", spatial=[spatial], kernel=kernels, stride=_STRIDES)
     yield from _vary(
-        "AveragePool", padded=[1], counted=counted, kernel=_POOL_KERNELS, stride=_STRIDES
+        "AveragePool", padded=[1], counted=_FLAGS, kernel=_POOL_KERNELS, stride=_STRIDES
     )
-    yield from _vary("AveragePool", counted=counted, kernel=[3], stride=[1], channels=_CHANNELS)
-    yield from _vary("MaxPool", padded=(0, 1), kernel=[3], stride=(1, 2))
+    yield from _vary("AveragePool", counted=_FLAGS, kernel=[3], stride=[1], channels=_CHANNELS)
+    yield from _vary("MaxPool", padded=_FLAGS, kernel=[3], stride=(1, 2))
     yield from _vary("MaxPool", channels=_CHANNELS)
 
 

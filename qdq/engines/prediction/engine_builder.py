@@ -27,15 +27,17 @@ class EngineBuilder:
         """
         dtype = dtype or stored.dtype
         layout = layout or stored.format
-        if stored.dtype == dtype and (stored.format == layout or has_one_pixel(stored)):
+        has_format = stored.format == layout or has_one_pixel(stored)
+        if stored.dtype == dtype and has_format:
             return stored
         key = (stored, dtype, layout)
-        if key not in self._copies:
+        copy = self._copies.get(key)
+        if copy is None:
             copy = LayerTensor(f"Reformatted {stored.name}", stored.dims, dtype, layout)
             name = f"Reformatting CopyNode for {stored.name}"
             self._add_conversion(name, stored, copy, "reformat")
             self._copies[key] = copy
-        return self._copies[key]
+        return copy
 
     def read_quantized(
         self, read: SlotRead, quantization: Quantization, layout: str
@@ -61,33 +63,35 @@ class EngineBuilder:
         return self.convert(dequantized, dtype, layout)
 
     def _quantize(self, read: SlotRead, quantization: Quantization, layout: str) -> LayerTensor:
+        tensor = read.tensor
         if read.quantization is not None and read.quantization != quantization:
-            first_read = SlotRead(read.tensor, read.quantization)
+            first_read = SlotRead(tensor, read.quantization)
             source = self.read_quantized(first_read, read.quantization, "")
         else:
-            source = self.memory.find_as_written(read.tensor)
-        is_written_so = self.memory.find(read.tensor) == source
-        if is_written_so and source.dtype == quantization.dtype:  # a quantized graph input
-            return self.memory.store(read.tensor, source.dtype, source.format, quantization)
-        result = self.memory.store(read.tensor, quantization.dtype, layout, quantization)
-        label = read.q or self.flow.find_quantize_label(read.tensor, quantization)
-        name = label or f"quantize {read.tensor}"
+            source = self.memory.find_as_written(tensor)
+        is_as_written = source == self.memory.find(tensor)
+        if is_as_written and source.dtype == quantization.dtype:  # a quantized graph input
+            return self.memory.store(tensor, source.dtype, source.format, quantization)
+        result = self.memory.store(tensor, quantization.dtype, layout, quantization)
+        label = read.q or self.flow.find_quantize_label(tensor, quantization)
+        name = label or f"quantize {tensor}"
         self._add_conversion(name, source, result, "stand-alone-quantize", label)
         return result
 
     def _dequantize(self, read: SlotRead, quantization: Quantization, layout: str) -> LayerTensor:
-        key = (read.tensor, quantization)
-        if key not in self._dequantized:
+        tensor = read.tensor
+        key = (tensor, quantization)
+        result = self._dequantized.get(key)
+        if result is None:
             source = self.read_quantized(read, quantization, "")
-            label = read.dq or self.flow.dequantized.get(read.tensor, read).dq
+            label = self.flow.find_dequantize_label(read)
             node = self.flow.index.by_label.get(label)
-            dtype = self.memory.onnx_type(node.outputs[0]) if node is not None else FLOAT
-            name = f"dequantized {read.tensor}"
-            result = LayerTensor(name, source.dims, dtype, layout or LINEAR)
-            layer_name = label or f"dequantize {read.tensor}"
-            self._add_conversion(layer_name, source, result, "stand-alone-dequantize", label)
+            dtype = FLOAT if node is None else self.memory.onnx_type(node.outputs[0])
+            result = LayerTensor(f"dequantized {tensor}", source.dims, dtype, layout or LINEAR)
+            name = label or f"dequantize {tensor}"
+            self._add_conversion(name, source, result, "stand-alone-dequantize", label)
             self._dequantized[key] = result
-        return self._dequantized[key]
+        return result
 
     def _add_conversion(
         self, name: str, source: LayerTensor, result: LayerTensor, rule: str, label: str = ""

@@ -55,6 +55,7 @@ _QUANTIZED_TYPES: dict[int, str] = {
 _WEIGHT_TYPES: dict[int, str] = {**_QUANTIZED_TYPES, getattr(TensorProto, "INT4", -1): "Int4"}
 _MOVES_WEIGHTS = ("Transpose", "Reshape", "Squeeze", "Unsqueeze", "Identity", "Flatten")
 
+_DATA_SLOT = 0
 _SCALE_SLOT = 1
 _PAD_VALUE_SLOT = 2
 
@@ -81,6 +82,11 @@ class SlotRead(msgspec.Struct, frozen=True):
     dq: str = ""
 
 
+#: A node and the slot with which it reads a tensor.
+Reader = tuple[Node, int]
+_Requirements = dict[str, Quantization]
+
+
 class QuantizationFlow:
     """Which tensors of a graph are read and written in a quantized type."""
 
@@ -91,7 +97,7 @@ class QuantizationFlow:
         #: By output of a Q, DQ or alias: the tensor that is read in its place.
         self._reads: dict[str, SlotRead] = {}
         #: The nodes and slots that read each tensor as it is, without a Q.
-        self.float_readers: dict[str, list[tuple[Node, int]]] = defaultdict(list)
+        self.float_readers: dict[str, list[Reader]] = defaultdict(list)
         #: The reads of each tensor through a Q.
         self.quantized_reads: dict[str, list[SlotRead]] = defaultdict(list)
         #: The nodes that read each tensor, with or without a Q.
@@ -159,30 +165,34 @@ class QuantizationFlow:
         """Return the inputs of a commuting node whose values reach its output."""
         if node.op == "Concat":
             return tuple(self.reads(node))
-        return tuple(read for slot, read in self.inputs(node) if slot == 0)
+        return tuple(read for slot, read in self.inputs(node) if slot == _DATA_SLOT)
 
     def weight_type(self, tensor: str) -> str:
         """Return the type in which a constant is stored before its DQ, such as ``Int8``.
 
         "" for a constant without DQ.
         """
-        while (node := self.index.producers.get(tensor)) is not None and node.inputs:
+        for node in self._walk_back(tensor):
             if node.op == DEQUANTIZE:
-                return _WEIGHT_TYPES.get(self.index.elem_type(node.inputs[0]), "")
+                stored_type = self.index.elem_type(node.inputs[0])
+                return _WEIGHT_TYPES.get(stored_type, "")
             if node.op not in _MOVES_WEIGHTS:
                 return ""
-            tensor = node.inputs[0]
         return ""
 
     def pair_labels(self, tensor: str) -> Iterator[str]:
         """Yield the labels of the Q and DQ that a constant passes through, the last one first."""
-        while tensor in self.folded:
-            node = self.index.producers.get(tensor)
-            if node is None or not node.inputs:
+        for node in self._walk_back(tensor):
+            if tensor not in self.folded:
                 return
             if node.op in PAIR_OPERATORS:
                 yield node.label
             tensor = node.inputs[0]
+
+    def find_dequantize_label(self, read: SlotRead) -> str:
+        """Return the label of the DQ of a read, also before commuting nodes."""
+        dequantized = self.dequantized.get(read.tensor, read)
+        return read.dq or dequantized.dq
 
     def find_quantize_label(self, tensor: str, quantization: Quantization) -> str:
         """Return the label of the Q that requires a quantization, also after commuting nodes."""
@@ -199,12 +209,21 @@ class QuantizationFlow:
             tensor = first_reader.outputs[0]
         return ""
 
+    def _walk_back(self, tensor: str) -> Iterator[Node]:
+        """Yield the node that writes a tensor, the node that writes its first input, and so on."""
+        node = self.index.producers.get(tensor)
+        while node is not None and node.inputs:
+            yield node
+            node = self.index.producers.get(node.inputs[0])
+
     def _has_zero_pad_value(self, node: Node) -> bool:
-        inputs = node.inputs
-        if len(inputs) <= _PAD_VALUE_SLOT or not inputs[_PAD_VALUE_SLOT]:
-            return float(node.attribute("value", 0.0)) == 0.0
-        value = inputs[_PAD_VALUE_SLOT]
-        return self.index.is_constant(value) and not np.any(self.index.constant(value))
+        value_tensor = node.inputs[_PAD_VALUE_SLOT] if len(node.inputs) > _PAD_VALUE_SLOT else ""
+        if not value_tensor:
+            value = float(node.attribute("value", 0.0))
+            return value == 0.0
+        if not self.index.is_constant(value_tensor):
+            return False
+        return not np.any(self.index.constant(value_tensor))
 
     def _collect_nodes(self) -> Iterator[Node]:
         for node in self.index.nodes:
@@ -238,7 +257,8 @@ class QuantizationFlow:
         None for other types, scales per channel and scales that are computed.
         """
         stored = node.outputs[0] if node.op == QUANTIZE else node.inputs[0]
-        dtype = _QUANTIZED_TYPES.get(self.index.elem_type(stored) or TensorProto.UINT8)
+        elem_type = self.index.elem_type(stored) or TensorProto.UINT8
+        dtype = _QUANTIZED_TYPES.get(elem_type)
         if dtype is None or len(node.inputs) <= _SCALE_SLOT:
             return None
         scale_tensor = node.inputs[_SCALE_SLOT]
@@ -250,7 +270,8 @@ class QuantizationFlow:
             return None
         if scale.size != 1:
             return None
-        return Quantization(dtype, float(scale.reshape(-1)[0]).hex())
+        value = float(scale.reshape(-1)[0])
+        return Quantization(dtype, value.hex())
 
     def _register_reads(self, node: Node) -> None:
         for slot, read in self.inputs(node):
@@ -258,13 +279,16 @@ class QuantizationFlow:
             if read.quantization:
                 self.quantized_reads[read.tensor].append(read)
             else:
-                self.float_readers[read.tensor].append((node, slot))
+                reader = (node, slot)
+                self.float_readers[read.tensor].append(reader)
         for _, body in node.bodies:
             self._register_captures(node, body)
 
     def _register_captures(self, node: Node, body: onnx.GraphProto) -> None:
+        reader = (node, _CAPTURED_SLOT)
         for name in sorted(captured_names(body)):
-            self.float_readers[self.read(name).tensor].append((node, _CAPTURED_SLOT))
+            read = self.read(name)
+            self.float_readers[read.tensor].append(reader)
 
     def _propagate_dequantize(self, node: Node) -> None:
         """Move the DQ on the inputs of a commuting node forward to its outputs."""
@@ -274,17 +298,16 @@ class QuantizationFlow:
         quantization = _single(set(map(self.quantization, reads)))
         if quantization is None:
             return
-        first = reads[0]
-        dq = first.dq or self.dequantized.get(first.tensor, first).dq
+        dq = self.find_dequantize_label(reads[0])
         for output in filter(None, node.outputs):
             self.dequantized[output] = SlotRead(output, quantization, dq=dq)
 
-    def _find_required(self) -> dict[str, Quantization]:
+    def _find_required(self) -> _Requirements:
         for name in self.index.outputs:
             read = self.read(name)
             if read.quantization:
                 self.quantized_reads[read.tensor].append(read)
-        required: dict[str, Quantization] = {}
+        required: _Requirements = {}
         for node in reversed(self.nodes):
             for output in node.outputs:
                 quantization = self._required_of(output, required)
@@ -292,7 +315,7 @@ class QuantizationFlow:
                     required[output] = quantization
         return required
 
-    def _required_of(self, tensor: str, required: dict[str, Quantization]) -> Quantization | None:
+    def _required_of(self, tensor: str, required: _Requirements) -> Quantization | None:
         """Return the quantization that all readers of a tensor require, or None."""
         output = self.outputs.get(tensor)
         if output is not None and not self.read(output).quantization:
@@ -304,9 +327,7 @@ class QuantizationFlow:
             quantizations.add(self._required_past(node, slot, required))
         return _single(quantizations)
 
-    def _required_past(
-        self, node: Node, slot: int, required: dict[str, Quantization]
-    ) -> Quantization | None:
+    def _required_past(self, node: Node, slot: int, required: _Requirements) -> Quantization | None:
         """Return the quantization that is required after a node, if a Q may move past it."""
         if slot < 0 or not self.commutes(node) or (slot and node.op != "Concat"):
             return None

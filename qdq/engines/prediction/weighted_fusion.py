@@ -111,12 +111,16 @@ class _WeightedFusion:
             return
         epilogue = self._collect_pointwise()
         inside_ids = set(map(id, epilogue))
-        results = [self.output, *(member.outputs[0] for member in epilogue)]
-        exits = [tensor for tensor in results if self._is_read_outside(tensor, inside_ids)]
-        if len(exits) != 1 or exits[0] == self.output or exits[0] not in flow.required:
+        if self._is_read_outside(self.output, inside_ids):
             return
-        self.nodes.extend(epilogue)
-        self.output = exits[0]
+        exits = []
+        for member in epilogue:
+            result = member.outputs[0]
+            if self._is_read_outside(result, inside_ids):
+                exits.append(result)
+        if len(exits) == 1 and exits[0] in flow.required:
+            self.nodes.extend(epilogue)
+            self.output = exits[0]
 
     def add_pool(self) -> None:
         """Add the max pool that runs in the kernel of a first INT8 convolution.
