@@ -33,11 +33,14 @@ def write_compilable(
 
     External data files are linked next to it.
     """
+    if isinstance(model, Source):
+        proto = model.model
+        _link_external_files(model, folder)
+    else:
+        proto = model
     path = folder / "model.onnx"
-    proto = model.model if isinstance(model, Source) else model
-    path.write_bytes(make_compilable(proto, shapes).SerializeToString())
-    if isinstance(model, Source) and model.folder:
-        _link_external_files(model, model.folder, folder)
+    copy = make_compilable(proto, shapes)
+    path.write_bytes(copy.SerializeToString())
     return path
 
 
@@ -63,9 +66,12 @@ def make_compilable(
     return copy
 
 
-def _link_external_files(source: Source, source_folder: Path, folder: Path) -> None:
+def _link_external_files(source: Source, folder: Path) -> None:
     """Link the external data files of a model from the folder of its copy."""
+    if source.folder is None:
+        return
+    source_folder = source.folder.resolve()
     for name in source.external_files:
         link = folder / name
         link.parent.mkdir(parents=True, exist_ok=True)
-        link.symlink_to(source_folder.resolve() / name)
+        link.symlink_to(source_folder / name)

@@ -116,7 +116,9 @@ class EngineLayer(msgspec.Struct, frozen=True):
         types = [tensor.dtype for tensor in self.inputs if tensor.dtype in _VALUE_TYPES]
         if _CAST_STEP not in steps and types[:1] != [dtype]:
             return False
-        return types[1:2] == [dtype] or dtype in _list_types(self.constants)
+        if types[1:2] == [dtype]:
+            return True
+        return dtype in _list_types(self.constants)
 
     def __str__(self) -> str:
         inputs = _join_types(self.inputs)
@@ -176,14 +178,17 @@ def _read_tensors(text: str) -> tuple[LayerTensor, ...]:
     tensors = []
     for tensor in _TENSOR.finditer(text):
         sizes = filter(None, tensor["dims"].split(","))
-        tensors.append(LayerTensor(tensor["name"], tuple(map(int, sizes)), tensor["dtype"]))
+        dims = tuple(map(int, sizes))
+        tensors.append(LayerTensor(tensor["name"], dims, tensor["dtype"]))
     return tuple(tensors)
 
 
 def _list_generated_steps(name: str) -> list[str]:
     """Return the steps of a generated kernel, or [] for other kernels."""
     generated = _GENERATED.match(name)
-    return _STEP.findall(generated["steps"]) if generated else []
+    if generated is None:
+        return []
+    return _STEP.findall(generated["steps"])
 
 
 def _find_product(steps: list[str]) -> int | None:

@@ -7,7 +7,7 @@ layers of their engines are read.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -95,9 +95,7 @@ def probe(
         for request in default_requests:
             if not measurements.is_refused(request):
                 accepted_forms.append(request.form)
-        for form in list_forms("fp8"):
-            if _default_of(form) in accepted_forms:
-                requests.append(_Request(form, "fp8"))
+        requests.extend(_list_fp8_requests(accepted_forms))
         measurements.measure(requests)
     return measurements.make_table()
 
@@ -232,6 +230,13 @@ def _list_default_requests(operators: set[str]) -> list[_Request]:
     return list(requests.values())
 
 
+def _list_fp8_requests(default_forms: Container[LayerForm]) -> Iterator[_Request]:
+    """Yield the requests with FP8 pairs of the operators and graph types of default forms."""
+    for form in list_forms("fp8"):
+        if _default_of(form) in default_forms:
+            yield _Request(form, "fp8")
+
+
 def _default_of(form: LayerForm) -> LayerForm:
     """Return the default form of a form's operator and graph type."""
     return {"operator": form["operator"], "graph": form["graph"]}
@@ -257,7 +262,9 @@ def _merge_values(name: str, rows: Iterable[KernelRow]) -> Any:
     values: list[Any] = []
     for row in rows:
         values.extend(listed_values(row.layer.get(name)))
-    return values[0] if len(values) == 1 else values
+    if len(values) == 1:
+        return values[0]
+    return values
 
 
 def _format_row(row: KernelRow) -> str:
@@ -278,7 +285,9 @@ def _measure(request: _Request, target: Target, builders: _Builders) -> _Answer:
     engine = builders.build(make_network(form, request.pairs), target)
     if engine.failure:
         float_engine = builders.build(make_network(form, "none"), target)
-        comparison = "nor without Q/DQ" if float_engine.failure else "but does without Q/DQ"
+        comparison = "but does without Q/DQ"
+        if float_engine.failure:
+            comparison = "nor without Q/DQ"
         seen = f"{shorten_refusal(engine.failure)} ({comparison})"
         return _Answer(KernelRow(form, "refused", seen), request.pairs, engine.compiler)
     layers = _find_computing_layers(engine, form)
@@ -312,14 +321,15 @@ def _classify(form: LayerForm, layers: list[EngineLayer], pairs: str) -> str:
         products = {layer.multiplies(stored) for layer in layers}
         if True not in products:
             return "float"
-        return f"{pairs}-in-part" if False in products else pairs
+        return pairs if products == {True} else f"{pairs}-in-part"
     types: set[str] = set()
     for layer in layers:
         types.update(tensor.dtype for tensor in (*layer.inputs, *layer.outputs))
     if types != {stored}:
         return "float"
-    has_cast = any("Cast" in layer.name for layer in layers)
-    return f"{pairs}-in-memory" if has_cast else pairs
+    if any("Cast" in layer.name for layer in layers):
+        return f"{pairs}-in-memory"
+    return pairs
 
 
 def _describe_layers(form: LayerForm, layers: list[EngineLayer], stored: str) -> str:

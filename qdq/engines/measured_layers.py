@@ -15,6 +15,7 @@ _SIDE = {1: 64, 2: 16, 3: 8}
 #: Length of the sequence that a recurrent layer reads.
 _STEPS = 8
 
+_GEMM_ATTRIBUTES = ("transA", "transB", "alpha", "beta")
 _GROUP_COUNTS = {"none": 1, "grouped": 2}
 
 #: Gates of each recurrent operator, which its weights hold one after another.
@@ -94,8 +95,9 @@ def make_layer(form: FullForm) -> MeasuredLayer:
 
 def _plane(form: FullForm) -> list[int]:
     """Return the spatial dimensions."""
-    side = 1 if form.plane == "point" else _SIDE[form.spatial]
-    return [side] * form.spatial
+    if form.plane == "point":
+        return [1] * form.spatial
+    return [_SIDE[form.spatial]] * form.spatial
 
 
 def _data(form: FullForm, name: str = "x") -> LayerOperand:
@@ -162,20 +164,19 @@ def _make_gemm(form: FullForm) -> MeasuredLayer:
     operands = [LayerOperand("x", data_shape), _weight(form, weight_shape, axes)]
     if form.bias:
         operands.append(_parameter("b", (form.outputs,)))
-    attributes = {
-        "transA": form.transA,
-        "transB": form.transB,
-        "alpha": form.alpha,
-        "beta": form.beta,
-    }
-    node_attributes = {name: value for name, value in attributes.items() if value is not None}
-    return MeasuredLayer(tuple(operands), node_attributes)
+    attributes: dict[str, Any] = {}
+    for name in _GEMM_ATTRIBUTES:
+        value = getattr(form, name)
+        if value is not None:
+            attributes[name] = value
+    return MeasuredLayer(tuple(operands), attributes)
 
 
 def _make_matmul(form: FullForm) -> MeasuredLayer:
     batch = _BATCHES[form.batched]
-    weight_batch = () if form.batched == "data" else batch
-    weight_shape = (*weight_batch, form.channels, form.outputs)
+    weight_shape: tuple[int, ...] = (form.channels, form.outputs)
+    if form.batched != "data":
+        weight_shape = (*batch, *weight_shape)
     last_axis = len(weight_shape) - 1
     axes = {
         "usual": last_axis,

@@ -7,9 +7,6 @@ it.
 
 from __future__ import annotations
 
-import math
-from typing import Any
-
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
@@ -22,6 +19,7 @@ from qdq.quantizer import E4M3, ELEMENT_TYPES, INT8_LEVELS
 
 #: Name of the node that is measured in every network.
 LAYER = "layer"
+_OUTPUT = "y"
 
 _OPSET = 19
 _IR_VERSION = 9
@@ -33,9 +31,11 @@ _FLOAT_TYPES = {
 #: By kind of pairs; other kinds have no pairs.
 _STORED_TYPES = {"int8": TensorProto.INT8, "fp8": TensorProto.FLOAT8E4M3FN}
 
-#: Scales of INT8 and FP8 for data in [-1, 1], which every network reads.
-_INT8_SCALE = 1 / INT8_LEVELS
-_FP8_SCALE = 1 / ELEMENT_TYPES[E4M3].largest
+#: Scales for data in [-1, 1], which every network reads.
+_SCALES = {
+    TensorProto.INT8: 1 / INT8_LEVELS,
+    TensorProto.FLOAT8E4M3FN: 1 / ELEMENT_TYPES[E4M3].largest,
+}
 
 
 def make_network(form: LayerForm, pairs: str = "int8") -> onnx.ModelProto:
@@ -57,7 +57,9 @@ class _Network:
         """Return the network of one layer with inferred shapes."""
         is_weighted = operator in WEIGHTED
         inputs = [self._add_operand(operand, is_weighted) for operand in layer.operands]
-        outputs = ["", "y"] if operator in RECURRENT else ["y"]
+        outputs = [_OUTPUT]
+        if operator in RECURRENT:
+            outputs = ["", _OUTPUT]
         node = helper.make_node(operator, inputs, outputs, name=LAYER, **layer.attributes)
         self._graph.node.append(node)
         self._add_output(is_weighted)
@@ -73,7 +75,8 @@ class _Network:
         stored_type = self._stored_type if operand.has_pair else None
         if operand.is_constant:
             values = self._make_values(operand)
-            self._graph.initializer.append(numpy_helper.from_array(values, name))
+            constant = numpy_helper.from_array(values, name)
+            self._graph.initializer.append(constant)
         elif stored_type is not None and not is_weighted:
             self._add_input(operand, stored_type)
             return self._add_dequantize(operand, name)
@@ -90,20 +93,22 @@ class _Network:
 
     def _add_output(self, is_weighted: bool) -> None:
         """Add the graph output: float for a weighted layer, else quantized."""
-        name = "y"
+        name = _OUTPUT
         elem_type = self._elem_type
         if self._stored_type is not None and not is_weighted:
-            name = self._add_quantize(LayerOperand("y", ()))
+            name = self._add_quantize(LayerOperand(_OUTPUT, ()))
             elem_type = self._stored_type
-        self._graph.output.append(helper.make_tensor_value_info(name, elem_type, None))
+        value = helper.make_tensor_value_info(name, elem_type, None)
+        self._graph.output.append(value)
 
     def _make_values(self, operand: LayerOperand) -> Array:
         """Return the values of a constant: integers as INT64, random ones in [-1, 1]."""
         if not operand.values:
             random = np.random.default_rng(0)
             return random.uniform(-1, 1, operand.shape).astype(self._dtype)
-        are_integers = all(isinstance(value, int) for value in operand.values)
-        values = np.array(operand.values, np.int64 if are_integers else self._dtype)
+        values = np.array(operand.values)
+        if values.dtype != np.int64:
+            values = values.astype(self._dtype)
         return np.reshape(values, operand.shape)
 
     def _add_quantize(self, operand: LayerOperand) -> str:
@@ -119,18 +124,21 @@ class _Network:
         output = f"{operand.name}_{operator}"
         if all(constant.name != scale for constant in self._graph.initializer):
             self._add_scale(operand, scale, zero_point)
-        attributes: dict[str, Any] = {} if operand.axis is None else {"axis": operand.axis}
         inputs = [source, scale, zero_point]
-        node = helper.make_node(operator, inputs, [output], name=output, **attributes)
+        node = helper.make_node(operator, inputs, [output], name=output)
+        if operand.axis is not None:
+            axis = helper.make_attribute("axis", operand.axis)
+            node.attribute.append(axis)
         self._graph.node.append(node)
         return output
 
     def _add_scale(self, operand: LayerOperand, scale: str, zero_point: str) -> None:
-        shape = () if operand.axis is None else (operand.shape[operand.axis],)
         stored_type = self._stored_type or TensorProto.INT8
-        step = _FP8_SCALE if stored_type == TensorProto.FLOAT8E4M3FN else _INT8_SCALE
-        scales = np.full(shape, step, self._dtype)
-        zeros = [0] * math.prod(shape)
-        self._graph.initializer.append(numpy_helper.from_array(scales, scale))
+        shape: tuple[int, ...] = ()
+        if operand.axis is not None:
+            shape = (operand.shape[operand.axis],)
+        values = np.full(shape, _SCALES[stored_type], self._dtype)
+        scales = numpy_helper.from_array(values, scale)
+        zeros = [0] * values.size
         zero_points = helper.make_tensor(zero_point, stored_type, shape, zeros)
-        self._graph.initializer.append(zero_points)
+        self._graph.initializer.extend([scales, zero_points])

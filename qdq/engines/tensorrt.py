@@ -99,7 +99,9 @@ def is_gpu_present() -> bool:
     except OSError:
         return False
     count = ctypes.c_int(0)
-    if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0:
+    if driver.cuInit(0) != 0:
+        return False
+    if driver.cuDeviceGetCount(ctypes.byref(count)) != 0:
         return False
     return count.value > 0
 

@@ -32,7 +32,13 @@ def fuse_nodes(flow: QuantizationFlow) -> tuple[FusionGroup, ...]:
         elif node.op in SHUFFLES:
             shuffles.append(node)
         else:
-            groups.append(FusionGroup(_family(flow, node), (node,), node, node.outputs[0]))
+            group = FusionGroup(
+                family=_family(flow, node),
+                nodes=(node,),
+                core=node,
+                output=node.outputs[0],
+            )
+            groups.append(group)
     groups.extend(_fuse_chains(flow, pointwise, "pointwise"))
     groups.extend(_fuse_chains(flow, shuffles, "shuffle"))
     groups.sort(key=lambda group: group.nodes[-1].position)
@@ -45,7 +51,8 @@ def _fuse_products(flow: QuantizationFlow, fused_ids: set[int]) -> Iterator[Fusi
     The last node comes first, so that it takes a residual Add.
     """
     for node in reversed(flow.nodes):
-        if node.op not in PRODUCTS or id(node) in fused_ids or not operands(flow.index, node):
+        is_free_product = node.op in PRODUCTS and id(node) not in fused_ids
+        if not is_free_product or not operands(flow.index, node):
             continue
         group = fuse_weighted(flow, node, fused_ids)
         fused_ids.update(map(id, group.nodes))
@@ -57,7 +64,9 @@ def _family(flow: QuantizationFlow, node: Node) -> str:
         return "pool"
     if node.op in RECURRENT:
         return "recurrent"
-    return "concat" if node.op == "Concat" else "other"
+    if node.op == "Concat":
+        return "concat"
+    return "other"
 
 
 def _fuse_chains(flow: QuantizationFlow, nodes: list[Node], family: str) -> Iterator[FusionGroup]:
@@ -70,7 +79,13 @@ def _fuse_chains(flow: QuantizationFlow, nodes: list[Node], family: str) -> Iter
     chains = {id(chain): chain for chain in chain_of.values()}
     for chain in chains.values():
         chain.sort(key=lambda member: member.position)
-        yield FusionGroup(family, tuple(chain), chain[0], chain[-1].outputs[0])
+        last = chain[-1]
+        yield FusionGroup(
+            family=family,
+            nodes=tuple(chain),
+            core=chain[0],
+            output=last.outputs[0],
+        )
 
 
 def _join_chains(

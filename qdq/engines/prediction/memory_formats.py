@@ -72,7 +72,9 @@ class TensorMemory:
     def float_type(self, tensor: str) -> str:
         """Return the float type in which a weighted layer writes a tensor."""
         dtype = self.onnx_type(tensor)
-        return HALF if self.allow_fp16 and dtype == FLOAT else dtype
+        if self.allow_fp16 and dtype == FLOAT:
+            return HALF
+        return dtype
 
     def is_value(self, read: SlotRead) -> bool:
         """Whether a read tensor holds values, and not indices, masks or lengths."""

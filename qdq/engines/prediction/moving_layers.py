@@ -127,7 +127,9 @@ def _moving_format(
     if group.core.op not in KEEPS_FORMAT:
         return LINEAR
     stored = builder.memory.find(read.tensor, quantization)
-    return stored.format if stored else LINEAR
+    if stored is None:
+        return LINEAR
+    return stored.format
 
 
 def _is_view(builder: EngineBuilder, node: Node) -> bool:
@@ -138,6 +140,10 @@ def _is_view(builder: EngineBuilder, node: Node) -> bool:
     if node.op != "Transpose":
         return True
     dims = builder.memory.dims(node.inputs[0])
-    order = node.attribute("perm") or tuple(reversed(range(len(dims))))
-    moved_axes = [axis for axis in order if axis < len(dims) and dims[axis] != 1]
+    rank = len(dims)
+    order = node.attribute("perm") or reversed(range(rank))
+    moved_axes = []
+    for axis in order:
+        if axis < rank and dims[axis] != 1:
+            moved_axes.append(axis)
     return moved_axes == sorted(moved_axes)

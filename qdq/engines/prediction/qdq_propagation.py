@@ -52,7 +52,10 @@ _QUANTIZED_TYPES: dict[int, str] = {
     TensorProto.UINT8: "Int8",
     TensorProto.FLOAT8E4M3FN: "FP8",
 }
-_WEIGHT_TYPES: dict[int, str] = {**_QUANTIZED_TYPES, getattr(TensorProto, "INT4", -1): "Int4"}
+_WEIGHT_TYPES: dict[int, str] = {
+    **_QUANTIZED_TYPES,
+    getattr(TensorProto, "INT4", -1): "Int4",
+}
 _MOVES_WEIGHTS = ("Transpose", "Reshape", "Squeeze", "Unsqueeze", "Identity", "Flatten")
 
 _DATA_SLOT = 0
@@ -131,8 +134,8 @@ class QuantizationFlow:
         """Return how a read tensor is quantized already, or None where it is float."""
         if read.quantization:
             return read.quantization
-        dequantized = self.dequantized.get(read.tensor)
-        return dequantized.quantization if dequantized else None
+        dequantized = self.dequantized.get(read.tensor, read)
+        return dequantized.quantization
 
     def moved_quantization(self, reads: Iterable[SlotRead], output: str) -> Quantization | None:
         """Return the quantization in which a commuting layer runs, or None where it is float.
@@ -147,10 +150,16 @@ class QuantizationFlow:
 
         None if there are several, if one is a Q, and for a graph output.
         """
-        readers = {id(node): node for node, _ in self.float_readers.get(tensor, ())}
-        if len(readers) != 1 or self.quantized_reads.get(tensor) or tensor in self.outputs:
+        if self.quantized_reads.get(tensor) or tensor in self.outputs:
             return None
-        return next(iter(readers.values()))
+        readers = self.float_readers.get(tensor, [])
+        if not readers:
+            return None
+        first_reader, _ = readers[0]
+        for reader, _ in readers:
+            if reader is not first_reader:
+                return None
+        return first_reader
 
     def commutes(self, node: Node) -> bool:
         """Whether Q and DQ may move past a node."""
@@ -240,7 +249,9 @@ class QuantizationFlow:
         if node.op in ALIASES:
             self._reads[node.outputs[0]] = self.read(node.inputs[0])
             return True
-        quantization = self._find_quantization(node) if node.op in PAIR_OPERATORS else None
+        if node.op not in PAIR_OPERATORS:
+            return False
+        quantization = self._find_quantization(node)
         if quantization is None:
             return False
         read = self.read(node.inputs[0])
@@ -329,7 +340,8 @@ class QuantizationFlow:
 
     def _required_past(self, node: Node, slot: int, required: _Requirements) -> Quantization | None:
         """Return the quantization that is required after a node, if a Q may move past it."""
-        if slot < 0 or not self.commutes(node) or (slot and node.op != "Concat"):
+        is_moved = slot == _DATA_SLOT or (slot > _DATA_SLOT and node.op == "Concat")
+        if not is_moved or not self.commutes(node):
             return None
         return _single({required.get(output) for output in filter(None, node.outputs)})
 

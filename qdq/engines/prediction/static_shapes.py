@@ -75,7 +75,11 @@ def _fold_constants(index: GraphIndex, graph: onnx.GraphProto) -> bool:
         constants.update(_compute_constants(index, node))
     for name, values in constants.items():
         graph.initializer.append(numpy_helper.from_array(values, name))
-    kept = [node for node in graph.node if not node.output or node.output[0] not in constants]
+    kept = []
+    for proto in graph.node:
+        first_output = proto.output[0] if proto.output else None
+        if first_output not in constants:
+            kept.append(proto)
     del graph.node[:]
     graph.node.extend(kept)
     return bool(constants)
@@ -83,7 +87,9 @@ def _fold_constants(index: GraphIndex, graph: onnx.GraphProto) -> bool:
 
 def _compute_constants(index: GraphIndex, node: Node) -> Iterator[tuple[str, Array]]:
     """Yield the values of a Shape's output, and of inputs that determine a node's output shape."""
-    if node.op == "Shape" and node.attribute("start") is None and node.attribute("end") is None:
+    start = node.attribute("start")
+    end = node.attribute("end")
+    if node.op == "Shape" and start is None and end is None:
         dims = index.shape(node.inputs[0])
         if dims is not None and None not in dims:
             yield node.outputs[0], np.array(dims, np.int64)

@@ -71,7 +71,8 @@ class _WeightedFusion:
         pad = self.flow.index.producers.get(read.tensor)
         if read.quantization or pad is None or pad.op != "Pad":
             return
-        if self.flow.commutes(pad) and self.flow.sole_reader(read.tensor) is self.core:
+        reader = self.flow.sole_reader(read.tensor)
+        if reader is self.core and self.flow.commutes(pad):
             self.padding = pad
             self.nodes.append(pad)
 

@@ -180,7 +180,9 @@ def _quantized_rule(
         return "few-channels"
     if not result_quantization:
         return "float-result"
-    return "depthwise-int8" if is_depthwise(flow, group.core) else "int8-operands"
+    if is_depthwise(flow, group.core):
+        return "depthwise-int8"
+    return "int8-operands"
 
 
 def _float_result_type(builder: EngineBuilder, group: FusionGroup, is_dequantized: bool) -> str:
@@ -195,7 +197,9 @@ def _float_result_type(builder: EngineBuilder, group: FusionGroup, is_dequantize
         return dtype
     if is_dequantized or has_few_channels(builder.flow, group.core):
         return FLOAT
-    return FLOAT if _ends_graph(builder.flow, group.output) else HALF
+    if _ends_graph(builder.flow, group.output):
+        return FLOAT
+    return HALF
 
 
 def _float_result_format(flow: QuantizationFlow, node: Node, dtype: str) -> str:
@@ -235,7 +239,9 @@ def _float_format(builder: EngineBuilder, node: Node, dtype: str) -> str:
     if dtype != FLOAT:
         return CHANNEL_LAST
     lacks_tf32 = 0 < builder.target.sm < _TF32
-    return LINEAR if lacks_tf32 or has_few_channels(builder.flow, node) else CHANNEL_LAST
+    if lacks_tf32 or has_few_channels(builder.flow, node):
+        return LINEAR
+    return CHANNEL_LAST
 
 
 def _multiplied_reads(flow: QuantizationFlow, group: FusionGroup) -> list[SlotRead]:
