@@ -288,12 +288,12 @@ def _measure(request: _Request, target: Target, builders: _Builders) -> _Answer:
         comparison = "but does without Q/DQ"
         if float_engine.failure:
             comparison = "nor without Q/DQ"
-        seen = f"{shorten_refusal(engine.failure)} ({comparison})"
-        return _Answer(KernelRow(form, "refused", seen), request.pairs, engine.compiler)
+        refusal = f"{shorten_refusal(engine.failure)} ({comparison})"
+        return _Answer(KernelRow(form, "refused", refusal), request.pairs, engine.compiler)
     layers = _find_computing_layers(engine, form)
     runs = _classify(form, layers, request.pairs)
-    seen = _describe_layers(form, layers, _STORED[request.pairs])
-    return _Answer(KernelRow(form, runs, seen), request.pairs, engine.compiler)
+    description = _describe_layers(form, layers, _STORED[request.pairs])
+    return _Answer(KernelRow(form, runs, description), request.pairs, engine.compiler)
 
 
 def _find_computing_layers(engine: Engine, form: LayerForm) -> list[EngineLayer]:
