@@ -14,6 +14,7 @@ import msgspec
 from qdq.engines.compilable_model import find_labels, replace_tokens
 from qdq.target import Target
 
+#: Bytes of one element of each data type.
 _BYTES = {
     "Float": 4.0,
     "Half": 2.0,
@@ -27,29 +28,34 @@ _BYTES = {
     "Int4": 0.5,
     "FP4": 0.5,
 }
+_UNKNOWN_TYPE_BYTES = 4.0
 
 #: Layers that synchronise streams or branch: no work, and no kernel.
 _NO_KERNEL = ("wait", "signal", "cjmp")
 
 #: Data types that are multiplied; others are masks, lengths and indices.
-_VALUES = ("Float", "Half", "BFloat16", "FP8", "Int8")
+_VALUE_TYPES = ("Float", "Half", "BFloat16", "FP8", "Int8")
 
-#: A kernel that the compiler generates is named after what it computes, in order: ``__myl_CastMulCastCastMulFc_myl0_1``.
+#: A kernel that the compiler generates is named after its steps, in order:
+#: ``__myl_CastMulCastCastMulFc_myl0_1``.
 _GENERATED = re.compile(r"__myl_(?P<steps>[A-Za-z0-9]+?)_")
 _STEP = re.compile(r"[A-Z][a-z0-9]*")
-_PRODUCTS = ("Corr", "Fc")
-_QUANTIZING = "Roun"
+_PRODUCT_STEPS = ("Corr", "Fc")
+_CAST_STEP = "Cast"
+_ROUND_STEP = "Roun"
 
-#: A layer that only gives memory another name or shape.
+#: Type of a layer that only gives memory another name or shape.
 NO_OP = "NoOp"
 
-#: A layer that copies a tensor into another type or memory format; a Q or DQ of its own is one too.
+#: Type of a layer that copies a tensor into another type or memory format; also of a separate Q
+#: or DQ.
 REFORMAT = "Reformat"
 _TENSOR = re.compile(
     r"Name: (?P<name>.*?), Dimensions: \[(?P<dims>[^\]]*)\].*?Datatype: (?P<dtype>\w+)"
 )
 _LAYER = re.compile(
-    r"Name: (?P<name>.*?), LayerType: (?P<kind>[^,]*), Inputs: \[(?P<inputs>.*?)\](?:, Constants: \[(?P<constants>.*?)\])?, "
+    r"Name: (?P<name>.*?), LayerType: (?P<kind>[^,]*), "
+    r"Inputs: \[(?P<inputs>.*?)\](?:, Constants: \[(?P<constants>.*?)\])?, "
     r"Outputs: \[(?P<outputs>.*?)\], TacticName: (?P<rest>.*)"
 )
 
@@ -60,86 +66,87 @@ class LayerTensor(msgspec.Struct, frozen=True):
     name: str
     dims: tuple[int, ...]
     dtype: str
-    #: How it lies in memory, such as ``linear`` or ``32-wide``; "" where the compiler does not say.
+    #: Its memory format, such as ``linear`` or ``32-wide``; "" where the compiler names none.
     format: str = ""
 
     @property
     def bytes(self) -> float:
         """Size in memory, without padding."""
-        return math.prod(max(d, 1) for d in self.dims) * _BYTES.get(self.dtype, 4.0)
+        elements = math.prod(max(size, 1) for size in self.dims)
+        return elements * _BYTES.get(self.dtype, _UNKNOWN_TYPE_BYTES)
 
 
 class EngineLayer(msgspec.Struct, frozen=True):
-    """One layer of an engine: what runs, on which types, for which ONNX nodes."""
+    """One layer of an engine: its kind, the tensors it reads and writes, and its ONNX nodes."""
 
     name: str
     kind: str
     inputs: tuple[LayerTensor, ...]
     constants: tuple[LayerTensor, ...]
     outputs: tuple[LayerTensor, ...]
-    #: Labels of the ONNX nodes fused into it, as `GraphIndex` gives them.
+    #: Labels of the ONNX nodes fused into it, as in `GraphIndex`.
     nodes: tuple[str, ...]
     #: For a predicted layer, the name of the documented rule that it follows.
     fusion_rule: str = ""
 
     @property
     def bytes(self) -> float:
-        """Bytes of everything it reads and writes; none for a layer that only gives memory another name."""
-        return (
-            0.0
-            if self.kind == NO_OP
-            else sum(t.bytes for t in (*self.inputs, *self.constants, *self.outputs))
-        )
+        """Bytes of all tensors it reads and writes; 0 for a layer that only renames memory."""
+        if self.kind == NO_OP:
+            return 0.0
+        tensors = (*self.inputs, *self.constants, *self.outputs)
+        return sum(tensor.bytes for tensor in tensors)
 
     def multiplies(self, dtype: str) -> bool:
-        """Whether it multiplies its first input with a constant or its second input in `dtype`, such as ``Int8``; masks aside.
+        """Whether it multiplies its first input in `dtype`, such as ``Int8``.
 
-        A generated kernel that casts before its product reads INT8 and multiplies floats: that does
-        not count. One that rounds and casts, and no more, quantizes its input itself: that does.
+        The other factor is a constant or its second input, without masks. A generated kernel that
+        casts before its product reads INT8 and multiplies floats, which does not count. One that
+        rounds before it casts quantizes its input itself, which does.
         """
-        before = self._before_product()
-        casts = [i for i, step in enumerate(before) if step == "Cast"]
-        if any(before[i - 1] != _QUANTIZING for i in casts):
+        steps = _list_generated_steps(self.name)
+        if steps:
+            product = _find_product(steps)
+            if product is None:
+                return False
+            steps = steps[:product]
+        for position, step in enumerate(steps):
+            if step == _CAST_STEP and steps[position - 1] != _ROUND_STEP:
+                return False
+        types = [tensor.dtype for tensor in self.inputs if tensor.dtype in _VALUE_TYPES]
+        if _CAST_STEP not in steps and types[:1] != [dtype]:
             return False
-        types = [t.dtype for t in self.inputs if t.dtype in _VALUES]
-        if not casts and types[:1] != [dtype]:
-            return False
-        return types[1:2] == [dtype] or any(t.dtype == dtype for t in self.constants)
-
-    def _before_product(self) -> list[str]:
-        """Return the steps of a generated kernel up to its product: none for other kernels, a cast for one without a product."""
-        found = _GENERATED.match(self.name)
-        steps = _STEP.findall(found["steps"]) if found else []
-        product = next((i for i, step in enumerate(steps) if step in _PRODUCTS), None)
-        return steps[:product] if product is not None else ["", "Cast"] if steps else []
+        if types[1:2] == [dtype]:
+            return True
+        return dtype in _list_types(self.constants)
 
     def __str__(self) -> str:
-        parts = (self.inputs, self.constants, self.outputs)
-        return f"{self.kind} " + " -> ".join(
-            ",".join(t.dtype for t in part) or "-" for part in parts
-        )
+        inputs = _join_types(self.inputs)
+        constants = _join_types(self.constants)
+        outputs = _join_types(self.outputs)
+        return f"{self.kind} {inputs} -> {constants} -> {outputs}"
 
 
 class Engine(msgspec.Struct, frozen=True):
-    """What the compiler made of a model for one target."""
+    """The layers that a compiler built from a model for one target, or its refusal."""
 
     target: Target
     #: Compiler and version.
     compiler: str
     layers: tuple[EngineLayer, ...] = ()
-    #: The compiler's words where it refused, else "".
+    #: The compiler's message where it refused, else "".
     failure: str = ""
-    #: Labels of the nodes that these words name.
+    #: Labels of the nodes that this message names.
     refused_nodes: tuple[str, ...] = ()
 
     @property
     def kernels(self) -> int:
-        """How many kernels one inference starts."""
+        """The number of kernels that one inference starts."""
         return sum(layer.kind != NO_OP for layer in self.layers)
 
     @property
     def reformats(self) -> int:
-        """How many layers only convert a tensor to another type or memory format, stand-alone Q and DQ among them."""
+        """The number of layers that only convert a type or memory format, separate Q and DQ too."""
         return sum(layer.kind == REFORMAT for layer in self.layers)
 
     @property
@@ -149,23 +156,52 @@ class Engine(msgspec.Struct, frozen=True):
 
 
 def read_layers(text: str, labels: list[str]) -> Iterator[EngineLayer]:
-    """Yield the layers in the builder's ``Layers:`` message; `labels` name the nodes that its tokens stand for."""
+    """Yield the layers in the builder's ``Layers:`` message.
+
+    `labels` holds the labels of the model's nodes, which replace the tokens in the message.
+    """
     for line in text.splitlines():
-        found = _LAYER.match(line.strip())
-        if not found or found["kind"] in _NO_KERNEL:
+        layer = _LAYER.match(line.strip())
+        if layer is None or layer["kind"] in _NO_KERNEL:
             continue
         yield EngineLayer(
-            replace_tokens(found["name"], labels),
-            found["kind"],
-            _tensors(found["inputs"]),
-            _tensors(found["constants"] or ""),
-            _tensors(found["outputs"]),
-            find_labels(found["rest"], labels),
+            name=replace_tokens(layer["name"], labels),
+            kind=layer["kind"],
+            inputs=_read_tensors(layer["inputs"]),
+            constants=_read_tensors(layer["constants"] or ""),
+            outputs=_read_tensors(layer["outputs"]),
+            nodes=find_labels(layer["rest"], labels),
         )
 
 
-def _tensors(text: str) -> tuple[LayerTensor, ...]:
-    return tuple(
-        LayerTensor(t["name"], tuple(int(d) for d in t["dims"].split(",") if d), t["dtype"])
-        for t in _TENSOR.finditer(text)
-    )
+def _read_tensors(text: str) -> tuple[LayerTensor, ...]:
+    tensors = []
+    for tensor in _TENSOR.finditer(text):
+        sizes = filter(None, tensor["dims"].split(","))
+        dims = tuple(map(int, sizes))
+        tensors.append(LayerTensor(tensor["name"], dims, tensor["dtype"]))
+    return tuple(tensors)
+
+
+def _list_generated_steps(name: str) -> list[str]:
+    """Return the steps of a generated kernel, or [] for other kernels."""
+    generated = _GENERATED.match(name)
+    if generated is None:
+        return []
+    return _STEP.findall(generated["steps"])
+
+
+def _find_product(steps: list[str]) -> int | None:
+    """Return the position of the first product among the steps of a kernel, or None."""
+    for position, step in enumerate(steps):
+        if step in _PRODUCT_STEPS:
+            return position
+    return None
+
+
+def _list_types(tensors: tuple[LayerTensor, ...]) -> list[str]:
+    return [tensor.dtype for tensor in tensors]
+
+
+def _join_types(tensors: tuple[LayerTensor, ...]) -> str:
+    return ",".join(_list_types(tensors)) or "-"

@@ -1,7 +1,8 @@
-"""The layers of a built engine, as TensorRT's engine inspector and ``trtexec --exportLayerInfo`` write them to JSON.
+"""JSON files of engine layers, as TensorRT's engine inspector and ``trtexec`` write them.
 
-Both forms are read: up to TensorRT 10 `Bindings` and `Format/Datatype`, from 11 `I/O Tensors` and
-the format and the data type apart (TensorRT documentation, migrating IEngineInspector from 10 to 11).
+``trtexec --exportLayerInfo`` writes the inspector's JSON. Two forms are read: up to TensorRT 10
+`Bindings` and `Format/Datatype`, from 11 `I/O Tensors` and the format and the data type apart
+(TensorRT documentation, migrating IEngineInspector from 10 to 11).
 """
 
 from __future__ import annotations
@@ -17,129 +18,175 @@ from qdq.engines.engine import Engine, EngineLayer, LayerTensor
 from qdq.errors import LayerFileError, first_line
 from qdq.target import Target
 
-#: How the inspector spells data types, old and new.
+#: Data types as the inspector writes them, old and new, and as `LayerTensor` does.
 _TYPES = {
-    "Int8": "Int8", "UInt8": "UInt8", "FP32": "Float", "Float": "Float", "FP16": "Half", "Half": "Half", "BF16": "BFloat16", "BFloat16": "BFloat16",
-    "FP8": "FP8", "Int32": "Int32", "Int64": "Int64", "Bool": "Bool", "Int4": "Int4", "FP4": "FP4",
-}  # fmt: skip
-_TYPE = re.compile(r"\b(?:" + "|".join(sorted(_TYPES, key=len, reverse=True)) + r")", re.IGNORECASE)
-_BY_LOWER = {name.lower(): dtype for name, dtype in _TYPES.items()}
+    "Int8": "Int8",
+    "UInt8": "UInt8",
+    "FP32": "Float",
+    "Float": "Float",
+    "FP16": "Half",
+    "Half": "Half",
+    "BF16": "BFloat16",
+    "BFloat16": "BFloat16",
+    "FP8": "FP8",
+    "Int32": "Int32",
+    "Int64": "Int64",
+    "Bool": "Bool",
+    "Int4": "Int4",
+    "FP4": "FP4",
+}
+_TYPE_NAMES = "|".join(sorted(_TYPES, key=len, reverse=True))
+_TYPE = re.compile(rf"\b(?:{_TYPE_NAMES})", re.IGNORECASE)
+_TYPES_BY_LOWER = {name.lower(): dtype for name, dtype in _TYPES.items()}
 
-#: How it spells memory formats, and how `LayerTensor` does; the first that is found counts.
-_FORMATS = (
-    ("thirty-two wide", "32-wide"), ("sixteen wide", "16-wide"), ("four wide", "4-wide"), ("two wide", "2-wide"), ("channel major", "channel-last"),
-    ("row major", "linear"),
-)  # fmt: skip
+#: Memory formats as the inspector writes them and as `LayerTensor` does; the first match counts.
+_FORMATS = {
+    "thirty-two wide": "32-wide",
+    "sixteen wide": "16-wide",
+    "four wide": "4-wide",
+    "two wide": "2-wide",
+    "channel major": "channel-last",
+    "row major": "linear",
+}
 _COPY = "Reformatting CopyNode"
 
-#: A node in the metadata; several stand behind each other, newer versions put a record or unit separator between them.
+#: A node in a layer's metadata. Newer versions put a record or unit separator between nodes.
 _ONNX_NODE = re.compile(r"\[ONNX Layer: (.*?)\](?=\s*(?:[\x1e\x1f]|\[ONNX Layer: |$))")
 _SEPARATORS = re.compile(r" \+ | \|\| |, |\bPWN\(|[()\[\]]")
-_DETAILED = "build it with trtexec --profilingVerbosity=detailed and export its layers again"
+_DETAILED = (
+    "Build the engine with trtexec --profilingVerbosity=detailed and export its layers again."
+)
+_PASS_LAYERS = "Pass a file that trtexec --exportLayerInfo or the engine inspector writes."
+_UTF8_MARK = b"\xef\xbb\xbf"
 
 
 def read_layer_file(path: Path, target: Target, labels: Mapping[str, str]) -> Engine:
     """Return the engine that a JSON file of layers describes.
 
-    `labels` gives the label of each ONNX node by the names that a layer may call it. Raises
+    `labels` maps the names that a layer may use for an ONNX node to the node's label. Raises
     LayerFileError where the file cannot be read, holds no layers, or none in detail.
     """
-    try:
-        content = msgspec.json.decode(path.read_bytes().removeprefix(b"\xef\xbb\xbf"))
-    except OSError as error:
-        raise LayerFileError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except (msgspec.DecodeError, ValueError, RecursionError) as error:
-        raise LayerFileError(
-            f"{path}: is not JSON ({first_line(error)}); pass what trtexec --exportLayerInfo or the engine inspector writes"
-        ) from error
+    content = _read_json(path)
     layers = content.get("Layers") if isinstance(content, dict) else None
     if not isinstance(layers, list) or not layers:
-        raise LayerFileError(
-            f"{path}: holds no 'Layers'; pass what trtexec --exportLayerInfo or the engine inspector writes"
-        )
+        raise LayerFileError(f"{path}: the file has no 'Layers'. {_PASS_LAYERS}")
+
+    def find_nodes(name: str, metadata: str) -> tuple[str, ...]:
+        return find_named_nodes(name, metadata, labels)
+
     version = "TensorRT 11 or later" if "I/O Tensors" in content else "TensorRT"
-    return Engine(
-        target,
-        f"{version}, layers of {path.name}",
-        tuple(
-            read_inspector_layers(
-                layers, lambda name, data: find_named_nodes(name, data, labels), str(path)
-            )
-        ),
-    )
+    engine_layers = tuple(read_inspector_layers(layers, find_nodes, str(path)))
+    return Engine(target, f"{version}, layers of {path.name}", engine_layers)
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return msgspec.json.decode(path.read_bytes().removeprefix(_UTF8_MARK))
+    except OSError as error:
+        reason = error.strerror or error
+        raise LayerFileError(f"{path}: the file cannot be read: {reason}") from error
+    except (msgspec.DecodeError, ValueError, RecursionError) as error:
+        reason = first_line(error)
+        raise LayerFileError(f"{path}: the file is not JSON ({reason}). {_PASS_LAYERS}") from error
 
 
 def read_inspector_layers(
-    layers: Iterable[Any], nodes: Callable[[str, str], tuple[str, ...]], where: str
+    layers: Iterable[Any], find_nodes: Callable[[str, str], tuple[str, ...]], location: str
 ) -> Iterator[EngineLayer]:
-    """Yield the layers in the inspector's list; `nodes` finds ONNX nodes in a layer's name and metadata, `where` names the list in messages.
+    """Yield the layers in the inspector's list.
 
-    Raises LayerFileError for a layer without detail or of another form.
+    `find_nodes` returns the labels of the ONNX nodes in a layer's name and metadata. `location`
+    names the list in messages. Raises LayerFileError for a layer without detail or of another
+    form.
     """
-    for i, layer in enumerate(layers):
+    for number, layer in enumerate(layers):
         if isinstance(layer, str):
             raise LayerFileError(
-                f"{where}: its layers are bare names, those of an engine built without detailed profiling verbosity; {_DETAILED}"
+                f"{location}: the layers are bare names: the engine was built without detailed "
+                f"profiling verbosity. {_DETAILED}"
             )
-        if not isinstance(layer, dict) or not isinstance(layer.get("Name"), str):
-            raise LayerFileError(f"{where}: layer {i} has no Name; {_DETAILED}")
+        name = layer.get("Name") if isinstance(layer, dict) else None
+        if not isinstance(name, str):
+            raise LayerFileError(f"{location}: layer {number} has no Name. {_DETAILED}")
+        metadata = str(layer.get("Metadata", ""))
         yield EngineLayer(
-            name=layer["Name"],
+            name=name,
             kind=str(layer.get("LayerType", "")),
-            inputs=tuple(_tensors(layer, "Inputs", where)),
-            constants=tuple(_weights(layer)),
-            outputs=tuple(_tensors(layer, "Outputs", where)),
-            nodes=nodes(layer["Name"], str(layer.get("Metadata", ""))),
+            inputs=tuple(_read_tensors(layer, "Inputs", location)),
+            constants=tuple(_read_weights(layer)),
+            outputs=tuple(_read_tensors(layer, "Outputs", location)),
+            nodes=find_nodes(name, metadata),
         )
 
 
 def find_named_nodes(name: str, metadata: str, labels: Mapping[str, str]) -> tuple[str, ...]:
-    """Return the labels of the ONNX nodes that a layer's name lists, and its metadata, each once, in order."""
-    if name.startswith(_COPY):  # it names the layer that it copies for, and does nothing of its own
+    """Return the labels of the ONNX nodes in a layer's name and its metadata.
+
+    The labels come without duplicates, in order.
+    """
+    if name.startswith(_COPY):  # its name includes the layer that it copies for
         return ()
-    words = (
-        [name]
-        if name in labels
-        else [part.strip() for part in (*name.split(" + "), *_SEPARATORS.split(name))]
-    )
-    words += [part.strip() for part in _ONNX_NODE.findall(metadata)]
-    return tuple(dict.fromkeys(labels[word] for word in words if word in labels))
+    if name in labels:
+        candidates = [name]
+    else:
+        parts = (*name.split(" + "), *_SEPARATORS.split(name))
+        candidates = [part.strip() for part in parts]
+    candidates.extend(map(str.strip, _ONNX_NODE.findall(metadata)))
+    node_labels = (labels[part] for part in candidates if part in labels)
+    return tuple(dict.fromkeys(node_labels))
 
 
-def _tensors(layer: Mapping[str, Any], side: str, where: str) -> Iterator[LayerTensor]:
-    described = layer.get(side) or ()
-    for tensor in described if isinstance(described, (list, tuple)) else [described]:
-        if not isinstance(tensor, dict) or not isinstance(tensor.get("Dimensions", []), list):
+def _read_tensors(layer: Mapping[str, Any], side: str, location: str) -> Iterator[LayerTensor]:
+    """Yield the tensors of one side of a layer, ``Inputs`` or ``Outputs``."""
+    tensors = layer.get(side) or ()
+    if not isinstance(tensors, (list, tuple)):
+        tensors = [tensors]
+    for tensor in tensors:
+        dims = tensor.get("Dimensions", []) if isinstance(tensor, dict) else None
+        if not isinstance(dims, list):
+            name = layer["Name"]
             raise LayerFileError(
-                f"{where}: layer {layer['Name']!r} does not describe its {side.lower()}; {_DETAILED}"
+                f"{location}: layer {name!r} does not describe its {side.lower()}. {_DETAILED}"
             )
-        layout = str(tensor.get("Format/Datatype") or tensor.get("Format") or "")
-        dtype = str(
-            tensor.get("Datatype")
-            or tensor.get("DataType")
-            or tensor.get("Format/Datatype")
-            or layout
-        )
-        dims = tuple(d for d in tensor.get("Dimensions", ()) if isinstance(d, int))
-        yield LayerTensor(str(tensor.get("Name", "")), dims, _data_type(dtype), _format(layout))
+        yield _read_tensor(tensor, dims)
 
 
-def _weights(layer: Mapping[str, Any]) -> Iterator[LayerTensor]:
+def _read_tensor(tensor: Mapping[str, Any], dims: list[Any]) -> LayerTensor:
+    old_layout = tensor.get("Format/Datatype")
+    layout = str(old_layout or tensor.get("Format") or "")
+    dtype = tensor.get("Datatype") or tensor.get("DataType") or layout
+    return LayerTensor(
+        name=str(tensor.get("Name", "")),
+        dims=tuple(size for size in dims if isinstance(size, int)),
+        dtype=_parse_type(str(dtype)),
+        format=_parse_format(layout),
+    )
+
+
+def _read_weights(layer: Mapping[str, Any]) -> Iterator[LayerTensor]:
     weights = layer.get("Weights") or layer.get("ConvWeights")
-    if isinstance(weights, dict):
-        count = weights.get("Count", 0)
-        yield LayerTensor(
-            "weights",
-            (count if isinstance(count, int) else 0,),
-            _data_type(str(weights.get("Type", ""))),
-        )
+    if not isinstance(weights, dict):
+        return
+    count = weights.get("Count", 0)
+    if not isinstance(count, int):
+        count = 0
+    dtype = str(weights.get("Type", ""))
+    yield LayerTensor("weights", (count,), _parse_type(dtype))
 
 
-def _data_type(text: str) -> str:
-    found = _TYPE.search(text)
-    return _BY_LOWER[found[0].lower()] if found else text
+def _parse_type(text: str) -> str:
+    """Return the data type that a text names, or the text where it names none."""
+    match = _TYPE.search(text)
+    if match is None:
+        return text
+    name = match[0].lower()
+    return _TYPES_BY_LOWER[name]
 
 
-def _format(text: str) -> str:
+def _parse_format(text: str) -> str:
+    """Return the memory format that a text names, or ""."""
     lower = text.lower()
-    return next((ours for theirs, ours in _FORMATS if theirs in lower), "")
+    for phrase, layout in _FORMATS.items():
+        if phrase in lower:
+            return layout
+    return ""

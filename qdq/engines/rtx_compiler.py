@@ -1,4 +1,4 @@
-"""Compiling a model with TensorRT-RTX, without a GPU, in a child process."""
+"""Compilation of models with TensorRT-RTX, without a GPU, in a child process."""
 
 from __future__ import annotations
 
@@ -23,11 +23,14 @@ from qdq.graph.bodies import all_nodes
 from qdq.graph.source import Source
 from qdq.target import Target
 
-_INSTALL = "install it with: pip install tensorrt-rtx-cu12"
+_NOT_INSTALLED = "TensorRT-RTX is not installed. Install it with 'pip install tensorrt-rtx-cu12'."
 
-#: Where in the compiler's own sources a message comes from: of no use to the reader.
+#: The place in the compiler's own sources that a message comes from, which does not help the user.
 _SOURCE_PLACE = re.compile(
-    r"\[\S+?\.cpp:\d+[^\]]*\]|\b\w+\.cpp:\d+(?:: ERROR:)?(?:\s+In function \w+: \[\d+\])?|\bIn \w+ at \S+|^\w+::\w+: Error Code \d+: [\w ]+\("
+    r"\[\S+?\.cpp:\d+[^\]]*\]"
+    r"|\b\w+\.cpp:\d+(?:: ERROR:)?(?:\s+In function \w+: \[\d+\])?"
+    r"|\bIn \w+ at \S+"
+    r"|^\w+::\w+: Error Code \d+: [\w ]+\("
     r"|\bIn operator\(\) at \S+"
 )
 
@@ -37,17 +40,21 @@ def build_engine(
     target: Target,
     shapes: Mapping[str, tuple[int, ...]] | None = None,
 ) -> Engine:
-    """Return the engine that TensorRT-RTX compiles for a target; a refusal comes back as its `failure`.
+    """Return the engine that TensorRT-RTX compiles for a target.
 
-    `shapes` fixes the dynamic dimensions by input name; those not named become 1.
-    Raises CompilerError where TensorRT-RTX is not installed or ends without an answer.
+    `shapes` fixes the dynamic dimensions by input name; those not named become 1. The compiler's
+    refusal is returned as `Engine.failure`. Raises CompilerError where TensorRT-RTX is not
+    installed or ends without an answer.
     """
     with Compiler() as compiler:
         return compiler.build(model, target, shapes)
 
 
 class Compiler:
-    """A child process that compiles models one after another, each as if it were alone. Use as a context manager."""
+    """A child process that compiles models one after another, independently of each other.
+
+    Use as a context manager.
+    """
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
@@ -57,7 +64,7 @@ class Compiler:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._end()
+        self._end_process()
         self._errors.close()
 
     def build(
@@ -68,62 +75,70 @@ class Compiler:
     ) -> Engine:
         """Return the engine of a model as `build_engine` does."""
         if importlib.util.find_spec("tensorrt_rtx") is None:
-            raise CompilerError(f"target {target}: TensorRT-RTX is not installed; {_INSTALL}")
+            raise CompilerError(f"target {target}: {_NOT_INSTALLED}")
         proto = model.model if isinstance(model, Source) else model
         labels = [label for label, _ in all_nodes(proto.graph)]
         with tempfile.TemporaryDirectory(prefix="qdq-") as folder:
             path = write_compilable(model, shapes or {}, Path(folder))
-            answer = self._answer(
-                CompileRequest(str(path), f"{folder}/answer.json", target.sm), target
-            )
-        layers = tuple(read_layers(answer.layers, labels))
-        failure = replace_tokens(_without_places(answer.failure), labels)
-        return Engine(target, answer.compiler, layers, failure, find_labels(answer.failure, labels))
+            request = CompileRequest(str(path), f"{folder}/answer.json", target.sm)
+            answer = self._compile(request, target)
+        return Engine(
+            target=target,
+            compiler=answer.compiler,
+            layers=tuple(read_layers(answer.layers, labels)),
+            failure=replace_tokens(_remove_source_places(answer.failure), labels),
+            refused_nodes=find_labels(answer.failure, labels),
+        )
 
-    def _answer(self, request: CompileRequest, target: Target) -> CompileAnswer:
-        process = self._process = self._process or self._start()
-        written = Path(request.answer)
-        if _ask(process, request) and written.exists():
-            answer = msgspec.json.decode(written.read_bytes(), type=CompileAnswer)
+    def _compile(self, request: CompileRequest, target: Target) -> CompileAnswer:
+        """Return the answer of the child process to a request; a crash is a refusal."""
+        if self._process is None:
+            self._process = self._start_process()
+        answer_file = Path(request.answer)
+        if _send_request(self._process, request) and answer_file.exists():
+            answer = msgspec.json.decode(answer_file.read_bytes(), type=CompileAnswer)
             if answer.failure and not CAN_FORK:
-                self._end()
+                self._end_process()
             return answer
-        code = self._end()
-        if code < 0 or code > CRASHED:
-            return CompileAnswer(
-                "TensorRT-RTX",
-                failure=f"the compiler crashed on this model (signal {-code if code < 0 else code - CRASHED})",
-            )
-        self._errors.seek(0)
-        last = self._errors.read().decode(errors="replace").strip().splitlines()[-1:] or [
-            "no message"
-        ]
-        raise CompilerError(f"target {target}: the compiler's process could not start: {last[0]}")
+        exit_code = self._end_process()
+        if exit_code < 0 or exit_code > CRASHED:
+            signal = -exit_code if exit_code < 0 else exit_code - CRASHED
+            failure = f"the compiler crashed on this model (signal {signal})"
+            return CompileAnswer("TensorRT-RTX", failure=failure)
+        reason = self._read_last_error()
+        raise CompilerError(f"target {target}: the compiler process could not start: {reason}")
 
-    def _start(self) -> subprocess.Popen[bytes]:
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
-        command = [sys.executable, "-m", "qdq.engines.rtx_worker"]
+    def _start_process(self) -> subprocess.Popen[bytes]:
+        search_path = os.pathsep.join(filter(None, sys.path))
         self._errors.seek(0)
         self._errors.truncate()
         return subprocess.Popen(
-            command,
+            [sys.executable, "-m", "qdq.engines.rtx_worker"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
-            env=environment,
+            env={**os.environ, "PYTHONPATH": search_path},
         )
 
-    def _end(self) -> int:
-        process, self._process = self._process, None
+    def _end_process(self) -> int:
+        """End the child process and return its exit code, 0 if there is none."""
+        process = self._process
+        self._process = None
         if process is None:
             return 0
         with contextlib.suppress(OSError):
             process.communicate()
         return process.wait()
 
+    def _read_last_error(self) -> str:
+        """Return the last line that the child process wrote to standard error."""
+        self._errors.seek(0)
+        lines = self._errors.read().decode(errors="replace").strip().splitlines()
+        return lines[-1] if lines else "no message"
 
-def _ask(process: subprocess.Popen[bytes], request: CompileRequest) -> bool:
-    """Send a request to a compiling process and wait; return whether it answered."""
+
+def _send_request(process: subprocess.Popen[bytes], request: CompileRequest) -> bool:
+    """Send a request to a child process and wait; return whether it answered."""
     if process.stdin is None or process.stdout is None:
         return False
     try:
@@ -134,5 +149,6 @@ def _ask(process: subprocess.Popen[bytes], request: CompileRequest) -> bool:
     return process.stdout.readline() != b""
 
 
-def _without_places(failure: str) -> str:
-    return " ".join(_SOURCE_PLACE.sub(" ", failure).strip(" .").split())
+def _remove_source_places(failure: str) -> str:
+    text = _SOURCE_PLACE.sub(" ", failure).strip(" .")
+    return " ".join(text.split())

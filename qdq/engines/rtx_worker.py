@@ -1,8 +1,9 @@
 """The child process that compiles with TensorRT-RTX: `python -m qdq.engines.rtx_worker`.
 
-It ends with its first refusal, because after a failed build later ones in the same process come out
-wrong (seen with TensorRT-RTX 1.7.1); builds after a success come out as alone. Where the system can
-fork, the next process is forked from one that has loaded the compiler.
+It ends with its first refusal, because builds after a failed one in the same process give wrong
+results (observed with TensorRT-RTX 1.7.1); a build after a success gives the same as a build in a
+new process. Where the system can fork, the next process is forked from one that has loaded the
+compiler.
 """
 
 from __future__ import annotations
@@ -16,12 +17,17 @@ import msgspec
 
 CAN_FORK = hasattr(os, "fork")
 
-#: Exit codes of building processes: after a refusal, and plus the signal's number after a crash.
-REFUSED, CRASHED = 3, 128
+#: Exit code of a worker after a refusal.
+REFUSED = 3
+
+#: Exit code after a crash, plus the signal's number.
+CRASHED = 128
+
+_MESSAGE_END = b"\n"
 
 
 class CompileRequest(msgspec.Struct):
-    """A model to compile: paths of the model and of the file for the answer, and the compute capability."""
+    """A model to compile: paths of the model and of the answer file, and the compute capability."""
 
     model: str
     answer: str
@@ -37,7 +43,7 @@ class CompileAnswer(msgspec.Struct):
 
 
 def main() -> None:
-    """Build each model that standard input names, one a line, and write its answer beside it."""
+    """Build each model that a line of standard input names, and write its answer file."""
     import polygraphy.config
 
     polygraphy.config.USE_TENSORRT_RTX = True
@@ -47,26 +53,27 @@ def main() -> None:
     from polygraphy.logger import G_LOGGER
 
     G_LOGGER.module_severity = G_LOGGER.CRITICAL
-    answered = os.fdopen(os.dup(1), "wb", buffering=0)
-    os.dup2(2, 1)  # what the compiler prints must not look like an answer
+    answers = os.fdopen(os.dup(1), "wb", buffering=0)
+    os.dup2(2, 1)  # the compiler's own output must not be taken for an answer
     while CAN_FORK:
         worker = os.fork()
         if not worker:
-            os._exit(REFUSED if _refuses_one(trt, answered) else 0)
+            os._exit(REFUSED if _serve_until_refusal(trt, answers) else 0)
         _, status = os.waitpid(worker, 0)
         if os.WIFSIGNALED(status):
             os._exit(CRASHED + os.WTERMSIG(status))
         if os.WEXITSTATUS(status) != REFUSED:
             return
-    _refuses_one(trt, answered)
+    _serve_until_refusal(trt, answers)
 
 
-def _refuses_one(trt: Any, answered: IO[bytes]) -> bool:
-    """Answer requests until one is refused or there are no more; return whether one was refused."""
+def _serve_until_refusal(trt: Any, answers: IO[bytes]) -> bool:
+    """Answer requests until one is refused or none is left; return whether one was refused."""
     for line in iter(sys.stdin.buffer.readline, b""):
-        failed = _compile(msgspec.json.decode(line, type=CompileRequest), trt)
-        answered.write(b"\n")
-        if failed:
+        request = msgspec.json.decode(line, type=CompileRequest)
+        is_refused = _compile(request, trt)
+        answers.write(_MESSAGE_END)
+        if is_refused:
             return True
     return False
 
@@ -84,13 +91,13 @@ def _compile(request: CompileRequest, trt: Any) -> bool:
     answer = CompileAnswer(f"TensorRT-RTX {trt.__version__}")
     errors: list[str] = []
 
-    def keep(severity: Any, message: str) -> None:
+    def keep_message(severity: Any, message: str) -> None:
         if severity <= trt.ILogger.Severity.ERROR:
             errors.append(message)
         elif message.startswith("Layers:"):
             answer.layers = message
 
-    get_trt_logger().log = keep
+    get_trt_logger().log = keep_message
     try:
         config = CreateConfigRTX(
             compute_capabilities=[divmod(request.sm, 10)],
@@ -98,11 +105,15 @@ def _compile(request: CompileRequest, trt: Any) -> bool:
         )
         engine_bytes_from_network(network_from_onnx_path(request.model), config=config)
     except PolygraphyException as error:
-        answer.failure = next(
-            (line for line in (errors[-1:] or str(error).splitlines())), "refused"
-        ).strip()
+        answer.failure = _describe_refusal(errors, error)
     Path(request.answer).write_bytes(msgspec.json.encode(answer))
     return bool(answer.failure)
+
+
+def _describe_refusal(errors: list[str], error: Exception) -> str:
+    """Return the last error that the compiler logged, else the first line of the exception."""
+    lines = errors[-1:] or str(error).splitlines() or ["refused"]
+    return lines[0].strip()
 
 
 if __name__ == "__main__":

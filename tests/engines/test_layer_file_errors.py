@@ -9,25 +9,25 @@ import pytest
 import qdq
 from tests.support.cli_runner import refused, save, tiny_model
 
-EXPORT = "build it with trtexec --profilingVerbosity=detailed and export its layers again"
-WRITES = "pass what trtexec --exportLayerInfo or the engine inspector writes"
+EXPORT = "Build the engine with trtexec --profilingVerbosity=detailed and export its layers again."
+WRITES = "Pass a file that trtexec --exportLayerInfo or the engine inspector writes."
 CASES = {
-    "empty": (b"", f"is not JSON (Input data was truncated); {WRITES}"),
-    "no JSON": (b"Layer(Reformat): x", f"is not JSON (JSON is malformed: invalid character (byte 0)); {WRITES}"),
-    "no text": (b'"\xff\xfe"', "is not JSON ("),
-    "deep": (b"[" * 100_000, "is not JSON ("),
-    "a list": (b"[]", f"holds no 'Layers'; {WRITES}"),
-    "no layers": (b'{"Layers": []}', f"holds no 'Layers'; {WRITES}"),
-    "a profile": (b'{"Bindings": ["x"]}', f"holds no 'Layers'; {WRITES}"),
+    "empty": (b"", f"the file is not JSON (Input data was truncated). {WRITES}"),
+    "no JSON": (b"Layer(Reformat): x", f"the file is not JSON (JSON is malformed: invalid character (byte 0)). {WRITES}"),
+    "no text": (b'"\xff\xfe"', "the file is not JSON ("),
+    "deep": (b"[" * 100_000, "the file is not JSON ("),
+    "a list": (b"[]", f"the file has no 'Layers'. {WRITES}"),
+    "no layers": (b'{"Layers": []}', f"the file has no 'Layers'. {WRITES}"),
+    "a profile": (b'{"Bindings": ["x"]}', f"the file has no 'Layers'. {WRITES}"),
     "names": (
         b'{"Layers": ["conv", "gemm"], "Bindings": ["x"]}',
-        f"its layers are bare names, those of an engine built without detailed profiling verbosity; {EXPORT}",
+        f"the layers are bare names: the engine was built without detailed profiling verbosity. {EXPORT}",
     ),
-    "no name": (b'{"Layers": [{"LayerType": "Reformat"}]}', f"layer 0 has no Name; {EXPORT}"),
-    "a number": (b'{"Layers": [7]}', f"layer 0 has no Name; {EXPORT}"),
-    "names of tensors": (b'{"Layers": [{"Name": "conv", "Inputs": ["x"]}]}', f"layer 'conv' does not describe its inputs; {EXPORT}"),
-    "tensors that are no list": (b'{"Layers": [{"Name": "conv", "Inputs": 3}]}', f"layer 'conv' does not describe its inputs; {EXPORT}"),
-    "dimensions": (b'{"Layers": [{"Name": "conv", "Outputs": [{"Dimensions": "?"}]}]}', f"layer 'conv' does not describe its outputs; {EXPORT}"),
+    "no name": (b'{"Layers": [{"LayerType": "Reformat"}]}', f"layer 0 has no Name. {EXPORT}"),
+    "a number": (b'{"Layers": [7]}', f"layer 0 has no Name. {EXPORT}"),
+    "names of tensors": (b'{"Layers": [{"Name": "conv", "Inputs": ["x"]}]}', f"layer 'conv' does not describe its inputs. {EXPORT}"),
+    "tensors that are no list": (b'{"Layers": [{"Name": "conv", "Inputs": 3}]}', f"layer 'conv' does not describe its inputs. {EXPORT}"),
+    "dimensions": (b'{"Layers": [{"Name": "conv", "Outputs": [{"Dimensions": "?"}]}]}', f"layer 'conv' does not describe its outputs. {EXPORT}"),
     "another model": (
         b'{"Layers": [{"Name": "Conv_0", "LayerType": "CaskConvolution", "Inputs": [], "Outputs": []}]}',
         "no layer names a weighted node of model.int8.onnx. Pass the model that the engine was built from.",
@@ -62,7 +62,7 @@ def test_a_layer_file_that_is_not_there_is_named(models: tuple[Path, Path], tmp_
 
     assert (
         refused(tmp_path, "validate", *models, "--layers", path)
-        == f"qdq: {path}: cannot be read: No such file or directory\n"
+        == f"qdq: {path}: the file cannot be read: No such file or directory\n"
     )
 
 

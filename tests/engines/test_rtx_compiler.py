@@ -409,7 +409,7 @@ def test_tensorrt_proper_is_built_only_where_it_can_run() -> None:
     result = qdq.quantize(convolution(), "noise")
     (engine,) = engines(result, parse_target("trt")).engines
     assert (engine.kind, engine.milliseconds) == ("predicted", None)
-    with pytest.raises(CompilerError, match=r"target trt: needs a GPU and TensorRT"):
+    with pytest.raises(CompilerError, match=r"A trt target needs a GPU and TensorRT"):
         run_tensorrt(qdq.load(convolution()), parse_target("trt"), [])
 
 

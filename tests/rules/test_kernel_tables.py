@@ -445,6 +445,6 @@ def test_bad_requests_are_refused_in_one_line(
 def test_tensorrt_proper_needs_a_gpu(tmp_path: Path) -> None:
     if importlib.util.find_spec("tensorrt") is not None:
         pytest.skip("TensorRT is installed")
-    assert "target trt:sm86: needs a GPU and TensorRT" in refused(
+    assert "target trt:sm86: TensorRT is not installed. A trt target needs a GPU" in refused(
         tmp_path, "probe", "--target", "trt:sm86", "--operators", "Relu"
     )

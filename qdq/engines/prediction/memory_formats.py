@@ -1,179 +1,139 @@
-"""How each tensor of a predicted engine lies in memory: its type and format, and the layers that convert it."""
+"""Data types and memory formats of the tensors of a predicted engine.
+
+Formats follow NvInferRuntime.h (TensorFormat).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
-import msgspec
 from onnx import TensorProto
 
-from qdq.engines.engine import REFORMAT, EngineLayer, LayerTensor
+from qdq.engines.engine import LayerTensor
 from qdq.engines.prediction.qdq_propagation import Quantization, QuantizationFlow, SlotRead
+from qdq.graph.operators import CONVOLUTIONS, POOLING_LAYERS
 
-LINEAR, CHANNEL_LAST, TWO_WIDE, FOUR_WIDE, THIRTY_TWO_WIDE = (
-    "linear",
-    "channel-last",
-    "2-wide",
-    "4-wide",
-    "32-wide",
-)
-FLOAT, HALF, INT8, FP8 = "Float", "Half", "Int8", "FP8"
-TYPES: dict[int, str] = {
-    TensorProto.FLOAT: FLOAT, TensorProto.FLOAT16: HALF, TensorProto.BFLOAT16: "BFloat16", TensorProto.INT8: INT8, TensorProto.UINT8: "UInt8",
-    TensorProto.BOOL: "Bool", TensorProto.INT32: "Int32", TensorProto.INT64: "Int64", TensorProto.FLOAT8E4M3FN: FP8,
-}  # fmt: skip
-FLOATS = (FLOAT, HALF, "BFloat16")
+LINEAR = "linear"
+CHANNEL_LAST = "channel-last"
+TWO_WIDE = "2-wide"
+FOUR_WIDE = "4-wide"
+THIRTY_TWO_WIDE = "32-wide"
+
+FLOAT = "Float"
+HALF = "Half"
+BFLOAT16 = "BFloat16"
+INT8 = "Int8"
+FLOATS = (FLOAT, HALF, BFLOAT16)
+
+#: TensorRT's data type of each ONNX element type.
+_TYPES: dict[int, str] = {
+    TensorProto.FLOAT: FLOAT,
+    TensorProto.FLOAT16: HALF,
+    TensorProto.BFLOAT16: BFLOAT16,
+    TensorProto.INT8: INT8,
+    TensorProto.UINT8: "UInt8",
+    TensorProto.BOOL: "Bool",
+    TensorProto.INT32: "Int32",
+    TensorProto.INT64: "Int64",
+    TensorProto.FLOAT8E4M3FN: "FP8",
+}
+
+#: Operators whose layers read and write one memory format.
+KEEPS_FORMAT = ("Relu", "Concat", "Pad", "Resize", "Upsample", "Slice", "Split")
+
+#: How many operators that keep the format, and how many readers of each tensor, are searched for
+#: a convolution or pool.
+_SEARCH_DEPTH = 4
 
 
-class Held(msgspec.Struct, frozen=True):
-    """A tensor as it lies in memory."""
+class TensorMemory:
+    """The tensors that are stored so far, each with its type and memory format.
 
-    name: str
-    dims: tuple[int, ...]
-    dtype: str
-    format: str
-
-    def described(self) -> LayerTensor:
-        """Return it as an engine layer lists it."""
-        return LayerTensor(self.name, self.dims, self.dtype, self.format)
-
-    @property
-    def one_pixel(self) -> bool:
-        """Whether channels are all it has, so that every format of a type is the same memory."""
-        return all(d == 1 for d in self.dims[2:])
-
-
-class Memory:
-    """The tensors that exist so far, in every form they were written in or converted to, and the layers that did it."""
+    A tensor may be stored several times: in float, and once for each of its quantizations.
+    """
 
     def __init__(self, flow: QuantizationFlow, allow_fp16: bool) -> None:
-        self.flow, self.allow_fp16 = flow, allow_fp16
-        self.layers: list[EngineLayer] = []
-        #: By tensor and form: "" as it is written in float, a quantization, or ("dq", quantization).
-        self.held: dict[tuple[str, object], Held] = {}
-        self.converted: dict[tuple[Held, str, str], Held] = {}
+        self.flow = flow
+        self.allow_fp16 = allow_fp16
+        #: By tensor and quantization, which is None for a tensor as it is written in float.
+        self._stored: dict[tuple[str, Quantization | None], LayerTensor] = {}
+        #: Tensors whose layer could write them into the output of a Concat.
+        self._relocatable: set[str] = set()
 
     def dims(self, tensor: str) -> tuple[int, ...]:
         """Return a tensor's dimensions, 1 for each unknown one."""
-        return tuple(d or 1 for d in self.flow.index.shape(tensor) or ())
+        shape = self.flow.index.shape(tensor) or ()
+        return tuple(size or 1 for size in shape)
 
-    def type_of(self, tensor: str) -> str:
+    def onnx_type(self, tensor: str) -> str:
         """Return the type that the model gives a tensor."""
-        return TYPES.get(self.flow.index.elem_type(tensor), FLOAT)
+        return _TYPES.get(self.flow.index.elem_type(tensor), FLOAT)
 
     def float_type(self, tensor: str) -> str:
         """Return the float type in which a weighted layer writes a tensor."""
-        own = self.type_of(tensor)
-        return HALF if self.allow_fp16 and own == FLOAT else own
+        dtype = self.onnx_type(tensor)
+        if self.allow_fp16 and dtype == FLOAT:
+            return HALF
+        return dtype
 
-    def hold(self, tensor: str, dtype: str, layout: str, form: object = "") -> Held:
-        """Remember that a tensor lies in memory in a form, and return it."""
-        held = Held(tensor, self.dims(tensor), dtype, layout)
-        self.held[tensor, form] = held
-        return held
+    def is_value(self, read: SlotRead) -> bool:
+        """Whether a read tensor holds values, and not indices, masks or lengths."""
+        is_quantized = self.flow.quantization(read) is not None
+        return is_quantized or self.onnx_type(read.tensor) in FLOATS
 
-    def add_layer(
-        self,
-        kind: str,
-        name: str,
-        rule: str,
-        tensors: tuple[Iterable[Held], Iterable[Held]],
-        nodes: Iterable[str],
-        constants: tuple[LayerTensor, ...] = (),
-    ) -> None:
-        """Append a layer that reads and writes tensors (inputs, outputs)."""
-        inputs, outputs = (tuple(t.described() for t in side) for side in tensors)
-        self.layers.append(
-            EngineLayer(name, kind, inputs, constants, outputs, tuple(dict.fromkeys(nodes)), rule)
-        )
+    def store(
+        self, tensor: str, dtype: str, layout: str, quantization: Quantization | None = None
+    ) -> LayerTensor:
+        """Record that a tensor is stored in a type and memory format, and return it."""
+        stored = LayerTensor(tensor, self.dims(tensor), dtype, layout)
+        self._stored[tensor, quantization] = stored
+        return stored
 
-    def convert(self, held: Held, dtype: str, layout: str) -> Held:
-        """Return a tensor in a type and format, through a copy where it is held otherwise; "" accepts any."""
-        dtype, layout = dtype or held.dtype, layout or held.format
-        if held.dtype == dtype and (held.format == layout or held.one_pixel):
-            return held
-        key = (held, dtype, layout)
-        if key not in self.converted:
-            made = Held(f"Reformatted {held.name}", held.dims, dtype, layout)
-            self.add_layer(
-                REFORMAT, f"Reformatting CopyNode for {held.name}", "reformat", ([held], [made]), ()
-            )
-            self.converted[key] = made
-        return self.converted[key]
+    def find(self, tensor: str, quantization: Quantization | None = None) -> LayerTensor | None:
+        """Return the stored float or quantized form of a tensor, or None if there is none."""
+        return self._stored.get((tensor, quantization))
 
-    def int8(self, read: SlotRead, quantization: Quantization, layout: str) -> Held:
-        """Return a tensor in INT8, through a stand-alone quantize where nothing wrote it so, and a second one where it has another scale."""
-        key = (read.tensor, quantization)
-        if key not in self.held:
-            again = read.quantization is not None and read.quantization != quantization
-            before = (
-                self.int8(SlotRead(read.tensor, read.quantization), read.quantization, "")
-                if again and read.quantization
-                else self.as_written(read.tensor)
-            )
-            if (
-                self.held.get((read.tensor, "")) == before and before.dtype == quantization.dtype
-            ):  # a graph input that is INT8 already
-                self.held[key] = before
-                return self.convert(before, "", layout)
-            self.hold(read.tensor, quantization.dtype, layout, quantization)
-            labels = [q for q in (read.q or self.label_of_q(read.tensor, quantization),) if q]
-            self.add_layer(
-                REFORMAT,
-                " + ".join(labels) or f"quantize {read.tensor}",
-                "stand-alone-quantize",
-                ([before], [self.held[key]]),
-                labels,
-            )
-        return self.convert(self.held[key], "", layout)
+    def find_as_written(self, tensor: str) -> LayerTensor:
+        """Return a tensor in the form in which its layer wrote it; a graph input in rows."""
+        read_quantization = self.flow.quantization(SlotRead(tensor))
+        for quantization in (None, self.flow.required.get(tensor), read_quantization):
+            stored = self.find(tensor, quantization)
+            if stored is not None:
+                return stored
+        return self.store(tensor, self.onnx_type(tensor), LINEAR)
 
-    def label_of_q(self, tensor: str, quantization: Quantization) -> str:
-        """Return the label of the Q that asks for a quantization, here or behind what commutes."""
-        for _ in self.flow.nodes:
-            label = next(
-                (
-                    r.q
-                    for r in self.flow.quantized.get(tensor, ())
-                    if r.quantization == quantization and r.q
-                ),
-                "",
-            )
-            readers = [node for node, _ in self.flow.plain.get(tensor, ())]
-            if label or not readers or not self.flow.commutes(readers[0]):
-                return label
-            tensor = readers[0].outputs[0]
-        return ""
+    def quantized_format(self, tensor: str, otherwise: str) -> str:
+        """Return the memory format in which to write a quantized tensor.
 
-    def as_written(self, tensor: str) -> Held:
-        """Return a tensor in the form it was written in."""
-        for form in ("", self.flow.wanted.get(tensor), self.flow.quantization(SlotRead(tensor))):
-            if (tensor, form) in self.held:
-                return self.held[tensor, form]
-        return self.hold(tensor, self.type_of(tensor), LINEAR)
+        It is thirty-two-wide if a convolution or pool reads the tensor, also after a few
+        operators that keep the format.
+        """
+        tensors = [tensor]
+        for _ in range(_SEARCH_DEPTH):
+            tensors_after = []
+            for name in tensors:
+                for reader in self.flow.readers.get(name, ())[:_SEARCH_DEPTH]:
+                    if reader.op in CONVOLUTIONS or reader.op in POOLING_LAYERS:
+                        return THIRTY_TWO_WIDE
+                    if reader.op in KEEPS_FORMAT:
+                        tensors_after.append(reader.outputs[0])
+            tensors = tensors_after
+        return otherwise
 
-    def in_float(self, read: SlotRead, dtype: str = "", layout: str = "") -> Held:
-        """Return a value in float, through a stand-alone dequantize where it lies in INT8."""
-        quantization = read.quantization
-        if quantization is None and (read.tensor, "") not in self.held:
-            quantization = self.flow.quantization(read) or self.flow.wanted.get(read.tensor)
-        if quantization is None:
-            return self.convert(self.as_written(read.tensor), dtype, layout)
-        key = (read.tensor, ("dq", quantization))
-        if key not in self.held:
-            before = self.int8(read, quantization, "")
-            dq = read.dq or self.flow.reached.get(read.tensor, read).dq
-            made = (
-                self.type_of(self.flow.index.by_label[dq].outputs[0])
-                if dq in self.flow.index.by_label
-                else FLOAT
-            )
-            held = Held(f"dequantized {read.tensor}", before.dims, made, layout or LINEAR)
-            self.add_layer(
-                REFORMAT,
-                dq or f"dequantize {read.tensor}",
-                "stand-alone-dequantize",
-                ([before], [held]),
-                [dq] if dq else [],
-            )
-            self.held[key] = held
-        return self.convert(self.held[key], dtype, layout)
+    def mark_relocatable(self, outputs: Iterable[LayerTensor]) -> None:
+        """Record that the layer of some outputs could write them into a Concat's output."""
+        self._relocatable.update(output.name for output in outputs)
+
+    def place_in_concat(self, tensor: str) -> bool:
+        """Return whether a tensor's layer can write it into a Concat's output.
+
+        That is possible for one Concat only, and not for a graph output.
+        """
+        is_free = tensor in self._relocatable and tensor not in self.flow.outputs
+        self._relocatable.discard(tensor)
+        return is_free
+
+
+def has_one_pixel(tensor: LayerTensor) -> bool:
+    """Whether a tensor has channels only, so that all formats of one type are the same memory."""
+    return all(size == 1 for size in tensor.dims[2:])

@@ -1,10 +1,10 @@
-"""Where INT8 reaches in a graph with Q/DQ: DQ moved forward and Q backward through the operators that commute with them.
+"""Q/DQ propagation: DQ moved forward and Q backward past the operators that commute with them.
 
 TensorRT dequantizes as late and quantizes as early as it can: an operator commutes with Q if
 Q(Op(x)) == Op(Q(x)), and with DQ if Op(DQ(x)) == DQ(Op(x)) (TensorRT documentation, explicit
 quantization, Q/DQ propagation). The documentation proves it for MaxPool and disproves it for
 AveragePool; for operators that only move values, and for Relu with a zero point of zero, it
-follows from the definition. Behind a Concat the Q moves onto every input (Model Optimizer,
+follows from the definition. A Q after a Concat moves onto every input (Model Optimizer,
 `get_concat_eliminated_tensors`).
 """
 
@@ -25,33 +25,58 @@ from qdq.graph.operators import ALIASES
 from qdq.graph.pairs import PAIR_OPERATORS
 from qdq.graph.quantized_operators import DEQUANTIZE, QUANTIZE
 
-#: Operators that only move or copy values, and so commute with Q and DQ.
-_MOVING = (
-    "MaxPool", "GlobalMaxPool", "Relu", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Slice", "Split", "Concat", "Gather", "Expand", "Tile",
-    "DepthToSpace", "SpaceToDepth",
-)  # fmt: skip
+#: Operators that only move or copy values, or take their maximum: they commute with Q and DQ.
+_MOVES_VALUES = (
+    "MaxPool",
+    "GlobalMaxPool",
+    "Relu",
+    "Reshape",
+    "Flatten",
+    "Squeeze",
+    "Unsqueeze",
+    "Transpose",
+    "Slice",
+    "Split",
+    "Concat",
+    "Gather",
+    "Expand",
+    "Tile",
+    "DepthToSpace",
+    "SpaceToDepth",
+)
 
-#: What an importer makes of a quantized ONNX type: UINT8 is taken for INT8 (onnx-tensorrt, QuantDequantLinearHelper).
+#: TensorRT's type of each quantized ONNX type. UINT8 is imported as INT8 (onnx-tensorrt,
+#: QuantDequantLinearHelper).
 _QUANTIZED_TYPES: dict[int, str] = {
     TensorProto.INT8: "Int8",
     TensorProto.UINT8: "Int8",
     TensorProto.FLOAT8E4M3FN: "FP8",
 }
-_STORED_TYPES: dict[int, str] = {**_QUANTIZED_TYPES, getattr(TensorProto, "INT4", -1): "Int4"}
-_WEIGHT_MOVES = ("Transpose", "Reshape", "Squeeze", "Unsqueeze", "Identity", "Flatten")
+_WEIGHT_TYPES: dict[int, str] = {
+    **_QUANTIZED_TYPES,
+    getattr(TensorProto, "INT4", -1): "Int4",
+}
+_MOVES_WEIGHTS = ("Transpose", "Reshape", "Squeeze", "Unsqueeze", "Identity", "Flatten")
+
+_DATA_SLOT = 0
+_SCALE_SLOT = 1
+_PAD_VALUE_SLOT = 2
+
+#: The slot under which a node reads what its bodies capture.
+_CAPTURED_SLOT = -1
 
 
 class Quantization(msgspec.Struct, frozen=True):
-    """How a tensor is quantized: two tensors with equal ones can be exchanged without arithmetic."""
+    """How a tensor is quantized: tensors with equal ones can be exchanged without arithmetic."""
 
     #: ``Int8`` or ``FP8``.
     dtype: str
-    #: The scale, written so that equal scales are equal texts.
+    #: The scale in hexadecimal, so that equal scales are equal texts.
     scale: str
 
 
 class SlotRead(msgspec.Struct, frozen=True):
-    """What one input slot reads: a tensor as it is, or through a Q and a DQ."""
+    """The tensor that one input slot reads, as it is or through a Q and a DQ."""
 
     tensor: str
     quantization: Quantization | None = None
@@ -60,201 +85,284 @@ class SlotRead(msgspec.Struct, frozen=True):
     dq: str = ""
 
 
+#: A node and the slot with which it reads a tensor.
+Reader = tuple[Node, int]
+_Requirements = dict[str, Quantization]
+
+
 class QuantizationFlow:
-    """Which tensors of a graph are read, written and wanted in INT8."""
+    """Which tensors of a graph are read and written in a quantized type."""
 
     def __init__(self, index: GraphIndex) -> None:
         self.index = index
-        self.folded = _folded(index)
-        #: What each tensor stands for, where it is not itself.
+        #: Tensors that the builder computes, such as weights.
+        self.folded = _find_folded_tensors(index)
+        #: By output of a Q, DQ or alias: the tensor that is read in its place.
         self._reads: dict[str, SlotRead] = {}
-        #: Readers of each tensor: as it is, and through a Q.
-        self.plain: dict[str, list[tuple[Node, int]]] = defaultdict(list)
-        self.quantized: dict[str, list[SlotRead]] = defaultdict(list)
-        #: The nodes that read each tensor, either way.
+        #: The nodes and slots that read each tensor as it is, without a Q.
+        self.float_readers: dict[str, list[Reader]] = defaultdict(list)
+        #: The reads of each tensor through a Q.
+        self.quantized_reads: dict[str, list[SlotRead]] = defaultdict(list)
+        #: The nodes that read each tensor, with or without a Q.
         self.readers: dict[str, list[Node]] = defaultdict(list)
-        #: Tensors that a DQ has moved past: the INT8 tensor is there already.
-        self.reached: dict[str, SlotRead] = {}
-        #: The nodes that compute: no constants, pairs or copies.
-        self.nodes = tuple(self._forward())
+        #: Tensors that a DQ has moved past: they are quantized already.
+        self.dequantized: dict[str, SlotRead] = {}
+        #: The nodes that compute: no constants, pairs or aliases.
+        self.nodes = tuple(self._collect_nodes())
+        #: Names of graph outputs by the tensor that they read.
         self.outputs = {self.read(name).tensor: name for name in index.outputs}
-        #: The quantization that every reader of a tensor asks for.
-        self.wanted = self._backward()
+        #: The quantization that all readers of a tensor require.
+        self.required = self._find_required()
 
     def read(self, tensor: str) -> SlotRead:
-        """Return what stands behind a tensor."""
+        """Return the read of a tensor, past any Q, DQ and aliases before it."""
         return self._reads.get(tensor, SlotRead(tensor))
 
     def inputs(self, node: Node) -> tuple[tuple[int, SlotRead], ...]:
-        """Return the slots of a node that read computed values, with what they read."""
-        return tuple(
-            (slot, self.read(t)) for slot, t in enumerate(node.inputs) if t and t not in self.folded
-        )
+        """Return the slots of a node that read computed tensors, each with its read."""
+        reads = []
+        for slot, tensor in enumerate(node.inputs):
+            if tensor and tensor not in self.folded:
+                reads.append((slot, self.read(tensor)))
+        return tuple(reads)
+
+    def reads(self, node: Node) -> list[SlotRead]:
+        """Return the reads of a node that are of computed tensors, in the order of its slots."""
+        return [read for _, read in self.inputs(node)]
 
     def quantization(self, read: SlotRead) -> Quantization | None:
-        """Return how a read value is quantized already, or None where it is float."""
+        """Return how a read tensor is quantized already, or None where it is float."""
         if read.quantization:
             return read.quantization
-        reached = self.reached.get(read.tensor)
-        return reached.quantization if reached else None
+        dequantized = self.dequantized.get(read.tensor, read)
+        return dequantized.quantization
+
+    def moved_quantization(self, reads: Iterable[SlotRead], output: str) -> Quantization | None:
+        """Return the quantization in which a commuting layer runs, or None where it is float.
+
+        It is that of its inputs if they agree, else the one that all readers of its output require.
+        """
+        quantization = _single(set(map(self.quantization, reads)))
+        return quantization or self.required.get(output)
 
     def sole_reader(self, tensor: str) -> Node | None:
-        """Return the one node that reads a tensor, as it is; None if several do, a Q does, or it is a graph output."""
-        readers = {id(node): node for node, _ in self.plain.get(tensor, ())}
-        if len(readers) != 1 or self.quantized.get(tensor) or tensor in self.outputs:
+        """Return the only reader of a tensor, which reads it as it is.
+
+        None if there are several, if one is a Q, and for a graph output.
+        """
+        if self.quantized_reads.get(tensor) or tensor in self.outputs:
             return None
-        return next(iter(readers.values()))
+        readers = self.float_readers.get(tensor, [])
+        if not readers:
+            return None
+        first_reader, _ = readers[0]
+        for reader, _ in readers:
+            if reader is not first_reader:
+                return None
+        return first_reader
 
     def commutes(self, node: Node) -> bool:
         """Whether Q and DQ may move past a node."""
         if node.op == "Pad":
-            return node.attribute("mode", b"constant") == b"constant" and self._zero(node, 2)
+            is_constant_mode = node.attribute("mode", b"constant") == b"constant"
+            return bool(is_constant_mode) and self._has_zero_pad_value(node)
         if node.op in ("Resize", "Upsample"):
             return bool(node.attribute("mode", b"nearest") == b"nearest")
-        return node.op in _MOVING
+        return node.op in _MOVES_VALUES
 
     def moved_inputs(self, node: Node) -> tuple[SlotRead, ...]:
         """Return the inputs of a commuting node whose values reach its output."""
-        return tuple(read for slot, read in self.inputs(node) if slot == 0 or node.op == "Concat")
+        if node.op == "Concat":
+            return tuple(self.reads(node))
+        return tuple(read for slot, read in self.inputs(node) if slot == _DATA_SLOT)
 
     def weight_type(self, tensor: str) -> str:
-        """Return the type in which a constant is stored before its DQ, such as ``Int8``; "" where no DQ stands before it."""
-        while (node := self.index.producers.get(tensor)) is not None and node.inputs:
+        """Return the type in which a constant is stored before its DQ, such as ``Int8``.
+
+        "" for a constant without DQ.
+        """
+        for node in self._walk_back(tensor):
             if node.op == DEQUANTIZE:
-                return _STORED_TYPES.get(self.index.elem_type(node.inputs[0]), "")
-            if node.op not in _WEIGHT_MOVES:
+                stored_type = self.index.elem_type(node.inputs[0])
+                return _WEIGHT_TYPES.get(stored_type, "")
+            if node.op not in _MOVES_WEIGHTS:
                 return ""
-            tensor = node.inputs[0]
         return ""
 
     def pair_labels(self, tensor: str) -> Iterator[str]:
-        """Yield the labels of the Q and DQ that a constant passes through."""
-        while (
-            (node := self.index.producers.get(tensor)) is not None
-            and node.inputs
-            and tensor in self.folded
-        ):
+        """Yield the labels of the Q and DQ that a constant passes through, the last one first."""
+        for node in self._walk_back(tensor):
+            if tensor not in self.folded:
+                return
             if node.op in PAIR_OPERATORS:
                 yield node.label
             tensor = node.inputs[0]
 
-    def _zero(self, node: Node, slot: int) -> bool:
-        if len(node.inputs) <= slot or not node.inputs[slot]:
-            return float(node.attribute("value", 0.0)) == 0.0
-        return self.index.is_constant(node.inputs[slot]) and not np.any(
-            self.index.constant(node.inputs[slot])
-        )
+    def find_dequantize_label(self, read: SlotRead) -> str:
+        """Return the label of the DQ of a read, also before commuting nodes."""
+        dequantized = self.dequantized.get(read.tensor, read)
+        return read.dq or dequantized.dq
 
-    def _forward(self) -> Iterator[Node]:
+    def find_quantize_label(self, tensor: str, quantization: Quantization) -> str:
+        """Return the label of the Q that requires a quantization, also after commuting nodes."""
+        for _ in self.nodes:
+            for read in self.quantized_reads.get(tensor, ()):
+                if read.quantization == quantization and read.q:
+                    return read.q
+            readers = self.float_readers.get(tensor, ())
+            if not readers:
+                return ""
+            first_reader, _ = readers[0]
+            if not self.commutes(first_reader):
+                return ""
+            tensor = first_reader.outputs[0]
+        return ""
+
+    def _walk_back(self, tensor: str) -> Iterator[Node]:
+        """Yield the node that writes a tensor, the node that writes its first input, and so on."""
+        node = self.index.producers.get(tensor)
+        while node is not None and node.inputs:
+            yield node
+            node = self.index.producers.get(node.inputs[0])
+
+    def _has_zero_pad_value(self, node: Node) -> bool:
+        value_tensor = node.inputs[_PAD_VALUE_SLOT] if len(node.inputs) > _PAD_VALUE_SLOT else ""
+        if not value_tensor:
+            value = float(node.attribute("value", 0.0))
+            return value == 0.0
+        if not self.index.is_constant(value_tensor):
+            return False
+        return not np.any(self.index.constant(value_tensor))
+
+    def _collect_nodes(self) -> Iterator[Node]:
         for node in self.index.nodes:
-            if all(o in self.folded for o in node.outputs if o):
+            if self.folded.issuperset(filter(None, node.outputs)):
                 continue
-            if not self._resolve(node):
-                self._count(node)
-                yield node
+            if self._resolve(node):
+                continue
+            self._register_reads(node)
+            self._propagate_dequantize(node)
+            yield node
 
     def _resolve(self, node: Node) -> bool:
-        """Whether a node vanishes: what its output stands for is then known."""
+        """Return whether a node is no layer, and record the read that its output stands for."""
         if node.op in ALIASES:
             self._reads[node.outputs[0]] = self.read(node.inputs[0])
             return True
-        if node.op not in PAIR_OPERATORS or (found := self._quantization(node)) is None:
+        if node.op not in PAIR_OPERATORS:
             return False
-        before = self.read(node.inputs[0])
-        if node.op == QUANTIZE:
-            same = before.quantization == found or (
-                before.quantization is None and self.quantization(before) == found
-            )
-            self._reads[node.outputs[0]] = (
-                before
-                if same and before.quantization
-                else SlotRead(before.tensor, found, node.label)
-            )
-        else:
-            self._reads[node.outputs[0]] = SlotRead(
-                before.tensor, before.quantization or found, before.q, node.label
-            )
+        quantization = self._find_quantization(node)
+        if quantization is None:
+            return False
+        read = self.read(node.inputs[0])
+        if node.op == DEQUANTIZE:
+            read = SlotRead(read.tensor, read.quantization or quantization, read.q, node.label)
+        elif read.quantization != quantization:
+            read = SlotRead(read.tensor, quantization, node.label)
+        self._reads[node.outputs[0]] = read
         return True
 
-    def _quantization(self, node: Node) -> Quantization | None:
-        """Return what a Q or DQ does to a whole tensor, or None for another type, scales per channel and scales that are computed."""
+    def _find_quantization(self, node: Node) -> Quantization | None:
+        """Return the quantization of a Q or DQ.
+
+        None for other types, scales per channel and scales that are computed.
+        """
         stored = node.outputs[0] if node.op == QUANTIZE else node.inputs[0]
-        dtype = _QUANTIZED_TYPES.get(self.index.elem_type(stored) or TensorProto.UINT8)
-        if dtype is None or len(node.inputs) < 2 or not self.index.is_constant(node.inputs[1]):  # noqa: PLR2004 data and scale
+        elem_type = self.index.elem_type(stored) or TensorProto.UINT8
+        dtype = _QUANTIZED_TYPES.get(elem_type)
+        if dtype is None or len(node.inputs) <= _SCALE_SLOT:
+            return None
+        scale_tensor = node.inputs[_SCALE_SLOT]
+        if not self.index.is_constant(scale_tensor):
             return None
         try:
-            scale = self.index.constant(node.inputs[1])
+            scale = self.index.constant(scale_tensor)
         except ModelError:
             return None
-        return Quantization(dtype, float(scale.reshape(-1)[0]).hex()) if scale.size == 1 else None
+        if scale.size != 1:
+            return None
+        value = float(scale.reshape(-1)[0])
+        return Quantization(dtype, value.hex())
 
-    def _count(self, node: Node) -> None:
-        inputs = self.inputs(node)
-        for slot, read in inputs:
+    def _register_reads(self, node: Node) -> None:
+        for slot, read in self.inputs(node):
             self.readers[read.tensor].append(node)
             if read.quantization:
-                self.quantized[read.tensor].append(read)
+                self.quantized_reads[read.tensor].append(read)
             else:
-                self.plain[read.tensor].append((node, slot))
+                reader = (node, slot)
+                self.float_readers[read.tensor].append(reader)
         for _, body in node.bodies:
-            self._count_body(node, body)
-        if self.commutes(node):
-            moved = self.moved_inputs(node)
-            found = {self.quantization(r) for r in moved}
-            if len(found) == 1 and (quantization := found.pop()):
-                dq = moved[0].dq or self.reached.get(moved[0].tensor, moved[0]).dq
-                self.reached.update(
-                    {o: SlotRead(o, quantization, dq=dq) for o in node.outputs if o}
-                )
+            self._register_captures(node, body)
 
-    def _count_body(self, node: Node, body: onnx.GraphProto) -> None:
+    def _register_captures(self, node: Node, body: onnx.GraphProto) -> None:
+        reader = (node, _CAPTURED_SLOT)
         for name in sorted(captured_names(body)):
-            self.plain[self.read(name).tensor].append((node, -1))
+            read = self.read(name)
+            self.float_readers[read.tensor].append(reader)
 
-    def _backward(self) -> dict[str, Quantization]:
+    def _propagate_dequantize(self, node: Node) -> None:
+        """Move the DQ on the inputs of a commuting node forward to its outputs."""
+        if not self.commutes(node):
+            return
+        reads = self.moved_inputs(node)
+        quantization = _single(set(map(self.quantization, reads)))
+        if quantization is None:
+            return
+        dq = self.find_dequantize_label(reads[0])
+        for output in filter(None, node.outputs):
+            self.dequantized[output] = SlotRead(output, quantization, dq=dq)
+
+    def _find_required(self) -> _Requirements:
         for name in self.index.outputs:
             read = self.read(name)
             if read.quantization:
-                self.quantized[read.tensor].append(read)
-        wanted: dict[str, Quantization] = {}
+                self.quantized_reads[read.tensor].append(read)
+        required: _Requirements = {}
         for node in reversed(self.nodes):
             for output in node.outputs:
-                if (asked := self._asked(output, wanted)) is not None:
-                    wanted[output] = asked
-        return wanted
+                quantization = self._required_of(output, required)
+                if quantization is not None:
+                    required[output] = quantization
+        return required
 
-    def _asked(self, tensor: str, wanted: dict[str, Quantization]) -> Quantization | None:
-        through: Iterable[Quantization | None] = (
-            r.quantization for r in self.quantized.get(tensor, ())
-        )
-        past = (
-            self._wanted_behind(node, slot, wanted) for node, slot in self.plain.get(tensor, ())
-        )
-        asked = {*through, *past}
-        is_float_output = (
-            tensor in self.outputs and not self.read(self.outputs[tensor]).quantization
-        )
-        return asked.pop() if len(asked) == 1 and not is_float_output else None
-
-    def _wanted_behind(
-        self, node: Node, slot: int, wanted: dict[str, Quantization]
-    ) -> Quantization | None:
-        if slot < 0 or not self.commutes(node) or (slot and node.op != "Concat"):
+    def _required_of(self, tensor: str, required: _Requirements) -> Quantization | None:
+        """Return the quantization that all readers of a tensor require, or None."""
+        output = self.outputs.get(tensor)
+        if output is not None and not self.read(output).quantization:
             return None
-        behind = {wanted.get(o) for o in node.outputs if o}
-        return behind.pop() if len(behind) == 1 else None
+        quantizations: set[Quantization | None] = set()
+        for read in self.quantized_reads.get(tensor, ()):
+            quantizations.add(read.quantization)
+        for node, slot in self.float_readers.get(tensor, ()):
+            quantizations.add(self._required_past(node, slot, required))
+        return _single(quantizations)
+
+    def _required_past(self, node: Node, slot: int, required: _Requirements) -> Quantization | None:
+        """Return the quantization that is required after a node, if a Q may move past it."""
+        is_moved = slot == _DATA_SLOT or (slot > _DATA_SLOT and node.op == "Concat")
+        if not is_moved or not self.commutes(node):
+            return None
+        return _single({required.get(output) for output in filter(None, node.outputs)})
 
 
-def _folded(index: GraphIndex) -> set[str]:
-    """Return the tensors that the builder computes: constants, and arithmetic on shapes, which are fixed."""
+def _single(quantizations: set[Quantization | None]) -> Quantization | None:
+    """Return the only member of a set, or None."""
+    return next(iter(quantizations)) if len(quantizations) == 1 else None
+
+
+def _find_folded_tensors(index: GraphIndex) -> set[str]:
+    """Return the tensors that the builder computes: constants and arithmetic on fixed shapes."""
     folded = set(index.constants)
     for node in index.nodes:
-        read = [i for i in node.inputs if i]
-        if node.op in ("Shape", "Size") or (
-            read
-            and not node.bodies
-            and all(i in folded for i in read)
-            and not node.op.startswith("Random")
-        ):
+        if node.op in ("Shape", "Size") or _reads_only(node, folded):
             folded.update(node.outputs)
     return folded
+
+
+def _reads_only(node: Node, folded: set[str]) -> bool:
+    """Whether a node computes from folded inputs alone, and without random numbers."""
+    inputs = set(filter(None, node.inputs))
+    if not inputs or node.bodies or node.op.startswith("Random"):
+        return False
+    return inputs <= folded

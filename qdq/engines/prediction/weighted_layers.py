@@ -1,9 +1,19 @@
-"""The layers of a predicted engine that multiply: convolutions, deconvolutions and matrix products, with what is fused into them."""
+"""Predicted layers that multiply: convolutions, deconvolutions and matrix products."""
 
 from __future__ import annotations
 
-from qdq.engines.engine import LayerTensor
-from qdq.engines.prediction.fusion import FusionGroup, has_few_channels, int8_operands, is_depthwise
+from collections.abc import Iterable
+
+import msgspec
+
+from qdq.engines.engine import EngineLayer, LayerTensor
+from qdq.engines.prediction.engine_builder import EngineBuilder
+from qdq.engines.prediction.fusion_group import (
+    FusionGroup,
+    has_few_channels,
+    is_depthwise,
+    multiplied_type,
+)
 from qdq.engines.prediction.memory_formats import (
     CHANNEL_LAST,
     FLOAT,
@@ -12,211 +22,273 @@ from qdq.engines.prediction.memory_formats import (
     INT8,
     LINEAR,
     THIRTY_TWO_WIDE,
-    Held,
-    Memory,
 )
 from qdq.engines.prediction.qdq_propagation import Quantization, QuantizationFlow, SlotRead
+from qdq.graph.index import Node
 from qdq.graph.layer_shapes import convolution_channels
 from qdq.graph.operators import CONVOLUTIONS
-from qdq.target import Target
 
 #: First compute capability with TF32 kernels, which read channels last.
 _TF32 = 80
 
+#: Channels that each group of a grouped INT8 convolution must have a multiple of.
+_GROUP_CHANNELS = 4
+_RANK_2D = 4
+_KEEPS_ORDER = ("Reshape", "Flatten", "Squeeze", "Unsqueeze")
 
-class WeightedLayers(Memory):
-    """Adds the layers of weighted groups to the memory."""
 
-    def __init__(self, flow: QuantizationFlow, target: Target, allow_fp16: bool) -> None:
-        super().__init__(flow, allow_fp16)
-        self.target = target
-        #: Tensors that a layer wrote, so that it could write them elsewhere.
-        self.written: set[str] = set()
+class _Product(msgspec.Struct, frozen=True):
+    """How a weighted layer multiplies."""
 
-    def name(self, group: FusionGroup) -> str:
-        """Return the nodes of a group as TensorRT names a layer."""
-        return " + ".join(n.label for n in group.nodes)
+    group: FusionGroup
+    #: Type of the operands.
+    dtype: str
+    #: Name of the fusion rule.
+    rule: str
 
-    def weighted(self, group: FusionGroup) -> None:
-        """A convolution, deconvolution or matrix product, with what is fused into it."""
-        dtype, refused = self._multiplies(group)
-        if dtype:
-            self._int8_layer(group, dtype)
-        else:
-            self._float_layer(group, refused)
 
-    def _multiplies(self, group: FusionGroup) -> tuple[str, str]:
-        """Return the quantized type a weighted layer multiplies in, or "" and the rule that keeps it in float."""
-        node, sizes = group.core, convolution_channels(self.flow.index, group.core)
-        dtype = int8_operands(self.flow, node)
-        if not dtype:
-            return "", "float-operands"
-        if node.op == "ConvTranspose" and (self.flow.index.rank(node.inputs[1]) or 0) > 4:  # noqa: PLR2004 three spatial dimensions
-            return "", "deconvolution-3d"
-        grouped = sizes is not None and sizes.groups > 1 and not is_depthwise(self.flow, node)
-        if (
-            sizes is not None
-            and grouped
-            and (sizes.inputs % 4 or (sizes.outputs // sizes.groups) % 4)
-        ):
-            return "", "grouped-channels"
-        return dtype, ""
+def add_weighted_layer(builder: EngineBuilder, group: FusionGroup) -> None:
+    """Add a convolution, deconvolution or matrix product with the nodes fused into it."""
+    dtype = multiplied_type(builder.flow, group.core)
+    float_rule = _find_float_rule(builder.flow, group.core, dtype)
+    if float_rule:
+        _add_float_layer(builder, group, float_rule)
+    else:
+        _add_quantized_layer(builder, group, dtype)
 
-    def _int8_layer(self, group: FusionGroup, dtype: str) -> None:
-        node, out = group.core, group.output
-        spatial = node.op in CONVOLUTIONS
-        vectors = THIRTY_TWO_WIDE if spatial else LINEAR
-        few = has_few_channels(self.flow, node)
-        wanted = self.flow.wanted.get(out)
-        addend = self.flow.quantization(group.addend) if group.addend else None
-        writes = wanted if group.addend is None or addend else None
-        rule = self._int8_rule(group, few, writes)
-        read_in = (LINEAR if group.pooled else FOUR_WIDE) if few else vectors
-        data = [
-            self.int8(r, q, read_in)
-            for r in self._multiplied(group)
-            if (q := self.flow.quantization(r))
-        ]
-        if writes:
-            extra = [self.int8(group.addend, addend, vectors)] if group.addend and addend else []
-            made = self.hold(out, writes.dtype, vectors, writes)
-        else:
-            kind, layout = self._float_result(group, few, addend is not None)
-            extra = [self.in_float(group.addend, kind, layout)] if group.addend else []
-            made = self.hold(out, kind, layout)
-        self._done_weighted(group, rule, [*data, *extra], made, dtype)
 
-    def _int8_rule(self, group: FusionGroup, few: bool, writes: Quantization | None) -> str:
-        if group.addend is not None:
-            return "residual-int8" if writes else "residual-float"
-        if group.pooled:
-            return "convolution-and-pool"
-        if few:
-            return "few-channels"
-        if not writes:
-            return "float-result"
-        return "depthwise-int8" if is_depthwise(self.flow, group.core) else "int8-operands"
+def add_recurrent_layer(builder: EngineBuilder, group: FusionGroup) -> None:
+    """Add an LSTM, GRU or RNN: the product of its sequence with W, then the recurrence in float."""
+    flow = builder.flow
+    memory = builder.memory
+    node = group.core
+    sequence, *states = flow.reads(node)
+    dtype = multiplied_type(flow, node)
+    float_type = memory.float_type(node.outputs[0] or node.outputs[-1])
+    data = _read_sequence(builder, sequence, dtype, float_type)
+    outputs = [memory.store(name, float_type, LINEAR) for name in filter(None, node.outputs)]
+    gates = _gates_of(builder, node, float_type)
+    builder.layers.append(_sequence_product(builder, node, dtype, data, gates))
+    recurrence = EngineLayer(
+        name=node.label,
+        kind="Loop",
+        inputs=(gates, *map(builder.read_float, states)),
+        constants=(),
+        outputs=tuple(outputs),
+        nodes=(node.label,),
+        fusion_rule="recurrence",
+    )
+    builder.layers.append(recurrence)
+    memory.mark_relocatable(outputs)
 
-    def _float_result(self, group: FusionGroup, few: bool, dequantized: bool) -> tuple[str, str]:
-        """Return type and format of an INT8 layer's float result.
 
-        Half comes in thirty-two-wide vectors, Float in rows. Where FP16 is merely allowed, the
-        result is Float for a four-wide first convolution, which has no other kernel, for a
-        graph output, and for an Add with what a stand-alone dequantize wrote.
-        """
-        dtype = self.float_type(group.output)
-        if (
-            dtype == HALF
-            and self.allow_fp16
-            and self.type_of(group.output) == FLOAT
-            and (few or dequantized or self._ends_graph(group.output))
-        ):
-            dtype = FLOAT
-        wide = dtype == HALF and group.core.op in CONVOLUTIONS and not few
-        return dtype, THIRTY_TWO_WIDE if wide else LINEAR
+def _read_sequence(
+    builder: EngineBuilder, read: SlotRead, dtype: str, float_type: str
+) -> LayerTensor:
+    quantization = builder.flow.quantization(read)
+    if dtype and quantization:
+        return builder.read_quantized(read, quantization, LINEAR)
+    return builder.read_float(read, float_type, LINEAR)
 
-    def _ends_graph(self, tensor: str) -> bool:
-        """Whether a tensor is a graph output, as it is or behind a reshape."""
-        for _ in range(len(self.flow.nodes)):
-            if tensor in self.flow.outputs:
-                return True
-            reader = self.flow.sole_reader(tensor)
-            if reader is None or reader.op not in ("Reshape", "Flatten", "Squeeze", "Unsqueeze"):
-                return False
-            tensor = reader.outputs[0]
-        return False
 
-    def _float_layer(self, group: FusionGroup, rule: str) -> None:
-        node = group.core
-        spatial = node.op in CONVOLUTIONS
-        dtype = self.float_type(group.output)
-        few = has_few_channels(self.flow, node)
-        rows = not spatial or (
-            dtype == FLOAT and (few or (self.target.sm and self.target.sm < _TF32))
-        )
-        layout = LINEAR if rows else CHANNEL_LAST
-        reads = [*self._multiplied(group), *([group.addend] if group.addend else [])]
-        inputs = [self.in_float(r, dtype, layout) for r in reads]
-        self._done_weighted(group, rule, inputs, self.hold(group.output, dtype, layout), dtype)
+def _gates_of(builder: EngineBuilder, node: Node, float_type: str) -> LayerTensor:
+    """Return the product of a recurrent node's whole sequence with W."""
+    sequence_dims = builder.memory.dims(node.inputs[0])
+    weight_dims = builder.memory.dims(node.inputs[1])
+    dims = (*sequence_dims[:2], *weight_dims[:2])
+    return LayerTensor(f"{node.label} gates", dims, float_type, LINEAR)
 
-    def _multiplied(self, group: FusionGroup) -> list[SlotRead]:
-        """Return the computed operands of a weighted layer, and a computed bias of a Gemm."""
-        first = group.padding or group.core
-        others = [r for slot, r in self.flow.inputs(group.core) if slot]
-        return [*(r for slot, r in self.flow.inputs(first) if slot == 0), *others]
 
-    def _done_weighted(
-        self, group: FusionGroup, rule: str, inputs: list[Held], made: Held, dtype: str
-    ) -> None:
-        node = group.core
-        weights = [t for t in node.inputs[:2] if t in self.flow.folded]
-        constants = tuple(LayerTensor(t, self.dims(t), dtype) for t in weights)
-        pairs = [label for t in weights for label in self.flow.pair_labels(t)]
-        names = [*pairs[-1:], *(n.label for n in group.nodes)]
-        kind = self._weighted_kind(group, dtype)
-        self.add_layer(
-            kind,
-            " + ".join(names),
-            rule,
-            (inputs, [made]),
-            [*(n.label for n in group.nodes), *pairs],
-            constants,
-        )
-        self.wrote(group.output)
+def _sequence_product(
+    builder: EngineBuilder, node: Node, dtype: str, data: LayerTensor, gates: LayerTensor
+) -> EngineLayer:
+    weight = node.inputs[1]
+    pair_labels = list(builder.flow.pair_labels(weight))
+    return EngineLayer(
+        name=" + ".join([*pair_labels[-1:], node.label]),
+        kind="MatrixMultiply",
+        inputs=(data,),
+        constants=(LayerTensor(weight, builder.memory.dims(weight), dtype or gates.dtype),),
+        outputs=(gates,),
+        nodes=_unique([node.label, *pair_labels]),
+        fusion_rule="recurrent-int8" if dtype else "float-operands",
+    )
 
-    def _weighted_kind(self, group: FusionGroup, dtype: str) -> str:
-        op = group.core.op
-        if group.pooled:
-            return "ConvActPool"
-        if op == "ConvTranspose":
-            return "CaskDeconvolution"
-        if op == "Conv":
-            return (
-                "CudaDepthwiseConvolution"
-                if is_depthwise(self.flow, group.core) and dtype == INT8
-                else "CaskConvolution"
-            )
+
+def _find_float_rule(flow: QuantizationFlow, node: Node, dtype: str) -> str:
+    """Return the rule that makes a weighted layer multiply in float, or ""."""
+    if not dtype:
+        return "float-operands"
+    weight_rank = flow.index.rank(node.inputs[1]) or 0
+    if node.op == "ConvTranspose" and weight_rank > _RANK_2D:
+        return "deconvolution-3d"
+    channels = convolution_channels(flow.index, node)
+    if channels is None or channels.groups <= 1 or is_depthwise(flow, node):
+        return ""
+    outputs_per_group = channels.outputs // channels.groups
+    if channels.inputs % _GROUP_CHANNELS or outputs_per_group % _GROUP_CHANNELS:
+        return "grouped-channels"
+    return ""
+
+
+def _add_quantized_layer(builder: EngineBuilder, group: FusionGroup, dtype: str) -> None:
+    flow = builder.flow
+    addend = group.addend
+    addend_quantization = flow.quantization(addend) if addend else None
+    result_quantization = flow.required.get(group.output)
+    if addend is not None and addend_quantization is None:
+        result_quantization = None
+    inputs = _read_quantized_operands(builder, group)
+    if result_quantization is not None:
+        layout = THIRTY_TWO_WIDE if group.core.op in CONVOLUTIONS else LINEAR
+        if addend and addend_quantization:
+            inputs.append(builder.read_quantized(addend, addend_quantization, layout))
+        result_type = result_quantization.dtype
+    else:
+        result_type = _float_result_type(builder, group, addend_quantization is not None)
+        layout = _float_result_format(flow, group.core, result_type)
+        if addend:
+            inputs.append(builder.read_float(addend, result_type, layout))
+    output = builder.memory.store(group.output, result_type, layout, result_quantization)
+    rule = _quantized_rule(flow, group, result_quantization)
+    _append_product(builder, _Product(group, dtype, rule), inputs, output)
+
+
+def _read_quantized_operands(builder: EngineBuilder, group: FusionGroup) -> list[LayerTensor]:
+    layout = LINEAR
+    if has_few_channels(builder.flow, group.core):
+        layout = LINEAR if group.has_pool else FOUR_WIDE
+    elif group.core.op in CONVOLUTIONS:
+        layout = THIRTY_TWO_WIDE
+    inputs = []
+    for read in _multiplied_reads(builder.flow, group):
+        quantization = builder.flow.quantization(read)
+        if quantization:
+            inputs.append(builder.read_quantized(read, quantization, layout))
+    return inputs
+
+
+def _quantized_rule(
+    flow: QuantizationFlow, group: FusionGroup, result_quantization: Quantization | None
+) -> str:
+    """Return the fusion rule of a weighted layer that multiplies in INT8 or FP8."""
+    if group.addend is not None:
+        return "residual-int8" if result_quantization else "residual-float"
+    if group.has_pool:
+        return "convolution-and-pool"
+    if has_few_channels(flow, group.core):
+        return "few-channels"
+    if not result_quantization:
+        return "float-result"
+    if is_depthwise(flow, group.core):
+        return "depthwise-int8"
+    return "int8-operands"
+
+
+def _float_result_type(builder: EngineBuilder, group: FusionGroup, is_dequantized: bool) -> str:
+    """Return the type of an INT8 layer's float result.
+
+    Where FP16 is merely allowed, the result is Float for a four-wide first convolution, which has
+    no other kernel, for a graph output, and for an Add with the result of a separate DQ.
+    """
+    dtype = builder.memory.float_type(group.output)
+    is_fp16_allowed = builder.memory.allow_fp16 and builder.memory.onnx_type(group.output) == FLOAT
+    if dtype != HALF or not is_fp16_allowed:
+        return dtype
+    if is_dequantized or has_few_channels(builder.flow, group.core):
+        return FLOAT
+    if _ends_graph(builder.flow, group.output):
+        return FLOAT
+    return HALF
+
+
+def _float_result_format(flow: QuantizationFlow, node: Node, dtype: str) -> str:
+    """Return the memory format of an INT8 layer's float result: wide vectors of Half, else rows."""
+    if dtype != HALF or node.op not in CONVOLUTIONS or has_few_channels(flow, node):
+        return LINEAR
+    return THIRTY_TWO_WIDE
+
+
+def _ends_graph(flow: QuantizationFlow, tensor: str) -> bool:
+    """Whether a tensor is a graph output, as it is or after reshapes."""
+    for _ in range(len(flow.nodes)):
+        if tensor in flow.outputs:
+            return True
+        reader = flow.sole_reader(tensor)
+        if reader is None or reader.op not in _KEEPS_ORDER:
+            return False
+        tensor = reader.outputs[0]
+    return False
+
+
+def _add_float_layer(builder: EngineBuilder, group: FusionGroup, rule: str) -> None:
+    dtype = builder.memory.float_type(group.output)
+    layout = _float_format(builder, group.core, dtype)
+    reads = _multiplied_reads(builder.flow, group)
+    if group.addend:
+        reads.append(group.addend)
+    inputs = [builder.read_float(read, dtype, layout) for read in reads]
+    output = builder.memory.store(group.output, dtype, layout)
+    _append_product(builder, _Product(group, dtype, rule), inputs, output)
+
+
+def _float_format(builder: EngineBuilder, node: Node, dtype: str) -> str:
+    """Return the memory format in which a float layer reads and writes."""
+    if node.op not in CONVOLUTIONS:
+        return LINEAR
+    if dtype != FLOAT:
+        return CHANNEL_LAST
+    lacks_tf32 = 0 < builder.target.sm < _TF32
+    if lacks_tf32 or has_few_channels(builder.flow, node):
+        return LINEAR
+    return CHANNEL_LAST
+
+
+def _multiplied_reads(flow: QuantizationFlow, group: FusionGroup) -> list[SlotRead]:
+    """Return the computed operands of a weighted layer, and a computed bias of a Gemm."""
+    first = group.padding or group.core
+    data = [read for slot, read in flow.inputs(first) if slot == 0]
+    others = [read for slot, read in flow.inputs(group.core) if slot]
+    return data + others
+
+
+def _append_product(
+    builder: EngineBuilder, product: _Product, inputs: Iterable[LayerTensor], output: LayerTensor
+) -> None:
+    flow = builder.flow
+    group = product.group
+    constants = []
+    pair_labels: list[str] = []
+    for tensor in group.core.inputs[:2]:
+        if tensor in flow.folded:
+            constants.append(LayerTensor(tensor, builder.memory.dims(tensor), product.dtype))
+            pair_labels.extend(flow.pair_labels(tensor))
+    layer = EngineLayer(
+        name=" + ".join([*pair_labels[-1:], *group.labels]),
+        kind=_product_kind(flow, product),
+        inputs=tuple(inputs),
+        constants=tuple(constants),
+        outputs=(output,),
+        nodes=_unique([*group.labels, *pair_labels]),
+        fusion_rule=product.rule,
+    )
+    builder.layers.append(layer)
+    builder.memory.mark_relocatable([output])
+
+
+def _product_kind(flow: QuantizationFlow, product: _Product) -> str:
+    """Return the type of a weighted layer as TensorRT's inspector writes it."""
+    node = product.group.core
+    if product.group.has_pool:
+        return "ConvActPool"
+    if node.op == "ConvTranspose":
+        return "CaskDeconvolution"
+    if node.op != "Conv":
         return "MatrixMultiply"
+    if product.dtype == INT8 and is_depthwise(flow, node):
+        return "CudaDepthwiseConvolution"
+    return "CaskConvolution"
 
-    def recurrent(self, group: FusionGroup) -> None:
-        """An LSTM, GRU or RNN: the product of the whole sequence with W, then the recurrence, in float."""
-        node = group.core
-        (_, sequence), *states = self.flow.inputs(node)
-        quantization = self.flow.quantization(sequence)
-        dtype = int8_operands(self.flow, node)
-        made = self.float_type(node.outputs[0] or node.outputs[-1])
-        read = (
-            self.int8(sequence, quantization, LINEAR)
-            if dtype and quantization
-            else self.in_float(sequence, made, LINEAR)
-        )
-        outputs = [self.hold(o, made, LINEAR) for o in node.outputs if o]
-        gates = Held(
-            f"{node.label} gates",
-            (*self.dims(node.inputs[0])[:2], *self.dims(node.inputs[1])[:2]),
-            made,
-            LINEAR,
-        )
-        weights = LayerTensor(node.inputs[1], self.dims(node.inputs[1]), dtype or made)
-        pairs = [*self.flow.pair_labels(node.inputs[1])]
-        rule = "recurrent-int8" if dtype else "float-operands"
-        self.add_layer(
-            "MatrixMultiply",
-            " + ".join([*pairs[-1:], node.label]),
-            rule,
-            ([read], [gates]),
-            [node.label, *pairs],
-            (weights,),
-        )
-        self.add_layer(
-            "Loop",
-            node.label,
-            "recurrence",
-            ([gates, *(self.in_float(r) for _, r in states)], outputs),
-            [node.label],
-        )
-        self.wrote(*(o.name for o in outputs))
 
-    def wrote(self, *tensors: str) -> None:
-        """Remember that a layer wrote some tensors, so that it could write them elsewhere."""
-        self.written.update(tensors)
+def _unique(labels: Iterable[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(labels))

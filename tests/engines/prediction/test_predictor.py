@@ -643,9 +643,9 @@ def test_where_tensorrt_and_a_gpu_are_present_the_engine_is_run_and_not_predicte
 
 def test_layers_in_bodies_are_named_as_not_predicted() -> None:
     model = branching()
-    made = qdq.quantize(model, samples(model))
+    quantized = qdq.quantize(model, samples(model))
 
-    (engine,) = qdq.validate(model, made.model, targets=[TRT]).engines
+    (engine,) = qdq.validate(model, quantized.model, targets=[TRT]).engines
 
     inside = [v.node for v in engine.layers if v.promised and "." in v.node]
     assert inside != []
