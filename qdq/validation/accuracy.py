@@ -12,10 +12,10 @@ import msgspec
 import numpy as np
 import onnxruntime as ort
 
-from qdq.arrays import Array
+from qdq.arrays import Array, Floats
 from qdq.data.feeds import Feeds
 from qdq.errors import DataError, ModelError, runtime_line
-from qdq.graph.index import GraphIndex
+from qdq.graph.index import GraphIndex, Node
 from qdq.graph.operators import PASSES_SCORES, SCORING
 from qdq.runtime.session import Progress, exact_options, open_session
 
@@ -113,11 +113,13 @@ def output_errors(
     The reference is the model in ONNX Runtime.
     """
     sums = _error_sums(index)
+    names = list(sums)
     session = open_session(index, [])
     for feed, actual_outputs in zip(feeds, outputs, strict=True):
-        expected_outputs = session.run(list(sums), feed)
-        for name, expected in zip(sums, expected_outputs, strict=True):
-            sums[name].add(expected, np.asarray(actual_outputs[name]))
+        expected_outputs = session.run(names, feed)
+        for name, expected in zip(names, expected_outputs, strict=True):
+            actual = np.asarray(actual_outputs[name])
+            sums[name].add(expected, actual)
     return tuple(output_sums.result() for output_sums in sums.values())
 
 
@@ -134,9 +136,16 @@ def is_class_scores(index: GraphIndex, output: str) -> bool:
         return False
     node = index.producers.get(output)
     while node is not None and node.op in PASSES_SCORES:
-        computed = [name for name in node.inputs if name and not index.is_constant(name)]
-        node = index.producers.get(computed[0]) if computed else None
+        node = _find_computed_producer(index, node)
     return node is not None and node.op in SCORING
+
+
+def _find_computed_producer(index: GraphIndex, node: Node) -> Node | None:
+    """Return the producer of a node's first input that is not constant."""
+    for name in node.inputs:
+        if name and not index.is_constant(name):
+            return index.producers.get(name)
+    return None
 
 
 def _session_factory(index: GraphIndex) -> Callable[[], ort.InferenceSession]:
@@ -189,10 +198,8 @@ class _ErrorSums:
         self.count += expected_values.size
         if self.has_scores and expected_values.size:
             rows = len(expected)
-            expected_classes = expected_values.reshape(rows, -1).argmax(1)
-            actual_classes = actual_values.reshape(rows, -1).argmax(1)
             self.rows += rows
-            self.agreeing_rows += int((expected_classes == actual_classes).sum())
+            self.agreeing_rows += _count_agreeing_rows(expected_values, actual_values, rows)
 
     def result(self) -> OutputError:
         """Return the figures.
@@ -222,6 +229,14 @@ class _ErrorSums:
             top1_agreement=self.agreeing_rows / self.rows if self.rows else None,
             shape_mismatches=self.shape_mismatches,
         )
+
+
+def _count_agreeing_rows(expected: Floats, actual: Floats, rows: int) -> int:
+    """Return in how many rows two outputs have the same largest entry."""
+    expected_scores = expected.reshape(rows, -1)
+    actual_scores = actual.reshape(rows, -1)
+    agrees = expected_scores.argmax(1) == actual_scores.argmax(1)
+    return int(agrees.sum())
 
 
 def _error_sums(index: GraphIndex) -> dict[str, _ErrorSums]:

@@ -188,7 +188,9 @@ def compare_engines(
 
 def _find_unmapped(verdicts: Iterable[LayerVerdict], engine: Engine) -> tuple[str, ...]:
     """Return the weighted nodes that no layer names."""
-    named = {node for layer in engine.layers for node in layer.nodes}
+    named: set[str] = set()
+    for layer in engine.layers:
+        named.update(layer.nodes)
     return tuple(verdict.node for verdict in verdicts if verdict.node not in named)
 
 

@@ -116,8 +116,11 @@ def misses(validation: Validation, thresholds: Thresholds) -> tuple[str, ...]:
     """Return one sentence for each broken promise, refused build and missed threshold."""
     sentences: list[str] = []
     for report in validation.engines:
-        sentences.extend(f"{report.target}: {broken}" for broken in report.broken_promises)
-    sentences.extend(report.remark for report in validation.engines if report.failure)
+        for broken in report.broken_promises:
+            sentences.append(f"{report.target}: {broken}")
+    for report in validation.engines:
+        if report.failure:
+            sentences.append(report.remark)
     outputs = validation.accuracy.outputs if validation.accuracy else ()
     for output in outputs:
         sentences.extend(_describe_missed_thresholds(output, thresholds))
@@ -194,8 +197,10 @@ def _map_engine_names(quantized: QuantizedModel) -> dict[str, str]:
     These are its name in the file and ``node_of_`` followed by its first output; a name in the file
     takes precedence.
     """
-    file_nodes = [node for _, node in all_nodes(quantized.source.model.graph)]
-    labels = [label for label, _ in all_nodes(quantized.labelled().graph)]
+    file_graph = quantized.source.model.graph
+    labelled_graph = quantized.labelled().graph
+    file_nodes = [node for _, node in all_nodes(file_graph)]
+    labels = [label for label, _ in all_nodes(labelled_graph)]
     by_output: dict[str, str] = {}
     by_name: dict[str, str] = {}
     for node, label in zip(file_nodes, labels, strict=True):
@@ -231,10 +236,13 @@ def _labelled_quantized_source(quantized: QuantizedModel) -> Source:
 
 def _labelled_float_source(index: GraphIndex) -> Source:
     """Return the float model with every node named by its label."""
-    copy = type(index.source.model)()
-    copy.CopyFrom(index.source.model)
-    labels = [node.label for scope in index.scopes.values() for node in scope.nodes]
-    nodes = [node for _, node in all_nodes(copy.graph)]
+    source = index.source
+    labelled_model = type(source.model)()
+    labelled_model.CopyFrom(source.model)
+    labels: list[str] = []
+    for scope in index.scopes.values():
+        labels.extend(node.label for node in scope.nodes)
+    nodes = [node for _, node in all_nodes(labelled_model.graph)]
     for node, label in zip(nodes, labels, strict=True):
         node.name = label
-    return Source(index.source.path, copy, index.source.digest)
+    return Source(source.path, labelled_model, source.digest)
