@@ -144,60 +144,69 @@ def test_what_other_writers_leave_out_or_add_is_read(tmp_path: Path) -> None:
             "TRT-8601\nx: 3c00f9f4\n",
             "ranges:1: a calibration cache begins with a line such as TRT-8601-EntropyCalibration2, not 'TRT-8601'",
         ),
-        (f"{HEADER}\n", "ranges: holds no scales"),
-        (f"{HEADER}\nx 3c00f9f4\n", "ranges:2: 'x 3c00f9f4' is no 'tensor: scale'"),
-        (f"{HEADER}\n: 3c00f9f4\n", "ranges:2: ': 3c00f9f4' is no 'tensor: scale'"),
+        (f"{HEADER}\n", "ranges: the cache holds no scales"),
+        (f"{HEADER}\nx 3c00f9f4\n", "ranges:2: 'x 3c00f9f4' is not of the form 'tensor: scale'"),
+        (f"{HEADER}\n: 3c00f9f4\n", "ranges:2: ': 3c00f9f4' is not of the form 'tensor: scale'"),
         (
             f"{HEADER}\nx: 3c00f9f4\ny: 0x12\n",
-            "ranges:3: '0x12' is no scale: write the 8 hexadecimal digits",
+            "ranges:3: '0x12' is not a scale. Write the 8 hexadecimal digits",
         ),
-        (f"{HEADER}\nx: 3c00f9f400\n", "ranges:2: '3c00f9f400' is no scale"),
-        (f"{HEADER}\nx: \n", "ranges:2: '' is no scale"),
+        (f"{HEADER}\nx: 3c00f9f400\n", "ranges:2: '3c00f9f400' is not a scale"),
+        (f"{HEADER}\nx: \n", "ranges:2: '' is not a scale"),
         (f"{HEADER}\nx: 7fc00000\n", "ranges:2: the scale 7fc00000 of tensor 'x' is nan"),
         (f"{HEADER}\nx: 7f800000\n", "ranges:2: the scale 7f800000 of tensor 'x' is inf"),
         (f"{HEADER}\nx: bc00f9f4\n", "ranges:2: the scale bc00f9f4 of tensor 'x' is -0.0078"),
         (f"{HEADER}\nx: 80000000\n", "ranges:2: the scale 80000000 of tensor 'x' is -0.0"),
         (
             f"{HEADER}\nx: 3c00f9f4\ny: 1\nx: 2\n",
-            "ranges:4: tensor 'x' stands on line 2 too; remove one",
+            "ranges:4: tensor 'x' is on line 2 too. Remove one.",
         ),
-        (f"{HEADER}\n".encode() + b"\xff: 3c00f9f4\n", "ranges: byte 29 is no UTF-8"),
-        ("x: abc\n", "ranges:1: tensor 'x': 'abc' is no number; write one, such as 2.5"),
-        ("x: 1\n'y':\n", "ranges:2: tensor 'y': '' is no number"),
-        ("x: 1_000\n", "ranges:1: tensor 'x': '1_000' is no number"),
+        (f"{HEADER}\n".encode() + b"\xff: 3c00f9f4\n", "ranges: byte 29 is not UTF-8"),
+        ("x: abc\n", "ranges:1: tensor 'x': 'abc' is not a number. Write one, such as 2.5."),
+        ("x: 1\n'y':\n", "ranges:2: tensor 'y': '' is not a number"),
+        ("x: 1_000\n", "ranges:1: tensor 'x': '1_000' is not a number"),
         (
             "x: -1\n",
-            "ranges:1: tensor 'x': a range of -1 cannot be used; write a finite number above 0",
+            "ranges:1: tensor 'x': a range of -1 cannot be used. Write a finite number above 0",
         ),
-        ("x: .nan\n", "ranges:1: tensor 'x': '.nan' is no number"),
+        ("x: .nan\n", "ranges:1: tensor 'x': '.nan' is not a number"),
         ("x: nan\n", "ranges:1: tensor 'x': a range of nan cannot be used"),
         ("x: 1e60\n", "ranges:1: tensor 'x': a range of 1e+60 cannot be used"),
         ("x: {scale: 1e60}\n", "ranges:1: tensor 'x': the scale 1e60 is larger than a float32"),
-        ("x: {scale: [1, 2]}\n", "ranges:1: tensor 'x': 2 ranges need the axis that they go along"),
+        ("x: {scale: [1, 2]}\n", "ranges:1: tensor 'x': 2 ranges need their axis"),
         (
             "\nx: {range: 1}\n",
-            "ranges:2: tensor 'x': write a number, its amax, or one of {amax: ...} and {scale: ...}",
+            "ranges:2: tensor 'x': the value is not a range. Write a number, its amax, or one of {amax: ...} and {scale: ...}",
         ),
-        ("x: {amax: 1, scale: 1}\n", "ranges:1: tensor 'x': write a number, its amax, or one of"),
-        ("x: [1, 2]\n", "ranges:1: tensor 'x': write a number, its amax, or one of"),
-        ("f: 1\nx: 1\nx: 2\n", "ranges:3: the key 'x' is given twice; remove one"),
-        ('{"f": 1,\n "x": 1,\n "x": 2}', "ranges:3: the key 'x' is given twice; remove one"),
+        (
+            "x: {amax: 1, scale: 1}\n",
+            "ranges:1: tensor 'x': the value is not a range. Write a number, its amax, or one of",
+        ),
+        (
+            "x: [1, 2]\n",
+            "ranges:1: tensor 'x': the value is not a range. Write a number, its amax, or one of",
+        ),
+        ("f: 1\nx: 1\nx: 2\n", "ranges:3: the key 'x' is given twice"),
+        ('{"f": 1,\n "x": 1,\n "x": 2}', "ranges:3: the key 'x' is given twice"),
         ('{"f": 1,\n "x": -1}', "ranges:2: tensor 'x': a range of -1 cannot be used"),
-        ("- x\n", "ranges:1: maps no tensor to a range; a line is 'tensor: amax'"),
-        ("", "ranges:1: maps no tensor to a range"),
-        ("{}", "ranges:1: maps no tensor to a range"),
-        ("x: [1\n", "ranges:2: neither a calibration cache nor YAML"),
-        (b"x: \x00\n", "ranges: neither a calibration cache nor YAML"),
-        (b"\xff\xff", "ranges: neither a calibration cache nor YAML"),
+        (
+            "- x\n",
+            "ranges:1: the file maps no tensor to a range. Write lines of the form 'tensor: amax'",
+        ),
+        ("", "ranges:1: the file maps no tensor to a range"),
+        ("{}", "ranges:1: the file maps no tensor to a range"),
+        ("x: [1\n", "ranges:2: the file is neither a calibration cache nor YAML"),
+        (b"x: \x00\n", "ranges: the file is neither a calibration cache nor YAML"),
+        (b"\xff\xff", "ranges: the file is neither a calibration cache nor YAML"),
         ("x: 1\nf: 1\ngem: 1\n", "ranges:3: model.onnx has no tensor 'gem'"),
         ("x: 1\nff: 1\n", "ranges:2: model.onnx has no tensor 'ff'. Did you mean 'f'"),
         ('{"plan": "", "by_pair": 3}', "ranges: not a scales file that qdq can read"),
         ("x: 1\nr: 2\n", ""),
         (
             "x: 1\nc: 2\n",
-            "model.onnx: ranges has no range for 1 planned tensor: 'f'; pass --data to calibrate what it lacks, or add them",
+            "model.onnx: ranges has no range for 1 planned tensor: 'f'. Pass --data to calibrate what is missing, or add the ranges.",
         ),
-        (cache(x=1.0), "model.onnx: ranges has no range for 1 planned tensor: 'f'; pass --data"),
+        (cache(x=1.0), "model.onnx: ranges has no range for 1 planned tensor: 'f'. Pass --data"),
     ],
 )
 def test_a_file_of_ranges_that_is_wrong_is_refused_in_one_line(
@@ -251,14 +260,15 @@ def test_export_is_refused_in_one_line(tmp_path: Path) -> None:
 
     assert "model.onnx: no pair in it has a constant scale" in export(model, "yaml")
     assert (
-        "odd.yaml: tensor 'x\\n': a calibration cache cannot hold this name; export as yaml or json"
+        "odd.yaml: tensor 'x\\n': a calibration cache cannot hold this name. Export as yaml or json."
         in export(odd, "tensorrt-cache")
     )
     assert "--tensorrt-version is for the first line of a cache" in export(
         ranges, "json", "--tensorrt-version", "8501"
     )
-    assert "TensorRT version '8 5': write it as caches do, such as 8601" in export(
-        ranges, "tensorrt-cache", "--tensorrt-version", "8 5"
+    assert (
+        "TensorRT version '8 5': the version does not have the form of caches. Write it as in 8601."
+        in export(ranges, "tensorrt-cache", "--tensorrt-version", "8 5")
     )
     assert "'xml' is not one of" in export(ranges, "xml")
     assert "the output is the input" in refused(

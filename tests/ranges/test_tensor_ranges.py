@@ -139,18 +139,18 @@ def test_ranges_of_different_data_join() -> None:
         (r.tensor, r.amax, r.histogram and r.histogram.to_bytes())
         for r in collect_locally(job_of(model, images)).by_tensor
     ]
-    with pytest.raises(DataError, match="day is in two of them"):
+    with pytest.raises(DataError, match="day is in two of the ranges"):
         merge([both, named[1]])
 
 
 def test_what_does_not_belong_together_is_not_merged() -> None:
     job = job_of(convolution(), "noise")
     one, two = part_of(job, 1, 2), part_of(job, 2, 2)
-    with pytest.raises(DataError, match="part 1/2 of noise is given twice"):
+    with pytest.raises(DataError, match="part 1/2 of noise is passed twice"):
         merge([one, two, one])
-    with pytest.raises(DataError, match="dealt into 2 and 3 parts"):
+    with pytest.raises(DataError, match="split into 2 and 3 parts"):
         merge([one, part_of(job, 2, 3)])
-    with pytest.raises(DataError, match="merge ranges of one model"):
+    with pytest.raises(DataError, match="Pass ranges of one model"):
         merge([one, part_of(job_of(two_layers(), "noise"), 2, 2)])
     with pytest.raises(DataError, match="--method max only"):
         merge([one, part_of(job_of(convolution(), "noise", full=False), 2, 2)])
