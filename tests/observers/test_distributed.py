@@ -113,7 +113,7 @@ def test_a_model_that_differs_on_a_worker_is_refused(cluster: LocalCluster, tmp_
     path = save(tiny_model(), tmp_path / "model.onnx")
     job = job_of(path, "noise")
     save(convolution(), path)
-    with pytest.raises(qdq.QdqError, match="a worker finds another file there"):
+    with pytest.raises(qdq.QdqError, match="a worker has another file there"):
         collect_ranges(job, Observing(scheduler=cluster.scheduler_address))
 
 
@@ -181,7 +181,7 @@ def test_processes_that_do_not_start_are_one_line(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("distributed.LocalCluster", fail)
     with pytest.raises(
         UsageError,
-        match="Dask could not start 2 processes: RuntimeError: Cluster failed to start; try fewer",
+        match=r"Dask could not start 2 processes: RuntimeError: Cluster failed to start\. Pass a",
     ):
         collect_ranges(job_of(convolution(), "noise"), Observing(workers=2))
 
@@ -189,7 +189,7 @@ def test_processes_that_do_not_start_are_one_line(monkeypatch: pytest.MonkeyPatc
 def test_no_scheduler_and_no_dask_are_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("qdq.observers.distributed._PATIENCE", 0.5)
+    monkeypatch.setattr("qdq.observers.distributed._TIMEOUT", 0.5)
     job = job_of(convolution(), "noise")
     with pytest.raises(UsageError, match="no Dask scheduler with workers answers"):
         collect_ranges(job, Observing(scheduler="tcp://127.0.0.1:9"))
