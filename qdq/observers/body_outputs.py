@@ -13,8 +13,15 @@ from collections.abc import Iterable, Iterator
 
 import msgspec
 import numpy as np
-import onnx
-from onnx import helper, numpy_helper
+from onnx import (
+    GraphProto,
+    ModelProto,
+    NodeProto,
+    TensorProto,
+    ValueInfoProto,
+    helper,
+    numpy_helper,
+)
 
 from qdq.arrays import Array
 from qdq.graph.bodies import node_bodies, qualified_name
@@ -62,12 +69,12 @@ class ExposedTensor(msgspec.Struct, frozen=True):
 def expose_body_tensors(
     index: GraphIndex, tensors: Iterable[tuple[str, str]]
 ) -> tuple[Source, dict[str, ExposedTensor]]:
-    """Return a copy of the model whose bodies have tensors as outputs, and these by their new names.
+    """Return a copy of the model whose bodies have tensors as outputs, and these tensors.
 
-    Each tensor is a path and a name. The new names are those in the main graph; they are not
-    declared as its outputs.
+    Each of `tensors` is a path and a name. The result has them by their names in the main graph,
+    which are not declared as its outputs.
     """
-    model = onnx.ModelProto()
+    model = ModelProto()
     model.CopyFrom(index.source.model)
     graphs = dict(_iterate_graphs(index, model.graph))
     exposed: dict[str, ExposedTensor] = {}
@@ -88,21 +95,28 @@ class _TensorForm(msgspec.Struct, frozen=True):
 
     def stack(self) -> _TensorForm:
         """Return the form with a new first axis."""
-        dims = None if self.dims is None else (None, *self.dims)
-        return _TensorForm(self.elem_type, dims)
+        if self.dims is None:
+            return self
+        return _TensorForm(self.elem_type, (None, *self.dims))
 
     def forget_dims(self) -> _TensorForm:
         """Return the form with the rank alone."""
-        dims = None if self.dims is None else (None,) * len(self.dims)
-        return _TensorForm(self.elem_type, dims)
+        if self.dims is None:
+            return self
+        unknown = (None,) * len(self.dims)
+        return _TensorForm(self.elem_type, unknown)
 
     @property
     def known_dims(self) -> tuple[int, ...] | None:
         """The dimensions, None where one of them is not known."""
         if self.dims is None:
             return None
-        known = tuple(dim for dim in self.dims if dim is not None)
-        return known if len(known) == len(self.dims) else None
+        known: list[int] = []
+        for dim in self.dims:
+            if dim is None:
+                return None
+            known.append(dim)
+        return tuple(known)
 
     @property
     def reshape_dims(self) -> tuple[int, ...] | None:
@@ -114,7 +128,7 @@ class _TensorForm(msgspec.Struct, frozen=True):
             return None
         return tuple(-1 if dim is None else dim for dim in self.dims)
 
-    def declare(self, name: str) -> onnx.ValueInfoProto:
+    def declare(self, name: str) -> ValueInfoProto:
         """Return a declaration of an output of this rank."""
         dims = self.forget_dims().dims
         return helper.make_tensor_value_info(name, self.elem_type, dims)
@@ -125,7 +139,8 @@ class _TensorForm(msgspec.Struct, frozen=True):
         if dims is None:
             return self.make_empty()
         dtype = helper.tensor_dtype_to_np_dtype(self.elem_type)
-        return np.full(dims, np.finfo(dtype).min, dtype)
+        lowest = np.finfo(dtype).min
+        return np.full(dims, lowest, dtype)
 
     def make_empty(self) -> Array:
         """Return an empty tensor of this rank, at least a vector."""
@@ -138,19 +153,16 @@ class _Exposure:
     """One tensor of a body, exposed in the graphs around it one after another."""
 
     def __init__(
-        self, graphs: dict[str, onnx.GraphProto], scope: GraphIndex, tensor: str, prefix: str
+        self, graphs: dict[str, GraphProto], scope: GraphIndex, tensor: str, prefix: str
     ) -> None:
         self._graphs = graphs
         self._prefix = prefix
-        self._form = _TensorForm(
-            scope.elem_type(tensor) or onnx.TensorProto.FLOAT, scope.shape(tensor)
-        )
-        operators = _find_enclosing_operators(scope)
+        elem_type = scope.elem_type(tensor) or TensorProto.FLOAT
+        self._form = _TensorForm(elem_type, scope.shape(tensor))
         #: Whether Loops collect the iterations in one vector, because dimensions may change.
-        self._is_collected = (
-            "Loop" in operators and "Scan" not in operators and self._form.known_dims is None
-        )
-        self.is_flat = self._is_collected or (self._form.dims is None and _is_repeated(scope))
+        self._is_collected = self._form.known_dims is None and _is_in_loops(scope)
+        has_rank = self._form.dims is not None
+        self.is_flat = self._is_collected or (not has_rank and _is_repeated(scope))
         if self.is_flat:
             self._form = _TensorForm(self._form.elem_type, (None,))
         #: The graph that has the tensor by now, and its name there.
@@ -188,7 +200,7 @@ class _Exposure:
 
 
 def _add_output(
-    node: onnx.NodeProto, body: onnx.GraphProto, tensor: str, output: str, form: _TensorForm
+    node: NodeProto, body: GraphProto, tensor: str, output: str, form: _TensorForm
 ) -> None:
     """Add a tensor to the outputs of a body and of its node."""
     outputs_before = len(body.output)
@@ -209,7 +221,7 @@ def _add_output(
 
 
 def _add_state(
-    node: onnx.NodeProto, body: onnx.GraphProto, tensor: str, output: str, form: _TensorForm
+    node: NodeProto, body: GraphProto, tensor: str, output: str, form: _TensorForm
 ) -> None:
     """Add a state to a Loop: a vector, empty at the start, that collects a tensor's values.
 
@@ -231,7 +243,7 @@ def _add_state(
 
 
 def _add_reshape(
-    body: onnx.GraphProto, tensor: str, output: str, shape_name: str, dims: tuple[int, ...]
+    body: GraphProto, tensor: str, output: str, shape_name: str, dims: tuple[int, ...]
 ) -> None:
     shape = numpy_helper.from_array(np.array(dims, np.int64), shape_name)
     body.initializer.append(shape)
@@ -243,14 +255,14 @@ def _start_name(output: str) -> str:
     return f"{output}_start"
 
 
-def _name_outputs(node: onnx.NodeProto, count: int, output: str) -> None:
+def _name_outputs(node: NodeProto, count: int, output: str) -> None:
     """Name the last outputs of a node, which may be omitted where nothing reads them."""
     for number in range(len(node.output), count):
         node.output.append(f"{output}_unread_{number}")
 
 
 def _add_fillers(
-    node: onnx.NodeProto, body: onnx.GraphProto, name: str, form: _TensorForm, is_repeated: bool
+    node: NodeProto, body: GraphProto, name: str, form: _TensorForm, is_repeated: bool
 ) -> None:
     """Add a filler to the outputs of the other branch of an If.
 
@@ -273,14 +285,18 @@ def _find_enclosing_operators(scope: GraphIndex) -> set[str]:
     return operators
 
 
+def _is_in_loops(scope: GraphIndex) -> bool:
+    """Whether a graph is in the body of a Loop, and in that of no Scan."""
+    operators = _find_enclosing_operators(scope)
+    return "Loop" in operators and "Scan" not in operators
+
+
 def _is_repeated(scope: GraphIndex) -> bool:
     """Whether a graph is in the body of a Loop or Scan."""
     return not _find_enclosing_operators(scope).isdisjoint(REPEATING)
 
 
-def _iterate_graphs(
-    index: GraphIndex, graph: onnx.GraphProto
-) -> Iterator[tuple[str, onnx.GraphProto]]:
+def _iterate_graphs(index: GraphIndex, graph: GraphProto) -> Iterator[tuple[str, GraphProto]]:
     """Yield every graph of a copy with its path in the index."""
     yield index.path, graph
     for node in index.nodes:

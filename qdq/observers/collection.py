@@ -212,7 +212,7 @@ class _Pass:
         self._progress = progress
 
     def run(self, group: _Group, before: Ranges | None, writer: CheckpointWriter) -> Ranges:
-        """Return the ranges of some tensors; `before` holds those of samples that were run earlier."""
+        """Return the ranges of some tensors; `before` holds those of earlier samples."""
         skipped = before.samples if before else 0
         start, step = _first_and_step(self._part)
         constants = start == 0 and before is None

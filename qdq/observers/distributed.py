@@ -77,8 +77,8 @@ def collect_distributed(
     feeds = job.feeds()
     if feeds.once:
         raise DataError(
-            f"{feeds.name}: the samples can be read only once, but every worker reads its own samples. "
-            "Pass a list, a path or a script."
+            f"{feeds.name}: the samples can be read only once, but every worker reads its own "
+            "samples. Pass a list, a path or a script."
         )
     writer = open_checkpoint(job, observing, feeds)
     part = observing.part
@@ -163,8 +163,8 @@ def _load_index(model: Path | bytes, plan: Plan) -> GraphIndex:
     source = load(model)
     if source.digest != plan.digest:
         raise ModelError(
-            f"{model}: a worker has another file there, with digest {source.digest[:12]} instead of "
-            f"{plan.digest[:12]}. Copy the same file to every machine."
+            f"{model}: a worker has another file there, with digest {source.digest[:12]} instead "
+            f"of {plan.digest[:12]}. Copy the same file to every machine."
         )
     return GraphIndex(source_at_plan_opset(source, plan))
 

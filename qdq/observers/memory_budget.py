@@ -1,4 +1,4 @@
-"""Groups of observed tensors for several passes, where all of them together do not fit in memory."""
+"""Groups of observed tensors for several passes, where all of them do not fit in memory."""
 
 from __future__ import annotations
 

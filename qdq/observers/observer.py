@@ -129,12 +129,14 @@ class Observer:
         The next samples are computed meanwhile: two samples on half the cores each take less time
         than one after the other on all of them.
         """
-        workers = min(self._settings.cores, self._settings.parallel_samples)
-        session = open_observing_session(self._model.index, self._model.outputs, self._settings)
+        settings = self._settings
+        workers = min(settings.cores, settings.parallel_samples)
+        session = open_observing_session(self._model.index, self._model.outputs, settings)
         with ThreadPoolExecutor(workers) as pool:
             pending: deque[tuple[str, Future[_Measured]]] = deque()
             for name, feed in samples:
-                pending.append((name, pool.submit(self._measure_sample, session, feed)))
+                future = pool.submit(self._measure_sample, session, feed)
+                pending.append((name, future))
                 if len(pending) > workers:
                     first_name, first = pending.popleft()
                     yield first_name, first.result()
@@ -144,10 +146,11 @@ class Observer:
 
     def _measure_sample(self, session: ort.InferenceSession, feed: Feed) -> _Measured:
         """Run one sample and measure each observed tensor, once for each time it was computed."""
-        results = run_sample(session, self._model.index, self._model.outputs, feed)
+        model = self._model
+        results = run_sample(session, model.index, model.outputs, feed)
         measured: _Measured = []
         while results:  # a tensor whose values were copied is not held twice
-            source, iterations = self._model.locate_output(*results.pop())
+            source, iterations = model.locate_output(*results.pop())
             statistics = self._statistics.get(source)
             if statistics is not None:
                 for values in iterations:

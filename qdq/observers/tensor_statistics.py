@@ -35,7 +35,7 @@ class ObservedTensor:
 
 
 class SampleStatistics(msgspec.Struct, frozen=True):
-    """The statistics of one tensor in one sample: threads measure several samples at the same time."""
+    """The statistics of one tensor in one sample; threads measure several samples at a time."""
 
     #: The number of values.
     size: int
@@ -80,7 +80,7 @@ class TensorStatistics:
             self._channels[grade] = np.flatnonzero(of_channel == grade)
 
     def measure(self, values: Array) -> SampleStatistics:
-        """Return the statistics of one sample's values; raises ModelError where they are no floats."""
+        """Return the statistics of one sample's values; raises ModelError unless they are float."""
         if values.dtype.kind != "f":
             raise ModelError(
                 f"tensor {self._tensor!r} holds {values.dtype} and cannot be quantized. "
@@ -89,19 +89,25 @@ class TensorStatistics:
         sums = None
         if self._axis is not None and values.size:
             sums = _sum_channels(values, self._axis)
-        if self._grades is None or not _has_channels(values, self._grades):
-            largest = _find_largest(values)
-            grades = list(self._histograms)[:1]
-            parts = tuple((grade, values, largest) for grade in grades)
-            return SampleStatistics(values.size, largest, parts, sums)
-        axis = self._grades.axis
-        largest_by_channel = _find_largest_by_channel(values, axis)
-        graded_parts: list[tuple[int, Array, float]] = []
+        if self._grades is not None and _has_channels(values, self._grades):
+            return self._measure_grades(values, self._grades.axis, sums)
+        largest = _find_largest(values)
+        grades = list(self._histograms)[:1]
+        parts = tuple((grade, values, largest) for grade in grades)
+        return SampleStatistics(values.size, largest, parts, sums)
+
+    def _measure_grades(
+        self, values: Array, axis: int, sums: tuple[Array, Array] | None
+    ) -> SampleStatistics:
+        """Return the statistics of one sample's values with a part for each grade."""
+        by_channel = _find_largest_by_channel(values, axis)
+        parts: list[tuple[int, Array, float]] = []
         for grade, channels in self._channels.items():
             part = values.take(channels, axis)
-            graded_parts.append((grade, part, float(largest_by_channel[channels].max())))
-        largest = float(largest_by_channel.max(initial=0.0))
-        return SampleStatistics(values.size, largest, tuple(graded_parts), sums)
+            part_largest = float(by_channel[channels].max())
+            parts.append((grade, part, part_largest))
+        largest = float(by_channel.max(initial=0.0))
+        return SampleStatistics(values.size, largest, tuple(parts), sums)
 
     def add(self, sample: SampleStatistics, name: str) -> None:
         """Add one sample; raises DataError, with the sample's name, where it holds NaN or Inf."""

@@ -114,8 +114,8 @@ def _measure_inputs(
     It follows from the node's weights or from its output.
     """
     output = by_tensor.get(node.outputs[0]) if node.outputs else None
-    axis = input_channel_axis(index, node) if len(node.inputs) > 1 else None
-    if axis is not None and index.is_constant(node.inputs[1]):
+    axis = _weighted_axis(index, node)
+    if axis is not None:
         importance = _measure_weight(index, node, output)
         if importance is not None and axis >= 0:  # below 0 where the rank is not known
             yield 0, _Importance(axis, importance)
@@ -127,6 +127,16 @@ def _measure_inputs(
         yield from _split_by_parts(index, node, output)
     elif node.op in PAIRWISE:
         yield from _scale_by_operands(index, node, output)
+
+
+def _weighted_axis(index: GraphIndex, node: Node) -> int | None:
+    """Return the axis of a node's input channels, None for a node without a constant weight."""
+    if len(node.inputs) <= 1:
+        return None
+    axis = input_channel_axis(index, node)
+    if axis is None or not index.is_constant(node.inputs[1]):
+        return None
+    return axis
 
 
 def _measure_weight(index: GraphIndex, node: Node, output: _Importance | None) -> Floats | None:
@@ -147,7 +157,8 @@ def _measure_weight(index: GraphIndex, node: Node, output: _Importance | None) -
         mean = output.of_channel.mean()
         if mean > 0.0:
             squares *= output.of_channel[:, None] / mean
-    importance: Floats = squares.reshape(group, outputs // group, -1).sum(axis=1).ravel()
+    by_group = squares.reshape(group, outputs // group, -1)
+    importance: Floats = by_group.sum(axis=1).ravel()
     return importance
 
 
@@ -163,7 +174,9 @@ def _split_by_parts(
     sizes: list[int] = []
     for name in node.inputs:
         shape = index.shape(name)
-        size = shape[output.axis] if shape and len(shape) > output.axis else None
+        if not shape or len(shape) <= output.axis:
+            return
+        size = shape[output.axis]
         if size is None:
             return
         sizes.append(size)
@@ -181,7 +194,8 @@ def _scale_by_operands(
     rank = index.rank(node.outputs[0])
     for slot, name in enumerate(node.inputs):
         if not index.is_constant(name) and index.rank(name) == rank:
-            yield slot, output.scaled(_constant_factor(index, node, slot, output))
+            factor = _constant_factor(index, node, slot, output)
+            yield slot, output.scaled(factor)
 
 
 def _constant_factor(
@@ -193,7 +207,8 @@ def _constant_factor(
     if not is_factor or not index.is_constant(operand):
         return 1.0
     constant = np.asarray(index.constant(operand), np.float64)
-    factor = _broadcast_channels(constant, index.rank(node.outputs[0]) or 0, output)
+    rank = index.rank(node.outputs[0]) or 0
+    factor = _broadcast_channels(constant, rank, output)
     if factor is None or not np.isfinite(factor).all():
         return 1.0
     with np.errstate(divide="ignore"):
@@ -218,12 +233,13 @@ def _scale_by_normalization(index: GraphIndex, node: Node, output: _Importance) 
     """Return the importance of a node's input, scaled where it is a BatchNormalization."""
     if node.op != "BatchNormalization":
         return output
-    scale_name = node.inputs[_SCALE_SLOT]
-    variance_name = node.inputs[_VARIANCE_SLOT]
-    if not index.is_constant(scale_name) or not index.is_constant(variance_name):
-        return output
-    scale = np.asarray(index.constant(scale_name), np.float64)
-    variance = np.asarray(index.constant(variance_name), np.float64)
+    parameters: list[Floats] = []
+    for slot in (_SCALE_SLOT, _VARIANCE_SLOT):
+        name = node.inputs[slot]
+        if not index.is_constant(name):
+            return output
+        parameters.append(np.asarray(index.constant(name), np.float64))
+    scale, variance = parameters
     epsilon = node.attribute("epsilon", _EPSILON)
     factor: Floats = scale**2 / (np.maximum(variance, 0.0) + epsilon)
     return output.scaled(factor) if factor.size == output.size else output

@@ -1,4 +1,4 @@
-"""Exact sums of float32 vectors: the order, the batches and the shards of the addition do not matter.
+"""Exact sums of float32 vectors, independent of the order and the batches of the addition.
 
 Each value is cut at fixed powers of two into integers that are added separately: a fixed-point
 accumulator as wide as float32's range (Kulisch, Computer Arithmetic and Validity, 2008).
@@ -7,11 +7,14 @@ accumulator as wide as float32's range (Kulisch, Computer Arithmetic and Validit
 from __future__ import annotations
 
 from threading import Lock
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from qdq.arrays import Array, Floats
+
+_Integers: TypeAlias = npt.NDArray[np.int64]
 
 #: The bits of a float32 mantissa.
 _MANTISSA = 24
@@ -38,7 +41,7 @@ class ExactSum:
     """The sum of vectors of one size; up to 2**30 vectors may be added."""
 
     def __init__(self, size: int) -> None:
-        self._limbs: npt.NDArray[np.int64] = np.zeros((_LIMBS, size), np.int64)
+        self._limbs: _Integers = np.zeros((_LIMBS, size), np.int64)
         #: Vectors that are not in `limbs` yet: a call for several takes hardly longer than for one.
         rows = max(_BUFFERED_VALUES // max(size, 1), 1)
         self._buffer: npt.NDArray[np.float32] = np.empty((rows, size), np.float32)
@@ -50,7 +53,7 @@ class ExactSum:
         return int(self._limbs.shape[1])
 
     @property
-    def limbs(self) -> npt.NDArray[np.int64]:
+    def limbs(self) -> _Integers:
         """int64 [limbs, size]: row i counts units of 2**(32 * i - 172)."""
         if self._buffered:
             self._flush()
@@ -69,7 +72,7 @@ class ExactSum:
                 self._flush()
 
     def _flush(self) -> None:
-        """Add the buffered vectors; threads that read the same sum may call this at the same time."""
+        """Add the buffered vectors; several threads may read one sum, and call this, at a time."""
         with _FLUSH_LOCK:
             self._add_block(self._buffer[: self._buffered])
             self._buffered = 0
@@ -116,7 +119,7 @@ class ExactSum:
         return np.fromiter(quotients, np.float64, self.size)
 
     def _to_digits(self) -> npt.NDArray[np.uint32]:
-        """Return uint32 [size, limbs + 1]: each value in two's complement, the lowest digit first."""
+        """Return each value in two's complement, lowest digit first: uint32 [size, limbs + 1]."""
         digits = np.zeros((self.size, _LIMBS + 1), np.uint32)
         carry = np.zeros(self.size, np.int64)
         for i, limb in enumerate(self.limbs):

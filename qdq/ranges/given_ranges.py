@@ -160,16 +160,23 @@ def match_given_ranges(index: GraphIndex, plan: Plan, given_ranges: GivenRanges)
     if unknown and given_ranges.strict:
         raise DataError(_describe_unknown(index, given_ranges, unknown, known))
     sources = _find_sources(index, planned, given_ranges, locations)
-    used = {placement.edge.qualified_tensor for placement in plan.placements}
-    used.update(source.tensor for source in sources.values())
+    applied: list[AppliedRange] = []
+    missing: list[str] = []
+    for tensor in sorted(planned):
+        if tensor in sources:
+            applied.append(_apply_range(tensor, sources[tensor]))
+        else:
+            missing.append(tensor)
+    used = {item.source_tensor for item in applied}
     used.update(unknown)
+    used.update(placement.edge.qualified_tensor for placement in plan.placements)
     names = dict.fromkeys(item.tensor for item in given_ranges.by_tensor)
     return GivenSummary(
         name=given_ranges.name,
-        tensors=tuple(_apply_range(tensor, source) for tensor, source in sources.items()),
+        tensors=tuple(applied),
         unknown=tuple(unknown),
         unplanned=tuple(name for name in names if name not in used),
-        missing=tuple(tensor for tensor in sorted(planned) if tensor not in sources),
+        missing=tuple(missing),
         weights=tuple(_iterate_applied_weights(index, plan, given_ranges)),
     )
 
@@ -190,14 +197,13 @@ def complete_without_data(index: GraphIndex, plan: Plan, summary: GivenSummary) 
             missing.append(tensor)
     if missing:
         raise DataError(_describe_missing(index, summary, missing))
-    amax: dict[str, float] = {}
+    amax = summary.amax
     for tensor in constants:
         edge = edges[tensor]
         values = np.abs(index.scope(edge).constant(edge.tensor))
         amax[tensor] = float(values.max(initial=0))
-    for tensor, value in amax.items():
-        require_range(value, f"{index.source.name}: constant {tensor!r}")
-    return summary.amax | amax
+        require_range(amax[tensor], f"{index.source.name}: constant {tensor!r}")
+    return amax
 
 
 def _map_locations(index: GraphIndex) -> dict[str, _Location]:
@@ -229,9 +235,12 @@ def _find_planned_activations(index: GraphIndex, plan: Plan) -> dict[str, _Locat
 
 def _find_unknown(given_ranges: GivenRanges, known: Set[str]) -> dict[str, int]:
     """Return the line of each given name that the graph lacks."""
-    lines = {weight.tensor: weight.line for weight in given_ranges.weights}
-    lines.update({item.tensor: item.line for item in given_ranges.by_tensor})
-    return {name: line for name, line in lines.items() if name not in known}
+    items: list[GivenRange | GivenWeightRange] = [*given_ranges.weights, *given_ranges.by_tensor]
+    unknown: dict[str, int] = {}
+    for item in items:
+        if item.tensor not in known:
+            unknown[item.tensor] = item.line
+    return unknown
 
 
 def _find_sources(

@@ -1,4 +1,4 @@
-"""Ranges written by hand, in YAML or JSON: a number for a tensor, a list for a weight's channels."""
+"""Ranges written by hand in YAML or JSON: numbers for tensors, lists for weights' channels."""
 
 from __future__ import annotations
 
@@ -179,7 +179,7 @@ class _JsonLines:
         self._text = text
 
     def locate(self, pairs: list[tuple[str, Any]]) -> LocatedMapping:
-        """Return an object as a mapping with lines; raises RuleError for a key that occurs twice."""
+        """Return an object as a mapping with lines; raises RuleError for a repeated key."""
         mapping = LocatedMapping()
         start = 0
         for key, value in pairs:

@@ -12,6 +12,7 @@ import struct
 import threading
 from collections.abc import Sequence
 from fractions import Fraction
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +21,8 @@ from qdq.arrays import Array, Floats
 from qdq.quantizer import ElementType
 from qdq.ranges.divergence import find_least_divergence_edge
 from qdq.ranges.square_error import SquareErrorSums
+
+Counts: TypeAlias = npt.NDArray[np.int64]
 
 #: At least half of these are below the largest value, so 2048 are always in use.
 BINS = 4096
@@ -51,15 +54,15 @@ class Histogram:
     def __init__(self) -> None:
         #: Several counters for each bin, which neighbouring values take in turn: a core waits where
         #: the same counter is incremented twice in a row, as for the zeros after a Relu.
-        self._lanes: npt.NDArray[np.int64] = np.zeros((_LANES, BINS), np.int64)
+        self._lanes: Counts = np.zeros((_LANES, BINS), np.int64)
         #: log2 of the bin width; meaningless while `amax` is 0.
         self.exponent = 0
         self.amax = 0.0
 
     @property
-    def counts(self) -> npt.NDArray[np.int64]:
+    def counts(self) -> Counts:
         """The number of values in each bin."""
-        counts: npt.NDArray[np.int64] = self._lanes.sum(axis=0)
+        counts: Counts = self._lanes.sum(axis=0)
         return counts
 
     def add(self, values: Array, largest: float | None = None) -> None:
@@ -77,7 +80,8 @@ class Histogram:
         scale = np.float32(math.ldexp(1.0, -self.exponent))
         counters = self._lanes.reshape(-1)
         for start in range(0, flat.size, _BLOCK):
-            positions = _SCRATCH.find_counters(flat[start : start + _BLOCK], scale)
+            block = flat[start : start + _BLOCK]
+            positions = _SCRATCH.find_counters(block, scale)
             np.add.at(counters, positions, _INCREMENT)
 
     def merged(self, other: Histogram) -> Histogram:
@@ -122,8 +126,9 @@ class Histogram:
         It is never above the largest value.
         """
         cumulative = np.cumsum(self.counts)
+        total = int(cumulative[-1])
         share = Fraction(str(percent)) / 100  # of the decimal number that was written
-        required = math.ceil(int(cumulative[-1]) * share)
+        required = math.ceil(total * share)
         edge = int(np.searchsorted(cumulative, required)) + 1
         return min(self.amax, math.ldexp(float(edge), self.exponent))
 
@@ -138,18 +143,19 @@ class Histogram:
         """Return the amax with the least divergence of the quantized from the clipped distribution.
 
         The algorithm is the entropy calibrator of TensorRT (Migacz, 8-bit Inference with TensorRT,
-        GTC 2017) in the form of pytorch-quantization. From bin 128 on every bin edge is a candidate.
-        Values beyond it are added to its last bin. Bins are joined into one level for each value of
-        the type and spread evenly again over those that are not empty. The lowest bin takes the
-        count of its neighbour. Of equal candidates the largest counts.
+        GTC 2017) in the form of pytorch-quantization. From bin 128 on every bin edge is a
+        candidate. Values beyond it are added to its last bin. Bins are joined into one level for
+        each value of the type and spread evenly again over those that are not empty. The lowest bin
+        takes the count of its neighbour. Of equal candidates the largest counts.
         """
-        used = np.flatnonzero(self.counts)
+        counts = self.counts
+        used = np.flatnonzero(counts)
         if self.amax == 0.0 or used.size == 0:
             return self.amax
-        top = int(used[-1]) + 1
-        counts = self.counts[:top].astype(np.float64)
-        counts[0] = counts[min(1, top - 1)]
-        edge = find_least_divergence_edge(counts, element.bounds())
+        top = used[-1] + 1
+        kept_counts = counts[:top].astype(np.float64)
+        kept_counts[0] = kept_counts[min(1, top - 1)]
+        edge = find_least_divergence_edge(kept_counts, element.bounds())
         return min(self.amax, math.ldexp(float(edge), self.exponent))
 
     def error(self, amax: float, element: ElementType, power: float = 2.0) -> float:
@@ -157,19 +163,23 @@ class Histogram:
 
         It is in the values' unit to that power.
         """
-        used = np.flatnonzero(self.counts)
+        counts = self.counts
+        used = np.flatnonzero(counts)
         if amax == 0.0 or used.size == 0:
             return 0.0
         step = amax / element.largest
-        values = np.ldexp(used + 0.5, self.exponent)
-        changes = np.abs(element.round(values / step) * step - values)
-        return float(np.average(changes**power, weights=self.counts[used]))
+        centres = np.ldexp(used + 0.5, self.exponent)
+        rounded = element.round(centres / step) * step
+        changes = np.abs(rounded - centres)
+        mean = np.average(changes**power, weights=counts[used])
+        return float(mean)
 
     def _extend(self, largest: float) -> None:
         """Widen the bins until a value fits."""
         if largest <= self.amax:
             return
-        exponent = max(math.frexp(largest)[1] - _LOG_BINS, _LEAST_EXPONENT)
+        _, largest_exponent = math.frexp(largest)
+        exponent = max(largest_exponent - _LOG_BINS, _LEAST_EXPONENT)
         if self.amax == 0.0:
             self.exponent = exponent
         elif exponent > self.exponent:
@@ -180,7 +190,7 @@ class Histogram:
 
 
 class _Scratch(threading.local):
-    """Arrays that one thread calculates in: allocating them for each block costs more than counting."""
+    """Arrays that one thread calculates in: to allocate them for each block costs too much."""
 
     def __init__(self) -> None:
         self._offsets = np.resize(np.arange(_LANES, dtype=np.int32) * BINS, _BLOCK)
@@ -188,20 +198,20 @@ class _Scratch(threading.local):
         self._bins = np.empty(_BLOCK, np.int32)
         self._counters = np.empty(_BLOCK, np.int64)
 
-    def find_counters(
-        self, values: npt.NDArray[np.float32], scale: np.float32
-    ) -> npt.NDArray[np.int64]:
+    def find_counters(self, values: npt.NDArray[np.float32], scale: np.float32) -> Counts:
         """Return the position of the counter of each value of one block, in all lanes.
 
         The absolute values times the scale must be below `BINS`.
         """
-        magnitudes = self._magnitudes[: values.size]
-        bins = self._bins[: values.size]
-        counters = self._counters[: values.size]
+        size = values.size
+        magnitudes = self._magnitudes[:size]
+        bins = self._bins[:size]
+        counters = self._counters[:size]
+        offsets = self._offsets[:size]
         np.abs(values, out=magnitudes)
         np.multiply(magnitudes, scale, out=magnitudes)
         np.copyto(bins, magnitudes, casting="unsafe")
-        np.add(bins, self._offsets[: values.size], out=bins)
+        np.add(bins, offsets, out=bins)
         np.copyto(counters, bins)
         return counters
 
@@ -271,10 +281,11 @@ def _count_bytes(largest: int) -> int:
     raise OverflowError(f"a count of {largest} needs more than 8 bytes")
 
 
-def _fold(counts: npt.NDArray[np.int64], doublings: int) -> npt.NDArray[np.int64]:
+def _fold(counts: Counts, doublings: int) -> Counts:
     """Return the counts with each 2**doublings neighbouring bins joined, padded with empty bins."""
     if doublings == 0:
         return counts
     folded = np.zeros(BINS, np.int64)
-    np.add.at(folded, np.arange(BINS) >> min(doublings, _LOG_BINS), counts)
+    folded_bins = np.arange(BINS) >> min(doublings, _LOG_BINS)
+    np.add.at(folded, folded_bins, counts)
     return folded

@@ -24,11 +24,11 @@ OWN_RANGES_NAME = "the model's own quantization"
 
 
 def read_pair_ranges(quantized_model: QuantizedModel) -> GivenRanges:
-    """Return the ranges of a model's pairs: the largest of an activation, each channel's of a weight.
+    """Return the ranges of a model's pairs.
 
-    Weights whose integers are not symmetric are left out. So are activations whose scales are
-    computed or not above 0. The range of a tensor that loses resolution in symmetric INT8 is a
-    bound.
+    An activation has the largest range of its pairs, a weight one for each channel. Weights whose
+    integers are not symmetric are left out. So are activations whose scales are computed or not
+    above 0. The range of a tensor that loses resolution in symmetric INT8 is a bound.
     """
     amax: dict[str, float] = {}
     bounds: set[str] = set()
@@ -121,8 +121,8 @@ def _longest_axis(values: Array) -> int:
 
 def _describe_loss(quantized_model: QuantizedModel, cost: CoarserActivation) -> str:
     name = quantized_model.original.path or quantized_model.original.name
-    fact = (
-        f"tensor {cost.tensor!r} is quantized to {cost.dtype}, and INT8 of the same range has steps "
-        f"{cost.step_ratio:.0f} times as large (at most {LARGEST_STEP_RATIO:g} are allowed)"
+    ratio = f"{cost.step_ratio:.0f} times as large (at most {LARGEST_STEP_RATIO:g} are allowed)"
+    return (
+        f"{name}: tensor {cost.tensor!r} is quantized to {cost.dtype}, and INT8 of the same range "
+        f"has steps {ratio}. Pass --existing replace with --data to calibrate it for INT8."
     )
-    return f"{name}: {fact}. Pass --existing replace with --data to calibrate it for INT8."

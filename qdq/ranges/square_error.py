@@ -24,17 +24,17 @@ class SquareErrorSums:
 
         `grid` holds the values of a type, ascending.
         """
-        errors = self._measure(grid * (candidates[:, None] / grid[-1]))
-        return int(candidates[int(np.argmin(errors))])
+        scales = candidates[:, None] / grid[-1]
+        errors = self._measure(grid * scales)
+        best = candidates[np.argmin(errors)]
+        return int(best)
 
     def _measure(self, grids: Floats) -> Floats:
-        """Return, for each row of grid values, the square error of rounding to the nearest of them."""
+        """Return the square error of rounding to the nearest value of each row of grid values."""
         midpoints = (grids[:, :-1] + grids[:, 1:]) / 2
         cuts = np.pad(np.searchsorted(self._values, midpoints), ((0, 0), (1, 1)))
         cuts[:, -1] = self._values.size
-        counts = np.diff(self._moments[0][cuts], axis=1)
-        sums = np.diff(self._moments[1][cuts], axis=1)
-        squares = np.diff(self._moments[2][cuts], axis=1)
+        counts, sums, squares = [np.diff(moment[cuts], axis=1) for moment in self._moments]
         changes = squares - 2 * grids * sums + grids**2 * counts
         errors: Floats = np.sum(np.maximum(changes, 0.0), axis=1)
         return errors

@@ -79,14 +79,21 @@ class TensorRange(msgspec.Struct, frozen=True):
             return ()
         if not self.by_grade:
             return ((1.0, self.histogram),)
-        return tuple((float(GRADE_FACTOR) ** -grade, part) for grade, part in self.by_grade)
+        parts: list[tuple[float, Histogram]] = []
+        for grade, part in self.by_grade:
+            weight = float(GRADE_FACTOR) ** -grade
+            parts.append((weight, part))
+        return tuple(parts)
 
     def merged(self, other: TensorRange) -> TensorRange:
         """Return the statistics of all values of the tensor."""
         lost = self.moments_lost or other.moments_lost
         lost = lost or _have_other_channels(self.moments, other.moments)
         other_parts = dict(other.by_grade)
-        by_grade = [(grade, part.merged(other_parts[grade])) for grade, part in self.by_grade]
+        by_grade: list[tuple[int, Histogram]] = []
+        for grade, part in self.by_grade:
+            other_part = other_parts[grade]
+            by_grade.append((grade, part.merged(other_part)))
         return TensorRange(
             tensor=self.tensor,
             amax=max(self.amax, other.amax),
@@ -241,7 +248,11 @@ def _require_alike(first: Ranges, other: Ranges) -> None:
 
 
 def _tensors_with_histogram(ranges: Ranges) -> set[str]:
-    return {item.tensor for item in ranges.by_tensor if item.histogram is not None}
+    tensors: set[str] = set()
+    for item in ranges.by_tensor:
+        if item.histogram is not None:
+            tensors.add(item.tensor)
+    return tensors
 
 
 def _grades_by_tensor(ranges: Ranges) -> dict[str, list[int]]:
@@ -285,7 +296,7 @@ def _require_whole(several: Sequence[Ranges]) -> None:
         if ranges.missing:
             part = f"part {ranges.missing[0]}/{ranges.of}"
             raise DataError(
-                f"{ranges.data}: {part} is missing. Merge all of its parts before adding other data."
+                f"{ranges.data}: {part} is missing. Add all of its parts before other data."
             )
 
 
@@ -308,13 +319,15 @@ def _sum(several: Sequence[Ranges], data: str, of: int, parts: tuple[int, ...]) 
     for ranges in several[1:]:
         for item in ranges.by_tensor:
             by_tensor[item.tensor] = by_tensor[item.tensor].merged(item)
+    samples = 0
     sizes: set[int] = set()
     for ranges in several:
+        samples += ranges.samples
         sizes.update(ranges.sizes)
     return Ranges(
         model=several[0].model,
         data=data,
-        samples=sum(ranges.samples for ranges in several),
+        samples=samples,
         by_tensor=tuple(by_tensor[tensor] for tensor in sorted(by_tensor)),
         sizes=size_extent(sizes),
         of=of,

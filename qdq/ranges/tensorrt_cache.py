@@ -1,10 +1,10 @@
 """TensorRT's calibration cache: the text file of INT8 scales of its versions 8 to 10.
 
-The first line is ``TRT-<version>-<calibrator>``, as in ``TRT-8601-EntropyCalibration2``. Every other
-line is a tensor's name, ``": "`` and its scale, amax / 127, as the big-endian bytes of a float32 in
-hexadecimal digits (Model Optimizer's calib_utils.py, import_scales_from_calib_cache; YOLOv6's
-onnx_utils.py, save_calib_cache_file). A name may hold ``": "`` itself, and some writers omit leading
-zeros.
+The first line is ``TRT-<version>-<calibrator>``, as in ``TRT-8601-EntropyCalibration2``. Every
+other line is a tensor's name, ``": "`` and its scale, amax / 127, as the big-endian bytes of a
+float32 in hexadecimal digits (Model Optimizer's calib_utils.py, import_scales_from_calib_cache;
+YOLOv6's onnx_utils.py, save_calib_cache_file). A name may hold ``": "`` itself, and some writers
+omit leading zeros.
 """
 
 from __future__ import annotations
@@ -77,8 +77,9 @@ def read_cache(content: bytes, path: Path) -> Cache:
             continue
         tensor, scale = _parse_line(line, f"{path}:{number}")
         if tensor in scales:
+            first_line = scales[tensor].line
             raise DataError(
-                f"{path}:{number}: tensor {tensor!r} is on line {scales[tensor].line} too. Remove one."
+                f"{path}:{number}: tensor {tensor!r} is on line {first_line} too. Remove one."
             )
         scales[tensor] = CachedScale(tensor, scale, number)
     if not scales:

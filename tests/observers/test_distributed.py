@@ -29,8 +29,8 @@ from tests.support.paths import NETWORKS
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[LocalCluster]:
     """Give two worker processes that are started again when they die."""
-    with started() as made:
-        yield made
+    with started() as local_cluster:
+        yield local_cluster
 
 
 def started(tries: int = 3) -> LocalCluster:
@@ -55,20 +55,20 @@ def test_workers_give_the_bytes_of_one_process(
     cluster: LocalCluster, tmp_path: Path, data: str
 ) -> None:
     model: Any = NETWORKS / "digits_cnn.onnx"
-    given: Any = str(NETWORKS / "digits-calibration.npz")
+    samples_of_job: Any = str(NETWORKS / "digits-calibration.npz")
     if data == "noise":
-        given = Subset("noise", 20, 1)
+        samples_of_job = Subset("noise", 20, 1)
     if data == "some":
-        given = Subset(given, 30, seed=4)
+        samples_of_job = Subset(samples_of_job, 30, seed=4)
     if data in ("script", "list"):
         model = convolution()
-        given = [{"x": noise(1, 3, 6, 6, seed=i)} for i in range(11)]
+        samples_of_job = [{"x": noise(1, 3, 6, 6, seed=i)} for i in range(11)]
     if data == "script":
-        given = f"{tmp_path / 'loader.py'}:batches"
+        samples_of_job = f"{tmp_path / 'loader.py'}:batches"
         Path(tmp_path / "loader.py").write_text(
             "import numpy as np\ndef batches():\n    for i in range(11):\n        yield {'x': np.full((1, 3, 6, 6), i + .5, np.float32)}\n"
         )
-    job, progress = job_of(model, given), list[int]()
+    job, progress = job_of(model, samples_of_job), list[int]()
     got = collect_ranges(job, Observing(scheduler=cluster.scheduler_address), progress.append)
     assert encode_ranges(got) == encode_ranges(collect_locally(job))
     assert progress[-1] == got.samples

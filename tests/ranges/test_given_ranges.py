@@ -79,11 +79,14 @@ IMAGES = [{"x": noise(1, 3, 4, 4, seed=seed)} for seed in range(4)]
 
 
 def test_the_published_line_of_a_cache_reads_as_its_range(tmp_path: Path) -> None:
-    found = qdq.read_given(write(tmp_path / "model.cache", f"{HEADER}\nimages: 3c00f9f4\n"))
+    given_ranges = qdq.read_given(write(tmp_path / "model.cache", f"{HEADER}\nimages: 3c00f9f4\n"))
 
-    (images,) = found.by_tensor
-    assert (images.tensor, round(images.amax, 4), found.header) == ("images", 0.9998, HEADER)
-    assert encode_given_ranges(found, "tensorrt-cache") == f"{HEADER}\nimages: 3c00f9f4\n".encode()
+    (images,) = given_ranges.by_tensor
+    assert (images.tensor, round(images.amax, 4), given_ranges.header) == ("images", 0.9998, HEADER)
+    assert (
+        encode_given_ranges(given_ranges, "tensorrt-cache")
+        == f"{HEADER}\nimages: 3c00f9f4\n".encode()
+    )
 
 
 @settings(deadline=None)
@@ -109,8 +112,8 @@ def test_a_cache_is_byte_identical_after_a_round_trip_through_every_format(
     written = encode_cache(HEADER, scales.items(), "test")
 
     for layout in EXPORT_FORMATS:
-        found = qdq.read_given(write(path, written))
-        again = qdq.read_given(write(path, encode_given_ranges(found, layout)))
+        given_ranges = qdq.read_given(write(path, written))
+        again = qdq.read_given(write(path, encode_given_ranges(given_ranges, layout)))
         assert encode_given_ranges(again, "tensorrt-cache") == written, layout
     assert {s.tensor: s.scale for s in read_cache(written, path).scales} == scales
 
@@ -124,15 +127,15 @@ def test_what_other_writers_leave_out_or_add_is_read(tmp_path: Path) -> None:
         "a: b: 3f800000",
         "zero: 0",
     ]
-    found = qdq.read_given(write(tmp_path / "model.cache", "\r\n".join(lines)))
+    given_ranges = qdq.read_given(write(tmp_path / "model.cache", "\r\n".join(lines)))
 
-    assert {r.tensor: r.amax / 127 for r in found.by_tensor} == {
+    assert {r.tensor: r.amax / 127 for r in given_ranges.by_tensor} == {
         "tiny": math.ldexp(1.0, -126),
         "upper": 0.007872093468904495,
         "a: b": 1.0,
         "zero": 0.0,
     }
-    assert encode_given_ranges(found, "tensorrt-cache").decode().split("\n") == [
+    assert encode_given_ranges(given_ranges, "tensorrt-cache").decode().split("\n") == [
         "TRT-8XXX-MinMaxCalibration", "tiny: 00800000", "upper: 3c00f9f4", "a: b: 3f800000", "zero: 00000000", "",
     ]  # fmt: skip
 
@@ -230,11 +233,11 @@ def test_options_about_data_are_refused_without_data(tmp_path: Path) -> None:
 
     for option, value in (("--method", "max"), ("--weights", "shift"), ("--batch", "2")):
         assert f"qdq: {option}" in (
-            said := refused(
+            message := refused(
                 tmp_path, "quantize", model, "-o", out, "--ranges", ranges, option, value
             )
         )
-        assert "is about data, and --ranges alone runs none" in said
+        assert "is about data, and --ranges alone runs none" in message
     assert "qdq: --min-snr is about data" in refused(
         tmp_path, "quantize", model, "-o", out, "--ranges", ranges, "--validate", "--min-snr", "10"
     )
@@ -296,9 +299,9 @@ def test_scales_from_an_export_are_those_that_it_was_exported_from(
     ):
         assert run(*argv)[0] == 0
 
-    one, other = (json.loads(path.read_text()) for path in (scales, again))
-    assert one["by_pair"] == other["by_pair"]
-    assert (other["method"], other["data"], other["samples"]) == ("given", "", 0)
+    first, second = (json.loads(path.read_text()) for path in (scales, again))
+    assert first["by_pair"] == second["by_pair"]
+    assert (second["method"], second["data"], second["samples"]) == ("given", "", 0)
 
 
 @pytest.mark.parametrize("dead", [False, True])
@@ -361,12 +364,12 @@ def test_the_two_spellings_of_a_range_agree(tmp_path: Path) -> None:
         "b": f"'x': {{amax: {scale * 127!r}}}\n\"f\": {{amax: 0.001}}\n",
         "c": f'{{"x": {{"scale": 0.1}}, "f": {1e-3}}}',
     }
-    found = [
+    results = [
         qdq.quantize(tiny_model(), None, given=qdq.read_given(write(tmp_path / name, text)))
         for name, text in lines.items()
     ]
 
-    for result in found:
+    for result in results:
         assert scales_of(result) == {"x": scale, "f": float(np.float32(1e-3 / 127))}
 
 
@@ -392,14 +395,15 @@ def test_without_data_weights_take_their_largest_values_and_the_model_says_what_
 
     assert code == 0
     assert "given, no data was run: 4 pairs\n  my.yaml gives the ranges of 2 tensors\n" in text
-    made = onnx.load(out)
-    weight = initializer(made, "conv.weight")
+    quantized_model = onnx.load(out)
+    weight = initializer(quantized_model, "conv.weight")
     np.testing.assert_array_equal(
-        initializer(made, "conv.weight_scale"), np.abs(weight).max(axis=(1, 2, 3)) / np.float32(127)
+        initializer(quantized_model, "conv.weight_scale"),
+        np.abs(weight).max(axis=(1, 2, 3)) / np.float32(127),
     )
     assert {
         p.key: p.value
-        for p in made.metadata_props
+        for p in quantized_model.metadata_props
         if p.key in ("qdq.method", "qdq.data", "qdq.ranges", "qdq.batch")
     } == {
         "qdq.method": "given",
@@ -442,10 +446,10 @@ def test_names_that_one_side_lacks_are_listed(tmp_path: Path) -> None:
     assert "1 not in old.cache, and calibrated: f\n" in text
     assert "1 in old.cache, but not in the graph: (Unnamed Layer* 12) [Shuffle]_output\n" in text
     assert "1 in old.cache, but not quantized by the plan: c\n" in text
-    told = json.loads(run(*argv, "-o", tmp_path / "b.onnx", "--format", "json")[1])["scales"][
+    summary = json.loads(run(*argv, "-o", tmp_path / "b.onnx", "--format", "json")[1])["scales"][
         "given_ranges"
     ]
-    assert told == {
+    assert summary == {
         "name": "old.cache", "tensors": [{"tensor": "x", "amax": 127.0, "source_tensor": "", "at_most": False}],
         "unknown": names[2:], "unplanned": ["c"], "missing": ["f"], "weights": [],
     }  # fmt: skip
@@ -455,17 +459,19 @@ def test_names_that_one_side_lacks_are_listed(tmp_path: Path) -> None:
 
 
 def test_observed_ranges_give_the_scales_of_the_run_that_observed_them(tmp_path: Path) -> None:
-    model, seen = save(tiny_model(), tmp_path / "model.onnx"), tmp_path / "seen.ranges"
+    model, observed = save(tiny_model(), tmp_path / "model.onnx"), tmp_path / "seen.ranges"
     data = samples(tmp_path / "data")
     for argv in (
-        ["--data", data, "--save-ranges", seen, "-o", tmp_path / "a.onnx"],
-        ["--ranges", seen, "-o", tmp_path / "b.onnx"],
+        ["--data", data, "--save-ranges", observed, "-o", tmp_path / "a.onnx"],
+        ["--ranges", observed, "-o", tmp_path / "b.onnx"],
     ):
         assert run("quantize", model, *argv)[0] == 0
     assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()
 
     assert (
-        run("quantize", model, "--ranges", seen, "--method", "max", "-o", tmp_path / "max.onnx")[0]
+        run(
+            "quantize", model, "--ranges", observed, "--method", "max", "-o", tmp_path / "max.onnx"
+        )[0]
         == 0
     )
     assert {p.key: p.value for p in onnx.load(tmp_path / "max.onnx").metadata_props}[
@@ -474,7 +480,7 @@ def test_observed_ranges_give_the_scales_of_the_run_that_observed_them(tmp_path:
 
 
 def test_observed_ranges_are_refused_where_they_do_not_fit(tmp_path: Path) -> None:
-    model, other, seen, out = (
+    model, other, observed, out = (
         tmp_path / name for name in ("model.onnx", "other.onnx", "seen.ranges", "out")
     )
     save(tiny_model(), model)
@@ -486,7 +492,7 @@ def test_observed_ranges_are_refused_where_they_do_not_fit(tmp_path: Path) -> No
             "--data",
             "noise",
             "--save-ranges",
-            seen,
+            observed,
             "-o",
             tmp_path / "first.onnx",
         )[0]
@@ -494,18 +500,18 @@ def test_observed_ranges_are_refused_where_they_do_not_fit(tmp_path: Path) -> No
     )
 
     def quantize(which: Path, *more: object) -> str:
-        return refused(tmp_path, "quantize", which, "-o", out, "--ranges", seen, *more)
+        return refused(tmp_path, "quantize", which, "-o", out, "--ranges", observed, *more)
 
-    assert f"qdq: {seen}: holds what samples gave, and runs none; leave out --data" in quantize(
+    assert f"qdq: {observed}: holds what samples gave, and runs none; leave out --data" in quantize(
         model, "--data", "noise"
     )
-    assert f"qdq: {seen}: the ranges were observed for another model" in quantize(other)
+    assert f"qdq: {observed}: the ranges were observed for another model" in quantize(other)
     assert "--max-memory is about data" in quantize(model, "--max-memory", "4GB")
     assert "--save-ranges is about data" in quantize(model, "--save-ranges", tmp_path / "more")
     with pytest.raises(
         qdq.QdqError, match="observed before, and more data would count beside them"
     ):
-        qdq.quantize(model, [{"x": noise(1, 4, 8, 8)}], given=qdq.read_given(seen))
+        qdq.quantize(model, [{"x": noise(1, 4, 8, 8)}], given=qdq.read_given(observed))
 
 
 def test_a_shard_takes_no_ranges(tmp_path: Path) -> None:
@@ -627,16 +633,16 @@ def test_tensors_of_bodies_are_named_by_path_or_as_they_are_outside() -> None:
 def test_what_the_members_of_a_group_give_up_is_told(tmp_path: Path) -> None:
     result = qdq.quantize(grouped(), IMAGES, method="max")
     shared = {s.tensor: s for s in result.scales.shared}
-    seen = {
+    observed_amax = {
         tensor: np.abs(
             np.concatenate([values_of(grouped(), feed)[tensor] for feed in IMAGES])
         ).max()
         for tensor in "abc"
     }
 
-    assert {tensor: s.own_amax for tensor, s in shared.items()} == seen
-    assert {s.amax for s in shared.values()} == {max(seen.values())}
-    assert shared["a"].bits == pytest.approx(math.log2(seen["b"] / seen["a"]))
+    assert {tensor: s.own_amax for tensor, s in shared.items()} == observed_amax
+    assert {s.amax for s in shared.values()} == {max(observed_amax.values())}
+    assert shared["a"].bits == pytest.approx(math.log2(observed_amax["b"] / observed_amax["a"]))
     np.savez(tmp_path / "x.npz", x=np.concatenate([feed["x"] for feed in IMAGES]))
     argv = (
         "quantize",
@@ -652,15 +658,16 @@ def test_what_the_members_of_a_group_give_up_is_told(tmp_path: Path) -> None:
         in text
     )
     assert (
-        f"a: {seen['a']:.4g} of its own, {seen['b']:.4g} shared, {seen['b'] / seen['a']:.3g} times ({shared['a'].bits:.2g} bits)\n"
+        f"a: {observed_amax['a']:.4g} of its own, {observed_amax['b']:.4g} shared, {observed_amax['b'] / observed_amax['a']:.3g} times ({shared['a'].bits:.2g} bits)\n"
         in text
     )
-    told = json.loads(run(*argv, "-o", tmp_path / "r.onnx", "--format", "json")[1])["scales"][
-        "shared"
-    ]
-    assert {each["tensor"]: (each["dtype"], each["own_amax"], each["amax"]) for each in told} == {
-        t: ("int8", s.own_amax, s.amax) for t, s in shared.items()
-    }
+    shared_entries = json.loads(run(*argv, "-o", tmp_path / "r.onnx", "--format", "json")[1])[
+        "scales"
+    ]["shared"]
+    assert {
+        entry["tensor"]: (entry["dtype"], entry["own_amax"], entry["amax"])
+        for entry in shared_entries
+    } == {t: ("int8", s.own_amax, s.amax) for t, s in shared.items()}
 
 
 def values_of(model: onnx.ModelProto, feed: dict[str, Array]) -> dict[str, Any]:
@@ -750,7 +757,7 @@ def test_strip_writes_the_ranges_that_quantize_takes(tmp_path: Path, suffix: str
 def test_a_cache_exported_from_observed_ranges_gives_their_scales(
     tmp_path: Path, method: str
 ) -> None:
-    model, cache, seen = NETWORKS / "digits_cnn.onnx", tmp_path / "m.cache", tmp_path / "r"
+    model, cache, observed = NETWORKS / "digits_cnn.onnx", tmp_path / "m.cache", tmp_path / "r"
     assert (
         run(
             "quantize",
@@ -760,19 +767,29 @@ def test_a_cache_exported_from_observed_ranges_gives_their_scales(
             "--data",
             CALIBRATION,
             "--save-ranges",
-            seen,
+            observed,
             "--method",
             "auto",
         )[0]
         == 0
     )
     assert (
-        run("quantize", model, "-o", tmp_path / "b.onnx", "--ranges", seen, "--method", method)[0]
+        run("quantize", model, "-o", tmp_path / "b.onnx", "--ranges", observed, "--method", method)[
+            0
+        ]
         == 0
     )
     assert (
         run(
-            "ranges", "export", seen, "--format", "tensorrt-cache", "--method", method, "-o", cache
+            "ranges",
+            "export",
+            observed,
+            "--format",
+            "tensorrt-cache",
+            "--method",
+            method,
+            "-o",
+            cache,
         )[0]
         == 0
     )
