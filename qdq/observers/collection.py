@@ -1,4 +1,4 @@
-"""A plan and data in, ranges out: in one process, in parts, in several passes, and on from a checkpoint."""
+"""Collecting ranges for a plan: in one process, in parts, in several passes, from a checkpoint."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TypeAlias
 
 import msgspec
 
@@ -25,6 +26,9 @@ from qdq.runtime.session import Progress
 #: Seconds between checkpoints.
 CHECKPOINT_INTERVAL = 30.0
 
+#: The tensors that are observed in one pass.
+_Group: TypeAlias = tuple[ObservedTensor, ...]
+
 
 class Observing(msgspec.Struct, frozen=True):
     """How the model is run over the samples."""
@@ -33,21 +37,21 @@ class Observing(msgspec.Struct, frozen=True):
     part: Part = Part()
     #: cpu, cuda, or cuda,cpu for CUDA where it is present.
     device: str = "cpu"
-    #: Bytes that the process may take; more passes over the samples are made where it would take more.
+    #: The bytes that the process may take; a lower limit takes more passes over the samples.
     max_memory: int | None = None
-    #: File that keeps how far the run has come, and whether to go on from there.
+    #: The file that keeps the progress of the run, and whether to continue from there.
     checkpoint: Path | None = None
     resume: bool = False
-    #: Seconds between checkpoints: what a kill loses at most.
+    #: Seconds between checkpoints: an interrupted run loses at most this much.
     interval: float = CHECKPOINT_INTERVAL
     #: Processes that share the work, on this machine or on the Dask cluster at an address.
     workers: int | None = None
     scheduler: str | None = None
-    #: Cores that are used; None for all.
+    #: The number of cores that are used; None for all.
     cores: int | None = None
 
     @property
-    def spread(self) -> bool:
+    def is_distributed(self) -> bool:
         """Whether other processes do the work."""
         return self.workers is not None or self.scheduler is not None
 
@@ -57,17 +61,17 @@ DEFAULT_OBSERVING = Observing()
 
 @dataclass(frozen=True)
 class CollectionJob:
-    """What is observed."""
+    """A model, a plan and data to collect ranges from."""
 
     index: GraphIndex
     plan: Plan
     data: DataLike | None
-    #: Whether histograms and moments are wanted, besides the largest values.
+    #: Whether histograms and moments are required as well as the largest values.
     full: bool
     batch: int | None = None
 
     @cached_property
-    def wanted(self) -> tuple[ObservedTensor, ...]:
+    def observed_tensors(self) -> tuple[ObservedTensor, ...]:
         """The tensors that are observed."""
         return list_observed_tensors(self.index, self.plan, self.full)
 
@@ -79,63 +83,110 @@ class CollectionJob:
 def collect_locally(
     job: CollectionJob, observing: Observing = DEFAULT_OBSERVING, progress: Progress | None = None
 ) -> Ranges:
-    """Return the ranges of every activation that a plan quantizes, over all samples or a part of them.
+    """Return the ranges of every activation that a plan quantizes, over all samples or a part.
 
-    Raises DataError where a sample gives NaN or Inf in a planned tensor, or a checkpoint is of another run, UsageError
-    where a device is missing or the memory allowed is too small, and ModelError where ONNX Runtime refuses the model.
+    Raises DataError where a sample gives NaN or Inf in a planned tensor, or a checkpoint is of
+    another run, UsageError where a device is missing or the memory limit is too low, and ModelError
+    where ONNX Runtime refuses the model.
     """
-    feeds, wanted = job.feeds(), job.wanted
-    keeper = CheckpointWriter(
-        observing.checkpoint, run_key(job, observing, feeds), observing.resume, observing.interval
-    )
-    current = keeper.passes[-1] if keeper.passes and not keeper.passes[-1].finished else None
-    keeper.passes = tuple(ranges for ranges in keeper.passes if ranges.finished)
-    begun = {
-        tensor
-        for ranges in (*keeper.passes, *([current] if current else ()))
-        for tensor in ranges.tensors
-    }
-    running, groups = _groups(
-        job, [one for one in wanted if one.read not in begun], feeds, observing
-    )
-    if current:
-        groups = (tuple(one for one in wanted if one.read in current.tensors), *groups)
-    done = len(keeper.passes)
-    for number, group in enumerate(groups, done):
-        one_pass = _Pass(
-            job,
-            feeds,
-            running,
-            observing.part,
-            _shared_out(progress, number, done + len(groups), feeds.left(*_steps(observing.part))),
-        )
-        keeper.finish(one_pass.run(group, current if number == done else None, keeper))
-    return join_passes(keeper.passes)
+    feeds = job.feeds()
+    writer = open_checkpoint(job, observing, feeds)
+    current = _pop_unfinished(writer)
+    begun = [*writer.passes]
+    if current is not None:
+        begun.append(current)
+    settings, groups = _plan_passes(job, begun, feeds, observing)
+    if current is not None:
+        names = set(current.tensors)
+        resumed = [tensor for tensor in job.observed_tensors if tensor.read in names]
+        groups = (tuple(resumed), *groups)
+    count = feeds.left(*_first_and_step(observing.part))
+    finished = len(writer.passes)
+    passes = finished + len(groups)
+    for number, group in enumerate(groups, finished):
+        pass_progress = _share_progress(progress, number, passes, count)
+        collection = _Pass(job, feeds, settings, observing.part, pass_progress)
+        before = current if number == finished else None
+        writer.finish(collection.run(group, before, writer))
+    return join_passes(writer.passes)
 
 
-def _groups(
-    job: CollectionJob, wanted: Sequence[ObservedTensor], feeds: Feeds, observing: Observing
-) -> tuple[RunSettings, tuple[tuple[ObservedTensor, ...], ...]]:
-    """Return how samples are run, and which tensors are observed in each pass."""
-    running = RunSettings(
-        execution_providers(observing.device), observing.cores or os.cpu_count() or 1
-    )
-    if not wanted and job.wanted:  # a checkpoint has them all
-        return running, ()
-    if observing.max_memory is None or not wanted:
-        return running, (tuple(wanted),)
-    running = msgspec.structs.replace(running, at_once=1)
-    return running, split_into_passes(
-        job.index, wanted, feeds.first(), running, observing.max_memory
-    )
+def open_checkpoint(job: CollectionJob, observing: Observing, feeds: Feeds) -> CheckpointWriter:
+    """Return the writer of a run's checkpoints, with the passes of the run that it resumes."""
+    run = ""
+    if observing.checkpoint is not None:
+        run = identify_run(job, observing, feeds)
+    return CheckpointWriter(observing.checkpoint, run, observing.resume, observing.interval)
 
 
-def _steps(part: Part) -> tuple[int, int]:
+def identify_run(job: CollectionJob, observing: Observing, feeds: Feeds) -> str:
+    """Return a digest of everything that ranges depend on.
+
+    Files of samples count by their names, sizes and modification times.
+    """
+    files: list[tuple[str, int, int]] = []
+    for file in data_files(job.data):
+        status = file.stat()
+        files.append((file.name, status.st_size, status.st_mtime_ns))
+    observed: list[tuple[object, ...]] = []
+    for tensor in job.observed_tensors:
+        observed.append((tensor.read, tensor.histogram, tensor.axis, tensor.grades))
+    inputs = (
+        job.plan.digest,
+        observed,
+        job.plan.scale_groups,
+        feeds.name,
+        files,
+        job.batch,
+        observing.part,
+        observing.device,
+        observing.is_distributed,
+    )
+    return hashlib.sha256(msgspec.json.encode(inputs)).hexdigest()
+
+
+def _pop_unfinished(writer: CheckpointWriter) -> Ranges | None:
+    """Take the pass that was interrupted, if any, from those of a checkpoint."""
+    if not writer.passes or writer.passes[-1].finished:
+        return None
+    current = writer.passes[-1]
+    writer.passes = writer.passes[:-1]
+    return current
+
+
+def _plan_passes(
+    job: CollectionJob, begun: Sequence[Ranges], feeds: Feeds, observing: Observing
+) -> tuple[RunSettings, tuple[_Group, ...]]:
+    """Return how samples are run, and the tensors of each pass that is not begun yet."""
+    settings = RunSettings(
+        providers=execution_providers(observing.device),
+        cores=observing.cores or os.cpu_count() or 1,
+    )
+    begun_tensors: set[str] = set()
+    for ranges in begun:
+        begun_tensors.update(ranges.tensors)
+    remaining = [tensor for tensor in job.observed_tensors if tensor.read not in begun_tensors]
+    if not remaining and job.observed_tensors:  # a checkpoint has all of them
+        return settings, ()
+    limit = observing.max_memory
+    if limit is None or not remaining:
+        return settings, (tuple(remaining),)
+    settings = msgspec.structs.replace(settings, parallel_samples=1)
+    return settings, split_into_passes(job.index, remaining, feeds.first(), settings, limit)
+
+
+def _first_and_step(part: Part) -> tuple[int, int]:
+    """Return the first sample of a part, counted from 0, and the distance to the next."""
     return part.number - 1, part.of
 
 
-def _shared_out(progress: Progress | None, number: int, passes: int, count: int | None) -> Progress:
-    """Return a progress that counts samples as done only when all passes have seen them, where their number is known."""
+def _share_progress(
+    progress: Progress | None, number: int, passes: int, count: int | None
+) -> Progress:
+    """Return the progress of one pass.
+
+    Where the number of samples is known, samples count as done when all passes have run them.
+    """
     if progress is None:
         return lambda done: None
     if passes == 1 or count is None:
@@ -147,70 +198,48 @@ class _Pass:
     """One pass over the samples of a part."""
 
     def __init__(
-        self, job: CollectionJob, feeds: Feeds, running: RunSettings, part: Part, progress: Progress
+        self,
+        job: CollectionJob,
+        feeds: Feeds,
+        settings: RunSettings,
+        part: Part,
+        progress: Progress,
     ) -> None:
-        self._job, self._feeds, self._running, self._part, self._progress = (
-            job,
-            feeds,
-            running,
-            part,
-            progress,
-        )
+        self._job = job
+        self._feeds = feeds
+        self._settings = settings
+        self._part = part
+        self._progress = progress
 
-    def run(
-        self, group: Sequence[ObservedTensor], before: Ranges | None, keeper: CheckpointWriter
-    ) -> Ranges:
-        """Return what some tensors hold, `before` being what earlier samples gave."""
+    def run(self, group: _Group, before: Ranges | None, writer: CheckpointWriter) -> Ranges:
+        """Return the ranges of some tensors; `before` holds those of earlier samples."""
         skipped = before.samples if before else 0
-        start, step = _steps(self._part)
-        observer = Observer(
-            self._job.index, group, self._running, constants=start == 0 and before is None
-        )
+        start, step = _first_and_step(self._part)
+        constants = start == 0 and before is None
+        observer = Observer(self._job.index, group, self._settings, constants)
         if skipped:
             self._progress(skipped)
         done = 0
         for done in observer.run(self._feeds.named(start + skipped * step, step)):
             self._progress(skipped + done)
-            if keeper.is_due:
-                keeper.write(self._ranges(observer, done, before, finished=False))
-        return self._ranges(observer, done, before, finished=True)
+            if writer.is_due:
+                writer.write(self._collect(observer, done, before, finished=False))
+        return self._collect(observer, done, before, finished=True)
 
-    def _ranges(
+    def _collect(
         self, observer: Observer, samples: int, before: Ranges | None, finished: bool
     ) -> Ranges:
-        plan, part = self._job.plan, self._part
-        sizes = size_extent(self._feeds.sizes)
-        now = Ranges(
-            plan.digest,
-            self._feeds.name,
-            samples,
-            observer.by_tensor(),
-            sizes,
-            part.of,
-            (part.number,),
-            plan.scale_groups,
-            finished,
+        """Return the ranges so far, those of earlier samples included."""
+        plan = self._job.plan
+        ranges = Ranges(
+            model=plan.digest,
+            data=self._feeds.name,
+            samples=samples,
+            by_tensor=observer.by_tensor(),
+            sizes=size_extent(self._feeds.sizes),
+            of=self._part.of,
+            parts=(self._part.number,),
+            groups=plan.scale_groups,
+            finished=finished,
         )
-        return join_runs(before, now) if before else now
-
-
-def run_key(job: CollectionJob, observing: Observing, feeds: Feeds) -> str:
-    """Return what identifies all that ranges depend on, files of samples by their names, sizes and times of change; empty where no checkpoint is kept."""
-    if observing.checkpoint is None:
-        return ""
-    files = [
-        (file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in data_files(job.data)
-    ]
-    wanted = [(one.read, one.histogram, one.axis, one.grades) for one in job.wanted]
-    known = (
-        job.plan.digest,
-        wanted,
-        job.plan.scale_groups,
-        feeds.name,
-        files,
-        job.batch,
-        observing.part,
-        observing.device,
-        observing.spread,
-    )
-    return hashlib.sha256(msgspec.json.encode(known)).hexdigest()
+        return join_runs(before, ranges) if before else ranges

@@ -1,4 +1,4 @@
-"""Splitting the tensors that are observed over several passes, where all of them together would not fit in memory."""
+"""Groups of observed tensors for several passes, where all of them do not fit in memory."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import psutil
-from onnx import helper
+from onnx import TensorProto, helper
 
 from qdq.arrays import Feed
 from qdq.errors import UsageError
@@ -19,71 +19,108 @@ from qdq.runtime.session import run_sample
 
 MEGABYTE = 1_000_000
 
-#: Copies of one tensor that looking at it and counting it take: its channels by grade and in other orders.
+#: The bytes of the counts of one histogram.
+_HISTOGRAM_BYTES = BINS * np.dtype(np.int64).itemsize
+
+#: Copies of one tensor while it is measured and counted: its channels by grade and in other orders.
 _WORKING_COPIES = 4
 
 
 def split_into_passes(
     index: GraphIndex,
-    wanted: Sequence[ObservedTensor],
+    observed: Sequence[ObservedTensor],
     feed: Feed,
-    running: RunSettings,
+    settings: RunSettings,
     limit: int,
 ) -> tuple[tuple[ObservedTensor, ...], ...]:
-    """Return groups of tensors, each small enough for a pass over the samples that takes at most `limit` bytes of memory.
+    """Return groups of tensors, one for each pass over the samples.
 
-    What the process and a run of the model take is measured with one sample, the tensors' sizes are
-    inferred from it: larger samples take more. Raises UsageError where even one tensor at a time would not fit.
+    A pass takes at most `limit` bytes of memory. The memory of the process and of a run of the
+    model is measured with one sample, the tensors' sizes are inferred from it: larger samples take
+    more. Raises UsageError where even one tensor at a time does not fit.
     """
-    sizes = tensor_bytes(index, wanted, feed)
+    sizes = tensor_bytes(index, observed, feed)
     largest = max(sizes.values(), default=0)
-    histograms = sum(1 + len(set(one.grades.of_channel)) if one.grades else 1 for one in wanted)
-    fixed = (
-        _resident_after_run(index, feed, running)
-        + _WORKING_COPIES * largest
-        + histograms * BINS * np.dtype(np.int64).itemsize
-    )
-    copies = (
-        running.held + 2 * running.at_once
-    )  # ONNX Runtime computes in layouts of its own, and freed memory does not come back whole
+    fixed = _measure_resident_memory(index, feed, settings)
+    fixed += _WORKING_COPIES * largest
+    fixed += _count_histograms(observed) * _HISTOGRAM_BYTES
+    # ONNX Runtime computes in other memory layouts too, and freed memory does not come back whole
+    copies = settings.samples_in_memory + 2 * settings.parallel_samples
     least = fixed + copies * largest
     if least > limit:
-        needed = math.ceil(least / MEGABYTE)
+        megabytes = math.ceil(least / MEGABYTE)
         raise UsageError(
-            f"{index.source.name}: a run of it, one tensor observed at a time, takes {needed} MB; allow at least as much with --max-memory"
+            f"{index.source.name}: a run that observes one tensor at a time takes {megabytes} MB. "
+            f"Pass --max-memory {megabytes}MB or more."
         )
+    return _fill_groups(observed, sizes, (limit - fixed) // copies)
+
+
+def _fill_groups(
+    observed: Sequence[ObservedTensor], sizes: Mapping[str, int], room: int
+) -> tuple[tuple[ObservedTensor, ...], ...]:
+    """Return groups of tensors in their order, each of at most `room` bytes."""
     groups: list[list[ObservedTensor]] = [[]]
-    free = room = (limit - fixed) // copies
-    for one in wanted:
-        if sizes[one.read] > free:
+    free = room
+    for tensor in observed:
+        size = sizes[tensor.read]
+        if size > free:
             groups.append([])
             free = room
-        groups[-1].append(one)
-        free -= sizes[one.read]
+        groups[-1].append(tensor)
+        free -= size
     return tuple(map(tuple, groups))
 
 
+def _count_histograms(observed: Sequence[ObservedTensor]) -> int:
+    """Return the number of histograms: one for each tensor, and one for each of its grades."""
+    count = 0
+    for tensor in observed:
+        count += 1
+        if tensor.grades:
+            count += len(set(tensor.grades.of_channel))
+    return count
+
+
 def tensor_bytes(
-    index: GraphIndex, wanted: Sequence[ObservedTensor], feed: Feed
+    index: GraphIndex, observed: Sequence[ObservedTensor], feed: Feed
 ) -> Mapping[str, int]:
-    """Return the bytes of each tensor for one sample; those whose shape cannot be inferred count as the largest of the others."""
-    at = GraphIndex(index.source, {name: values.shape for name, values in feed.items()})
+    """Return the bytes of each tensor for one sample.
+
+    A tensor whose shape cannot be inferred counts as the largest of the others.
+    """
+    input_shapes = {name: values.shape for name, values in feed.items()}
+    sample_index = GraphIndex(index.source, input_shapes)
     known: dict[str, int] = {}
-    for one in wanted:
-        path, tensor = one.source
-        shape = at.scopes[path].shape(tensor)
-        if shape is not None and None not in shape:
-            item = helper.tensor_dtype_to_np_dtype(at.scopes[path].elem_type(tensor) or 1).itemsize
-            known[one.read] = math.prod(d or 0 for d in shape) * item
+    for tensor in observed:
+        size = _infer_bytes(sample_index, tensor)
+        if size is not None:
+            known[tensor.read] = size
     largest = max(known.values(), default=0)
-    return {one.read: known.get(one.read, largest) for one in wanted}
+    return {tensor.read: known.get(tensor.read, largest) for tensor in observed}
 
 
-def _resident_after_run(index: GraphIndex, feed: Feed, running: RunSettings) -> int:
-    """Return the memory of this process while the model is run: ONNX Runtime's arena keeps what a run took."""
+def _infer_bytes(sample_index: GraphIndex, tensor: ObservedTensor) -> int | None:
+    """Return the bytes of a tensor, None where its shape is not known."""
+    path, name = tensor.source
+    scope = sample_index.scopes[path]
+    shape = scope.shape(name)
+    if shape is None:
+        return None
+    size = 1
+    for dim in shape:
+        if dim is None:
+            return None
+        size *= dim
+    elem_type = scope.elem_type(name) or TensorProto.FLOAT
+    return size * helper.tensor_dtype_to_np_dtype(elem_type).itemsize
+
+
+def _measure_resident_memory(index: GraphIndex, feed: Feed, settings: RunSettings) -> int:
+    """Return the bytes of this process while the model runs: ONNX Runtime's arena keeps them."""
     process = psutil.Process()
-    session = open_observing_session(index, [], running)
+    session = open_observing_session(index, [], settings)
     before = process.memory_info().rss
     run_sample(session, index, list(index.outputs), feed)
     after = process.memory_info().rss
-    return after + max(after - before, 0) * (running.at_once - 1)
+    return after + max(after - before, 0) * (settings.parallel_samples - 1)

@@ -1,4 +1,4 @@
-"""Running the float model with the planned tensors as extra outputs: what range each one takes."""
+"""Running the float model with the planned tensors as extra outputs, and measuring them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import msgspec
 import onnxruntime as ort
@@ -21,31 +22,41 @@ from qdq.observers.tensor_statistics import (
     TensorKey,
     TensorStatistics,
 )
-from qdq.planning.decisions import Plan
-from qdq.ranges.channel_importance import channel_grades
+from qdq.planning.decisions import Placement, Plan
+from qdq.ranges.channel_importance import ChannelGrades, channel_grades
 from qdq.ranges.tensor_ranges import TensorRange
 from qdq.runtime.devices import CPU
 from qdq.runtime.session import open_session, run_sample
 
+#: What was measured in a sample, with the statistics that it is added to.
+_Measured: TypeAlias = list[tuple[TensorStatistics, SampleStatistics]]
 
-def list_observed_tensors(index: GraphIndex, plan: Plan, full: bool) -> tuple[ObservedTensor, ...]:
-    """Return every activation that the plan quantizes; `full` adds histograms, and the moments of what is multiplied with weights."""
-    made = {
-        p.edge.qualified_tensor: _made(index, p.edge)
-        for p in plan.placements
-        if p.quantizer.calibrated
-    }
-    axes = _summed_axes(index, plan) if full else {}
-    grades = (
-        {path: channel_grades(index.scopes[path]) for path in {path for path, _ in made.values()}}
-        if full
-        else {}
-    )
+
+def list_observed_tensors(
+    index: GraphIndex, plan: Plan, needs_histogram: bool
+) -> tuple[ObservedTensor, ...]:
+    """Return every activation that the plan quantizes.
+
+    `needs_histogram` adds histograms, and moments of the tensors that are multiplied with weights.
+    """
+    sources: dict[str, TensorKey] = {}
+    for placement in plan.placements:
+        if placement.quantizer.calibrated:
+            sources[placement.edge.qualified_tensor] = _find_source(index, placement.edge)
+    axes: dict[TensorKey, int] = {}
+    grades: dict[TensorKey, ChannelGrades] = {}
+    if needs_histogram:
+        axes = _find_summed_axes(index, plan)
+        for path in {path for path, _ in sources.values()}:
+            for tensor, tensor_grades in channel_grades(index.scopes[path]).items():
+                grades[path, tensor] = tensor_grades
     index.forget_constants()
-    return tuple(
-        ObservedTensor(read, key, full, axes.get(key), grades[key[0]].get(key[1]) if full else None)
-        for read, key in sorted(made.items())
-    )
+    observed: list[ObservedTensor] = []
+    for read, source in sorted(sources.items()):
+        observed.append(
+            ObservedTensor(read, source, needs_histogram, axes.get(source), grades.get(source))
+        )
+    return tuple(observed)
 
 
 class RunSettings(msgspec.Struct, frozen=True):
@@ -54,149 +65,183 @@ class RunSettings(msgspec.Struct, frozen=True):
     #: ONNX Runtime's names of execution providers.
     providers: tuple[str, ...] = CPU
     cores: int = os.cpu_count() or 1
-    #: Samples that are computed side by side.
-    at_once: int = 2
+    #: The number of samples that are computed at the same time.
+    parallel_samples: int = 2
 
     @property
-    def held(self) -> int:
-        """Samples whose tensors are in memory at the same time: one more than is computed, so that no core waits while one is looked at."""
-        return self.at_once + 1
+    def samples_in_memory(self) -> int:
+        """The number of samples whose tensors are in memory at the same time.
+
+        One more than is computed, so that no core waits while a sample is measured.
+        """
+        return self.parallel_samples + 1
 
 
 DEFAULT_RUN = RunSettings()
 
 
 class Observer:
-    """Runs the float model over samples and watches some of its tensors; a few samples are held at a time."""
+    """Runs the float model over samples and observes some of its tensors.
+
+    A few samples are in memory at a time.
+    """
 
     def __init__(
         self,
         index: GraphIndex,
-        wanted: Sequence[ObservedTensor],
-        running: RunSettings = DEFAULT_RUN,
+        observed: Sequence[ObservedTensor],
+        settings: RunSettings = DEFAULT_RUN,
         constants: bool = True,
     ) -> None:
-        """`constants` tells whether tensors that no sample changes are seen too: once in all parts of a run."""
-        self._wanted, self._running = wanted, running
-        way = self._way = _way(index, {w.source for w in wanted})
-        self._watches = {
-            w.source: TensorStatistics(w, flat=w.source in way.flat)
-            for w in sorted(wanted, key=lambda w: w.source)
-        }
-        for path, tensor in way.constant if constants else ():
-            watch = self._watches[path, tensor]
-            watch.add(watch.measure(index.scopes[path].constant(tensor)), "the model")
+        """`constants` adds the tensors that no sample changes: once in all parts of a run."""
+        self._observed = observed
+        self._settings = settings
+        self._model = _build_observed_model(index, {tensor.source for tensor in observed})
+        flat = self._model.flat_tensors
+        self._statistics: dict[TensorKey, TensorStatistics] = {}
+        for tensor in sorted(observed, key=lambda tensor: tensor.source):
+            is_flat = tensor.source in flat
+            self._statistics[tensor.source] = TensorStatistics(tensor, is_flat)
+        if constants:
+            self._add_constants(index)
+
+    def _add_constants(self, index: GraphIndex) -> None:
+        for path, tensor in self._model.constants:
+            statistics = self._statistics[path, tensor]
+            values = index.scopes[path].constant(tensor)
+            statistics.add(statistics.measure(values), "the model")
 
     def run(self, samples: Iterable[tuple[str, Feed]]) -> Iterator[int]:
-        """Yield the number of samples seen so far after each.
+        """Yield the number of samples that are done after each.
 
-        Raises DataError where a sample gives NaN or Inf in a tensor that is watched, and ModelError where ONNX Runtime
-        refuses the model.
+        Raises DataError where a sample gives NaN or Inf in an observed tensor, and ModelError where
+        ONNX Runtime refuses the model.
         """
-        for done, (where, looks) in enumerate(self._run_all(samples), 1):
-            while looks:
-                watch, look = looks.pop()
-                watch.add(look, where)
+        for done, (name, measured) in enumerate(self._measure_all(samples), 1):
+            while measured:
+                statistics, sample = measured.pop()
+                statistics.add(sample, name)
             yield done
 
-    def _run_all(
-        self, samples: Iterable[tuple[str, Feed]]
-    ) -> Iterator[tuple[str, list[tuple[TensorStatistics, SampleStatistics]]]]:
-        """Yield where each sample comes from and its tensors, in order, while the next samples are computed.
+    def _measure_all(self, samples: Iterable[tuple[str, Feed]]) -> Iterator[tuple[str, _Measured]]:
+        """Yield the name of each sample and its statistics, in order.
 
-        Two samples on half the cores each take less time than one after the other on all of them.
+        The next samples are computed meanwhile: two samples on half the cores each take less time
+        than one after the other on all of them.
         """
-        workers = min(self._running.cores, self._running.at_once)
-        session = open_observing_session(self._way.index, self._way.outputs, self._running)
+        settings = self._settings
+        workers = min(settings.cores, settings.parallel_samples)
+        session = open_observing_session(self._model.index, self._model.outputs, settings)
         with ThreadPoolExecutor(workers) as pool:
-            waiting: deque[tuple[str, Future[list[tuple[TensorStatistics, SampleStatistics]]]]] = (
-                deque()
-            )
-            for where, feed in samples:
-                waiting.append((where, pool.submit(self._looks, session, feed)))
-                if len(waiting) > workers:
-                    origin, first = waiting.popleft()
-                    yield origin, first.result()
-            while waiting:
-                origin, first = waiting.popleft()
-                yield origin, first.result()
+            pending: deque[tuple[str, Future[_Measured]]] = deque()
+            for name, feed in samples:
+                future = pool.submit(self._measure_sample, session, feed)
+                pending.append((name, future))
+                if len(pending) > workers:
+                    first_name, first = pending.popleft()
+                    yield first_name, first.result()
+            while pending:
+                first_name, first = pending.popleft()
+                yield first_name, first.result()
 
-    def _looks(
-        self, session: ort.InferenceSession, feed: Feed
-    ) -> list[tuple[TensorStatistics, SampleStatistics]]:
-        """Run one sample and look at each tensor that is watched, once for each time that it was computed."""
-        seen = run_sample(session, self._way.index, self._way.outputs, feed)
-        looks = []
-        while seen:  # what a look copied is not held twice
-            key, turns = self._way.turns(*seen.pop())
-            if watch := self._watches.get(key):
-                looks += [(watch, watch.measure(turn)) for turn in turns]
-        return looks
+    def _measure_sample(self, session: ort.InferenceSession, feed: Feed) -> _Measured:
+        """Run one sample and measure each observed tensor, once for each time it was computed."""
+        model = self._model
+        results = run_sample(session, model.index, model.outputs, feed)
+        measured: _Measured = []
+        while results:  # a tensor whose values were copied is not held twice
+            source, iterations = model.locate_output(*results.pop())
+            statistics = self._statistics.get(source)
+            if statistics is not None:
+                for values in iterations:
+                    measured.append((statistics, statistics.measure(values)))
+        return measured
 
     def by_tensor(self) -> tuple[TensorRange, ...]:
-        """Return what the tensors have held so far."""
-        return tuple(self._watches[w.source].to_range(w.read) for w in self._wanted)
+        """Return the ranges of the tensors over all samples so far."""
+        ranges: list[TensorRange] = []
+        for tensor in self._observed:
+            ranges.append(self._statistics[tensor.source].to_range(tensor.read))
+        return tuple(ranges)
 
 
 @dataclass(frozen=True)
-class _Way:
-    """How tensors are observed: the model that is run, and its further outputs."""
+class _ObservedModel:
+    """The model that is run, and how its outputs are the observed tensors."""
 
     index: GraphIndex
+    #: Its further outputs.
     outputs: list[str]
     #: The outputs that come from bodies.
     exposed: dict[str, ExposedTensor]
-    #: Tensors that need no run.
-    constant: tuple[TensorKey, ...]
+    #: Tensors that require no run.
+    constants: tuple[TensorKey, ...]
 
     @property
-    def flat(self) -> set[TensorKey]:
+    def flat_tensors(self) -> set[TensorKey]:
         """The tensors that come as vectors, so that their channels are not known."""
-        return {(e.graph, e.tensor) for e in self.exposed.values() if e.flat}
+        return {(item.graph, item.tensor) for item in self.exposed.values() if item.is_flat}
 
-    def turns(self, name: str, values: Array) -> tuple[TensorKey, Iterable[Array]]:
-        """Return which tensor an output is, and what it held each time that it was computed."""
-        given = self.exposed.get(name)
-        return (
-            ((given.graph, given.tensor), given.turns(values)) if given else (("", name), (values,))
-        )
-
-
-def _way(index: GraphIndex, tensors: set[TensorKey]) -> _Way:
-    constant = {key for key in tensors if index.scopes[key[0]].is_constant(key[1])}
-    computed = sorted(
-        tensor for path, tensor in tensors - constant if not path and tensor not in index.inputs
-    )
-    inside = sorted(key for key in tensors - constant if key[0])
-    if not inside:
-        return _Way(index, computed, {}, tuple(constant))
-    source, exposed = expose_body_tensors(index, inside)
-    return _Way(GraphIndex(source), [*computed, *exposed], exposed, tuple(constant))
+    def locate_output(self, name: str, values: Array) -> tuple[TensorKey, Iterable[Array]]:
+        """Return the tensor of an output, and its values of each time that it was computed."""
+        exposed = self.exposed.get(name)
+        if exposed is None:
+            return ("", name), (values,)
+        return (exposed.graph, exposed.tensor), exposed.split_iterations(values)
 
 
-def _made(index: GraphIndex, edge: Edge) -> TensorKey:
-    """Return the path of the graph that makes what an edge reads, and its name."""
-    return index.scope(edge).defining_scope(edge.tensor).path, edge.tensor
+def _build_observed_model(index: GraphIndex, tensors: set[TensorKey]) -> _ObservedModel:
+    constants: list[TensorKey] = []
+    outputs: list[str] = []
+    body_tensors: list[TensorKey] = []
+    for path, tensor in sorted(tensors):
+        if index.scopes[path].is_constant(tensor):
+            constants.append((path, tensor))
+        elif path:
+            body_tensors.append((path, tensor))
+        elif tensor not in index.inputs:
+            outputs.append(tensor)
+    if not body_tensors:
+        return _ObservedModel(index, outputs, {}, tuple(constants))
+    source, exposed = expose_body_tensors(index, body_tensors)
+    return _ObservedModel(GraphIndex(source), [*outputs, *exposed], exposed, tuple(constants))
 
 
 def open_observing_session(
-    index: GraphIndex, computed: list[str], running: RunSettings
+    index: GraphIndex, outputs: list[str], settings: RunSettings
 ) -> ort.InferenceSession:
-    """Return a session that gives some tensors too, for several samples at once."""
+    """Return a session with some tensors as further outputs, for several samples at once."""
+    parallel = min(settings.cores, settings.parallel_samples)
     options = ort.SessionOptions()
-    options.intra_op_num_threads = max(running.cores // min(running.cores, running.at_once), 1)
-    return open_session(index, computed, options, running.providers)
+    options.intra_op_num_threads = max(settings.cores // parallel, 1)
+    return open_session(index, outputs, options, settings.providers)
 
 
-def _summed_axes(index: GraphIndex, plan: Plan) -> dict[TensorKey, int]:
-    """Map each tensor that is multiplied with a constant weight to the axis that is summed over, where its readers agree on one."""
+def _find_source(index: GraphIndex, edge: Edge) -> TensorKey:
+    """Return the path of the graph that produces an edge's tensor, and its name."""
+    return index.scope(edge).defining_scope(edge.tensor).path, edge.tensor
+
+
+def _find_summed_axes(index: GraphIndex, plan: Plan) -> dict[TensorKey, int]:
+    """Return the axis of each tensor that its products with constant weights sum over.
+
+    Tensors whose readers sum over different axes are left out.
+    """
     axes: dict[TensorKey, set[int]] = {}
     for placement in plan.placements:
-        edge, node = placement.edge, index.node(placement.edge)
-        if placement.quantizer.axis is not None and edge.slot == 1:
-            axis = input_channel_axis(index.scope(edge), node)
-            if axis is not None:
-                axes.setdefault(
-                    (index.scope(edge).defining_scope(node.inputs[0]).path, node.inputs[0]), set()
-                ).add(axis)
-    return {key: next(iter(found)) for key, found in axes.items() if len(found) == 1}
+        if placement.quantizer.axis is not None and placement.edge.slot == 1:
+            _add_summed_axis(index, placement, axes)
+    return {source: min(summed) for source, summed in axes.items() if len(summed) == 1}
+
+
+def _add_summed_axis(
+    index: GraphIndex, placement: Placement, axes: dict[TensorKey, set[int]]
+) -> None:
+    """Add the axis of the tensor that a quantized weight is multiplied with."""
+    scope = index.scope(placement.edge)
+    node = index.node(placement.edge)
+    axis = input_channel_axis(scope, node)
+    if axis is not None:
+        tensor = node.inputs[0]
+        source = (scope.defining_scope(tensor).path, tensor)
+        axes.setdefault(source, set()).add(axis)

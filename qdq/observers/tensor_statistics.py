@@ -1,4 +1,4 @@
-"""What one tensor holds: its largest values, counts and channel sums, sample by sample."""
+"""Statistics of one tensor: its largest value, counts and channel sums, added sample by sample."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 
 from qdq.arrays import Array
 from qdq.errors import DataError, ModelError
@@ -15,151 +16,181 @@ from qdq.ranges.exact_sum import ExactSum
 from qdq.ranges.histogram import Histogram
 from qdq.ranges.tensor_ranges import Moments, TensorRange
 
-#: A tensor: the path of the graph that makes it, and its name.
+#: A tensor: the path of the graph that produces it, and its name.
 TensorKey = tuple[str, str]
 
 
 @dataclass(frozen=True)
 class ObservedTensor:
-    """A tensor that is observed, and what of it."""
+    """A tensor that is observed, and which of its statistics."""
 
     #: Its name as `Edge.read` gives it.
     read: str
     source: TensorKey
     histogram: bool
-    #: The axis whose channels are summed, where its moments are wanted.
+    #: The axis of the channels that are summed, None where no moments are required.
     axis: int | None
-    #: How much its channels matter, where that differs.
+    #: The importance of its channels, where they differ in it.
     grades: ChannelGrades | None
 
 
 class SampleStatistics(msgspec.Struct, frozen=True):
-    """One tensor of one sample, with all that can be said of it before others are known: threads look at several at once."""
+    """The statistics of one tensor in one sample; threads measure several samples at a time."""
 
-    #: How many values there are.
+    #: The number of values.
     size: int
-    #: The largest absolute value; NaN where it holds one.
+    #: The largest absolute value; NaN where the tensor holds one.
     largest: float
-    #: What is counted: the values and the largest absolute one of them for each grade, all for one grade where channels are not known.
+    #: The values to count and the largest absolute one of them, for each grade. All values are of
+    #: one grade where channels are not known.
     parts: tuple[tuple[int, Array, float], ...]
-    #: What its channels sum up to, and their squares, where moments are wanted.
+    #: The sums of its channels and those of their squares, where moments are required.
     sums: tuple[Array, Array] | None
 
 
 class TensorStatistics:
-    """What one tensor has held so far."""
+    """The statistics of one tensor over all samples so far."""
 
-    def __init__(self, wanted: ObservedTensor, flat: bool) -> None:
-        """`flat` tells that the tensor comes as a vector, so that its channels are not known."""
-        self.tensor = wanted.source[1]
-        self.axis = None if flat else wanted.axis
-        self.grades = None if flat or not wanted.histogram else wanted.grades
-        grades = sorted(set(self.grades.of_channel)) if self.grades else [0]
-        self.histograms = {grade: Histogram() for grade in grades} if wanted.histogram else {}
-        self.channels = (
-            {grade: np.flatnonzero(np.array(self.grades.of_channel) == grade) for grade in grades}
-            if self.grades
-            else {}
-        )
-        self.seen = False
-        self.amax = 0.0
-        self.count = 0
-        self.sums: ExactSum | None = None
-        self.squares: ExactSum | None = None
-        self.lost = False
+    def __init__(self, observed: ObservedTensor, is_flat: bool) -> None:
+        """`is_flat` states that values come as vectors, so that their channels are not known."""
+        self._tensor = observed.source[1]
+        self._axis = None if is_flat else observed.axis
+        self._grades: ChannelGrades | None = None
+        self._histograms: dict[int, Histogram] = {}
+        #: The positions of the channels of each grade.
+        self._channels: dict[int, npt.NDArray[np.intp]] = {}
+        if observed.histogram:
+            self._prepare_histograms(None if is_flat else observed.grades)
+        self._seen = False
+        self._amax = 0.0
+        self._count = 0
+        self._sums: ExactSum | None = None
+        self._squares: ExactSum | None = None
+        self._moments_lost = False
+
+    def _prepare_histograms(self, grades: ChannelGrades | None) -> None:
+        """Make a histogram for each grade of channels, or one for all."""
+        self._grades = grades
+        if grades is None:
+            self._histograms[0] = Histogram()
+            return
+        of_channel = np.array(grades.of_channel)
+        for grade in sorted(set(grades.of_channel)):
+            self._histograms[grade] = Histogram()
+            self._channels[grade] = np.flatnonzero(of_channel == grade)
 
     def measure(self, values: Array) -> SampleStatistics:
-        """Return what one sample's values say on their own; raises ModelError where they are no floats."""
+        """Return the statistics of one sample's values; raises ModelError unless they are float."""
         if values.dtype.kind != "f":
             raise ModelError(
-                f"tensor {self.tensor!r} holds {values.dtype} and cannot be quantized; narrow the rule that asks for it"
+                f"tensor {self._tensor!r} holds {values.dtype} and cannot be quantized. "
+                "Fix the rule that selects it."
             )
-        sums = channel_sums(values, self.axis) if self.axis is not None and values.size else None
-        grades = self.grades
-        if (
-            grades is None
-            or values.ndim <= grades.axis
-            or values.shape[grades.axis] != len(grades.of_channel)
-        ):
-            largest = largest_magnitude(values)
-            return SampleStatistics(
-                values.size,
-                largest,
-                tuple((grade, values, largest) for grade in list(self.histograms)[:1]),
-                sums,
-            )
-        channels = _largest_of_channels(values, grades.axis)
-        parts = (
-            (grade, values.take(of, grades.axis), float(channels[of].max()))
-            for grade, of in self.channels.items()
-        )
-        return SampleStatistics(values.size, float(channels.max(initial=0.0)), tuple(parts), sums)
+        sums = None
+        if self._axis is not None and values.size:
+            sums = _sum_channels(values, self._axis)
+        if self._grades is not None and _has_channels(values, self._grades):
+            return self._measure_grades(values, self._grades.axis, sums)
+        largest = _find_largest(values)
+        grades = list(self._histograms)[:1]
+        parts = tuple((grade, values, largest) for grade in grades)
+        return SampleStatistics(values.size, largest, parts, sums)
 
-    def add(self, look: SampleStatistics, where: str) -> None:
-        """Count one sample in; raises DataError where it holds NaN or Inf."""
-        if not np.isfinite(look.largest):
+    def _measure_grades(
+        self, values: Array, axis: int, sums: tuple[Array, Array] | None
+    ) -> SampleStatistics:
+        """Return the statistics of one sample's values with a part for each grade."""
+        by_channel = _find_largest_by_channel(values, axis)
+        parts: list[tuple[int, Array, float]] = []
+        for grade, channels in self._channels.items():
+            part = values.take(channels, axis)
+            part_largest = float(by_channel[channels].max())
+            parts.append((grade, part, part_largest))
+        largest = float(by_channel.max(initial=0.0))
+        return SampleStatistics(values.size, largest, tuple(parts), sums)
+
+    def add(self, sample: SampleStatistics, name: str) -> None:
+        """Add one sample; raises DataError, with the sample's name, where it holds NaN or Inf."""
+        if not np.isfinite(sample.largest):
             raise DataError(
-                f"{where}: tensor {self.tensor!r} becomes NaN or Inf; mend the data or leave its readers in float"
+                f"{name}: tensor {self._tensor!r} becomes NaN or Inf. "
+                "Fix the data or keep the tensor's readers in float."
             )
-        self.seen, self.amax = True, max(self.amax, look.largest)
-        for grade, values, largest in look.parts:
-            self.histograms[grade].add(values, largest)
-        if look.sums is not None:
-            self._add_moments(look.size, *look.sums)
+        self._seen = True
+        self._amax = max(self._amax, sample.largest)
+        for grade, values, largest in sample.parts:
+            self._histograms[grade].add(values, largest)
+        if sample.sums is not None:
+            self._add_moments(sample.size, *sample.sums)
 
     def _add_moments(self, size: int, sums: Array, squares: Array) -> None:
-        if self.sums is None or self.squares is None:
-            self.sums, self.squares = ExactSum(sums.shape[1]), ExactSum(sums.shape[1])
-        alike = self.sums.size == sums.shape[1]
-        if not (alike and np.isfinite(sums).all() and np.isfinite(squares).all()):
-            self.lost = True
+        channels = sums.shape[1]
+        if self._sums is None or self._squares is None:
+            self._sums = ExactSum(channels)
+            self._squares = ExactSum(channels)
+        is_finite = np.isfinite(sums).all() and np.isfinite(squares).all()
+        if self._sums.size != channels or not is_finite:
+            self._moments_lost = True
             return
-        self.count += size // sums.shape[1]
-        self.sums.add(sums)
-        self.squares.add(squares)
+        self._count += size // channels
+        self._sums.add(sums)
+        self._squares.add(squares)
 
     def to_range(self, read: str) -> TensorRange:
-        """Return what the tensor has held so far, under the name that edges read it by."""
-        whole = (
-            functools.reduce(Histogram.merged, self.histograms.values())
-            if self.histograms
-            else None
-        )
+        """Return the statistics so far, under the name that edges read the tensor by."""
         return TensorRange(
-            read,
-            self.amax,
-            whole,
-            self._moments(),
-            self.seen,
-            self.lost,
-            tuple(self.histograms.items()) if self.grades else (),
+            tensor=read,
+            amax=self._amax,
+            histogram=self._join_histograms(),
+            moments=self._join_moments(),
+            seen=self._seen,
+            moments_lost=self._moments_lost,
+            by_grade=tuple(self._histograms.items()) if self._grades else (),
         )
 
-    def _moments(self) -> Moments | None:
-        if self.sums is None or self.squares is None or self.lost:
+    def _join_histograms(self) -> Histogram | None:
+        if not self._histograms:
             return None
-        return Moments(self.count, self.sums, self.squares)
+        return functools.reduce(Histogram.merged, self._histograms.values())
+
+    def _join_moments(self) -> Moments | None:
+        if self._sums is None or self._squares is None or self._moments_lost:
+            return None
+        return Moments(self._count, self._sums, self._squares)
 
 
-def largest_magnitude(values: Array) -> float:
-    """Return the largest absolute value, 0 for none, NaN where there is one."""
+def _find_largest(values: Array) -> float:
+    """Return the largest absolute value, 0 for no values, NaN where there is one."""
     return float(max(values.max(initial=0), -values.min(initial=0)))
 
 
-def _largest_of_channels(values: Array, axis: int) -> Array:
-    others = tuple(a for a in range(values.ndim) if a != axis)
-    largest: Array = np.maximum(
-        values.max(axis=others, initial=0), -values.min(axis=others, initial=0)
-    )
-    return largest
+def _sum_channels(values: Array, axis: int) -> tuple[Array, Array]:
+    """Return the sums of values and of their squares along a channel axis.
 
-
-def channel_sums(values: Array, axis: int) -> tuple[Array, Array]:
-    """Return the sums of values and of their squares along a channel axis, float32 [entries, channels], entries being those of axis 0.
-
-    An entry's sums do not depend on the entries it comes with.
+    Both are float32 [entries, channels], entries being those of axis 0. The sums of an entry do not
+    depend on the other entries.
     """
     channels = np.moveaxis(values, axis, 1) if values.ndim > 1 else values[None, :]
-    rows = channels.reshape(len(channels), channels.shape[1], -1).astype(np.float32, copy=False)
+    rows = channels.reshape(len(channels), channels.shape[1], -1)
+    rows = rows.astype(np.float32, copy=False)
     with np.errstate(over="ignore", invalid="ignore"):
-        return rows.sum(axis=2), np.einsum("nct,nct->nc", rows, rows)
+        sums = rows.sum(axis=2)
+        squares = np.einsum("nct,nct->nc", rows, rows)
+    return sums, squares
+
+
+def _has_channels(values: Array, grades: ChannelGrades) -> bool:
+    """Whether values have as many channels as there are grades, along the same axis."""
+    if values.ndim <= grades.axis:
+        return False
+    channels: int = values.shape[grades.axis]
+    return channels == len(grades.of_channel)
+
+
+def _find_largest_by_channel(values: Array, axis: int) -> Array:
+    """Return the largest absolute value of each channel."""
+    other_axes = tuple(other for other in range(values.ndim) if other != axis)
+    highest = values.max(axis=other_axes, initial=0)
+    lowest = values.min(axis=other_axes, initial=0)
+    largest: Array = np.maximum(highest, -lowest)
+    return largest

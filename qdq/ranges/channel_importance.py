@@ -1,10 +1,11 @@
-"""How much the channels of a tensor matter to the layers that read it.
+"""The importance of a tensor's channels to the layers that read it.
 
-Where a channel of a layer's input is off by an error e that is independent from value to value, the expected square by which
-the layer's outputs are off is e**2 times the sum of squares of the weights that multiply the channel. An error that is
-large in channels with small weights costs little, and the range that serves the whole tensor should not be chosen for it: so
-square errors are weighed channel by channel: the expectation of qdq/weights.py with the roles of weights and inputs
-exchanged. A depthwise layer only scales its channels, so there the weights of the layers behind count too.
+An error e of a channel of a layer's input, independent from value to value, changes the layer's
+outputs by an expected square of e**2 times the sum of squares of the weights that multiply the
+channel. A large error costs little in channels with small weights, and the range of the whole
+tensor should not be chosen for them. Square errors are therefore weighed by channel, as the
+expectation of the weight scales with weights and inputs exchanged. A depthwise layer only scales
+its channels, so the weights of the layers after it count too.
 """
 
 from __future__ import annotations
@@ -19,166 +20,226 @@ from qdq.graph.index import GraphIndex, Node
 from qdq.graph.operands import input_channel_axis, reshape_by_channels
 from qdq.graph.operators import PAIRWISE
 
-#: Channels of one grade matter alike to within this factor; the last grade takes all that matter still less.
-GRADE_FACTOR, GRADE_COUNT = 4, 12
+#: Channels of one grade have the same importance to within this factor.
+GRADE_FACTOR = 4
 
-#: Operators that give each channel of their first input to the same channel of their output, neither larger nor smaller by much.
+#: The number of grades; the last one takes all channels of less importance.
+GRADE_COUNT = 12
+
+#: Operators that map each channel of their first input to the same channel of their output, with
+#: values of about the same size.
 _KEEPS_CHANNELS = frozenset((
-    "AveragePool", "BatchNormalization", "Clip", "Dropout", "Elu", "Erf", "Gelu", "GlobalAveragePool", "GlobalMaxPool", "HardSigmoid", "HardSwish",
-    "Identity", "LeakyRelu", "MaxPool", "Mish", "Neg", "Pad", "Relu", "Resize", "Sigmoid", "Softplus", "Tanh",
+    "AveragePool", "BatchNormalization", "Clip", "Dropout", "Elu", "Erf", "Gelu",
+    "GlobalAveragePool", "GlobalMaxPool", "HardSigmoid", "HardSwish", "Identity", "LeakyRelu",
+    "MaxPool", "Mish", "Neg", "Pad", "Relu", "Resize", "Sigmoid", "Softplus", "Tanh",
 ))  # fmt: skip
+
+#: The default of BatchNormalization, and the inputs that it scales with.
 _EPSILON = 1e-5
+_SCALE_SLOT = 1
+_VARIANCE_SLOT = 4
 
 
 class ChannelGrades(msgspec.Struct, frozen=True):
-    """The axis of a tensor's channels, and the grade of each: grade g matters FACTOR**-g as much as the most important."""
+    """The axis of a tensor's channels and the grade of each.
+
+    The importance of grade g is FACTOR**-g of that of the most important channel.
+    """
 
     axis: int
     of_channel: tuple[int, ...]
 
 
 class _Importance(msgspec.Struct, frozen=True):
+    """The axis of a tensor's channels and the importance of each."""
+
     axis: int
     of_channel: Floats
 
+    @property
+    def size(self) -> int:
+        """The number of channels."""
+        return self.of_channel.size
+
+    def scaled(self, factor: Floats | float) -> _Importance:
+        """Return the importance times a factor, of each channel or of all."""
+        return _Importance(self.axis, self.of_channel * factor)
+
 
 def channel_grades(index: GraphIndex) -> dict[str, ChannelGrades]:
-    """Return the grades of the tensors of one graph whose channels matter differently to the layers behind."""
-    found: dict[str, _Importance] = {}
+    """Return the grades of the tensors of one graph whose channels differ in importance."""
+    by_tensor: dict[str, _Importance] = {}
     for node in reversed(index.nodes):
-        for slot, importance in _of_inputs(index, node, found):
-            known = found.get(node.inputs[slot])
-            if known is None:
-                found[node.inputs[slot]] = importance
-            elif (
-                known.axis == importance.axis
-                and known.of_channel.size == importance.of_channel.size
-            ):
-                found[node.inputs[slot]] = _Importance(
-                    known.axis, known.of_channel + importance.of_channel
-                )
-    grades = {
-        tensor: ChannelGrades(importance.axis, _graded(importance.of_channel))
-        for tensor, importance in found.items()
-    }
-    return {tensor: given for tensor, given in grades.items() if len(set(given.of_channel)) > 1}
+        for slot, importance in _measure_inputs(index, node, by_tensor):
+            _add_importance(by_tensor, node.inputs[slot], importance)
+    grades: dict[str, ChannelGrades] = {}
+    for tensor, importance in by_tensor.items():
+        of_channel = _grade_channels(importance.of_channel)
+        if len(set(of_channel)) > 1:
+            grades[tensor] = ChannelGrades(importance.axis, of_channel)
+    return grades
 
 
-def _graded(importance: Floats) -> tuple[int, ...]:
-    """Return the grade of each channel; all are of one grade where none matters, or one matters beyond measure."""
-    most = importance.max(initial=0.0)
-    if not 0.0 < most < np.inf:
+def _add_importance(
+    by_tensor: dict[str, _Importance], tensor: str, importance: _Importance
+) -> None:
+    """Add the importance to one reader of a tensor, where its readers agree on the channels."""
+    known = by_tensor.get(tensor)
+    if known is None:
+        by_tensor[tensor] = importance
+    elif known.axis == importance.axis and known.size == importance.size:
+        total = known.of_channel + importance.of_channel
+        by_tensor[tensor] = _Importance(known.axis, total)
+
+
+def _grade_channels(importance: Floats) -> tuple[int, ...]:
+    """Return the grade of each channel.
+
+    All are of one grade where no channel has importance, or one has an infinite one.
+    """
+    largest = importance.max(initial=0.0)
+    if not 0.0 < largest < np.inf:
         return (0,) * importance.size
     with np.errstate(divide="ignore"):
-        grades = np.rint((np.log2(most) - np.log2(importance)) / np.log2(GRADE_FACTOR))
+        distances = np.log2(largest) - np.log2(importance)
+        grades = np.rint(distances / np.log2(GRADE_FACTOR))
     return tuple(np.minimum(grades, GRADE_COUNT - 1).astype(int).tolist())
 
 
-def _of_inputs(
-    index: GraphIndex, node: Node, found: dict[str, _Importance]
+def _measure_inputs(
+    index: GraphIndex, node: Node, by_tensor: dict[str, _Importance]
 ) -> Iterator[tuple[int, _Importance]]:
-    """Yield the inputs of a node whose channels' importance follows from its weights or its output."""
-    out = found.get(node.outputs[0]) if node.outputs else None
-    axis = input_channel_axis(index, node) if len(node.inputs) > 1 else None
-    if axis is not None and index.is_constant(node.inputs[1]):
-        importance = _of_weight(index, node, out)
+    """Yield the slots of a node with the importance of their channels, where that is known.
+
+    It follows from the node's weights or from its output.
+    """
+    output = by_tensor.get(node.outputs[0]) if node.outputs else None
+    axis = _weighted_axis(index, node)
+    if axis is not None:
+        importance = _measure_weight(index, node, output)
         if importance is not None and axis >= 0:  # below 0 where the rank is not known
             yield 0, _Importance(axis, importance)
-    elif out is None:
+    elif output is None:
         return
     elif node.op in _KEEPS_CHANNELS:
-        factor = _batch_normalization(index, node) if node.op == "BatchNormalization" else None
-        yield (
-            0,
-            out
-            if factor is None or factor.size != out.of_channel.size
-            else _Importance(out.axis, out.of_channel * factor),
-        )
+        yield 0, _scale_by_normalization(index, node, output)
     elif node.op == "Concat":
-        yield from _of_parts(index, node, out)
+        yield from _split_by_parts(index, node, output)
     elif node.op in PAIRWISE:
-        for slot in (slot for slot, name in enumerate(node.inputs) if not index.is_constant(name)):
-            if index.rank(node.inputs[slot]) == index.rank(node.outputs[0]):
-                yield (
-                    slot,
-                    _Importance(
-                        out.axis, out.of_channel * _constant_factor(index, node, slot, out)
-                    ),
-                )
+        yield from _scale_by_operands(index, node, output)
 
 
-def _of_weight(index: GraphIndex, node: Node, out: _Importance | None) -> Floats | None:
-    """Return the sum of squares of the weights that multiply each input channel; of grouped layers, each times its output's importance."""
-    shaped = reshape_by_channels(node, np.asarray(index.constant(node.inputs[1]), np.float32))
-    if shaped is None:
+def _weighted_axis(index: GraphIndex, node: Node) -> int | None:
+    """Return the axis of a node's input channels, None for a node without a constant weight."""
+    if len(node.inputs) <= 1:
         return None
-    squares, group = (
-        np.einsum("oit,oit->oi", shaped, shaped, dtype=np.float64),
-        int(node.attribute("group", 1)),
-    )
-    if len(squares) % group:
+    axis = input_channel_axis(index, node)
+    if axis is None or not index.is_constant(node.inputs[1]):
         return None
-    if (
-        group > 1
-        and out is not None
-        and out.of_channel.size == len(squares)
-        and (mean := out.of_channel.mean()) > 0.0
-    ):
-        squares *= out.of_channel[:, None] / mean
-    importance: Floats = squares.reshape(group, len(squares) // group, -1).sum(axis=1).ravel()
+    return axis
+
+
+def _measure_weight(index: GraphIndex, node: Node, output: _Importance | None) -> Floats | None:
+    """Return the sum of squares of the weights that multiply each input channel.
+
+    In grouped layers each square counts by the importance of its output channel.
+    """
+    weight = np.asarray(index.constant(node.inputs[1]), np.float32)
+    weight_by_channels = reshape_by_channels(node, weight)
+    if weight_by_channels is None:
+        return None
+    squares = np.einsum("oit,oit->oi", weight_by_channels, weight_by_channels, dtype=np.float64)
+    outputs = len(squares)
+    group = int(node.attribute("group", 1))
+    if outputs % group:
+        return None
+    if group > 1 and output is not None and output.size == outputs:
+        mean = output.of_channel.mean()
+        if mean > 0.0:
+            squares *= output.of_channel[:, None] / mean
+    by_group = squares.reshape(group, outputs // group, -1)
+    importance: Floats = by_group.sum(axis=1).ravel()
     return importance
 
 
-def _of_parts(index: GraphIndex, node: Node, out: _Importance) -> Iterator[tuple[int, _Importance]]:
-    """Yield to each input of a Concat the channels that it gives."""
+def _split_by_parts(
+    index: GraphIndex, node: Node, output: _Importance
+) -> Iterator[tuple[int, _Importance]]:
+    """Yield each slot of a Concat with the importance of its channels."""
     rank = index.rank(node.outputs[0]) or 0
-    shapes = [index.shape(name) for name in node.inputs]
-    if rank and int(node.attribute("axis", 0)) % rank != out.axis:
-        yield from ((slot, out) for slot in range(len(node.inputs)))
+    if rank and int(node.attribute("axis", 0)) % rank != output.axis:
+        for slot in range(len(node.inputs)):
+            yield slot, output
         return
-    sizes = [shape[out.axis] if shape and len(shape) > out.axis else None for shape in shapes]
-    if None in sizes or sum(size or 0 for size in sizes) != out.of_channel.size:
+    sizes: list[int] = []
+    for name in node.inputs:
+        shape = index.shape(name)
+        if not shape or len(shape) <= output.axis:
+            return
+        size = shape[output.axis]
+        if size is None:
+            return
+        sizes.append(size)
+    if sum(sizes) != output.size:
         return
-    ends = np.cumsum([size or 0 for size in sizes])
-    for slot, part in enumerate(np.split(out.of_channel, ends[:-1])):
-        yield slot, _Importance(out.axis, part)
+    ends = np.cumsum(sizes)
+    for slot, part in enumerate(np.split(output.of_channel, ends[:-1])):
+        yield slot, _Importance(output.axis, part)
 
 
-def _constant_factor(index: GraphIndex, node: Node, slot: int, out: _Importance) -> Floats | float:
-    """Return the square of what a Mul or Div multiplies each channel with, 1 where that is not known."""
-    other = node.inputs[1 - slot]
-    if (
-        node.op not in ("Mul", "Div")
-        or not index.is_constant(other)
-        or (node.op == "Div" and slot == 1)
-    ):
+def _scale_by_operands(
+    index: GraphIndex, node: Node, output: _Importance
+) -> Iterator[tuple[int, _Importance]]:
+    """Yield each computed slot of a pairwise operator, scaled by a constant operand."""
+    rank = index.rank(node.outputs[0])
+    for slot, name in enumerate(node.inputs):
+        if not index.is_constant(name) and index.rank(name) == rank:
+            factor = _constant_factor(index, node, slot, output)
+            yield slot, output.scaled(factor)
+
+
+def _constant_factor(
+    index: GraphIndex, node: Node, slot: int, output: _Importance
+) -> Floats | float:
+    """Return the square of the factor of a Mul or Div for each channel, 1 where it is unknown."""
+    operand = node.inputs[1 - slot]
+    is_factor = node.op == "Mul" or (node.op == "Div" and slot == 0)
+    if not is_factor or not index.is_constant(operand):
         return 1.0
-    factor = _along(
-        np.asarray(index.constant(other), np.float64), index.rank(node.outputs[0]) or 0, out
-    )
+    constant = np.asarray(index.constant(operand), np.float64)
+    rank = index.rank(node.outputs[0]) or 0
+    factor = _broadcast_channels(constant, rank, output)
     if factor is None or not np.isfinite(factor).all():
         return 1.0
     with np.errstate(divide="ignore"):
-        squares = factor**2 if node.op == "Mul" else 1.0 / factor**2
+        squares = factor**2
+        if node.op == "Div":
+            squares = 1.0 / squares
     return squares if np.isfinite(squares).all() else 1.0
 
 
-def _along(constant: Array, rank: int, out: _Importance) -> Floats | None:
-    """Return a constant as one number for each channel, None where it differs along other axes too."""
+def _broadcast_channels(constant: Array, rank: int, output: _Importance) -> Floats | None:
+    """Return a constant as one number or one per channel, None where other axes differ in it."""
     shape = (1,) * (rank - constant.ndim) + constant.shape
-    across = [size for axis, size in enumerate(shape) if axis != out.axis]
-    if (
-        len(shape) != rank
-        or any(size != 1 for size in across)
-        or shape[out.axis] not in (1, out.of_channel.size)
-    ):
+    if len(shape) != rank or shape[output.axis] not in (1, output.size):
         return None
+    for axis, size in enumerate(shape):
+        if axis != output.axis and size != 1:
+            return None
     return constant.ravel()
 
 
-def _batch_normalization(index: GraphIndex, node: Node) -> Floats | None:
-    if not all(index.is_constant(node.inputs[slot]) for slot in (1, 4)):
-        return None
-    scale, variance = (np.asarray(index.constant(node.inputs[slot]), np.float64) for slot in (1, 4))
-    factor: Floats = scale**2 / (np.maximum(variance, 0.0) + node.attribute("epsilon", _EPSILON))
-    return factor
+def _scale_by_normalization(index: GraphIndex, node: Node, output: _Importance) -> _Importance:
+    """Return the importance of a node's input, scaled where it is a BatchNormalization."""
+    if node.op != "BatchNormalization":
+        return output
+    parameters: list[Floats] = []
+    for slot in (_SCALE_SLOT, _VARIANCE_SLOT):
+        name = node.inputs[slot]
+        if not index.is_constant(name):
+            return output
+        parameters.append(np.asarray(index.constant(name), np.float64))
+    scale, variance = parameters
+    epsilon = node.attribute("epsilon", _EPSILON)
+    factor: Floats = scale**2 / (np.maximum(variance, 0.0) + epsilon)
+    return output.scaled(factor) if factor.size == output.size else output

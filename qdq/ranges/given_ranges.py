@@ -1,34 +1,33 @@
-"""Ranges that come from elsewhere than calibration, and what each of them means for a plan.
+"""Ranges that come from elsewhere than calibration, and which tensors of a plan they apply to.
 
-A planned tensor that is not given takes the range of the nearest given tensor that holds all of its
-values, moved, picked or joined with others: what is within that tensor's range is within its own.
+A planned tensor without a given range takes that of the nearest tensor with one that holds all of
+its values, moved, picked or joined with others: that range covers its values too.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 
 import msgspec
 import numpy as np
 
 from qdq.errors import DataError, did_you_mean
 from qdq.graph.bodies import qualified_name
-from qdq.graph.index import GraphIndex, Node
+from qdq.graph.index import Edge, GraphIndex
 from qdq.graph.operators import MOVES_VALUES
-from qdq.graph.patterns import can_commute_with_quantization, trace_axis_to_input
+from qdq.graph.patterns import trace_axis_to_input
 from qdq.planning.decisions import Plan
 from qdq.quantizer import INT8_LEVELS
+from qdq.ranges.value_holders import iterate_holders
 
-#: Operators whose result holds every value of their first input, wherever they commute with quantization.
-_KEEPS_VALUES = (*MOVES_VALUES, "Expand", "Tile", "DepthToSpace", "SpaceToDepth", "Dropout")
+#: How many names a message lists.
 _NAMED = 3
 
-#: The largest amax that is taken: that of the largest float32 scale.
+#: The largest amax that is accepted: that of the largest float32 scale.
 LARGEST_AMAX = INT8_LEVELS * float(np.finfo(np.float32).max)
 
-#: A tensor: the path of the graph that makes it, and its name there.
-_Place = tuple[str, str]
+#: A tensor: the path of the graph that produces it, and its name there.
+_Location = tuple[str, str]
 
 
 class GivenRange(msgspec.Struct, frozen=True):
@@ -36,10 +35,11 @@ class GivenRange(msgspec.Struct, frozen=True):
 
     #: Its name as `Edge.read` gives it.
     tensor: str
-    #: The absolute value that maps to the largest value of the type, in the tensor's unit; 0 for a tensor of zeros.
-    #: A float32 scale times 127 or 448 is exact in it, and divided again gives the same scale.
+    #: The absolute value that maps to the largest value of the type, in the tensor's unit; 0 for a
+    #: tensor of zeros. A float32 scale times 127 or 448 is exact in it, and divided again gives the
+    #: same scale.
     amax: float
-    #: The line that it stands on, 0 where that is not known.
+    #: Its line in the file, 0 where that is not known.
     line: int = 0
     #: Whether it only bounds the range: where samples are run, the method may choose a smaller one.
     at_most: bool = False
@@ -50,23 +50,24 @@ class GivenWeightRange(msgspec.Struct, frozen=True):
 
     #: Its name as `Edge.read` gives it.
     tensor: str
-    #: The axis that has one range each, None for one range.
+    #: The axis with one range for each channel, None for one range.
     axis: int | None
     #: Absolute values, as in `GivenRange`.
     amax: tuple[float, ...]
-    #: The line that it stands on, 0 where that is not known.
+    #: Its line in the file, 0 where that is not known.
     line: int = 0
 
 
 class GivenRanges(msgspec.Struct, frozen=True):
-    """What a file, or a caller, says about ranges."""
+    """The ranges that a file or a caller states."""
 
-    #: What it is called in reports: a file's name.
+    #: The name in reports: a file's name.
     name: str
     by_tensor: tuple[GivenRange, ...]
     #: The file, as messages name it; empty where there is none.
     path: str = ""
-    #: Whether every name must be one of the graph's; the files of other tools name tensors that only those know.
+    #: Whether every name must be one of the graph's. Files of other tools name tensors that only
+    #: those tools know.
     strict: bool = True
     #: The first line of a calibration cache.
     header: str = ""
@@ -74,243 +75,312 @@ class GivenRanges(msgspec.Struct, frozen=True):
 
 
 class AppliedRange(msgspec.Struct, frozen=True):
-    """A planned tensor whose range was given."""
+    """A planned tensor with a given range."""
 
     tensor: str
     amax: float
-    #: The name that its range was given for, where that is another one: a tensor that holds all of its values.
+    #: The tensor that the range was given for, where that is another one: it holds all values of
+    #: this one.
     source_tensor: str = ""
     #: Whether the method may choose a smaller range.
     at_most: bool = False
 
 
 class AppliedWeightRange(msgspec.Struct, frozen=True):
-    """A planned weight whose ranges were given."""
+    """A planned weight with given ranges."""
 
     tensor: str
-    #: One for each channel of the axis it is quantized along, or one.
+    #: The axis it is quantized along, with one range for each channel; None for one range.
     axis: int | None
     amax: tuple[float, ...]
 
 
 class GivenSummary(msgspec.Struct, frozen=True):
-    """What became of the ranges that were given."""
+    """Which of the given ranges apply to a plan, and which do not."""
 
     name: str
     tensors: tuple[AppliedRange, ...]
     #: Names that the graph does not have.
     unknown: tuple[str, ...] = ()
-    #: Tensors of the graph that the plan does not quantize, and that no planned one took its range from.
+    #: Tensors of the graph that the plan does not quantize and whose range no planned one takes.
     unplanned: tuple[str, ...] = ()
-    #: Planned tensors that were not given: they are calibrated, or without data constants that take their largest value.
+    #: Planned tensors without a given range. They are calibrated, or without data constants that
+    #: take their largest value.
     missing: tuple[str, ...] = ()
     weights: tuple[AppliedWeightRange, ...] = ()
 
     @property
     def weight_amax(self) -> dict[tuple[str, int | None], tuple[float, ...]]:
-        """The given ranges of each planned weight that has some, by its name and axis."""
-        return {(taken.tensor, taken.axis): taken.amax for taken in self.weights}
+        """The given ranges of each planned weight, by its name and axis."""
+        return {(weight.tensor, weight.axis): weight.amax for weight in self.weights}
 
     @property
     def bounded(self) -> frozenset[str]:
         """The planned tensors whose given range is only a bound."""
-        return frozenset(taken.tensor for taken in self.tensors if taken.at_most)
+        return frozenset(applied.tensor for applied in self.tensors if applied.at_most)
 
     @property
     def amax(self) -> dict[str, float]:
-        """The given range of each planned tensor that has one."""
-        return {taken.tensor: taken.amax for taken in self.tensors}
+        """The given range of each planned tensor."""
+        return {applied.tensor: applied.amax for applied in self.tensors}
 
 
 def given_by_hand(
     ranges: Mapping[str, float], name: str = "ranges passed to the library"
 ) -> GivenRanges:
-    """Return the ranges in a mapping of tensors to amax; raises DataError for one that is negative or not finite."""
+    """Return the ranges in a mapping of tensors to amax.
+
+    Raises DataError for an amax that is negative or not finite.
+    """
+    by_tensor: list[GivenRange] = []
     for tensor, amax in ranges.items():
         require_range(amax, f"{name}: tensor {tensor!r}")
-    return GivenRanges(
-        name, tuple(GivenRange(tensor, float(amax)) for tensor, amax in ranges.items())
-    )
+        by_tensor.append(GivenRange(tensor, float(amax)))
+    return GivenRanges(name, tuple(by_tensor))
 
 
-def require_range(amax: float, where: str) -> None:
+def require_range(amax: float, location: str) -> None:
     """Raise DataError unless a range is a number from 0 to `LARGEST_AMAX`."""
     if not 0.0 <= amax <= LARGEST_AMAX:
         raise DataError(
-            f"{where}: a range of {amax:g} cannot be used; write a finite number above 0, or 0 for a tensor that holds only zeros"
+            f"{location}: a range of {amax:g} cannot be used. "
+            "Write a finite number above 0, or 0 for a tensor of zeros."
         )
 
 
-def match_given_ranges(index: GraphIndex, plan: Plan, given: GivenRanges) -> GivenSummary:
-    """Return which planned activations get which of the given ranges, and what is left over on both sides.
+def match_given_ranges(index: GraphIndex, plan: Plan, given_ranges: GivenRanges) -> GivenSummary:
+    """Return which planned activations and weights get which of the given ranges.
 
     Raises DataError for a name that the graph lacks where the ranges are strict.
     """
-    places = _places(index)
-    planned = {
-        p.edge.qualified_tensor: (
-            index.scope(p.edge).defining_scope(p.edge.tensor).path,
-            p.edge.tensor,
-        )
-        for p in plan.placements
-        if p.quantizer.calibrated
-    }
-    lines = {item.tensor: item.line for item in given.weights} | {
-        item.tensor: item.line for item in given.by_tensor
-    }
-    unknown = [
-        GivenRange(name, 0.0, line)
-        for name, line in lines.items()
-        if name not in planned and name not in places
-    ]
-    if unknown and given.strict:
-        raise DataError(_unknown_sentence(index, given, unknown, {*places, *planned}))
-    named = {r.tensor: r for r in given.by_tensor}
-    at = {places[r.tensor]: r for r in given.by_tensor if r.tensor in places}
-    taken: dict[str, GivenRange] = {}
-    for read in sorted(planned):
-        if found := named.get(read) or _nearest(index, planned[read], at):
-            taken[read] = found
-    used = {
-        *(p.edge.qualified_tensor for p in plan.placements),
-        *(r.tensor for r in taken.values()),
-        *(r.tensor for r in unknown),
-    }
+    locations = _map_locations(index)
+    planned = _find_planned_activations(index, plan)
+    known = locations.keys() | planned.keys()
+    unknown = _find_unknown(given_ranges, known)
+    if unknown and given_ranges.strict:
+        raise DataError(_describe_unknown(index, given_ranges, unknown, known))
+    sources = _find_sources(index, planned, given_ranges, locations)
+    applied: list[AppliedRange] = []
+    missing: list[str] = []
+    for tensor in sorted(planned):
+        if tensor in sources:
+            applied.append(_apply_range(tensor, sources[tensor]))
+        else:
+            missing.append(tensor)
+    used = {item.source_tensor for item in applied}
+    used.update(unknown)
+    used.update(placement.edge.qualified_tensor for placement in plan.placements)
+    names = dict.fromkeys(item.tensor for item in given_ranges.by_tensor)
     return GivenSummary(
-        name=given.name,
-        tensors=tuple(
-            AppliedRange(read, r.amax, "" if r.tensor == read else r.tensor, r.at_most)
-            for read, r in taken.items()
-        ),
-        unknown=tuple(r.tensor for r in unknown),
-        unplanned=tuple(name for name in named if name not in used),
-        missing=tuple(read for read in sorted(planned) if read not in taken),
-        weights=tuple(_taken_weights(index, plan, given)),
+        name=given_ranges.name,
+        tensors=tuple(applied),
+        unknown=tuple(unknown),
+        unplanned=tuple(name for name in names if name not in used),
+        missing=tuple(missing),
+        weights=tuple(_iterate_applied_weights(index, plan, given_ranges)),
     )
 
 
-def _taken_weights(
-    index: GraphIndex, plan: Plan, given: GivenRanges
-) -> Iterator[AppliedWeightRange]:
-    """Yield the planned weights that have given ranges, along the axis they are quantized along."""
-    known: dict[str, list[GivenWeightRange]] = {}
-    for weight in given.weights:
-        known.setdefault(weight.tensor, []).append(weight)
-    done: set[tuple[str, int | None]] = set()
-    for placement in plan.placements if known else ():
-        edge, axis = placement.edge, placement.quantizer.axis
-        if not placement.quantizer.calibrated and (edge.qualified_tensor, axis) not in done:
-            done.add((edge.qualified_tensor, axis))
-            if amax := _weight_ranges(index.scope(edge), edge.tensor, axis, known):
-                yield AppliedWeightRange(edge.qualified_tensor, axis, amax)
+def complete_without_data(index: GraphIndex, plan: Plan, summary: GivenSummary) -> dict[str, float]:
+    """Return the range of every planned activation: a given one, or that of a constant's values.
 
-
-def _weight_ranges(
-    scope: GraphIndex, tensor: str, axis: int | None, known: Mapping[str, list[GivenWeightRange]]
-) -> tuple[float, ...]:
-    """Return the given ranges of a constant along an axis, found at it or before operators that only move its values; nothing where there are none."""
-    scope, along = scope.defining_scope(tensor), axis
-    shape, at = scope.shape(tensor), tensor
-    while (found := known.get(qualified_name(scope.path, at)) or known.get(at)) is None:
-        maker = scope.producers.get(at)
-        if (
-            maker is None
-            or maker.op not in MOVES_VALUES
-            or (axis is not None and (along := trace_axis_to_input(scope, maker, along)) is None)
-        ):
-            return ()
-        at = maker.inputs[0]
-    if axis is None:
-        return next((weight.amax for weight in found if weight.axis is None), (max(found[0].amax),))
-    channels = shape[axis] if shape is not None else None
-    fitting = (
-        weight.amax if weight.axis is not None else weight.amax * (channels or 1)
-        for weight in found
-        if weight.axis in (None, along)
-    )
-    return next((amax for amax in fitting if len(amax) == channels), ())
-
-
-def complete_without_data(index: GraphIndex, plan: Plan, found: GivenSummary) -> dict[str, float]:
-    """Return the range of every planned activation from what is given, that of a constant also from its values.
-
-    Raises DataError where that leaves one without.
+    Raises DataError where an activation has neither.
     """
-    edges = {p.edge.qualified_tensor: p.edge for p in plan.placements if p.quantizer.calibrated}
-    constant = [
-        read for read in found.missing if index.scope(edges[read]).is_constant(edges[read].tensor)
-    ]
-    _refuse_missing(index, found, [read for read in found.missing if read not in constant])
-    amax = {
-        read: float(np.abs(index.scope(edges[read]).constant(edges[read].tensor)).max(initial=0))
-        for read in constant
-    }
-    for read, value in amax.items():
-        require_range(value, f"{index.source.name}: constant {read!r}")
-    return found.amax | amax
-
-
-def _refuse_missing(index: GraphIndex, found: GivenSummary, missing: list[str]) -> None:
+    edges = _find_activation_edges(plan)
+    constants: list[str] = []
+    missing: list[str] = []
+    for tensor in summary.missing:
+        edge = edges[tensor]
+        if index.scope(edge).is_constant(edge.tensor):
+            constants.append(tensor)
+        else:
+            missing.append(tensor)
     if missing:
-        names = ", ".join(map(repr, missing[:_NAMED])) + (
-            f" and {len(missing) - _NAMED} more" if len(missing) > _NAMED else ""
-        )
-        count = f"{len(missing)} planned tensor{'s' if len(missing) > 1 else ''}"
-        raise DataError(
-            f"{index.source.name}: {found.name} has no range for {count}: {names}; pass --data to calibrate what it lacks, or add them"
-        )
+        raise DataError(_describe_missing(index, summary, missing))
+    amax = summary.amax
+    for tensor in constants:
+        edge = edges[tensor]
+        values = np.abs(index.scope(edge).constant(edge.tensor))
+        amax[tensor] = float(values.max(initial=0))
+        require_range(amax[tensor], f"{index.source.name}: constant {tensor!r}")
+    return amax
 
 
-def _unknown_sentence(
-    index: GraphIndex, given: GivenRanges, unknown: list[GivenRange], known: set[str]
-) -> str:
-    first = unknown[0]
-    at = f"{given.path}:{first.line}" if first.line else given.path or given.name
-    others = f" ({len(unknown) - 1} more are unknown)" if len(unknown) > 1 else ""
-    return f"{at}: {index.source.name} has no tensor {first.tensor!r}{others}{did_you_mean(first.tensor, known)}; 'qdq plan' names those that get a scale"
-
-
-def _places(index: GraphIndex) -> dict[str, _Place]:
-    """Map every tensor's name, in a body behind the body's path, to where it is made."""
-    made = {}
+def _map_locations(index: GraphIndex) -> dict[str, _Location]:
+    """Map every tensor's name, in a body with the body's path, to its location."""
+    locations: dict[str, _Location] = {}
     for path, scope in index.scopes.items():
         for tensor in (*scope.inputs, *scope.initializers, *scope.producers):
-            made[qualified_name(path, tensor)] = (path, tensor)
-    return made
+            locations[qualified_name(path, tensor)] = (path, tensor)
+    return locations
 
 
-def _nearest(
-    index: GraphIndex, place: _Place, at: Mapping[_Place, GivenRange]
+def _find_activation_edges(plan: Plan) -> dict[str, Edge]:
+    """Return an edge of each activation that a plan quantizes, by the tensor's name."""
+    edges: dict[str, Edge] = {}
+    for placement in plan.placements:
+        if placement.quantizer.calibrated:
+            edges[placement.edge.qualified_tensor] = placement.edge
+    return edges
+
+
+def _find_planned_activations(index: GraphIndex, plan: Plan) -> dict[str, _Location]:
+    """Return the location of each activation that a plan quantizes, by its name."""
+    planned: dict[str, _Location] = {}
+    for tensor, edge in _find_activation_edges(plan).items():
+        scope = index.scope(edge).defining_scope(edge.tensor)
+        planned[tensor] = (scope.path, edge.tensor)
+    return planned
+
+
+def _find_unknown(given_ranges: GivenRanges, known: Set[str]) -> dict[str, int]:
+    """Return the line of each given name that the graph lacks."""
+    items: list[GivenRange | GivenWeightRange] = [*given_ranges.weights, *given_ranges.by_tensor]
+    unknown: dict[str, int] = {}
+    for item in items:
+        if item.tensor not in known:
+            unknown[item.tensor] = item.line
+    return unknown
+
+
+def _find_sources(
+    index: GraphIndex,
+    planned: Mapping[str, _Location],
+    given_ranges: GivenRanges,
+    locations: Mapping[str, _Location],
+) -> dict[str, GivenRange]:
+    """Return the given range of each planned activation that has one, or a tensor that holds it."""
+    by_name: dict[str, GivenRange] = {}
+    by_location: dict[_Location, GivenRange] = {}
+    for item in given_ranges.by_tensor:
+        by_name[item.tensor] = item
+        if item.tensor in locations:
+            by_location[locations[item.tensor]] = item
+    sources: dict[str, GivenRange] = {}
+    for tensor in sorted(planned):
+        source = by_name.get(tensor) or _find_nearest(index, planned[tensor], by_location)
+        if source is not None:
+            sources[tensor] = source
+    return sources
+
+
+def _find_nearest(
+    index: GraphIndex, location: _Location, by_location: Mapping[_Location, GivenRange]
 ) -> GivenRange | None:
-    """Return the range of the nearest given tensor that holds all values of this one, itself included; None where there is none."""
-    waiting, seen = deque([place]), {place}
-    while waiting:
-        path, tensor = waiting.popleft()
-        if found := at.get((path, tensor)):
-            return found
-        for holder in _holders(index.scopes[path], tensor):
-            if (path, holder) not in seen:
-                seen.add((path, holder))
-                waiting.append((path, holder))
+    """Return the range of the nearest given tensor that holds all values of this one.
+
+    That may be the tensor itself. The result is None where there is none.
+    """
+    path, tensor = location
+    for holder in iterate_holders(index.scopes[path], tensor):
+        source = by_location.get((path, holder))
+        if source is not None:
+            return source
     return None
 
 
-def _holders(scope: GraphIndex, tensor: str) -> Iterator[str]:
-    """Yield the tensors beside one, made from it or it from them, that hold all of its values."""
-    maker = scope.producers.get(tensor)
-    if (
-        maker is not None
-        and can_commute_with_quantization(scope, maker)
-        and (maker.op == "Split" or tensor == maker.outputs[0])
-    ):
-        yield maker.inputs[0]
-    for reader, slot in scope.consumers.get(tensor, ()):
-        if _keeps(scope, reader, slot):
-            yield reader.outputs[0]
+def _apply_range(tensor: str, source: GivenRange) -> AppliedRange:
+    source_tensor = "" if source.tensor == tensor else source.tensor
+    return AppliedRange(tensor, source.amax, source_tensor, source.at_most)
 
 
-def _keeps(scope: GraphIndex, reader: Node, slot: int) -> bool:
-    """Whether the result of a node holds every value that it reads at a slot."""
-    if reader.op == "Concat":
-        return slot >= 0
-    return slot == 0 and reader.op in _KEEPS_VALUES and can_commute_with_quantization(scope, reader)
+def _iterate_applied_weights(
+    index: GraphIndex, plan: Plan, given_ranges: GivenRanges
+) -> Iterator[AppliedWeightRange]:
+    """Yield the planned weights that have given ranges, along the axis they are quantized along."""
+    by_tensor: dict[str, list[GivenWeightRange]] = {}
+    for weight in given_ranges.weights:
+        by_tensor.setdefault(weight.tensor, []).append(weight)
+    if not by_tensor:
+        return
+    done: set[tuple[str, int | None]] = set()
+    for placement in plan.placements:
+        edge = placement.edge
+        axis = placement.quantizer.axis
+        key = (edge.qualified_tensor, axis)
+        if placement.quantizer.calibrated or key in done:
+            continue
+        done.add(key)
+        amax = _find_weight_amax(index.scope(edge), edge.tensor, axis, by_tensor)
+        if amax:
+            yield AppliedWeightRange(edge.qualified_tensor, axis, amax)
+
+
+def _find_weight_amax(
+    scope: GraphIndex,
+    tensor: str,
+    axis: int | None,
+    by_tensor: Mapping[str, list[GivenWeightRange]],
+) -> tuple[float, ...]:
+    """Return the given ranges of a constant along an axis, () where there are none that fit."""
+    scope = scope.defining_scope(tensor)
+    weights, source_axis = _trace_to_ranges(scope, tensor, axis, by_tensor)
+    if axis is None:
+        return _join_channels(weights)
+    shape = scope.shape(tensor)
+    channels = shape[axis] if shape is not None else None
+    for weight in weights:
+        if weight.axis not in (None, source_axis):
+            continue
+        amax = weight.amax
+        if weight.axis is None:
+            amax = amax * (channels or 1)
+        if len(amax) == channels:
+            return amax
+    return ()
+
+
+def _trace_to_ranges(
+    scope: GraphIndex,
+    tensor: str,
+    axis: int | None,
+    by_tensor: Mapping[str, list[GivenWeightRange]],
+) -> tuple[list[GivenWeightRange], int | None]:
+    """Return the ranges given for a constant, and the axis that the constant's axis is there.
+
+    Operators between the two only move values. There are no ranges where none are given.
+    """
+    while True:
+        weights = by_tensor.get(qualified_name(scope.path, tensor)) or by_tensor.get(tensor)
+        if weights is not None:
+            return weights, axis
+        producer = scope.producers.get(tensor)
+        if producer is None or producer.op not in MOVES_VALUES:
+            return [], axis
+        if axis is not None:
+            axis = trace_axis_to_input(scope, producer, axis)
+            if axis is None:
+                return [], axis
+        tensor = producer.inputs[0]
+
+
+def _join_channels(weights: list[GivenWeightRange]) -> tuple[float, ...]:
+    """Return the one range of a weight: the given one, or the largest of its channels."""
+    for weight in weights:
+        if weight.axis is None:
+            return weight.amax
+    return (max(weights[0].amax),) if weights else ()
+
+
+def _describe_missing(index: GraphIndex, summary: GivenSummary, missing: list[str]) -> str:
+    names = ", ".join(map(repr, missing[:_NAMED]))
+    if len(missing) > _NAMED:
+        names += f" and {len(missing) - _NAMED} more"
+    plural = "s" if len(missing) > 1 else ""
+    return (
+        f"{index.source.name}: {summary.name} has no range for {len(missing)} planned "
+        f"tensor{plural}: {names}. Pass --data to calibrate what is missing, or add the ranges."
+    )
+
+
+def _describe_unknown(
+    index: GraphIndex, given_ranges: GivenRanges, unknown: Mapping[str, int], known: Set[str]
+) -> str:
+    name, line = next(iter(unknown.items()))
+    location = given_ranges.path or given_ranges.name
+    if line:
+        location = f"{given_ranges.path}:{line}"
+    others = f" ({len(unknown) - 1} more are unknown)" if len(unknown) > 1 else ""
+    fact = f"{location}: {index.source.name} has no tensor {name!r}{others}"
+    hint = did_you_mean(name, known) or "."
+    return f"{fact}{hint} 'qdq plan' lists the tensors that get a scale."

@@ -1,4 +1,4 @@
-"""Ranges written by hand, in YAML or JSON: a number for a tensor, a list for the channels of a weight."""
+"""Ranges written by hand in YAML or JSON: numbers for tensors, lists for weights' channels."""
 
 from __future__ import annotations
 
@@ -14,152 +14,182 @@ from qdq.files.strict_yaml import LocatedMapping, parse_text_yaml
 from qdq.quantizer import INT8_LEVELS
 from qdq.ranges.given_ranges import LARGEST_AMAX, GivenRange, GivenWeightRange, require_range
 
-_AMAX, _SCALE = "amax", "scale"
-_WAYS = (_AMAX, _SCALE)
+#: The keys of a range: the quantity that its number is.
+_AMAX = "amax"
+_SCALE = "scale"
+_QUANTITIES = (_AMAX, _SCALE)
 _AXIS = "axis"
 
 
 def parse_handwritten_ranges(
     content: bytes, path: Path
 ) -> tuple[tuple[GivenRange, ...], tuple[GivenWeightRange, ...]]:
-    """Return the ranges of tensors and those of weights that YAML or JSON says; a weight with one range is among both.
+    """Return the ranges of tensors and those of weights in YAML or JSON.
 
-    A tensor is mapped to its amax, to ``{amax: ...}`` or to ``{scale: ...}``; a weight to one of these with a list in it and, for several, the
-    ``axis`` that they go along. Raises DataError with the file and the line.
+    A weight with one range is among both. A tensor is mapped to its amax, to ``{amax: ...}`` or to
+    ``{scale: ...}``. A weight is mapped to one of these with a list in it, and for several ranges
+    their ``axis``. Raises DataError with the file and the line.
     """
     ranges: list[GivenRange] = []
     weights: list[GivenWeightRange] = []
-    found = _mapping(content, path)
-    for tensor, value in found.items():
-        line = found.lines[tensor]
-        where = f"{path}:{line}: tensor {tensor!r}"
-        if (way := _way_of_list(value)) is None:
-            ranges.append(GivenRange(tensor, _one(value, where), line))
+    mapping = _parse_mapping(content, path)
+    for tensor, value in mapping.items():
+        line = mapping.lines[tensor]
+        location = f"{path}:{line}: tensor {tensor!r}"
+        quantity = _find_listed_quantity(value)
+        if quantity is None:
+            ranges.append(GivenRange(tensor, _parse_range(value, location), line))
             continue
-        weight = GivenWeightRange(
-            tensor,
-            _axis(value, way, where),
-            tuple(_amax(way, each, where) for each in value[way]),
-            line,
-        )
-        weights.append(weight)
-        if len(weight.amax) == 1 and weight.axis is None:
-            ranges.append(GivenRange(tensor, weight.amax[0], line))
+        axis = _parse_axis(value, quantity, location)
+        amax = tuple(_parse_amax(quantity, text, location) for text in value[quantity])
+        weights.append(GivenWeightRange(tensor, axis, amax, line))
+        if len(amax) == 1 and axis is None:
+            ranges.append(GivenRange(tensor, amax[0], line))
     return tuple(ranges), tuple(weights)
 
 
-def _way_of_list(value: Any) -> str | None:
-    return next(
-        (
-            way
-            for way in _WAYS
-            if isinstance(value, LocatedMapping) and isinstance(value.get(way), list)
-        ),
-        None,
+def _find_listed_quantity(value: Any) -> str | None:
+    """Return the quantity that a value maps to a list, None where there is no list."""
+    if not isinstance(value, LocatedMapping):
+        return None
+    for quantity in _QUANTITIES:
+        if isinstance(value.get(quantity), list):
+            return quantity
+    return None
+
+
+def _parse_range(value: Any, location: str) -> float:
+    """Return the one range that a value states."""
+    if isinstance(value, str):
+        return _parse_amax(_AMAX, value, location)
+    if isinstance(value, LocatedMapping) and len(value) == 1:
+        quantity, text = next(iter(value.items()))
+        if quantity in _QUANTITIES:
+            return _parse_amax(quantity, text, location)
+    raise DataError(
+        f"{location}: the value is not a range. "
+        "Write a number, its amax, or one of {amax: ...} and {scale: ...}."
     )
 
 
-def _one(value: Any, where: str) -> float:
-    """Return the one range that a value says."""
-    if isinstance(value, str):
-        return _amax(_AMAX, value, where)
-    if not isinstance(value, LocatedMapping) or len(value) != 1 or next(iter(value)) not in _WAYS:
+def _parse_axis(value: LocatedMapping, quantity: str, location: str) -> int | None:
+    """Return the axis of a weight's ranges, None for one range."""
+    if set(value) - {quantity, _AXIS} or not value[quantity]:
         raise DataError(
-            f"{where}: write a number, its amax, or one of {{amax: ...}} and {{scale: ...}}"
-        )
-    way, text = next(iter(value.items()))
-    return _amax(way, text, where)
-
-
-def _axis(value: LocatedMapping, way: str, where: str) -> int | None:
-    """Return the axis that a weight's ranges go along, None for one range."""
-    if set(value) - {way, _AXIS} or not value[way]:
-        raise DataError(
-            f"{where}: a weight has amax or scale, a list of numbers, and for several of them the axis that they go along"
+            f"{location}: the value is not the ranges of a weight. "
+            "Write a list of numbers as amax or scale, and for several numbers their axis."
         )
     axis = value.get(_AXIS)
-    if axis is None and len(value[way]) > 1:
+    if axis is None:
+        count = len(value[quantity])
+        if count > 1:
+            raise DataError(
+                f"{location}: {count} ranges need their axis. "
+                f"Add it as in {{axis: 0, {quantity}: [...]}}."
+            )
+        return None
+    if not str(axis).isdecimal():
         raise DataError(
-            f"{where}: {len(value[way])} ranges need the axis that they go along, as in {{axis: 0, {way}: [...]}}"
+            f"{location}: axis {axis!r} is not a number from 0 on. "
+            "Write the position of the weight's axis, counted from the front."
         )
-    if axis is not None and not str(axis).isdecimal():
-        raise DataError(
-            f"{where}: axis {axis!r} is no number from 0 on; count the axes of the weight from the front"
-        )
-    return None if axis is None else int(axis)
+    return int(axis)
 
 
-def _amax(way: str, text: Any, where: str) -> float:
-    number = _number(text, where)
-    if way == _SCALE and abs(number) * INT8_LEVELS > LARGEST_AMAX:
+def _parse_amax(quantity: str, text: Any, location: str) -> float:
+    """Return the amax of a number that is an amax or a scale."""
+    number = _parse_number(text, location)
+    if quantity == _AMAX:
+        amax = number
+    elif abs(number) * INT8_LEVELS > LARGEST_AMAX:
         raise DataError(
-            f"{where}: the scale {text} is larger than a float32; write amax / {INT8_LEVELS}"
+            f"{location}: the scale {text} is larger than a float32. Write amax / {INT8_LEVELS}."
         )
-    amax = number if way == _AMAX else (float(np.float32(number)) or number) * INT8_LEVELS
-    require_range(amax, where)
+    else:
+        scale = float(np.float32(number)) or number
+        amax = scale * INT8_LEVELS
+    require_range(amax, location)
     return amax
 
 
-def _number(text: Any, where: str) -> float:
+def _parse_number(text: Any, location: str) -> float:
     try:
         return float(text.replace("_", "?"))
     except (ValueError, AttributeError) as error:
-        raise DataError(f"{where}: {text!r} is no number; write one, such as 2.5") from error
+        raise DataError(f"{location}: {text!r} is not a number. Write one, such as 2.5.") from error
 
 
-def _mapping(content: bytes, path: Path) -> LocatedMapping:
+def _parse_mapping(content: bytes, path: Path) -> LocatedMapping:
+    """Return a file's mapping of tensors; raises DataError where it is none."""
     try:
-        found = _parsed(content)
+        mapping = _parse_text(content)
     except RuleError as error:
         raise DataError(f"{path}:{error}") from error
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise DataError(
-            f"{path}:{line}: neither a calibration cache nor YAML: {error.problem}; a line is 'tensor: amax', with names in quotes"
+            f"{path}:{line}: the file is neither a calibration cache nor YAML: {error.problem}. "
+            "Write lines of the form 'tensor: amax', with names in quotes."
         ) from error
     except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:
+        cause = first_line(error).rstrip(".")
         raise DataError(
-            f"{path}: neither a calibration cache nor YAML: {first_line(error)}; a line is 'tensor: amax'"
+            f"{path}: the file is neither a calibration cache nor YAML: {cause}. "
+            "Write lines of the form 'tensor: amax'."
         ) from error
-    if not isinstance(found, LocatedMapping) or not found:
+    if not isinstance(mapping, LocatedMapping) or not mapping:
         raise DataError(
-            f"{path}:1: maps no tensor to a range; a line is 'tensor: amax', or 'tensor: {{scale: ...}}'"
+            f"{path}:1: the file maps no tensor to a range. "
+            "Write lines of the form 'tensor: amax' or 'tensor: {scale: ...}'."
         )
-    return found
+    return mapping
 
 
-def _parsed(content: bytes) -> Any:
-    """Return what YAML or JSON says with its lines; in JSON, names may hold what YAML reads otherwise, such as its line breaks."""
+def _parse_text(content: bytes) -> Any:
+    """Return the content of YAML or JSON with its lines.
+
+    JSON is parsed separately: its names may hold characters that YAML reads otherwise, such as line
+    breaks.
+    """
     if content.lstrip().startswith(b"{"):
         try:
-            text = content.decode()
-            return json.loads(
-                text,
-                object_pairs_hook=_Lines(text).located,
-                parse_float=str,
-                parse_int=str,
-                parse_constant=str,
-            )
+            return _parse_json(content.decode())
         except json.JSONDecodeError:
             pass  # a YAML mapping in braces
     return parse_text_yaml(content)
 
 
-class _Lines:
-    """Where the keys of a JSON text stand; its parser gives them in order, those of an inner object before the one around it."""
+def _parse_json(text: str) -> Any:
+    return json.loads(
+        text,
+        object_pairs_hook=_JsonLines(text).locate,
+        parse_float=str,
+        parse_int=str,
+        parse_constant=str,
+    )
+
+
+class _JsonLines:
+    """The lines of the keys of a JSON text.
+
+    The parser passes the keys in order, those of an inner object before those of the outer one.
+    """
 
     def __init__(self, text: str) -> None:
-        self.text = text
+        self._text = text
 
-    def located(self, pairs: list[tuple[str, Any]]) -> LocatedMapping:
-        """Return an object as a mapping with lines; raises RuleError for a key that is given twice."""
-        mapping, start = LocatedMapping(), 0
+    def locate(self, pairs: list[tuple[str, Any]]) -> LocatedMapping:
+        """Return an object as a mapping with lines; raises RuleError for a repeated key."""
+        mapping = LocatedMapping()
+        start = 0
         for key, value in pairs:
-            found = self.text.find(json.dumps(key, ensure_ascii=False), start)
-            start = max(found, start)
-            line = self.text.count("\n", 0, start) + 1
+            position = self._text.find(json.dumps(key, ensure_ascii=False), start)
+            start = max(position, start)
+            line = self._text.count("\n", 0, start) + 1
             if key in mapping:
-                raise RuleError(f"{line}: the key {key!r} is given twice; remove one")
-            mapping[key], mapping.lines[key] = value, line
-            start += found >= 0
+                raise RuleError(f"{line}: the key {key!r} is given twice. Remove one.")
+            mapping[key] = value
+            mapping.lines[key] = line
+            if position >= 0:
+                start += 1
         return mapping

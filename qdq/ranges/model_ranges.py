@@ -1,9 +1,10 @@
-"""The ranges that the pairs of a quantized model hold."""
+"""The ranges of the pairs in a quantized model."""
 
 from __future__ import annotations
 
 import numpy as np
 
+from qdq.arrays import Array
 from qdq.errors import ModelError
 from qdq.quantized.model import QuantizedEdge, QuantizedModel
 from qdq.quantized.symmetry import (
@@ -14,78 +15,114 @@ from qdq.quantized.symmetry import (
 )
 from qdq.ranges.given_ranges import LARGEST_AMAX, GivenRange, GivenRanges, GivenWeightRange
 
-#: How many times as large the steps of a tensor may become: 8 bits around any zero point take 2.01 times at most, which loses one bit.
+#: The most that the steps of a tensor may grow: 8 bits around any zero point take 2.01 times at
+#: most, which loses one bit.
 LARGEST_STEP_RATIO = 4.0
 
-#: What the ranges that a model has itself are called.
+#: The name of the ranges that a model has itself.
 OWN_RANGES_NAME = "the model's own quantization"
 
 
-def read_pair_ranges(found: QuantizedModel) -> GivenRanges:
-    """Return the ranges that a model's pairs say: of activations the largest that any pair on the tensor has, of weights those of each channel.
+def read_pair_ranges(quantized_model: QuantizedModel) -> GivenRanges:
+    """Return the ranges of a model's pairs.
 
-    Weights whose integers are not symmetric are not among them, nor are activations whose scales are computed or not above 0. Of a
-    tensor that symmetric INT8 costs resolution the range is a bound.
+    An activation has the largest range of its pairs, a weight one for each channel. Weights whose
+    integers are not symmetric are left out. So are activations whose scales are computed or not
+    above 0. The range of a tensor that loses resolution in symmetric INT8 is a bound.
     """
     amax: dict[str, float] = {}
     bounds: set[str] = set()
     weights: dict[tuple[str, int | None], GivenWeightRange] = {}
-    for quantized in found.edges:
-        tensor, constant = (
-            quantized.edge.qualified_tensor,
-            found.index.scope(quantized.edge).is_constant(quantized.edge.tensor),
-        )
-        exact = exact_weight_amax(quantized) if constant else None
-        if exact is not None and exact.size and np.isfinite(exact).all():
-            axis = scale_axis(found, quantized)
-            weights.setdefault(
-                (tensor, axis), GivenWeightRange(tensor, axis, tuple(map(float, exact.reshape(-1))))
-            )
+    for quantized in quantized_model.edges:
+        tensor = quantized.edge.qualified_tensor
+        is_constant = _is_constant(quantized_model, quantized)
+        if is_constant:
+            weight = _read_weight_range(quantized_model, quantized)
+            if weight is not None:
+                weights.setdefault((tensor, weight.axis), weight)
         ranges = pair_amax(quantized)
-        if (
-            ranges is not None
-            and (not constant or ranges.size == 1)
-            and 0.0 < ranges.max(initial=0) <= LARGEST_AMAX
-        ):
+        if ranges is None or (is_constant and ranges.size != 1):
+            continue
+        if 0.0 < ranges.max(initial=0) <= LARGEST_AMAX:
             amax[tensor] = max(float(ranges.max()), amax.get(tensor, 0.0))
-            bounds |= {tensor} if measure_coarsening(quantized) else set()
-    by_tensor = tuple(
-        GivenRange(tensor, value, at_most=tensor in bounds) for tensor, value in amax.items()
+            if measure_coarsening(quantized):
+                bounds.add(tensor)
+    by_tensor: list[GivenRange] = []
+    for tensor, value in amax.items():
+        by_tensor.append(GivenRange(tensor, value, at_most=tensor in bounds))
+    return GivenRanges(
+        OWN_RANGES_NAME, tuple(by_tensor), strict=False, weights=tuple(weights.values())
     )
-    return GivenRanges(OWN_RANGES_NAME, by_tensor, strict=False, weights=tuple(weights.values()))
 
 
-def scale_axis(found: QuantizedModel, quantized: QuantizedEdge) -> int | None:
-    """Return the axis that a pair's scales go along, counted from the front; None for one scale, unless it says that it is that of the one channel."""
-    if quantized.scales is None:
+def scale_axis(quantized_model: QuantizedModel, quantized: QuantizedEdge) -> int | None:
+    """Return the axis of a pair's scales, counted from the front; None for one scale.
+
+    One scale has an axis where the pair states one, of one channel.
+    """
+    scales = quantized.scales
+    if scales is None:
         return None
-    scope, scales = found.index.scope(quantized.edge), quantized.scales
+    scope = quantized_model.index.scope(quantized.edge)
     shape = scope.shape(quantized.edge.tensor) or ()
     if scales.ndim == len(shape) and scales.size > 1 < scales.ndim:
-        return max(range(scales.ndim), key=scales.shape.__getitem__)
-    axis = 1 if quantized.pair.axis is None else quantized.pair.axis
-    axis += len(shape) if axis < 0 else 0
-    told = (
-        scales.ndim == 1
-        and quantized.pair.axis is not None
-        and 0 <= axis < len(shape)
-        and shape[axis] == 1
-    )
-    return axis if scales.size > 1 or told else None
+        return _longest_axis(scales)
+    stated_axis = quantized.pair.axis
+    axis = 1 if stated_axis is None else stated_axis
+    if axis < 0:
+        axis += len(shape)
+    if scales.size > 1:
+        return axis
+    has_axis = stated_axis is not None and scales.ndim == 1 and 0 <= axis < len(shape)
+    return axis if has_axis and shape[axis] == 1 else None
 
 
-def find_coarser_activations(found: QuantizedModel) -> tuple[CoarserActivation, ...]:
-    """Return the activations that symmetric INT8 costs resolution, each once; raises ModelError where one loses more than `LARGEST_STEP_RATIO` allows."""
-    costs: dict[str, CoarserActivation] = {}
-    for quantized in found.edges:
-        if not found.index.scope(quantized.edge).is_constant(quantized.edge.tensor) and (
-            cost := measure_coarsening(quantized)
-        ):
-            costs[cost.tensor] = max(cost, costs.get(cost.tensor, cost), key=lambda c: c.step_ratio)
-    for cost in costs.values():
+def find_coarser_activations(quantized_model: QuantizedModel) -> tuple[CoarserActivation, ...]:
+    """Return the activations that lose resolution in symmetric INT8, each once.
+
+    Raises ModelError where the steps of one grow more than `LARGEST_STEP_RATIO` times.
+    """
+    coarser: dict[str, CoarserActivation] = {}
+    for quantized in quantized_model.edges:
+        if _is_constant(quantized_model, quantized):
+            continue
+        cost = measure_coarsening(quantized)
+        if not cost:
+            continue
+        known = coarser.get(cost.tensor)
+        if known is None or cost.step_ratio >= known.step_ratio:
+            coarser[cost.tensor] = cost
+    for cost in coarser.values():
         if cost.step_ratio > LARGEST_STEP_RATIO:
-            raise ModelError(
-                f"{found.original.path or found.original.name}: tensor {cost.tensor!r} is quantized to {cost.dtype}; INT8 of the same range has steps "
-                f"{cost.step_ratio:.0f} times as large (at most {LARGEST_STEP_RATIO:g} are taken); pass --existing replace with --data to calibrate it for INT8"
-            )
-    return tuple(costs.values())
+            raise ModelError(_describe_loss(quantized_model, cost))
+    return tuple(coarser.values())
+
+
+def _is_constant(quantized_model: QuantizedModel, quantized: QuantizedEdge) -> bool:
+    edge = quantized.edge
+    return quantized_model.index.scope(edge).is_constant(edge.tensor)
+
+
+def _read_weight_range(
+    quantized_model: QuantizedModel, quantized: QuantizedEdge
+) -> GivenWeightRange | None:
+    """Return the ranges of a weight, None where its integers are not symmetric."""
+    amax = exact_weight_amax(quantized)
+    if amax is None or not amax.size or not np.isfinite(amax).all():
+        return None
+    axis = scale_axis(quantized_model, quantized)
+    channels = tuple(map(float, amax.reshape(-1)))
+    return GivenWeightRange(quantized.edge.qualified_tensor, axis, channels)
+
+
+def _longest_axis(values: Array) -> int:
+    return max(range(values.ndim), key=values.shape.__getitem__)
+
+
+def _describe_loss(quantized_model: QuantizedModel, cost: CoarserActivation) -> str:
+    name = quantized_model.original.path or quantized_model.original.name
+    ratio = f"{cost.step_ratio:.0f} times as large (at most {LARGEST_STEP_RATIO:g} are allowed)"
+    return (
+        f"{name}: tensor {cost.tensor!r} is quantized to {cost.dtype}, and INT8 of the same range "
+        f"has steps {ratio}. Pass --existing replace with --data to calibrate it for INT8."
+    )

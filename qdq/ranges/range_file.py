@@ -1,4 +1,4 @@
-"""Ranges in files: whole or refused, and the same bytes for the same ranges."""
+"""Files of ranges: read whole or refused, with the same bytes for the same ranges."""
 
 from __future__ import annotations
 
@@ -14,83 +14,103 @@ from qdq.ranges.exact_sum import ExactSum
 from qdq.ranges.histogram import Histogram
 from qdq.ranges.tensor_ranges import Ranges
 
-#: What a file of ranges begins with; behind it stand its version, the SHA-256 of the rest, and a line's end.
+#: The first bytes of a file of ranges. Its version, the SHA-256 of the rest and a line end follow.
 MAGIC = b"qdq-ranges"
 _VERSION = b"1"
 T = TypeVar("T")
 
 
 class Checkpoint(msgspec.Struct, frozen=True):
-    """How far a run has come."""
+    """The progress of a run."""
 
-    #: What the run is made from: ranges of another run may not go on from here.
+    #: The identity of the run: only the same run may continue from here.
     run: str
-    #: For each pass over the samples, what it observed; all finished but the last.
+    #: The ranges of each pass over the samples; all are finished but the last.
     passes: tuple[Ranges, ...] = ()
 
 
 def encode_ranges(record: Ranges | Checkpoint) -> bytes:
     """Return ranges or a checkpoint as the content of a file."""
-    content = msgspec.msgpack.encode(record, enc_hook=_plain)
-    return b"%s %s %s\n" % (MAGIC, _VERSION, hashlib.sha256(content).hexdigest().encode()) + content
+    content = msgspec.msgpack.encode(record, enc_hook=_encode_statistics)
+    digest = hashlib.sha256(content).hexdigest().encode()
+    head = b"%s %s %s\n" % (MAGIC, _VERSION, digest)
+    return head + content
 
 
 def write_ranges(path: Path, record: Ranges | Checkpoint) -> None:
-    """Write ranges or a checkpoint, whole or not at all; raises UsageError when the system refuses."""
+    """Write ranges or a checkpoint, whole or not at all; raises UsageError where that fails."""
     write_atomic(path, encode_ranges(record))
 
 
 def read_ranges(path: Path) -> Ranges:
-    """Return the ranges in a file; raises DataError naming the file where it holds none, is damaged or cut short."""
+    """Return the ranges in a file.
+
+    Raises DataError naming the file where it holds no ranges, is damaged or truncated.
+    """
     return decode_ranges(_read(path), str(path))
 
 
 def decode_ranges(content: bytes, name: str) -> Ranges:
     """Return the ranges in a file's content; raises DataError naming it."""
-    return _decoded(content, name, Ranges)
+    return _decode(content, name, Ranges, "ranges")
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """Return the checkpoint in a file; raises DataError naming the file where it holds none, is damaged or cut short."""
-    return _decoded(_read(path), str(path), Checkpoint)
+    """Return the checkpoint in a file.
+
+    Raises DataError naming the file where it holds no checkpoint, is damaged or truncated.
+    """
+    return _decode(_read(path), str(path), Checkpoint, "a checkpoint")
 
 
 def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}; check the path") from error
-
-
-def _decoded(content: bytes, name: str, kind: type[T]) -> T:
-    head, _, rest = content.partition(b"\n")
-    magic, _, stamp = head.partition(b" ")
-    if magic != MAGIC:
         raise DataError(
-            f"{name}: is no file of observed ranges; 'qdq calibrate --save-ranges' writes them"
-        )
-    version, _, digest = stamp.partition(b" ")
-    if version != _VERSION:
-        raise DataError(f"{name}: was written by another version of qdq; observe the ranges again")
-    if hashlib.sha256(rest).hexdigest().encode() != digest:
-        raise DataError(
-            f"{name}: is damaged or cut short; copy it again, or observe the ranges again"
-        )
-    try:
-        return msgspec.msgpack.decode(rest, type=kind, dec_hook=_restored)
-    except (msgspec.DecodeError, ValueError) as error:
-        raise DataError(
-            f"{name}: does not hold {'ranges' if kind is Ranges else 'a checkpoint'}: {error}; pass a file of observed ranges"
+            f"{path}: the file cannot be read: {error.strerror}. Check the path."
         ) from error
 
 
-def _plain(value: Any) -> Any:
+def _decode(content: bytes, name: str, kind: type[T], description: str) -> T:
+    record = _check_head(content, name)
+    try:
+        return msgspec.msgpack.decode(record, type=kind, dec_hook=_decode_statistics)
+    except (msgspec.DecodeError, ValueError) as error:
+        raise DataError(
+            f"{name}: the file does not hold {description}: {error}. "
+            "Pass a file of observed ranges."
+        ) from error
+
+
+def _check_head(content: bytes, name: str) -> bytes:
+    """Return a file's content after its head; raises DataError where these do not fit together."""
+    head, _, record = content.partition(b"\n")
+    magic, _, stamp = head.partition(b" ")
+    version, _, digest = stamp.partition(b" ")
+    if magic != MAGIC:
+        raise DataError(
+            f"{name}: the file holds no observed ranges. "
+            "Write one with 'qdq calibrate --save-ranges'."
+        )
+    if version != _VERSION:
+        raise DataError(
+            f"{name}: the file was written by another version of qdq. Observe the ranges again."
+        )
+    if hashlib.sha256(record).hexdigest().encode() != digest:
+        raise DataError(
+            f"{name}: the file is truncated or damaged. Copy it or observe the ranges again."
+        )
+    return record
+
+
+def _encode_statistics(value: Any) -> Any:
     if isinstance(value, (Histogram, ExactSum)):
         return value.to_bytes()
     raise TypeError(f"{type(value).__name__} is not part of ranges")
 
 
-def _restored(kind: type, content: Any) -> Any:
+def _decode_statistics(kind: type, content: Any) -> Any:
     if kind in (Histogram, ExactSum) and isinstance(content, bytes):
         return kind.from_bytes(content)
     raise TypeError(f"{kind.__name__} is not part of ranges")

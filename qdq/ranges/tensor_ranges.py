@@ -1,12 +1,14 @@
-"""Ranges: what tensors were seen to hold, as records that merge exactly.
+"""Ranges: observed statistics of tensors, as records that merge exactly.
 
-Counts and channel sums are integers, so ranges of parts of some data, merged in any order, are those
-of the whole, bit for bit.
+Counts and channel sums are integers. The ranges of parts of some data, merged in any order, are
+therefore those of the whole, bit for bit.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
+from typing import TypeVar
 
 import msgspec
 import numpy as np
@@ -19,13 +21,18 @@ from qdq.ranges.exact_sum import ExactSum
 from qdq.ranges.histogram import Histogram
 
 #: Between the names of data whose ranges were merged.
-_JOINED = " + "
+_DATA_SEPARATOR = " + "
+
+#: How many digits of a model's digest messages show.
+_DIGEST_DIGITS = 12
+
+_Key = TypeVar("_Key", int, str)
 
 
 class Moments(msgspec.Struct, frozen=True):
-    """What the channels of a tensor add up to, exactly: the same whatever the order of the samples."""
+    """The exact sums of each channel of a tensor: the order of the samples does not matter."""
 
-    #: How many values each channel held.
+    #: The number of values of each channel.
     count: int
     sums: ExactSum
     squares: ExactSum
@@ -41,16 +48,14 @@ class Moments(msgspec.Struct, frozen=True):
         return np.maximum(self.squares.divided(self.count) - self.mean**2, 0.0)
 
     def merged(self, other: Moments) -> Moments:
-        """Return what both hold; they must have as many channels."""
-        return Moments(
-            self.count + other.count,
-            self.sums.merged(other.sums),
-            self.squares.merged(other.squares),
-        )
+        """Return the moments of all values; both must have as many channels."""
+        sums = self.sums.merged(other.sums)
+        squares = self.squares.merged(other.squares)
+        return Moments(self.count + other.count, sums, squares)
 
 
 class TensorRange(msgspec.Struct, frozen=True):
-    """What one tensor was seen to hold."""
+    """The observed statistics of one tensor."""
 
     #: Its name as `Edge.read` gives it.
     tensor: str
@@ -58,44 +63,45 @@ class TensorRange(msgspec.Struct, frozen=True):
     amax: float
     #: Counts of absolute values, where the method needs them.
     histogram: Histogram | None = None
-    #: For the input of a layer with a constant weight: what its channels hold.
+    #: For the input of a layer with a constant weight: the sums of its channels.
     moments: Moments | None = None
-    #: Whether any sample computed it: those in bodies may not run.
+    #: Whether any sample computed the tensor: bodies may not run.
     seen: bool = True
-    #: Whether moments were wanted and have no meaning: a sum overflowed, or samples differ in channels.
-    lost: bool = False
-    #: The histogram's parts where channels matter differently: of the channels of each grade.
+    #: Whether moments have no meaning: a sum overflowed, or samples differ in channels.
+    moments_lost: bool = msgspec.field(default=False, name="lost")
+    #: The parts of the histogram by the grade of channels, where channels differ in importance.
     by_grade: tuple[tuple[int, Histogram], ...] = ()
 
     @property
     def weighed(self) -> tuple[tuple[float, Histogram], ...]:
-        """Histograms with how much their values matter to the layers that read the tensor."""
+        """Histograms with the importance of their values to the layers that read the tensor."""
         if self.histogram is None:
             return ()
-        return tuple((float(GRADE_FACTOR) ** -grade, part) for grade, part in self.by_grade) or (
-            (1.0, self.histogram),
-        )
+        if not self.by_grade:
+            return ((1.0, self.histogram),)
+        parts: list[tuple[float, Histogram]] = []
+        for grade, part in self.by_grade:
+            weight = float(GRADE_FACTOR) ** -grade
+            parts.append((weight, part))
+        return tuple(parts)
 
     def merged(self, other: TensorRange) -> TensorRange:
-        """Return what the tensor holds in both."""
-        histogram = (
-            self.histogram.merged(other.histogram) if self.histogram and other.histogram else None
-        )
-        parts = dict(other.by_grade)
-        by_grade = tuple((grade, part.merged(parts[grade])) for grade, part in self.by_grade)
-        pair = [m for m in (self.moments, other.moments) if m is not None]
-        lost = self.lost or other.lost or len({m.sums.size for m in pair}) > 1
-        moments = (
-            None if lost or not pair else pair[0] if len(pair) == 1 else pair[0].merged(pair[1])
-        )
+        """Return the statistics of all values of the tensor."""
+        lost = self.moments_lost or other.moments_lost
+        lost = lost or _have_other_channels(self.moments, other.moments)
+        other_parts = dict(other.by_grade)
+        by_grade: list[tuple[int, Histogram]] = []
+        for grade, part in self.by_grade:
+            other_part = other_parts[grade]
+            by_grade.append((grade, part.merged(other_part)))
         return TensorRange(
-            self.tensor,
-            max(self.amax, other.amax),
-            histogram,
-            moments,
-            self.seen or other.seen,
-            lost,
-            by_grade,
+            tensor=self.tensor,
+            amax=max(self.amax, other.amax),
+            histogram=_merge_histograms(self.histogram, other.histogram),
+            moments=None if lost else _merge_moments(self.moments, other.moments),
+            seen=self.seen or other.seen,
+            moments_lost=lost,
+            by_grade=tuple(by_grade),
         )
 
 
@@ -111,150 +117,221 @@ class Part(msgspec.Struct, frozen=True, order=True):
 
 
 class Ranges(msgspec.Struct, frozen=True):
-    """What every planned activation was seen to hold."""
+    """The observed statistics of all planned activations."""
 
     #: Digest of the model that was run.
     model: str
-    #: What the data was, and how many samples of it were run.
+    #: The name of the data, and how many of its samples were run.
     data: str
     samples: int
     by_tensor: tuple[TensorRange, ...]
-    #: The sizes of axis 0 that samples had, the least and the largest; 0 where the inputs of one sample differ in it.
+    #: The least and the largest size of axis 0 of the samples; 0 where the inputs of one sample
+    #: differ in it.
     sizes: tuple[int, ...] = ()
-    #: Into how many parts the samples were dealt, and which of these were run; 1 and (1,) for all of them.
+    #: The number of parts of the samples, and which parts were run; 1 and (1,) for all samples.
     of: int = 1
     parts: tuple[int, ...] = (1,)
-    #: The tensors that the plan gave one range.
+    #: The tensors that share one range in the plan.
     groups: tuple[ScaleGroup, ...] = ()
     #: Whether all samples of the parts were run; False in checkpoints.
     finished: bool = True
 
     @property
     def batch(self) -> str:
-        """How many entries one sample held, as ``8`` or ``1 to 8``; empty where that is not known."""
-        return "" if 0 in self.sizes else " to ".join(map(str, self.sizes))
+        """The entries of one sample, as ``8`` or ``1 to 8``; empty where they are not known."""
+        if 0 in self.sizes:
+            return ""
+        return " to ".join(map(str, self.sizes))
 
     @property
     def missing(self) -> tuple[int, ...]:
         """The parts that were not run."""
-        return tuple(sorted(set(range(1, self.of + 1)) - set(self.parts)))
+        all_parts = range(1, self.of + 1)
+        return tuple(sorted(set(all_parts) - set(self.parts)))
 
     @property
     def tensors(self) -> tuple[str, ...]:
         """The tensors that were observed."""
-        return tuple(seen.tensor for seen in self.by_tensor)
+        return tuple(tensor_range.tensor for tensor_range in self.by_tensor)
 
 
 def size_extent(sizes: Iterable[int]) -> tuple[int, ...]:
-    """Return the least and the largest size, once where they are equal; 0 alone where it is among them."""
-    found = set(sizes)
-    return (0,) if 0 in found else tuple(sorted({min(found), max(found)})) if found else ()
+    """Return the least and the largest size, once where they are equal.
+
+    The result is (0,) where 0 is among the sizes, and () for none.
+    """
+    unique = set(sizes)
+    if 0 in unique:
+        return (0,)
+    if not unique:
+        return ()
+    return tuple(sorted({min(unique), max(unique)}))
 
 
 def merge(several: Sequence[Ranges]) -> Ranges:
-    """Return the ranges of all samples of several: of parts of one run, or of different data, in any order.
+    """Return the ranges of all samples of several: of parts of one run or of different data.
 
-    Raises DataError where they are of different models or tensors, of parts dealt in different ways, or hold
-    the same samples twice.
+    Their order does not matter. Raises DataError where they are of different models or tensors, of
+    parts of different splits, or hold the same samples twice.
     """
     if not several:
-        raise DataError("there are no ranges to merge; pass some")
+        raise DataError("there are no ranges to merge. Pass at least one.")
     for other in several[1:]:
         _require_alike(several[0], other)
     by_data: dict[str, list[Ranges]] = {}
     for ranges in several:
         by_data.setdefault(ranges.data, []).append(ranges)
-    dealt = [_join_parts(same) for _, same in sorted(by_data.items())]
-    if len(dealt) > 1:
-        _require_whole(dealt)
-    data = _JOINED.join(sorted(name for ranges in dealt for name in ranges.data.split(_JOINED)))
-    return _summed(dealt, data, dealt[0].of, dealt[0].parts)
+    joined = [_join_parts(by_data[data]) for data in sorted(by_data)]
+    if len(joined) > 1:
+        _require_whole(joined)
+    data = _DATA_SEPARATOR.join(sorted(_list_data(joined)))
+    return _sum(joined, data, joined[0].of, joined[0].parts)
+
+
+def join_runs(before: Ranges, after: Ranges) -> Ranges:
+    """Return the ranges of one part whose samples were run in two steps."""
+    total = _sum((before, after), before.data, before.of, before.parts)
+    return msgspec.structs.replace(total, finished=after.finished)
+
+
+def join_passes(several: Sequence[Ranges]) -> Ranges:
+    """Return the ranges of several passes over the same samples, each of other tensors."""
+    by_tensor: list[TensorRange] = []
+    for ranges in several:
+        by_tensor.extend(ranges.by_tensor)
+    by_tensor.sort(key=lambda tensor_range: tensor_range.tensor)
+    return msgspec.structs.replace(several[-1], by_tensor=tuple(by_tensor))
+
+
+def _have_other_channels(first: Moments | None, second: Moments | None) -> bool:
+    """Whether two moments are of different numbers of channels."""
+    return first is not None and second is not None and first.sums.size != second.sums.size
+
+
+def _merge_moments(first: Moments | None, second: Moments | None) -> Moments | None:
+    if first is None:
+        return second
+    if second is None:
+        return first
+    return first.merged(second)
+
+
+def _merge_histograms(first: Histogram | None, second: Histogram | None) -> Histogram | None:
+    if first is None or second is None:
+        return None
+    return first.merged(second)
 
 
 def _require_alike(first: Ranges, other: Ranges) -> None:
+    """Raise DataError unless two ranges are of one model, one plan and one method."""
     if first.model != other.model:
+        digests = f"{first.model[:_DIGEST_DIGITS]} and {other.model[:_DIGEST_DIGITS]}"
         raise DataError(
-            f"one is of the model with digest {first.model[:12]}, another of {other.model[:12]}; merge ranges of one model"
+            f"the ranges are of different models, with digests {digests}. Pass ranges of one model."
         )
-    kinds = [
-        {
-            seen.tensor: (seen.histogram is not None, [grade for grade, _ in seen.by_grade])
-            for seen in ranges.by_tensor
-        }
-        for ranges in (first, other)
-    ]
-    if set(kinds[0]) != set(kinds[1]) or first.groups != other.groups:
-        differ = sorted(set(kinds[0]) ^ set(kinds[1]))
+    different = sorted(set(first.tensors) ^ set(other.tensors))
+    if different or first.groups != other.groups:
+        detail = f", and only some hold {different[0]!r}" if different else ""
         raise DataError(
-            f"they were observed for different plans{f': only one has {differ[0]!r}' if differ else ''}; calibrate with one plan"
+            f"the ranges were observed for different plans{detail}. Observe them all with one plan."
         )
-    if any(kinds[0][tensor][0] != full for tensor, (full, _) in kinds[1].items()):
+    if _tensors_with_histogram(first) != _tensors_with_histogram(other):
         raise DataError(
-            "one was observed for --method max only and has no histograms; calibrate all with one method"
+            "some of the ranges were observed for --method max only and have no histograms. "
+            "Observe them all with one method."
         )
-    if kinds[0] != kinds[1]:
+    if _grades_by_tensor(first) != _grades_by_tensor(other):
         raise DataError(
-            "their channels were graded by different versions of qdq or numpy; observe all with one"
+            "the channels were graded by different versions of qdq or numpy. "
+            "Observe all ranges with one version."
         )
 
 
-def _join_parts(same: list[Ranges]) -> Ranges:
+def _tensors_with_histogram(ranges: Ranges) -> set[str]:
+    tensors: set[str] = set()
+    for item in ranges.by_tensor:
+        if item.histogram is not None:
+            tensors.add(item.tensor)
+    return tensors
+
+
+def _grades_by_tensor(ranges: Ranges) -> dict[str, list[int]]:
+    """Return the grades of the channels of each tensor."""
+    grades: dict[str, list[int]] = {}
+    for tensor_range in ranges.by_tensor:
+        grades[tensor_range.tensor] = [grade for grade, _ in tensor_range.by_grade]
+    return grades
+
+
+def _join_parts(same_data: list[Ranges]) -> Ranges:
     """Return the ranges of all parts of one run."""
-    of, numbers = same[0].of, [number for ranges in same for number in ranges.parts]
-    if any(ranges.of != of for ranges in same):
+    data = same_data[0].data
+    of = same_data[0].of
+    counts = {ranges.of for ranges in same_data}
+    if len(counts) > 1:
+        numbers = " and ".join(sorted(map(str, counts)))
         raise DataError(
-            f"{same[0].data}: its samples were dealt into {' and '.join(sorted({str(r.of) for r in same}))} parts; merge parts of one deal"
+            f"{data}: the samples were split into {numbers} parts. Pass the parts of one split."
         )
-    if twice := sorted({number for number in numbers if numbers.count(number) > 1}):
-        which = f"part {twice[0]}/{of} of {same[0].data}" if of > 1 else same[0].data
-        raise DataError(f"{which} is given twice, and would count twice; leave one out")
-    parts = tuple(sorted(numbers))
-    return (
-        _summed(same, same[0].data, 1, (1,))
-        if len(parts) == of
-        else _summed(same, same[0].data, of, parts)
-    )
+    parts: list[int] = []
+    for ranges in same_data:
+        parts.extend(ranges.parts)
+    repeated = _find_repeated(parts)
+    if repeated:
+        name = f"part {repeated[0]}/{of} of {data}" if of > 1 else data
+        raise DataError(f"{name} is passed twice and would count twice. Remove one.")
+    if len(parts) == of:
+        return _sum(same_data, data, 1, (1,))
+    return _sum(same_data, data, of, tuple(sorted(parts)))
 
 
-def _require_whole(dealt: list[Ranges]) -> None:
-    names = [name for ranges in dealt for name in ranges.data.split(_JOINED)]
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise DataError(f"{twice[0]} is in two of them, and would count twice; leave one out")
-    for ranges in dealt:
+def _require_whole(several: Sequence[Ranges]) -> None:
+    """Raise DataError unless ranges are of different data and of all samples of it."""
+    repeated = _find_repeated(_list_data(several))
+    if repeated:
+        raise DataError(
+            f"{repeated[0]} is in two of the ranges and would count twice. Remove one of them."
+        )
+    for ranges in several:
         if ranges.missing:
+            part = f"part {ranges.missing[0]}/{ranges.of}"
             raise DataError(
-                f"{ranges.data}: part {ranges.missing[0]}/{ranges.of} is missing; merge all parts of it before joining other data"
+                f"{ranges.data}: {part} is missing. Add all of its parts before other data."
             )
 
 
-def _summed(several: Sequence[Ranges], data: str, of: int, parts: tuple[int, ...]) -> Ranges:
-    by_tensor = {seen.tensor: seen for seen in several[0].by_tensor}
+def _list_data(several: Sequence[Ranges]) -> list[str]:
+    """Return the names of the data of ranges, of merged ones each."""
+    names: list[str] = []
+    for ranges in several:
+        names.extend(ranges.data.split(_DATA_SEPARATOR))
+    return names
+
+
+def _find_repeated(values: Iterable[_Key]) -> list[_Key]:
+    """Return the values that occur more than once, in ascending order."""
+    return sorted(value for value, count in Counter(values).items() if count > 1)
+
+
+def _sum(several: Sequence[Ranges], data: str, of: int, parts: tuple[int, ...]) -> Ranges:
+    """Return the ranges of all samples of several ranges of the same tensors."""
+    by_tensor = {item.tensor: item for item in several[0].by_tensor}
     for ranges in several[1:]:
-        for seen in ranges.by_tensor:
-            by_tensor[seen.tensor] = by_tensor[seen.tensor].merged(seen)
+        for item in ranges.by_tensor:
+            by_tensor[item.tensor] = by_tensor[item.tensor].merged(item)
+    samples = 0
+    sizes: set[int] = set()
+    for ranges in several:
+        samples += ranges.samples
+        sizes.update(ranges.sizes)
     return Ranges(
         model=several[0].model,
         data=data,
-        samples=sum(ranges.samples for ranges in several),
+        samples=samples,
         by_tensor=tuple(by_tensor[tensor] for tensor in sorted(by_tensor)),
-        sizes=size_extent(size for ranges in several for size in ranges.sizes),
+        sizes=size_extent(sizes),
         of=of,
         parts=parts,
         groups=several[0].groups,
         finished=all(ranges.finished for ranges in several),
     )
-
-
-def join_runs(before: Ranges, after: Ranges) -> Ranges:
-    """Return the ranges of one part whose samples were run in two goes."""
-    return msgspec.structs.replace(
-        _summed((before, after), before.data, before.of, before.parts), finished=after.finished
-    )
-
-
-def join_passes(several: Sequence[Ranges]) -> Ranges:
-    """Return what several passes over the same samples observed, each other tensors."""
-    seen = sorted(
-        (seen for ranges in several for seen in ranges.by_tensor), key=lambda seen: seen.tensor
-    )
-    return msgspec.structs.replace(several[-1], by_tensor=tuple(seen))

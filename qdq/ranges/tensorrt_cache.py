@@ -1,9 +1,10 @@
-"""TensorRT's calibration cache: the text file in which versions 8 to 10 kept the INT8 scale of each tensor.
+"""TensorRT's calibration cache: the text file of INT8 scales of its versions 8 to 10.
 
-The first line is ``TRT-<version>-<calibrator>``, as in ``TRT-8601-EntropyCalibration2``; every other one is a
-tensor's name, ``": "``, and its scale, amax / 127, as the big-endian bytes of a float32 in hexadecimal digits
-(Model Optimizer's calib_utils.py, import_scales_from_calib_cache; YOLOv6's onnx_utils.py,
-save_calib_cache_file). A name may hold ``": "`` itself, and some writers leave leading zeros out.
+The first line is ``TRT-<version>-<calibrator>``, as in ``TRT-8601-EntropyCalibration2``. Every
+other line is a tensor's name, ``": "`` and its scale, amax / 127, as the big-endian bytes of a
+float32 in hexadecimal digits (Model Optimizer's calib_utils.py, import_scales_from_calib_cache;
+YOLOv6's onnx_utils.py, save_calib_cache_file). A name may hold ``": "`` itself, and some writers
+omit leading zeros.
 """
 
 from __future__ import annotations
@@ -18,10 +19,10 @@ import msgspec
 
 from qdq.errors import DataError, UsageError
 
-#: What every cache begins with.
+#: The first bytes of every cache.
 MAGIC = b"TRT-"
 
-#: The version that is written unless another is asked for: TensorRT 8.6.1.
+#: The version that is written by default: TensorRT 8.6.1.
 VERSION = "8601"
 _HEADER = re.compile(r"TRT-[^\s-]+-\S+")
 _VERSION = re.compile(r"[0-9A-Za-z.]+")
@@ -36,7 +37,7 @@ class CachedScale(msgspec.Struct, frozen=True):
     tensor: str
     #: A float32: amax / 127. 0 for a tensor that held only zeros.
     scale: float
-    #: Where it stands in the file, from 1 on.
+    #: Its line in the file, from 1 on.
     line: int = 0
 
 
@@ -49,67 +50,97 @@ class Cache(msgspec.Struct, frozen=True):
 
 
 def cache_header(version: str = VERSION) -> str:
-    """Return the first line of a cache of TensorRT's default calibrator; raises UsageError for a version that is no word such as 8601."""
+    """Return the first line of a cache of TensorRT's default calibrator.
+
+    Raises UsageError for a version that does not have a form such as 8601.
+    """
     if not _VERSION.fullmatch(version):
-        raise UsageError(f"TensorRT version {version!r}: write it as caches do, such as {VERSION}")
+        raise UsageError(
+            f"TensorRT version {version!r}: the version does not have the form of caches. "
+            f"Write it as in {VERSION}."
+        )
     return f"TRT-{version}-EntropyCalibration2"
 
 
 def read_cache(content: bytes, path: Path) -> Cache:
-    """Return the scales in a cache's bytes; raises DataError naming the file, the line and what is wrong in it."""
-    try:
-        lines = [line.removesuffix("\r") for line in content.decode().split("\n")]
-    except UnicodeDecodeError as error:
+    """Return the scales in a cache's bytes; raises DataError naming the file and the line."""
+    first, *lines = _split_lines(content, path)
+    header = first.rstrip()
+    if not _HEADER.fullmatch(header):
         raise DataError(
-            f"{path}: byte {error.start} is no UTF-8; a calibration cache is a text file"
-        ) from error
-    if not _HEADER.fullmatch(lines[0].rstrip()):
-        raise DataError(
-            f"{path}:1: a calibration cache begins with a line such as {cache_header()}, not {lines[0][:60]!r}"
+            f"{path}:1: a calibration cache begins with a line such as {cache_header()}, "
+            f"not {first[:60]!r}. Export the cache again."
         )
-    found: dict[str, CachedScale] = {}
-    for number, line in enumerate(lines[1:], start=2):
+    scales: dict[str, CachedScale] = {}
+    for number, line in enumerate(lines, start=2):
         if not line.strip():
             continue
-        tensor, scale = _line(line, f"{path}:{number}")
-        if tensor in found:
+        tensor, scale = _parse_line(line, f"{path}:{number}")
+        if tensor in scales:
+            first_line = scales[tensor].line
             raise DataError(
-                f"{path}:{number}: tensor {tensor!r} stands on line {found[tensor].line} too; remove one"
+                f"{path}:{number}: tensor {tensor!r} is on line {first_line} too. Remove one."
             )
-        found[tensor] = CachedScale(tensor, scale, number)
-    if not found:
-        raise DataError(f"{path}: holds no scales; it was cut off, or its calibration never ended")
-    return Cache(lines[0].rstrip(), tuple(found.values()))
+        scales[tensor] = CachedScale(tensor, scale, number)
+    if not scales:
+        raise DataError(
+            f"{path}: the cache holds no scales: it is truncated, or its calibration did not end. "
+            "Export it again."
+        )
+    return Cache(header, tuple(scales.values()))
 
 
-def _line(line: str, at: str) -> tuple[str, float]:
-    tensor, separator, digits = line.rpartition(_SEPARATOR)
-    if not separator or not tensor:
+def _split_lines(content: bytes, path: Path) -> list[str]:
+    try:
+        text = content.decode()
+    except UnicodeDecodeError as error:
         raise DataError(
-            f"{at}: {line[:60]!r} is no 'tensor: scale'; remove the line, or export the cache again"
-        )
-    if not _SCALE.fullmatch(digits.strip()):
+            f"{path}: byte {error.start} is not UTF-8, but a calibration cache is a text file. "
+            "Export it again."
+        ) from error
+    return [line.removesuffix("\r") for line in text.split("\n")]
+
+
+def _parse_line(line: str, location: str) -> tuple[str, float]:
+    """Return the tensor and the scale of a line."""
+    tensor, _, digits = line.rpartition(_SEPARATOR)
+    if not tensor:
         raise DataError(
-            f"{at}: {digits[:60]!r} is no scale: write the {_DIGITS} hexadecimal digits of a big-endian float32"
+            f"{location}: {line[:60]!r} is not of the form 'tensor: scale'. "
+            "Remove the line or export the cache again."
         )
-    scale: float = struct.unpack(">f", bytes.fromhex(digits.strip().zfill(_DIGITS)))[0]
+    return tensor, _parse_scale(digits, tensor, location)
+
+
+def _parse_scale(text: str, tensor: str, location: str) -> float:
+    digits = text.strip()
+    if not _SCALE.fullmatch(digits):
+        raise DataError(
+            f"{location}: {text[:60]!r} is not a scale. "
+            f"Write the {_DIGITS} hexadecimal digits of a big-endian float32."
+        )
+    scale: float = struct.unpack(">f", bytes.fromhex(digits.zfill(_DIGITS)))[0]
     if not math.isfinite(scale) or math.copysign(1.0, scale) < 0.0:
         raise DataError(
-            f"{at}: the scale {digits.strip()} of tensor {tensor!r} is {scale}; it must be a finite number that is not negative"
+            f"{location}: the scale {digits} of tensor {tensor!r} is {scale}. "
+            "Write a finite number that is not negative."
         )
-    return tensor, scale
+    return scale
 
 
 def encode_cache(header: str, scales: Iterable[tuple[str, float]], source: str) -> bytes:
     """Return a cache of some tensors and their scales, rounded to float32, in their order.
 
-    Raises DataError, naming the `source` they are from, for a name that no line can hold.
+    `source` is the origin of the scales in messages. Raises DataError for a name that no line can
+    hold.
     """
-    lines = [header]
+    lines = [f"{header}\n"]
     for tensor, scale in scales:
         if not tensor or "\n" in tensor:
             raise DataError(
-                f"{source}: tensor {tensor!r}: a calibration cache cannot hold this name; export as yaml or json"
+                f"{source}: tensor {tensor!r}: a calibration cache cannot hold this name. "
+                "Export as yaml or json."
             )
-        lines.append(f"{tensor}{_SEPARATOR}{struct.pack('>f', scale).hex()}")
-    return "".join(f"{line}\n" for line in lines).encode()
+        digits = struct.pack(">f", scale).hex()
+        lines.append(f"{tensor}{_SEPARATOR}{digits}\n")
+    return "".join(lines).encode()

@@ -468,7 +468,7 @@ def test_nan_that_arises_inside_the_model_is_named_with_its_tensor(
     where = tmp_path / "samples" / "0.npz" if data == "samples" else "noise sample 0"
     assert (
         message
-        == f"qdq: {where}: tensor 'f' becomes NaN or Inf; mend the data or leave its readers in float\n"
+        == f"qdq: {where}: tensor 'f' becomes NaN or Inf. Fix the data or keep the tensor's readers in float.\n"
     )
 
 

@@ -71,22 +71,22 @@ def test_several_passes_go_on_where_they_stopped(
 ) -> None:
     path = tmp_path / "c"
     model = tiny_model()
-    made = CollectionJob(
+    job = CollectionJob(
         GraphIndex(qdq.load(model)),
         qdq.plan(model),
         [{"x": noise(1, 4, 8, 8, seed=i)} for i in range(6)],
         full=True,
     )
-    whole = encode_ranges(collect_locally(made))
+    whole = encode_ranges(collect_locally(job))
     monkeypatch.setattr(
         "qdq.observers.collection.split_into_passes",
-        lambda _index, wanted, *_: tuple((one,) for one in wanted),
+        lambda _index, observed, *_: tuple((tensor,) for tensor in observed),
     )
     for stop in (2, 4, 5):
         with pytest.raises(Stopped):
-            collect_locally(made, keeping(path, max_memory=1, resume=True), stop_at(stop))
+            collect_locally(job, keeping(path, max_memory=1, resume=True), stop_at(stop))
     assert [ranges.finished for ranges in read_checkpoint(path).passes] == [True, False]
-    assert encode_ranges(collect_locally(made, keeping(path, resume=True))) == whole
+    assert encode_ranges(collect_locally(job, keeping(path, resume=True))) == whole
 
 
 def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
@@ -96,23 +96,23 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
     other = CollectionJob(job().index, job().plan, "noise", full=True)
     with pytest.raises(DataError, match="checkpoint of another run"):
         collect_locally(other, keeping(path, resume=True))
-    found = read_checkpoint(path)
+    checkpoint = read_checkpoint(path)
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(DataError, match="damaged or cut short"):
+    with pytest.raises(DataError, match="truncated or damaged"):
         collect_locally(job(), keeping(path, resume=True))
-    write_ranges(path, found)
+    write_ranges(path, checkpoint)
     assert collect_locally(job(), keeping(path, resume=True)).samples == 9
 
 
 def test_data_that_changed_since_is_noticed(tmp_path: Path) -> None:
     model = save(tiny_model(), tmp_path / "model.onnx")
     folder = samples(tmp_path / "samples", 5)
-    made = CollectionJob(GraphIndex(qdq.load(model)), qdq.plan(model), str(folder), full=True)
+    job = CollectionJob(GraphIndex(qdq.load(model)), qdq.plan(model), str(folder), full=True)
     with pytest.raises(Stopped):
-        collect_locally(made, keeping(tmp_path / "c"), stop_at(3))
+        collect_locally(job, keeping(tmp_path / "c"), stop_at(3))
     np.savez(folder / "0.npz", x=np.ones((1, 4, 8, 8), np.float32) * 100)
     with pytest.raises(DataError, match="checkpoint of another run"):
-        collect_locally(made, keeping(tmp_path / "c", resume=True))
+        collect_locally(job, keeping(tmp_path / "c", resume=True))
 
 
 def test_a_checkpoint_is_never_lost_by_accident(tmp_path: Path) -> None:

@@ -29,8 +29,8 @@ from tests.support.paths import NETWORKS
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[LocalCluster]:
     """Give two worker processes that are started again when they die."""
-    with started() as made:
-        yield made
+    with started() as local_cluster:
+        yield local_cluster
 
 
 def started(tries: int = 3) -> LocalCluster:
@@ -55,20 +55,20 @@ def test_workers_give_the_bytes_of_one_process(
     cluster: LocalCluster, tmp_path: Path, data: str
 ) -> None:
     model: Any = NETWORKS / "digits_cnn.onnx"
-    given: Any = str(NETWORKS / "digits-calibration.npz")
+    samples_of_job: Any = str(NETWORKS / "digits-calibration.npz")
     if data == "noise":
-        given = Subset("noise", 20, 1)
+        samples_of_job = Subset("noise", 20, 1)
     if data == "some":
-        given = Subset(given, 30, seed=4)
+        samples_of_job = Subset(samples_of_job, 30, seed=4)
     if data in ("script", "list"):
         model = convolution()
-        given = [{"x": noise(1, 3, 6, 6, seed=i)} for i in range(11)]
+        samples_of_job = [{"x": noise(1, 3, 6, 6, seed=i)} for i in range(11)]
     if data == "script":
-        given = f"{tmp_path / 'loader.py'}:batches"
+        samples_of_job = f"{tmp_path / 'loader.py'}:batches"
         Path(tmp_path / "loader.py").write_text(
             "import numpy as np\ndef batches():\n    for i in range(11):\n        yield {'x': np.full((1, 3, 6, 6), i + .5, np.float32)}\n"
         )
-    job, progress = job_of(model, given), list[int]()
+    job, progress = job_of(model, samples_of_job), list[int]()
     got = collect_ranges(job, Observing(scheduler=cluster.scheduler_address), progress.append)
     assert encode_ranges(got) == encode_ranges(collect_locally(job))
     assert progress[-1] == got.samples
@@ -113,7 +113,7 @@ def test_a_model_that_differs_on_a_worker_is_refused(cluster: LocalCluster, tmp_
     path = save(tiny_model(), tmp_path / "model.onnx")
     job = job_of(path, "noise")
     save(convolution(), path)
-    with pytest.raises(qdq.QdqError, match="a worker finds another file there"):
+    with pytest.raises(qdq.QdqError, match="a worker has another file there"):
         collect_ranges(job, Observing(scheduler=cluster.scheduler_address))
 
 
@@ -181,7 +181,7 @@ def test_processes_that_do_not_start_are_one_line(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("distributed.LocalCluster", fail)
     with pytest.raises(
         UsageError,
-        match="Dask could not start 2 processes: RuntimeError: Cluster failed to start; try fewer",
+        match=r"Dask could not start 2 processes: RuntimeError: Cluster failed to start\. Pass a",
     ):
         collect_ranges(job_of(convolution(), "noise"), Observing(workers=2))
 
@@ -189,7 +189,7 @@ def test_processes_that_do_not_start_are_one_line(monkeypatch: pytest.MonkeyPatc
 def test_no_scheduler_and_no_dask_are_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("qdq.observers.distributed._PATIENCE", 0.5)
+    monkeypatch.setattr("qdq.observers.distributed._TIMEOUT", 0.5)
     job = job_of(convolution(), "noise")
     with pytest.raises(UsageError, match="no Dask scheduler with workers answers"):
         collect_ranges(job, Observing(scheduler="tcp://127.0.0.1:9"))

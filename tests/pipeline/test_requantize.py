@@ -138,7 +138,7 @@ def test_without_data_what_nothing_says_is_asked_for(tmp_path: Path) -> None:
     path = save(block("f", "x"), tmp_path / "model.onnx")
     message = refused(tmp_path, "quantize", path, "-o", tmp_path / "out.onnx")
     assert (
-        "qdq: model.onnx: the model's own quantization has no range for 2 planned tensors: 'f', 'x'; pass --data"
+        "qdq: model.onnx: the model's own quantization has no range for 2 planned tensors: 'f', 'x'. Pass --data"
         in message
     )
 
@@ -317,10 +317,10 @@ def test_sixteen_bits_are_refused_with_the_way_out(tmp_path: Path) -> None:
     )
     message = refused(tmp_path, "quantize", path, "-o", tmp_path / "out.onnx")
     assert (
-        "model.onnx: tensor 'x' is quantized to uint16; INT8 of the same range has steps 516 times as large (at most 4 are taken)"
+        "model.onnx: tensor 'x' is quantized to uint16, and INT8 of the same range has steps 516 times as large (at most 4 are allowed)"
         in message
     )
-    assert "pass --existing replace with --data" in message
+    assert "Pass --existing replace with --data" in message
     assert (
         cli(
             "quantize",
@@ -359,7 +359,7 @@ def test_a_scale_of_zero_says_nothing() -> None:
 def test_a_dynamically_quantized_model_is_calibrated_or_refused(tmp_path: Path) -> None:
     model = ort_dynamic(language())
     path = save(model, tmp_path / "model.onnx")
-    assert "pass --data to calibrate what it lacks" in refused(
+    assert "Pass --data to calibrate what is missing" in refused(
         tmp_path, "quantize", path, "-o", tmp_path / "out.onnx"
     )
     result = qdq.quantize(model, feeds(language()))

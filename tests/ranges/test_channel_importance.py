@@ -183,14 +183,16 @@ def weighed_error(values: Array, weights: Array, amax: float) -> float:
 
 def test_auto_is_its_reference_on_the_full_data() -> None:
     model, data = outlier_network()
-    (seen,) = collect_locally(
+    (tensor_range,) = collect_locally(
         CollectionJob(GraphIndex(qdq.load(model)), qdq.plan(model), data, full=True)
     ).by_tensor
     squares = np.square(onnx.numpy_helper.to_array(model.graph.initializer[0])).sum(axis=(0, 2, 3))
     weights = GRADE_FACTOR ** -np.rint(np.log(squares.max() / squares) / np.log(GRADE_FACTOR))
     values = np.concatenate([feed["x"] for feed in data])
     errors = {
-        name: weighed_error(values, weights, parse_method(name).amax(seen, ELEMENT_TYPES[INT8]))
+        name: weighed_error(
+            values, weights, parse_method(name).amax(tensor_range, ELEMENT_TYPES[INT8])
+        )
         for name in ("auto", "mse", "percentile", "entropy", "max")
     }
     assert errors["auto"] <= reference_auto(values, weights) * 1.02
@@ -203,10 +205,10 @@ def test_auto_clips_what_does_not_matter_and_the_output_gains() -> None:
 
     def signal_to_noise(method: str) -> float:
         quantized = qdq.quantize(model, data, method=method).model
-        wanted, got = (
+        float_outputs, got = (
             np.concatenate([run(m, feed)[0] for feed in data]) for m in (model, quantized)
         )
-        return float(10 * np.log10(np.sum(wanted**2) / np.sum((wanted - got) ** 2)))
+        return float(10 * np.log10(np.sum(float_outputs**2) / np.sum((float_outputs - got) ** 2)))
 
     assert signal_to_noise("auto") > signal_to_noise("mse") + 3
 
@@ -229,23 +231,23 @@ def test_auto_is_mse_where_all_channels_matter_alike() -> None:
 def test_samples_with_other_channels_are_counted_all_the_same() -> None:
     model, data = outlier_network()
     job = CollectionJob(GraphIndex(qdq.load(model)), qdq.plan(model), data, full=True)
-    (seen,) = collect_locally(job).by_tensor
-    assert seen.histogram is not None
+    (tensor_range,) = collect_locally(job).by_tensor
+    assert tensor_range.histogram is not None
     assert (
-        sum(int(part.counts.sum()) for _, part in seen.by_grade)
-        == int(seen.histogram.counts.sum())
+        sum(int(part.counts.sum()) for _, part in tensor_range.by_grade)
+        == int(tensor_range.histogram.counts.sum())
         == 12 * 4 * 36
     )
 
 
 def test_grades_are_the_same_for_any_part_of_the_data(tmp_path: Path) -> None:
     model, data = outlier_network()
-    made: Any = [
+    ranges: Any = [
         collect_locally(
             CollectionJob(GraphIndex(qdq.load(model)), qdq.plan(model), part, full=True)
         ).by_tensor[0]
         for part in (data[:5], data[5:], data)
     ]
-    assert [(g, p.to_bytes()) for g, p in made[0].merged(made[1]).by_grade] == [
-        (g, p.to_bytes()) for g, p in made[2].by_grade
+    assert [(g, p.to_bytes()) for g, p in ranges[0].merged(ranges[1]).by_grade] == [
+        (g, p.to_bytes()) for g, p in ranges[2].by_grade
     ]

@@ -79,11 +79,14 @@ IMAGES = [{"x": noise(1, 3, 4, 4, seed=seed)} for seed in range(4)]
 
 
 def test_the_published_line_of_a_cache_reads_as_its_range(tmp_path: Path) -> None:
-    found = qdq.read_given(write(tmp_path / "model.cache", f"{HEADER}\nimages: 3c00f9f4\n"))
+    given_ranges = qdq.read_given(write(tmp_path / "model.cache", f"{HEADER}\nimages: 3c00f9f4\n"))
 
-    (images,) = found.by_tensor
-    assert (images.tensor, round(images.amax, 4), found.header) == ("images", 0.9998, HEADER)
-    assert encode_given_ranges(found, "tensorrt-cache") == f"{HEADER}\nimages: 3c00f9f4\n".encode()
+    (images,) = given_ranges.by_tensor
+    assert (images.tensor, round(images.amax, 4), given_ranges.header) == ("images", 0.9998, HEADER)
+    assert (
+        encode_given_ranges(given_ranges, "tensorrt-cache")
+        == f"{HEADER}\nimages: 3c00f9f4\n".encode()
+    )
 
 
 @settings(deadline=None)
@@ -109,8 +112,8 @@ def test_a_cache_is_byte_identical_after_a_round_trip_through_every_format(
     written = encode_cache(HEADER, scales.items(), "test")
 
     for layout in EXPORT_FORMATS:
-        found = qdq.read_given(write(path, written))
-        again = qdq.read_given(write(path, encode_given_ranges(found, layout)))
+        given_ranges = qdq.read_given(write(path, written))
+        again = qdq.read_given(write(path, encode_given_ranges(given_ranges, layout)))
         assert encode_given_ranges(again, "tensorrt-cache") == written, layout
     assert {s.tensor: s.scale for s in read_cache(written, path).scales} == scales
 
@@ -124,15 +127,15 @@ def test_what_other_writers_leave_out_or_add_is_read(tmp_path: Path) -> None:
         "a: b: 3f800000",
         "zero: 0",
     ]
-    found = qdq.read_given(write(tmp_path / "model.cache", "\r\n".join(lines)))
+    given_ranges = qdq.read_given(write(tmp_path / "model.cache", "\r\n".join(lines)))
 
-    assert {r.tensor: r.amax / 127 for r in found.by_tensor} == {
+    assert {r.tensor: r.amax / 127 for r in given_ranges.by_tensor} == {
         "tiny": math.ldexp(1.0, -126),
         "upper": 0.007872093468904495,
         "a: b": 1.0,
         "zero": 0.0,
     }
-    assert encode_given_ranges(found, "tensorrt-cache").decode().split("\n") == [
+    assert encode_given_ranges(given_ranges, "tensorrt-cache").decode().split("\n") == [
         "TRT-8XXX-MinMaxCalibration", "tiny: 00800000", "upper: 3c00f9f4", "a: b: 3f800000", "zero: 00000000", "",
     ]  # fmt: skip
 
@@ -144,60 +147,69 @@ def test_what_other_writers_leave_out_or_add_is_read(tmp_path: Path) -> None:
             "TRT-8601\nx: 3c00f9f4\n",
             "ranges:1: a calibration cache begins with a line such as TRT-8601-EntropyCalibration2, not 'TRT-8601'",
         ),
-        (f"{HEADER}\n", "ranges: holds no scales"),
-        (f"{HEADER}\nx 3c00f9f4\n", "ranges:2: 'x 3c00f9f4' is no 'tensor: scale'"),
-        (f"{HEADER}\n: 3c00f9f4\n", "ranges:2: ': 3c00f9f4' is no 'tensor: scale'"),
+        (f"{HEADER}\n", "ranges: the cache holds no scales"),
+        (f"{HEADER}\nx 3c00f9f4\n", "ranges:2: 'x 3c00f9f4' is not of the form 'tensor: scale'"),
+        (f"{HEADER}\n: 3c00f9f4\n", "ranges:2: ': 3c00f9f4' is not of the form 'tensor: scale'"),
         (
             f"{HEADER}\nx: 3c00f9f4\ny: 0x12\n",
-            "ranges:3: '0x12' is no scale: write the 8 hexadecimal digits",
+            "ranges:3: '0x12' is not a scale. Write the 8 hexadecimal digits",
         ),
-        (f"{HEADER}\nx: 3c00f9f400\n", "ranges:2: '3c00f9f400' is no scale"),
-        (f"{HEADER}\nx: \n", "ranges:2: '' is no scale"),
+        (f"{HEADER}\nx: 3c00f9f400\n", "ranges:2: '3c00f9f400' is not a scale"),
+        (f"{HEADER}\nx: \n", "ranges:2: '' is not a scale"),
         (f"{HEADER}\nx: 7fc00000\n", "ranges:2: the scale 7fc00000 of tensor 'x' is nan"),
         (f"{HEADER}\nx: 7f800000\n", "ranges:2: the scale 7f800000 of tensor 'x' is inf"),
         (f"{HEADER}\nx: bc00f9f4\n", "ranges:2: the scale bc00f9f4 of tensor 'x' is -0.0078"),
         (f"{HEADER}\nx: 80000000\n", "ranges:2: the scale 80000000 of tensor 'x' is -0.0"),
         (
             f"{HEADER}\nx: 3c00f9f4\ny: 1\nx: 2\n",
-            "ranges:4: tensor 'x' stands on line 2 too; remove one",
+            "ranges:4: tensor 'x' is on line 2 too. Remove one.",
         ),
-        (f"{HEADER}\n".encode() + b"\xff: 3c00f9f4\n", "ranges: byte 29 is no UTF-8"),
-        ("x: abc\n", "ranges:1: tensor 'x': 'abc' is no number; write one, such as 2.5"),
-        ("x: 1\n'y':\n", "ranges:2: tensor 'y': '' is no number"),
-        ("x: 1_000\n", "ranges:1: tensor 'x': '1_000' is no number"),
+        (f"{HEADER}\n".encode() + b"\xff: 3c00f9f4\n", "ranges: byte 29 is not UTF-8"),
+        ("x: abc\n", "ranges:1: tensor 'x': 'abc' is not a number. Write one, such as 2.5."),
+        ("x: 1\n'y':\n", "ranges:2: tensor 'y': '' is not a number"),
+        ("x: 1_000\n", "ranges:1: tensor 'x': '1_000' is not a number"),
         (
             "x: -1\n",
-            "ranges:1: tensor 'x': a range of -1 cannot be used; write a finite number above 0",
+            "ranges:1: tensor 'x': a range of -1 cannot be used. Write a finite number above 0",
         ),
-        ("x: .nan\n", "ranges:1: tensor 'x': '.nan' is no number"),
+        ("x: .nan\n", "ranges:1: tensor 'x': '.nan' is not a number"),
         ("x: nan\n", "ranges:1: tensor 'x': a range of nan cannot be used"),
         ("x: 1e60\n", "ranges:1: tensor 'x': a range of 1e+60 cannot be used"),
         ("x: {scale: 1e60}\n", "ranges:1: tensor 'x': the scale 1e60 is larger than a float32"),
-        ("x: {scale: [1, 2]}\n", "ranges:1: tensor 'x': 2 ranges need the axis that they go along"),
+        ("x: {scale: [1, 2]}\n", "ranges:1: tensor 'x': 2 ranges need their axis"),
         (
             "\nx: {range: 1}\n",
-            "ranges:2: tensor 'x': write a number, its amax, or one of {amax: ...} and {scale: ...}",
+            "ranges:2: tensor 'x': the value is not a range. Write a number, its amax, or one of {amax: ...} and {scale: ...}",
         ),
-        ("x: {amax: 1, scale: 1}\n", "ranges:1: tensor 'x': write a number, its amax, or one of"),
-        ("x: [1, 2]\n", "ranges:1: tensor 'x': write a number, its amax, or one of"),
-        ("f: 1\nx: 1\nx: 2\n", "ranges:3: the key 'x' is given twice; remove one"),
-        ('{"f": 1,\n "x": 1,\n "x": 2}', "ranges:3: the key 'x' is given twice; remove one"),
+        (
+            "x: {amax: 1, scale: 1}\n",
+            "ranges:1: tensor 'x': the value is not a range. Write a number, its amax, or one of",
+        ),
+        (
+            "x: [1, 2]\n",
+            "ranges:1: tensor 'x': the value is not a range. Write a number, its amax, or one of",
+        ),
+        ("f: 1\nx: 1\nx: 2\n", "ranges:3: the key 'x' is given twice"),
+        ('{"f": 1,\n "x": 1,\n "x": 2}', "ranges:3: the key 'x' is given twice"),
         ('{"f": 1,\n "x": -1}', "ranges:2: tensor 'x': a range of -1 cannot be used"),
-        ("- x\n", "ranges:1: maps no tensor to a range; a line is 'tensor: amax'"),
-        ("", "ranges:1: maps no tensor to a range"),
-        ("{}", "ranges:1: maps no tensor to a range"),
-        ("x: [1\n", "ranges:2: neither a calibration cache nor YAML"),
-        (b"x: \x00\n", "ranges: neither a calibration cache nor YAML"),
-        (b"\xff\xff", "ranges: neither a calibration cache nor YAML"),
+        (
+            "- x\n",
+            "ranges:1: the file maps no tensor to a range. Write lines of the form 'tensor: amax'",
+        ),
+        ("", "ranges:1: the file maps no tensor to a range"),
+        ("{}", "ranges:1: the file maps no tensor to a range"),
+        ("x: [1\n", "ranges:2: the file is neither a calibration cache nor YAML"),
+        (b"x: \x00\n", "ranges: the file is neither a calibration cache nor YAML"),
+        (b"\xff\xff", "ranges: the file is neither a calibration cache nor YAML"),
         ("x: 1\nf: 1\ngem: 1\n", "ranges:3: model.onnx has no tensor 'gem'"),
         ("x: 1\nff: 1\n", "ranges:2: model.onnx has no tensor 'ff'. Did you mean 'f'"),
         ('{"plan": "", "by_pair": 3}', "ranges: not a scales file that qdq can read"),
         ("x: 1\nr: 2\n", ""),
         (
             "x: 1\nc: 2\n",
-            "model.onnx: ranges has no range for 1 planned tensor: 'f'; pass --data to calibrate what it lacks, or add them",
+            "model.onnx: ranges has no range for 1 planned tensor: 'f'. Pass --data to calibrate what is missing, or add the ranges.",
         ),
-        (cache(x=1.0), "model.onnx: ranges has no range for 1 planned tensor: 'f'; pass --data"),
+        (cache(x=1.0), "model.onnx: ranges has no range for 1 planned tensor: 'f'. Pass --data"),
     ],
 )
 def test_a_file_of_ranges_that_is_wrong_is_refused_in_one_line(
@@ -221,11 +233,11 @@ def test_options_about_data_are_refused_without_data(tmp_path: Path) -> None:
 
     for option, value in (("--method", "max"), ("--weights", "shift"), ("--batch", "2")):
         assert f"qdq: {option}" in (
-            said := refused(
+            message := refused(
                 tmp_path, "quantize", model, "-o", out, "--ranges", ranges, option, value
             )
         )
-        assert "applies to samples, and --ranges alone runs none" in said
+        assert "applies to samples, and --ranges alone runs none" in message
     assert "qdq: --min-snr applies to samples" in refused(
         tmp_path, "quantize", model, "-o", out, "--ranges", ranges, "--validate", "--min-snr", "10"
     )
@@ -251,14 +263,15 @@ def test_export_is_refused_in_one_line(tmp_path: Path) -> None:
 
     assert "model.onnx: no pair in it has a constant scale" in export(model, "yaml")
     assert (
-        "odd.yaml: tensor 'x\\n': a calibration cache cannot hold this name; export as yaml or json"
+        "odd.yaml: tensor 'x\\n': a calibration cache cannot hold this name. Export as yaml or json."
         in export(odd, "tensorrt-cache")
     )
     assert "--tensorrt-version is for the first line of a cache" in export(
         ranges, "json", "--tensorrt-version", "8501"
     )
-    assert "TensorRT version '8 5': write it as caches do, such as 8601" in export(
-        ranges, "tensorrt-cache", "--tensorrt-version", "8 5"
+    assert (
+        "TensorRT version '8 5': the version does not have the form of caches. Write it as in 8601."
+        in export(ranges, "tensorrt-cache", "--tensorrt-version", "8 5")
     )
     assert "'xml' is not one of" in export(ranges, "xml")
     assert "the output is the input" in refused(
@@ -286,9 +299,9 @@ def test_scales_from_an_export_are_those_that_it_was_exported_from(
     ):
         assert run(*argv)[0] == 0
 
-    one, other = (json.loads(path.read_text()) for path in (scales, again))
-    assert one["by_pair"] == other["by_pair"]
-    assert (other["method"], other["data"], other["samples"]) == ("given", "", 0)
+    first, second = (json.loads(path.read_text()) for path in (scales, again))
+    assert first["by_pair"] == second["by_pair"]
+    assert (second["method"], second["data"], second["samples"]) == ("given", "", 0)
 
 
 @pytest.mark.parametrize("dead", [False, True])
@@ -351,12 +364,12 @@ def test_the_two_spellings_of_a_range_agree(tmp_path: Path) -> None:
         "b": f"'x': {{amax: {scale * 127!r}}}\n\"f\": {{amax: 0.001}}\n",
         "c": f'{{"x": {{"scale": 0.1}}, "f": {1e-3}}}',
     }
-    found = [
+    results = [
         qdq.quantize(tiny_model(), None, given=qdq.read_given(write(tmp_path / name, text)))
         for name, text in lines.items()
     ]
 
-    for result in found:
+    for result in results:
         assert scales_of(result) == {"x": scale, "f": float(np.float32(1e-3 / 127))}
 
 
@@ -382,14 +395,15 @@ def test_without_data_weights_take_their_largest_values_and_the_model_says_what_
 
     assert code == 0
     assert "given, no data was run: 4 pairs\n  my.yaml gives the ranges of 2 tensors\n" in text
-    made = onnx.load(out)
-    weight = initializer(made, "conv.weight")
+    quantized_model = onnx.load(out)
+    weight = initializer(quantized_model, "conv.weight")
     np.testing.assert_array_equal(
-        initializer(made, "conv.weight_scale"), np.abs(weight).max(axis=(1, 2, 3)) / np.float32(127)
+        initializer(quantized_model, "conv.weight_scale"),
+        np.abs(weight).max(axis=(1, 2, 3)) / np.float32(127),
     )
     assert {
         p.key: p.value
-        for p in made.metadata_props
+        for p in quantized_model.metadata_props
         if p.key in ("qdq.method", "qdq.data", "qdq.ranges", "qdq.batch")
     } == {
         "qdq.method": "given",
@@ -432,10 +446,10 @@ def test_names_that_one_side_lacks_are_listed(tmp_path: Path) -> None:
     assert "1 not in old.cache, and calibrated: f\n" in text
     assert "1 in old.cache, but not in the graph: (Unnamed Layer* 12) [Shuffle]_output\n" in text
     assert "1 in old.cache, but not quantized by the plan: c\n" in text
-    told = json.loads(run(*argv, "-o", tmp_path / "b.onnx", "--format", "json")[1])["scales"][
+    summary = json.loads(run(*argv, "-o", tmp_path / "b.onnx", "--format", "json")[1])["scales"][
         "given_ranges"
     ]
-    assert told == {
+    assert summary == {
         "name": "old.cache", "tensors": [{"tensor": "x", "amax": 127.0, "source_tensor": "", "at_most": False}],
         "unknown": names[2:], "unplanned": ["c"], "missing": ["f"], "weights": [],
     }  # fmt: skip
@@ -445,17 +459,19 @@ def test_names_that_one_side_lacks_are_listed(tmp_path: Path) -> None:
 
 
 def test_observed_ranges_give_the_scales_of_the_run_that_observed_them(tmp_path: Path) -> None:
-    model, seen = save(tiny_model(), tmp_path / "model.onnx"), tmp_path / "seen.ranges"
+    model, observed = save(tiny_model(), tmp_path / "model.onnx"), tmp_path / "seen.ranges"
     data = samples(tmp_path / "data")
     for argv in (
-        ["--data", data, "--save-ranges", seen, "-o", tmp_path / "a.onnx"],
-        ["--ranges", seen, "-o", tmp_path / "b.onnx"],
+        ["--data", data, "--save-ranges", observed, "-o", tmp_path / "a.onnx"],
+        ["--ranges", observed, "-o", tmp_path / "b.onnx"],
     ):
         assert run("quantize", model, *argv)[0] == 0
     assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()
 
     assert (
-        run("quantize", model, "--ranges", seen, "--method", "max", "-o", tmp_path / "max.onnx")[0]
+        run(
+            "quantize", model, "--ranges", observed, "--method", "max", "-o", tmp_path / "max.onnx"
+        )[0]
         == 0
     )
     assert {p.key: p.value for p in onnx.load(tmp_path / "max.onnx").metadata_props}[
@@ -464,7 +480,7 @@ def test_observed_ranges_give_the_scales_of_the_run_that_observed_them(tmp_path:
 
 
 def test_observed_ranges_are_refused_where_they_do_not_fit(tmp_path: Path) -> None:
-    model, other, seen, out = (
+    model, other, observed, out = (
         tmp_path / name for name in ("model.onnx", "other.onnx", "seen.ranges", "out")
     )
     save(tiny_model(), model)
@@ -476,7 +492,7 @@ def test_observed_ranges_are_refused_where_they_do_not_fit(tmp_path: Path) -> No
             "--data",
             "noise",
             "--save-ranges",
-            seen,
+            observed,
             "-o",
             tmp_path / "first.onnx",
         )[0]
@@ -484,19 +500,19 @@ def test_observed_ranges_are_refused_where_they_do_not_fit(tmp_path: Path) -> No
     )
 
     def quantize(which: Path, *more: object) -> str:
-        return refused(tmp_path, "quantize", which, "-o", out, "--ranges", seen, *more)
+        return refused(tmp_path, "quantize", which, "-o", out, "--ranges", observed, *more)
 
     assert (
-        f"qdq: {seen}: these ranges were observed earlier, so no samples are run. Drop --data"
+        f"qdq: {observed}: these ranges were observed earlier, so no samples are run. Drop --data"
         in quantize(model, "--data", "noise")
     )
-    assert f"qdq: {seen}: the ranges were observed for another model" in quantize(other)
+    assert f"qdq: {observed}: the ranges were observed for another model" in quantize(other)
     assert "--max-memory applies to samples" in quantize(model, "--max-memory", "4GB")
     assert "--save-ranges applies to samples" in quantize(model, "--save-ranges", tmp_path / "more")
     with pytest.raises(
         qdq.QdqError, match="observed before, and more data would count beside them"
     ):
-        qdq.quantize(model, [{"x": noise(1, 4, 8, 8)}], given=qdq.read_given(seen))
+        qdq.quantize(model, [{"x": noise(1, 4, 8, 8)}], given=qdq.read_given(observed))
 
 
 def test_a_shard_takes_no_ranges(tmp_path: Path) -> None:
@@ -618,16 +634,16 @@ def test_tensors_of_bodies_are_named_by_path_or_as_they_are_outside() -> None:
 def test_what_the_members_of_a_group_give_up_is_told(tmp_path: Path) -> None:
     result = qdq.quantize(grouped(), IMAGES, method="max")
     shared = {s.tensor: s for s in result.scales.shared}
-    seen = {
+    observed_amax = {
         tensor: np.abs(
             np.concatenate([values_of(grouped(), feed)[tensor] for feed in IMAGES])
         ).max()
         for tensor in "abc"
     }
 
-    assert {tensor: s.own_amax for tensor, s in shared.items()} == seen
-    assert {s.amax for s in shared.values()} == {max(seen.values())}
-    assert shared["a"].bits == pytest.approx(math.log2(seen["b"] / seen["a"]))
+    assert {tensor: s.own_amax for tensor, s in shared.items()} == observed_amax
+    assert {s.amax for s in shared.values()} == {max(observed_amax.values())}
+    assert shared["a"].bits == pytest.approx(math.log2(observed_amax["b"] / observed_amax["a"]))
     np.savez(tmp_path / "x.npz", x=np.concatenate([feed["x"] for feed in IMAGES]))
     argv = (
         "quantize",
@@ -643,15 +659,16 @@ def test_what_the_members_of_a_group_give_up_is_told(tmp_path: Path) -> None:
         in text
     )
     assert (
-        f"a: {seen['a']:.4g} of its own, {seen['b']:.4g} shared, {seen['b'] / seen['a']:.3g} times ({shared['a'].bits:.2g} bits)\n"
+        f"a: {observed_amax['a']:.4g} of its own, {observed_amax['b']:.4g} shared, {observed_amax['b'] / observed_amax['a']:.3g} times ({shared['a'].bits:.2g} bits)\n"
         in text
     )
-    told = json.loads(run(*argv, "-o", tmp_path / "r.onnx", "--format", "json")[1])["scales"][
-        "shared"
-    ]
-    assert {each["tensor"]: (each["dtype"], each["own_amax"], each["amax"]) for each in told} == {
-        t: ("int8", s.own_amax, s.amax) for t, s in shared.items()
-    }
+    shared_entries = json.loads(run(*argv, "-o", tmp_path / "r.onnx", "--format", "json")[1])[
+        "scales"
+    ]["shared"]
+    assert {
+        entry["tensor"]: (entry["dtype"], entry["own_amax"], entry["amax"])
+        for entry in shared_entries
+    } == {t: ("int8", s.own_amax, s.amax) for t, s in shared.items()}
 
 
 def values_of(model: onnx.ModelProto, feed: dict[str, Array]) -> dict[str, Any]:
@@ -741,7 +758,7 @@ def test_strip_writes_the_ranges_that_quantize_takes(tmp_path: Path, suffix: str
 def test_a_cache_exported_from_observed_ranges_gives_their_scales(
     tmp_path: Path, method: str
 ) -> None:
-    model, cache, seen = NETWORKS / "digits_cnn.onnx", tmp_path / "m.cache", tmp_path / "r"
+    model, cache, observed = NETWORKS / "digits_cnn.onnx", tmp_path / "m.cache", tmp_path / "r"
     assert (
         run(
             "quantize",
@@ -751,19 +768,29 @@ def test_a_cache_exported_from_observed_ranges_gives_their_scales(
             "--data",
             CALIBRATION,
             "--save-ranges",
-            seen,
+            observed,
             "--method",
             "auto",
         )[0]
         == 0
     )
     assert (
-        run("quantize", model, "-o", tmp_path / "b.onnx", "--ranges", seen, "--method", method)[0]
+        run("quantize", model, "-o", tmp_path / "b.onnx", "--ranges", observed, "--method", method)[
+            0
+        ]
         == 0
     )
     assert (
         run(
-            "ranges", "export", seen, "--format", "tensorrt-cache", "--method", method, "-o", cache
+            "ranges",
+            "export",
+            observed,
+            "--format",
+            "tensorrt-cache",
+            "--method",
+            method,
+            "-o",
+            cache,
         )[0]
         == 0
     )

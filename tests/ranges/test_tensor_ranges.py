@@ -88,7 +88,7 @@ def test_parts_of_a_real_network_are_one_run_whatever_the_cores(name: str) -> No
 def test_a_part_is_every_nth_sample() -> None:
     data = [{"x": np.full((1, 3, 6, 6), float(i), np.float32)} for i in range(1, 8)]
     job = job_of(convolution(), data)
-    (x,) = (seen for seen in part_of(job, 2, 3).by_tensor if seen.tensor == "x")
+    (x,) = (item for item in part_of(job, 2, 3).by_tensor if item.tensor == "x")
     assert x.amax == 5.0  # samples 2 and 5 of 7
     assert part_of(job, 2, 3).samples == 2
 
@@ -128,32 +128,37 @@ def test_a_generator_is_dealt_once() -> None:
 
 def test_ranges_of_different_data_join() -> None:
     model, images = convolution(), [{"x": noise(1, 3, 6, 6, seed=i)} for i in range(4)]
-    made = [collect_locally(job_of(model, images[:2])), collect_locally(job_of(model, images[2:]))]
+    ranges = [
+        collect_locally(job_of(model, images[:2])),
+        collect_locally(job_of(model, images[2:])),
+    ]
     named = [
         Ranges(r.model, name, r.samples, r.by_tensor, r.sizes, groups=r.groups)
-        for name, r in zip(("night", "day"), made, strict=True)
+        for name, r in zip(("night", "day"), ranges, strict=True)
     ]
-    both = merge(named)
-    assert (both.data, both.samples) == ("day + night", 4)
-    assert [(r.tensor, r.amax, r.histogram and r.histogram.to_bytes()) for r in both.by_tensor] == [
+    joined = merge(named)
+    assert (joined.data, joined.samples) == ("day + night", 4)
+    assert [
+        (r.tensor, r.amax, r.histogram and r.histogram.to_bytes()) for r in joined.by_tensor
+    ] == [
         (r.tensor, r.amax, r.histogram and r.histogram.to_bytes())
         for r in collect_locally(job_of(model, images)).by_tensor
     ]
-    with pytest.raises(DataError, match="day is in two of them"):
-        merge([both, named[1]])
+    with pytest.raises(DataError, match="day is in two of the ranges"):
+        merge([joined, named[1]])
 
 
 def test_what_does_not_belong_together_is_not_merged() -> None:
     job = job_of(convolution(), "noise")
-    one, two = part_of(job, 1, 2), part_of(job, 2, 2)
-    with pytest.raises(DataError, match="part 1/2 of noise is given twice"):
-        merge([one, two, one])
-    with pytest.raises(DataError, match="dealt into 2 and 3 parts"):
-        merge([one, part_of(job, 2, 3)])
-    with pytest.raises(DataError, match="merge ranges of one model"):
-        merge([one, part_of(job_of(two_layers(), "noise"), 2, 2)])
+    first, second = part_of(job, 1, 2), part_of(job, 2, 2)
+    with pytest.raises(DataError, match="part 1/2 of noise is passed twice"):
+        merge([first, second, first])
+    with pytest.raises(DataError, match="split into 2 and 3 parts"):
+        merge([first, part_of(job, 2, 3)])
+    with pytest.raises(DataError, match="Pass ranges of one model"):
+        merge([first, part_of(job_of(two_layers(), "noise"), 2, 2)])
     with pytest.raises(DataError, match="--method max only"):
-        merge([one, part_of(job_of(convolution(), "noise", full=False), 2, 2)])
+        merge([first, part_of(job_of(convolution(), "noise", full=False), 2, 2)])
 
 
 def test_scales_come_from_all_parts_only() -> None:
@@ -189,10 +194,10 @@ def test_a_file_of_ranges_gives_the_same_ranges(tmp_path: Path) -> None:
 @given(st.integers(0), st.integers(0, 255))
 def test_a_file_that_was_cut_or_changed_is_refused(place: int, byte: int) -> None:
     content = encode_ranges(collect_locally(job_of(convolution(), "noise")))
-    at = place % len(content)
+    cut = place % len(content)
     with pytest.raises(DataError, match=r"r: "):
-        decode_ranges(content[:at], "r")
-    changed = content[:at] + bytes([byte]) + content[at + 1 :]
+        decode_ranges(content[:cut], "r")
+    changed = content[:cut] + bytes([byte]) + content[cut + 1 :]
     if changed != content:
         with pytest.raises(DataError, match=r"r: "):
             decode_ranges(changed, "r")
@@ -315,7 +320,7 @@ def test_quantize_saves_the_ranges_that_calibrate_saves(tmp_path: Path) -> None:
         (("--shard", "2"), "such as 2/8"),
         (("--shard", "1/2", "--save-ranges", "x.ranges"), "Drop --save-ranges"),
         (("--max-memory", "4"), "a size is a number and a unit. Pass one such as 4GB"),
-        (("--max-memory", "1MB"), "allow at least as much with --max-memory"),
+        (("--max-memory", "1MB"), "Pass --max-memory"),
         (("--device", "gpu"), "unknown device 'gpu'"),
         (
             ("--workers", "2", "--scheduler", "tcp://x:1"),
@@ -359,7 +364,7 @@ def deep(layers: int = 12, size: int = 128) -> onnx.ModelProto:
 
 def test_the_bytes_of_tensors_are_known_from_a_sample() -> None:
     job = job_of(two_layers(), "noise")
-    sizes = tensor_bytes(job.index, job.wanted, {"x": np.zeros((2, 3, 7, 5), np.float32)})
+    sizes = tensor_bytes(job.index, job.observed_tensors, {"x": np.zeros((2, 3, 7, 5), np.float32)})
     assert sizes == {"x": 2 * 3 * 7 * 5 * 4, "r": 2 * 4 * 7 * 5 * 4}
 
 
@@ -381,7 +386,7 @@ def test_little_memory_takes_more_passes_and_gives_the_same(
     assert passes == [4]
     assert progress[-1] == 6
     assert progress == sorted(progress)
-    with pytest.raises(UsageError, match="allow at least as much"):
+    with pytest.raises(UsageError, match="Pass --max-memory"):
         collect_locally(job, Observing(max_memory=limit // 3))
 
 
@@ -392,8 +397,8 @@ class _Resident:
 def _counting(passes: list[int]) -> Any:
     from qdq.observers.memory_budget import split_into_passes
 
-    def counted(*given: Any) -> Any:
-        groups = split_into_passes(*given)
+    def counted(*arguments: Any) -> Any:
+        groups = split_into_passes(*arguments)
         passes.append(len(groups))
         return groups
 
@@ -404,7 +409,7 @@ def test_a_generator_cannot_be_run_in_several_passes(monkeypatch: pytest.MonkeyP
     data = ({"r0": noise(1, 16, 128, 128, seed=i)} for i in range(3))
     monkeypatch.setattr(
         "qdq.observers.collection.split_into_passes",
-        lambda _index, wanted, *_: tuple((one,) for one in wanted),
+        lambda _index, observed, *_: tuple((tensor,) for tensor in observed),
     )
     with pytest.raises(DataError, match="only once"):
         collect_locally(job_of(deep(2), data), Observing(max_memory=1))

@@ -1,0 +1,56 @@
+"""Tensors that hold all values of another one: moved, picked or joined with other values."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+
+from qdq.graph.index import GraphIndex, Node
+from qdq.graph.operators import MOVES_VALUES
+from qdq.graph.patterns import can_commute_with_quantization
+
+#: Operators whose result holds every value of their first input, where they commute with
+#: quantization.
+_KEEPS_VALUES = (*MOVES_VALUES, "Expand", "Tile", "DepthToSpace", "SpaceToDepth", "Dropout")
+
+
+def iterate_holders(scope: GraphIndex, tensor: str) -> Iterator[str]:
+    """Yield the tensors of a graph that hold all values of one, the nearest first.
+
+    The tensor itself is the first.
+    """
+    pending = deque([tensor])
+    known = {tensor}
+    while pending:
+        holder = pending.popleft()
+        yield holder
+        for neighbour in _iterate_neighbours(scope, holder):
+            if neighbour not in known:
+                known.add(neighbour)
+                pending.append(neighbour)
+
+
+def _iterate_neighbours(scope: GraphIndex, tensor: str) -> Iterator[str]:
+    """Yield the inputs and outputs of the nodes at a tensor that hold all of its values."""
+    producer = scope.producers.get(tensor)
+    if producer is not None and _is_part_of_input(scope, producer, tensor):
+        yield producer.inputs[0]
+    for consumer, slot in scope.consumers.get(tensor, ()):
+        if _keeps_values(scope, consumer, slot):
+            yield consumer.outputs[0]
+
+
+def _is_part_of_input(scope: GraphIndex, producer: Node, tensor: str) -> bool:
+    """Whether all values of a node's output are among those of its first input."""
+    if not can_commute_with_quantization(scope, producer):
+        return False
+    return producer.op == "Split" or tensor == producer.outputs[0]
+
+
+def _keeps_values(scope: GraphIndex, consumer: Node, slot: int) -> bool:
+    """Whether the result of a node holds every value of its input at a slot."""
+    if consumer.op == "Concat":
+        return slot >= 0
+    if slot != 0 or consumer.op not in _KEEPS_VALUES:
+        return False
+    return can_commute_with_quantization(scope, consumer)
