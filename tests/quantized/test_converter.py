@@ -438,7 +438,7 @@ def test_initializers_that_are_listed_as_inputs_are_not_asked_for_when_they_are_
 
 
 @pytest.mark.parametrize(
-    ("tensor", "taken"), [("x", "INT8, as TensorRT"), ("relu", "UINT8, as ONNX")]
+    ("tensor", "taken"), [("x", "INT8, as in TensorRT"), ("relu", "UINT8, as in ONNX")]
 )
 def test_a_pair_without_zero_point_is_unsigned_only_where_nothing_is_below_zero(
     tensor: str, taken: str

@@ -1,0 +1,177 @@
+"""Quantized operators, such as QLinearConv, as float operators between DQ and Q."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+from onnx import helper
+
+from qdq.errors import ModelError
+from qdq.graph.opset import default_opset
+from qdq.graph.quantized_operators import (
+    FloatForm,
+    Operand,
+    flattened_axis,
+    float_attributes,
+)
+from qdq.quantized.graph_writer import GraphWriter, IntegerFormat, input_name, remove_suffix
+from qdq.quantized.qdq_conversion import append_quantize
+
+#: The suffix that ONNX Runtime's quantizer appends to the name of a node.
+_NODE_SUFFIX = "_quant"
+
+#: The first opset in which the axes of ReduceMean are an input (ONNX operator changelog).
+_REDUCE_AXES_OPSET = 18
+
+
+def require_operands(node: onnx.NodeProto, float_form: FloatForm) -> None:
+    """Raise ModelError for a quantized operator without its operands or its result.
+
+    onnx.checker does not find these: it has no definitions of operators in other domains.
+    """
+    last_slot = max(max(operand.tensor, operand.scale) for operand in float_form.operands)
+    needed = last_slot + 1
+    if len(node.input) < needed:
+        raise ModelError(
+            f"the file is damaged: node {node.name!r} ({node.op_type}) has {len(node.input)} inputs"
+            f" and needs {needed}. Export or download it again."
+        )
+    if not node.output or not node.output[0]:
+        raise ModelError(
+            f"the file is damaged: node {node.name!r} ({node.op_type}) has no output."
+            " Export or download it again."
+        )
+
+
+def convert_operator(graph: GraphWriter, node: onnx.NodeProto, float_form: FloatForm) -> None:
+    """Write a quantized operator as DequantizeLinear, a float operator and QuantizeLinear."""
+    inputs = _dequantize_inputs(graph, node, float_form)
+    graph.model.record(node, _describe_conversion(float_form))
+    result = node.output[0]
+    float_result = result
+    if float_form.result:
+        float_result = graph.model.unique_name(remove_suffix(result))
+    addend = input_name(node, float_form.added)
+    if addend:
+        product = graph.model.unique_name(f"{float_result}_product")
+        _write_float_operator(graph, node, float_form.op, inputs, product)
+        graph.append_operator("Add", [product, addend], float_result)
+    else:
+        _write_float_operator(graph, node, float_form.op, inputs, float_result)
+    if float_form.result:
+        parameters = _result_parameters(graph, node, float_form.result)
+        append_quantize(graph, float_result, parameters, result)
+
+
+def _describe_conversion(float_form: FloatForm) -> str:
+    if float_form.result:
+        return f"becomes {float_form.op} between DequantizeLinear and QuantizeLinear"
+    return f"becomes {float_form.op}"
+
+
+def _dequantize_inputs(
+    graph: GraphWriter, node: onnx.NodeProto, float_form: FloatForm
+) -> list[str]:
+    """Return the inputs of the float operator."""
+    inputs: list[str] = []
+    if float_form.first is not None:
+        inputs.append(input_name(node, float_form.first))
+    for i, operand in enumerate(float_form.operands):
+        axis = float_form.axis if i else None
+        inputs.append(_dequantize_operand(graph, node, operand, axis))
+    if input_name(node, float_form.bias):
+        inputs.append(_dequantize_bias(graph, node, float_form))
+    return inputs
+
+
+def _dequantize_operand(
+    graph: GraphWriter, node: onnx.NodeProto, operand: Operand, axis: int | None
+) -> str:
+    """Return the float operand of a quantized operator; `axis` is that of several scales."""
+    tensor = node.input[operand.tensor]
+    if tensor in graph.dynamic_inputs:
+        return graph.dynamic_inputs[tensor]
+    scale = input_name(node, operand.scale)
+    zero_point = input_name(node, operand.zero_point)
+    if not graph.has_several_values(scale):
+        scalars = IntegerFormat(graph.store_scalar(scale), graph.store_scalar(zero_point))
+        return graph.dequantize(tensor, scalars)
+    if axis == -1:
+        stored = graph.stored.get(tensor)
+        axis = None if stored is None else len(stored.dims) - 1
+    return graph.dequantize(tensor, IntegerFormat(scale, zero_point, axis))
+
+
+def _dequantize_bias(graph: GraphWriter, node: onnx.NodeProto, float_form: FloatForm) -> str:
+    """Return an INT32 bias in floats.
+
+    Its scale is that of the data times that of the weight (ONNX operator QLinearConv).
+    """
+    bias = input_name(node, float_form.bias)
+    scale_names = [input_name(node, operand.scale) for operand in float_form.operands]
+    if not graph.stored.keys() >= {bias, *scale_names}:
+        raise ModelError(
+            f"node {node.name!r} ({node.op_type}) computes its bias or a scale, and no pair can."
+            " Pass the float model it was made from."
+        )
+    data_scales, weight_scales = [graph.read_values(name).reshape(-1) for name in scale_names]
+    integers = graph.read_values(bias)
+    if not {data_scales.size, weight_scales.size} <= {1, integers.size}:
+        raise ModelError(
+            f"node {node.name!r} ({node.op_type}) has {data_scales.size} and {weight_scales.size}"
+            f" scales for a bias of {integers.size} values. Export the model again."
+        )
+    scales = data_scales.astype(np.float64) * weight_scales.astype(np.float64)
+    exact = integers * scales
+    if not (np.abs(exact) <= np.finfo(data_scales.dtype).max).all():
+        raise ModelError(
+            f"node {node.name!r} ({node.op_type}) has a bias that its scales make infinite or NaN."
+            " Export the model again."
+        )
+    return graph.store(exact.astype(data_scales.dtype), remove_suffix(bias))
+
+
+def _result_parameters(
+    graph: GraphWriter, node: onnx.NodeProto, slots: tuple[int, int]
+) -> list[str]:
+    """Return the scale and zero point of a quantized operator's result, as scalars."""
+    scale_slot, zero_point_slot = slots
+    scale = graph.store_scalar(input_name(node, scale_slot))
+    zero_point = graph.store_scalar(input_name(node, zero_point_slot))
+    return [scale, zero_point] if zero_point else [scale]
+
+
+def _write_float_operator(
+    graph: GraphWriter, node: onnx.NodeProto, op: str, inputs: list[str], result: str
+) -> None:
+    name = remove_suffix(node.name, _NODE_SUFFIX)
+    float_node = helper.make_node(op, inputs, [result], name=name)
+    axis = flattened_axis(node)
+    if axis is not None:
+        _write_flattened(graph, float_node, axis)
+        return
+    float_node.attribute.extend(float_attributes(node))
+    if default_opset(graph.model.source.model) >= _REDUCE_AXES_OPSET:
+        _store_axes(graph, float_node)
+    graph.append(float_node)
+
+
+def _write_flattened(graph: GraphWriter, softmax: onnx.NodeProto, axis: int) -> None:
+    """Write a Softmax over all axes from `axis` on, as before opset 13."""
+    inputs = list(softmax.input)
+    result = softmax.output[0]
+    softmax.input[0] = graph.add("Flatten", inputs, f"{result}_flat", axis=axis)
+    softmax.output[0] = graph.model.unique_name(f"{result}_softmax")
+    graph.append(softmax)
+    shape = graph.add("Shape", inputs, f"{result}_shape")
+    graph.append_operator("Reshape", [softmax.output[0], shape], result)
+
+
+def _store_axes(graph: GraphWriter, node: onnx.NodeProto) -> None:
+    """Replace the attribute `axes` of a node by an input."""
+    for attribute in node.attribute:
+        if attribute.name == "axes":
+            axes = np.array(attribute.ints, np.int64)
+            node.input.append(graph.store(axes, f"{node.output[0]}_axes"))
+            node.attribute.remove(attribute)
+            return
