@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import msgspec
-import onnx
+from onnx import GraphProto, ModelProto, NodeProto
 
 from qdq.errors import ModelError
 from qdq.graph.bodies import all_nodes, node_bodies
@@ -65,10 +65,10 @@ def convert_to_qdq(source: Source) -> tuple[Source, tuple[ConvertedNode, ...]]:
     return raise_source_opset(converted, _required_opset(graph)), tuple(writer.converted)
 
 
-def _build_model(writer: ModelWriter, nodes: list[onnx.NodeProto]) -> onnx.ModelProto:
+def _build_model(writer: ModelWriter, nodes: list[NodeProto]) -> ModelProto:
     """Return the converted copy of a model."""
     original = writer.source.model
-    model = onnx.ModelProto()
+    model = ModelProto()
     model.CopyFrom(original)
     _replace_nodes(model.graph, nodes)
     model.graph.initializer.extend(writer.initializers)
@@ -86,7 +86,7 @@ def _required_opset(graph: GraphWriter) -> int:
     return opset
 
 
-def find_unconverted(model: onnx.ModelProto) -> tuple[str, ...]:
+def find_unconverted(model: ModelProto) -> tuple[str, ...]:
     """Return the quantized nodes of a model and its bodies that are not plain pairs.
 
     Each is the node's label with its operator.
@@ -97,7 +97,7 @@ def find_unconverted(model: onnx.ModelProto) -> tuple[str, ...]:
     )
 
 
-def _convert_nodes(graph: GraphWriter) -> list[onnx.NodeProto]:
+def _convert_nodes(graph: GraphWriter) -> list[NodeProto]:
     """Return the converted nodes of a graph; unchanged nodes are not copied."""
     graph.quantized.update(_find_stored_formats(graph))
     for node in graph.graph.node:
@@ -132,7 +132,7 @@ def _find_stored_formats(graph: GraphWriter) -> dict[str, IntegerFormat]:
     return stored
 
 
-def _require_scale(node: onnx.NodeProto) -> None:
+def _require_scale(node: NodeProto) -> None:
     """Raise ModelError for a Q or DQ without a scale."""
     has_scale = len(node.input) > 1
     if node.op_type in PAIR_OPERATORS and not has_scale:
@@ -142,7 +142,7 @@ def _require_scale(node: onnx.NodeProto) -> None:
         )
 
 
-def _operand_formats(node: onnx.NodeProto, float_form: FloatForm) -> dict[str, IntegerFormat]:
+def _operand_formats(node: NodeProto, float_form: FloatForm) -> dict[str, IntegerFormat]:
     """Return the formats of the operands of a quantized operator by tensor."""
     formats: dict[str, IntegerFormat] = {}
     for operand in float_form.operands:
@@ -152,10 +152,10 @@ def _operand_formats(node: onnx.NodeProto, float_form: FloatForm) -> dict[str, I
     return formats
 
 
-def _convert_bodies(graph: GraphWriter, node: onnx.NodeProto) -> onnx.NodeProto:
+def _convert_bodies(graph: GraphWriter, node: NodeProto) -> NodeProto:
     """Return a node with its bodies converted; the node itself where they do not change."""
     converted_before = len(graph.model.converted)
-    converted_bodies: list[list[onnx.NodeProto]] = []
+    converted_bodies: list[list[NodeProto]] = []
     for _, body in node_bodies(node):
         converted_bodies.append(_convert_nodes(GraphWriter(graph.model, body, graph)))
     if len(graph.model.converted) == converted_before:
@@ -166,14 +166,14 @@ def _convert_bodies(graph: GraphWriter, node: onnx.NodeProto) -> onnx.NodeProto:
     return copy
 
 
-def _replace_nodes(graph: onnx.GraphProto, nodes: list[onnx.NodeProto]) -> None:
-    kept = onnx.GraphProto()  # holds copies: some of the nodes belong to the graph
+def _replace_nodes(graph: GraphProto, nodes: list[NodeProto]) -> None:
+    kept = GraphProto()  # holds copies: some of the nodes belong to the graph
     kept.node.extend(nodes)
     del graph.node[:]
     graph.node.extend(kept.node)
 
 
-def _convert_node(graph: GraphWriter, node: onnx.NodeProto) -> None:
+def _convert_node(graph: GraphWriter, node: NodeProto) -> None:
     conversion = _CONVERSIONS.get(node.op_type)
     float_form = find_float_form(node)
     if conversion is not None:
@@ -186,7 +186,7 @@ def _convert_node(graph: GraphWriter, node: onnx.NodeProto) -> None:
         graph.append(node)
 
 
-def _write_dynamic_quantize(graph: GraphWriter, node: onnx.NodeProto) -> None:
+def _write_dynamic_quantize(graph: GraphWriter, node: NodeProto) -> None:
     """Write a DynamicQuantizeLinear, for the float products that may replace its readers."""
     result, scale = node.output[0], node.output[1]
     graph.dynamic_inputs[result] = node.input[0]
@@ -194,7 +194,7 @@ def _write_dynamic_quantize(graph: GraphWriter, node: onnx.NodeProto) -> None:
     graph.append(node)
 
 
-_CONVERSIONS: dict[str, Callable[[GraphWriter, onnx.NodeProto], None]] = {
+_CONVERSIONS: dict[str, Callable[[GraphWriter, NodeProto], None]] = {
     QUANTIZE: write_quantize,
     DEQUANTIZE: write_dequantize,
     "DynamicQuantizeLinear": _write_dynamic_quantize,

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-import onnx
-from onnx import numpy_helper
+from onnx import GraphProto, ModelProto, NodeProto, numpy_helper
 
 from qdq.graph.bodies import all_nodes
 from qdq.graph.index import GraphIndex
@@ -33,7 +32,7 @@ def store_constants(graph: GraphWriter) -> None:
             graph.model.record(node, "computes a constant of a pair; its value is stored")
 
 
-def _find_computed_operands(graph: GraphWriter) -> dict[str, onnx.NodeProto]:
+def _find_computed_operands(graph: GraphWriter) -> dict[str, NodeProto]:
     """Return the scales, zero points and integers of pairs that nodes compute, with those nodes."""
     operands: dict[str, None] = {}
     for node in graph.graph.node:
@@ -41,7 +40,7 @@ def _find_computed_operands(graph: GraphWriter) -> dict[str, onnx.NodeProto]:
             operands.update(dict.fromkeys(node.input[1:3]))
         if node.op_type == DEQUANTIZE:
             operands[node.input[0]] = None
-    computed: dict[str, onnx.NodeProto] = {}
+    computed: dict[str, NodeProto] = {}
     for name in operands:
         producer = graph.producers.get(name)
         if producer is not None and producer.op_type not in _NOT_STORED:
@@ -49,7 +48,7 @@ def _find_computed_operands(graph: GraphWriter) -> dict[str, onnx.NodeProto]:
     return computed
 
 
-def remove_unused(model: onnx.ModelProto, used_before: Collection[str]) -> None:
+def remove_unused(model: ModelProto, used_before: Collection[str]) -> None:
     """Remove nodes, initializers and an operator domain that only converted nodes used.
 
     `used_before` names the tensors that were read before the conversion.
@@ -60,7 +59,7 @@ def remove_unused(model: onnx.ModelProto, used_before: Collection[str]) -> None:
     _remove_unused_domain(model)
 
 
-def _remove_dead_nodes(graph: onnx.GraphProto, used_before: Collection[str]) -> bool:
+def _remove_dead_nodes(graph: GraphProto, used_before: Collection[str]) -> bool:
     """Remove nodes that are not read any longer; return whether there were any."""
     readers = count_readers(graph)
     dead: list[int] = []
@@ -73,7 +72,7 @@ def _remove_dead_nodes(graph: onnx.GraphProto, used_before: Collection[str]) -> 
     return bool(dead)
 
 
-def _remove_dead_initializers(graph: onnx.GraphProto, used_before: Collection[str]) -> None:
+def _remove_dead_initializers(graph: GraphProto, used_before: Collection[str]) -> None:
     readers = count_readers(graph)
     dead: set[str] = set()
     for tensor in graph.initializer:
@@ -85,7 +84,7 @@ def _remove_dead_initializers(graph: onnx.GraphProto, used_before: Collection[st
                 del field[position]
 
 
-def _remove_unused_domain(model: onnx.ModelProto) -> None:
+def _remove_unused_domain(model: ModelProto) -> None:
     """Remove the import of ONNX Runtime's operators if no node is of that domain."""
     if any(node.domain == MICROSOFT for _, node in all_nodes(model.graph)):
         return

@@ -7,8 +7,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
-import onnx
-from onnx import helper, numpy_helper
+from onnx import GraphProto, NodeProto, TensorProto, helper, numpy_helper
 
 from qdq.arrays import Array
 from qdq.graph.bodies import read_tensor_values
@@ -96,18 +95,18 @@ class ModelWriter:
     def __init__(self, source: Source) -> None:
         self.source = source
         self.converted: list[ConvertedNode] = []
-        self.initializers: list[onnx.TensorProto] = []
+        self.initializers: list[TensorProto] = []
         # ONNX Runtime's quantizer leaves the float tensors in `value_info`: their names are reused.
         self.unique_name = UniqueNames(source.model.graph, told=False).fresh
 
-    def store(self, values: Array, name: str) -> onnx.TensorProto:
+    def store(self, values: Array, name: str) -> TensorProto:
         """Add an initializer with about this name and return it."""
         contiguous = np.asarray(values, order="C")
         tensor = numpy_helper.from_array(contiguous, self.unique_name(name))
         self.initializers.append(tensor)
         return tensor
 
-    def record(self, node: onnx.NodeProto, conversion: str) -> None:
+    def record(self, node: NodeProto, conversion: str) -> None:
         """Record that a node was converted."""
         name = node.name or next(filter(None, node.output), "")
         self.converted.append(ConvertedNode(name, node.op_type, conversion))
@@ -120,12 +119,12 @@ class GraphWriter:
     """
 
     def __init__(
-        self, model: ModelWriter, graph: onnx.GraphProto, outer: GraphWriter | None = None
+        self, model: ModelWriter, graph: GraphProto, outer: GraphWriter | None = None
     ) -> None:
         self.model = model
         self.graph = graph
-        self.nodes: list[onnx.NodeProto] = []
-        self.stored: dict[str, onnx.TensorProto] = {}
+        self.nodes: list[NodeProto] = []
+        self.stored: dict[str, TensorProto] = {}
         #: Formats of the integer tensors by name.
         self.quantized: dict[str, IntegerFormat] = {}
         #: The input of each DynamicQuantizeLinear by the name of its result.
@@ -163,7 +162,7 @@ class GraphWriter:
         dequantizers = sum(node.op_type == DEQUANTIZE for node in consumers)
         return self._readers[tensor] == dequantizers
 
-    def append(self, node: onnx.NodeProto) -> None:
+    def append(self, node: NodeProto) -> None:
         """Append a node to the converted graph."""
         self.nodes.append(node)
         self.produced.update(node.output)
@@ -238,7 +237,7 @@ class GraphWriter:
         zero_points = self.read_values(integer_format.zero_point)
         return bool((zero_points == levels[0]).all())
 
-    def _is_nonnegative(self, node: onnx.NodeProto) -> bool:
+    def _is_nonnegative(self, node: NodeProto) -> bool:
         """Whether the results of a node have no values below zero."""
         if node.op_type in _NONNEGATIVE:
             return True
@@ -248,29 +247,29 @@ class GraphWriter:
             return self.nonnegative.issuperset(node.input)
         return node.op_type in _KEEPS_SIGN and self.nonnegative.issuperset(node.input[:1])
 
-    def _is_clipped_at_zero(self, clip: onnx.NodeProto) -> bool:
+    def _is_clipped_at_zero(self, clip: NodeProto) -> bool:
         least = input_name(clip, 1)
         return least in self.stored and bool((self.read_values(least) >= 0).all())
 
 
-def _map_producers(graph: onnx.GraphProto) -> dict[str, onnx.NodeProto]:
+def _map_producers(graph: GraphProto) -> dict[str, NodeProto]:
     """Return the node that computes each tensor."""
-    producers: dict[str, onnx.NodeProto] = {}
+    producers: dict[str, NodeProto] = {}
     for node in graph.node:
         producers.update(dict.fromkeys(node.output, node))
     return producers
 
 
-def _map_consumers(graph: onnx.GraphProto) -> dict[str, list[onnx.NodeProto]]:
+def _map_consumers(graph: GraphProto) -> dict[str, list[NodeProto]]:
     """Return the nodes that read each tensor, one entry per input slot."""
-    consumers: defaultdict[str, list[onnx.NodeProto]] = defaultdict(list)
+    consumers: defaultdict[str, list[NodeProto]] = defaultdict(list)
     for node in graph.node:
         for name in node.input:
             consumers[name].append(node)
     return dict(consumers)
 
 
-def _count_elements(tensor: onnx.TensorProto) -> int:
+def _count_elements(tensor: TensorProto) -> int:
     return int(np.prod(tensor.dims))
 
 
@@ -279,7 +278,7 @@ def remove_suffix(name: str, suffix: str = _SUFFIX) -> str:
     return name.removesuffix(suffix) or name
 
 
-def input_name(node: onnx.NodeProto, slot: int | None) -> str:
+def input_name(node: NodeProto, slot: int | None) -> str:
     """Return the name in an input slot, "" where there is none."""
     if slot is None or slot >= len(node.input):
         return ""
@@ -287,8 +286,8 @@ def input_name(node: onnx.NodeProto, slot: int | None) -> str:
     return name
 
 
-def copy_node(node: onnx.NodeProto) -> onnx.NodeProto:
+def copy_node(node: NodeProto) -> NodeProto:
     """Return a copy of a node."""
-    copy = onnx.NodeProto()
+    copy = NodeProto()
     copy.CopyFrom(node)
     return copy

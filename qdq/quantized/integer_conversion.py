@@ -9,8 +9,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-import onnx
-from onnx import helper
+from onnx import NodeProto, helper
 
 from qdq.arrays import Array
 from qdq.graph.quantized_operators import INTEGER_PRODUCTS
@@ -22,13 +21,13 @@ _NODE_SUFFIXES = ("_quant", "_quantized")
 class _Chain(NamedTuple):
     """The Cast after an integer product and the Mul that scales it."""
 
-    cast: onnx.NodeProto
-    scaling: onnx.NodeProto
+    cast: NodeProto
+    scaling: NodeProto
     #: Name of the factor.
     factor: str
 
 
-def convert_integer_product(graph: GraphWriter, node: onnx.NodeProto) -> None:
+def convert_integer_product(graph: GraphWriter, node: NodeProto) -> None:
     """Write an integer product and the nodes that scale it as a float product.
 
     A product stays as it is if the scales of its operands are unknown.
@@ -47,7 +46,7 @@ def convert_integer_product(graph: GraphWriter, node: onnx.NodeProto) -> None:
     graph.append(product)
 
 
-def convert_dynamic_product(graph: GraphWriter, node: onnx.NodeProto) -> None:
+def convert_dynamic_product(graph: GraphWriter, node: NodeProto) -> None:
     """Write a DynamicQuantizeMatMul as a float product, and its bias as an Add."""
     data, weight, scale = node.input[:3]
     zero_point = input_name(node, 3)
@@ -62,14 +61,14 @@ def convert_dynamic_product(graph: GraphWriter, node: onnx.NodeProto) -> None:
         graph.append_operator("Add", [product, bias], result)
 
 
-def _product_name(node: onnx.NodeProto) -> str:
+def _product_name(node: NodeProto) -> str:
     name: str = node.name
     for suffix in _NODE_SUFFIXES:
         name = remove_suffix(name, suffix)
     return name
 
 
-def _find_chain(graph: GraphWriter, node: onnx.NodeProto) -> _Chain | None:
+def _find_chain(graph: GraphWriter, node: NodeProto) -> _Chain | None:
     cast = _find_sole_consumer(graph, node.output[0])
     if cast is None or cast.op_type != "Cast":
         return None
@@ -80,14 +79,14 @@ def _find_chain(graph: GraphWriter, node: onnx.NodeProto) -> _Chain | None:
     return _Chain(cast, scaling, factors[0] if factors else "")
 
 
-def _find_sole_consumer(graph: GraphWriter, tensor: str) -> onnx.NodeProto | None:
+def _find_sole_consumer(graph: GraphWriter, tensor: str) -> NodeProto | None:
     """Return the only reader of a tensor; None if there are several or it is a graph output."""
     consumers = graph.consumers.get(tensor, [])
     is_output = any(tensor == output.name for output in graph.graph.output)
     return consumers[0] if len(consumers) == 1 and not is_output else None
 
 
-def _dequantize_operands(graph: GraphWriter, node: onnx.NodeProto, factor: str) -> list[str] | None:
+def _dequantize_operands(graph: GraphWriter, node: NodeProto, factor: str) -> list[str] | None:
     """Return both operands in floats; None where the factor does not give their scales."""
     scales = _find_scales(graph, node, factor)
     if scales is None:
@@ -105,7 +104,7 @@ def _dequantize_operands(graph: GraphWriter, node: onnx.NodeProto, factor: str) 
     return operands
 
 
-def _find_scales(graph: GraphWriter, node: onnx.NodeProto, factor: str) -> tuple[str, str] | None:
+def _find_scales(graph: GraphWriter, node: NodeProto, factor: str) -> tuple[str, str] | None:
     """Return the names of both operands' scales, whose product is the factor."""
     data, weight = node.input[:2]
     data_scale = _find_scale(graph, data)
@@ -120,7 +119,7 @@ def _find_scales(graph: GraphWriter, node: onnx.NodeProto, factor: str) -> tuple
 
 
 def _match_factors(
-    product: onnx.NodeProto, data_scale: str | None, weight_scale: str | None
+    product: NodeProto, data_scale: str | None, weight_scale: str | None
 ) -> tuple[str, str] | None:
     """Return the factors of a Mul as the scales of data and weight; None if they do not match.
 

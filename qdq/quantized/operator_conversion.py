@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-import onnx
-from onnx import helper
+from onnx import NodeProto, helper
 
 from qdq.errors import ModelError
 from qdq.graph.opset import default_opset
@@ -24,7 +23,7 @@ _NODE_SUFFIX = "_quant"
 _REDUCE_AXES_OPSET = 18
 
 
-def require_operands(node: onnx.NodeProto, float_form: FloatForm) -> None:
+def require_operands(node: NodeProto, float_form: FloatForm) -> None:
     """Raise ModelError for a quantized operator without its operands or its result.
 
     onnx.checker does not find these: it has no definitions of operators in other domains.
@@ -43,7 +42,7 @@ def require_operands(node: onnx.NodeProto, float_form: FloatForm) -> None:
         )
 
 
-def convert_operator(graph: GraphWriter, node: onnx.NodeProto, float_form: FloatForm) -> None:
+def convert_operator(graph: GraphWriter, node: NodeProto, float_form: FloatForm) -> None:
     """Write a quantized operator as DequantizeLinear, a float operator and QuantizeLinear."""
     inputs = _dequantize_inputs(graph, node, float_form)
     graph.model.record(node, _describe_conversion(float_form))
@@ -69,9 +68,7 @@ def _describe_conversion(float_form: FloatForm) -> str:
     return f"becomes {float_form.op}"
 
 
-def _dequantize_inputs(
-    graph: GraphWriter, node: onnx.NodeProto, float_form: FloatForm
-) -> list[str]:
+def _dequantize_inputs(graph: GraphWriter, node: NodeProto, float_form: FloatForm) -> list[str]:
     """Return the inputs of the float operator."""
     inputs: list[str] = []
     if float_form.first is not None:
@@ -85,7 +82,7 @@ def _dequantize_inputs(
 
 
 def _dequantize_operand(
-    graph: GraphWriter, node: onnx.NodeProto, operand: Operand, axis: int | None
+    graph: GraphWriter, node: NodeProto, operand: Operand, axis: int | None
 ) -> str:
     """Return the float operand of a quantized operator; `axis` is that of several scales."""
     tensor = node.input[operand.tensor]
@@ -102,7 +99,7 @@ def _dequantize_operand(
     return graph.dequantize(tensor, IntegerFormat(scale, zero_point, axis))
 
 
-def _dequantize_bias(graph: GraphWriter, node: onnx.NodeProto, float_form: FloatForm) -> str:
+def _dequantize_bias(graph: GraphWriter, node: NodeProto, float_form: FloatForm) -> str:
     """Return an INT32 bias in floats.
 
     Its scale is that of the data times that of the weight (ONNX operator QLinearConv).
@@ -131,9 +128,7 @@ def _dequantize_bias(graph: GraphWriter, node: onnx.NodeProto, float_form: Float
     return graph.store(exact.astype(data_scales.dtype), remove_suffix(bias))
 
 
-def _result_parameters(
-    graph: GraphWriter, node: onnx.NodeProto, slots: tuple[int, int]
-) -> list[str]:
+def _result_parameters(graph: GraphWriter, node: NodeProto, slots: tuple[int, int]) -> list[str]:
     """Return the scale and zero point of a quantized operator's result, as scalars."""
     scale_slot, zero_point_slot = slots
     scale = graph.store_scalar(input_name(node, scale_slot))
@@ -142,7 +137,7 @@ def _result_parameters(
 
 
 def _write_float_operator(
-    graph: GraphWriter, node: onnx.NodeProto, op: str, inputs: list[str], result: str
+    graph: GraphWriter, node: NodeProto, op: str, inputs: list[str], result: str
 ) -> None:
     name = remove_suffix(node.name, _NODE_SUFFIX)
     float_node = helper.make_node(op, inputs, [result], name=name)
@@ -156,7 +151,7 @@ def _write_float_operator(
     graph.append(float_node)
 
 
-def _write_flattened(graph: GraphWriter, softmax: onnx.NodeProto, axis: int) -> None:
+def _write_flattened(graph: GraphWriter, softmax: NodeProto, axis: int) -> None:
     """Write a Softmax over all axes from `axis` on, as before opset 13."""
     inputs = list(softmax.input)
     result = softmax.output[0]
@@ -167,7 +162,7 @@ def _write_flattened(graph: GraphWriter, softmax: onnx.NodeProto, axis: int) -> 
     graph.append_operator("Reshape", [softmax.output[0], shape], result)
 
 
-def _store_axes(graph: GraphWriter, node: onnx.NodeProto) -> None:
+def _store_axes(graph: GraphWriter, node: NodeProto) -> None:
     """Replace the attribute `axes` of a node by an input."""
     for attribute in node.attribute:
         if attribute.name == "axes":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-import onnx
+from onnx import NodeProto
 
 from qdq.quantized.graph_writer import (
     FoldedTensor,
@@ -52,7 +52,7 @@ _ORDER_OPERATORS = ("ArgMax", "ArgMin")
 _PAD_VALUE_SLOT = 2
 
 
-def convert_passthrough(graph: GraphWriter, node: onnx.NodeProto) -> None:
+def convert_passthrough(graph: GraphWriter, node: NodeProto) -> None:
     """Write an operator that reads integers.
 
     An operator that keeps their scale runs between DequantizeLinear and QuantizeLinear. A Clip or
@@ -74,7 +74,7 @@ def convert_passthrough(graph: GraphWriter, node: onnx.NodeProto) -> None:
         graph.append(node)
 
 
-def _find_clipped_levels(graph: GraphWriter, node: onnx.NodeProto) -> Levels | None:
+def _find_clipped_levels(graph: GraphWriter, node: NodeProto) -> Levels | None:
     """Return the least and the largest integer that a Clip lets through.
 
     None for another operator, and for a Clip whose bounds are computed.
@@ -96,7 +96,7 @@ def _read_bound(graph: GraphWriter, name: str, default: int) -> int:
     return int(graph.read_values(name).reshape(-1)[0]) if name else default
 
 
-def _fold_clip(graph: GraphWriter, node: onnx.NodeProto, levels: Levels) -> None:
+def _fold_clip(graph: GraphWriter, node: NodeProto, levels: Levels) -> None:
     low, high = levels
     graph.folded_tensors[node.output[0]] = FoldedTensor(node.input[0], levels)
     graph.model.record(
@@ -105,7 +105,7 @@ def _fold_clip(graph: GraphWriter, node: onnx.NodeProto, levels: Levels) -> None
 
 
 def _is_cast_to_own_type(
-    graph: GraphWriter, node: onnx.NodeProto, integer_format: IntegerFormat
+    graph: GraphWriter, node: NodeProto, integer_format: IntegerFormat
 ) -> bool:
     """Whether a node casts integers to the type that they have."""
     zero_point = graph.stored.get(integer_format.zero_point)
@@ -114,7 +114,7 @@ def _is_cast_to_own_type(
     return bool(node.attribute[0].i == zero_point.data_type)
 
 
-def _fold_cast(graph: GraphWriter, node: onnx.NodeProto, integer_format: IntegerFormat) -> None:
+def _fold_cast(graph: GraphWriter, node: NodeProto, integer_format: IntegerFormat) -> None:
     source = node.input[0]
     result = node.output[0]
     graph.folded_tensors[result] = graph.folded_tensors.get(source, FoldedTensor(source, None))
@@ -122,9 +122,7 @@ def _fold_cast(graph: GraphWriter, node: onnx.NodeProto, integer_format: Integer
     graph.model.record(node, "changes nothing; it is removed")
 
 
-def _has_kept_scale(
-    graph: GraphWriter, node: onnx.NodeProto, integer_format: IntegerFormat
-) -> bool:
+def _has_kept_scale(graph: GraphWriter, node: NodeProto, integer_format: IntegerFormat) -> bool:
     """Whether a node can read floats in place of the integers, with one scale."""
     if node.op_type not in SCALE_KEEPING_SLOTS and node.op_type not in _ORDER_OPERATORS:
         return False
@@ -132,7 +130,7 @@ def _has_kept_scale(
 
 
 def _move_after_dequantize(
-    graph: GraphWriter, node: onnx.NodeProto, integer_format: IntegerFormat
+    graph: GraphWriter, node: NodeProto, integer_format: IntegerFormat
 ) -> None:
     """Write a node between the DequantizeLinear of its inputs and the QuantizeLinear of its results.
 
@@ -153,15 +151,15 @@ def _move_after_dequantize(
         append_quantize(graph, float_result, integer_format.parameters, result)
 
 
-def _quantized_results(node: onnx.NodeProto) -> list[str]:
+def _quantized_results(node: NodeProto) -> list[str]:
     """Return the quantized results of a node: all of a Split, the first of any other operator."""
     results = [name for name in node.output if name]
     return results if node.op_type == "Split" else results[:1]
 
 
 def _with_float_inputs(
-    graph: GraphWriter, node: onnx.NodeProto, integer_format: IntegerFormat
-) -> onnx.NodeProto:
+    graph: GraphWriter, node: NodeProto, integer_format: IntegerFormat
+) -> NodeProto:
     """Return a copy of a node whose quantized inputs are dequantized."""
     float_node = copy_node(node)
     slots = SCALE_KEEPING_SLOTS.get(node.op_type, (0,))
@@ -182,7 +180,7 @@ def _has_zero_at_zero(graph: GraphWriter, integer_format: IntegerFormat) -> bool
 
 
 def _pad_with_integer_zero(
-    graph: GraphWriter, pad: onnx.NodeProto, integer_format: IntegerFormat
+    graph: GraphWriter, pad: NodeProto, integer_format: IntegerFormat
 ) -> None:
     """Make a Pad add the float value of the integer 0, its default on integers (ONNX Pad)."""
     dtype = graph.read_values(integer_format.zero_point).dtype

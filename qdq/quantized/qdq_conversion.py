@@ -7,7 +7,7 @@ separate node.
 from __future__ import annotations
 
 import numpy as np
-import onnx
+from onnx import NodeProto, helper
 
 from qdq.graph.metadata import LEVELS_KEY
 from qdq.graph.quantized_operators import MICROSOFT, QUANTIZE
@@ -34,10 +34,10 @@ def append_quantize(graph: GraphWriter, tensor: str, parameters: list[str], resu
     """Append a QuantizeLinear with the given scale and zero point."""
     name = graph.model.unique_name(f"{tensor}_{QUANTIZE}")
     inputs = [tensor, *parameters]
-    write_quantize(graph, onnx.helper.make_node(QUANTIZE, inputs, [result], name=name))
+    write_quantize(graph, helper.make_node(QUANTIZE, inputs, [result], name=name))
 
 
-def write_quantize(graph: GraphWriter, node: onnx.NodeProto) -> None:
+def write_quantize(graph: GraphWriter, node: NodeProto) -> None:
     """Write a QuantizeLinear and the activation that was folded into it."""
     plain = _with_onnx_domain(graph, node)
     tensor = node.input[0]
@@ -52,7 +52,7 @@ def write_quantize(graph: GraphWriter, node: onnx.NodeProto) -> None:
     graph.append(plain)
 
 
-def _assume_levels(graph: GraphWriter, node: onnx.NodeProto) -> None:
+def _assume_levels(graph: GraphWriter, node: NodeProto) -> None:
     """Choose the integers of a Q without a zero point by the sign of its input."""
     if node.input[0] in graph.nonnegative:
         levels = _UINT8
@@ -64,9 +64,7 @@ def _assume_levels(graph: GraphWriter, node: onnx.NodeProto) -> None:
     graph.model.record(node, f"has no zero point; its type is taken to be {convention}")
 
 
-def _write_activation(
-    graph: GraphWriter, node: onnx.NodeProto, integer_format: IntegerFormat
-) -> str:
+def _write_activation(graph: GraphWriter, node: NodeProto, integer_format: IntegerFormat) -> str:
     """Write the activation that was folded into a Q whose range begins at zero.
 
     Returns the name of its result. ONNX Runtime's quantizer folds Relu, and Clip from 0 to 6 or 1
@@ -108,7 +106,7 @@ def _find_whole_bound(graph: GraphWriter, integer_format: IntegerFormat) -> int 
     return None
 
 
-def write_dequantize(graph: GraphWriter, node: onnx.NodeProto) -> None:
+def write_dequantize(graph: GraphWriter, node: NodeProto) -> None:
     """Write a DequantizeLinear with the scale of its Q.
 
     A Mul restores a scale that differs from the Q's.
@@ -125,7 +123,7 @@ def write_dequantize(graph: GraphWriter, node: onnx.NodeProto) -> None:
     _write_rescaled(graph, node, plain, q_format.scale, ratio)
 
 
-def _read_origin(graph: GraphWriter, node: onnx.NodeProto) -> onnx.NodeProto:
+def _read_origin(graph: GraphWriter, node: NodeProto) -> NodeProto:
     """Return a DQ that reads the tensor before a folded Clip or Cast, with the levels it holds."""
     plain = _with_onnx_domain(graph, node)
     quantized = node.input[0]
@@ -146,7 +144,7 @@ def _format_levels(levels: Levels) -> str:
 
 
 def _write_rescaled(
-    graph: GraphWriter, node: onnx.NodeProto, plain: onnx.NodeProto, q_scale: str, ratio: float
+    graph: GraphWriter, node: NodeProto, plain: NodeProto, q_scale: str, ratio: float
 ) -> None:
     """Write a DQ with the scale of its Q, and a Mul by the ratio of both scales."""
     result = node.output[0]
@@ -157,7 +155,7 @@ def _write_rescaled(
     factor = graph.store(np.array(ratio, np.float32), f"{result}_ratio")
     inputs = [rescaled.output[0], factor]
     name = graph.model.unique_name(f"{node.name}_Mul")
-    graph.append(onnx.helper.make_node("Mul", inputs, [result], name=name))
+    graph.append(helper.make_node("Mul", inputs, [result], name=name))
     graph.model.record(
         node, f"has {ratio:.6g} times the scale of its QuantizeLinear; a Mul applies that factor"
     )
@@ -179,7 +177,7 @@ def _find_ratio(graph: GraphWriter, q_scale: str, dq_scale: str) -> float | None
     return ratio if _SAME_SCALE <= abs(ratio - 1.0) <= largest else None
 
 
-def _with_onnx_domain(graph: GraphWriter, node: onnx.NodeProto) -> onnx.NodeProto:
+def _with_onnx_domain(graph: GraphWriter, node: NodeProto) -> NodeProto:
     """Return a Q or DQ in ONNX's domain; the node itself where it has that domain."""
     if node.domain != MICROSOFT:
         return node
@@ -189,14 +187,14 @@ def _with_onnx_domain(graph: GraphWriter, node: onnx.NodeProto) -> onnx.NodeProt
     return plain
 
 
-def _output_type(node: onnx.NodeProto) -> int:
+def _output_type(node: NodeProto) -> int:
     for attribute in node.attribute:
         if attribute.name == "output_dtype":
             return int(attribute.i)
     return 0
 
 
-def read_axis_attribute(node: onnx.NodeProto) -> int | None:
+def read_axis_attribute(node: NodeProto) -> int | None:
     """Return the axis attribute of a Q or DQ, None where it is absent."""
     for attribute in node.attribute:
         if attribute.name == "axis":
