@@ -38,7 +38,7 @@ from qdq.quantized.graph_writer import (
 from qdq.quantized.integer_conversion import convert_dynamic_product, convert_integer_product
 from qdq.quantized.operator_conversion import convert_operator, require_operands
 from qdq.quantized.passthrough_conversion import SCALE_KEEPING_SLOTS, convert_passthrough
-from qdq.quantized.qdq_conversion import read_axis_attribute, write_dequantize, write_quantize
+from qdq.quantized.qdq_conversion import read_integer_format, write_dequantize, write_quantize
 from qdq.quantizer import required_opset
 
 
@@ -117,9 +117,7 @@ def _find_stored_formats(graph: GraphWriter) -> dict[str, IntegerFormat]:
         float_form = find_float_form(node)
         _require_scale(node)
         if node.op_type == DEQUANTIZE:
-            formats[node.input[0]] = IntegerFormat(
-                node.input[1], input_name(node, 2), read_axis_attribute(node)
-            )
+            formats[node.input[0]] = read_integer_format(node)
         elif float_form is not None:
             require_operands(node, float_form)
             formats.update(_operand_formats(node, float_form))

@@ -29,7 +29,7 @@ def store_constants(graph: GraphWriter) -> None:
             graph.stored[name] = tensor
             graph.model.initializers.append(tensor)
             graph.folded_results.add(name)
-            graph.model.record(node, "computes a constant of a pair; its value is stored")
+            graph.record(node, "computes a constant of a pair; its value is stored")
 
 
 def _find_computed_operands(graph: GraphWriter) -> dict[str, NodeProto]:

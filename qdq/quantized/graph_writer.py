@@ -52,6 +52,9 @@ _KEEPS_SIGN = (
 #: The suffix that ONNX Runtime's quantizer appends to the name of a tensor.
 _SUFFIX = "_quantized"
 
+#: The last axis of a tensor.
+LAST_AXIS = -1
+
 #: The least and the largest integer of a tensor.
 Levels = tuple[int, int]
 
@@ -122,6 +125,8 @@ class GraphWriter:
         self, model: ModelWriter, graph: GraphProto, outer: GraphWriter | None = None
     ) -> None:
         self.model = model
+        self.unique_name = model.unique_name
+        self.record = model.record
         self.graph = graph
         self.nodes: list[NodeProto] = []
         self.stored: dict[str, TensorProto] = {}
@@ -171,12 +176,12 @@ class GraphWriter:
 
     def append_operator(self, op: str, inputs: list[str], result: str, **attributes: Any) -> None:
         """Append an operator that computes `result`, with a unique name."""
-        name = self.model.unique_name(f"{result}_{op}")
+        name = self.unique_name(f"{result}_{op}")
         self.append(helper.make_node(op, inputs, [result], name=name, **attributes))
 
     def add(self, op: str, inputs: list[str], name: str, **attributes: Any) -> str:
         """Append an operator with one result of about this name, and return the result's name."""
-        result = self.model.unique_name(name)
+        result = self.unique_name(name)
         self.append_operator(op, inputs, result, **attributes)
         return result
 
@@ -188,11 +193,29 @@ class GraphWriter:
         source = self.model.source
         return read_tensor_values(self.stored[name], source.name, source.folder)
 
+    def has_stored(self, *names: str) -> bool:
+        """Whether all of some tensors are stored."""
+        return self.stored.keys() >= set(names)
+
     def store(self, values: Array, name: str) -> str:
         """Add an initializer with about this name to the main graph, and return its name."""
         tensor = self.model.store(values, name)
         self.stored[tensor.name] = tensor
         return tensor.name
+
+    def dequantize_operand(self, tensor: str, scale: str, zero_point: str, axis: int | None) -> str:
+        """Return an operand of a quantized operator in floats.
+
+        `axis` is that of several scales, -1 for the last of a stored tensor.
+        """
+        if not self.has_several_values(scale):
+            scale = self.store_scalar(scale)
+            zero_point = self.store_scalar(zero_point)
+            return self.dequantize(tensor, IntegerFormat(scale, zero_point))
+        if axis == LAST_AXIS:
+            stored = self.stored.get(tensor)
+            axis = None if stored is None else len(stored.dims) - 1
+        return self.dequantize(tensor, IntegerFormat(scale, zero_point, axis))
 
     def dequantize(self, tensor: str, integer_format: IntegerFormat) -> str:
         """Return the result of the DequantizeLinear of an integer tensor, adding it if needed."""
@@ -284,6 +307,11 @@ def input_name(node: NodeProto, slot: int | None) -> str:
         return ""
     name: str = node.input[slot]
     return name
+
+
+def describe_node(node: NodeProto) -> str:
+    """Return a node's name and operator for a message."""
+    return f"node {node.name!r} ({node.op_type})"
 
 
 def copy_node(node: NodeProto) -> NodeProto:

@@ -13,7 +13,7 @@ from onnx import NodeProto, helper
 
 from qdq.arrays import Array
 from qdq.graph.quantized_operators import INTEGER_PRODUCTS
-from qdq.quantized.graph_writer import GraphWriter, IntegerFormat, input_name, remove_suffix
+from qdq.quantized.graph_writer import LAST_AXIS, GraphWriter, input_name, remove_suffix
 
 _NODE_SUFFIXES = ("_quant", "_quantized")
 
@@ -33,15 +33,18 @@ def convert_integer_product(graph: GraphWriter, node: NodeProto) -> None:
     A product stays as it is if the scales of its operands are unknown.
     """
     chain = _find_chain(graph, node)
-    operands = _dequantize_operands(graph, node, chain.factor) if chain else None
-    if chain is None or operands is None:
+    scales = None if chain is None else _find_scales(graph, node, chain.factor)
+    if chain is None or scales is None:
         graph.append(node)
         return
-    op = INTEGER_PRODUCTS[node.op_type]
+    operands = _dequantize_operands(graph, node, scales)
+    graph.folded_results.add(chain.cast.output[0])
     result = chain.scaling.output[0]
-    graph.folded_results.update((chain.cast.output[0], result))
-    graph.model.record(node, f"becomes {op}, whose operands take the scales of the nodes after it")
-    product = helper.make_node(op, operands, [result], name=_product_name(node))
+    graph.folded_results.add(result)
+    op = INTEGER_PRODUCTS[node.op_type]
+    graph.record(node, f"becomes {op}, whose operands take the scales of the nodes after it")
+    name = _product_name(node)
+    product = helper.make_node(op, operands, [result], name=name)
     product.attribute.extend(node.attribute)
     graph.append(product)
 
@@ -50,13 +53,16 @@ def convert_dynamic_product(graph: GraphWriter, node: NodeProto) -> None:
     """Write a DynamicQuantizeMatMul as a float product, and its bias as an Add."""
     data, weight, scale = node.input[:3]
     zero_point = input_name(node, 3)
+    float_weight = _dequantize_stored(graph, weight, scale, zero_point, LAST_AXIS)
     bias = input_name(node, 4)
-    float_weight = _dequantize_stored(graph, weight, scale, zero_point, is_last_axis=True)
     result = node.output[0]
-    product = graph.model.unique_name(f"{result}_product") if bias else result
-    graph.model.record(node, "becomes MatMul; its weight keeps its scales")
+    product = result
+    if bias:
+        product = graph.unique_name(f"{result}_product")
+    graph.record(node, "becomes MatMul; its weight keeps its scales")
     inputs = [data, float_weight]
-    graph.append(helper.make_node("MatMul", inputs, [product], name=_product_name(node)))
+    name = _product_name(node)
+    graph.append(helper.make_node("MatMul", inputs, [product], name=name))
     if bias:
         graph.append_operator("Add", [product, bias], result)
 
@@ -72,50 +78,59 @@ def _find_chain(graph: GraphWriter, node: NodeProto) -> _Chain | None:
     cast = _find_sole_consumer(graph, node.output[0])
     if cast is None or cast.op_type != "Cast":
         return None
-    scaling = _find_sole_consumer(graph, cast.output[0])
+    product = cast.output[0]
+    scaling = _find_sole_consumer(graph, product)
     if scaling is None or scaling.op_type != "Mul":
         return None
-    factors = [name for name in scaling.input if name != cast.output[0]]
-    return _Chain(cast, scaling, factors[0] if factors else "")
+    factor = next((name for name in scaling.input if name != product), "")
+    return _Chain(cast, scaling, factor)
 
 
 def _find_sole_consumer(graph: GraphWriter, tensor: str) -> NodeProto | None:
     """Return the only reader of a tensor; None if there are several or it is a graph output."""
     consumers = graph.consumers.get(tensor, [])
-    is_output = any(tensor == output.name for output in graph.graph.output)
-    return consumers[0] if len(consumers) == 1 and not is_output else None
-
-
-def _dequantize_operands(graph: GraphWriter, node: NodeProto, factor: str) -> list[str] | None:
-    """Return both operands in floats; None where the factor does not give their scales."""
-    scales = _find_scales(graph, node, factor)
-    if scales is None:
+    if len(consumers) != 1:
         return None
-    zero_points = (input_name(node, 2), input_name(node, 3))
-    is_last_axis = node.op_type != "ConvInteger"
+    for output in graph.graph.output:
+        if output.name == tensor:
+            return None
+    return consumers[0]
+
+
+def _dequantize_operands(graph: GraphWriter, node: NodeProto, scales: tuple[str, str]) -> list[str]:
+    """Return both operands in floats, those with unknown formats by the given scales."""
+    axis = 0 if node.op_type == "ConvInteger" else LAST_AXIS
     operands: list[str] = []
-    for tensor, scale, zero_point in zip(node.input[:2], scales, zero_points, strict=True):
+    for slot, scale in enumerate(scales):
+        tensor = node.input[slot]
+        zero_point = input_name(node, slot + 2)
         if tensor in graph.dynamic_inputs:
-            operands.append(graph.dynamic_inputs[tensor])
+            operand = graph.dynamic_inputs[tensor]
         elif tensor in graph.quantized:
-            operands.append(graph.dequantize(tensor, graph.quantized[tensor]))
+            operand = graph.dequantize(tensor, graph.quantized[tensor])
         else:
-            operands.append(_dequantize_stored(graph, tensor, scale, zero_point, is_last_axis))
+            operand = _dequantize_stored(graph, tensor, scale, zero_point, axis)
+        operands.append(operand)
     return operands
 
 
 def _find_scales(graph: GraphWriter, node: NodeProto, factor: str) -> tuple[str, str] | None:
-    """Return the names of both operands' scales, whose product is the factor."""
+    """Return the names of both operands' scales, whose product is the factor.
+
+    None where the factor does not give them.
+    """
     data, weight = node.input[:2]
     data_scale = _find_scale(graph, data)
     weight_scale = _find_scale(graph, weight)
     product = graph.producers.get(factor)
     if product is not None and product.op_type == "Mul":
         return _match_factors(product, data_scale, weight_scale)
-    if not data_scale or data_scale not in graph.stored or factor not in graph.stored:
+    if not data_scale or not graph.has_stored(data_scale, factor):
         return None
-    quotient = _divide(graph.read_values(factor), graph.read_values(data_scale))
-    return data_scale, graph.store(quotient, f"{weight}_scale")
+    factors = graph.read_values(factor)
+    quotient = _divide(factors, graph.read_values(data_scale))
+    stored_scale = graph.store(quotient, f"{weight}_scale")
+    return data_scale, stored_scale
 
 
 def _match_factors(
@@ -130,15 +145,17 @@ def _match_factors(
     first, second = product.input
     if second == data_scale or first == weight_scale:
         first, second = second, first
-    is_match = data_scale in (None, first) and weight_scale in (None, second)
-    return (first, second) if is_match else None
+    if data_scale not in (None, first) or weight_scale not in (None, second):
+        return None
+    return first, second
 
 
 def _divide(factor: Array, scale: Array) -> Array:
     """Return a factor over one of its two scales: a vector in FP32, or a scalar of one number."""
     quotient = factor.astype(np.float64) / scale.astype(np.float64)
-    shape = (-1,) if quotient.size > 1 else ()
-    return quotient.reshape(shape).astype(np.float32)
+    if quotient.size > 1:
+        return quotient.reshape(-1).astype(np.float32)
+    return quotient.reshape(()).astype(np.float32)
 
 
 def _find_scale(graph: GraphWriter, tensor: str) -> str | None:
@@ -152,12 +169,9 @@ def _find_scale(graph: GraphWriter, tensor: str) -> str | None:
 
 
 def _dequantize_stored(
-    graph: GraphWriter, tensor: str, scale: str, zero_point: str, is_last_axis: bool
+    graph: GraphWriter, tensor: str, scale: str, zero_point: str, axis: int
 ) -> str:
-    """Return a stored operand in floats; several scales are along its last axis, or its first."""
-    if not graph.has_several_values(scale):
-        scalars = IntegerFormat(graph.store_scalar(scale), graph.store_scalar(zero_point))
-        return graph.dequantize(tensor, scalars)
-    is_stored = tensor in graph.stored
-    axis = len(graph.stored[tensor].dims) - 1 if is_last_axis and is_stored else 0
-    return graph.dequantize(tensor, IntegerFormat(scale, zero_point, axis))
+    """Return an operand in floats; several scales are along `axis`, or 0 of a computed tensor."""
+    if tensor not in graph.stored:
+        axis = 0
+    return graph.dequantize_operand(tensor, scale, zero_point, axis)

@@ -13,7 +13,7 @@ from qdq.graph.quantized_operators import (
     flattened_axis,
     float_attributes,
 )
-from qdq.quantized.graph_writer import GraphWriter, IntegerFormat, input_name, remove_suffix
+from qdq.quantized.graph_writer import GraphWriter, describe_node, input_name, remove_suffix
 from qdq.quantized.qdq_conversion import append_quantize
 
 #: The suffix that ONNX Runtime's quantizer appends to the name of a node.
@@ -28,16 +28,18 @@ def require_operands(node: NodeProto, float_form: FloatForm) -> None:
 
     onnx.checker does not find these: it has no definitions of operators in other domains.
     """
-    last_slot = max(max(operand.tensor, operand.scale) for operand in float_form.operands)
-    needed = last_slot + 1
-    if len(node.input) < needed:
+    needed = 0
+    for operand in float_form.operands:
+        needed = max(needed, operand.tensor + 1, operand.scale + 1)
+    inputs = len(node.input)
+    if inputs < needed:
         raise ModelError(
-            f"the file is damaged: node {node.name!r} ({node.op_type}) has {len(node.input)} inputs"
-            f" and needs {needed}. Export or download it again."
+            f"the file is damaged: {describe_node(node)} has {inputs} inputs and needs {needed}."
+            " Export or download it again."
         )
     if not node.output or not node.output[0]:
         raise ModelError(
-            f"the file is damaged: node {node.name!r} ({node.op_type}) has no output."
+            f"the file is damaged: {describe_node(node)} has no output."
             " Export or download it again."
         )
 
@@ -45,14 +47,14 @@ def require_operands(node: NodeProto, float_form: FloatForm) -> None:
 def convert_operator(graph: GraphWriter, node: NodeProto, float_form: FloatForm) -> None:
     """Write a quantized operator as DequantizeLinear, a float operator and QuantizeLinear."""
     inputs = _dequantize_inputs(graph, node, float_form)
-    graph.model.record(node, _describe_conversion(float_form))
+    graph.record(node, _describe_conversion(float_form))
     result = node.output[0]
     float_result = result
     if float_form.result:
-        float_result = graph.model.unique_name(remove_suffix(result))
+        float_result = graph.unique_name(remove_suffix(result))
     addend = input_name(node, float_form.added)
     if addend:
-        product = graph.model.unique_name(f"{float_result}_product")
+        product = graph.unique_name(f"{float_result}_product")
         _write_float_operator(graph, node, float_form.op, inputs, product)
         graph.append_operator("Add", [product, addend], float_result)
     else:
@@ -90,13 +92,7 @@ def _dequantize_operand(
         return graph.dynamic_inputs[tensor]
     scale = input_name(node, operand.scale)
     zero_point = input_name(node, operand.zero_point)
-    if not graph.has_several_values(scale):
-        scalars = IntegerFormat(graph.store_scalar(scale), graph.store_scalar(zero_point))
-        return graph.dequantize(tensor, scalars)
-    if axis == -1:
-        stored = graph.stored.get(tensor)
-        axis = None if stored is None else len(stored.dims) - 1
-    return graph.dequantize(tensor, IntegerFormat(scale, zero_point, axis))
+    return graph.dequantize_operand(tensor, scale, zero_point, axis)
 
 
 def _dequantize_bias(graph: GraphWriter, node: NodeProto, float_form: FloatForm) -> str:
@@ -105,27 +101,36 @@ def _dequantize_bias(graph: GraphWriter, node: NodeProto, float_form: FloatForm)
     Its scale is that of the data times that of the weight (ONNX operator QLinearConv).
     """
     bias = input_name(node, float_form.bias)
-    scale_names = [input_name(node, operand.scale) for operand in float_form.operands]
-    if not graph.stored.keys() >= {bias, *scale_names}:
+    data, weight = float_form.operands
+    data_scale = input_name(node, data.scale)
+    weight_scale = input_name(node, weight.scale)
+    if not graph.has_stored(bias, data_scale, weight_scale):
         raise ModelError(
-            f"node {node.name!r} ({node.op_type}) computes its bias or a scale, and no pair can."
+            f"{describe_node(node)} computes its bias or a scale, which no pair can."
             " Pass the float model it was made from."
         )
-    data_scales, weight_scales = [graph.read_values(name).reshape(-1) for name in scale_names]
+    data_scales = graph.read_values(data_scale).reshape(-1)
+    weight_scales = graph.read_values(weight_scale).reshape(-1)
     integers = graph.read_values(bias)
-    if not {data_scales.size, weight_scales.size} <= {1, integers.size}:
-        raise ModelError(
-            f"node {node.name!r} ({node.op_type}) has {data_scales.size} and {weight_scales.size}"
-            f" scales for a bias of {integers.size} values. Export the model again."
-        )
+    _check_bias_scales(node, integers.size, data_scales.size, weight_scales.size)
     scales = data_scales.astype(np.float64) * weight_scales.astype(np.float64)
     exact = integers * scales
-    if not (np.abs(exact) <= np.finfo(data_scales.dtype).max).all():
+    dtype = data_scales.dtype
+    if not (np.abs(exact) <= np.finfo(dtype).max).all():
         raise ModelError(
-            f"node {node.name!r} ({node.op_type}) has a bias that its scales make infinite or NaN."
+            f"{describe_node(node)} has a bias that its scales make infinite or NaN."
             " Export the model again."
         )
-    return graph.store(exact.astype(data_scales.dtype), remove_suffix(bias))
+    return graph.store(exact.astype(dtype), remove_suffix(bias))
+
+
+def _check_bias_scales(node: NodeProto, values: int, data_scales: int, weight_scales: int) -> None:
+    """Raise ModelError unless there is one scale of each operand, or one per value of the bias."""
+    if not {data_scales, weight_scales} <= {1, values}:
+        raise ModelError(
+            f"{describe_node(node)} has {data_scales} and {weight_scales} scales"
+            f" for a bias of {values} values. Export the model again."
+        )
 
 
 def _result_parameters(graph: GraphWriter, node: NodeProto, slots: tuple[int, int]) -> list[str]:
@@ -155,11 +160,13 @@ def _write_flattened(graph: GraphWriter, softmax: NodeProto, axis: int) -> None:
     """Write a Softmax over all axes from `axis` on, as before opset 13."""
     inputs = list(softmax.input)
     result = softmax.output[0]
-    softmax.input[0] = graph.add("Flatten", inputs, f"{result}_flat", axis=axis)
-    softmax.output[0] = graph.model.unique_name(f"{result}_softmax")
+    flat = graph.add("Flatten", inputs, f"{result}_flat", axis=axis)
+    flat_result = graph.unique_name(f"{result}_softmax")
+    softmax.input[0] = flat
+    softmax.output[0] = flat_result
     graph.append(softmax)
     shape = graph.add("Shape", inputs, f"{result}_shape")
-    graph.append_operator("Reshape", [softmax.output[0], shape], result)
+    graph.append_operator("Reshape", [flat_result, shape], result)
 
 
 def _store_axes(graph: GraphWriter, node: NodeProto) -> None:
@@ -167,6 +174,7 @@ def _store_axes(graph: GraphWriter, node: NodeProto) -> None:
     for attribute in node.attribute:
         if attribute.name == "axes":
             axes = np.array(attribute.ints, np.int64)
-            node.input.append(graph.store(axes, f"{node.output[0]}_axes"))
+            result = node.output[0]
+            node.input.append(graph.store(axes, f"{result}_axes"))
             node.attribute.remove(attribute)
             return

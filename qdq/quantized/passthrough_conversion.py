@@ -99,7 +99,7 @@ def _read_bound(graph: GraphWriter, name: str, default: int) -> int:
 def _fold_clip(graph: GraphWriter, node: NodeProto, levels: Levels) -> None:
     low, high = levels
     graph.folded_tensors[node.output[0]] = FoldedTensor(node.input[0], levels)
-    graph.model.record(
+    graph.record(
         node, f"lets the integers {low} to {high} through; the pair around it has that range"
     )
 
@@ -119,7 +119,7 @@ def _fold_cast(graph: GraphWriter, node: NodeProto, integer_format: IntegerForma
     result = node.output[0]
     graph.folded_tensors[result] = graph.folded_tensors.get(source, FoldedTensor(source, None))
     graph.quantized[result] = integer_format
-    graph.model.record(node, "changes nothing; it is removed")
+    graph.record(node, "changes nothing; it is removed")
 
 
 def _has_kept_scale(graph: GraphWriter, node: NodeProto, integer_format: IntegerFormat) -> bool:
@@ -137,12 +137,12 @@ def _move_after_dequantize(
     The result of an operator on the order of the integers is not quantized.
     """
     float_node = _with_float_inputs(graph, node, integer_format)
-    graph.model.record(node, "reads integers; it is moved after the DequantizeLinear")
+    graph.record(node, "reads integers; it is moved after the DequantizeLinear")
     if node.op_type in _ORDER_OPERATORS:
         graph.append(float_node)
         return
     float_results = {
-        name: graph.model.unique_name(remove_suffix(name)) for name in _quantized_results(node)
+        name: graph.unique_name(remove_suffix(name)) for name in _quantized_results(node)
     }
     for slot, name in enumerate(node.output):
         float_node.output[slot] = float_results.get(name, name)

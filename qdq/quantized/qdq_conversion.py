@@ -12,10 +12,8 @@ from onnx import NodeProto, helper
 from qdq.graph.metadata import LEVELS_KEY
 from qdq.graph.quantized_operators import MICROSOFT, QUANTIZE
 from qdq.quantized.graph_writer import (
-    FoldedTensor,
     GraphWriter,
     IntegerFormat,
-    Levels,
     copy_node,
     input_name,
 )
@@ -26,24 +24,29 @@ _SAME_SCALE = 1e-3
 #: The largest relative distance of a bound from a whole number: FP32 scales are exact to 6e-8.
 _WHOLE = 1e-6
 
+_LARGEST_FLOAT32 = float(np.finfo(np.float32).max)
+
 #: The two meanings of a Q without a zero point.
-_UINT8, _INT8 = (0, 255), (-128, 127)
+_UINT8 = (0, 255)
+_INT8 = (-128, 127)
 
 
 def append_quantize(graph: GraphWriter, tensor: str, parameters: list[str], result: str) -> None:
     """Append a QuantizeLinear with the given scale and zero point."""
-    name = graph.model.unique_name(f"{tensor}_{QUANTIZE}")
+    name = graph.unique_name(f"{tensor}_{QUANTIZE}")
     inputs = [tensor, *parameters]
-    write_quantize(graph, helper.make_node(QUANTIZE, inputs, [result], name=name))
+    node = helper.make_node(QUANTIZE, inputs, [result], name=name)
+    write_quantize(graph, node)
 
 
 def write_quantize(graph: GraphWriter, node: NodeProto) -> None:
     """Write a QuantizeLinear and the activation that was folded into it."""
     plain = _with_onnx_domain(graph, node)
     tensor = node.input[0]
-    integer_format = IntegerFormat(node.input[1], input_name(node, 2), read_axis_attribute(node))
+    integer_format = read_integer_format(node)
     graph.quantized[node.output[0]] = integer_format
-    if not integer_format.zero_point and tensor not in graph.stored and not _output_type(node):
+    is_computed = tensor not in graph.stored
+    if is_computed and not integer_format.zero_point and not _has_output_type(node):
         _assume_levels(graph, node)
     can_be_negative = tensor in graph.produced and tensor not in graph.nonnegative
     if graph.has_range_from_zero(integer_format) and can_be_negative:
@@ -61,7 +64,7 @@ def _assume_levels(graph: GraphWriter, node: NodeProto) -> None:
         levels = _INT8
         convention = "INT8, as in TensorRT"
     graph.assumed_levels[node.output[0]] = levels
-    graph.model.record(node, f"has no zero point; its type is taken to be {convention}")
+    graph.record(node, f"has no zero point; its type is taken to be {convention}")
 
 
 def _write_activation(graph: GraphWriter, node: NodeProto, integer_format: IntegerFormat) -> str:
@@ -73,18 +76,22 @@ def _write_activation(graph: GraphWriter, node: NodeProto, integer_format: Integ
     """
     tensor = node.input[0]
     bound = _find_whole_bound(graph, integer_format)
-    op = "Relu" if bound is None else "Clip"
-    activation = op if bound is None else f"Clip from 0 to {bound}"
-    conversion = (
-        f"clips {tensor!r} as the {activation} that was folded into it; the {op} is restored"
-    )
-    graph.model.record(node, conversion)
     if bound is None:
+        _record_activation(graph, node, "Relu", "Relu")
         return graph.add("Relu", [tensor], f"{tensor}_relu")
+    _record_activation(graph, node, "Clip", f"Clip from 0 to {bound}")
     dtype = graph.read_values(integer_format.scale).dtype
     least = graph.store(np.array(0, dtype), f"{tensor}_least")
     largest = graph.store(np.array(bound, dtype), f"{tensor}_largest")
-    return graph.add("Clip", [tensor, least, largest], f"{tensor}_clip")
+    inputs = [tensor, least, largest]
+    return graph.add("Clip", inputs, f"{tensor}_clip")
+
+
+def _record_activation(graph: GraphWriter, node: NodeProto, op: str, activation: str) -> None:
+    tensor = node.input[0]
+    graph.record(
+        node, f"clips {tensor!r} as the {activation} that was folded into it; the {op} is restored"
+    )
 
 
 def _find_whole_bound(graph: GraphWriter, integer_format: IntegerFormat) -> int | None:
@@ -112,11 +119,11 @@ def write_dequantize(graph: GraphWriter, node: NodeProto) -> None:
     A Mul restores a scale that differs from the Q's.
     """
     plain = _read_origin(graph, node)
+    dq_format = read_integer_format(node)
     q_format = graph.quantized.get(plain.input[0])
-    dq_format = IntegerFormat(node.input[1], input_name(node, 2))
     if graph.has_range_from_zero(q_format or dq_format):
         graph.nonnegative.add(node.output[0])
-    ratio = None if q_format is None else _find_ratio(graph, q_format.scale, dq_format.scale)
+    ratio = _find_ratio(graph, q_format, dq_format)
     if q_format is None or ratio is None:
         graph.append(plain)
         return
@@ -126,21 +133,20 @@ def write_dequantize(graph: GraphWriter, node: NodeProto) -> None:
 def _read_origin(graph: GraphWriter, node: NodeProto) -> NodeProto:
     """Return a DQ that reads the tensor before a folded Clip or Cast, with the levels it holds."""
     plain = _with_onnx_domain(graph, node)
-    quantized = node.input[0]
-    folded = graph.folded_tensors.get(quantized, FoldedTensor(quantized, None))
-    levels = folded.levels or graph.assumed_levels.get(folded.origin)
-    if levels is None and folded.origin == quantized:
+    origin = node.input[0]
+    levels = None
+    if origin in graph.folded_tensors:
+        origin, levels = graph.folded_tensors[origin]
+    if levels is None:
+        levels = graph.assumed_levels.get(origin)
+    if levels is None and origin == node.input[0]:
         return plain
     copy = copy_node(plain)
-    copy.input[0] = folded.origin
+    copy.input[0] = origin
     if levels is not None:
-        copy.metadata_props.add(key=LEVELS_KEY, value=_format_levels(levels))
+        least, largest = levels
+        copy.metadata_props.add(key=LEVELS_KEY, value=f"{least} {largest}")
     return copy
-
-
-def _format_levels(levels: Levels) -> str:
-    least, largest = levels
-    return f"{least} {largest}"
 
 
 def _write_rescaled(
@@ -148,33 +154,46 @@ def _write_rescaled(
 ) -> None:
     """Write a DQ with the scale of its Q, and a Mul by the ratio of both scales."""
     result = node.output[0]
+    unscaled = graph.unique_name(f"{result}_unscaled")
     rescaled = copy_node(plain)
     rescaled.input[1] = q_scale
-    rescaled.output[0] = graph.model.unique_name(f"{result}_unscaled")
+    rescaled.output[0] = unscaled
     graph.append(rescaled)
     factor = graph.store(np.array(ratio, np.float32), f"{result}_ratio")
-    inputs = [rescaled.output[0], factor]
-    name = graph.model.unique_name(f"{node.name}_Mul")
-    graph.append(helper.make_node("Mul", inputs, [result], name=name))
-    graph.model.record(
+    name = graph.unique_name(f"{node.name}_Mul")
+    scaling = helper.make_node("Mul", [unscaled, factor], [result], name=name)
+    graph.append(scaling)
+    graph.record(
         node, f"has {ratio:.6g} times the scale of its QuantizeLinear; a Mul applies that factor"
     )
 
 
-def _find_ratio(graph: GraphWriter, q_scale: str, dq_scale: str) -> float | None:
+def _find_ratio(
+    graph: GraphWriter, q_format: IntegerFormat | None, dq_format: IntegerFormat
+) -> float | None:
     """Return the scale of a DQ over that of its Q.
 
     None where they are equal, or where one is not a stored single number.
     """
-    if q_scale == dq_scale or q_scale not in graph.stored or dq_scale not in graph.stored:
+    if q_format is None or q_format.scale == dq_format.scale:
         return None
-    q_values = graph.read_values(q_scale).astype(np.float64).reshape(-1)
-    dq_values = graph.read_values(dq_scale).astype(np.float64).reshape(-1)
-    if q_values.size != 1 or dq_values.size != 1 or not q_values[0] > 0.0:
+    if not graph.has_stored(q_format.scale, dq_format.scale):
         return None
-    ratio = float(dq_values[0] / q_values[0])
-    largest = float(np.finfo(np.float32).max)
-    return ratio if _SAME_SCALE <= abs(ratio - 1.0) <= largest else None
+    q_scale = _read_single_scale(graph, q_format)
+    dq_scale = _read_single_scale(graph, dq_format)
+    if q_scale is None or dq_scale is None or not q_scale > 0.0:
+        return None
+    ratio = dq_scale / q_scale
+    difference = abs(ratio - 1.0)
+    is_same = difference < _SAME_SCALE
+    is_finite = difference <= _LARGEST_FLOAT32
+    return ratio if is_finite and not is_same else None
+
+
+def _read_single_scale(graph: GraphWriter, integer_format: IntegerFormat) -> float | None:
+    """Return the only scale of a stored format, None for several."""
+    scales = graph.read_values(integer_format.scale).reshape(-1)
+    return float(scales[0]) if scales.size == 1 else None
 
 
 def _with_onnx_domain(graph: GraphWriter, node: NodeProto) -> NodeProto:
@@ -183,20 +202,19 @@ def _with_onnx_domain(graph: GraphWriter, node: NodeProto) -> NodeProto:
         return node
     plain = copy_node(node)
     plain.domain = ""
-    graph.model.record(node, "is ONNX Runtime's operator; ONNX's takes its place")
+    graph.record(node, "is ONNX Runtime's operator; ONNX's takes its place")
     return plain
 
 
-def _output_type(node: NodeProto) -> int:
-    for attribute in node.attribute:
-        if attribute.name == "output_dtype":
-            return int(attribute.i)
-    return 0
-
-
-def read_axis_attribute(node: NodeProto) -> int | None:
-    """Return the axis attribute of a Q or DQ, None where it is absent."""
+def read_integer_format(node: NodeProto) -> IntegerFormat:
+    """Return the scale, zero point and axis of a Q or DQ."""
+    axis = None
     for attribute in node.attribute:
         if attribute.name == "axis":
-            return int(attribute.i)
-    return None
+            axis = int(attribute.i)
+    return IntegerFormat(node.input[1], input_name(node, 2), axis)
+
+
+def _has_output_type(node: NodeProto) -> bool:
+    """Whether an attribute of a Q specifies its integer type."""
+    return any(a.name == "output_dtype" and a.i for a in node.attribute)
