@@ -107,7 +107,7 @@ def _dequantize_bias(graph: GraphWriter, node: NodeProto, float_form: FloatForm)
     if not graph.has_stored(bias, data_scale, weight_scale):
         raise ModelError(
             f"{describe_node(node)} computes its bias or a scale, which no pair can."
-            " Pass the float model it was made from."
+            " Quantize the float model it was made from."
         )
     data_scales = graph.read_values(data_scale).reshape(-1)
     weight_scales = graph.read_values(weight_scale).reshape(-1)

@@ -35,7 +35,7 @@ def strip(model: ModelLike) -> ModelProto:
     if unconverted:
         raise ModelError(
             f"{source.path or source.name}: node {unconverted[0]} has no float form that qdq knows."
-            " Pass the float model it was made from."
+            " Quantize the float model it was made from."
         )
     return strip_model(source.model, source.name, source.folder)
 
