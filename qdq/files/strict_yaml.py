@@ -77,7 +77,7 @@ def read_documents(path: Path) -> list[tuple[int, Any]]:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise RuleError(
             f"{path}:{line}: the file is not valid YAML: {error.problem}."
-            " Put values that begin with a sign in quotes."
+            " Quote values that begin with a sign."
         ) from error
     except RecursionError as error:
         raise RuleError(

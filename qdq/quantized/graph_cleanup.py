@@ -24,22 +24,24 @@ def store_constants(graph: GraphWriter) -> None:
     index = GraphIndex(graph.model.source)
     outputs = {output.name for output in graph.graph.output}
     for name, node in computed.items():
-        if name in index.constants and name not in outputs and len(node.output) == 1:
-            tensor = numpy_helper.from_array(index.constant(name), name)
-            graph.stored[name] = tensor
-            graph.model.initializers.append(tensor)
-            graph.folded_results.add(name)
-            graph.record(node, "computes a constant of a pair; its value is stored")
+        is_only_result = len(node.output) == 1
+        if not is_only_result or name not in index.constants or name in outputs:
+            continue
+        tensor = numpy_helper.from_array(index.constant(name), name)
+        graph.stored[name] = tensor
+        graph.model.initializers.append(tensor)
+        graph.folded_results.add(name)
+        graph.record(node, "computes a constant of a pair; its value is stored")
 
 
 def _find_computed_operands(graph: GraphWriter) -> dict[str, NodeProto]:
     """Return the scales, zero points and integers of pairs that nodes compute, with those nodes."""
-    operands: dict[str, None] = {}
+    operands: list[str] = []
     for node in graph.graph.node:
         if node.op_type in PAIR_OPERATORS:
-            operands.update(dict.fromkeys(node.input[1:3]))
+            operands.extend(node.input[1:3])
         if node.op_type == DEQUANTIZE:
-            operands[node.input[0]] = None
+            operands.append(node.input[0])
     computed: dict[str, NodeProto] = {}
     for name in operands:
         producer = graph.producers.get(name)
@@ -65,7 +67,8 @@ def _remove_dead_nodes(graph: GraphProto, used_before: Collection[str]) -> bool:
     dead: list[int] = []
     for position, node in enumerate(graph.node):
         was_used = any(name in used_before for name in node.output)
-        if was_used and not any(readers[name] for name in node.output):
+        is_used = any(readers[name] for name in node.output)
+        if was_used and not is_used:
             dead.append(position)
     for position in reversed(dead):
         del graph.node[position]

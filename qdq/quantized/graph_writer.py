@@ -112,7 +112,8 @@ class ModelWriter:
     def record(self, node: NodeProto, conversion: str) -> None:
         """Record that a node was converted."""
         name = node.name or next(filter(None, node.output), "")
-        self.converted.append(ConvertedNode(name, node.op_type, conversion))
+        converted = ConvertedNode(name, node.op_type, conversion)
+        self.converted.append(converted)
 
 
 class GraphWriter:
@@ -177,7 +178,8 @@ class GraphWriter:
     def append_operator(self, op: str, inputs: list[str], result: str, **attributes: Any) -> None:
         """Append an operator that computes `result`, with a unique name."""
         name = self.unique_name(f"{result}_{op}")
-        self.append(helper.make_node(op, inputs, [result], name=name, **attributes))
+        node = helper.make_node(op, inputs, [result], name=name, **attributes)
+        self.append(node)
 
     def add(self, op: str, inputs: list[str], name: str, **attributes: Any) -> str:
         """Append an operator with one result of about this name, and return the result's name."""
@@ -224,14 +226,15 @@ class GraphWriter:
             return self._dequantized[key]
         axis = {} if integer_format.axis is None else {"axis": integer_format.axis}
         inputs = [tensor, *integer_format.parameters]
-        result = self.add(DEQUANTIZE, inputs, f"{remove_suffix(tensor)}_dequantized", **axis)
+        name = f"{remove_suffix(tensor)}_dequantized"
+        result = self.add(DEQUANTIZE, inputs, name, **axis)
         self._dequantized[key] = result
         if self.has_range_from_zero(integer_format):
             self.nonnegative.add(result)
         return result
 
     def store_scalar(self, name: str) -> str:
-        """Return the name of a scale or zero point; a vector of one number is stored as a scalar."""
+        """Return the name of a scale or zero point; a vector of one number becomes a scalar."""
         tensor = self.stored.get(name)
         if tensor is None or not tensor.dims or _count_elements(tensor) != 1:
             return name
@@ -268,11 +271,16 @@ class GraphWriter:
             return self._is_clipped_at_zero(node)
         if node.op_type in _COMBINES_INPUTS:
             return self.nonnegative.issuperset(node.input)
-        return node.op_type in _KEEPS_SIGN and self.nonnegative.issuperset(node.input[:1])
+        if node.op_type in _KEEPS_SIGN:
+            return self.nonnegative.issuperset(node.input[:1])
+        return False
 
     def _is_clipped_at_zero(self, clip: NodeProto) -> bool:
         least = input_name(clip, 1)
-        return least in self.stored and bool((self.read_values(least) >= 0).all())
+        if least not in self.stored:
+            return False
+        bounds = self.read_values(least)
+        return bool((bounds >= 0).all())
 
 
 def _map_producers(graph: GraphProto) -> dict[str, NodeProto]:

@@ -41,10 +41,11 @@ class QuantizedModel:
         #: The model before its conversion to plain pairs, which `source` has.
         self.original = load(model)
         self.source, self.converted = convert_to_qdq(self.original)
-        proto = self.source.model
-        self.stripped = strip_model(proto, self.source.name, self.source.folder)
-        self.index = GraphIndex(Source(self.source.path, self.stripped, self.source.digest))
-        self.edges = tuple(_find_quantized_edges(proto.graph, self.index, {}))
+        source = self.source
+        self.stripped = strip_model(source.model, source.name, source.folder)
+        self.index = GraphIndex(Source(source.path, self.stripped, source.digest))
+        edges = _find_quantized_edges(source.model.graph, self.index, {})
+        self.edges = tuple(edges)
 
     @property
     def least_opset(self) -> int:
@@ -68,10 +69,12 @@ class QuantizedModel:
 
 
 def _name_by_labels(graph: GraphProto, index: GraphIndex) -> None:
-    for node, label in zip(graph.node, _float_labels(graph, index), strict=True):
+    labels = _float_labels(graph, index)
+    for node, label in zip(graph.node, labels, strict=True):
         node.name = label
         for name, body in node_bodies(node):
-            scope = index.scopes.get(qualified_name(index.path, f"{label}.{name}"))
+            path = qualified_name(index.path, f"{label}.{name}")
+            scope = index.scopes.get(path)
             if scope is not None:
                 _name_by_labels(body, scope)
 
@@ -86,14 +89,15 @@ def _find_quantized_edges(
     stored = outer_tensors | stored_tensors(graph)
     pairs = {pair.output: pair for pair in find_pairs(graph, outer_tensors)}
     parameters = _read_parameters(pairs, stored, index)
-    for node, label in zip(graph.node, _float_labels(graph, index), strict=True):
+    labels = _float_labels(graph, index)
+    for node, label in zip(graph.node, labels, strict=True):
         if label not in index.by_label or node.op_type in PAIR_OPERATORS:
             continue
         for edge, pair in _edges_with_pairs(node, label, index, pairs):
             yield _make_quantized_edge(edge, pair, parameters, stored)
         for name, body in node_bodies(node):
-            scope = index.scopes[qualified_name(index.path, f"{label}.{name}")]
-            yield from _find_quantized_edges(body, scope, stored)
+            path = qualified_name(index.path, f"{label}.{name}")
+            yield from _find_quantized_edges(body, index.scopes[path], stored)
 
 
 def _read_parameters(
@@ -151,10 +155,12 @@ def _float_labels(graph: GraphProto, index: GraphIndex) -> list[str]:
     It is the node's label in the float graph, or in its graph if the node was stripped.
     """
     labels_by_output = _map_labels(graph, index)
-    labels: list[str] = []
-    for position, (node, label) in enumerate(zip(graph.node, node_labels(graph), strict=True)):
-        float_label = _find_label(node, labels_by_output)
-        labels.append(float_label or _make_unique(label, position, index))
+    labels = node_labels(graph)
+    for position, node in enumerate(graph.node):
+        label = _find_label(node, labels_by_output)
+        if not label:
+            label = _make_unique(labels[position], position, index)
+        labels[position] = label
     return labels
 
 
@@ -180,7 +186,10 @@ def _map_labels(graph: GraphProto, index: GraphIndex) -> dict[str, str]:
             labels[output] = node.label
     constants = index.outer.constants if index.outer else ()
     renamed = find_renamed_outputs(graph, find_pairs(graph, constants))
-    moved = {tensor: labels.pop(name) for tensor, name in renamed.items() if name in labels}
+    moved: dict[str, str] = {}
+    for tensor, output in renamed.items():
+        if output in labels:
+            moved[tensor] = labels.pop(output)
     return labels | moved
 
 
@@ -189,10 +198,11 @@ def require_same_graph(float_index: GraphIndex, quantized: QuantizedModel) -> No
     float_operators = _list_operators(float_index)
     operators = _list_operators(quantized.index)
     if float_operators != operators:
+        float_name = float_index.source.name
+        counts = f"{len(operators)} nodes against {len(float_operators)}"
         raise ModelError(
-            f"{quantized.source.name}: without its pairs, the graph differs from"
-            f" {float_index.source.name} ({len(operators)} nodes against {len(float_operators)})."
-            " Pass the float model it was made from."
+            f"{quantized.source.name}: without its pairs, the graph differs from {float_name}"
+            f" ({counts}). Pass the float model it was made from."
         )
 
 

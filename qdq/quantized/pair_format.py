@@ -31,10 +31,12 @@ def read_format(quantized_edge: QuantizedEdge) -> PairFormat:
     dtype = quantized_edge.dtype
     if not dtype and not quantized_edge.pair.zero_point:
         dtype = "uint8"
-    zero_points: tuple[int, ...] = ()
-    if quantized_edge.zero_points is not None and np.any(quantized_edge.zero_points):
-        zero_points = tuple(map(int, quantized_edge.zero_points.reshape(-1)))
-    return PairFormat(dtype, _read_axis(quantized_edge), zero_points)
+    axis = _read_axis(quantized_edge)
+    values = quantized_edge.zero_points
+    if values is None or not np.any(values):
+        return PairFormat(dtype, axis, ())
+    zero_points = tuple(map(int, values.reshape(-1)))
+    return PairFormat(dtype, axis, zero_points)
 
 
 def _read_axis(quantized_edge: QuantizedEdge) -> int | None:
@@ -49,10 +51,10 @@ def has_same_scales(old: QuantizedEdge, new: QuantizedEdge) -> bool:
     """Whether two pairs have equal scales, or both have unknown ones."""
     if old.scales is None or new.scales is None:
         return old.scales is new.scales
-    has_nan = old.scales.dtype.kind == "f" and new.scales.dtype.kind == "f"
     old_scales = old.scales.reshape(-1)
     new_scales = new.scales.reshape(-1)
-    return np.array_equal(old_scales, new_scales, equal_nan=has_nan)
+    can_be_nan = old_scales.dtype.kind == new_scales.dtype.kind == "f"
+    return np.array_equal(old_scales, new_scales, equal_nan=can_be_nan)
 
 
 def find_scale_ratio(old: QuantizedEdge, new: QuantizedEdge) -> float | None:
@@ -62,26 +64,30 @@ def find_scale_ratio(old: QuantizedEdge, new: QuantizedEdge) -> float | None:
     """
     if old.scales is None or new.scales is None:
         return None
-    old_scales = old.scales.reshape(-1).astype(np.float64)
-    new_scales = new.scales.reshape(-1).astype(np.float64)
+    old_scales = old.scales.reshape(-1)
+    new_scales = new.scales.reshape(-1)
     if old_scales.size != new_scales.size or not old_scales.size:
         return None
+    old_scales = old_scales.astype(np.float64)
+    new_scales = new_scales.astype(np.float64)
     if not _is_all_positive(old_scales) or not _is_all_positive(new_scales):
         return None
     ratios = new_scales / old_scales
-    farthest = np.abs(np.log(ratios)).argmax()
+    distances = np.abs(np.log(ratios))
+    farthest = distances.argmax()
     return float(ratios[farthest])
 
 
 def _is_all_positive(scales: Array) -> bool:
     """Whether all scales are positive and finite."""
-    return bool(((scales > 0) & np.isfinite(scales)).all())
+    is_valid = (scales > 0) & np.isfinite(scales)
+    return bool(is_valid.all())
 
 
 def describe_pair(quantized_edge: QuantizedEdge | None) -> str:
-    """Return a pair as text, such as ``int8, 64 scales 0.001 to 0.02 along axis 0, zero point 128``.
+    """Return the format and scales of a pair as text, "" for no pair.
 
-    The text is empty for no pair.
+    Example: ``int8, 64 scales 0.001 to 0.02 along axis 0, zero point 128``.
     """
     if quantized_edge is None:
         return ""

@@ -40,37 +40,51 @@ class _Origin(NamedTuple):
 
 def match_pairs(old: QuantizedModel, new: QuantizedModel, places: Places) -> Iterator[PairMatch]:
     """Yield the pairs in the newer model's order of edges, then removed ones in the older's."""
-    old_edges = {_slot(old_edge.edge): old_edge for old_edge in old.edges}
+    kept = _match_kept(old, new, places)
+    removed = _exclude(old.edges, kept.values())
+    added = [new_edge for new_edge in new.edges if _slot(new_edge) not in kept]
+    moved = _match_moved(_group_by_origin(old.index, removed), new.index, added, places)
+    for new_edge in new.edges:
+        slot = _slot(new_edge)
+        if slot in kept:
+            yield PairMatch(kept[slot], new_edge)
+        elif slot in moved:
+            yield PairMatch(moved[slot], new_edge, is_moved=True)
+        else:
+            yield PairMatch(None, new_edge)
+    for old_edge in _exclude(removed, moved.values()):
+        yield PairMatch(old_edge, None)
+
+
+def _slot(quantized_edge: QuantizedEdge) -> _Slot:
+    edge = quantized_edge.edge
+    return edge.graph, edge.node, edge.slot
+
+
+def _exclude(
+    edges: Iterable[QuantizedEdge], excluded: Iterable[QuantizedEdge]
+) -> list[QuantizedEdge]:
+    slots = set(map(_slot, excluded))
+    return [edge for edge in edges if _slot(edge) not in slots]
+
+
+def _match_kept(
+    old: QuantizedModel, new: QuantizedModel, places: Places
+) -> dict[_Slot, QuantizedEdge]:
+    """Return the older pair on the edge of each newer one that has not moved."""
+    old_edges = {_slot(old_edge): old_edge for old_edge in old.edges}
     kept: dict[_Slot, QuantizedEdge] = {}
     for new_edge in new.edges:
         old_slot = _find_old_slot(new_edge.edge, places)
         if old_slot in old_edges:
-            kept[_slot(new_edge.edge)] = old_edges[old_slot]
-    for old_edge in kept.values():
-        old_edges.pop(_slot(old_edge.edge), None)
-    removed = _group_by_origin(old.index, old_edges.values())
-    added = [new_edge for new_edge in new.edges if _slot(new_edge.edge) not in kept]
-    moved = _match_moved(removed, new.index, added, places)
-    for new_edge in new.edges:
-        slot = _slot(new_edge.edge)
-        yield PairMatch(kept.get(slot) or moved.get(slot), new_edge, slot in moved)
-    moved_from = {_slot(old_edge.edge) for old_edge in moved.values()}
-    for slot, old_edge in old_edges.items():
-        if slot not in moved_from:
-            yield PairMatch(old_edge, None)
-
-
-def _slot(edge: Edge) -> _Slot:
-    return edge.graph, edge.node, edge.slot
+            kept[_slot(new_edge)] = old_edges[old_slot]
+    return kept
 
 
 def _find_old_slot(edge: Edge, places: Places) -> _Slot | None:
     """Return the slot in the older model that matches an edge of the newer."""
     place = places.get((edge.graph, edge.node))
-    if place is None:
-        return None
-    graph, node = place
-    return graph, node, edge.slot
+    return None if place is None else (*place, edge.slot)
 
 
 def _group_by_origin(
@@ -78,7 +92,7 @@ def _group_by_origin(
 ) -> dict[_Origin, list[QuantizedEdge]]:
     groups: defaultdict[_Origin, list[QuantizedEdge]] = defaultdict(list)
     for old_edge in removed:
-        origin = _find_origin(index.scope(old_edge.edge), old_edge.edge, {})
+        origin = _find_origin(index, old_edge.edge, {})
         groups[origin].append(old_edge)
     return groups
 
@@ -95,7 +109,7 @@ def _match_moved(
     """
     candidates: list[tuple[QuantizedEdge, list[QuantizedEdge]]] = []
     for new_edge in added:
-        origin = _find_origin(index.scope(new_edge.edge), new_edge.edge, places)
+        origin = _find_origin(index, new_edge.edge, places)
         if origin in removed:
             candidates.append((new_edge, removed[origin]))
     candidates.sort(key=lambda candidate: _find_same_scales(*candidate) is None)
@@ -103,7 +117,7 @@ def _match_moved(
     for new_edge, old_edges in candidates:
         if old_edges:
             position = _find_same_scales(new_edge, old_edges) or 0
-            moved[_slot(new_edge.edge)] = old_edges.pop(position)
+            moved[_slot(new_edge)] = old_edges.pop(position)
     return moved
 
 
@@ -118,17 +132,18 @@ def _find_same_scales(new_edge: QuantizedEdge, old_edges: list[QuantizedEdge]) -
 def _find_origin(index: GraphIndex, edge: Edge, places: Places) -> _Origin:
     """Return the origin of an edge's tensor, before operators that commute with quantization."""
     tensor = edge.tensor
-    index = index.defining_scope(tensor)
-    producer = index.producers.get(tensor)
-    while producer is not None and _can_move_across(index, producer):
+    scope = index.scope(edge).defining_scope(tensor)
+    producer = scope.producers.get(tensor)
+    while producer is not None and _can_move_across(scope, producer):
         tensor = producer.inputs[0]
-        index = index.defining_scope(tensor)
-        producer = index.producers.get(tensor)
+        scope = scope.defining_scope(tensor)
+        producer = scope.producers.get(tensor)
     if producer is None:
-        return _Origin(index.path, tensor, -1)
-    place = (index.path, producer.label)
+        return _Origin(scope.path, tensor, -1)
+    place = (scope.path, producer.label)
     graph, node = places.get(place, place)
-    return _Origin(graph, node, producer.outputs.index(tensor))
+    output = producer.outputs.index(tensor)
+    return _Origin(graph, node, output)
 
 
 def _can_move_across(index: GraphIndex, node: Node) -> bool:

@@ -84,16 +84,21 @@ def _find_clipped_levels(graph: GraphWriter, node: NodeProto) -> Levels | None:
     levels = graph.levels(graph.quantized[node.input[0]])
     if levels is None:
         return None
-    bounds = (input_name(node, 1), input_name(node, 2))
-    if any(name and name not in graph.stored for name in bounds):
+    bounds = list(filter(None, node.input[1:3]))
+    if not graph.has_stored(*bounds):
         return None
-    low = _read_bound(graph, bounds[0], levels[0])
-    high = _read_bound(graph, bounds[1], levels[1])
-    return max(low, levels[0]), min(high, levels[1])
+    least, largest = levels
+    low = _read_bound(graph, node, 1, default=least)
+    high = _read_bound(graph, node, 2, default=largest)
+    return max(low, least), min(high, largest)
 
 
-def _read_bound(graph: GraphWriter, name: str, default: int) -> int:
-    return int(graph.read_values(name).reshape(-1)[0]) if name else default
+def _read_bound(graph: GraphWriter, clip: NodeProto, slot: int, default: int) -> int:
+    name = input_name(clip, slot)
+    if not name:
+        return default
+    values = graph.read_values(name).reshape(-1)
+    return int(values[0])
 
 
 def _fold_clip(graph: GraphWriter, node: NodeProto, levels: Levels) -> None:
@@ -117,7 +122,8 @@ def _is_cast_to_own_type(
 def _fold_cast(graph: GraphWriter, node: NodeProto, integer_format: IntegerFormat) -> None:
     source = node.input[0]
     result = node.output[0]
-    graph.folded_tensors[result] = graph.folded_tensors.get(source, FoldedTensor(source, None))
+    unfolded = FoldedTensor(source, None)
+    graph.folded_tensors[result] = graph.folded_tensors.get(source, unfolded)
     graph.quantized[result] = integer_format
     graph.record(node, "changes nothing; it is removed")
 
@@ -126,13 +132,15 @@ def _has_kept_scale(graph: GraphWriter, node: NodeProto, integer_format: Integer
     """Whether a node can read floats in place of the integers, with one scale."""
     if node.op_type not in SCALE_KEEPING_SLOTS and node.op_type not in _ORDER_OPERATORS:
         return False
-    return integer_format.axis is None and not graph.has_several_values(integer_format.scale)
+    if integer_format.axis is not None:
+        return False
+    return not graph.has_several_values(integer_format.scale)
 
 
 def _move_after_dequantize(
     graph: GraphWriter, node: NodeProto, integer_format: IntegerFormat
 ) -> None:
-    """Write a node between the DequantizeLinear of its inputs and the QuantizeLinear of its results.
+    """Write a node between the DequantizeLinear of its inputs and the QuantizeLinear after it.
 
     The result of an operator on the order of the integers is not quantized.
     """
@@ -141,9 +149,9 @@ def _move_after_dequantize(
     if node.op_type in _ORDER_OPERATORS:
         graph.append(float_node)
         return
-    float_results = {
-        name: graph.unique_name(remove_suffix(name)) for name in _quantized_results(node)
-    }
+    float_results: dict[str, str] = {}
+    for name in _quantized_results(node):
+        float_results[name] = graph.unique_name(remove_suffix(name))
     for slot, name in enumerate(node.output):
         float_node.output[slot] = float_results.get(name, name)
     graph.append(float_node)
@@ -167,8 +175,8 @@ def _with_float_inputs(
         if name and (not slots or slot in slots):
             input_format = graph.quantized.get(name, integer_format)
             float_node.input[slot] = graph.dequantize(name, input_format)
-    is_padded_with_default = node.op_type == "Pad" and not input_name(node, _PAD_VALUE_SLOT)
-    if is_padded_with_default and not _has_zero_at_zero(graph, integer_format):
+    has_pad_value = bool(input_name(node, _PAD_VALUE_SLOT))
+    if node.op_type == "Pad" and not has_pad_value and not _has_zero_at_zero(graph, integer_format):
         _pad_with_integer_zero(graph, float_node, integer_format)
     return float_node
 
@@ -176,7 +184,9 @@ def _with_float_inputs(
 def _has_zero_at_zero(graph: GraphWriter, integer_format: IntegerFormat) -> bool:
     """Whether the integer 0 represents zero."""
     zero_point = integer_format.zero_point
-    return zero_point not in graph.stored or not graph.read_values(zero_point).any()
+    if zero_point not in graph.stored:
+        return True
+    return not graph.read_values(zero_point).any()
 
 
 def _pad_with_integer_zero(
@@ -184,8 +194,10 @@ def _pad_with_integer_zero(
 ) -> None:
     """Make a Pad add the float value of the integer 0, its default on integers (ONNX Pad)."""
     dtype = graph.read_values(integer_format.zero_point).dtype
-    zero = graph.store(np.zeros((), dtype), f"{pad.output[0]}_value")
-    pad.input.extend([""] * (_PAD_VALUE_SLOT - len(pad.input)))
+    result = pad.output[0]
+    zero = graph.store(np.zeros((), dtype), f"{result}_value")
+    while len(pad.input) < _PAD_VALUE_SLOT:
+        pad.input.append("")
     del pad.input[_PAD_VALUE_SLOT + 1 :]
     value = graph.dequantize(zero, integer_format)
     if len(pad.input) > _PAD_VALUE_SLOT:

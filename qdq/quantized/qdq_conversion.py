@@ -48,8 +48,9 @@ def write_quantize(graph: GraphWriter, node: NodeProto) -> None:
     is_computed = tensor not in graph.stored
     if is_computed and not integer_format.zero_point and not _has_output_type(node):
         _assume_levels(graph, node)
-    can_be_negative = tensor in graph.produced and tensor not in graph.nonnegative
-    if graph.has_range_from_zero(integer_format) and can_be_negative:
+    is_produced = tensor in graph.produced
+    has_range_from_zero = graph.has_range_from_zero(integer_format)
+    if has_range_from_zero and is_produced and tensor not in graph.nonnegative:
         plain = copy_node(plain)
         plain.input[0] = _write_activation(graph, node, integer_format)
     graph.append(plain)
@@ -101,14 +102,18 @@ def _find_whole_bound(graph: GraphWriter, integer_format: IntegerFormat) -> int 
     """
     levels = graph.levels(integer_format)
     scale = integer_format.scale
-    if levels is None or scale not in graph.stored or graph.has_several_values(scale):
+    if levels is None or scale not in graph.stored:
         return None
-    step = float(graph.read_values(scale).flat[0])
+    if graph.has_several_values(scale):
+        return None
+    scales = graph.read_values(scale)
+    step = float(scales.flat[0])
     all_steps = levels[1] - levels[0]
     for steps in (all_steps, all_steps // 2):
         end = step * steps
         whole = round(end)
-        if whole >= 1 and abs(end - whole) < _WHOLE * end:
+        distance = abs(end - whole)
+        if whole >= 1 and distance < _WHOLE * end:
             return whole
     return None
 
@@ -159,7 +164,8 @@ def _write_rescaled(
     rescaled.input[1] = q_scale
     rescaled.output[0] = unscaled
     graph.append(rescaled)
-    factor = graph.store(np.array(ratio, np.float32), f"{result}_ratio")
+    value = np.array(ratio, np.float32)
+    factor = graph.store(value, f"{result}_ratio")
     name = graph.unique_name(f"{node.name}_Mul")
     scaling = helper.make_node("Mul", [unscaled, factor], [result], name=name)
     graph.append(scaling)
@@ -192,8 +198,10 @@ def _find_ratio(
 
 def _read_single_scale(graph: GraphWriter, integer_format: IntegerFormat) -> float | None:
     """Return the only scale of a stored format, None for several."""
-    scales = graph.read_values(integer_format.scale).reshape(-1)
-    return float(scales[0]) if scales.size == 1 else None
+    scales = graph.read_values(integer_format.scale)
+    if scales.size != 1:
+        return None
+    return float(scales.flat[0])
 
 
 def _with_onnx_domain(graph: GraphWriter, node: NodeProto) -> NodeProto:

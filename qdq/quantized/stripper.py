@@ -33,8 +33,9 @@ def strip(model: ModelLike) -> ModelProto:
     source, _ = convert_to_qdq(load(model))
     unconverted = find_unconverted(source.model)
     if unconverted:
+        path = source.path or source.name
         raise ModelError(
-            f"{source.path or source.name}: node {unconverted[0]} has no float form that qdq knows."
+            f"{path}: node {unconverted[0]} has no float form that qdq knows."
             " Quantize the float model it was made from."
         )
     return strip_model(source.model, source.name, source.folder)
@@ -58,6 +59,10 @@ class _ModelLocation(msgspec.Struct, frozen=True):
     name: str
     folder: Path | None
 
+    def read_values(self, tensor: TensorProto) -> Array:
+        """Return the values of a tensor of the model."""
+        return read_tensor_values(tensor, self.name, self.folder)
+
 
 def _strip_graph(
     graph: GraphProto, outer_tensors: dict[str, TensorProto], location: _ModelLocation
@@ -75,11 +80,20 @@ def _strip_graph(
     renamed = find_renamed_outputs(graph, find_pairs(graph, outer_tensors))
     if renamed:
         _rename_results(graph, renamed)
-    outputs = _names(graph.output)
-    pairs = [pair for pair in find_pairs(graph, outer_tensors) if pair.output not in outputs]
-    _redirect(graph, {pair.output: pair.tensor for pair in pairs if pair.q is not None})
-    _store_floats(graph, [pair for pair in pairs if pair.q is None], stored, location)
+    pairs = _find_removable_pairs(graph, outer_tensors)
+    origins = {pair.output: pair.tensor for pair in pairs if pair.q is not None}
+    _redirect(graph, origins)
+    _store_floats(graph, pairs, stored, location)
     return _remove_pairs(graph, pairs, unread)
+
+
+def _find_removable_pairs(
+    graph: GraphProto, outer_tensors: dict[str, TensorProto]
+) -> list[QdqPair]:
+    """Return the pairs whose output is not a graph output."""
+    outputs = _names(graph.output)
+    pairs = find_pairs(graph, outer_tensors)
+    return [pair for pair in pairs if pair.output not in outputs]
 
 
 def _names(
@@ -108,7 +122,8 @@ def find_renamed_outputs(graph: GraphProto, pairs: Iterable[QdqPair]) -> dict[st
             candidates -= _names(body.output)
     renamed: dict[str, str] = {}
     for pair in pairs:
-        if pair.output in outputs and pair.q is not None and pair.tensor in candidates:
+        is_computed = pair.q is not None and pair.tensor in candidates
+        if is_computed and pair.output in outputs:
             renamed.setdefault(pair.tensor, pair.output)
     return renamed
 
@@ -150,24 +165,28 @@ def _store_floats(
 ) -> None:
     """Add an initializer of the float values of each DQ of stored integers, named as its output."""
     for pair in pairs:
-        operands = [name for name in (pair.tensor, pair.scale, pair.zero_point) if name]
-        if not all(name in stored for name in operands):
+        names = list(filter(None, (pair.tensor, pair.scale, pair.zero_point)))
+        if pair.q is not None or not stored.keys() >= set(names):
             continue
-        values = [read_tensor_values(stored[n], location.name, location.folder) for n in operands]
+        operands = [location.read_values(stored[name]) for name in names]
         try:
-            integers, scale, *zero_points = values
-            zero_point = zero_points[0] if zero_points else np.zeros_like(scale)
-            floats = _dequantize(pair, integers, scale, zero_point)
+            floats = _dequantize(pair, *operands)
         except (ValueError, IndexError) as error:
             raise ModelError(
                 f"{location.name}: the scale of {pair.tensor!r} does not fit it."
                 " Export the model again."
             ) from error
-        graph.initializer.append(numpy_helper.from_array(floats, pair.output))
+        tensor = numpy_helper.from_array(floats, pair.output)
+        graph.initializer.append(tensor)
 
 
-def _dequantize(pair: QdqPair, integers: Array, scale: Array, zero_point: Array) -> Array:
-    """Return (integers - zero point) * scale (ONNX operator DequantizeLinear)."""
+def _dequantize(pair: QdqPair, integers: Array, *parameters: Array) -> Array:
+    """Return (integers - zero point) * scale (ONNX operator DequantizeLinear).
+
+    `parameters` are the scale and, optionally, the zero point.
+    """
+    scale = parameters[0]
+    zero_point = parameters[1] if len(parameters) > 1 else np.zeros_like(scale)
     if pair.block_size:
         scale, zero_point = _repeat_blocks(pair, integers, scale, zero_point)
     elif scale.size > 1:
@@ -176,8 +195,9 @@ def _dequantize(pair: QdqPair, integers: Array, scale: Array, zero_point: Array)
         scale = scale.reshape(())
         zero_point = zero_point.reshape(())
     with np.errstate(over="ignore", invalid="ignore"):  # scales may be infinite or NaN
-        differences = integers.astype(scale.dtype) - zero_point.astype(scale.dtype)
-        values: Array = differences * scale
+        values: Array = integers.astype(scale.dtype)
+        values = values - zero_point.astype(scale.dtype)
+        values = values * scale
     return values.reshape(integers.shape)
 
 
@@ -186,9 +206,11 @@ def _repeat_blocks(
 ) -> tuple[Array, Array]:
     """Return the scale and zero point of each integer, from those of its block along the axis."""
     axis = _DEFAULT_AXIS if pair.axis is None else pair.axis
-    blocks = np.arange(integers.shape[axis]) // pair.block_size
+    positions = np.arange(integers.shape[axis])
+    blocks = positions // pair.block_size
+    scales = scale.take(blocks, axis=axis)
     zero_points = np.broadcast_to(zero_point, scale.shape)
-    return scale.take(blocks, axis=axis), zero_points.take(blocks, axis=axis)
+    return scales, zero_points.take(blocks, axis=axis)
 
 
 def _align_channels(
@@ -208,7 +230,9 @@ def _remove_pairs(graph: GraphProto, pairs: list[QdqPair], unread: set[str]) -> 
     `unread` names the tensors that the nodes removed from bodies read. Returns the names among all
     these that graphs around this one define.
     """
-    defined = _names(graph.input) | _names(graph.initializer) | _results(graph)
+    defined = _results(graph)
+    defined |= _names(graph.input)
+    defined |= _names(graph.initializer)
     removed = _find_removable_nodes(graph, pairs)
     operands = set(unread)
     for position in removed:
@@ -225,14 +249,19 @@ def _find_removable_nodes(graph: GraphProto, pairs: list[QdqPair]) -> set[int]:
     """Return the positions of the Q and DQ nodes that are not needed any longer."""
     readers = count_readers(graph)
     stored = _names(graph.initializer)
-    removable = {p.dq for p in pairs if p.output in stored or readers[p.output] == 0}
-    quantized = {graph.node[position].input[0] for position in removable}
+    removable: set[int] = set()
+    quantized: set[str] = set()
+    for pair in pairs:
+        if pair.output in stored or readers[pair.output] == 0:
+            removable.add(pair.dq)
+            quantized.add(graph.node[pair.dq].input[0])
     remaining = count_remaining_readers(graph, removable)
     for pair in pairs:
-        if pair.q is not None:
-            result = graph.node[pair.q].output[0]
-            if result in quantized and remaining[result] == 0:
-                removable.add(pair.q)
+        if pair.q is None:
+            continue
+        result = graph.node[pair.q].output[0]
+        if result in quantized and remaining[result] == 0:
+            removable.add(pair.q)
     return removable
 
 
@@ -250,7 +279,8 @@ def _remove_tensors(graph: GraphProto, dead: set[str], removed: set[int]) -> Non
     initializers = _names(graph.initializer)
     untyped = set(dead)
     for position in removed:
-        untyped.update(set(graph.node[position].output) - initializers)
+        results = set(graph.node[position].output)
+        untyped |= results - initializers
     _remove_named(graph.initializer, dead)
     _remove_named(graph.value_info, untyped)
     _remove_named(graph.input, dead & initializers)
@@ -265,7 +295,8 @@ def count_remaining_readers(graph: GraphProto, removed: set[int]) -> Counter[str
 
 
 def _remove_named(items: list[TensorProto], names: set[str]) -> None:
-    _remove_items(items, {i for i, item in enumerate(items) if item.name in names})
+    positions = {i for i, item in enumerate(items) if item.name in names}
+    _remove_items(items, positions)
 
 
 def _remove_items(items: list[NodeProto], positions: set[int]) -> None:

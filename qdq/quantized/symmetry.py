@@ -70,8 +70,9 @@ def pair_amax(quantized_edge: QuantizedEdge) -> Array | None:
     if not scales.size or zero_points.size not in (1, scales.size):
         return None
     least, largest = levels
-    steps = np.maximum(largest - zero_points, zero_points - least - 1)
-    amax: Array = steps * exact_scales
+    upper = largest - zero_points
+    lower = zero_points - least - 1
+    amax: Array = np.maximum(upper, lower) * exact_scales
     return amax
 
 
@@ -108,8 +109,8 @@ def exact_weight_amax(quantized_edge: QuantizedEdge) -> Array | None:
     if not is_fp8 and not is_symmetric(quantized_edge):
         return None
     largest = ELEMENT_TYPES[E4M3].largest if is_fp8 else INT8_LEVELS
-    magnitudes = np.abs(quantized_edge.scales.astype(np.float32).astype(np.float64))
-    return magnitudes * largest
+    exact_scales = quantized_edge.scales.astype(np.float32).astype(np.float64)
+    return np.abs(exact_scales) * largest
 
 
 def measure_coarsening(quantized_edge: QuantizedEdge) -> CoarserActivation | None:

@@ -429,7 +429,7 @@ def last_weight(values: float) -> Change:
         (lambda m: m.graph.node[1].ClearField("op_type"), "ONNX Runtime cannot run it"),
         (
             lambda m: setattr(m.graph.node[1], "op_type", "Reloo"),
-            "No Op registered for Reloo with domain_version of 17; export it so that it runs there",
+            "No Op registered for Reloo with domain_version of 17. Export it so that ONNX Runtime can run it.",
         ),
         (lambda m: m.graph.initializer.pop(0), "ONNX Runtime cannot run it"),
         (lambda m: setattr(m.graph.initializer[0], "raw_data", b"1234"), "conv.weight"),

@@ -96,7 +96,7 @@ MISTAKES: list[tuple[str, str | bytes, int, str]] = [
         "unquoted-sign",
         rule(where="{target: {sm_at_least: >=8.0}}"),
         3,
-        "quote values that begin with a sign",
+        "Quote values that begin with a sign.",
     ),
     ("second-document-a-list", rule("a") + "---\n- x\n", 6, "a rule file is a mapping"),
     ("second-document-empty", rule("a") + "---\n", 6, "a rule file is a mapping"),
@@ -380,9 +380,9 @@ def test_a_folder_or_a_dead_link_in_place_of_a_rule_file_is_named(tmp_path: Path
     (folder / "mine.yaml").mkdir()
     (folder / "yours.yaml").symlink_to("nowhere")
 
-    assert f"qdq: {folder / 'mine.yaml'}: cannot be read" in refused(tmp_path, "rules", folder)
+    assert f"qdq: {folder / 'mine.yaml'}: the file cannot be read" in refused(tmp_path, "rules", folder)
     (folder / "mine.yaml").rmdir()
-    assert f"qdq: {folder / 'yours.yaml'}: cannot be read" in refused(tmp_path, "rules", folder)
+    assert f"qdq: {folder / 'yours.yaml'}: the file cannot be read" in refused(tmp_path, "rules", folder)
 
 
 def test_a_rule_cannot_be_written_in_two_files(tmp_path: Path) -> None:
@@ -699,7 +699,7 @@ NARROW = "rule: mine\nsays: What the test wants.\nwhere: {into: narrow-convoluti
     [
         (
             "{channel-below: 3}",
-            "4: unknown key 'channel-below'. Did you mean 'channels-below'? The known keys are channels-below, multiple-of",
+            "4: unknown key 'channel-below'. Did you mean 'channels-below'? The known keys are channels-below, multiple-of.",
         ),
         ("{channels-below: 0, multiple-of: 8}", "4: 'channels-below' is 0; write a number above 0"),
         (
