@@ -1,4 +1,4 @@
-"""Types of the arrays that samples, weights and statistics are held in."""
+"""Types of the arrays of samples, weights and statistics."""
 
 from __future__ import annotations
 
@@ -10,5 +10,5 @@ import numpy.typing as npt
 Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float64]
 
-#: A sample, checked.
+#: A checked sample: an array per input.
 Feed = dict[str, Array]

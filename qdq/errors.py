@@ -1,4 +1,4 @@
-"""Everything that can go wrong, in one tree.
+"""The exceptions of qdq, in one tree.
 
 * QdqError                 exit code 2: the run could not be completed
   + UsageError             the request itself cannot be met (an option, a target, an output path)
@@ -9,8 +9,8 @@
   + CompilerError          the TensorRT compiler is missing or could not be driven
     - LayerFileError       a file of engine layers cannot be read
 
-Each is raised with one sentence that names the file, the node or input, what is wrong and
-what to do. The command line prints that sentence and ends with the class's exit code.
+Each message is one line: the file, node or input, then the fact, then the fix. The command line
+prints it and ends with the class's exit code.
 """
 
 from __future__ import annotations
@@ -19,9 +19,15 @@ import difflib
 import re
 from collections.abc import Iterable
 
+#: The error code that begins a message of ONNX Runtime.
+_RUNTIME_CODE = r"^\[ONNXRuntimeError\] : \d+ : \w+ : "
+
+#: The file, line and function of ONNX Runtime's source in a message.
+_RUNTIME_LOCATION = r"/onnxruntime_src/\S+:\d+ .*?\)(?: \[with [^\]]*\])? "
+
 
 class QdqError(Exception):
-    """The run could not be completed; its text is one line for the user."""
+    """The run could not be completed; the message is one line for the user."""
 
     exit_code = 2
 
@@ -47,7 +53,7 @@ class PlanError(QdqError):
 
 
 class CompilerError(QdqError):
-    """The TensorRT compiler is not installed, or its answer could not be read."""
+    """The TensorRT compiler is not installed, or its output could not be read."""
 
 
 class LayerFileError(CompilerError):
@@ -67,14 +73,16 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 def first_line(error: BaseException | str) -> str:
     """Return the first non-empty line of an error's text, for use inside a one-line message."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
+    for line in str(error).splitlines():
+        if line.strip():
+            return line.strip()
+    return type(error).__name__
 
 
 def runtime_line(error: BaseException) -> str:
-    """Return what ONNX Runtime says went wrong, in one line, without its error code and its own source's file, line and function."""
-    return re.sub(
-        r"/onnxruntime_src/\S+:\d+ .*?\)(?: \[with [^\]]*\])? ",
-        "",
-        re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", first_line(error)),
-    )
+    """Return the message of ONNX Runtime in one line.
+
+    Its error code, and the file, line and function of its source are removed.
+    """
+    message = re.sub(_RUNTIME_CODE, "", first_line(error))
+    return re.sub(_RUNTIME_LOCATION, "", message)

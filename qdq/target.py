@@ -1,4 +1,4 @@
-"""What the plan is made for: a backend and a compute capability."""
+"""The target of a plan: a backend and a compute capability."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from qdq.errors import UsageError
 
 #: Compute capabilities that TensorRT-RTX 1.7 compiles for without a GPU.
 RTX_CAPABILITIES = (75, 80, 86, 89, 120, 121)
-_SPELLING = re.compile(r"(?P<backend>rtx|trt)(:sm_?(?P<sm>\d{2,3}))?")
+_FORM = re.compile(r"(?P<backend>rtx|trt)(:sm_?(?P<sm>\d{2,3}))?")
 
 
 class Target(msgspec.Struct, frozen=True, order=True):
@@ -18,30 +18,31 @@ class Target(msgspec.Struct, frozen=True, order=True):
 
     #: ``rtx`` for TensorRT-RTX, ``trt`` for TensorRT.
     backend: str
-    #: Compute capability times ten: 86 is 8.6. 0 means the GPU that is present.
+    #: Compute capability times ten: 86 is 8.6. 0 is the GPU that is present.
     sm: int
 
     def __str__(self) -> str:
         return f"{self.backend}:sm{self.sm}" if self.sm else self.backend
 
 
-#: What a plan is for when the user names no target: TensorRT on SM 8.0 and up.
+#: The target of a plan where the user passes none: TensorRT on SM 8.0 and up.
 DEFAULT_TARGET = Target("trt", 80)
 
 
 def parse_target(text: str) -> Target:
-    """Return the target that `text` (``rtx:sm86``, ``trt:sm80``, ``trt``) names.
+    """Return the target of a text such as ``rtx:sm86``, ``trt:sm80`` or ``trt``.
 
-    Raises UsageError for any other spelling, and for a compute capability that TensorRT-RTX
+    Raises UsageError for a text of another form, and for a compute capability that TensorRT-RTX
     cannot compile for.
     """
-    found = _SPELLING.fullmatch(text.strip().lower())
-    if not found:
+    match = _FORM.fullmatch(text.strip().lower())
+    if not match:
         raise UsageError(
-            f"unknown target {text!r}: write a backend and a compute capability, such as rtx:sm86 or trt:sm80"
+            f"unknown target {text!r}: write a backend and a compute capability,"
+            " such as rtx:sm86 or trt:sm80."
         )
-    target = Target(found["backend"], int(found["sm"] or 0))
+    target = Target(match["backend"], int(match["sm"] or 0))
     if target.backend == "rtx" and target.sm not in RTX_CAPABILITIES:
         known = ", ".join(f"rtx:sm{sm}" for sm in RTX_CAPABILITIES)
-        raise UsageError(f"unknown target {text!r}: TensorRT-RTX compiles for {known}")
+        raise UsageError(f"unknown target {text!r}: TensorRT-RTX compiles for {known}.")
     return target

@@ -1,4 +1,4 @@
-"""Files: outputs that appear whole or not at all, and YAML that refuses what it does not know."""
+"""Files: outputs that are complete or absent, and YAML that rejects unknown content."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""YAML read strictly: keys are words and given once, and everything knows its line."""
+"""YAML read strictly: keys are text and occur once, and every mapping knows its lines."""
 
 from __future__ import annotations
 
@@ -10,9 +10,12 @@ import yaml
 
 from qdq.errors import RuleError, did_you_mean
 
+#: libyaml's parser where PyYAML was built with it: plans of large models have many lines.
+_FAST_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
 
 class LocatedMapping(dict[str, Any]):
-    """A YAML mapping that remembers its line and that of each key."""
+    """A YAML mapping with its line and the line of each key."""
 
     def __init__(self, line: int = 1) -> None:
         super().__init__()
@@ -21,163 +24,214 @@ class LocatedMapping(dict[str, Any]):
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """SafeLoader that refuses repeated keys and keys that are not words, and remembers lines."""
+    """SafeLoader that rejects repeated keys and keys other than text, and records lines."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = True) -> dict[Hashable, Any]:
-        mapping = LocatedMapping(node.start_mark.line + 1)
+        mapping = LocatedMapping(_start_line(node))
         for key_node, value_node in node.value:
-            key, line = self.construct_object(key_node, deep=True), key_node.start_mark.line + 1
+            key = self.construct_object(key_node, deep=True)
+            line = _start_line(key_node)
             if not isinstance(key, str):
                 raise RuleError(
-                    f"{line}: YAML reads the key {key_node.value!r} as {key!r}; put it in quotes"
+                    f"{line}: YAML reads the key {key_node.value!r} as {key!r}. Put it in quotes."
                 )
-            if key in mapping:
-                raise RuleError(f"{line}: the key {key!r} is given twice; remove one")
+            _require_new_key(mapping, key, line)
             mapping[key] = self.construct_object(value_node, deep=True)
             mapping.lines[key] = line
-        return mapping  # type: ignore[return-value] # every key was checked to be a word
+        return mapping  # type: ignore[return-value] # every key is text
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         try:
             return super().construct_object(node, deep)
-        except (
-            ValueError,
-            KeyError,
-            AttributeError,
-        ) as error:  # PyYAML's, for dates and explicit tags
+        except (ValueError, KeyError, AttributeError) as error:
+            # PyYAML raises these for dates and explicit tags that it cannot convert
+            line = _start_line(node)
+            type_name = node.tag.rpartition(":")[2]
             raise RuleError(
-                f"{node.start_mark.line + 1}: YAML cannot read {node.value!r} as {node.tag.rpartition(':')[2]}; put it in quotes"
+                f"{line}: YAML cannot read {node.value!r} as {type_name}. Put it in quotes."
             ) from error
 
 
 _StrictLoader.add_constructor("tag:yaml.org,2002:map", _StrictLoader.construct_mapping)
 
 
+def _start_line(node: yaml.Node) -> int:
+    return node.start_mark.line + 1
+
+
+def _require_new_key(mapping: LocatedMapping, key: str, line: int) -> None:
+    if key in mapping:
+        raise RuleError(f"{line}: the key {key!r} is given twice. Remove one.")
+
+
 def read_documents(path: Path) -> list[tuple[int, Any]]:
-    """Return the line and content of each document in a YAML file, mappings as `LocatedMapping`; raises RuleError with file and line."""
+    """Return the line and content of each document in a YAML file.
+
+    Mappings are `LocatedMapping`. Raises RuleError with file and line.
+    """
     try:
-        loader = _StrictLoader(path.read_text(encoding="utf-8"))
-        documents = []
-        while loader.check_node() and (node := loader.get_node()) is not None:
-            documents.append((node.start_mark.line + 1, loader.construct_document(node)))
-        return documents
+        return _construct_documents(path.read_text(encoding="utf-8"))
     except RuleError as error:
         raise RuleError(f"{path}:{error}") from error
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise RuleError(
-            f"{path}:{line}: not valid YAML: {error.problem}; quote values that begin with a sign"
+            f"{path}:{line}: the file is not valid YAML: {error.problem}."
+            " Quote values that begin with a sign."
         ) from error
     except RecursionError as error:
         raise RuleError(
-            f"{path}: is nested too deeply; a rule or case file needs a few levels only"
+            f"{path}: the YAML is nested too deeply. Write rules and cases in a few levels."
         ) from error
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise RuleError(f"{path}: cannot be read: {error}") from error
+        raise RuleError(f"{path}: the file cannot be read: {error}") from error
+
+
+def _construct_documents(text: str) -> list[tuple[int, Any]]:
+    loader = _StrictLoader(text)
+    documents: list[tuple[int, Any]] = []
+    while loader.check_node():
+        node = loader.get_node()
+        if node is None:
+            break
+        content = loader.construct_document(node)
+        documents.append((_start_line(node), content))
+    return documents
 
 
 def read_yaml(path: Path) -> Any:
-    """Return the content of a YAML file of one document, None for an empty one; raises RuleError with file and line."""
+    """Return the content of a YAML file of one document, None for an empty one.
+
+    Raises RuleError with file and line.
+    """
     documents = read_documents(path)
+    if not documents:
+        return None
     if len(documents) > 1:
-        raise RuleError(f"{path}:{documents[1][0]}: a second document begins; this file holds one")
-    return documents[0][1] if documents else None
+        line, _ = documents[1]
+        raise RuleError(f"{path}:{line}: a second document begins. Keep one document in this file.")
+    _, content = documents[0]
+    return content
 
 
 def require_known_keys(
     mapping: LocatedMapping, known: Iterable[str], required: Iterable[str] = ()
 ) -> None:
-    """Raise RuleError, from its line on, for a key that is not known or a required one that is missing."""
+    """Raise RuleError, beginning with the line, for an unknown key or a missing required one."""
     known = tuple(known)
     for key in mapping:
         if key not in known:
-            raise RuleError(
-                f"{mapping.lines[key]}: unknown key {key!r}{did_you_mean(key, known)}; known are {', '.join(known) or 'none'}"
-            )
+            line = mapping.lines[key]
+            hint = did_you_mean(key, known) or "."
+            known_keys = ", ".join(known) or "none"
+            raise RuleError(f"{line}: unknown key {key!r}{hint} The known keys are {known_keys}.")
     for key in required:
         if key not in mapping:
-            raise RuleError(f"{mapping.line}: the key {key!r} is missing")
+            raise RuleError(f"{mapping.line}: the key {key!r} is missing. Add it.")
 
 
 def read_text(mapping: LocatedMapping, key: str) -> str:
-    """Return the text behind a key, white space folded; raises RuleError, from its line on, for anything else."""
+    """Return the text of a key with white space folded.
+
+    Raises RuleError, beginning with the line, for any other value.
+    """
     value = mapping[key]
     if not isinstance(value, str) or not value.strip():
-        raise RuleError(
-            f"{mapping.lines[key]}: {key!r} must be text, not {value!r}; put it in quotes"
-        )
+        line = mapping.lines[key]
+        raise RuleError(f"{line}: {key!r} must be text, not {value!r}. Put it in quotes.")
     return " ".join(value.split())
 
 
 def read_choice(mapping: LocatedMapping, key: str, known: Iterable[str]) -> Any:
-    """Return the value behind a key if it is one of `known`; raises RuleError, from its line on, if not."""
-    value, known = mapping[key], tuple(known)
-    if value not in known:
-        raise RuleError(
-            f"{mapping.lines[key]}: {key!r} is {value!r}; it must be one of {', '.join(known)}{did_you_mean(str(value), known)}"
-        )
+    """Return the value of a key, which must be in `known`.
+
+    Raises RuleError, beginning with the line, for any other value.
+    """
+    value = mapping[key]
+    choices = tuple(known)
+    if value not in choices:
+        line = mapping.lines[key]
+        choices_text = ", ".join(choices)
+        hint = did_you_mean(str(value), choices) or "."
+        raise RuleError(f"{line}: {key!r} is {value!r}; it must be one of {choices_text}{hint}")
     return value
 
 
 def read_words(
     mapping: LocatedMapping, key: str, check: Callable[[str], str] = str
 ) -> tuple[str, ...]:
-    """Return the word or list of words behind a key, none where it is missing; `check` may raise RuleError for each."""
+    """Return the word or list of words of a key, none where the key is missing.
+
+    `check` returns each word as it is used, or raises RuleError.
+    Raises RuleError, beginning with the line.
+    """
     if key not in mapping:
         return ()
-    value, line = mapping[key], mapping.lines[key]
-    found = value if isinstance(value, list) else [value]
-    if not found or not all(isinstance(w, str) and w for w in found):
-        raise RuleError(f"{line}: {key!r} must be a word or a list of words, not {value!r}")
+    value = mapping[key]
+    line = mapping.lines[key]
+    words = value if isinstance(value, list) else [value]
+    if not words or not all(isinstance(word, str) and word for word in words):
+        raise RuleError(f"{line}: {key!r} must be a word or a list of words, not {value!r}.")
     try:
-        return tuple(check(w) for w in found)
+        return tuple(check(word) for word in words)
     except RuleError as error:
         raise RuleError(f"{line}: {error}") from error
 
 
-#: libyaml's parser where PyYAML was built with it: plans of large models have many lines.
-_FAST = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-
-
 def parse_text_yaml(content: bytes) -> Any:
-    """Return one YAML document as `LocatedMapping` mappings, lists and texts: every scalar stays the text that it is.
+    """Return one YAML document as `LocatedMapping` mappings, lists and texts.
 
-    Raises RuleError, from its line on, for a repeated key, an alias, a tag or a second document, and
-    yaml.YAMLError for what is no YAML.
+    Every scalar stays text. Raises RuleError, beginning with the line, for a repeated key, an
+    alias, a tag or a second document, and yaml.YAMLError for invalid YAML.
     """
-    events = iter(yaml.parse(content, Loader=_FAST))
-    found: Any = None
+    events = iter(yaml.parse(content, Loader=_FAST_LOADER))
+    document: Any = None
     for event in events:
         if isinstance(event, yaml.DocumentStartEvent):
-            if found is not None:
-                raise RuleError(f"{_line(event)}: a second document begins; this file holds one")
-            found = _texts(next(events), events)
-    return found
+            if document is not None:
+                line = _event_line(event)
+                raise RuleError(
+                    f"{line}: a second document begins. Keep one document in this file."
+                )
+            document = _build_value(next(events), events)
+    return document
 
 
-def _texts(event: yaml.Event, events: Iterator[yaml.Event]) -> Any:
+def _build_value(event: yaml.Event, events: Iterator[yaml.Event]) -> Any:
+    """Return the value that begins with an event."""
     if isinstance(event, yaml.AliasEvent) or getattr(event, "tag", None) is not None:
-        raise RuleError(
-            f"{_line(event)}: tags and aliases are not read here; write the value itself"
-        )
+        line = _event_line(event)
+        raise RuleError(f"{line}: tags and aliases are not supported. Write the value itself.")
     if isinstance(event, yaml.ScalarEvent):
         return event.value
     if isinstance(event, yaml.SequenceStartEvent):
-        items: list[Any] = []
-        while not isinstance(event := next(events), yaml.SequenceEndEvent):
-            items.append(_texts(event, events))
-        return items
-    mapping = LocatedMapping(_line(event))
-    while not isinstance(event := next(events), yaml.MappingEndEvent):
-        key = _texts(event, events)
+        return _build_list(events)
+    return _build_mapping(event, events)
+
+
+def _build_list(events: Iterator[yaml.Event]) -> list[Any]:
+    items: list[Any] = []
+    for event in events:
+        if isinstance(event, yaml.SequenceEndEvent):
+            break
+        items.append(_build_value(event, events))
+    return items
+
+
+def _build_mapping(start: yaml.Event, events: Iterator[yaml.Event]) -> LocatedMapping:
+    mapping = LocatedMapping(_event_line(start))
+    for event in events:
+        if isinstance(event, yaml.MappingEndEvent):
+            break
+        key = _build_value(event, events)
+        line = _event_line(event)
         if not isinstance(key, str):
-            raise RuleError(f"{_line(event)}: a key must be a word")
-        if key in mapping:
-            raise RuleError(f"{_line(event)}: the key {key!r} is given twice; remove one")
-        mapping.lines[key] = _line(event)
-        mapping[key] = _texts(next(events), events)
+            raise RuleError(f"{line}: a key must be a word.")
+        _require_new_key(mapping, key, line)
+        mapping.lines[key] = line
+        mapping[key] = _build_value(next(events), events)
     return mapping
 
 
-def _line(event: yaml.Event) -> int:
+def _event_line(event: yaml.Event) -> int:
     return event.start_mark.line + 1 if event.start_mark else 1

@@ -1,4 +1,4 @@
-"""Models that hold Q/DQ pairs already: reading, converting to QDQ form, stripping and comparing them."""
+"""Models with Q/DQ pairs: reading, conversion to plain pairs, stripping and comparison."""
 
 from __future__ import annotations
 

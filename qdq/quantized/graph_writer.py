@@ -1,13 +1,13 @@
-"""The graph of a quantized model while it is written anew: the nodes so far, what they quantize, and names for more."""
+"""A graph during its conversion to Q/DQ pairs: nodes so far, integer formats and new names."""
 
 from __future__ import annotations
 
+from collections import defaultdict
 from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
-import onnx
-from onnx import helper, numpy_helper
+from onnx import GraphProto, NodeProto, TensorProto, helper, numpy_helper
 
 from qdq.arrays import Array
 from qdq.graph.bodies import read_tensor_values
@@ -17,191 +17,313 @@ from qdq.graph.source import Source
 from qdq.graph.unique_names import UniqueNames
 from qdq.quantizer import integer_levels
 
-#: Operators that give nothing below zero, whatever they read, and those that do so where nothing that they read is below it.
-_NOT_NEGATIVE = ("Relu", "Sigmoid", "HardSigmoid", "Softmax", "Exp", "Abs", "Sqrt", "Softplus")
-_KEEPS_SIGN = (
-    "MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool", "ReduceMean", "ReduceMax", "Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze",
-    "Slice", "Gather", "Split", "Identity", "Concat", "Add", "Mul", "DepthToSpace", "SpaceToDepth", "Expand", "Tile", "Dropout", QUANTIZE, DEQUANTIZE,
-)  # fmt: skip
-_SEVERAL = ("Add", "Mul", "Concat")
+#: Operators whose result is never below zero.
+_NONNEGATIVE = ("Relu", "Sigmoid", "HardSigmoid", "Softmax", "Exp", "Abs", "Sqrt", "Softplus")
 
-#: What ONNX Runtime's quantizer appends to the name of a tensor.
+#: Operators that combine all of their inputs. Their result is not below zero if no input is.
+_COMBINES_INPUTS = ("Add", "Mul", "Concat")
+
+#: Operators whose result is not below zero if their first input is not.
+_KEEPS_SIGN = (
+    "MaxPool",
+    "AveragePool",
+    "GlobalAveragePool",
+    "GlobalMaxPool",
+    "ReduceMean",
+    "ReduceMax",
+    "Reshape",
+    "Transpose",
+    "Flatten",
+    "Squeeze",
+    "Unsqueeze",
+    "Slice",
+    "Gather",
+    "Split",
+    "Identity",
+    "DepthToSpace",
+    "SpaceToDepth",
+    "Expand",
+    "Tile",
+    "Dropout",
+    QUANTIZE,
+    DEQUANTIZE,
+)
+
+#: The suffix that ONNX Runtime's quantizer appends to the name of a tensor.
 _SUFFIX = "_quantized"
+
+#: The last axis of a tensor.
+LAST_AXIS = -1
+
+#: The least and the largest integer of a tensor.
+Levels = tuple[int, int]
 
 
 class ConvertedNode(msgspec.Struct, frozen=True):
-    """A node that had to be written otherwise."""
+    """A node that was replaced by float operators and plain pairs."""
 
     node: str
     op: str
-    #: What became of it.
+    #: The conversion, as a sentence whose subject is the operator.
     conversion: str
 
 
 class IntegerFormat(NamedTuple):
-    """How an integer tensor is quantized: names of its scale and zero point, "" for none, and the axis of several scales."""
+    """How an integer tensor is quantized."""
 
+    #: Names of the tensors that hold the scale and the zero point, "" for none.
     scale: str
-    zero: str
+    zero_point: str
+    #: The axis of several scales.
     axis: int | None = None
+
+    @property
+    def parameters(self) -> list[str]:
+        """The scale and zero point as the inputs of a Q or DQ."""
+        return [name for name in (self.scale, self.zero_point) if name]
+
+
+class FoldedTensor(NamedTuple):
+    """An integer tensor after a Clip or Cast that is folded into the DQ that reads it."""
+
+    #: The tensor that the DQ reads in its place.
+    origin: str
+    #: The integers that a Clip lets through, None after a Cast alone.
+    levels: Levels | None
 
 
 class ModelWriter:
-    """What the graphs of one model share: names, new initializers, and what was converted."""
+    """The names, initializers and conversions that the graphs of one model share."""
 
     def __init__(self, source: Source) -> None:
         self.source = source
         self.converted: list[ConvertedNode] = []
-        self.initializers: list[onnx.TensorProto] = []
-        #: What ONNX Runtime's quantizer leaves in `value_info` are the float tensors, whose names come back.
-        self.fresh = UniqueNames(source.model.graph, include_value_info=False).fresh
+        self.initializers: list[TensorProto] = []
+        # ONNX Runtime's quantizer leaves the float tensors in `value_info`: their names are reused.
+        self.unique_name = UniqueNames(source.model.graph, include_value_info=False).fresh
 
-    def store(self, values: Array, wanted: str) -> onnx.TensorProto:
-        """Add an initializer and return it."""
-        tensor = numpy_helper.from_array(np.asarray(values, order="C"), self.fresh(wanted))
+    def store(self, values: Array, name: str) -> TensorProto:
+        """Add an initializer with about this name and return it."""
+        contiguous = np.asarray(values, order="C")
+        tensor = numpy_helper.from_array(contiguous, self.unique_name(name))
         self.initializers.append(tensor)
         return tensor
 
-    def note(self, node: onnx.NodeProto, says: str) -> None:
+    def record(self, node: NodeProto, conversion: str) -> None:
         """Record that a node was converted."""
-        self.converted.append(
-            ConvertedNode(node.name or next(filter(None, node.output), ""), node.op_type, says)
-        )
+        name = node.name or next(filter(None, node.output), "")
+        converted = ConvertedNode(name, node.op_type, conversion)
+        self.converted.append(converted)
 
 
 class GraphWriter:
-    """One graph on its way, the main graph or a body; a body sees what the graphs around it store and quantize."""
+    """The main graph or a body during conversion.
+
+    A body inherits the stored and quantized tensors of the graphs around it.
+    """
 
     def __init__(
-        self, model: ModelWriter, graph: onnx.GraphProto, around: GraphWriter | None = None
+        self, model: ModelWriter, graph: GraphProto, outer: GraphWriter | None = None
     ) -> None:
-        self.model, self.graph = model, graph
-        self.nodes: list[onnx.NodeProto] = []
-        self.stored: dict[str, onnx.TensorProto] = (
-            around.stored if around else {}
-        ) | stored_tensors(graph)
-        #: Integer tensors by name.
-        self.quantized: dict[str, IntegerFormat] = dict(around.quantized) if around else {}
-        #: What DynamicQuantizeLinear quantized by the name of its result, and that name by the name of its scale.
-        self.dynamic: dict[str, str] = dict(around.dynamic) if around else {}
-        self.dynamic_scales: dict[str, str] = dict(around.dynamic_scales) if around else {}
-        #: Integer tensors behind a Clip, or a Cast that changes nothing: what these read, and the integers that a Clip leaves.
-        self.passed: dict[str, tuple[str, tuple[int, int] | None]] = {}
-        #: What integer tensors hold whose Q does not say.
-        self.untold: dict[str, tuple[int, int]] = {}
-        #: Tensors that hold nothing below zero.
-        self.not_negative: set[str] = set()
-        #: What the nodes so far make.
-        self.made: set[str] = set(around.made) if around else set()
+        self.model = model
+        self.unique_name = model.unique_name
+        self.record = model.record
+        self.graph = graph
+        self.nodes: list[NodeProto] = []
+        self.stored: dict[str, TensorProto] = {}
+        #: Formats of the integer tensors by name.
+        self.quantized: dict[str, IntegerFormat] = {}
+        #: The input of each DynamicQuantizeLinear by the name of its result.
+        self.dynamic_inputs: dict[str, str] = {}
+        #: The result of each DynamicQuantizeLinear by the name of its scale.
+        self.dynamic_scales: dict[str, str] = {}
+        #: Results of the nodes so far.
+        self.produced: set[str] = set()
+        self.folded_tensors: dict[str, FoldedTensor] = {}
+        #: Levels of integer tensors whose Q has no zero point that specifies them.
+        self.assumed_levels: dict[str, Levels] = {}
+        #: Tensors without values below zero.
+        self.nonnegative: set[str] = set()
         #: Results of nodes that were folded into others.
-        self.folded: set[str] = set()
-        self.producers = {name: node for node in graph.node for name in node.output}
-        self.consumers: dict[str, list[onnx.NodeProto]] = {}
-        for node in graph.node:
-            for name in node.input:
-                self.consumers.setdefault(name, []).append(node)
-        self._reads = count_readers(graph)
-        self._floats: dict[tuple[str, IntegerFormat], str] = {}
+        self.folded_results: set[str] = set()
+        self.producers = _map_producers(graph)
+        self.consumers = _map_consumers(graph)
+        self._readers = count_readers(graph)
+        self._dequantized: dict[tuple[str, IntegerFormat], str] = {}
         self._scalars: dict[str, str] = {}
+        if outer is not None:
+            self._inherit(outer)
+        self.stored.update(stored_tensors(graph))
 
-    def only_dequantized(self, tensor: str) -> bool:
-        """Whether nothing but DequantizeLinear reads a tensor: no other node, no body, and no caller of the graph."""
-        return self._reads[tensor] == sum(
-            node.op_type == DEQUANTIZE for node in self.consumers.get(tensor, ())
-        )
+    def _inherit(self, outer: GraphWriter) -> None:
+        self.stored.update(outer.stored)
+        self.quantized.update(outer.quantized)
+        self.dynamic_inputs.update(outer.dynamic_inputs)
+        self.dynamic_scales.update(outer.dynamic_scales)
+        self.produced.update(outer.produced)
 
-    def append(self, node: onnx.NodeProto) -> None:
-        """Add a node behind those so far."""
+    def is_only_dequantized(self, tensor: str) -> bool:
+        """Whether only DequantizeLinear reads a tensor: no other node, body or graph output."""
+        consumers = self.consumers.get(tensor, ())
+        dequantizers = sum(node.op_type == DEQUANTIZE for node in consumers)
+        return self._readers[tensor] == dequantizers
+
+    def append(self, node: NodeProto) -> None:
+        """Append a node to the converted graph."""
         self.nodes.append(node)
-        self.made.update(node.output)
-        if self._gives_no_negative(node):
-            self.not_negative.update(node.output)
+        self.produced.update(node.output)
+        if self._is_nonnegative(node):
+            self.nonnegative.update(node.output)
 
-    def add(self, op: str, inputs: list[str], wanted: str, **attributes: Any) -> str:
-        """Add a node with one result of about this name, and return the name."""
-        result = self.model.fresh(wanted)
-        self.append(
-            helper.make_node(
-                op, inputs, [result], name=self.model.fresh(f"{result}_{op}"), **attributes
-            )
-        )
+    def append_operator(self, op: str, inputs: list[str], result: str, **attributes: Any) -> None:
+        """Append an operator that computes `result`, with a unique name."""
+        name = self.unique_name(f"{result}_{op}")
+        node = helper.make_node(op, inputs, [result], name=name, **attributes)
+        self.append(node)
+
+    def add(self, op: str, inputs: list[str], name: str, **attributes: Any) -> str:
+        """Append an operator with one result of about this name, and return the result's name."""
+        result = self.unique_name(name)
+        self.append_operator(op, inputs, result, **attributes)
         return result
 
-    def values(self, name: str) -> Array:
-        """Return the values of a stored tensor; raises KeyError for another, and ModelError where they cannot be read."""
-        return read_tensor_values(
-            self.stored[name], self.model.source.name, self.model.source.folder
-        )
+    def read_values(self, name: str) -> Array:
+        """Return the values of a stored tensor.
 
-    def store(self, values: Array, wanted: str) -> str:
-        """Add an initializer to the main graph and return its name."""
-        tensor = self.model.store(values, wanted)
+        Raises KeyError for any other tensor and ModelError where the values cannot be read.
+        """
+        source = self.model.source
+        return read_tensor_values(self.stored[name], source.name, source.folder)
+
+    def has_stored(self, *names: str) -> bool:
+        """Whether all of some tensors are stored."""
+        return self.stored.keys() >= set(names)
+
+    def store(self, values: Array, name: str) -> str:
+        """Add an initializer with about this name to the main graph, and return its name."""
+        tensor = self.model.store(values, name)
         self.stored[tensor.name] = tensor
         return tensor.name
 
-    def to_float(self, tensor: str, form: IntegerFormat) -> str:
-        """Return the name of the DequantizeLinear of an integer tensor, which is made where there is none yet."""
-        if (tensor, form) not in self._floats:
-            axis = {} if form.axis is None else {"axis": form.axis}
-            self._floats[tensor, form] = self.add(
-                DEQUANTIZE,
-                [tensor, *filter(None, form[:2])],
-                f"{remove_suffix(tensor)}_dequantized",
-                **axis,
-            )
-            if self.begins_at_zero(form):
-                self.not_negative.add(self._floats[tensor, form])
-        return self._floats[tensor, form]
+    def dequantize_operand(self, tensor: str, scale: str, zero_point: str, axis: int | None) -> str:
+        """Return an operand of a quantized operator in floats.
 
-    def scalar(self, name: str) -> str:
-        """Return the name of a scale or zero point, as a scalar where it is a vector of one number."""
-        stored = self.stored.get(name)
-        if stored is None or not stored.dims or int(np.prod(stored.dims)) != 1:
+        `axis` is that of several scales, -1 for the last of a stored tensor.
+        """
+        if not self.has_several_values(scale):
+            scale = self.store_scalar(scale)
+            zero_point = self.store_scalar(zero_point)
+            return self.dequantize(tensor, IntegerFormat(scale, zero_point))
+        if axis == LAST_AXIS:
+            stored = self.stored.get(tensor)
+            axis = None if stored is None else len(stored.dims) - 1
+        return self.dequantize(tensor, IntegerFormat(scale, zero_point, axis))
+
+    def dequantize(self, tensor: str, integer_format: IntegerFormat) -> str:
+        """Return the result of the DequantizeLinear of an integer tensor, adding it if needed."""
+        key = (tensor, integer_format)
+        if key in self._dequantized:
+            return self._dequantized[key]
+        axis = {} if integer_format.axis is None else {"axis": integer_format.axis}
+        inputs = [tensor, *integer_format.parameters]
+        name = f"{remove_suffix(tensor)}_dequantized"
+        result = self.add(DEQUANTIZE, inputs, name, **axis)
+        self._dequantized[key] = result
+        if self.has_range_from_zero(integer_format):
+            self.nonnegative.add(result)
+        return result
+
+    def store_scalar(self, name: str) -> str:
+        """Return the name of a scale or zero point; a vector of one number becomes a scalar."""
+        tensor = self.stored.get(name)
+        if tensor is None or not tensor.dims or _count_elements(tensor) != 1:
             return name
         if name not in self._scalars:
-            self._scalars[name] = self.store(self.values(name).reshape(()), f"{name}_scalar")
+            scalar = self.read_values(name).reshape(())
+            self._scalars[name] = self.store(scalar, f"{name}_scalar")
         return self._scalars[name]
 
-    def holds_several(self, name: str) -> bool:
-        """Whether a stored scale holds more than one number."""
-        return name in self.stored and int(np.prod(self.stored[name].dims)) > 1
+    def has_several_values(self, name: str) -> bool:
+        """Whether a scale is stored and holds more than one number."""
+        return name in self.stored and _count_elements(self.stored[name]) > 1
 
-    def levels(self, form: IntegerFormat) -> tuple[int, int] | None:
-        """Return the least and the largest integer of a form's type; None where its zero point does not say one."""
-        return (
-            integer_levels(self.stored[form.zero].data_type) if form.zero in self.stored else None
-        )
+    def levels(self, integer_format: IntegerFormat) -> Levels | None:
+        """Return the least and the largest integer of a format.
 
-    def begins_at_zero(self, form: IntegerFormat) -> bool:
-        """Whether the least integer of a form stands for zero, so that nothing below zero is left."""
-        levels = self.levels(form)
-        return levels is not None and bool((self.values(form.zero) == levels[0]).all())
+        None where the zero point is not stored or is not of an integer type.
+        """
+        zero_point = self.stored.get(integer_format.zero_point)
+        return None if zero_point is None else integer_levels(zero_point.data_type)
 
-    def _gives_no_negative(self, node: onnx.NodeProto) -> bool:
-        if node.op_type in _NOT_NEGATIVE:
+    def has_range_from_zero(self, integer_format: IntegerFormat) -> bool:
+        """Whether the least integer of a format represents zero, so that no value is below zero."""
+        levels = self.levels(integer_format)
+        if levels is None:
+            return False
+        zero_points = self.read_values(integer_format.zero_point)
+        return bool((zero_points == levels[0]).all())
+
+    def _is_nonnegative(self, node: NodeProto) -> bool:
+        """Whether the results of a node have no values below zero."""
+        if node.op_type in _NONNEGATIVE:
             return True
         if node.op_type == "Clip":
-            return (
-                len(node.input) > 1
-                and node.input[1] in self.stored
-                and bool((self.values(node.input[1]) >= 0).all())
-            )
-        data = node.input if node.op_type in _SEVERAL else node.input[:1]
-        return node.op_type in _KEEPS_SIGN and all(name in self.not_negative for name in data)
+            return self._is_clipped_at_zero(node)
+        if node.op_type in _COMBINES_INPUTS:
+            return self.nonnegative.issuperset(node.input)
+        if node.op_type in _KEEPS_SIGN:
+            return self.nonnegative.issuperset(node.input[:1])
+        return False
+
+    def _is_clipped_at_zero(self, clip: NodeProto) -> bool:
+        least = input_name(clip, 1)
+        if least not in self.stored:
+            return False
+        bounds = self.read_values(least)
+        return bool((bounds >= 0).all())
+
+
+def _map_producers(graph: GraphProto) -> dict[str, NodeProto]:
+    """Return the node that computes each tensor."""
+    producers: dict[str, NodeProto] = {}
+    for node in graph.node:
+        producers.update(dict.fromkeys(node.output, node))
+    return producers
+
+
+def _map_consumers(graph: GraphProto) -> dict[str, list[NodeProto]]:
+    """Return the nodes that read each tensor, one entry per input slot."""
+    consumers: defaultdict[str, list[NodeProto]] = defaultdict(list)
+    for node in graph.node:
+        for name in node.input:
+            consumers[name].append(node)
+    return dict(consumers)
+
+
+def _count_elements(tensor: TensorProto) -> int:
+    return int(np.prod(tensor.dims))
 
 
 def remove_suffix(name: str, suffix: str = _SUFFIX) -> str:
-    """Return a name without what a quantizer appended to it."""
+    """Return a name without the suffix that a quantizer appended to it."""
     return name.removesuffix(suffix) or name
 
 
-def input_name(node: onnx.NodeProto, slot: int | None) -> str:
+def input_name(node: NodeProto, slot: int | None) -> str:
     """Return the name in an input slot, "" where there is none."""
-    return node.input[slot] if slot is not None and len(node.input) > slot else ""
+    if slot is None or slot >= len(node.input):
+        return ""
+    name: str = node.input[slot]
+    return name
 
 
-def copy_node(node: onnx.NodeProto) -> onnx.NodeProto:
+def describe_node(node: NodeProto) -> str:
+    """Return a node's name and operator for a message."""
+    return f"node {node.name!r} ({node.op_type})"
+
+
+def copy_node(node: NodeProto) -> NodeProto:
     """Return a copy of a node."""
-    copy = onnx.NodeProto()
+    copy = NodeProto()
     copy.CopyFrom(node)
     return copy

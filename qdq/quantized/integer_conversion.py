@@ -1,7 +1,7 @@
-"""MatMulInteger and ConvInteger, whose scales lie in the nodes behind them, and products that quantize while they run, as float products.
+"""Products of integers, MatMulInteger and ConvInteger, and DynamicQuantizeMatMul as float products.
 
-ONNX Runtime's dynamic quantizer writes MatMulInteger -> Cast -> Mul, the factor being the product of both
-scales; that chain becomes one float product of the two dequantized operands.
+ONNX Runtime's dynamic quantizer writes MatMulInteger -> Cast -> Mul, whose factor is the product of
+both scales. That chain becomes one float product of the two dequantized operands.
 """
 
 from __future__ import annotations
@@ -9,131 +9,169 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-import onnx
-from onnx import helper
+from onnx import NodeProto, helper
 
+from qdq.arrays import Array
 from qdq.graph.quantized_operators import INTEGER_PRODUCTS
-from qdq.quantized.graph_writer import GraphWriter, IntegerFormat, input_name, remove_suffix
+from qdq.quantized.graph_writer import LAST_AXIS, GraphWriter, input_name, remove_suffix
 
 _NODE_SUFFIXES = ("_quant", "_quantized")
 
 
 class _Chain(NamedTuple):
-    """An integer product, the Cast behind it and the Mul that scales it."""
+    """The Cast after an integer product and the Mul that scales it."""
 
-    cast: onnx.NodeProto
-    scaling: onnx.NodeProto
+    cast: NodeProto
+    scaling: NodeProto
     #: Name of the factor.
     factor: str
 
 
-def convert_integer_product(graph: GraphWriter, node: onnx.NodeProto) -> None:
-    """Write an integer product and the nodes that scale it as a float product; one whose scales are not found stays as it is."""
-    chain = _chain(graph, node)
-    operands = _operands(graph, node, chain.factor) if chain else None
-    if chain is None or operands is None:
+def convert_integer_product(graph: GraphWriter, node: NodeProto) -> None:
+    """Write an integer product and the nodes that scale it as a float product.
+
+    A product stays as it is if the scales of its operands are unknown.
+    """
+    chain = _find_chain(graph, node)
+    scales = None if chain is None else _find_scales(graph, node, chain.factor)
+    if chain is None or scales is None:
         graph.append(node)
         return
+    operands = _dequantize_operands(graph, node, scales)
+    graph.folded_results.add(chain.cast.output[0])
+    result = chain.scaling.output[0]
+    graph.folded_results.add(result)
     op = INTEGER_PRODUCTS[node.op_type]
-    graph.folded |= {chain.cast.output[0], chain.scaling.output[0]}
-    graph.model.note(node, f"becomes {op}, with the scales of the nodes behind it in its operands")
-    product = helper.make_node(op, list(operands), [chain.scaling.output[0]], name=_name(node))
+    graph.record(node, f"becomes {op}, whose operands take the scales of the nodes after it")
+    name = _product_name(node)
+    product = helper.make_node(op, operands, [result], name=name)
     product.attribute.extend(node.attribute)
     graph.append(product)
 
 
-def convert_dynamic_product(graph: GraphWriter, node: onnx.NodeProto) -> None:
-    """Write a DynamicQuantizeMatMul as the product of its float operand and its dequantized weight, and its bias as an Add."""
-    weight = _dequantized(graph, node.input[1], node.input[2], input_name(node, 3), last=True)
-    bias, result = input_name(node, 4), node.output[0]
-    product = graph.model.fresh(f"{result}_product") if bias else result
-    graph.model.note(node, "becomes MatMul; its weight keeps its scales")
-    graph.append(helper.make_node("MatMul", [node.input[0], weight], [product], name=_name(node)))
+def convert_dynamic_product(graph: GraphWriter, node: NodeProto) -> None:
+    """Write a DynamicQuantizeMatMul as a float product, and its bias as an Add."""
+    data, weight, scale = node.input[:3]
+    zero_point = input_name(node, 3)
+    float_weight = _dequantize_stored(graph, weight, scale, zero_point, LAST_AXIS)
+    bias = input_name(node, 4)
+    result = node.output[0]
+    product = result
     if bias:
-        graph.append(
-            helper.make_node(
-                "Add", [product, bias], [result], name=graph.model.fresh(f"{result}_Add")
-            )
-        )
+        product = graph.unique_name(f"{result}_product")
+    graph.record(node, "becomes MatMul; its weight keeps its scales")
+    inputs = [data, float_weight]
+    name = _product_name(node)
+    graph.append(helper.make_node("MatMul", inputs, [product], name=name))
+    if bias:
+        graph.append_operator("Add", [product, bias], result)
 
 
-def _name(node: onnx.NodeProto) -> str:
-    name = node.name
+def _product_name(node: NodeProto) -> str:
+    name: str = node.name
     for suffix in _NODE_SUFFIXES:
         name = remove_suffix(name, suffix)
     return name
 
 
-def _chain(graph: GraphWriter, node: onnx.NodeProto) -> _Chain | None:
-    cast = _only_reader(graph, node.output[0])
+def _find_chain(graph: GraphWriter, node: NodeProto) -> _Chain | None:
+    cast = _find_sole_consumer(graph, node.output[0])
     if cast is None or cast.op_type != "Cast":
         return None
-    scaling = _only_reader(graph, cast.output[0])
+    product = cast.output[0]
+    scaling = _find_sole_consumer(graph, product)
     if scaling is None or scaling.op_type != "Mul":
         return None
-    return _Chain(
-        cast, scaling, next(name for name in [*scaling.input, ""] if name != cast.output[0])
-    )
+    factor = next((name for name in scaling.input if name != product), "")
+    return _Chain(cast, scaling, factor)
 
 
-def _only_reader(graph: GraphWriter, tensor: str) -> onnx.NodeProto | None:
-    found = graph.consumers.get(tensor, [])
-    return (
-        found[0] if len(found) == 1 and all(tensor != o.name for o in graph.graph.output) else None
-    )
-
-
-def _operands(graph: GraphWriter, node: onnx.NodeProto, factor: str) -> tuple[str, str] | None:
-    """Return both operands in floats; None where the factor does not tell their scales."""
-    data, weight = node.input[0], node.input[1]
-    zeros = input_name(node, 2), input_name(node, 3)
-    scales = _scales(graph, node, factor)
-    if scales is None:
+def _find_sole_consumer(graph: GraphWriter, tensor: str) -> NodeProto | None:
+    """Return the only reader of a tensor; None if there are several or it is a graph output."""
+    consumers = graph.consumers.get(tensor, [])
+    if len(consumers) != 1:
         return None
-    last = node.op_type != "ConvInteger"
-    found = []
-    for tensor, scale, zero in zip((data, weight), scales, zeros, strict=True):
-        if tensor in graph.dynamic:
-            found.append(graph.dynamic[tensor])
+    for output in graph.graph.output:
+        if output.name == tensor:
+            return None
+    return consumers[0]
+
+
+def _dequantize_operands(graph: GraphWriter, node: NodeProto, scales: tuple[str, str]) -> list[str]:
+    """Return both operands in floats, those with unknown formats by the given scales."""
+    axis = 0 if node.op_type == "ConvInteger" else LAST_AXIS
+    operands: list[str] = []
+    for slot, scale in enumerate(scales):
+        tensor = node.input[slot]
+        zero_point = input_name(node, slot + 2)
+        if tensor in graph.dynamic_inputs:
+            operand = graph.dynamic_inputs[tensor]
         elif tensor in graph.quantized:
-            found.append(graph.to_float(tensor, graph.quantized[tensor]))
+            operand = graph.dequantize(tensor, graph.quantized[tensor])
         else:
-            found.append(_dequantized(graph, tensor, scale, zero, last))
-    return found[0], found[1]
+            operand = _dequantize_stored(graph, tensor, scale, zero_point, axis)
+        operands.append(operand)
+    return operands
 
 
-def _scales(graph: GraphWriter, node: onnx.NodeProto, factor: str) -> tuple[str, str] | None:
-    """Return the names of both scales whose product the factor is."""
-    known = [_scale_of(graph, tensor) for tensor in node.input[:2]]
+def _find_scales(graph: GraphWriter, node: NodeProto, factor: str) -> tuple[str, str] | None:
+    """Return the names of both operands' scales, whose product is the factor.
+
+    None where the factor does not give them.
+    """
+    data, weight = node.input[:2]
+    data_scale = _find_scale(graph, data)
+    weight_scale = _find_scale(graph, weight)
     product = graph.producers.get(factor)
     if product is not None and product.op_type == "Mul":
-        scales = list(product.input)
-        if scales[1] == known[0] or scales[0] == known[1]:
-            scales.reverse()
-        fits = all(k in (None, s) for k, s in zip(known, scales, strict=True)) and any(known)
-        return (scales[0], scales[1]) if fits else None
-    if known[0] and known[0] in graph.stored and factor in graph.stored:
-        rest = graph.values(factor).astype(np.float64) / graph.values(known[0]).astype(np.float64)
-        return known[0], graph.store(
-            rest.reshape(-1).astype(np.float32)
-            if rest.size > 1
-            else rest.reshape(()).astype(np.float32),
-            f"{node.input[1]}_scale",
-        )
+        return _match_factors(product, data_scale, weight_scale)
+    if not data_scale or not graph.has_stored(data_scale, factor):
+        return None
+    factors = graph.read_values(factor)
+    quotient = _divide(factors, graph.read_values(data_scale))
+    stored_scale = graph.store(quotient, f"{weight}_scale")
+    return data_scale, stored_scale
+
+
+def _match_factors(
+    product: NodeProto, data_scale: str | None, weight_scale: str | None
+) -> tuple[str, str] | None:
+    """Return the factors of a Mul as the scales of data and weight; None if they do not match.
+
+    At least one of the scales must be known.
+    """
+    if not data_scale and not weight_scale:
+        return None
+    first, second = product.input
+    if second == data_scale or first == weight_scale:
+        first, second = second, first
+    if data_scale not in (None, first) or weight_scale not in (None, second):
+        return None
+    return first, second
+
+
+def _divide(factor: Array, scale: Array) -> Array:
+    """Return a factor over one of its two scales: a vector in FP32, or a scalar of one number."""
+    quotient = factor.astype(np.float64) / scale.astype(np.float64)
+    if quotient.size > 1:
+        return quotient.reshape(-1).astype(np.float32)
+    return quotient.reshape(()).astype(np.float32)
+
+
+def _find_scale(graph: GraphWriter, tensor: str) -> str | None:
+    """Return the scale of an integer tensor, None where it is unknown."""
+    if tensor in graph.quantized:
+        return graph.quantized[tensor].scale
+    for scale, quantized in graph.dynamic_scales.items():
+        if quantized == tensor:
+            return scale
     return None
 
 
-def _scale_of(graph: GraphWriter, tensor: str) -> str | None:
-    if tensor in graph.quantized:
-        return graph.quantized[tensor].scale
-    return next(
-        (scale for scale, dynamic in graph.dynamic_scales.items() if dynamic == tensor), None
-    )
-
-
-def _dequantized(graph: GraphWriter, tensor: str, scale: str, zero: str, last: bool) -> str:
-    """Return a stored operand in floats; several scales lie along its last axis, or its first."""
-    if not graph.holds_several(scale):
-        return graph.to_float(tensor, IntegerFormat(graph.scalar(scale), graph.scalar(zero)))
-    axis = len(graph.stored[tensor].dims) - 1 if last and tensor in graph.stored else 0
-    return graph.to_float(tensor, IntegerFormat(scale, zero, axis))
+def _dequantize_stored(
+    graph: GraphWriter, tensor: str, scale: str, zero_point: str, axis: int
+) -> str:
+    """Return an operand in floats; several scales are along `axis`, or 0 of a computed tensor."""
+    if tensor not in graph.stored:
+        axis = 0
+    return graph.dequantize_operand(tensor, scale, zero_point, axis)

@@ -1,4 +1,4 @@
-"""A quantized model seen from its float one: which edge has which quantizer, and with what scales."""
+"""A quantized model with its float model: the quantized edges and their scales."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import msgspec
 import numpy as np
-import onnx
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
 from qdq.arrays import Array
 from qdq.errors import ModelError
@@ -21,134 +21,201 @@ from qdq.quantizer import ELEMENT_TYPES
 
 
 class QuantizedEdge(msgspec.Struct, frozen=True):
-    """An edge of the float graph that a pair stands on."""
+    """An edge of the float graph that has a pair."""
 
     edge: Edge
     pair: QdqPair
-    #: Values of the scale and zero point; None where they are no constants.
+    #: Values of the scale and zero point; None where they are not constants.
     scales: Array | None
     zero_points: Array | None
-    #: Type that the zero point says, in lower case as ONNX spells it; "" where it is no constant.
+    #: Type of the zero point, ONNX's name in lower case; "" where it is not a constant.
     dtype: str = ""
     #: Type of the stored values where the pair is a DQ alone, else "".
     stored: str = ""
 
 
 class QuantizedModel:
-    """A quantized model, its float graph, and the quantized edges between them."""
+    """A quantized model, its float graph, and the quantized edges of that graph."""
 
     def __init__(self, model: ModelLike) -> None:
-        #: The model as it was given, and in plain pairs: the same where it had no others.
+        #: The model before its conversion to plain pairs, which `source` has.
         self.original = load(model)
         self.source, self.converted = convert_to_qdq(self.original)
-        proto = self.source.model
-        self.stripped = strip_model(proto, self.source.name, self.source.folder)
-        self.index = GraphIndex(Source(self.source.path, self.stripped, self.source.digest))
-        self.edges = tuple(_quantized_edges(proto.graph, self.index, {}))
+        source = self.source
+        self.stripped = strip_model(source.model, source.name, source.folder)
+        self.index = GraphIndex(Source(source.path, self.stripped, source.digest))
+        edges = _find_quantized_edges(source.model.graph, self.index, {})
+        self.edges = tuple(edges)
 
     @property
     def least_opset(self) -> int:
         """The opset that its pairs need, to which its float model was raised."""
-        return max(
-            (ELEMENT_TYPES[q.dtype].opset for q in self.edges if q.dtype in ELEMENT_TYPES),
-            default=0,
-        )
+        opset = 0
+        for quantized_edge in self.edges:
+            element = ELEMENT_TYPES.get(quantized_edge.dtype)
+            if element is not None:
+                opset = max(opset, element.opset)
+        return opset
 
-    def labelled(self) -> onnx.ModelProto:
-        """Return a copy of the given model in which every node that the float graph has too is named by its label there, in bodies too."""
-        copy = onnx.ModelProto()
+    def labelled(self) -> ModelProto:
+        """Return a copy of the original model whose nodes are named by their labels.
+
+        A node that the float graph has too is named by its label there, in bodies too.
+        """
+        copy = ModelProto()
         copy.CopyFrom(self.original.model)
-        _label(copy.graph, self.index)
+        _name_by_labels(copy.graph, self.index)
         return copy
 
 
-def _label(graph: onnx.GraphProto, index: GraphIndex) -> None:
-    for node, label in zip(graph.node, _float_labels(graph, index), strict=True):
+def _name_by_labels(graph: GraphProto, index: GraphIndex) -> None:
+    labels = _float_labels(graph, index)
+    for node, label in zip(graph.node, labels, strict=True):
         node.name = label
         for name, body in node_bodies(node):
-            if scope := index.scopes.get(qualified_name(index.path, f"{label}.{name}")):
-                _label(body, scope)
+            path = qualified_name(index.path, f"{label}.{name}")
+            scope = index.scopes.get(path)
+            if scope is not None:
+                _name_by_labels(body, scope)
 
 
-def _quantized_edges(
-    graph: onnx.GraphProto, index: GraphIndex, around: dict[str, onnx.TensorProto]
+def _find_quantized_edges(
+    graph: GraphProto, index: GraphIndex, outer_tensors: dict[str, TensorProto]
 ) -> Iterator[QuantizedEdge]:
-    """Yield the quantized edges of a graph and of its bodies; `around` holds the tensors that the graphs around it store."""
-    stored = around | stored_tensors(graph)
-    pairs = {p.output: p for p in find_pairs(graph, around)}
-    values = _values(
-        {n for p in pairs.values() for n in (p.scale, p.zero_point) if n}, stored, index
-    )
-    for node, label in zip(graph.node, _float_labels(graph, index), strict=True):
+    """Yield the quantized edges of a graph and of its bodies.
+
+    `outer_tensors` holds the tensors that the graphs around it store.
+    """
+    stored = outer_tensors | stored_tensors(graph)
+    pairs = {pair.output: pair for pair in find_pairs(graph, outer_tensors)}
+    parameters = _read_parameters(pairs, stored, index)
+    labels = _float_labels(graph, index)
+    for node, label in zip(graph.node, labels, strict=True):
         if label not in index.by_label or node.op_type in PAIR_OPERATORS:
             continue
-        float_node = index.by_label[label]
-        for slot, name in enumerate(node.input):
-            if (pair := pairs.get(name)) and slot < len(float_node.inputs):
-                kept = _type_name(stored.get(pair.tensor)) if pair.q is None else ""
-                dtype = _type_name(stored.get(pair.zero_point))
-                yield QuantizedEdge(
-                    index.edge(float_node, slot),
-                    pair,
-                    values.get(pair.scale),
-                    values.get(pair.zero_point),
-                    dtype,
-                    kept,
-                )
+        for edge, pair in _edges_with_pairs(node, label, index, pairs):
+            yield _make_quantized_edge(edge, pair, parameters, stored)
         for name, body in node_bodies(node):
-            yield from _quantized_edges(
-                body, index.scopes[qualified_name(index.path, f"{label}.{name}")], stored
-            )
+            path = qualified_name(index.path, f"{label}.{name}")
+            yield from _find_quantized_edges(body, index.scopes[path], stored)
 
 
-def _type_name(tensor: onnx.TensorProto | None) -> str:
-    """Return the type of a stored tensor in lower case as ONNX spells it, "" for none."""
-    return onnx.TensorProto.DataType.Name(tensor.data_type).lower() if tensor is not None else ""
+def _read_parameters(
+    pairs: dict[str, QdqPair], stored: dict[str, TensorProto], index: GraphIndex
+) -> dict[str, Array]:
+    """Return the values of the stored scales and zero points of pairs by name."""
+    names: set[str] = set()
+    for pair in pairs.values():
+        names.update((pair.scale, pair.zero_point))
+    values: dict[str, Array] = {}
+    source = index.source
+    for name in names & stored.keys():
+        tensor = stored[name]
+        if tensor.data_type != TensorProto.STRING:
+            values[name] = read_tensor_values(tensor, source.name, source.folder)
+    return values
 
 
-def _float_labels(graph: onnx.GraphProto, index: GraphIndex) -> list[str]:
-    """Return a unique label for each node: its label in the float graph, or for one that was stripped its own name."""
-    by_output = {output: node.label for node in index.nodes for output in node.outputs if output}
-    renamed = find_renamed_outputs(
-        graph, find_pairs(graph, index.outer.constants if index.outer else ())
+def _edges_with_pairs(
+    node: NodeProto, label: str, index: GraphIndex, pairs: dict[str, QdqPair]
+) -> Iterator[tuple[Edge, QdqPair]]:
+    """Yield the edges of the float graph into a node that have pairs, in slot order."""
+    float_node = index.by_label[label]
+    inputs = node.input[: len(float_node.inputs)]
+    for slot, name in enumerate(inputs):
+        pair = pairs.get(name)
+        if pair is not None:
+            yield index.edge(float_node, slot), pair
+
+
+def _make_quantized_edge(
+    edge: Edge, pair: QdqPair, parameters: dict[str, Array], stored: dict[str, TensorProto]
+) -> QuantizedEdge:
+    return QuantizedEdge(
+        edge,
+        pair,
+        scales=parameters.get(pair.scale),
+        zero_points=parameters.get(pair.zero_point),
+        dtype=_type_name(stored.get(pair.zero_point)),
+        stored=_type_name(stored.get(pair.tensor)) if pair.q is None else "",
     )
-    by_output |= {
-        tensor: by_output.pop(name) for tensor, name in renamed.items() if name in by_output
-    }
-    labels = []
-    for i, (node, own) in enumerate(zip(graph.node, node_labels(graph), strict=True)):
-        label = next((by_output[o] for o in node.output if o in by_output), "")
+
+
+def _type_name(tensor: TensorProto | None) -> str:
+    """Return the type of a stored tensor, ONNX's name in lower case; "" for none."""
+    if tensor is None:
+        return ""
+    name: str = TensorProto.DataType.Name(tensor.data_type)
+    return name.lower()
+
+
+def _float_labels(graph: GraphProto, index: GraphIndex) -> list[str]:
+    """Return a unique label for each node of a quantized graph.
+
+    It is the node's label in the float graph, or in its graph if the node was stripped.
+    """
+    labels_by_output = _map_labels(graph, index)
+    labels = node_labels(graph)
+    for position, node in enumerate(graph.node):
+        label = _find_label(node, labels_by_output)
         if not label:
-            label = own
-            while label in index.by_label:
-                label += f"#{i}"
-        labels.append(label)
+            label = _make_unique(labels[position], position, index)
+        labels[position] = label
     return labels
 
 
-def _values(
-    names: set[str], stored: dict[str, onnx.TensorProto], index: GraphIndex
-) -> dict[str, Array]:
-    return {
-        name: read_tensor_values(stored[name], index.source.name, index.source.folder)
-        for name in names
-        if name in stored and stored[name].data_type != onnx.TensorProto.STRING
-    }
+def _find_label(node: NodeProto, labels_by_output: dict[str, str]) -> str:
+    for output in node.output:
+        if output in labels_by_output:
+            return labels_by_output[output]
+    return ""
+
+
+def _make_unique(label: str, position: int, index: GraphIndex) -> str:
+    """Return a label that no node of the float graph has."""
+    while label in index.by_label:
+        label += f"#{position}"
+    return label
+
+
+def _map_labels(graph: GraphProto, index: GraphIndex) -> dict[str, str]:
+    """Return the label in the float graph of the node that computes each tensor."""
+    labels: dict[str, str] = {}
+    for node in index.nodes:
+        for output in filter(None, node.outputs):
+            labels[output] = node.label
+    constants = index.outer.constants if index.outer else ()
+    renamed = find_renamed_outputs(graph, find_pairs(graph, constants))
+    moved: dict[str, str] = {}
+    for tensor, output in renamed.items():
+        if output in labels:
+            moved[tensor] = labels.pop(output)
+    return labels | moved
 
 
 def require_same_graph(float_index: GraphIndex, quantized: QuantizedModel) -> None:
     """Raise ModelError unless the quantized model, stripped, has the nodes of the float model."""
-    ours, theirs = (
-        [n.op for scope in index.scopes.values() for n in scope.nodes]
-        for index in (float_index, quantized.index)
-    )
-    if ours != theirs:
+    float_operators = _list_operators(float_index)
+    operators = _list_operators(quantized.index)
+    if float_operators != operators:
+        float_name = float_index.source.name
+        counts = f"{len(operators)} nodes against {len(float_operators)}"
         raise ModelError(
-            f"{quantized.source.name}: without its pairs it is another graph than {float_index.source.name} "
-            f"({len(theirs)} nodes against {len(ours)}); pass the float model it was made from"
+            f"{quantized.source.name}: without its pairs, the graph differs from {float_name}"
+            f" ({counts}). Pass the float model it was made from."
         )
+
+
+def _list_operators(index: GraphIndex) -> list[str]:
+    """Return the operators of a graph and its bodies in order."""
+    operators: list[str] = []
+    for scope in index.scopes.values():
+        operators.extend(node.op for node in scope.nodes)
+    return operators
 
 
 def largest_scale(values: Array | None) -> float:
     """Return the largest of some scales, NaN where they are unknown."""
-    return float(np.max(values)) if values is not None and values.size else float("nan")
+    if values is None or not values.size:
+        return float("nan")
+    return float(np.max(values))

@@ -1,143 +1,228 @@
-"""The halves of pairs, written as plain ones: what their clipping or unequal scales compute besides becomes nodes of its own."""
+"""QuantizeLinear and DequantizeLinear as plain halves of pairs.
+
+An activation that was folded into a Q, or a scale of a DQ that differs from its Q's, becomes a
+separate node.
+"""
 
 from __future__ import annotations
 
 import numpy as np
-import onnx
-from onnx import helper
+from onnx import NodeProto, helper
 
 from qdq.graph.metadata import LEVELS_KEY
-from qdq.graph.quantized_operators import MICROSOFT
-from qdq.quantized.graph_writer import GraphWriter, IntegerFormat, copy_node, input_name
+from qdq.graph.quantized_operators import MICROSOFT, QUANTIZE
+from qdq.quantized.graph_writer import (
+    GraphWriter,
+    IntegerFormat,
+    copy_node,
+    input_name,
+)
 
-#: Scales of a Q and its DQ that differ by less are taken for the same, written with fewer digits.
+#: Scales of a Q and its DQ that differ by less count as equal, written with fewer digits.
 _SAME_SCALE = 1e-3
 
-#: A bound is a whole number where it is within so much of one, relatively: scales in FP32 are exact to 6e-8.
+#: The largest relative distance of a bound from a whole number: FP32 scales are exact to 6e-8.
 _WHOLE = 1e-6
 
-#: What a Q without a zero point may mean.
-_UINT8, _INT8 = (0, 255), (-128, 127)
+_LARGEST_FLOAT32 = float(np.finfo(np.float32).max)
+
+#: The two meanings of a Q without a zero point.
+_UINT8 = (0, 255)
+_INT8 = (-128, 127)
 
 
-def write_quantize(graph: GraphWriter, node: onnx.NodeProto) -> None:
-    """Write a QuantizeLinear, and the activation that was folded into it."""
-    plain, form = (
-        _own_domain(graph, node),
-        IntegerFormat(node.input[1], input_name(node, 2), read_axis_attribute(node)),
-    )
-    graph.quantized[node.output[0]] = form
-    if not form.zero and node.input[0] not in graph.stored and not _output_type(node):
-        graph.untold[node.output[0]] = _UINT8 if node.input[0] in graph.not_negative else _INT8
-        graph.model.note(
-            node,
-            f"has no zero point; it is taken for {'UINT8, as ONNX' if node.input[0] in graph.not_negative else 'INT8, as TensorRT'} does",
-        )
-    if graph.begins_at_zero(form) and node.input[0] in graph.made - graph.not_negative:
+def append_quantize(graph: GraphWriter, tensor: str, parameters: list[str], result: str) -> None:
+    """Append a QuantizeLinear with the given scale and zero point."""
+    name = graph.unique_name(f"{tensor}_{QUANTIZE}")
+    inputs = [tensor, *parameters]
+    node = helper.make_node(QUANTIZE, inputs, [result], name=name)
+    write_quantize(graph, node)
+
+
+def write_quantize(graph: GraphWriter, node: NodeProto) -> None:
+    """Write a QuantizeLinear and the activation that was folded into it."""
+    plain = _with_onnx_domain(graph, node)
+    tensor = node.input[0]
+    integer_format = read_integer_format(node)
+    graph.quantized[node.output[0]] = integer_format
+    is_computed = tensor not in graph.stored
+    if is_computed and not integer_format.zero_point and not _has_output_type(node):
+        _assume_levels(graph, node)
+    is_produced = tensor in graph.produced
+    has_range_from_zero = graph.has_range_from_zero(integer_format)
+    if has_range_from_zero and is_produced and tensor not in graph.nonnegative:
         plain = copy_node(plain)
-        plain.input[0] = _unfolded(graph, node, form)
+        plain.input[0] = _write_activation(graph, node, integer_format)
     graph.append(plain)
 
 
-def _unfolded(graph: GraphWriter, node: onnx.NodeProto, form: IntegerFormat) -> str:
-    """Write out the activation that was folded into a Q whose range begins at zero, and return what it gives.
+def _assume_levels(graph: GraphWriter, node: NodeProto) -> None:
+    """Choose the integers of a Q without a zero point by the sign of its input."""
+    if node.input[0] in graph.nonnegative:
+        levels = _UINT8
+        convention = "UINT8, as in ONNX"
+    else:
+        levels = _INT8
+        convention = "INT8, as in TensorRT"
+    graph.assumed_levels[node.output[0]] = levels
+    graph.record(node, f"has no zero point; its type is taken to be {convention}")
 
-    ONNX Runtime's quantizer folds Relu, and Clip from 0 to 6 or 1 as in hard-swish; the range then ends at that whole number
-    exactly, which the largest value that calibration sees of anything else hardly does.
+
+def _write_activation(graph: GraphWriter, node: NodeProto, integer_format: IntegerFormat) -> str:
+    """Write the activation that was folded into a Q whose range begins at zero.
+
+    Returns the name of its result. ONNX Runtime's quantizer folds Relu, and Clip from 0 to 6 or 1
+    as in hard-swish. The range of a folded Clip ends exactly at that whole number, which a
+    calibrated maximum of other values hardly does.
     """
     tensor = node.input[0]
-    bound = _whole_bound(graph, form)
-    op = "Relu" if bound is None else f"Clip from 0 to {bound}"
-    graph.model.note(
-        node,
-        f"clips {tensor!r} as a {op} that was folded into it did; the {op.partition(' ')[0]} is written out",
-    )
+    bound = _find_whole_bound(graph, integer_format)
     if bound is None:
+        _record_activation(graph, node, "Relu", "Relu")
         return graph.add("Relu", [tensor], f"{tensor}_relu")
-    dtype = graph.values(form.scale).dtype
-    bounds = [
-        graph.store(np.array(value, dtype), f"{tensor}_{name}")
-        for value, name in ((0, "least"), (bound, "largest"))
-    ]
-    return graph.add("Clip", [tensor, *bounds], f"{tensor}_clip")
+    _record_activation(graph, node, "Clip", f"Clip from 0 to {bound}")
+    dtype = graph.read_values(integer_format.scale).dtype
+    least = graph.store(np.array(0, dtype), f"{tensor}_least")
+    largest = graph.store(np.array(bound, dtype), f"{tensor}_largest")
+    inputs = [tensor, least, largest]
+    return graph.add("Clip", inputs, f"{tensor}_clip")
 
 
-def _whole_bound(graph: GraphWriter, form: IntegerFormat) -> int | None:
-    """Return the whole number that a range from zero ends at, of all its levels or of 7 bits, which a reduced range uses; None for another number."""
-    levels = graph.levels(form)
-    if levels is None or form.scale not in graph.stored or graph.holds_several(form.scale):
-        return None
-    ends = [
-        float(graph.values(form.scale).flat[0]) * steps
-        for steps in (levels[1] - levels[0], (levels[1] - levels[0]) // 2)
-    ]
-    return next(
-        (round(end) for end in ends if round(end) >= 1 and abs(end - round(end)) < _WHOLE * end),
-        None,
+def _record_activation(graph: GraphWriter, node: NodeProto, op: str, activation: str) -> None:
+    tensor = node.input[0]
+    graph.record(
+        node, f"clips {tensor!r} as the {activation} that was folded into it; the {op} is restored"
     )
 
 
-def write_dequantize(graph: GraphWriter, node: onnx.NodeProto) -> None:
-    """Write a DequantizeLinear with the scale of its Q, and what it computes besides."""
-    plain = _own_domain(graph, node)
-    tensor, levels = graph.passed.get(node.input[0], (node.input[0], None))
-    levels = levels or graph.untold.get(tensor)
-    if levels is not None or tensor != node.input[0]:
-        plain = copy_node(plain)
-        plain.input[0] = tensor
-    if levels is not None:
-        plain.metadata_props.add(key=LEVELS_KEY, value=f"{levels[0]} {levels[1]}")
-    form = graph.quantized.get(plain.input[0])
-    if graph.begins_at_zero(form or IntegerFormat(node.input[1], input_name(node, 2))):
-        graph.not_negative.add(node.output[0])
-    ratio = _ratio(graph, form.scale, node.input[1]) if form else None
-    if form is None or ratio is None:
+def _find_whole_bound(graph: GraphWriter, integer_format: IntegerFormat) -> int | None:
+    """Return the whole number that a range from zero ends at, None for any other end.
+
+    The range has all levels of the type, or 7 bits of them in a reduced range.
+    """
+    levels = graph.levels(integer_format)
+    scale = integer_format.scale
+    if levels is None or scale not in graph.stored:
+        return None
+    if graph.has_several_values(scale):
+        return None
+    scales = graph.read_values(scale)
+    step = float(scales.flat[0])
+    all_steps = levels[1] - levels[0]
+    for steps in (all_steps, all_steps // 2):
+        end = step * steps
+        whole = round(end)
+        distance = abs(end - whole)
+        if whole >= 1 and distance < _WHOLE * end:
+            return whole
+    return None
+
+
+def write_dequantize(graph: GraphWriter, node: NodeProto) -> None:
+    """Write a DequantizeLinear with the scale of its Q.
+
+    A Mul restores a scale that differs from the Q's.
+    """
+    plain = _read_origin(graph, node)
+    dq_format = read_integer_format(node)
+    q_format = graph.quantized.get(plain.input[0])
+    if graph.has_range_from_zero(q_format or dq_format):
+        graph.nonnegative.add(node.output[0])
+    ratio = _find_ratio(graph, q_format, dq_format)
+    if q_format is None or ratio is None:
         graph.append(plain)
         return
-    plain = copy_node(plain)
-    plain.input[1], plain.output[0] = form.scale, graph.model.fresh(f"{node.output[0]}_unscaled")
-    graph.append(plain)
-    factor = graph.store(np.array(ratio, np.float32), f"{node.output[0]}_ratio")
-    graph.append(
-        helper.make_node(
-            "Mul",
-            [plain.output[0], factor],
-            [node.output[0]],
-            name=graph.model.fresh(f"{node.name}_Mul"),
-        )
-    )
-    graph.model.note(
-        node,
-        f"has {ratio:.6g} times the scale of its QuantizeLinear; the factor is written out as a Mul",
+    _write_rescaled(graph, node, plain, q_format.scale, ratio)
+
+
+def _read_origin(graph: GraphWriter, node: NodeProto) -> NodeProto:
+    """Return a DQ that reads the tensor before a folded Clip or Cast, with the levels it holds."""
+    plain = _with_onnx_domain(graph, node)
+    origin = node.input[0]
+    levels = None
+    if origin in graph.folded_tensors:
+        origin, levels = graph.folded_tensors[origin]
+    if levels is None:
+        levels = graph.assumed_levels.get(origin)
+    if levels is None and origin == node.input[0]:
+        return plain
+    copy = copy_node(plain)
+    copy.input[0] = origin
+    if levels is not None:
+        least, largest = levels
+        copy.metadata_props.add(key=LEVELS_KEY, value=f"{least} {largest}")
+    return copy
+
+
+def _write_rescaled(
+    graph: GraphWriter, node: NodeProto, plain: NodeProto, q_scale: str, ratio: float
+) -> None:
+    """Write a DQ with the scale of its Q, and a Mul by the ratio of both scales."""
+    result = node.output[0]
+    unscaled = graph.unique_name(f"{result}_unscaled")
+    rescaled = copy_node(plain)
+    rescaled.input[1] = q_scale
+    rescaled.output[0] = unscaled
+    graph.append(rescaled)
+    value = np.array(ratio, np.float32)
+    factor = graph.store(value, f"{result}_ratio")
+    name = graph.unique_name(f"{node.name}_Mul")
+    scaling = helper.make_node("Mul", [unscaled, factor], [result], name=name)
+    graph.append(scaling)
+    graph.record(
+        node, f"has {ratio:.6g} times the scale of its QuantizeLinear; a Mul applies that factor"
     )
 
 
-def _ratio(graph: GraphWriter, quantizing: str, dequantizing: str) -> float | None:
-    """Return the scale of a DQ over that of its Q, None where they are the same, or not both stored single numbers."""
-    if quantizing == dequantizing or not {quantizing, dequantizing} <= graph.stored.keys():
+def _find_ratio(
+    graph: GraphWriter, q_format: IntegerFormat | None, dq_format: IntegerFormat
+) -> float | None:
+    """Return the scale of a DQ over that of its Q.
+
+    None where they are equal, or where one is not a stored single number.
+    """
+    if q_format is None or q_format.scale == dq_format.scale:
         return None
-    ours, theirs = (
-        graph.values(name).astype(np.float64).reshape(-1) for name in (quantizing, dequantizing)
-    )
-    if ours.size != 1 or theirs.size != 1 or not ours[0] > 0.0:
+    if not graph.has_stored(q_format.scale, dq_format.scale):
         return None
-    ratio = float(theirs[0] / ours[0])
-    return ratio if _SAME_SCALE <= abs(ratio - 1.0) <= float(np.finfo(np.float32).max) else None
+    q_scale = _read_single_scale(graph, q_format)
+    dq_scale = _read_single_scale(graph, dq_format)
+    if q_scale is None or dq_scale is None or not q_scale > 0.0:
+        return None
+    ratio = dq_scale / q_scale
+    difference = abs(ratio - 1.0)
+    is_same = difference < _SAME_SCALE
+    is_finite = difference <= _LARGEST_FLOAT32
+    return ratio if is_finite and not is_same else None
 
 
-def _own_domain(graph: GraphWriter, node: onnx.NodeProto) -> onnx.NodeProto:
+def _read_single_scale(graph: GraphWriter, integer_format: IntegerFormat) -> float | None:
+    """Return the only scale of a stored format, None for several."""
+    scales = graph.read_values(integer_format.scale)
+    if scales.size != 1:
+        return None
+    return float(scales.flat[0])
+
+
+def _with_onnx_domain(graph: GraphWriter, node: NodeProto) -> NodeProto:
+    """Return a Q or DQ in ONNX's domain; the node itself where it has that domain."""
     if node.domain != MICROSOFT:
         return node
     plain = copy_node(node)
     plain.domain = ""
-    graph.model.note(node, "is ONNX Runtime's own operator; it becomes ONNX's")
+    graph.record(node, "is ONNX Runtime's operator; ONNX's takes its place")
     return plain
 
 
-def _output_type(node: onnx.NodeProto) -> int:
-    return next((a.i for a in node.attribute if a.name == "output_dtype"), 0)
+def read_integer_format(node: NodeProto) -> IntegerFormat:
+    """Return the scale, zero point and axis of a Q or DQ."""
+    axis = None
+    for attribute in node.attribute:
+        if attribute.name == "axis":
+            axis = int(attribute.i)
+    return IntegerFormat(node.input[1], input_name(node, 2), axis)
 
 
-def read_axis_attribute(node: onnx.NodeProto) -> int | None:
-    """Return the axis attribute of a Q or DQ, None where it is absent."""
-    return next((a.i for a in node.attribute if a.name == "axis"), None)
+def _has_output_type(node: NodeProto) -> bool:
+    """Whether an attribute of a Q specifies its integer type."""
+    return any(a.name == "output_dtype" and a.i for a in node.attribute)

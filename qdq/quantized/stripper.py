@@ -1,14 +1,14 @@
-"""Taking Q/DQ out again: a model that qdq wrote comes back byte for byte, others as floats."""
+"""Removing Q/DQ pairs: a model that qdq wrote is restored byte for byte, any other in floats."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
 import msgspec
 import numpy as np
-import onnx
-from onnx import numpy_helper
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, numpy_helper
 
 from qdq.arrays import Array
 from qdq.errors import ModelError
@@ -19,205 +19,287 @@ from qdq.graph.pairs import QdqPair, count_readers, find_pairs, stored_tensors
 from qdq.graph.source import ModelLike
 from qdq.quantized.converter import convert_to_qdq, find_unconverted
 
+#: The axis of several scales where a DQ has no attribute (ONNX operator DequantizeLinear).
+_DEFAULT_AXIS = 1
 
-def strip(model: ModelLike) -> onnx.ModelProto:
+
+def strip(model: ModelLike) -> ModelProto:
     """Return a copy of the model without its Q/DQ pairs; quantized operators become float ones.
 
-    Weights stored as integers become floats; a Q or DQ that is no pair stays, and so does a pair between a
-    graph input and output. Raises ModelError for a quantized operator that has no float form.
+    Weights stored as integers become floats. A Q or DQ that is in no pair stays, and so does a pair
+    between a graph input and output.
+    Raises ModelError for a quantized operator that has no float form.
     """
     source, _ = convert_to_qdq(load(model))
-    if left := find_unconverted(source.model):
+    unconverted = find_unconverted(source.model)
+    if unconverted:
+        path = source.path or source.name
         raise ModelError(
-            f"{source.path or source.name}: node {left[0]} has no float form that qdq knows; quantize the float model it was made from"
+            f"{path}: node {unconverted[0]} has no float form that qdq knows."
+            " Quantize the float model it was made from."
         )
     return strip_model(source.model, source.name, source.folder)
 
 
-def strip_model(
-    model: onnx.ModelProto, name: str = "model", folder: Path | None = None
-) -> onnx.ModelProto:
-    """Return the stripped copy of a ModelProto, with what qdq wrote into its metadata removed.
+def strip_model(model: ModelProto, name: str = "model", folder: Path | None = None) -> ModelProto:
+    """Return the stripped copy of a ModelProto, without the metadata that qdq wrote.
 
-    Raises ModelError, which begins with `name`, for stored integers that cannot be turned into floats.
+    Raises ModelError, beginning with `name`, for stored integers that cannot be dequantized.
     """
-    stripped = onnx.ModelProto()
+    stripped = ModelProto()
     stripped.CopyFrom(model)
-    _strip_graph(stripped.graph, {}, _Place(name, folder))
+    _strip_graph(stripped.graph, {}, _ModelLocation(name, folder))
     remove_metadata(stripped)
     return stripped
 
 
-class _Place(msgspec.Struct, frozen=True):
-    """What the model is called, and the folder of its external data."""
+class _ModelLocation(msgspec.Struct, frozen=True):
+    """The name of a model and the folder of its external data."""
 
     name: str
     folder: Path | None
 
+    def read_values(self, tensor: TensorProto) -> Array:
+        """Return the values of a tensor of the model."""
+        return read_tensor_values(tensor, self.name, self.folder)
+
 
 def _strip_graph(
-    graph: onnx.GraphProto, around: dict[str, onnx.TensorProto], place: _Place
+    graph: GraphProto, outer_tensors: dict[str, TensorProto], location: _ModelLocation
 ) -> set[str]:
-    """Strip a graph and its bodies; return the names from the graphs around it that what was removed had read.
+    """Strip a graph and its bodies.
 
-    `around` holds the stored tensors of the graphs around it.
+    `outer_tensors` holds the stored tensors of the graphs around it. Returns the names from these
+    graphs that the removed nodes read.
     """
-    stored = around | stored_tensors(graph)
-    unread = {
-        name
-        for node in graph.node
-        for _, body in node_bodies(node)
-        for name in _strip_graph(body, stored, place)
-    }
-    if renamed := find_renamed_outputs(graph, find_pairs(graph, around)):
+    stored = outer_tensors | stored_tensors(graph)
+    unread: set[str] = set()
+    for node in graph.node:
+        for _, body in node_bodies(node):
+            unread |= _strip_graph(body, stored, location)
+    renamed = find_renamed_outputs(graph, find_pairs(graph, outer_tensors))
+    if renamed:
         _rename_results(graph, renamed)
-    pairs = [p for p in find_pairs(graph, around) if p.output not in {o.name for o in graph.output}]
-    _redirect(graph, {p.output: p.tensor for p in pairs if p.q is not None})
-    _store_floats(graph, [p for p in pairs if p.q is None], stored, place)
-    return _remove(graph, pairs, unread)
+    pairs = _find_removable_pairs(graph, outer_tensors)
+    origins = {pair.output: pair.tensor for pair in pairs if pair.q is not None}
+    _redirect(graph, origins)
+    _store_floats(graph, pairs, stored, location)
+    return _remove_pairs(graph, pairs, unread)
 
 
-def find_renamed_outputs(graph: onnx.GraphProto, pairs: Iterable[QdqPair]) -> dict[str, str]:
-    """Return the tensors that stripping gives the name of a graph output, and that name: those quantized for it that a node of the graph makes."""
-    outputs, made = (
-        {o.name for o in graph.output},
-        {name for node in graph.node for name in node.output},
-    )
-    inside = {o.name for node in graph.node for _, body in node_bodies(node) for o in body.output}
+def _find_removable_pairs(
+    graph: GraphProto, outer_tensors: dict[str, TensorProto]
+) -> list[QdqPair]:
+    """Return the pairs whose output is not a graph output."""
+    outputs = _names(graph.output)
+    pairs = find_pairs(graph, outer_tensors)
+    return [pair for pair in pairs if pair.output not in outputs]
+
+
+def _names(
+    values: Iterable[ValueInfoProto] | Iterable[TensorProto],
+) -> set[str]:
+    return {value.name for value in values}
+
+
+def _results(graph: GraphProto) -> set[str]:
+    """Return the tensors that the nodes of a graph compute."""
+    results: set[str] = set()
+    for node in graph.node:
+        results.update(node.output)
+    return results
+
+
+def find_renamed_outputs(graph: GraphProto, pairs: Iterable[QdqPair]) -> dict[str, str]:
+    """Return the tensors that take the name of a graph output when their pair is removed.
+
+    These are computed by a node of the graph and quantized for the output of that name.
+    """
+    outputs = _names(graph.output)
+    candidates = _results(graph) - outputs
+    for node in graph.node:
+        for _, body in node_bodies(node):
+            candidates -= _names(body.output)
     renamed: dict[str, str] = {}
     for pair in pairs:
-        if pair.output in outputs and pair.q is not None and pair.tensor in made - outputs - inside:
+        is_computed = pair.q is not None and pair.tensor in candidates
+        if is_computed and pair.output in outputs:
             renamed.setdefault(pair.tensor, pair.output)
     return renamed
 
 
-def _rename_results(graph: onnx.GraphProto, renamed: dict[str, str]) -> None:
-    """Give tensors the names of graph outputs, and what had these others."""
+def _rename_results(graph: GraphProto, renamed: dict[str, str]) -> None:
+    """Give tensors the names of graph outputs; tensors of these names get others."""
+    moved = {name: f"{name}_stripped" for name in renamed.values()}
     for node in graph.node:
         for slot, name in enumerate(node.output):
-            if name in renamed.values():
-                node.output[slot] = f"{name}_stripped"
+            if name in moved:
+                node.output[slot] = moved[name]
             elif name in renamed:
                 node.output[slot] = renamed[name]
-    back = {name: f"{name}_stripped" for name in renamed.values()}
-    _redirect(graph, back)
+    _redirect(graph, moved)
     _redirect(graph, renamed)
 
 
-def _redirect(graph: onnx.GraphProto, lead: dict[str, str]) -> None:
-    """Make every reader of a DQ's output read what was quantized."""
+def _redirect(graph: GraphProto, origins: dict[str, str]) -> None:
+    """Make every reader of a tensor read its origin instead, such as the tensor before a Q."""
     for node in graph.node:
         for slot, name in enumerate(node.input):
-            if name in lead:
-                node.input[slot] = _origin(lead, name)
+            if name in origins:
+                node.input[slot] = _find_origin(origins, name)
         for _, body in node_bodies(node):
-            _redirect(body, lead)
+            _redirect(body, origins)
 
 
-def _origin(lead: dict[str, str], name: str) -> str:
-    while name in lead:
-        name = lead[name]
+def _find_origin(origins: dict[str, str], name: str) -> str:
+    while name in origins:
+        name = origins[name]
     return name
 
 
 def _store_floats(
-    graph: onnx.GraphProto,
+    graph: GraphProto,
     pairs: list[QdqPair],
-    constants: dict[str, onnx.TensorProto],
-    place: _Place,
+    stored: dict[str, TensorProto],
+    location: _ModelLocation,
 ) -> None:
-    """Replace each DQ of stored integers by an initializer of its float values, under the DQ's output name."""
+    """Add an initializer of the float values of each DQ of stored integers, named as its output."""
     for pair in pairs:
-        read = [n for n in (pair.tensor, pair.scale, pair.zero_point) if n]
-        if constants.keys() >= set(read):
-            given = [read_tensor_values(constants[n], place.name, place.folder) for n in read]
-            try:
-                values = _dequantized(
-                    pair,
-                    given[0],
-                    given[1],
-                    given[2] if len(given) > 2 else np.zeros_like(given[1]),
-                )
-            except (ValueError, IndexError) as error:
-                raise ModelError(
-                    f"{place.name}: the scale of {pair.tensor!r} does not fit it; export the model again"
-                ) from error
-            graph.initializer.append(numpy_helper.from_array(values, pair.output))
+        names = list(filter(None, (pair.tensor, pair.scale, pair.zero_point)))
+        if pair.q is not None or not stored.keys() >= set(names):
+            continue
+        operands = [location.read_values(stored[name]) for name in names]
+        try:
+            floats = _dequantize(pair, *operands)
+        except (ValueError, IndexError) as error:
+            raise ModelError(
+                f"{location.name}: the scale of {pair.tensor!r} does not fit it."
+                " Export the model again."
+            ) from error
+        tensor = numpy_helper.from_array(floats, pair.output)
+        graph.initializer.append(tensor)
 
 
-def _dequantized(pair: QdqPair, integers: Array, scale: Array, zero: Array) -> Array:
-    """Return (integers - zero) * scale along the pair's axis, each scale for a channel or a block of them (ONNX operator DequantizeLinear)."""
-    axis = 1 if pair.axis is None else pair.axis
+def _dequantize(pair: QdqPair, integers: Array, *parameters: Array) -> Array:
+    """Return (integers - zero point) * scale (ONNX operator DequantizeLinear).
+
+    `parameters` are the scale and, optionally, the zero point.
+    """
+    scale = parameters[0]
+    zero_point = parameters[1] if len(parameters) > 1 else np.zeros_like(scale)
     if pair.block_size:
-        of_each = np.arange(integers.shape[axis]) // pair.block_size
-        scale, zero = (
-            np.broadcast_to(array, scale.shape).take(of_each, axis=axis) for array in (scale, zero)
-        )
+        scale, zero_point = _repeat_blocks(pair, integers, scale, zero_point)
     elif scale.size > 1:
-        shape = [1] * integers.ndim
-        shape[axis] = scale.size
-        scale, zero = scale.reshape(shape), zero.reshape(shape if zero.size > 1 else ())
+        scale, zero_point = _align_channels(pair, integers, scale, zero_point)
     else:
-        scale, zero = scale.reshape(()), zero.reshape(())
-    with np.errstate(over="ignore", invalid="ignore"):  # of scales that are no finite numbers
-        values: Array = (integers.astype(scale.dtype) - zero.astype(scale.dtype)) * scale
+        scale = scale.reshape(())
+        zero_point = zero_point.reshape(())
+    with np.errstate(over="ignore", invalid="ignore"):  # scales may be infinite or NaN
+        values: Array = integers.astype(scale.dtype)
+        values = values - zero_point.astype(scale.dtype)
+        values = values * scale
     return values.reshape(integers.shape)
 
 
-def _remove(graph: onnx.GraphProto, pairs: list[QdqPair], unread: set[str]) -> set[str]:
-    """Remove the pairs' nodes, then the tensors that only they read, or what was removed from bodies.
+def _repeat_blocks(
+    pair: QdqPair, integers: Array, scale: Array, zero_point: Array
+) -> tuple[Array, Array]:
+    """Return the scale and zero point of each integer, from those of its block along the axis."""
+    axis = _DEFAULT_AXIS if pair.axis is None else pair.axis
+    positions = np.arange(integers.shape[axis])
+    blocks = positions // pair.block_size
+    scales = scale.take(blocks, axis=axis)
+    zero_points = np.broadcast_to(zero_point, scale.shape)
+    return scales, zero_points.take(blocks, axis=axis)
 
-    Returns the names among these that are not the graph's own.
+
+def _align_channels(
+    pair: QdqPair, integers: Array, scale: Array, zero_point: Array
+) -> tuple[Array, Array]:
+    """Return the scales and zero points of channels, shaped to broadcast along their axis."""
+    axis = _DEFAULT_AXIS if pair.axis is None else pair.axis
+    shape = [1] * integers.ndim
+    shape[axis] = scale.size
+    zero_point_shape = shape if zero_point.size > 1 else ()
+    return scale.reshape(shape), zero_point.reshape(zero_point_shape)
+
+
+def _remove_pairs(graph: GraphProto, pairs: list[QdqPair], unread: set[str]) -> set[str]:
+    """Remove the nodes of pairs, and the tensors that only they or nodes in `unread` bodies read.
+
+    `unread` names the tensors that the nodes removed from bodies read. Returns the names among all
+    these that graphs around this one define.
     """
-    own = (
-        {i.name for i in graph.input}
-        | {t.name for t in graph.initializer}
-        | {o for n in graph.node for o in n.output}
-    )
-    left = count_readers(graph)
-    floats = {t.name for t in graph.initializer}
-    gone = {p.dq for p in pairs if left[p.output] == 0 or p.output in floats}
-    quantized = {graph.node[i].input[0] for i in gone}
-    still = count_remaining_readers(graph, gone)
-    gone |= {
-        p.q
-        for p in pairs
-        if p.q is not None
-        and graph.node[p.q].output[0] in quantized
-        and still[graph.node[p.q].output[0]] == 0
-    }
-    names = unread | {name for i in gone for name in graph.node[i].input}
-    still = count_remaining_readers(graph, gone)
-    dead = {name for name in names if still[name] == 0}
-    gone |= {i for i, n in enumerate(graph.node) if n.op_type == "Constant" and n.output[0] in dead}
-    produced = {name for i in gone for name in graph.node[i].output} - floats
-    listed = dead & {t.name for t in graph.initializer}
-    for field, unwanted in (
-        ("initializer", dead),
-        ("value_info", dead | produced),
-        ("input", listed),
-    ):
-        _keep(
-            graph,
-            field,
-            [i for i, item in enumerate(getattr(graph, field)) if item.name not in unwanted],
-        )
-    _keep(graph, "node", [i for i in range(len(graph.node)) if i not in gone])
-    return names - own
+    defined = _results(graph)
+    defined |= _names(graph.input)
+    defined |= _names(graph.initializer)
+    removed = _find_removable_nodes(graph, pairs)
+    operands = set(unread)
+    for position in removed:
+        operands.update(graph.node[position].input)
+    readers = count_remaining_readers(graph, removed)
+    dead = {name for name in operands if readers[name] == 0}
+    removed |= _find_dead_constants(graph, dead)
+    _remove_tensors(graph, dead, removed)
+    _remove_items(graph.node, removed)
+    return operands - defined
 
 
-def count_remaining_readers(graph: onnx.GraphProto, gone: set[int]) -> dict[str, int]:
-    """Return how often each tensor is read by what is left when the nodes at some positions are gone."""
-    count = count_readers(graph)
-    for i in gone:
-        count.subtract(graph.node[i].input)
-    return count
+def _find_removable_nodes(graph: GraphProto, pairs: list[QdqPair]) -> set[int]:
+    """Return the positions of the Q and DQ nodes that are not needed any longer."""
+    readers = count_readers(graph)
+    stored = _names(graph.initializer)
+    removable: set[int] = set()
+    quantized: set[str] = set()
+    for pair in pairs:
+        if pair.output in stored or readers[pair.output] == 0:
+            removable.add(pair.dq)
+            quantized.add(graph.node[pair.dq].input[0])
+    remaining = count_remaining_readers(graph, removable)
+    for pair in pairs:
+        if pair.q is None:
+            continue
+        result = graph.node[pair.q].output[0]
+        if result in quantized and remaining[result] == 0:
+            removable.add(pair.q)
+    return removable
 
 
-def _keep(graph: onnx.GraphProto, field: str, positions: list[int]) -> None:
-    """Keep only the items of a repeated field at the given positions."""
-    items = getattr(graph, field)
-    keep = set(positions)
-    for i in range(len(items) - 1, -1, -1):
-        if i not in keep:
-            del items[i]
+def _find_dead_constants(graph: GraphProto, dead: set[str]) -> set[int]:
+    """Return the positions of the Constant nodes of dead tensors."""
+    positions: set[int] = set()
+    for position, node in enumerate(graph.node):
+        if node.op_type == "Constant" and node.output[0] in dead:
+            positions.add(position)
+    return positions
+
+
+def _remove_tensors(graph: GraphProto, dead: set[str], removed: set[int]) -> None:
+    """Remove dead tensors and the types of removed nodes' results from the lists of a graph."""
+    initializers = _names(graph.initializer)
+    untyped = set(dead)
+    for position in removed:
+        results = set(graph.node[position].output)
+        untyped |= results - initializers
+    _remove_named(graph.initializer, dead)
+    _remove_named(graph.value_info, untyped)
+    _remove_named(graph.input, dead & initializers)
+
+
+def count_remaining_readers(graph: GraphProto, removed: set[int]) -> Counter[str]:
+    """Return how often each tensor is read when the nodes at some positions are removed."""
+    readers = count_readers(graph)
+    for position in removed:
+        readers.subtract(graph.node[position].input)
+    return readers
+
+
+def _remove_named(items: list[TensorProto], names: set[str]) -> None:
+    positions = {i for i, item in enumerate(items) if item.name in names}
+    _remove_items(items, positions)
+
+
+def _remove_items(items: list[NodeProto], positions: set[int]) -> None:
+    """Remove the items of a repeated field at some positions."""
+    for position in sorted(positions, reverse=True):
+        del items[position]

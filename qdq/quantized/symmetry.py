@@ -1,24 +1,24 @@
-"""A pair of any integer type, with any zero point, read as TensorRT's: symmetric, one range, zero point 0."""
+"""A pair of any type and zero point as TensorRT's: symmetric, with zero point 0."""
 
 from __future__ import annotations
 
 import msgspec
 import numpy as np
-import onnx
+from onnx import TensorProto
 
 from qdq.arrays import Array
 from qdq.quantized.model import QuantizedEdge
 from qdq.quantizer import E4M3, ELEMENT_TYPES, INT8, INT8_LEVELS, integer_levels
 
-#: Steps that grow by less are those of one level at the end of the range.
+#: Steps that grow by a smaller factor differ by one level at the end of the range.
 _NOTICED = 1.01
 
 
 class CoarserActivation(msgspec.Struct, frozen=True):
-    """An activation whose symmetric INT8 steps are larger than the steps it had."""
+    """An activation whose symmetric INT8 steps are larger than its original steps."""
 
     tensor: str
-    #: The type that it had, and its zero point.
+    #: The original type and zero point.
     dtype: str
     zero_point: int
     scale: float
@@ -27,82 +27,102 @@ class CoarserActivation(msgspec.Struct, frozen=True):
 
     @property
     def step_ratio(self) -> float:
-        """How many times as large the steps are: the noise of rounding grows by 20 log10 of it, in dB."""
+        """The growth of the steps: rounding noise grows by 20 log10 of it, in dB."""
         return self.symmetric_scale / self.scale
 
 
-def pair_type(found: QuantizedEdge) -> str:
-    """Return the type of the integers, or 8-bit floats, of a pair: what its zero point says, else what is stored, else INT8 as TensorRT reads it."""
-    return (
-        found.dtype
-        or found.stored
-        or (INT8 if found.pair.levels is None or found.pair.levels[0] < 0 else "uint8")
-    )
+def pair_type(quantized_edge: QuantizedEdge) -> str:
+    """Return the type of a pair's integers or 8-bit floats.
 
-
-def pair_levels(found: QuantizedEdge) -> tuple[int, int] | None:
-    """Return the least and largest integer that a pair holds; None for a type that is none of integers."""
-    return found.pair.levels or integer_levels(
-        getattr(onnx.TensorProto, pair_type(found).upper(), 0)
-    )
-
-
-def pair_amax(found: QuantizedEdge) -> Array | None:
-    """Return the largest absolute value that a pair lets through, for each of its scales; None where it is not known.
-
-    The lowest integer is left out, as symmetric INT8 leaves out -128, so that INT8 with zero point 0 keeps its scale exactly.
+    It is the type of the zero point, else of the stored values, else INT8 as TensorRT reads it.
     """
-    if found.scales is None or (found.pair.zero_point and found.zero_points is None):
+    if quantized_edge.dtype:
+        return quantized_edge.dtype
+    if quantized_edge.stored:
+        return quantized_edge.stored
+    levels = quantized_edge.pair.levels
+    return INT8 if levels is None or levels[0] < 0 else "uint8"
+
+
+def pair_levels(quantized_edge: QuantizedEdge) -> tuple[int, int] | None:
+    """Return the least and the largest integer of a pair, None for a floating-point type."""
+    if quantized_edge.pair.levels:
+        return quantized_edge.pair.levels
+    type_name = pair_type(quantized_edge).upper()
+    return integer_levels(getattr(TensorProto, type_name, 0))
+
+
+def pair_amax(quantized_edge: QuantizedEdge) -> Array | None:
+    """Return the largest absolute value of a pair's range for each scale; None where unknown.
+
+    The lowest integer does not count, as symmetric INT8 does not use -128: INT8 with zero point 0
+    keeps its scale exactly.
+    """
+    scales = quantized_edge.scales
+    if scales is None or not _has_known_zero_point(quantized_edge):
         return None
-    scales, levels = found.scales.astype(np.float32).astype(np.float64), pair_levels(found)
+    exact_scales = scales.astype(np.float32).astype(np.float64)
+    levels = pair_levels(quantized_edge)
     if levels is None:
-        element = ELEMENT_TYPES.get(pair_type(found))
-        return None if element is None else scales * element.largest
-    zero = np.zeros(()) if found.zero_points is None else found.zero_points.astype(np.float64)
-    if not scales.size or zero.size not in (1, scales.size):
+        element = ELEMENT_TYPES.get(pair_type(quantized_edge))
+        return None if element is None else exact_scales * element.largest
+    zero_points = _zero_points(quantized_edge).astype(np.float64)
+    if not scales.size or zero_points.size not in (1, scales.size):
         return None
-    amax: Array = np.maximum(levels[1] - zero, zero - levels[0] - 1) * scales
+    least, largest = levels
+    upper = largest - zero_points
+    lower = zero_points - least - 1
+    amax: Array = np.maximum(upper, lower) * exact_scales
     return amax
 
 
-def is_symmetric(found: QuantizedEdge) -> bool:
-    """Whether INT8 with zero point 0 holds every value of a pair at the same scale."""
-    levels = pair_levels(found)
-    if levels is None or (found.pair.zero_point and found.zero_points is None):
+def _has_known_zero_point(quantized_edge: QuantizedEdge) -> bool:
+    """Whether a pair has a stored zero point, or none."""
+    return not quantized_edge.pair.zero_point or quantized_edge.zero_points is not None
+
+
+def _zero_points(quantized_edge: QuantizedEdge) -> Array:
+    zero_points = quantized_edge.zero_points
+    return np.zeros(()) if zero_points is None else zero_points
+
+
+def is_symmetric(quantized_edge: QuantizedEdge) -> bool:
+    """Whether INT8 with zero point 0 represents every value of a pair at the same scale."""
+    levels = pair_levels(quantized_edge)
+    if levels is None or not _has_known_zero_point(quantized_edge):
         return False
-    zero = np.zeros(()) if found.zero_points is None else found.zero_points.astype(np.int64)
-    return bool(
-        (levels[0] - zero >= -INT8_LEVELS - 1).all() and (levels[1] - zero <= INT8_LEVELS).all()
-    )
+    zero_points = _zero_points(quantized_edge).astype(np.int64)
+    least = levels[0] - zero_points
+    largest = levels[1] - zero_points
+    return bool((least >= -INT8_LEVELS - 1).all() and (largest <= INT8_LEVELS).all())
 
 
-def exact_weight_amax(found: QuantizedEdge) -> Array | None:
-    """Return the ranges at which symmetric INT8 holds every value of a weight's pair exactly; None where it cannot, or is not known.
+def exact_weight_amax(quantized_edge: QuantizedEdge) -> Array | None:
+    """Return the ranges at which symmetric INT8 or FP8 represents a weight's pair exactly.
 
-    A negative scale gives the same values as its absolute with all signs turned.
+    None where it cannot, or where that is unknown. A negative scale counts as positive: it gives
+    the same values with all signs changed.
     """
-    if found.scales is None or not (is_symmetric(found) or pair_type(found) == E4M3):
+    if quantized_edge.scales is None:
         return None
-    return np.abs(found.scales.astype(np.float32).astype(np.float64)) * (
-        ELEMENT_TYPES[E4M3].largest if pair_type(found) == E4M3 else INT8_LEVELS
-    )
+    is_fp8 = pair_type(quantized_edge) == E4M3
+    if not is_fp8 and not is_symmetric(quantized_edge):
+        return None
+    largest = ELEMENT_TYPES[E4M3].largest if is_fp8 else INT8_LEVELS
+    exact_scales = quantized_edge.scales.astype(np.float32).astype(np.float64)
+    return np.abs(exact_scales) * largest
 
 
-def measure_coarsening(found: QuantizedEdge) -> CoarserActivation | None:
-    """Return what reading a pair as symmetric INT8 costs it; None where that costs nothing, or is not known."""
-    amax = pair_amax(found)
-    if (
-        amax is None
-        or found.scales is None
-        or pair_levels(found) is None
-        or not amax.max(initial=0) > _NOTICED * INT8_LEVELS * float(found.scales.max())
-    ):
+def measure_coarsening(quantized_edge: QuantizedEdge) -> CoarserActivation | None:
+    """Return the larger steps of a pair in symmetric INT8; None where they are equal or unknown."""
+    amax = pair_amax(quantized_edge)
+    scales = quantized_edge.scales
+    if amax is None or scales is None or pair_levels(quantized_edge) is None:
         return None
-    zero = 0 if found.zero_points is None else int(found.zero_points.flat[0])
-    return CoarserActivation(
-        found.edge.qualified_tensor,
-        pair_type(found),
-        zero,
-        float(found.scales.max()),
-        float(amax.max()) / INT8_LEVELS,
-    )
+    scale = float(scales.max())
+    if not amax.max(initial=0) > _NOTICED * INT8_LEVELS * scale:
+        return None
+    zero_point = int(_zero_points(quantized_edge).flat[0])
+    tensor = quantized_edge.edge.qualified_tensor
+    symmetric_scale = float(amax.max()) / INT8_LEVELS
+    return CoarserActivation(tensor, pair_type(quantized_edge), zero_point, scale, symmetric_scale)

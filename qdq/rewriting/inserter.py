@@ -1,7 +1,7 @@
-"""Plan and Scales -> the model with its pairs: nodes and initializers are added, nothing else changes.
+"""Insertion of the Q/DQ pairs of a plan into a model, with nothing else changed.
 
-A pair stands in the graph that its readers lie in, also where what it quantizes comes from outside;
-scales and zero points are initializers of the main graph, which every body sees.
+A pair is in the graph of its readers, also where its tensor comes from an enclosing graph. Scales
+and zero points are initializers of the main graph, which every body can read.
 """
 
 from __future__ import annotations
@@ -10,8 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-import onnx
-from onnx import numpy_helper
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from qdq.calibration.scales import PairScale, Scales
 from qdq.errors import ModelError, PlanError
@@ -39,46 +38,57 @@ from qdq.planning.planner import source_at_plan_opset
 from qdq.quantized.stripper import strip_model
 from qdq.quantizer import Quantizer
 
+_LARGEST_SCALE = float(np.finfo(np.float32).max)
 
-def apply(model: ModelLike, plan: Plan, scales: Scales) -> onnx.ModelProto:
+
+def apply(model: ModelLike, plan: Plan, scales: Scales) -> ModelProto:
     """Return a copy of the model with a Q/DQ pair on every planned edge.
 
     Raises PlanError where plan, scales and model do not belong together, and ModelError where
-    stripping the result does not give the model back byte for byte. `qdq.save` runs onnx.checker.
+    stripping the result does not restore the model byte for byte. `qdq.save` runs onnx.checker.
     """
     index = GraphIndex(source_at_plan_opset(load(model), plan))
     return apply_plan(index, plan, scales)
 
 
-def apply_plan(index: GraphIndex, plan: Plan, scales: Scales) -> onnx.ModelProto:
-    """Return the rewritten copy of a model that is indexed already."""
+def apply_plan(index: GraphIndex, plan: Plan, scales: Scales) -> ModelProto:
+    """Return the rewritten copy of an indexed model."""
     require_model(plan, index)
     if scales.plan != plan.key:
-        raise PlanError("the scales were computed for another plan; calibrate again with this one")
-    rewritten = _rewrite(index, plan, scales)
+        raise PlanError("the scales were computed for another plan. Calibrate again with this one.")
+    rewritten = _insert_pairs(index, plan, scales)
     if not is_restored_by_stripping(rewritten, index.source.model):
         raise ModelError(
-            f"{index.source.name}: stripping the result does not give the model back; please report this as a defect of qdq"
+            f"{index.source.name}: stripping the result does not restore the model."
+            " Report this as a defect of qdq."
         )
     return rewritten
 
 
-def is_restored_by_stripping(rewritten: onnx.ModelProto, model: onnx.ModelProto) -> bool:
-    """Whether stripping a rewritten model gives a model back byte for byte: its weights stand first, unchanged, and the rest comes back."""
+def is_restored_by_stripping(rewritten: ModelProto, model: ModelProto) -> bool:
+    """Whether stripping a rewritten model restores a model byte for byte.
+
+    The model's weights must come first in the rewritten one, unchanged.
+    """
     weights = zip(rewritten.graph.initializer, model.graph.initializer, strict=False)
-    return all(a == b for a, b in weights) and canonical_bytes(
-        strip_model(light_copy(rewritten))
-    ) == canonical_bytes(strip_model(light_copy(model)))
+    if not all(rewritten_weight == weight for rewritten_weight, weight in weights):
+        return False
+    restored = strip_model(light_copy(rewritten))
+    expected = strip_model(light_copy(model))
+    return canonical_bytes(restored) == canonical_bytes(expected)
 
 
-class _Pair:
-    """The nodes and initializers of one pair, with names the graph does not use yet."""
+class _InsertedPair:
+    """The nodes and initializers of one pair, with names that are new to the graph."""
 
     def __init__(
         self, key: tuple[str, Quantizer], placements: tuple[Placement, ...], names: UniqueNames
     ) -> None:
-        (self.read, self.quantizer), self.placements = key, placements
-        self.graph, self.tensor = placements[0].edge.graph, placements[0].edge.tensor
+        self.qualified_tensor, self.quantizer = key
+        self.placements = placements
+        edge = placements[0].edge
+        self.graph = edge.graph
+        self.tensor = edge.tensor
         self.q = names.fresh(f"{self.tensor}_QuantizeLinear")
         self.dq = names.fresh(f"{self.tensor}_DequantizeLinear")
         self.quantized = names.fresh(f"{self.tensor}_quantized")
@@ -86,29 +96,41 @@ class _Pair:
         self.scale = names.fresh(f"{self.tensor}_scale")
         self.zero_point = names.fresh(f"{self.tensor}_zero_point")
 
-    def nodes(self) -> Iterator[onnx.NodeProto]:
-        """Yield the Q and the DQ, each with the rules that asked for it."""
-        rules = ", ".join(sorted({name for p in self.placements for name in p.because}))
-        axis: dict[str, Any] = {} if self.quantizer.axis is None else {"axis": self.quantizer.axis}
-        steps = (
-            (QUANTIZE, self.q, self.tensor, self.quantized),
-            (DEQUANTIZE, self.dq, self.quantized, self.output),
+    def nodes(self) -> tuple[NodeProto, NodeProto]:
+        """Return the Q and the DQ."""
+        return (
+            self._make_node(QUANTIZE, self.q, self.tensor, self.quantized),
+            self._make_node(DEQUANTIZE, self.dq, self.quantized, self.output),
         )
-        for op, name, source, result in steps:
-            node = onnx.helper.make_node(
-                op, [source, self.scale, self.zero_point], [result], name=name, **axis
-            )
-            node.metadata_props.add(key=RULE_KEY, value=rules)
-            yield node
+
+    def _make_node(self, op: str, name: str, tensor: str, result: str) -> NodeProto:
+        """Return a Q or DQ with the rules that requested it."""
+        axis: dict[str, Any] = {}
+        if self.quantizer.axis is not None:
+            axis["axis"] = self.quantizer.axis
+        inputs = [tensor, self.scale, self.zero_point]
+        node = helper.make_node(op, inputs, [result], name=name, **axis)
+        node.metadata_props.add(key=RULE_KEY, value=self._join_rules())
+        return node
+
+    def _join_rules(self) -> str:
+        rules: set[str] = set()
+        for placement in self.placements:
+            rules.update(placement.because)
+        return ", ".join(sorted(rules))
 
     def initializers(
         self, scales: PairScale, dtype: type[np.float16] | type[np.float32]
-    ) -> Iterator[onnx.TensorProto]:
-        """Yield the scale, of the tensor's own float type, and the zero point 0 of the quantized type: scalars, or vectors along the axis."""
+    ) -> Iterator[TensorProto]:
+        """Yield the scale in the tensor's float type, and the zero point 0 in the quantized type.
+
+        Both are scalars, or vectors along the axis.
+        """
         shape = () if self.quantizer.axis is None else (len(scales.scales),)
-        values = np.maximum(np.array(scales.scales, dtype), np.finfo(dtype).tiny)
+        least = np.finfo(dtype).tiny
+        values = np.maximum(np.array(scales.scales, dtype), least)
         yield numpy_helper.from_array(values.reshape(shape), self.scale)
-        yield onnx.TensorProto(
+        yield TensorProto(
             name=self.zero_point,
             data_type=self.quantizer.element.code,
             dims=shape,
@@ -116,84 +138,131 @@ class _Pair:
         )
 
 
-def _rewrite(index: GraphIndex, plan: Plan, scales: Scales) -> onnx.ModelProto:
+def _insert_pairs(index: GraphIndex, plan: Plan, scales: Scales) -> ModelProto:
     names = UniqueNames(index.source.model.graph, include_value_info=True)
-    pairs = [_Pair(key, placements, names) for key, placements in group_by_pair(plan).items()]
-    model = onnx.ModelProto()
+    pairs = [_InsertedPair(key, group, names) for key, group in group_by_pair(plan).items()]
+    model = ModelProto()
     model.CopyFrom(index.source.model)
-    _insert(index, model.graph, pairs)
-    by_pair = {(s.tensor, s.quantizer): s for s in scales.by_pair}
-    for pair in pairs:
-        if (pair.read, pair.quantizer) not in by_pair:
-            raise PlanError(
-                f"the scales lack tensor {pair.read!r} with {pair.quantizer}; calibrate again"
-            )
-        scope, pair_scale = index.scopes[pair.graph], by_pair[pair.read, pair.quantizer]
-        _check_scales(scope, pair.tensor, pair_scale)
-        half = scope.elem_type(pair.tensor) == onnx.TensorProto.FLOAT16
-        model.graph.initializer.extend(
-            pair.initializers(pair_scale, np.float16 if half else np.float32)
-        )
-    _sign(model, plan, scales)
+    _insert_nodes(index, model.graph, pairs)
+    _add_initializers(index, model.graph, pairs, scales)
+    _write_metadata(model, plan, scales)
     return model
 
 
-def _check_scales(index: GraphIndex, tensor: str, pair: PairScale) -> None:
-    axis, largest = pair.quantizer.axis, float(np.finfo(np.float32).max)
-    known = index.shape(tensor) if axis is not None else None
-    wanted = 1 if axis is None else (known and known[axis]) or index.constant(tensor).shape[axis]
-    if len(pair.scales) != wanted or not all(0.0 < s <= largest for s in pair.scales):
+def _add_initializers(
+    index: GraphIndex, graph: GraphProto, pairs: list[_InsertedPair], scales: Scales
+) -> None:
+    """Add the scales and zero points of pairs to the main graph."""
+    scales_by_pair = {(scale.tensor, scale.quantizer): scale for scale in scales.by_pair}
+    scopes = index.scopes
+    for pair in pairs:
+        pair_scale = scales_by_pair.get((pair.qualified_tensor, pair.quantizer))
+        if pair_scale is None:
+            raise PlanError(
+                f"the scales lack tensor {pair.qualified_tensor!r} with {pair.quantizer}."
+                " Calibrate again."
+            )
+        scope = scopes[pair.graph]
+        _check_scales(scope, pair.tensor, pair_scale)
+        is_half = scope.elem_type(pair.tensor) == TensorProto.FLOAT16
+        dtype = np.float16 if is_half else np.float32
+        graph.initializer.extend(pair.initializers(pair_scale, dtype))
+
+
+def _check_scales(index: GraphIndex, tensor: str, pair_scale: PairScale) -> None:
+    """Raise PlanError unless a pair has as many scales as needed, all positive and finite."""
+    expected = _count_scales(index, tensor, pair_scale.quantizer.axis)
+    is_valid = all(0.0 < scale <= _LARGEST_SCALE for scale in pair_scale.scales)
+    if not is_valid or len(pair_scale.scales) != expected:
         raise PlanError(
-            f"the scales of tensor {pair.tensor!r} are not {wanted} positive numbers; calibrate again"
+            f"the scales of tensor {pair_scale.tensor!r} are not {expected} positive numbers."
+            " Calibrate again."
         )
 
 
-def _insert(index: GraphIndex, graph: onnx.GraphProto, pairs: list[_Pair]) -> None:
-    """Put each pair before the first node of its graph that reads it, and lead its edges through it; bodies get theirs first."""
+def _count_scales(index: GraphIndex, tensor: str, axis: int | None) -> int:
+    """Return the number of scales that a tensor needs along an axis, or without one."""
+    if axis is None:
+        return 1
+    shape = index.shape(tensor)
+    channels = shape[axis] if shape else None
+    return channels or index.constant(tensor).shape[axis]
+
+
+def _insert_nodes(index: GraphIndex, graph: GraphProto, pairs: list[_InsertedPair]) -> None:
+    """Insert each pair before its first reader in a graph, after the pairs in its bodies."""
     for node in index.nodes:
         for name, body in node_bodies(graph.node[node.position]):
-            _insert(index.scopes[qualified_name(index.path, f"{node.label}.{name}")], body, pairs)
-    by_edge = {
-        (index.node(p.edge).position, p.edge.slot): pair
-        for pair in pairs
-        if pair.graph == index.path
-        for p in pair.placements
-    }
-    if not by_edge:
+            path = qualified_name(index.path, f"{node.label}.{name}")
+            _insert_nodes(index.scopes[path], body, pairs)
+    pairs_by_slot = _map_slots(index, pairs)
+    if not pairs_by_slot:
         return
-    written: set[str] = set()
-    nodes: list[onnx.NodeProto] = []
+    inserted: set[str] = set()
+    nodes: list[NodeProto] = []
     for position, node in enumerate(graph.node):
         for slot in range(len(node.input)):
-            pair = by_edge.get((position, slot))
+            pair = pairs_by_slot.get((position, slot))
             if pair is None:
                 continue
-            if pair.q not in written:
-                written.add(pair.q)
+            if pair.q not in inserted:
+                inserted.add(pair.q)
                 nodes.extend(pair.nodes())
             node.input[slot] = pair.output
         nodes.append(node)
-    kept = onnx.GraphProto()
+    _replace_nodes(graph, nodes)
+
+
+def _map_slots(
+    index: GraphIndex, pairs: list[_InsertedPair]
+) -> dict[tuple[int, int], _InsertedPair]:
+    """Return the pair of each quantized input, by the node's position and the slot."""
+    pairs_by_slot: dict[tuple[int, int], _InsertedPair] = {}
+    for pair in pairs:
+        if pair.graph != index.path:
+            continue
+        for placement in pair.placements:
+            edge = placement.edge
+            position = index.node(edge).position
+            pairs_by_slot[position, edge.slot] = pair
+    return pairs_by_slot
+
+
+def _replace_nodes(graph: GraphProto, nodes: list[NodeProto]) -> None:
+    kept = GraphProto()  # holds copies: most of the nodes belong to the graph
     kept.node.extend(nodes)
     del graph.node[:]
     graph.node.extend(kept.node)
 
 
-def _sign(model: onnx.ModelProto, plan: Plan, scales: Scales) -> None:
-    """Write into the model what `check` needs to plan it again, in place of what an earlier run may have left there."""
+def _write_metadata(model: ModelProto, plan: Plan, scales: Scales) -> None:
+    """Write the metadata from which `check` plans the model again.
+
+    It replaces the metadata of earlier runs.
+    """
     remove_metadata(model)
-    facts = {
+    metadata = {
         TARGETS_KEY: " ".join(map(str, plan.targets)),
         RULES_KEY: "\n".join(plan.rule_sets),
         LEAVE_FLOAT_KEY: "\n".join(plan.leave_float),
         SHAPES_KEY: "\n".join(map(str, plan.profiles)),
         METHOD_KEY: scales.method,
-        DATA_KEY: f"{scales.data} ({scales.samples} samples)" if scales.data else "",
+        DATA_KEY: _describe_data(scales),
         BATCH_KEY: scales.batch,
-        RANGES_KEY: f"{scales.given_ranges.name} ({len(scales.given_ranges.tensors)} tensors)"
-        if scales.given_ranges
-        else "",
+        RANGES_KEY: _describe_ranges(scales),
     }
-    for key, value in facts.items():
+    for key, value in metadata.items():
         if value:
             model.metadata_props.add(key=key, value=value)
+
+
+def _describe_data(scales: Scales) -> str:
+    return f"{scales.data} ({scales.samples} samples)" if scales.data else ""
+
+
+def _describe_ranges(scales: Scales) -> str:
+    ranges = scales.given_ranges
+    if not ranges:
+        return ""
+    tensors = len(ranges.tensors)
+    return f"{ranges.name} ({tensors} tensors)"

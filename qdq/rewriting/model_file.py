@@ -1,4 +1,4 @@
-"""Writing a rewritten model, with the files of its external data."""
+"""The file of a rewritten model, with its external data."""
 
 from __future__ import annotations
 
@@ -13,19 +13,22 @@ from qdq.graph.source import Source, canonical_bytes
 
 
 def check_onnx(content: bytes, name: Path) -> None:
-    """Raise ModelError, for the output `name`, where onnx.checker refuses a serialised model."""
+    """Raise ModelError, for the output `name`, where onnx.checker rejects a serialised model."""
     try:
         onnx.checker.check_model(content)
     except (onnx.checker.ValidationError, ValueError) as error:
+        reason = first_line(error).rstrip(".")
         raise ModelError(
-            f"{name}: onnx.checker refuses the result: {first_line(error)}; check that the input passes onnx.checker"
+            f"{name}: onnx.checker rejects the result: {reason}."
+            " Pass a model that passes onnx.checker."
         ) from error
 
 
 def save(model: onnx.ModelProto, source: Source, path: Path, force: bool = False) -> None:
-    """Write a model made from `source` to `path` after onnx.checker has passed it; external data files are copied along.
+    """Write a model made from `source` to `path`, with copies of its external data files.
 
-    Raises ModelError where the checker refuses it, UsageError where a file cannot be written.
+    onnx.checker must pass it. Raises ModelError where it does not, and UsageError where a file
+    cannot be written.
     """
     copies = plan_external_copies(source, path, force)
     content = canonical_bytes(model)
@@ -39,22 +42,23 @@ def save(model: onnx.ModelProto, source: Source, path: Path, force: bool = False
 
 
 def plan_external_copies(source: Source, path: Path, force: bool = False) -> dict[Path, Path]:
-    """Return where each external data file of a model must be copied to for an output at `path`; those that lie right are left out.
+    """Return the destination of each external data file for a model at `path`.
 
-    Raises UsageError where one would replace another file (unless `force`) or the output itself.
+    Files that are at their destination already are left out.
+    Raises UsageError where a copy would replace the output, or another file without `force`.
     """
-    copies = {
-        (source.folder or Path()) / name: path.parent / name for name in source.external_files
-    }
-    check_output(path, (*copies, *copies.values()), force=True)
-    copies = {
-        origin: copy
-        for origin, copy in copies.items()
-        if not (copy.exists() and copy.samefile(origin))
-    }
-    for copy in copies.values():
-        if copy.exists() and not force:
+    folder = source.folder or Path()
+    destinations = {folder / name: path.parent / name for name in source.external_files}
+    check_output(path, (*destinations, *destinations.values()), force=True)
+    copies: dict[Path, Path] = {}
+    for origin, copy in destinations.items():
+        exists = copy.exists()
+        if exists and copy.samefile(origin):
+            continue
+        if exists and not force:
             raise UsageError(
-                f"{copy}: exists; the model's external data goes there: pass --force to replace it, or choose another folder"
+                f"{copy}: the file exists, and the model's external data goes there."
+                " Pass --force to replace it, or choose another folder."
             )
+        copies[origin] = copy
     return copies

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,10 +16,10 @@ from qdq.graph.index import GraphIndex
 from qdq.graph.source import canonical_bytes
 from qdq.runtime.devices import CPU
 
-#: Called after each sample with the number done.
+#: Called after each sample with the number of samples done.
 Progress = Callable[[int], None]
 
-#: Above ONNX Runtime's errors: they come as exceptions too, and standard error is for one line.
+#: The log level above errors, which are exceptions too: qdq writes one line to standard error.
 _FATAL_LEVEL = 4
 _EXTERNAL_FOLDER = "session.model_external_initializers_file_folder_path"
 
@@ -30,47 +30,56 @@ def open_session(
     options: ort.SessionOptions | None = None,
     providers: Sequence[str] = CPU,
 ) -> ort.InferenceSession:
-    """Return an ONNX Runtime session of a model that also gives the named tensors; raises ModelError where it is refused."""
+    """Return an ONNX Runtime session of a model that also returns the named tensors.
+
+    Raises ModelError where ONNX Runtime rejects the model.
+    """
     options = options or ort.SessionOptions()
     options.log_severity_level = _FATAL_LEVEL
-    model = index.source.model
-    if index.source.folder is not None and index.source.external_files:
-        options.add_session_config_entry(_EXTERNAL_FOLDER, str(index.source.folder.resolve()))
-    addition = onnx.ModelProto(
-        graph=onnx.GraphProto(
-            output=[
-                onnx.ValueInfoProto(name=name)
-                for name in extra_outputs
-                if name not in index.outputs
-            ]
-        )
-    )
-    named = _uniquely_named(model)
+    source = index.source
+    if source.folder is not None and source.external_files:
+        options.add_session_config_entry(_EXTERNAL_FOLDER, str(source.folder.resolve()))
+    new_outputs = [name for name in extra_outputs if name not in index.outputs]
     try:
-        content = (
-            index.source.bytes_with(addition)
-            if named is model
-            else canonical_bytes(named) + addition.SerializeToString()
-        )
+        content = _serialise(index, new_outputs)
         return ort.InferenceSession(content, options, providers=list(providers))
     except ModelError:
         raise
     except Exception as error:
-        raise ModelError(
-            f"{index.source.name}: ONNX Runtime cannot run it: {_refusal(error)}"
-        ) from error
+        reason = _explain_refusal(error)
+        raise ModelError(f"{source.name}: ONNX Runtime cannot run it: {reason}") from error
 
 
-def _refusal(error: Exception) -> str:
-    """Return why ONNX Runtime refuses a model, and the way out."""
-    says = runtime_line(error).rstrip(".")
-    if newest := re.search(r"Current official support for domain \S+ is till opset (\d+)", says):
-        return f"its opset is newer than {newest[1]}, the last that this version takes; export it with that or an older one, or install a newer onnxruntime"
-    return f"{says}; export it so that it runs there"
+def _serialise(index: GraphIndex, new_outputs: Iterable[str]) -> bytes:
+    """Return a serialised model with more outputs."""
+    outputs = [onnx.ValueInfoProto(name=name) for name in new_outputs]
+    addition = onnx.ModelProto(graph=onnx.GraphProto(output=outputs))
+    model = index.source.model
+    runnable = _with_unique_names(model)
+    if runnable is model:
+        return index.source.bytes_with(addition)
+    extra: bytes = addition.SerializeToString()
+    return canonical_bytes(runnable) + extra
 
 
-def _uniquely_named(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return the model, or a copy without node names where two nodes share one: ONNX allows that, ONNX Runtime does not (1.31)."""
+def _explain_refusal(error: Exception) -> str:
+    """Return the reason why ONNX Runtime rejects a model, and the fix."""
+    reason = runtime_line(error).rstrip(".")
+    newest = re.search(r"Current official support for domain \S+ is till opset (\d+)", reason)
+    if newest:
+        opset = newest[1]
+        return (
+            f"its opset is newer than {opset}, the last that this version supports."
+            f" Export it with opset {opset} or older, or install a newer onnxruntime."
+        )
+    return f"{reason}. Export it so that ONNX Runtime can run it."
+
+
+def _with_unique_names(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return the model, or a copy without node names where two nodes share one.
+
+    ONNX allows equal names, ONNX Runtime does not (1.31).
+    """
     names = [node.name for node in model.graph.node if node.name]
     if len(set(names)) == len(names):
         return model
@@ -82,12 +91,12 @@ def _uniquely_named(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def exact_options() -> ort.SessionOptions:
-    """Return session options under which Q/DQ is computed as the graph spells it.
+    """Return session options under which Q/DQ is computed as the graph specifies it.
 
-    ONNX Runtime otherwise fuses it into integer kernels of its own, which round in other places and
-    refuse what TensorRT takes, such as a three-dimensional MatMul weight with channel scales or FP8
-    operands of a MatMul (1.31). It also drops a Relu before an FP8
-    QuantizeLinear, as if FP8 had no sign, and fails at a Clip there.
+    ONNX Runtime otherwise fuses it into integer kernels, which round in other places and reject
+    models that TensorRT accepts, such as a three-dimensional MatMul weight with channel scales or
+    FP8 operands of a MatMul (1.31). It also drops a Relu before an FP8 QuantizeLinear, as if FP8
+    had no sign, and fails at a Clip there.
     """
     options = ort.SessionOptions()
     options.add_session_config_entry("session.disable_quant_qdq", "1")
@@ -100,18 +109,28 @@ def exact_options() -> ort.SessionOptions:
 def run_sample(
     session: ort.InferenceSession, index: GraphIndex, computed: list[str], feed: Feed
 ) -> list[tuple[str, Array]]:
-    """Return some outputs of one run, and what it was fed; raises DataError where ONNX Runtime fails."""
+    """Return the named outputs of one run, then its inputs.
+
+    Raises DataError where ONNX Runtime fails.
+    """
     try:
-        given = {name: ort.OrtValue.ortvalue_from_numpy(values) for name, values in feed.items()}
-        results = session.run_with_ort_values(computed, given) if computed else []
-        return [*zip(computed, map(_shared, results), strict=True), *feed.items()]
+        inputs: dict[str, ort.OrtValue] = {}
+        for name, values in feed.items():
+            inputs[name] = ort.OrtValue.ortvalue_from_numpy(values)
+        results = session.run_with_ort_values(computed, inputs) if computed else []
+        arrays = [_share_memory(result) for result in results]
+        return [*zip(computed, arrays, strict=True), *feed.items()]
     except Exception as error:
+        reason = runtime_line(error).rstrip(".")
         raise DataError(
-            f"{index.source.name}: ONNX Runtime failed on a sample: {runtime_line(error).rstrip('.')}; check the shapes of the data"
+            f"{index.source.name}: ONNX Runtime failed on a sample: {reason}."
+            " Check the shapes of the data."
         ) from error
 
 
-def _shared(value: ort.OrtValue) -> Array:
-    """Return a result without copying it, where this ONNX Runtime lends its memory."""
-    lender: Any = getattr(value, "_ortvalue", None)
-    return np.from_dlpack(lender) if hasattr(lender, "__dlpack__") else np.asarray(value.numpy())
+def _share_memory(value: ort.OrtValue) -> Array:
+    """Return a result without a copy, where this ONNX Runtime shares its memory."""
+    ort_value: Any = getattr(value, "_ortvalue", None)
+    if hasattr(ort_value, "__dlpack__"):
+        return np.from_dlpack(ort_value)
+    return np.asarray(value.numpy())

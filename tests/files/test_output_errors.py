@@ -68,15 +68,18 @@ def test_a_folder_that_does_not_exist_is_not_made(tmp_path: Path, command: str) 
 
     message = refused(tmp_path, *writing(tmp_path, command), path)
 
-    assert message == f"qdq: {path}: its folder {path.parent} does not exist; make it first\n"
+    assert message == f"qdq: {path}: the folder {path.parent} does not exist. Create it first.\n"
 
 
 def test_a_folder_is_no_output(tmp_path: Path, command: str) -> None:
     argv, path = writing(tmp_path, command), tmp_path / "folder.md"
     path.mkdir()
 
-    assert refused(tmp_path, *argv, path) == f"qdq: {path}: is a folder; name a file\n"
-    assert refused(tmp_path, *argv, path, "--force") == f"qdq: {path}: is a folder; name a file\n"
+    assert refused(tmp_path, *argv, path) == f"qdq: {path}: the output is a folder. Pass a file.\n"
+    assert (
+        refused(tmp_path, *argv, path, "--force")
+        == f"qdq: {path}: the output is a folder. Pass a file.\n"
+    )
 
 
 def test_a_path_under_a_file_is_no_output(tmp_path: Path, command: str) -> None:
@@ -85,7 +88,7 @@ def test_a_path_under_a_file_is_no_output(tmp_path: Path, command: str) -> None:
 
     assert (
         refused(tmp_path, *writing(tmp_path, command), path)
-        == f"qdq: {path}: {path.parent} is a file, not a folder; choose a folder\n"
+        == f"qdq: {path}: {path.parent} is a file, not a folder. Pass a folder.\n"
     )
 
 
@@ -94,7 +97,7 @@ def test_a_name_too_long_for_the_system_is_no_output(tmp_path: Path, command: st
 
     assert (
         refused(tmp_path, *writing(tmp_path, command), path)
-        == f"qdq: {path}: cannot be written: File name too long; choose another name\n"
+        == f"qdq: {path}: the file cannot be written: File name too long. Pass another name.\n"
     )
 
 
@@ -111,7 +114,10 @@ def test_an_existing_output_stays_without_force_and_goes_with_it(
     argv, path = writing(tmp_path, command), tmp_path / "old.md"
     path.write_text("old")
 
-    assert refused(tmp_path, *argv, path) == f"qdq: {path}: exists; pass --force to replace it\n"
+    assert (
+        refused(tmp_path, *argv, path)
+        == f"qdq: {path}: the file exists. Pass --force to replace it.\n"
+    )
     assert run(*argv, path, "--force")[0] == 0
     assert path.read_bytes() != b"old"
 
@@ -122,7 +128,7 @@ def test_a_link_that_leads_nowhere_counts_as_existing(tmp_path: Path, command: s
 
     assert (
         refused(tmp_path, *writing(tmp_path, command), path)
-        == f"qdq: {path}: exists; pass --force to replace it\n"
+        == f"qdq: {path}: the file exists. Pass --force to replace it.\n"
     )
 
 
@@ -134,7 +140,7 @@ def test_what_is_no_regular_file_is_not_replaced_even_with_force(
 
     assert (
         refused(tmp_path, *writing(tmp_path, command), path, "--force")
-        == f"qdq: {path}: is no regular file; name another\n"
+        == f"qdq: {path}: the output is not a regular file. Pass another one.\n"
     )
     assert path.is_fifo()
 
@@ -161,7 +167,7 @@ def test_the_input_is_no_output_however_it_is_spelled(
 
     assert (
         message
-        == f"qdq: {Path(path)}: the output is the input; name another file, inputs are never changed\n"
+        == f"qdq: {Path(path)}: the output is the input, and inputs are never changed. Pass another file.\n"
     )
 
 
@@ -197,7 +203,7 @@ def test_nothing_else_that_is_read_can_be_the_output(
 
     assert (
         message
-        == f"qdq: {tmp_path / other}: the output is the input; name another file, inputs are never changed\n"
+        == f"qdq: {tmp_path / other}: the output is the input, and inputs are never changed. Pass another file.\n"
     )
 
 
@@ -253,7 +259,7 @@ def test_a_write_that_fails_at_its_end_leaves_the_old_content_and_no_temporary_f
     (tmp_path / "new").write_text("new")
     before = contents(tmp_path)
 
-    with pytest.raises(UsageError, match="out: could not be written: Is a directory"):
+    with pytest.raises(UsageError, match="out: the file could not be written: Is a directory"):
         write(tmp_path / "out", tmp_path / "new" if write is not write_atomic else b"new")
 
     assert contents(tmp_path) == before
@@ -307,7 +313,8 @@ def test_a_disk_that_is_full_leaves_the_old_file_or_none_in_a_process_of_its_own
 
     assert (done.returncode, done.stdout) == (2, "")
     assert (
-        done.stderr == f"qdq: {path}: could not be written: File too large; choose another place\n"
+        done.stderr
+        == f"qdq: {path}: the file could not be written: File too large. Pass another path.\n"
     )
     assert contents(tmp_path) == before
 

@@ -282,7 +282,7 @@ def test_external_data_is_not_overwritten_and_no_part_is_written_without_force(
     message = quantize(tmp_path, model, "--report", tmp_path / "report.md")
 
     assert (
-        f"qdq: {other}: exists; the model's external data goes there: pass --force to replace it, or choose another folder"
+        f"qdq: {other}: the file exists, and the model's external data goes there. Pass --force to replace it, or choose another folder."
         in message
     )
 
@@ -298,7 +298,7 @@ def test_the_output_cannot_be_the_external_data(tmp_path: Path, output: str) -> 
     )
 
     assert (
-        f"qdq: {tmp_path / output}: the output is the input; name another file, inputs are never changed"
+        f"qdq: {tmp_path / output}: the output is the input, and inputs are never changed. Pass another file."
         in message
     )
 
@@ -335,7 +335,7 @@ def test_an_opset_that_is_not_there_yet_is_refused_by_name(tmp_path: Path) -> No
 
     message = quantize(tmp_path, path)
     newest = re.fullmatch(
-        r"qdq: model.onnx: ONNX Runtime cannot run it: its opset is newer than (\d+), the last .*; export it with that .*\n",
+        r"qdq: model.onnx: ONNX Runtime cannot run it: its opset is newer than (\d+), the last .*\. Export it with opset .*\n",
         message,
     )
     assert newest is not None
@@ -430,7 +430,7 @@ def last_weight(values: float) -> Change:
         (lambda m: m.graph.node[1].ClearField("op_type"), "ONNX Runtime cannot run it"),
         (
             lambda m: setattr(m.graph.node[1], "op_type", "Reloo"),
-            "No Op registered for Reloo with domain_version of 17; export it so that it runs there",
+            "No Op registered for Reloo with domain_version of 17. Export it so that ONNX Runtime can run it.",
         ),
         (lambda m: m.graph.initializer.pop(0), "ONNX Runtime cannot run it"),
         (lambda m: setattr(m.graph.initializer[0], "raw_data", b"1234"), "conv.weight"),

@@ -97,12 +97,12 @@ def square_error(values: Array, amax: float) -> float:
 @pytest.mark.parametrize("power", [1.0, 3.0], ids=["normal", "heavy tails"])
 def test_mse_of_fp8_is_the_least_of_the_full_data_and_may_leave_head_room(power: float) -> None:
     values = np.sign(noise(20_000)) * np.abs(noise(20_000)) ** np.float32(power)
-    seen = Histogram()
-    seen.add(values)
-    tried = [square_error(values, seen.amax * share) for share in np.linspace(1 / 16, 2, 300)]
-    got = seen.least_error(FP8)
+    histogram = Histogram()
+    histogram.add(values)
+    tried = [square_error(values, histogram.amax * share) for share in np.linspace(1 / 16, 2, 300)]
+    got = histogram.least_error(FP8)
     assert square_error(values, got) <= min(tried) * 1.02
-    assert 0 < got <= 2 * seen.amax
+    assert 0 < got <= 2 * histogram.amax
 
 
 def test_fp8_weights_shift_outputs_less_than_with_the_largest_value() -> None:
@@ -214,8 +214,8 @@ def test_stored_fp8_weights_are_read_and_become_floats() -> None:
             raw_data=bytes([0x38, 0xB8, 0x40, 0x7E, 0, 1, 0x30, 0x48]),
         )
     )
-    (found,) = (t for t in qdq.strip(model).graph.initializer)
-    assert numpy_helper.to_array(found).ravel().tolist() == [
+    (tensor,) = (t for t in qdq.strip(model).graph.initializer)
+    assert numpy_helper.to_array(tensor).ravel().tolist() == [
         0.5,
         -0.5,
         1.0,
@@ -254,26 +254,27 @@ def test_int8_and_fp8_are_not_mixed_in_one_layer() -> None:
         beats=("*",),
     )
     base = load_rules()
-    made = qdq.plan(convolution(), rules=make_rule_set(base.names, (*base.rules, odd)))
-    assert {p.edge.node for p in made.placements} == {"a_node"}
-    left = {str(item.edge): item for item in made.left_float if item.because == INCOMPLETE}
-    assert set(left) == {"r -> y_node[0]", "w2 -> y_node[1]"}
+    plan = qdq.plan(convolution(), rules=make_rule_set(base.names, (*base.rules, odd)))
+    assert {p.edge.node for p in plan.placements} == {"a_node"}
+    left_float = {str(item.edge): item for item in plan.left_float if item.because == INCOMPLETE}
+    assert set(left_float) == {"r -> y_node[0]", "w2 -> y_node[1]"}
     assert (
-        left["r -> y_node[0]"].reason == "needs w2 -> y_node[1] in INT8, which odd quantizes to FP8"
+        left_float["r -> y_node[0]"].reason
+        == "needs w2 -> y_node[1] in INT8, which odd quantizes to FP8"
     )
 
 
 def mixed() -> RuleSet:
     """Return the default set with the second convolution in FP8."""
     base = load_rules()
-    given = {"r": "fp8-activation", "w2": "fp8-weight-per-channel"}
-    own = [
+    formats = {"r": "fp8-activation", "w2": "fp8-weight-per-channel"}
+    fp8_rules = [
         Rule(
             f"fp8-{t}", "This layer in FP8.", Where(tensor=(t,)), "quantize", using=f, beats=("*",)
         )
-        for t, f in given.items()
+        for t, f in formats.items()
     ]
-    return make_rule_set(base.names, (*base.rules, *own))
+    return make_rule_set(base.names, (*base.rules, *fp8_rules))
 
 
 @needs_compiler
@@ -356,11 +357,11 @@ def test_a_target_without_fp8_leaves_nothing_to_quantize() -> None:
 
 def test_every_format_names_a_type_and_plans_hold_them(tmp_path: Path) -> None:
     assert {form.dtype for form in FORMATS.values()} == set(ELEMENT_TYPES)
-    made = qdq.plan(convolution(), rules=mixed())
+    plan = qdq.plan(convolution(), rules=mixed())
     path = tmp_path / "p.yaml"
-    path.write_text(plan_to_yaml(made))
-    assert read_plan(path) == made
-    assert {p.quantizer.dtype for p in made.placements} == {INT8, E4M3}
+    path.write_text(plan_to_yaml(plan))
+    assert read_plan(path) == plan
+    assert {p.quantizer.dtype for p in plan.placements} == {INT8, E4M3}
 
 
 def test_a_float16_model_in_fp8_runs() -> None:

@@ -27,12 +27,12 @@ from tests.support.peers import FILES, STATIC, feeds, network, network_of, peer
 RTX, ADA = Target("rtx", 86), Target("rtx", 89)
 #: Networks of random weights, judged by the noise of their output.
 ORT = [
-    f"{given}/{form}" for given in ("vision", "language") for form in STATIC if form != "qdq-int16"
+    f"{family}/{form}" for family in ("vision", "language") for form in STATIC if form != "qdq-int16"
 ]
 #: Trained ones, judged by the images that they label correctly.
 TRAINED = [
-    f"{given}/{form}"
-    for given in ("cnn", "attention")
+    f"{family}/{form}"
+    for family in ("cnn", "attention")
     for form in ("qdq", "qdq-per-channel", "qoperator-per-channel", "qdq-for-tensorrt", "dynamic")
 ]
 WRITTEN = sorted({path.stem for path in FILES.glob("*.onnx")} - {"float", "modelopt_language_int4"})
@@ -103,11 +103,11 @@ def test_a_repaired_peer_builds_with_every_promised_layer_in_its_type(
 
 def snr(name: str, model: onnx.ModelProto) -> float:
     """Return the signal-to-noise ratio of a model's output against its float network's, in dB, over inputs that nothing was calibrated on."""
-    given = network(network_of(name))
-    test = feeds(given, seed=6)
+    float_model = network(network_of(name))
+    test = feeds(float_model, seed=6)
     exact, got = (
         np.concatenate([run(m, f)[0].ravel() for f in test]).astype(np.float64)
-        for m in (given, model)
+        for m in (float_model, model)
     )
     return float(10 * np.log10(np.sum(exact**2) / np.sum((exact - got) ** 2)))
 

@@ -431,7 +431,7 @@ def test_a_rule_file_that_exists_is_not_replaced(tmp_path: Path) -> None:
         "rtx:sm86",
         "--until-it-builds",
     )
-    assert "q.leave-float.yaml: exists; pass --force to replace it" in said
+    assert "q.leave-float.yaml: the file exists. Pass --force to replace it" in said
 
 
 def test_validating_in_the_same_run_compares_with_the_quantized_model(tmp_path: Path) -> None:

@@ -316,7 +316,7 @@ def test_scales_of_an_unedited_plan_do_not_fit_an_edited_one(tmp_path: Path) -> 
     plan.write_text(plan.read_text().replace("because: weighted-inputs", "because: me"))
     code, _, error = cli("apply", model, plan, scales, "-o", tmp_path / "q.onnx")
     assert code == 2
-    assert "the scales were computed for another plan; calibrate again with this one" in error
+    assert "the scales were computed for another plan. Calibrate again with this one." in error
 
 
 settled = settings(

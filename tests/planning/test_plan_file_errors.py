@@ -178,7 +178,7 @@ def test_scales_of_another_plan_are_refused(bench: Bench) -> None:
 
     assert (
         bench.apply(plan=other)
-        == f"qdq: {other}, {bench.scales}: the scales were computed for another plan; calibrate again with this one\n"
+        == f"qdq: {other}, {bench.scales}: the scales were computed for another plan. Calibrate again with this one.\n"
     )
 
 
@@ -308,7 +308,7 @@ def test_integers_take_no_format(bench: Bench) -> None:
     [
         (
             setting("by_pair", 0, "scales", value=[]),
-            "the scales of tensor 'x' are not 1 positive numbers; calibrate again",
+            "the scales of tensor 'x' are not 1 positive numbers. Calibrate again.",
         ),
         (
             setting("by_pair", 0, "scales", value=[0.1, 0.2]),
@@ -333,11 +333,11 @@ def test_integers_take_no_format(bench: Bench) -> None:
         (setting("by_pair", 0, "scales", value=["0.1"]), "Expected `float`, got `str`"),
         (
             lambda scales: scales["by_pair"].pop(),
-            "the scales lack tensor 'gemm.weight' with int8-weight-per-channel(axis=0); calibrate again",
+            "the scales lack tensor 'gemm.weight' with int8-weight-per-channel(axis=0). Calibrate again.",
         ),
         (
             setting("plan", value="0" * 64),
-            "the scales were computed for another plan; calibrate again with this one",
+            "the scales were computed for another plan. Calibrate again with this one.",
         ),
     ],
 )
@@ -371,7 +371,7 @@ def test_a_quantized_model_of_another_graph_is_refused(bench: Bench) -> None:
 
     for more in (["--data", "noise"], ["--target", "rtx:sm86"]):
         assert bench.validate(*more, model=other) == (
-            "qdq: quantized.onnx: without its pairs it is another graph than changed.onnx (4 nodes against 4); pass the float model it was made from\n"
+            "qdq: quantized.onnx: without its pairs, the graph differs from changed.onnx (4 nodes against 4). Pass the float model it was made from.\n"
         )
 
 
@@ -379,7 +379,7 @@ def test_float_and_quantized_model_the_wrong_way_round_are_refused(bench: Bench)
     message = bench.validate("--data", "noise", model=bench.quantized, quantized=bench.model)
 
     assert message.startswith(
-        "qdq: model.onnx: without its pairs it is another graph than quantized.onnx"
+        "qdq: model.onnx: without its pairs, the graph differs from quantized.onnx"
     )
 
 

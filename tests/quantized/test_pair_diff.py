@@ -28,7 +28,7 @@ from tests.support.graphs import (
     shuffled,
     value,
 )
-from tests.support.graphs import node as made
+from tests.support.graphs import node as make_node
 from tests.support.paths import NETWORKS
 
 Model = onnx.ModelProto
@@ -37,8 +37,8 @@ Model = onnx.ModelProto
 def pair(tensor: str, scale: str = "s", zero: str = "z", **attributes: int) -> list[onnx.NodeProto]:
     """Return a Q and a DQ on a tensor, whose output ends in ``_dq``."""
     return [
-        made("QuantizeLinear", [tensor, scale, zero], f"{tensor}_q", **attributes),
-        made("DequantizeLinear", [f"{tensor}_q", scale, zero], f"{tensor}_dq", **attributes),
+        make_node("QuantizeLinear", [tensor, scale, zero], f"{tensor}_q", **attributes),
+        make_node("DequantizeLinear", [f"{tensor}_q", scale, zero], f"{tensor}_dq", **attributes),
     ]
 
 
@@ -72,24 +72,24 @@ def small(
     nodes = [
         *before["x"],
         *(pair("w", *weight, axis=0) if weight else []),
-        made("Conv", [x, w], "c", name="first"),
+        make_node("Conv", [x, w], "c", name="first"),
         *before["c"],
     ]
     nodes += [
-        made("MaxPool", [c], "p", name="pool", kernel_shape=[2, 2]),
+        make_node("MaxPool", [c], "p", name="pool", kernel_shape=[2, 2]),
         *before["p"],
-        made("Conv", [p, "v"], "y", name="second"),
+        make_node("Conv", [p, "v"], "y", name="second"),
     ]
     return build(
-        [*nodes, made("Sigmoid", ["x"], "side", name="side")],
+        [*nodes, make_node("Sigmoid", ["x"], "side", name="side")],
         {"x": [1, 3, 4, 4]},
         ["y", "side"],
         CONSTANTS,
     )
 
 
-def lines(found: PairDiff) -> list[tuple[str, str]]:
-    return [(change.kind, str(change.edge)) for change in found.pairs]
+def lines(changes: PairDiff) -> list[tuple[str, str]]:
+    return [(change.kind, str(change.edge)) for change in changes.pairs]
 
 
 def only(old: Model, new: Model) -> PairChange:
@@ -136,7 +136,7 @@ def test_of_channels_the_ratio_farthest_from_one_is_told() -> None:
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "words"),
+    ("old", "new", "formats"),
     [
         (
             small(x="x_dq"),
@@ -157,10 +157,10 @@ def test_of_channels_the_ratio_farthest_from_one_is_told() -> None:
     ids=["type", "zero-point", "axis"],
 )
 def test_another_type_zero_point_or_axis_is_another_format(
-    old: Model, new: Model, words: tuple[str, str]
+    old: Model, new: Model, formats: tuple[str, str]
 ) -> None:
     change = only(old, new)
-    assert (change.kind, change.old, change.new) == ("format", *words)
+    assert (change.kind, change.old, change.new) == ("format", *formats)
 
 
 def test_a_pair_moves_past_an_operator_that_commutes_with_it() -> None:
@@ -198,15 +198,15 @@ def test_of_several_that_were_removed_the_one_of_the_same_scale_moved() -> None:
     both = small(c="c_dq", p="p_dq", pairs={"p": ("t", "z")})
     moved = build(
         [
-            made("Conv", ["x", "w"], "c", name="first"), made("MaxPool", ["c"], "p", name="pool", kernel_shape=[2, 2]),
-            made("Conv", ["p", "v"], "y", name="second"), made("Sigmoid", ["x"], "side", name="side"),
-            *pair("p", "t"), made("Relu", ["p_dq"], "more", name="more"),
+            make_node("Conv", ["x", "w"], "c", name="first"), make_node("MaxPool", ["c"], "p", name="pool", kernel_shape=[2, 2]),
+            make_node("Conv", ["p", "v"], "y", name="second"), make_node("Sigmoid", ["x"], "side", name="side"),
+            *pair("p", "t"), make_node("Relu", ["p_dq"], "more", name="more"),
         ],
         {"x": [1, 3, 4, 4]}, ["y", "side", "more"], CONSTANTS,
     )  # fmt: skip
-    found = diff(both, moved)
-    assert lines(found) == [("moved", "p -> more[0]"), ("removed", "c -> pool[0]")]
-    assert str(found.pairs[0].moved_from) == "p -> second[0]"
+    changes = diff(both, moved)
+    assert lines(changes) == [("moved", "p -> more[0]"), ("removed", "c -> pool[0]")]
+    assert str(changes.pairs[0].moved_from) == "p -> second[0]"
 
 
 def test_a_computed_scale_is_called_that() -> None:
@@ -218,8 +218,8 @@ def test_a_computed_scale_is_called_that() -> None:
 
 def test_rules_written_on_a_pair_are_told() -> None:
     model = small()
-    found = diff(model, qdq.quantize(model, [random_feed(model)]).model)
-    assert {str(c.edge): c.rules for c in found.pairs}["w -> first[1]"] == "weights-per-channel"
+    changes = diff(model, qdq.quantize(model, [random_feed(model)]).model)
+    assert {str(c.edge): c.rules for c in changes.pairs}["w -> first[1]"] == "weights-per-channel"
 
 
 # --- what else differs -----------------------------------------------------------------------------------------------
@@ -227,7 +227,7 @@ def test_rules_written_on_a_pair_are_told() -> None:
 
 def test_nodes_weights_and_metadata_are_told_besides() -> None:
     old, new = small(x="x_dq"), small(x="x_dq")
-    new.graph.node.append(made("Relu", ["y"], "more", name="more"))
+    new.graph.node.append(make_node("Relu", ["y"], "more", name="more"))
     new.graph.output.append(value("more", [1, 2, 3, 3]))
     (weight,) = (t for t in new.graph.initializer if t.name == "v")
     values = numpy_helper.to_array(weight).copy()
@@ -235,13 +235,13 @@ def test_nodes_weights_and_metadata_are_told_besides() -> None:
     weight.CopyFrom(numpy_helper.from_array(values, "v"))
     new.metadata_props.add(key="qdq.method", value="max")
     new.metadata_props.add(key="author", value="me")
-    found = diff(old, new)
-    assert not found
-    assert (found.nodes_added, found.nodes_removed) == (("more (Relu)",), ())
-    assert [(str(w.edge), w.largest_change) for w in found.weights] == [
+    changes = diff(old, new)
+    assert not changes
+    assert (changes.nodes_added, changes.nodes_removed) == (("more (Relu)",), ())
+    assert [(str(w.edge), w.largest_change) for w in changes.weights] == [
         ("v -> second[1]", pytest.approx(0.75))
     ]
-    assert found.metadata == (("qdq.method", "", "max"),)
+    assert changes.metadata == (("qdq.method", "", "max"),)
     back = diff(new, old)
     assert (back.nodes_removed, back.metadata) == (("more (Relu)",), (("qdq.method", "max", ""),))
 
@@ -256,20 +256,20 @@ def test_a_weight_of_another_shape_differs() -> None:
 def test_integers_in_place_of_a_weight_differ_by_their_rounding() -> None:
     integers = np.array([[[[1]], [[2]], [[3]]]] * 4, np.int8)
     nodes = [
-        made("DequantizeLinear", ["wi", "s", "z"], "wf"),
-        made("Conv", ["x", "wf"], "c", name="first"),
-        made("MaxPool", ["c"], "p", name="pool", kernel_shape=[2, 2]),
-        made("Conv", ["p", "v"], "y", name="second"),
-        made("Sigmoid", ["x"], "side", name="side"),
+        make_node("DequantizeLinear", ["wi", "s", "z"], "wf"),
+        make_node("Conv", ["x", "wf"], "c", name="first"),
+        make_node("MaxPool", ["c"], "p", name="pool", kernel_shape=[2, 2]),
+        make_node("Conv", ["p", "v"], "y", name="second"),
+        make_node("Sigmoid", ["x"], "side", name="side"),
     ]
     stored = build(nodes, {"x": [1, 3, 4, 4]}, ["y", "side"], {**CONSTANTS, "wi": integers})
     float_model = small()
     (weight,) = (t for t in float_model.graph.initializer if t.name == "w")
     weight.CopyFrom(numpy_helper.from_array(integers.astype(np.float32) * 0.5 + 0.125, "w"))
-    found = diff(float_model, stored)
-    assert lines(found) == [("added", "wf -> first[1]")]
-    assert [w.largest_change for w in found.weights] == [0.125]
-    assert (found.nodes_added, found.nodes_removed) == ((), ())
+    changes = diff(float_model, stored)
+    assert lines(changes) == [("added", "wf -> first[1]")]
+    assert [w.largest_change for w in changes.weights] == [0.125]
+    assert (changes.nodes_added, changes.nodes_removed) == ((), ())
 
 
 # --- matching nodes --------------------------------------------------------------------------------------------------
@@ -294,9 +294,9 @@ def numbered(model: Model, start: int) -> Model:
 
 def test_an_export_that_numbers_its_tensors_anew_has_the_same_pairs() -> None:
     model = small(x="x_dq", p="p_dq", weight=("ws", "wz"))
-    found = diff(numbered(model, 100), numbered(model, 101))  # "101" is another tensor in each
-    assert not found.pairs
-    assert (found.nodes_added, found.nodes_removed, found.weights) == ((), (), ())
+    changes = diff(numbered(model, 100), numbered(model, 101))  # "101" is another tensor in each
+    assert not changes.pairs
+    assert (changes.nodes_added, changes.nodes_removed, changes.weights) == ((), (), ())
 
 
 def test_pairs_keep_their_nodes_where_one_was_put_in_and_all_numbers_moved() -> None:
@@ -304,13 +304,13 @@ def test_pairs_keep_their_nodes_where_one_was_put_in_and_all_numbers_moved() -> 
     at = next(i for i, n in enumerate(new.graph.node) if n.name == "pool")
     order = list(new.graph.node)
     order[at].input[0] = "r"
-    order.insert(at, made("Relu", ["c"], "r", name="relu"))
+    order.insert(at, make_node("Relu", ["c"], "r", name="relu"))
     kept = [onnx.NodeProto.FromString(n.SerializeToString()) for n in order]
     del new.graph.node[:]
     new.graph.node.extend(kept)
-    found = diff(numbered(old, 0), numbered(new, 0))
-    assert not found.pairs
-    assert (len(found.nodes_added), found.nodes_removed) == (1, ())
+    changes = diff(numbered(old, 0), numbered(new, 0))
+    assert not changes.pairs
+    assert (len(changes.nodes_added), changes.nodes_removed) == (1, ())
 
 
 def test_weighted_nodes_and_what_follows_them_are_known_where_another_export_spells_the_rest_otherwise() -> (
@@ -323,12 +323,12 @@ def test_weighted_nodes_and_what_follows_them_are_known_where_another_export_spe
             f"{deep}.w": noise(8, 8, 3, 3, seed=1) * np.float32(fold),
         }
         nodes = [
-            made(pool, ["x"], f"{prefix}0", name=f"{prefix}start"),
-            made("Conv", [f"{prefix}0", f"{conv}.w"], conv, name=conv, pads=[1] * 4),
+            make_node(pool, ["x"], f"{prefix}0", name=f"{prefix}start"),
+            make_node("Conv", [f"{prefix}0", f"{conv}.w"], conv, name=conv, pads=[1] * 4),
         ]
-        nodes += [made("Relu", [conv], act, name=act), *(pair(act) if quantized else [])]
+        nodes += [make_node("Relu", [conv], act, name=act), *(pair(act) if quantized else [])]
         nodes += [
-            made(
+            make_node(
                 "Conv",
                 [f"{act}_dq" if quantized else act, f"{deep}.w"],
                 deep,
@@ -337,25 +337,25 @@ def test_weighted_nodes_and_what_follows_them_are_known_where_another_export_spe
             )
         ]
         return build(
-            [*nodes, made(pool, [deep], "y", name=f"{prefix}end")],
+            [*nodes, make_node(pool, [deep], "y", name=f"{prefix}end")],
             {"x": [1, 8, 9, 9]},
             ["y"],
             {**CONSTANTS, **weights},
         )
 
-    found = diff(
+    changes = diff(
         network("a", "GlobalMaxPool", 1.0, False), network("b", "GlobalAveragePool", 1.5, True)
     )
-    assert lines(found) == [("added", "bact -> bdeep[0]")]
-    assert found.nodes_removed == ("astart (GlobalMaxPool)", "aend (GlobalMaxPool)")
-    assert [str(w.edge) for w in found.weights] == ["bdeep.w -> bdeep[1]"]
+    assert lines(changes) == [("added", "bact -> bdeep[0]")]
+    assert changes.nodes_removed == ("astart (GlobalMaxPool)", "aend (GlobalMaxPool)")
+    assert [str(w.edge) for w in changes.weights] == ["bdeep.w -> bdeep[1]"]
 
 
 def test_projections_that_look_alike_are_told_apart_by_name() -> None:
     def projections(*order: str, quantized: str) -> Model:
         nodes = pair("x") if quantized else []
         nodes += [
-            made("MatMul", ["x_dq" if name == quantized else "x", f"w{name}"], name, name=name)
+            make_node("MatMul", ["x_dq" if name == quantized else "x", f"w{name}"], name, name=name)
             for name in order
         ]
         return build(
@@ -374,15 +374,15 @@ def branches(quantized: bool, name: str = "if") -> Model:
     """Return an If whose then-branch multiplies with w, behind a pair or not."""
     body = [
         *(pair("r") if quantized else []),
-        made("MatMul", ["r_dq" if quantized else "r", "w"], "a", name="product"),
+        make_node("MatMul", ["r_dq" if quantized else "r", "w"], "a", name="product"),
     ]
     then = helper.make_graph(body, "then", [], [value("a", [2, 4])])
     other = helper.make_graph(
-        [made("Neg", ["r"], "b", name="negative")], "other", [], [value("b", [2, 4])]
+        [make_node("Neg", ["r"], "b", name="negative")], "other", [], [value("b", [2, 4])]
     )
     nodes = [
-        made("Relu", ["x"], "r"),
-        made("If", ["c"], "y", name=name, then_branch=then, else_branch=other),
+        make_node("Relu", ["x"], "r"),
+        make_node("If", ["c"], "y", name=name, then_branch=then, else_branch=other),
     ]
     graph = helper.make_graph(
         nodes,
@@ -425,18 +425,18 @@ def test_a_model_by_onnx_runtime_is_compared_with_ours(tmp_path: Path) -> None:
             return next(self.samples, None)
 
     network = NETWORKS / "digits_cnn.onnx"
-    theirs = tmp_path / "theirs.onnx"
+    other_path = tmp_path / "theirs.onnx"
     quantize_static(
         str(network),
-        str(theirs),
+        str(other_path),
         Reader(),
         quant_format=QuantFormat.QDQ,
         per_channel=False,
         activation_type=QuantType.QUInt8,
     )
-    ours = qdq.quantize(network, CALIBRATION)
-    found = diff(ours.model, theirs)
-    kinds = {c.edge.node + f"[{c.edge.slot}]": c for c in found.pairs}
+    result = qdq.quantize(network, CALIBRATION)
+    changes = diff(result.model, other_path)
+    kinds = {c.edge.node + f"[{c.edge.slot}]": c for c in changes.pairs}
     convolutions = [n.name for n in onnx.load(network).graph.node if n.op_type == "Conv"]
     assert convolutions
     for name in convolutions:
@@ -444,7 +444,7 @@ def test_a_model_by_onnx_runtime_is_compared_with_ours(tmp_path: Path) -> None:
         assert kinds[f"{name}[0]"].new.startswith("uint8, ")
         assert kinds[f"{name}[2]"].kind == "added"
         assert kinds[f"{name}[2]"].new.startswith("int32, ")
-    assert not [c for c in found.pairs if c.kind == "moved"]
+    assert not [c for c in changes.pairs if c.kind == "moved"]
 
 
 # --- properties ------------------------------------------------------------------------------------------------------
@@ -463,8 +463,8 @@ def test_a_model_differs_from_its_float_one_by_its_plan_and_from_itself_renamed_
     assert {c.edge for c in back.pairs} == {p.edge for p in result.plan.placements}
     assert (forth.nodes_added, forth.nodes_removed, forth.weights) == ((), (), ())
     for same in (result.model, shuffled(result.model, seed), renamed(result.model, seed)[0]):
-        found = diff(result.model, same)
-        assert (found.pairs, found.nodes_added, found.nodes_removed, found.weights) == (
+        changes = diff(result.model, same)
+        assert (changes.pairs, changes.nodes_added, changes.nodes_removed, changes.weights) == (
             (),
             (),
             (),

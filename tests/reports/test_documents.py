@@ -190,7 +190,7 @@ def test_rules_docs_writes_a_users_rules_too(tmp_path: Path) -> None:
         "### mine\n\nSome words.\n\nBecause: I saw it.\n\n- `where: named *head_*`\n- `then: leave-float`\n- `beats: all others`\n"
         in page
     )
-    assert f"qdq: {tmp_path / 'out' / 'rules.md'}: exists; pass --force" in refused(
+    assert f"qdq: {tmp_path / 'out' / 'rules.md'}: the file exists. Pass --force" in refused(
         tmp_path, "rules", "docs", "-o", tmp_path / "out"
     )
 

@@ -37,22 +37,22 @@ slow = settings(
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 
-def planned(model: onnx.ModelProto, made: Plan) -> set[tuple[str, int]]:
+def planned(model: onnx.ModelProto, plan: Plan) -> set[tuple[str, int]]:
     """Return the planned edges as (first output of their node, slot)."""
     outputs = dict(
         zip(node_labels(model.graph), (n.output[0] for n in model.graph.node), strict=True)
     )
-    return {(outputs[p.edge.node], p.edge.slot) for p in made.placements}
+    return {(outputs[p.edge.node], p.edge.slot) for p in plan.placements}
 
 
-def shared(model: onnx.ModelProto, made: Plan) -> set[frozenset[str]]:
+def shared(model: onnx.ModelProto, plan: Plan) -> set[frozenset[str]]:
     """Return the scale groups as sets."""
-    return {frozenset(group.tensors) for group in made.scale_groups}
+    return {frozenset(group.tensors) for group in plan.scale_groups}
 
 
-def quantized(model: onnx.ModelProto, made: Plan, method: str = "max") -> onnx.ModelProto:
+def quantized(model: onnx.ModelProto, plan: Plan, method: str = "max") -> onnx.ModelProto:
     """Return the model with its plan carried out."""
-    return qdq.apply(model, made, qdq.calibrate(model, made, "noise", method=method))
+    return qdq.apply(model, plan, qdq.calibrate(model, plan, "noise", method=method))
 
 
 @slow
@@ -76,9 +76,9 @@ def test_stripping_what_was_applied_gives_the_model_back_byte_for_byte(
 @slow
 @given(models())
 def test_every_planned_edge_and_no_other_gets_a_pair(model: onnx.ModelProto) -> None:
-    made = qdq.plan(model)
-    after = quantized(model, made)
-    assert paired_edges(model, after) == planned(model, made)
+    plan = qdq.plan(model)
+    after = quantized(model, plan)
+    assert paired_edges(model, after) == planned(model, plan)
 
 
 @slow
@@ -109,13 +109,13 @@ def test_the_result_is_valid_onnx_and_runs(model: onnx.ModelProto) -> None:
 @settings(slow, max_examples=25)
 @given(models(most=6))
 def test_outputs_differ_by_no_more_than_the_scales_allow(model: onnx.ModelProto) -> None:
-    made = qdq.plan(model)
-    scales = qdq.calibrate(model, made, "noise", method="max")
+    plan = qdq.plan(model)
+    scales = qdq.calibrate(model, plan, "noise", method="max")
     index = GraphIndex(qdq.load(model))
     feed = open_feeds(index, "noise").first()
-    bounds = output_bound(index, made, scales, feed)
+    bounds = output_bound(index, plan, scales, feed)
     for output, expected, got in zip(
-        model.graph.output, run(model, feed), run(qdq.apply(model, made, scales), feed), strict=True
+        model.graph.output, run(model, feed), run(qdq.apply(model, plan, scales), feed), strict=True
     ):
         assert (np.abs(got - expected) <= bounds[output.name]).all()
 
@@ -125,10 +125,10 @@ def test_outputs_differ_by_no_more_than_the_scales_allow(model: onnx.ModelProto)
 def test_checking_the_result_finds_nothing_and_checking_the_float_model_finds_each_planned_edge(
     model: onnx.ModelProto,
 ) -> None:
-    made = qdq.plan(model)
-    assert qdq.check(quantized(model, made)) == ()
-    assert {p.edge for p in compare_with_plan(model).missing} == {p.edge for p in made.placements}
-    assert [f.code for f in qdq.check(model)] == ["not-quantized"] * bool(made.placements)
+    plan = qdq.plan(model)
+    assert qdq.check(quantized(model, plan)) == ()
+    assert {p.edge for p in compare_with_plan(model).missing} == {p.edge for p in plan.placements}
+    assert [f.code for f in qdq.check(model)] == ["not-quantized"] * bool(plan.placements)
 
 
 @slow
@@ -144,11 +144,11 @@ def test_a_weighted_node_gets_pairs_on_both_operands_or_on_none(model: onnx.Mode
 @given(models(), st.integers(0, 99))
 def test_the_order_of_nodes_does_not_change_the_plan(model: onnx.ModelProto, seed: int) -> None:
     other = shuffled(model, seed)
-    made, again = qdq.plan(model), qdq.plan(other)
-    assert planned(other, again) == planned(model, made)
-    assert shared(other, again) == shared(model, made)
+    plan, again = qdq.plan(model), qdq.plan(other)
+    assert planned(other, again) == planned(model, plan)
+    assert shared(other, again) == shared(model, plan)
     assert {(p.edge.tensor, p.quantizer) for p in again.placements} == {
-        (p.edge.tensor, p.quantizer) for p in made.placements
+        (p.edge.tensor, p.quantizer) for p in plan.placements
     }
 
 
@@ -158,10 +158,10 @@ def test_the_names_of_nodes_and_tensors_do_not_change_the_plan(
     model: onnx.ModelProto, seed: int
 ) -> None:
     other, names = renamed(model, seed)
-    made, again = qdq.plan(model), qdq.plan(other)
-    assert planned(other, again) == {(names[output], slot) for output, slot in planned(model, made)}
+    plan, again = qdq.plan(model), qdq.plan(other)
+    assert planned(other, again) == {(names[output], slot) for output, slot in planned(model, plan)}
     assert shared(other, again) == {
-        frozenset(names[t] for t in group) for group in shared(model, made)
+        frozenset(names[t] for t in group) for group in shared(model, plan)
     }
 
 
@@ -173,15 +173,15 @@ def test_a_node_left_in_float_keeps_all_its_inputs_and_no_other_node_is_half_qua
     labels = node_labels(model.graph)
     label = data.draw(st.sampled_from(labels))
     node = model.graph.node[labels.index(label)]
-    made = qdq.plan(model, leave_float=[label])
-    edges = planned(model, made)
+    plan = qdq.plan(model, leave_float=[label])
+    edges = planned(model, plan)
     assert not [edge for edge in edges if edge[0] == node.output[0]]
     assert edges <= planned(model, qdq.plan(model))
     for other in model.graph.node:
         if other.op_type in WEIGHTED:
             assert ((other.output[0], 0) in edges) == ((other.output[0], 1) in edges)
-    if made.placements:
-        after = quantized(model, made)
+    if plan.placements:
+        after = quantized(model, plan)
         assert paired_edges(model, after) == edges
         assert qdq.check(after) == ()
 
@@ -189,11 +189,11 @@ def test_a_node_left_in_float_keeps_all_its_inputs_and_no_other_node_is_half_qua
 @slow
 @given(models())
 def test_each_edge_of_a_plan_is_in_the_graph_and_decided_once(model: onnx.ModelProto) -> None:
-    made = qdq.plan(model)
+    plan = qdq.plan(model)
     outputs = dict(
         zip(node_labels(model.graph), (n.output[0] for n in model.graph.node), strict=True)
     )
-    decided = [item.edge for item in (*made.placements, *made.left_float)]
+    decided = [item.edge for item in (*plan.placements, *plan.left_float)]
     assert len(decided) == len(set(decided))
     edges = identities(model)
     for edge in decided:
@@ -215,10 +215,10 @@ def test_labels_are_unique_and_a_name_that_no_other_node_has_is_its_node_s_label
 
 @pytest.mark.parametrize("op", sorted(set(OPERATORS)))
 def test_the_strategy_reaches_every_operator(op: str) -> None:
-    assert op.removesuffix("2") in {n.op_type for n in _seen()}
+    assert op.removesuffix("2") in {n.op_type for n in _generated_nodes()}
 
 
-def _seen() -> list[onnx.NodeProto]:
+def _generated_nodes() -> list[onnx.NodeProto]:
     if not _NODES:
         settings(
             max_examples=150,

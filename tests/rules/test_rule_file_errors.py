@@ -94,7 +94,7 @@ MISTAKES: list[tuple[str, str | bytes, int, str]] = [
         "unquoted-sign",
         rule(where="{target: {sm_at_least: >=8.0}}"),
         3,
-        "quote values that begin with a sign",
+        "Quote values that begin with a sign.",
     ),
     ("second-document-a-list", rule("a") + "---\n- x\n", 6, "a rule file is a mapping"),
     ("second-document-empty", rule("a") + "---\n", 6, "a rule file is a mapping"),
@@ -122,25 +122,25 @@ MISTAKES: list[tuple[str, str | bytes, int, str]] = [
         "no-such-date",
         "rule: mine\nsays: 2024-99-99\n",
         2,
-        "YAML cannot read '2024-99-99' as timestamp; put it in quotes",
+        "YAML cannot read '2024-99-99' as timestamp. Put it in quotes",
     ),
-    ("no-number", "rule: !!int mine\n", 1, "YAML cannot read 'mine' as int; put it in quotes"),
+    ("no-number", "rule: !!int mine\n", 1, "YAML cannot read 'mine' as int. Put it in quotes"),
     ("no-truth", "rule: !!bool mine\n", 1, "YAML cannot read 'mine' as bool"),
-    ("key-on", rule(more="on: Conv\n"), 5, "YAML reads the key 'on' as True; put it in quotes"),
-    ("key-yes", rule(more="yes: Conv\n"), 5, "YAML reads the key 'yes' as True; put it in quotes"),
-    ("key-number", rule(more="8: Conv\n"), 5, "YAML reads the key '8' as 8; put it in quotes"),
-    ("key-list", rule(more="? [a]\n: b\n"), 5, "put it in quotes"),
+    ("key-on", rule(more="on: Conv\n"), 5, "YAML reads the key 'on' as True. Put it in quotes"),
+    ("key-yes", rule(more="yes: Conv\n"), 5, "YAML reads the key 'yes' as True. Put it in quotes"),
+    ("key-number", rule(more="8: Conv\n"), 5, "YAML reads the key '8' as 8. Put it in quotes"),
+    ("key-list", rule(more="? [a]\n: b\n"), 5, "Put it in quotes"),
     (
         "repeated-key",
         rule(more="says: Other words.\n"),
         5,
-        "the key 'says' is given twice; remove one",
+        "the key 'says' is given twice. Remove one",
     ),
     (
         "repeated-inner-key",
         rule(where="{into: Conv, into: Gemm}"),
         3,
-        "the key 'into' is given twice; remove one",
+        "the key 'into' is given twice. Remove one",
     ),
     (
         "unknown-key",
@@ -164,12 +164,12 @@ MISTAKES: list[tuple[str, str | bytes, int, str]] = [
         1,
         "the rule is called 'yours' but the file 'mine'; they must be the same",
     ),
-    ("name-no-text", rule("5"), 1, "'rule' must be text, not 5; put it in quotes"),
+    ("name-no-text", rule("5"), 1, "'rule' must be text, not 5. Put it in quotes"),
     (
         "says-nothing",
         "rule: mine\nsays:\nwhere: {into: Conv}\nthen: leave-float\n",
         2,
-        "'says' must be text, not None; put it in quotes",
+        "'says' must be text, not None. Put it in quotes",
     ),
     (
         "unknown-node-fact",
@@ -378,9 +378,9 @@ def test_a_folder_or_a_dead_link_in_place_of_a_rule_file_is_named(tmp_path: Path
     (folder / "mine.yaml").mkdir()
     (folder / "yours.yaml").symlink_to("nowhere")
 
-    assert f"qdq: {folder / 'mine.yaml'}: cannot be read" in refused(tmp_path, "rules", folder)
+    assert f"qdq: {folder / 'mine.yaml'}: the file cannot be read" in refused(tmp_path, "rules", folder)
     (folder / "mine.yaml").rmdir()
-    assert f"qdq: {folder / 'yours.yaml'}: cannot be read" in refused(tmp_path, "rules", folder)
+    assert f"qdq: {folder / 'yours.yaml'}: the file cannot be read" in refused(tmp_path, "rules", folder)
 
 
 def test_a_rule_cannot_be_written_in_two_files(tmp_path: Path) -> None:
@@ -697,7 +697,7 @@ NARROW = "rule: mine\nsays: What the test wants.\nwhere: {into: narrow-convoluti
     [
         (
             "{channel-below: 3}",
-            "4: unknown key 'channel-below'. Did you mean 'channels-below'?; known are channels-below, multiple-of",
+            "4: unknown key 'channel-below'. Did you mean 'channels-below'? The known keys are channels-below, multiple-of.",
         ),
         ("{channels-below: 0, multiple-of: 8}", "4: 'channels-below' is 0; write a number above 0"),
         (

@@ -407,6 +407,6 @@ def test_a_result_that_onnx_refuses_fails_its_case_only(
 
     monkeypatch.setattr("onnx.checker.check_model", refuse)
     assert (
-        "onnx.checker refuses the result: no such attribute"
+        "onnx.checker rejects the result: no such attribute"
         in results(tmp_path, hit(), near())["hit"][0]
     )
