@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from onnx import AttributeProto, GraphProto, NodeProto, TensorProto, numpy_helper
+from onnx import AttributeProto, GraphProto, NodeProto, TensorProto, ValueInfoProto, numpy_helper
 
 from qdq.arrays import Array
 from qdq.errors import ModelError, first_line
+
+_Named = NodeProto | TensorProto | ValueInfoProto
 
 
 def qualified_name(graph: str, name: str) -> str:
     """Return a name after the path of the body it is in; in the main graph the name alone."""
     return f"{graph}/{name}" if graph else name
+
+
+def list_names(items: Iterable[_Named]) -> list[str]:
+    """Return the names of some nodes, tensors, inputs or outputs."""
+    return [item.name for item in items]
 
 
 def attribute_bodies(attribute: AttributeProto) -> list[GraphProto]:
@@ -77,7 +84,7 @@ def node_labels(graph: GraphProto) -> list[str]:
 
     A node whose name is empty or occurs more than once is labelled by its position too.
     """
-    occurrences = Counter(node.name for node in graph.node)
+    occurrences = Counter(list_names(graph.node))
     taken = set(occurrences)
     labels: list[str] = []
     for i, node in enumerate(graph.node):
@@ -93,9 +100,8 @@ def node_labels(graph: GraphProto) -> list[str]:
 
 def captured_names(body: GraphProto) -> set[str]:
     """Return the names that a body reads from the graphs around it."""
-    defined = {value.name for value in body.input}
-    defined.update(tensor.name for tensor in body.initializer)
-    read = {value.name for value in body.output}
+    defined = {*list_names(body.input), *list_names(body.initializer)}
+    read = set(list_names(body.output))
     for node in body.node:
         defined.update(node.output)
         read.update(node.input)

@@ -60,8 +60,10 @@ def find_decomposed_gelu(index: GraphIndex, curve: Node) -> set[str]:
     after = list_readers(index, factors, _SCALINGS)
     before = list_input_producers(index, factors, _SCALINGS)
     halvings = _with_constant(index, [*factors, *after, *before])
-    candidates = [node for node in (*factors, *after) if node.op == "Mul"]
-    products = [node for node in candidates if _is_gelu_product(index, node, argument)]
+    products = []
+    for node in (*factors, *after):
+        if node.op == "Mul" and _is_gelu_product(index, node, argument):
+            products.append(node)
     if not products or not halvings:
         return set()
     nodes = (curve, *argument, *shifts, *factors, *halvings, *products)

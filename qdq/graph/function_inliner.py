@@ -9,7 +9,7 @@ import onnx
 from onnx import FunctionProto, GraphProto, ModelProto, NodeProto, inliner
 
 from qdq.errors import ModelError
-from qdq.graph.bodies import node_bodies
+from qdq.graph.bodies import list_names, node_bodies
 
 #: Domain and name, of a function or of the operator of a node.
 OperatorId = tuple[str, str]
@@ -97,7 +97,7 @@ def _run_inliner(model: ModelProto, convert: bool) -> ModelProto:
         inlined: ModelProto = inliner.inline_local_functions(typed, convert_version=convert)
     except Exception:  # noqa: BLE001 whatever it throws, the functions stay and the plan names them
         return model
-    known = {value.name for value in model.graph.value_info}
+    known = set(list_names(model.graph.value_info))
     kept = [value for value in inlined.graph.value_info if value.name in known]
     del inlined.graph.value_info[:]
     inlined.graph.value_info.extend(kept)

@@ -33,6 +33,7 @@ from qdq.graph.shape_inference import (
     TensorType,
     declared_type,
     infer_types,
+    known_sizes,
 )
 from qdq.graph.source import Source
 
@@ -336,20 +337,12 @@ class GraphIndex:
         if value is not None:
             return read_tensor_values(value, self.source.name, None)
         if node.op in ("Shape", "Size"):
-            dims = self._known_dims(node.inputs[0])
+            dims = known_sizes(self.shape(node.inputs[0]))
             if dims is not None:
                 return _shape_value(node, dims)
         feeds = {name: self.constant(name) for name in node.read_names}
         results = evaluate_node(node.proto, feeds, self.source.model.opset_import)
         return results[node.outputs.index(tensor)]
-
-    def _known_dims(self, tensor: str) -> tuple[int, ...] | None:
-        """Return the dimensions of a tensor, None unless all are known."""
-        shape = self.shape(tensor)
-        if shape is None:
-            return None
-        dims = tuple(size for size in shape if size is not None)
-        return dims if len(dims) == len(shape) else None
 
 
 def _make_nodes(graph: GraphProto) -> tuple[Node, ...]:

@@ -11,6 +11,7 @@ from qdq.graph.neighbors import has_constant_input
 from qdq.graph.operands import operands
 from qdq.graph.operators import CONVOLUTIONS, MATRIX_PRODUCTS, MOVES_VALUES
 from qdq.graph.patterns import cached_per_graph, find_producer_before_moves
+from qdq.graph.shape_inference import known_sizes
 
 _MATRIX_RANK = 2
 
@@ -89,9 +90,8 @@ def product_rows(index: GraphIndex, node: Node) -> int | None:
     if shape is None or not index.is_constant(node.inputs[1]):
         return None
     is_transposed = node.op == "Gemm" and node.attribute("transA", 0)
-    dims = shape[1:] if is_transposed else shape[:-1]
-    sizes = [size for size in dims if size is not None]
-    return math.prod(sizes) if len(sizes) == len(dims) else None
+    sizes = known_sizes(shape[1:] if is_transposed else shape[:-1])
+    return None if sizes is None else math.prod(sizes)
 
 
 def attention_length(index: GraphIndex, node: Node) -> int | None:

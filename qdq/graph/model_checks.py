@@ -12,7 +12,7 @@ from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto
 from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 
 from qdq.errors import ModelError, first_line
-from qdq.graph.bodies import all_tensors, node_bodies, node_title
+from qdq.graph.bodies import all_tensors, list_names, node_bodies, node_title
 from qdq.graph.opset import default_opset
 from qdq.graph.source import external_tensors
 
@@ -71,7 +71,7 @@ def _check_graph(graph: GraphProto, prefix: str, opset: int) -> None:
 def _names_of_values(graph: GraphProto) -> Iterator[str]:
     yield graph.name
     for field in (graph.input, graph.output, graph.initializer):
-        yield from (item.name for item in field)
+        yield from list_names(field)
 
 
 def _require_text(names: Iterable[object], holder: str) -> None:

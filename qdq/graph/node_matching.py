@@ -83,13 +83,17 @@ class _NodeKeys:
 
     def weight_values(self, node: Node) -> Hashable:
         weights = large_weights(self._indexes[id(node)], node)
-        values = tuple(hash(weight.raw_data) for weight in weights)
-        return (node.op, values) if values else None
+        if not weights:
+            return None
+        hashes = tuple(hash(weight.raw_data) for weight in weights)
+        return node.op, hashes
 
     def weight_shapes(self, node: Node) -> Hashable:
         weights = large_weights(self._indexes[id(node)], node)
+        if not weights:
+            return None
         shapes = tuple(tuple(weight.dims) for weight in weights)
-        return (node.op, shapes) if shapes else None
+        return node.op, shapes
 
     def signed_name(self, node: Node) -> Hashable:
         name = node.proto.name
@@ -167,8 +171,8 @@ class _Matching:
 
     def _add(self, pairs: list[_NodePair]) -> None:
         matched = _node_ids(pairs)
-        self._old_nodes = [node for node in self._old_nodes if id(node) not in matched]
-        self._new_nodes = [node for node in self._new_nodes if id(node) not in matched]
+        self._old_nodes = _exclude(self._old_nodes, matched)
+        self._new_nodes = _exclude(self._new_nodes, matched)
         self.pairs += pairs
 
 
@@ -200,11 +204,15 @@ def _align_nodes(old_nodes: list[Node], new_nodes: list[Node]) -> list[_NodePair
         if node.proto.name in by_name:
             pairs.append((by_name.pop(node.proto.name), node))
     matched = _node_ids(pairs)
-    old_rest = [node for node in old_nodes if id(node) not in matched]
-    new_rest = [node for node in new_nodes if id(node) not in matched]
+    old_rest = _exclude(old_nodes, matched)
+    new_rest = _exclude(new_nodes, matched)
     if len(old_rest) == len(new_rest):
         pairs.extend(zip(old_rest, new_rest, strict=True))
     return pairs
+
+
+def _exclude(nodes: list[Node], ids: set[int]) -> list[Node]:
+    return [node for node in nodes if id(node) not in ids]
 
 
 def _node_ids(pairs: Iterable[_NodePair]) -> set[int]:

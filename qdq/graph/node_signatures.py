@@ -96,7 +96,9 @@ def _describe_stored(index: GraphIndex, name: str) -> Hashable:
         if producer is None or producer.op != "Constant":
             return None
         tensor = producer.attribute("value")
-    return None if tensor is None else _describe_tensor(tensor)
+    if tensor is None:
+        return None
+    return _describe_tensor(tensor)
 
 
 def _hash_ancestors(index: GraphIndex, operators: list[int]) -> list[int]:

@@ -6,7 +6,7 @@ import onnx
 from onnx import GraphProto, ModelProto, TensorProto, version_converter
 
 from qdq.errors import ModelError, first_line
-from qdq.graph.bodies import all_graphs, node_title
+from qdq.graph.bodies import all_graphs, list_names, node_title
 
 #: `axis` on QuantizeLinear and DequantizeLinear came with opset 13 (ONNX operator changelog).
 PER_CHANNEL_OPSET = 13
@@ -112,8 +112,12 @@ def _find_qdq_opset(model: ModelProto) -> int:
         if node.op_type not in ("Cast", "Constant"):
             continue
         for attribute in node.attribute:
-            if attribute.name in ("to", "value"):
-                types.add(attribute.t.data_type if attribute.HasField("t") else attribute.i)
+            if attribute.name not in ("to", "value"):
+                continue
+            if attribute.HasField("t"):
+                types.add(attribute.t.data_type)
+            else:
+                types.add(attribute.i)
     return FLOAT16_OPSET if TensorProto.FLOAT16 in types else PER_CHANNEL_OPSET
 
 
@@ -143,8 +147,8 @@ def _with_free_initializers(model: ModelProto) -> ModelProto:
     """
     if model.ir_version >= FREE_INITIALIZERS_IR:
         return model
-    input_names = {value.name for value in model.graph.input}
-    if all(tensor.name in input_names for tensor in model.graph.initializer):
+    initializer_names = list_names(model.graph.initializer)
+    if set(initializer_names) <= set(list_names(model.graph.input)):
         return model
     copy = _copy_model(model)
     copy.ir_version = FREE_INITIALIZERS_IR

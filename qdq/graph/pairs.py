@@ -8,7 +8,7 @@ from collections.abc import Collection
 import msgspec
 from onnx import GraphProto, NodeProto, TensorProto
 
-from qdq.graph.bodies import all_graphs, node_bodies, node_title
+from qdq.graph.bodies import all_graphs, list_names, node_bodies, node_title
 from qdq.graph.metadata import LEVELS_KEY, RULE_KEY
 from qdq.graph.quantized_operators import DEQUANTIZE, QUANTIZE
 
@@ -98,7 +98,7 @@ def count_readers(graph: GraphProto) -> Counter[str]:
     """Return how often each tensor is read by nodes, bodies and graph outputs."""
     count: Counter[str] = Counter()
     for scope in all_graphs(graph):
-        count.update(value.name for value in scope.output)
+        count.update(list_names(scope.output))
         for node in scope.node:
             count.update(node.input)
     return count
@@ -109,15 +109,16 @@ def _make_pair(
 ) -> QdqPair:
     metadata = {entry.key: entry.value for entry in dq.metadata_props}
     integers = {attribute.name: attribute.i for attribute in dq.attribute}
+    first = dq if q is None else q
     return QdqPair(
         q=q_position,
         dq=dq_position,
-        tensor=q.input[0] if q else dq.input[0],
+        tensor=first.input[0],
         output=dq.output[0],
         scale=dq.input[1],
         zero_point=_input_name(dq, 2),
-        q_scale=_input_name(q, 1) if q else "",
-        q_zero_point=_input_name(q, 2) if q else "",
+        q_scale=_input_name(q, 1),
+        q_zero_point=_input_name(q, 2),
         axis=integers.get("axis"),
         block_size=integers.get("block_size", 0),
         rules=metadata.get(RULE_KEY, ""),
@@ -133,5 +134,8 @@ def _parse_levels(text: str) -> tuple[int, int] | None:
     return low, high
 
 
-def _input_name(node: NodeProto, slot: int) -> str:
-    return node.input[slot] if len(node.input) > slot else ""
+def _input_name(node: NodeProto | None, slot: int) -> str:
+    """Return the tensor at an input slot, "" where the node or the input is absent."""
+    if node is None or len(node.input) <= slot:
+        return ""
+    return str(node.input[slot])

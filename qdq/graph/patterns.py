@@ -18,7 +18,7 @@ from qdq.graph.index import Edge, GraphIndex, Node
 from qdq.graph.neighbors import find_input_producer, has_constant_input
 from qdq.graph.operands import operands
 from qdq.graph.operators import GATES, MOVES_VALUES, PICKS_VALUES
-from qdq.graph.shape_inference import Dims
+from qdq.graph.shape_inference import known_sizes
 
 PLANE_RANK = 4
 
@@ -95,21 +95,9 @@ def trace_axis_to_input(index: GraphIndex, node: Node, axis: int | None) -> int 
         axes = range(len(input_shape or ()))
         order = list(node.attribute("perm", reversed(axes)))
         return int(order[axis]) if axis < len(order) else None
-    output_shape = index.shape(node.outputs[0])
-    if input_shape is None or output_shape is None:
-        return None
-    return _find_unchanged_axis(input_shape, output_shape, axis)
-
-
-def _find_unchanged_axis(input_shape: Dims, output_shape: Dims, axis: int) -> int | None:
-    """Return the first input axis that has an output axis's size and outer size.
-
-    The outer size is the product of the sizes before an axis.
-    """
-    input_sizes = [size for size in input_shape if size is not None]
-    output_sizes = [size for size in output_shape if size is not None]
-    has_unknown = len(input_sizes) < len(input_shape) or len(output_sizes) < len(output_shape)
-    if has_unknown:
+    input_sizes = known_sizes(input_shape)
+    output_sizes = known_sizes(index.shape(node.outputs[0]))
+    if input_sizes is None or output_sizes is None:
         return None
     outer_size = math.prod(output_sizes[:axis])
     for input_axis, size in enumerate(input_sizes):
@@ -238,8 +226,10 @@ def attention_masks(index: GraphIndex) -> frozenset[str]:
     They lead to a Softmax through moves, scaling and other Adds of this kind.
     """
     masks: set[str] = set()
-    softmaxes = [node for node in index.nodes if node.op in ("Softmax", "LogSoftmax")]
-    pending = [softmax.inputs[0] for softmax in softmaxes]
+    pending = []
+    for node in index.nodes:
+        if node.op in ("Softmax", "LogSoftmax"):
+            pending.append(node.inputs[0])
     while pending:
         producer = index.producers.get(pending.pop())
         if producer is None or producer.label in masks:

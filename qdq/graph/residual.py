@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import deque
 
 from qdq.graph.index import Edge, GraphIndex, Node
+from qdq.graph.neighbors import has_constant_input
 from qdq.graph.operators import (
     ACTIVATIONS_BEFORE_RESIDUAL,
     CONVOLUTIONS,
@@ -46,7 +47,9 @@ def find_residual_slot(
     if distances is None:
         return 0
     first_distance, second_distance = distances
-    return 1 if first_distance > second_distance else 0
+    if first_distance > second_distance:
+        return 1
+    return 0
 
 
 def find_backbone(
@@ -69,7 +72,9 @@ def find_backbone(
         if node.op in between and len(computed) == 1:
             tensor = computed[0]
         else:
-            self_gated = find_self_gated(index, node) if backbones == CONVOLUTIONS else None
+            if backbones != CONVOLUTIONS:
+                return None
+            self_gated = find_self_gated(index, node)
             if not self_gated:
                 return None
             tensor = self_gated
@@ -99,21 +104,23 @@ def find_fused_backbone(
 
 def _joins_two_branches(index: GraphIndex, add: Node) -> bool:
     """Whether a node is an Add of two computed tensors of one shape, as far as that is known."""
-    if add.op != "Add" or len(set(add.inputs)) != _TERMS:
+    if add.op != "Add" or len(add.inputs) != _TERMS:
         return False
-    if any(index.is_constant(tensor) for tensor in add.inputs):
+    first, second = add.inputs
+    if first == second or has_constant_input(index, add):
         return False
-    first_shape, second_shape = (index.shape(tensor) for tensor in add.inputs)
+    first_shape = index.shape(first)
+    second_shape = index.shape(second)
     if first_shape is None or second_shape is None:
         return True
     if len(first_shape) != len(second_shape):
         return False
     sizes = zip(first_shape, second_shape, strict=True)
-    return not any(_is_broadcast(first, second) for first, second in sizes)
+    return not any(_is_broadcast(*pair) for pair in sizes)
 
 
-def _is_broadcast(first: int | None, second: int | None) -> bool:
-    return first is not None and second is not None and first != second
+def _is_broadcast(size: int | None, other_size: int | None) -> bool:
+    return None not in (size, other_size) and size != other_size
 
 
 def _distances_to_common_ancestor(

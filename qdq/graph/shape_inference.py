@@ -7,6 +7,8 @@ from collections.abc import Mapping
 import onnx
 from onnx import GraphProto, ModelProto, ValueInfoProto
 
+from qdq.graph.bodies import list_names
+
 #: Dimensions of a tensor, None for each unknown one.
 Dims = tuple[int | None, ...]
 
@@ -57,7 +59,7 @@ def _set_input_shapes(graph: GraphProto, shapes: Mapping[str, tuple[int, ...]]) 
 
 def _add_weights(skeleton: GraphProto, graph: GraphProto) -> None:
     """Add the small initializers of a graph to its skeleton, and the large ones as inputs."""
-    input_names = {value.name for value in graph.input}
+    input_names = set(list_names(graph.input))
     for tensor in graph.initializer:
         if len(tensor.raw_data) <= LARGEST_FOLDED_BYTES and not tensor.external_data:
             skeleton.initializer.append(tensor)
@@ -74,6 +76,15 @@ def declared_type(value: ValueInfoProto) -> TensorType:
         return tensor.elem_type, None
     dims: list[int | None] = []
     for dim in tensor.shape.dim:
-        is_known = dim.HasField("dim_value") and dim.dim_value > 0
-        dims.append(dim.dim_value if is_known else None)
+        if dim.HasField("dim_value") and dim.dim_value > 0:
+            dims.append(dim.dim_value)
+        else:
+            dims.append(None)
     return tensor.elem_type, tuple(dims)
+
+
+def known_sizes(dims: Dims | None) -> tuple[int, ...] | None:
+    """Return dimensions that are all known, None for others."""
+    if dims is None or None in dims:
+        return None
+    return tuple(size for size in dims if size is not None)

@@ -66,8 +66,10 @@ def _parse_shape(text: str) -> Shape:
     """Return the sizes of a shape, 0 for those that are not positive integers of 64 bits."""
     sizes = []
     for size in text.split("x"):
-        is_size = size.isdecimal() and len(size) <= _MOST_DIGITS
-        sizes.append(int(size) if is_size else 0)
+        if size.isdecimal() and len(size) <= _MOST_DIGITS:
+            sizes.append(int(size))
+        else:
+            sizes.append(0)
     return tuple(sizes)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from onnx import GraphProto
 
-from qdq.graph.bodies import all_graphs
+from qdq.graph.bodies import all_graphs, list_names
 
 
 class UniqueNames:
@@ -21,7 +21,7 @@ class UniqueNames:
         for scope in all_graphs(graph):
             self._taken.update(_names_in(scope))
             if include_value_info:
-                self._taken.update(value.name for value in scope.value_info)
+                self._taken.update(list_names(scope.value_info))
 
     def fresh(self, requested: str) -> str:
         """Return a name that is not used yet: the requested one, or that with a number."""
@@ -36,7 +36,7 @@ class UniqueNames:
 
 def _names_in(graph: GraphProto) -> Iterable[str]:
     for field in (graph.input, graph.output, graph.initializer, graph.node):
-        yield from (item.name for item in field)
+        yield from list_names(field)
     for node in graph.node:
         yield from node.input
         yield from node.output

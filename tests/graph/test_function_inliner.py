@@ -143,13 +143,13 @@ def test_functions_called_in_a_body_are_inlined_there() -> None:
 
 @pytest.mark.parametrize("domain", ["com.microsoft", ""])
 def test_a_function_with_the_name_of_an_operator_is_what_it_says(domain: str) -> None:
-    own = function(
+    function_proto = function(
         "Gelu" if domain else "Elu",
         [node("MatMul", ["a", "w0"], "m"), node("Tanh", ["m"], "b")],
         ["a", "w0"],
         domain=domain,
     )
-    model = calling([node(own.name, ["x", "w"], "y", domain=domain)], own)
+    model = calling([node(function_proto.name, ["x", "w"], "y", domain=domain)], function_proto)
     source = qdq.load(model)
     assert [n.op_type for n in source.model.graph.node] == ["MatMul", "Tanh"]
     assert len(qdq.plan(model).placements) == 2
@@ -175,16 +175,16 @@ def test_a_function_that_cannot_be_inlined_stays_and_is_named() -> None:
     old = function(
         "Old", [node("Unheard", ["a"], "c"), node("Softmax", ["c"], "b")], ["a", "k"], opset=11
     )
-    made = qdq.plan(
+    plan = qdq.plan(
         calling(
             [node("Old", ["x", "w"], "f", domain="local"), node("MatMul", ["f", "v"], "y")], old
         )
     )
     assert [
-        (item.edge.node, item.because) for item in made.left_float if item.because == FUNCTION
+        (item.edge.node, item.because) for item in plan.left_float if item.because == FUNCTION
     ] == [("f_node", FUNCTION)]
-    assert made.notes == ()
-    assert len(made.placements) == 2
+    assert plan.notes == ()
+    assert len(plan.placements) == 2
 
 
 def test_a_function_that_nothing_calls_is_left_alone() -> None:
@@ -196,14 +196,14 @@ def test_a_function_that_nothing_calls_is_left_alone() -> None:
 
 
 def test_functions_that_call_each_other_in_a_circle_are_refused(tmp_path: Path) -> None:
-    one = function("One", [node("Two", ["a", "k"], "b", domain="local")], ["a", "k"])
-    two = function("Two", [node("One", ["a", "k"], "b", domain="local")], ["a", "k"])
+    first = function("One", [node("Two", ["a", "k"], "b", domain="local")], ["a", "k"])
+    second = function("Two", [node("One", ["a", "k"], "b", domain="local")], ["a", "k"])
     path = write(
-        calling([node("One", ["x", "w"], "y", domain="local")], one, two), tmp_path / "m.onnx"
+        calling([node("One", ["x", "w"], "y", domain="local")], first, second), tmp_path / "m.onnx"
     )
-    said = refused(tmp_path, "plan", path)
-    assert "m.onnx: the model is damaged: its function local." in said
-    assert "calls itself. Export or download it again." in said
+    message = refused(tmp_path, "plan", path)
+    assert "m.onnx: the model is damaged: its function local." in message
+    assert "calls itself. Export or download it again." in message
 
 
 def test_pairs_in_a_function_are_seen_and_stripped() -> None:

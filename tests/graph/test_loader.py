@@ -304,12 +304,12 @@ def test_plan_scales_and_model_are_the_same_with_external_data(tmp_path: Path) -
 def test_path_modelproto_and_graphsurgeon_graph_give_the_same_plan(name: str) -> None:
     path = NETWORKS / f"{name}.onnx"
     model = onnx.load(path)
-    plans = [qdq.plan(given) for given in (path, str(path), model, gs.import_onnx(model))]
-    for made in plans[1:]:
-        assert {(str(p.edge), p.quantizer, p.because) for p in made.placements} == {
+    plans = [qdq.plan(form) for form in (path, str(path), model, gs.import_onnx(model))]
+    for plan in plans[1:]:
+        assert {(str(p.edge), p.quantizer, p.because) for p in plan.placements} == {
             (str(p.edge), p.quantizer, p.because) for p in plans[0].placements
         }
-        assert made.scale_groups == plans[0].scale_groups
+        assert plan.scale_groups == plans[0].scale_groups
     assert plans[0] == plans[1]
 
 
@@ -347,15 +347,15 @@ def test_operators_of_unknown_domains_are_planned_around() -> None:
     model = build(
         nodes, {"x": [1, 3, 6, 6]}, {"y": [1, 2, 4, 4]}, weights, domains={"org.example": 1}
     )
-    made = qdq.plan(model)
-    assert {(p.edge.node, p.edge.slot) for p in made.placements} == {
+    plan = qdq.plan(model)
+    assert {(p.edge.node, p.edge.slot) for p in plan.placements} == {
         ("a_node", 0),
         ("a_node", 1),
         ("y_node", 0),
         ("y_node", 1),
     }
     with pytest.raises(ModelError, match="ONNX Runtime cannot run it"):
-        qdq.calibrate(model, made, "noise")
+        qdq.calibrate(model, plan, "noise")
 
 
 def body(name: str, weight: str) -> onnx.GraphProto:
@@ -515,8 +515,8 @@ def test_the_pairs_name_their_rules_and_the_model_says_what_made_it() -> None:
         if p.key == "qdq.rule"
     }
     assert rules == {"weighted-inputs", "weights-per-channel"}
-    said = {p.key: p.value for p in after.metadata_props}
-    assert said == {
+    metadata = {p.key: p.value for p in after.metadata_props}
+    assert metadata == {
         "qdq.targets": "rtx:sm86", "qdq.rules": "tensorrt", "qdq.leave-float": "gemm", "qdq.method": "max", "qdq.data": "noise (8 samples)",
         "qdq.batch": "1",
     }  # fmt: skip

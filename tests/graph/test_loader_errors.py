@@ -37,7 +37,7 @@ def changed(folder: Path, change: Change) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("content", "says"),
+    ("content", "message_part"),
     [
         (b"hello, this is text\n", "is not an ONNX file (20 bytes). Export or download it again."),
         (PNG, "is not an ONNX file"),
@@ -50,12 +50,12 @@ def changed(folder: Path, change: Change) -> Path:
     ids=["text", "PNG", "zip", "empty", "one-byte", "two-bytes", "LFS-pointer"],
 )
 def test_a_file_that_is_no_model_is_named_with_what_it_is(
-    tmp_path: Path, content: bytes, says: str
+    tmp_path: Path, content: bytes, message_part: str
 ) -> None:
     path = tmp_path / "model.onnx"
     path.write_bytes(content)
 
-    assert f"qdq: {path}: the file {says}" in quantize(tmp_path, path)
+    assert f"qdq: {path}: the file {message_part}" in quantize(tmp_path, path)
 
 
 @pytest.mark.parametrize("part", [0.001, 0.25, 0.5, 0.75, 0.99])
@@ -111,27 +111,27 @@ def test_bytes_gone_wrong_never_give_a_traceback(tmp_path: Path) -> None:
     ids=" ".join,
 )
 @pytest.mark.parametrize(
-    ("kind", "says"),
+    ("kind", "message_part"),
     [("missing", "no such file"), ("folder", "Is a directory"), ("text", "is not an ONNX file")],
 )
 def test_every_command_that_reads_models_refuses(
-    tmp_path: Path, command: list[str], kind: str, says: str
+    tmp_path: Path, command: list[str], kind: str, message_part: str
 ) -> None:
     path = tmp_path / "model.onnx"
     if kind == "folder":
         path.mkdir()
     if kind == "text":
         path.write_text("hello, this is text\n")
-    words = {
+    arguments = {
         "MODEL": path,
         "GOOD": save(tiny_model(), tmp_path / "good.onnx"),
         "OUT": tmp_path / "out.onnx",
     }
 
-    message = refused(tmp_path, *(words.get(word, word) for word in command))
+    message = refused(tmp_path, *(arguments.get(word, word) for word in command))
 
     assert f"qdq: {path}: " in message
-    assert says in message
+    assert message_part in message
 
 
 @pytest.mark.parametrize(
@@ -151,7 +151,7 @@ def test_commands_that_take_a_plan_refuse_a_missing_model(
     )
     run("plan", good, "-o", plan)
     run("calibrate", good, plan, "-o", scales, "--data", "noise")
-    words = {
+    arguments = {
         "MODEL": tmp_path / "gone.onnx",
         "PLAN": plan,
         "SCALES": scales,
@@ -159,7 +159,7 @@ def test_commands_that_take_a_plan_refuse_a_missing_model(
     }
 
     assert f"qdq: {tmp_path / 'gone.onnx'}: no such file" in refused(
-        tmp_path, *(words.get(word, word) for word in command)
+        tmp_path, *(arguments.get(word, word) for word in command)
     )
 
 
@@ -179,7 +179,7 @@ def with_external(folder: Path, location: str, data: bytes | None = None, **more
 
 
 @pytest.mark.parametrize(
-    ("location", "more", "says"),
+    ("location", "more", "message_part"),
     [
         (
             "gone.bin",
@@ -226,7 +226,7 @@ def with_external(folder: Path, location: str, data: bytes | None = None, **more
     ],
 )
 def test_external_data_that_cannot_be_read_is_named_with_its_tensor(
-    tmp_path: Path, location: str, more: dict[str, object], says: str
+    tmp_path: Path, location: str, more: dict[str, object], message_part: str
 ) -> None:
     (tmp_path / "outside.bin").write_bytes(bytes(10_000))
     model = with_external(tmp_path, location, **more)
@@ -235,7 +235,7 @@ def test_external_data_that_cannot_be_read_is_named_with_its_tensor(
     message = quantize(tmp_path, model)
 
     assert f"qdq: {model}: " in message
-    assert says in message
+    assert message_part in message
 
 
 def test_external_data_behind_a_link_that_leads_outside_is_refused(tmp_path: Path) -> None:
@@ -409,7 +409,7 @@ def last_weight(values: float) -> Change:
 
 
 @pytest.mark.parametrize(
-    ("change", "says"),
+    ("change", "message_part"),
     [
         (
             lambda m: m.graph.ClearField("node"),
@@ -454,13 +454,13 @@ def last_weight(values: float) -> Change:
     ],
 )
 def test_a_damaged_graph_is_refused_with_the_place_of_the_damage(
-    tmp_path: Path, change: Change, says: str
+    tmp_path: Path, change: Change, message_part: str
 ) -> None:
     path = changed(tmp_path, change)
 
     message = quantize(tmp_path, path)
 
-    assert says in message
+    assert message_part in message
     assert "model.onnx" in message or "0.npz" in message
 
 

@@ -159,7 +159,7 @@ def move_pair_before(model: Model, name: str, reader: str) -> None:
     model.graph.node.extend(ordered)
 
 
-def found(model: Model) -> list[tuple[str, str]]:
+def list_findings(model: Model) -> list[tuple[str, str]]:
     """Return the codes and places of the findings of check."""
     return [(finding.code, finding.where) for finding in qdq.check(model)]
 
@@ -170,7 +170,7 @@ def test_the_input_of_each_quantizable_pool_is_planned_and_missed(operator: str)
     assert "h -> pool[0]" in planned_edges(model)
     after = quantized(model)
     remove_pair(after, "pool", 0)
-    assert found(after) == [("pool-in-float", "h -> pool[0]")]
+    assert list_findings(after) == [("pool-in-float", "h -> pool[0]")]
 
 
 @pytest.mark.parametrize("operator", [*ACTIVATIONS_BEFORE_RESIDUAL, *FOLDED_BEFORE_RESIDUAL])
@@ -179,7 +179,7 @@ def test_the_skip_of_an_add_after_each_operator_is_planned_and_missed(operator: 
     assert "x -> join[1]" in planned_edges(model)
     after = quantized(model)
     remove_pair(after, "join", 1)
-    assert found(after) == [("residual-in-float", "x -> join[1]")]
+    assert list_findings(after) == [("residual-in-float", "x -> join[1]")]
 
 
 def test_the_skip_of_an_add_after_another_operator_stays_in_float() -> None:
@@ -194,7 +194,7 @@ def test_a_pair_before_each_operator_that_is_fused_with_a_layer_is_unwanted(oper
     assert "c -> it[0]" not in planned_edges(model)
     after = quantized(model)
     add_pair(after, "it", 0)
-    assert found(after) == [("pair-in-fusion", "c -> it[0]")]
+    assert list_findings(after) == [("pair-in-fusion", "c -> it[0]")]
 
 
 @pytest.mark.parametrize("operator", FOLDED_INTO_WEIGHTS)
@@ -204,7 +204,7 @@ def test_a_pair_after_each_folded_operator_is_on_the_output_of_the_layer(operato
     )
     after = quantized(parse(nodes, "float[1,4,4,4] x", "float[1,4,4,4] y"))
     add_pair(after, "last", 0)
-    assert found(after) == [("pair-on-output", "a -> last[0]")]
+    assert list_findings(after) == [("pair-on-output", "a -> last[0]")]
 
 
 @pytest.mark.parametrize("operator", MOVES_VALUES)
@@ -218,12 +218,12 @@ def test_a_pair_before_each_operator_that_moves_values_counts_as_one_after_it(
     assert [str(placement.edge) for placement in compare_with_plan(after).missing] == [
         "m -> after[0]"
     ]
-    assert found(after) == []
+    assert list_findings(after) == []
     remove_pair(after, "it", 0)
-    assert found(after) == [("half-quantized", "m -> after[0]")]
+    assert list_findings(after) == [("half-quantized", "m -> after[0]")]
 
 
 def test_a_pair_before_an_operator_that_computes_does_not_count_as_one_after_it() -> None:
     after = quantized(moved("Tanh"))
     move_pair_before(after, "it", "after")
-    assert ("half-quantized", "m -> after[0]") in found(after)
+    assert ("half-quantized", "m -> after[0]") in list_findings(after)

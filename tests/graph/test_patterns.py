@@ -92,8 +92,8 @@ def test_moves_are_looked_through_and_nothing_else() -> None:
     graph = index(
         "[gate] s = Sigmoid (x) [turn] t = Transpose (s) [back] u = Transpose (t) [picked] p = Gather (u, last) [still] y = Identity (x)"
     )
-    found = {tensor: find_producer_before_moves(graph, tensor) for tensor in ("u", "p", "y", "w")}
-    assert {tensor: maker and maker.label for tensor, maker in found.items()} == {
+    result = {tensor: find_producer_before_moves(graph, tensor) for tensor in ("u", "p", "y", "w")}
+    assert {tensor: maker and maker.label for tensor, maker in result.items()} == {
         "u": "gate",
         "p": "picked",
         "y": None,
@@ -104,8 +104,8 @@ def test_moves_are_looked_through_and_nothing_else() -> None:
 @pytest.mark.parametrize("seed", range(4))
 def test_a_normalisation_with_casts_is_found_whole_in_any_order(seed: int) -> None:
     model = index(f"[relu] h = Relu (x) {NORMALIZATION} [next] y = MatMul (n, w)").source.model
-    found = normalization_nodes(GraphIndex(qdq.load(shuffled(model, seed))))
-    assert found == {"mean", "centre", "square", "variance", "above", "root", "divide"}
+    result = normalization_nodes(GraphIndex(qdq.load(shuffled(model, seed))))
+    assert result == {"mean", "centre", "square", "variance", "above", "root", "divide"}
 
 
 def test_two_gelus_that_share_their_input_and_constants_are_found_apart() -> None:
@@ -122,8 +122,8 @@ def test_half_a_gelu_is_none() -> None:
         "[halve] y = Mul (d, half)",
         "[shift] c = Add (b, one)",
     ):
-        made, read = missing.split()[1], missing.split("(")[1].split(")")[0].split(",")[0]
-        graph = index(GELU.replace(missing, f"[other] {made} = Identity ({read})"))
+        output, read = missing.split()[1], missing.split("(")[1].split(")")[0].split(",")[0]
+        graph = index(GELU.replace(missing, f"[other] {output} = Identity ({read})"))
         assert gelu_nodes(graph) == frozenset(), missing
 
 
@@ -165,7 +165,7 @@ def test_a_gate_of_channels_holds_one_value_for_each(plane: str, weight: str, ho
 
 
 @pytest.mark.parametrize(
-    ("behind", "holds"),
+    ("after", "holds"),
     [
         ("y = Softmax (s)", True),
         ("t = Div (s, k) u = Identity (t) y = Softmax (u)", True),
@@ -175,8 +175,8 @@ def test_a_gate_of_channels_holds_one_value_for_each(plane: str, weight: str, ho
         ("t = Mul (s, k) u = Add (s, x) v = Add (t, u) y = Softmax (v)", False),
     ],
 )
-def test_masks_in_front_of_a_softmax(behind: str, holds: bool) -> None:
-    graph = index(f"[mask] s = Add (x, m) {behind}", "float[2,8] x, float[2,8] m")
+def test_masks_in_front_of_a_softmax(after: str, holds: bool) -> None:
+    graph = index(f"[mask] s = Add (x, m) {after}", "float[2,8] x, float[2,8] m")
     assert ("mask" in attention_masks(graph)) is holds
 
 
@@ -274,7 +274,7 @@ def test_a_pool_that_a_body_reads_stays_in_float() -> None:
     assert "r -> pool[0]" not in {str(p.edge) for p in qdq.plan(model).placements}
 
 
-def one(operator: str, inputs: str, weights: str) -> tuple[GraphIndex, str]:
+def single_node(operator: str, inputs: str, weights: str) -> tuple[GraphIndex, str]:
     """Return a graph of one node, whose result has an unknown shape."""
     return index(f"[it] y = {operator}", inputs, "float y", weights), "it"
 
@@ -291,7 +291,7 @@ def one(operator: str, inputs: str, weights: str) -> tuple[GraphIndex, str]:
 def test_channels_of_a_group(
     operator: str, weight: str, sizes: Channels | None, window: tuple[int, ...]
 ) -> None:
-    graph, label = one(operator, "float x", weight)
+    graph, label = single_node(operator, "float x", weight)
     assert convolution_channels(graph, graph.by_label[label]) == sizes
     assert kernel_shape(graph, graph.by_label[label]) == window
 
@@ -313,7 +313,7 @@ def test_channels_of_a_group(
 def test_rows_and_columns_of_a_product(
     operator: str, inputs: str, weight: str, counted: int | None, summed: tuple[int, int] | None
 ) -> None:
-    graph, label = one(operator, inputs, weight)
+    graph, label = single_node(operator, inputs, weight)
     assert (
         product_rows(graph, graph.by_label[label]),
         product_sizes(graph, graph.by_label[label]),

@@ -30,8 +30,8 @@ def product() -> onnx.ModelProto:
 
 def quantized(*shapes: str) -> set[str]:
     """Return the nodes that get a pair under narrow-in-float and some profiles."""
-    made = qdq.plan(product(), rules=NARROW, profiles=[parse_profile(s) for s in shapes])
-    return {p.edge.node for p in made.placements}
+    plan = qdq.plan(product(), rules=NARROW, profiles=[parse_profile(s) for s in shapes])
+    return {p.edge.node for p in plan.placements}
 
 
 @pytest.mark.parametrize(
@@ -68,10 +68,10 @@ def test_other_spellings_are_refused(text: str) -> None:
 
 
 def test_the_usual_shapes_and_where_the_ends_differ() -> None:
-    one, three = Profile("x", (4,), (4,), (4,)), Profile("z", (1,), (2,), (3,))
-    assert optimal_shapes([one, three]) == {"x": (4,), "z": (2,)}
-    assert extreme_shapes([one]) == {}
-    assert extreme_shapes([one, three]) == {
+    fixed, ranged = Profile("x", (4,), (4,), (4,)), Profile("z", (1,), (2,), (3,))
+    assert optimal_shapes([fixed, ranged]) == {"x": (4,), "z": (2,)}
+    assert extreme_shapes([fixed]) == {}
+    assert extreme_shapes([fixed, ranged]) == {
         "min": {"x": (4,), "z": (1,)},
         "max": {"x": (4,), "z": (3,)},
     }
@@ -84,8 +84,8 @@ def test_a_rule_about_shapes_goes_by_the_profile() -> None:
 
 
 def test_a_plan_names_the_ends_that_would_decide_otherwise() -> None:
-    made = qdq.plan(product(), rules=NARROW, profiles=[parse_profile("x=1x32/8x32/8x32")])
-    assert made.notes == (
+    plan = qdq.plan(product(), rules=NARROW, profiles=[parse_profile("x=1x32/8x32/8x32")])
+    assert plan.notes == (
         "at the min shapes 2 edges would be decided otherwise, such as x -> product[0]; the plan goes by opt",
     )
     assert (
@@ -129,7 +129,7 @@ def test_a_plan_file_keeps_the_shapes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("shape", "says"),
+    ("shape", "message"),
     [
         ("y=1x32", "--shapes names no input 'y'"),
         ("x=1x31", "does not fit the input, whose shape is ?x32"),
@@ -138,10 +138,10 @@ def test_a_plan_file_keeps_the_shapes(tmp_path: Path) -> None:
 )
 @pytest.mark.parametrize("command", ["plan", "explain"])
 def test_shapes_that_the_model_cannot_take_are_refused(
-    tmp_path: Path, command: str, shape: str, says: str
+    tmp_path: Path, command: str, shape: str, message: str
 ) -> None:
     model = save(product(), tmp_path / "m.onnx")
-    assert says in refused(
+    assert message in refused(
         tmp_path, command, model, *(["product"] if command == "explain" else []), "--shapes", shape
     )
 

@@ -138,14 +138,16 @@ def samples(model: onnx.ModelProto) -> list[dict[str, Array]]:
 
 def quantized(model: onnx.ModelProto, tolerance: float = 0.1, **options: Any) -> qdq.Quantized:
     """Return the model quantized on samples that run every body; assert what must hold of any result."""
-    given = samples(model)
-    result = qdq.quantize(model, given, **options)
+    feeds = samples(model)
+    result = qdq.quantize(model, feeds, **options)
     assert result.findings == ()
     onnx.checker.check_model(result.model, full_check=True)
     assert canonical_bytes(strip(result.model)) == canonical_bytes(model)
-    for feed in given:
-        for ours, theirs in zip(run(model, feed), run(result.model, feed), strict=True):
-            np.testing.assert_allclose(theirs, ours, atol=tolerance * max(1.0, np.abs(ours).max()))
+    for feed in feeds:
+        for expected, actual in zip(run(model, feed), run(result.model, feed), strict=True):
+            np.testing.assert_allclose(
+                actual, expected, atol=tolerance * max(1.0, np.abs(expected).max())
+            )
     return result
 
 
@@ -283,8 +285,8 @@ def test_branches_may_share_names_of_tensors_and_nodes() -> None:
 
 def test_a_branch_that_never_runs_stays_in_float_with_the_reason() -> None:
     result = quantized(build_if(branch("then", "w"), branch("else", "v"), c=np.array(False)))
-    (left,) = [item for item in result.plan.left_float if item.because == BODY]
-    assert (left.edge.graph, left.reason) == (
+    (unplanned,) = [item for item in result.plan.left_float if item.because == BODY]
+    assert (unplanned.edge.graph, unplanned.reason) == (
         "if.then_branch",
         "never runs: the condition of if is constant",
     )
@@ -299,12 +301,12 @@ def test_bodies_of_other_operators_stay_in_float_with_the_reason() -> None:
         node("SequenceMap", ["q"], "z", body=body),
         node("SequenceAt", ["z", "nil"], "y"),
     ]
-    made = qdq.plan(build(nodes, {"x": [2, 4]}, {"y": [2, 4]}, {**MATRIX, "nil": np.array(0)}))
-    assert [(str(item.edge), item.because) for item in made.left_float] == [
+    plan = qdq.plan(build(nodes, {"x": [2, 4]}, {"y": [2, 4]}, {**MATRIX, "nil": np.array(0)}))
+    assert [(str(item.edge), item.because) for item in plan.left_float] == [
         ("e -> z_node.body/f_node[0]", BODY)
     ]
     assert (
-        made.left_float[0].reason
+        plan.left_float[0].reason
         == "lies in a body of SequenceMap; only those of If, Loop and Scan are planned"
     )
 
@@ -341,9 +343,9 @@ def test_a_glob_that_matches_in_no_body_is_refused() -> None:
 
 
 def test_a_plan_with_bodies_is_the_same_after_it_was_written_and_read(tmp_path: Path) -> None:
-    made = qdq.plan(branching())
-    (tmp_path / "plan.yaml").write_text(plan_to_yaml(made))
-    assert read_plan(tmp_path / "plan.yaml") == made
+    plan = qdq.plan(branching())
+    (tmp_path / "plan.yaml").write_text(plan_to_yaml(plan))
+    assert read_plan(tmp_path / "plan.yaml") == plan
 
 
 def test_a_plan_that_names_no_body_of_the_model_is_refused(tmp_path: Path) -> None:
@@ -352,22 +354,22 @@ def test_a_plan_that_names_no_body_of_the_model_is_refused(tmp_path: Path) -> No
     assert cli("plan", model, "-o", plan)[0] == 0
     plan.write_text(plan.read_text().replace("graph: if.then_branch", "graph: if.them_branch"))
     np.savez(tmp_path / "d.npz", **BOTH[0])
-    said = refused(
+    message = refused(
         tmp_path, "calibrate", model, plan, "--data", tmp_path / "d.npz", "-o", tmp_path / "s.json"
     )
-    assert "m.onnx has no body 'if.them_branch'. Did you mean 'if.then_branch'" in said
+    assert "m.onnx has no body 'if.them_branch'. Did you mean 'if.then_branch'" in message
 
 
 def test_explain_finds_nodes_and_tensors_of_bodies() -> None:
     rules = qdq.load_rules()
     model = branching()
-    made = qdq.plan(model)
+    plan = qdq.plan(model)
     for name in ("if.else_branch/else_matmul", "else_matmul"):
-        assert [str(e.edge) for e in qdq.explain(model, made, rules, name)] == [
+        assert [str(e.edge) for e in qdq.explain(model, plan, rules, name)] == [
             "r -> if.else_branch/else_matmul[0]",
             "v -> if.else_branch/else_matmul[1]",
         ]
-    assert {str(e.edge) for e in qdq.explain(model, made, rules, "r")} == {
+    assert {str(e.edge) for e in qdq.explain(model, plan, rules, "r")} == {
         "r -> if.else_branch/else_matmul[0]",
         "r -> if.then_branch/then_matmul[0]",
     }
@@ -388,8 +390,8 @@ def test_check_finds_a_pair_missing_in_a_body() -> None:
 
 def test_check_finds_a_pair_that_is_not_wanted_and_a_lone_node_in_a_body() -> None:
     model = quantized(branching(), leave_float=["else_matmul"]).model
-    found = qdq.check(quantized(branching()).model, leave_float=["else_matmul"])
-    assert {(f.code, f.where) for f in found} == {
+    findings = qdq.check(quantized(branching()).model, leave_float=["else_matmul"])
+    assert {(f.code, f.where) for f in findings} == {
         ("unwanted-pair", "r -> if.else_branch/else_matmul[0]"),
         ("unwanted-pair", "v -> if.else_branch/else_matmul[1]"),
     }
@@ -544,8 +546,8 @@ class Builder:
         nodes: list[onnx.NodeProto] = []
         last = tensor
         for kind in self.draw(st.lists(st.sampled_from(kinds), min_size=1, max_size=3)):
-            made, last = self.step(kind, last, tensor, depth)
-            nodes += made
+            step_nodes, last = self.step(kind, last, tensor, depth)
+            nodes += step_nodes
         return nodes, last
 
     def step(
@@ -571,24 +573,24 @@ class Builder:
 
     def body(self, tensor: str, depth: int) -> tuple[list[onnx.NodeProto], str]:
         nodes, last = self.chain(tensor, depth - 1)
-        given = self.name()
-        return [*nodes, node("Identity", [last], given)], given
+        output = self.name()
+        return [*nodes, node("Identity", [last], output)], output
 
     def if_(self, last: str, out: str, depth: int) -> onnx.NodeProto:
-        both = [self.body(last, depth) for _ in range(2)]
-        then, otherwise = (graph(nodes, [value(given, [2, 4])]) for nodes, given in both)
+        branches = [self.body(last, depth) for _ in range(2)]
+        then, otherwise = (graph(nodes, [value(output, [2, 4])]) for nodes, output in branches)
         return node(
             "If", ["c" if depth == 2 else "d"], out, then_branch=then, else_branch=otherwise
         )
 
     def loop(self, last: str, out: str, depth: int) -> onnx.NodeProto:
-        nodes, given = self.body(f"{out}_s", depth)
+        nodes, output = self.body(f"{out}_s", depth)
         inputs = [
             value(f"{out}_n", [], TensorProto.INT64),
             value(f"{out}_go", [], TensorProto.BOOL),
             value(f"{out}_s", [2, 4]),
         ]
-        outputs = [value(f"{out}_still", [], TensorProto.BOOL), value(given, [2, 4])]
+        outputs = [value(f"{out}_still", [], TensorProto.BOOL), value(output, [2, 4])]
         return node(
             "Loop",
             ["turns", "true", last],
@@ -597,11 +599,11 @@ class Builder:
         )
 
     def scan(self, last: str, out: str, depth: int) -> onnx.NodeProto:
-        nodes, given = self.body(f"{out}_p", depth)
+        nodes, output = self.body(f"{out}_p", depth)
         rows = [node("Add", [f"{out}_r", f"{out}_s"], f"{out}_p")]
         body = graph(
             [*rows, *nodes],
-            [value(given, [2, 4])],
+            [value(output, [2, 4])],
             [value(f"{out}_s", [2, 4]), value(f"{out}_r", [4])],
         )
         return node("Scan", [last, "rows"], out, body=body, num_scan_inputs=1)

@@ -85,18 +85,18 @@ class ResNet18:
         return self.node("BatchNormalization", f"{name}.bn", [out, *statistics])
 
     def block(self, name: str, tensor: str, channels: tuple[int, int]) -> str:
-        given, wide = channels
-        stride = 1 if given == wide else 2
+        input_channels, wide = channels
+        stride = 1 if input_channels == wide else 2
         branch = self.node(
             "Relu",
             f"{name}.relu1",
-            [self.convolution(f"{name}.conv1", tensor, (wide, given, 3), stride)],
+            [self.convolution(f"{name}.conv1", tensor, (wide, input_channels, 3), stride)],
         )
         branch = self.convolution(f"{name}.conv2", branch, (wide, wide, 3), 1)
         skip = (
             tensor
             if stride == 1
-            else self.convolution(f"{name}.downsample", tensor, (wide, given, 1), stride)
+            else self.convolution(f"{name}.downsample", tensor, (wide, input_channels, 1), stride)
         )
         return self.node("Relu", f"{name}.relu2", [self.node("Add", f"{name}.add", [branch, skip])])
 
@@ -129,13 +129,13 @@ def test_the_generated_network_is_resnet18() -> None:
 def test_the_default_rules_plan_what_the_fastest_published_engine_has_and_nothing_else(
     form: str,
 ) -> None:
-    made = qdq.plan(ResNet18(form).model)
-    assert {(p.edge.node, p.edge.slot): p.because for p in made.placements} == {
+    plan = qdq.plan(ResNet18(form).model)
+    assert {(p.edge.node, p.edge.slot): p.because for p in plan.placements} == {
         edge: (rule,) for edge, rule in expected().items()
     }
     assert {
         p.quantizer.axis
-        for p in made.placements
+        for p in plan.placements
         if p.edge.slot == 1 and not p.edge.node.endswith("add")
     } == {0}
 
@@ -157,12 +157,12 @@ def test_the_written_pairs_are_the_planned_ones_and_shared_by_their_readers(form
 def explained() -> dict[tuple[str, int], Explanation]:
     """Return why each edge into a planned node is as it is."""
     model = ResNet18("folded").model
-    made, rules = qdq.plan(model), qdq.load_rules()
+    plan, rules = qdq.plan(model), qdq.load_rules()
     names = dict.fromkeys(name for name, _ in expected())
     return {
         (e.edge.node, e.edge.slot): e
         for name in names
-        for e in qdq.explain(model, made, rules, name)
+        for e in qdq.explain(model, plan, rules, name)
     }
 
 
@@ -170,22 +170,30 @@ def test_explain_gives_each_pair_its_rule_with_reason_and_source(
     explained: dict[tuple[str, int], Explanation],
 ) -> None:
     for edge, rule in expected().items():
-        told = explained[edge]
-        assert told.decision.startswith(
+        explanation = explained[edge]
+        assert explanation.decision.startswith(
             "quantize (int8-weight-per-channel"
             if edge[1] == 1 and "add" not in edge[0]
             else "quantize (int8-activation"
         )
-        assert told.rule == rule
-        assert min(map(len, (told.says, told.because, told.see, told.evidence))) > 20
+        assert explanation.rule == rule
+        assert (
+            min(
+                map(
+                    len,
+                    (explanation.says, explanation.because, explanation.see, explanation.evidence),
+                )
+            )
+            > 20
+        )
 
 
 def test_explain_says_why_the_convolution_s_side_of_each_add_stays_in_float(
     explained: dict[tuple[str, int], Explanation],
 ) -> None:
     for block in BLOCKS:
-        told = explained[f"{block}.add", 0]
-        assert (told.edge.tensor, told.decision, told.rule) == (
+        explanation = explained[f"{block}.add", 0]
+        assert (explanation.edge.tensor, explanation.decision, explanation.rule) == (
             f"{block}.conv2.out",
             "leave in float",
             "no-weighted-outputs",
