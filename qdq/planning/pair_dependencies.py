@@ -12,7 +12,7 @@ from qdq.graph.operators import MATRIX_PRODUCTS, QUANTIZABLE_POOLS
 from qdq.graph.patterns import multiplied_tensors
 from qdq.graph.residual import find_fused_backbone, find_residual_slot
 from qdq.planning.decisions import INCOMPLETE, LeftFloat, Placement, Plan
-from qdq.rules.facts import find_pool_ends
+from qdq.rules.reached_edges import find_pool_ends
 
 
 def remove_placements(

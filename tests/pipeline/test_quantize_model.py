@@ -462,7 +462,7 @@ def test_what_leaving_a_node_in_float_does_is_explained() -> None:
     )
     assert code == 0
     assert "leave in float: --leave-float /head/*" in text
-    assert "because: the user asked for it" in text
+    assert "because: The user requested it." in text
 
 
 def test_an_unknown_name_gets_a_suggestion() -> None:

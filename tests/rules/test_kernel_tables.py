@@ -25,11 +25,11 @@ from qdq.graph.loader import load
 from qdq.rules.kernel_tables import (
     KernelRow,
     KernelTable,
-    describe_layer_form,
     explain_missing_kernel,
     find_deciding_rows,
     read_kernel_table,
 )
+from qdq.rules.layer_forms import describe_layer_form
 from qdq.rules.shipped import shipped_rules_folder
 from qdq.target import RTX_CAPABILITIES, Target, parse_target
 from tests.support.cli_runner import refused
@@ -351,7 +351,7 @@ def test_a_target_without_a_table_uses_the_nearest_lower_one_and_an_unnamed_gpu_
 
 
 def test_a_borrowed_table_is_named_in_the_reason_and_in_the_plan() -> None:
-    note = "no kernel table for trt:sm86; that of trt:sm80 is used"
+    note = "trt:sm86 has no kernel table, so that of trt:sm80 is used"
     said = looked_up({"operator": "ConvTranspose", "spatial": 3}, Target("trt", 86))
     model = build(
         [node("Conv", ["x", "w"], "y")],
@@ -362,7 +362,7 @@ def test_a_borrowed_table_is_named_in_the_reason_and_in_the_plan() -> None:
     )
 
     assert f"on sm80 ({note}): runs in FP16" in (said or "")
-    assert qdq.plan(model, targets=[Target("trt", 86)]).notes == (note,)
+    assert qdq.plan(model, targets=[Target("trt", 86)]).notes == (f"{note}.",)
     assert qdq.plan(model, targets=[Target("trt", 80), Target("rtx", 86)]).notes == ()
 
 
@@ -372,14 +372,14 @@ def test_the_note_stands_in_the_plan_that_is_printed(tmp_path: Path) -> None:
 
     code, text, _ = cli("plan", path, "--target", "trt:sm89")
     assert code == 0
-    assert "no kernel table for trt:sm89; that of trt:sm80 is used" in text
+    assert "trt:sm89 has no kernel table, so that of trt:sm80 is used." in text
 
 
 def test_below_every_table_each_layer_lacks_a_kernel_and_the_reason_names_the_target() -> None:
     assert read_kernel_table(Target("trt", 70)) is None
     assert (
         looked_up({"operator": "Conv"}, Target("trt", 70))
-        == "no kernel table of trt reaches down to trt:sm70"
+        == "no kernel table of trt covers trt:sm70"
     )
 
 
