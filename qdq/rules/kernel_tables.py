@@ -97,7 +97,7 @@ def _describe_borrowed_table(target: Target) -> str:
     """Return the table that a target uses in place of its own, or "" where it has one."""
     table = read_kernel_table(target)
     if table is None:
-        return f"no kernel table of {target.backend} covers {target}"
+        return f"{target} has no kernel table, nor has a lower SM of {target.backend}"
     if table.sm == target.sm:
         return ""
     return f"{target} has no kernel table, so that of {target.backend}:sm{table.sm} is used"

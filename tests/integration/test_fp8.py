@@ -259,7 +259,8 @@ def test_int8_and_fp8_are_not_mixed_in_one_layer() -> None:
     left = {str(item.edge): item for item in made.left_float if item.because == INCOMPLETE}
     assert set(left) == {"r -> y_node[0]", "w2 -> y_node[1]"}
     assert (
-        left["r -> y_node[0]"].reason == "needs w2 -> y_node[1] in INT8, which odd quantizes to FP8"
+        left["r -> y_node[0]"].reason
+        == "A pair here requires one in INT8 on w2 -> y_node[1], which odd quantizes to FP8."
     )
 
 

@@ -105,7 +105,9 @@ def test_a_residual_pair_goes_where_its_convolution_stays_in_float(globs: tuple[
     assert slots(made, "add") == set()
     (left,) = (item for item in made.left_float if item.edge.node == "add" and item.edge.slot == 1)
     assert left.because == INCOMPLETE
-    assert left.reason.startswith("needs b -> c[0] in INT8, which --leave-float ")
+    assert left.reason.startswith(
+        "A pair here requires one in INT8 on b -> c[0], which stays in float "
+    )
     assert slots(qdq.plan(whole, leave_float=["a"]), "add") == {1}
 
 

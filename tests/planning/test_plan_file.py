@@ -14,8 +14,9 @@ from qdq.graph.index import GraphIndex
 from qdq.graph.loader import load
 from qdq.planning.decisions import ScaleGroup
 from qdq.planning.plan_diff import diff_plans
+from qdq.planning.plan_document import BY_HAND
 from qdq.planning.plan_edits import require_edits
-from qdq.planning.plan_file import BY_HAND, plan_to_yaml, read_plan, read_plan_file
+from qdq.planning.plan_file import plan_to_yaml, read_plan, read_plan_file
 from qdq.planning.planner import plan
 from tests.support.cli_runner import run, save, tiny_model
 
@@ -275,7 +276,7 @@ def test_edges_of_bodies_have_blocks_of_their_own_that_are_honoured(tmp_path: Pa
         (
             "tensor: w, quantize: int8-weight-per-channel, axis: 0, because: weights-per-channel",
             "tensor: w, float: me",
-            "c -> choice.then_branch/inner[0] only costs",
+            "c -> choice.then_branch/inner[0] has only costs",
         ),
     ):
         assert text.count(old) == 1

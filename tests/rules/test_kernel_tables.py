@@ -379,7 +379,7 @@ def test_below_every_table_each_layer_lacks_a_kernel_and_the_reason_names_the_ta
     assert read_kernel_table(Target("trt", 70)) is None
     assert (
         looked_up({"operator": "Conv"}, Target("trt", 70))
-        == "no kernel table of trt covers trt:sm70"
+        == "trt:sm70 has no kernel table, nor has a lower SM of trt"
     )
 
 

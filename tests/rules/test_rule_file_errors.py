@@ -499,7 +499,7 @@ def test_a_weight_format_on_a_computed_tensor_is_refused_where_it_is_written(
     )
 
     assert (
-        f"qdq: {tmp_path / 'rules' / 'mine.yaml'}:5: uses int8-weight-per-tensor on edge c -> relu[0], but 'c' is computed"
+        f"qdq: {tmp_path / 'rules' / 'mine.yaml'}:5: the rule uses int8-weight-per-tensor on edge c -> relu[0], but 'c' is computed"
         in message
     )
 
@@ -513,7 +513,7 @@ def test_a_rule_that_quantizes_integers_is_refused_where_it_is_written(tmp_path:
     message = plan(tmp_path, model=model, mine=rule(where="{into: Abs}", then=QUANTIZE))
 
     assert (
-        f"qdq: {tmp_path / 'rules' / 'mine.yaml'}:3: quantizes edge i -> abs[0], but 'i' holds no floats; narrow the rule's 'where'"
+        f"qdq: {tmp_path / 'rules' / 'mine.yaml'}:3: the rule quantizes edge i -> abs[0], but 'i' holds no floats. Narrow the rule's 'where'."
         in message
     )
 
@@ -704,7 +704,10 @@ NARROW = "rule: mine\nsays: What the test wants.\nwhere: {into: narrow-convoluti
             "{channel-below: 3}",
             "4: unknown key 'channel-below'. Did you mean 'channels-below'?; known are channels-below, multiple-of",
         ),
-        ("{channels-below: 0, multiple-of: 8}", "4: 'channels-below' is 0. Write a number above 0."),
+        (
+            "{channels-below: 0, multiple-of: 8}",
+            "4: 'channels-below' is 0. Write a number above 0.",
+        ),
         (
             "{channels-below: true, multiple-of: 8}",
             "4: 'channels-below' is True. Write a number above 0.",
