@@ -70,7 +70,8 @@ class Plan(msgspec.Struct, frozen=True):
     @property
     def key(self) -> str:
         """SHA-256 of the plan, by which its scales refer to it."""
-        return hashlib.sha256(msgspec.json.encode(self)).hexdigest()
+        content = msgspec.json.encode(self)
+        return hashlib.sha256(content).hexdigest()
 
 
 def group_by_pair(plan: Plan) -> dict[tuple[str, Quantizer], tuple[Placement, ...]]:
@@ -80,8 +81,9 @@ def group_by_pair(plan: Plan) -> dict[tuple[str, Quantizer], tuple[Placement, ..
     """
     pairs: dict[tuple[str, Quantizer], list[Placement]] = {}
     for placement in plan.placements:
-        key = (placement.edge.qualified_tensor, placement.quantizer)
-        pairs.setdefault(key, []).append(placement)
+        tensor = placement.edge.qualified_tensor
+        placements = pairs.setdefault((tensor, placement.quantizer), [])
+        placements.append(placement)
     return {key: tuple(placements) for key, placements in pairs.items()}
 
 

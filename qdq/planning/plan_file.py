@@ -11,14 +11,23 @@ import yaml
 
 from qdq.errors import PlanError, QdqError, RuleError, first_line
 from qdq.files.strict_yaml import LocatedMapping, parse_text_yaml
-from qdq.graph.index import Edge, GraphIndex
-from qdq.planning.decisions import BODY, FUNCTION, INCOMPLETE, LeftFloat, Plan, ScaleGroup
+from qdq.graph.index import Edge, GraphIndex, Node
+from qdq.planning.decisions import (
+    BODY,
+    FUNCTION,
+    INCOMPLETE,
+    LeftFloat,
+    Placement,
+    Plan,
+    ScaleGroup,
+)
 from qdq.planning.plan_document import PlanFile, parse_plan_file
 
 #: Version of the plan file's layout.
 PLAN_VERSION = "2"
 
 _NO_WRAPPING = 1_000_000
+_GRAPH_REASONS = (INCOMPLETE, BODY, FUNCTION)
 
 #: Texts that need no quotes in YAML: none that begins and goes on like this is a number or a date.
 _PLAIN_TEXT = re.compile(r"[A-Za-z/_](?:[\w./-]|::(?=\w))*", re.ASCII)
@@ -41,42 +50,53 @@ def plan_to_yaml(plan: Plan, index: GraphIndex | None = None) -> str:
     lines_by_node = _edge_lines_by_node(plan, reasons)
     if index is not None:
         lines_by_node = _sort_by_graph_order(lines_by_node, index)
-    layers = [_format_layer(key, lines, index) for key, lines in lines_by_node.items()]
+    layers: list[str] = []
+    for node_key, edge_lines in lines_by_node.items():
+        layer = _format_layer(node_key, edge_lines, index)
+        layers.append(layer)
     groups = [_format_group(group) for group in plan.scale_groups]
-    head = yaml.safe_dump(_head(plan, reasons), sort_keys=False, width=_NO_WRAPPING)
-    return head + _format_list("layers", layers) + _format_list("scale_groups", groups)
+    parts = [
+        _format_head(plan, reasons),
+        _format_list("layers", layers),
+        _format_list("scale_groups", groups),
+    ]
+    return "".join(parts)
 
 
-def _head(plan: Plan, reasons: dict[str, str]) -> dict[str, Any]:
+def _format_head(plan: Plan, reasons: dict[str, str]) -> str:
     head: dict[str, Any] = {
         "qdq_plan": int(PLAN_VERSION),
         "model": plan.model,
         "digest": plan.digest,
         "notes": list(plan.notes),
-        "targets": [str(target) for target in plan.targets],
+        "targets": list(map(str, plan.targets)),
         "rule_sets": list(plan.rule_sets),
         "leave_float": list(plan.leave_float),
     }
     if plan.profiles:
-        head["profiles"] = [str(profile) for profile in plan.profiles]
+        head["profiles"] = list(map(str, plan.profiles))
     head["reasons"] = reasons
-    return head
+    text: str = yaml.safe_dump(head, sort_keys=False, width=_NO_WRAPPING)
+    return text
 
 
 def _format_list(key: str, entries: list[str]) -> str:
     if not entries:
         return f"\n{key}: []\n"
-    return f"\n{key}:\n{''.join(entries)}"
+    text = "".join(entries)
+    return f"\n{key}:\n{text}"
 
 
 def _common_reasons(left_float: Iterable[LeftFloat]) -> dict[str, str]:
     """Return the reason of each rule that leaves edges in float, where all edges have the same."""
     reasons_by_rule: dict[str, set[str]] = {}
     for item in left_float:
-        reasons_by_rule.setdefault(item.because, set()).add(item.reason)
+        reasons = reasons_by_rule.setdefault(item.because, set())
+        reasons.add(item.reason)
     common: dict[str, str] = {}
-    for rule, reasons in sorted(reasons_by_rule.items()):
-        if len(reasons) == 1 and rule not in (INCOMPLETE, BODY, FUNCTION):
+    for rule in sorted(reasons_by_rule):
+        reasons = reasons_by_rule[rule]
+        if len(reasons) == 1 and rule not in _GRAPH_REASONS:
             (common[rule],) = reasons
     return common
 
@@ -88,20 +108,33 @@ def _edge_lines_by_node(plan: Plan, reasons: dict[str, str]) -> dict[_NodeKey, _
     def add_line(edge: Edge, decision: str) -> None:
         tensor = _quote(edge.tensor)
         line = f"  - {{slot: {edge.slot}, tensor: {tensor}, {decision}}}\n"
-        lines_by_node.setdefault((edge.graph, edge.node), []).append((edge.slot, line))
+        node_lines = lines_by_node.setdefault((edge.graph, edge.node), [])
+        node_lines.append((edge.slot, line))
 
     for placement in plan.placements:
-        quantizer = placement.quantizer
-        decision = f"quantize: {_quote(quantizer.name)}"
-        if quantizer.axis is not None:
-            decision += f", axis: {quantizer.axis}"
-        add_line(placement.edge, f"{decision}, because: {_format_texts(placement.because)}")
+        decision = _format_placement(placement)
+        add_line(placement.edge, decision)
     for item in plan.left_float:
-        decision = f"float: {_quote(item.because)}"
-        if reasons.get(item.because) != item.reason:
-            decision += f", why: {_quote(item.reason)}"
+        decision = _format_left_float(item, reasons)
         add_line(item.edge, decision)
     return lines_by_node
+
+
+def _format_placement(placement: Placement) -> str:
+    name = _quote(placement.quantizer.name)
+    axis = placement.quantizer.axis
+    rules = _format_texts(placement.because)
+    if axis is None:
+        return f"quantize: {name}, because: {rules}"
+    return f"quantize: {name}, axis: {axis}, because: {rules}"
+
+
+def _format_left_float(item: LeftFloat, reasons: dict[str, str]) -> str:
+    rule = _quote(item.because)
+    if reasons.get(item.because) == item.reason:
+        return f"float: {rule}"
+    reason = _quote(item.reason)
+    return f"float: {rule}, why: {reason}"
 
 
 def _sort_by_graph_order(
@@ -113,41 +146,57 @@ def _sort_by_graph_order(
         for node in scope.nodes:
             positions[path, node.label] = (scope_number, node.position)
     last = (len(positions), 0)
-    keys = sorted(lines_by_node, key=lambda key: positions.get(key, last))
-    return {key: lines_by_node[key] for key in keys}
+    node_keys = sorted(lines_by_node, key=lambda node_key: positions.get(node_key, last))
+    return {node_key: lines_by_node[node_key] for node_key in node_keys}
 
 
-def _format_layer(key: _NodeKey, edge_lines: _EdgeLines, index: GraphIndex | None) -> str:
-    graph, label = key
-    lines = [f"- node: {_quote(label)}\n"]
+def _format_layer(node_key: _NodeKey, edge_lines: _EdgeLines, index: GraphIndex | None) -> str:
+    graph, label = node_key
+    lines = [_format_entry("- node", label)]
     if graph:
-        lines.append(f"  graph: {_quote(graph)}\n")
-    scope = index.scopes.get(graph) if index else None
-    node = scope.by_label.get(label) if scope else None
+        lines.append(_format_entry("  graph", graph))
+    node = _find_node(index, node_key)
     if node is not None:
-        lines.append(f"  op: {_quote(node.op)}\n")
+        lines.append(_format_entry("  op", node.op))
     lines.append("  edges:\n")
-    lines += (line for _, line in sorted(edge_lines))
+    for _, line in sorted(edge_lines):
+        lines.append(line)
     return "".join(lines)
 
 
+def _format_entry(key: str, text: str) -> str:
+    quoted = _quote(text)
+    return f"{key}: {quoted}\n"
+
+
+def _find_node(index: GraphIndex | None, node_key: _NodeKey) -> Node | None:
+    if index is None:
+        return None
+    graph, label = node_key
+    scope = index.scopes.get(graph)
+    return scope.by_label.get(label) if scope else None
+
+
 def _format_group(group: ScaleGroup) -> str:
-    lines = [
-        f"- tensors: {_format_list_of_texts(group.tensors)}\n",
-        f"  because: {_format_texts(group.because)}\n",
-    ]
-    if group.ratio_at_most is not None:
-        lines.append(f"  ratio_at_most: {group.ratio_at_most!r}\n")
+    tensors = _format_list_of_texts(group.tensors)
+    rules = _format_texts(group.because)
+    lines = [f"- tensors: {tensors}\n", f"  because: {rules}\n"]
+    ratio = group.ratio_at_most
+    if ratio is not None:
+        lines.append(f"  ratio_at_most: {ratio!r}\n")
     return "".join(lines)
 
 
 def _format_texts(texts: tuple[str, ...]) -> str:
     """Return a single text as it is, several as a list."""
-    return _quote(texts[0]) if len(texts) == 1 else _format_list_of_texts(texts)
+    if len(texts) == 1:
+        return _quote(texts[0])
+    return _format_list_of_texts(texts)
 
 
 def _format_list_of_texts(texts: tuple[str, ...]) -> str:
-    return f"[{', '.join(map(_quote, texts))}]"
+    items = ", ".join(map(_quote, texts))
+    return f"[{items}]"
 
 
 def _quote(text: str) -> str:

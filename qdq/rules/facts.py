@@ -5,11 +5,6 @@ A fact about nodes is used under `from` and `into`, a fact about edges under `ed
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
-
 from qdq.graph.index import Edge, GraphIndex, Node
 from qdq.graph.layer_shapes import (
     Channels,
@@ -36,49 +31,21 @@ from qdq.graph.patterns import (
     tail_nodes,
 )
 from qdq.graph.residual import find_fused_backbone, find_residual_slot
+from qdq.rules.fact_registry import (
+    EDGE_FACTS,
+    NODE_FACTS,
+    Scene,
+    edge_fact,
+    fact_parameters,
+    node_fact,
+)
 from qdq.rules.kernel_tables import explain_missing_kernel
 from qdq.rules.reached_edges import find_pool_ends, find_reached_edges
-from qdq.target import Target
 
-#: The smallest window of a depthwise convolution with a fast kernel.
-_LEAST_DEPTHWISE_WINDOW = 3
+__all__ = ["EDGE_FACTS", "NODE_FACTS", "Scene", "fact_parameters"]
 
-
-@dataclass(frozen=True)
-class Scene:
-    """The input of every fact: the graph, and the targets of the plan."""
-
-    index: GraphIndex
-    targets: tuple[Target, ...]
-
-
-#: A fact may require numbers, as keyword-only parameters; a rule states them under ``given``.
-NodeFact = Callable[..., bool]
-EdgeFact = Callable[..., bool]
-NODE_FACTS: dict[str, NodeFact] = {}
-EDGE_FACTS: dict[str, EdgeFact] = {}
-
-
-def node_fact(function: NodeFact) -> NodeFact:
-    """Register a function of a node under its name in kebab-case."""
-    NODE_FACTS[_kebab_case(function.__name__)] = function
-    return function
-
-
-def edge_fact(function: EdgeFact) -> EdgeFact:
-    """Register a function of an edge under its name in kebab-case."""
-    EDGE_FACTS[_kebab_case(function.__name__)] = function
-    return function
-
-
-def fact_parameters(fact: Callable[..., Any]) -> tuple[str, ...]:
-    """Return the names of the numbers that a fact requires, in kebab-case."""
-    parameters = inspect.signature(fact).parameters.values()
-    return tuple(_kebab_case(p.name) for p in parameters if p.kind is p.KEYWORD_ONLY)
-
-
-def _kebab_case(name: str) -> str:
-    return name.replace("_", "-")
+#: The smallest window of a grouped convolution with a fast kernel.
+_LEAST_GROUPED_WINDOW = 3
 
 
 @node_fact
@@ -100,7 +67,9 @@ def averaging_pool(scene: Scene, node: Node) -> bool:
     if not _is_average(index, node):
         return False
     readers = find_pool_ends(index, node)
-    return bool(readers) and all(is_operand(index, edge) for edge in readers)
+    if not readers:
+        return False
+    return all(is_operand(index, edge) for edge in readers)
 
 
 def _is_average(index: GraphIndex, node: Node) -> bool:
@@ -116,14 +85,21 @@ def max_pool_beside_weighted(scene: Scene, node: Node) -> bool:
     Its output goes only into weighted operators and pools, directly or through a Concat.
     """
     index = scene.index
-    if node.op != "MaxPool" or node.inputs[0] not in multiplied_tensors(index):
+    if node.op != "MaxPool":
+        return False
+    if node.inputs[0] not in multiplied_tensors(index):
         return False
     readers = find_pool_ends(index, node)
-    return bool(readers) and all(_is_quantizable(index, edge) for edge in readers)
+    if not readers:
+        return False
+    return all(_is_quantizable(index, edge) for edge in readers)
 
 
 def _is_quantizable(index: GraphIndex, edge: Edge) -> bool:
-    return is_operand(index, edge) or index.node(edge).op in QUANTIZABLE_POOLS
+    if is_operand(index, edge):
+        return True
+    node = index.node(edge)
+    return node.op in QUANTIZABLE_POOLS
 
 
 @node_fact
@@ -133,9 +109,12 @@ def unfused_batch_normalization(scene: Scene, node: Node) -> bool:
     It is therefore not folded into one.
     """
     index = scene.index
-    if node.op != "BatchNormalization" or index.is_constant(node.inputs[0]):
+    if node.op != "BatchNormalization":
         return False
-    producer = find_producer_before_moves(index, node.inputs[0])
+    data = node.inputs[0]
+    if index.is_constant(data):
+        return False
+    producer = find_producer_before_moves(index, data)
     return producer is None or not operands(index, producer)
 
 
@@ -150,17 +129,31 @@ def lacks_int8_kernel(scene: Scene, node: Node) -> bool:
     if node.op == "Add":
         return _fused_layer_lacks_kernel(scene, node)
     if unfused_batch_normalization(scene, node):
-        edges = find_reached_edges(index, node.outputs[0], (*MOVES_VALUES, *ACTIVATIONS))
-        return bool(edges) and all(lacks_int8_kernel(scene, index.node(edge)) for edge in edges)
+        return _feeds_only_float_layers(scene, node)
     return any(explain_missing_kernel(index, node, target) for target in scene.targets)
 
 
+def _feeds_only_float_layers(scene: Scene, node: Node) -> bool:
+    index = scene.index
+    through = (*MOVES_VALUES, *ACTIVATIONS)
+    readers = find_reached_edges(index, node.outputs[0], through)
+    for edge in readers:
+        reader = index.node(edge)
+        if not lacks_int8_kernel(scene, reader):
+            return False
+    return bool(readers)
+
+
 def _fused_layer_lacks_kernel(scene: Scene, add: Node) -> bool:
-    slot = find_residual_slot(scene.index, add)
+    index = scene.index
+    slot = find_residual_slot(index, add)
     if slot is None:
         return False
-    convolution = find_fused_backbone(scene.index, scene.index.edge(add, slot))
-    return convolution is not None and lacks_int8_kernel(scene, convolution)
+    residual_edge = index.edge(add, slot)
+    convolution = find_fused_backbone(index, residual_edge)
+    if convolution is None:
+        return False
+    return lacks_int8_kernel(scene, convolution)
 
 
 @node_fact
@@ -213,8 +206,9 @@ def embedding(scene: Scene, node: Node) -> bool:
     """A Gather of rows of a constant table by computed indices."""
     if node.op != "Gather":
         return False
+    index = scene.index
     table, indices = node.inputs[:2]
-    return scene.index.is_constant(table) and not scene.index.is_constant(indices)
+    return index.is_constant(table) and not index.is_constant(indices)
 
 
 @node_fact
@@ -234,7 +228,8 @@ def near_output(scene: Scene, node: Node, *, layers_at_most: float) -> bool:
     """
     if not operands(scene.index, node):
         return False
-    distance = layers_to_output(scene.index).get(node.label)
+    distances = layers_to_output(scene.index)
+    distance = distances.get(node.label)
     return distance is not None and distance <= layers_at_most
 
 
@@ -253,16 +248,21 @@ def narrow_convolution(
     channels = convolution_channels(scene.index, node)
     if channels is None:
         return False
-    if channels.outputs >= channels_below and channels.inputs >= channels_below:
+    inputs = channels.inputs
+    outputs = channels.outputs
+    if outputs >= channels_below and inputs >= channels_below:
         return False
     kernel = kernel_shape(scene.index, node)
+    has_even_outputs = outputs % multiple_of == 0
     if channels.groups > 1:
-        is_even = channels.outputs % multiple_of == 0
-        return not is_even or any(size < _LEAST_DEPTHWISE_WINDOW for size in kernel)
-    is_even = channels.outputs % multiple_of == 0 or channels.inputs % multiple_of == 0
+        is_small = any(size < _LEAST_GROUPED_WINDOW for size in kernel)
+        return is_small or not has_even_outputs
+    has_even_side = has_even_outputs or inputs % multiple_of == 0
     is_square = len(set(kernel)) <= 1
-    is_wide = max(channels.outputs, channels.inputs) >= channels_below
-    return not (is_even and is_square and (is_wide or reads_graph_input(scene.index, node)))
+    if not has_even_side or not is_square:
+        return True
+    is_wide = max(outputs, inputs) >= channels_below
+    return not is_wide and not reads_graph_input(scene.index, node)
 
 
 @node_fact
@@ -275,7 +275,9 @@ def uneven_groups(scene: Scene, node: Node, *, multiple_of: float) -> bool:
     if channels is None or channels.groups == 1 or _is_depthwise(channels):
         return False
     outputs_per_group = channels.outputs // channels.groups
-    return bool(channels.inputs % multiple_of or outputs_per_group % multiple_of)
+    has_even_inputs = channels.inputs % multiple_of == 0
+    has_even_outputs = outputs_per_group % multiple_of == 0
+    return not has_even_inputs or not has_even_outputs
 
 
 def _is_depthwise(channels: Channels) -> bool:
@@ -311,19 +313,22 @@ def long_attention(scene: Scene, node: Node, *, length_above: float) -> bool:
 @edge_fact
 def computed_operand(scene: Scene, edge: Edge) -> bool:
     """An operand of a weighted operator that is computed at run time."""
-    return not scene.index.is_constant(edge.tensor) and is_operand(scene.index, edge)
+    index = scene.index
+    return not index.is_constant(edge.tensor) and is_operand(index, edge)
 
 
 @edge_fact
 def constant_operand(scene: Scene, edge: Edge) -> bool:
     """An operand of a weighted operator that is known from the file: its weight."""
-    return scene.index.is_constant(edge.tensor) and is_operand(scene.index, edge)
+    index = scene.index
+    return index.is_constant(edge.tensor) and is_operand(index, edge)
 
 
 @edge_fact
 def residual_branch(scene: Scene, edge: Edge) -> bool:
     """The operand of a residual Add other than the convolution that TensorRT fuses with it."""
-    return find_residual_slot(scene.index, scene.index.node(edge)) == edge.slot
+    add = scene.index.node(edge)
+    return find_residual_slot(scene.index, add) == edge.slot
 
 
 @edge_fact
@@ -349,12 +354,15 @@ def constant_table(scene: Scene, edge: Edge) -> bool:
     columns; an input of a Concat only needs several values.
     """
     index = scene.index
-    if not index.is_constant(edge.tensor) or not index.is_float(edge.tensor):
+    tensor = edge.tensor
+    if not index.is_constant(tensor) or not index.is_float(tensor):
         return False
     if is_operand(index, edge) or edge.node in tail_nodes(index):
         return False
-    dimensions = sum(size != 1 for size in index.shape(edge.tensor) or ())
-    if index.node(edge).op == "Concat":
+    shape = index.shape(tensor) or ()
+    dimensions = sum(size != 1 for size in shape)
+    node = index.node(edge)
+    if node.op == "Concat":
         return dimensions >= 1
     return dimensions > 1
 

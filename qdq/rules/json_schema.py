@@ -61,32 +61,37 @@ def given_words() -> dict[str, str]:
 
 def operators() -> list[str]:
     """Return the names of ONNX's operators, sorted."""
-    schemas = onnx.defs.get_all_schemas_with_history()
-    return sorted({schema.name for schema in schemas if schema.domain == ""})
+    names: set[str] = set()
+    for schema in onnx.defs.get_all_schemas_with_history():
+        if schema.domain == "":
+            names.add(schema.name)
+    return sorted(names)
 
 
 def _key_schemas() -> dict[str, _Schema]:
     """Return the schema of each key of a rule."""
     numbers = given_words()
+    formats = {name: form.description for name, form in FORMATS.items()}
     schemas: dict[str, _Schema] = dict.fromkeys(KEYS, _TEXT)
     schemas["rule"] = {"type": "string", "pattern": r"^\S+$"}
     schemas["where"] = _mapping(WHERE_KEYS, _where_schemas(), minProperties=1)
     schemas["given"] = _mapping(numbers, dict.fromkeys(numbers, _POSITIVE))
     schemas["then"] = _one_of(THENS)
-    schemas["using"] = _one_of({name: form.description for name, form in FORMATS.items()})
+    schemas["using"] = _one_of(formats)
     schemas["beats"] = _word_or_list(_NAME)
     return schemas
 
 
 def _where_schemas() -> dict[str, _Schema]:
-    node_facts = _one_of(_fact_descriptions(NODE_FACTS))
+    node_fact = _one_of(_fact_descriptions(NODE_FACTS))
+    edge_fact = _one_of(_fact_descriptions(EDGE_FACTS))
     operator = {"$ref": "#/definitions/operator"}
     operator_of_domain = {"type": "string", "pattern": r"\."}
-    node_words = _word_or_list({"anyOf": [node_facts, operator, operator_of_domain]})
+    node_word = {"anyOf": [node_fact, operator, operator_of_domain]}
     return {
-        "into": node_words,
-        "from": node_words,
-        "edge": _word_or_list(_one_of(_fact_descriptions(EDGE_FACTS))),
+        "into": _word_or_list(node_word),
+        "from": _word_or_list(node_word),
+        "edge": _word_or_list(edge_fact),
         "named": _word_or_list(_NAME),
         "tensor": _word_or_list(_NAME),
         "target": _target_schema(),
@@ -110,12 +115,16 @@ def _fact_descriptions(facts: Mapping[str, Callable[..., bool]]) -> dict[str, st
 
 def _one_of(descriptions: Mapping[str, str]) -> _Schema:
     """Return the schema of one of some words, each with a description."""
-    words = [{"const": word, "description": text} for word, text in descriptions.items()]
+    words: list[_Schema] = []
+    for word, text in descriptions.items():
+        schema = {"const": word, "description": text}
+        words.append(schema)
     return {"anyOf": words}
 
 
 def _word_or_list(word: _Schema) -> _Schema:
-    return {"anyOf": [word, {"type": "array", "items": word, "minItems": 1}]}
+    words = {"type": "array", "items": word, "minItems": 1}
+    return {"anyOf": [word, words]}
 
 
 def _mapping(

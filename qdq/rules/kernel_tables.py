@@ -66,13 +66,17 @@ def read_kernel_table(target: Target) -> KernelTable | None:
     files = _table_files(target.backend)
     capability = target.sm or max(files, default=0)
     covered = [sm for sm in files if sm <= capability]
-    return _read_table(files[max(covered)]) if covered else None
+    if not covered:
+        return None
+    nearest = max(covered)
+    return _read_table(files[nearest])
 
 
 def _table_files(backend: str) -> dict[int, Path]:
     """Return the file of each table of a backend, by compute capability times ten."""
     files = {}
-    for path in (shipped_rules_folder() / KERNELS_FOLDER).glob(f"{backend}-sm*.yaml"):
+    folder = shipped_rules_folder() / KERNELS_FOLDER
+    for path in folder.glob(f"{backend}-sm*.yaml"):
         _, capability = path.stem.split("-sm")
         files[int(capability)] = path
     return files
@@ -80,7 +84,8 @@ def _table_files(backend: str) -> dict[int, Path]:
 
 def _read_table(path: Path) -> KernelTable:
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        content = yaml.safe_load(text)
         return msgspec.convert(content, KernelTable)
     except (yaml.YAMLError, msgspec.ValidationError) as error:
         raise RuleError(f"{path}: the file is not a kernel table: {first_line(error)}") from error
@@ -88,8 +93,12 @@ def _read_table(path: Path) -> KernelTable:
 
 def describe_borrowed_tables(targets: Iterable[Target]) -> tuple[str, ...]:
     """Return one sentence for each target that has no kernel table of its own."""
-    sentences = (_describe_borrowed_table(target) for target in targets)
-    return tuple(f"{sentence}." for sentence in sentences if sentence)
+    sentences: list[str] = []
+    for target in targets:
+        clause = _describe_borrowed_table(target)
+        if clause:
+            sentences.append(f"{clause}.")
+    return tuple(sentences)
 
 
 @cache
@@ -113,7 +122,8 @@ def explain_missing_kernel(
     form = describe_layer_form(index, node)
     if form is None:
         return None
-    return _explain_missing_kernel(target, tuple(form.items()), pairs)
+    form_items = tuple(form.items())
+    return _explain_missing_kernel(target, form_items, pairs)
 
 
 @cache
@@ -131,14 +141,13 @@ def _explain_missing_kernel(
     rows = find_deciding_rows(table_rows, dict(form_items))
     if not rows and table.networks:
         return f"{origin}: the table has no row for this layer"
+    accepted = (pairs, f"{pairs}-in-part")
     for row in rows:
-        if row.runs not in (pairs, f"{pairs}-in-part"):
-            return f"{origin}: {_describe_outcome(row)}"
+        if row.runs == "refused":
+            return f"{origin}: does not build: {row.seen}"
+        if row.runs not in accepted:
+            return f"{origin}: {row.seen}"
     return None
-
-
-def _describe_outcome(row: KernelRow) -> str:
-    return f"does not build: {row.seen}" if row.runs == "refused" else row.seen
 
 
 def find_deciding_rows(table: Iterable[KernelRow], form: _Form) -> list[KernelRow]:
@@ -148,13 +157,19 @@ def find_deciding_rows(table: Iterable[KernelRow], form: _Form) -> list[KernelRo
     more. A size matches the nearest lower value that was measured together with the same keys, or
     the lowest of all; other values match themselves only.
     """
-    rows = [row for row in table if row.layer["operator"] == form["operator"]]
+    operator = form["operator"]
+    rows = [row for row in table if row.layer["operator"] == operator]
     matching = [row for row in rows if _matches(row, form, rows)]
     return [row for row in matching if not _is_refined(row, matching)]
 
 
 def _matches(row: KernelRow, form: _Form, rows: list[KernelRow]) -> bool:
-    return all(key in form and _value_matches(form[key], row, key, rows) for key in row.layer)
+    for key in row.layer:
+        if key not in form:
+            return False
+        if not _value_matches(form[key], row, key, rows):
+            return False
+    return True
 
 
 def _value_matches(value: Any, row: KernelRow, key: str, rows: list[KernelRow]) -> bool:
@@ -162,18 +177,20 @@ def _value_matches(value: Any, row: KernelRow, key: str, rows: list[KernelRow]) 
     row_values = listed_values(row.layer[key])
     if key not in _SIZES or isinstance(value, str):
         return value in row_values
+    keys = row.layer.keys()
     measured: list[Any] = []
     for other in rows:
-        if other.layer.keys() == row.layer.keys():
+        if other.layer.keys() == keys:
             measured += listed_values(other.layer[key])
-    not_larger = [size for size in measured if size <= value]
-    nearest = max(not_larger) if not_larger else min(measured)
+    not_larger = (size for size in measured if size <= value)
+    nearest = max(not_larger, default=min(measured))
     return nearest in row_values
 
 
 def _is_refined(row: KernelRow, matching: list[KernelRow]) -> bool:
     """Whether another matching row has all keys of a row and more."""
-    return any(row.layer.keys() < other.layer.keys() for other in matching)
+    keys = row.layer.keys()
+    return any(keys < other.layer.keys() for other in matching)
 
 
 def listed_values(value: Any) -> list[Any]:

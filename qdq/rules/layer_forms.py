@@ -37,9 +37,12 @@ def describe_layer_form(index: GraphIndex, node: Node) -> _Form | None:
 
     Keys whose values are unknown, such as unknown dimensions, are omitted.
     """
-    if node.op not in POOLS and node.op not in WEIGHTED and not is_spatial_mean(index, node):
+    if not _is_listed(index, node):
         return None
-    form: _Form = {"operator": _table_operator(node), "graph": _graph_precision(index, node)}
+    form: _Form = {
+        "operator": _table_operator(node),
+        "graph": _graph_precision(index, node),
+    }
     if node.op in MATRIX_PRODUCTS:
         form.update(_product_form(index, node))
     elif node.op in RECURRENT:
@@ -47,23 +50,41 @@ def describe_layer_form(index: GraphIndex, node: Node) -> _Form | None:
     elif node.op != "Einsum":
         form.update(_window_form(index, node))
     if node.op in WEIGHTED:
-        has_constant = any(index.is_constant(name) for name in node.inputs[:2])
-        form["operands"] = "constant" if has_constant else "computed"
+        form["operands"] = _operand_kind(index, node)
     return {key: value for key, value in form.items() if value is not None}
+
+
+def _is_listed(index: GraphIndex, node: Node) -> bool:
+    if node.op in POOLS or node.op in WEIGHTED:
+        return True
+    return is_spatial_mean(index, node)
 
 
 def _table_operator(node: Node) -> str:
     """Return the operator that the tables list a node under."""
-    return "GlobalAveragePool" if node.op == "ReduceMean" else node.op
+    if node.op == "ReduceMean":
+        return "GlobalAveragePool"
+    return node.op
 
 
 def _graph_precision(index: GraphIndex, node: Node) -> str:
-    return "float32" if index.elem_type(node.inputs[0]) in _FULL_PRECISION else "float16"
+    data = node.inputs[0]
+    if index.elem_type(data) in _FULL_PRECISION:
+        return "float32"
+    return "float16"
+
+
+def _operand_kind(index: GraphIndex, node: Node) -> str:
+    operand_names = node.inputs[:2]
+    if any(index.is_constant(name) for name in operand_names):
+        return "constant"
+    return "computed"
 
 
 def _recurrent_form(index: GraphIndex, node: Node) -> _Form:
-    batch_axis = 0 if node.attribute("layout", 0) else 1
-    batch = _axis_length(index.shape(node.inputs[0]), batch_axis)
+    data_shape = index.shape(node.inputs[0])
+    is_batch_first = node.attribute("layout", 0)
+    batch = _axis_length(data_shape, 0 if is_batch_first else 1)
     return {"scales": "usual", "rows": batch or 1}
 
 
@@ -75,16 +96,23 @@ def _window_form(index: GraphIndex, node: Node) -> _Form:
         "channels": _axis_length(data_shape, 1),
         "plane": _plane(data_shape),
         "kernel": _kernel(index, node),
-        "stride": max(node.attribute("strides", [1]) or [1]),
-        "dilation": max(node.attribute("dilations", [1]) or [1]),
+        "stride": _largest(node, "strides"),
+        "dilation": _largest(node, "dilations"),
     }
     if node.op in CONVOLUTIONS:
         form["groups"] = _grouping(index, node)
         form["outputs"] = _output_channels(index, node)
     else:
+        is_padding_counted = node.attribute("count_include_pad", 0)
         form["padded"] = int(_is_padded(node))
-        form["counted"] = int(node.attribute("count_include_pad", 0))
+        form["counted"] = int(is_padding_counted)
     return form
+
+
+def _largest(node: Node, attribute: str) -> int:
+    """Return the largest value of an attribute that holds one value per spatial axis, default 1."""
+    values: list[int] = node.attribute(attribute, [])
+    return max(values, default=1)
 
 
 def _spatial_rank(index: GraphIndex, node: Node) -> int | None:
@@ -100,8 +128,10 @@ def _plane(shape: _Shape | None) -> str | None:
     """Return ``point`` for a plane of one value, else ``wide``; None where there is no plane."""
     if not shape or len(shape) <= _BATCH_AND_CHANNEL:
         return None
-    is_point = all(size == 1 for size in shape[_BATCH_AND_CHANNEL:])
-    return "point" if is_point else "wide"
+    plane_shape = shape[_BATCH_AND_CHANNEL:]
+    if all(size == 1 for size in plane_shape):
+        return "point"
+    return "wide"
 
 
 def _kernel(index: GraphIndex, node: Node) -> int | str | None:
@@ -112,14 +142,17 @@ def _kernel(index: GraphIndex, node: Node) -> int | str | None:
         sides = tuple(weight_shape[_BATCH_AND_CHANNEL:])
     if not sides:
         return None
-    if len(set(sides)) == 1:
-        side: int | None = sides[0]
-        return side
-    return "x".join(map(str, sides))
+    if len(set(sides)) > 1:
+        return "x".join(map(str, sides))
+    side: int | None = sides[0]
+    return side
 
 
 def _is_padded(node: Node) -> bool:
-    return any(node.attribute("pads", [])) or node.attribute("auto_pad", b"NOTSET") in _SAME_PADDING
+    pads = node.attribute("pads", [])
+    if any(pads):
+        return True
+    return node.attribute("auto_pad", b"NOTSET") in _SAME_PADDING
 
 
 def _grouping(index: GraphIndex, node: Node) -> str:
@@ -127,9 +160,11 @@ def _grouping(index: GraphIndex, node: Node) -> str:
     group = int(node.attribute("group", 1))
     if group == 1:
         return "none"
-    shape = index.shape(node.inputs[1]) or ()
-    is_depthwise = tuple(shape[:_BATCH_AND_CHANNEL]) == (group, 1)
-    return "depthwise" if is_depthwise else "grouped"
+    weight_shape = index.shape(node.inputs[1]) or ()
+    channels = weight_shape[:_BATCH_AND_CHANNEL]
+    if channels == (group, 1):
+        return "depthwise"
+    return "grouped"
 
 
 def _output_channels(index: GraphIndex, node: Node) -> int | None:
@@ -139,7 +174,8 @@ def _output_channels(index: GraphIndex, node: Node) -> int | None:
     per_group = _axis_length(weight_shape, 1)
     if per_group is None:
         return None
-    return per_group * int(node.attribute("group", 1))
+    group = int(node.attribute("group", 1))
+    return per_group * group
 
 
 def _product_form(index: GraphIndex, node: Node) -> _Form:
@@ -158,16 +194,20 @@ def _product_form(index: GraphIndex, node: Node) -> _Form:
 def _gemm_form(node: Node, left: _Shape | None, right: _Shape | None) -> _Form:
     left_is_transposed = int(node.attribute("transA", 0))
     right_is_transposed = int(node.attribute("transB", 0))
-    has_bias = len(node.inputs) > _GEMM_BIAS and bool(node.inputs[_GEMM_BIAS])
+    rows_axis = 1 if left_is_transposed else 0
+    outputs_axis = 0 if right_is_transposed else 1
+    biases = node.inputs[_GEMM_BIAS:]
+    alpha = node.attribute("alpha", 1.0)
+    beta = node.attribute("beta", 1.0)
     return {
-        "rows": _axis_length(left, 1 if left_is_transposed else 0),
-        "channels": _axis_length(left, 0 if left_is_transposed else 1),
-        "outputs": _axis_length(right, 0 if right_is_transposed else 1),
+        "rows": _axis_length(left, rows_axis),
+        "channels": _axis_length(left, 1 - rows_axis),
+        "outputs": _axis_length(right, outputs_axis),
         "transA": left_is_transposed,
         "transB": right_is_transposed,
-        "bias": int(has_bias),
-        "alpha": float(node.attribute("alpha", 1.0)),
-        "beta": float(node.attribute("beta", 1.0)),
+        "bias": int(any(biases)),
+        "alpha": float(alpha),
+        "beta": float(beta),
     }
 
 
@@ -178,12 +218,17 @@ def _batching(left: _Shape | None, right: _Shape | None) -> str | None:
     right_rank = min(len(right), PLANE_RANK)
     if right_rank in _BATCHED_BY_RANK:
         return _BATCHED_BY_RANK[right_rank]
-    return "data" if len(left) > _MATRIX_RANK else "none"
+    if len(left) > _MATRIX_RANK:
+        return "data"
+    return "none"
 
 
 def _axis_length(shape: _Shape | None, axis: int) -> int | None:
     """Return the length of an axis, or None where it is unknown or not positive."""
-    if shape is None or not -len(shape) <= axis < len(shape):
+    if shape is None:
+        return None
+    rank = len(shape)
+    if not -rank <= axis < rank:
         return None
     length = shape[axis]
     if length is None or length <= 0:

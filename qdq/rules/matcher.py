@@ -47,7 +47,7 @@ def match_rules(
     Also returns the edges of each share-scale rule, by its name. Raises RuleError where rules
     disagree about an edge.
     """
-    matchers = [_RuleMatcher(rule) for rule in rules.rules if _is_for_targets(rule, scene.targets)]
+    matchers = _make_matchers(rules, scene.targets)
     verdicts: list[Verdict] = []
     shared: dict[str, list[Edge]] = {}
     for node in scene.index.nodes:
@@ -55,14 +55,20 @@ def match_rules(
         if not node_matchers:
             continue
         for edge in scene.index.edges_into(node):
-            applying = [m.rule for m in node_matchers if m.applies(scene, edge)]
-            deciding = [rule for rule in applying if rule.then != "share-scale"]
-            for rule in applying:
+            deciding: list[Rule] = []
+            for matcher in node_matchers:
+                if not matcher.applies(scene, edge):
+                    continue
+                rule = matcher.rule
                 if rule.then == "share-scale":
                     shared.setdefault(rule.name, []).append(edge)
+                else:
+                    deciding.append(rule)
             if deciding:
-                verdicts.append(resolve_conflict(edge, deciding))
-    return tuple(verdicts), {name: tuple(edges) for name, edges in shared.items()}
+                verdict = resolve_conflict(edge, deciding)
+                verdicts.append(verdict)
+    shared_edges = {name: tuple(edges) for name, edges in shared.items()}
+    return tuple(verdicts), shared_edges
 
 
 def resolve_conflict(edge: Edge, applying: Iterable[Rule]) -> Verdict:
@@ -71,31 +77,37 @@ def resolve_conflict(edge: Edge, applying: Iterable[Rule]) -> Verdict:
     Raises RuleError where the remaining rules disagree.
     """
     applying = tuple(applying)
-    remaining = tuple(rule for rule in applying if not _is_beaten(rule, applying))
+    remaining: list[Rule] = []
+    beaten: list[Rule] = []
+    for rule in applying:
+        is_beaten = any(other.outdoes(rule) for other in applying)
+        if is_beaten:
+            beaten.append(rule)
+        else:
+            remaining.append(rule)
     first = remaining[0]
     for other in remaining:
-        if (other.then, other.using) != (first.then, first.using):
+        if other.then != first.then or other.using != first.using:
             raise RuleError(_describe_conflict(edge, first, other))
-    beaten = tuple(rule for rule in applying if rule not in remaining)
-    return Verdict(edge, remaining, beaten)
-
-
-def _is_beaten(rule: Rule, applying: tuple[Rule, ...]) -> bool:
-    return any(other.outdoes(rule) for other in applying)
+    return Verdict(edge, tuple(remaining), tuple(beaten))
 
 
 def _describe_conflict(edge: Edge, first: Rule, other: Rule) -> str:
     first_file = first.file or first.name
     other_file = other.file or other.name
+    first_decision = _describe_decision(first)
+    other_decision = _describe_decision(other)
     return (
-        f"edge {edge}: rule {first.name} decides {_describe_decision(first)}, "
-        f"rule {other.name} decides {_describe_decision(other)}. "
-        f"Add 'beats: [{other.name}]' to {first_file}, or 'beats: [{first.name}]' to {other_file}."
+        f"edge {edge}: rule {first.name} decides {first_decision}, "
+        f"rule {other.name} decides {other_decision}. "
+        f"Add 'beats: [{other.name}]' to {first_file}, "
+        f"or 'beats: [{first.name}]' to {other_file}."
     )
 
 
 def _describe_decision(rule: Rule) -> str:
-    return f"{rule.then} {rule.using}".strip()
+    decision = f"{rule.then} {rule.using}"
+    return decision.strip()
 
 
 class _RuleMatcher:
@@ -103,20 +115,55 @@ class _RuleMatcher:
 
     def __init__(self, rule: Rule) -> None:
         self.rule = rule
-        self._operators = frozenset(word for word in rule.where.into if word not in NODE_FACTS)
-        facts = [word for word in rule.where.into if word in NODE_FACTS]
-        self._node_tests = [_make_node_test(word, rule) for word in facts]
+        self._operators: set[str] = set()
+        self._node_facts: list[NodeTest] = []
+        for word in rule.where.into:
+            if word in NODE_FACTS:
+                fact = _bind_numbers(NODE_FACTS[word], rule)
+                self._node_facts.append(fact)
+            else:
+                self._operators.add(word)
         self._edge_tests = _make_edge_tests(rule)
 
     def may_apply(self, scene: Scene, node: Node) -> bool:
         """Whether the rule's `into` holds for a node."""
-        if not self.rule.where.into or node.op in self._operators:
+        if not self.rule.where.into:
             return True
-        return any(test(scene, node) for test in self._node_tests)
+        if node.op in self._operators:
+            return True
+        return any(fact(scene, node) for fact in self._node_facts)
 
     def applies(self, scene: Scene, edge: Edge) -> bool:
         """Whether the other conditions hold for an edge into a node for which `into` holds."""
         return all(test(scene, edge) for test in self._edge_tests)
+
+
+def _make_matchers(rules: RuleSet, targets: Iterable[Target]) -> list[_RuleMatcher]:
+    """Return a matcher for each rule that is for one of the targets."""
+    matchers: list[_RuleMatcher] = []
+    for rule in rules.rules:
+        if _is_for_targets(rule, targets):
+            matcher = _RuleMatcher(rule)
+            matchers.append(matcher)
+    return matchers
+
+
+def _is_for_targets(rule: Rule, targets: Iterable[Target]) -> bool:
+    condition = rule.where.target
+    if condition is None:
+        return True
+    return any(_meets_condition(target, condition) for target in targets)
+
+
+def _meets_condition(target: Target, condition: TargetCondition) -> bool:
+    backend = condition.backend
+    highest = condition.sm_at_most
+    lowest = condition.sm_at_least
+    if backend is not None and target.backend != backend:
+        return False
+    if highest is not None and target.sm > highest:
+        return False
+    return lowest is None or target.sm >= lowest
 
 
 def _make_edge_tests(rule: Rule) -> list[EdgeTest]:
@@ -124,20 +171,25 @@ def _make_edge_tests(rule: Rule) -> list[EdgeTest]:
     where = rule.where
     tests: list[EdgeTest] = []
     if where.named:
-        tests.append(partial(_is_into_named_node, where.named))
+        test = partial(_is_into_named_node, where.named)
+        tests.append(test)
     if where.tensor:
-        tests.append(partial(_is_of_named_tensor, where.tensor))
+        test = partial(_is_of_named_tensor, where.tensor)
+        tests.append(test)
     if where.from_:
         node_tests = [_make_node_test(word, rule) for word in where.from_]
-        tests.append(partial(_is_produced_by, node_tests))
+        test = partial(_is_produced_by, node_tests)
+        tests.append(test)
     if where.edge:
         facts = [_bind_numbers(EDGE_FACTS[word], rule) for word in where.edge]
-        tests.append(partial(_is_any_fact, facts))
+        test = partial(_is_any_fact, facts)
+        tests.append(test)
     return tests
 
 
 def _is_into_named_node(globs: tuple[str, ...], scene: Scene, edge: Edge) -> bool:
-    names = glob_names(scene.index, scene.index.node(edge))
+    node = scene.index.node(edge)
+    names = glob_names(scene.index, node)
     return any(_matches_glob(name, globs) for name in names)
 
 
@@ -147,7 +199,9 @@ def _is_of_named_tensor(globs: tuple[str, ...], _: Scene, edge: Edge) -> bool:
 
 def _is_produced_by(tests: list[NodeTest], scene: Scene, edge: Edge) -> bool:
     producer = scene.index.producers.get(edge.tensor)
-    return producer is not None and any(test(scene, producer) for test in tests)
+    if producer is None:
+        return False
+    return any(test(scene, producer) for test in tests)
 
 
 def _is_any_fact(facts: list[EdgeTest], scene: Scene, edge: Edge) -> bool:
@@ -165,21 +219,11 @@ def _bind_numbers(fact: Callable[..., bool], rule: Rule) -> Callable[..., bool]:
     rule_numbers = dict(rule.given)
     numbers: dict[str, float] = {}
     for name in fact_parameters(fact):
-        numbers[name.replace("-", "_")] = rule_numbers[name]
-    return partial(fact, **numbers) if numbers else fact
-
-
-def _is_for_targets(rule: Rule, targets: Iterable[Target]) -> bool:
-    condition = rule.where.target
-    return condition is None or any(_meets_condition(target, condition) for target in targets)
-
-
-def _meets_condition(target: Target, condition: TargetCondition) -> bool:
-    if condition.backend is not None and target.backend != condition.backend:
-        return False
-    if condition.sm_at_most is not None and target.sm > condition.sm_at_most:
-        return False
-    return condition.sm_at_least is None or target.sm >= condition.sm_at_least
+        keyword = name.replace("-", "_")
+        numbers[keyword] = rule_numbers[name]
+    if not numbers:
+        return fact
+    return partial(fact, **numbers)
 
 
 def _matches_glob(name: str, globs: Iterable[str]) -> bool:
@@ -191,7 +235,9 @@ def glob_names(index: GraphIndex, node: Node) -> set[str]:
 
     They are its label, its name, and in a body the label after the body's path.
     """
-    return {node.label, node.proto.name or node.label, qualified_name(index.path, node.label)}
+    name = node.proto.name or node.label
+    qualified_label = qualified_name(index.path, node.label)
+    return {node.label, name, qualified_label}
 
 
 def require_matches(index: GraphIndex, rules: Iterable[Rule]) -> None:
@@ -212,8 +258,9 @@ def require_matches(index: GraphIndex, rules: Iterable[Rule]) -> None:
 def _require_match(
     index: GraphIndex, rule: Rule, key: str, glob: str, names: Iterable[str]
 ) -> None:
-    if any(fnmatchcase(name, glob) for name in names):
-        return
+    for name in names:
+        if fnmatchcase(name, glob):
+            return
     origin = rule.at(key) if rule.file else LEAVE_FLOAT_OPTION
     kind = "node" if key == "named" else "tensor"
     hint = did_you_mean(glob, names) or "."

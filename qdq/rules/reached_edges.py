@@ -36,21 +36,31 @@ def find_reached_edges(index: GraphIndex, start: str, through: tuple[str, ...]) 
             node = index.node(edge)
             if not _passes_on(node, edge, through):
                 reached.append(edge)
-            elif node.outputs[0] not in visited:
-                visited.add(node.outputs[0])
-                queue.append(node.outputs[0])
+                continue
+            output = node.outputs[0]
+            if output not in visited:
+                visited.add(output)
+                queue.append(output)
     return tuple(reached)
 
 
 def _value_readers(index: GraphIndex, tensor: str) -> list[Edge]:
     """Return the edges that read a tensor's values; a Shape reads only its shape."""
-    return [edge for edge in index.edges_from(tensor) if index.node(edge).op != "Shape"]
+    readers: list[Edge] = []
+    for edge in index.edges_from(tensor):
+        node = index.node(edge)
+        if node.op != "Shape":
+            readers.append(edge)
+    return readers
 
 
 def _is_read_in_body(index: GraphIndex, tensor: str) -> bool:
-    return any(slot < 0 for _, slot in index.consumers.get(tensor, ()))
+    readers = index.consumers.get(tensor, ())
+    return any(slot < 0 for _, slot in readers)
 
 
 def _passes_on(node: Node, edge: Edge, through: tuple[str, ...]) -> bool:
     """Whether a node passes on the values of an edge: of moves the first input, of Concat all."""
-    return node.op in through and (edge.slot == 0 or node.op == "Concat")
+    if node.op not in through:
+        return False
+    return edge.slot == 0 or node.op == "Concat"

@@ -115,9 +115,10 @@ def make_rule_set(names: Iterable[str], rules: Iterable[Rule]) -> RuleSet:
 def _require_known_beaten(rule: Rule, known: dict[str, Rule]) -> None:
     for beaten in rule.beats:
         if beaten not in known and beaten != _ALL_RULES:
+            place = rule.at("beats")
             hint = did_you_mean(beaten, known) or "."
             raise RuleError(
-                f"{rule.at('beats')}: 'beats' names an unknown rule {beaten!r}{hint} "
+                f"{place}: 'beats' names an unknown rule {beaten!r}{hint} "
                 "Correct it, or add --rules with its set."
             )
 
@@ -125,9 +126,10 @@ def _require_known_beaten(rule: Rule, known: dict[str, Rule]) -> None:
 def _require_no_circle(rule: Rule, known: dict[str, Rule]) -> None:
     circle = _find_circle(rule, known)
     if circle:
+        place = rule.at("beats")
+        path = " beats ".join(circle)
         raise RuleError(
-            f"{rule.at('beats')}: rules beat each other in a circle: {' beats '.join(circle)}. "
-            "Remove one of these lines."
+            f"{place}: rules beat each other in a circle: {path}. Remove one of these lines."
         )
 
 

@@ -38,8 +38,9 @@ def load_rules(names: Iterable[str] = (DEFAULT_SET,)) -> RuleSet:
     names = tuple(names)
     rules: dict[str, Rule] = {}
     for name in names:
-        rules.update(_read_rules_at(rules_path(name)))
-    set_names = [Path(name).name for name in names]
+        path = rules_path(name)
+        rules.update(_read_rules_at(path))
+    set_names = (Path(name).name for name in names)
     return make_rule_set(set_names, rules.values())
 
 
@@ -52,11 +53,15 @@ def rules_path(name: str) -> Path:
     if name in sets:
         return shipped_rules_folder() / name
     path = Path(name)
-    if path.is_dir() or (path.is_file() and path.suffix in RULE_SUFFIXES):
+    if path.is_dir():
         return path
-    problem = f"no such folder or file exists, and the shipped sets are {', '.join(sets)}"
+    if path.is_file() and path.suffix in RULE_SUFFIXES:
+        return path
+    known_sets = ", ".join(sets)
+    problem = f"no such folder or file exists, and the shipped sets are {known_sets}"
     if path.is_file():
-        problem = f"a rule file ends in {' or '.join(RULE_SUFFIXES)}"
+        suffixes = " or ".join(RULE_SUFFIXES)
+        problem = f"a rule file ends in {suffixes}"
     hint = did_you_mean(name, sets) or "."
     raise RuleError(f"unknown rule set {name!r}: {problem}{hint}")
 
@@ -67,12 +72,17 @@ def _read_rules_at(path: Path) -> dict[str, Rule]:
     A rule in a folder replaces one of its name that the folder's set file takes.
     """
     if path.is_file():
-        return {rule.name: rule for rule in read_rules(path)}
+        return _by_name(read_rules(path))
     rules: dict[str, Rule] = {}
-    if (path / SET_FILE).is_file():
-        rules = {rule.name: rule for rule in _read_taken_rules(path / SET_FILE)}
+    set_file = path / SET_FILE
+    if set_file.is_file():
+        rules = _by_name(_read_taken_rules(set_file))
     rules.update(_read_folder(path))
     return rules
+
+
+def _by_name(rules: Iterable[Rule]) -> dict[str, Rule]:
+    return {rule.name: rule for rule in rules}
 
 
 def _read_folder(folder: Path) -> dict[str, Rule]:
@@ -81,9 +91,10 @@ def _read_folder(folder: Path) -> dict[str, Rule]:
     for file in rule_files(folder):
         for rule in read_rules(file):
             if rule.name in rules:
+                place = rule.at("rule")
                 other = rules[rule.name].at("rule")
                 raise RuleError(
-                    f"{rule.at('rule')}: rule {rule.name!r} is also defined at {other}. Remove one."
+                    f"{place}: rule {rule.name!r} is also defined at {other}. Remove one."
                 )
             rules[rule.name] = rule
     return rules
@@ -99,11 +110,13 @@ def _read_taken_rules(path: Path) -> list[Rule]:
         rules = _select_taken_rules(content, path.parent.name)
     except RuleError as error:
         raise RuleError(f"{path}:{error}") from error
-    names = {rule.name for rule in rules} | {_ALL_RULES}
+    names = {rule.name for rule in rules}
+    names.add(_ALL_RULES)
     taken = []
     for rule in rules:
         beats = tuple(name for name in rule.beats if name in names)
-        taken.append(msgspec.structs.replace(rule, beats=beats))
+        reduced_rule = msgspec.structs.replace(rule, beats=beats)
+        taken.append(reduced_rule)
     return taken
 
 
@@ -112,29 +125,36 @@ def _select_taken_rules(content: object, folder_name: str) -> list[Rule]:
     if not isinstance(content, LocatedMapping):
         raise RuleError("1: a set file is a mapping that begins with 'set: NAME'.")
     require_known_keys(content, _SET_KEYS, _SET_KEYS)
+    name = read_text(content, "set")
     takes = content["takes"]
-    if read_text(content, "set") != folder_name or not isinstance(takes, LocatedMapping):
+    if name != folder_name or not isinstance(takes, LocatedMapping):
+        line = content.lines["set"]
         raise RuleError(
-            f"{content.lines['set']}: 'set' must be {folder_name!r}, the folder's name, "
+            f"{line}: 'set' must be {folder_name!r}, the folder's name, "
             "and 'takes' must map sets to rules."
         )
     require_known_keys(takes, shipped_sets())
     rules: list[Rule] = []
-    for name in takes:
-        rules += _select_shipped_rules(name, read_words(takes, name), takes.lines[name])
+    for set_name in takes:
+        rule_names = read_words(takes, set_name)
+        line = takes.lines[set_name]
+        rules += _select_shipped_rules(set_name, rule_names, line)
     return rules
 
 
 def _select_shipped_rules(name: str, rule_names: tuple[str, ...], line: int) -> list[Rule]:
     """Return the named rules of a shipped set; all for "*"."""
-    known = _read_rules_at(shipped_rules_folder() / name)
+    folder = shipped_rules_folder() / name
+    known = _read_rules_at(folder)
     if rule_names == (_ALL_RULES,):
         return list(known.values())
+    rules: list[Rule] = []
     for rule_name in rule_names:
         if rule_name not in known:
             hint = did_you_mean(rule_name, known) or "."
             raise RuleError(f"{line}: set {name} has no rule {rule_name!r}{hint}")
-    return [known[rule_name] for rule_name in rule_names]
+        rules.append(known[rule_name])
+    return rules
 
 
 def rule_files(folder: Path) -> list[Path]:
@@ -145,8 +165,8 @@ def rule_files(folder: Path) -> list[Path]:
     """
     files: list[Path] = []
     for suffix in RULE_SUFFIXES:
-        files += (path for path in folder.glob(f"*{suffix}") if path.name != SET_FILE)
-    files.sort()
+        files += folder.glob(f"*{suffix}")
+    files = sorted(path for path in files if path.name != SET_FILE)
     if not files and not (folder / SET_FILE).is_file():
         raise RuleError(
             f"{folder}: the folder holds no rule files (*.yaml). Add one or pass another folder."
@@ -167,7 +187,8 @@ def read_rules(path: Path) -> tuple[Rule, ...]:
     documents = read_documents(path) or [(1, None)]
     try:
         rules = tuple(parse_rule(content, line, path) for line, content in documents)
-        _require_names(rules, [line for line, _ in documents], path)
+        lines = [line for line, _ in documents]
+        _require_names(rules, lines, path)
     except RuleError as error:
         raise RuleError(f"{path}:{error}") from error
     return rules
@@ -178,9 +199,10 @@ def _require_names(rules: tuple[Rule, ...], lines: list[int], path: Path) -> Non
     if len(rules) == 1:
         rule = rules[0]
         if rule.name != path.stem:
+            line = dict(rule.lines)["rule"]
             raise RuleError(
-                f"{dict(rule.lines)['rule']}: the rule's name is {rule.name!r}, but the file's is "
-                f"{path.stem!r}. Use the same name for both."
+                f"{line}: the rule's name is {rule.name!r}, but the file's is {path.stem!r}. "
+                "Use the same name for both."
             )
         return
     names = [rule.name for rule in rules]

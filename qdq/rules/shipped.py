@@ -22,13 +22,18 @@ def shipped_rules_folder() -> Path:
     It is inside the wheel, or next to the package in a checkout.
     """
     in_wheel = _PACKAGE / "shipped_rules"
-    return in_wheel if in_wheel.is_dir() else _PACKAGE.parent / "rules"
+    if in_wheel.is_dir():
+        return in_wheel
+    return _PACKAGE.parent / "rules"
 
 
 def shipped_sets() -> list[str]:
     """Return the names of the shipped rule sets, sorted."""
-    folders = (path for path in shipped_rules_folder().iterdir() if path.is_dir())
-    return sorted(path.name for path in folders if path.name != KERNELS_FOLDER)
+    names: list[str] = []
+    for path in shipped_rules_folder().iterdir():
+        if path.is_dir() and path.name != KERNELS_FOLDER:
+            names.append(path.name)
+    return sorted(names)
 
 
 def default_rule_sets(source: Source) -> tuple[str, ...]:
