@@ -36,9 +36,11 @@ def explain(model: ModelLike, plan: Plan, rules: RuleSet, name: str) -> tuple[Ex
     An edge that several rules decided has one explanation per rule. Raises UsageError for a name
     that is neither a node's nor a tensor's.
     """
-    index = GraphIndex(source_at_plan_opset(load(model), plan))
+    source = source_at_plan_opset(load(model), plan)
+    index = GraphIndex(source)
     edges = _find_edges(index, name)
-    rules_by_name = {rule.name: rule for rule in with_leave_float(rules, plan.leave_float).rules}
+    all_rules = with_leave_float(rules, plan.leave_float)
+    rules_by_name = {rule.name: rule for rule in all_rules.rules}
     placed = {placement.edge: placement for placement in plan.placements}
     left_float = {item.edge: item for item in plan.left_float}
     explanations: list[Explanation] = []
@@ -46,13 +48,19 @@ def explain(model: ModelLike, plan: Plan, rules: RuleSet, name: str) -> tuple[Ex
         if edge in placed:
             explanations += _explain_placement(placed[edge], rules_by_name)
         else:
-            explanations.append(_explain_float(edge, left_float.get(edge), rules_by_name))
+            item = left_float.get(edge)
+            explanation = _explain_float(edge, item, rules_by_name)
+            explanations.append(explanation)
     return tuple(explanations)
 
 
 def _explain_placement(placement: Placement, rules: dict[str, Rule]) -> list[Explanation]:
     decision = f"quantize ({placement.quantizer})"
-    return [_quote_rule(placement.edge, decision, rules[name]) for name in placement.because]
+    explanations: list[Explanation] = []
+    for name in placement.because:
+        explanation = _quote_rule(placement.edge, decision, rules[name])
+        explanations.append(explanation)
+    return explanations
 
 
 def _explain_float(edge: Edge, item: LeftFloat | None, rules: dict[str, Rule]) -> Explanation:
@@ -72,18 +80,21 @@ def _find_edges(index: GraphIndex, name: str) -> tuple[Edge, ...]:
     edges: list[Edge] = []
     is_known = False
     for scope in index.scopes.values():
-        is_known = is_known or name in scope.by_label
+        if name in scope.by_label:
+            is_known = True
         for node in scope.nodes:
             if name in glob_names(scope, node):
                 edges += scope.edges_into(node)
     if edges or is_known:
         return tuple(edges)
     for scope in index.scopes.values():
-        is_known = is_known or _has_tensor(scope, name)
+        if _has_tensor(scope, name):
+            is_known = True
         edges += scope.edges_from(name)
     if is_known:
         return tuple(edges)
-    hint = did_you_mean(name, _known_names(index)) or "."
+    known_names = _known_names(index)
+    hint = did_you_mean(name, known_names) or "."
     raise UsageError(f"{index.source.name}: the model has no node or tensor {name!r}{hint}")
 
 
@@ -94,6 +105,7 @@ def _has_tensor(scope: GraphIndex, name: str) -> bool:
 def _known_names(index: GraphIndex) -> list[str]:
     names: list[str] = []
     for scope in index.scopes.values():
-        names += (qualified_name(scope.path, label) for label in scope.by_label)
+        for label in scope.by_label:
+            names.append(qualified_name(scope.path, label))
         names += scope.consumers
     return names

@@ -55,7 +55,8 @@ def _kept_groups(plan: Plan, kept: Iterable[Edge]) -> tuple[ScaleGroup, ...]:
     for group in plan.scale_groups:
         tensors = tuple(tensor for tensor in group.tensors if tensor in quantized)
         if len(tensors) > 1:
-            groups.append(msgspec.structs.replace(group, tensors=tensors))
+            reduced_group = msgspec.structs.replace(group, tensors=tensors)
+            groups.append(reduced_group)
     return tuple(groups)
 
 
@@ -76,9 +77,12 @@ def unmet_needs(index: GraphIndex, placed: dict[Edge, Placement]) -> Iterator[tu
 
 
 def _find_missing_edge(index: GraphIndex, edge: Edge, placed: dict[Edge, Placement]) -> Edge | None:
-    dtype = placed[edge].quantizer.dtype
+    quantizer = placed[edge].quantizer
     for required in _required_edges(index, edge):
-        if required not in placed or placed[required].quantizer.dtype != dtype:
+        if required not in placed:
+            return required
+        other_quantizer = placed[required].quantizer
+        if other_quantizer.dtype != quantizer.dtype:
             return required
     return None
 
@@ -112,14 +116,17 @@ def _edges_required_by_residual(index: GraphIndex, add: Node, edge: Edge) -> tup
     """
     if find_residual_slot(index, add) == edge.slot:
         convolution = find_fused_backbone(index, edge)
-        return operands(index, convolution) if convolution else ()
+        if convolution is None:
+            return ()
+        return operands(index, convolution)
     if find_residual_slot(index, add, MATRIX_PRODUCTS) != edge.slot:
         return ()
     required: tuple[Edge, ...] = ()
     product = find_fused_backbone(index, edge, MATRIX_PRODUCTS)
     if product is not None:
         required = operands(index, product)
-    reader = multiplied_tensors(index).get(edge.tensor)
+    readers = multiplied_tensors(index)
+    reader = readers.get(edge.tensor)
     if reader is not None:
         required = (*required, reader)
     return required

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import msgspec
 
@@ -13,6 +13,7 @@ _Decision = Placement | LeftFloat
 
 #: Graph, node and slot.
 _Location = tuple[str, str, int]
+_Decisions = dict[_Location, _Decision]
 
 
 class EdgeChange(msgspec.Struct, frozen=True):
@@ -48,18 +49,21 @@ def diff_plans(old: Plan, new: Plan) -> PlanDiff:
     new_decisions = _decisions_by_location(new)
     new_names = _match_tensor_names(old_decisions, new_decisions)
     old_groups = {_rename_tensors(group, new_names) for group in old.scale_groups}
-    new_groups = set(new.scale_groups)
+    context = _context_changes(old, new)
+    edges = _edge_changes(old_decisions, new_decisions)
+    groups_gained = (group for group in new.scale_groups if group not in old_groups)
+    groups_lost = old_groups.difference(new.scale_groups)
     return PlanDiff(
         same_model=old.digest == new.digest,
-        context=tuple(_context_changes(old, new)),
-        edges=tuple(_edge_changes(old_decisions, new_decisions)),
-        groups_gained=tuple(group for group in new.scale_groups if group not in old_groups),
-        groups_lost=tuple(sorted(old_groups - new_groups)),
+        context=tuple(context),
+        edges=tuple(edges),
+        groups_gained=tuple(groups_gained),
+        groups_lost=tuple(sorted(groups_lost)),
     )
 
 
-def _decisions_by_location(plan: Plan) -> dict[_Location, _Decision]:
-    decisions: dict[_Location, _Decision] = {}
+def _decisions_by_location(plan: Plan) -> _Decisions:
+    decisions: _Decisions = {}
     listed: list[_Decision] = [*plan.placements, *plan.left_float]
     for decision in listed:
         edge = decision.edge
@@ -67,9 +71,7 @@ def _decisions_by_location(plan: Plan) -> dict[_Location, _Decision]:
     return decisions
 
 
-def _match_tensor_names(
-    old_decisions: dict[_Location, _Decision], new_decisions: dict[_Location, _Decision]
-) -> dict[str, str]:
+def _match_tensor_names(old_decisions: _Decisions, new_decisions: _Decisions) -> dict[str, str]:
     """Return the new name of each tensor by its old one, where both plans decide about an edge."""
     names = {}
     for location, decision in old_decisions.items():
@@ -86,15 +88,17 @@ def _rename_tensors(group: ScaleGroup, names: dict[str, str]) -> ScaleGroup:
 
 def _context_changes(old: Plan, new: Plan) -> Iterator[tuple[str, str, str]]:
     for key in ("targets", "rule_sets", "leave_float", "profiles"):
-        old_text = ", ".join(map(str, getattr(old, key)))
-        new_text = ", ".join(map(str, getattr(new, key)))
+        old_text = _join_texts(getattr(old, key))
+        new_text = _join_texts(getattr(new, key))
         if old_text != new_text:
             yield key, old_text, new_text
 
 
-def _edge_changes(
-    old_decisions: dict[_Location, _Decision], new_decisions: dict[_Location, _Decision]
-) -> Iterator[EdgeChange]:
+def _join_texts(items: Iterable[object]) -> str:
+    return ", ".join(map(str, items))
+
+
+def _edge_changes(old_decisions: _Decisions, new_decisions: _Decisions) -> Iterator[EdgeChange]:
     """Yield the changes in the order of the newer plan, then the edges that only the older has."""
     locations = dict.fromkeys((*new_decisions, *old_decisions))
     for location in locations:
@@ -102,8 +106,11 @@ def _edge_changes(
         new = new_decisions.get(location)
         kind = _classify_change(old, new)
         decision = new or old
-        if kind and decision:
-            yield EdgeChange(kind, decision.edge, _describe(old), _describe(new))
+        if not kind or not decision:
+            continue
+        old_text = _describe(old)
+        new_text = _describe(new)
+        yield EdgeChange(kind, decision.edge, old_text, new_text)
 
 
 def _classify_change(old: _Decision | None, new: _Decision | None) -> str:
@@ -111,7 +118,8 @@ def _classify_change(old: _Decision | None, new: _Decision | None) -> str:
     old_quantizer = old.quantizer if isinstance(old, Placement) else None
     new_quantizer = new.quantizer if isinstance(new, Placement) else None
     if new_quantizer == old_quantizer:
-        return "reason" if _describe(old) != _describe(new) else ""
+        is_same = _describe(old) == _describe(new)
+        return "" if is_same else "reason"
     if old_quantizer is None:
         return "gained"
     if new_quantizer is None:
@@ -124,4 +132,5 @@ def _describe(decision: _Decision | None) -> str:
         return ""
     if isinstance(decision, LeftFloat):
         return f"float by {decision.because}"
-    return f"{decision.quantizer} by {', '.join(decision.because)}"
+    rules = ", ".join(decision.because)
+    return f"{decision.quantizer} by {rules}"

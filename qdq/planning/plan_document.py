@@ -52,6 +52,14 @@ class PlanFile(msgspec.Struct, frozen=True):
     #: The line of each scale group.
     groups: tuple[int, ...]
 
+    def place(self, line: int) -> str:
+        """Return a line of the file as ``file:line``."""
+        return f"{self.path}:{line}"
+
+    def edge_place(self, edge: Edge) -> str:
+        """Return the line of an edge as ``file:line``."""
+        return self.place(self.lines[edge])
+
 
 class _Layers(msgspec.Struct):
     """The decisions under `layers`, with the lines of edges and nodes."""
@@ -86,9 +94,9 @@ def parse_plan_file(path: Path, content: LocatedMapping) -> PlanFile:
 def _read_reasons(content: LocatedMapping) -> dict[str, str]:
     """Return the sentence of each rule that leaves edges in float."""
     reasons: dict[str, str] = content.get("reasons", {})
-    is_mapping = isinstance(reasons, dict)
-    if not is_mapping or not all(isinstance(reason, str) for reason in reasons.values()):
-        raise PlanError(f"{content.lines['reasons']}: 'reasons' must map rules to sentences.")
+    sentences = reasons.values() if isinstance(reasons, dict) else [None]
+    if not all(isinstance(sentence, str) for sentence in sentences):
+        raise _mistake(content, "reasons", "'reasons' must map rules to sentences.")
     return reasons
 
 
@@ -109,12 +117,12 @@ def _add_decision(
 ) -> None:
     """Add the decision of an entry; raises PlanError for an edge that is decided already."""
     slot = _read_whole_number(entry, "slot")
-    edge = Edge(graph, node, slot, _read_text(entry, "tensor"))
+    tensor = _read_text(entry, "tensor")
+    edge = Edge(graph, node, slot, tensor)
     decision = _parse_decision(entry, edge, reasons)
     if edge in layers.lines:
-        raise PlanError(
-            f"{entry.line}: edge {edge} is on line {layers.lines[edge]} too. Remove one."
-        )
+        earlier_line = layers.lines[edge]
+        raise PlanError(f"{entry.line}: edge {edge} is on line {earlier_line} too. Remove one.")
     layers.lines[edge] = entry.line
     if isinstance(decision, Placement):
         layers.placements.append(decision)
@@ -125,31 +133,38 @@ def _add_decision(
 def _parse_decision(
     entry: LocatedMapping, edge: Edge, reasons: dict[str, str]
 ) -> Placement | LeftFloat:
-    if ("quantize" in entry) == ("float" in entry):
+    is_quantized = "quantize" in entry
+    is_float = "float" in entry
+    if is_quantized == is_float:
         raise PlanError(
             f"{entry.line}: edge {edge} needs either 'quantize: FORMAT' or 'float: REASON'."
         )
-    if "quantize" in entry:
+    if is_quantized:
         return _parse_placement(entry, edge)
     return _parse_left_float(entry, edge, reasons)
 
 
 def _parse_placement(entry: LocatedMapping, edge: Edge) -> Placement:
     if "why" in entry:
-        raise PlanError(f"{entry.lines['why']}: 'why' is allowed with 'float' only. Remove it.")
+        raise _mistake(entry, "why", "'why' is allowed with 'float' only. Remove it.")
     name = read_choice(entry, "quantize", FORMATS)
-    axis = _read_whole_number(entry, "axis") if "axis" in entry else None
-    quantizer = Quantizer(name, FORMATS[name].dtype, axis)
-    return Placement(edge, quantizer, _read_rules(entry))
+    form = FORMATS[name]
+    axis = None
+    if "axis" in entry:
+        axis = _read_whole_number(entry, "axis")
+    quantizer = Quantizer(name, form.dtype, axis)
+    rules = _read_rules(entry)
+    return Placement(edge, quantizer, rules)
 
 
 def _parse_left_float(entry: LocatedMapping, edge: Edge, reasons: dict[str, str]) -> LeftFloat:
     for key in ("axis", "because"):
         if key in entry:
-            raise PlanError(
-                f"{entry.lines[key]}: {key!r} is allowed with 'quantize' only. "
+            problem = (
+                f"{key!r} is allowed with 'quantize' only. "
                 "Write the rule of an edge in float under 'float', and the reason under 'why'."
             )
+            raise _mistake(entry, key, problem)
     rule = _read_text(entry, "float")
     reason = _read_text(entry, "why", reasons.get(rule, ""))
     return LeftFloat(edge, rule, reason)
@@ -157,11 +172,15 @@ def _parse_left_float(entry: LocatedMapping, edge: Edge, reasons: dict[str, str]
 
 def _parse_scale_group(entry: LocatedMapping) -> ScaleGroup:
     tensors = _read_texts(entry, "tensors")
-    return ScaleGroup(tensors, _read_rules(entry), _read_ratio(entry))
+    rules = _read_rules(entry)
+    ratio = _read_ratio(entry)
+    return ScaleGroup(tensors, rules, ratio)
 
 
 def _read_rules(entry: LocatedMapping) -> tuple[str, ...]:
-    return _read_texts(entry, "because") if "because" in entry else (BY_HAND,)
+    if "because" not in entry:
+        return (BY_HAND,)
+    return _read_texts(entry, "because")
 
 
 def _read_ratio(entry: LocatedMapping) -> float | None:
@@ -174,10 +193,11 @@ def _read_ratio(entry: LocatedMapping) -> float | None:
     except ValueError:
         number = 0.0
     if not number > 0.0:
-        raise PlanError(
-            f"{entry.lines['ratio_at_most']}: 'ratio_at_most' is {text!r}. Write a number above 0."
-        )
-    return int(text) if text.isdecimal() else number
+        problem = f"'ratio_at_most' is {text!r}. Write a number above 0."
+        raise _mistake(entry, "ratio_at_most", problem)
+    if text.isdecimal():
+        return int(text)
+    return number
 
 
 def _read_mappings(
@@ -189,13 +209,12 @@ def _read_mappings(
     """
     entries = content.get(key, [])
     if not isinstance(entries, list):
-        raise PlanError(f"{content.lines[key]}: {key!r} must be a list.")
+        raise _mistake(content, key, f"{key!r} must be a list.")
     for entry in entries:
         if not isinstance(entry, LocatedMapping):
-            raise PlanError(
-                f"{content.lines[key]}: {key!r} must hold mappings with {', '.join(required)}, "
-                f"not {entry!r}."
-            )
+            keys = ", ".join(required)
+            problem = f"{key!r} must hold mappings with {keys}, not {entry!r}."
+            raise _mistake(content, key, problem)
         require_known_keys(entry, known, required)
         yield entry
 
@@ -203,25 +222,25 @@ def _read_mappings(
 def _read_text(content: LocatedMapping, key: str, default: str | None = None) -> str:
     value = content.get(key, default)
     if not isinstance(value, str):
-        raise PlanError(f"{content.lines[key]}: {key!r} must be a single text.")
+        raise _mistake(content, key, f"{key!r} must be a single text.")
     return value
 
 
 def _read_whole_number(content: LocatedMapping, key: str) -> int:
     text = _read_text(content, key)
     if not text.isdecimal():
-        raise PlanError(
-            f"{content.lines[key]}: {key!r} is {text!r}. Write a whole number, at least 0."
-        )
+        problem = f"{key!r} is {text!r}. Write a whole number, at least 0."
+        raise _mistake(content, key, problem)
     return int(text)
 
 
 def _read_texts(content: LocatedMapping, key: str) -> tuple[str, ...]:
     """Return the text or texts of a key; none where the key is missing."""
-    value = content.get(key, [])
-    texts = value if isinstance(value, list) else [value]
+    texts = content.get(key, [])
+    if not isinstance(texts, list):
+        texts = [texts]
     if not all(isinstance(text, str) for text in texts):
-        raise PlanError(f"{content.lines[key]}: {key!r} must be a text or a list of texts.")
+        raise _mistake(content, key, f"{key!r} must be a text or a list of texts.")
     return tuple(texts)
 
 
@@ -233,4 +252,10 @@ def _parse_texts(
     try:
         return tuple(parse(text) for text in texts)
     except QdqError as error:
-        raise PlanError(f"{content.lines[key]}: {error}") from error
+        raise _mistake(content, key, str(error)) from error
+
+
+def _mistake(content: LocatedMapping, key: str, problem: str) -> PlanError:
+    """Return the error about the value of a key; it begins with the key's line."""
+    line = content.lines[key]
+    return PlanError(f"{line}: {problem}")

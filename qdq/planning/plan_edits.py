@@ -10,7 +10,7 @@ from qdq.graph.operands import channel_axis
 from qdq.planning.decisions import Placement, Plan
 from qdq.planning.pair_dependencies import find_unmet_need
 from qdq.planning.plan_document import PlanFile
-from qdq.quantizer import FORMATS
+from qdq.quantizer import FORMATS, Quantizer
 
 
 def require_edits(file: PlanFile, index: GraphIndex) -> None:
@@ -19,10 +19,12 @@ def require_edits(file: PlanFile, index: GraphIndex) -> None:
     _require_model_of_file(file, undecided_plan, index)
     for node_key in file.nodes:
         _require_node(file, index, node_key)
-    for edge, line in file.lines.items():
-        problem = _explain_misplaced_edge(edge, index.node(edge))
+    for edge in file.lines:
+        node = index.node(edge)
+        problem = _explain_misplaced_edge(edge, node)
         if problem:
-            raise PlanError(f"{file.path}:{line}: {problem}")
+            place = file.edge_place(edge)
+            raise PlanError(f"{place}: {problem}")
     for placement in file.plan.placements:
         _require_format(file, index, placement)
     _require_groups(file, index)
@@ -41,10 +43,11 @@ def _require_model_of_file(file: PlanFile, plan: Plan, index: GraphIndex) -> Non
 def _require_node(file: PlanFile, index: GraphIndex, node_key: tuple[str, str]) -> None:
     graph, label = node_key
     operator, line = file.nodes[node_key]
-    place = f"{file.path}:{line}"
+    place = file.place(line)
     scope = index.scopes.get(graph)
     if scope is None:
-        hint = did_you_mean(graph, filter(None, index.scopes)) or "."
+        bodies = filter(None, index.scopes)
+        hint = did_you_mean(graph, bodies) or "."
         raise PlanError(f"{place}: {index.source.name} has no body {graph!r}{hint}")
     scope_name = graph or index.source.name
     node = scope.by_label.get(label)
@@ -59,8 +62,9 @@ def _require_node(file: PlanFile, index: GraphIndex, node_key: tuple[str, str]) 
 
 def _explain_misplaced_edge(edge: Edge, node: Node) -> str:
     """Return the reason why an edge is no input of a node, "" where it is one."""
-    if edge.slot >= len(node.inputs):
-        return f"{node.op} {edge.node!r} has {len(node.inputs)} inputs, so no slot {edge.slot}."
+    count = len(node.inputs)
+    if edge.slot >= count:
+        return f"{node.op} {edge.node!r} has {count} inputs, so no slot {edge.slot}."
     tensor = node.inputs[edge.slot]
     if edge.tensor != tensor:
         return f"slot {edge.slot} of {edge.node!r} reads {tensor!r}, not {edge.tensor!r}."
@@ -68,10 +72,12 @@ def _explain_misplaced_edge(edge: Edge, node: Node) -> str:
 
 
 def _require_format(file: PlanFile, index: GraphIndex, placement: Placement) -> None:
-    problem = _explain_unfit_format(placement, index.scope(placement.edge))
+    edge = placement.edge
+    scope = index.scope(edge)
+    problem = _explain_unfit_format(placement, scope)
     if problem:
-        line = file.lines[placement.edge]
-        raise PlanError(f"{file.path}:{line}: {placement.quantizer} on {placement.edge}: {problem}")
+        place = file.edge_place(edge)
+        raise PlanError(f"{place}: {placement.quantizer} on {edge}: {problem}")
 
 
 def _explain_unfit_format(placement: Placement, index: GraphIndex) -> str:
@@ -82,20 +88,26 @@ def _explain_unfit_format(placement: Placement, index: GraphIndex) -> str:
         return f"{tensor!r} holds no floats."
     if "-weight" in quantizer.name and not index.is_constant(tensor):
         return f"{tensor!r} is computed. A weight format needs a constant."
-    if not FORMATS[quantizer.name].per_channel:
-        if quantizer.axis is not None:
-            return "this format has one scale and no axis. Remove 'axis'."
-        return ""
-    required_axis = channel_axis(index, placement.edge)
-    if required_axis is not None and quantizer.axis != required_axis:
+    form = FORMATS[quantizer.name]
+    if form.per_channel:
+        return _explain_unfit_axis(placement.edge, quantizer.axis, index)
+    if quantizer.axis is not None:
+        return "this format has one scale and no axis. Remove 'axis'."
+    return ""
+
+
+def _explain_unfit_axis(edge: Edge, axis: int | None, index: GraphIndex) -> str:
+    """Return the reason why a tensor has no channels along an axis, "" where it may have."""
+    required_axis = channel_axis(index, edge)
+    if required_axis is not None and axis != required_axis:
         return (
-            f"the output channels of {tensor!r} are on axis {required_axis}. "
+            f"the output channels of {edge.tensor!r} are on axis {required_axis}. "
             f"Write 'axis: {required_axis}'."
         )
-    rank = index.rank(tensor)
-    if quantizer.axis is not None and rank is not None and quantizer.axis >= rank:
-        return f"{tensor!r} has {rank} axes, so no axis {quantizer.axis}."
-    return ""
+    rank = index.rank(edge.tensor)
+    if axis is None or rank is None or axis < rank:
+        return ""
+    return f"{edge.tensor!r} has {rank} axes, so no axis {axis}."
 
 
 def _require_groups(file: PlanFile, index: GraphIndex) -> None:
@@ -104,12 +116,13 @@ def _require_groups(file: PlanFile, index: GraphIndex) -> None:
         for tensor in group.tensors:
             if tensor in quantized:
                 continue
+            place = file.place(line)
             if tensor in index.consumers or tensor in index.producers:
                 problem = "which the plan does not quantize."
             else:
                 hint = did_you_mean(tensor, quantized) or "."
                 problem = f"which is no tensor of {index.source.name}{hint}"
-            raise PlanError(f"{file.path}:{line}: the scale group names {tensor!r}, {problem}")
+            raise PlanError(f"{place}: the scale group names {tensor!r}, {problem}")
 
 
 def _quantized_tensors(plan: Plan) -> set[str]:
@@ -123,9 +136,10 @@ def _require_needs(file: PlanFile, scope: GraphIndex) -> None:
     if unmet is None:
         return
     edge, missing = unmet
+    place = file.edge_place(edge)
     raise PlanError(
-        f"{file.path}:{file.lines[edge]}: a pair on {edge} has only costs unless {missing} has one "
-        "of the same type. TensorRT runs a layer in that type as a whole or not at all. "
+        f"{place}: a pair on {edge} has only costs unless {missing} has one of the same type. "
+        "TensorRT runs a layer in that type as a whole or not at all. "
         "Quantize both or neither."
     )
 
@@ -134,9 +148,11 @@ def require_model(plan: Plan, index: GraphIndex) -> None:
     """Raise PlanError unless the plan was made for this very model."""
     source = index.source
     if plan.digest != source.digest:
+        plan_digest = plan.digest[:12]
+        model_digest = source.digest[:12]
         raise PlanError(
-            f"the plan is for {plan.model} with digest {plan.digest[:12]}, but {source.name} has "
-            f"{source.digest[:12]}. Make the plan again."
+            f"the plan is for {plan.model} with digest {plan_digest}, "
+            f"but {source.name} has {model_digest}. Make the plan again."
         )
     for placement in plan.placements:
         if not _fits_model(placement, index):
@@ -164,16 +180,19 @@ def _fits_model(placement: Placement, index: GraphIndex) -> bool:
         return False
     if node.inputs[edge.slot] != edge.tensor:
         return False
-    if not placement.quantizer.calibrated and not scope.is_constant(edge.tensor):
-        return False
-    return _fits_axis(placement, scope)
-
-
-def _fits_axis(placement: Placement, scope: GraphIndex) -> bool:
     quantizer = placement.quantizer
-    if quantizer.axis is None:
-        return True
-    if not FORMATS[quantizer.name].per_channel:
+    if not quantizer.calibrated and not scope.is_constant(edge.tensor):
         return False
-    rank = scope.rank(placement.edge.tensor)
-    return rank is None or 0 <= quantizer.axis < rank
+    rank = scope.rank(edge.tensor)
+    return _fits_rank(quantizer, rank)
+
+
+def _fits_rank(quantizer: Quantizer, rank: int | None) -> bool:
+    """Whether a tensor of some rank, None for unknown, has the axis of a quantizer."""
+    axis = quantizer.axis
+    if axis is None:
+        return True
+    form = FORMATS[quantizer.name]
+    if not form.per_channel:
+        return False
+    return rank is None or 0 <= axis < rank

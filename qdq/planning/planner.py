@@ -208,15 +208,18 @@ def _make_placement(index: GraphIndex, verdict: Verdict) -> Placement:
     edge = verdict.edge
     rule = verdict.rules[0]
     form = FORMATS[verdict.using]
-    if form.constant and not index.is_constant(edge.tensor):
+    tensor = edge.tensor
+    if form.constant and not index.is_constant(tensor):
+        place = rule.at("using")
         raise RuleError(
-            f"{rule.at('using')}: the rule uses {verdict.using} on edge {edge}, but "
-            f"{edge.tensor!r} is computed. A weight format needs a constant."
+            f"{place}: the rule uses {verdict.using} on edge {edge}, but {tensor!r} is computed. "
+            "A weight format needs a constant."
         )
-    if index.elem_type(edge.tensor) and not index.is_float(edge.tensor):
+    if index.elem_type(tensor) and not index.is_float(tensor):
+        place = rule.at("where")
         raise RuleError(
-            f"{rule.at('where')}: the rule quantizes edge {edge}, but {edge.tensor!r} holds no "
-            "floats. Narrow the rule's 'where'."
+            f"{place}: the rule quantizes edge {edge}, but {tensor!r} holds no floats. "
+            "Narrow the rule's 'where'."
         )
     axis = channel_axis(index, edge) if form.per_channel else None
     quantizer = Quantizer(verdict.using, form.dtype, axis)
@@ -227,12 +230,15 @@ def _make_placement(index: GraphIndex, verdict: Verdict) -> Placement:
 def _describe_decision(
     edge: Edge, placed: dict[Edge, Placement], left_float: dict[Edge, LeftFloat]
 ) -> str:
-    """Return the decision about an edge that another one requires in its type, as a relative clause."""
+    """Return the decision about an edge as a relative clause."""
     if edge in placed:
         placement = placed[edge]
-        return f"{placement.because[0]} quantizes to {placement.quantizer.element.label}"
+        rule_name = placement.because[0]
+        element = placement.quantizer.element
+        return f"{rule_name} quantizes to {element.label}"
     if edge in left_float:
-        return f"stays in float ({left_float[edge].because})"
+        item = left_float[edge]
+        return f"stays in float ({item.because})"
     return "no rule requests"
 
 

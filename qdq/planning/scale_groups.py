@@ -31,10 +31,13 @@ def find_scale_groups(
     groups: list[ScaleGroup] = []
     for members, rule_names in sets.groups():
         tensors = sorted(members & quantized)
-        if len(tensors) > 1:
-            limits = [ratios[name] for name in rule_names if name in ratios]
-            ratio = min(limits, default=None)
-            groups.append(ScaleGroup(tuple(tensors), tuple(sorted(rule_names)), ratio))
+        if len(tensors) <= 1:
+            continue
+        limits = (ratios[name] for name in rule_names if name in ratios)
+        ratio = min(limits, default=None)
+        because = tuple(sorted(rule_names))
+        group = ScaleGroup(tuple(tensors), because, ratio)
+        groups.append(group)
     return tuple(sorted(groups))
 
 
@@ -43,7 +46,11 @@ def _connected_outputs(index: GraphIndex, label: str) -> list[str]:
     node = index.by_label[label]
     if node.op in ARITHMETIC:
         return []
-    return [qualified_name(index.path, output) for output in node.outputs if output]
+    tensors: list[str] = []
+    for output in node.outputs:
+        if output:
+            tensors.append(qualified_name(index.path, output))
+    return tensors
 
 
 def _ratios(rules: RuleSet, names: Iterable[str]) -> dict[str, float]:
@@ -51,7 +58,10 @@ def _ratios(rules: RuleSet, names: Iterable[str]) -> dict[str, float]:
     ratios: dict[str, float] = {}
     for name in names:
         rule = rules.rule(name)
-        ratio = dict(rule.given).get(RATIO_AT_MOST) if rule else None
+        if rule is None:
+            continue
+        numbers = dict(rule.given)
+        ratio = numbers.get(RATIO_AT_MOST)
         if ratio:
             ratios[name] = float(ratio)
     return ratios
@@ -71,21 +81,27 @@ class DisjointSets:
 
     def tie(self, tensors: Iterable[str], name: str) -> None:
         """Join tensors into one set, because of the rule `name`."""
-        roots = list(dict.fromkeys(self._find_root(tensor) for tensor in tensors))
+        roots = dict.fromkeys(self._find_root(tensor) for tensor in tensors)
         top = max(roots, key=self._sizes.__getitem__)
         self._names[top].add(name)
         for root in roots:
             if root != top:
-                self._parents[root] = top
-                self._sizes[top] += self._sizes.pop(root)
-                self._names[top] |= self._names.pop(root)
+                self._join_roots(top, root)
+
+    def _join_roots(self, top: str, root: str) -> None:
+        self._parents[root] = top
+        size = self._sizes.pop(root)
+        names = self._names.pop(root)
+        self._sizes[top] += size
+        self._names[top] |= names
 
     def groups(self) -> Iterator[tuple[set[str], set[str]]]:
         """Yield each set of tensors with the rules that joined it."""
         members: dict[str, set[str]] = {}
         for tensor in self._parents:
             root = self._find_root(tensor)
-            members.setdefault(root, set()).add(tensor)
+            root_members = members.setdefault(root, set())
+            root_members.add(tensor)
         for root, tensors in members.items():
             yield tensors, self._names[root]
 
@@ -96,6 +112,7 @@ class DisjointSets:
             self._sizes[tensor] = 1
             self._names[tensor] = set()
         while parents[tensor] != tensor:
-            parents[tensor] = parents[parents[tensor]]
+            parent = parents[tensor]
+            parents[tensor] = parents[parent]
             tensor = parents[tensor]
         return tensor

@@ -115,16 +115,16 @@ def _fact_descriptions(facts: Mapping[str, Callable[..., bool]]) -> dict[str, st
 
 def _one_of(descriptions: Mapping[str, str]) -> _Schema:
     """Return the schema of one of some words, each with a description."""
-    words: list[_Schema] = []
+    schemas: list[_Schema] = []
     for word, text in descriptions.items():
         schema = {"const": word, "description": text}
-        words.append(schema)
-    return {"anyOf": words}
+        schemas.append(schema)
+    return {"anyOf": schemas}
 
 
 def _word_or_list(word: _Schema) -> _Schema:
-    words = {"type": "array", "items": word, "minItems": 1}
-    return {"anyOf": [word, words]}
+    several = {"type": "array", "items": word, "minItems": 1}
+    return {"anyOf": [word, several]}
 
 
 def _mapping(

@@ -179,19 +179,19 @@ def _output_channels(index: GraphIndex, node: Node) -> int | None:
 
 
 def _product_form(index: GraphIndex, node: Node) -> _Form:
-    left = index.shape(node.inputs[0])
-    right = index.shape(node.inputs[1])
+    left_shape = index.shape(node.inputs[0])
+    right_shape = index.shape(node.inputs[1])
     if node.op == "Gemm":
-        return _gemm_form(node, left, right)
+        return _gemm_form(node, left_shape, right_shape)
     return {
-        "rows": _axis_length(left, -2),
-        "channels": _axis_length(left, -1),
-        "outputs": _axis_length(right, -1),
-        "batched": _batching(left, right),
+        "rows": _axis_length(left_shape, -2),
+        "channels": _axis_length(left_shape, -1),
+        "outputs": _axis_length(right_shape, -1),
+        "batched": _batching(left_shape, right_shape),
     }
 
 
-def _gemm_form(node: Node, left: _Shape | None, right: _Shape | None) -> _Form:
+def _gemm_form(node: Node, left_shape: _Shape | None, right_shape: _Shape | None) -> _Form:
     left_is_transposed = int(node.attribute("transA", 0))
     right_is_transposed = int(node.attribute("transB", 0))
     rows_axis = 1 if left_is_transposed else 0
@@ -200,9 +200,9 @@ def _gemm_form(node: Node, left: _Shape | None, right: _Shape | None) -> _Form:
     alpha = node.attribute("alpha", 1.0)
     beta = node.attribute("beta", 1.0)
     return {
-        "rows": _axis_length(left, rows_axis),
-        "channels": _axis_length(left, 1 - rows_axis),
-        "outputs": _axis_length(right, outputs_axis),
+        "rows": _axis_length(left_shape, rows_axis),
+        "channels": _axis_length(left_shape, 1 - rows_axis),
+        "outputs": _axis_length(right_shape, outputs_axis),
         "transA": left_is_transposed,
         "transB": right_is_transposed,
         "bias": int(any(biases)),
@@ -211,14 +211,14 @@ def _gemm_form(node: Node, left: _Shape | None, right: _Shape | None) -> _Form:
     }
 
 
-def _batching(left: _Shape | None, right: _Shape | None) -> str | None:
+def _batching(left_shape: _Shape | None, right_shape: _Shape | None) -> str | None:
     """Return which operands of a MatMul are batched; None where a shape is unknown or empty."""
-    if not left or not right:
+    if not left_shape or not right_shape:
         return None
-    right_rank = min(len(right), PLANE_RANK)
+    right_rank = min(len(right_shape), PLANE_RANK)
     if right_rank in _BATCHED_BY_RANK:
         return _BATCHED_BY_RANK[right_rank]
-    if len(left) > _MATRIX_RANK:
+    if len(left_shape) > _MATRIX_RANK:
         return "data"
     return "none"
 

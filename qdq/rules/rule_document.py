@@ -89,9 +89,8 @@ def parse_rule(content: Any, line: int, path: Path) -> Rule:
 def _parse_where(content: LocatedMapping) -> Where:
     lines = content["where"]
     if not isinstance(lines, LocatedMapping) or not lines:
-        raise RuleError(
-            f"{content.lines['where']}: 'where' needs at least one of {', '.join(WHERE_KEYS)}."
-        )
+        keys = ", ".join(WHERE_KEYS)
+        raise _mistake(content, "where", f"'where' needs at least one of {keys}.")
     require_known_keys(lines, WHERE_KEYS)
     return Where(
         into=read_words(lines, "into", _check_node_word),
@@ -135,9 +134,8 @@ def _parse_target_condition(where: LocatedMapping) -> TargetCondition | None:
         return None
     condition = where["target"]
     if not isinstance(condition, LocatedMapping) or not condition:
-        raise RuleError(
-            f"{where.lines['target']}: 'target' needs at least one of {', '.join(TARGET_KEYS)}."
-        )
+        keys = ", ".join(TARGET_KEYS)
+        raise _mistake(where, "target", f"'target' needs at least one of {keys}.")
     require_known_keys(condition, TARGET_KEYS)
     if "backend" in condition:
         read_choice(condition, "backend", BACKENDS)
@@ -150,26 +148,21 @@ def _parse_target_condition(where: LocatedMapping) -> TargetCondition | None:
 def _require_capability(condition: LocatedMapping, key: str) -> None:
     value = condition[key]
     if type(value) is not int or value < LEAST_SM:
-        raise RuleError(
-            f"{condition.lines[key]}: {key!r} is {value!r}. "
-            "Write a compute capability times ten, such as 75."
-        )
+        problem = f"{key!r} is {value!r}. Write a compute capability times ten, such as 75."
+        raise _mistake(condition, key, problem)
 
 
 def _read_format(content: LocatedMapping, then: str) -> str:
     """Return the format's name; "" for decisions that have none."""
     if then != "quantize":
         if "using" in content:
-            raise RuleError(
-                f"{content.lines['using']}: 'using' is allowed with 'then: quantize' only. "
-                "Remove it."
-            )
+            problem = "'using' is allowed with 'then: quantize' only. Remove it."
+            raise _mistake(content, "using", problem)
         return ""
     if "using" not in content:
-        raise RuleError(
-            f"{content.lines['then']}: 'then: quantize' needs 'using'. "
-            f"Add it with one of {', '.join(FORMATS)}."
-        )
+        formats = ", ".join(FORMATS)
+        problem = f"'then: quantize' needs 'using'. Add it with one of {formats}."
+        raise _mistake(content, "then", problem)
     return cast(str, read_choice(content, "using", FORMATS))
 
 
@@ -181,21 +174,18 @@ def _read_numbers(
     allowed = {*required, RATIO_AT_MOST} if then == "share-scale" else required
     numbers = content.get("given", LocatedMapping())
     if not isinstance(numbers, LocatedMapping):
-        raise RuleError(
-            f"{content.lines['given']}: 'given' must name numbers, such as {{channels-below: 16}}."
-        )
+        problem = "'given' must name numbers, such as {channels-below: 16}."
+        raise _mistake(content, "given", problem)
     require_known_keys(numbers, sorted(allowed))
     for name, value in numbers.items():
         if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
-            raise RuleError(
-                f"{numbers.lines[name]}: {name!r} is {value!r}. Write a number above 0."
-            )
+            problem = f"{name!r} is {value!r}. Write a number above 0."
+            raise _mistake(numbers, name, problem)
     missing = sorted(required.difference(numbers))
     if missing:
-        raise RuleError(
-            f"{content.lines['where']}: the facts in 'where' require {', '.join(missing)}. "
-            f"Add 'given: {{{missing[0]}: NUMBER}}'."
-        )
+        names = ", ".join(missing)
+        problem = f"the facts in 'where' require {names}. Add 'given: {{{missing[0]}: NUMBER}}'."
+        raise _mistake(content, "where", problem)
     return tuple(sorted(numbers.items()))
 
 
@@ -206,3 +196,9 @@ def _required_numbers(where: Where) -> set[str]:
         if fact is not None:
             names.update(fact_parameters(fact))
     return names
+
+
+def _mistake(content: LocatedMapping, key: str, problem: str) -> RuleError:
+    """Return the error about the value of a key; it begins with the key's line."""
+    line = content.lines[key]
+    return RuleError(f"{line}: {problem}")

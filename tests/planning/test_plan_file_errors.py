@@ -49,12 +49,12 @@ class Bench:
 
     def apply(self, **other: Path) -> str:
         """Return the refusal of `qdq apply` with another model, plan or scales."""
-        given = (
+        paths = (
             other.get("model", self.model),
             other.get("plan", self.plan),
             other.get("scales", self.scales),
         )
-        return refused(self.folder, "apply", *given, "-o", self.out)
+        return refused(self.folder, "apply", *paths, "-o", self.out)
 
     def validate(
         self, *more: object, model: Path | None = None, quantized: Path | None = None
@@ -155,29 +155,29 @@ def test_model_plan_and_scales_in_the_wrong_order_are_told_apart(bench: Bench) -
 
 
 @pytest.mark.parametrize(
-    ("name", "says"), [("gone", "No such file or directory"), (".", "Is a directory")]
+    ("name", "problem"), [("gone", "No such file or directory"), (".", "Is a directory")]
 )
 def test_a_plan_or_scales_that_cannot_be_read_are_named_once(
-    bench: Bench, name: str, says: str
+    bench: Bench, name: str, problem: str
 ) -> None:
     path = bench.folder / name
 
     assert (
         bench.calibrate(plan=path)
-        == f"qdq: {path}: the file cannot be read: {says}. Check the path.\n"
+        == f"qdq: {path}: the file cannot be read: {problem}. Check the path.\n"
     )
     assert (
         bench.apply(scales=path)
-        == f"qdq: {path}: the file cannot be read: {says}. Check the path.\n"
+        == f"qdq: {path}: the file cannot be read: {problem}. Check the path.\n"
     )
 
 
 def test_a_plan_of_another_model_is_refused_with_both_digests(bench: Bench) -> None:
     other = other_model(bench.folder)
-    says = r"the plan is for model.onnx with digest [0-9a-f]{12}, but other.onnx has [0-9a-f]{12}. Make the plan again\.\n"
+    problem = r"the plan is for model.onnx with digest [0-9a-f]{12}, but other.onnx has [0-9a-f]{12}. Make the plan again\.\n"
 
-    assert re.fullmatch(rf"qdq: {bench.plan}: {says}", bench.calibrate(model=other))
-    assert re.fullmatch(rf"qdq: {bench.plan}: {says}", bench.apply(model=other))
+    assert re.fullmatch(rf"qdq: {bench.plan}: {problem}", bench.calibrate(model=other))
+    assert re.fullmatch(rf"qdq: {bench.plan}: {problem}", bench.apply(model=other))
 
 
 def test_scales_of_another_plan_are_refused(bench: Bench) -> None:
@@ -251,10 +251,10 @@ EDITS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("old", "new", "at", "says"), EDITS.values(), ids=EDITS)
+@pytest.mark.parametrize(("old", "new", "at", "problem"), EDITS.values(), ids=EDITS)
 @pytest.mark.parametrize("command", ["calibrate", "apply"])
 def test_an_edit_that_cannot_be_honoured_is_named_with_its_line(
-    bench: Bench, command: str, old: str, new: str, at: str, says: str
+    bench: Bench, command: str, old: str, new: str, at: str, problem: str
 ) -> None:
     path = bench.edited_plan(old, new)
 
@@ -262,7 +262,7 @@ def test_an_edit_that_cannot_be_honoured_is_named_with_its_line(
 
     lines = [i for i, line in enumerate(path.read_text().splitlines(), 1) if at and at in line]
     assert message.startswith(f"qdq: {path}:{lines[-1]}: " if at else f"qdq: {path}:"), message
-    assert says in message
+    assert problem in message
 
 
 def test_a_plan_of_an_older_layout_says_how_to_get_a_new_one(bench: Bench) -> None:
@@ -312,7 +312,7 @@ def test_integers_take_no_format(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize(
-    ("edit", "says"),
+    ("edit", "problem"),
     [
         (
             setting("by_pair", 0, "scales", value=[]),
@@ -350,14 +350,14 @@ def test_integers_take_no_format(bench: Bench) -> None:
     ],
 )
 def test_edited_scales_that_the_plan_cannot_use_are_refused(
-    bench: Bench, edit: Edit, says: str
+    bench: Bench, edit: Edit, problem: str
 ) -> None:
     path = bench.edited_scales(edit)
 
     message = bench.apply(scales=path)
 
     assert f"{path}: " in message
-    assert says in message
+    assert problem in message
 
 
 def test_nothing_to_validate_is_said_so(bench: Bench) -> None:

@@ -56,13 +56,13 @@ def plan(
 def test_an_unknown_rule_set_is_answered_with_the_nearest(
     tmp_path: Path, command: list[str]
 ) -> None:
-    words = {
+    arguments_by_word = {
         "MODEL": save(tiny_model(), tmp_path / "model.onnx"),
         "OUT": tmp_path / "out.onnx",
         "NAME": "tensort",
     }
 
-    message = refused(tmp_path, *(words.get(word, word) for word in command))
+    message = refused(tmp_path, *(arguments_by_word.get(word, word) for word in command))
 
     assert message.startswith(
         "qdq: unknown rule set 'tensort': no such folder or file exists, and the shipped sets are "
@@ -344,15 +344,15 @@ MISTAKES: list[tuple[str, str | bytes, int, str]] = [
 
 
 @pytest.mark.parametrize(
-    ("content", "line", "says"), [m[1:] for m in MISTAKES], ids=[m[0] for m in MISTAKES]
+    ("content", "line", "problem"), [m[1:] for m in MISTAKES], ids=[m[0] for m in MISTAKES]
 )
 def test_a_mistake_in_a_rule_file_is_named_with_its_line(
-    tmp_path: Path, content: str | bytes, line: int, says: str
+    tmp_path: Path, content: str | bytes, line: int, problem: str
 ) -> None:
     message = plan(tmp_path, mine=content)
 
     assert message.startswith(f"qdq: {tmp_path / 'rules' / 'mine.yaml'}:{line}: ")
-    assert says in message
+    assert problem in message
 
 
 def test_the_nearest_rule_is_named_where_beats_misspells_it(tmp_path: Path) -> None:
@@ -541,7 +541,7 @@ def test_a_rule_that_quantizes_nothing_is_refused_by_quantize_only(tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    ("where", "says"),
+    ("where", "problem"),
     [
         ("{named: cnov}", "no node is named 'cnov'. Did you mean 'conv'?"),
         ("{named: [conv, '/layer1/*']}", "no node is named '/layer1/*'."),
@@ -552,13 +552,13 @@ def test_a_rule_that_quantizes_nothing_is_refused_by_quantize_only(tmp_path: Pat
     ],
 )
 def test_a_glob_in_a_rule_file_that_matches_nothing_is_refused_unless_allowed(
-    tmp_path: Path, where: str, says: str
+    tmp_path: Path, where: str, problem: str
 ) -> None:
     message = plan(tmp_path, mine=rule(where=where))
 
     assert (
         message
-        == f"qdq: model.onnx: {tmp_path / 'rules' / 'mine.yaml'}:3: {says} Correct it, or pass --allow-unmatched.\n"
+        == f"qdq: model.onnx: {tmp_path / 'rules' / 'mine.yaml'}:3: {problem} Correct it, or pass --allow-unmatched.\n"
     )
     assert (
         run("plan", tmp_path / "model.onnx", "--rules", tmp_path / "rules", "--allow-unmatched")[0]
@@ -567,12 +567,12 @@ def test_a_glob_in_a_rule_file_that_matches_nothing_is_refused_unless_allowed(
 
 
 @pytest.mark.parametrize(
-    ("glob", "says"),
+    ("glob", "problem"),
     [("gmem", "'gmem'. Did you mean 'gemm'?"), ("/layer1/*", "'/layer1/*'."), ("", "''.")],
 )
 @pytest.mark.parametrize("command", ["plan", "explain", "quantize"])
 def test_a_leave_float_glob_that_matches_nothing_is_refused_unless_allowed(
-    tmp_path: Path, command: str, glob: str, says: str
+    tmp_path: Path, command: str, glob: str, problem: str
 ) -> None:
     model, out = save(tiny_model(), tmp_path / "model.onnx"), tmp_path / "out.onnx"
     argv = {
@@ -585,7 +585,7 @@ def test_a_leave_float_glob_that_matches_nothing_is_refused_unless_allowed(
 
     assert (
         message
-        == f"qdq: model.onnx: --leave-float: no node is named {says} Correct it, or pass --allow-unmatched.\n"
+        == f"qdq: model.onnx: --leave-float: no node is named {problem} Correct it, or pass --allow-unmatched.\n"
     )
     assert run(*argv, "--leave-float", glob, "--allow-unmatched")[0] == 0
 
@@ -604,7 +604,7 @@ CASE = "rule: mine\na case:\n  says: x\n  before: y\n  plan: []\n"
 
 
 @pytest.mark.parametrize(
-    ("content", "line", "says"),
+    ("content", "line", "problem"),
     [
         ("rule: yours\n", 1, "a case file begins with 'rule: mine'"),
         ("- rule: mine\n", 1, "a case file begins with 'rule: mine'"),
@@ -648,12 +648,12 @@ CASE = "rule: mine\na case:\n  says: x\n  before: y\n  plan: []\n"
     ],
 )
 def test_a_mistake_in_a_case_file_is_named_with_its_line(
-    tmp_path: Path, content: str, line: int, says: str
+    tmp_path: Path, content: str, line: int, problem: str
 ) -> None:
     message = cases(tmp_path, content)
 
     assert message.startswith(f"qdq: {tmp_path / 'rules' / 'cases' / 'mine.yaml'}:{line}: ")
-    assert says in message
+    assert problem in message
 
 
 def test_a_case_file_of_several_rules_names_the_nearest(tmp_path: Path) -> None:
@@ -661,8 +661,8 @@ def test_a_case_file_of_several_rules_names_the_nearest(tmp_path: Path) -> None:
     (folder / "cases").mkdir()
     (folder / "cases" / "team.yaml").write_text("rule: first\n---\nrule: secnd\n")
 
-    says = "team.yaml:3: a case file begins with 'rule: first or second'. Did you mean 'second'?"
-    assert says in refused(tmp_path, "test", folder, "--no-engines")
+    problem = "team.yaml:3: a case file begins with 'rule: first or second'. Did you mean 'second'?"
+    assert problem in refused(tmp_path, "test", folder, "--no-engines")
 
 
 @pytest.mark.parametrize("after", ["junk", "<ir_version: 8>"])
@@ -698,7 +698,7 @@ NARROW = "rule: mine\nsays: What the test wants.\nwhere: {into: narrow-convoluti
 
 
 @pytest.mark.parametrize(
-    ("given", "says"),
+    ("numbers", "problem"),
     [
         (
             "{channel-below: 3}",
@@ -724,19 +724,19 @@ NARROW = "rule: mine\nsays: What the test wants.\nwhere: {into: narrow-convoluti
     ],
 )
 def test_numbers_that_a_rules_facts_cannot_take_are_refused(
-    tmp_path: Path, given: str, says: str
+    tmp_path: Path, numbers: str, problem: str
 ) -> None:
     model, folder = save(tiny_model(), tmp_path / "model.onnx"), tmp_path / "mine"
     folder.mkdir()
-    (folder / "mine.yaml").write_text(NARROW.replace("GIVEN", given))
+    (folder / "mine.yaml").write_text(NARROW.replace("GIVEN", numbers))
     assert (
         refused(tmp_path, "plan", model, "--rules", folder)
-        == f"qdq: {folder / 'mine.yaml'}:{says}\n"
+        == f"qdq: {folder / 'mine.yaml'}:{problem}\n"
     )
 
 
 @pytest.mark.parametrize(
-    ("text", "says"),
+    ("text", "problem"),
     [
         (
             "set: mine\nsays: x\ntakes: {tensort: [a]}\n",
@@ -754,10 +754,10 @@ def test_numbers_that_a_rules_facts_cannot_take_are_refused(
         ("- mine\n", "1: a set file is a mapping that begins with 'set: NAME'"),
     ],
 )
-def test_a_set_file_with_a_mistake_is_refused(tmp_path: Path, text: str, says: str) -> None:
+def test_a_set_file_with_a_mistake_is_refused(tmp_path: Path, text: str, problem: str) -> None:
     model, folder = save(tiny_model(), tmp_path / "model.onnx"), tmp_path / "mine"
     folder.mkdir()
     (folder / "set.yaml").write_text(text)
     assert refused(tmp_path, "plan", model, "--rules", folder).startswith(
-        f"qdq: {folder / 'set.yaml'}:{says}"
+        f"qdq: {folder / 'set.yaml'}:{problem}"
     )
