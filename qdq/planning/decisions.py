@@ -11,13 +11,13 @@ from qdq.graph.shape_profiles import Profile
 from qdq.quantizer import Quantizer
 from qdq.target import Target
 
-#: Reasons that are no rule's: they follow from the graph.
+#: Reasons that follow from the graph and are no rules.
 INCOMPLETE = "incomplete"
 BODY = "body"
 FUNCTION = "function"
 
-#: Why an edge that no rule speaks of stays in float.
-NO_RULE = "no rule asks for a pair here"
+#: The reason why an edge without a rule stays in float.
+NO_RULE = "No rule requests a pair here."
 
 
 class Placement(msgspec.Struct, frozen=True):
@@ -25,7 +25,7 @@ class Placement(msgspec.Struct, frozen=True):
 
     edge: Edge
     quantizer: Quantizer
-    #: Names of the rules that asked for it.
+    #: Names of the rules that requested it.
     because: tuple[str, ...]
 
 
@@ -33,63 +33,73 @@ class LeftFloat(msgspec.Struct, frozen=True):
     """A candidate edge that stays in float."""
 
     edge: Edge
-    #: The rule that kept it there, or "incomplete", "body" or "function".
+    #: The rule that decided it, or "incomplete", "body" or "function".
     because: str
+    #: The rule's sentence, or the cause in the graph.
     reason: str
 
 
 class ScaleGroup(msgspec.Struct, frozen=True, order=True):
-    """Tensors that get one range, and the rules that tie them."""
+    """Tensors that share one range, and the rules that connect them."""
 
     tensors: tuple[str, ...]
     because: tuple[str, ...]
-    #: A tensor keeps a range of its own where the group's is more than so many times as large; None for no limit.
+    #: The largest ratio of the group's range to a tensor's; above it the tensor keeps its range.
+    #: None for no limit.
     ratio_at_most: float | None = None
 
 
 class Plan(msgspec.Struct, frozen=True):
-    """Every decision about one model, made before a byte of it changes."""
+    """Every decision about one model, before any byte of it changes."""
 
     model: str
     #: Digest of the model that the plan is for.
     digest: str
-    #: What the loader had to raise, and targets without a kernel table of their own, one sentence each.
+    #: One sentence each: what the loader raised, targets without a kernel table, other shapes.
     notes: tuple[str, ...]
     targets: tuple[Target, ...]
-    #: Names of the rule sets and the `--leave-float` globs that made it.
+    #: Names of the rule sets, and the `--leave-float` globs.
     rule_sets: tuple[str, ...]
     leave_float: tuple[str, ...]
     placements: tuple[Placement, ...]
     left_float: tuple[LeftFloat, ...]
     scale_groups: tuple[ScaleGroup, ...]
-    #: The shapes that rules about shapes went by, besides those in the model.
+    #: The shapes that rules about shapes used, in addition to those in the model.
     profiles: tuple[Profile, ...] = ()
 
     @property
     def key(self) -> str:
-        """SHA-256 of the plan: what scales made for it refer to."""
-        return hashlib.sha256(msgspec.json.encode(self)).hexdigest()
+        """SHA-256 of the plan, by which its scales refer to it."""
+        content = msgspec.json.encode(self)
+        return hashlib.sha256(content).hexdigest()
 
 
 def group_by_pair(plan: Plan) -> dict[tuple[str, Quantizer], tuple[Placement, ...]]:
-    """Return the pairs of a plan: the placements of each tensor, as `Edge.read` gives it, and quantizer, in plan order."""
+    """Return the placements that share a pair, in plan order.
+
+    The keys are the tensor, as `Edge.qualified_tensor` gives it, and the quantizer.
+    """
     pairs: dict[tuple[str, Quantizer], list[Placement]] = {}
     for placement in plan.placements:
-        pairs.setdefault((placement.edge.qualified_tensor, placement.quantizer), []).append(
-            placement
-        )
+        tensor = placement.edge.qualified_tensor
+        placements = pairs.setdefault((tensor, placement.quantizer), [])
+        placements.append(placement)
     return {key: tuple(placements) for key, placements in pairs.items()}
 
 
 def placement_lines(plan: Plan) -> list[str]:
-    """Return a plan's decisions, one line an edge: edge, quantizer, rules."""
-    lines = [f"{p.edge}  {p.quantizer}  {', '.join(p.because)}" for p in plan.placements]
-    return lines + [
-        f"{' + '.join(group.tensors)}  share-scale  {', '.join(group.because)}"
-        for group in plan.scale_groups
-    ]
+    """Return one line per placement (edge, quantizer, rules), then one per scale group."""
+    lines: list[str] = []
+    for placement in plan.placements:
+        rules = ", ".join(placement.because)
+        lines.append(f"{placement.edge}  {placement.quantizer}  {rules}")
+    for group in plan.scale_groups:
+        tensors = " + ".join(group.tensors)
+        rules = ", ".join(group.because)
+        lines.append(f"{tensors}  share-scale  {rules}")
+    return lines
 
 
 def left_float_lines(plan: Plan) -> list[str]:
-    """Return the edges a plan leaves in float, one line each: edge, rule."""
+    """Return one line per edge that a plan leaves in float: edge, rule."""
     return [f"{item.edge}  {item.because}" for item in plan.left_float]

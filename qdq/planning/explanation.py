@@ -1,4 +1,4 @@
-"""Why an edge is quantized or not: every decision about a node, or about the readers of a tensor."""
+"""Explanations: the decision and the rule of each edge of a node, or of a tensor's readers."""
 
 from __future__ import annotations
 
@@ -9,14 +9,16 @@ from qdq.graph.bodies import qualified_name
 from qdq.graph.index import Edge, GraphIndex
 from qdq.graph.loader import load
 from qdq.graph.source import ModelLike
-from qdq.planning.decisions import NO_RULE, Plan
+from qdq.planning.decisions import NO_RULE, LeftFloat, Placement, Plan
 from qdq.planning.planner import source_at_plan_opset, with_leave_float
 from qdq.rules.matcher import glob_names
 from qdq.rules.rule import Rule, RuleSet
 
+_LEAVE_IN_FLOAT = "leave in float"
+
 
 class Explanation(msgspec.Struct, frozen=True):
-    """The decision about one edge, with the rule that made it."""
+    """The decision about one edge, with the rule that decided it."""
 
     edge: Edge
     #: ``quantize (FORMAT)`` or ``leave in float``.
@@ -29,65 +31,81 @@ class Explanation(msgspec.Struct, frozen=True):
 
 
 def explain(model: ModelLike, plan: Plan, rules: RuleSet, name: str) -> tuple[Explanation, ...]:
-    """Return one explanation for each input slot of the node, or each reader of the tensor, that `name` names.
+    """Return the explanations for a node's inputs or a tensor's readers, by their name.
 
-    Raises UsageError where the graph has neither.
+    An edge that several rules decided has one explanation per rule. Raises UsageError for a name
+    that is neither a node's nor a tensor's.
     """
-    index = GraphIndex(source_at_plan_opset(load(model), plan))
-    edges = _edges(index, name)
-    known = {r.name: r for r in with_leave_float(rules, plan.leave_float).rules}
-    placed = {p.edge: p for p in plan.placements}
-    left = {item.edge: item for item in plan.left_float}
-    explained = []
+    source = source_at_plan_opset(load(model), plan)
+    index = GraphIndex(source)
+    edges = _find_edges(index, name)
+    all_rules = with_leave_float(rules, plan.leave_float)
+    rules_by_name = {rule.name: rule for rule in all_rules.rules}
+    placed = {placement.edge: placement for placement in plan.placements}
+    left_float = {item.edge: item for item in plan.left_float}
+    explanations: list[Explanation] = []
     for edge in edges:
         if edge in placed:
-            placement = placed[edge]
-            explained += [
-                _by_rule(edge, f"quantize ({placement.quantizer})", known[rule])
-                for rule in placement.because
-            ]
-        elif edge in left and left[edge].because in known:
-            explained.append(_by_rule(edge, "leave in float", known[left[edge].because]))
+            explanations += _explain_placement(placed[edge], rules_by_name)
         else:
-            why = left[edge].reason if edge in left else NO_RULE
-            explained.append(
-                Explanation(
-                    edge, "leave in float", left[edge].because if edge in left else "", why, "", ""
-                )
-            )
-    return tuple(explained)
+            item = left_float.get(edge)
+            explanation = _explain_float(edge, item, rules_by_name)
+            explanations.append(explanation)
+    return tuple(explanations)
 
 
-def _edges(index: GraphIndex, name: str) -> tuple[Edge, ...]:
-    scopes = index.scopes.values()
-    of_nodes = [
-        scope.edge(node, slot)
-        for scope in scopes
-        for node in scope.nodes
-        if name in glob_names(scope, node)
-        for slot, t in enumerate(node.inputs)
-        if t
-    ]
-    if of_nodes or any(name in scope.by_label for scope in scopes):
-        return tuple(of_nodes)
-    if any(
-        name in known
-        for scope in scopes
-        for known in (scope.consumers, scope.producers, scope.inputs)
-    ):
-        return tuple(edge for scope in scopes for edge in scope.edges_from(name))
-    known = [
-        word
-        for scope in scopes
-        for word in (
-            *(qualified_name(scope.path, label) for label in scope.by_label),
-            *scope.consumers,
-        )
-    ]
-    raise UsageError(
-        f"{index.source.name}: has no node or tensor {name!r}{did_you_mean(name, known)}"
-    )
+def _explain_placement(placement: Placement, rules: dict[str, Rule]) -> list[Explanation]:
+    decision = f"quantize ({placement.quantizer})"
+    explanations: list[Explanation] = []
+    for name in placement.because:
+        explanation = _quote_rule(placement.edge, decision, rules[name])
+        explanations.append(explanation)
+    return explanations
 
 
-def _by_rule(edge: Edge, decision: str, rule: Rule) -> Explanation:
+def _explain_float(edge: Edge, item: LeftFloat | None, rules: dict[str, Rule]) -> Explanation:
+    if item is None:
+        return Explanation(edge, _LEAVE_IN_FLOAT, "", NO_RULE, "", "")
+    if item.because in rules:
+        return _quote_rule(edge, _LEAVE_IN_FLOAT, rules[item.because])
+    return Explanation(edge, _LEAVE_IN_FLOAT, item.because, item.reason, "", "")
+
+
+def _quote_rule(edge: Edge, decision: str, rule: Rule) -> Explanation:
     return Explanation(edge, decision, rule.name, rule.says, rule.because, rule.see, rule.evidence)
+
+
+def _find_edges(index: GraphIndex, name: str) -> tuple[Edge, ...]:
+    """Return the edges into the nodes of a name, in all graphs, else those from its tensors."""
+    edges: list[Edge] = []
+    is_known = False
+    for scope in index.scopes.values():
+        if name in scope.by_label:
+            is_known = True
+        for node in scope.nodes:
+            if name in glob_names(scope, node):
+                edges += scope.edges_into(node)
+    if edges or is_known:
+        return tuple(edges)
+    for scope in index.scopes.values():
+        if _has_tensor(scope, name):
+            is_known = True
+        edges += scope.edges_from(name)
+    if is_known:
+        return tuple(edges)
+    known_names = _known_names(index)
+    hint = did_you_mean(name, known_names) or "."
+    raise UsageError(f"{index.source.name}: the model has no node or tensor {name!r}{hint}")
+
+
+def _has_tensor(scope: GraphIndex, name: str) -> bool:
+    return name in scope.consumers or name in scope.producers or name in scope.inputs
+
+
+def _known_names(index: GraphIndex) -> list[str]:
+    names: list[str] = []
+    for scope in index.scopes.values():
+        for label in scope.by_label:
+            names.append(qualified_name(scope.path, label))
+        names += scope.consumers
+    return names

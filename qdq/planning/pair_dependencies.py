@@ -1,4 +1,4 @@
-"""Which pairs only make sense with others, and plans without some pairs."""
+"""Dependencies between pairs: the pairs that a pair requires, and plans without some pairs."""
 
 from __future__ import annotations
 
@@ -11,76 +11,122 @@ from qdq.graph.operands import operands
 from qdq.graph.operators import MATRIX_PRODUCTS, QUANTIZABLE_POOLS
 from qdq.graph.patterns import multiplied_tensors
 from qdq.graph.residual import find_fused_backbone, find_residual_slot
-from qdq.planning.decisions import INCOMPLETE, LeftFloat, Placement, Plan
-from qdq.rules.facts import find_pool_ends
+from qdq.planning.decisions import INCOMPLETE, LeftFloat, Placement, Plan, ScaleGroup
+from qdq.rules.reached_edges import find_pool_ends
 
 
 def remove_placements(
     index: GraphIndex, plan: Plan, unwanted: Container[Placement], why: str
 ) -> Plan:
-    """Return a plan without some placements, and without those that only make sense with them; these stay in float because of `why`."""
+    """Return a plan without some placements and those that depend on them.
+
+    The removed edges stay in float with the reason `why`.
+    """
     kept: dict[Edge, Placement] = {}
-    for path, scope in index.scopes.items():
-        placed = {p.edge: p for p in plan.placements if p.edge.graph == path and p not in unwanted}
-        for edge, _ in unmet_needs(scope, placed):
-            placed.pop(edge)
-        kept |= placed
-    left = tuple(LeftFloat(p.edge, INCOMPLETE, why) for p in plan.placements if p.edge not in kept)
-    reads = {edge.qualified_tensor for edge in kept}
-    groups = (
-        msgspec.structs.replace(g, tensors=tuple(t for t in g.tensors if t in reads))
-        for g in plan.scale_groups
-    )
+    for scope in index.scopes.values():
+        kept |= _kept_placements(scope, plan, unwanted)
+    removed = (p.edge for p in plan.placements if p.edge not in kept)
+    left_float = [LeftFloat(edge, INCOMPLETE, why) for edge in removed]
     return msgspec.structs.replace(
         plan,
         placements=tuple(kept.values()),
-        left_float=(*plan.left_float, *left),
-        scale_groups=tuple(g for g in groups if len(g.tensors) > 1),
+        left_float=(*plan.left_float, *left_float),
+        scale_groups=_kept_groups(plan, kept),
     )
 
 
+def _kept_placements(
+    scope: GraphIndex, plan: Plan, unwanted: Container[Placement]
+) -> dict[Edge, Placement]:
+    """Return the placements in one graph that are not unwanted and whose dependencies remain."""
+    placed: dict[Edge, Placement] = {}
+    for placement in plan.placements:
+        if placement.edge.graph == scope.path and placement not in unwanted:
+            placed[placement.edge] = placement
+    for edge, _ in unmet_needs(scope, placed):
+        placed.pop(edge)
+    return placed
+
+
+def _kept_groups(plan: Plan, kept: Iterable[Edge]) -> tuple[ScaleGroup, ...]:
+    """Return the scale groups among the kept tensors; those of a single tensor are dropped."""
+    quantized = {edge.qualified_tensor for edge in kept}
+    groups: list[ScaleGroup] = []
+    for group in plan.scale_groups:
+        tensors = tuple(tensor for tensor in group.tensors if tensor in quantized)
+        if len(tensors) > 1:
+            reduced_group = msgspec.structs.replace(group, tensors=tensors)
+            groups.append(reduced_group)
+    return tuple(groups)
+
+
 def unmet_needs(index: GraphIndex, placed: dict[Edge, Placement]) -> Iterator[tuple[Edge, Edge]]:
-    """Yield each placed edge with the edge it needs quantized and that is not, until none is left; the caller removes them."""
-    found = True
-    while found:
-        found = False
+    """Yield each placed edge with an edge that it requires and that has no pair of its type.
+
+    The caller must remove the yielded edge from `placed`. The search ends when no unmet need
+    remains.
+    """
+    is_complete = False
+    while not is_complete:
+        is_complete = True
         for edge in list(placed):
-            dtype = placed[edge].quantizer.dtype
-            missing = next(
-                (
-                    need
-                    for need in _needs(index, edge)
-                    if need not in placed or placed[need].quantizer.dtype != dtype
-                ),
-                None,
-            )
+            missing = _find_missing_edge(index, edge, placed)
             if missing is not None:
-                found = True
+                is_complete = False
                 yield edge, missing
 
 
+def _find_missing_edge(index: GraphIndex, edge: Edge, placed: dict[Edge, Placement]) -> Edge | None:
+    quantizer = placed[edge].quantizer
+    for required in _required_edges(index, edge):
+        if required not in placed:
+            return required
+        other_quantizer = placed[required].quantizer
+        if other_quantizer.dtype != quantizer.dtype:
+            return required
+    return None
+
+
 def find_unmet_need(index: GraphIndex, placements: Iterable[Placement]) -> tuple[Edge, Edge] | None:
-    """Return the first placed edge that lacks another one it only makes sense with, and that one; None where all is well."""
-    return next(unmet_needs(index, {p.edge: p for p in placements}), None)
+    """Return the first placed edge that requires another pair, and that edge, or None."""
+    placed = {placement.edge: placement for placement in placements}
+    return next(unmet_needs(index, placed), None)
 
 
-def _needs(index: GraphIndex, edge: Edge) -> tuple[Edge, ...]:
-    """Return the edges without which a pair on this one only costs: TensorRT runs a layer in one type as a whole or not at all."""
+def _required_edges(index: GraphIndex, edge: Edge) -> tuple[Edge, ...]:
+    """Return the edges without which a pair on this edge has only costs.
+
+    TensorRT runs a layer in one type as a whole or not at all.
+    """
     node = index.node(edge)
-    if edge in (both := operands(index, node)):
-        return both
+    operand_edges = operands(index, node)
+    if edge in operand_edges:
+        return operand_edges
     if node.op == "Add":
-        return _residual_needs(index, node, edge)
-    return find_pool_ends(index, node) if node.op in QUANTIZABLE_POOLS else ()
+        return _edges_required_by_residual(index, node, edge)
+    if node.op in QUANTIZABLE_POOLS:
+        return find_pool_ends(index, node)
+    return ()
 
 
-def _residual_needs(index: GraphIndex, add: Node, edge: Edge) -> tuple[Edge, ...]:
-    """Return the operands of the layer that an Add is fused with; behind a matrix product the tensor's own reader too."""
+def _edges_required_by_residual(index: GraphIndex, add: Node, edge: Edge) -> tuple[Edge, ...]:
+    """Return the operands of the layer that an Add is fused with.
+
+    After a matrix product, an operator that multiplies the tensor itself is required too.
+    """
     if find_residual_slot(index, add) == edge.slot:
         convolution = find_fused_backbone(index, edge)
-        return operands(index, convolution) if convolution else ()
-    if find_residual_slot(index, add, MATRIX_PRODUCTS) == edge.slot:
-        product = find_fused_backbone(index, edge, MATRIX_PRODUCTS)
-        reader = multiplied_tensors(index).get(edge.tensor)
-        return (*(operands(index, product) if product else ()), *([reader] if reader else []))
-    return ()
+        if convolution is None:
+            return ()
+        return operands(index, convolution)
+    if find_residual_slot(index, add, MATRIX_PRODUCTS) != edge.slot:
+        return ()
+    required: tuple[Edge, ...] = ()
+    product = find_fused_backbone(index, edge, MATRIX_PRODUCTS)
+    if product is not None:
+        required = operands(index, product)
+    readers = multiplied_tensors(index)
+    reader = readers.get(edge.tensor)
+    if reader is not None:
+        required = (*required, reader)
+    return required

@@ -1,8 +1,8 @@
-"""What changed between two plans: pairs gained and lost, formats, reasons and scale groups."""
+"""Differences between two plans: pairs gained and lost, formats, reasons and scale groups."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import msgspec
 
@@ -11,24 +11,29 @@ from qdq.planning.decisions import LeftFloat, Placement, Plan, ScaleGroup
 
 _Decision = Placement | LeftFloat
 
+#: Graph, node and slot.
+_Location = tuple[str, str, int]
+_Decisions = dict[_Location, _Decision]
+
 
 class EdgeChange(msgspec.Struct, frozen=True):
-    """One edge that two plans decide otherwise."""
+    """One edge about which two plans differ."""
 
-    #: ``gained`` or ``lost`` for a pair, ``format`` for another number format, ``reason`` for the same decision by other rules.
+    #: ``gained`` or ``lost`` for a pair, ``format`` for another number format,
+    #: ``reason`` for the same decision by other rules.
     kind: str
     edge: Edge
-    #: What the older plan said, "" where it said nothing of this edge.
+    #: The decision of the older plan, "" where it has none about this edge.
     old: str
     new: str
 
 
 class PlanDiff(msgspec.Struct, frozen=True):
-    """Everything in which a plan differs from an older one; edges are matched by node and slot."""
+    """All differences of a plan from an older one; edges are matched by node and slot."""
 
     #: Whether both are for the same model, by digest.
     same_model: bool
-    #: Targets, rule sets and globs where they differ: what, old, new.
+    #: Targets, rule sets and globs that differ: name, old, new.
     context: tuple[tuple[str, str, str], ...]
     edges: tuple[EdgeChange, ...]
     groups_gained: tuple[ScaleGroup, ...]
@@ -39,62 +44,93 @@ class PlanDiff(msgspec.Struct, frozen=True):
 
 
 def diff_plans(old: Plan, new: Plan) -> PlanDiff:
-    """Return what changed from an older plan to a newer one, which may be of another export of the model."""
-    before, after = _decisions(old), _decisions(new)
-    renamed = {
-        before[key].edge.qualified_tensor: after[key].edge.qualified_tensor
-        for key in before.keys() & after.keys()
-    }
-    had = {_renamed(group, renamed) for group in old.scale_groups}
+    """Return the changes from an older plan to a newer one, perhaps of another export."""
+    old_decisions = _decisions_by_location(old)
+    new_decisions = _decisions_by_location(new)
+    new_names = _match_tensor_names(old_decisions, new_decisions)
+    old_groups = {_rename_tensors(group, new_names) for group in old.scale_groups}
+    context = _context_changes(old, new)
+    edges = _edge_changes(old_decisions, new_decisions)
+    groups_gained = (group for group in new.scale_groups if group not in old_groups)
+    groups_lost = old_groups.difference(new.scale_groups)
     return PlanDiff(
         same_model=old.digest == new.digest,
-        context=tuple(_made_for(old, new)),
-        edges=tuple(_changes(before, after)),
-        groups_gained=tuple(g for g in new.scale_groups if g not in had),
-        groups_lost=tuple(sorted(had - set(new.scale_groups))),
+        context=tuple(context),
+        edges=tuple(edges),
+        groups_gained=tuple(groups_gained),
+        groups_lost=tuple(sorted(groups_lost)),
     )
 
 
-def _decisions(plan: Plan) -> dict[tuple[str, str, int], _Decision]:
-    """Return what a plan says of each edge, by graph, node and slot."""
-    decisions: list[_Decision] = [*plan.placements, *plan.left_float]
-    return {(d.edge.graph, d.edge.node, d.edge.slot): d for d in decisions}
+def _decisions_by_location(plan: Plan) -> _Decisions:
+    decisions: _Decisions = {}
+    listed: list[_Decision] = [*plan.placements, *plan.left_float]
+    for decision in listed:
+        edge = decision.edge
+        decisions[edge.graph, edge.node, edge.slot] = decision
+    return decisions
 
 
-def _made_for(old: Plan, new: Plan) -> Iterator[tuple[str, str, str]]:
+def _match_tensor_names(old_decisions: _Decisions, new_decisions: _Decisions) -> dict[str, str]:
+    """Return the new name of each tensor by its old one, where both plans decide about an edge."""
+    names = {}
+    for location, decision in old_decisions.items():
+        if location in new_decisions:
+            new_edge = new_decisions[location].edge
+            names[decision.edge.qualified_tensor] = new_edge.qualified_tensor
+    return names
+
+
+def _rename_tensors(group: ScaleGroup, names: dict[str, str]) -> ScaleGroup:
+    tensors = sorted(names.get(tensor, tensor) for tensor in group.tensors)
+    return msgspec.structs.replace(group, tensors=tuple(tensors))
+
+
+def _context_changes(old: Plan, new: Plan) -> Iterator[tuple[str, str, str]]:
     for key in ("targets", "rule_sets", "leave_float", "profiles"):
-        was, now = (", ".join(map(str, getattr(plan, key))) for plan in (old, new))
-        if was != now:
-            yield key, was, now
+        old_text = _join_texts(getattr(old, key))
+        new_text = _join_texts(getattr(new, key))
+        if old_text != new_text:
+            yield key, old_text, new_text
 
 
-def _changes(
-    before: dict[tuple[str, str, int], _Decision], after: dict[tuple[str, str, int], _Decision]
-) -> Iterator[EdgeChange]:
-    for key in (*after, *(key for key in before if key not in after)):
-        was, now = before.get(key), after.get(key)
-        if (kind := _kind(was, now)) and (known := now or was):
-            yield EdgeChange(kind, known.edge, _said(was), _said(now))
+def _join_texts(items: Iterable[object]) -> str:
+    return ", ".join(map(str, items))
 
 
-def _kind(was: _Decision | None, now: _Decision | None) -> str:
-    """Return what became of one edge, "" where nothing did."""
-    if isinstance(now, Placement) and not isinstance(was, Placement):
+def _edge_changes(old_decisions: _Decisions, new_decisions: _Decisions) -> Iterator[EdgeChange]:
+    """Yield the changes in the order of the newer plan, then the edges that only the older has."""
+    locations = dict.fromkeys((*new_decisions, *old_decisions))
+    for location in locations:
+        old = old_decisions.get(location)
+        new = new_decisions.get(location)
+        kind = _classify_change(old, new)
+        decision = new or old
+        if not kind or not decision:
+            continue
+        old_text = _describe(old)
+        new_text = _describe(new)
+        yield EdgeChange(kind, decision.edge, old_text, new_text)
+
+
+def _classify_change(old: _Decision | None, new: _Decision | None) -> str:
+    """Return the kind of the change, "" where there is none."""
+    old_quantizer = old.quantizer if isinstance(old, Placement) else None
+    new_quantizer = new.quantizer if isinstance(new, Placement) else None
+    if new_quantizer == old_quantizer:
+        is_same = _describe(old) == _describe(new)
+        return "" if is_same else "reason"
+    if old_quantizer is None:
         return "gained"
-    if isinstance(was, Placement) and not isinstance(now, Placement):
+    if new_quantizer is None:
         return "lost"
-    if isinstance(was, Placement) and isinstance(now, Placement) and was.quantizer != now.quantizer:
-        return "format"
-    return "reason" if _said(was) != _said(now) else ""
+    return "format"
 
 
-def _said(decision: _Decision | None) -> str:
-    if isinstance(decision, Placement):
-        return f"{decision.quantizer} by {', '.join(decision.because)}"
-    return f"float by {decision.because}" if decision else ""
-
-
-def _renamed(group: ScaleGroup, names: dict[str, str]) -> ScaleGroup:
-    return msgspec.structs.replace(
-        group, tensors=tuple(sorted(names.get(t, t) for t in group.tensors))
-    )
+def _describe(decision: _Decision | None) -> str:
+    if decision is None:
+        return ""
+    if isinstance(decision, LeftFloat):
+        return f"float by {decision.because}"
+    rules = ", ".join(decision.because)
+    return f"{decision.quantizer} by {rules}"

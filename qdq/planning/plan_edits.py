@@ -1,4 +1,4 @@
-"""Whether a plan file that people may have edited can be carried out on a model: every edit that cannot is an error with its line."""
+"""Checks of a plan against its model: every edit that the model cannot follow is an error."""
 
 from __future__ import annotations
 
@@ -9,136 +9,190 @@ from qdq.graph.index import Edge, GraphIndex, Node
 from qdq.graph.operands import channel_axis
 from qdq.planning.decisions import Placement, Plan
 from qdq.planning.pair_dependencies import find_unmet_need
-from qdq.planning.plan_file import PlanFile
-from qdq.quantizer import FORMATS
+from qdq.planning.plan_document import PlanFile
+from qdq.quantizer import FORMATS, Quantizer
 
 
 def require_edits(file: PlanFile, index: GraphIndex) -> None:
-    """Raise PlanError, naming file and line, for the first entry of a plan file that the model cannot follow."""
-    plan = file.plan
-    _require_model(file, msgspec.structs.replace(plan, placements=(), scale_groups=()), index)
-    for (graph, label), (op, line) in file.nodes.items():
-        _require_node(file, index, (graph, label), op, line)
-    for edge, line in file.lines.items():
-        if problem := _misplaced(edge, index.node(edge)):
-            raise PlanError(f"{file.path}:{line}: {problem}")
-    for placement in plan.placements:
-        if problem := _misfit(placement, index.scope(placement.edge)):
-            raise PlanError(
-                f"{file.path}:{file.lines[placement.edge]}: {placement.quantizer} on {placement.edge}: {problem}"
-            )
+    """Raise PlanError, with file and line, for the first entry that the model cannot follow."""
+    undecided_plan = msgspec.structs.replace(file.plan, placements=(), scale_groups=())
+    _require_model_of_file(file, undecided_plan, index)
+    for node_key in file.nodes:
+        _require_node(file, index, node_key)
+    for edge in file.lines:
+        node = index.node(edge)
+        problem = _explain_misplaced_edge(edge, node)
+        if problem:
+            place = file.edge_place(edge)
+            raise PlanError(f"{place}: {problem}")
+    for placement in file.plan.placements:
+        _require_format(file, index, placement)
     _require_groups(file, index)
-    _require_model(file, plan, index)
-    for path, scope in index.scopes.items():
-        if unmet := find_unmet_need(scope, (p for p in plan.placements if p.edge.graph == path)):
-            edge, missing = unmet
-            raise PlanError(
-                f"{file.path}:{file.lines[edge]}: a pair on {edge} only costs unless {missing} has one of the same type: "
-                "TensorRT runs a layer in that type as a whole or not at all; quantize both or neither"
-            )
+    _require_model_of_file(file, file.plan, index)
+    for scope in index.scopes.values():
+        _require_needs(file, scope)
 
 
-def _require_model(file: PlanFile, plan: Plan, index: GraphIndex) -> None:
+def _require_model_of_file(file: PlanFile, plan: Plan, index: GraphIndex) -> None:
     try:
         require_model(plan, index)
     except PlanError as error:
         raise PlanError(f"{file.path}: {error}") from error
 
 
-def _require_node(
-    file: PlanFile, index: GraphIndex, name: tuple[str, str], op: str, line: int
-) -> None:
-    graph, label = name
+def _require_node(file: PlanFile, index: GraphIndex, node_key: tuple[str, str]) -> None:
+    graph, label = node_key
+    operator, line = file.nodes[node_key]
+    place = file.place(line)
     scope = index.scopes.get(graph)
     if scope is None:
-        raise PlanError(
-            f"{file.path}:{line}: {index.source.name} has no body {graph!r}{did_you_mean(graph, filter(None, index.scopes))}"
-        )
+        bodies = filter(None, index.scopes)
+        hint = did_you_mean(graph, bodies) or "."
+        raise PlanError(f"{place}: {index.source.name} has no body {graph!r}{hint}")
+    scope_name = graph or index.source.name
     node = scope.by_label.get(label)
     if node is None:
+        hint = did_you_mean(label, scope.by_label) or "."
+        raise PlanError(f"{place}: {scope_name} has no node {label!r}{hint}")
+    if operator and operator != node.op:
         raise PlanError(
-            f"{file.path}:{line}: {graph or index.source.name} has no node {label!r}{did_you_mean(label, scope.by_label)}"
-        )
-    if op and op != node.op:
-        raise PlanError(
-            f"{file.path}:{line}: node {label!r} of {graph or index.source.name} is a {node.op}, not a {op}"
+            f"{place}: node {label!r} of {scope_name} is a {node.op}, not a {operator}."
         )
 
 
-def _misplaced(edge: Edge, node: Node) -> str:
-    """Return why an edge is none of a node's, "" where it is one."""
-    if edge.slot >= len(node.inputs):
-        return f"{node.op} {edge.node!r} has {len(node.inputs)} inputs, so no slot {edge.slot}"
-    if edge.tensor != node.inputs[edge.slot]:
-        return f"slot {edge.slot} of {edge.node!r} reads {node.inputs[edge.slot]!r}, not {edge.tensor!r}"
+def _explain_misplaced_edge(edge: Edge, node: Node) -> str:
+    """Return the reason why an edge is no input of a node, "" where it is one."""
+    count = len(node.inputs)
+    if edge.slot >= count:
+        return f"{node.op} {edge.node!r} has {count} inputs, so no slot {edge.slot}."
+    tensor = node.inputs[edge.slot]
+    if edge.tensor != tensor:
+        return f"slot {edge.slot} of {edge.node!r} reads {tensor!r}, not {edge.tensor!r}."
     return ""
 
 
-def _misfit(placement: Placement, index: GraphIndex) -> str:
-    """Return why a tensor cannot take a format, "" where it can."""
-    edge, quantizer = placement.edge, placement.quantizer
-    if index.elem_type(edge.tensor) and not index.is_float(edge.tensor):
-        return f"{edge.tensor!r} holds no floats"
-    if "-weight" in quantizer.name and not index.is_constant(edge.tensor):
-        return f"{edge.tensor!r} is computed; a weight format needs a constant"
-    wanted = channel_axis(index, edge) if FORMATS[quantizer.name].per_channel else None
-    if wanted is not None and quantizer.axis != wanted:
-        return f"the output channels of {edge.tensor!r} lie along axis {wanted}; write 'axis: {wanted}'"
-    if quantizer.axis is not None and not FORMATS[quantizer.name].per_channel:
-        return "this format has one scale and no axis; remove 'axis'"
+def _require_format(file: PlanFile, index: GraphIndex, placement: Placement) -> None:
+    edge = placement.edge
+    scope = index.scope(edge)
+    problem = _explain_unfit_format(placement, scope)
+    if problem:
+        place = file.edge_place(edge)
+        raise PlanError(f"{place}: {placement.quantizer} on {edge}: {problem}")
+
+
+def _explain_unfit_format(placement: Placement, index: GraphIndex) -> str:
+    """Return the reason why a tensor cannot take a format, "" where it can."""
+    tensor = placement.edge.tensor
+    quantizer = placement.quantizer
+    if index.elem_type(tensor) and not index.is_float(tensor):
+        return f"{tensor!r} holds no floats."
+    if "-weight" in quantizer.name and not index.is_constant(tensor):
+        return f"{tensor!r} is computed. A weight format needs a constant."
+    form = FORMATS[quantizer.name]
+    if form.per_channel:
+        return _explain_unfit_axis(placement.edge, quantizer.axis, index)
+    if quantizer.axis is not None:
+        return "this format has one scale and no axis. Remove 'axis'."
+    return ""
+
+
+def _explain_unfit_axis(edge: Edge, axis: int | None, index: GraphIndex) -> str:
+    """Return the reason why a tensor has no channels along an axis, "" where it may have."""
+    required_axis = channel_axis(index, edge)
+    if required_axis is not None and axis != required_axis:
+        return (
+            f"the output channels of {edge.tensor!r} are on axis {required_axis}. "
+            f"Write 'axis: {required_axis}'."
+        )
     rank = index.rank(edge.tensor)
-    if quantizer.axis is not None and rank is not None and quantizer.axis >= rank:
-        return f"{edge.tensor!r} has {rank} axes, so no axis {quantizer.axis}"
-    return ""
+    if axis is None or rank is None or axis < rank:
+        return ""
+    return f"{edge.tensor!r} has {rank} axes, so no axis {axis}."
 
 
 def _require_groups(file: PlanFile, index: GraphIndex) -> None:
-    planned = {p.edge.qualified_tensor for p in file.plan.placements}
+    quantized = _quantized_tensors(file.plan)
     for group, line in zip(file.plan.scale_groups, file.groups, strict=True):
         for tensor in group.tensors:
-            if tensor not in planned:
-                known = tensor in index.consumers or tensor in index.producers
-                problem = (
-                    "which the plan does not quantize"
-                    if known
-                    else f"which is no tensor of {index.source.name}{did_you_mean(tensor, planned)}"
-                )
-                raise PlanError(f"{file.path}:{line}: scale group names {tensor!r}, {problem}")
+            if tensor in quantized:
+                continue
+            place = file.place(line)
+            if tensor in index.consumers or tensor in index.producers:
+                problem = "which the plan does not quantize."
+            else:
+                hint = did_you_mean(tensor, quantized) or "."
+                problem = f"which is no tensor of {index.source.name}{hint}"
+            raise PlanError(f"{place}: the scale group names {tensor!r}, {problem}")
+
+
+def _quantized_tensors(plan: Plan) -> set[str]:
+    return {placement.edge.qualified_tensor for placement in plan.placements}
+
+
+def _require_needs(file: PlanFile, scope: GraphIndex) -> None:
+    """Raise PlanError where a pair in a graph lacks another pair that it requires."""
+    placements = (p for p in file.plan.placements if p.edge.graph == scope.path)
+    unmet = find_unmet_need(scope, placements)
+    if unmet is None:
+        return
+    edge, missing = unmet
+    place = file.edge_place(edge)
+    raise PlanError(
+        f"{place}: a pair on {edge} has only costs unless {missing} has one of the same type. "
+        "TensorRT runs a layer in that type as a whole or not at all. "
+        "Quantize both or neither."
+    )
 
 
 def require_model(plan: Plan, index: GraphIndex) -> None:
     """Raise PlanError unless the plan was made for this very model."""
-    if plan.digest != index.source.digest:
+    source = index.source
+    if plan.digest != source.digest:
+        plan_digest = plan.digest[:12]
+        model_digest = source.digest[:12]
         raise PlanError(
-            f"the plan is for {plan.model} with digest {plan.digest[:12]}, but {index.source.name} has {index.source.digest[:12]}; plan again"
+            f"the plan is for {plan.model} with digest {plan_digest}, "
+            f"but {source.name} has {model_digest}. Make the plan again."
         )
     for placement in plan.placements:
-        if not _fits(placement, index):
+        if not _fits_model(placement, index):
             raise PlanError(
-                f"{placement.quantizer} on {placement.edge}: {index.source.name} has no such edge, or none that takes this format; plan again"
+                f"{placement.quantizer} on {placement.edge}: {source.name} has no such edge, or "
+                "none that takes this format. Make the plan again."
             )
-    planned = {p.edge.qualified_tensor for p in plan.placements}
-    for tensor in (t for group in plan.scale_groups for t in group.tensors):
-        if tensor not in planned:
-            raise PlanError(
-                f"scale_groups names {tensor!r}, which the plan does not quantize; plan again"
-            )
+    quantized = _quantized_tensors(plan)
+    for group in plan.scale_groups:
+        for tensor in group.tensors:
+            if tensor not in quantized:
+                raise PlanError(
+                    f"'scale_groups' names {tensor!r}, which the plan does not quantize. "
+                    "Make the plan again."
+                )
 
 
-def _fits(placement: Placement, index: GraphIndex) -> bool:
-    edge, quantizer = placement.edge, placement.quantizer
-    if edge.graph not in index.scopes:
+def _fits_model(placement: Placement, index: GraphIndex) -> bool:
+    edge = placement.edge
+    scope = index.scopes.get(edge.graph)
+    if scope is None:
         return False
-    index = index.scopes[edge.graph]
-    node = index.by_label.get(edge.node)
-    if (
-        node is None
-        or not 0 <= edge.slot < len(node.inputs)
-        or node.inputs[edge.slot] != edge.tensor
-    ):
+    node = scope.by_label.get(edge.node)
+    if node is None or not 0 <= edge.slot < len(node.inputs):
         return False
-    rank = index.rank(edge.tensor)
-    fits = quantizer.axis is None or (
-        FORMATS[quantizer.name].per_channel and (rank is None or 0 <= quantizer.axis < rank)
-    )
-    return fits and (quantizer.calibrated or index.is_constant(edge.tensor))
+    if node.inputs[edge.slot] != edge.tensor:
+        return False
+    quantizer = placement.quantizer
+    if not quantizer.calibrated and not scope.is_constant(edge.tensor):
+        return False
+    rank = scope.rank(edge.tensor)
+    return _fits_rank(quantizer, rank)
+
+
+def _fits_rank(quantizer: Quantizer, rank: int | None) -> bool:
+    """Whether a tensor of some rank, None for unknown, has the axis of a quantizer."""
+    axis = quantizer.axis
+    if axis is None:
+        return True
+    form = FORMATS[quantizer.name]
+    if not form.per_channel:
+        return False
+    return rank is None or 0 <= axis < rank

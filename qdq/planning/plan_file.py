@@ -1,19 +1,17 @@
-"""Plans and scales as files: a plan is YAML made to be read and edited in review, scales are JSON."""
+"""Plan files: YAML that is made to be read and edited in review."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import yaml
 
 from qdq.errors import PlanError, QdqError, RuleError, first_line
-from qdq.files.strict_yaml import LocatedMapping, parse_text_yaml, read_choice, require_known_keys
-from qdq.graph.index import Edge, GraphIndex
-from qdq.graph.shape_profiles import parse_profile
+from qdq.files.strict_yaml import LocatedMapping, parse_text_yaml
+from qdq.graph.index import Edge, GraphIndex, Node
 from qdq.planning.decisions import (
     BODY,
     FUNCTION,
@@ -23,178 +21,234 @@ from qdq.planning.decisions import (
     Plan,
     ScaleGroup,
 )
-from qdq.quantizer import FORMATS, Quantizer
-from qdq.target import parse_target
+from qdq.planning.plan_document import PlanFile, parse_plan_file
 
 #: Version of the plan file's layout.
 PLAN_VERSION = "2"
 
-#: The rule of an edge that a reviewer quantized without naming one.
-BY_HAND = "by-hand"
-_WIDE = 1_000_000
-_HEAD = (
-    "qdq_plan",
-    "model",
-    "digest",
-    "notes",
-    "targets",
-    "rule_sets",
-    "leave_float",
-    "profiles",
-    "reasons",
-)
-_LAYER = ("node", "graph", "op", "edges")
-_EDGE = ("slot", "tensor", "quantize", "axis", "because", "float", "why")
-_GROUP = ("tensors", "because", "ratio_at_most")
+_NO_WRAPPING = 1_000_000
+_GRAPH_REASONS = (INCOMPLETE, BODY, FUNCTION)
 
-#: Texts that stand for themselves in YAML without quotes: no number, date, or other word begins with a letter or slash and goes on so.
-_PLAIN = re.compile(r"[A-Za-z/_](?:[\w./-]|::(?=\w))*", re.ASCII)
-_YAML_WORDS = {"y", "n", "yes", "no", "on", "off", "true", "false", "null"}
+#: Texts that need no quotes in YAML: none that begins and goes on like this is a number or a date.
+_PLAIN_TEXT = re.compile(r"[A-Za-z/_](?:[\w./-]|::(?=\w))*", re.ASCII)
+_YAML_KEYWORDS = {"y", "n", "yes", "no", "on", "off", "true", "false", "null"}
 
+#: Graph and label of a node.
+_NodeKey = tuple[str, str]
 
-class PlanFile(msgspec.Struct, frozen=True):
-    """A plan that was read from a file, and where in it everything stands."""
-
-    path: Path
-    plan: Plan
-    #: The line of each edge, quantized or left in float.
-    lines: dict[Edge, int]
-    #: Operator and line of each node, by graph and label; "" where the file names no operator.
-    nodes: dict[tuple[str, str], tuple[str, int]]
-    #: The line of each scale group.
-    groups: tuple[int, ...]
+#: Slot and line of each edge of a node.
+_EdgeLines = list[tuple[int, str]]
 
 
 def plan_to_yaml(plan: Plan, index: GraphIndex | None = None) -> str:
-    """Return a plan as YAML: a block for each node, in it a line for each edge, then the scale groups.
+    """Return a plan as YAML: one block per node, in it one line per edge, then the scale groups.
 
-    With the model's index the blocks are in graph order and name their operators; without, they
-    stand as the plan has them.
+    With the model's index the blocks are in graph order and name their operators; without it they
+    are in plan order.
     """
     reasons = _common_reasons(plan.left_float)
-    head = {
+    lines_by_node = _edge_lines_by_node(plan, reasons)
+    if index is not None:
+        lines_by_node = _sort_by_graph_order(lines_by_node, index)
+    layers: list[str] = []
+    for node_key, edge_lines in lines_by_node.items():
+        layer = _format_layer(node_key, edge_lines, index)
+        layers.append(layer)
+    groups = [_format_group(group) for group in plan.scale_groups]
+    parts = [
+        _format_head(plan, reasons),
+        _format_list("layers", layers),
+        _format_list("scale_groups", groups),
+    ]
+    return "".join(parts)
+
+
+def _format_head(plan: Plan, reasons: dict[str, str]) -> str:
+    head: dict[str, Any] = {
         "qdq_plan": int(PLAN_VERSION),
         "model": plan.model,
         "digest": plan.digest,
         "notes": list(plan.notes),
-        "targets": [str(t) for t in plan.targets],
+        "targets": list(map(str, plan.targets)),
         "rule_sets": list(plan.rule_sets),
         "leave_float": list(plan.leave_float),
-        **({"profiles": list(map(str, plan.profiles))} if plan.profiles else {}),
-        "reasons": reasons,
     }
-    blocks = [
-        _block(graph, node, edges, index)
-        for (graph, node), edges in _by_node(plan, reasons, index).items()
-    ]
-    groups = [_group(group) for group in plan.scale_groups]
-    parts = [yaml.safe_dump(head, sort_keys=False, width=_WIDE)]
-    for key, entries in (("layers", blocks), ("scale_groups", groups)):
-        parts.append(f"\n{key}:\n{''.join(entries)}" if entries else f"\n{key}: []\n")
-    return "".join(parts)
+    if plan.profiles:
+        head["profiles"] = list(map(str, plan.profiles))
+    head["reasons"] = reasons
+    text: str = yaml.safe_dump(head, sort_keys=False, width=_NO_WRAPPING)
+    return text
 
 
-def _common_reasons(left: Iterable[LeftFloat]) -> dict[str, str]:
-    """Return the sentence of each rule that leaves edges in float, where it is the same for all of them."""
-    whys: dict[str, set[str]] = {}
-    for item in left:
-        whys.setdefault(item.because, set()).add(item.reason)
-    return {
-        rule: next(iter(said))
-        for rule, said in sorted(whys.items())
-        if len(said) == 1 and rule not in (INCOMPLETE, BODY, FUNCTION)
-    }
+def _format_list(key: str, entries: list[str]) -> str:
+    if not entries:
+        return f"\n{key}: []\n"
+    text = "".join(entries)
+    return f"\n{key}:\n{text}"
 
 
-def _by_node(
-    plan: Plan, reasons: dict[str, str], index: GraphIndex | None
-) -> dict[tuple[str, str], list[tuple[int, str]]]:
-    """Return slot and line of each edge by graph and node, in graph order as far as the index knows it."""
-    found: dict[tuple[str, str], list[tuple[int, str]]] = {}
-    for p in plan.placements:
-        axis = "" if p.quantizer.axis is None else f", axis: {p.quantizer.axis}"
-        decision = f"quantize: {_quoted(p.quantizer.name)}{axis}, because: {_listed(p.because)}"
-        found.setdefault((p.edge.graph, p.edge.node), []).append(
-            (p.edge.slot, _edge_line(p.edge, decision))
-        )
+def _common_reasons(left_float: Iterable[LeftFloat]) -> dict[str, str]:
+    """Return the reason of each rule that leaves edges in float, where all edges have the same."""
+    reasons_by_rule: dict[str, set[str]] = {}
+    for item in left_float:
+        reasons = reasons_by_rule.setdefault(item.because, set())
+        reasons.add(item.reason)
+    common: dict[str, str] = {}
+    for rule in sorted(reasons_by_rule):
+        reasons = reasons_by_rule[rule]
+        if len(reasons) == 1 and rule not in _GRAPH_REASONS:
+            (common[rule],) = reasons
+    return common
+
+
+def _edge_lines_by_node(plan: Plan, reasons: dict[str, str]) -> dict[_NodeKey, _EdgeLines]:
+    """Return slot and line of each edge by graph and node, in plan order."""
+    lines_by_node: dict[_NodeKey, _EdgeLines] = {}
+
+    def add_line(edge: Edge, decision: str) -> None:
+        tensor = _quote(edge.tensor)
+        line = f"  - {{slot: {edge.slot}, tensor: {tensor}, {decision}}}\n"
+        node_lines = lines_by_node.setdefault((edge.graph, edge.node), [])
+        node_lines.append((edge.slot, line))
+
+    for placement in plan.placements:
+        decision = _format_placement(placement)
+        add_line(placement.edge, decision)
     for item in plan.left_float:
-        why = "" if reasons.get(item.because) == item.reason else f", why: {_quoted(item.reason)}"
-        line = _edge_line(item.edge, f"float: {_quoted(item.because)}{why}")
-        found.setdefault((item.edge.graph, item.edge.node), []).append((item.edge.slot, line))
-    places = _places(index) if index else {}
-    return dict(sorted(found.items(), key=lambda entry: places.get(entry[0], (len(places), 0))))
+        decision = _format_left_float(item, reasons)
+        add_line(item.edge, decision)
+    return lines_by_node
 
 
-def _places(index: GraphIndex) -> dict[tuple[str, str], tuple[int, int]]:
-    """Return a number for each graph and node that sorts them: the main graph first, then the bodies, each in its own order."""
-    graphs = enumerate(index.scopes.items())
-    return {
-        (path, node.label): (i, node.position)
-        for i, (path, scope) in graphs
-        for node in scope.nodes
-    }
+def _format_placement(placement: Placement) -> str:
+    name = _quote(placement.quantizer.name)
+    axis = placement.quantizer.axis
+    rules = _format_texts(placement.because)
+    if axis is None:
+        return f"quantize: {name}, because: {rules}"
+    return f"quantize: {name}, axis: {axis}, because: {rules}"
 
 
-def _edge_line(edge: Edge, decision: str) -> str:
-    return f"  - {{slot: {edge.slot}, tensor: {_quoted(edge.tensor)}, {decision}}}\n"
+def _format_left_float(item: LeftFloat, reasons: dict[str, str]) -> str:
+    rule = _quote(item.because)
+    if reasons.get(item.because) == item.reason:
+        return f"float: {rule}"
+    reason = _quote(item.reason)
+    return f"float: {rule}, why: {reason}"
 
 
-def _block(graph: str, node: str, edges: list[tuple[int, str]], index: GraphIndex | None) -> str:
-    scope = index.scopes.get(graph) if index else None
-    known = scope.by_label.get(node) if scope else None
-    lines = [f"- node: {_quoted(node)}\n"]
-    lines += [f"  graph: {_quoted(graph)}\n"] if graph else []
-    lines += [f"  op: {_quoted(known.op)}\n"] if known else []
-    return "".join([*lines, "  edges:\n", *(line for _, line in sorted(edges))])
+def _sort_by_graph_order(
+    lines_by_node: dict[_NodeKey, _EdgeLines], index: GraphIndex
+) -> dict[_NodeKey, _EdgeLines]:
+    """Return the lines with the main graph first, then the bodies, and unknown nodes last."""
+    positions: dict[_NodeKey, tuple[int, int]] = {}
+    for scope_number, (path, scope) in enumerate(index.scopes.items()):
+        for node in scope.nodes:
+            positions[path, node.label] = (scope_number, node.position)
+    last = (len(positions), 0)
+    node_keys = sorted(lines_by_node, key=lambda node_key: positions.get(node_key, last))
+    return {node_key: lines_by_node[node_key] for node_key in node_keys}
 
 
-def _group(group: ScaleGroup) -> str:
-    ratio = "" if group.ratio_at_most is None else f"  ratio_at_most: {group.ratio_at_most!r}\n"
-    return f"- tensors: {_listed(group.tensors, always=True)}\n  because: {_listed(group.because)}\n{ratio}"
+def _format_layer(node_key: _NodeKey, edge_lines: _EdgeLines, index: GraphIndex | None) -> str:
+    graph, label = node_key
+    lines = [_format_entry("- node", label)]
+    if graph:
+        lines.append(_format_entry("  graph", graph))
+    node = _find_node(index, node_key)
+    if node is not None:
+        lines.append(_format_entry("  op", node.op))
+    lines.append("  edges:\n")
+    for _, line in sorted(edge_lines):
+        lines.append(line)
+    return "".join(lines)
 
 
-def _listed(texts: tuple[str, ...], always: bool = False) -> str:
-    return (
-        _quoted(texts[0])
-        if len(texts) == 1 and not always
-        else f"[{', '.join(map(_quoted, texts))}]"
-    )
+def _format_entry(key: str, text: str) -> str:
+    quoted = _quote(text)
+    return f"{key}: {quoted}\n"
 
 
-def _quoted(text: str) -> str:
-    """Return a text as YAML reads it back, in quotes where it must be."""
-    if _PLAIN.fullmatch(text) and text.lower() not in _YAML_WORDS:
+def _find_node(index: GraphIndex | None, node_key: _NodeKey) -> Node | None:
+    if index is None:
+        return None
+    graph, label = node_key
+    scope = index.scopes.get(graph)
+    return scope.by_label.get(label) if scope else None
+
+
+def _format_group(group: ScaleGroup) -> str:
+    tensors = _format_list_of_texts(group.tensors)
+    rules = _format_texts(group.because)
+    lines = [f"- tensors: {tensors}\n", f"  because: {rules}\n"]
+    ratio = group.ratio_at_most
+    if ratio is not None:
+        lines.append(f"  ratio_at_most: {ratio!r}\n")
+    return "".join(lines)
+
+
+def _format_texts(texts: tuple[str, ...]) -> str:
+    """Return a single text as it is, several as a list."""
+    if len(texts) == 1:
+        return _quote(texts[0])
+    return _format_list_of_texts(texts)
+
+
+def _format_list_of_texts(texts: tuple[str, ...]) -> str:
+    items = ", ".join(map(_quote, texts))
+    return f"[{items}]"
+
+
+def _quote(text: str) -> str:
+    """Return a text as YAML reads it back, in quotes where it needs them."""
+    if _PLAIN_TEXT.fullmatch(text) and text.lower() not in _YAML_KEYWORDS:
         return text
     if text.isascii() and text.isprintable():
-        return '"{}"'.format(text.replace("\\", r"\\").replace('"', r"\""))
-    quoted: str = yaml.safe_dump(text, default_style='"', width=_WIDE).strip()
-    return quoted
+        escaped = text.replace("\\", r"\\").replace('"', r"\"")
+        return f'"{escaped}"'
+    quoted: str = yaml.safe_dump(text, default_style='"', width=_NO_WRAPPING)
+    return quoted.strip()
 
 
 def read_plan(path: Path) -> Plan:
-    """Return the plan in a file; raises PlanError naming the file, the line and what is wrong in it."""
+    """Return the plan in a file; raises PlanError with the file, the line and the mistake."""
     return read_plan_file(path).plan
 
 
 def read_plan_file(path: Path) -> PlanFile:
-    """Return the plan in a file with the lines where its parts stand; raises PlanError naming the file, the line and what is wrong in it."""
+    """Return the plan in a file with the lines of its parts.
+
+    Raises PlanError with the file, the line and the mistake.
+    """
+    content = _read_content(path)
+    try:
+        return parse_plan_file(path, content)
+    except QdqError as error:
+        raise PlanError(f"{path}:{error}") from error
+
+
+def _read_content(path: Path) -> LocatedMapping:
+    """Return a plan file's mapping; raises PlanError for other files and other layouts."""
     text = read_plan_bytes(path)
     try:
         content = parse_text_yaml(text)
-        if not isinstance(content, LocatedMapping) or "qdq_plan" not in content:
-            raise PlanError("it has no 'qdq_plan'")
-        if content["qdq_plan"] != PLAN_VERSION:
-            raise PlanError(
-                f"its layout is version {content['qdq_plan']}, this qdq reads {PLAN_VERSION}"
-            )
+        _require_layout(content)
     except (yaml.YAMLError, RuleError, PlanError, ValueError, RecursionError) as error:
+        problem = first_line(error).rstrip(".")
         raise PlanError(
-            f"{path}: not a plan that qdq can read: {first_line(error)}; make one with 'qdq plan'"
+            f"{path}: the file is not a plan that qdq can read: {problem}. "
+            "Make one with 'qdq plan'."
         ) from error
-    try:
-        return _plan_file(path, content)
-    except QdqError as error:
-        raise PlanError(f"{path}:{error}") from error
+    mapping: LocatedMapping = content
+    return mapping
+
+
+def _require_layout(content: Any) -> None:
+    if not isinstance(content, LocatedMapping) or "qdq_plan" not in content:
+        raise PlanError("it has no 'qdq_plan'")
+    version = content["qdq_plan"]
+    if version != PLAN_VERSION:
+        raise PlanError(f"its layout is version {version}, but this qdq reads {PLAN_VERSION}")
 
 
 def read_plan_bytes(path: Path) -> bytes:
@@ -202,144 +256,6 @@ def read_plan_bytes(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise PlanError(f"{path}: cannot be read: {error.strerror}; check the path") from error
-
-
-def _plan_file(path: Path, content: LocatedMapping) -> PlanFile:
-    require_known_keys(
-        content, (*_HEAD, "layers", "scale_groups"), (*_HEAD[:3], "targets", "layers")
-    )
-    reasons = content.get("reasons", LocatedMapping())
-    if not isinstance(reasons, LocatedMapping) or not all(
-        isinstance(why, str) for why in reasons.values()
-    ):
-        raise PlanError(f"{content.lines['reasons']}: 'reasons' must map rules to sentences")
-    lines: dict[Edge, int] = {}
-    nodes: dict[tuple[str, str], tuple[str, int]] = {}
-    decisions: list[Placement | LeftFloat] = []
-    for layer in _mappings(content, "layers", _LAYER, ("node", "edges")):
-        key = (_word(layer, "graph", ""), _word(layer, "node"))
-        nodes.setdefault(key, (_word(layer, "op", ""), layer.line))
-        for entry in _mappings(layer, "edges", _EDGE, ("slot", "tensor")):
-            decision = _decision(entry, *key, reasons)
-            _refuse_repeated(decision.edge, entry.line, lines)
-            lines[decision.edge] = entry.line
-            decisions.append(decision)
-    groups = list(_mappings(content, "scale_groups", _GROUP, ("tensors",)))
-    plan = Plan(
-        model=_word(content, "model"),
-        digest=_word(content, "digest"),
-        notes=_texts(content, "notes"),
-        targets=tuple(_located(content, "targets", parse_target)),
-        rule_sets=_texts(content, "rule_sets"),
-        leave_float=_texts(content, "leave_float"),
-        profiles=tuple(_located(content, "profiles", parse_profile))
-        if "profiles" in content
-        else (),
-        placements=tuple(d for d in decisions if isinstance(d, Placement)),
-        left_float=tuple(d for d in decisions if isinstance(d, LeftFloat)),
-        scale_groups=tuple(map(_scale_group, groups)),
-    )
-    return PlanFile(path, plan, lines, nodes, tuple(group.line for group in groups))
-
-
-def _refuse_repeated(edge: Edge, line: int, lines: dict[Edge, int]) -> None:
-    """Raise PlanError where an earlier line decides the same slot of the same node."""
-    if edge in lines:
-        raise PlanError(f"{line}: the edge {edge} stands on line {lines[edge]} too; remove one")
-
-
-def _decision(
-    entry: LocatedMapping, graph: str, node: str, reasons: LocatedMapping
-) -> Placement | LeftFloat:
-    edge = Edge(graph, node, _whole(entry, "slot"), _word(entry, "tensor"))
-    if ("quantize" in entry) == ("float" in entry):
         raise PlanError(
-            f"{entry.line}: edge {edge} needs either 'quantize: FORMAT' or 'float: REASON'"
-        )
-    if "quantize" in entry:
-        if "why" in entry:
-            raise PlanError(f"{entry.lines['why']}: 'why' goes with 'float' only; remove it")
-        name = read_choice(entry, "quantize", FORMATS)
-        quantizer = Quantizer(
-            name, FORMATS[name].dtype, _whole(entry, "axis") if "axis" in entry else None
-        )
-        return Placement(
-            edge, quantizer, _texts(entry, "because") if "because" in entry else (BY_HAND,)
-        )
-    for key in ("axis", "because"):
-        if key in entry:
-            raise PlanError(
-                f"{entry.lines[key]}: {key!r} goes with 'quantize' only; the rule of an edge in float stands behind 'float', the reason behind 'why'"
-            )
-    because = _word(entry, "float")
-    return LeftFloat(edge, because, _word(entry, "why", reasons.get(because, "")))
-
-
-def _scale_group(entry: LocatedMapping) -> ScaleGroup:
-    because = _texts(entry, "because") if "because" in entry else (BY_HAND,)
-    return ScaleGroup(
-        _texts(entry, "tensors"), because, _ratio(entry) if "ratio_at_most" in entry else None
-    )
-
-
-def _ratio(entry: LocatedMapping) -> float:
-    """Return the ratio as it was written, whole or not: the plan's key tells them apart."""
-    text = _word(entry, "ratio_at_most")
-    try:
-        number = float(text)
-    except ValueError:
-        number = 0.0
-    if not number > 0.0:
-        raise PlanError(
-            f"{entry.lines['ratio_at_most']}: 'ratio_at_most' is {text!r}; write a number above 0"
-        )
-    return int(text) if text.isdecimal() else number
-
-
-def _mappings(
-    content: LocatedMapping, key: str, known: tuple[str, ...], required: tuple[str, ...]
-) -> Iterator[LocatedMapping]:
-    """Yield the mappings in the list behind a key, none where it is missing; raises RuleError, from its line on, for anything else."""
-    entries = content.get(key, [])
-    if not isinstance(entries, list):
-        raise PlanError(f"{content.lines[key]}: {key!r} must be a list")
-    for entry in entries:
-        if not isinstance(entry, LocatedMapping):
-            raise PlanError(
-                f"{content.lines[key]}: {key!r} must hold mappings with {', '.join(required)}, not {entry!r}"
-            )
-        require_known_keys(entry, known, required)
-        yield entry
-
-
-def _word(content: LocatedMapping, key: str, default: str | None = None) -> str:
-    value = content.get(key, default)
-    if not isinstance(value, str):
-        raise PlanError(f"{content.lines[key]}: {key!r} must be one text")
-    return value
-
-
-def _whole(content: LocatedMapping, key: str) -> int:
-    text = _word(content, key)
-    if not text.isdecimal():
-        raise PlanError(
-            f"{content.lines[key]}: {key!r} is {text!r}; write a whole number from 0 on"
-        )
-    return int(text)
-
-
-def _texts(content: LocatedMapping, key: str) -> tuple[str, ...]:
-    value = content.get(key, [])
-    found = value if isinstance(value, list) else [value]
-    if not all(isinstance(text, str) for text in found):
-        raise PlanError(f"{content.lines[key]}: {key!r} must be a text or a list of texts")
-    return tuple(found)
-
-
-def _located(content: LocatedMapping, key: str, read: Any) -> Iterator[Any]:
-    for text in _texts(content, key):
-        try:
-            yield read(text)
-        except QdqError as error:
-            raise PlanError(f"{content.lines[key]}: {error}") from error
+            f"{path}: the file cannot be read: {error.strerror}. Check the path."
+        ) from error

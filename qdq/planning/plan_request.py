@@ -1,4 +1,4 @@
-"""What a plan is made with."""
+"""The request for a plan: its rules, targets, globs and shapes."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from qdq.target import Target
 
 
 class PlanRequest(msgspec.Struct, frozen=True):
-    """The rules that decide a plan, and what they decide it for."""
+    """The rules that decide a plan, and the conditions that it is made for."""
 
     rules: RuleSet
-    #: What to plan for; none for TensorRT on SM 8.0 and up.
+    #: The targets of the plan; none means TensorRT on SM 8.0 and up.
     targets: tuple[Target, ...] = ()
     #: Globs of node names to keep in float.
     leave_float: tuple[str, ...] = ()
     #: Whether globs that match nothing are accepted.
     allow_unmatched: bool = False
-    #: Shapes for rules about shapes, where the model leaves a size open.
+    #: Shapes for rules about shapes, where the model leaves a dimension open.
     profiles: tuple[Profile, ...] = ()

@@ -1,8 +1,70 @@
-"""Ties: which tensors belong together because something joins them, one way or another."""
+"""Scale groups: the tensors that the edges of share-scale rules connect, directly or in steps."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from itertools import groupby
+
+from qdq.graph.bodies import qualified_name
+from qdq.graph.index import Edge, GraphIndex
+from qdq.graph.operators import ARITHMETIC
+from qdq.planning.decisions import ScaleGroup
+from qdq.rules.rule import RATIO_AT_MOST, RuleSet
+
+
+def find_scale_groups(
+    index: GraphIndex, rules: RuleSet, shared: dict[str, tuple[Edge, ...]], quantized: set[str]
+) -> tuple[ScaleGroup, ...]:
+    """Return the groups of quantized activations that the matched nodes connect.
+
+    `shared` holds the matched edges of each share-scale rule. The edges of one node are connected
+    to each other, and to the node's outputs unless it computes those from several inputs. Tensors
+    that are not quantized connect too, so that a group reaches through any number of nodes.
+    """
+    sets = DisjointSets()
+    for rule_name, edges in shared.items():
+        for label, node_edges in groupby(edges, key=lambda edge: edge.node):
+            tensors = [edge.qualified_tensor for edge in node_edges]
+            tensors += _connected_outputs(index, label)
+            sets.tie(tensors, rule_name)
+    ratios = _ratios(rules, shared)
+    groups: list[ScaleGroup] = []
+    for members, rule_names in sets.groups():
+        tensors = sorted(members & quantized)
+        if len(tensors) <= 1:
+            continue
+        limits = (ratios[name] for name in rule_names if name in ratios)
+        ratio = min(limits, default=None)
+        because = tuple(sorted(rule_names))
+        group = ScaleGroup(tuple(tensors), because, ratio)
+        groups.append(group)
+    return tuple(sorted(groups))
+
+
+def _connected_outputs(index: GraphIndex, label: str) -> list[str]:
+    """Return the outputs of a node that have the values of its inputs."""
+    node = index.by_label[label]
+    if node.op in ARITHMETIC:
+        return []
+    tensors: list[str] = []
+    for output in node.outputs:
+        if output:
+            tensors.append(qualified_name(index.path, output))
+    return tensors
+
+
+def _ratios(rules: RuleSet, names: Iterable[str]) -> dict[str, float]:
+    """Return the `ratio-at-most` of each named rule that states one."""
+    ratios: dict[str, float] = {}
+    for name in names:
+        rule = rules.rule(name)
+        if rule is None:
+            continue
+        numbers = dict(rule.given)
+        ratio = numbers.get(RATIO_AT_MOST)
+        if ratio:
+            ratios[name] = float(ratio)
+    return ratios
 
 
 class DisjointSets:
@@ -13,34 +75,44 @@ class DisjointSets:
     """
 
     def __init__(self) -> None:
-        self._above: dict[str, str] = {}
-        self._size: dict[str, int] = {}
+        self._parents: dict[str, str] = {}
+        self._sizes: dict[str, int] = {}
         self._names: dict[str, set[str]] = {}
 
     def tie(self, tensors: Iterable[str], name: str) -> None:
         """Join tensors into one set, because of the rule `name`."""
-        roots = list(dict.fromkeys(map(self._root, tensors)))
-        top = max(roots, key=self._size.__getitem__)
+        roots = dict.fromkeys(self._find_root(tensor) for tensor in tensors)
+        top = max(roots, key=self._sizes.__getitem__)
         self._names[top].add(name)
         for root in roots:
             if root != top:
-                self._above[root] = top
-                self._size[top] += self._size.pop(root)
-                self._names[top] |= self._names.pop(root)
+                self._join_roots(top, root)
+
+    def _join_roots(self, top: str, root: str) -> None:
+        self._parents[root] = top
+        size = self._sizes.pop(root)
+        names = self._names.pop(root)
+        self._sizes[top] += size
+        self._names[top] |= names
 
     def groups(self) -> Iterator[tuple[set[str], set[str]]]:
         """Yield each set of tensors with the rules that joined it."""
         members: dict[str, set[str]] = {}
-        for tensor in self._above:
-            members.setdefault(self._root(tensor), set()).add(tensor)
+        for tensor in self._parents:
+            root = self._find_root(tensor)
+            root_members = members.setdefault(root, set())
+            root_members.add(tensor)
         for root, tensors in members.items():
             yield tensors, self._names[root]
 
-    def _root(self, tensor: str) -> str:
-        above = self._above
-        if tensor not in above:
-            above[tensor], self._size[tensor], self._names[tensor] = tensor, 1, set()
-        while above[tensor] != tensor:
-            above[tensor] = above[above[tensor]]
-            tensor = above[tensor]
+    def _find_root(self, tensor: str) -> str:
+        parents = self._parents
+        if tensor not in parents:
+            parents[tensor] = tensor
+            self._sizes[tensor] = 1
+            self._names[tensor] = set()
+        while parents[tensor] != tensor:
+            parent = parents[tensor]
+            parents[tensor] = parents[parent]
+            tensor = parents[tensor]
         return tensor

@@ -1,18 +1,13 @@
-"""The words that rules may use: each a pure function of the graph, documented by its docstring.
+"""The facts that rules are written in: pure functions of the graph, documented by their docstrings.
 
-A fact about nodes may stand behind `from` and `into`; a fact about edges behind `edge`.
+A fact about nodes is used under `from` and `into`, a fact about edges under `edge`.
 """
 
 from __future__ import annotations
 
-import inspect
-from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
-
 from qdq.graph.index import Edge, GraphIndex, Node
 from qdq.graph.layer_shapes import (
+    Channels,
     attention_length,
     convolution_channels,
     kernel_shape,
@@ -36,309 +31,362 @@ from qdq.graph.patterns import (
     tail_nodes,
 )
 from qdq.graph.residual import find_fused_backbone, find_residual_slot
+from qdq.rules.fact_registry import (
+    EDGE_FACTS,
+    NODE_FACTS,
+    Scene,
+    edge_fact,
+    fact_parameters,
+    node_fact,
+)
 from qdq.rules.kernel_tables import explain_missing_kernel
-from qdq.target import Target
+from qdq.rules.reached_edges import find_pool_ends, find_reached_edges
 
+__all__ = ["EDGE_FACTS", "NODE_FACTS", "Scene", "fact_parameters"]
 
-@dataclass(frozen=True)
-class Scene:
-    """What facts may look at: the graph and what the plan is for."""
-
-    index: GraphIndex
-    targets: tuple[Target, ...]
-
-
-#: A fact may ask for numbers, as keyword-only parameters; a rule gives them under ``given``.
-NodeFact = Callable[..., bool]
-EdgeFact = Callable[..., bool]
-NODE_FACTS: dict[str, NodeFact] = {}
-EDGE_FACTS: dict[str, EdgeFact] = {}
-
-
-def node_fact(function: NodeFact) -> NodeFact:
-    """Register a function of a node under its name in kebab-case."""
-    NODE_FACTS[function.__name__.replace("_", "-")] = function
-    return function
-
-
-def edge_fact(function: EdgeFact) -> EdgeFact:
-    """Register a function of an edge under its name in kebab-case."""
-    EDGE_FACTS[function.__name__.replace("_", "-")] = function
-    return function
-
-
-def fact_parameters(fact: Callable[..., Any]) -> tuple[str, ...]:
-    """Return the names of the numbers that a fact asks for, in kebab-case."""
-    asked = inspect.signature(fact).parameters.values()
-    return tuple(p.name.replace("_", "-") for p in asked if p.kind is p.KEYWORD_ONLY)
+#: The smallest window of a grouped convolution with a fast kernel.
+_LEAST_GROUPED_WINDOW = 3
 
 
 @node_fact
 def weighted(scene: Scene, node: Node) -> bool:
-    """A Conv, ConvTranspose, Gemm, MatMul, Einsum that sums products, LSTM, GRU or RNN of float operands, of which at least one is computed."""
+    """A Conv, ConvTranspose, Gemm, MatMul, Einsum that is a matrix product, LSTM, GRU or RNN.
+
+    Its operands are float, and at least one of them is computed.
+    """
     return bool(operands(scene.index, node))
 
 
 @node_fact
 def averaging_pool(scene: Scene, node: Node) -> bool:
-    """An AveragePool, GlobalAveragePool or spatial ReduceMean whose result goes only into weighted operators."""
+    """An AveragePool, GlobalAveragePool or spatial ReduceMean.
+
+    Its output goes only into weighted operators.
+    """
     index = scene.index
-    pools = node.op in ("AveragePool", "GlobalAveragePool") or (
-        node.op == "ReduceMean" and is_spatial_mean(index, node)
-    )
-    ends = find_pool_ends(index, node) if pools else ()
-    return bool(ends) and all(is_operand(index, edge) for edge in ends)
+    if not _is_average(index, node):
+        return False
+    readers = find_pool_ends(index, node)
+    if not readers:
+        return False
+    return all(is_operand(index, edge) for edge in readers)
+
+
+def _is_average(index: GraphIndex, node: Node) -> bool:
+    if node.op == "ReduceMean":
+        return is_spatial_mean(index, node)
+    return node.op in ("AveragePool", "GlobalAveragePool")
 
 
 @node_fact
 def max_pool_beside_weighted(scene: Scene, node: Node) -> bool:
-    """A MaxPool whose input a weighted operator multiplies too, and whose result goes only into weighted operators and pools, or there by a Concat."""
+    """A MaxPool whose input is multiplied by a weighted operator too.
+
+    Its output goes only into weighted operators and pools, directly or through a Concat.
+    """
     index = scene.index
-    if node.op != "MaxPool" or node.inputs[0] not in multiplied_tensors(index):
+    if node.op != "MaxPool":
         return False
-    ends = find_pool_ends(index, node)
-    return bool(ends) and all(
-        is_operand(index, edge) or index.node(edge).op in QUANTIZABLE_POOLS for edge in ends
-    )
+    if node.inputs[0] not in multiplied_tensors(index):
+        return False
+    readers = find_pool_ends(index, node)
+    if not readers:
+        return False
+    return all(_is_quantizable(index, edge) for edge in readers)
+
+
+def _is_quantizable(index: GraphIndex, edge: Edge) -> bool:
+    if is_operand(index, edge):
+        return True
+    node = index.node(edge)
+    return node.op in QUANTIZABLE_POOLS
 
 
 @node_fact
 def unfused_batch_normalization(scene: Scene, node: Node) -> bool:
-    """A BatchNormalization whose data no weighted operator makes, so that it is not folded into one."""
-    if node.op != "BatchNormalization" or scene.index.is_constant(node.inputs[0]):
+    """A BatchNormalization whose data is not computed by a weighted operator.
+
+    It is therefore not folded into one.
+    """
+    index = scene.index
+    if node.op != "BatchNormalization":
         return False
-    maker = find_producer_before_moves(scene.index, node.inputs[0])
-    return maker is None or not operands(scene.index, maker)
+    data = node.inputs[0]
+    if index.is_constant(data):
+        return False
+    producer = find_producer_before_moves(index, data)
+    return producer is None or not operands(index, producer)
 
 
 @node_fact
 def lacks_int8_kernel(scene: Scene, node: Node) -> bool:
-    """A layer that has no INT8 kernel on one of the plan's targets, as its kernel table says; an Add fused to such a one; a normalisation only for such."""
+    """A layer that has no INT8 kernel on one of the plan's targets, according to its kernel table.
+
+    Includes an Add that is fused with such a layer, and an unfused BatchNormalization that feeds
+    only such layers.
+    """
+    index = scene.index
     if node.op == "Add":
-        slot = find_residual_slot(scene.index, node)
-        fused = (
-            None if slot is None else find_fused_backbone(scene.index, scene.index.edge(node, slot))
-        )
-        return fused is not None and lacks_int8_kernel(scene, fused)
+        return _fused_layer_lacks_kernel(scene, node)
     if unfused_batch_normalization(scene, node):
-        readers = [
-            scene.index.node(edge)
-            for edge in _reached(scene.index, node.outputs[0], (*MOVES_VALUES, *ACTIVATIONS))
-        ]
-        return bool(readers) and all(lacks_int8_kernel(scene, reader) for reader in readers)
-    return any(explain_missing_kernel(scene.index, node, target) for target in scene.targets)
+        return _feeds_only_float_layers(scene, node)
+    return any(explain_missing_kernel(index, node, target) for target in scene.targets)
+
+
+def _feeds_only_float_layers(scene: Scene, node: Node) -> bool:
+    index = scene.index
+    through = (*MOVES_VALUES, *ACTIVATIONS)
+    readers = find_reached_edges(index, node.outputs[0], through)
+    for edge in readers:
+        reader = index.node(edge)
+        if not lacks_int8_kernel(scene, reader):
+            return False
+    return bool(readers)
+
+
+def _fused_layer_lacks_kernel(scene: Scene, add: Node) -> bool:
+    index = scene.index
+    slot = find_residual_slot(index, add)
+    if slot is None:
+        return False
+    residual_edge = index.edge(add, slot)
+    convolution = find_fused_backbone(index, residual_edge)
+    if convolution is None:
+        return False
+    return lacks_int8_kernel(scene, convolution)
 
 
 @node_fact
 def commutes_with_quantization(scene: Scene, node: Node) -> bool:
-    """An operator that moves, picks or repeats values: Reshape, Transpose, Slice, Split, MaxPool, Resize to the nearest, Pad with zeros and the like."""
+    """An operator that moves, selects or repeats values.
+
+    Examples: Reshape, Transpose, Slice, Split, MaxPool, nearest-neighbour Resize, Pad with zeros.
+    """
     return can_commute_with_quantization(scene.index, node)
 
 
 @node_fact
 def normalization(scene: Scene, node: Node) -> bool:
-    """LayerNormalization and its relatives, and each node of one that was decomposed into means, squares, a root and a division."""
+    """LayerNormalization and its relatives, also each node of one that is decomposed.
+
+    A decomposed one consists of means, squares, a root and a division.
+    """
     return node.label in normalization_nodes(scene.index)
 
 
 @node_fact
 def gelu(scene: Scene, node: Node) -> bool:
-    """Gelu, and each node of one that is spelled with Erf or with Tanh."""
+    """Gelu, also each node of one that is written with Erf or with Tanh."""
     return node.label in gelu_nodes(scene.index)
 
 
 @node_fact
 def gate(scene: Scene, node: Node) -> bool:
-    """The Mul of a value by a Sigmoid or HardSigmoid, in each spelling: SiLU, hard swish, gated units and squeeze-and-excite."""
+    """The Mul of a value by a Sigmoid or HardSigmoid, in every form.
+
+    Examples: SiLU, hard swish, gated units, squeeze-and-excite.
+    """
     return find_gate(scene.index, node) is not None
 
 
 @node_fact
 def squeeze_excite(scene: Scene, node: Node) -> bool:
-    """The Mul of a plane of values by a gate that holds one value for each channel."""
+    """The Mul of a feature map by a gate that holds one value per channel."""
     return is_channel_gate(scene.index, node)
 
 
 @node_fact
 def attention_mask(scene: Scene, node: Node) -> bool:
-    """The Add of a mask or a bias to attention scores, in front of their Softmax."""
+    """The Add of a mask or a bias to attention scores, before their Softmax."""
     return node.label in attention_masks(scene.index)
 
 
 @node_fact
 def embedding(scene: Scene, node: Node) -> bool:
     """A Gather of rows of a constant table by computed indices."""
-    return (
-        node.op == "Gather"
-        and scene.index.is_constant(node.inputs[0])
-        and not scene.index.is_constant(node.inputs[1])
-    )
+    if node.op != "Gather":
+        return False
+    index = scene.index
+    table, indices = node.inputs[:2]
+    return index.is_constant(table) and not index.is_constant(indices)
 
 
 @node_fact
 def behind_the_last_weighted(scene: Scene, node: Node) -> bool:
-    """A node whose result reaches no weighted operator: the decoding of detection heads, final activations, scores."""
+    """A node whose output reaches no weighted operator.
+
+    Examples: the decoding of detection heads, final activations, scores.
+    """
     return node.label in tail_nodes(scene.index)
 
 
 @node_fact
 def near_output(scene: Scene, node: Node, *, layers_at_most: float) -> bool:
-    """A weighted operator among the last so many on its shortest way to a graph output."""
-    distance = layers_to_output(scene.index).get(node.label)
-    return bool(operands(scene.index, node)) and distance is not None and distance <= layers_at_most
+    """A weighted operator among the last `layers-at-most` before a graph output.
+
+    They are counted along the shortest path.
+    """
+    if not operands(scene.index, node):
+        return False
+    distances = layers_to_output(scene.index)
+    distance = distances.get(node.label)
+    return distance is not None and distance <= layers_at_most
 
 
 @node_fact
 def narrow_convolution(
     scene: Scene, node: Node, *, channels_below: float, multiple_of: float
 ) -> bool:
-    """A Conv of few channels: fewer than `channels-below` in or out (of a group), and none of the forms that have a fast kernel all the same.
+    """A Conv with few channels that has no fast kernel.
 
-    Those are: without groups, one side a multiple of `multiple-of`, a square kernel, and one side
-    wide enough or the graph's input; and with groups, the outputs a multiple and the kernel at least 3.
+    It has fewer than `channels-below` input channels (of one group) or output channels.
+    Excluded are the forms with a fast kernel. Without groups: the inputs or the outputs are a
+    multiple of `multiple-of`, the kernel is square, and one side has `channels-below` channels or
+    the data is a graph input. With groups: the outputs are a multiple of `multiple-of` and the
+    kernel is at least 3 wide.
     """
-    sizes = convolution_channels(scene.index, node)
-    if sizes is None or (sizes.outputs >= channels_below and sizes.inputs >= channels_below):
+    channels = convolution_channels(scene.index, node)
+    if channels is None:
+        return False
+    inputs = channels.inputs
+    outputs = channels.outputs
+    if outputs >= channels_below and inputs >= channels_below:
         return False
     kernel = kernel_shape(scene.index, node)
-    if sizes.groups > 1:
-        return bool(sizes.outputs % multiple_of) or any(k < 3 for k in kernel)  # noqa: PLR2004 depthwise kernels begin there
-    even = sizes.outputs % multiple_of == 0 or sizes.inputs % multiple_of == 0
-    wide = max(sizes.outputs, sizes.inputs) >= channels_below or reads_graph_input(
-        scene.index, node
-    )
-    return not (even and wide and len(set(kernel)) <= 1)
+    has_even_outputs = outputs % multiple_of == 0
+    if channels.groups > 1:
+        is_small = any(size < _LEAST_GROUPED_WINDOW for size in kernel)
+        return is_small or not has_even_outputs
+    has_even_side = has_even_outputs or inputs % multiple_of == 0
+    is_square = len(set(kernel)) <= 1
+    if not has_even_side or not is_square:
+        return True
+    is_wide = max(outputs, inputs) >= channels_below
+    return not is_wide and not reads_graph_input(scene.index, node)
 
 
 @node_fact
 def uneven_groups(scene: Scene, node: Node, *, multiple_of: float) -> bool:
-    """A grouped, not depthwise, Conv or ConvTranspose whose groups read or make a number of channels that is no such multiple."""
-    sizes = convolution_channels(scene.index, node)
-    if (
-        sizes is None
-        or sizes.groups == 1
-        or sizes.groups == sizes.inputs * sizes.groups == sizes.outputs
-    ):
+    """A grouped Conv or ConvTranspose, not depthwise, with uneven groups.
+
+    The input channels or the output channels of a group are no multiple of `multiple-of`.
+    """
+    channels = convolution_channels(scene.index, node)
+    if channels is None or channels.groups == 1 or _is_depthwise(channels):
         return False
-    return bool(sizes.inputs % multiple_of or (sizes.outputs // sizes.groups) % multiple_of)
+    outputs_per_group = channels.outputs // channels.groups
+    has_even_inputs = channels.inputs % multiple_of == 0
+    has_even_outputs = outputs_per_group % multiple_of == 0
+    return not has_even_inputs or not has_even_outputs
+
+
+def _is_depthwise(channels: Channels) -> bool:
+    return channels.inputs == 1 and channels.outputs == channels.groups
 
 
 @node_fact
 def small_product(scene: Scene, node: Node, *, size_below: float) -> bool:
-    """A Gemm or MatMul that sums over, or makes, fewer than so many values in a row."""
+    """A Gemm or MatMul that sums over fewer than `size-below` values, or makes shorter rows."""
     sizes = product_sizes(scene.index, node)
     return sizes is not None and min(sizes) < size_below
 
 
 @node_fact
 def vector_product(scene: Scene, node: Node) -> bool:
-    """A Gemm or MatMul of a single row, in the shapes of the model or of --shapes: a matrix by a vector."""
+    """A Gemm or MatMul of a single row: a matrix-vector product.
+
+    The row count follows from the shapes in the model or of --shapes.
+    """
     return product_rows(scene.index, node) == 1
 
 
 @node_fact
 def long_attention(scene: Scene, node: Node, *, length_above: float) -> bool:
-    """One of the two products of an attention over more than so many positions, in the shapes of the model or of --shapes."""
+    """One of the two products of an attention over more than `length-above` positions.
+
+    The length follows from the shapes in the model or of --shapes.
+    """
     length = attention_length(scene.index, node)
     return length is not None and length > length_above
 
 
 @edge_fact
 def computed_operand(scene: Scene, edge: Edge) -> bool:
-    """An operand of a weighted operator that is computed while the model runs."""
-    return not scene.index.is_constant(edge.tensor) and is_operand(scene.index, edge)
+    """An operand of a weighted operator that is computed at run time."""
+    index = scene.index
+    return not index.is_constant(edge.tensor) and is_operand(index, edge)
 
 
 @edge_fact
 def constant_operand(scene: Scene, edge: Edge) -> bool:
     """An operand of a weighted operator that is known from the file: its weight."""
-    return scene.index.is_constant(edge.tensor) and is_operand(scene.index, edge)
+    index = scene.index
+    return index.is_constant(edge.tensor) and is_operand(index, edge)
 
 
 @edge_fact
 def residual_branch(scene: Scene, edge: Edge) -> bool:
-    """The operand of a residual Add that is not the convolution TensorRT fuses with it."""
-    return find_residual_slot(scene.index, scene.index.node(edge)) == edge.slot
+    """The operand of a residual Add other than the convolution that TensorRT fuses with it."""
+    add = scene.index.node(edge)
+    return find_residual_slot(scene.index, add) == edge.slot
 
 
 @edge_fact
 def residual_product_branch(scene: Scene, edge: Edge) -> bool:
-    """The operand of a residual Add that is not the Gemm or MatMul before it, where a weighted operator multiplies that tensor too."""
-    index, node = scene.index, scene.index.node(edge)
-    if (
-        find_residual_slot(index, node) is not None
-        or find_residual_slot(index, node, MATRIX_PRODUCTS) != edge.slot
-    ):
+    """The operand of a residual Add other than the Gemm or MatMul before it.
+
+    A weighted operator multiplies the operand's tensor too.
+    """
+    index = scene.index
+    add = index.node(edge)
+    if find_residual_slot(index, add) is not None:
+        return False
+    if find_residual_slot(index, add, MATRIX_PRODUCTS) != edge.slot:
         return False
     return edge.tensor in multiplied_tensors(index)
 
 
 @edge_fact
 def constant_table(scene: Scene, edge: Edge) -> bool:
-    """A table of float constants on the way to a weighted operator: not its weight, nor a bias, which has one value for each channel.
+    """A table of float constants on the path to a weighted operator.
 
-    A table has several rows and columns; what a Concat joins needs but several values.
+    Neither its weight nor a bias, which has one value per channel. A table has several rows and
+    columns; an input of a Concat only needs several values.
     """
     index = scene.index
-    if (
-        not (index.is_constant(edge.tensor) and index.is_float(edge.tensor))
-        or is_operand(index, edge)
-        or edge.node in tail_nodes(index)
-    ):
+    tensor = edge.tensor
+    if not index.is_constant(tensor) or not index.is_float(tensor):
         return False
-    dimensions = sum(size != 1 for size in index.shape(edge.tensor) or ())
-    return dimensions > (0 if index.node(edge).op == "Concat" else 1)
+    if is_operand(index, edge) or edge.node in tail_nodes(index):
+        return False
+    shape = index.shape(tensor) or ()
+    dimensions = sum(size != 1 for size in shape)
+    node = index.node(edge)
+    if node.op == "Concat":
+        return dimensions >= 1
+    return dimensions > 1
 
 
 @edge_fact
 def embedding_row(scene: Scene, edge: Edge) -> bool:
-    """A float row that a Gather looks up in a constant table, on the way to a weighted operator."""
-    index, maker = scene.index, scene.index.producers.get(edge.tensor)
-    return (
-        maker is not None
-        and embedding(scene, maker)
-        and index.is_float(edge.tensor)
-        and edge.node not in tail_nodes(index)
-    )
+    """A float row that a Gather reads from a constant table, on the path to a weighted operator."""
+    index = scene.index
+    producer = index.producers.get(edge.tensor)
+    if producer is None or not embedding(scene, producer):
+        return False
+    return index.is_float(edge.tensor) and edge.node not in tail_nodes(index)
 
 
 @edge_fact
 def first_input(scene: Scene, edge: Edge) -> bool:
-    """The first input slot of a node: the data of pooling, normalisation and activation operators."""
+    """The first input of a node: the data of pooling, normalization and activation operators."""
     return edge.slot == 0
 
 
 @edge_fact
 def computed_float(scene: Scene, edge: Edge) -> bool:
-    """A float tensor of at least one dimension that is computed while the model runs, or fed to it."""
+    """A float tensor of at least one dimension that is computed at run time or is a graph input."""
     index = scene.index
-    return (
-        index.is_float(edge.tensor)
-        and not index.is_constant(edge.tensor)
-        and index.rank(edge.tensor) != 0
-    )
-
-
-def find_pool_ends(index: GraphIndex, pool: Node) -> tuple[Edge, ...]:
-    """Return the edges that a pool's result reaches through moves, that of a MaxPool through Concat too; none if it reaches an output or a body."""
-    return _reached(
-        index, pool.outputs[0], (*MOVES_VALUES, "Concat") if pool.op == "MaxPool" else MOVES_VALUES
-    )
-
-
-def _reached(index: GraphIndex, start: str, through: tuple[str, ...]) -> tuple[Edge, ...]:
-    waiting, seen, ends = deque([start]), {start}, list[Edge]()
-    while waiting:
-        tensor = waiting.popleft()
-        read = [edge for edge in index.edges_from(tensor) if index.node(edge).op != "Shape"]
-        read_inside = any(slot < 0 for _, slot in index.consumers.get(tensor, ()))
-        if tensor in index.outputs or read_inside or not read:
-            return ()
-        for edge in read:
-            node = index.node(edge)
-            if node.op not in through or (edge.slot and node.op != "Concat"):
-                ends.append(edge)
-            elif node.outputs[0] not in seen:
-                seen.add(node.outputs[0])
-                waiting.append(node.outputs[0])
-    return tuple(ends)
+    if index.is_constant(edge.tensor) or index.rank(edge.tensor) == 0:
+        return False
+    return index.is_float(edge.tensor)

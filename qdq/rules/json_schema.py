@@ -1,4 +1,4 @@
-"""The JSON Schema of rule files, made from the tables that the loader reads them by, so that editors complete them."""
+"""The JSON Schema of rule files, built from the loader's own tables, for completion in editors."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import onnx.defs
 from qdq.quantizer import FORMATS
 from qdq.rules.facts import EDGE_FACTS, NODE_FACTS, fact_parameters
 from qdq.rules.rule import RATIO_AT_MOST
-from qdq.rules.rule_files import (
+from qdq.rules.rule_document import (
     BACKENDS,
     KEYS,
     LEAST_SM,
@@ -20,37 +20,27 @@ from qdq.rules.rule_files import (
     WHERE_KEYS,
 )
 
-#: The file beside the rule sets, and the line that names it to editors, for a rule file in a set's folder.
+#: The file next to the rules of a folder.
 SCHEMA_FILE = "schema.json"
+
+#: The first line of a rule file, before the schema's path, by which editors find it.
 SCHEMA_LINE = "# yaml-language-server: $schema="
+
 _Schema = dict[str, Any]
 _TEXT: _Schema = {"type": "string", "pattern": r"\S"}
 _NAME: _Schema = {"type": "string", "minLength": 1}
+_POSITIVE: _Schema = {"type": "number", "exclusiveMinimum": 0}
 
 
 def rule_schema() -> _Schema:
-    """Return the JSON Schema (draft 7) of one rule; it holds for each document of a file of several."""
-    kinds: dict[str, _Schema] = {
-        "rule": {"type": "string", "pattern": r"^\S+$"},
-        "where": _mapping(WHERE_KEYS, _where(), minProperties=1),
-        "given": _mapping(
-            given_words(),
-            {word: {"type": "number", "exclusiveMinimum": 0} for word in given_words()},
-        ),
-        "then": _described(THENS),
-        "using": _described({name: form.description for name, form in FORMATS.items()}),
-        "beats": _words(_NAME),
-    }
-    schema = _mapping(
-        KEYS, {key: kinds.get(key, _TEXT) for key in KEYS}, required=list(REQUIRED_KEYS)
-    )
-    quantizes = {"properties": {"then": {"const": "quantize"}}, "required": ["then"]}
+    """Return the JSON Schema (draft 7) of one rule: of each document in a rule file."""
+    rule = _mapping(KEYS, _key_schemas(), required=list(REQUIRED_KEYS))
     return {
         "$schema": "http://json-schema.org/draft-07/schema#",
         "title": "A rule of qdq",
         "$comment": f"made by 'qdq rules schema', with the operators of onnx {onnx.__version__}",
-        **schema,
-        "if": quantizes,
+        **rule,
+        "if": {"properties": {"then": {"const": "quantize"}}, "required": ["then"]},
         "then": {"required": ["using"]},
         "else": {"not": {"required": ["using"]}},
         "definitions": {"operator": {"enum": operators()}},
@@ -58,61 +48,90 @@ def rule_schema() -> _Schema:
 
 
 def given_words() -> dict[str, str]:
-    """Return the words that `given` may hold, each with what asks for it."""
-    asked: dict[str, list[str]] = {RATIO_AT_MOST: ["then: share-scale"]}
+    """Return the words that `given` may hold, each with the facts that require it."""
+    required_by: dict[str, list[str]] = {RATIO_AT_MOST: ["then: share-scale"]}
     for word, fact in (*NODE_FACTS.items(), *EDGE_FACTS.items()):
         for parameter in fact_parameters(fact):
-            asked.setdefault(parameter, []).append(word)
-    return {
-        parameter: f"Asked for by {', '.join(sorted(by))}."
-        for parameter, by in sorted(asked.items())
-    }
+            required_by.setdefault(parameter, []).append(word)
+    descriptions = {}
+    for parameter, users in sorted(required_by.items()):
+        descriptions[parameter] = f"Used by {', '.join(sorted(users))}."
+    return descriptions
 
 
 def operators() -> list[str]:
-    """Return the names of ONNX's operators."""
-    return sorted(
-        {schema.name for schema in onnx.defs.get_all_schemas_with_history() if schema.domain == ""}
-    )
+    """Return the names of ONNX's operators, sorted."""
+    names: set[str] = set()
+    for schema in onnx.defs.get_all_schemas_with_history():
+        if schema.domain == "":
+            names.add(schema.name)
+    return sorted(names)
 
 
-def _where() -> dict[str, _Schema]:
-    about_nodes = _words(
-        {
-            "anyOf": [
-                _described(_says(NODE_FACTS)),
-                {"$ref": "#/definitions/operator"},
-                {"type": "string", "pattern": r"\."},
-            ]
-        }
-    )
-    sm: _Schema = {"type": "integer", "minimum": LEAST_SM}
+def _key_schemas() -> dict[str, _Schema]:
+    """Return the schema of each key of a rule."""
+    numbers = given_words()
+    formats = {name: form.description for name, form in FORMATS.items()}
+    schemas: dict[str, _Schema] = dict.fromkeys(KEYS, _TEXT)
+    schemas["rule"] = {"type": "string", "pattern": r"^\S+$"}
+    schemas["where"] = _mapping(WHERE_KEYS, _where_schemas(), minProperties=1)
+    schemas["given"] = _mapping(numbers, dict.fromkeys(numbers, _POSITIVE))
+    schemas["then"] = _one_of(THENS)
+    schemas["using"] = _one_of(formats)
+    schemas["beats"] = _word_or_list(_NAME)
+    return schemas
+
+
+def _where_schemas() -> dict[str, _Schema]:
+    node_fact = _one_of(_fact_descriptions(NODE_FACTS))
+    edge_fact = _one_of(_fact_descriptions(EDGE_FACTS))
+    operator = {"$ref": "#/definitions/operator"}
+    operator_of_domain = {"type": "string", "pattern": r"\."}
+    node_word = {"anyOf": [node_fact, operator, operator_of_domain]}
     return {
-        "into": about_nodes,
-        "from": about_nodes,
-        "edge": _words(_described(_says(EDGE_FACTS))),
-        "named": _words(_NAME),
-        "tensor": _words(_NAME),
-        "target": _mapping(
-            TARGET_KEYS,
-            {"sm_at_most": sm, "sm_at_least": sm, "backend": {"enum": list(BACKENDS)}},
-            minProperties=1,
-        ),
+        "into": _word_or_list(node_word),
+        "from": _word_or_list(node_word),
+        "edge": _word_or_list(edge_fact),
+        "named": _word_or_list(_NAME),
+        "tensor": _word_or_list(_NAME),
+        "target": _target_schema(),
     }
 
 
-def _says(facts: Mapping[str, Callable[..., bool]]) -> dict[str, str]:
-    return {word: " ".join((fact.__doc__ or "").split()) for word, fact in sorted(facts.items())}
+def _target_schema() -> _Schema:
+    capability: _Schema = {"type": "integer", "minimum": LEAST_SM}
+    backend = {"enum": list(BACKENDS)}
+    schemas = {"sm_at_most": capability, "sm_at_least": capability, "backend": backend}
+    return _mapping(TARGET_KEYS, schemas, minProperties=1)
 
 
-def _described(words: Mapping[str, str]) -> _Schema:
-    return {"anyOf": [{"const": word, "description": says} for word, says in words.items()]}
+def _fact_descriptions(facts: Mapping[str, Callable[..., bool]]) -> dict[str, str]:
+    descriptions = {}
+    for word, fact in sorted(facts.items()):
+        docstring = fact.__doc__ or ""
+        descriptions[word] = " ".join(docstring.split())
+    return descriptions
 
 
-def _words(word: _Schema) -> _Schema:
-    return {"anyOf": [word, {"type": "array", "items": word, "minItems": 1}]}
+def _one_of(descriptions: Mapping[str, str]) -> _Schema:
+    """Return the schema of one of some words, each with a description."""
+    schemas: list[_Schema] = []
+    for word, text in descriptions.items():
+        schema = {"const": word, "description": text}
+        schemas.append(schema)
+    return {"anyOf": schemas}
 
 
-def _mapping(says: Mapping[str, str], kinds: Mapping[str, _Schema], **more: Any) -> _Schema:
-    properties = {key: {"description": says[key], **kinds[key]} for key in says}
-    return {"type": "object", "properties": properties, "additionalProperties": False, **more}
+def _word_or_list(word: _Schema) -> _Schema:
+    several = {"type": "array", "items": word, "minItems": 1}
+    return {"anyOf": [word, several]}
+
+
+def _mapping(
+    descriptions: Mapping[str, str], schemas: Mapping[str, _Schema], **keywords: Any
+) -> _Schema:
+    """Return the schema of a mapping with described keys and no others."""
+    properties = {}
+    for key, description in descriptions.items():
+        properties[key] = {"description": description, **schemas[key]}
+    return {"type": "object", "properties": properties, "additionalProperties": False, **keywords}

@@ -1,11 +1,10 @@
-"""Which rules apply to which edges, and what they come to where several do."""
+"""Matching: the rules that apply to each edge, and the verdict where several do."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from fnmatch import fnmatchcase
 from functools import partial
-from typing import Any
 
 import msgspec
 
@@ -16,14 +15,15 @@ from qdq.rules.facts import EDGE_FACTS, NODE_FACTS, Scene, fact_parameters
 from qdq.rules.rule import LEAVE_FLOAT_OPTION, Rule, RuleSet, TargetCondition
 from qdq.target import Target
 
-Test = Callable[[Scene, Edge], bool]
+NodeTest = Callable[[Scene, Node], bool]
+EdgeTest = Callable[[Scene, Edge], bool]
 
 
 class Verdict(msgspec.Struct, frozen=True):
-    """What the rules say of one edge."""
+    """The decision of the rules about one edge."""
 
     edge: Edge
-    #: The rules that apply and were not beaten; all say the same.
+    #: The rules that apply and were not beaten; all decide the same.
     rules: tuple[Rule, ...]
     #: Rules that apply but were beaten by one of `rules` or by each other.
     beaten: tuple[Rule, ...] = ()
@@ -35,153 +35,236 @@ class Verdict(msgspec.Struct, frozen=True):
 
     @property
     def using(self) -> str:
-        """The format's name, "" for leave-float."""
+        """The format's name; "" for leave-float."""
         return self.rules[0].using
 
 
 def match_rules(
     scene: Scene, rules: RuleSet
 ) -> tuple[tuple[Verdict, ...], dict[str, tuple[Edge, ...]]]:
-    """Return one verdict for every edge of a graph that a rule applies to, and the edges of each share-scale rule.
+    """Return a verdict for each edge of a graph that a rule applies to.
 
-    Raises RuleError where rules disagree about an edge.
+    Also returns the edges of each share-scale rule, by its name. Raises RuleError where rules
+    disagree about an edge.
     """
-    judges = [
-        _Judge(rule)
-        for rule in rules.rules
-        if rule.where.target is None or any(_is_for(rule.where.target, t) for t in scene.targets)
-    ]
+    matchers = _make_matchers(rules, scene.targets)
     verdicts: list[Verdict] = []
     shared: dict[str, list[Edge]] = {}
     for node in scene.index.nodes:
-        here = [judge for judge in judges if judge.may_apply(scene, node)]
-        for edge in scene.index.edges_into(node) if here else ():
-            applying = [judge.rule for judge in here if judge.applies(scene, edge)]
-            for rule in applying:
+        node_matchers = [matcher for matcher in matchers if matcher.may_apply(scene, node)]
+        if not node_matchers:
+            continue
+        for edge in scene.index.edges_into(node):
+            deciding: list[Rule] = []
+            for matcher in node_matchers:
+                if not matcher.applies(scene, edge):
+                    continue
+                rule = matcher.rule
                 if rule.then == "share-scale":
                     shared.setdefault(rule.name, []).append(edge)
-            deciding = [rule for rule in applying if rule.then != "share-scale"]
+                else:
+                    deciding.append(rule)
             if deciding:
-                verdicts.append(resolve_conflict(edge, deciding))
-    return tuple(verdicts), {name: tuple(edges) for name, edges in shared.items()}
+                verdict = resolve_conflict(edge, deciding)
+                verdicts.append(verdict)
+    shared_edges = {name: tuple(edges) for name, edges in shared.items()}
+    return tuple(verdicts), shared_edges
 
 
 def resolve_conflict(edge: Edge, applying: Iterable[Rule]) -> Verdict:
-    """Return what is left of the applying rules once beaten ones have dropped out; raises RuleError if they still disagree."""
+    """Return the verdict of the applying rules after the beaten ones dropped out.
+
+    Raises RuleError where the remaining rules disagree.
+    """
     applying = tuple(applying)
-    standing = tuple(r for r in applying if not any(o.outdoes(r) for o in applying))
-    if {(r.then, r.using) for r in standing} == {(standing[0].then, standing[0].using)}:
-        return Verdict(edge, standing, tuple(r for r in applying if r not in standing))
-    first = standing[0]
-    other = next(r for r in standing if (r.then, r.using) != (first.then, first.using))
-    raise RuleError(
-        f"edge {edge}: {first.name} says {_outcome(first)} and {other.name} says {_outcome(other)}; "
-        f"add 'beats: [{other.name}]' to {first.file or first.name}, or 'beats: [{first.name}]' to {other.file or other.name}"
+    remaining: list[Rule] = []
+    beaten: list[Rule] = []
+    for rule in applying:
+        is_beaten = any(other.outdoes(rule) for other in applying)
+        if is_beaten:
+            beaten.append(rule)
+        else:
+            remaining.append(rule)
+    first = remaining[0]
+    for other in remaining:
+        if other.then != first.then or other.using != first.using:
+            raise RuleError(_describe_conflict(edge, first, other))
+    return Verdict(edge, tuple(remaining), tuple(beaten))
+
+
+def _describe_conflict(edge: Edge, first: Rule, other: Rule) -> str:
+    first_file = first.file or first.name
+    other_file = other.file or other.name
+    first_decision = _describe_decision(first)
+    other_decision = _describe_decision(other)
+    return (
+        f"edge {edge}: rule {first.name} decides {first_decision}, "
+        f"rule {other.name} decides {other_decision}. "
+        f"Add 'beats: [{other.name}]' to {first_file}, "
+        f"or 'beats: [{first.name}]' to {other_file}."
     )
 
 
-def _outcome(rule: Rule) -> str:
-    return f"{rule.then} {rule.using}".strip()
+def _describe_decision(rule: Rule) -> str:
+    decision = f"{rule.then} {rule.using}"
+    return decision.strip()
 
 
-class _Judge:
-    """A rule made ready: what its `where` asks of the node an edge goes into, asked once a node, and of the edge itself."""
+class _RuleMatcher:
+    """A rule with its tests: those of the node are run once per node, the others once per edge."""
 
     def __init__(self, rule: Rule) -> None:
         self.rule = rule
-        self._ops = frozenset(word for word in rule.where.into if word not in NODE_FACTS)
-        self._node_tests = [
-            _node_test(word, rule) for word in rule.where.into if word in NODE_FACTS
-        ]
-        self._edge_tests = _edge_tests(rule)
+        self._operators: set[str] = set()
+        self._node_facts: list[NodeTest] = []
+        for word in rule.where.into:
+            if word in NODE_FACTS:
+                fact = _bind_numbers(NODE_FACTS[word], rule)
+                self._node_facts.append(fact)
+            else:
+                self._operators.add(word)
+        self._edge_tests = _make_edge_tests(rule)
 
     def may_apply(self, scene: Scene, node: Node) -> bool:
         """Whether the rule's `into` holds for a node."""
-        return (
-            not self.rule.where.into
-            or node.op in self._ops
-            or any(test(scene, node) for test in self._node_tests)
-        )
+        if not self.rule.where.into:
+            return True
+        if node.op in self._operators:
+            return True
+        return any(fact(scene, node) for fact in self._node_facts)
 
     def applies(self, scene: Scene, edge: Edge) -> bool:
-        """Whether the rest holds for an edge into such a node."""
+        """Whether the other conditions hold for an edge into a node for which `into` holds."""
         return all(test(scene, edge) for test in self._edge_tests)
 
 
-def _edge_tests(rule: Rule) -> list[Test]:
-    """Return what must hold for an edge besides `into` and `target`, cheapest first."""
-    where, tests = rule.where, list[Test]()
+def _make_matchers(rules: RuleSet, targets: Iterable[Target]) -> list[_RuleMatcher]:
+    """Return a matcher for each rule that is for one of the targets."""
+    matchers: list[_RuleMatcher] = []
+    for rule in rules.rules:
+        if _is_for_targets(rule, targets):
+            matcher = _RuleMatcher(rule)
+            matchers.append(matcher)
+    return matchers
+
+
+def _is_for_targets(rule: Rule, targets: Iterable[Target]) -> bool:
+    condition = rule.where.target
+    if condition is None:
+        return True
+    return any(_meets_condition(target, condition) for target in targets)
+
+
+def _meets_condition(target: Target, condition: TargetCondition) -> bool:
+    backend = condition.backend
+    highest = condition.sm_at_most
+    lowest = condition.sm_at_least
+    if backend is not None and target.backend != backend:
+        return False
+    if highest is not None and target.sm > highest:
+        return False
+    return lowest is None or target.sm >= lowest
+
+
+def _make_edge_tests(rule: Rule) -> list[EdgeTest]:
+    """Return the tests of an edge, all but `into` and `target`, cheapest first."""
+    where = rule.where
+    tests: list[EdgeTest] = []
     if where.named:
-        tests.append(lambda scene, edge: any(_named(scene, edge, glob) for glob in where.named))
+        test = partial(_is_into_named_node, where.named)
+        tests.append(test)
     if where.tensor:
-        tests.append(
-            lambda scene, edge: any(fnmatchcase(edge.tensor, glob) for glob in where.tensor)
-        )
-    from_ = [_node_test(word, rule) for word in where.from_]
-    if from_:
-        tests.append(lambda scene, edge: _made_by(scene, edge, from_))
+        test = partial(_is_of_named_tensor, where.tensor)
+        tests.append(test)
+    if where.from_:
+        node_tests = [_make_node_test(word, rule) for word in where.from_]
+        test = partial(_is_produced_by, node_tests)
+        tests.append(test)
     if where.edge:
-        facts = [_given(EDGE_FACTS[word], rule) for word in where.edge]
-        tests.append(lambda scene, edge: any(fact(scene, edge) for fact in facts))
+        facts = [_bind_numbers(EDGE_FACTS[word], rule) for word in where.edge]
+        test = partial(_is_any_fact, facts)
+        tests.append(test)
     return tests
 
 
-def _node_test(word: str, rule: Rule) -> Callable[[Scene, Node], bool]:
+def _is_into_named_node(globs: tuple[str, ...], scene: Scene, edge: Edge) -> bool:
+    node = scene.index.node(edge)
+    names = glob_names(scene.index, node)
+    return any(_matches_glob(name, globs) for name in names)
+
+
+def _is_of_named_tensor(globs: tuple[str, ...], _: Scene, edge: Edge) -> bool:
+    return _matches_glob(edge.tensor, globs)
+
+
+def _is_produced_by(tests: list[NodeTest], scene: Scene, edge: Edge) -> bool:
+    producer = scene.index.producers.get(edge.tensor)
+    if producer is None:
+        return False
+    return any(test(scene, producer) for test in tests)
+
+
+def _is_any_fact(facts: list[EdgeTest], scene: Scene, edge: Edge) -> bool:
+    return any(fact(scene, edge) for fact in facts)
+
+
+def _make_node_test(word: str, rule: Rule) -> NodeTest:
     if word in NODE_FACTS:
-        return _given(NODE_FACTS[word], rule)
+        return _bind_numbers(NODE_FACTS[word], rule)
     return lambda _, node: node.op == word
 
 
-def _given(fact: Callable[..., bool], rule: Rule) -> Callable[..., bool]:
-    """Return a fact with the numbers that the rule gives it."""
-    given = dict(rule.given)
-    numbers: dict[str, Any] = {
-        name.replace("-", "_"): given[name] for name in fact_parameters(fact)
-    }
-    return partial(fact, **numbers) if numbers else fact
+def _bind_numbers(fact: Callable[..., bool], rule: Rule) -> Callable[..., bool]:
+    """Return a fact with the numbers that the rule states for it."""
+    rule_numbers = dict(rule.given)
+    numbers: dict[str, float] = {}
+    for name in fact_parameters(fact):
+        keyword = name.replace("-", "_")
+        numbers[keyword] = rule_numbers[name]
+    if not numbers:
+        return fact
+    return partial(fact, **numbers)
 
 
-def _made_by(scene: Scene, edge: Edge, tests: list[Callable[[Scene, Node], bool]]) -> bool:
-    node = scene.index.producers.get(edge.tensor)
-    return node is not None and any(test(scene, node) for test in tests)
-
-
-def _is_for(condition: TargetCondition, target: Target) -> bool:
-    return (
-        (condition.backend is None or condition.backend == target.backend)
-        and (condition.sm_at_most is None or target.sm <= condition.sm_at_most)
-        and (condition.sm_at_least is None or target.sm >= condition.sm_at_least)
-    )
-
-
-def _named(scene: Scene, edge: Edge, glob: str) -> bool:
-    node = scene.index.node(edge)
-    return any(fnmatchcase(name, glob) for name in glob_names(scene.index, node))
+def _matches_glob(name: str, globs: Iterable[str]) -> bool:
+    return any(fnmatchcase(name, glob) for glob in globs)
 
 
 def glob_names(index: GraphIndex, node: Node) -> set[str]:
-    """Return what a glob may call a node: its label, its name, and in a body its label behind the body's path."""
-    return {node.label, node.proto.name or node.label, qualified_name(index.path, node.label)}
+    """Return the names of a node that a glob may match.
+
+    They are its label, its name, and in a body the label after the body's path.
+    """
+    name = node.proto.name or node.label
+    qualified_label = qualified_name(index.path, node.label)
+    return {node.label, name, qualified_label}
 
 
 def require_matches(index: GraphIndex, rules: Iterable[Rule]) -> None:
     """Raise UsageError for a glob that no name of the graph or of its bodies matches."""
-    names = [
-        name
-        for scope in index.scopes.values()
-        for node in scope.nodes
-        for name in glob_names(scope, node)
-    ]
-    tensors = [tensor for scope in index.scopes.values() for tensor in scope.consumers]
+    node_names: list[str] = []
+    tensors: list[str] = []
+    for scope in index.scopes.values():
+        for node in scope.nodes:
+            node_names += glob_names(scope, node)
+        tensors += scope.consumers
     for rule in rules:
-        for key, globs, known in (
-            ("named", rule.where.named, names),
-            ("tensor", rule.where.tensor, tensors),
-        ):
-            for glob in globs:
-                if not any(fnmatchcase(name, glob) for name in known):
-                    origin = rule.at(key) if rule.file else LEAVE_FLOAT_OPTION
-                    what = "node" if key == "named" else "tensor"
-                    raise UsageError(
-                        f"{index.source.name}: {origin}: no {what} is named {glob!r}{did_you_mean(glob, known)}; correct it, or pass --allow-unmatched"
-                    )
+        for glob in rule.where.named:
+            _require_match(index, rule, "named", glob, node_names)
+        for glob in rule.where.tensor:
+            _require_match(index, rule, "tensor", glob, tensors)
+
+
+def _require_match(
+    index: GraphIndex, rule: Rule, key: str, glob: str, names: Iterable[str]
+) -> None:
+    for name in names:
+        if fnmatchcase(name, glob):
+            return
+    origin = rule.at(key) if rule.file else LEAVE_FLOAT_OPTION
+    kind = "node" if key == "named" else "tensor"
+    hint = did_you_mean(glob, names) or "."
+    raise UsageError(
+        f"{index.source.name}: {origin}: no {kind} is named {glob!r}{hint} "
+        "Correct it, or pass --allow-unmatched."
+    )

@@ -1,4 +1,4 @@
-"""Rules as records: where an edge goes, what to do with it, why, and which rules it beats."""
+"""Rules as records: the edges, the decision, the reason and the rules that are beaten."""
 
 from __future__ import annotations
 
@@ -11,15 +11,17 @@ from qdq.errors import RuleError, did_you_mean
 
 Then = Literal["quantize", "leave-float", "share-scale"]
 
-#: What `then: share-scale` may be given: how many times a group's range may be as large as a member's own.
+#: A number of `then: share-scale`: the largest ratio of a group's range to a member's.
 RATIO_AT_MOST = "ratio-at-most"
 
-#: The rule that `--leave-float` stands for.
+#: The name of the rules that `--leave-float` makes, before the glob.
 LEAVE_FLOAT_OPTION = "--leave-float"
+
+_ALL_RULES = "*"
 
 
 class TargetCondition(msgspec.Struct, frozen=True):
-    """Which targets a rule is for; every line that is given must hold for one target of the plan."""
+    """The targets of a rule: every stated condition must hold for one target of the plan."""
 
     sm_at_most: int | None = None
     sm_at_least: int | None = None
@@ -27,7 +29,7 @@ class TargetCondition(msgspec.Struct, frozen=True):
 
 
 class Where(msgspec.Struct, frozen=True):
-    """Which edges a rule applies to: every line that is given must hold, and in a list any word."""
+    """The edges that a rule applies to: every stated line must hold, and any word of a list."""
 
     into: tuple[str, ...] = ()
     from_: tuple[str, ...] = msgspec.field(default=(), name="from")
@@ -40,7 +42,7 @@ class Where(msgspec.Struct, frozen=True):
 
 
 class Rule(msgspec.Struct, frozen=True):
-    """One sentence about edges: where, then; with its reason, its source and its evidence."""
+    """One decision about edges, with its reason, its source and its evidence."""
 
     name: str
     says: str
@@ -48,86 +50,115 @@ class Rule(msgspec.Struct, frozen=True):
     then: Then
     #: Name of a format in `qdq.quantizer.FORMATS`, for `then: quantize`.
     using: str = ""
-    #: The numbers that the rule's facts ask for, by parameter; and for `then: share-scale` how far the ranges may lie apart.
+    #: The numbers that the rule's facts require, by parameter; the ratio of `then: share-scale`.
     given: tuple[tuple[str, float], ...] = ()
     because: str = ""
     see: str = ""
     evidence: str = ""
-    #: Names of rules that drop out where this one applies too; "*" stands for all.
+    #: Names of rules that drop out where this one applies too; "*" means all.
     beats: tuple[str, ...] = ()
-    #: The file the rule was read from, "" for one made from an option.
+    #: The file the rule was read from; "" for a rule from an option.
     file: str = ""
-    #: The line of each key in the file, those behind `where` included.
+    #: The line of each key in the file, including the keys under `where`.
     lines: tuple[tuple[str, int], ...] = ()
 
     def outdoes(self, other: Rule) -> bool:
-        """Whether `beats` names the other rule; "*" stands for all but those with a "*" of their own, and in an option for these too."""
-        return other.name in self.beats or (
-            "*" in self.beats and ("*" not in other.beats or bool(other.file and not self.file))
-        )
+        """Whether `beats` names the other rule.
+
+        "*" names all rules without a "*" in their own `beats`. In an option's rule it names also
+        the rules of files that have one.
+        """
+        if other.name in self.beats:
+            return True
+        if _ALL_RULES not in self.beats:
+            return False
+        if _ALL_RULES not in other.beats:
+            return True
+        return bool(other.file) and not self.file
 
     def at(self, key: str) -> str:
-        """Return where a key of the rule is written, as ``file:line``, or the option's name."""
+        """Return the place of a key of the rule as ``file:line``, or the option's name."""
+        if not self.file:
+            return self.name
         line = dict(self.lines).get(key)
-        return f"{self.file}:{line}" if line else self.file or self.name
+        return f"{self.file}:{line}" if line else self.file
 
 
 class RuleSet(msgspec.Struct, frozen=True):
-    """Rules that have been checked together: names known, no circle in `beats`."""
+    """Rules that were checked together: `beats` names known rules and has no circle."""
 
     names: tuple[str, ...]
     rules: tuple[Rule, ...]
 
     def rule(self, name: str) -> Rule | None:
         """Return the rule of that name, or None."""
-        return next((r for r in self.rules if r.name == name), None)
+        for rule in self.rules:
+            if rule.name == name:
+                return rule
+        return None
 
 
 def make_rule_set(names: Iterable[str], rules: Iterable[Rule]) -> RuleSet:
-    """Return the rules as one set, sorted by name so that file order never matters.
+    """Return the rules as one set, sorted by name, so that file order never matters.
 
     Raises RuleError where `beats` names an unknown rule or rules beat each other in a circle.
     """
-    ordered = tuple(sorted(rules, key=lambda r: r.name))
-    known = {r.name: r for r in ordered}
+    ordered = tuple(sorted(rules, key=lambda rule: rule.name))
+    known = {rule.name: rule for rule in ordered}
     for rule in ordered:
-        for beaten in rule.beats:
-            if beaten not in known and beaten != "*":
-                raise RuleError(
-                    f"{rule.at('beats')}: beats names no rule {beaten!r}{did_you_mean(beaten, known)}; correct it, or add --rules with its set"
-                )
+        _require_known_beaten(rule, known)
     for rule in ordered:
-        if circle := _circle(rule, known):
-            raise RuleError(
-                f"{rule.at('beats')}: rules beat each other in a circle: {' beats '.join(circle)}; remove one of these lines"
-            )
+        _require_no_circle(rule, known)
     return RuleSet(tuple(names), ordered)
 
 
+def _require_known_beaten(rule: Rule, known: dict[str, Rule]) -> None:
+    for beaten in rule.beats:
+        if beaten not in known and beaten != _ALL_RULES:
+            place = rule.at("beats")
+            hint = did_you_mean(beaten, known) or "."
+            raise RuleError(
+                f"{place}: 'beats' names an unknown rule {beaten!r}{hint} "
+                "Correct it, or add --rules with its set."
+            )
+
+
+def _require_no_circle(rule: Rule, known: dict[str, Rule]) -> None:
+    circle = _find_circle(rule, known)
+    if circle:
+        place = rule.at("beats")
+        path = " beats ".join(circle)
+        raise RuleError(
+            f"{place}: rules beat each other in a circle: {path}. Remove one of these lines."
+        )
+
+
+def _find_circle(start: Rule, known: dict[str, Rule]) -> list[str]:
+    """Return the names on a path from a rule back to itself through `beats`, or an empty list."""
+    paths = [[start.name]]
+    visited: set[str] = set()
+    while paths:
+        path = paths.pop()
+        last = known[path[-1]]
+        for name, rule in known.items():
+            if not last.outdoes(rule):
+                continue
+            if name == start.name:
+                return [*path, name]
+            if name not in visited:
+                visited.add(name)
+                paths.append([*path, name])
+    return []
+
+
 def leave_float_rule(glob: str) -> Rule:
-    """Return the rule that a user's `--leave-float GLOB` stands for: it beats all others."""
+    """Return the rule of a user's `--leave-float GLOB`; it beats all others."""
     return Rule(
         name=f"{LEAVE_FLOAT_OPTION} {glob}",
         says=f"Leave in float every input of the nodes named {glob}.",
         where=Where(named=(glob,)),
         then="leave-float",
-        because="the user asked for it",
+        because="The user requested it.",
         see="qdq quantize --help",
-        beats=("*",),
+        beats=(_ALL_RULES,),
     )
-
-
-def _circle(start: Rule, known: dict[str, Rule]) -> list[str]:
-    """Return the names on a way from a rule back to itself through `beats`, or nothing."""
-    ways = [[start.name]]
-    seen: set[str] = set()
-    while ways:
-        way = ways.pop()
-        last = known[way[-1]]
-        for beaten in (name for name, rule in known.items() if last.outdoes(rule)):
-            if beaten == start.name:
-                return [*way, beaten]
-            if beaten not in seen:
-                seen.add(beaten)
-                ways.append([*way, beaten])
-    return []

@@ -17,19 +17,29 @@ FP8_SET = "tensorrt-fp8"
 
 
 def shipped_rules_folder() -> Path:
-    """Return the folder of shipped rule sets and kernel tables: inside the wheel, or beside the package in a checkout."""
-    inside = _PACKAGE / "shipped_rules"
-    return inside if inside.is_dir() else _PACKAGE.parent / "rules"
+    """Return the folder of shipped rule sets and kernel tables.
+
+    It is inside the wheel, or next to the package in a checkout.
+    """
+    in_wheel = _PACKAGE / "shipped_rules"
+    if in_wheel.is_dir():
+        return in_wheel
+    return _PACKAGE.parent / "rules"
 
 
 def shipped_sets() -> list[str]:
-    """Return the names of the rule sets that come with qdq."""
-    return sorted(
-        p.name for p in shipped_rules_folder().iterdir() if p.is_dir() and p.name != KERNELS_FOLDER
-    )
+    """Return the names of the shipped rule sets, sorted."""
+    names: list[str] = []
+    for path in shipped_rules_folder().iterdir():
+        if path.is_dir() and path.name != KERNELS_FOLDER:
+            names.append(path.name)
+    return sorted(names)
 
 
 def default_rule_sets(source: Source) -> tuple[str, ...]:
-    """Return the shipped rule sets for the types that a model's pairs have: those of FP8 where it has any."""
-    types = {tensor.data_type for tensor in stored_tensors(source.model.graph).values()}
-    return (FP8_SET,) if ELEMENT_TYPES[E4M3].code in types else (DEFAULT_SET,)
+    """Return the default rule sets for a model: those of FP8 where it has FP8 pairs."""
+    tensors = stored_tensors(source.model.graph).values()
+    stored_types = {tensor.data_type for tensor in tensors}
+    if ELEMENT_TYPES[E4M3].code in stored_types:
+        return (FP8_SET,)
+    return (DEFAULT_SET,)

@@ -180,9 +180,9 @@ def test_a_shape_that_is_misspelt_or_does_not_fit_is_refused_before_any_work(
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("cnov", "has no node or tensor 'cnov'. Did you mean 'conv'?"),
-        ("", "has no node or tensor ''"),
-        ("#17", "has no node or tensor '#17'"),
+        ("cnov", "the model has no node or tensor 'cnov'. Did you mean 'conv'?"),
+        ("", "the model has no node or tensor ''."),
+        ("#17", "the model has no node or tensor '#17'."),
     ],
 )
 def test_explaining_what_is_not_there_is_answered_with_the_nearest(

@@ -392,7 +392,7 @@ def test_other_kinds_of_quantized_model_are_recognised(tmp_path: Path, operator:
     )
     path = changed(tmp_path, lambda m: m.graph.node.append(node))
 
-    assert f"qdq: {path}: is quantized already (1 nodes such as {operator})" in refused(
+    assert f"qdq: {path}: the model is quantized already (1 nodes such as {operator})" in refused(
         tmp_path, "plan", path
     )
 

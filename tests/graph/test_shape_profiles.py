@@ -86,7 +86,7 @@ def test_a_rule_about_shapes_goes_by_the_profile() -> None:
 def test_a_plan_names_the_ends_that_would_decide_otherwise() -> None:
     plan = qdq.plan(product(), rules=NARROW, profiles=[parse_profile("x=1x32/8x32/8x32")])
     assert plan.notes == (
-        "at the min shapes 2 edges would be decided otherwise, such as x -> product[0]; the plan goes by opt",
+        "At the min shapes, 2 edges would be decided differently, such as x -> product[0]. The plan uses the opt shapes.",
     )
     assert (
         qdq.plan(product(), rules=NARROW, profiles=[parse_profile("x=2x32/8x32/9x32")]).notes == ()

@@ -288,7 +288,7 @@ def test_a_branch_that_never_runs_stays_in_float_with_the_reason() -> None:
     (unplanned,) = [item for item in result.plan.left_float if item.because == BODY]
     assert (unplanned.edge.graph, unplanned.reason) == (
         "if.then_branch",
-        "never runs: the condition of if is constant",
+        "The node never runs: the condition of if is constant.",
     )
     assert ops(bodies(result.model)["then_branch"]) == ["MatMul"]
     assert "QuantizeLinear" in ops(bodies(result.model)["else_branch"])
@@ -307,7 +307,7 @@ def test_bodies_of_other_operators_stay_in_float_with_the_reason() -> None:
     ]
     assert (
         plan.left_float[0].reason
-        == "lies in a body of SequenceMap; only those of If, Loop and Scan are planned"
+        == "The node is in a body of SequenceMap. Only those of If, Loop and Scan are planned."
     )
 
 

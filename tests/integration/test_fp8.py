@@ -260,7 +260,7 @@ def test_int8_and_fp8_are_not_mixed_in_one_layer() -> None:
     assert set(left_float) == {"r -> y_node[0]", "w2 -> y_node[1]"}
     assert (
         left_float["r -> y_node[0]"].reason
-        == "needs w2 -> y_node[1] in INT8, which odd quantizes to FP8"
+        == "A pair here requires one in INT8 on w2 -> y_node[1], which odd quantizes to FP8."
     )
 
 

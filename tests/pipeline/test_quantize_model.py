@@ -442,7 +442,7 @@ def test_a_node_is_explained_input_by_input() -> None:
     assert "quantize (int8-activation): weighted-inputs" in text
     assert "quantize (int8-weight-per-channel(axis=0)): weights-per-channel" in text
     assert "see: https://docs.nvidia.com/" in text
-    assert "no rule asks for a pair here" in text
+    assert "No rule requests a pair here." in text
 
 
 def test_a_tensor_is_explained_reader_by_reader() -> None:
@@ -462,7 +462,7 @@ def test_what_leaving_a_node_in_float_does_is_explained() -> None:
     )
     assert code == 0
     assert "leave in float: --leave-float /head/*" in text
-    assert "because: the user asked for it" in text
+    assert "because: The user requested it." in text
 
 
 def test_an_unknown_name_gets_a_suggestion() -> None:

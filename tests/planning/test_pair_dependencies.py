@@ -39,9 +39,9 @@ def conv(read: str, gives: str, weight: str = "w") -> onnx.NodeProto:
     return node("Conv", [read, weight], gives, name=gives, **(PADS if weight in "wv" else {}))
 
 
-def slots(made: qdq.Plan, name: str) -> set[int]:
+def slots(plan: qdq.Plan, name: str) -> set[int]:
     """Return the input slots of a node that get a pair."""
-    return {p.edge.slot for p in made.placements if p.edge.node == name}
+    return {p.edge.slot for p in plan.placements if p.edge.node == name}
 
 
 def add(left: str, right: str) -> onnx.NodeProto:
@@ -101,11 +101,15 @@ def test_a_residual_add_gets_one_pair_and_on_the_right_branch(case: str) -> None
 @pytest.mark.parametrize("globs", [("c",), ("[ac]",)])
 def test_a_residual_pair_goes_where_its_convolution_stays_in_float(globs: tuple[str, ...]) -> None:
     whole = model(*STEM, *FUSED, add("c", "s"))
-    made = qdq.plan(whole, leave_float=globs)
-    assert slots(made, "add") == set()
-    (left,) = (item for item in made.left_float if item.edge.node == "add" and item.edge.slot == 1)
-    assert left.because == INCOMPLETE
-    assert left.reason.startswith("needs b -> c[0] in INT8, which --leave-float ")
+    plan = qdq.plan(whole, leave_float=globs)
+    assert slots(plan, "add") == set()
+    (left_item,) = (
+        item for item in plan.left_float if item.edge.node == "add" and item.edge.slot == 1
+    )
+    assert left_item.because == INCOMPLETE
+    assert left_item.reason.startswith(
+        "A pair here requires one in INT8 on b -> c[0], which stays in float "
+    )
     assert slots(qdq.plan(whole, leave_float=["a"]), "add") == {1}
 
 
@@ -138,14 +142,14 @@ def test_an_average_pool_gets_a_pair_only_if_all_that_reads_it_is_quantized() ->
 
 
 def test_no_rule_asks_for_a_pair_on_a_pool_that_something_else_reads() -> None:
-    made = qdq.plan(pooled(FLAT, HEAD, node("Relu", ["f"], "z"), outputs=("y", "z")))
-    assert not [item for item in made.left_float if item.edge.node == "pool"]
+    plan = qdq.plan(pooled(FLAT, HEAD, node("Relu", ["f"], "z"), outputs=("y", "z")))
+    assert not [item for item in plan.left_float if item.edge.node == "pool"]
 
 
 def test_the_pair_of_a_pool_goes_where_its_reader_stays_in_float() -> None:
-    made = qdq.plan(pooled(FLAT, HEAD), leave_float=["head"])
-    assert slots(made, "pool") == set()
-    assert [item.because for item in made.left_float if item.edge.node == "pool"] == [INCOMPLETE]
+    plan = qdq.plan(pooled(FLAT, HEAD), leave_float=["head"])
+    assert slots(plan, "pool") == set()
+    assert [item.because for item in plan.left_float if item.edge.node == "pool"] == [INCOMPLETE]
 
 
 def with_rule(folder: Path, text: str) -> qdq.Plan:
@@ -163,23 +167,23 @@ def two() -> onnx.ModelProto:
 def test_a_layer_whose_one_operand_a_rule_keeps_in_float_gets_no_pair_at_all(
     tmp_path: Path, tensor: str, other: str
 ) -> None:
-    made = with_rule(
+    plan = with_rule(
         tmp_path,
         f"where: {{tensor: {tensor}}}\nthen: leave-float\nbeats: [weighted-inputs, weights-per-channel]\n",
     )
-    assert slots(made, "a") == set()
-    assert slots(made, "y") == {0, 1}
-    because = {item.edge.tensor: item.because for item in made.left_float if item.edge.node == "a"}
+    assert slots(plan, "a") == set()
+    assert slots(plan, "y") == {0, 1}
+    because = {item.edge.tensor: item.because for item in plan.left_float if item.edge.node == "a"}
     assert because == {tensor: "mine", other: INCOMPLETE}
 
 
 def test_a_rule_of_the_user_may_quantize_more(tmp_path: Path) -> None:
-    made = with_rule(
+    plan = with_rule(
         tmp_path,
         "where: {into: Relu}\nthen: quantize\nusing: int8-activation\nbeats: [no-weighted-outputs]\n",
     )
-    assert {(p.edge.tensor, p.because) for p in made.placements} >= {("a", ("mine",))}
-    after = qdq.apply(two(), made, qdq.calibrate(two(), made, "noise"))
+    assert {(p.edge.tensor, p.because) for p in plan.placements} >= {("a", ("mine",))}
+    after = qdq.apply(two(), plan, qdq.calibrate(two(), plan, "noise"))
     assert paired_edges(two(), after) == {("a", 0), ("a", 1), ("r", 0), ("y", 0), ("y", 1)}
     rules = load_rules(["tensorrt", str(tmp_path)])
     assert qdq.check(after, rules=rules) == ()
@@ -196,9 +200,9 @@ def test_targets_that_differ_keep_in_float_what_either_lacks() -> None:
     default, rtx = qdq.parse_target("trt:sm80"), qdq.parse_target("rtx:sm86")
     assert slots(qdq.plan(up, targets=[default]), "up") == {0, 1}
     for targets in ([rtx], [default, rtx], [rtx, default]):
-        made = qdq.plan(up, targets=targets)
-        assert slots(made, "up") == set()
-        assert {item.because for item in made.left_float} == {"no-missing-kernels"}
+        plan = qdq.plan(up, targets=targets)
+        assert slots(plan, "up") == set()
+        assert {item.because for item in plan.left_float} == {"no-missing-kernels"}
 
 
 def test_pairs_are_shared_by_the_readers_of_a_tensor() -> None:

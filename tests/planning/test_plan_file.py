@@ -14,8 +14,9 @@ from qdq.graph.index import GraphIndex
 from qdq.graph.loader import load
 from qdq.planning.decisions import ScaleGroup
 from qdq.planning.plan_diff import diff_plans
+from qdq.planning.plan_document import BY_HAND
 from qdq.planning.plan_edits import require_edits
-from qdq.planning.plan_file import BY_HAND, plan_to_yaml, read_plan, read_plan_file
+from qdq.planning.plan_file import plan_to_yaml, read_plan, read_plan_file
 from qdq.planning.planner import plan
 from tests.support.cli_runner import run, save, tiny_model
 
@@ -218,12 +219,12 @@ def test_a_diff_can_write_the_new_plan_too(edited: Edited) -> None:
 
 @pytest.mark.parametrize("ratio", [10, 10.0, 2.5, None])
 def test_a_ratio_is_the_same_after_a_round_trip(tmp_path: Path, ratio: float | None) -> None:
-    made = msgspec.structs.replace(
+    ratio_plan = msgspec.structs.replace(
         plan(tiny_model()), scale_groups=(ScaleGroup(("f", "x"), ("a", "b"), ratio),)
     )
-    (tmp_path / "plan.yaml").write_text(plan_to_yaml(made))
+    (tmp_path / "plan.yaml").write_text(plan_to_yaml(ratio_plan))
 
-    assert read_plan(tmp_path / "plan.yaml").key == made.key
+    assert read_plan(tmp_path / "plan.yaml").key == ratio_plan.key
 
 
 BODIES = """<ir_version: 10, opset_import: ["" : 21]>
@@ -260,7 +261,7 @@ def test_edges_of_bodies_have_blocks_of_their_own_that_are_honoured(tmp_path: Pa
     ]
     assert text.index("- node: first\n") < text.index(block)
 
-    for old, new, says in (
+    for old, new, message in (
         (
             "graph: choice.then_branch",
             "graph: choice.then",
@@ -275,13 +276,13 @@ def test_edges_of_bodies_have_blocks_of_their_own_that_are_honoured(tmp_path: Pa
         (
             "tensor: w, quantize: int8-weight-per-channel, axis: 0, because: weights-per-channel",
             "tensor: w, float: me",
-            "c -> choice.then_branch/inner[0] only costs",
+            "c -> choice.then_branch/inner[0] has only costs",
         ),
     ):
         assert text.count(old) == 1
         file.write_text(text.replace(old, new))
         code, _, err = run("calibrate", path, file, "--data", "noise", "-o", scales)
-        assert (code, says in err) == (2, True), err
+        assert (code, message in err) == (2, True), err
 
     file.write_text(text.replace(block, ""))
     assert run("calibrate", path, file, "--data", "noise", "-o", scales)[0] == 0

@@ -49,12 +49,12 @@ class Bench:
 
     def apply(self, **other: Path) -> str:
         """Return the refusal of `qdq apply` with another model, plan or scales."""
-        given = (
+        paths = (
             other.get("model", self.model),
             other.get("plan", self.plan),
             other.get("scales", self.scales),
         )
-        return refused(self.folder, "apply", *given, "-o", self.out)
+        return refused(self.folder, "apply", *paths, "-o", self.out)
 
     def validate(
         self, *more: object, model: Path | None = None, quantized: Path | None = None
@@ -120,8 +120,8 @@ def test_a_file_that_is_no_plan_is_named(bench: Bench, command: str, content: st
 
     message = bench.calibrate(plan=path) if command == "calibrate" else bench.apply(plan=path)
 
-    assert message.startswith(f"qdq: {path}: not a plan that qdq can read: ")
-    assert message.endswith("; make one with 'qdq plan'\n")
+    assert message.startswith(f"qdq: {path}: the file is not a plan that qdq can read: ")
+    assert message.endswith(". Make one with 'qdq plan'.\n")
 
 
 NO_SCALES = {
@@ -147,29 +147,37 @@ def test_a_file_that_holds_no_scales_is_named(bench: Bench, content: str | bytes
 
 
 def test_model_plan_and_scales_in_the_wrong_order_are_told_apart(bench: Bench) -> None:
-    assert f"qdq: {bench.scales}: not a plan" in bench.apply(plan=bench.scales, scales=bench.plan)
-    assert f"qdq: {bench.model}: not a plan" in bench.calibrate(plan=bench.model)
+    assert f"qdq: {bench.scales}: the file is not a plan" in bench.apply(
+        plan=bench.scales, scales=bench.plan
+    )
+    assert f"qdq: {bench.model}: the file is not a plan" in bench.calibrate(plan=bench.model)
     assert f"qdq: {bench.plan}: the file is not an ONNX" in bench.calibrate(model=bench.plan)
 
 
 @pytest.mark.parametrize(
-    ("name", "says"), [("gone", "No such file or directory"), (".", "Is a directory")]
+    ("name", "problem"), [("gone", "No such file or directory"), (".", "Is a directory")]
 )
 def test_a_plan_or_scales_that_cannot_be_read_are_named_once(
-    bench: Bench, name: str, says: str
+    bench: Bench, name: str, problem: str
 ) -> None:
     path = bench.folder / name
 
-    assert bench.calibrate(plan=path) == f"qdq: {path}: cannot be read: {says}; check the path\n"
-    assert bench.apply(scales=path) == f"qdq: {path}: cannot be read: {says}; check the path\n"
+    assert (
+        bench.calibrate(plan=path)
+        == f"qdq: {path}: the file cannot be read: {problem}. Check the path.\n"
+    )
+    assert (
+        bench.apply(scales=path)
+        == f"qdq: {path}: the file cannot be read: {problem}. Check the path.\n"
+    )
 
 
 def test_a_plan_of_another_model_is_refused_with_both_digests(bench: Bench) -> None:
     other = other_model(bench.folder)
-    says = r"the plan is for model.onnx with digest [0-9a-f]{12}, but other.onnx has [0-9a-f]{12}; plan again\n"
+    problem = r"the plan is for model.onnx with digest [0-9a-f]{12}, but other.onnx has [0-9a-f]{12}. Make the plan again\.\n"
 
-    assert re.fullmatch(rf"qdq: {bench.plan}: {says}", bench.calibrate(model=other))
-    assert re.fullmatch(rf"qdq: {bench.plan}: {says}", bench.apply(model=other))
+    assert re.fullmatch(rf"qdq: {bench.plan}: {problem}", bench.calibrate(model=other))
+    assert re.fullmatch(rf"qdq: {bench.plan}: {problem}", bench.apply(model=other))
 
 
 def test_scales_of_another_plan_are_refused(bench: Bench) -> None:
@@ -204,37 +212,37 @@ EDITS = {
     "tensor": (X, X.replace("tensor: x", "tensor: y"), "tensor: y", "slot 0 of 'conv' reads 'x', not 'y'"),
     "float-tensor": (RELU, RELU.replace("tensor: c", "tensor: y"), "tensor: y", "slot 0 of 'relu' reads 'c', not 'y'"),
     "no-slot": (X, X.replace("slot: 0", "slot: 7"), "slot: 7", "Conv 'conv' has 3 inputs, so no slot 7"),
-    "slot-below-0": (X, X.replace("slot: 0", "slot: -1"), "slot: -1", "'slot' is '-1'; write a whole number from 0 on"),
-    "slot-word": (X, X.replace("slot: 0", "slot: first"), "slot: first", "'slot' is 'first'; write a whole number"),
+    "slot-below-0": (X, X.replace("slot: 0", "slot: -1"), "slot: -1", "'slot' is '-1'. Write a whole number, at least 0."),
+    "slot-word": (X, X.replace("slot: 0", "slot: first"), "slot: first", "'slot' is 'first'. Write a whole number"),
     "format": (X, X.replace("int8-activation", "int4"), "int4", "'quantize' is 'int4'; it must be one of int8-activation"),
     "weight-format-on-computed": (
         X, X.replace("int8-activation", "int8-weight-per-tensor"), "slot: 0, tensor: x",
-        "int8-weight-per-tensor on x -> conv[0]: 'x' is computed; a weight format needs a constant",
+        "int8-weight-per-tensor on x -> conv[0]: 'x' is computed. A weight format needs a constant.",
     ),
-    "axis-of-activation": (X, X.replace("int8-activation", "int8-activation, axis: 1"), "axis: 1", "this format has one scale and no axis; remove 'axis'"),
-    "other-axis": (W, W.replace("axis: 0", "axis: 4"), "axis: 4", "the output channels of 'conv.weight' lie along axis 0; write 'axis: 0'"),
-    "no-axis": (W, W.replace("axis: 0, ", ""), "conv.weight", "the output channels of 'conv.weight' lie along axis 0; write 'axis: 0'"),
-    "repeated": (X, f"{X}\n  - {X.replace('weighted-inputs', 'again')}", "again", "the edge x -> conv[0] stands on line "),
+    "axis-of-activation": (X, X.replace("int8-activation", "int8-activation, axis: 1"), "axis: 1", "this format has one scale and no axis. Remove 'axis'."),
+    "other-axis": (W, W.replace("axis: 0", "axis: 4"), "axis: 4", "the output channels of 'conv.weight' are on axis 0. Write 'axis: 0'."),
+    "no-axis": (W, W.replace("axis: 0, ", ""), "conv.weight", "the output channels of 'conv.weight' are on axis 0. Write 'axis: 0'."),
+    "repeated": (X, f"{X}\n  - {X.replace('weighted-inputs', 'again')}", "again", "edge x -> conv[0] is on line "),
     "undecided": (X, "{slot: 0, tensor: x}", "tensor: x}", "edge x -> conv[0] needs either 'quantize: FORMAT' or 'float: REASON'"),
     "twofold": (X, X.replace("because", "float: me, because"), "float: me", "edge x -> conv[0] needs either 'quantize: FORMAT' or 'float: REASON'"),
-    "float-with-axis": (RELU, RELU.replace("float", "axis: 0, float"), "axis: 0, float", "'axis' goes with 'quantize' only"),
-    "quantize-with-why": (X, X.replace("because", "why: so, because"), "why: so", "'why' goes with 'float' only; remove it"),
+    "float-with-axis": (RELU, RELU.replace("float", "axis: 0, float"), "axis: 0, float", "'axis' is allowed with 'quantize' only"),
+    "quantize-with-why": (X, X.replace("because", "why: so, because"), "why: so", "'why' is allowed with 'float' only. Remove it."),
     "edge-key": (X, X.replace("because", "becuase"), "becuase", "unknown key 'becuase'. Did you mean 'because'?"),
     "edge-text": (X, "conv", "", "edited.yaml:16: 'edges' must hold mappings with slot, tensor, not 'conv'"),
     "half-quantized": (
         X, "{slot: 0, tensor: x, float: me}", "conv.weight",
-        "a pair on conv.weight -> conv[1] only costs unless x -> conv[0] has one of the same type: TensorRT runs a layer",
+        "a pair on conv.weight -> conv[1] has only costs unless x -> conv[0] has one of the same type. TensorRT runs a layer",
     ),
-    "half-dropped": (f"  - {W}\n", "", X, "a pair on x -> conv[0] only costs unless conv.weight -> conv[1] has one of the same type"),
+    "half-dropped": (f"  - {W}\n", "", X, "a pair on x -> conv[0] has only costs unless conv.weight -> conv[1] has one of the same type"),
     "layer-key": ("- node: conv", "- name: conv\n  node: conv", "name: conv", "unknown key 'name'"),
     "no-edges": ("- node: conv\n", "- node: nowhere\n- node: conv\n", "nowhere", "the key 'edges' is missing"),
     "group-tensor": (
         "scale_groups: []", "scale_groups:\n- tensors: [x, ff]", "tensors: [x, ff]",
-        "scale group names 'ff', which is no tensor of model.onnx. Did you mean 'f'?",
+        "the scale group names 'ff', which is no tensor of model.onnx. Did you mean 'f'?",
     ),
-    "group-of-floats": ("scale_groups: []", "scale_groups:\n- tensors: [x, y]", "tensors: [x, y]", "scale group names 'y', which the plan does not quantize"),
-    "group-ratio": ("scale_groups: []", "scale_groups:\n- tensors: [x]\n  ratio_at_most: ten", "ten", "'ratio_at_most' is 'ten'; write a number above 0"),
-    "group-ratio-below-0": ("scale_groups: []", "scale_groups:\n- tensors: [x]\n  ratio_at_most: -1", "-1", "'ratio_at_most' is '-1'; write a number"),
+    "group-of-floats": ("scale_groups: []", "scale_groups:\n- tensors: [x, y]", "tensors: [x, y]", "the scale group names 'y', which the plan does not quantize"),
+    "group-ratio": ("scale_groups: []", "scale_groups:\n- tensors: [x]\n  ratio_at_most: ten", "ten", "'ratio_at_most' is 'ten'. Write a number above 0."),
+    "group-ratio-below-0": ("scale_groups: []", "scale_groups:\n- tensors: [x]\n  ratio_at_most: -1", "-1", "'ratio_at_most' is '-1'. Write a number"),
     "target": ("- trt:sm80", "- rtx:sm90", "targets:", "unknown target 'rtx:sm90'"),
     "top-key": ("notes: []", "nots: []", "nots", "unknown key 'nots'. Did you mean 'notes'?"),
     "repeated-key": ("notes: []", "notes: []\nmodel: x", "", "not a plan that qdq can read: "),
@@ -243,10 +251,10 @@ EDITS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("old", "new", "at", "says"), EDITS.values(), ids=EDITS)
+@pytest.mark.parametrize(("old", "new", "at", "problem"), EDITS.values(), ids=EDITS)
 @pytest.mark.parametrize("command", ["calibrate", "apply"])
 def test_an_edit_that_cannot_be_honoured_is_named_with_its_line(
-    bench: Bench, command: str, old: str, new: str, at: str, says: str
+    bench: Bench, command: str, old: str, new: str, at: str, problem: str
 ) -> None:
     path = bench.edited_plan(old, new)
 
@@ -254,14 +262,14 @@ def test_an_edit_that_cannot_be_honoured_is_named_with_its_line(
 
     lines = [i for i, line in enumerate(path.read_text().splitlines(), 1) if at and at in line]
     assert message.startswith(f"qdq: {path}:{lines[-1]}: " if at else f"qdq: {path}:"), message
-    assert says in message
+    assert problem in message
 
 
 def test_a_plan_of_an_older_layout_says_how_to_get_a_new_one(bench: Bench) -> None:
     message = bench.calibrate(plan=bench.edited_plan("qdq_plan: 2", "qdq_plan: 1"))
 
     assert message.endswith(
-        "not a plan that qdq can read: its layout is version 1, this qdq reads 2; make one with 'qdq plan'\n"
+        "not a plan that qdq can read: its layout is version 1, but this qdq reads 2. Make one with 'qdq plan'.\n"
     )
 
 
@@ -304,7 +312,7 @@ def test_integers_take_no_format(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize(
-    ("edit", "says"),
+    ("edit", "problem"),
     [
         (
             setting("by_pair", 0, "scales", value=[]),
@@ -342,14 +350,14 @@ def test_integers_take_no_format(bench: Bench) -> None:
     ],
 )
 def test_edited_scales_that_the_plan_cannot_use_are_refused(
-    bench: Bench, edit: Edit, says: str
+    bench: Bench, edit: Edit, problem: str
 ) -> None:
     path = bench.edited_scales(edit)
 
     message = bench.apply(scales=path)
 
     assert f"{path}: " in message
-    assert says in message
+    assert problem in message
 
 
 def test_nothing_to_validate_is_said_so(bench: Bench) -> None:

@@ -64,32 +64,32 @@ def places(model: onnx.ModelProto, edges: Sequence[Edge]) -> set[Identity]:
     return {(outputs[edge.node], edge.slot) for edge in edges}
 
 
-def planned(model: onnx.ModelProto, made: Plan) -> set[Identity]:
+def planned(model: onnx.ModelProto, plan: Plan) -> set[Identity]:
     """Return the edges that get a pair."""
-    return places(model, [p.edge for p in made.placements])
+    return places(model, [p.edge for p in plan.placements])
 
 
-def decisions(model: onnx.ModelProto, made: Plan) -> dict[Identity, tuple[str, ...]]:
+def decisions(model: onnx.ModelProto, plan: Plan) -> dict[Identity, tuple[str, ...]]:
     """Return for every edge that is decided the quantizer and the rules."""
     outputs = dict(
         zip(node_labels(model.graph), (n.output[0] for n in model.graph.node), strict=True)
     )
     placed = {
-        (outputs[p.edge.node], p.edge.slot): (str(p.quantizer), *p.because) for p in made.placements
+        (outputs[p.edge.node], p.edge.slot): (str(p.quantizer), *p.because) for p in plan.placements
     }
     return placed | {
         (outputs[item.edge.node], item.edge.slot): ("float", item.because)
-        for item in made.left_float
+        for item in plan.left_float
     }
 
 
 def half_quantized(model: onnx.ModelProto, edges: set[Identity]) -> list[str]:
     """Return the layers of which one operand has a pair and another has none."""
-    found = []
+    operators = []
     for layer in model.graph.node:
         pairs = {(layer.output[0], slot) in edges for slot in OPERANDS.get(layer.op_type, ())}
-        found += [layer.op_type] if len(pairs) > 1 else []
-    return found
+        operators += [layer.op_type] if len(pairs) > 1 else []
+    return operators
 
 
 # --- the graphs ------------------------------------------------------------------------------------------------------
@@ -104,16 +104,16 @@ def test_the_graphs_are_valid_and_run(model: onnx.ModelProto) -> None:
 
 @pytest.mark.parametrize("pattern", sorted(OTHERS))
 def test_every_pattern_comes_out_valid(pattern: str) -> None:
-    seen: set[str] = set()
+    operators: set[str] = set()
 
     @settings(slow, max_examples=25, database=None)
     @given(models(most=3, operators=(pattern, pattern, "Conv")))
     def collect(model: onnx.ModelProto) -> None:
         onnx.checker.check_model(model, full_check=True)
-        seen.update(n.op_type for n in model.graph.node)
+        operators.update(n.op_type for n in model.graph.node)
 
     collect()
-    assert seen - {"Conv", "Constant", "Identity", "Transpose"}
+    assert operators - {"Conv", "Constant", "Identity", "Transpose"}
 
 
 # --- the default rules -----------------------------------------------------------------------------------------------
@@ -123,21 +123,22 @@ def test_every_pattern_comes_out_valid(pattern: str) -> None:
 @given(graphs, st.integers(0, 99))
 def test_the_order_of_nodes_does_not_change_any_decision(model: onnx.ModelProto, seed: int) -> None:
     other = shuffled(model, seed)
-    made, again = qdq.plan(model), qdq.plan(other)
-    assert decisions(other, again) == decisions(model, made)
-    assert {g.tensors for g in again.scale_groups} == {g.tensors for g in made.scale_groups}
+    plan, again = qdq.plan(model), qdq.plan(other)
+    assert decisions(other, again) == decisions(model, plan)
+    assert {g.tensors for g in again.scale_groups} == {g.tensors for g in plan.scale_groups}
 
 
 @slow
 @given(graphs, st.integers(0, 99))
 def test_names_do_not_change_any_decision(model: onnx.ModelProto, seed: int) -> None:
     other, names = renamed(model, seed)
-    made, again = qdq.plan(model), qdq.plan(other)
+    plan, again = qdq.plan(model), qdq.plan(other)
     assert decisions(other, again) == {
-        (names[output], slot): said for (output, slot), said in decisions(model, made).items()
+        (names[output], slot): decision
+        for (output, slot), decision in decisions(model, plan).items()
     }
     assert {frozenset(g.tensors) for g in again.scale_groups} == {
-        frozenset(names[t] for t in g.tensors) for g in made.scale_groups
+        frozenset(names[t] for t in g.tensors) for g in plan.scale_groups
     }
 
 
@@ -160,8 +161,8 @@ def test_a_node_left_in_float_keeps_all_its_inputs_and_no_neighbour_is_half_quan
         st.sampled_from(sorted({p.edge.node for p in whole.placements} or labels)),
         label="left in float",
     )
-    made = qdq.plan(model, leave_float=[label])
-    edges = planned(model, made)
+    plan = qdq.plan(model, leave_float=[label])
+    edges = planned(model, plan)
     output = model.graph.node[labels.index(label)].output[0]
     assert not [edge for edge in edges if edge[0] == output]
     assert edges <= planned(model, whole)
@@ -171,9 +172,9 @@ def test_a_node_left_in_float_keeps_all_its_inputs_and_no_neighbour_is_half_quan
 @slow
 @given(graphs)
 def test_the_plan_is_carried_out_exactly_and_comes_off_again(model: onnx.ModelProto) -> None:
-    made = qdq.plan(model)
-    after = qdq.apply(model, made, qdq.calibrate(model, made, "noise", method="max"))
-    assert paired_edges(model, after) == planned(model, made)
+    plan = qdq.plan(model)
+    after = qdq.apply(model, plan, qdq.calibrate(model, plan, "noise", method="max"))
+    assert paired_edges(model, after) == planned(model, plan)
     assert qdq.check(after) == ()
     assert canonical_bytes(qdq.strip(after)) == canonical_bytes(model)
     feed = random_feed(model)
@@ -209,9 +210,9 @@ CONDITIONS = st.builds(
 NUMBERS = st.sampled_from([1.0, 2.0, 4.0, 16.0])
 
 
-def words(one: st.SearchStrategy[str]) -> st.SearchStrategy[tuple[str, ...]]:
+def several(word: st.SearchStrategy[str]) -> st.SearchStrategy[tuple[str, ...]]:
     """Return none, one or two words."""
-    return st.lists(one, max_size=2, unique=True).map(tuple)
+    return st.lists(word, max_size=2, unique=True).map(tuple)
 
 
 @st.composite
@@ -220,7 +221,7 @@ def random_rules(draw: st.DrawFn, then: tuple[str, ...] = ("quantize", "leave-fl
     rules = []
     for i in range(draw(st.integers(1, 3))):
         where = Where(
-            into=draw(words(NODE_WORDS)), from_=draw(words(NODE_WORDS)), edge=draw(words(EDGE_WORDS)), named=draw(words(GLOBS)), tensor=draw(words(GLOBS)),
+            into=draw(several(NODE_WORDS)), from_=draw(several(NODE_WORDS)), edge=draw(several(EDGE_WORDS)), named=draw(several(GLOBS)), tensor=draw(several(GLOBS)),
             target=draw(st.none() | CONDITIONS),
         )  # fmt: skip
         facts = [
@@ -231,14 +232,14 @@ def random_rules(draw: st.DrawFn, then: tuple[str, ...] = ("quantize", "leave-fl
             (name, draw(NUMBERS))
             for name in sorted({name for fact in facts for name in fact_parameters(fact)})
         )
-        said = draw(st.sampled_from(then))
+        decision = draw(st.sampled_from(then))
         rules.append(
             Rule(
                 f"rule-{i}",
                 "Drawn at random.",
                 where,
-                said,
-                "int8-activation" if said == "quantize" else "",
+                decision,
+                "int8-activation" if decision == "quantize" else "",
                 given_numbers,
             )
         )
@@ -273,7 +274,7 @@ def holds(scene: Scene, rule: Rule, edge: Edge, targets: Sequence[Target]) -> bo
             scene, edge, **{name.replace("-", "_"): numbers[name] for name in fact_parameters(fact)}
         )
 
-    def fits(target: Target) -> bool:
+    def is_fitting(target: Target) -> bool:
         asked = where.target
         assert asked is not None
         enough = (asked.sm_at_least is None or target.sm >= asked.sm_at_least) and (
@@ -297,7 +298,7 @@ def holds(scene: Scene, rule: Rule, edge: Edge, targets: Sequence[Target]) -> bo
             )
         )
         and (not where.tensor or any(_full_match(edge.tensor, glob) for glob in where.tensor))
-        and (where.target is None or any(map(fits, targets)))
+        and (where.target is None or any(map(is_fitting, targets)))
     )
 
 
@@ -313,15 +314,15 @@ def test_a_rule_never_touches_an_edge_that_its_where_does_not_match(
     model: onnx.ModelProto, rules: RuleSet, targets: list[Target]
 ) -> None:
     try:
-        made = qdq.plan(model, rules=rules, targets=targets, allow_unmatched=True)
+        plan = qdq.plan(model, rules=rules, targets=targets, allow_unmatched=True)
     except RuleError as error:
         assert "holds no floats" in str(error)  # noqa: PT017 the other outcome that is allowed
         assume(False)
     index = GraphIndex(qdq.load(model))
     scene = Scene(index, tuple(targets))
     known = {rule.name: rule for rule in rules.rules}
-    decided = {p.edge: p.because for p in made.placements} | {
-        item.edge: (item.because,) for item in made.left_float
+    decided = {p.edge: p.because for p in plan.placements} | {
+        item.edge: (item.because,) for item in plan.left_float
     }
     for edge, because in decided.items():
         for name in because:
@@ -344,15 +345,15 @@ def test_rules_that_only_leave_in_float_add_no_pair_and_leave_no_layer_half_quan
         Rule(r.name, r.says, r.where, r.then, r.using, r.given, beats=("*",)) for r in rules.rules
     ]
     whole = planned(model, qdq.plan(model))
-    made = qdq.plan(
+    plan = qdq.plan(
         model, rules=make_rule_set(["both"], [*default.rules, *mine]), allow_unmatched=True
     )
-    edges = planned(model, made)
+    edges = planned(model, plan)
     assert edges <= whole
     assert half_quantized(model, edges) == []
     named = {rule.name for rule in mine}
     assert not edges & places(
-        model, [item.edge for item in made.left_float if item.because in named]
+        model, [item.edge for item in plan.left_float if item.because in named]
     )
 
 

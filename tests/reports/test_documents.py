@@ -282,5 +282,5 @@ def test_facts_lists_words_formats_and_the_numbers_that_rules_must_give(
     assert "- **`taller`**; asks for `than`: Is taller than so much." in facts_page()
     assert (
         rule_schema()["properties"]["given"]["properties"]["than"]["description"]
-        == "Asked for by taller."
+        == "Used by taller."
     )

@@ -25,11 +25,11 @@ from qdq.graph.loader import load
 from qdq.rules.kernel_tables import (
     KernelRow,
     KernelTable,
-    describe_layer_form,
     explain_missing_kernel,
     find_deciding_rows,
     read_kernel_table,
 )
+from qdq.rules.layer_forms import describe_layer_form
 from qdq.rules.shipped import shipped_rules_folder
 from qdq.target import RTX_CAPABILITIES, Target, parse_target
 from tests.support.cli_runner import refused
@@ -105,9 +105,9 @@ SAMPLE: list[tuple[int, LayerForm, str]] = [
 
 def table(target: Target) -> KernelTable:
     """Return a target's table, which has to exist."""
-    found = read_kernel_table(target)
-    assert found is not None
-    return found
+    result = read_kernel_table(target)
+    assert result is not None
+    return result
 
 
 def holds(row: KernelRow, form: LayerForm) -> bool:
@@ -210,9 +210,9 @@ def test_each_network_is_one_valid_layer(pairs: str) -> None:
 def test_the_form_of_each_network_is_read_back_from_its_graph() -> None:
     for form in LOOKED_UP:
         index = index_of(form)
-        wanted = {key: value for key, value in form.items() if key != "scales"}
+        expected = {key: value for key, value in form.items() if key != "scales"}
         assert (
-            wanted.items() <= (describe_layer_form(index, index.by_label[LAYER]) or {}).items()
+            expected.items() <= (describe_layer_form(index, index.by_label[LAYER]) or {}).items()
         ), form
 
 
@@ -227,9 +227,9 @@ def test_a_measured_layer_lacks_a_kernel_exactly_where_its_row_is_not_int8(targe
             in ("Conv", "ConvTranspose", "Gemm", "MatMul", "AveragePool", "MaxPool")
             and "scales" not in first
         ):
-            said = looked_up(first, target)
-            assert (said is None) == (row.runs == "int8"), (first, said)
-            assert said is None or said.startswith(f"TensorRT-RTX 1.7.1.116 on sm{target.sm}: ")
+            reason = looked_up(first, target)
+            assert (reason is None) == (row.runs == "int8"), (first, reason)
+            assert reason is None or reason.startswith(f"TensorRT-RTX 1.7.1.116 on sm{target.sm}: ")
 
 
 def test_on_sm75_convolutions_run_in_float_and_products_are_refused_in_fp32_and_run_in_int8_in_fp16() -> (
@@ -292,7 +292,7 @@ def test_a_row_of_more_keys_speaks_instead_of_one_of_fewer_and_unlike_rows_speak
 
 
 def test_rows_that_say_the_same_become_one_and_hold_no_form_that_was_not_measured() -> None:
-    made = [
+    measured_rows = [
         KernelRow(
             {"operator": "Conv", "kernel": k, "stride": s},
             "int8" if (k, s) != (3, 2) else "float",
@@ -301,21 +301,21 @@ def test_rows_that_say_the_same_become_one_and_hold_no_form_that_was_not_measure
         for k in (1, 3, 5)
         for s in (1, 2)
     ]
-    small = merge_rows(made)
+    small = merge_rows(measured_rows)
 
     assert len(small) == 3
-    for row in made:
+    for row in measured_rows:
         (held,) = (r for r in small if holds(r, row.layer))
         assert held.runs == row.runs
-    assert merge_rows(reversed(made)) != ()
+    assert merge_rows(reversed(measured_rows)) != ()
 
 
 def test_what_a_graph_does_not_say_is_left_out_of_the_form() -> None:
     form = {"operator": "MatMul", "operands": "computed", "batched": "heads"}
     index = index_of(form, dynamic=True)
-    found = describe_layer_form(index, index.by_label[LAYER])
+    result = describe_layer_form(index, index.by_label[LAYER])
 
-    assert found == {
+    assert result == {
         "operator": "MatMul",
         "graph": "float32",
         "operands": "computed",
@@ -351,8 +351,8 @@ def test_a_target_without_a_table_uses_the_nearest_lower_one_and_an_unnamed_gpu_
 
 
 def test_a_borrowed_table_is_named_in_the_reason_and_in_the_plan() -> None:
-    note = "no kernel table for trt:sm86; that of trt:sm80 is used"
-    said = looked_up({"operator": "ConvTranspose", "spatial": 3}, Target("trt", 86))
+    note = "trt:sm86 has no kernel table, so that of trt:sm80 is used"
+    reason = looked_up({"operator": "ConvTranspose", "spatial": 3}, Target("trt", 86))
     model = build(
         [node("Conv", ["x", "w"], "y")],
         {"x": [1, 3, 8, 8]},
@@ -361,8 +361,8 @@ def test_a_borrowed_table_is_named_in_the_reason_and_in_the_plan() -> None:
         dtype=TensorProto.FLOAT,
     )
 
-    assert f"on sm80 ({note}): runs in FP16" in (said or "")
-    assert qdq.plan(model, targets=[Target("trt", 86)]).notes == (note,)
+    assert f"on sm80 ({note}): runs in FP16" in (reason or "")
+    assert qdq.plan(model, targets=[Target("trt", 86)]).notes == (f"{note}.",)
     assert qdq.plan(model, targets=[Target("trt", 80), Target("rtx", 86)]).notes == ()
 
 
@@ -372,14 +372,14 @@ def test_the_note_stands_in_the_plan_that_is_printed(tmp_path: Path) -> None:
 
     code, text, _ = cli("plan", path, "--target", "trt:sm89")
     assert code == 0
-    assert "no kernel table for trt:sm89; that of trt:sm80 is used" in text
+    assert "trt:sm89 has no kernel table, so that of trt:sm80 is used." in text
 
 
 def test_below_every_table_each_layer_lacks_a_kernel_and_the_reason_names_the_target() -> None:
     assert read_kernel_table(Target("trt", 70)) is None
     assert (
         looked_up({"operator": "Conv"}, Target("trt", 70))
-        == "no kernel table of trt reaches down to trt:sm70"
+        == "trt:sm70 has no kernel table, nor has a lower SM of trt"
     )
 
 
@@ -390,28 +390,28 @@ def test_a_form_that_no_documented_row_speaks_of_is_taken_to_have_a_kernel() -> 
 @needs_compiler
 def test_probing_again_writes_the_same_file_and_tells_how_far_it_is(tmp_path: Path) -> None:
     steps: list[tuple[int, int]] = []
-    made = probe(
+    measured_table = probe(
         Target("rtx", 86), ["GlobalMaxPool"], 2, lambda done, total: steps.append((done, total))
     )
     committed = [
         row for row in table(Target("rtx", 86)).int8 if row.layer["operator"] == "GlobalMaxPool"
     ]
 
-    assert list(made.int8) == committed
-    assert (made.networks, steps[-1]) == (26, (26, 26))
+    assert list(measured_table.int8) == committed
+    assert (measured_table.networks, steps[-1]) == (26, (26, 26))
     path = tmp_path / "t.yaml"
     code, text, error = cli(
         "probe", "--target", "rtx:sm86", "--operators", "GlobalMaxPool", "-o", path
     )
     assert (code, error) == (0, "")
-    assert path.read_text() == table_yaml(made)
+    assert path.read_text() == table_yaml(measured_table)
     assert "26 networks" in text
 
 
 @needs_compiler
 def test_a_refusal_does_not_spoil_the_builds_after_it_and_keeps_the_words_on_one_line() -> None:
-    made = probe(Target("rtx", 75), ["Einsum"])
-    by_graph = {row.layer["graph"]: row for row in made.int8}
+    measured_table = probe(Target("rtx", 75), ["Einsum"])
+    by_graph = {row.layer["graph"]: row for row in measured_table.int8}
 
     assert by_graph["float32"].runs == "refused"
     assert by_graph["float32"].seen == "FP32 GEMM is not supported (nor without Q/DQ)"
@@ -419,7 +419,7 @@ def test_a_refusal_does_not_spoil_the_builds_after_it_and_keeps_the_words_on_one
 
 
 @pytest.mark.parametrize(
-    ("arguments", "says"),
+    ("arguments", "problem"),
     [
         (["--target", "rtx:sm86", "--operators", "Convv"], "Did you mean 'Conv'"),
         (["--target", "trt"], "Pass that of the GPU"),
@@ -437,9 +437,9 @@ def test_a_refusal_does_not_spoil_the_builds_after_it_and_keeps_the_words_on_one
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_bad_requests_are_refused_in_one_line(
-    tmp_path: Path, arguments: list[str], says: str
+    tmp_path: Path, arguments: list[str], problem: str
 ) -> None:
-    assert says in refused(tmp_path, "probe", *arguments)
+    assert problem in refused(tmp_path, "probe", *arguments)
 
 
 def test_tensorrt_proper_needs_a_gpu(tmp_path: Path) -> None:

@@ -56,16 +56,16 @@ def plan(
 def test_an_unknown_rule_set_is_answered_with_the_nearest(
     tmp_path: Path, command: list[str]
 ) -> None:
-    words = {
+    arguments_by_word = {
         "MODEL": save(tiny_model(), tmp_path / "model.onnx"),
         "OUT": tmp_path / "out.onnx",
         "NAME": "tensort",
     }
 
-    message = refused(tmp_path, *(words.get(word, word) for word in command))
+    message = refused(tmp_path, *(arguments_by_word.get(word, word) for word in command))
 
     assert message.startswith(
-        "qdq: unknown rule set 'tensort': no folder or file, and the shipped sets are "
+        "qdq: unknown rule set 'tensort': no such folder or file exists, and the shipped sets are "
     )
     assert ". Did you mean 'tensorrt'" in message
 
@@ -81,7 +81,12 @@ def test_a_file_of_another_suffix_is_no_rule_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("command", ["rules", "test"])
 def test_an_empty_folder_holds_no_rules(tmp_path: Path, command: str) -> None:
-    assert "holds no rule files (*.yaml)" in refused(tmp_path, command, folder_of(tmp_path))
+    folder = folder_of(tmp_path)
+
+    message = refused(tmp_path, command, folder)
+
+    assert message.startswith(f"qdq: {folder}: ")
+    assert "holds no rule files (*.yaml)" in message
 
 
 MISTAKES: list[tuple[str, str | bytes, int, str]] = [
@@ -114,7 +119,7 @@ MISTAKES: list[tuple[str, str | bytes, int, str]] = [
         "second-document-repeats-a-name",
         rule("a") + "---\n" + rule("a"),
         6,
-        "the file holds another rule 'a'; rename or remove one",
+        "the file holds another rule 'a'. Rename or remove one.",
     ),
     ("unknown-alias", "rule: *mine\n", 1, "not valid YAML"),
     ("python-object", "rule: !!python/object:os.system {}\n", 1, "not valid YAML"),
@@ -162,7 +167,7 @@ MISTAKES: list[tuple[str, str | bytes, int, str]] = [
         "other-name",
         rule("yours"),
         1,
-        "the rule is called 'yours' but the file 'mine'; they must be the same",
+        "the rule's name is 'yours', but the file's is 'mine'. Use the same name for both.",
     ),
     ("name-no-text", rule("5"), 1, "'rule' must be text, not 5. Put it in quotes"),
     (
@@ -175,43 +180,43 @@ MISTAKES: list[tuple[str, str | bytes, int, str]] = [
         "unknown-node-fact",
         rule(where="{into: wieghted}"),
         3,
-        "unknown fact 'wieghted'. Did you mean 'weighted'?; 'qdq facts' lists them",
+        "unknown fact 'wieghted'. Did you mean 'weighted'? Run 'qdq facts' for a list.",
     ),
     (
         "unknown-edge-fact",
         rule(where="{edge: frist-input}"),
         3,
-        "unknown fact 'frist-input'. Did you mean 'first-input'?; 'qdq facts' lists them",
+        "unknown fact 'frist-input'. Did you mean 'first-input'? Run 'qdq facts' for a list.",
     ),
     (
         "unknown-operator",
         rule(where="{into: Convv}"),
         3,
-        "'Convv' is not an ONNX operator. Did you mean 'Conv'?; write one of another domain as domain.Operator",
+        "'Convv' is not an ONNX operator. Did you mean 'Conv'? Write an operator of another domain as domain.Operator.",
     ),
     (
         "edge-fact-behind-into",
         rule(where="{into: first-input}"),
         3,
-        "'first-input' is a fact about edges; write it behind 'edge'",
+        "'first-input' is a fact about edges. Write it under 'edge'.",
     ),
     (
         "edge-fact-behind-from",
         rule(where="{from: [Conv, residual-branch]}"),
         3,
-        "'residual-branch' is a fact about edges; write it behind 'edge'",
+        "'residual-branch' is a fact about edges. Write it under 'edge'.",
     ),
     (
         "node-fact-behind-edge",
         rule(where="{edge: weighted}"),
         3,
-        "'weighted' is about nodes; write it behind 'into' or 'from'",
+        "'weighted' is about nodes. Write it under 'into' or 'from'.",
     ),
     (
         "operator-behind-edge",
         rule(where="{edge: Conv}"),
         3,
-        "'Conv' is about nodes; write it behind 'into' or 'from'",
+        "'Conv' is about nodes. Write it under 'into' or 'from'.",
     ),
     (
         "unknown-then",
@@ -223,7 +228,7 @@ MISTAKES: list[tuple[str, str | bytes, int, str]] = [
         "no-using",
         rule(then="then: quantize\n"),
         4,
-        "'then: quantize' needs 'using': one of int8-activation",
+        "'then: quantize' needs 'using'. Add it with one of int8-activation",
     ),
     (
         "unknown-using",
@@ -235,13 +240,13 @@ MISTAKES: list[tuple[str, str | bytes, int, str]] = [
         "using-with-leave-float",
         rule(more="using: int8-activation\n"),
         5,
-        "'using' goes with 'then: quantize' only; remove it",
+        "'using' is allowed with 'then: quantize' only. Remove it.",
     ),
     (
         "using-with-share-scale",
         rule(then="then: share-scale\nusing: int8-activation\n"),
         5,
-        "'using' goes with 'then: quantize' only; remove it",
+        "'using' is allowed with 'then: quantize' only. Remove it.",
     ),
     (
         "empty-where",
@@ -291,37 +296,37 @@ MISTAKES: list[tuple[str, str | bytes, int, str]] = [
         "sm-with-a-point",
         rule(where="{target: {sm_at_least: 8.0}}"),
         3,
-        "'sm_at_least' is 8.0; write a compute capability times ten, such as 75",
+        "'sm_at_least' is 8.0. Write a compute capability times ten, such as 75.",
     ),
     (
         "sm-not-times-ten",
         rule(where="{target: {sm_at_most: 8}}"),
         3,
-        "'sm_at_most' is 8; write a compute capability times ten, such as 75",
+        "'sm_at_most' is 8. Write a compute capability times ten, such as 75.",
     ),
     (
         "sm-text",
         rule(where="{target: {sm_at_most: '80'}}"),
         3,
-        "'sm_at_most' is '80'; write a compute capability times ten",
+        "'sm_at_most' is '80'. Write a compute capability times ten",
     ),
     (
         "sm-nothing",
         rule(where="{target: {sm_at_least: }}"),
         3,
-        "'sm_at_least' is None; write a compute capability times ten",
+        "'sm_at_least' is None. Write a compute capability times ten",
     ),
     (
         "sm-truth",
         rule(where="{target: {sm_at_least: true}}"),
         3,
-        "'sm_at_least' is True; write a compute capability times ten",
+        "'sm_at_least' is True. Write a compute capability times ten",
     ),
     (
         "beats-unknown",
         rule(more="beats: [weighted-inptus]\n"),
         5,
-        "beats names no rule 'weighted-inptus'; correct it, or add --rules with its set",
+        "'beats' names an unknown rule 'weighted-inptus'. Correct it, or add --rules with its set.",
     ),
     (
         "beats-a-number",
@@ -333,21 +338,21 @@ MISTAKES: list[tuple[str, str | bytes, int, str]] = [
         "beats-itself",
         rule(more="beats: mine\n"),
         5,
-        "rules beat each other in a circle: mine beats mine; remove one of these lines",
+        "rules beat each other in a circle: mine beats mine. Remove one of these lines.",
     ),
 ]
 
 
 @pytest.mark.parametrize(
-    ("content", "line", "says"), [m[1:] for m in MISTAKES], ids=[m[0] for m in MISTAKES]
+    ("content", "line", "problem"), [m[1:] for m in MISTAKES], ids=[m[0] for m in MISTAKES]
 )
 def test_a_mistake_in_a_rule_file_is_named_with_its_line(
-    tmp_path: Path, content: str | bytes, line: int, says: str
+    tmp_path: Path, content: str | bytes, line: int, problem: str
 ) -> None:
     message = plan(tmp_path, mine=content)
 
     assert message.startswith(f"qdq: {tmp_path / 'rules' / 'mine.yaml'}:{line}: ")
-    assert says in message
+    assert problem in message
 
 
 def test_the_nearest_rule_is_named_where_beats_misspells_it(tmp_path: Path) -> None:
@@ -359,7 +364,7 @@ def test_the_nearest_rule_is_named_where_beats_misspells_it(tmp_path: Path) -> N
     )
 
     assert (
-        "mine.yaml:5: beats names no rule 'weighted-inptus'. Did you mean 'weighted-inputs'"
+        "mine.yaml:5: 'beats' names an unknown rule 'weighted-inptus'. Did you mean 'weighted-inputs'"
         in message
     )
 
@@ -388,7 +393,7 @@ def test_a_rule_cannot_be_written_in_two_files(tmp_path: Path) -> None:
     (folder / "mine.yml").write_text(rule())
 
     assert (
-        f"qdq: {folder / 'mine.yml'}: mine.yaml lies beside it, and both would be rule 'mine'; remove one"
+        f"qdq: {folder / 'mine.yml'}: mine.yaml would be rule 'mine' too. Remove one of the files."
         in refused(tmp_path, "rules", folder)
     )
 
@@ -397,7 +402,7 @@ def test_a_rule_cannot_stand_in_two_files_of_a_folder(tmp_path: Path) -> None:
     folder = folder_of(tmp_path, mine=rule("a") + "---\n" + rule("b"), b=rule("b"))
 
     assert (
-        f"qdq: {folder / 'mine.yaml'}:6: rule 'b' stands at {folder / 'b.yaml'}:1 too; remove one"
+        f"qdq: {folder / 'mine.yaml'}:6: rule 'b' is also defined at {folder / 'b.yaml'}:1. Remove one."
         in refused(tmp_path, "rules", folder)
     )
 
@@ -418,7 +423,7 @@ def test_a_circle_in_beats_is_refused_with_every_rule_of_it(
         f"qdq: {tmp_path / 'rules' / 'a.yaml'}:5: rules beat each other in a circle: a beats b"
         in message
     )
-    assert message.endswith(" beats a; remove one of these lines\n")
+    assert message.endswith(" beats a. Remove one of these lines.\n")
 
 
 def test_two_rules_that_disagree_are_refused_with_the_line_to_add(tmp_path: Path) -> None:
@@ -426,8 +431,8 @@ def test_two_rules_that_disagree_are_refused_with_the_line_to_add(tmp_path: Path
 
     folder = tmp_path / "rules"
     assert message == (
-        "qdq: edge x -> conv[0]: a says leave-float and b says quantize int8-activation; "
-        f"add 'beats: [b]' to {folder / 'a.yaml'}, or 'beats: [a]' to {folder / 'b.yaml'}\n"
+        "qdq: edge x -> conv[0]: rule a decides leave-float, rule b decides quantize int8-activation. "
+        f"Add 'beats: [b]' to {folder / 'a.yaml'}, or 'beats: [a]' to {folder / 'b.yaml'}.\n"
     )
 
 
@@ -454,7 +459,7 @@ def test_two_rules_that_beat_all_others_must_agree(tmp_path: Path) -> None:
         )[0]
         == 0
     )
-    assert "add 'beats: [b]' to" in plan(
+    assert "Add 'beats: [b]' to" in plan(
         tmp_path, a=rule("a", more=star), b=rule("b", then=QUANTIZE, more=star)
     )
 
@@ -494,7 +499,7 @@ def test_a_weight_format_on_a_computed_tensor_is_refused_where_it_is_written(
     )
 
     assert (
-        f"qdq: {tmp_path / 'rules' / 'mine.yaml'}:5: uses int8-weight-per-tensor on edge c -> relu[0], but 'c' is computed"
+        f"qdq: {tmp_path / 'rules' / 'mine.yaml'}:5: the rule uses int8-weight-per-tensor on edge c -> relu[0], but 'c' is computed"
         in message
     )
 
@@ -508,7 +513,7 @@ def test_a_rule_that_quantizes_integers_is_refused_where_it_is_written(tmp_path:
     message = plan(tmp_path, model=model, mine=rule(where="{into: Abs}", then=QUANTIZE))
 
     assert (
-        f"qdq: {tmp_path / 'rules' / 'mine.yaml'}:3: quantizes edge i -> abs[0], but 'i' holds no floats; narrow the rule's 'where'"
+        f"qdq: {tmp_path / 'rules' / 'mine.yaml'}:3: the rule quantizes edge i -> abs[0], but 'i' holds no floats. Narrow the rule's 'where'."
         in message
     )
 
@@ -536,10 +541,10 @@ def test_a_rule_that_quantizes_nothing_is_refused_by_quantize_only(tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    ("where", "says"),
+    ("where", "problem"),
     [
         ("{named: cnov}", "no node is named 'cnov'. Did you mean 'conv'?"),
-        ("{named: [conv, '/layer1/*']}", "no node is named '/layer1/*'"),
+        ("{named: [conv, '/layer1/*']}", "no node is named '/layer1/*'."),
         (
             "{tensor: gemm.wieght}",
             "no tensor is named 'gemm.wieght'. Did you mean 'gemm.weight' or 'gemm.bias'?",
@@ -547,13 +552,13 @@ def test_a_rule_that_quantizes_nothing_is_refused_by_quantize_only(tmp_path: Pat
     ],
 )
 def test_a_glob_in_a_rule_file_that_matches_nothing_is_refused_unless_allowed(
-    tmp_path: Path, where: str, says: str
+    tmp_path: Path, where: str, problem: str
 ) -> None:
     message = plan(tmp_path, mine=rule(where=where))
 
     assert (
         message
-        == f"qdq: model.onnx: {tmp_path / 'rules' / 'mine.yaml'}:3: {says}; correct it, or pass --allow-unmatched\n"
+        == f"qdq: model.onnx: {tmp_path / 'rules' / 'mine.yaml'}:3: {problem} Correct it, or pass --allow-unmatched.\n"
     )
     assert (
         run("plan", tmp_path / "model.onnx", "--rules", tmp_path / "rules", "--allow-unmatched")[0]
@@ -562,12 +567,12 @@ def test_a_glob_in_a_rule_file_that_matches_nothing_is_refused_unless_allowed(
 
 
 @pytest.mark.parametrize(
-    ("glob", "says"),
-    [("gmem", "'gmem'. Did you mean 'gemm'?"), ("/layer1/*", "'/layer1/*'"), ("", "''")],
+    ("glob", "problem"),
+    [("gmem", "'gmem'. Did you mean 'gemm'?"), ("/layer1/*", "'/layer1/*'."), ("", "''.")],
 )
 @pytest.mark.parametrize("command", ["plan", "explain", "quantize"])
 def test_a_leave_float_glob_that_matches_nothing_is_refused_unless_allowed(
-    tmp_path: Path, command: str, glob: str, says: str
+    tmp_path: Path, command: str, glob: str, problem: str
 ) -> None:
     model, out = save(tiny_model(), tmp_path / "model.onnx"), tmp_path / "out.onnx"
     argv = {
@@ -580,7 +585,7 @@ def test_a_leave_float_glob_that_matches_nothing_is_refused_unless_allowed(
 
     assert (
         message
-        == f"qdq: model.onnx: --leave-float: no node is named {says}; correct it, or pass --allow-unmatched\n"
+        == f"qdq: model.onnx: --leave-float: no node is named {problem} Correct it, or pass --allow-unmatched.\n"
     )
     assert run(*argv, "--leave-float", glob, "--allow-unmatched")[0] == 0
 
@@ -599,7 +604,7 @@ CASE = "rule: mine\na case:\n  says: x\n  before: y\n  plan: []\n"
 
 
 @pytest.mark.parametrize(
-    ("content", "line", "says"),
+    ("content", "line", "problem"),
     [
         ("rule: yours\n", 1, "a case file begins with 'rule: mine'"),
         ("- rule: mine\n", 1, "a case file begins with 'rule: mine'"),
@@ -643,12 +648,12 @@ CASE = "rule: mine\na case:\n  says: x\n  before: y\n  plan: []\n"
     ],
 )
 def test_a_mistake_in_a_case_file_is_named_with_its_line(
-    tmp_path: Path, content: str, line: int, says: str
+    tmp_path: Path, content: str, line: int, problem: str
 ) -> None:
     message = cases(tmp_path, content)
 
     assert message.startswith(f"qdq: {tmp_path / 'rules' / 'cases' / 'mine.yaml'}:{line}: ")
-    assert says in message
+    assert problem in message
 
 
 def test_a_case_file_of_several_rules_names_the_nearest(tmp_path: Path) -> None:
@@ -656,8 +661,8 @@ def test_a_case_file_of_several_rules_names_the_nearest(tmp_path: Path) -> None:
     (folder / "cases").mkdir()
     (folder / "cases" / "team.yaml").write_text("rule: first\n---\nrule: secnd\n")
 
-    says = "team.yaml:3: a case file begins with 'rule: first or second'. Did you mean 'second'?"
-    assert says in refused(tmp_path, "test", folder, "--no-engines")
+    problem = "team.yaml:3: a case file begins with 'rule: first or second'. Did you mean 'second'?"
+    assert problem in refused(tmp_path, "test", folder, "--no-engines")
 
 
 @pytest.mark.parametrize("after", ["junk", "<ir_version: 8>"])
@@ -693,42 +698,45 @@ NARROW = "rule: mine\nsays: What the test wants.\nwhere: {into: narrow-convoluti
 
 
 @pytest.mark.parametrize(
-    ("given", "says"),
+    ("numbers", "problem"),
     [
         (
             "{channel-below: 3}",
             "4: unknown key 'channel-below'. Did you mean 'channels-below'? The known keys are channels-below, multiple-of.",
         ),
-        ("{channels-below: 0, multiple-of: 8}", "4: 'channels-below' is 0; write a number above 0"),
+        (
+            "{channels-below: 0, multiple-of: 8}",
+            "4: 'channels-below' is 0. Write a number above 0.",
+        ),
         (
             "{channels-below: true, multiple-of: 8}",
-            "4: 'channels-below' is True; write a number above 0",
+            "4: 'channels-below' is True. Write a number above 0.",
         ),
         (
             "{channels-below: '16', multiple-of: 8}",
-            "4: 'channels-below' is '16'; write a number above 0",
+            "4: 'channels-below' is '16'. Write a number above 0.",
         ),
         (
             "{channels-below: 16}",
-            "3: its facts ask for multiple-of; add 'given: {multiple-of: NUMBER}'",
+            "3: the facts in 'where' require multiple-of. Add 'given: {multiple-of: NUMBER}'.",
         ),
-        ("16", "4: 'given' must name numbers, such as {channels-below: 16}"),
+        ("16", "4: 'given' must name numbers, such as {channels-below: 16}."),
     ],
 )
 def test_numbers_that_a_rules_facts_cannot_take_are_refused(
-    tmp_path: Path, given: str, says: str
+    tmp_path: Path, numbers: str, problem: str
 ) -> None:
     model, folder = save(tiny_model(), tmp_path / "model.onnx"), tmp_path / "mine"
     folder.mkdir()
-    (folder / "mine.yaml").write_text(NARROW.replace("GIVEN", given))
+    (folder / "mine.yaml").write_text(NARROW.replace("GIVEN", numbers))
     assert (
         refused(tmp_path, "plan", model, "--rules", folder)
-        == f"qdq: {folder / 'mine.yaml'}:{says}\n"
+        == f"qdq: {folder / 'mine.yaml'}:{problem}\n"
     )
 
 
 @pytest.mark.parametrize(
-    ("text", "says"),
+    ("text", "problem"),
     [
         (
             "set: mine\nsays: x\ntakes: {tensort: [a]}\n",
@@ -740,16 +748,16 @@ def test_numbers_that_a_rules_facts_cannot_take_are_refused(
         ),
         (
             "set: other\nsays: x\ntakes: {tensorrt: '*'}\n",
-            "1: 'set' must be 'mine', as the folder is called",
+            "1: 'set' must be 'mine', the folder's name, and 'takes' must map sets to rules.",
         ),
         ("set: mine\nsays: x\n", "1: the key 'takes' is missing"),
         ("- mine\n", "1: a set file is a mapping that begins with 'set: NAME'"),
     ],
 )
-def test_a_set_file_with_a_mistake_is_refused(tmp_path: Path, text: str, says: str) -> None:
+def test_a_set_file_with_a_mistake_is_refused(tmp_path: Path, text: str, problem: str) -> None:
     model, folder = save(tiny_model(), tmp_path / "model.onnx"), tmp_path / "mine"
     folder.mkdir()
     (folder / "set.yaml").write_text(text)
     assert refused(tmp_path, "plan", model, "--rules", folder).startswith(
-        f"qdq: {folder / 'set.yaml'}:{says}"
+        f"qdq: {folder / 'set.yaml'}:{problem}"
     )

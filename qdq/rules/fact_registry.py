@@ -1,0 +1,48 @@
+"""The registry of facts: the names under which rules use functions of a node or of an edge."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from qdq.graph.index import GraphIndex
+from qdq.target import Target
+
+
+@dataclass(frozen=True)
+class Scene:
+    """The input of every fact: the graph, and the targets of the plan."""
+
+    index: GraphIndex
+    targets: tuple[Target, ...]
+
+
+#: A fact may require numbers, as keyword-only parameters; a rule states them under ``given``.
+NodeFact = Callable[..., bool]
+EdgeFact = Callable[..., bool]
+NODE_FACTS: dict[str, NodeFact] = {}
+EDGE_FACTS: dict[str, EdgeFact] = {}
+
+
+def node_fact(function: NodeFact) -> NodeFact:
+    """Register a function of a node under its name in kebab-case."""
+    NODE_FACTS[_kebab_case(function.__name__)] = function
+    return function
+
+
+def edge_fact(function: EdgeFact) -> EdgeFact:
+    """Register a function of an edge under its name in kebab-case."""
+    EDGE_FACTS[_kebab_case(function.__name__)] = function
+    return function
+
+
+def fact_parameters(fact: Callable[..., Any]) -> tuple[str, ...]:
+    """Return the names of the numbers that a fact requires, in kebab-case."""
+    parameters = inspect.signature(fact).parameters.values()
+    return tuple(_kebab_case(p.name) for p in parameters if p.kind is p.KEYWORD_ONLY)
+
+
+def _kebab_case(name: str) -> str:
+    return name.replace("_", "-")
