@@ -334,7 +334,7 @@ def test_a_plan_in_fp8_alone_is_refused_as_a_whole_in_four_builds(tmp_path: Path
     own, done = fp8(tmp_path / "own.yaml", "*"), []
     with pytest.raises(
         ModelError,
-        match=r"nothing that the rules quantize builds: TensorRT-RTX .* for rtx:sm86: .*fp8_e4m3; choose another",
+        match=r"nothing that the rules quantize builds: TensorRT-RTX .* for rtx:sm86: .*fp8_e4m3\. Choose another",
     ):
         qdq.quantize(
             chain(),
@@ -413,7 +413,7 @@ def test_only_rtx_targets_can_be_built_for(tmp_path: Path, target: tuple[str, ..
         *target,
         "--until-it-builds",
     )
-    assert "--until-it-builds builds with TensorRT-RTX: name a --target such as rtx:sm86" in said
+    assert "no target is an rtx target. Pass --target, such as rtx:sm86." in said
 
 
 def test_a_rule_file_that_exists_is_not_replaced(tmp_path: Path) -> None:

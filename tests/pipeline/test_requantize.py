@@ -396,7 +396,7 @@ def test_ranges_of_the_caller_win_over_those_of_the_model(tmp_path: Path) -> Non
     observed = qdq.quantize(qdq.strip(block()), SAMPLES).ranges
     with pytest.raises(UsageError, match="existing replace"):
         qdq.quantize(block(), None, given=observed)
-    with pytest.raises(UsageError, match="write one of keep, repair, replace"):
+    with pytest.raises(UsageError, match="Pass one of keep, repair, replace"):
         qdq.quantize(block(), None, existing="both")
 
 
@@ -524,7 +524,7 @@ def test_integers_that_go_by_blocks_are_refused_by_name() -> None:
     model = build(nodes, {"x": [2, 64]}, {"y": [2, 32]}, weights, opset=21, ir=10)
     with pytest.raises(
         ModelError,
-        match=r"wd -> y\[1\]: its scales go by blocks, which qdq does not plan; pass --existing replace",
+        match=r"wd -> y\[1\]: the scales are per block, which qdq does not plan. Pass --existing replace",
     ):
         qdq.quantize(model, None)
     assert qdq.quantize(model, [{"x": noise(2, 64)}], existing="replace").plan.placements
