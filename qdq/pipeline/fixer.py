@@ -70,7 +70,7 @@ def fix(
     index, plan = plan_source(source, request)
     plan = _remove_unknown_ranges(index, plan, quantized_model, own_ranges)
     job = CollectionJob(index, plan, None, full=False)
-    scales, _ = compute_scales(job, parse_method("max"), given=own_ranges)
+    scales, _ = compute_scales(job, parse_method("max"), known_ranges=own_ranges)
     rewritten = apply_plan(index, plan, scales)
     result = QuantizedModel(Source(source.path, rewritten, source.digest))
     existing = describe_existing(REPAIR, quantized_model, plan, scales, result)

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 import qdq
-from qdq.calibration.calibrator import DEAD_AMAX
+from qdq.calibration.pair_scales import DEAD_AMAX
 from qdq.calibration.methods import parse_method
 from qdq.calibration.weight_scales import least_shift_amax
 from qdq.data.feeds import open_feeds

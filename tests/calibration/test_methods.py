@@ -444,9 +444,9 @@ def refused(make: Callable[[], Any], words: str) -> None:
 def test_other_words_are_refused() -> None:
     refused(
         lambda: parse_method("entropy:3"),
-        "write auto, mse, entropy, percentile, percentile:99.9 or max",
+        "Pass auto, mse, entropy, percentile, percentile:99.9 or max",
     )
-    refused(lambda: parse_method("mse", "entropy"), "'entropy': write max, mse or shift")
+    refused(lambda: parse_method("mse", "entropy"), "'entropy'. Pass max, mse or shift")
 
 
 def test_a_tensor_with_outliers_is_named_with_both_its_ranges() -> None:

@@ -191,7 +191,7 @@ def test_what_other_writers_leave_out_or_add_is_read(tmp_path: Path) -> None:
         (b"\xff\xff", "ranges: neither a calibration cache nor YAML"),
         ("x: 1\nf: 1\ngem: 1\n", "ranges:3: model.onnx has no tensor 'gem'"),
         ("x: 1\nff: 1\n", "ranges:2: model.onnx has no tensor 'ff'. Did you mean 'f'"),
-        ('{"plan": "", "by_pair": 3}', "ranges: not a scales file that qdq can read"),
+        ('{"plan": "", "by_pair": 3}', "ranges: the file is not a scales file that qdq can read"),
         ("x: 1\nr: 2\n", ""),
         (
             "x: 1\nc: 2\n",
@@ -249,7 +249,7 @@ def test_export_is_refused_in_one_line(tmp_path: Path) -> None:
     def export(source: Path, layout: str, *more: str) -> str:
         return refused(tmp_path, "ranges", "export", source, "--format", layout, "-o", out, *more)
 
-    assert "model.onnx: no pair in it has a constant scale" in export(model, "yaml")
+    assert "model.onnx: no pair of the model has a constant scale" in export(model, "yaml")
     assert (
         "odd.yaml: tensor 'x\\n': a calibration cache cannot hold this name; export as yaml or json"
         in export(odd, "tensorrt-cache")
@@ -493,7 +493,7 @@ def test_observed_ranges_are_refused_where_they_do_not_fit(tmp_path: Path) -> No
     assert "--max-memory is about data" in quantize(model, "--max-memory", "4GB")
     assert "--save-ranges is about data" in quantize(model, "--save-ranges", tmp_path / "more")
     with pytest.raises(
-        qdq.QdqError, match="observed before, and more data would count beside them"
+        qdq.QdqError, match="observed earlier, so no samples are run"
     ):
         qdq.quantize(model, [{"x": noise(1, 4, 8, 8)}], given=qdq.read_given(seen))
 
