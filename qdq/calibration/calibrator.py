@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping, Set
+from collections.abc import Set
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeAlias
 
 from qdq.calibration.methods import DEFAULT_METHOD, Method, parse_method
 from qdq.calibration.pair_scales import DEAD_AMAX, PairScaler
 from qdq.calibration.scales import OutlierTensor, Scales
-from qdq.calibration.shared_scales import share_ranges
+from qdq.calibration.shared_scales import Amax, share_ranges
 from qdq.data.feeds import DataLike
 from qdq.errors import DataError, PlanError
 from qdq.graph.index import GraphIndex
@@ -29,7 +29,7 @@ from qdq.ranges.given_ranges import (
     complete_without_data,
     match_given_ranges,
 )
-from qdq.ranges.tensor_ranges import Ranges, TensorRange
+from qdq.ranges.tensor_ranges import Part, Ranges, TensorRange
 from qdq.runtime.session import Progress
 
 #: Ranges from another source: given by a caller or a file, or observed earlier.
@@ -146,7 +146,8 @@ def choose_scales(
     own_amax = _choose_amax(plan, ranges, method, summary)
     amax, shared = share_ranges(plan.scale_groups, own_amax)
     scaler = PairScaler(index, ranges, amax, method.weights, summary)
-    with ThreadPoolExecutor(min(os.cpu_count() or 1, _MOST_THREADS)) as pool:
+    threads = min(os.cpu_count() or 1, _MOST_THREADS)
+    with ThreadPoolExecutor(threads) as pool:
         pairs = tuple(pool.map(scaler.compute, group_by_pair(plan).values()))
     index.forget_constants()
     return Scales(
@@ -178,9 +179,7 @@ def choose_ranges(ranges: Ranges, method: Method) -> dict[str, float]:
     return {tensor: amax or DEAD_AMAX for (tensor, _), amax in shared_amax.items()}
 
 
-def _choose_amax(
-    plan: Plan, ranges: Ranges, method: Method, summary: GivenSummary | None
-) -> dict[tuple[str, str], float]:
+def _choose_amax(plan: Plan, ranges: Ranges, method: Method, summary: GivenSummary | None) -> Amax:
     """Return the range of each planned activation alone, by tensor and element type."""
     elements = {}
     for tensor, quantizer in group_by_pair(plan):
@@ -194,11 +193,12 @@ def _choose_amax(
     by_tensor = {item.tensor: item for item in ranges.by_tensor}
     amax = {}
     for (tensor, dtype), element in elements.items():
+        bound = given_amax.get(tensor, math.inf)
         if tensor in given_amax and tensor not in bounded:
-            amax[tensor, dtype] = given_amax[tensor]
+            amax[tensor, dtype] = bound
         else:
-            bound = given_amax.get(tensor, math.inf)
-            amax[tensor, dtype] = min(method.amax(by_tensor[tensor], element), bound)
+            chosen_amax = method.amax(by_tensor[tensor], element)
+            amax[tensor, dtype] = min(chosen_amax, bound)
     return amax
 
 
@@ -214,14 +214,13 @@ def _find_dead_tensors(ranges: Ranges, summary: GivenSummary | None) -> tuple[st
     given_amax = summary.amax if summary else {}
     tensors = []
     for item in ranges.by_tensor:
-        if given_amax.get(item.tensor, item.amax) == 0.0:
+        amax = given_amax.get(item.tensor, item.amax)
+        if amax == 0.0:
             tensors.append(item.tensor)
     return tuple(tensors)
 
 
-def _find_outliers(
-    ranges: Ranges, amax: Mapping[tuple[str, str], float]
-) -> tuple[OutlierTensor, ...]:
+def _find_outliers(ranges: Ranges, amax: Amax) -> tuple[OutlierTensor, ...]:
     """Return the tensors that reach `OUTLIER_RATIO` times their range, the farthest first."""
     least_amax: dict[str, float] = {}
     for (tensor, _), value in amax.items():
@@ -230,8 +229,10 @@ def _find_outliers(
     for item in ranges.by_tensor:
         clipped_at = least_amax.get(item.tensor, 0.0)
         if 0.0 < clipped_at <= item.amax / OUTLIER_RATIO:
-            outliers.append(OutlierTensor(item.tensor, item.amax, clipped_at))
-    return tuple(sorted(outliers, key=lambda outlier: outlier.clipped_at / outlier.amax))
+            outlier = OutlierTensor(item.tensor, item.amax, clipped_at)
+            outliers.append(outlier)
+    outliers.sort(key=lambda outlier: outlier.clipped_at / outlier.amax)
+    return tuple(outliers)
 
 
 def _require_no_data(job: CollectionJob, ranges: Ranges) -> None:
@@ -275,9 +276,9 @@ def _require_computed(plan: Plan, ranges: Ranges, needed: Set[str]) -> None:
 def _require_complete(ranges: Ranges, method: Method) -> None:
     """Raise DataError where ranges lack parts of the samples, or histograms."""
     if ranges.missing:
+        part = Part(ranges.missing[0], ranges.of)
         raise DataError(
-            f"{ranges.data}: the ranges lack part {ranges.missing[0]}/{ranges.of} of the samples. "
-            "Merge all parts first."
+            f"{ranges.data}: the ranges lack part {part} of the samples. Merge all parts first."
         )
     if method.needs_histogram and any(item.histogram is None for item in ranges.by_tensor):
         raise DataError(

@@ -38,7 +38,9 @@ class Method(msgspec.Struct, frozen=True):
     weights: str = "shift"
 
     def __str__(self) -> str:
-        name = self.name if self.percent is None else f"{self.name}:{self.percent:g}"
+        name = self.name
+        if self.percent is not None:
+            name = f"{name}:{self.percent:g}"
         if self.weights == _default_weights(self.name):
             return name
         return f"{name}, weights {self.weights}"
@@ -80,16 +82,16 @@ def parse_method(text: str, weights: str | None = None) -> Method:
     other methods. Raises UsageError for other texts.
     """
     match = _METHOD.fullmatch(text)
-    if not match or (match["name"] != "percentile" and match["percent"]):
+    name, digits = match.group("name", "percent") if match else ("", None)
+    if not name or (digits and name != "percentile"):
         raise UsageError(
             f"unknown method {text!r}. Pass auto, mse, entropy, percentile, percentile:99.9 or max."
         )
-    name = match["name"]
     weight_method = weights or _default_weights(name)
     _require_weight_method(weight_method)
     if name != "percentile":
         return Method(name, None, weight_method)
-    percent = float(match["percent"] or DEFAULT_PERCENT)
+    percent = float(digits or DEFAULT_PERCENT)
     if not 0.0 < percent <= 100.0:  # noqa: PLR2004 percent
         raise UsageError(
             f"method {text!r}: {percent:g} is no percentile. Pass a number above 0 and up to 100."

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import numpy as np
 
 from qdq.arrays import Array
 from qdq.calibration.scales import PairScale
+from qdq.calibration.shared_scales import Amax
 from qdq.calibration.weight_scales import least_error_amax, least_shift_amax
 from qdq.errors import ModelError
 from qdq.graph.bodies import qualified_name
@@ -22,6 +21,8 @@ from qdq.ranges.tensor_ranges import Ranges
 #: harmless.
 DEAD_AMAX = 1.0
 
+_TINY = np.finfo(np.float32).tiny
+
 #: The input slot of a layer's weight.
 _WEIGHT_SLOT = 1
 
@@ -33,7 +34,7 @@ class PairScaler:
         self,
         index: GraphIndex,
         ranges: Ranges,
-        amax: Mapping[tuple[str, str], float],
+        amax: Amax,
         weight_method: str,
         summary: GivenSummary | None = None,
     ) -> None:
@@ -49,17 +50,19 @@ class PairScaler:
         tensor = placements[0].edge.qualified_tensor
         quantizer = placements[0].quantizer
         amax = self._find_amax(placements, tensor, quantizer)
-        amax = np.where(amax > 0.0, amax, amax.dtype.type(DEAD_AMAX))
-        largest = amax.dtype.type(quantizer.element.largest)
-        scales = (amax / largest).astype(np.float32)
-        scales = np.maximum(scales, np.finfo(np.float32).tiny)
+        to_dtype = amax.dtype.type
+        amax = np.where(amax > 0.0, amax, to_dtype(DEAD_AMAX))
+        scales = amax / to_dtype(quantizer.element.largest)
+        scales = scales.astype(np.float32)
+        scales = np.maximum(scales, _TINY)
         return PairScale(tensor, quantizer, tuple(map(float, scales)))
 
     def _find_amax(
         self, placements: tuple[Placement, ...], tensor: str, quantizer: Quantizer
     ) -> Array:
         if quantizer.calibrated:
-            return np.array([self._amax[tensor, quantizer.dtype]])
+            amax = self._amax[tensor, quantizer.dtype]
+            return np.array([amax])
         given_amax = self._given_weights.get((tensor, quantizer.axis))
         if given_amax is not None:
             return np.array(given_amax)
@@ -68,7 +71,8 @@ class PairScaler:
     def _compute_weight_amax(self, placements: tuple[Placement, ...]) -> Array:
         """Return the amax of a weight, per channel where the quantizer has an axis."""
         edge, quantizer = placements[0].edge, placements[0].quantizer
-        weight = np.asarray(self._index.scope(edge).constant(edge.tensor), np.float32)
+        constant = self._index.scope(edge).constant(edge.tensor)
+        weight = np.asarray(constant, np.float32)
         _require_finite(weight, self._index.source.name, edge)
         if self._weight_method == "mse":
             return least_error_amax(weight, quantizer.axis, quantizer.element)
@@ -103,7 +107,8 @@ class PairScaler:
 
 def _require_finite(weight: Array, model: str, edge: Edge) -> None:
     if not np.isfinite(weight).all():
+        label = qualified_name(edge.graph, edge.node)
         raise ModelError(
             f"{model}: weight {edge.tensor!r} holds NaN or Inf. Export the model again, or pass "
-            f"--leave-float {qualified_name(edge.graph, edge.node)!r}."
+            f"--leave-float {label!r}."
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -137,7 +136,8 @@ def _encode_cache(ranges: GivenRanges, version: str | None) -> bytes:
     scales = []
     for item in ranges.by_tensor:
         if item.tensor not in weights:
-            scales.append((item.tensor, item.amax / INT8_LEVELS))
+            scale = item.amax / INT8_LEVELS
+            scales.append((item.tensor, scale))
     return encode_cache(header, scales, ranges.path or ranges.name)
 
 
@@ -155,7 +155,8 @@ def _shorten(amax: float) -> float:
         scales = (amax / largest).astype(np.float32)
         for digits in _DIGITS:
             short_amax = float(f"{amax:.{digits}g}")
-            if ((short_amax / largest).astype(np.float32) == scales).all():
+            short_scales = (short_amax / largest).astype(np.float32)
+            if np.array_equal(short_scales, scales):
                 return short_amax
     return amax
 
@@ -164,7 +165,8 @@ def _decode_cache(content: bytes, path: Path) -> GivenRanges:
     cache = read_cache(content, path)
     ranges = []
     for entry in cache.scales:
-        ranges.append(GivenRange(entry.tensor, entry.scale * INT8_LEVELS, entry.line))
+        amax = entry.scale * INT8_LEVELS
+        ranges.append(GivenRange(entry.tensor, amax, entry.line))
     return GivenRanges(path.name, tuple(ranges), str(path), strict=False, header=cache.header)
 
 
@@ -176,23 +178,20 @@ def _decode_scales(content: bytes, path: Path) -> GivenRanges:
             f"{path}: the file is not a scales file that qdq can read: {first_line(error)}. "
             "Write one with 'qdq calibrate'."
         ) from error
-    amax = []
+    largest_amax: dict[str, float] = {}
     for pair in scales.by_pair:
-        if _is_activation(pair):
-            amax.append((pair.tensor, pair.scales[0] * pair.quantizer.element.largest))
-    return GivenRanges(path.name, _take_largest(path, amax), str(path), strict=False)
+        if not _is_activation(pair):
+            continue
+        tensor = pair.tensor
+        amax = pair.scales[0] * pair.quantizer.element.largest
+        require_range(amax, f"{path}: tensor {tensor!r}")
+        largest_amax[tensor] = max(amax, largest_amax.get(tensor, amax))
+    ranges = tuple(GivenRange(tensor, amax) for tensor, amax in largest_amax.items())
+    return GivenRanges(path.name, ranges, str(path), strict=False)
 
 
 def _is_activation(pair: PairScale) -> bool:
     quantizer = pair.quantizer
-    is_known = quantizer.name in FORMATS and quantizer.dtype in ELEMENT_TYPES
-    return is_known and quantizer.calibrated and len(pair.scales) == 1
-
-
-def _take_largest(path: Path, ranges: Iterable[tuple[str, float]]) -> tuple[GivenRange, ...]:
-    """Return the largest range per tensor."""
-    largest: dict[str, float] = {}
-    for tensor, amax in ranges:
-        require_range(amax, f"{path}: tensor {tensor!r}")
-        largest[tensor] = max(amax, largest.get(tensor, amax))
-    return tuple(GivenRange(tensor, amax) for tensor, amax in largest.items())
+    if quantizer.name not in FORMATS or quantizer.dtype not in ELEMENT_TYPES:
+        return False
+    return quantizer.calibrated and len(pair.scales) == 1

@@ -37,9 +37,7 @@ class SharedRange(msgspec.Struct, frozen=True):
         return math.log2(self.amax / self.own_amax) if self.own_amax > 0.0 else 0.0
 
 
-def share_ranges(
-    groups: Iterable[ScaleGroup], amax: Amax
-) -> tuple[dict[tuple[str, str], float], tuple[SharedRange, ...]]:
+def share_ranges(groups: Iterable[ScaleGroup], amax: Amax) -> tuple[Amax, tuple[SharedRange, ...]]:
     """Return the ranges with one range per scale group, and a record of each shared range."""
     ranges = dict(amax)
     shared: list[SharedRange] = []
@@ -47,14 +45,16 @@ def share_ranges(
     for group, dtype in product(groups, dtypes):
         members = {}
         for tensor in group.tensors:
-            if (tensor, dtype) in ranges:
-                members[tensor] = ranges[tensor, dtype]
+            own_amax = ranges.get((tensor, dtype))
+            if own_amax is not None:
+                members[tensor] = own_amax
         group_amax = max(members.values(), default=0.0)
         sharing = _find_sharing_members(group, members, group_amax)
         for tensor in sharing:
             ranges[tensor, dtype] = group_amax
             if len(sharing) > 1:
-                shared.append(SharedRange(tensor, dtype, members[tensor], group_amax))
+                record = SharedRange(tensor, dtype, members[tensor], group_amax)
+                shared.append(record)
     return ranges, tuple(shared)
 
 
@@ -65,5 +65,11 @@ def _find_sharing_members(
 
     A member keeps its range where that is smaller by more than the group's ratio.
     """
-    least_amax = group_amax / group.ratio_at_most if group.ratio_at_most else 0.0
-    return [tensor for tensor, amax in members.items() if amax >= least_amax or amax == 0.0]
+    least_amax = 0.0
+    if group.ratio_at_most:
+        least_amax = group_amax / group.ratio_at_most
+    sharing = []
+    for tensor, amax in members.items():
+        if amax >= least_amax or amax == 0.0:
+            sharing.append(tensor)
+    return sharing

@@ -50,16 +50,24 @@ def least_shift_amax(
     """
     outputs, inputs, taps = weight.shape
     rows = np.ascontiguousarray(weight, np.float32).reshape(outputs, inputs * taps)
-    group_channels = np.arange(group)[:, None] * inputs + np.arange(inputs)
-    group_means = np.repeat(mean[group_channels], taps, axis=1).astype(np.float32)
-    group_variances = np.repeat(variance[group_channels], taps, axis=1).astype(np.float32)
-    row_groups = np.arange(outputs) // max(outputs // group, 1)
-    candidates = _FINE_CANDIDATES if rows.size <= _SMALL_WEIGHT else _COARSE_CANDIDATES
+    first_channels = np.arange(group)[:, None] * inputs
+    group_channels = first_channels + np.arange(inputs)
+    group_means = np.repeat(mean[group_channels], taps, axis=1)
+    group_means = group_means.astype(np.float32)
+    group_variances = np.repeat(variance[group_channels], taps, axis=1)
+    group_variances = group_variances.astype(np.float32)
+    outputs_per_group = max(outputs // group, 1)
+    row_groups = np.arange(outputs) // outputs_per_group
+    candidates = _FINE_CANDIDATES
+    if rows.size > _SMALL_WEIGHT:
+        candidates = _COARSE_CANDIDATES
     blocks = []
     for block in _split_rows(rows):
-        means = group_means[row_groups[block]]
-        variances = group_variances[row_groups[block]]
-        blocks.append(_choose_least_cost(rows[block], means, variances, candidates, element))
+        groups = row_groups[block]
+        means = group_means[groups]
+        variances = group_variances[groups]
+        amax = _choose_least_cost(rows[block], means, variances, candidates, element)
+        blocks.append(amax)
     return np.concatenate(blocks)
 
 
@@ -73,35 +81,46 @@ def least_error_amax(
     around the best one, as in pytorch-quantization's MSE calibrator.
     """
     if axis is None:
-        rows = np.ascontiguousarray(weight, np.float32).reshape(1, -1)
+        rows = np.ascontiguousarray(weight, np.float32)
+        rows = rows.reshape(1, -1)
     else:
-        rows = np.ascontiguousarray(np.moveaxis(weight, axis, 0), np.float32)
+        slices = np.moveaxis(weight, axis, 0)
+        rows = np.ascontiguousarray(slices, np.float32)
         rows = rows.reshape(len(rows), -1)
     step = (element.headroom - _LEAST_FRACTION) / _FRACTION_STEPS
-    fractions = _LEAST_FRACTION + step * np.arange(1, _FRACTION_STEPS + 1)
+    steps = np.arange(1, _FRACTION_STEPS + 1)
+    fractions = _LEAST_FRACTION + step * steps
     fractions = fractions.astype(np.float32)
-    blocks = [
-        _choose_least_error(rows[block], fractions, step, element) for block in _split_rows(rows)
-    ]
+    blocks = []
+    for block in _split_rows(rows):
+        amax = _choose_least_error(rows[block], fractions, step, element)
+        blocks.append(amax)
     return np.concatenate(blocks)
 
 
 def _choose_least_error(rows: Array, fractions: Array, step: float, element: ElementType) -> Array:
     """Return the amax per row with the least squared error, from two searches."""
-    mean = np.broadcast_to(np.zeros_like(rows[:1]), rows.shape)
-    variance = np.broadcast_to(np.ones_like(rows[:1]), rows.shape)
-    largest = channel_amax(rows, 0)
+    first_row = rows[:1]
+    mean = np.broadcast_to(np.zeros_like(first_row), rows.shape)
+    variance = np.broadcast_to(np.ones_like(first_row), rows.shape)
     coarse_amax = _choose_least_cost(rows, mean, variance, fractions, element)
-    coarse_fractions = coarse_amax / np.maximum(largest, _TINY)
-    offsets = np.linspace(-step, step, _REFINING_STEPS, dtype=np.float32)[:, None]
-    candidates = np.clip(coarse_fractions + offsets, fractions[0], fractions[-1])
+    largest = channel_amax(rows, 0)
+    largest = np.maximum(largest, _TINY)
+    coarse_fractions = coarse_amax / largest
+    offsets = np.linspace(-step, step, _REFINING_STEPS, dtype=np.float32)
+    candidates = coarse_fractions + offsets[:, None]
+    candidates = np.clip(candidates, fractions[0], fractions[-1])
     return _choose_least_cost(rows, mean, variance, candidates, element)
 
 
 def _split_rows(rows: Array) -> list[slice]:
     """Return blocks of rows that fit into a core's cache."""
-    height = max(_BLOCK // max(rows.shape[1], 1), 1)
-    return [slice(first, first + height) for first in range(0, len(rows), height)]
+    count, width = rows.shape
+    height = max(_BLOCK // max(width, 1), 1)
+    blocks = []
+    for first in range(0, count, height):
+        blocks.append(slice(first, first + height))
+    return blocks
 
 
 # The cost of an enormous weight is infinite; its largest value is then the range.
@@ -114,18 +133,24 @@ def _choose_least_cost(
     Candidates are relative to the row's largest absolute value: one number for all rows, or a
     vector.
     """
-    largest: Array = np.maximum(rows.max(axis=1), -rows.min(axis=1))
-    costs = np.empty((len(candidates), len(rows)), np.float32)
+    highest = rows.max(axis=1)
+    lowest = rows.min(axis=1)
+    largest: Array = np.maximum(highest, -lowest)
+    count = len(candidates)
+    costs = np.empty((count, len(rows)), np.float32)
     error = np.empty_like(rows)
     for candidate, cost in zip(candidates, costs, strict=True):
-        step = np.maximum(largest * (candidate / element.largest), _TINY)[:, None]
-        _round_error(rows, step, element, is_clipping=bool(np.min(candidate) < 1.0), out=error)
+        step = largest * (candidate / element.largest)
+        step = np.maximum(step, _TINY)
+        is_clipping = bool(np.min(candidate) < 1.0)
+        _round_error(rows, step[:, None], element, is_clipping=is_clipping, out=error)
         _measure_cost(error, mean, variance, out=cost)
     costs[np.isnan(costs)] = np.inf
+    fractions = np.broadcast_to(candidates.reshape(count, -1), costs.shape)
     best = np.argmin(costs, axis=0)
-    relative = np.broadcast_to(candidates.reshape(len(candidates), -1), costs.shape)
-    best_amax = largest * relative[best, np.arange(len(rows))]
-    return np.where(costs.min(axis=0) < np.inf, best_amax, largest)
+    best_fractions = fractions[best, np.arange(len(rows))]
+    is_finite = costs.min(axis=0) < np.inf
+    return np.where(is_finite, largest * best_fractions, largest)
 
 
 def _round_error(
@@ -143,4 +168,5 @@ def _measure_cost(error: Array, mean: Array, variance: Array, out: Array) -> Non
     np.einsum("ki,ki->k", error, mean, out=out)
     np.square(out, out=out)
     np.square(error, out=error)
-    np.add(out, np.einsum("ki,ki->k", error, variance), out=out)
+    spread = np.einsum("ki,ki->k", error, variance)
+    np.add(out, spread, out=out)
