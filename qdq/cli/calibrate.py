@@ -35,7 +35,7 @@ from qdq.planning.plan_edits import require_edits
 from qdq.planning.plan_file import read_plan_file
 from qdq.planning.planner import source_at_plan_opset
 from qdq.ranges.range_file import write_ranges
-from qdq.reports.report import ranges_summary, scales_summary
+from qdq.reports.scales_sections import ranges_summary, scales_summary
 from qdq.reports.sections import sections_text
 
 

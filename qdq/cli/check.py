@@ -32,7 +32,7 @@ from qdq.graph.loader import load
 from qdq.graph.source import Source
 from qdq.pipeline.fixer import fix
 from qdq.reports.changes import fixed_lines
-from qdq.reports.report import to_json
+from qdq.reports.json_output import to_json
 from qdq.reports.sarif import CheckedModel, to_github, to_sarif
 from qdq.rewriting.model_file import save
 from qdq.rules.rule import RuleSet

@@ -23,7 +23,7 @@ from qdq.graph.index import GraphIndex
 from qdq.graph.shape_profiles import Profile, parse_profile
 from qdq.observers.collection import CHECKPOINT_INTERVAL, Observing
 from qdq.ranges.tensor_ranges import Part, Ranges
-from qdq.reports.report import to_json
+from qdq.reports.json_output import to_json
 from qdq.reports.sections import Section, sections_text
 from qdq.rules.rule import RuleSet
 from qdq.rules.rule_files import load_rules

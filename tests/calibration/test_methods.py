@@ -27,7 +27,7 @@ from qdq.quantizer import E4M3, ELEMENT_TYPES, INT8, ElementType
 from qdq.ranges.exact_sum import ExactSum
 from qdq.ranges.histogram import Histogram
 from qdq.ranges.tensor_ranges import Ranges, TensorRange
-from qdq.reports.report import scales_summary
+from qdq.reports.scales_sections import scales_summary
 from tests.support.graphs import Array, build, convolution, node, noise
 from tests.support.paths import NETWORKS
 

@@ -638,11 +638,11 @@ def test_what_the_members_of_a_group_give_up_is_told(tmp_path: Path) -> None:
     )
     _, text, _ = run(*argv, "-o", tmp_path / "q.onnx")
     assert (
-        "3 tensors have the range of their scale group, 1 of them a larger one than their own\n"
+        "3 tensors have the range of their scale group, 1 of them a larger one than without it\n"
         in text
     )
     assert (
-        f"a: {seen['a']:.4g} of its own, {seen['b']:.4g} shared, {seen['b'] / seen['a']:.3g} times ({shared['a'].bits:.2g} bits)\n"
+        f"a: {seen['a']:.4g} alone, {seen['b']:.4g} shared, {seen['b'] / seen['a']:.3g} times ({shared['a'].bits:.2g} bits)\n"
         in text
     )
     told = json.loads(run(*argv, "-o", tmp_path / "r.onnx", "--format", "json")[1])["scales"][
@@ -680,10 +680,10 @@ def test_a_given_tensor_is_named_where_its_group_widens_it(tmp_path: Path) -> No
 
     assert code == 0
     assert (
-        "a was given 2, and has 8 as its scale group does\n  c was given 4, and has 8 as its scale group does\n"
+        "a: the given range is 2; its scale group has 8\n  c: the given range is 4; its scale group has 8\n"
         in text
     )
-    assert "b was given" not in text
+    assert "b: the given range" not in text
 
 
 def test_a_tensor_that_keeps_its_own_range_shares_nothing() -> None:
