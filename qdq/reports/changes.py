@@ -52,55 +52,81 @@ def change_line(change: PairChange) -> str:
     edge = str(change.edge)
     if change.moved_from:
         edge = f"{change.moved_from} => {edge}"
-    pair = change.old or change.new
-    if change.old and change.new and change.old != change.new:
-        pair = f"{change.old} -> {change.new}"
-    line = f"{_SIGNS[change.kind]} {edge}  {pair}"
-    if change.ratio is not None and change.ratio != 1.0:
-        line = f"{line} ({change.ratio:.4g} times)"
-    return f"{line}  {change.rules}" if change.rules else line
+    pair = _describe_pair(change.old, change.new)
+    sign = _SIGNS[change.kind]
+    line = f"{sign} {edge}  {pair}"
+    ratio = change.ratio
+    if ratio is not None and ratio != 1.0:
+        line += f" ({ratio:.4g} times)"
+    if change.rules:
+        line += f"  {change.rules}"
+    return line
 
 
 def existing_sections(existing: Existing) -> list[Section]:
-    """Return what happened to the quantization that a model had."""
-    operators = Counter(f"{node.op} {node.conversion}" for node in existing.converted)
-    lines = [f"{count} {operator}" for operator, count in operators.items()]
-    if existing.coarser:
-        coarser = sorted(existing.coarser, key=lambda activation: -activation.step_ratio)
-        lines.append(
-            f"{len(coarser)} tensors become symmetric INT8, with larger steps; these most:"
-        )
-        lines += [_coarser_line(activation) for activation in coarser[:_MOST_COARSER]]
-    lines += [_rescaled_line(weight) for weight in existing.weights]
+    """Return the changes of the quantization that a model had."""
+    lines = _count_conversions(existing)
+    coarser = sorted(existing.coarser, key=_step_ratio, reverse=True)
+    if coarser:
+        count = len(coarser)
+        lines.append(f"{count} tensors become symmetric INT8, with larger steps; these most:")
+        lines += map(_coarser_line, coarser[:_MOST_COARSER])
+    lines += map(_rescaled_line, existing.weights)
     if existing.calibrated:
+        count = len(existing.calibrated)
         tensors = join_names(existing.calibrated)
         lines.append(
-            f"{len(existing.calibrated)} tensors were calibrated, because they had no range or "
-            f"would get larger steps in symmetric INT8: {tensors}"
+            f"{count} tensors were calibrated, because they had no range or would get larger "
+            f"steps in symmetric INT8: {tensors}"
         )
+    section = Section("Was quantized already", tuple(lines))
     changes = diff_sections(existing.changes, _MOST_CHANGES)
-    return [Section("Was quantized already", tuple(lines)), *changes]
+    return [section, *changes]
 
 
 def fixed_lines(existing: Existing) -> list[str]:
     """Return the changes of a model that was fixed, one sentence per change."""
-    lines = [f"{node.node}: {node.op} {node.conversion}" for node in existing.converted]
-    lines += [_coarser_line(activation) for activation in existing.coarser]
-    lines += [_rescaled_line(weight) for weight in existing.weights]
+    lines = []
+    for node in existing.converted:
+        lines.append(f"{node.node}: {node.op} {node.conversion}")
+    lines += map(_coarser_line, existing.coarser)
+    lines += map(_rescaled_line, existing.weights)
     coarser_tensors = {activation.tensor for activation in existing.coarser}
     for change in existing.changes.pairs:
         # The line of a coarser activation describes its new format already.
-        if change.kind != FORMAT or change.edge.qualified_tensor not in coarser_tensors:
+        is_described = change.edge.qualified_tensor in coarser_tensors
+        if change.kind != FORMAT or not is_described:
             lines.append(change_line(change))
     return lines
+
+
+def _describe_pair(old: str, new: str) -> str:
+    """Return how a pair quantizes in the older and the newer model, once where that is equal."""
+    if old and new and old != new:
+        return f"{old} -> {new}"
+    return old or new
+
+
+def _count_conversions(existing: Existing) -> list[str]:
+    """Return how many nodes of each operator were first written in other operators."""
+    counts = Counter[str]()
+    for node in existing.converted:
+        counts[f"{node.op} {node.conversion}"] += 1
+    return [f"{count} {operator}" for operator, count in counts.items()]
+
+
+def _step_ratio(activation: CoarserActivation) -> float:
+    return activation.step_ratio
 
 
 def _summary_line(diff: PairDiff) -> str:
     counts = Counter(change.kind for change in diff.pairs)
     changes = []
     for kind in _SIGNS:
-        if counts[kind]:
-            changes.append(f"{counts[kind]} {_ADJECTIVES.get(kind, kind)}")
+        count = counts[kind]
+        if count:
+            adjective = _ADJECTIVES.get(kind, kind)
+            changes.append(f"{count} {adjective}")
     summary = ", ".join(changes) or "the same pairs"
     edges = f"{diff.old_pairs} quantized edges, then {diff.new_pairs}"
     return f"{diff.old} -> {diff.new}: {edges}: {summary}"
@@ -112,10 +138,12 @@ def _other_lines(diff: PairDiff) -> Iterator[str]:
     if diff.nodes_removed:
         yield f"nodes removed: {join_names(diff.nodes_removed)}"
     if diff.weights:
-        weights = [_weight_change(weight) for weight in diff.weights]
+        weights = list(map(_weight_change, diff.weights))
         yield f"stored weights that differ: {join_names(weights)}"
     for key, old, new in diff.metadata:
-        yield f"{key}: {_join_lines(old)} -> {_join_lines(new)}"
+        old_value = _join_lines(old)
+        new_value = _join_lines(new)
+        yield f"{key}: {old_value} -> {new_value}"
 
 
 def _weight_change(weight: WeightChange) -> str:

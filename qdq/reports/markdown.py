@@ -4,16 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+#: Characters that begin markup.
+_MARKUP = "*_<"
+
 
 def escape(text: str) -> str:
     """Return text in which Markdown sees no markup."""
-    return text.replace("*", r"\*").replace("_", r"\_").replace("<", r"\<")
+    for character in _MARKUP:
+        text = text.replace(character, f"\\{character}")
+    return text
 
 
 def escape_prose(text: str) -> str:
     """Return text in which Markdown sees no markup other than code."""
     pieces = text.split("`")
-    pieces[::2] = [escape(piece) for piece in pieces[::2]]
+    pieces[::2] = map(escape, pieces[::2])
     return "`".join(pieces)
 
 
@@ -42,11 +47,13 @@ def join_parts(parts: Iterable[str]) -> str:
 def format_table(headers: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     """Return a table; a vertical bar in a cell is escaped."""
     header_cells = list(headers)
-    lines = [_format_row(header_cells), _format_row("---" for _ in header_cells)]
-    lines += [_format_row(row) for row in rows]
+    rules = ["---"] * len(header_cells)
+    lines = [_format_row(header_cells), _format_row(rules)]
+    lines += map(_format_row, rows)
     return "\n".join(lines)
 
 
 def _format_row(cells: Iterable[str]) -> str:
     escaped = [cell.replace("|", r"\|") for cell in cells]
-    return f"| {' | '.join(escaped)} |"
+    row = " | ".join(escaped)
+    return f"| {row} |"

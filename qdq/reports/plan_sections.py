@@ -13,9 +13,10 @@ from qdq.target import DEFAULT_TARGET
 def plan_summary(plan: Plan) -> Section:
     """Return how many edges each rule decided."""
     lines = [_summary_line(plan), *plan.notes]
-    if plan.scale_groups:
-        groups = count_noun(len(plan.scale_groups), "group")
-        verb = "shares" if len(plan.scale_groups) == 1 else "share"
+    count = len(plan.scale_groups)
+    if count:
+        groups = count_noun(count, "group")
+        verb = "shares" if count == 1 else "share"
         lines.append(f"{groups} of tensors {verb} a scale")
     for item in plan.left_float:
         if item.because in (BODY, FUNCTION):
@@ -37,8 +38,10 @@ def build_search_section(result: BisectionResult) -> Section:
     """Return the nodes left in float so that the model builds, with the compiler's messages."""
     lines = []
     for refused in result.refused:
-        lines.append(f"left in float: {', '.join(refused.groups)}: {refused.message}")
-    lines.append(f"the model builds; the search took {count_noun(result.builds, 'build')}")
+        nodes = ", ".join(refused.groups)
+        lines.append(f"left in float: {nodes}: {refused.message}")
+    builds = count_noun(result.builds, "build")
+    lines.append(f"the model builds; the search took {builds}")
     return Section("Building", tuple(lines))
 
 
@@ -56,7 +59,12 @@ def _count_decisions(plan: Plan) -> list[tuple[str, str, int]]:
     quantized = Counter[str]()
     for placement in plan.placements:
         quantized.update(placement.because)
-    left_float = Counter(item.because for item in plan.left_float)
-    rows = [(rule, "quantize", count) for rule, count in sorted(quantized.items())]
-    rows += [(rule, "leave in float", count) for rule, count in sorted(left_float.items())]
+    left_float = Counter[str]()
+    for item in plan.left_float:
+        left_float[item.because] += 1
+    rows = []
+    for rule, count in sorted(quantized.items()):
+        rows.append((rule, "quantize", count))
+    for rule, count in sorted(left_float.items()):
+        rows.append((rule, "leave in float", count))
     return rows

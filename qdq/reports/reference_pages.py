@@ -75,7 +75,7 @@ def findings_page() -> str:
     ]
     for severity in SEVERITIES:
         problems = [problem for problem in PROBLEMS.values() if problem.severity == severity]
-        titles = [f"[{item.code}](#{item.code}): {escape(item.title)}" for item in problems]
+        titles = [_list_item(problem.code, problem.title) for problem in problems]
         parts += [f"## {severity.capitalize()}s", join_items(titles)]
         for problem in problems:
             parts += _problem_parts(problem)
@@ -84,14 +84,18 @@ def findings_page() -> str:
 
 def rule_lines(rule: Rule) -> list[str]:
     """Return the decision of a rule, one line per key: where, given, then, beats."""
-    lines = [f"where: {_describe_where(rule.where)}"]
-    if rule.given:
-        numbers = [f"{name} {number:g}" for name, number in rule.given]
-        lines.append(f"given: {', '.join(numbers)}")
-    lines.append(f"then: {rule.then} {rule.using}".rstrip())
+    where = _describe_where(rule.where)
+    lines = [f"where: {where}"]
+    numbers = [f"{name} {number:g}" for name, number in rule.given]
+    if numbers:
+        text = ", ".join(numbers)
+        lines.append(f"given: {text}")
+    decision = f"then: {rule.then} {rule.using}"
+    lines.append(decision.rstrip())
     if rule.beats:
-        beaten = ["all others" if name == "*" else name for name in rule.beats]
-        lines.append(f"beats: {', '.join(beaten)}")
+        beaten = ", ".join(rule.beats)
+        beaten = beaten.replace("*", "all others")
+        lines.append(f"beats: {beaten}")
     return lines
 
 
@@ -120,9 +124,11 @@ def _describe_where(where: Where) -> str:
     lines = []
     for key, names in patterns.items():
         if names:
-            lines.append(f"{key} {' or '.join(names)}")
+            alternatives = " or ".join(names)
+            lines.append(f"{key} {alternatives}")
     if where.target:
-        lines.append(f"target {_describe_target(where)}")
+        target = _describe_target(where)
+        lines.append(f"target {target}")
     return "; ".join(lines)
 
 
@@ -145,7 +151,12 @@ def _set_description(name: str) -> list[str]:
 
 
 def _list_rules(rules: RuleSet) -> str:
-    return join_items(f"[{rule.name}](#{rule.name}): {escape(rule.says)}" for rule in rules.rules)
+    return join_items(_list_item(rule.name, rule.says) for rule in rules.rules)
+
+
+def _list_item(anchor: str, sentence: str) -> str:
+    """Return a sentence with a link to its section."""
+    return f"[{anchor}](#{anchor}): {escape(sentence)}"
 
 
 def _rule_parts(rule: Rule, rules: RuleSet) -> list[str]:
@@ -162,7 +173,9 @@ def _rule_parts(rule: Rule, rules: RuleSet) -> list[str]:
     if rule.evidence:
         items.append(f"evidence: {escape(rule.evidence)}")
     parts.append(join_items(items))
-    cases = [f"{name}: {escape(description)}" for name, description in case_names(rule)]
+    cases = []
+    for name, description in case_names(rule):
+        cases.append(f"{name}: {escape(description)}")
     if cases:
         parts += ["Cases:", join_items(cases)]
     return parts
@@ -183,8 +196,11 @@ def _problem_parts(problem: Problem) -> list[str]:
 def _fact_items(facts: Mapping[str, Callable[..., bool]]) -> list[str]:
     items = []
     for name, fact in sorted(facts.items()):
+        docstring = fact.__doc__ or ""
+        description = " ".join(docstring.split())
+        head = f"**`{name}`**"
         parameters = fact_parameters(fact)
-        needs = f"; asks for {join_code(parameters)}" if parameters else ""
-        description = " ".join((fact.__doc__ or "").split())
-        items.append(f"**`{name}`**{needs}: {description}")
+        if parameters:
+            head += f"; asks for {join_code(parameters)}"
+        items.append(f"{head}: {description}")
     return items

@@ -97,9 +97,10 @@ def _make_notification(checked: CheckedModel) -> _Json:
 
 def _make_rule(problem: Problem) -> _Json:
     words = problem.code.split("-")
-    name = "".join(word.capitalize() for word in words)
-    text = f"{_end_sentence(problem.cost)} Fix: {_end_sentence(problem.fix)}"
-    markdown = f"{text}\n\n[{problem.page}]({problem.page})"
+    name = "".join(map(str.capitalize, words))
+    text = _join_sentences(problem.cost, problem.fix)
+    page = problem.page
+    markdown = f"{text}\n\n[{page}]({page})"
     return {
         "id": problem.code,
         "name": name,
@@ -107,7 +108,7 @@ def _make_rule(problem: Problem) -> _Json:
         "fullDescription": {"text": text},
         "help": {"text": text, "markdown": markdown},
         "defaultConfiguration": {"level": problem.severity},
-        "properties": {"page": problem.page},
+        "properties": {"page": page},
     }
 
 
@@ -128,16 +129,25 @@ def _make_result(model: str, finding: Finding, rule_index: int) -> _Json:
 
 
 def _make_location(model: str) -> _Json:
-    path = relative_posix_path(Path(model), Path())
+    file = Path(model)
+    path = relative_posix_path(file, Path())
     if path.startswith("../") or Path(path).is_absolute():
-        return {"artifactLocation": {"uri": Path(model).absolute().as_uri()}}
-    return {"artifactLocation": {"uri": quote(path), "uriBaseId": _ROOT}}
+        uri = file.absolute().as_uri()
+        return {"artifactLocation": {"uri": uri}}
+    uri = quote(path)
+    return {"artifactLocation": {"uri": uri, "uriBaseId": _ROOT}}
 
 
 def _finding_text(finding: Finding) -> str:
     """Return a finding as two sentences: the place with the problem, and the fix."""
-    text = f"{_end_sentence(finding.problem)} Fix: {_end_sentence(finding.fix)}"
+    text = _join_sentences(finding.problem, finding.fix)
     return f"{finding.where}: {text}" if finding.where else text
+
+
+def _join_sentences(fact: str, fix: str) -> str:
+    fact = _end_sentence(fact)
+    fix = _end_sentence(fix)
+    return f"{fact} Fix: {fix}"
 
 
 def _end_sentence(text: str) -> str:

@@ -17,29 +17,31 @@ _MOST_SHARED = 5
 
 
 def scales_summary(scales: Scales) -> Section:
-    """Return what the scales were computed from."""
+    """Return the method and data of the scales, and the tensors that need attention."""
     source = f"{scales.method}, no data was run"
     if scales.data:
-        samples = f"{scales.samples} samples{_batch_suffix(scales.batch)}"
+        samples = _describe_samples(scales.samples, scales.batch)
         source = f"{scales.method} over {samples} of {scales.data}"
-    lines = [f"{source}: {len(scales.by_pair)} pairs"]
+    count = len(scales.by_pair)
+    lines = [f"{source}: {count} pairs"]
     if scales.data == NOISE:
         lines.append("calibrated on noise: the scales mean nothing for real inputs")
     for tensor in scales.dead:
         lines.append(f"{tensor} held only zeros; its scale is a placeholder")
-    lines += [_outlier_line(outlier) for outlier in scales.outliers]
+    lines += map(_outlier_line, scales.outliers)
     lines += given_lines(scales)
     lines += shared_lines(scales.shared)
     return Section("Calibration", tuple(lines))
 
 
 def ranges_summary(ranges: Ranges) -> Section:
-    """Return what was observed."""
-    samples = f"{ranges.samples} samples{_batch_suffix(ranges.batch)}"
-    line = f"{len(ranges.by_tensor)} tensors over {samples} of {ranges.data}"
+    """Return the number of observed tensors and samples."""
+    count = len(ranges.by_tensor)
+    samples = _describe_samples(ranges.samples, ranges.batch)
+    line = f"{count} tensors over {samples} of {ranges.data}"
     if ranges.missing:
         parts = ", ".join(map(str, ranges.parts))
-        line = f"{line}, parts {parts} of {ranges.of}"
+        line += f", parts {parts} of {ranges.of}"
     return Section("Ranges", (line,))
 
 
@@ -49,16 +51,20 @@ def given_lines(scales: Scales) -> list[str]:
     if summary is None:
         return []
     name = summary.name
-    renamed = [f"{t.tensor} from {t.source_tensor}" for t in summary.tensors if t.source_tensor]
+    count = len(summary.tensors)
+    renamed = []
+    for applied in summary.tensors:
+        if applied.source_tensor:
+            renamed.append(f"{applied.tensor} from {applied.source_tensor}")
     missing_use = "calibrated" if scales.data else "constant: their largest value"
-    lines = [f"{name} gives the ranges of {len(summary.tensors)} tensors"]
+    lines = [f"{name} gives the ranges of {count} tensors"]
     lines += _list_tensors("take the range of a tensor that holds all of their values", renamed)
     lines += _list_tensors(f"not in {name}, and {missing_use}", summary.missing)
     lines += _list_tensors(f"in {name}, but not in the graph", summary.unknown)
     # The changes of a model's own pairs are reported pair by pair.
     if not name.endswith(OWN_RANGES_NAME):
         lines += _list_tensors(f"in {name}, but not quantized by the plan", summary.unplanned)
-    lines += [_widened_line(shared) for shared in widened_ranges(scales)]
+    lines += map(_widened_line, widened_ranges(scales))
     return lines
 
 
@@ -83,36 +89,38 @@ def shared_lines(shared_ranges: Sequence[SharedRange]) -> list[str]:
         return []
     wider = [shared for shared in shared_ranges if shared.bits > 0.0]
     wider.sort(key=lambda shared: -shared.bits)
+    count = len(shared_ranges)
+    wider_count = len(wider) or "none"
     line = (
-        f"{len(shared_ranges)} tensors have the range of their scale group, "
-        f"{len(wider) or 'none'} of them a larger one than without it"
+        f"{count} tensors have the range of their scale group, {wider_count} of them a larger "
+        "one than without it"
     )
     if len(wider) > _MOST_SHARED:
-        line = f"{line}; these lose most"
+        line += "; these lose most"
     return [line, *map(_shared_line, wider[:_MOST_SHARED])]
 
 
 def _shared_line(shared: SharedRange) -> str:
-    ratio = shared.amax / shared.own_amax
-    return (
-        f"{shared.tensor}: {shared.own_amax:.4g} alone, {shared.amax:.4g} shared, "
-        f"{ratio:.3g} times ({shared.bits:.2g} bits)"
-    )
+    own_amax = shared.own_amax
+    amax = shared.amax
+    ratio = amax / own_amax
+    bits = shared.bits
+    ranges = f"{own_amax:.4g} alone, {amax:.4g} shared"
+    return f"{shared.tensor}: {ranges}, {ratio:.3g} times ({bits:.2g} bits)"
 
 
 def _widened_line(shared: SharedRange) -> str:
-    return (
-        f"{shared.tensor}: the given range is {shared.own_amax:.4g}; its scale group has "
-        f"{shared.amax:.4g}"
-    )
+    own_amax = shared.own_amax
+    amax = shared.amax
+    return f"{shared.tensor}: the given range is {own_amax:.4g}; its scale group has {amax:.4g}"
 
 
 def _outlier_line(outlier: OutlierTensor) -> str:
-    ratio = outlier.amax / outlier.clipped_at
-    return (
-        f"{outlier.tensor} reaches {outlier.amax:.3g} and is clipped at "
-        f"{outlier.clipped_at:.3g}: its outliers are {ratio:.0f} times its range"
-    )
+    amax = outlier.amax
+    clipped_at = outlier.clipped_at
+    ratio = amax / clipped_at
+    clipping = f"reaches {amax:.3g} and is clipped at {clipped_at:.3g}"
+    return f"{outlier.tensor} {clipping}: its outliers are {ratio:.0f} times its range"
 
 
 def _find_named_tensors(summary: GivenSummary) -> set[str]:
@@ -122,8 +130,15 @@ def _find_named_tensors(summary: GivenSummary) -> set[str]:
 
 def _list_tensors(fact: str, names: Sequence[str]) -> list[str]:
     """Return a line about some tensors; none where there are none."""
-    return [f"{len(names)} {fact}: {join_names(names)}"] if names else []
+    if not names:
+        return []
+    count = len(names)
+    tensors = join_names(names)
+    return [f"{count} {fact}: {tensors}"]
 
 
-def _batch_suffix(batch: str) -> str:
-    return "" if batch in ("", "1") else f" of batch {batch}"
+def _describe_samples(count: int, batch: str) -> str:
+    """Return the number of samples, and their batch where it is not 1."""
+    if batch in ("", "1"):
+        return f"{count} samples"
+    return f"{count} samples of batch {batch}"

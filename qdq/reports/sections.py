@@ -34,17 +34,22 @@ def join_names(names: Sequence[str]) -> str:
     """Return names separated by commas; of many names the first ones, and how many more."""
     text = ", ".join(names[:_MOST_NAMES])
     more = len(names) - _MOST_NAMES
-    return f"{text} and {more} more (JSON lists all)" if more > 0 else text
+    if more > 0:
+        text += f" and {more} more (JSON lists all)"
+    return text
 
 
 def count_noun(count: int, noun: str) -> str:
     """Return a count with its noun, which takes an s unless it is one."""
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+    if count != 1:
+        noun += "s"
+    return f"{count} {noun}"
 
 
 def _markdown_blocks(section: Section) -> list[str]:
     blocks = [f"## {section.title}"]
-    blocks += [f"- {line}" for line in section.lines]
+    for line in section.lines:
+        blocks.append(f"- {line}")
     if section.rows:
         blocks += ["", _format_table(section, "github")]
     return blocks
