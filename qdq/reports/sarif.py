@@ -96,8 +96,7 @@ def _make_notification(checked: CheckedModel) -> _Json:
 
 
 def _make_rule(problem: Problem) -> _Json:
-    words = problem.code.split("-")
-    name = "".join(map(str.capitalize, words))
+    name = "".join(map(str.capitalize, problem.code.split("-")))
     text = _join_sentences(problem.cost, problem.fix)
     page = problem.page
     markdown = f"{text}\n\n[{page}]({page})"
