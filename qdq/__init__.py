@@ -1,12 +1,12 @@
-"""qdq: Q/DQ pairs where TensorRT wants them, in exported ONNX graphs, and the proof.
+"""Insert, repair and check Q/DQ pairs in exported ONNX graphs for TensorRT.
 
 >>> import qdq
 >>> result = qdq.quantize("model.onnx", "samples/")
 >>> result.plan.placements[0].because
 ('weighted-inputs',)
 
-Every function takes a path, an ``onnx.ModelProto`` or a graphsurgeon Graph, returns records and
-models, prints nothing, and raises `QdqError` with one sentence for the user.
+Every function takes a path, an ``onnx.ModelProto`` or a graphsurgeon Graph. It returns records and
+models, prints nothing, and raises `QdqError` with a message for the user.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-#: Where each public name lives; imported when first used, so that `qdq --help` stays quick.
+#: The module of each public name, imported on first use so that `qdq --help` stays fast.
 _HOME = {
     "Finding": "qdq.checking.finding",
     "Fixed": "qdq.pipeline.fixer",

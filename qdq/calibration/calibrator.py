@@ -1,30 +1,25 @@
-"""Ranges -> Scales: one scale for each pair, or one for each channel of a weight."""
+"""Calibration: the scales of a plan from the ranges of its tensors."""
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping, Set
+from collections.abc import Set
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeAlias
 
-import numpy as np
-
-from qdq.arrays import Array
 from qdq.calibration.methods import DEFAULT_METHOD, Method, parse_method
-from qdq.calibration.scales import OutlierTensor, PairScale, Scales
-from qdq.calibration.shared_scales import share_ranges
-from qdq.calibration.weight_scales import least_error_amax, least_shift_amax
+from qdq.calibration.pair_scales import DEAD_AMAX, PairScaler
+from qdq.calibration.scales import OutlierTensor, Scales
+from qdq.calibration.shared_scales import Amax, share_ranges
 from qdq.data.feeds import DataLike
-from qdq.errors import DataError, ModelError, PlanError
-from qdq.graph.bodies import qualified_name
+from qdq.errors import DataError, PlanError
 from qdq.graph.index import GraphIndex
 from qdq.graph.loader import load
-from qdq.graph.operands import channel_amax, reshape_by_channels
 from qdq.graph.source import ModelLike
 from qdq.observers.collection import DEFAULT_OBSERVING, CollectionJob, Observing
 from qdq.observers.distributed import collect_ranges
-from qdq.planning.decisions import Placement, Plan, group_by_pair
+from qdq.planning.decisions import Plan, group_by_pair
 from qdq.planning.plan_edits import require_model
 from qdq.planning.planner import source_at_plan_opset
 from qdq.quantizer import ELEMENT_TYPES, INT8
@@ -34,20 +29,19 @@ from qdq.ranges.given_ranges import (
     complete_without_data,
     match_given_ranges,
 )
-from qdq.ranges.tensor_ranges import Ranges, TensorRange
+from qdq.ranges.tensor_ranges import Part, Ranges, TensorRange
 from qdq.runtime.session import Progress
 
-#: Ranges from elsewhere: what someone says, or what was observed before.
+#: Ranges from another source: given by a caller or a file, or observed earlier.
 KnownRanges: TypeAlias = GivenRanges | Ranges
 
-#: The range given to a tensor or channel that is zero throughout: any scale would do, this one is harmless.
-DEAD_AMAX = 1.0
-
-#: A tensor that was seen to reach this many times its range is named: its largest values are outliers, and clipped.
+#: A tensor that reaches this many times its range is reported: its largest values are outliers
+#: and are clipped.
 OUTLIER_RATIO = 8.0
 
-#: Weights whose scales are chosen side by side; more threads would only wait for Python's lock between the passes over small ones.
-_AT_ONCE = 4
+#: Threads that choose scales of weights. More of them would wait for Python's lock between the
+#: passes over small weights.
+_MOST_THREADS = 4
 
 
 def calibrate(  # noqa: PLR0913 keyword arguments of the public function
@@ -62,17 +56,18 @@ def calibrate(  # noqa: PLR0913 keyword arguments of the public function
     observing: Observing = DEFAULT_OBSERVING,
     given: KnownRanges | None = None,
 ) -> Scales:
-    """Return the scales of a plan, computed by running the float model over the data in ONNX Runtime.
+    """Return the scales of a plan, from runs of the float model over the data in ONNX Runtime.
 
-    `method` and `weights` are as `parse_method` takes them. What is `given` takes the place of what the method finds;
-    with no data at all it must have every planned activation, and weights take their largest values, or with
-    ``mse`` those. Raises PlanError if the plan is another model's, DataError for data or given ranges that do not fit.
+    `method` and `weights` are as `parse_method` accepts them. A `given` range replaces the one
+    that the method would choose. Without data, `given` must hold every planned activation, and
+    weights take their largest values, or their least-error ranges with ``mse``. Raises PlanError
+    for the plan of another model, and DataError for data or given ranges that do not fit.
     """
+    weighted_method = parse_method(method, weights)
     index = GraphIndex(source_at_plan_opset(load(model), plan))
-    job = CollectionJob(
-        index, plan, data, (way := parse_method(method, weights)).needs_histogram, batch
-    )
-    return compute_scales(job, way, observing, progress, given)[0]
+    job = CollectionJob(index, plan, data, weighted_method.needs_histogram, batch)
+    scales, _ = compute_scales(job, weighted_method, observing, progress, given)
+    return scales
 
 
 def observe(  # noqa: PLR0913 keyword arguments of the public function
@@ -85,16 +80,16 @@ def observe(  # noqa: PLR0913 keyword arguments of the public function
     progress: Progress | None = None,
     observing: Observing = DEFAULT_OBSERVING,
 ) -> Ranges:
-    """Return what the activations of a plan were seen to hold: all that any method needs, or for ``max`` the largest values only.
+    """Return the observed ranges of a plan's activations.
 
-    With `observing.part` of some of the samples. `qdq.merge` joins ranges; `given` of `quantize` and `calibrate` takes them.
+    They hold the statistics that any method needs, or for ``max`` the largest values only.
+    `observing.part` selects a part of the samples. `qdq.merge` joins the ranges of several parts,
+    and `quantize` and `calibrate` accept ranges as `given`.
     """
     index = GraphIndex(source_at_plan_opset(load(model), plan))
-    return observe_job(
-        CollectionJob(index, plan, data, parse_method(method).needs_histogram, batch),
-        observing,
-        progress,
-    )
+    needs_histogram = parse_method(method).needs_histogram
+    job = CollectionJob(index, plan, data, needs_histogram, batch)
+    return observe_job(job, observing, progress)
 
 
 def compute_scales(
@@ -102,200 +97,191 @@ def compute_scales(
     method: Method,
     observing: Observing = DEFAULT_OBSERVING,
     progress: Progress | None = None,
-    given: KnownRanges | None = None,
+    known_ranges: KnownRanges | None = None,
 ) -> tuple[Scales, Ranges]:
-    """Return the scales of an indexed model's plan, and the ranges that they were chosen from: observed now or before, or given."""
+    """Return the scales of an indexed model's plan, and the ranges that they were chosen from.
+
+    The ranges were observed now or earlier, or were given. Raises PlanError for the plan of
+    another model, and DataError for data or ranges that do not fit.
+    """
     require_model(job.plan, job.index)
-    found = (
-        match_given_ranges(job.index, job.plan, given) if isinstance(given, GivenRanges) else None
-    )
-    if given is None or job.data is not None:
-        if isinstance(given, Ranges):
-            raise DataError(
-                f"{given.data}: its ranges were observed before, and more data would count beside them; leave out one of both"
-            )
+    summary = None
+    if isinstance(known_ranges, GivenRanges):
+        summary = match_given_ranges(job.index, job.plan, known_ranges)
+    if isinstance(known_ranges, Ranges):
+        _require_no_data(job, known_ranges)
+        ranges = known_ranges
+    elif known_ranges is None or job.data is not None:
         ranges = collect_ranges(job, observing, progress)
     else:
-        ranges = given if isinstance(given, Ranges) else _said(job, found)
-    return choose_scales(job.index, job.plan, ranges, method, found), ranges
+        ranges = _make_given_ranges(job, summary)
+    return choose_scales(job.index, job.plan, ranges, method, summary), ranges
 
 
 def observe_job(
     job: CollectionJob, observing: Observing = DEFAULT_OBSERVING, progress: Progress | None = None
 ) -> Ranges:
-    """Return what the planned activations of an indexed model were seen to hold; raises PlanError if the plan is another model's."""
+    """Return the observed ranges of an indexed model's planned activations.
+
+    Raises PlanError for the plan of another model.
+    """
     require_model(job.plan, job.index)
     return collect_ranges(job, observing, progress)
 
 
 def choose_scales(
-    index: GraphIndex, plan: Plan, ranges: Ranges, method: Method, found: GivenSummary | None = None
+    index: GraphIndex,
+    plan: Plan,
+    ranges: Ranges,
+    method: Method,
+    summary: GivenSummary | None = None,
 ) -> Scales:
-    """Return the scales that a method makes of ranges, given ones in their place; scale groups get the largest range in them."""
+    """Return the scales that a method chooses from ranges.
+
+    A given range in `summary` replaces the chosen one. Every tensor of a scale group gets the
+    largest range in it. Raises PlanError or DataError for ranges that lack a planned tensor.
+    """
     if not ranges.samples:
         method = method.without_data
-    by_tensor = {seen.tensor: seen for seen in ranges.by_tensor}
-    observed = {
-        (tensor, quantizer.dtype): quantizer.element
-        for tensor, quantizer in group_by_pair(plan)
-        if quantizer.calibrated
-    }
-    given, weights = (found.amax, found.weight_amax) if found else ({}, {})
-    _require_ranges(plan, ranges, {tensor for tensor, _ in observed if tensor not in given}, method)
-    chosen = found.bounded if found and ranges.samples else frozenset()
-    own = {
-        (tensor, dtype): given[tensor]
-        if tensor in given and tensor not in chosen
-        else min(method.amax(by_tensor[tensor], element), given.get(tensor, math.inf))
-        for (tensor, dtype), element in observed.items()
-    }
-    amax, shared = share_ranges(plan.scale_groups, own)
-    with ThreadPoolExecutor(min(os.cpu_count() or 1, _AT_ONCE)) as pool:
-        pairs = tuple(
-            pool.map(
-                lambda placements: _pair_scale(
-                    index, placements, by_tensor, amax, method.weights, weights
-                ),
-                group_by_pair(plan).values(),
-            )
-        )
+    own_amax = _choose_amax(plan, ranges, method, summary)
+    amax, shared = share_ranges(plan.scale_groups, own_amax)
+    scaler = PairScaler(index, ranges, amax, method.weights, summary)
+    threads = min(os.cpu_count() or 1, _MOST_THREADS)
+    with ThreadPoolExecutor(threads) as pool:
+        pairs = tuple(pool.map(scaler.compute, group_by_pair(plan).values()))
     index.forget_constants()
-    dead = tuple(
-        seen.tensor for seen in ranges.by_tensor if given.get(seen.tensor, seen.amax) == 0.0
-    )
     return Scales(
-        plan.key,
-        str(method),
-        ranges.data,
-        ranges.samples,
-        pairs,
-        dead,
-        ranges.batch,
-        _outliers(ranges, amax),
-        shared,
-        found,
+        plan=plan.key,
+        method=str(method),
+        data=ranges.data,
+        samples=ranges.samples,
+        by_pair=pairs,
+        dead=_find_dead_tensors(ranges, summary),
+        batch=ranges.batch,
+        outliers=_find_outliers(ranges, amax),
+        shared=shared,
+        given_ranges=summary,
     )
 
 
 def choose_ranges(ranges: Ranges, method: Method) -> dict[str, float]:
-    """Return the INT8 range that a method makes of each observed tensor, those that share one among them.
+    """Return the INT8 range that a method chooses for each observed tensor.
 
-    Raises DataError where parts of the samples are missing, or histograms that the method needs.
+    Tensors of one scale group get one range. Raises DataError where parts of the samples are
+    missing, or histograms that the method needs.
     """
-    _require_whole(ranges, method)
-    own = {(seen.tensor, INT8): method.amax(seen, ELEMENT_TYPES[INT8]) for seen in ranges.by_tensor}
-    return {
-        tensor: amax or DEAD_AMAX
-        for (tensor, _), amax in share_ranges(ranges.groups, own)[0].items()
-    }
+    _require_complete(ranges, method)
+    element = ELEMENT_TYPES[INT8]
+    own_amax = {}
+    for item in ranges.by_tensor:
+        own_amax[item.tensor, INT8] = method.amax(item, element)
+    shared_amax, _ = share_ranges(ranges.groups, own_amax)
+    return {tensor: amax or DEAD_AMAX for (tensor, _), amax in shared_amax.items()}
 
 
-def _said(job: CollectionJob, found: GivenSummary | None) -> Ranges:
-    """Return ranges made of given ones alone."""
-    amax = complete_without_data(job.index, job.plan, found) if found else {}
-    return Ranges(
-        job.plan.digest, "", 0, tuple(TensorRange(tensor, value) for tensor, value in amax.items())
-    )
+def _choose_amax(plan: Plan, ranges: Ranges, method: Method, summary: GivenSummary | None) -> Amax:
+    """Return the range of each planned activation alone, by tensor and element type."""
+    elements = {}
+    for tensor, quantizer in group_by_pair(plan):
+        if quantizer.calibrated:
+            elements[tensor, quantizer.dtype] = quantizer.element
+    given_amax = summary.amax if summary else {}
+    needed = {tensor for tensor, _ in elements if tensor not in given_amax}
+    _require_ranges(plan, ranges, needed, method)
+    # A bound only replaces the chosen range where no samples were run.
+    bounded = summary.bounded if summary and ranges.samples else frozenset[str]()
+    by_tensor = {item.tensor: item for item in ranges.by_tensor}
+    amax = {}
+    for (tensor, dtype), element in elements.items():
+        bound = given_amax.get(tensor, math.inf)
+        if tensor in given_amax and tensor not in bounded:
+            amax[tensor, dtype] = bound
+        else:
+            chosen_amax = method.amax(by_tensor[tensor], element)
+            amax[tensor, dtype] = min(chosen_amax, bound)
+    return amax
+
+
+def _make_given_ranges(job: CollectionJob, summary: GivenSummary | None) -> Ranges:
+    """Return ranges of no samples, made from given ranges alone."""
+    amax = complete_without_data(job.index, job.plan, summary) if summary else {}
+    by_tensor = tuple(TensorRange(tensor, value) for tensor, value in amax.items())
+    return Ranges(job.plan.digest, "", 0, by_tensor)
+
+
+def _find_dead_tensors(ranges: Ranges, summary: GivenSummary | None) -> tuple[str, ...]:
+    """Return the tensors whose range is 0."""
+    given_amax = summary.amax if summary else {}
+    tensors = []
+    for item in ranges.by_tensor:
+        amax = given_amax.get(item.tensor, item.amax)
+        if amax == 0.0:
+            tensors.append(item.tensor)
+    return tuple(tensors)
+
+
+def _find_outliers(ranges: Ranges, amax: Amax) -> tuple[OutlierTensor, ...]:
+    """Return the tensors that reach `OUTLIER_RATIO` times their range, the farthest first."""
+    least_amax: dict[str, float] = {}
+    for (tensor, _), value in amax.items():
+        least_amax[tensor] = min(value, least_amax.get(tensor, value))
+    outliers = []
+    for item in ranges.by_tensor:
+        clipped_at = least_amax.get(item.tensor, 0.0)
+        if 0.0 < clipped_at <= item.amax / OUTLIER_RATIO:
+            outlier = OutlierTensor(item.tensor, item.amax, clipped_at)
+            outliers.append(outlier)
+    outliers.sort(key=lambda outlier: outlier.clipped_at / outlier.amax)
+    return tuple(outliers)
+
+
+def _require_no_data(job: CollectionJob, ranges: Ranges) -> None:
+    if job.data is not None:
+        raise DataError(
+            f"{ranges.data}: these ranges were observed earlier, so no samples are run. "
+            "Drop the data, or add ranges with 'qdq ranges merge'."
+        )
 
 
 def _require_ranges(plan: Plan, ranges: Ranges, needed: Set[str], method: Method) -> None:
-    """Raise PlanError or DataError unless ranges hold all that a plan and a method need of them."""
+    """Raise PlanError or DataError unless ranges hold everything that a plan and a method need."""
     if ranges.model != plan.digest:
         raise PlanError(
-            "the ranges were observed for another model; observe them again with this one"
+            "the ranges were observed for another model. Observe them again with this one."
         )
-    _require_whole(ranges, method)
-    if lacking := sorted(needed - set(ranges.tensors)):
+    _require_complete(ranges, method)
+    missing = sorted(needed - set(ranges.tensors))
+    if missing:
         raise PlanError(
-            f"the ranges lack {len(lacking)} tensors that the plan quantizes, {lacking[0]!r} first; observe them again with this plan"
+            f"the ranges lack {len(missing)} tensors that the plan quantizes, first "
+            f"{missing[0]!r}. Observe them again with this plan."
         )
-    unseen = {seen.tensor for seen in ranges.by_tensor if not seen.seen}
-    for edge in (
-        placement.edge
-        for placement in plan.placements
-        if placement.edge.qualified_tensor in unseen & needed
-    ):
-        hint = f"give data that does, or leave it in float: --leave-float '{edge.graph}/*'"
-        raise DataError(
-            f"{ranges.data}: no sample runs the body {edge.graph}, so {edge.tensor!r} has no range; {hint}"
-        )
+    _require_computed(plan, ranges, needed)
 
 
-def _require_whole(ranges: Ranges, method: Method) -> None:
+def _require_computed(plan: Plan, ranges: Ranges, needed: Set[str]) -> None:
+    """Raise DataError for a needed tensor in a subgraph that no sample ran."""
+    not_computed = {item.tensor for item in ranges.by_tensor if not item.seen}
+    missing = not_computed & needed
+    for placement in plan.placements:
+        edge = placement.edge
+        if edge.qualified_tensor in missing:
+            raise DataError(
+                f"{ranges.data}: no sample runs the subgraph {edge.graph}, so {edge.tensor!r} has "
+                "no range. Add data that runs it, or keep it in float with "
+                f"--leave-float '{edge.graph}/*'."
+            )
+
+
+def _require_complete(ranges: Ranges, method: Method) -> None:
+    """Raise DataError where ranges lack parts of the samples, or histograms."""
     if ranges.missing:
+        part = Part(ranges.missing[0], ranges.of)
         raise DataError(
-            f"{ranges.data}: part {ranges.missing[0]}/{ranges.of} of the samples is missing in the ranges; merge all parts first"
+            f"{ranges.data}: the ranges lack part {part} of the samples. Merge all parts first."
         )
-    if method.needs_histogram and any(seen.histogram is None for seen in ranges.by_tensor):
+    if method.needs_histogram and any(item.histogram is None for item in ranges.by_tensor):
         raise DataError(
-            f"the ranges hold largest values only, which --method {method} cannot use; observe them again for it, or use --method max"
+            f"the ranges hold largest values only, which --method {method} cannot use. "
+            "Observe them again for it, or pass --method max."
         )
-
-
-def _outliers(ranges: Ranges, amax: Mapping[tuple[str, str], float]) -> tuple[OutlierTensor, ...]:
-    """Return the tensors that reach many times their range, the farthest first."""
-    least: dict[str, float] = {}
-    for (tensor, _), value in amax.items():
-        least[tensor] = min(value, least.get(tensor, value))
-    found = [
-        OutlierTensor(seen.tensor, seen.amax, least[seen.tensor])
-        for seen in ranges.by_tensor
-        if 0.0 < least.get(seen.tensor, 0.0) <= seen.amax / OUTLIER_RATIO
-    ]
-    return tuple(sorted(found, key=lambda far: far.clipped_at / far.amax))
-
-
-def _pair_scale(
-    index: GraphIndex,
-    placements: tuple[Placement, ...],
-    ranges: dict[str, TensorRange],
-    amax: dict[tuple[str, str], float],
-    way: str,
-    given: Mapping[tuple[str, int | None], tuple[float, ...]],
-) -> PairScale:
-    tensor, quantizer = placements[0].edge.qualified_tensor, placements[0].quantizer
-    if quantizer.calibrated:
-        values = np.array([amax[tensor, quantizer.dtype]])
-    elif (tensor, quantizer.axis) in given:
-        values = np.array(given[tensor, quantizer.axis])
-    else:
-        values = _weight_amax(index, placements, ranges, way)
-    values = np.where(values > 0.0, values, values.dtype.type(DEAD_AMAX))
-    scales = np.maximum(
-        (values / values.dtype.type(quantizer.element.largest)).astype(np.float32),
-        np.finfo(np.float32).tiny,
-    )
-    return PairScale(tensor, quantizer, tuple(float(s) for s in scales))
-
-
-def _weight_amax(
-    index: GraphIndex, placements: tuple[Placement, ...], ranges: dict[str, TensorRange], way: str
-) -> Array:
-    """Return the amax of a weight in one of the WEIGHTS ways; where the layer's input was not observed, ``shift`` takes the largest value."""
-    edge, quantizer = placements[0].edge, placements[0].quantizer
-    weight, node = np.asarray(index.scope(edge).constant(edge.tensor), np.float32), index.node(edge)
-    if not np.isfinite(weight).all():
-        label = qualified_name(edge.graph, node.label)
-        raise ModelError(
-            f"{index.source.name}: weight {edge.tensor!r} holds NaN or Inf; export the model again, or pass --leave-float {label!r}"
-        )
-    if way == "mse":
-        return least_error_amax(weight, quantizer.axis, quantizer.element)
-    seen = ranges.get(qualified_name(edge.graph, node.inputs[0]))
-    moments = seen.moments if seen else None
-    if (
-        way == "max"
-        or quantizer.axis is None
-        or edge.slot != 1
-        or moments is None
-        or len(placements) > 1
-    ):
-        return channel_amax(weight, quantizer.axis)
-    shaped, group, mean = (
-        reshape_by_channels(node, weight),
-        int(node.attribute("group", 1)),
-        moments.mean,
-    )
-    if shaped is None or shaped.shape[1] * group != mean.size:
-        return channel_amax(weight, quantizer.axis)
-    return least_shift_amax(shaped, mean, moments.variance, group, quantizer.element)

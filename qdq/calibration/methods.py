@@ -1,4 +1,4 @@
-"""Methods: how what a tensor was seen to hold becomes its range."""
+"""Calibration methods: how a range is chosen from the statistics of a tensor."""
 
 from __future__ import annotations
 
@@ -13,79 +13,100 @@ from qdq.ranges.tensor_ranges import TensorRange
 
 DEFAULT_METHOD = "auto"
 
-#: In the place of a method where ranges are said, not chosen.
+#: The name in the place of a method where ranges are given, not chosen.
 GIVEN_METHOD = "given"
 
-#: Share of absolute values kept within the range; the default of pytorch-quantization's HistogramCalibrator.
+#: Percentage of absolute values within the range; the default of pytorch-quantization's
+#: HistogramCalibrator.
 DEFAULT_PERCENT = 99.99
 
-#: What chooses the scales of weights: the largest value of each channel, the least change of the weights, or of what their layer gives.
+#: How the scales of weights are chosen: the largest value per channel, the least change of the
+#: weights, or the least change of the layer's output.
 WEIGHT_METHODS = ("max", "mse", "shift")
+
 _METHOD = re.compile(r"(?P<name>auto|max|mse|percentile|entropy)(:(?P<percent>\d+(\.\d+)?))?")
 
 
 class Method(msgspec.Struct, frozen=True):
-    """How a range becomes an amax, and how the scales of weights are chosen."""
+    """How ranges of activations, and scales of weights, are chosen."""
 
-    #: auto, mse, entropy, percentile or max; given, where ranges are said and none is chosen.
+    #: auto, mse, entropy, percentile or max; given where ranges are given and none is chosen.
     name: str
+    #: The percentage of a percentile, else None.
     percent: float | None = None
-    #: One of WEIGHTS.
+    #: One of WEIGHT_METHODS.
     weights: str = "shift"
 
     def __str__(self) -> str:
-        name = self.name if self.percent is None else f"{self.name}:{self.percent:g}"
-        return (
-            name if self.weights == _usual_weights(self.name) else f"{name}, weights {self.weights}"
-        )
-
-    def amax(self, seen: TensorRange, element: ElementType) -> float:
-        """Return the absolute value that maps to the largest value of a type, in the tensor's unit."""
-        if seen.histogram is None or self.name == "max":
-            return seen.amax
+        name = self.name
         if self.percent is not None:
-            return seen.histogram.percentile(self.percent)
+            name = f"{name}:{self.percent:g}"
+        if self.weights == _default_weights(self.name):
+            return name
+        return f"{name}, weights {self.weights}"
+
+    def amax(self, tensor_range: TensorRange, element: ElementType) -> float:
+        """Return the absolute value that maps to a type's largest value, in the tensor's unit."""
+        histogram = tensor_range.histogram
+        if histogram is None or self.name == "max":
+            return tensor_range.amax
+        if self.percent is not None:
+            return histogram.percentile(self.percent)
         if self.name == "auto":
-            return find_least_error_amax(seen.weighed, element)
-        return (
-            seen.histogram.least_divergence(element)
-            if self.name == "entropy"
-            else seen.histogram.least_error(element)
-        )
+            return find_least_error_amax(tensor_range.weighed, element)
+        if self.name == "entropy":
+            return histogram.least_divergence(element)
+        return histogram.least_error(element)
 
     @property
     def needs_histogram(self) -> bool:
-        """Whether the largest value alone is not enough."""
+        """Whether the method needs more than the largest value of a tensor."""
         return self.name not in ("max", GIVEN_METHOD) or self.weights == "shift"
 
     @property
     def without_data(self) -> Method:
-        """What is left of it where no data was run: TensorRT, too, takes the largest weights where it has a cache."""
-        return Method(GIVEN_METHOD, None, "mse" if self.weights == "mse" else "max")
+        """The method where no data is run.
+
+        Weights take their largest values, as in TensorRT with a calibration cache, except with
+        ``mse``.
+        """
+        weights = "mse" if self.weights == "mse" else "max"
+        return Method(GIVEN_METHOD, None, weights)
 
 
 def parse_method(text: str, weights: str | None = None) -> Method:
-    """Return the method that ``auto``, ``mse``, ``entropy``, ``max``, ``percentile`` or ``percentile:99.9`` names; raises UsageError for others.
+    """Return a method by its name.
 
-    `weights` is one of WEIGHTS; without it ``max`` takes the largest weights too, and all others ``shift``.
+    Names are ``auto``, ``mse``, ``entropy``, ``max``, ``percentile`` and ``percentile:99.9``.
+    `weights` is one of WEIGHT_METHODS; it defaults to ``max`` for ``max`` and to ``shift`` for
+    other methods. Raises UsageError for other texts.
     """
-    found = _METHOD.fullmatch(text)
-    if not found or (found["name"] != "percentile" and found["percent"]):
+    match = _METHOD.fullmatch(text)
+    name, digits = match.group("name", "percent") if match else ("", None)
+    if not name or (digits and name != "percentile"):
         raise UsageError(
-            f"unknown method {text!r}: write auto, mse, entropy, percentile, percentile:99.9 or max"
+            f"unknown method {text!r}. Pass auto, mse, entropy, percentile, percentile:99.9 or max."
         )
-    name, way = found["name"], weights or _usual_weights(found["name"])
-    if way not in WEIGHT_METHODS:
-        raise UsageError(
-            f"unknown way to choose the scales of weights {way!r}: write {', '.join(WEIGHT_METHODS[:-1])} or {WEIGHT_METHODS[-1]}"
-        )
+    weight_method = weights or _default_weights(name)
+    _require_weight_method(weight_method)
     if name != "percentile":
-        return Method(name, None, way)
-    percent = float(found["percent"] or DEFAULT_PERCENT)
+        return Method(name, None, weight_method)
+    percent = float(digits or DEFAULT_PERCENT)
     if not 0.0 < percent <= 100.0:  # noqa: PLR2004 percent
-        raise UsageError(f"method {text!r}: a percentile lies above 0 and at most at 100")
-    return Method(name, percent, way)
+        raise UsageError(
+            f"method {text!r}: {percent:g} is no percentile. Pass a number above 0 and up to 100."
+        )
+    return Method(name, percent, weight_method)
 
 
-def _usual_weights(name: str) -> str:
+def _require_weight_method(weight_method: str) -> None:
+    if weight_method not in WEIGHT_METHODS:
+        others = ", ".join(WEIGHT_METHODS[:-1])
+        raise UsageError(
+            f"unknown method for weights {weight_method!r}. Pass {others} or {WEIGHT_METHODS[-1]}."
+        )
+
+
+def _default_weights(name: str) -> str:
+    """Return how a method chooses the scales of weights where nothing else is requested."""
     return "max" if name in ("max", GIVEN_METHOD) else "shift"

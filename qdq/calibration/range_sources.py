@@ -1,8 +1,7 @@
-"""Files that hold ranges: read whatever wrote them, and written as a calibration cache, YAML or JSON."""
+"""Files that hold ranges: read from many tools, written as a calibration cache, YAML or JSON."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -19,163 +18,180 @@ from qdq.quantizer import ELEMENT_TYPES, FORMATS, INT8_LEVELS
 from qdq.ranges.given_ranges import GivenRange, GivenRanges, GivenWeightRange, require_range
 from qdq.ranges.handwritten import parse_handwritten_ranges
 from qdq.ranges.model_ranges import read_pair_ranges
-from qdq.ranges.range_file import MAGIC as OBSERVED
+from qdq.ranges.range_file import MAGIC as OBSERVED_MAGIC
 from qdq.ranges.range_file import decode_ranges
 from qdq.ranges.tensor_ranges import Ranges
-from qdq.ranges.tensorrt_cache import MAGIC, cache_header, encode_cache, read_cache
+from qdq.ranges.tensorrt_cache import MAGIC as CACHE_MAGIC
+from qdq.ranges.tensorrt_cache import cache_header, encode_cache, read_cache
 
-#: What ranges are exported as.
+#: The formats that ranges are exported in.
 CACHE, YAML, JSON = "tensorrt-cache", "yaml", "json"
 EXPORT_FORMATS = (CACHE, YAML, JSON)
 
-#: Only the scales that `qdq calibrate` writes hold this key, and no tensor of theirs stands before it.
+#: A key that only the scales of `qdq calibrate` have; no name of a tensor comes before it.
 _SCALES_KEY = b'"by_pair"'
 MODEL_SUFFIX = ".onnx"
-_WIDE = 1_000_000
-_DIGITS, _ALL_DIGITS = 6, 17
+
+#: The width of YAML, so that no line is folded.
+_YAML_WIDTH = 1_000_000
+
+#: The numbers of digits that are tried for an amax.
+_DIGITS = range(6, 17)
 
 
 def read_given(path: Path) -> KnownRanges:
-    """Return the ranges in a file of any kind, told apart by what it holds, but for models, which end in ``.onnx``.
+    """Return the ranges in a file of any kind.
 
-    Ranges that were observed, a TensorRT calibration cache, scales that `qdq calibrate` wrote, a quantized model, or YAML or JSON that
-    maps tensors to a number, amax, or to ``{amax: ...}`` or ``{scale: ...}``, a scale being that of INT8, amax / 127. A weight is mapped
-    to a list of one of both, and to the ``axis`` that they go along.
-    Raises DataError naming the file, the line and what is wrong in it, and ModelError for a model without pairs.
+    The kind follows from the content: observed ranges, a TensorRT calibration cache, scales that
+    `qdq calibrate` wrote, or YAML or JSON. YAML and JSON map a tensor to its amax, to
+    ``{amax: ...}`` or to ``{scale: ...}``, the scale of INT8, amax / 127. They map a weight to a
+    list of either, and to the ``axis`` that it belongs to. A file that ends in ``.onnx`` is a
+    quantized model. Raises DataError with the file, the line and the mistake, and ModelError for
+    a model without pairs.
     """
     if path.suffix == MODEL_SUFFIX:
         return read_model_ranges(path)
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}; check the path") from error
-    if content.startswith(OBSERVED):
+        raise DataError(
+            f"{path}: the file cannot be read: {error.strerror}. Check the path."
+        ) from error
+    if content.startswith(OBSERVED_MAGIC):
         return decode_ranges(content, str(path))
-    if content.startswith(MAGIC):
-        return _from_cache(content, path)
+    if content.startswith(CACHE_MAGIC):
+        return _decode_cache(content, path)
     if content.lstrip().startswith(b"{") and _SCALES_KEY in content:
-        return _from_scales(content, path)
+        return _decode_scales(content, path)
     ranges, weights = parse_handwritten_ranges(content, path)
     return GivenRanges(path.name, ranges, str(path), weights=weights)
 
 
 def read_exportable_ranges(path: Path, method: Method | None = None) -> GivenRanges:
-    """Return the ranges in a file as `read_given` does, of observed ones those that a method chooses, `DEFAULT_METHOD` without one.
+    """Return the ranges in a file as `read_given` does, in a form that can be exported.
 
-    Raises DataError and ModelError as that does, and UsageError for a method where nothing was observed.
+    Of observed ranges, returns those that a method chooses, `DEFAULT_METHOD` by default. Raises
+    DataError and ModelError as `read_given` does, and UsageError for a method where nothing was
+    observed.
     """
-    found = read_given(path)
-    if not isinstance(found, Ranges):
+    ranges = read_given(path)
+    if not isinstance(ranges, Ranges):
         if method is not None:
             raise UsageError(
-                f"{path}: --method chooses from observed ranges, and this file says its own; leave it out"
+                f"{path}: --method chooses from observed ranges, and this file gives its ranges. "
+                "Drop --method."
             )
-        return found
+        return ranges
     try:
-        chosen = choose_ranges(found, method or parse_method(DEFAULT_METHOD))
+        chosen_amax = choose_ranges(ranges, method or parse_method(DEFAULT_METHOD))
     except DataError as error:
         raise DataError(f"{path}: {error}") from error
-    return GivenRanges(
-        path.name,
-        tuple(GivenRange(tensor, amax) for tensor, amax in chosen.items()),
-        str(path),
-        strict=False,
-    )
+    by_tensor = tuple(GivenRange(tensor, amax) for tensor, amax in chosen_amax.items())
+    return GivenRanges(path.name, by_tensor, str(path), strict=False)
 
 
 def read_model_ranges(path: Path) -> GivenRanges:
-    """Return the ranges that a quantized model's pairs stand for; raises ModelError where it has none.
+    """Return the ranges of a quantized model's pairs, the largest of several on one tensor.
 
-    Where several pairs stand on one tensor, the largest range.
+    Raises ModelError for a model without any.
     """
-    found = read_pair_ranges(QuantizedModel(path))
-    if not found.by_tensor and not found.weights:
+    ranges = read_pair_ranges(QuantizedModel(path))
+    if not ranges.by_tensor and not ranges.weights:
         raise ModelError(
-            f"{path}: no pair in it has a constant scale and zero point; pass a model that is quantized"
+            f"{path}: no pair of the model has a constant scale and zero point. "
+            "Pass a quantized model."
         )
-    return msgspec.structs.replace(found, name=path.name, path=str(path))
+    return msgspec.structs.replace(ranges, name=path.name, path=str(path))
 
 
-def encode_given_ranges(given: GivenRanges, layout: str, version: str | None = None) -> bytes:
-    """Return ranges as one of LAYOUTS.
+def encode_given_ranges(ranges: GivenRanges, layout: str, version: str | None = None) -> bytes:
+    """Return ranges in one of EXPORT_FORMATS.
 
-    A cache begins as the one that was read, or as TensorRT `version` writes it, and holds no weights. YAML and JSON hold amax, with
-    as few digits as give the same scales. Raises DataError for a name that a cache cannot hold.
+    A cache holds no weights. It begins as the one that was read, or as TensorRT `version` writes
+    it. YAML and JSON hold amax, with the fewest digits that give the same scales. Raises DataError
+    for a name that a cache cannot hold.
     """
-    weights = {weight.tensor: weight for weight in given.weights}
     if layout == CACHE:
-        header = (
-            cache_header(*[version] if version else [])
-            if version or not given.header
-            else given.header
-        )
-        return encode_cache(
-            header,
-            ((r.tensor, r.amax / INT8_LEVELS) for r in given.by_tensor if r.tensor not in weights),
-            given.path or given.name,
-        )
-    content: dict[str, Any] = {r.tensor: _short(r.amax) for r in given.by_tensor}
-    content |= {tensor: _weight_content(weight) for tensor, weight in weights.items()}
+        return _encode_cache(ranges, version)
+    content: dict[str, Any] = {}
+    for item in ranges.by_tensor:
+        content[item.tensor] = _shorten(item.amax)
+    for weight in ranges.weights:
+        content[weight.tensor] = _weight_content(weight)
     if layout == JSON:
         return msgspec.json.format(msgspec.json.encode(content), indent=1) + b"\n"
-    plain = all(
-        map(str.isprintable, content)
-    )  # PyYAML leaves some line breaks of Unicode as they are, where it may
-    text: str = yaml.safe_dump(content, sort_keys=False, allow_unicode=plain, width=_WIDE)
+    # PyYAML keeps some line breaks of Unicode as they are where it may write Unicode.
+    is_printable = all(map(str.isprintable, content))
+    text: str = yaml.safe_dump(
+        content, sort_keys=False, allow_unicode=is_printable, width=_YAML_WIDTH
+    )
     return text.encode()
 
 
+def _encode_cache(ranges: GivenRanges, version: str | None) -> bytes:
+    header = ranges.header or cache_header()
+    if version:
+        header = cache_header(version)
+    weights = {weight.tensor for weight in ranges.weights}
+    scales = []
+    for item in ranges.by_tensor:
+        if item.tensor not in weights:
+            scale = item.amax / INT8_LEVELS
+            scales.append((item.tensor, scale))
+    return encode_cache(header, scales, ranges.path or ranges.name)
+
+
 def _weight_content(weight: GivenWeightRange) -> dict[str, Any]:
-    axis = {} if weight.axis is None else {"axis": weight.axis}
-    return {**axis, "amax": [_short(amax) for amax in weight.amax]}
+    amax = [_shorten(value) for value in weight.amax]
+    if weight.axis is None:
+        return {"amax": amax}
+    return {"axis": weight.axis, "amax": amax}
 
 
-def _short(amax: float) -> float:
-    """Return the number of fewest digits, from six on, that gives the same float32 scale of every type."""
+def _shorten(amax: float) -> float:
+    """Return the number with the fewest digits that gives the same float32 scale in every type."""
     largest = np.array([element.largest for element in ELEMENT_TYPES.values()])
-    tries = (float(f"{amax:.{digits}g}") for digits in range(_DIGITS, _ALL_DIGITS))
     with np.errstate(over="ignore"):
         scales = (amax / largest).astype(np.float32)
-        return next(
-            (short for short in tries if ((short / largest).astype(np.float32) == scales).all()),
-            amax,
-        )
+        for digits in _DIGITS:
+            short_amax = float(f"{amax:.{digits}g}")
+            short_scales = (short_amax / largest).astype(np.float32)
+            if np.array_equal(short_scales, scales):
+                return short_amax
+    return amax
 
 
-def _from_cache(content: bytes, path: Path) -> GivenRanges:
+def _decode_cache(content: bytes, path: Path) -> GivenRanges:
     cache = read_cache(content, path)
-    ranges = tuple(GivenRange(s.tensor, s.scale * INT8_LEVELS, s.line) for s in cache.scales)
-    return GivenRanges(path.name, ranges, str(path), strict=False, header=cache.header)
+    ranges = []
+    for entry in cache.scales:
+        amax = entry.scale * INT8_LEVELS
+        ranges.append(GivenRange(entry.tensor, amax, entry.line))
+    return GivenRanges(path.name, tuple(ranges), str(path), strict=False, header=cache.header)
 
 
-def _from_scales(content: bytes, path: Path) -> GivenRanges:
+def _decode_scales(content: bytes, path: Path) -> GivenRanges:
     try:
         scales = msgspec.json.decode(content, type=Scales)
     except (msgspec.DecodeError, ValueError, RecursionError) as error:
         raise DataError(
-            f"{path}: not a scales file that qdq can read: {first_line(error)}; make one with 'qdq calibrate'"
+            f"{path}: the file is not a scales file that qdq can read: {first_line(error)}. "
+            "Write one with 'qdq calibrate'."
         ) from error
-    pairs = [pair for pair in scales.by_pair if _is_activation(pair)]
-    found = _largest(
-        path, ((pair.tensor, pair.scales[0] * pair.quantizer.element.largest) for pair in pairs)
-    )
-    return GivenRanges(path.name, found, str(path), strict=False)
+    largest_amax: dict[str, float] = {}
+    for pair in scales.by_pair:
+        if not _is_activation(pair):
+            continue
+        tensor = pair.tensor
+        amax = pair.scales[0] * pair.quantizer.element.largest
+        require_range(amax, f"{path}: tensor {tensor!r}")
+        largest_amax[tensor] = max(amax, largest_amax.get(tensor, amax))
+    ranges = tuple(GivenRange(tensor, amax) for tensor, amax in largest_amax.items())
+    return GivenRanges(path.name, ranges, str(path), strict=False)
 
 
 def _is_activation(pair: PairScale) -> bool:
-    name, dtype = pair.quantizer.name, pair.quantizer.dtype
-    return (
-        name in FORMATS
-        and dtype in ELEMENT_TYPES
-        and pair.quantizer.calibrated
-        and len(pair.scales) == 1
-    )
-
-
-def _largest(path: Path, ranges: Iterable[tuple[str, float]]) -> tuple[GivenRange, ...]:
-    """Return the largest range of each tensor."""
-    found: dict[str, float] = {}
-    for tensor, amax in ranges:
-        require_range(amax, f"{path}: tensor {tensor!r}")
-        found[tensor] = max(amax, found.get(tensor, amax))
-    return tuple(GivenRange(tensor, amax) for tensor, amax in found.items())
+    quantizer = pair.quantizer
+    if quantizer.name not in FORMATS or quantizer.dtype not in ELEMENT_TYPES:
+        return False
+    return quantizer.calibrated and len(pair.scales) == 1

@@ -14,12 +14,13 @@ from qdq.ranges.given_ranges import GivenSummary
 
 
 def read_scales(path: Path) -> Scales:
-    """Return the scales in a file; raises PlanError naming the file and what is wrong in it."""
+    """Return the scales in a file; raises PlanError for another file, with the reason."""
     try:
         return msgspec.json.decode(read_plan_bytes(path), type=Scales)
     except (msgspec.DecodeError, ValueError, RecursionError) as error:
         raise PlanError(
-            f"{path}: not a scales file that qdq can read: {first_line(error)}; make one with 'qdq calibrate'"
+            f"{path}: the file is not a scales file that qdq can read: {first_line(error)}. "
+            "Write one with 'qdq calibrate'."
         ) from error
 
 
@@ -29,40 +30,46 @@ def scales_to_json(scales: Scales) -> bytes:
 
 
 class PairScale(msgspec.Struct, frozen=True):
-    """The scales of one pair: one, or one for each channel along the quantizer's axis."""
+    """The scales of one pair."""
 
-    #: Its name as `Edge.read` gives it.
+    #: The tensor, after the path of its subgraph.
     tensor: str
     quantizer: Quantizer
+    #: One scale, or one per channel along the quantizer's axis.
     scales: tuple[float, ...]
 
 
 class OutlierTensor(msgspec.Struct, frozen=True):
-    """A tensor whose largest value lies far beyond the range that its method chose."""
+    """A tensor whose largest value is far outside the range that its method chose."""
 
+    #: The tensor, after the path of its subgraph.
     tensor: str
-    #: The largest absolute value seen.
+    #: The largest absolute value observed.
     amax: float
-    #: What it is clipped at.
+    #: The value at which it is clipped.
     clipped_at: float
 
 
 class Scales(msgspec.Struct, frozen=True):
     """All scales of a plan, and what they were computed from."""
 
-    #: `Plan.key` of the plan they belong to.
+    #: `Plan.key` of the plan that they belong to.
     plan: str
+    #: The method, as `--method` and `--weights` state it; begins with `given` without data.
     method: str
+    #: The data; empty where none was run.
     data: str
+    #: How many samples were run.
     samples: int
+    #: The scales of each pair, in plan order.
     by_pair: tuple[PairScale, ...]
-    #: Tensors that held only zeros and got the harmless range.
+    #: Tensors that held only zeros; their scale is a placeholder.
     dead: tuple[str, ...] = ()
-    #: How many entries one sample held, as ``8`` or ``1 to 8``; empty where that is not known.
+    #: Entries per sample, as ``8`` or ``1 to 8``; empty where that is not known.
     batch: str = ""
-    #: Tensors that were seen to reach `OUTLIERS` times their range or more.
+    #: Tensors that reach 8 times their range or more.
     outliers: tuple[OutlierTensor, ...] = ()
     #: Tensors that have the range of their scale group.
     shared: tuple[SharedRange, ...] = ()
-    #: What became of ranges that came from elsewhere; None where there were none.
+    #: Which ranges from another source were used; null where there are none.
     given_ranges: GivenSummary | None = None

@@ -1,7 +1,8 @@
-"""Scale groups: tensors that get one range, and what each of them gives up for it.
+"""Scale groups: tensors that share one range, and the resolution that each of them loses.
 
-A group's range is the largest of its members', given ones included. TensorRT joins such tensors without
-arithmetic only where their scales are equal, and the largest range is the one at which none of them is clipped more.
+The range of a group is the largest range of its members, given ranges included. TensorRT joins
+such tensors without arithmetic only where their scales are equal. The largest range is the only one
+that clips none of them more.
 """
 
 from __future__ import annotations
@@ -14,48 +15,61 @@ import msgspec
 
 from qdq.planning.decisions import ScaleGroup
 
-#: Ranges by tensor, as `Edge.read` gives it, and element type.
+#: Ranges by qualified tensor and element type.
 Amax = Mapping[tuple[str, str], float]
 
 
 class SharedRange(msgspec.Struct, frozen=True):
-    """A tensor that has the range of its group."""
+    """A tensor that has the range of its scale group."""
 
+    #: The tensor, after the path of its subgraph.
     tensor: str
-    #: The type that it is quantized to.
+    #: The element type that it is quantized to.
     dtype: str
-    #: The range that was chosen or given for it alone; 0 for a tensor of zeros.
+    #: The range chosen or given for this tensor alone; 0 for a tensor of zeros.
     own_amax: float
-    #: The group's.
+    #: The range of the group.
     amax: float
 
     @property
     def bits(self) -> float:
-        """How much resolution it gives up: log2 of the group's range over its own, 0 for a tensor of zeros."""
+        """The lost resolution: log2 of the group's range over the tensor's; 0 for zeros."""
         return math.log2(self.amax / self.own_amax) if self.own_amax > 0.0 else 0.0
 
 
-def share_ranges(
-    groups: Iterable[ScaleGroup], amax: Amax
-) -> tuple[dict[tuple[str, str], float], tuple[SharedRange, ...]]:
-    """Return the ranges with one for each scale group, and a record of every tensor that has its group's."""
-    ranges, shared = dict(amax), list[SharedRange]()
-    for group, dtype in product(groups, sorted({dtype for _, dtype in amax})):
-        members = {
-            tensor: ranges[tensor, dtype] for tensor in group.tensors if (tensor, dtype) in ranges
-        }
-        found = _largest(group, members)
-        if len(found) > 1:
-            shared += [
-                SharedRange(tensor, dtype, members[tensor], value)
-                for tensor, value in found.items()
-            ]
-        ranges.update({(tensor, dtype): value for tensor, value in found.items()})
+def share_ranges(groups: Iterable[ScaleGroup], amax: Amax) -> tuple[Amax, tuple[SharedRange, ...]]:
+    """Return the ranges with one range per scale group, and a record of each shared range."""
+    ranges = dict(amax)
+    shared: list[SharedRange] = []
+    dtypes = sorted({dtype for _, dtype in amax})
+    for group, dtype in product(groups, dtypes):
+        members = {}
+        for tensor in group.tensors:
+            own_amax = ranges.get((tensor, dtype))
+            if own_amax is not None:
+                members[tensor] = own_amax
+        group_amax = max(members.values(), default=0.0)
+        sharing = _find_sharing_members(group, members, group_amax)
+        for tensor in sharing:
+            ranges[tensor, dtype] = group_amax
+            if len(sharing) > 1:
+                record = SharedRange(tensor, dtype, members[tensor], group_amax)
+                shared.append(record)
     return ranges, tuple(shared)
 
 
-def _largest(group: ScaleGroup, members: Mapping[str, float]) -> dict[str, float]:
-    """Return the group's largest range for each member, but for those whose own is smaller by more than the group's ratio."""
-    largest = max(members.values(), default=0.0)
-    least = largest / group.ratio_at_most if group.ratio_at_most else 0.0
-    return {tensor: largest for tensor, own in members.items() if own >= least or own == 0.0}
+def _find_sharing_members(
+    group: ScaleGroup, members: Mapping[str, float], group_amax: float
+) -> list[str]:
+    """Return the members that take the group's range.
+
+    A member keeps its range where that is smaller by more than the group's ratio.
+    """
+    least_amax = 0.0
+    if group.ratio_at_most:
+        least_amax = group_amax / group.ratio_at_most
+    sharing = []
+    for tensor, amax in members.items():
+        if amax >= least_amax or amax == 0.0:
+            sharing.append(tensor)
+    return sharing

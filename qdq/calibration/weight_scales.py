@@ -1,12 +1,12 @@
-"""Scales of weights: from the constant alone, or so that a layer's output changes least for inputs like those observed.
+"""Ranges of weights: from the constant alone, or with the least change of the layer's output.
 
-A rounded weight w + e changes an output by the sum of e*x. For inputs x that are independent
+A rounded weight w + e changes an output by the sum of e*x. For inputs x that are independent,
 with mean m and variance v in each input channel, its expected square is
-    sum_c v_c * sum_taps e^2  +  (sum_c m_c * sum_taps e)^2,
-and the second term, the shift of the mean, dominates wherever inputs are one-sided or weights
-nearly cancel, as in depthwise convolutions. That weight rounding shifts the mean is the
-observation behind bias correction (Nagel et al. 2019, arXiv:1906.04721); here nothing is
-corrected afterwards, the scale of each output channel is chosen so that the shift stays small.
+    sum_c v_c * sum_taps e^2  +  (sum_c m_c * sum_taps e)^2.
+The second term, the shift of the mean, dominates where inputs are one-sided or weights nearly
+cancel, as in depthwise convolutions. That weight rounding shifts the mean is the observation that
+bias correction is based on (Nagel et al. 2019, arXiv:1906.04721). Here nothing is corrected
+afterwards: the scale of each output channel is chosen so that the shift stays small.
 """
 
 from __future__ import annotations
@@ -17,17 +17,23 @@ from qdq.arrays import Array, Floats
 from qdq.graph.operands import channel_amax
 from qdq.quantizer import ELEMENT_TYPES, INT8, ElementType
 
-#: Ranges that are tried, relative to the largest absolute weight of the channel. In small weights few
-#: roundings average out, so they get a closer and wider search; 16 already bring the shift of large ones to a few percent.
-_CLOSE = np.linspace(0.8, 1.2, 121, dtype=np.float32)
-_COARSE = np.linspace(0.9, 1.1, 17, dtype=np.float32)
+#: Ranges that are tried, relative to the largest absolute weight of the channel. In small weights
+#: few roundings average out, so they get a finer and wider search. For large ones, 16 candidates
+#: already bring the shift to a few percent.
+_FINE_CANDIDATES = np.linspace(0.8, 1.2, 121, dtype=np.float32)
+_COARSE_CANDIDATES = np.linspace(0.9, 1.1, 17, dtype=np.float32)
 _SMALL_WEIGHT = 1 << 16
 
-#: Plain rounding errors are least somewhere above this part of the largest weight, sought in 48 steps and then 17 within two of them.
-_LEAST_FRACTION, _FRACTIONS, _NEARBY = 0.2, 48, 17
+#: Plain rounding errors have their minimum above this fraction of the largest weight. It is
+#: searched in 48 steps, and then in 17 steps within two of them.
+_LEAST_FRACTION = 0.2
+_FRACTION_STEPS = 48
+_REFINING_STEPS = 17
 
-#: Elements of a block of channels that are worked on at a time, so that they stay in a core's cache.
+#: Elements of a block of channels that are processed together: they stay in a core's cache.
 _BLOCK = 1 << 16
+
+_TINY = np.finfo(np.float32).tiny
 
 
 def least_shift_amax(
@@ -37,89 +43,130 @@ def least_shift_amax(
     group: int = 1,
     element: ElementType = ELEMENT_TYPES[INT8],
 ) -> Array:
-    """Return, for each output channel, the amax whose rounding to a type changes the layer's output least.
+    """Return, per output channel, the amax whose rounding changes the layer's output least.
 
     `weight` is [output channels, input channels of one group, taps]; `mean` and `variance` have
-    one value for each input channel of the layer.
+    one value per input channel of the layer. The result has one value per output channel.
     """
     outputs, inputs, taps = weight.shape
     rows = np.ascontiguousarray(weight, np.float32).reshape(outputs, inputs * taps)
-    groups = np.arange(group)[:, None] * inputs + np.arange(inputs)
-    means, variances = (
-        np.repeat(m[groups], taps, axis=1).astype(np.float32) for m in (mean, variance)
-    )
-    of_row = np.arange(outputs) // max(outputs // group, 1)
-    candidates = _CLOSE if rows.size <= _SMALL_WEIGHT else _COARSE
-    return np.concatenate(
-        [
-            _least_cost(rows[b], means[of_row[b]], variances[of_row[b]], candidates, element)
-            for b in _blocks(rows)
-        ]
-    )
+    first_channels = np.arange(group)[:, None] * inputs
+    group_channels = first_channels + np.arange(inputs)
+    group_means = np.repeat(mean[group_channels], taps, axis=1)
+    group_means = group_means.astype(np.float32)
+    group_variances = np.repeat(variance[group_channels], taps, axis=1)
+    group_variances = group_variances.astype(np.float32)
+    outputs_per_group = max(outputs // group, 1)
+    row_groups = np.arange(outputs) // outputs_per_group
+    candidates = _FINE_CANDIDATES
+    if rows.size > _SMALL_WEIGHT:
+        candidates = _COARSE_CANDIDATES
+    blocks = []
+    for block in _split_rows(rows):
+        groups = row_groups[block]
+        means = group_means[groups]
+        variances = group_variances[groups]
+        amax = _choose_least_cost(rows[block], means, variances, candidates, element)
+        blocks.append(amax)
+    return np.concatenate(blocks)
 
 
 def least_error_amax(
     weight: Array, axis: int | None, element: ElementType = ELEMENT_TYPES[INT8]
 ) -> Array:
-    """Return the amax of a weight, or of each slice along `axis`, whose rounding to a type changes the weights least in mean square.
+    """Return the amax whose rounding changes a weight least in mean square.
 
-    Fractions of the largest absolute value are tried, up to the type's headroom, first some far apart and then those
+    The result has one value per slice along `axis`, or one value without an axis. Fractions of
+    the largest absolute value are tried, up to the type's headroom: first in large steps, then
     around the best one, as in pytorch-quantization's MSE calibrator.
     """
-    rows = np.ascontiguousarray(
-        weight if axis is None else np.moveaxis(weight, axis, 0), np.float32
-    )
-    rows = rows.reshape(1 if axis is None else len(rows), -1)
-    apart = (element.headroom - _LEAST_FRACTION) / _FRACTIONS
-    fractions = _LEAST_FRACTION + apart * np.arange(1, _FRACTIONS + 1)
-    return np.concatenate(
-        [_least_error(rows[b], fractions.astype(np.float32), apart, element) for b in _blocks(rows)]
-    )
+    if axis is None:
+        rows = np.ascontiguousarray(weight, np.float32)
+        rows = rows.reshape(1, -1)
+    else:
+        slices = np.moveaxis(weight, axis, 0)
+        rows = np.ascontiguousarray(slices, np.float32)
+        rows = rows.reshape(len(rows), -1)
+    step = (element.headroom - _LEAST_FRACTION) / _FRACTION_STEPS
+    steps = np.arange(1, _FRACTION_STEPS + 1)
+    fractions = _LEAST_FRACTION + step * steps
+    fractions = fractions.astype(np.float32)
+    blocks = []
+    for block in _split_rows(rows):
+        amax = _choose_least_error(rows[block], fractions, step, element)
+        blocks.append(amax)
+    return np.concatenate(blocks)
 
 
-def _least_error(rows: Array, fractions: Array, apart: float, element: ElementType) -> Array:
-    nothing, all_alike = np.zeros_like(rows[:1]), np.ones_like(rows[:1])
-    mean, variance = (np.broadcast_to(m, rows.shape) for m in (nothing, all_alike))
+def _choose_least_error(rows: Array, fractions: Array, step: float, element: ElementType) -> Array:
+    """Return the amax per row with the least squared error, from two searches."""
+    first_row = rows[:1]
+    mean = np.broadcast_to(np.zeros_like(first_row), rows.shape)
+    variance = np.broadcast_to(np.ones_like(first_row), rows.shape)
+    coarse_amax = _choose_least_cost(rows, mean, variance, fractions, element)
     largest = channel_amax(rows, 0)
-    coarse = _least_cost(rows, mean, variance, fractions, element) / np.maximum(
-        largest, np.finfo(np.float32).tiny
-    )
-    nearby = np.linspace(-apart, apart, _NEARBY, dtype=np.float32)[:, None]
-    return _least_cost(
-        rows, mean, variance, np.clip(coarse + nearby, fractions[0], fractions[-1]), element
-    )
+    largest = np.maximum(largest, _TINY)
+    coarse_fractions = coarse_amax / largest
+    offsets = np.linspace(-step, step, _REFINING_STEPS, dtype=np.float32)
+    candidates = coarse_fractions + offsets[:, None]
+    candidates = np.clip(candidates, fractions[0], fractions[-1])
+    return _choose_least_cost(rows, mean, variance, candidates, element)
 
 
-def _blocks(rows: Array) -> list[slice]:
-    height = max(_BLOCK // max(rows.shape[1], 1), 1)
-    return [slice(first, first + height) for first in range(0, len(rows), height)]
+def _split_rows(rows: Array) -> list[slice]:
+    """Return blocks of rows that fit into a core's cache."""
+    count, width = rows.shape
+    height = max(_BLOCK // max(width, 1), 1)
+    blocks = []
+    for first in range(0, count, height):
+        blocks.append(slice(first, first + height))
+    return blocks
 
 
-@np.errstate(
-    over="ignore", invalid="ignore"
-)  # the cost of an enormous weight is infinite, and its largest value stays
-def _least_cost(
+# The cost of an enormous weight is infinite; its largest value is then the range.
+@np.errstate(over="ignore", invalid="ignore")
+def _choose_least_cost(
     rows: Array, mean: Array, variance: Array, candidates: Array, element: ElementType
 ) -> Array:
-    """Return the amax of each row with the least expected square of the output's change.
+    """Return the amax per row with the least expected square of the output's change.
 
-    Candidates are relative to the row's largest absolute value: one number for all rows, or a vector.
+    Candidates are relative to the row's largest absolute value: one number for all rows, or a
+    vector.
     """
-    largest: Array = np.maximum(rows.max(axis=1), -rows.min(axis=1))
-    costs, error = np.empty((len(candidates), len(rows)), np.float32), np.empty_like(rows)
+    highest = rows.max(axis=1)
+    lowest = rows.min(axis=1)
+    largest: Array = np.maximum(highest, -lowest)
+    count = len(candidates)
+    costs = np.empty((count, len(rows)), np.float32)
+    error = np.empty_like(rows)
     for candidate, cost in zip(candidates, costs, strict=True):
-        step = np.maximum(largest * (candidate / element.largest), np.finfo(np.float32).tiny)[
-            :, None
-        ]
-        element.round_in_place(np.divide(rows, step, out=error), clip=bool(np.min(candidate) < 1.0))
-        error *= step
-        error -= rows
-        np.einsum("ki,ki->k", error, mean, out=cost)
-        np.square(cost, out=cost)
-        np.add(cost, np.einsum("ki,ki->k", np.square(error, out=error), variance), out=cost)
+        step = largest * (candidate / element.largest)
+        step = np.maximum(step, _TINY)
+        is_clipping = bool(np.min(candidate) < 1.0)
+        _round_error(rows, step[:, None], element, is_clipping=is_clipping, out=error)
+        _measure_cost(error, mean, variance, out=cost)
     costs[np.isnan(costs)] = np.inf
-    chosen = np.argmin(costs, axis=0)
-    relative = np.broadcast_to(candidates.reshape(len(candidates), -1), costs.shape)
-    return np.where(
-        costs.min(axis=0) < np.inf, largest * relative[chosen, np.arange(len(rows))], largest
-    )
+    fractions = np.broadcast_to(candidates.reshape(count, -1), costs.shape)
+    best = np.argmin(costs, axis=0)
+    best_fractions = fractions[best, np.arange(len(rows))]
+    is_finite = costs.min(axis=0) < np.inf
+    return np.where(is_finite, largest * best_fractions, largest)
+
+
+def _round_error(
+    rows: Array, step: Array, element: ElementType, *, is_clipping: bool, out: Array
+) -> None:
+    """Write the rounding error of each element to `out`."""
+    np.divide(rows, step, out=out)
+    element.round_in_place(out, clip=is_clipping)
+    out *= step
+    out -= rows
+
+
+def _measure_cost(error: Array, mean: Array, variance: Array, out: Array) -> None:
+    """Write the expected square of the output's change per row to `out`; overwrites `error`."""
+    np.einsum("ki,ki->k", error, mean, out=out)
+    np.square(out, out=out)
+    np.square(error, out=error)
+    spread = np.einsum("ki,ki->k", error, variance)
+    np.add(out, spread, out=out)

@@ -28,11 +28,12 @@ from qdq.files.output import check_output, write_atomic
 from qdq.graph.index import GraphIndex
 from qdq.graph.loader import load
 from qdq.observers.collection import CollectionJob, Observing
+from qdq.planning.plan_document import PlanFile
 from qdq.planning.plan_edits import require_edits
-from qdq.planning.plan_file import PlanFile, read_plan_file
+from qdq.planning.plan_file import read_plan_file
 from qdq.planning.planner import source_at_plan_opset
 from qdq.ranges.range_file import write_ranges
-from qdq.reports.report import ranges_summary, scales_summary
+from qdq.reports.scales_sections import ranges_summary, scales_summary
 from qdq.reports.sections import Section, sections_text
 
 
@@ -94,7 +95,7 @@ def command(ctx: click.Context, options: CalibrateOptions) -> None:
     \b
     Example:
       qdq calibrate resnet50.onnx resnet50.plan.yaml --data samples/ -o resnet50.scales.json
-      qdq calibrate resnet50.onnx resnet50.plan.yaml --images photos/ --preprocess imagenet --samples 256 -o resnet50.scales.json
+      qdq calibrate net.onnx net.plan.yaml --images photos/ --preprocess imagenet -o net.scales.json
       qdq calibrate resnet50.onnx resnet50.plan.yaml --data samples/ --shard 2/8 -o part2.ranges
       qdq calibrate resnet50.onnx resnet50.plan.yaml --ranges resnet50.cache -o resnet50.scales.json
     """

@@ -14,7 +14,7 @@ from qdq.checking.baseline import BaselineEntry
 from qdq.checking.catalogue import PROBLEMS, SEVERITIES, Problem
 from qdq.checking.finding import Finding
 from qdq.cli.check_session import CheckSession
-from qdq.reports.report import to_json
+from qdq.reports.json_output import to_json
 from qdq.reports.sarif import CheckedModel, to_github, to_sarif
 
 #: Findings of one code that the text shows.

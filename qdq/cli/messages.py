@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from qdq.errors import PlanError
-from qdq.reports.report import to_json
+from qdq.reports.json_output import to_json
 from qdq.reports.sections import Section, sections_text
 
 

@@ -17,7 +17,7 @@ from qdq.planning.decisions import Plan, ScaleGroup
 from qdq.planning.plan_diff import PlanDiff, diff_plans
 from qdq.planning.plan_file import plan_to_yaml, read_plan
 from qdq.planning.planner import plan_source, require_float_model
-from qdq.reports.report import plan_sections
+from qdq.reports.plan_sections import plan_sections
 from qdq.reports.sections import Section
 
 _SIGNS = {"gained": "+", "lost": "-", "format": "~", "reason": "~"}

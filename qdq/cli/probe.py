@@ -15,7 +15,7 @@ from qdq.cli.progress import progress
 from qdq.engines.kernel_probe import OPERATORS, probe, table_yaml
 from qdq.errors import UsageError, did_you_mean
 from qdq.files.output import check_output, write_atomic
-from qdq.reports.report import to_json
+from qdq.reports.json_output import to_json
 from qdq.rules.kernel_tables import KernelTable
 from qdq.target import Target
 

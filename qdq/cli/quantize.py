@@ -138,7 +138,8 @@ def command(ctx: click.Context, options: QuantizeOptions) -> None:
     \b
     Example:
       qdq quantize resnet50.onnx -o resnet50.int8.onnx --data samples/ --target rtx:sm86 --validate
-      qdq quantize net.onnx -o net.fp8.onnx --data samples/ --rules tensorrt-fp8 --target rtx:sm89 --until-it-builds
+      qdq quantize net.onnx -o net.fp8.onnx --data d/ --rules tensorrt-fp8 --target rtx:sm89
+      qdq quantize net.onnx -o net.int8.onnx --data d/ --target rtx:sm86 --until-it-builds
       qdq quantize yolo.onnx -o yolo.int8.onnx --images photos/ --preprocess yolo --samples 256
       qdq quantize resnet50.onnx -o resnet50.int8.onnx --ranges resnet50.cache
       qdq quantize resnet50.qat.onnx -o resnet50.int8.onnx --existing repair

@@ -20,7 +20,7 @@ from qdq.files.output import check_output, write_atomic
 from qdq.ranges.range_file import read_ranges, write_ranges
 from qdq.ranges.tensor_ranges import merge
 from qdq.ranges.tensorrt_cache import VERSION
-from qdq.reports.report import ranges_summary
+from qdq.reports.scales_sections import ranges_summary
 from qdq.reports.sections import sections_text
 
 

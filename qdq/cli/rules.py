@@ -6,13 +6,15 @@ import json
 from pathlib import Path
 
 import click
-import msgspec
 
+from qdq.cli.json_records import JSON_RECORDS
 from qdq.cli.messages import print_record
 from qdq.cli.options import FILE, force_option, format_option
 from qdq.cli.plan_options import read_rules, rules_option
+from qdq.cli.rule_details import RuleDetails
 from qdq.errors import UsageError, did_you_mean
 from qdq.files.output import check_output, write_atomic
+from qdq.reports.json_reference import json_page
 from qdq.reports.reference_pages import (
     facts_page,
     find_beating_rules,
@@ -34,16 +36,6 @@ class _RulesGroup(click.Group):
         if not args or args[0] not in (*self.commands, "-h", "--help"):
             args = ["list", *args]
         return super().parse_args(ctx, args)
-
-
-class RuleDetails(msgspec.Struct, frozen=True):
-    """The record that `qdq rules show --format json` prints."""
-
-    rule: Rule
-    #: The rules that beat it.
-    beaten_by: tuple[str, ...]
-    #: Its cases: the name and the sentence of each.
-    cases: tuple[tuple[str, str], ...]
 
 
 @click.group("rules", cls=_RulesGroup)
@@ -130,11 +122,11 @@ def _schema() -> None:
     type=FILE,
     required=True,
     metavar="FOLDER",
-    help="Folder for rules.md, facts.md and findings.md.",
+    help="Folder for rules.md, facts.md, findings.md and json.md.",
 )
 @force_option
 def _docs(names: tuple[str, ...], output: Path, force: bool) -> None:
-    """Write rules.md, facts.md and findings.md: rules, facts, and the findings of 'qdq check'.
+    """Write rules.md, facts.md, findings.md and json.md: the generated reference pages.
 
     Without SET, rules.md has the rules of all shipped sets.
 
@@ -146,6 +138,7 @@ def _docs(names: tuple[str, ...], output: Path, force: bool) -> None:
         output / "rules.md": rules_page(names),
         output / "facts.md": facts_page(),
         output / "findings.md": findings_page(),
+        output / "json.md": json_page(JSON_RECORDS),
     }
     for path in pages:
         check_output(path, (), force)

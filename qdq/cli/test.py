@@ -8,7 +8,7 @@ import click
 import msgspec
 
 from qdq.cli.options import FILE, format_option
-from qdq.reports.report import to_json
+from qdq.reports.json_output import to_json
 from qdq.testing.case_runner import CaseResult, run_cases
 
 

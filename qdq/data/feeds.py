@@ -77,7 +77,9 @@ class Feeds:
         self.sizes: set[int] = set()
 
     def __iter__(self) -> Iterator[Feed]:
-        """Yield each sample as arrays by input name; raises DataError naming the file and the input.
+        """Yield each sample as arrays by input name.
+
+        Raises DataError naming the file and the input.
 
         Samples that can be iterated only once are refused the second time.
         """

@@ -115,7 +115,7 @@ def _find_picture_input(
 
 
 def _find_layout(preprocess: Preprocess, spec: InputSpec, model: str, name: str) -> str:
-    """Return the layout whose channel axis has the right size, or one of unknown size."""
+    """Return the layout whose channel axis has the right size, or an unknown one."""
     channels = CHANNEL_COUNTS[preprocess.channels]
     layouts = [layout for layout in LAYOUTS if preprocess.layout in (None, layout)]
     for size in (channels, None):
@@ -123,7 +123,7 @@ def _find_layout(preprocess: Preprocess, spec: InputSpec, model: str, name: str)
             if spec.shape[_channel_axis(layout)] == size:
                 return layout
     raise DataError(
-        f"{model}: input {spec.name!r} is {spec}, but {name} makes pictures of {channels} channels. "
+        f"{model}: input {spec.name!r} is {spec}, but {name} makes {channels} channels. "
         "Write a preprocess file with 'channels' and 'layout' of the model."
     )
 

@@ -33,7 +33,10 @@ _HEIGHT_AND_WIDTH = 2
 
 
 class Preprocess(msgspec.Struct, frozen=True):
-    """How a picture becomes an input: fitted to its size, then ``(pixels * scale - mean) / std``."""
+    """How a picture becomes an input: fitted to its size, then scaled.
+
+    The values are ``(pixels * scale - mean) / std``.
+    """
 
     fit: str
     #: Height and width, where the model does not fix them.

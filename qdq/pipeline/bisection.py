@@ -1,9 +1,10 @@
-"""Which of many things a compiler refuses, found with few builds.
+"""Find the groups of nodes that a compiler refuses, with few builds.
 
-The search is FastDiag (Felfernig, Schubert and Zehentner 2012, "An efficient diagnosis algorithm for
-inconsistent constraint sets", AI EDAM 26): it halves the suspects and needs about 2*d*log2(n/d) + 2*d
-builds for d guilty ones of n. It takes for granted that leaving out more never makes a build fail; what
-comes back is built once more whole, and with each guilty one alone put back.
+The search is FastDiag (Felfernig, Schubert and Zehentner 2012, "An efficient diagnosis algorithm
+for inconsistent constraint sets", AI EDAM 26). It halves the suspects and needs about
+2*d*log2(n/d) + 2*d builds for d refused groups of n. It assumes that removing more groups never
+makes a build fail. Its result is therefore built again, once with all refused groups removed and
+once with each of them alone put back.
 """
 
 from __future__ import annotations
@@ -14,155 +15,189 @@ import msgspec
 
 
 class CompilerRefusal(msgspec.Struct, frozen=True):
-    """What a compiler said when it refused, and what its words point to."""
+    """The message of a compiler that refuses a model, and the groups that it points to."""
 
     message: str
-    #: Groups that the words name.
+    #: Groups that the message names.
     nodes: tuple[str, ...] = ()
-    #: Groups that the words speak of as a kind, such as all of one element type.
+    #: Groups that the message refers to as a kind, such as all of one element type.
     suspects: tuple[str, ...] = ()
 
 
 class RefusedGroups(msgspec.Struct, frozen=True):
-    """Groups that must be left out, and the compiler's words where they are not."""
+    """Groups that must stay in float, and the compiler's message where they are quantized."""
 
+    #: Labels of nodes, each after the path of its subgraph where it is in one.
     groups: tuple[str, ...]
+    #: The compiler's message.
     message: str
 
 
 class BisectionResult(msgspec.Struct, frozen=True):
-    """What a search found, and how many builds it took."""
+    """The nodes that were left in float so that the model builds."""
 
+    #: The refused nodes, by message; empty where the whole plan builds.
     refused: tuple[RefusedGroups, ...]
+    #: The number of builds that the search took.
     builds: int
 
     @property
     def groups(self) -> tuple[str, ...]:
-        """All groups that must be left out."""
-        return tuple(group for guilt in self.refused for group in guilt.groups)
+        """All groups that must stay in float."""
+        groups: list[str] = []
+        for refused_groups in self.refused:
+            groups += refused_groups.groups
+        return tuple(groups)
 
 
 class FloatModelRefusedError(Exception):
-    """The compiler refuses even what is left without any group; its text is the compiler's."""
+    """The compiler refuses the model without any group too; the text is the compiler's message."""
 
 
-#: Builds without some groups, and returns the compiler's refusal, or None where it builds.
+#: Builds without the given groups; returns the compiler's refusal, or None where it builds.
 Attempt = Callable[[frozenset[str]], CompilerRefusal | None]
 
 
 def find_refused_groups(groups: Sequence[str], attempt: Attempt) -> BisectionResult:
-    """Return a smallest set of groups without which everything else builds: none of them can be put back.
+    """Return a smallest set of groups without which the rest builds.
 
-    Where groups are refused only together, one of them is in the set, rather an earlier one. Raises HopelessError where
-    leaving out all groups is refused too.
+    No group of the set can be put back. Where groups are refused only together, the set holds one
+    of them, preferably an earlier one. Raises FloatModelRefusedError where the build without any
+    group is refused too.
     """
     builds = _Builds(attempt)
-    if (refusal := builds.without(())) is None:
+    refusal = builds.build_without(())
+    if refusal is None:
         return BisectionResult((), builds.count)
-    if (base := builds.without(groups)) is not None:
-        raise FloatModelRefusedError(base.message)
-    guilty: list[RefusedGroups] = []
+    float_refusal = builds.build_without(groups)
+    if float_refusal is not None:
+        raise FloatModelRefusedError(float_refusal.message)
+    removed: list[str] = []
+    refused: list[RefusedGroups] = []
     while refusal is not None:
-        settled = {group for guilt in guilty for group in guilt.groups}
-        rest = [g for g in groups if g not in settled]
-        found = _kind(refusal, rest, settled, groups, builds) or _smallest(
-            refusal, rest, settled, builds
-        )
-        guilty += found or [RefusedGroups((group,), refusal.message) for group in rest]
-        refusal = builds.without([group for guilt in guilty for group in guilt.groups])
-    return BisectionResult(tuple(_merged(guilty)), builds.count)
+        search = _Search(groups, removed, refusal, builds)
+        for refused_groups in search.run():
+            refused.append(refused_groups)
+            removed += refused_groups.groups
+        refusal = builds.build_without(removed)
+    return BisectionResult(tuple(_merge_by_message(refused)), builds.count)
 
 
 class _Builds:
-    """Attempts, each made once."""
+    """Cached builds: each set of removed groups is built once."""
 
     def __init__(self, attempt: Attempt) -> None:
         self._attempt = attempt
-        self._made: dict[frozenset[str], CompilerRefusal | None] = {}
+        self._results: dict[frozenset[str], CompilerRefusal | None] = {}
 
-    def without(self, groups: Iterable[str]) -> CompilerRefusal | None:
-        left = frozenset(groups)
-        if left not in self._made:
-            self._made[left] = self._attempt(left)
-        return self._made[left]
+    def build_without(self, groups: Iterable[str]) -> CompilerRefusal | None:
+        removed = frozenset(groups)
+        if removed not in self._results:
+            self._results[removed] = self._attempt(removed)
+        return self._results[removed]
 
     @property
     def count(self) -> int:
-        return len(self._made)
+        return len(self._results)
 
 
-def _kind(
-    refusal: CompilerRefusal,
-    rest: list[str],
-    settled: Collection[str],
-    groups: Sequence[str],
-    builds: _Builds,
-) -> list[RefusedGroups]:
-    """Return a whole kind as guilty where the words speak of one: without it they change, and its first and its last alone are refused."""
-    kind = [g for g in rest if g in refusal.suspects]
-    if not kind:
-        return []
-    after = builds.without([*settled, *kind])
-    if after is not None and after.message == refusal.message:
-        return []
-    alone = (
-        builds.without([g for g in groups if g != one])
-        for one in dict.fromkeys((kind[0], kind[-1]))
-    )
-    return (
-        [RefusedGroups(tuple(kind), refusal.message)]
-        if all(said is not None for said in alone)
-        else []
-    )
+class _Search:
+    """One search for the cause of a refusal, with the groups removed that are known already."""
 
+    def __init__(
+        self,
+        groups: Sequence[str],
+        removed: Collection[str],
+        refusal: CompilerRefusal,
+        builds: _Builds,
+    ) -> None:
+        self._groups = groups
+        self._removed = tuple(removed)
+        self._refusal = refusal
+        self._builds = builds
+        known = set(removed)
+        self._remaining = [group for group in groups if group not in known]
 
-def _smallest(
-    refusal: CompilerRefusal, rest: list[str], settled: Collection[str], builds: _Builds
-) -> list[RefusedGroups]:
-    """Return a smallest guilty set, each with the words of the build that it alone was put back in."""
-    suspects = _suspects(refusal, rest, settled, builds)
-    found = _diagnosis(False, suspects, [*settled], builds)
-    guilty = []
-    for group in list(found):
-        alone = builds.without([*settled, *(g for g in found if g != group)])
-        if alone is None:
-            found.remove(group)
-        else:
-            guilty.append(RefusedGroups((group,), alone.message))
-    return guilty
+    def run(self) -> list[RefusedGroups]:
+        """Return groups that cause the refusal, all that remain where none can be singled out."""
+        refused = self._find_kind() or self._find_smallest()
+        if refused:
+            return refused
+        message = self._refusal.message
+        return [RefusedGroups((group,), message) for group in self._remaining]
 
+    def _find_kind(self) -> list[RefusedGroups]:
+        """Return all groups of the kind that the message refers to, or nothing.
 
-def _suspects(
-    refusal: CompilerRefusal, rest: list[str], settled: Collection[str], builds: _Builds
-) -> list[str]:
-    """Return the groups that refusals name, one after the other, until it builds without them; all where none is named."""
-    suspects: list[str] = []
-    said: CompilerRefusal | None = refusal
-    while said is not None:
-        new = [g for g in rest if g in said.nodes and g not in suspects]
-        if not new:
-            return rest
-        suspects += new
-        said = builds.without([*settled, *suspects])
-    return suspects
+        The kind is refused if the message changes without it, and if its first and its last group
+        alone are refused too.
+        """
+        suspects = self._refusal.suspects
+        kind = [group for group in self._remaining if group in suspects]
+        if not kind:
+            return []
+        refusal = self._builds.build_without([*self._removed, *kind])
+        if refusal is not None and refusal.message == self._refusal.message:
+            return []
+        # The ends are built only as far as needed: a kind whose first group builds is none.
+        for group in dict.fromkeys((kind[0], kind[-1])):
+            others = [other for other in self._groups if other != group]
+            if self._builds.build_without(others) is None:
+                return []
+        return [RefusedGroups(tuple(kind), self._refusal.message)]
 
+    def _find_smallest(self) -> list[RefusedGroups]:
+        """Return a smallest refused set, each group with the message of its own build."""
+        suspects = self._find_suspects()
+        groups = self._diagnose(suspects, self._removed, is_refused=True)
+        refused = []
+        for group in tuple(groups):
+            others = [other for other in groups if other != group]
+            refusal = self._builds.build_without([*self._removed, *others])
+            if refusal is None:
+                groups.remove(group)
+            else:
+                refused.append(RefusedGroups((group,), refusal.message))
+        return refused
 
-def _diagnosis(changed: bool, suspects: list[str], left: list[str], builds: _Builds) -> list[str]:
-    """FastDiag: return which of the suspects must be left out besides `left`; `changed` where `left` was not built yet."""
-    if changed and builds.without(left) is None:
-        return []
-    if len(suspects) == 1:
+    def _find_suspects(self) -> list[str]:
+        """Return the groups that refusals name one after the other, until the rest builds.
+
+        Returns all remaining groups where a refusal names none.
+        """
+        suspects: list[str] = []
+        refusal: CompilerRefusal | None = self._refusal
+        while refusal is not None:
+            named = set(refusal.nodes).difference(suspects)
+            new_suspects = [group for group in self._remaining if group in named]
+            if not new_suspects:
+                return self._remaining
+            suspects += new_suspects
+            refusal = self._builds.build_without([*self._removed, *suspects])
         return suspects
-    half = len(suspects) // 2
-    first, second = suspects[:half], suspects[half:]
-    from_second = _diagnosis(True, second, [*left, *first], builds)
-    from_first = _diagnosis(bool(from_second), first, [*left, *from_second], builds)
-    return [*from_first, *from_second]
+
+    def _diagnose(
+        self, suspects: list[str], removed: Sequence[str], *, is_refused: bool
+    ) -> list[str]:
+        """Return the suspects that must be removed in addition to `removed` (FastDiag).
+
+        `is_refused` states that the build without `removed` alone is known to be refused.
+        """
+        if not is_refused and self._builds.build_without(removed) is None:
+            return []
+        if len(suspects) == 1:
+            return suspects
+        half = len(suspects) // 2
+        first, second = suspects[:half], suspects[half:]
+        from_second = self._diagnose(second, [*removed, *first], is_refused=False)
+        unchanged = not from_second
+        from_first = self._diagnose(first, [*removed, *from_second], is_refused=unchanged)
+        return [*from_first, *from_second]
 
 
-def _merged(guilty: list[RefusedGroups]) -> list[RefusedGroups]:
-    """Return the guilty by their words, each words once."""
-    by_words: dict[str, list[str]] = {}
-    for guilt in guilty:
-        by_words.setdefault(guilt.message, []).extend(guilt.groups)
-    return [RefusedGroups(tuple(groups), words) for words, groups in by_words.items()]
+def _merge_by_message(refused: list[RefusedGroups]) -> list[RefusedGroups]:
+    """Return one record per message."""
+    by_message: dict[str, list[str]] = {}
+    for refused_groups in refused:
+        by_message.setdefault(refused_groups.message, []).extend(refused_groups.groups)
+    return [RefusedGroups(tuple(groups), message) for message, groups in by_message.items()]

@@ -1,7 +1,7 @@
-"""A plan that builds: what the compiler refuses of it is left in float, and written down as a rule.
+"""Search for a plan that builds: the nodes that the compiler refuses stay in float.
 
-Nothing is calibrated for the search. Every build uses scales that stand in for the real ones, for a
-compiler's refusal follows from types and shapes.
+The result is also written as a rule file. The search calibrates nothing: every build uses
+placeholder scales, because a compiler's refusal depends on types and shapes alone.
 """
 
 from __future__ import annotations
@@ -33,21 +33,26 @@ from qdq.planning.planner import plan_index
 from qdq.quantizer import E4M3
 from qdq.rewriting.inserter import apply_plan
 from qdq.rules.rule import RuleSet
+from qdq.runtime.session import Progress
 from qdq.target import Target
 
-#: The suffix that takes the place of the model's for the rule file beside it.
+#: The suffix of the rule file, in the place of the model's suffix.
 RULE_FILE_SUFFIX = ".leave-float.yaml"
 
-#: Builds a model with Q/DQ, and returns the compiler's refusal with labels of nodes that it names, or None.
+#: Builds a model with Q/DQ; returns the compiler's refusal with the labels of the nodes that it
+#: names, or None where the model builds.
 BuildFunction = Callable[[onnx.ModelProto], CompilerRefusal | None]
 
-#: Called after each build with the number done.
-BuildProgress = Callable[[int], None]
-_STAND_IN_SCALE = 2.0**-6
+_PLACEHOLDER_SCALE = 2.0**-6
 
-#: How compilers spell FP8 where they refuse a type and not a layer.
-_FP8_WORDS = re.compile(r"fp8|float8|e4m3", re.IGNORECASE)
-_WIDE = 1_000_000
+#: The names of FP8 in the messages of compilers that refuse a type and not a layer.
+_FP8_NAMES = re.compile(r"fp8|float8|e4m3", re.IGNORECASE)
+
+#: The reason in the rule file that a search writes.
+_RULE_REASON = "With all of these in float it builds; with any one of them quantized it does not."
+
+#: The width of YAML, so that no line is folded.
+_YAML_WIDTH = 1_000_000
 
 
 def search_buildable_plan(
@@ -55,174 +60,220 @@ def search_buildable_plan(
     plan: Plan,
     rules: RuleSet,
     build: BuildFunction,
-    progress: BuildProgress | None = None,
+    progress: Progress | None = None,
 ) -> BisectionResult:
-    """Return which nodes of a plan must be left in float so that what remains builds, with the compiler's words.
+    """Return the nodes of a plan that must stay in float so that the rest of it builds.
 
-    A node's pairs are left out together, and with them those that need them. Raises ModelError where the
-    compiler refuses the float model too, or all that the plan would quantize.
+    The pairs of a node are removed together, and with them the pairs that need them. Raises
+    ModelError where the compiler refuses the float model too, or everything that the plan
+    quantizes.
     """
-    # A residual Add or a pool goes with the layer that it needs, but not the other way: it comes first, so that it is suspected first.
-    groups = list(
-        dict.fromkeys(
-            _group(p.edge)
-            for p in sorted(plan.placements, key=lambda p: is_operand(index.scope(p.edge), p.edge))
-        )
-    )
-    count = 0
-
-    def without(left: frozenset[str]) -> Plan:
-        return (
-            plan_index(
-                index,
-                PlanRequest(
-                    rules,
-                    plan.targets,
-                    (*plan.leave_float, *exact_globs(left)),
-                    True,
-                    plan.profiles,
-                ),
-            )
-            if left
-            else plan
-        )
-
-    def attempt(left: frozenset[str]) -> CompilerRefusal | None:
-        nonlocal count
-        made = without(left)
-        model = _labelled(
-            apply_plan(index, made, _stand_in(index, made))
-            if made.placements
-            else index.source.model,
-            index,
-        )
-        refusal = build(model)
-        count += 1
-        if progress:
-            progress(count)
-        return None if refusal is None else _pointing(refusal, made, model)
-
+    search = _PlanSearch(index, plan, rules, build, progress)
+    groups = _list_groups(index, plan)
+    name = index.source.name
     try:
-        found = find_refused_groups(groups, attempt)
+        result = find_refused_groups(groups, search.build_without)
     except FloatModelRefusedError as error:
         raise ModelError(
-            f"{index.source.name}: Q/DQ is not the cause: the compiler refuses the float model too: {error}; choose another --target or change the model"
+            f"{name}: Q/DQ is not the cause: the compiler refuses the float model too: {error}. "
+            "Choose another --target or change the model."
         ) from error
-    if groups and not without(frozenset(found.groups)).placements:
-        words = "; ".join(guilt.message for guilt in found.refused)
+    if groups and not search.plan_without(frozenset(result.groups)).placements:
+        messages = "; ".join(refused.message for refused in result.refused)
         raise ModelError(
-            f"{index.source.name}: nothing that the rules quantize builds: {words}; choose another --target or other --rules"
+            f"{name}: nothing that the rules quantize builds: {messages}. "
+            "Choose another --target or other --rules."
         )
-    return found
+    return result
+
+
+class _PlanSearch:
+    """Builds of one plan, each with some of its nodes left in float."""
+
+    def __init__(
+        self,
+        index: GraphIndex,
+        plan: Plan,
+        rules: RuleSet,
+        build: BuildFunction,
+        progress: Progress | None,
+    ) -> None:
+        self._index = index
+        self._plan = plan
+        self._rules = rules
+        self._build = build
+        self._progress = progress
+        self._count = 0
+
+    def plan_without(self, labels: frozenset[str]) -> Plan:
+        """Return the plan with the nodes of some labels left in float."""
+        if not labels:
+            return self._plan
+        request = PlanRequest(
+            rules=self._rules,
+            targets=self._plan.targets,
+            leave_float=(*self._plan.leave_float, *exact_globs(labels)),
+            allow_unmatched=True,
+            profiles=self._plan.profiles,
+        )
+        return plan_index(self._index, request)
+
+    def build_without(self, labels: frozenset[str]) -> CompilerRefusal | None:
+        """Build the plan with the nodes of some labels left in float; return the refusal."""
+        plan = self.plan_without(labels)
+        model = self._index.source.model
+        if plan.placements:
+            scales = _make_placeholder_scales(self._index, plan)
+            model = apply_plan(self._index, plan, scales)
+        model = _name_nodes_by_label(model, self._index)
+        refusal = self._build(model)
+        self._count += 1
+        if self._progress:
+            self._progress(self._count)
+        if refusal is None:
+            return None
+        return _resolve_groups(refusal, plan, model)
 
 
 def make_build_function(
     source: Source, targets: tuple[Target, ...], shapes: Mapping[str, tuple[int, ...]]
 ) -> BuildFunction:
-    """Return what builds a model, made from `source`, with TensorRT-RTX for every rtx target until one refuses.
+    """Return a function that builds models made from `source` with TensorRT-RTX.
 
-    Raises UsageError where no target is an rtx target, and when called CompilerError where TensorRT-RTX is missing.
+    It builds for every rtx target, until one refuses. Raises UsageError where no target is an rtx
+    target; the function raises CompilerError where TensorRT-RTX is missing.
     """
-    compiled = [target for target in targets if target.backend == "rtx"]
-    if not compiled:
+    rtx_targets = [target for target in targets if target.backend == "rtx"]
+    if not rtx_targets:
         raise UsageError(
-            "--until-it-builds builds with TensorRT-RTX: name a --target such as rtx:sm86"
+            "--until-it-builds builds with TensorRT-RTX, and no target is an rtx target. "
+            "Pass --target, such as rtx:sm86."
         )
 
     def build(model: onnx.ModelProto) -> CompilerRefusal | None:
-        for target in compiled:
-            engine = build_engine(msgspec.structs.replace(source, model=model), target, shapes)
+        model_source = msgspec.structs.replace(source, model=model)
+        for target in rtx_targets:
+            engine = build_engine(model_source, target, shapes)
             if engine.failure:
-                return CompilerRefusal(
-                    f"{engine.compiler} for {target}: {engine.failure}", engine.refused_nodes
-                )
+                message = f"{engine.compiler} for {target}: {engine.failure}"
+                return CompilerRefusal(message, engine.refused_nodes)
         return None
 
     return build
 
 
 def exact_globs(labels: Iterable[str]) -> tuple[str, ...]:
-    """Return a glob for each label that matches it and nothing else, in order of the labels."""
+    """Return one glob per label that matches this label alone, in order of the labels."""
     return tuple(re.sub(r"([\[*?])", r"[\1]", label) for label in sorted(labels))
 
 
-def leave_float_yaml(name: str, model: str, found: BisectionResult, rules: RuleSet) -> str:
-    """Return the rule file that leaves in float what a search found: passed to --rules with the same sets, it makes the same plan."""
-    rivals = [r.name for r in rules.rules if r.then == "quantize" and "*" in r.beats]
-    rule = {
+def leave_float_yaml(name: str, model: str, result: BisectionResult, rules: RuleSet) -> str:
+    """Return the rule file that leaves in float the nodes of a search result.
+
+    Passed to --rules with the same sets, it makes the same plan.
+    """
+    rivals = []
+    for rule in rules.rules:
+        if rule.then == "quantize" and "*" in rule.beats:
+            rivals.append(rule.name)
+    evidence = [f"{', '.join(refused.groups)}: {refused.message}." for refused in result.refused]
+    content = {
         "rule": name,
         "says": f"Leave in float what the compiler refuses in {model}.",
-        "because": "With all of these in float it builds; with any one of them quantized it does not.",
+        "because": _RULE_REASON,
         "see": "qdq quantize --until-it-builds",
-        "evidence": " ".join(
-            f"{', '.join(guilt.groups)}: {guilt.message}." for guilt in found.refused
-        ),
-        "where": {"named": list(exact_globs(found.groups))},
+        "evidence": " ".join(evidence),
+        "where": {"named": list(exact_globs(result.groups))},
         "then": "leave-float",
         "beats": ["*", *rivals],
     }
-    return yaml.safe_dump(rule, sort_keys=False, width=_WIDE, allow_unicode=True)
+    return yaml.safe_dump(content, sort_keys=False, width=_YAML_WIDTH, allow_unicode=True)
 
 
-def _group(edge: Edge) -> str:
-    """Return the node of an edge, in a body behind the body's path: a name that rules may use."""
+def _list_groups(index: GraphIndex, plan: Plan) -> list[str]:
+    """Return the nodes that a plan quantizes, in the order in which they are suspected.
+
+    A residual Add or a pool depends on a weighted layer, but not the other way round. It comes
+    first, so that it is suspected first.
+    """
+    dependent: dict[str, None] = {}
+    weighted: dict[str, None] = {}
+    for placement in plan.placements:
+        edge = placement.edge
+        groups = weighted if is_operand(index.scope(edge), edge) else dependent
+        groups[_get_group(edge)] = None
+    return list(dependent | weighted)
+
+
+def _get_group(edge: Edge) -> str:
+    """Return the label of an edge's node, after the path of its subgraph: a name for rules."""
     return qualified_name(edge.graph, edge.node)
 
 
-def _stand_in(index: GraphIndex, plan: Plan) -> Scales:
-    pairs = tuple(
-        PairScale(tensor, quantizer, (_STAND_IN_SCALE,) * _channels(index, placements[0]))
-        for (tensor, quantizer), placements in group_by_pair(plan).items()
-    )
-    return Scales(plan.key, "none", "none", 0, pairs)
+def _make_placeholder_scales(index: GraphIndex, plan: Plan) -> Scales:
+    pairs = []
+    for (tensor, quantizer), placements in group_by_pair(plan).items():
+        scales = (_PLACEHOLDER_SCALE,) * _count_channels(index, placements[0])
+        pairs.append(PairScale(tensor, quantizer, scales))
+    return Scales(plan.key, "none", "none", 0, tuple(pairs))
 
 
-def _channels(index: GraphIndex, placement: Placement) -> int:
-    scope, tensor, axis = (
-        index.scope(placement.edge),
-        placement.edge.tensor,
-        placement.quantizer.axis,
-    )
-    return (
-        1
-        if axis is None
-        else int(
-            (scope.shape(tensor) or scope.constant(tensor).shape)[axis]
-            or scope.constant(tensor).shape[axis]
-        )
-    )
+def _count_channels(index: GraphIndex, placement: Placement) -> int:
+    """Return the number of scales of a placement, 1 without an axis."""
+    axis = placement.quantizer.axis
+    if axis is None:
+        return 1
+    scope = index.scope(placement.edge)
+    tensor = placement.edge.tensor
+    size = (scope.shape(tensor) or scope.constant(tensor).shape)[axis]
+    return int(size or scope.constant(tensor).shape[axis])
 
 
-def _labelled(model: onnx.ModelProto, index: GraphIndex) -> onnx.ModelProto:
+def _name_nodes_by_label(model: onnx.ModelProto, index: GraphIndex) -> onnx.ModelProto:
     """Return a copy in which each node of the float graph is named by its label there."""
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
-    for node, known in zip(
-        (n for n in copy.graph.node if n.op_type not in PAIR_OPERATORS), index.nodes, strict=True
-    ):
-        node.name = known.label
+    float_nodes = (node for node in copy.graph.node if node.op_type not in PAIR_OPERATORS)
+    for node, indexed_node in zip(float_nodes, index.nodes, strict=True):
+        node.name = indexed_node.label
     return copy
 
 
-def _pointing(refusal: CompilerRefusal, plan: Plan, model: onnx.ModelProto) -> CompilerRefusal:
-    """Return a refusal that points to groups: for a Q or DQ to the nodes behind it, and for a type that no node is named with to all of it."""
-    named = tuple(
-        dict.fromkeys(label for name in refusal.nodes for label in _behind(model.graph, name))
-    )
-    if named or not _FP8_WORDS.search(refusal.message):
-        return msgspec.structs.replace(refusal, nodes=named)
-    kind = dict.fromkeys(_group(p.edge) for p in plan.placements if p.quantizer.dtype == E4M3)
-    return msgspec.structs.replace(refusal, nodes=(), suspects=tuple(kind))
+def _resolve_groups(
+    refusal: CompilerRefusal, plan: Plan, model: onnx.ModelProto
+) -> CompilerRefusal:
+    """Return a refusal whose nodes are groups.
+
+    A Q or DQ stands for the nodes that read it. A message about FP8 that names no node points to
+    all groups in FP8.
+    """
+    nodes: dict[str, None] = {}
+    for name in refusal.nodes:
+        nodes.update(dict.fromkeys(_find_float_nodes(model.graph, name)))
+    if nodes or not _FP8_NAMES.search(refusal.message):
+        return msgspec.structs.replace(refusal, nodes=tuple(nodes))
+    suspects: dict[str, None] = {}
+    for placement in plan.placements:
+        if placement.quantizer.dtype == E4M3:
+            suspects[_get_group(placement.edge)] = None
+    return msgspec.structs.replace(refusal, nodes=(), suspects=tuple(suspects))
 
 
-def _behind(graph: onnx.GraphProto, name: str) -> list[str]:
-    """Return the name of a node, or for a Q or DQ those of the nodes that read what it gives."""
+def _find_float_nodes(graph: onnx.GraphProto, name: str) -> list[str]:
+    """Return the name of a node, or for a Q or DQ the names of the nodes that read its output."""
+    pair_node = _find_pair_node(graph, name)
+    if pair_node is None:
+        return [name]
+    names = []
+    for reader in graph.node:
+        if pair_node.output[0] in reader.input:
+            names += _find_float_nodes(graph, reader.name)
+    return names
+
+
+def _find_pair_node(graph: onnx.GraphProto, name: str) -> onnx.NodeProto | None:
+    node: onnx.NodeProto
     for node in graph.node:
         if node.name == name and node.op_type in PAIR_OPERATORS:
-            return [
-                label
-                for reader in graph.node
-                if node.output[0] in reader.input
-                for label in _behind(graph, reader.name)
-            ]
-    return [name]
+            return node
+    return None

@@ -1,4 +1,4 @@
-"""Mending a quantized model with nothing but what it says itself: what `check --fix` writes."""
+"""Fixes of a quantized model from its own scales alone, as `check --fix` writes them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import onnx
 from qdq.calibration.calibrator import compute_scales
 from qdq.calibration.methods import parse_method
 from qdq.checking.checker import read_plan_request
-from qdq.graph.index import GraphIndex
+from qdq.graph.index import Edge, GraphIndex
 from qdq.graph.source import ModelLike, Source
 from qdq.observers.collection import CollectionJob
 from qdq.pipeline.requantize import (
@@ -20,25 +20,27 @@ from qdq.pipeline.requantize import (
     make_float_source,
     merge_own_ranges,
 )
-from qdq.planning.decisions import Plan
+from qdq.planning.decisions import Placement, Plan
 from qdq.planning.pair_dependencies import remove_placements
 from qdq.planning.planner import plan_source
 from qdq.quantized.model import QuantizedModel
-from qdq.ranges.given_ranges import GivenRanges, match_given_ranges
+from qdq.ranges.given_ranges import GivenRanges, GivenSummary, match_given_ranges
 from qdq.rewriting.inserter import apply_plan
 from qdq.rules.rule import RuleSet
 from qdq.target import Target
 
-#: Why an edge stays in float that the rules want quantized.
-UNKNOWN_RANGE = "no pair at hand says its range; 'qdq quantize' with data calibrates it"
+#: Why an edge stays in float that the rules quantize.
+UNKNOWN_RANGE = "no pair of the model has its range; 'qdq quantize' with data calibrates it"
 
 
 class Fixed(msgspec.Struct, frozen=True):
-    """A mended model and what was changed in it."""
+    """A fixed model and the changes in it."""
 
+    #: The model with its pairs.
     model: onnx.ModelProto
     #: Its float model.
     source: Source
+    #: What happened to the quantization that it had.
     existing: Existing
 
 
@@ -49,60 +51,79 @@ def fix(
     targets: Iterable[Target] = (),
     leave_float: Iterable[str] | None = None,
 ) -> Fixed | None:
-    """Return a quantized model in plain symmetric pairs where the rules want them; None for a model without any.
+    """Return a quantized model in plain symmetric pairs at the edges where the rules place them.
 
-    No scale is invented: a pair that is missing is added where another pair on the same tensor says its range, or one on
-    a tensor that holds all of its values, and otherwise left out together with what makes no sense without it. The pairs
-    that the model has and the rules want stay. What is not given is as for `check`. Raises ModelError for a model that cannot be read so.
+    Returns None for a model without pairs. No scale is invented. A missing pair is added where
+    another pair on the same tensor has its range, or a pair on a tensor that holds all of its
+    values. Otherwise it is left out, together with the pairs that depend on it. The pairs that
+    the model has and the rules place stay. `rules`, `targets` and `leave_float` default as for
+    `check`. Raises ModelError for a model that has no such form.
     """
-    had = QuantizedModel(model)
-    if not had.edges and not had.converted:
+    quantized_model = QuantizedModel(model)
+    if not quantized_model.edges and not quantized_model.converted:
         return None
-    source, own = make_float_source(had, REPAIR), merge_own_ranges(had)
-    request = read_plan_request(had.original, rules=rules, targets=targets, leave_float=leave_float)
-    index, plan = plan_source(source, request)
-    plan = _with_known_ranges(index, plan, had, own)
-    scales, _ = compute_scales(
-        CollectionJob(index, plan, None, full=False), parse_method("max"), given=own
+    source = make_float_source(quantized_model, REPAIR)
+    own_ranges = merge_own_ranges(quantized_model)
+    request = read_plan_request(
+        quantized_model.original, rules=rules, targets=targets, leave_float=leave_float
     )
+    index, plan = plan_source(source, request)
+    plan = _remove_unknown_ranges(index, plan, quantized_model, own_ranges)
+    job = CollectionJob(index, plan, None, full=False)
+    scales, _ = compute_scales(job, parse_method("max"), known_ranges=own_ranges)
     rewritten = apply_plan(index, plan, scales)
     result = QuantizedModel(Source(source.path, rewritten, source.digest))
-    return Fixed(rewritten, index.source, describe_existing(REPAIR, had, plan, scales, result))
+    existing = describe_existing(REPAIR, quantized_model, plan, scales, result)
+    return Fixed(rewritten, index.source, existing)
 
 
-def _with_known_ranges(
-    index: GraphIndex, plan: Plan, had: QuantizedModel, own: GivenRanges
+def _remove_unknown_ranges(
+    index: GraphIndex, plan: Plan, quantized_model: QuantizedModel, own_ranges: GivenRanges
 ) -> Plan:
-    """Return a plan without the pairs whose range nothing says, and without those that make no sense without these.
+    """Return a plan without the pairs whose range is unknown, and without those that need them.
 
-    Those that are there already stay, but for weights that would be rounded a second time.
+    Pairs that the model has stay, except on weights that would be rounded a second time.
     """
-    edges, taken = (
-        {p.edge.qualified_tensor: p.edge for p in plan.placements},
-        match_given_ranges(index, plan, own),
-    )
-    unknown = {
-        read
-        for read in taken.missing
-        if not index.scope(edges[read]).is_constant(edges[read].tensor)
-    }
-    unwanted = {
-        p for p in plan.placements if p.quantizer.calibrated and p.edge.qualified_tensor in unknown
-    }
-    if not unwanted:
+    summary = match_given_ranges(index, plan, own_ranges)
+    removed = _find_unknown_placements(index, plan, summary)
+    if not removed:
         return plan
-    there = {quantized.edge for quantized in had.edges}
-    exact = taken.weight_amax.keys()
-    fewer = remove_placements(index, plan, unwanted, UNKNOWN_RANGE)
-    kept = {p.edge for p in fewer.placements} | {
-        p.edge
-        for p in plan.placements
-        if p.edge in there
-        and p not in unwanted
-        and (p.quantizer.calibrated or (p.edge.qualified_tensor, p.quantizer.axis) in exact)
-    }
+    smaller_plan = remove_placements(index, plan, removed, UNKNOWN_RANGE)
+    kept_edges = {placement.edge for placement in smaller_plan.placements}
+    kept_edges |= _find_kept_edges(plan, quantized_model, summary, removed)
+    placements = [p for p in plan.placements if p.edge in kept_edges]
+    left_float = [item for item in smaller_plan.left_float if item.edge not in kept_edges]
     return msgspec.structs.replace(
-        fewer,
-        placements=tuple(p for p in plan.placements if p.edge in kept),
-        left_float=tuple(item for item in fewer.left_float if item.edge not in kept),
+        smaller_plan, placements=tuple(placements), left_float=tuple(left_float)
     )
+
+
+def _find_unknown_placements(
+    index: GraphIndex, plan: Plan, summary: GivenSummary
+) -> set[Placement]:
+    """Return the placements of activations that have no range and are no constants."""
+    missing = set(summary.missing)
+    placements = set()
+    for placement in plan.placements:
+        edge = placement.edge
+        if not placement.quantizer.calibrated or edge.qualified_tensor not in missing:
+            continue
+        if not index.scope(edge).is_constant(edge.tensor):
+            placements.add(placement)
+    return placements
+
+
+def _find_kept_edges(
+    plan: Plan, quantized_model: QuantizedModel, summary: GivenSummary, removed: set[Placement]
+) -> set[Edge]:
+    """Return the edges whose pair the model has and keeps: activations, and exact weights."""
+    existing_edges = {quantized_edge.edge for quantized_edge in quantized_model.edges}
+    weight_amax = summary.weight_amax
+    edges = set()
+    for placement in plan.placements:
+        edge, quantizer = placement.edge, placement.quantizer
+        if edge not in existing_edges or placement in removed:
+            continue
+        if quantizer.calibrated or (edge.qualified_tensor, quantizer.axis) in weight_amax:
+            edges.add(edge)
+    return edges

@@ -1,4 +1,4 @@
-"""The main job in one call: plan, calibrate, apply, check and, where asked, validate."""
+"""The main pipeline in one call: plan, calibrate, insert pairs, check."""
 
 from __future__ import annotations
 
@@ -8,18 +8,24 @@ import msgspec
 import onnx
 
 from qdq.calibration.calibrator import KnownRanges, compute_scales
-from qdq.calibration.methods import DEFAULT_METHOD, parse_method
+from qdq.calibration.methods import DEFAULT_METHOD, Method, parse_method
 from qdq.calibration.scales import Scales
 from qdq.checking.checker import check
 from qdq.checking.finding import Finding
 from qdq.data.feeds import DataLike
 from qdq.errors import ModelError
+from qdq.graph.index import GraphIndex
 from qdq.graph.loader import load
 from qdq.graph.shape_profiles import Profile
 from qdq.graph.source import ModelLike, Source, light_copy
 from qdq.observers.collection import DEFAULT_OBSERVING, CollectionJob, Observing
 from qdq.pipeline.bisection import BisectionResult
-from qdq.pipeline.buildable import exact_globs, make_build_function, search_buildable_plan
+from qdq.pipeline.buildable import (
+    BuildFunction,
+    exact_globs,
+    make_build_function,
+    search_buildable_plan,
+)
 from qdq.pipeline.requantize import (
     KEEP,
     REPAIR,
@@ -44,38 +50,32 @@ from qdq.rules.shipped import default_rule_sets
 from qdq.runtime.session import Progress
 from qdq.target import Target
 
-#: Where to look if the rules quantize nothing, by whether the model is float.
-_WAY_OUT = {
-    True: "'qdq explain' says why",
-    False: "'qdq check' says what is in it, and 'qdq strip' gives the float model back",
-}
-
 
 class BuildOptions(msgspec.Struct, frozen=True):
     """How the plan is built for `until_it_builds`."""
 
-    #: Shapes of inputs by name; dynamic dimensions of those not named become 1.
+    #: Shapes of inputs by name; dynamic dimensions of other inputs become 1.
     shapes: Mapping[str, tuple[int, ...]] = {}
-    #: Called after each build with the number done.
+    #: Called after each build with the number of builds so far.
     progress: Progress | None = None
 
 
 class Quantized(msgspec.Struct, frozen=True):
-    """A quantized model and everything that led to it."""
+    """A quantized model, and the results of the stages that made it."""
 
     #: The model with its pairs.
     model: onnx.ModelProto
-    #: The float model it was made from, at the opset that the plan needs.
+    #: The float model that it was made from, at the opset that the plan needs.
     source: Source
     plan: Plan
     scales: Scales
-    #: What `check` finds in the result: nothing, unless a rule and the rewriter disagree.
+    #: The findings of `check` in the result: none, unless a rule and the rewriter disagree.
     findings: tuple[Finding, ...]
-    #: What was left in float so that it builds; None where that was not asked for.
+    #: The nodes left in float so that the model builds; None where that was not requested.
     build_search: BisectionResult | None = None
-    #: What the planned activations were seen to hold, or are said to.
+    #: The ranges of the planned activations, observed or given.
     ranges: Ranges | None = None
-    #: What became of the quantization that the model had; None for a float model.
+    #: What happened to the quantization that the model had; None for a float model.
     existing: Existing | None = None
 
 
@@ -98,91 +98,226 @@ def quantize(  # noqa: PLR0913 keyword arguments of the public function
     given: KnownRanges | None = None,
     existing: str = REPAIR,
 ) -> Quantized:
-    """Return a model's quantized copy with its plan, scales and findings.
+    """Return the quantized copy of a model, with its plan, scales and findings.
 
-    Of a model that is quantized already the pairs stay in their place (``existing="keep"``) or are made what the rules
-    want (``"repair"``), with the scales that they have, and with data only where there is none; ``"replace"`` takes them out first.
-
-    `given` holds ranges from elsewhere, as `calibrate` takes them. `planned` is called with the plan before
-    calibration starts. `until_it_builds` compiles the plan for its rtx targets first, and leaves in float
-    what the compiler refuses. Raises ModelError, RuleError,
-    DataError or UsageError, as the stages do; the model that is given is never changed.
+    The pairs of a model that is quantized already stay (``existing="keep"``), are placed as the
+    rules require (``"repair"``), or are removed first (``"replace"``). Pairs that stay keep their
+    scales; data is only needed for those that have none. `given` holds ranges from another source,
+    as `calibrate` accepts them. `planned` is called with the plan before calibration starts.
+    `until_it_builds` compiles the plan for its rtx targets first, and leaves in float the nodes
+    that the compiler refuses. Raises ModelError, RuleError, DataError or UsageError, as the stages
+    do. The model passed in is never changed.
     """
-    require_mode(existing)
-    source = load(model)
-    had = QuantizedModel(source) if find_quantized_nodes(source) else None
-    if had is not None:
-        source, rules = (
-            make_float_source(had, existing),
-            rules or load_rules(default_rule_sets(source)),
-        )
-        given = given if existing == REPLACE else merge_own_ranges(had, given)
-    way, rules = parse_method(method, weights), rules or load_rules()
-    index, plan = plan_source(
-        source,
-        PlanRequest(rules, tuple(targets), tuple(leave_float), allow_unmatched, tuple(profiles)),
+    planning = PlanOptions(
+        rules, tuple(targets), tuple(leave_float), allow_unmatched, tuple(profiles)
     )
-    found, build = None, None
-    if until_it_builds is not None:
-        build = make_build_function(index.source, plan.targets, until_it_builds.shapes)
-        found = search_buildable_plan(index, plan, rules, build, until_it_builds.progress)
-        index, plan = plan_source(
-            source,
-            PlanRequest(
-                rules,
-                tuple(targets),
-                (*leave_float, *exact_globs(found.groups)),
-                allow_unmatched,
-                plan.profiles,
-            ),
-        )
-    if had is not None and existing == KEEP:
-        plan = keep_existing_pairs(had, plan)
-    _require_placements(source, plan, _WAY_OUT[had is None])
-    if planned:
-        planned(plan)
-    needed = (
-        None
-        if had is not None and given is not None and has_all_ranges(index, plan, given)
-        else data
+    calibration = CalibrationOptions(data, batch, method, weights, observing, progress, given)
+    request = QuantizeRequest(model, existing, planning, calibration, until_it_builds, planned)
+    return run_request(request)
+
+
+class PlanOptions(msgspec.Struct, frozen=True):
+    """The arguments of `quantize` that decide the plan."""
+
+    #: None for the default rule sets.
+    rules: RuleSet | None
+    targets: tuple[Target, ...]
+    leave_float: tuple[str, ...]
+    allow_unmatched: bool
+    profiles: tuple[Profile, ...]
+
+
+class CalibrationOptions(msgspec.Struct, frozen=True):
+    """The arguments of `quantize` that decide the scales."""
+
+    data: DataLike | None
+    batch: int | None
+    method: str
+    weights: str | None
+    observing: Observing
+    progress: Progress | None
+    known_ranges: KnownRanges | None
+
+
+class QuantizeRequest(msgspec.Struct, frozen=True):
+    """The arguments of `quantize`."""
+
+    model: ModelLike
+    #: `keep`, `repair` or `replace`.
+    existing: str
+    planning: PlanOptions
+    calibration: CalibrationOptions
+    #: None where the plan is not compiled.
+    build_options: BuildOptions | None
+    #: Called with the plan before calibration starts.
+    planned: Callable[[Plan], None] | None
+
+
+def run_request(request: QuantizeRequest) -> Quantized:
+    """Run the phases of `quantize`, each on the results of those before it."""
+    prepared = _prepare(request)
+    planned = _make_plan(request, prepared)
+    if request.planned:
+        request.planned(planned.plan)
+    calibrated = _calibrate(request.calibration, prepared, planned)
+    return _rewrite(request, prepared, planned, calibrated)
+
+
+class _Prepared(msgspec.Struct, frozen=True):
+    """The float model and everything that was read from the model passed in."""
+
+    #: The float model.
+    source: Source
+    #: The model passed in; None where it is float.
+    quantized_model: QuantizedModel | None
+    rules: RuleSet
+    method: Method
+    #: The ranges passed in, and those of the model's pairs.
+    known_ranges: KnownRanges | None
+
+
+class _Planned(msgspec.Struct, frozen=True):
+    """The plan and its index; with `until_it_builds` also the search for it."""
+
+    index: GraphIndex
+    plan: Plan
+    build: BuildFunction | None = None
+    build_search: BisectionResult | None = None
+
+
+class _Calibrated(msgspec.Struct, frozen=True):
+    """The scales, and the ranges that they were chosen from."""
+
+    scales: Scales
+    ranges: Ranges
+
+
+def _prepare(request: QuantizeRequest) -> _Prepared:
+    """Load the model, and read its pairs where it is quantized already."""
+    require_mode(request.existing)
+    source = load(request.model)
+    rules = request.planning.rules
+    known_ranges = request.calibration.known_ranges
+    quantized_model = None
+    if find_quantized_nodes(source):
+        quantized_model = QuantizedModel(source)
+        default_rules = default_rule_sets(source)
+        source = make_float_source(quantized_model, request.existing)
+        rules = rules or load_rules(default_rules)
+        if request.existing != REPLACE:
+            known_ranges = merge_own_ranges(quantized_model, known_ranges)
+    method = parse_method(request.calibration.method, request.calibration.weights)
+    rules = rules or load_rules()
+    return _Prepared(source, quantized_model, rules, method, known_ranges)
+
+
+def _make_plan(request: QuantizeRequest, prepared: _Prepared) -> _Planned:
+    """Plan the float model; search for a plan that builds where that is requested."""
+    options = request.planning
+    plan_request = PlanRequest(
+        rules=prepared.rules,
+        targets=options.targets,
+        leave_float=options.leave_float,
+        allow_unmatched=options.allow_unmatched,
+        profiles=options.profiles,
     )
-    scales, ranges = compute_scales(
-        CollectionJob(index, plan, needed, way.needs_histogram, batch),
-        way,
-        observing,
-        progress,
-        given,
+    index, plan = plan_source(prepared.source, plan_request)
+    planned = _Planned(index, plan)
+    if request.build_options is not None:
+        planned = _search_buildable(prepared, plan_request, planned, request.build_options)
+    plan = planned.plan
+    if prepared.quantized_model is not None and request.existing == KEEP:
+        plan = keep_existing_pairs(prepared.quantized_model, plan)
+    _require_placements(prepared, plan)
+    return msgspec.structs.replace(planned, plan=plan)
+
+
+def _search_buildable(
+    prepared: _Prepared, plan_request: PlanRequest, planned: _Planned, options: BuildOptions
+) -> _Planned:
+    """Plan again, with the nodes in float that the compiler refuses."""
+    index, plan = planned.index, planned.plan
+    build = make_build_function(index.source, plan.targets, options.shapes)
+    build_search = search_buildable_plan(index, plan, prepared.rules, build, options.progress)
+    refused_globs = exact_globs(build_search.groups)
+    buildable_request = msgspec.structs.replace(
+        plan_request,
+        leave_float=(*plan_request.leave_float, *refused_globs),
+        profiles=plan.profiles,
     )
-    rewritten = apply_plan(index, plan, scales)
+    index, plan = plan_source(prepared.source, buildable_request)
+    return _Planned(index, plan, build, build_search)
+
+
+def _require_placements(prepared: _Prepared, plan: Plan) -> None:
+    """Raise ModelError for an empty plan."""
+    if plan.placements:
+        return
+    source = prepared.source
+    rule_sets = ", ".join(plan.rule_sets)
+    targets = ", ".join(map(str, plan.targets))
+    fix = "Run 'qdq explain' for the reason."
+    if prepared.quantized_model is not None:
+        fix = "Run 'qdq check' to list its pairs, or 'qdq strip' to remove them."
+    raise ModelError(
+        f"{source.path or source.name}: the rules {rule_sets} quantize nothing in it for "
+        f"{targets}. {fix}"
+    )
+
+
+def _calibrate(options: CalibrationOptions, prepared: _Prepared, planned: _Planned) -> _Calibrated:
+    """Compute the scales; the data is not read where a quantized model has all ranges."""
+    index, plan = planned.index, planned.plan
+    known_ranges = prepared.known_ranges
+    data = options.data
+    is_quantized = prepared.quantized_model is not None
+    if is_quantized and known_ranges is not None and has_all_ranges(index, plan, known_ranges):
+        data = None
+    method = prepared.method
+    job = CollectionJob(index, plan, data, method.needs_histogram, options.batch)
+    scales, ranges = compute_scales(job, method, options.observing, options.progress, known_ranges)
+    return _Calibrated(scales, ranges)
+
+
+def _rewrite(
+    request: QuantizeRequest, prepared: _Prepared, planned: _Planned, calibrated: _Calibrated
+) -> Quantized:
+    """Insert the pairs, check the result, and build it where that is requested."""
+    plan, scales = planned.plan, calibrated.scales
+    rewritten = apply_plan(planned.index, plan, scales)
+    source = prepared.source
     findings = check(
         Source(source.path, light_copy(rewritten), source.digest),
-        rules=rules,
+        rules=prepared.rules,
         targets=plan.targets,
         leave_float=plan.leave_float,
         weights=False,
     )
-    if build is not None and (refusal := build(rewritten)):
-        raise ModelError(
-            f"{source.path or source.name}: builds with other scales, but not with the calibrated ones: {refusal.message}; try another --method"
+    if planned.build is not None:
+        _require_build(source, planned.build, rewritten)
+    existing = None
+    if prepared.quantized_model is not None:
+        result = QuantizedModel(Source(source.path, rewritten, source.digest))
+        existing = describe_existing(
+            request.existing, prepared.quantized_model, plan, scales, result
         )
-    became = (
-        describe_existing(
-            existing,
-            had,
-            plan,
-            scales,
-            QuantizedModel(Source(source.path, rewritten, source.digest)),
-        )
-        if had is not None
-        else None
+    return Quantized(
+        model=rewritten,
+        source=planned.index.source,
+        plan=plan,
+        scales=scales,
+        findings=findings,
+        build_search=planned.build_search,
+        ranges=calibrated.ranges,
+        existing=existing,
     )
-    return Quantized(rewritten, index.source, plan, scales, findings, found, ranges, became)
 
 
-def _require_placements(source: Source, plan: Plan, way_out: str) -> None:
-    """Raise ModelError for a plan with nothing in it."""
-    if not plan.placements:
-        wanted = ", ".join(map(str, plan.targets))
+def _require_build(source: Source, build: BuildFunction, model: onnx.ModelProto) -> None:
+    """Raise ModelError where the compiler refuses the model with its calibrated scales."""
+    refusal = build(model)
+    if refusal:
         raise ModelError(
-            f"{source.path or source.name}: the rules {', '.join(plan.rule_sets)} quantize nothing in it for {wanted}; {way_out}"
+            f"{source.path or source.name}: the model builds with other scales, but not with the "
+            f"calibrated ones: {refusal.message}. Try another --method."
         )

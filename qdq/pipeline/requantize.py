@@ -1,9 +1,13 @@
-"""A model that is quantized already -> its float model, and the ranges that its pairs say: what `quantize` keeps, completes and repairs."""
+"""The quantization that a model has already, kept, repaired or replaced by `quantize`.
+
+A quantized model becomes its float model and the ranges of its pairs.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
 
 import msgspec
 
@@ -19,179 +23,217 @@ from qdq.quantized.model import QuantizedEdge, QuantizedModel
 from qdq.quantized.pair_diff import PairDiff, diff_pairs
 from qdq.quantized.symmetry import CoarserActivation, exact_weight_amax, pair_type
 from qdq.quantizer import E4M3, INT8, Quantizer
-from qdq.ranges.given_ranges import GivenRanges, GivenSummary, match_given_ranges
+from qdq.ranges.given_ranges import (
+    GivenRange,
+    GivenRanges,
+    GivenSummary,
+    GivenWeightRange,
+    match_given_ranges,
+)
 from qdq.ranges.model_ranges import find_coarser_activations, read_pair_ranges, scale_axis
 
-#: What becomes of the pairs that a model has: all stay and missing ones are added, they are made what the rules want, or they go.
+#: What happens to the pairs that a model has: all stay and missing ones are added, they are placed
+#: as the rules require, or they are removed.
 KEEP, REPAIR, REPLACE = "keep", "repair", "replace"
 MODES = (KEEP, REPAIR, REPLACE)
 
-#: The reason of a pair that stays because it was there.
+#: The reason of a pair that stays because the model has it.
 EXISTING_RULE = "existing"
+
+_Range = TypeVar("_Range", GivenRange, GivenWeightRange)
 
 
 class RescaledWeight(msgspec.Struct, frozen=True):
     """A weight whose scales could not be kept."""
 
+    #: The tensor, after the path of its subgraph.
     tensor: str
+    #: Why the weight got new scales, as the end of a sentence about it.
     reason: str
 
 
 class Existing(msgspec.Struct, frozen=True):
-    """What became of the quantization that a model had."""
+    """What happened to the quantization that a model had."""
 
+    #: `keep`, `repair` or `replace`, as `--existing` states it.
     mode: str
-    #: Nodes that were written in other operators first.
+    #: Nodes that were first written in other operators.
     converted: tuple[ConvertedNode, ...]
-    #: Activations that are still quantized, in larger steps.
+    #: Activations that are still quantized, with larger steps.
     coarser: tuple[CoarserActivation, ...]
+    #: Weights that got new scales.
     weights: tuple[RescaledWeight, ...]
-    #: Planned activations that had no range, or whose steps would be larger, and were calibrated.
+    #: Planned activations that were calibrated, because they had no range or larger steps in INT8.
     calibrated: tuple[str, ...]
+    #: The difference between the pairs that the model had and those that it has now.
     changes: PairDiff
 
 
-def make_float_source(found: QuantizedModel, mode: str) -> Source:
+def make_float_source(quantized_model: QuantizedModel, mode: str) -> Source:
     """Return the float model of a quantized one.
 
-    Raises ModelError for a quantized operator without a float form, and unless all pairs are replaced for those of a layout that no plan has.
+    Raises ModelError for a quantized operator that has no float form. Unless the pairs are
+    replaced, raises it also for pairs that no plan can describe.
     """
-    name = found.original.path or found.original.name
-    if left := find_unconverted(found.source.model):
+    original = quantized_model.original
+    name = str(original.path or original.name)
+    unconverted = find_unconverted(quantized_model.source.model)
+    if unconverted:
         raise ModelError(
-            f"{name}: node {left[0]} has no float form that qdq knows; quantize the float model it was made from"
+            f"{name}: node {unconverted[0]} has no float form that qdq knows. "
+            "Quantize the float model that it was made from."
         )
-    for quantized in found.edges if mode != REPLACE else ():
-        _require_known(str(name), quantized)
-    digest = hashlib.sha256(canonical_bytes(found.stripped)).hexdigest()
-    return Source(found.original.path, found.stripped, digest, found.original.notes)
+    if mode != REPLACE:
+        for quantized_edge in quantized_model.edges:
+            _require_plannable(name, quantized_edge)
+    stripped = quantized_model.stripped
+    digest = hashlib.sha256(canonical_bytes(stripped)).hexdigest()
+    return Source(original.path, stripped, digest, original.notes)
 
 
-def _require_known(name: str, found: QuantizedEdge) -> None:
-    if found.scales is not None and sum(size > 1 for size in found.scales.shape) > 1:
+def _require_plannable(name: str, quantized_edge: QuantizedEdge) -> None:
+    """Raise ModelError for a pair with scales in blocks, or with a computed zero point."""
+    edge, pair, scales = quantized_edge.edge, quantized_edge.pair, quantized_edge.scales
+    if scales is None:
+        return
+    long_axes = [size for size in scales.shape if size > 1]
+    if len(long_axes) > 1:
         raise ModelError(
-            f"{name}: {found.edge}: its scales go by blocks, which qdq does not plan; pass --existing replace, or leave the model as it is"
+            f"{name}: {edge}: the scales are per block, which qdq does not plan. "
+            "Pass --existing replace, or keep the model as it is."
         )
-    if (
-        found.pair.q is not None
-        and found.scales is not None
-        and found.pair.zero_point
-        and found.zero_points is None
-    ):
+    if pair.q is not None and pair.zero_point and quantized_edge.zero_points is None:
         raise ModelError(
-            f"{name}: {found.edge}: its zero point is computed; pass --existing replace with --data"
+            f"{name}: {edge}: the zero point is computed. Pass --existing replace with --data."
         )
 
 
-def keep_existing_pairs(found: QuantizedModel, plan: Plan) -> Plan:
-    """Return a plan with every pair that a model has, besides those that the rules want."""
-    planned = {p.edge: p for p in plan.placements}
-    for quantized in found.edges:
-        if quantized.edge not in planned and quantized.scales is not None:
-            planned[quantized.edge] = Placement(
-                quantized.edge, _quantizer(found, quantized), (EXISTING_RULE,)
-            )
-    edges = [
-        edge for scope in found.index.scopes.values() for edge in scope.edges() if edge in planned
-    ]
-    left = tuple(item for item in plan.left_float if item.edge not in planned)
-    had = {quantized.edge.qualified_tensor for quantized in found.edges}
-    groups = tuple(group for group in plan.scale_groups if not had.intersection(group.tensors))
+def keep_existing_pairs(quantized_model: QuantizedModel, plan: Plan) -> Plan:
+    """Return a plan with every pair that a model has, in addition to those that the rules place."""
+    placements = {placement.edge: placement for placement in plan.placements}
+    existing_tensors = set()
+    for quantized_edge in quantized_model.edges:
+        edge = quantized_edge.edge
+        existing_tensors.add(edge.qualified_tensor)
+        if edge not in placements and quantized_edge.scales is not None:
+            quantizer = _read_quantizer(quantized_model, quantized_edge)
+            placements[edge] = Placement(edge, quantizer, (EXISTING_RULE,))
+    edges = []
+    for scope in quantized_model.index.scopes.values():
+        edges += [edge for edge in scope.edges() if edge in placements]
+    left_float = [item for item in plan.left_float if item.edge not in placements]
+    scale_groups = [g for g in plan.scale_groups if existing_tensors.isdisjoint(g.tensors)]
     return msgspec.structs.replace(
         plan,
-        placements=tuple(planned[edge] for edge in edges),
-        left_float=left,
-        scale_groups=groups,
+        placements=tuple(placements[edge] for edge in edges),
+        left_float=tuple(left_float),
+        scale_groups=tuple(scale_groups),
     )
 
 
-def _quantizer(found: QuantizedModel, quantized: QuantizedEdge) -> Quantizer:
-    dtype = E4M3 if pair_type(quantized) == E4M3 else INT8
+def _read_quantizer(quantized_model: QuantizedModel, quantized_edge: QuantizedEdge) -> Quantizer:
+    """Return the quantizer that describes a pair of a model."""
+    edge = quantized_edge.edge
+    dtype = E4M3 if pair_type(quantized_edge) == E4M3 else INT8
     prefix = "fp8" if dtype == E4M3 else "int8"
-    if not found.index.scope(quantized.edge).is_constant(quantized.edge.tensor):
+    if not quantized_model.index.scope(edge).is_constant(edge.tensor):
         return Quantizer(f"{prefix}-activation", dtype)
-    axis = scale_axis(found, quantized)
-    return Quantizer(f"{prefix}-weight-per-{'tensor' if axis is None else 'channel'}", dtype, axis)
+    axis = scale_axis(quantized_model, quantized_edge)
+    granularity = "tensor" if axis is None else "channel"
+    return Quantizer(f"{prefix}-weight-per-{granularity}", dtype, axis)
 
 
-def merge_own_ranges(found: QuantizedModel, given: KnownRanges | None = None) -> GivenRanges:
-    """Return the ranges that a model's pairs say, with those that are given besides in the place of its own.
+def merge_own_ranges(
+    quantized_model: QuantizedModel, known_ranges: KnownRanges | None = None
+) -> GivenRanges:
+    """Return the ranges of a model's pairs, replaced by the given range where there is one.
 
-    Raises ModelError for pairs that INT8 would cost too much, and UsageError for observed ranges, which would leave nothing to keep.
+    Raises ModelError for pairs that lose too much resolution in INT8. Raises UsageError for
+    observed ranges, because they are complete and keep no range of the model.
     """
-    find_coarser_activations(found)
-    own = read_pair_ranges(found)
-    if given is None:
-        return own
-    if not isinstance(given, GivenRanges):
+    find_coarser_activations(quantized_model)
+    own_ranges = read_pair_ranges(quantized_model)
+    if known_ranges is None:
+        return own_ranges
+    if not isinstance(known_ranges, GivenRanges):
         raise UsageError(
-            f"{given.data}: observed ranges are about the float model; pass --existing replace to use them, or leave them out"
+            f"{known_ranges.data}: these ranges were observed on the float model, and the model "
+            "keeps its scales. Pass --existing replace to use them, or drop them."
         )
-    named, weights = ({item.tensor for item in items} for items in (given.by_tensor, given.weights))
     return msgspec.structs.replace(
-        given,
-        name=f"{given.name} and {own.name}",
-        by_tensor=(*given.by_tensor, *(r for r in own.by_tensor if r.tensor not in named)),
-        weights=(*given.weights, *(w for w in own.weights if w.tensor not in weights)),
+        known_ranges,
+        name=f"{known_ranges.name} and {own_ranges.name}",
+        by_tensor=_add_missing(known_ranges.by_tensor, own_ranges.by_tensor),
+        weights=_add_missing(known_ranges.weights, own_ranges.weights),
     )
 
 
-def has_all_ranges(index: GraphIndex, plan: Plan, given: KnownRanges) -> bool:
+def _add_missing(ranges: tuple[_Range, ...], others: Iterable[_Range]) -> tuple[_Range, ...]:
+    """Return ranges, and those of other tensors from a second source."""
+    tensors = {item.tensor for item in ranges}
+    return ranges + tuple(item for item in others if item.tensor not in tensors)
+
+
+def has_all_ranges(index: GraphIndex, plan: Plan, known_ranges: KnownRanges) -> bool:
     """Whether every scale of a plan follows from given ranges."""
-    if not isinstance(given, GivenRanges):
+    if not isinstance(known_ranges, GivenRanges):
         return False
-    taken = match_given_ranges(index, plan, given)
-    weights = {
-        (p.edge.qualified_tensor, p.quantizer.axis)
-        for p in plan.placements
-        if not p.quantizer.calibrated
-    }
-    return not taken.missing and not taken.bounded and weights <= taken.weight_amax.keys()
+    summary = match_given_ranges(index, plan, known_ranges)
+    if summary.missing or summary.bounded:
+        return False
+    weight_amax = summary.weight_amax
+    for placement in plan.placements:
+        key = placement.edge.qualified_tensor, placement.quantizer.axis
+        if not placement.quantizer.calibrated and key not in weight_amax:
+            return False
+    return True
 
 
 def find_rescaled_weights(
-    found: QuantizedModel, plan: Plan, taken: GivenSummary
+    quantized_model: QuantizedModel, plan: Plan, summary: GivenSummary
 ) -> Iterator[RescaledWeight]:
-    """Yield the planned weights that had a pair and whose scales are chosen anew."""
-    kept, had = taken.weight_amax, {q.edge: q for q in found.edges}
+    """Yield the planned weights that had a pair and get new scales."""
+    weight_amax = summary.weight_amax
+    quantized_edges = {item.edge: item for item in quantized_model.edges}
     for placement in plan.placements:
-        edge, axis = placement.edge, placement.quantizer.axis
-        if (
-            not placement.quantizer.calibrated
-            and (edge.qualified_tensor, axis) not in kept
-            and (quantized := had.get(edge))
-        ):
-            if exact_weight_amax(quantized) is None:
-                yield RescaledWeight(
-                    edge.qualified_tensor, f"held {pair_type(quantized)} that is not symmetric"
-                )
-            else:
-                yield RescaledWeight(
-                    edge.qualified_tensor,
-                    f"had scales along axis {scale_axis(found, quantized)}, not {axis}",
-                )
+        if placement.quantizer.calibrated:
+            continue
+        tensor, axis = placement.edge.qualified_tensor, placement.quantizer.axis
+        quantized_edge = quantized_edges.get(placement.edge)
+        if quantized_edge is None or (tensor, axis) in weight_amax:
+            continue
+        if exact_weight_amax(quantized_edge) is None:
+            reason = f"held {pair_type(quantized_edge)} that is not symmetric"
+        else:
+            old_axis = scale_axis(quantized_model, quantized_edge)
+            reason = f"had scales along axis {old_axis}, not {axis}"
+        yield RescaledWeight(tensor, reason)
 
 
 def describe_existing(
-    mode: str, found: QuantizedModel, plan: Plan, scales: Scales, result: QuantizedModel
+    mode: str,
+    quantized_model: QuantizedModel,
+    plan: Plan,
+    scales: Scales,
+    result: QuantizedModel,
 ) -> Existing:
-    """Return what became of a model's quantization."""
-    changes = diff_pairs(found, result)
-    if mode == REPLACE or scales.given_ranges is None:
-        return Existing(mode, found.converted, (), (), (), changes)
-    weights, planned = (
-        tuple(find_rescaled_weights(found, plan, scales.given_ranges)),
-        {p.edge.qualified_tensor for p in plan.placements},
-    )
-    costs = tuple(cost for cost in find_coarser_activations(found) if cost.tensor in planned)
-    calibrated = (
-        *scales.given_ranges.missing,
-        *(sorted(scales.given_ranges.bounded) if scales.samples else ()),
-    )
-    return Existing(mode, found.converted, costs, weights, calibrated, changes)
+    """Return a record of what happened to a model's quantization."""
+    changes = diff_pairs(quantized_model, result)
+    converted = quantized_model.converted
+    summary = scales.given_ranges
+    if mode == REPLACE or summary is None:
+        return Existing(mode, converted, (), (), (), changes)
+    weights = tuple(find_rescaled_weights(quantized_model, plan, summary))
+    planned_tensors = {placement.edge.qualified_tensor for placement in plan.placements}
+    coarser = find_coarser_activations(quantized_model)
+    kept_coarser = [activation for activation in coarser if activation.tensor in planned_tensors]
+    calibrated = summary.missing
+    if scales.samples:
+        calibrated = (*calibrated, *sorted(summary.bounded))
+    return Existing(mode, converted, tuple(kept_coarser), weights, calibrated, changes)
 
 
 def require_mode(mode: str) -> None:
-    """Raise UsageError for a word that is none of `MODES`."""
+    """Raise UsageError for a mode that is not in `MODES`."""
     if mode not in MODES:
-        raise UsageError(f"existing={mode!r}: write one of {', '.join(MODES)}")
+        raise UsageError(f"existing={mode!r} is not a mode. Pass one of {', '.join(MODES)}.")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from qdq.reports.report import Report, render, to_json
+from qdq.reports.json_output import to_json
+from qdq.reports.report import Report, render
 from qdq.reports.sarif import to_github, to_sarif
 
 __all__ = [

@@ -1,127 +1,169 @@
-"""Changes of Q/DQ in words: between two models, and what became of the quantization that a model had."""
+"""Sections about changes of Q/DQ: between two models, and of the quantization that a model had."""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
-from qdq.pipeline.requantize import Existing
-from qdq.quantized.pair_diff import ADDED, FORMAT, MOVED, REMOVED, RESCALED, PairChange, PairDiff
+from qdq.pipeline.requantize import Existing, RescaledWeight
+from qdq.quantized.pair_diff import (
+    ADDED,
+    FORMAT,
+    MOVED,
+    REMOVED,
+    RESCALED,
+    PairChange,
+    PairDiff,
+)
 from qdq.quantized.symmetry import CoarserActivation
-from qdq.reports.sections import Section
+from qdq.quantized.weight_diff import WeightChange
+from qdq.reports.sections import Section, join_names
 
 _SIGNS = {ADDED: "+", REMOVED: "-", MOVED: ">", RESCALED: "~", FORMAT: "!"}
 
-#: How many names a line holds; JSON has all.
-_NAMES = 8
+#: The kinds of changes in a sentence; others are adjectives already.
+_ADJECTIVES = {FORMAT: "of another format"}
 
 #: How many changes a report of `quantize` shows.
-_SHOWN = 40
+_MOST_CHANGES = 40
 
-#: How many tensors that lose resolution are named.
-_MOST = 5
-
-
-def diff_sections(found: PairDiff, most: int | None = None) -> Iterator[Section]:
-    """Yield a diff in words: the pairs, at most some of them, then what differs besides."""
-    counts = Counter(change.kind for change in found.pairs)
-    head = f"{found.old} -> {found.new}: {found.old_pairs} quantized edges, then {found.new_pairs}"
-    changes = ", ".join(
-        f"{counts[kind]} {_WORDS.get(kind, kind)}" for kind in _SIGNS if counts[kind]
-    )
-    shown = found.pairs if most is None else found.pairs[:most]
-    rest = len(found.pairs) - len(shown)
-    more = (
-        (f"and {rest} more (--format json, and a report that ends in .json, have all)",)
-        if rest
-        else ()
-    )
-    yield Section(
-        "Pairs", (f"{head}: {changes or 'the same pairs'}", *map(change_line, shown), *more)
-    )
-    if besides := tuple(_besides(found)):
-        yield Section("Besides", besides)
+#: How many tensors are shown that lose resolution.
+_MOST_COARSER = 5
 
 
-_WORDS = {FORMAT: "of another format"}
+def diff_sections(diff: PairDiff, most: int | None = None) -> Iterator[Section]:
+    """Yield the changed pairs of a diff, at most `most` of them, and the other differences."""
+    changes = diff.pairs if most is None else diff.pairs[:most]
+    lines = [_summary_line(diff), *map(change_line, changes)]
+    hidden = len(diff.pairs) - len(changes)
+    if hidden:
+        lines.append(
+            f"and {hidden} more (--format json, and a report that ends in .json, have all)"
+        )
+    yield Section("Pairs", tuple(lines))
+    others = tuple(_other_lines(diff))
+    if others:
+        yield Section("Other differences", others)
 
 
 def change_line(change: PairChange) -> str:
     """Return a change as one line: its sign, the edge, how the pair quantizes, and its rules."""
-    edge = f"{change.moved_from} => {change.edge}" if change.moved_from else str(change.edge)
-    said = (
-        change.old
-        if change.old == change.new
-        else f"{change.old} -> {change.new}"
-        if change.old and change.new
-        else change.old or change.new
-    )
-    ratio = f" ({change.ratio:.4g} times)" if change.ratio not in (None, 1.0) else ""
-    return f"{_SIGNS[change.kind]} {edge}  {said}{ratio}" + (
-        f"  {change.rules}" if change.rules else ""
-    )
-
-
-def _besides(found: PairDiff) -> Iterator[str]:
-    for what, names in (("nodes added", found.nodes_added), ("nodes removed", found.nodes_removed)):
-        if names:
-            yield f"{what}: {_listed(names)}"
-    if found.weights:
-        changed = [
-            f"{w.edge} by {'other dimensions' if w.largest_change is None else f'{w.largest_change:.3g}'}"
-            for w in found.weights
-        ]
-        yield f"stored weights that differ: {_listed(changed)}"
-    yield from (f"{key}: {_flat(old)} -> {_flat(new)}" for key, old, new in found.metadata)
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names[:_NAMES]) + (
-        f" and {len(names) - _NAMES} more (--format json has all)" if len(names) > _NAMES else ""
-    )
-
-
-def _flat(text: str) -> str:
-    return ", ".join(text.split("\n")) or "none"
+    edge = str(change.edge)
+    if change.moved_from:
+        edge = f"{change.moved_from} => {edge}"
+    pair = _describe_pair(change.old, change.new)
+    sign = _SIGNS[change.kind]
+    line = f"{sign} {edge}  {pair}"
+    ratio = change.ratio
+    if ratio is not None and ratio != 1.0:
+        line += f" ({ratio:.4g} times)"
+    if change.rules:
+        line += f"  {change.rules}"
+    return line
 
 
 def existing_sections(existing: Existing) -> list[Section]:
-    """Return what became of the quantization that a model had, in words."""
-    converted = Counter(f"{item.op} {item.conversion}" for item in existing.converted)
-    lines = [f"{count} {op}" for op, count in converted.items()]
-    if existing.coarser:
-        lines.append(
-            f"{len(existing.coarser)} tensors become symmetric INT8, with larger steps; these most:"
-        )
-        lines += [
-            _coarser_line(cost)
-            for cost in sorted(existing.coarser, key=lambda c: -c.step_ratio)[:_MOST]
-        ]
-    lines += [f"{weight.tensor} gets new scales: it {weight.reason}" for weight in existing.weights]
+    """Return the changes of the quantization that a model had."""
+    lines = _count_conversions(existing)
+    coarser = sorted(existing.coarser, key=_step_ratio, reverse=True)
+    if coarser:
+        count = len(coarser)
+        lines.append(f"{count} tensors become symmetric INT8, with larger steps; these most:")
+        lines += map(_coarser_line, coarser[:_MOST_COARSER])
+    lines += map(_rescaled_line, existing.weights)
     if existing.calibrated:
-        why = "which had no range, or would step through it more coarsely in symmetric INT8"
+        count = len(existing.calibrated)
+        tensors = join_names(existing.calibrated)
         lines.append(
-            f"{len(existing.calibrated)} were calibrated, {why}: {_listed(existing.calibrated)}"
+            f"{count} tensors were calibrated, because they had no range or would get larger "
+            f"steps in symmetric INT8: {tensors}"
         )
-    return [
-        Section("Was quantized already", tuple(lines)),
-        *diff_sections(existing.changes, _SHOWN),
-    ]
+    section = Section("Was quantized already", tuple(lines))
+    changes = diff_sections(existing.changes, _MOST_CHANGES)
+    return [section, *changes]
 
 
 def fixed_lines(existing: Existing) -> list[str]:
-    """Return what was done to a model that was mended, one sentence each."""
-    lines = [f"{item.node}: {item.op} {item.conversion}" for item in existing.converted]
-    lines += [_coarser_line(cost) for cost in existing.coarser]
-    lines += [f"{weight.tensor} gets new scales: it {weight.reason}" for weight in existing.weights]
-    told = {cost.tensor for cost in existing.coarser}
-    return lines + [
-        change_line(change)
-        for change in existing.changes.pairs
-        if not (change.kind == FORMAT and change.edge.qualified_tensor in told)
-    ]
+    """Return the changes of a model that was fixed, one sentence per change."""
+    lines = []
+    for node in existing.converted:
+        lines.append(f"{node.node}: {node.op} {node.conversion}")
+    lines += map(_coarser_line, existing.coarser)
+    lines += map(_rescaled_line, existing.weights)
+    coarser_tensors = {activation.tensor for activation in existing.coarser}
+    for change in existing.changes.pairs:
+        # The line of a coarser activation describes its new format already.
+        is_described = change.edge.qualified_tensor in coarser_tensors
+        if change.kind != FORMAT or not is_described:
+            lines.append(change_line(change))
+    return lines
 
 
-def _coarser_line(cost: CoarserActivation) -> str:
-    return f"{cost.tensor}: {cost.dtype} with zero point {cost.zero_point}, steps {cost.step_ratio:.3g} times as large ({20 * math.log10(cost.step_ratio):.1f} dB)"
+def _describe_pair(old: str, new: str) -> str:
+    """Return how a pair quantizes in the older and the newer model, once where that is equal."""
+    if old and new and old != new:
+        return f"{old} -> {new}"
+    return old or new
+
+
+def _count_conversions(existing: Existing) -> list[str]:
+    """Return how many nodes of each operator were first written in other operators."""
+    counts = Counter[str]()
+    for node in existing.converted:
+        counts[f"{node.op} {node.conversion}"] += 1
+    return [f"{count} {operator}" for operator, count in counts.items()]
+
+
+def _step_ratio(activation: CoarserActivation) -> float:
+    return activation.step_ratio
+
+
+def _summary_line(diff: PairDiff) -> str:
+    counts = Counter(change.kind for change in diff.pairs)
+    changes = []
+    for kind in _SIGNS:
+        count = counts[kind]
+        if count:
+            adjective = _ADJECTIVES.get(kind, kind)
+            changes.append(f"{count} {adjective}")
+    summary = ", ".join(changes) or "the same pairs"
+    edges = f"{diff.old_pairs} quantized edges, then {diff.new_pairs}"
+    return f"{diff.old} -> {diff.new}: {edges}: {summary}"
+
+
+def _other_lines(diff: PairDiff) -> Iterator[str]:
+    if diff.nodes_added:
+        yield f"nodes added: {join_names(diff.nodes_added)}"
+    if diff.nodes_removed:
+        yield f"nodes removed: {join_names(diff.nodes_removed)}"
+    if diff.weights:
+        weights = list(map(_weight_change, diff.weights))
+        yield f"stored weights that differ: {join_names(weights)}"
+    for key, old, new in diff.metadata:
+        old_value = _join_lines(old)
+        new_value = _join_lines(new)
+        yield f"{key}: {old_value} -> {new_value}"
+
+
+def _weight_change(weight: WeightChange) -> str:
+    if weight.largest_change is None:
+        return f"{weight.edge} by other dimensions"
+    return f"{weight.edge} by {weight.largest_change:.3g}"
+
+
+def _join_lines(text: str) -> str:
+    return ", ".join(text.split("\n")) or "none"
+
+
+def _rescaled_line(weight: RescaledWeight) -> str:
+    return f"{weight.tensor} gets new scales: it {weight.reason}"
+
+
+def _coarser_line(activation: CoarserActivation) -> str:
+    ratio = activation.step_ratio
+    decibels = 20 * math.log10(ratio)
+    return (
+        f"{activation.tensor}: {activation.dtype} with zero point {activation.zero_point}, "
+        f"steps {ratio:.3g} times as large ({decibels:.1f} dB)"
+    )

@@ -1,4 +1,7 @@
-"""Findings as SARIF 2.1.0 (OASIS, Static Analysis Results Interchange Format) and as GitHub's workflow commands."""
+"""Findings as SARIF 2.1.0 and as workflow commands of GitHub.
+
+SARIF is the Static Analysis Results Interchange Format of OASIS.
+"""
 
 from __future__ import annotations
 
@@ -16,116 +19,146 @@ from qdq.checking.selection import fingerprint, relative_posix_path
 VERSION = "2.1.0"
 _SCHEMA = "https://json.schemastore.org/sarif-2.1.0.json"
 
-#: What relative paths of artifacts are relative to: the folder that the command ran in.
+#: The base of relative paths: the folder that the command ran in.
 _ROOT = "%SRCROOT%"
 _COMMANDS = {ERROR: "error", WARNING: "warning"}
 
+_Json = dict[str, Any]
+
 
 class CheckedModel(msgspec.Struct, frozen=True):
-    """The findings in one model, or why there are none."""
+    """The findings in one model, or the reason why it could not be checked."""
 
+    #: The path, as the command was given it.
     model: str
     findings: tuple[Finding, ...] = ()
-    #: One sentence where it could not be checked, else "".
+    #: Why the model could not be checked, one sentence; else empty.
     failure: str = ""
-    #: What `--fix` did to it, one sentence each.
+    #: The changes that `--fix` made, one sentence per change.
     fixed: tuple[str, ...] = ()
 
 
 def to_sarif(models: Iterable[CheckedModel], version: str) -> bytes:
-    """Return a SARIF log of one run: every code as a rule, every finding as a result, files that could not be checked as notifications."""
-    order = {code: i for i, code in enumerate(PROBLEMS)}
-    results: list[Any] = []
-    failures: list[Any] = []
+    """Return a SARIF log with one run.
+
+    Every code is a rule, every finding a result, and every model that could not be checked a
+    notification.
+    """
+    rule_indices = {code: i for i, code in enumerate(PROBLEMS)}
+    results: list[_Json] = []
+    notifications: list[_Json] = []
     for checked in models:
-        results += [
-            _result(checked.model, finding, order[finding.code]) for finding in checked.findings
-        ]
+        for finding in checked.findings:
+            results.append(_make_result(checked.model, finding, rule_indices[finding.code]))
         if checked.failure:
-            failures.append(
-                {
-                    "level": "error",
-                    "message": {"text": checked.failure},
-                    "locations": [{"physicalLocation": _file(checked.model)}],
-                }
-            )
-    driver = {
-        "name": "qdq",
-        "semanticVersion": version,
-        "rules": [_rule(problem) for problem in PROBLEMS.values()],
-    }
-    invocation = {"executionSuccessful": not failures, "toolExecutionNotifications": failures}
+            notifications.append(_make_notification(checked))
+    rules = [_make_rule(problem) for problem in PROBLEMS.values()]
     run = {
-        "tool": {"driver": driver},
-        "invocations": [invocation],
+        "tool": {"driver": {"name": "qdq", "semanticVersion": version, "rules": rules}},
+        "invocations": [_make_invocation(notifications)],
         "columnKind": "unicodeCodePoints",
         "results": results,
     }
-    return (
-        msgspec.json.format(
-            msgspec.json.encode({"$schema": _SCHEMA, "version": VERSION, "runs": [run]}), indent=1
-        )
-        + b"\n"
-    )
+    log = {"$schema": _SCHEMA, "version": VERSION, "runs": [run]}
+    return msgspec.json.format(msgspec.json.encode(log), indent=1) + b"\n"
 
 
-def _rule(problem: Problem) -> dict[str, Any]:
-    text = f"{problem.cost} To mend it: {problem.fix}."
+def to_github(checked: CheckedModel) -> list[str]:
+    """Return the findings in one model as workflow commands, which GitHub shows beside the file.
+
+    See "Setting a message" in GitHub's documentation of workflow commands.
+    """
+    file = _escape_property(checked.model)
+    lines = []
+    if checked.failure:
+        lines.append(f"::error file={file},title=qdq::{_escape_data(checked.failure)}")
+    for finding in checked.findings:
+        command = _COMMANDS.get(finding.severity, "notice")
+        title = _escape_property(f"qdq {finding.code}")
+        message = _escape_data(_finding_text(finding))
+        lines.append(f"::{command} file={file},title={title}::{message}")
+    return lines
+
+
+def _make_invocation(notifications: list[_Json]) -> _Json:
     return {
-        "id": problem.code,
-        "name": "".join(word.capitalize() for word in problem.code.split("-")),
-        "shortDescription": {"text": problem.title},
-        "fullDescription": {"text": text},
-        "help": {"text": text, "markdown": f"{text}\n\n[{problem.page}]({problem.page})"},
-        "defaultConfiguration": {"level": problem.severity},
-        "properties": {"page": problem.page},
+        "executionSuccessful": not notifications,
+        "toolExecutionNotifications": notifications,
     }
 
 
-def _result(model: str, finding: Finding, rule: int) -> dict[str, Any]:
-    location: dict[str, Any] = {"physicalLocation": _file(model)}
+def _make_notification(checked: CheckedModel) -> _Json:
+    return {
+        "level": "error",
+        "message": {"text": checked.failure},
+        "locations": [{"physicalLocation": _make_location(checked.model)}],
+    }
+
+
+def _make_rule(problem: Problem) -> _Json:
+    name = "".join(map(str.capitalize, problem.code.split("-")))
+    text = _join_sentences(problem.cost, problem.fix)
+    page = problem.page
+    markdown = f"{text}\n\n[{page}]({page})"
+    return {
+        "id": problem.code,
+        "name": name,
+        "shortDescription": {"text": problem.title},
+        "fullDescription": {"text": text},
+        "help": {"text": text, "markdown": markdown},
+        "defaultConfiguration": {"level": problem.severity},
+        "properties": {"page": page},
+    }
+
+
+def _make_result(model: str, finding: Finding, rule_index: int) -> _Json:
+    location: _Json = {"physicalLocation": _make_location(model)}
     if finding.node:
         name = finding.node.rpartition("/")[2] or finding.node
-        location["logicalLocations"] = [
-            {"name": name, "fullyQualifiedName": finding.node, "kind": "element"}
-        ]
-    at = f"{finding.where}: " if finding.where else ""
+        logical = {"name": name, "fullyQualifiedName": finding.node, "kind": "element"}
+        location["logicalLocations"] = [logical]
     return {
         "ruleId": finding.code,
-        "ruleIndex": rule,
+        "ruleIndex": rule_index,
         "level": finding.severity,
-        "message": {"text": f"{at}{finding.problem}; {finding.fix}."},
+        "message": {"text": _finding_text(finding)},
         "locations": [location],
         "partialFingerprints": {"qdqFinding/v1": fingerprint(finding)},
     }
 
 
-def _file(model: str) -> dict[str, Any]:
-    path = relative_posix_path(Path(model), Path())
+def _make_location(model: str) -> _Json:
+    file = Path(model)
+    path = relative_posix_path(file, Path())
     if path.startswith("../") or Path(path).is_absolute():
-        return {"artifactLocation": {"uri": Path(model).absolute().as_uri()}}
-    return {"artifactLocation": {"uri": quote(path), "uriBaseId": _ROOT}}
+        uri = file.absolute().as_uri()
+        return {"artifactLocation": {"uri": uri}}
+    uri = quote(path)
+    return {"artifactLocation": {"uri": uri, "uriBaseId": _ROOT}}
 
 
-def to_github(checked: CheckedModel) -> list[str]:
-    """Return the findings in one model as workflow commands, which GitHub shows beside the file (workflow commands, setting a message)."""
-    lines = (
-        [f"::error file={_property(checked.model)},title=qdq::{_data(checked.failure)}"]
-        if checked.failure
-        else []
-    )
-    for finding in checked.findings:
-        at = f"{finding.where}: " if finding.where else ""
-        command = _COMMANDS.get(finding.severity, "notice")
-        lines.append(
-            f"::{command} file={_property(checked.model)},title={_property(f'qdq {finding.code}')}::{_data(f'{at}{finding.problem}; {finding.fix}')}"
-        )
-    return lines
+def _finding_text(finding: Finding) -> str:
+    """Return a finding as two sentences: the place with the problem, and the fix."""
+    text = _join_sentences(finding.problem, finding.fix)
+    return f"{finding.where}: {text}" if finding.where else text
 
 
-def _data(text: str) -> str:
-    return text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
+def _join_sentences(fact: str, fix: str) -> str:
+    fact = _end_sentence(fact)
+    fix = _end_sentence(fix)
+    return f"{fact} Fix: {fix}"
 
 
-def _property(text: str) -> str:
-    return _data(text).replace(":", "%3A").replace(",", "%2C")
+def _end_sentence(text: str) -> str:
+    return text if text.endswith(".") else f"{text}."
+
+
+def _escape_data(text: str) -> str:
+    text = text.replace("%", "%25")
+    text = text.replace("\r", "%0D")
+    return text.replace("\n", "%0A")
+
+
+def _escape_property(text: str) -> str:
+    text = _escape_data(text)
+    return text.replace(":", "%3A").replace(",", "%2C")

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import msgspec
 from tabulate import tabulate
 
+#: How many names a line of a report holds.
+_MOST_NAMES = 10
+
 
 class Section(msgspec.Struct, frozen=True):
-    """A heading, paragraphs and at most one table."""
+    """A heading, lines and at most one table."""
 
     title: str
     lines: tuple[str, ...] = ()
@@ -20,19 +23,44 @@ class Section(msgspec.Struct, frozen=True):
 
 def sections_text(parts: Iterable[Section], markdown: bool = False) -> str:
     """Return sections as text for a terminal, or as Markdown."""
-    blocks = []
+    blocks: list[str] = []
     for part in parts:
-        heading = f"## {part.title}" if markdown else part.title
-        blocks += [heading, *(f"- {line}" if markdown else f"  {line}" for line in part.lines)]
-        if part.rows:
-            table = tabulate(
-                part.rows,
-                part.headers,
-                tablefmt="github" if markdown else "simple",
-                disable_numparse=True,
-            )
-            blocks += (
-                ["", table] if markdown else ["\n".join(f"  {line}" for line in table.splitlines())]
-            )
+        blocks += _markdown_blocks(part) if markdown else _terminal_blocks(part)
         blocks.append("")
     return "\n".join(blocks).rstrip() + "\n"
+
+
+def join_names(names: Sequence[str]) -> str:
+    """Return names separated by commas; of many names the first ones, and how many more."""
+    text = ", ".join(names[:_MOST_NAMES])
+    more = len(names) - _MOST_NAMES
+    if more > 0:
+        text += f" and {more} more (JSON lists all)"
+    return text
+
+
+def count_noun(count: int, noun: str) -> str:
+    """Return a count with its noun, which takes an s unless it is one."""
+    if count != 1:
+        noun += "s"
+    return f"{count} {noun}"
+
+
+def _markdown_blocks(section: Section) -> list[str]:
+    blocks = [f"## {section.title}"]
+    for line in section.lines:
+        blocks.append(f"- {line}")
+    if section.rows:
+        blocks += ["", _format_table(section, "github")]
+    return blocks
+
+
+def _terminal_blocks(section: Section) -> list[str]:
+    lines = list(section.lines)
+    if section.rows:
+        lines += _format_table(section, "simple").splitlines()
+    return [section.title, *(f"  {line}" for line in lines)]
+
+
+def _format_table(section: Section, layout: str) -> str:
+    return tabulate(section.rows, section.headers, tablefmt=layout, disable_numparse=True)

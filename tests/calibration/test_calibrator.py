@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 import qdq
-from qdq.calibration.calibrator import DEAD_AMAX
 from qdq.calibration.methods import parse_method
+from qdq.calibration.pair_scales import DEAD_AMAX
 from qdq.calibration.weight_scales import least_shift_amax
 from qdq.data.feeds import open_feeds
 from qdq.errors import DataError, PlanError, UsageError
@@ -46,10 +46,10 @@ FLOATS = arrays.arrays(
 
 def histogram_of(*chunks: Array) -> Histogram:
     """Return the histogram of some chunks, added in order."""
-    made = Histogram()
+    histogram = Histogram()
     for chunk in chunks:
-        made.add(chunk)
-    return made
+        histogram.add(chunk)
+    return histogram
 
 
 def same(a: Histogram, b: Histogram) -> bool:
@@ -61,9 +61,9 @@ def same(a: Histogram, b: Histogram) -> bool:
     )
 
 
-def bin_width(made: Histogram) -> float:
+def bin_width(histogram: Histogram) -> float:
     """Return how wide the bins are."""
-    return math.ldexp(1.0, made.exponent)
+    return math.ldexp(1.0, histogram.exponent)
 
 
 def normal(n: int = 20_000, seed: int = 0) -> Array:
@@ -119,29 +119,29 @@ def test_merging_leaves_the_merged_one_as_it_was(chunks: list[Array]) -> None:
 @few
 @given(FLOATS)
 def test_every_value_is_counted_once_in_the_bin_it_lies_in(values: Array) -> None:
-    made = histogram_of(values)
-    assert made.counts.sum() == values.size
-    if made.amax > 0:
-        expected = np.floor(np.abs(values.astype(np.float64)) / bin_width(made)).astype(int)
-        np.testing.assert_array_equal(made.counts, np.bincount(expected, minlength=BINS))
+    histogram = histogram_of(values)
+    assert histogram.counts.sum() == values.size
+    if histogram.amax > 0:
+        expected = np.floor(np.abs(values.astype(np.float64)) / bin_width(histogram)).astype(int)
+        np.testing.assert_array_equal(histogram.counts, np.bincount(expected, minlength=BINS))
 
 
 @pytest.mark.parametrize("name", sorted(CASES))
 def test_at_least_half_of_the_bins_are_below_the_largest_value(name: str) -> None:
-    made = histogram_of(CASES[name])
-    assert BINS / 2 <= made.amax / bin_width(made) < BINS
+    histogram = histogram_of(CASES[name])
+    assert BINS / 2 <= histogram.amax / bin_width(histogram) < BINS
 
 
 @pytest.mark.parametrize("percent", [50.0, 99.0, 99.99, 100.0])
 @pytest.mark.parametrize("name", sorted(CASES))
 def test_a_percentile_is_that_of_the_full_data_within_a_bin(name: str, percent: float) -> None:
     values = CASES[name]
-    made = histogram_of(*np.array_split(values, min(7, len(values))))
-    got = made.percentile(percent)
+    histogram = histogram_of(*np.array_split(values, min(7, len(values))))
+    got = histogram.percentile(percent)
     ordered = np.sort(np.abs(values.astype(np.float64)))
     reference = ordered[max(math.ceil(percent / 100 * len(ordered) - 1e-9) - 1, 0)]
-    assert reference <= got <= reference + bin_width(made)
-    assert got <= made.amax
+    assert reference <= got <= reference + bin_width(histogram)
+    assert got <= histogram.amax
     assert (ordered <= got).mean() >= percent / 100 - 1e-12
 
 
@@ -150,11 +150,11 @@ def test_a_percentile_is_that_of_the_full_data_within_a_bin(name: str, percent: 
 def test_a_percentile_covers_the_share_it_names_and_no_bin_more(
     values: Array, percent: float
 ) -> None:
-    made = histogram_of(values)
-    got, magnitudes = made.percentile(percent), np.abs(values.astype(np.float64))
+    histogram = histogram_of(values)
+    got, magnitudes = histogram.percentile(percent), np.abs(values.astype(np.float64))
     assert (magnitudes <= got).mean() >= percent / 100 - 1e-9
-    if made.amax > 0 and got > bin_width(made):
-        assert (magnitudes < got - bin_width(made)).mean() < percent / 100 + 1e-9
+    if histogram.amax > 0 and got > bin_width(histogram):
+        assert (magnitudes < got - bin_width(histogram)).mean() < percent / 100 + 1e-9
 
 
 def error_of(values: Array, amax: float) -> float:
@@ -173,61 +173,67 @@ def error_of(values: Array, amax: float) -> float:
 )
 def test_the_least_error_is_that_of_the_full_data(name: str) -> None:
     values = CASES[name]
-    made = histogram_of(values)
-    got = made.least_error(ELEMENT_TYPES[INT8])
-    best = min(error_of(values, amax) for amax in np.linspace(made.amax / 16, made.amax, 1500))
+    histogram = histogram_of(values)
+    got = histogram.least_error(ELEMENT_TYPES[INT8])
+    best = min(
+        error_of(values, amax) for amax in np.linspace(histogram.amax / 16, histogram.amax, 1500)
+    )
     assert error_of(values, got) <= best * 1.01
-    assert made.amax / 16 <= got <= made.amax
+    assert histogram.amax / 16 <= got <= histogram.amax
 
 
 @pytest.mark.parametrize("name", sorted(CASES))
 def test_the_least_error_is_never_more_than_that_of_the_largest_value(name: str) -> None:
     values = CASES[name]
-    made = histogram_of(values)
-    slack = (bin_width(made) / 2) ** 2
+    histogram = histogram_of(values)
+    slack = (bin_width(histogram) / 2) ** 2
     assert (
-        error_of(values, made.least_error(ELEMENT_TYPES[INT8]))
-        <= error_of(values, made.amax) + slack
+        error_of(values, histogram.least_error(ELEMENT_TYPES[INT8]))
+        <= error_of(values, histogram.amax) + slack
     )
 
 
 def test_one_outlier_in_a_million_is_clipped_by_mse_and_percentile() -> None:
-    made = histogram_of(CASES["one outlier in a million"])
-    assert 4.0 < made.least_error(ELEMENT_TYPES[INT8]) < 12.0
-    assert 3.0 < made.percentile(99.99) < 5.0
-    assert made.amax == 40.0
+    histogram = histogram_of(CASES["one outlier in a million"])
+    assert 4.0 < histogram.least_error(ELEMENT_TYPES[INT8]) < 12.0
+    assert 3.0 < histogram.percentile(99.99) < 5.0
+    assert histogram.amax == 40.0
 
 
 @pytest.mark.parametrize("method", ["max", "mse", "percentile"])
 def test_all_zero_is_zero(method: str) -> None:
-    made = histogram_of(np.zeros(10, np.float32), np.zeros((2, 3), np.float32))
-    assert (made.amax, made.percentile(99.9), made.least_error(ELEMENT_TYPES[INT8])) == (
+    histogram = histogram_of(np.zeros(10, np.float32), np.zeros((2, 3), np.float32))
+    assert (
+        histogram.amax,
+        histogram.percentile(99.9),
+        histogram.least_error(ELEMENT_TYPES[INT8]),
+    ) == (
         0.0,
         0.0,
         0.0,
     )
-    assert made.counts[0] == 16
-    made.add(np.array([1.0], np.float32))
-    assert made.counts[0] == 16
-    assert made.counts.sum() == 17
+    assert histogram.counts[0] == 16
+    histogram.add(np.array([1.0], np.float32))
+    assert histogram.counts[0] == 16
+    assert histogram.counts.sum() == 17
     assert parse_method(method).name == method
 
 
 @pytest.mark.parametrize("scale", [1e-45, 1e-40, 2.0**-130, 1e-36])
 def test_denormal_values_neither_fail_nor_exceed_the_largest(scale: float) -> None:
     values = (np.array([1.0, 2.0, 3.0]) * scale).astype(np.float32)
-    made = histogram_of(values)
-    assert made.counts.sum() == 3
-    assert 0 < made.percentile(99.99) <= made.amax
-    assert 0 < made.least_error(ELEMENT_TYPES[INT8]) <= made.amax
+    histogram = histogram_of(values)
+    assert histogram.counts.sum() == 3
+    assert 0 < histogram.percentile(99.99) <= histogram.amax
+    assert 0 < histogram.least_error(ELEMENT_TYPES[INT8]) <= histogram.amax
 
 
 def test_the_largest_float_is_counted() -> None:
     largest = np.finfo(np.float32).max
-    made = histogram_of(np.array([1.0, -largest], np.float32))
-    assert made.amax == float(largest)
-    assert made.counts.sum() == 2
-    assert made.percentile(100.0) == float(largest)
+    histogram = histogram_of(np.array([1.0, -largest], np.float32))
+    assert histogram.amax == float(largest)
+    assert histogram.counts.sum() == 2
+    assert histogram.percentile(100.0) == float(largest)
 
 
 def test_half_precision_values_are_counted_as_they_are() -> None:
@@ -359,10 +365,10 @@ def scales_of(
     model: onnx.ModelProto, data: Any, method: str = "max", **options: Any
 ) -> dict[str, tuple[float, ...]]:
     """Return the scales of each planned tensor."""
-    made = qdq.plan(model)
+    plan = qdq.plan(model)
     return {
         s.tensor: s.scales
-        for s in qdq.calibrate(model, made, data, method=method, **options).by_pair
+        for s in qdq.calibrate(model, plan, data, method=method, **options).by_pair
     }
 
 
@@ -454,8 +460,8 @@ def test_dead_tensors_are_named_and_get_a_harmless_scale() -> None:
     model = convolution()
     zeros = [{"x": np.zeros((1, 3, 6, 6), np.float32)}]
     for method in ("max", "mse", "percentile"):
-        made = qdq.plan(model)
-        scales = qdq.calibrate(model, made, zeros, method=method)
+        plan = qdq.plan(model)
+        scales = qdq.calibrate(model, plan, zeros, method=method)
         assert scales.dead == ("x",)
         assert {s.tensor: s.scales for s in scales.by_pair}["x"] == (
             pytest.approx(DEAD_AMAX / 127),
@@ -512,16 +518,16 @@ def test_one_tensor_read_along_different_axes_is_calibrated() -> None:
 
 def test_scales_for_another_plan_or_model_are_refused() -> None:
     model = convolution()
-    made, other = qdq.plan(model), qdq.plan(model, leave_float=["a_node"])
-    scales = qdq.calibrate(model, made, "noise")
+    plan, other = qdq.plan(model), qdq.plan(model, leave_float=["a_node"])
+    scales = qdq.calibrate(model, plan, "noise")
     with pytest.raises(PlanError, match="computed for another plan"):
         qdq.apply(model, other, scales)
     changed = onnx.ModelProto.FromString(model.SerializeToString())
     changed.graph.initializer[0].raw_data = noise(4, 3, 3, 3, seed=9).tobytes()
     with pytest.raises(PlanError, match="plan again"):
-        qdq.calibrate(changed, made, "noise")
+        qdq.calibrate(changed, plan, "noise")
     with pytest.raises(PlanError, match="plan again"):
-        qdq.apply(changed, made, scales)
+        qdq.apply(changed, plan, scales)
 
 
 # --- data ------------------------------------------------------------------------------------------------------------
@@ -653,45 +659,47 @@ def test_ranges_do_not_depend_on_the_batch_size(tmp_path: Path, method: str) -> 
 
 def test_histograms_of_inputs_do_not_depend_on_the_batch_size(tmp_path: Path) -> None:
     path, model = stacked(tmp_path, IMAGES), convolution(batch="n")
-    seen = [
+    histograms = [
         next(t for t in ranges_of(model, path, batch=batch).by_tensor if t.tensor == "x")
         for batch in (1, 4)
     ]
-    assert seen[0].histogram is not None
-    assert seen[1].histogram is not None
-    assert same(seen[0].histogram, seen[1].histogram)
+    assert histograms[0].histogram is not None
+    assert histograms[1].histogram is not None
+    assert same(histograms[0].histogram, histograms[1].histogram)
 
 
 def test_the_moments_of_an_input_are_those_of_all_samples_together() -> None:
     data = [{"x": noise(n, 3, 6, 6, seed=n) + 2} for n in (1, 2, 4)]
-    (seen,) = (t for t in ranges_of(convolution(batch="n"), data).by_tensor if t.tensor == "x")
+    (tensor_range,) = (
+        t for t in ranges_of(convolution(batch="n"), data).by_tensor if t.tensor == "x"
+    )
     whole = np.concatenate([d["x"] for d in data]).astype(np.float64)
-    assert seen.moments is not None
-    np.testing.assert_allclose(seen.moments.mean, whole.mean((0, 2, 3)), rtol=1e-5)
-    np.testing.assert_allclose(seen.moments.variance, whole.var((0, 2, 3)), rtol=1e-4)
+    assert tensor_range.moments is not None
+    np.testing.assert_allclose(tensor_range.moments.mean, whole.mean((0, 2, 3)), rtol=1e-5)
+    np.testing.assert_allclose(tensor_range.moments.variance, whole.var((0, 2, 3)), rtol=1e-4)
 
 
 def test_samples_are_counted_and_progress_is_told() -> None:
-    told: list[int] = []
+    counts: list[int] = []
     model = convolution()
     scales = qdq.calibrate(
-        model, qdq.plan(model), [{"x": image[None]} for image in IMAGES], progress=told.append
+        model, qdq.plan(model), [{"x": image[None]} for image in IMAGES], progress=counts.append
     )
-    assert told == [1, 2, 3, 4, 5, 6]
+    assert counts == [1, 2, 3, 4, 5, 6]
     assert scales.samples == 6
 
 
 def test_only_a_few_samples_are_held_at_a_time() -> None:
-    made: list[weakref.ref[Array]] = []
+    arrays: list[weakref.ref[Array]] = []
     most: list[int] = []
 
     def samples() -> Iterator[dict[str, Array]]:
         for i in range(60):
             array = noise(1, 3, 6, 6, seed=i)
-            made.append(weakref.ref(array))
+            arrays.append(weakref.ref(array))
             yield {"x": array}
             del array
-            most.append(sum(ref() is not None for ref in made))
+            most.append(sum(ref() is not None for ref in arrays))
 
     qdq.quantize(convolution(), samples())
     assert len(most) == 60

@@ -27,7 +27,7 @@ from qdq.quantizer import E4M3, ELEMENT_TYPES, INT8, ElementType
 from qdq.ranges.exact_sum import ExactSum
 from qdq.ranges.histogram import Histogram
 from qdq.ranges.tensor_ranges import Ranges, TensorRange
-from qdq.reports.report import scales_summary
+from qdq.reports.scales_sections import scales_summary
 from tests.support.graphs import Array, build, convolution, node, noise
 from tests.support.paths import NETWORKS
 
@@ -94,26 +94,26 @@ def error_of(values: Array, amax: float) -> float:
 
 def agrees(method: str, values: Array, got: float) -> bool:
     """Whether an amax is the reference's to within a bin, or for mse gives an error as small as any of 1500 others."""
-    way, width = parse_method(method), width_of(reference_max(values))
-    if way.name in ("mse", "auto"):  # alike where all channels are
+    parsed_method, width = parse_method(method), width_of(reference_max(values))
+    if parsed_method.name in ("mse", "auto"):  # alike where all channels are
         best = min(
             error_of(values, amax)
             for amax in np.linspace(reference_max(values) / 16, reference_max(values), 1500)
         )
         return error_of(values, got) <= best * 1.01 + width**2 / 4
-    if way.name == "max":
+    if parsed_method.name == "max":
         return got == reference_max(values)
-    wanted = (
+    expected = (
         reference_entropy(values)
-        if way.name == "entropy"
-        else reference_percentile(values, way.percent or 0.0)
+        if parsed_method.name == "entropy"
+        else reference_percentile(values, parsed_method.percent or 0.0)
     )
-    return abs(got - wanted) <= width
+    return abs(got - expected) <= width
 
 
-def spread(random: str, *given: float, size: int = 20_000, seed: int = 0) -> Array:
+def spread(random: str, *outliers: float, size: int = 20_000, seed: int = 0) -> Array:
     """Return values of one of numpy's distributions."""
-    drawn: Array = getattr(np.random.default_rng(seed), random)(*given, size=size).astype(
+    drawn: Array = getattr(np.random.default_rng(seed), random)(*outliers, size=size).astype(
         np.float32
     )
     return drawn
@@ -138,10 +138,10 @@ HARD: dict[str, Array] = {
 
 def amax_of(method: str, values: Array, parts: int = 1, element: ElementType = int8) -> float:
     """Return the amax of values that were added in several parts."""
-    made = Histogram()
+    histogram = Histogram()
     for part in np.array_split(values.ravel(), parts):
-        made.add(part)
-    return parse_method(method).amax(TensorRange("t", made.amax, made), element)
+        histogram.add(part)
+    return parse_method(method).amax(TensorRange("t", histogram.amax, histogram), element)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -180,14 +180,14 @@ def test_fp8_needs_less_clipping_than_int8() -> None:
 @pytest.mark.parametrize("element", [INT8, E4M3])
 @pytest.mark.parametrize("power", [1.0, 2.0])
 def test_the_error_of_a_histogram_is_that_of_the_values(element: str, power: float) -> None:
-    made, kind = Histogram(), ELEMENT_TYPES[element]
-    made.add(HARD["normal"])
-    for amax in (made.amax, 2.0):
+    histogram, kind = Histogram(), ELEMENT_TYPES[element]
+    histogram.add(HARD["normal"])
+    for amax in (histogram.amax, 2.0):
         step = amax / kind.largest
         changes = np.abs(
             kind.round(HARD["normal"].astype(np.float64) / step) * step - HARD["normal"]
         )
-        assert made.error(amax, kind, power) == pytest.approx(
+        assert histogram.error(amax, kind, power) == pytest.approx(
             float(np.mean(changes**power)), rel=0.02
         )
     assert Histogram().error(1.0, kind) == 0.0
@@ -234,12 +234,12 @@ def activations(
 @pytest.mark.parametrize("name", NAMES)
 def test_methods_are_their_references_on_real_activations(name: str) -> None:
     model, data = network(name)
-    seen = {r.tensor: r for r in ranges_of(model, data).by_tensor}
-    whole = activations(model, data, list(seen))
-    assert len(seen) >= 2
+    by_tensor = {r.tensor: r for r in ranges_of(model, data).by_tensor}
+    whole = activations(model, data, list(by_tensor))
+    assert len(by_tensor) >= 2
     for tensor, values in whole.items():
         for method in METHODS[:-1]:  # what channels matter for auto is in test_importance.py
-            got = parse_method(method).amax(seen[tensor], int8)
+            got = parse_method(method).amax(by_tensor[tensor], int8)
             assert agrees(method, values, got) or abs(got - reference_max(values)) < 1e-5 * got, (
                 f"{method} of {tensor}: {got}"
             )
@@ -281,11 +281,11 @@ def test_shuffled_samples_give_the_same_bits(name: str) -> None:
     assert bits(ranges_of(model, shuffled)) == bits(reference)
     index, plan = GraphIndex(qdq.load(model)), qdq.plan(model)
     for method in METHODS:
-        one, other = (
+        first, other = (
             choose_scales(index, plan, ranges, parse_method(method))
             for ranges in (reference, ranges_of(model, shuffled))
         )
-        assert one == other
+        assert first == other
 
 
 def elementwise() -> onnx.ModelProto:
@@ -347,8 +347,8 @@ def test_sums_that_overflow_leave_weights_at_their_largest_value() -> None:
     )
     data = [{"x": np.full((1, 3, 4, 4), value, np.float32)} for value in (1.0, 3e38)]
     for samples in (data, data[::-1]):
-        (seen,) = ranges_of(model, samples).by_tensor
-        assert seen.moments is None
+        (tensor_range,) = ranges_of(model, samples).by_tensor
+        assert tensor_range.moments is None
         scales = {
             s.tensor: s.scales for s in qdq.calibrate(model, qdq.plan(model), samples).by_pair
         }
@@ -402,20 +402,20 @@ def test_a_channel_of_zeros_stays_zero_by_mse() -> None:
 
 
 def test_weights_are_scaled_the_way_that_is_asked_for() -> None:
-    model, made = convolution(), qdq.plan(convolution())
+    model, plan = convolution(), qdq.plan(convolution())
     data = [{"x": noise(1, 3, 6, 6, seed=i) + 1} for i in range(3)]
 
     def scales(**options: Any) -> qdq.Scales:
-        return qdq.calibrate(model, made, data, **options)
+        return qdq.calibrate(model, plan, data, **options)
 
     weight = onnx.numpy_helper.to_array(model.graph.initializer[0])
     of = {
-        way: {s.tensor: s.scales for s in scales(weights=way).by_pair}
-        for way in ("max", "mse", "shift")
+        weight_method: {s.tensor: s.scales for s in scales(weights=weight_method).by_pair}
+        for weight_method in ("max", "mse", "shift")
     }
     np.testing.assert_allclose(of["max"]["w1"], channel_amax(weight, 0) / 127, rtol=1e-6)
     np.testing.assert_allclose(of["mse"]["w1"], least_error_amax(weight, 0) / 127, rtol=1e-6)
-    assert len({tuple(found["w1"]) for found in of.values()}) == 3
+    assert len({tuple(by_tensor["w1"]) for by_tensor in of.values()}) == 3
     assert of["max"]["x"] == of["mse"]["x"] == of["shift"]["x"]
     assert scales().by_pair == scales(weights="shift").by_pair
     assert scales(method="max").by_pair == scales(method="max", weights="max").by_pair
@@ -436,24 +436,24 @@ def test_max_is_the_largest_value_with_and_without_a_histogram() -> None:
     assert parse_method("max").amax(TensorRange("t", 3.0), int8) == 3.0
 
 
-def refused(make: Callable[[], Any], words: str) -> None:
-    with pytest.raises(UsageError, match=words):
+def refused(make: Callable[[], Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
         make()
 
 
 def test_other_words_are_refused() -> None:
     refused(
         lambda: parse_method("entropy:3"),
-        "write auto, mse, entropy, percentile, percentile:99.9 or max",
+        "Pass auto, mse, entropy, percentile, percentile:99.9 or max",
     )
-    refused(lambda: parse_method("mse", "entropy"), "'entropy': write max, mse or shift")
+    refused(lambda: parse_method("mse", "entropy"), "'entropy'. Pass max, mse or shift")
 
 
 def test_a_tensor_with_outliers_is_named_with_both_its_ranges() -> None:
     data = [{"x": noise(1, 3, 6, 6, seed=i)} for i in range(40)]
     data[7]["x"][0, 1, 2, 3] = 500
     scales = qdq.calibrate(convolution(), qdq.plan(convolution()), data, method="percentile:99.9")
-    (far,) = [found for found in scales.outliers if found.tensor == "x"]
+    (far,) = [outlier for outlier in scales.outliers if outlier.tensor == "x"]
     assert far.amax == 500
     assert far.clipped_at == pytest.approx(
         {s.tensor: s.scales for s in scales.by_pair}["x"][0] * 127

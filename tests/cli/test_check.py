@@ -197,7 +197,7 @@ def test_json_holds_what_docs_json_md_says(folder: Path) -> None:
     content = json.loads(
         run("check", "models/uint8.onnx", "models/pointer.onnx", "--format", "json")[1]
     )
-    assert content["qdq_json"] == 1
+    assert content["qdq_json"] == 2
     assert set(content) == {"qdq_json", "models", "stale"}
     assert [set(model) for model in content["models"]] == [
         {"model", "findings", "failure", "fixed"}

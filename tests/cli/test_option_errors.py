@@ -97,7 +97,7 @@ def test_an_unknown_target_is_answered_with_those_there_are(
     [
         (
             "median",
-            "unknown method 'median': write auto, mse, entropy, percentile, percentile:99.9 or max",
+            "unknown method 'median'. Pass auto, mse, entropy, percentile, percentile:99.9 or max",
         ),
         ("entropy:2", "unknown method 'entropy:2'"),
         ("", "unknown method ''"),
@@ -105,11 +105,11 @@ def test_an_unknown_target_is_answered_with_those_there_are(
         ("percentile:", "unknown method 'percentile:'"),
         ("percentile:nan", "unknown method 'percentile:nan'"),
         ("percentile:-1", "unknown method 'percentile:-1'"),
-        ("percentile:0", "method 'percentile:0': a percentile lies above 0 and at most at 100"),
-        ("percentile:101", "method 'percentile:101': a percentile lies above 0 and at most at 100"),
+        ("percentile:0", "method 'percentile:0': 0 is no percentile. Pass a number above 0"),
+        ("percentile:101", "method 'percentile:101': 101 is no percentile. Pass a number"),
         (
             "percentile:100.01",
-            "method 'percentile:100.01': a percentile lies above 0 and at most at 100",
+            "method 'percentile:100.01': 100.01 is no percentile. Pass a number",
         ),
     ],
 )

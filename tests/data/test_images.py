@@ -429,7 +429,7 @@ def test_a_picture_of_too_many_pixels_is_refused(
 MODELS = {
     "channels": (
         picture_model(1, 1, 8, 8),
-        "is float32[1, 1, 8, 8], but yolo makes pictures of 3 channels. Write a preprocess file with 'channels' and 'layout' of the",
+        "is float32[1, 1, 8, 8], but yolo makes 3 channels. Write a preprocess file with 'channels' and 'layout' of the",
         "yolo",
     ),
     "integers": (

@@ -244,7 +244,7 @@ def test_a_report_needs_a_suffix_that_names_its_format(
 
     assert (
         refused(tmp_path, *writing(tmp_path, command), path)
-        == f"qdq: {path}: reports end in .json, .md, .txt; the suffix chooses the format\n"
+        == f"qdq: {path}: the suffix chooses the format, and {path.suffix!r} names none. Pass a file that ends in .json, .md, .txt.\n"
     )
 
 

@@ -147,7 +147,7 @@ def test_halves_of_pairs_alone_are_sent_to_check_and_strip() -> None:
     )
     with pytest.raises(
         ModelError,
-        match=r"quantize nothing in it for .*; 'qdq check' says what is in it, and 'qdq strip' gives the float model back",
+        match=r"quantize nothing in it for .*\. Run 'qdq check' to list its pairs, or 'qdq strip' to remove them",
     ):
         quantized(model)
 

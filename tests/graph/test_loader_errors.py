@@ -437,7 +437,7 @@ def last_weight(values: float) -> Change:
         (lambda m: setattr(m.graph.initializer[0], "data_type", 99), "conv.weight"),
         (
             last_weight(np.inf),
-            "weight 'gemm.weight' holds NaN or Inf; export the model again, or pass --leave-float 'gemm'",
+            "weight 'gemm.weight' holds NaN or Inf. Export the model again, or pass --leave-float 'gemm'",
         ),
         (last_weight(np.nan), "weight 'gemm.weight' holds NaN or Inf"),
         (lambda m: m.graph.input[0].ClearField("type"), "input 'x' is no tensor of a known type"),

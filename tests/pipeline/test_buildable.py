@@ -80,11 +80,11 @@ def chain(count: int = 6) -> onnx.ModelProto:
 
 def paired(model: onnx.ModelProto) -> set[str]:
     """Return the names of the nodes that read a DequantizeLinear."""
-    made = {n.output[0] for n in model.graph.node if n.op_type == "DequantizeLinear"}
+    dequantized = {n.output[0] for n in model.graph.node if n.op_type == "DequantizeLinear"}
     return {
         n.name
         for n in model.graph.node
-        if n.op_type not in PAIR_OPERATORS and made.intersection(n.input)
+        if n.op_type not in PAIR_OPERATORS and dequantized.intersection(n.input)
     }
 
 
@@ -133,24 +133,24 @@ def searched(
 @pytest.mark.parametrize("naming", ["", "node", "Q"])
 @pytest.mark.parametrize("label", ["plain", "[ab]", "star*", "what?", "#8", "/a/b"])
 def test_the_refused_node_is_found_whatever_its_name(label: str, naming: str) -> None:
-    found, _ = searched(chain(), Fake({label}, naming=naming))
-    assert found.groups == (label,)
-    assert found.refused[0].message == "could not find any implementation"
-    assert found.builds <= (5 if naming == "node" else 12)
+    result, _ = searched(chain(), Fake({label}, naming=naming))
+    assert result.groups == (label,)
+    assert result.refused[0].message == "could not find any implementation"
+    assert result.builds <= (5 if naming == "node" else 12)
 
 
 @pytest.mark.parametrize("label", ["plain", "[ab]", "star*", "what?", "#8", "/a/b"])
 def test_a_glob_of_a_label_matches_that_node_only(label: str) -> None:
-    made = qdq.plan(chain(), leave_float=exact_globs([label]))
+    plan = qdq.plan(chain(), leave_float=exact_globs([label]))
     assert {
-        item.edge.node for item in made.left_float if item.because.startswith("--leave-float")
+        item.edge.node for item in plan.left_float if item.because.startswith("--leave-float")
     } == {label}
-    assert len(made.placements) == 10
+    assert len(plan.placements) == 10
 
 
 def test_of_two_that_are_refused_together_one_stays_in_int8() -> None:
-    found, _ = searched(chain(), Fake({"plain", "/a/b"}))
-    assert len(found.groups) == 1
+    result, _ = searched(chain(), Fake({"plain", "/a/b"}))
+    assert len(result.groups) == 1
 
 
 def test_the_float_model_is_built_second_and_ends_it_where_it_is_refused() -> None:
@@ -202,13 +202,13 @@ def test_no_layer_is_ever_built_half_quantized(model: onnx.ModelProto, data: st.
         dequantized = {n.output[0] for n in built.graph.node if n.op_type == "DequantizeLinear"}
         for known in index.nodes:
             (copy,) = (n for n in built.graph.node if n.name == known.label)
-            both = [copy.input[e.slot] in dequantized for e in operands(index, known)]
-            assert len(set(both)) <= 1
+            operands_quantized = [copy.input[e.slot] in dequantized for e in operands(index, known)]
+            assert len(set(operands_quantized)) <= 1
 
 
-@pytest.mark.parametrize("own", [False, True])
+@pytest.mark.parametrize("has_strong_rule", [False, True])
 def test_the_rule_file_makes_the_same_plan_even_against_rules_that_beat_all(
-    tmp_path: Path, own: bool
+    tmp_path: Path, has_strong_rule: bool
 ) -> None:
     strong = Rule(
         "strong",
@@ -220,13 +220,17 @@ def test_the_rule_file_makes_the_same_plan_even_against_rules_that_beat_all(
         file="x.yaml",
     )
     base = load_rules()
-    rules = make_rule_set(base.names, (*base.rules, strong)) if own else base
-    found, plan = searched(chain(), Fake({"[ab]"}, {"#8"}), rules)
+    rules = make_rule_set(base.names, (*base.rules, strong)) if has_strong_rule else base
+    result, plan = searched(chain(), Fake({"[ab]"}, {"#8"}), rules)
     path = tmp_path / "net.leave-float.yaml"
-    path.write_text(leave_float_yaml("net.leave-float", "net.onnx", found, rules))
-    written = load_rules([*base.names, str(path)] if not own else [str(path)]) if not own else None
+    path.write_text(leave_float_yaml("net.leave-float", "net.onnx", result, rules))
+    written = (
+        load_rules([*base.names, str(path)] if not has_strong_rule else [str(path)])
+        if not has_strong_rule
+        else None
+    )
     content = yaml.safe_load(path.read_text())
-    assert content["beats"] == (["*", "strong"] if own else ["*"])
+    assert content["beats"] == (["*", "strong"] if has_strong_rule else ["*"])
     assert (
         "[ab], #8: could not find any implementation." in content["evidence"]
         or "#8, [ab]" in content["evidence"]
@@ -234,11 +238,11 @@ def test_the_rule_file_makes_the_same_plan_even_against_rules_that_beat_all(
     if written is not None:
         again = qdq.plan(chain(), rules=written)
         assert (
-            again.placements == qdq.plan(chain(), leave_float=exact_globs(found.groups)).placements
+            again.placements == qdq.plan(chain(), leave_float=exact_globs(result.groups)).placements
         )
         assert {p.edge.node for p in plan.placements} - {
             p.edge.node for p in again.placements
-        } == set(found.groups)
+        } == set(result.groups)
 
 
 # --- the real compiler -----------------------------------------------------------------------------------------------
@@ -246,12 +250,12 @@ def test_the_rule_file_makes_the_same_plan_even_against_rules_that_beat_all(
 
 @needs_compiler
 def test_one_layer_in_fp8_on_sm_86_goes_to_float_and_the_rest_stays_in_int8(tmp_path: Path) -> None:
-    own, model, out = (
+    fp8_rules, model, out = (
         fp8(tmp_path / "own.yaml", "/head/Gemm"),
         NETWORKS / "digits_cnn.onnx",
         tmp_path / "q.onnx",
     )
-    sets = ("--rules", "tensorrt", "--rules", own)
+    sets = ("--rules", "tensorrt", "--rules", fp8_rules)
     code, text, error = cli(
         "quantize",
         model,
@@ -268,12 +272,14 @@ def test_one_layer_in_fp8_on_sm_86_goes_to_float_and_the_rest_stays_in_int8(tmp_
     assert (code, error) == (0, "")
     assert "left in float: /head/Gemm: TensorRT-RTX " in text
     assert "HW-specific datatypes: fp8_e4m3" in text
-    assert "it builds; 4 built to find out" in text
+    assert "the model builds; the search took 4 builds" in text
     assert "12 of 13" in text
     rule = tmp_path / "q.leave-float.yaml"
     assert text.endswith(f"wrote {out}, {rule}\n")
-    made = qdq.plan(model, rules=load_rules(["tensorrt", str(own), str(rule)]), targets=[SM86])
-    assert made.placements == qdq.plan(model, targets=[SM86], leave_float=["/head/Gemm"]).placements
+    plan = qdq.plan(
+        model, rules=load_rules(["tensorrt", str(fp8_rules), str(rule)]), targets=[SM86]
+    )
+    assert plan.placements == qdq.plan(model, targets=[SM86], leave_float=["/head/Gemm"]).placements
     again = tmp_path / "again.onnx"
     assert (
         cli(
@@ -299,7 +305,7 @@ def test_one_layer_in_fp8_on_sm_86_goes_to_float_and_the_rest_stays_in_int8(tmp_
 @needs_compiler
 def test_fp8_without_a_name_in_the_words_is_found_by_halving_too() -> None:
     rules = load_rules()
-    own = [
+    fp8_rules = [
         Rule(
             f"own-{kind}",
             "FP8.",
@@ -315,37 +321,38 @@ def test_fp8_without_a_name_in_the_words_is_found_by_halving_too() -> None:
         )
     ]
     index, plan = plan_source(
-        qdq.load(chain()), PlanRequest(make_rule_set(rules.names, (*rules.rules, *own)), (SM86,))
+        qdq.load(chain()),
+        PlanRequest(make_rule_set(rules.names, (*rules.rules, *fp8_rules)), (SM86,)),
     )
 
     def mute(model: onnx.ModelProto) -> CompilerRefusal | None:
         failure = build_engine(model, SM86).failure
         return CompilerRefusal("refused") if failure else None
 
-    found = search_buildable_plan(
-        index, plan, make_rule_set(rules.names, (*rules.rules, *own)), mute
+    result = search_buildable_plan(
+        index, plan, make_rule_set(rules.names, (*rules.rules, *fp8_rules)), mute
     )
-    assert found.groups == ("what?",)
-    assert found.builds <= 9
+    assert result.groups == ("what?",)
+    assert result.builds <= 9
 
 
 @needs_compiler
 def test_a_plan_in_fp8_alone_is_refused_as_a_whole_in_four_builds(tmp_path: Path) -> None:
-    own, done = fp8(tmp_path / "own.yaml", "*"), []
+    fp8_rules, done = fp8(tmp_path / "own.yaml", "*"), []
     with pytest.raises(
         ModelError,
-        match=r"nothing that the rules quantize builds: TensorRT-RTX .* for rtx:sm86: .*fp8_e4m3; choose another",
+        match=r"nothing that the rules quantize builds: TensorRT-RTX .* for rtx:sm86: .*fp8_e4m3\. Choose another",
     ):
         qdq.quantize(
             chain(),
             "noise",
-            rules=load_rules([str(own)]),
+            rules=load_rules([str(fp8_rules)]),
             targets=[SM86],
             until_it_builds=BuildOptions(progress=done.append),
         )
     assert done == [1, 2, 3, 4]
     model = save(chain(), tmp_path / "net.onnx")
-    options = ("--data", "noise", "--rules", own, "--target", "rtx:sm86", "--until-it-builds")
+    options = ("--data", "noise", "--rules", fp8_rules, "--target", "rtx:sm86", "--until-it-builds")
     assert "nothing that the rules quantize builds" in refused(
         tmp_path, "quantize", model, "-o", tmp_path / "q.onnx", *options
     )
@@ -373,10 +380,12 @@ def test_what_the_compiler_refuses_in_float_too_is_not_blamed_on_q_dq(
         "--until-it-builds",
         *(() if guarded else ("--rules", loose)),
     )
-    said = refused(tmp_path, "quantize", model, "-o", tmp_path / "q.onnx", *options)
-    assert "Q/DQ is not the cause: the compiler refuses the float model too: TensorRT-RTX " in said
-    assert "for rtx:sm75: Cannot compile operation 'gemm'" in said
-    assert "FP32 GEMM is not supported" in said
+    message = refused(tmp_path, "quantize", model, "-o", tmp_path / "q.onnx", *options)
+    assert (
+        "Q/DQ is not the cause: the compiler refuses the float model too: TensorRT-RTX " in message
+    )
+    assert "for rtx:sm75: Cannot compile operation 'gemm'" in message
+    assert "FP32 GEMM is not supported" in message
 
 
 @needs_compiler
@@ -402,7 +411,7 @@ def test_what_builds_at_once_gets_no_rule_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize("target", [(), ("--target", "trt:sm80")])
 def test_only_rtx_targets_can_be_built_for(tmp_path: Path, target: tuple[str, ...]) -> None:
     model = save(chain(), tmp_path / "net.onnx")
-    said = refused(
+    message = refused(
         tmp_path,
         "quantize",
         model,
@@ -413,13 +422,13 @@ def test_only_rtx_targets_can_be_built_for(tmp_path: Path, target: tuple[str, ..
         *target,
         "--until-it-builds",
     )
-    assert "--until-it-builds builds with TensorRT-RTX: name a --target such as rtx:sm86" in said
+    assert "no target is an rtx target. Pass --target, such as rtx:sm86." in message
 
 
 def test_a_rule_file_that_exists_is_not_replaced(tmp_path: Path) -> None:
     model = save(chain(), tmp_path / "net.onnx")
     (tmp_path / "q.leave-float.yaml").write_text("mine")
-    said = refused(
+    message = refused(
         tmp_path,
         "quantize",
         model,
@@ -431,7 +440,7 @@ def test_a_rule_file_that_exists_is_not_replaced(tmp_path: Path) -> None:
         "rtx:sm86",
         "--until-it-builds",
     )
-    assert "q.leave-float.yaml: the file exists. Pass --force to replace it" in said
+    assert "q.leave-float.yaml: the file exists. Pass --force to replace it" in message
 
 
 def test_validating_in_the_same_run_compares_with_the_quantized_model(tmp_path: Path) -> None:

@@ -55,7 +55,7 @@ def test_the_fixture_networks_keep_their_accuracy(tmp_path: Path, name: str, met
     model, out = NETWORKS / f"{name}.onnx", tmp_path / "int8.onnx"
     code, text, error = cli("quantize", model, "-o", out, "--data", CALIBRATION, "--method", method)
     assert (code, error) == (0, "")
-    assert "nothing found" in text
+    assert "no findings" in text
     assert text.endswith(f"wrote {out}\n")
     assert top1(out) >= ACCURACY[model.name]["float_top1"] - 0.015
     onnx.checker.check_model(onnx.load(out), full_check=True)
@@ -124,7 +124,7 @@ def test_a_report_holds_plan_calibration_check_and_accuracy(tmp_path: Path, suff
     text = report.read_text()
     if suffix == ".json":
         content = json.loads(text)
-        assert content["qdq_json"] == 1
+        assert content["qdq_json"] == 2
         assert content["scales"]["samples"] == 64
         assert content["plan"]["leave_float"] == ["/head/Gemm"]
         assert content["validation"]["accuracy"]["outputs"][0]["top1_agreement"] >= 0.95
@@ -138,7 +138,7 @@ def test_a_report_holds_plan_calibration_check_and_accuracy(tmp_path: Path, suff
     assert "digits_cnn.onnx: 26 edges quantized, for trt:sm80" in text
     assert "--leave-float /head/Gemm" in text
     assert "auto over 64 samples of digits-calibration.npz" in text
-    assert "nothing found" in text
+    assert "no findings" in text
     assert "top-1 agreement" in text
     assert ("| rule" in text) == (suffix == ".md")
 
@@ -155,7 +155,7 @@ def test_reports_of_other_kinds_are_refused_before_the_work_begins(tmp_path: Pat
         tmp_path / "r.html",
     )
     assert code == 2
-    assert "reports end in .json, .md, .txt" in error
+    assert "Pass a file that ends in .json, .md, .txt." in error
     assert list(tmp_path.iterdir()) == []
 
 
@@ -179,7 +179,7 @@ def answer(*argv: object, code: int = 0) -> dict[str, Any]:
     got, out, error = cli(*argv, "--format", "json")
     assert (got, error) == (code, "")
     content: dict[str, Any] = json.loads(out)
-    assert content.pop("qdq_json") == 1
+    assert content.pop("qdq_json") == 2
     return content
 
 
@@ -377,7 +377,7 @@ PLANS = st.builds(
     left_float=st.lists(
         st.builds(LeftFloat, OTHER_EDGES, NAMES, NAMES),
         max_size=3,
-        unique_by=lambda left: left.edge,
+        unique_by=lambda item: item.edge,
     ).map(tuple),
     scale_groups=st.lists(
         st.builds(ScaleGroup, TUPLES, TUPLES, st.none() | st.floats(1, 99)), max_size=2
@@ -408,22 +408,22 @@ def test_plan_and_scales_of_a_model_are_the_same_after_a_round_trip(
     tmp_path_factory: pytest.TempPathFactory, model: onnx.ModelProto
 ) -> None:
     folder = tmp_path_factory.mktemp("plan")
-    made = qdq.plan(model)
-    scales = qdq.calibrate(model, made, "noise", method="percentile")
-    (folder / "plan.yaml").write_bytes(plan_to_yaml(made, GraphIndex(qdq.load(model))).encode())
+    plan = qdq.plan(model)
+    scales = qdq.calibrate(model, plan, "noise", method="percentile")
+    (folder / "plan.yaml").write_bytes(plan_to_yaml(plan, GraphIndex(qdq.load(model))).encode())
     (folder / "scales.json").write_bytes(scales_to_json(scales))
-    assert read_plan(folder / "plan.yaml") == made
-    assert read_plan(folder / "plan.yaml").key == made.key
+    assert read_plan(folder / "plan.yaml") == plan
+    assert read_plan(folder / "plan.yaml").key == plan.key
     assert read_scales(folder / "scales.json") == scales
 
 
 def test_a_plan_file_has_a_block_for_each_node_and_in_it_a_line_for_each_edge() -> None:
     index = GraphIndex(qdq.load(NETWORKS / "digits_cnn.onnx"))
-    made = qdq.plan(NETWORKS / "digits_cnn.onnx")
-    text = plan_to_yaml(made, index)
+    plan = qdq.plan(NETWORKS / "digits_cnn.onnx")
+    text = plan_to_yaml(plan, index)
     assert len([line for line in text.splitlines() if line.startswith("  - {slot: ")]) == len(
-        made.placements
-    ) + len(made.left_float)
+        plan.placements
+    ) + len(plan.left_float)
     content = yaml.safe_load(text)
     assert content["qdq_plan"] == 2
     positions = [index.by_label[layer["node"]].position for layer in content["layers"]]
@@ -505,10 +505,10 @@ def test_the_library_prints_nothing(capfd: pytest.CaptureFixture[str]) -> None:
 def test_what_quantize_returns_is_what_its_stages_return() -> None:
     model = convolution()
     result = qdq.quantize(model, "noise", method="percentile:99.9")
-    made = qdq.plan(model)
-    assert result.plan == made
-    assert result.scales == qdq.calibrate(model, made, "noise", method="percentile:99.9")
-    assert result.model == qdq.apply(model, made, result.scales)
+    plan = qdq.plan(model)
+    assert result.plan == plan
+    assert result.scales == qdq.calibrate(model, plan, "noise", method="percentile:99.9")
+    assert result.model == qdq.apply(model, plan, result.scales)
     assert result.scales.method == "percentile:99.9"
 
 
@@ -557,17 +557,22 @@ def test_the_errors_of_an_output_are_those_of_all_samples_together() -> None:
     rng = np.random.default_rng(3)
     data = [{"x": rng.standard_normal((1, 3, 6, 6)).astype(np.float32)} for _ in range(4)]
     validation = qdq.validate(result.source, result.model, data=data)
-    ours = np.concatenate([run(result.source.model, d)[0] for d in data]).astype(np.float64)
-    theirs = np.concatenate([run(result.model, d)[0] for d in data]).astype(np.float64)
+    float_outputs = np.concatenate([run(result.source.model, d)[0] for d in data]).astype(
+        np.float64
+    )
+    int8_outputs = np.concatenate([run(result.model, d)[0] for d in data]).astype(np.float64)
     assert validation.accuracy is not None
     (output,) = validation.accuracy.outputs
-    assert output.max_abs == pytest.approx(np.abs(ours - theirs).max(), rel=1e-3)
-    assert output.mean_abs == pytest.approx(np.abs(ours - theirs).mean(), rel=1e-3)
+    assert output.max_abs == pytest.approx(np.abs(float_outputs - int8_outputs).max(), rel=1e-3)
+    assert output.mean_abs == pytest.approx(np.abs(float_outputs - int8_outputs).mean(), rel=1e-3)
     assert output.snr_db == pytest.approx(
-        10 * np.log10((ours**2).sum() / ((ours - theirs) ** 2).sum()), abs=0.05
+        10 * np.log10((float_outputs**2).sum() / ((float_outputs - int8_outputs) ** 2).sum()),
+        abs=0.05,
     )
     assert output.cosine == pytest.approx(
-        (ours * theirs).sum() / np.sqrt((ours**2).sum() * (theirs**2).sum()), rel=1e-5
+        (float_outputs * int8_outputs).sum()
+        / np.sqrt((float_outputs**2).sum() * (int8_outputs**2).sum()),
+        rel=1e-5,
     )
     assert output.top1_agreement is None
 

@@ -170,9 +170,9 @@ def test_keep_leaves_them_where_they_are_and_adds_what_is_missing() -> None:
 
 
 def test_replace_calibrates_everything_anew() -> None:
-    anew = qdq.quantize(block("skip"), SAMPLES, existing="replace", method="max")
+    replaced = qdq.quantize(block("skip"), SAMPLES, existing="replace", method="max")
     fresh = qdq.quantize(qdq.strip(block()), SAMPLES, method="max")
-    assert scales(anew.model) == scales(fresh.model)
+    assert scales(replaced.model) == scales(fresh.model)
     with pytest.raises(DataError, match="data"):
         qdq.quantize(block("skip"), None, existing="replace")
 
@@ -222,11 +222,11 @@ def test_inputs_of_a_concat_get_one_scale() -> None:
 
 
 def test_weights_with_one_scale_keep_their_integers_in_every_channel() -> None:
-    one = {"w_s": np.float32(0.02), "w_z": np.int8(0)}
-    result = qdq.quantize(block(**one), None)
+    qparams = {"w_s": np.float32(0.02), "w_z": np.int8(0)}
+    result = qdq.quantize(block(**qparams), None)
     assert scales(result.model)["w -> c[1]"] == [pytest.approx(0.02)] * 4
     np.testing.assert_allclose(
-        run(result.model, SAMPLES[0])[0], run(block(**one), SAMPLES[0])[0], atol=1e-6
+        run(result.model, SAMPLES[0])[0], run(block(**qparams), SAMPLES[0])[0], atol=1e-6
     )
 
 
@@ -301,10 +301,10 @@ def test_with_data_what_would_be_coarser_is_calibrated_within_its_range() -> Non
         weights = {"x_s": np.float32(scale), "z": np.uint8(64), "w": noise(32, 32)}
         model = build(nodes, {"x": [2, 32]}, ["y"], weights)
         result = qdq.quantize(model, [{"x": noise(2, 32)}], method="max")
-        (found,) = scales(result.model)["x -> y[0]"]
+        (calibrated,) = scales(result.model)["x -> y[0]"]
         whole = scales(qdq.quantize(model, None).model)["x -> y[0]"][0]
-        assert (found < whole) == narrower
-        assert found == pytest.approx(min(whole, np.abs(noise(2, 32)).max() / 127))
+        assert (calibrated < whole) == narrower
+        assert calibrated == pytest.approx(min(whole, np.abs(noise(2, 32)).max() / 127))
         assert result.existing.calibrated == ("x",)
 
 
@@ -375,13 +375,13 @@ def test_what_onnx_runtime_quantized_is_repaired_without_data_and_loses_nothing(
     options: dict[str, object],
 ) -> None:
     model, samples = vision(), feeds(vision())
-    theirs = ort_static(model, **options)
-    ours = qdq.quantize(theirs, None).model
-    assert qdq.check(ours) == ()
+    ort_model = ort_static(model, **options)
+    repaired_model = qdq.quantize(ort_model, None).model
+    assert qdq.check(repaired_model) == ()
     exact = np.concatenate([run(model, f)[0].ravel() for f in samples])
     errors = [
         np.linalg.norm(np.concatenate([run(m, f)[0].ravel() for f in samples]) - exact)
-        for m in (ours, theirs)
+        for m in (repaired_model, ort_model)
     ]
     assert errors[0] < 1.25 * errors[1]
 
@@ -396,7 +396,7 @@ def test_ranges_of_the_caller_win_over_those_of_the_model(tmp_path: Path) -> Non
     observed = qdq.quantize(qdq.strip(block()), SAMPLES).ranges
     with pytest.raises(UsageError, match="existing replace"):
         qdq.quantize(block(), None, given=observed)
-    with pytest.raises(UsageError, match="write one of keep, repair, replace"):
+    with pytest.raises(UsageError, match="Pass one of keep, repair, replace"):
         qdq.quantize(block(), None, existing="both")
 
 
@@ -449,10 +449,10 @@ def test_the_report_says_what_became_of_the_quantization(tmp_path: Path) -> None
     assert "Was quantized already" in out
     assert "QLinearConv becomes Conv between DequantizeLinear and QuantizeLinear" in out
     assert "tensors become symmetric INT8, with larger steps" in out
-    told = json.loads((tmp_path / "r.json").read_text())["existing"]
-    assert set(told) == {"mode", "converted", "coarser", "weights", "calibrated", "changes"}
-    assert told["mode"] == "repair"
-    assert {c["op"] for c in told["converted"]} >= {"QLinearConv", "QLinearAdd", "MaxPool"}
+    existing = json.loads((tmp_path / "r.json").read_text())["existing"]
+    assert set(existing) == {"mode", "converted", "coarser", "weights", "calibrated", "changes"}
+    assert existing["mode"] == "repair"
+    assert {c["op"] for c in existing["converted"]} >= {"QLinearConv", "QLinearAdd", "MaxPool"}
     assert (
         cli("quantize", tmp_path / "out.onnx", "-o", tmp_path / "b.onnx", "--format", "json")[0]
         == 0
@@ -499,13 +499,15 @@ def test_a_pair_on_a_graph_output_goes_and_the_output_keeps_its_name() -> None:
 @given(model=models(), seed=st.integers(0, 9))
 def test_repairing_what_qdq_wrote_changes_nothing(model: onnx.ModelProto, seed: int) -> None:
     try:
-        ours = qdq.quantize(model, [random_feed(model, seed)], allow_unmatched=True)
+        quantized = qdq.quantize(model, [random_feed(model, seed)], allow_unmatched=True)
     except QdqError:
         assume(False)
-    again = qdq.quantize(ours.model, None, rules=None)
-    assert scales(again.model) == scales(ours.model)
+    again = qdq.quantize(quantized.model, None, rules=None)
+    assert scales(again.model) == scales(quantized.model)
     assert again.existing.changes.pairs == ()
-    assert qdq.strip(again.model).SerializeToString() == qdq.strip(ours.model).SerializeToString()
+    assert (
+        qdq.strip(again.model).SerializeToString() == qdq.strip(quantized.model).SerializeToString()
+    )
 
 
 def test_integers_that_go_by_blocks_are_refused_by_name() -> None:
@@ -524,7 +526,7 @@ def test_integers_that_go_by_blocks_are_refused_by_name() -> None:
     model = build(nodes, {"x": [2, 64]}, {"y": [2, 32]}, weights, opset=21, ir=10)
     with pytest.raises(
         ModelError,
-        match=r"wd -> y\[1\]: its scales go by blocks, which qdq does not plan; pass --existing replace",
+        match=r"wd -> y\[1\]: the scales are per block, which qdq does not plan. Pass --existing replace",
     ):
         qdq.quantize(model, None)
     assert qdq.quantize(model, [{"x": noise(2, 64)}], existing="replace").plan.placements

@@ -82,10 +82,10 @@ def test_every_learned_scale_and_weight_stays_and_the_placement_is_complete(
     assert {edge: after.get(edge) for edge in before} == before
     assert after.keys() - before.keys() == RESIDUALS | INPUTS | (POOL if target == TRT else set())
     assert qdq.check(repaired[str(target)].model, targets=[target]) == ()
-    given = onnx.load(QAT)
-    for weight in (t.name for t in given.graph.initializer if t.name.endswith("layer.weight")):
+    qat_model = onnx.load(QAT)
+    for weight in (t.name for t in qat_model.graph.initializer if t.name.endswith("layer.weight")):
         np.testing.assert_array_equal(
-            initializer(repaired[str(target)].model, weight), initializer(given, weight)
+            initializer(repaired[str(target)].model, weight), initializer(qat_model, weight)
         )
     assert without_pairs(repaired[str(target)].model) == without_pairs(QAT)
 

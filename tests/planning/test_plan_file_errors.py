@@ -142,8 +142,8 @@ def test_a_file_that_holds_no_scales_is_named(bench: Bench, content: str | bytes
 
     message = bench.apply(scales=path)
 
-    assert message.startswith(f"qdq: {path}: not a scales file that qdq can read: ")
-    assert message.endswith("; make one with 'qdq calibrate'\n")
+    assert message.startswith(f"qdq: {path}: the file is not a scales file that qdq can read: ")
+    assert message.endswith(". Write one with 'qdq calibrate'.\n")
 
 
 def test_model_plan_and_scales_in_the_wrong_order_are_told_apart(bench: Bench) -> None:

@@ -166,7 +166,7 @@ def test_scales_come_from_all_parts_only() -> None:
     from qdq.calibration.methods import parse_method
 
     job = job_of(convolution(), "noise")
-    with pytest.raises(DataError, match="part 1/2 of the samples is missing"):
+    with pytest.raises(DataError, match="the ranges lack part 1/2 of the samples"):
         choose_scales(job.index, job.plan, part_of(job, 2, 2), parse_method("mse"))
     with pytest.raises(DataError, match="largest values only"):
         choose_scales(

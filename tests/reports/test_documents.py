@@ -53,19 +53,19 @@ def test_the_generated_documents_are_fresh() -> None:
 
 def test_the_schema_is_fresh() -> None:
     """`make docs` writes it again."""
-    committed, made = json.loads((ROOT / "rules" / "schema.json").read_text()), rule_schema()
+    committed, generated = json.loads((ROOT / "rules" / "schema.json").read_text()), rule_schema()
 
-    assert without_operators(committed) == without_operators(made)
-    if committed["$comment"] == made["$comment"]:
-        assert committed == made
+    assert without_operators(committed) == without_operators(generated)
+    if committed["$comment"] == generated["$comment"]:
+        assert committed == generated
 
 
 def test_the_documents_have_every_rule_and_fact() -> None:
     pages = (ROOT / "docs" / "rules.md").read_text() + (ROOT / "docs" / "facts.md").read_text()
 
     for name in shipped_sets():
-        for each in load_rules([name]).rules:
-            assert f"\n### {each.name}\n" in pages
+        for shipped_rule in load_rules([name]).rules:
+            assert f"\n### {shipped_rule.name}\n" in pages
     for word in (*NODE_FACTS, *EDGE_FACTS):
         assert f"**`{word}`**" in pages
 
@@ -154,7 +154,7 @@ def test_rules_show_prints_one_rule_in_full() -> None:
     code, text, _ = run("rules", "show", "residual-inputs")
 
     assert code == 0
-    for words in (
+    for fragment in (
         "where: into Add; edge residual-branch",
         "then: quantize int8-activation",
         "beaten by: ",
@@ -162,7 +162,7 @@ def test_rules_show_prints_one_rule_in_full() -> None:
         "evidence: ",
         "bias-add: ",
     ):
-        assert words in text
+        assert fragment in text
     shown = json.loads(run("rules", "show", "residual-inputs", "--format", "json")[1])
     assert shown["rule"]["name"] == "residual-inputs"
     assert "no-missing-kernels" in shown["beaten_by"]
@@ -213,8 +213,8 @@ def test_a_new_rule_passes_its_cases_and_its_schema(tmp_path: Path) -> None:
 
 def test_a_new_rule_of_a_set_among_others_goes_where_theirs_are(tmp_path: Path) -> None:
     folder, cases = tmp_path / "sets" / "mine", tmp_path / "fixtures" / "rules" / "mine"
-    for each in (folder, cases):
-        each.mkdir(parents=True)
+    for path in (folder, cases):
+        path.mkdir(parents=True)
     (folder / "old.yaml").write_text(rule("old"))
     (cases / "old.yaml").write_text("rule: old\n")
     (folder.parent / "schema.json").write_text("{}")
@@ -227,7 +227,7 @@ def test_a_new_rule_of_a_set_among_others_goes_where_theirs_are(tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
-    ("name", "says"),
+    ("name", "expected"),
     [
         ("Float_Head", "rule name 'Float_Head': a name has only small letters, digits and hyphens"),
         ("../x", "rule name '../x': a name has only small letters"),
@@ -240,12 +240,12 @@ def test_a_new_rule_of_a_set_among_others_goes_where_theirs_are(tmp_path: Path) 
         ("cased", "cases/cased.yaml: the file exists. Pass another name"),
     ],
 )
-def test_a_new_rule_never_replaces_anything(tmp_path: Path, name: str, says: str) -> None:
+def test_a_new_rule_never_replaces_anything(tmp_path: Path, name: str, expected: str) -> None:
     (tmp_path / "cases").mkdir()
     (tmp_path / "mine.yaml").write_text(rule())
     (tmp_path / "cases" / "cased.yaml").write_text("rule: cased\n")
 
-    assert says in refused(tmp_path, "new-rule", name, "--rules", tmp_path)
+    assert expected in refused(tmp_path, "new-rule", name, "--rules", tmp_path)
 
 
 def test_a_new_rule_needs_a_folder_that_can_be_made(tmp_path: Path) -> None:
@@ -266,7 +266,7 @@ def test_facts_lists_words_formats_and_the_numbers_that_rules_must_give(
     monkeypatch.setitem(NODE_FACTS, "taller", taller)
 
     listed = {
-        each["word"]: each for each in json.loads(run("facts", "--format", "json")[1])["facts"]
+        fact["word"]: fact for fact in json.loads(run("facts", "--format", "json")[1])["facts"]
     }
 
     assert listed["taller"] == {

@@ -1,0 +1,114 @@
+"""The scales of one pair: from its range, or for a weight from its values."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from qdq.arrays import Array
+from qdq.calibration.scales import PairScale
+from qdq.calibration.shared_scales import Amax
+from qdq.calibration.weight_scales import least_error_amax, least_shift_amax
+from qdq.errors import ModelError
+from qdq.graph.bodies import qualified_name
+from qdq.graph.index import Edge, GraphIndex
+from qdq.graph.operands import channel_amax, reshape_by_channels
+from qdq.planning.decisions import Placement
+from qdq.quantizer import Quantizer
+from qdq.ranges.given_ranges import GivenSummary
+from qdq.ranges.tensor_ranges import Ranges
+
+#: The range of a tensor or channel that is zero throughout. Any scale would do; this one is
+#: harmless.
+DEAD_AMAX = 1.0
+
+_TINY = np.finfo(np.float32).tiny
+
+#: The input slot of a layer's weight.
+_WEIGHT_SLOT = 1
+
+
+class PairScaler:
+    """Compute the scales of a plan's pairs, given the ranges of its activations."""
+
+    def __init__(
+        self,
+        index: GraphIndex,
+        ranges: Ranges,
+        amax: Amax,
+        weight_method: str,
+        summary: GivenSummary | None = None,
+    ) -> None:
+        """Keep the ranges: `amax` by tensor and element type, `summary` for given weights."""
+        self._index = index
+        self._ranges = {item.tensor: item for item in ranges.by_tensor}
+        self._amax = amax
+        self._weight_method = weight_method
+        self._given_weights = summary.weight_amax if summary else {}
+
+    def compute(self, placements: tuple[Placement, ...]) -> PairScale:
+        """Return the scales of a pair, which may be placed on several edges of one tensor."""
+        tensor = placements[0].edge.qualified_tensor
+        quantizer = placements[0].quantizer
+        amax = self._find_amax(placements, tensor, quantizer)
+        to_dtype = amax.dtype.type
+        amax = np.where(amax > 0.0, amax, to_dtype(DEAD_AMAX))
+        scales = amax / to_dtype(quantizer.element.largest)
+        scales = scales.astype(np.float32)
+        scales = np.maximum(scales, _TINY)
+        return PairScale(tensor, quantizer, tuple(map(float, scales)))
+
+    def _find_amax(
+        self, placements: tuple[Placement, ...], tensor: str, quantizer: Quantizer
+    ) -> Array:
+        if quantizer.calibrated:
+            amax = self._amax[tensor, quantizer.dtype]
+            return np.array([amax])
+        given_amax = self._given_weights.get((tensor, quantizer.axis))
+        if given_amax is not None:
+            return np.array(given_amax)
+        return self._compute_weight_amax(placements)
+
+    def _compute_weight_amax(self, placements: tuple[Placement, ...]) -> Array:
+        """Return the amax of a weight, per channel where the quantizer has an axis."""
+        edge, quantizer = placements[0].edge, placements[0].quantizer
+        constant = self._index.scope(edge).constant(edge.tensor)
+        weight = np.asarray(constant, np.float32)
+        _require_finite(weight, self._index.source.name, edge)
+        if self._weight_method == "mse":
+            return least_error_amax(weight, quantizer.axis, quantizer.element)
+        if self._weight_method == "shift" and len(placements) == 1:
+            amax = self._compute_least_shift_amax(weight, edge, quantizer)
+            if amax is not None:
+                return amax
+        return channel_amax(weight, quantizer.axis)
+
+    def _compute_least_shift_amax(
+        self, weight: Array, edge: Edge, quantizer: Quantizer
+    ) -> Array | None:
+        """Return the amax per channel with the least shift of the layer's output.
+
+        Returns None where the layer's input was not observed, and for other weights than those
+        per channel in the second slot.
+        """
+        if quantizer.axis is None or edge.slot != _WEIGHT_SLOT:
+            return None
+        node = self._index.node(edge)
+        input_range = self._ranges.get(qualified_name(edge.graph, node.inputs[0]))
+        moments = input_range.moments if input_range else None
+        channels = reshape_by_channels(node, weight)
+        if moments is None or channels is None:
+            return None
+        group = int(node.attribute("group", 1))
+        mean, variance = moments.mean, moments.variance
+        if channels.shape[1] * group != mean.size:
+            return None
+        return least_shift_amax(channels, mean, variance, group, quantizer.element)
+
+
+def _require_finite(weight: Array, model: str, edge: Edge) -> None:
+    if not np.isfinite(weight).all():
+        label = qualified_name(edge.graph, edge.node)
+        raise ModelError(
+            f"{model}: weight {edge.tensor!r} holds NaN or Inf. Export the model again, or pass "
+            f"--leave-float {label!r}."
+        )

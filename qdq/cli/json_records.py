@@ -1,0 +1,34 @@
+"""The records that commands print as JSON or write as JSON files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import msgspec
+
+from qdq.calibration.scales import Scales
+from qdq.cli import check_printers, explain, facts, probe, test
+from qdq.cli.rule_details import RuleDetails
+from qdq.planning.decisions import Plan
+from qdq.planning.plan_diff import PlanDiff
+from qdq.quantized.pair_diff import PairDiff
+from qdq.reports.report import Report
+from qdq.rules.rule import RuleSet
+
+#: The record of each command's JSON.
+JSON_RECORDS: Mapping[str, type[msgspec.Struct]] = {
+    "qdq quantize": Report,
+    "qdq validate": Report,
+    "qdq plan": Plan,
+    "qdq plan --diff": PlanDiff,
+    "qdq calibrate -o FILE": Scales,
+    "qdq explain": explain.Answer,
+    "qdq check": check_printers.Answer,
+    "qdq check --codes": check_printers.Codes,
+    "qdq diff": PairDiff,
+    "qdq probe": probe.Answer,
+    "qdq test": test.Answer,
+    "qdq facts": facts.Answer,
+    "qdq rules": RuleSet,
+    "qdq rules show": RuleDetails,
+}

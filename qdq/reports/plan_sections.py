@@ -1,0 +1,70 @@
+"""Sections about a plan: its decisions, and the search for a plan that builds."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from qdq.pipeline.bisection import BisectionResult
+from qdq.planning.decisions import BODY, FUNCTION, Plan, left_float_lines, placement_lines
+from qdq.reports.sections import Section, count_noun
+from qdq.target import DEFAULT_TARGET
+
+
+def plan_summary(plan: Plan) -> Section:
+    """Return how many edges each rule decided."""
+    lines = [_summary_line(plan), *plan.notes]
+    count = len(plan.scale_groups)
+    if count:
+        groups = count_noun(count, "group")
+        verb = "shares" if count == 1 else "share"
+        lines.append(f"{groups} of tensors {verb} a scale")
+    for item in plan.left_float:
+        if item.because in (BODY, FUNCTION):
+            lines.append(f"left in float: {item.edge}: {item.reason}")
+    headers = ("rule", "decision", "edges")
+    return Section("Plan", tuple(lines), headers, tuple(_count_decisions(plan)))
+
+
+def plan_sections(plan: Plan) -> list[Section]:
+    """Return a plan in full."""
+    return [
+        plan_summary(plan),
+        Section("Quantized", tuple(placement_lines(plan))),
+        Section("Left in float", tuple(left_float_lines(plan))),
+    ]
+
+
+def build_search_section(result: BisectionResult) -> Section:
+    """Return the nodes left in float so that the model builds, with the compiler's messages."""
+    lines = []
+    for refused in result.refused:
+        nodes = ", ".join(refused.groups)
+        lines.append(f"left in float: {nodes}: {refused.message}")
+    builds = count_noun(result.builds, "build")
+    lines.append(f"the model builds; the search took {builds}")
+    return Section("Building", tuple(lines))
+
+
+def _summary_line(plan: Plan) -> str:
+    targets = ", ".join(map(str, plan.targets))
+    if plan.targets == (DEFAULT_TARGET,):
+        targets = f"{targets} (no --target given: TensorRT on SM 8.0 and up)"
+    rule_sets = ", ".join(plan.rule_sets)
+    count = len(plan.placements)
+    return f"{plan.model}: {count} edges quantized, for {targets}, rules {rule_sets}"
+
+
+def _count_decisions(plan: Plan) -> list[tuple[str, str, int]]:
+    """Return the rows of the table: rule, decision, number of edges."""
+    quantized = Counter[str]()
+    for placement in plan.placements:
+        quantized.update(placement.because)
+    left_float = Counter[str]()
+    for item in plan.left_float:
+        left_float[item.because] += 1
+    rows = []
+    for rule, count in sorted(quantized.items()):
+        rows.append((rule, "quantize", count))
+    for rule, count in sorted(left_float.items()):
+        rows.append((rule, "leave in float", count))
+    return rows
