@@ -171,19 +171,19 @@ def replace(model: Model, name: str, array: np.ndarray) -> None:
     [
         (
             operand_lost,
-            "is damaged: node 'add' (QLinearAdd) has 3 inputs, its operands are 5; export or download it again",
+            "the file is damaged: node 'add' (QLinearAdd) has 3 inputs and needs 5. Export or download it again.",
         ),
         (
             result_lost,
-            "is damaged: node 'add' (QLinearAdd) has no output; export or download it again",
+            "the file is damaged: node 'add' (QLinearAdd) has no output. Export or download it again.",
         ),
         (
             bias_of_huge_scales,
-            "node 'conv' (QLinearConv) has a bias that its scales make infinite, or no number; export it again",
+            "node 'conv' (QLinearConv) has a bias that its scales make infinite or NaN. Export the model again.",
         ),
         (
             bias_of_other_scales,
-            "node 'conv' (QLinearConv) has 1 and 2 scales for a bias of 3 values; export it again",
+            "node 'conv' (QLinearConv) has 1 and 2 scales for a bias of 3 values. Export the model again.",
         ),
     ],
 )
