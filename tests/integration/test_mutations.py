@@ -294,9 +294,7 @@ def test_a_half_of_another_domain_without_a_scale_is_refused(tmp_path: Path) -> 
     model.graph.node[1].domain = "com.microsoft"
     del model.graph.node[1].input[1:]
     path = save(model, tmp_path / "model.onnx")
-    says = (
-        "the file is damaged: node 'x_dq_node' (DequantizeLinear) has no scale. Export or download it again."
-    )
+    says = "the file is damaged: node 'x_dq_node' (DequantizeLinear) has no scale. Export or download it again."
     assert refused(tmp_path, "strip", path, "-o", tmp_path / "out.onnx") == f"qdq: {path}: {says}\n"
 
 
