@@ -339,7 +339,7 @@ def test_a_file_that_is_no_baseline_is_neither_read_nor_replaced(
 ) -> None:
     (folder / "notes.json").write_bytes(content)
     assert "notes.json" in refused(folder, "check", "models/uint8.onnx", "--baseline", "notes.json")
-    assert "notes.json: exists" in refused(
+    assert "notes.json: the file exists" in refused(
         folder, "check", "models/uint8.onnx", "--write-baseline", "notes.json"
     )
     assert "is the input" in refused(

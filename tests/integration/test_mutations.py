@@ -171,19 +171,19 @@ def replace(model: Model, name: str, array: np.ndarray) -> None:
     [
         (
             operand_lost,
-            "is damaged: node 'add' (QLinearAdd) has 3 inputs, its operands are 5; export or download it again",
+            "the file is damaged: node 'add' (QLinearAdd) has 3 inputs and needs 5. Export or download it again.",
         ),
         (
             result_lost,
-            "is damaged: node 'add' (QLinearAdd) has no output; export or download it again",
+            "the file is damaged: node 'add' (QLinearAdd) has no output. Export or download it again.",
         ),
         (
             bias_of_huge_scales,
-            "node 'conv' (QLinearConv) has a bias that its scales make infinite, or no number; export it again",
+            "node 'conv' (QLinearConv) has a bias that its scales make infinite or NaN. Export the model again.",
         ),
         (
             bias_of_other_scales,
-            "node 'conv' (QLinearConv) has 1 and 2 scales for a bias of 3 values; export it again",
+            "node 'conv' (QLinearConv) has 1 and 2 scales for a bias of 3 values. Export the model again.",
         ),
     ],
 )
@@ -294,9 +294,7 @@ def test_a_half_of_another_domain_without_a_scale_is_refused(tmp_path: Path) -> 
     model.graph.node[1].domain = "com.microsoft"
     del model.graph.node[1].input[1:]
     path = save(model, tmp_path / "model.onnx")
-    says = (
-        "the file is damaged: node 'x_dq_node' (DequantizeLinear) has no scale. Export or download it again."
-    )
+    says = "the file is damaged: node 'x_dq_node' (DequantizeLinear) has no scale. Export or download it again."
     assert refused(tmp_path, "strip", path, "-o", tmp_path / "out.onnx") == f"qdq: {path}: {says}\n"
 
 

@@ -27,7 +27,10 @@ from tests.support.peers import FILES, STATIC, feeds, network, network_of, peer
 RTX, ADA = Target("rtx", 86), Target("rtx", 89)
 #: Networks of random weights, judged by the noise of their output.
 ORT = [
-    f"{family}/{form}" for family in ("vision", "language") for form in STATIC if form != "qdq-int16"
+    f"{family}/{form}"
+    for family in ("vision", "language")
+    for form in STATIC
+    if form != "qdq-int16"
 ]
 #: Trained ones, judged by the images that they label correctly.
 TRAINED = [

@@ -456,14 +456,14 @@ def test_a_cuda_that_is_missing_is_an_error_unless_the_cpu_is_allowed(
     from qdq.runtime import devices
 
     monkeypatch.setattr(devices.ort, "get_available_providers", lambda: list(devices.CPU))
-    devices._cuda_missing.cache_clear()
+    devices._find_cuda_problem.cache_clear()
     job = job_of(convolution(), "noise")
     with pytest.raises(UsageError, match="no CUDA device: this ONNX Runtime was built without it"):
         collect_locally(job, Observing(device="cuda"))
     assert encode_ranges(collect_locally(job, Observing(device="cuda,cpu"))) == encode_ranges(
         collect_locally(job)
     )
-    devices._cuda_missing.cache_clear()
+    devices._find_cuda_problem.cache_clear()
 
 
 def test_cuda_as_it_is_here_is_used_or_refused_without_a_word_on_standard_error(

@@ -383,9 +383,13 @@ def test_a_folder_or_a_dead_link_in_place_of_a_rule_file_is_named(tmp_path: Path
     (folder / "mine.yaml").mkdir()
     (folder / "yours.yaml").symlink_to("nowhere")
 
-    assert f"qdq: {folder / 'mine.yaml'}: the file cannot be read" in refused(tmp_path, "rules", folder)
+    assert f"qdq: {folder / 'mine.yaml'}: the file cannot be read" in refused(
+        tmp_path, "rules", folder
+    )
     (folder / "mine.yaml").rmdir()
-    assert f"qdq: {folder / 'yours.yaml'}: the file cannot be read" in refused(tmp_path, "rules", folder)
+    assert f"qdq: {folder / 'yours.yaml'}: the file cannot be read" in refused(
+        tmp_path, "rules", folder
+    )
 
 
 def test_a_rule_cannot_be_written_in_two_files(tmp_path: Path) -> None:
