@@ -4,23 +4,28 @@
 
 BEFORE and AFTER are `qdq` commands, such as the ones of two virtual environments. Both quantize
 each model with several methods, formats and targets, repair the result, strip it, and export its
-ranges; every file must be the same. Samples are noise of a fixed seed. Exit code 1 where any
-differs.
+ranges; every file must be the same. Plan files are compared without their texts (`notes`, `reasons`
+and `why`). Samples are noise of a fixed seed. Exit code 1 where any file differs.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
+import json
 import os
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 NOISE = ("--data", "noise", "--samples", "4")
 TARGET = ("--target", "rtx:sm86")
+TEXTS = ("notes", "reasons", "why")
 
 #: Commands in the order that they run in one folder; MODEL stands for the model's path.
 STEPS: dict[str, tuple[str, ...]] = {
@@ -91,7 +96,19 @@ def _run_steps(command: Path, model: Path, folder: Path) -> Iterator[tuple[str, 
 
 
 def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    content = path.read_bytes()
+    if path.suffix == ".yaml":
+        content = json.dumps(_without_texts(yaml.safe_load(content))).encode()
+    return hashlib.sha256(content).hexdigest()
+
+
+def _without_texts(value: Any) -> Any:
+    """Return a plan without the sentences that explain it."""
+    if isinstance(value, list):
+        return [_without_texts(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _without_texts(item) for key, item in value.items() if key not in TEXTS}
+    return value
 
 
 if __name__ == "__main__":

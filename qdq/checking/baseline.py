@@ -19,7 +19,9 @@ class BaselineEntry(msgspec.Struct, frozen=True, order=True):
 
     #: Path of the model relative to the baseline's folder, with forward slashes.
     model: str
+    #: Code of the finding.
     code: str
+    #: Its edge or node.
     where: str
 
 

@@ -26,6 +26,7 @@ class Finding(msgspec.Struct, frozen=True):
     cost: str
     #: The rule that asks otherwise, or "" where no rule decides.
     rule: str
+    #: The sentence of that rule.
     rule_text: str
     #: The remedy, as an imperative without a capital and a full stop.
     fix: str

@@ -22,7 +22,7 @@ _MAX_FINDINGS = 12
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """The record that `--format json` prints."""
+    """The findings in each model, and entries of the baseline that are gone."""
 
     models: tuple[CheckedModel, ...]
     #: Findings of the baseline that the checked models no longer have.
@@ -30,7 +30,7 @@ class Answer(msgspec.Struct, frozen=True):
 
 
 class Codes(msgspec.Struct, frozen=True):
-    """The record that `--codes --format json` prints."""
+    """The catalogue of findings."""
 
     codes: tuple[Problem, ...]
 

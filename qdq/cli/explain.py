@@ -17,8 +17,9 @@ from qdq.reports.sections import Section
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """The record that `--format json` prints."""
+    """The decisions about one node or tensor."""
 
+    #: The node or tensor that was asked about.
     name: str
     explanations: tuple[Explanation, ...]
 

@@ -17,15 +17,18 @@ from qdq.rules.facts import EDGE_FACTS, NODE_FACTS, fact_parameters
 class Fact(msgspec.Struct, frozen=True):
     """One word, the keys of a rule that it may follow, and its meaning."""
 
+    #: The word.
     word: str
+    #: The keys of a rule that take it.
     context: str
+    #: Its meaning.
     description: str
     #: The numbers that a rule must give it under `given`.
     parameters: tuple[str, ...] = ()
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """The record that `--format json` prints."""
+    """All words of the rule language."""
 
     facts: tuple[Fact, ...]
 

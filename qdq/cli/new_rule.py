@@ -21,7 +21,7 @@ _RULE = """{schema_line}{schema_file}
 rule: {name}
 # The rule in one sentence, and its reason: what TensorRT does, or what you measured.
 says: Leave in float these layers if they are weighted.
-because: They lie close to the output, and nothing behind them corrects what they round.
+because: They are close to the output, and nothing after them corrects their rounding.
 # Add where it is written ('see:') and what was measured ('evidence:').
 #
 # Which edges: every line must hold, and of a list any word. 'qdq facts' lists the words for

@@ -21,7 +21,7 @@ from qdq.target import Target
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """The record that `--format json` prints."""
+    """One kernel table for each target."""
 
     tables: tuple[KernelTable, ...]
 

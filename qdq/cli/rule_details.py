@@ -8,7 +8,7 @@ from qdq.rules.rule import Rule
 
 
 class RuleDetails(msgspec.Struct, frozen=True):
-    """The record that `qdq rules show --format json` prints."""
+    """A rule with the rules that beat it and its cases."""
 
     rule: Rule
     #: The rules that beat it.

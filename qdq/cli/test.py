@@ -13,7 +13,7 @@ from qdq.testing.case_runner import CaseResult, run_cases
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """The record that `--format json` prints."""
+    """One result for each case, and one for each rule as a whole."""
 
     results: tuple[CaseResult, ...]
 

@@ -50,7 +50,9 @@ class Edge(msgspec.Struct, frozen=True, order=True):
     graph: str
     #: Label of the consuming node.
     node: str
+    #: Position of the input among the node's inputs.
     slot: int
+    #: The tensor that the input reads.
     tensor: str
 
     def __str__(self) -> str:

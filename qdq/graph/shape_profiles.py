@@ -25,9 +25,13 @@ _MOST_DIGITS = 18
 class Profile(msgspec.Struct, frozen=True, order=True):
     """The smallest, usual and largest shape of one input, as in TensorRT's profiles."""
 
+    #: The name of the input.
     input: str
+    #: The smallest shape.
     min: Shape
+    #: The shape to optimize for.
     opt: Shape
+    #: The largest shape.
     max: Shape
 
     def __str__(self) -> str:

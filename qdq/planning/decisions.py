@@ -42,7 +42,9 @@ class LeftFloat(msgspec.Struct, frozen=True):
 class ScaleGroup(msgspec.Struct, frozen=True, order=True):
     """Tensors that share one range, and the rules that connect them."""
 
+    #: The tensors, in order of their names.
     tensors: tuple[str, ...]
+    #: Names of the rules that connect them.
     because: tuple[str, ...]
     #: The largest ratio of the group's range to a tensor's; above it the tensor keeps its range.
     #: None for no limit.
@@ -52,6 +54,7 @@ class ScaleGroup(msgspec.Struct, frozen=True, order=True):
 class Plan(msgspec.Struct, frozen=True):
     """Every decision about one model, before any byte of it changes."""
 
+    #: The model's file name, or its graph's name.
     model: str
     #: Digest of the model that the plan is for.
     digest: str
@@ -60,6 +63,7 @@ class Plan(msgspec.Struct, frozen=True):
     targets: tuple[Target, ...]
     #: Names of the rule sets, and the `--leave-float` globs.
     rule_sets: tuple[str, ...]
+    #: The `--leave-float` globs.
     leave_float: tuple[str, ...]
     placements: tuple[Placement, ...]
     left_float: tuple[LeftFloat, ...]

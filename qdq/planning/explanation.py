@@ -23,10 +23,15 @@ class Explanation(msgspec.Struct, frozen=True):
     edge: Edge
     #: ``quantize (FORMAT)`` or ``leave in float``.
     decision: str
+    #: Name of the rule, empty where none decided.
     rule: str
+    #: The rule in a sentence.
     says: str
+    #: Its reason.
     because: str
+    #: A document or issue about it.
     see: str
+    #: A measurement.
     evidence: str = ""
 
 

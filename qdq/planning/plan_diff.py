@@ -25,6 +25,7 @@ class EdgeChange(msgspec.Struct, frozen=True):
     edge: Edge
     #: The decision of the older plan, "" where it has none about this edge.
     old: str
+    #: The same in the newer plan.
     new: str
 
 

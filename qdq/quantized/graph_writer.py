@@ -62,7 +62,9 @@ Levels = tuple[int, int]
 class ConvertedNode(msgspec.Struct, frozen=True):
     """A node that was replaced by float operators and plain pairs."""
 
+    #: Label of the node.
     node: str
+    #: Its operator.
     op: str
     #: The conversion, as a sentence whose subject is the operator.
     conversion: str

@@ -41,6 +41,7 @@ class PairChange(msgspec.Struct, frozen=True):
     moved_from: Edge | None
     #: The pair's format and scales in each model, "" for the model that lacks it.
     old: str
+    #: The same in the newer model, empty where it has none.
     new: str
     #: New scale over old; of channels, the ratio farthest from 1. None where a scale is unknown
     #: or their numbers differ.
@@ -52,14 +53,18 @@ class PairChange(msgspec.Struct, frozen=True):
 class PairDiff(msgspec.Struct, frozen=True):
     """All differences of a model's Q/DQ from an older one's, and of its float graph."""
 
+    #: Name of the older model.
     old: str
+    #: Name of the newer model.
     new: str
     #: Numbers of quantized edges.
     old_pairs: int
+    #: The same for the newer model.
     new_pairs: int
     pairs: tuple[PairChange, ...]
     #: Nodes of only one float graph, as ``label (operator)``.
     nodes_added: tuple[str, ...]
+    #: Nodes that only the older model has.
     nodes_removed: tuple[str, ...]
     weights: tuple[WeightChange, ...]
     #: The metadata of qdq that differs: key, old, new.

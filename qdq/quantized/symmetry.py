@@ -17,10 +17,13 @@ _NOTICED = 1.01
 class CoarserActivation(msgspec.Struct, frozen=True):
     """An activation whose symmetric INT8 steps are larger than its original steps."""
 
+    #: The activation.
     tensor: str
     #: The original type and zero point.
     dtype: str
+    #: The zero point of its pair.
     zero_point: int
+    #: The scale of its pair.
     scale: float
     #: The scale of the symmetric pair in its place.
     symmetric_scale: float

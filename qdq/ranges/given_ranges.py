@@ -77,7 +77,9 @@ class GivenRanges(msgspec.Struct, frozen=True):
 class AppliedRange(msgspec.Struct, frozen=True):
     """A planned tensor with a given range."""
 
+    #: The planned tensor.
     tensor: str
+    #: The largest absolute value of its range.
     amax: float
     #: The tensor that the range was given for, where that is another one: it holds all values of
     #: this one.
@@ -89,15 +91,18 @@ class AppliedRange(msgspec.Struct, frozen=True):
 class AppliedWeightRange(msgspec.Struct, frozen=True):
     """A planned weight with given ranges."""
 
+    #: The weight.
     tensor: str
     #: The axis it is quantized along, with one range for each channel; None for one range.
     axis: int | None
+    #: The largest absolute value of each channel, or of the whole weight.
     amax: tuple[float, ...]
 
 
 class GivenSummary(msgspec.Struct, frozen=True):
     """Which of the given ranges apply to a plan, and which do not."""
 
+    #: The name of the source, such as a file name.
     name: str
     tensors: tuple[AppliedRange, ...]
     #: Names that the graph does not have.
@@ -319,7 +324,8 @@ def _find_weight_amax(
         return _join_channels(weights)
     shape = scope.shape(tensor)
     channels = shape[axis] if shape is not None else None
-    for weight in weights:
+    channels_first = sorted(weights, key=lambda weight: weight.axis is None)
+    for weight in channels_first:
         if weight.axis not in (None, source_axis):
             continue
         amax = weight.amax

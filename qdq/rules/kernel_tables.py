@@ -45,7 +45,9 @@ class KernelRow(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class KernelTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """All rows for one backend and compute capability."""
 
+    #: `rtx` or `trt`.
     backend: str
+    #: The compute capability, as 86 for 8.6.
     sm: int
     #: The compiler and version that was measured, or the document the rows come from.
     compiler: str

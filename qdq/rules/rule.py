@@ -23,16 +23,22 @@ _ALL_RULES = "*"
 class TargetCondition(msgspec.Struct, frozen=True):
     """The targets of a rule: every stated condition must hold for one target of the plan."""
 
+    #: Largest compute capability, null for any.
     sm_at_most: int | None = None
+    #: Smallest compute capability, null for any.
     sm_at_least: int | None = None
+    #: `rtx` or `trt`, null for any.
     backend: str | None = None
 
 
 class Where(msgspec.Struct, frozen=True):
     """The edges that a rule applies to: every stated line must hold, and any word of a list."""
 
+    #: Operators or facts of the node that reads the tensor.
     into: tuple[str, ...] = ()
+    #: Operators or facts of the node that makes the tensor.
     from_: tuple[str, ...] = msgspec.field(default=(), name="from")
+    #: Facts about the edge itself.
     edge: tuple[str, ...] = ()
     #: Globs for the consuming node's name, matched in full.
     named: tuple[str, ...] = ()
@@ -44,16 +50,22 @@ class Where(msgspec.Struct, frozen=True):
 class Rule(msgspec.Struct, frozen=True):
     """One decision about edges, with its reason, its source and its evidence."""
 
+    #: The name; it is unique in a set.
     name: str
+    #: The rule in a sentence.
     says: str
     where: Where
+    #: The decision.
     then: Then
     #: Name of a format in `qdq.quantizer.FORMATS`, for `then: quantize`.
     using: str = ""
     #: The numbers that the rule's facts require, by parameter; the ratio of `then: share-scale`.
     given: tuple[tuple[str, float], ...] = ()
+    #: Its reason.
     because: str = ""
+    #: A document or issue about it.
     see: str = ""
+    #: A measurement.
     evidence: str = ""
     #: Names of rules that drop out where this one applies too; "*" means all.
     beats: tuple[str, ...] = ()
@@ -87,6 +99,7 @@ class Rule(msgspec.Struct, frozen=True):
 class RuleSet(msgspec.Struct, frozen=True):
     """Rules that were checked together: `beats` names known rules and has no circle."""
 
+    #: The names of the sets, folders and files.
     names: tuple[str, ...]
     rules: tuple[Rule, ...]
 

@@ -53,8 +53,11 @@ _METHOD = Method("max")
 class CaseResult(msgspec.Struct, frozen=True):
     """A case, or all cases of a rule, with the failures in it."""
 
+    #: Name of the rule.
     rule: str
+    #: Name of the case, or "as a whole".
     case: str
+    #: One sentence for each check that failed.
     failures: tuple[str, ...]
 
 

@@ -26,8 +26,11 @@ _TINY = 1e-30
 class OutputError(msgspec.Struct, frozen=True):
     """The error of one output of the quantized model over all samples."""
 
+    #: Name of the output.
     name: str
+    #: Largest absolute difference.
     max_abs: float
+    #: Mean absolute difference.
     mean_abs: float
     #: Cosine of the angle between the two outputs, all samples as one vector.
     cosine: float
@@ -43,7 +46,9 @@ class OutputError(msgspec.Struct, frozen=True):
 class Accuracy(msgspec.Struct, frozen=True):
     """The errors of all outputs over some data."""
 
+    #: The name of the data.
     data: str
+    #: Number of samples.
     samples: int
     outputs: tuple[OutputError, ...]
 

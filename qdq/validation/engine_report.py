@@ -36,7 +36,9 @@ _FP8_LABEL = ELEMENT_TYPES[E4M3].label
 class LayerVerdict(msgspec.Struct, frozen=True):
     """The types in which an engine runs one weighted node."""
 
+    #: Label of the node.
     node: str
+    #: Its operator.
     op: str
     #: Whether it multiplies INT8 operands.
     int8: bool
@@ -64,7 +66,9 @@ class LayerVerdict(msgspec.Struct, frozen=True):
 class BrokenPromise(msgspec.Struct, frozen=True):
     """A node that the plan put in INT8 or FP8 and the engine did not."""
 
+    #: Label of the node.
     node: str
+    #: The rules that requested its pairs.
     rule: str
     #: A clause about the layer that the engine runs instead, beginning with "but".
     actual: str
@@ -79,10 +83,13 @@ class BrokenPromise(msgspec.Struct, frozen=True):
 class FusionRuleUse(msgspec.Struct, frozen=True):
     """A documented rule, and how many layers of a predicted engine follow it."""
 
+    #: Name of the fusion rule.
     rule: str
+    #: The rule in a sentence.
     description: str
     #: Where it is documented.
     source: str
+    #: Number of layers that follow it.
     layers: int
     #: The kinds of those layers.
     kinds: tuple[str, ...]
@@ -91,18 +98,24 @@ class FusionRuleUse(msgspec.Struct, frozen=True):
 class EngineReport(msgspec.Struct, frozen=True):
     """The float and the quantized engine of one target, side by side."""
 
+    #: The target, as `rtx:sm86`, or the name of a file of layers.
     target: str
     #: ``compiled`` without a GPU, ``measured`` on a GPU, ``predicted`` from documented rules, or
     #: ``read`` from a file of layers.
     kind: str
+    #: Name and version of the compiler.
     compiler: str
     #: The compiler's message where it refused the model, else "".
     failure: str
+    #: The compiler's message where it refused the float model, else empty.
     float_failure: str
+    #: Kernels of the quantized engine.
     kernels: int
+    #: Kernels of the float engine; 0 where none was built.
     float_kernels: int
     #: Bytes that all layers read and write in one inference.
     bytes: float
+    #: The same for the float engine.
     float_bytes: float
     layers: tuple[LayerVerdict, ...]
     #: Q and DQ nodes that stayed separate kernels.
@@ -110,12 +123,14 @@ class EngineReport(msgspec.Struct, frozen=True):
     broken_promises: tuple[BrokenPromise, ...]
     #: Median time on the GPU; None where nothing ran.
     milliseconds: float | None = None
+    #: The same for the float engine.
     float_milliseconds: float | None = None
     #: Errors of the INT8 engine's outputs against those of the float model in ONNX Runtime; empty
     #: where nothing ran.
     outputs: tuple[OutputError, ...] = ()
     #: Layers that only convert a tensor's type or memory format, including separate Q and DQ.
     reformats: int = 0
+    #: The same for the float engine.
     float_reformats: int = 0
     #: Weighted nodes that no layer of a predicted or read engine names, such as those in bodies.
     #: Their promises are neither kept nor broken.

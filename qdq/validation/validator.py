@@ -33,7 +33,9 @@ _FIGURES = ("snr_db", "cosine", "top1_agreement")
 class Validation(msgspec.Struct, frozen=True):
     """Accuracy over some data, and one report for each target."""
 
+    #: Name of the float model.
     model: str
+    #: Name of the quantized model.
     quantized: str
     accuracy: Accuracy | None
     engines: tuple[EngineReport, ...]

@@ -615,14 +615,14 @@ WRONG: dict[str, tuple[Callable[[], Any], str]] = {
     "another name": (lambda: [{"image": IMAGES[:1]}], "no array for input 'x'; it holds 'image'"),
     "another type": (
         lambda: [{"x": IMAGES[:1].astype(np.float64)}],
-        r"holds float64, the model needs float32; convert it with .astype\('float32'\)",
+        r"holds float64, the model needs float32\. Convert it with .astype\('float32'\)",
     ),
     "another shape": (lambda: [{"x": IMAGES[:1, :2]}], r"has shape \[1, 2, 6, 6\]"),
     "another rank": (lambda: [{"x": IMAGES[0]}], r"has shape \[3, 6, 6\]"),
     "NaN": (lambda: [{"x": IMAGES[:1] * np.float32(np.nan)}], "holds NaN or Inf"),
     "an empty array": (lambda: [{"x": IMAGES[:0]}], "shape|empty"),
-    "an array": (lambda: [IMAGES[:1]], "each sample must map input names to arrays"),
-    "a dict of arrays": (lambda: {"x": IMAGES}, "each sample must map input names to arrays"),
+    "an array": (lambda: [IMAGES[:1]], "Each sample must map input names to arrays"),
+    "a dict of arrays": (lambda: {"x": IMAGES}, "Each sample must map input names to arrays"),
     "no such path": (lambda: "nowhere/at/all", "no such file or folder"),
 }
 

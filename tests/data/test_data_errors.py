@@ -316,10 +316,7 @@ def test_samples_that_do_not_fill_the_last_batch_of_a_fixed_size_are_refused(
 ) -> None:
     message = quantize(tmp_path, npz(tmp_path, x=values(3)), model=with_batch(2))
 
-    assert (
-        "data.npz: input 'x' has 3 entries, which batches of 2 do not divide. Remove "
-        in message
-    )
+    assert "data.npz: input 'x' has 3 entries, which batches of 2 do not divide. Remove " in message
 
 
 @pytest.mark.parametrize("batch", ["0", "-1", "two", "1.5"])
@@ -362,7 +359,10 @@ LOOP = "import numpy as np\ndef load_data():\n    yield "
             ": the script failed: TypeError: 'NoneType' object is not iterable",
         ),
         ("def load_data():\n    return []\n", ": the data holds no samples"),
-        (f"{LOOP}3\n", " sample 0: the sample is of type int. Each sample must map input names to arrays"),
+        (
+            f"{LOOP}3\n",
+            " sample 0: the sample is of type int. Each sample must map input names to arrays",
+        ),
         (
             f"{LOOP}np.zeros((1, 4, 8, 8), np.float32)\n",
             " sample 0: the sample is of type ndarray. Each sample must map input names to arrays",

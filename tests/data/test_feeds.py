@@ -271,11 +271,11 @@ def test_a_generator_may_be_looked_into_and_is_refused_a_second_time() -> None:
     assert feeds.first()["x"].flat[0] == 0
     assert firsts(feeds) == [0, 1, 2]
     with pytest.raises(
-        DataError, match="can be iterated only once, and are needed again. Pass a list"
+        DataError, match=r"can be iterated only once, and are needed again\. Pass a list"
     ):
         firsts(feeds)
     with pytest.raises(
-        DataError, match="holds no samples. A generator is used up after one run: pass a list"
+        DataError, match=r"holds no samples\. A generator is used up after one run: pass a list"
     ):
         firsts(feeds_of(iter([])))
     with pytest.raises(
@@ -295,7 +295,7 @@ def test_a_dataset_with_length_and_items_is_enough() -> None:
 
     assert firsts(feeds_of(Dataset())) == [0, 1, 2]  # type: ignore[arg-type]
     with pytest.raises(
-        DataError, match="are of type int. Pass a path, or an iterable of dicts of arrays"
+        DataError, match=r"are of type int\. Pass a path, or an iterable of dicts of arrays"
     ):
         feeds_of(3)  # type: ignore[arg-type]
 

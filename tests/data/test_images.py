@@ -409,7 +409,10 @@ def test_pictures_of_sixteen_bits_are_refused(bench: Path) -> None:
 
     message = quantize(bench, "--images", bench / "album", "--preprocess", "yolo")
 
-    assert message == f"qdq: {path}: the picture has more than 8 bits per channel (I;16). Convert it to 8 bits.\n"
+    assert (
+        message
+        == f"qdq: {path}: the picture has more than 8 bits per channel (I;16). Convert it to 8 bits.\n"
+    )
 
 
 def test_a_picture_of_too_many_pixels_is_refused(

@@ -420,7 +420,7 @@ def test_an_output_that_only_the_float_model_has_is_named(bench: Bench) -> None:
 def test_an_unknown_input_in_shape_is_refused_without_building_an_engine(bench: Bench) -> None:
     message = bench.validate("--target", "rtx:sm86", "--shape", "image=1x4x8x8")
 
-    assert message == "qdq: model.onnx: --shapes names no input 'image'; its inputs are x\n"
+    assert message == "qdq: model.onnx: --shapes names no input 'image'; its inputs are x.\n"
 
 
 @pytest.mark.parametrize("target", ["rtx:sm90", "junk"])

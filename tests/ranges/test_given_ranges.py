@@ -17,7 +17,13 @@ from hypothesis import strategies as st
 
 import qdq
 from qdq.calibration.range_sources import EXPORT_FORMATS, encode_given_ranges, read_model_ranges
-from qdq.ranges.given_ranges import GivenRange
+from qdq.graph.index import GraphIndex
+from qdq.ranges.given_ranges import (
+    GivenRange,
+    GivenRanges,
+    GivenWeightRange,
+    match_given_ranges,
+)
 from qdq.ranges.tensorrt_cache import encode_cache, read_cache
 from tests.integration.test_bodies import branching
 from tests.support.cli_runner import refused, run, samples, save, tiny_model
@@ -509,9 +515,7 @@ def test_observed_ranges_are_refused_where_they_do_not_fit(tmp_path: Path) -> No
     assert f"qdq: {observed}: the ranges were observed for another model" in quantize(other)
     assert "--max-memory applies to samples" in quantize(model, "--max-memory", "4GB")
     assert "--save-ranges applies to samples" in quantize(model, "--save-ranges", tmp_path / "more")
-    with pytest.raises(
-        qdq.QdqError, match="observed earlier, so no samples are run"
-    ):
+    with pytest.raises(qdq.QdqError, match="observed earlier, so no samples are run"):
         qdq.quantize(model, [{"x": noise(1, 4, 8, 8)}], given=qdq.read_given(observed))
 
 
@@ -850,3 +854,22 @@ def test_a_dead_member_of_a_group_is_exported_with_the_groups_range(tmp_path: Pa
         for name in ("a.onnx", "b.onnx")
     ]
     assert scales[0] == scales[1]
+
+
+def test_a_range_for_each_channel_wins_over_one_for_the_whole_weight() -> None:
+    """Two nodes may quantize one weight in both ways; repair must return the scales of each."""
+    source = qdq.load(NETWORKS / "digits_cnn.onnx")
+    plan = qdq.plan(source)
+    index = GraphIndex(source)
+    placement = next(p for p in plan.placements if p.quantizer.axis is not None)
+    weight, axis = placement.edge.tensor, placement.quantizer.axis
+    channels = tuple(1.0 + i for i in range(index.constant(weight).shape[axis or 0]))
+    whole, by_channel = (
+        GivenWeightRange(weight, None, (9.0,)),
+        GivenWeightRange(weight, axis, channels),
+    )
+    given_ranges = GivenRanges("both", (), strict=False, weights=(whole, by_channel))
+
+    summary = match_given_ranges(index, plan, given_ranges)
+
+    assert summary.weight_amax[weight, axis] == channels
