@@ -663,7 +663,7 @@ def test_what_the_members_of_a_group_give_up_is_told(tmp_path: Path) -> None:
         in text
     )
     assert (
-        f"a: {observed_amax['a']:.4g} of its own, {observed_amax['b']:.4g} shared, {observed_amax['b'] / observed_amax['a']:.3g} times ({shared['a'].bits:.2g} bits)\n"
+        f"a: {observed_amax['a']:.4g} alone, {observed_amax['b']:.4g} shared, {observed_amax['b'] / observed_amax['a']:.3g} times ({shared['a'].bits:.2g} bits)\n"
         in text
     )
     shared_entries = json.loads(run(*argv, "-o", tmp_path / "r.onnx", "--format", "json")[1])[
