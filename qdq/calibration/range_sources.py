@@ -18,10 +18,10 @@ from qdq.quantizer import ELEMENT_TYPES, FORMATS, INT8_LEVELS
 from qdq.ranges.given_ranges import GivenRange, GivenRanges, GivenWeightRange, require_range
 from qdq.ranges.handwritten import parse_handwritten_ranges
 from qdq.ranges.model_ranges import read_pair_ranges
-from qdq.ranges.range_file import MAGIC as OBSERVED_MAGIC
+from qdq.ranges.range_file import RANGES_MAGIC as OBSERVED_MAGIC
 from qdq.ranges.range_file import decode_ranges
 from qdq.ranges.tensor_ranges import Ranges
-from qdq.ranges.tensorrt_cache import MAGIC as CACHE_MAGIC
+from qdq.ranges.tensorrt_cache import CACHE_MAGIC as CACHE_MAGIC
 from qdq.ranges.tensorrt_cache import cache_header, encode_cache, read_cache
 
 #: The formats that ranges are exported in.

@@ -7,7 +7,7 @@ from qdq.checking.problem import (
     ERROR,
     EXPLICIT,
     PARSER,
-    REPAIR,
+    REPAIR_FIX,
     RTX,
     SPECIFICATION,
     Problem,
@@ -21,7 +21,7 @@ ERROR_PROBLEMS = (
         severity=ERROR,
         title="A zero point that is not 0",
         cost="TensorRT's parser refuses the model: it supports only symmetric quantization.",
-        fix=f"quantize symmetrically, or {REPAIR}",
+        fix=f"quantize symmetrically, or {REPAIR_FIX}",
         evidence=f'{RTX}: "Non-zero zero point is not supported"',
         see=PARSER,
     ),
@@ -74,7 +74,7 @@ ERROR_PROBLEMS = (
         severity=ERROR,
         title="DequantizeLinear of INT32, as ONNX Runtime writes quantized biases",
         cost=_REFUSED,
-        fix=f"store the bias as floats (ONNX Runtime: QuantizeBias False), or {REPAIR}",
+        fix=f"store the bias as floats (ONNX Runtime: QuantizeBias False), or {REPAIR_FIX}",
         evidence=f'{RTX}: "input has type Int32 but must have type FP8, FP4, Int4, Int8"',
         see=PARSER,
     ),
@@ -98,7 +98,7 @@ ERROR_PROBLEMS = (
         severity=ERROR,
         title="Values quantized to a type that TensorRT does not read",
         cost=_REFUSED,
-        fix=f"quantize to INT8, or {REPAIR}",
+        fix=f"quantize to INT8, or {REPAIR_FIX}",
         evidence=(
             f'{RTX}: INT16, UINT16: "Failed to import initializer"; weights stored as UINT8: '
             '"unsupported input type of UINT8"'
@@ -112,7 +112,7 @@ ERROR_PROBLEMS = (
         cost=_REFUSED,
         fix=(
             "store the values in the layout that the DequantizeLinear reads, and a scalar as a "
-            f"float; or {REPAIR}"
+            f"float; or {REPAIR_FIX}"
         ),
         evidence=(
             f"{RTX}: INT8 read by Clip, Transpose, Reshape or Identity, and a scalar: "
@@ -127,7 +127,7 @@ ERROR_PROBLEMS = (
             "TensorRT reads it as INT8 without a warning. Values above 127 steps are clipped, and "
             "the results differ from those of ONNX Runtime."
         ),
-        fix=f"quantize to INT8, or {REPAIR}, which keeps the range",
+        fix=f"quantize to INT8, or {REPAIR_FIX}, which keeps the range",
         evidence=f"{RTX}: builds, the layer in INT8",
         see=PARSER,
     ),

@@ -6,7 +6,7 @@ from qdq.checking.problem import (
     BUILT_ENGINE,
     EXPLICIT,
     NOTE,
-    REPAIR,
+    REPAIR_FIX,
     RTX,
     SPECIFICATION,
     Problem,
@@ -40,7 +40,7 @@ NOTE_PROBLEMS = (
             "Accuracy suffers: the narrow channels of a weight share the steps of the widest. The "
             "layers run in INT8."
         ),
-        fix=f"scale weights along their output channels, or {REPAIR}",
+        fix=f"scale weights along their output channels, or {REPAIR_FIX}",
         evidence=f"{RTX}: a Conv weight of one scale runs in INT8",
         see=EXPLICIT,
     ),

@@ -26,7 +26,7 @@ SPECIFICATION = "the ONNX operator specification"
 BUILT_ENGINE = "the engine that --engine built"
 
 #: The fix that several entries of the catalogue name.
-REPAIR = "repair it with qdq quantize"
+REPAIR_FIX = "repair it with qdq quantize"
 
 
 class Problem(msgspec.Struct, frozen=True):

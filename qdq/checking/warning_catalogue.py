@@ -6,7 +6,7 @@ from qdq.checking.problem import (
     BUILT_ENGINE,
     ENGINES,
     EXPLICIT,
-    REPAIR,
+    REPAIR_FIX,
     RTX,
     SPECIFICATION,
     WARNING,
@@ -33,7 +33,7 @@ WARNING_PROBLEMS = (
         severity=WARNING,
         title="A computed tensor with one scale per channel",
         cost="The layer runs in float: INT8 layers take one scale for an activation.",
-        fix=f"give the tensor one scale, or {REPAIR}",
+        fix=f"give the tensor one scale, or {REPAIR_FIX}",
         evidence=f"{RTX}: the convolution runs in float",
         see=EXPLICIT,
     ),
@@ -42,7 +42,7 @@ WARNING_PROBLEMS = (
         severity=WARNING,
         title="A weight scaled along an axis that is not its output channels",
         cost="The layer runs in float.",
-        fix=f"scale the weight along its output channels, or {REPAIR}",
+        fix=f"scale the weight along its output channels, or {REPAIR_FIX}",
         evidence=f"{RTX}: a Conv weight along axis 1 runs in float, along axis 0 in INT8",
         see=EXPLICIT,
     ),
@@ -54,7 +54,7 @@ WARNING_PROBLEMS = (
             "The layer runs in float, and the pairs on its inputs cost time and accuracy for "
             "nothing."
         ),
-        fix=f"{REPAIR}, or remove the other pair too",
+        fix=f"{REPAIR_FIX}, or remove the other pair too",
         evidence=(
             f"{RTX}: a Conv with a pair on its input alone, or on its weight alone, runs in float"
         ),
@@ -68,7 +68,7 @@ WARNING_PROBLEMS = (
             "The convolution that is fused with the Add writes float, and a separate kernel "
             "quantizes the input of the next layer."
         ),
-        fix=REPAIR,
+        fix=REPAIR_FIX,
         evidence=(
             f"{ENGINES}: qat, 1130 queries/s with 12 reformats, against qat-residual, 1823 with 3"
         ),
@@ -82,7 +82,7 @@ WARNING_PROBLEMS = (
             "The layer before the pool writes float, the pool reads float, and a separate kernel "
             "quantizes the result."
         ),
-        fix=REPAIR,
+        fix=REPAIR_FIX,
         evidence=f"{ENGINES}: qat-residual, 1823 queries/s, against qat-residual-qgap, 1990",
         see=EXPLICIT,
     ),
@@ -94,7 +94,7 @@ WARNING_PROBLEMS = (
             "A kernel converts one scale into the other. Before a Concat without a pair on its "
             "result, the next layer runs in float."
         ),
-        fix=f"give them one scale: calibrate again with qdq, or {REPAIR}",
+        fix=f"give them one scale: calibrate again with qdq, or {REPAIR_FIX}",
         evidence=f"{RTX}: a Conv after a Concat of two scales runs in float, of one scale in INT8",
         see="NVIDIA/TensorRT issue 4366",
     ),
@@ -106,7 +106,7 @@ WARNING_PROBLEMS = (
             "The pair rounds once more, and may split the fusion with batch normalisation, "
             "activation or Add."
         ),
-        fix=f"remove the pair, or {REPAIR}",
+        fix=f"remove the pair, or {REPAIR_FIX}",
         evidence=f"placement recommendations 2 and 3; {RTX} the layer stays in INT8",
         see=EXPLICIT,
     ),
@@ -118,7 +118,7 @@ WARNING_PROBLEMS = (
             "The pair rounds before the next operators, which may need the precision, and keeps "
             "them from being fused."
         ),
-        fix=f"remove the pair, or {REPAIR}",
+        fix=f"remove the pair, or {REPAIR_FIX}",
         evidence=f"placement recommendation 2; {RTX} the layer stays in INT8",
         see=EXPLICIT,
     ),
@@ -130,7 +130,7 @@ WARNING_PROBLEMS = (
             "The engine computes the pair and runs the layer in float, which costs time and "
             "accuracy for nothing."
         ),
-        fix=f"remove its pairs, or {REPAIR} for this target",
+        fix=f"remove its pairs, or {REPAIR_FIX} for this target",
         evidence="one-layer networks built for each compute capability (docs/kernels.md)",
         see=EXPLICIT,
     ),
@@ -139,7 +139,7 @@ WARNING_PROBLEMS = (
         severity=WARNING,
         title="An edge that the rules quantize and the model does not",
         cost="The operator that reads it runs in float, or needs a conversion.",
-        fix=f"{REPAIR}, or keep it in float with leave_float in the project file",
+        fix=f"{REPAIR_FIX}, or keep it in float with leave_float in the project file",
         evidence=_RULE,
         see=EXPLICIT,
     ),
@@ -148,7 +148,7 @@ WARNING_PROBLEMS = (
         severity=WARNING,
         title="A pair that no rule asks for",
         cost="The pair rounds and costs time, and no INT8 layer gains from it.",
-        fix=f"remove the pair, or {REPAIR}",
+        fix=f"remove the pair, or {REPAIR_FIX}",
         evidence="placement recommendation 6: pairs that are not fused cost time",
         see=EXPLICIT,
     ),

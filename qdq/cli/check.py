@@ -13,7 +13,7 @@ from qdq.checking.selection import Selection, parse_codes
 from qdq.cli.check_printers import PRINTERS, print_codes
 from qdq.cli.check_session import CheckSession, CheckSettings
 from qdq.cli.options import FILE, collect_options
-from qdq.cli.plan_options import parse_targets, read_rules, rules_option, target_option
+from qdq.cli.plan_options import parse_targets, read_rule_sets, rules_option, target_option
 from qdq.cli.project_file import Project
 from qdq.errors import UsageError
 from qdq.files.output import check_output, write_atomic
@@ -36,7 +36,7 @@ class CheckOptions(msgspec.Struct, frozen=True):
 
     def parse_settings(self, project: Project | None) -> CheckSettings:
         """Return how models are checked; raises UsageError for invalid options."""
-        rules = read_rules(self.rule_sets) if self.rule_sets else None
+        rules = read_rule_sets(self.rule_sets) if self.rule_sets else None
         return CheckSettings(
             rules=rules,
             targets=parse_targets(self.targets),

@@ -21,7 +21,7 @@ from qdq.reports.sarif import CheckedModel, to_github, to_sarif
 _MAX_FINDINGS = 12
 
 
-class Answer(msgspec.Struct, frozen=True):
+class CheckAnswer(msgspec.Struct, frozen=True):
     """The findings in each model, and entries of the baseline that are gone."""
 
     models: tuple[CheckedModel, ...]
@@ -119,7 +119,7 @@ def _format_counts(counts: Mapping[str, int]) -> str:
 
 def _print_json(session: CheckSession, models: Sequence[Path]) -> None:
     checked_models = tuple(session.check_models(models))
-    answer = Answer(checked_models, session.stale_entries)
+    answer = CheckAnswer(checked_models, session.stale_entries)
     click.echo(to_json(answer), nl=False)
 
 

@@ -9,14 +9,14 @@ import msgspec
 
 from qdq.cli.messages import print_record
 from qdq.cli.options import FILE, format_option
-from qdq.cli.plan_options import PlanOptions, plan_options, read_rules
+from qdq.cli.plan_options import PlanOptions, plan_options, read_rule_sets
 from qdq.graph.loader import load
 from qdq.planning.explanation import Explanation, explain
 from qdq.planning.planner import plan_source, require_float_model
 from qdq.reports.sections import Section
 
 
-class Answer(msgspec.Struct, frozen=True):
+class ExplainAnswer(msgspec.Struct, frozen=True):
     """The decisions about one node or tensor."""
 
     #: The node or tensor that was asked about.
@@ -40,11 +40,11 @@ def command(model: Path, name: str, plan: PlanOptions, layout: str) -> None:
       qdq explain resnet50.onnx /layer1/layer1.0/Add
     """
     source = load(model)
-    rules = read_rules(plan.rule_sets)
+    rules = read_rule_sets(plan.rule_sets)
     request = plan.parse(rules)
     require_float_model(source)
     _, decisions = plan_source(source, request)
-    answer = Answer(name, explain(source, decisions, rules, name))
+    answer = ExplainAnswer(name, explain(source, decisions, rules, name))
     sections = [_explanation_section(explanation) for explanation in answer.explanations]
     if not sections:
         sections = [Section(name, ("no node reads it",))]

@@ -27,7 +27,7 @@ class Fact(msgspec.Struct, frozen=True):
     parameters: tuple[str, ...] = ()
 
 
-class Answer(msgspec.Struct, frozen=True):
+class FactsAnswer(msgspec.Struct, frozen=True):
     """All words of the rule language."""
 
     facts: tuple[Fact, ...]
@@ -48,7 +48,7 @@ def command(layout: str) -> None:
     rows = tuple(_table_row(fact) for fact in facts)
     headers = ("word", "used in", "given", "holds for")
     section = Section("Facts and formats", headers=headers, rows=rows)
-    print_record(layout, Answer(tuple(facts)), [section])
+    print_record(layout, FactsAnswer(tuple(facts)), [section])
 
 
 def _list_facts(functions: Mapping[str, Callable[..., bool]], context: str) -> Iterator[Fact]:

@@ -10,7 +10,7 @@ import msgspec
 
 from qdq.cli.messages import print_record
 from qdq.cli.options import FILE, collect_options, force_option, format_option
-from qdq.cli.plan_options import PlanOptions, plan_options, read_rules
+from qdq.cli.plan_options import PlanOptions, plan_options, read_rule_sets
 from qdq.files.output import check_output, write_atomic
 from qdq.graph.loader import load
 from qdq.planning.decisions import Plan, ScaleGroup
@@ -82,7 +82,7 @@ def _make_plan(options: PlanCommandOptions) -> Plan:
     """Return the plan, and write it where the options name a file."""
     source = load(options.model)
     require_float_model(source)
-    rules = read_rules(options.plan.rule_sets)
+    rules = read_rule_sets(options.plan.rule_sets)
     index, plan = plan_source(source, options.plan.parse(rules))
     if options.output:
         write_atomic(options.output, plan_to_yaml(plan, index).encode())

@@ -61,7 +61,7 @@ def parse_targets(texts: Iterable[str]) -> tuple[Target, ...]:
     return tuple(parse_target(text) for text in texts)
 
 
-def read_rules(names: Sequence[str]) -> RuleSet:
+def read_rule_sets(names: Sequence[str]) -> RuleSet:
     """Return the rules that ``--rules`` names, or the default set."""
     return load_rules(names or (DEFAULT_SET,))
 

@@ -20,7 +20,7 @@ from qdq.rules.kernel_tables import KernelTable
 from qdq.target import Target
 
 
-class Answer(msgspec.Struct, frozen=True):
+class ProbeAnswer(msgspec.Struct, frozen=True):
     """One kernel table for each target."""
 
     tables: tuple[KernelTable, ...]
@@ -137,7 +137,7 @@ def _probe_target(target: Target, operators: tuple[str, ...], jobs: int | None) 
 def _print_tables(layout: str, tables: Sequence[KernelTable], paths: Sequence[Path]) -> None:
     """Print the tables, as text only a summary of those that were written."""
     if layout == "json":
-        click.echo(to_json(Answer(tuple(tables))), nl=False)
+        click.echo(to_json(ProbeAnswer(tuple(tables))), nl=False)
         return
     if not paths:
         click.echo("---\n".join(map(table_yaml, tables)), nl=False)

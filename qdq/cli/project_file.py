@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from qdq.cli.project_values import KEYS, TABLES, TOP_KEYS, Key
+from qdq.cli.project_values import PROJECT_KEYS, TABLES, TOP_KEYS, Key
 from qdq.errors import QdqError, UsageError, did_you_mean
 from qdq.files.strict_yaml import LocatedMapping, read_yaml
 
@@ -53,7 +53,7 @@ class Project(msgspec.Struct, frozen=True):
         """Return the keys that give a default to one of these options."""
         used = []
         for key in self.keys:
-            keys = TABLES[key].values() if key in TABLES else [KEYS[key]]
+            keys = TABLES[key].values() if key in TABLES else [PROJECT_KEYS[key]]
             if any(entry.option in option_names for entry in keys):
                 used.append(key)
         return used
@@ -145,8 +145,10 @@ def _make_project(path: Path, content: LocatedMapping) -> Project:
         location = f"{path}:{content.lines[key]}"
         if key in TABLES:
             options |= _read_table(path, location, key, value)
-        elif key in KEYS:
-            options[KEYS[key].option] = _read_value(path, location, key, KEYS[key], value)
+        elif key in PROJECT_KEYS:
+            options[PROJECT_KEYS[key].option] = _read_value(
+                path, location, key, PROJECT_KEYS[key], value
+            )
         else:
             raise _unknown_key(f"{location}: unknown key {key!r}", key, TOP_KEYS)
     if "data" in content and "images" in content:

@@ -146,7 +146,7 @@ def _read_per_file_ignores(_: Path, value: Any) -> tuple[tuple[str, frozenset[st
 
 
 #: The keys outside of tables.
-KEYS: Mapping[str, Key] = {
+PROJECT_KEYS: Mapping[str, Key] = {
     "rules": Key("rule_sets", _read_rules),
     "targets": Key("targets", _read_targets),
     "data": Key("data", _read_data),
@@ -177,4 +177,4 @@ TABLES: Mapping[str, Mapping[str, Key]] = {
 }
 
 #: All that may be at the top of the project file.
-TOP_KEYS = (*KEYS, *TABLES)
+TOP_KEYS = (*PROJECT_KEYS, *TABLES)

@@ -12,7 +12,7 @@ from qdq.cli.data_options import DataOptions, data_options
 from qdq.cli.messages import name_files_in_errors, print_record, print_written
 from qdq.cli.observing_options import observing_options
 from qdq.cli.options import FILE, collect_options, format_option, output_options, report_option
-from qdq.cli.plan_options import PlanOptions, parse_profiles, plan_options, read_rules
+from qdq.cli.plan_options import PlanOptions, parse_profiles, plan_options, read_rule_sets
 from qdq.cli.progress import progress, resumable
 from qdq.cli.ranges_options import (
     MethodOptions,
@@ -168,7 +168,7 @@ def _read_inputs(ctx: click.Context, options: QuantizeOptions) -> _Inputs:
     known_ranges = read_known_ranges(ctx, options.ranges, options.data)
     shapes = optimal_shapes(parse_profiles(options.plan.shapes))
     source = load(options.model)
-    rules = read_rules(options.plan.rule_sets or default_rule_sets(source))
+    rules = read_rule_sets(options.plan.rule_sets or default_rule_sets(source))
     return _Inputs(source, rules, shapes, known_ranges)
 
 

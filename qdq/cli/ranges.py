@@ -19,7 +19,7 @@ from qdq.errors import DataError, UsageError
 from qdq.files.output import check_output, write_atomic
 from qdq.ranges.range_file import read_ranges, write_ranges
 from qdq.ranges.tensor_ranges import merge
-from qdq.ranges.tensorrt_cache import VERSION
+from qdq.ranges.tensorrt_cache import CACHE_VERSION
 from qdq.reports.scales_sections import ranges_summary
 from qdq.reports.sections import sections_text
 
@@ -74,7 +74,7 @@ def _merge(parts: tuple[Path, ...], output: Path, force: bool) -> None:
     "version",
     metavar="VERSION",
     help="Version in the first line of a cache.  "
-    f"[default: that of SOURCE if it is a cache, else {VERSION}]",
+    f"[default: that of SOURCE if it is a cache, else {CACHE_VERSION}]",
 )
 @click.option(
     "--method",

@@ -10,7 +10,7 @@ import click
 from qdq.cli.json_records import JSON_RECORDS
 from qdq.cli.messages import print_record
 from qdq.cli.options import FILE, force_option, format_option
-from qdq.cli.plan_options import read_rules, rules_option
+from qdq.cli.plan_options import read_rule_sets, rules_option
 from qdq.cli.rule_details import RuleDetails
 from qdq.errors import UsageError, did_you_mean
 from qdq.files.output import check_output, write_atomic
@@ -61,7 +61,7 @@ def _list(names: tuple[str, ...], layout: str) -> None:
     Example:
       qdq rules list tensorrt my-rules/
     """
-    rules = read_rules(names)
+    rules = read_rule_sets(names)
     shipped = ", ".join(shipped_sets())
     line = f"shipped: {shipped}; shown: {', '.join(rules.names)}"
     sections = [Section("Rule sets", (line,)), *map(_rule_section, rules.rules)]
@@ -79,7 +79,7 @@ def _show(name: str, rule_sets: tuple[str, ...], layout: str) -> None:
     Example:
       qdq rules show residual-inputs
     """
-    rules = read_rules(rule_sets)
+    rules = read_rule_sets(rule_sets)
     rule = _find_rule(name, rules)
     details = RuleDetails(rule, find_beating_rules(rule, rules), case_names(rule))
     beaten_by = ", ".join(details.beaten_by) or "none of these sets"

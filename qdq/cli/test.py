@@ -12,7 +12,7 @@ from qdq.reports.json_output import to_json
 from qdq.testing.case_runner import CaseResult, run_cases
 
 
-class Answer(msgspec.Struct, frozen=True):
+class TestAnswer(msgspec.Struct, frozen=True):
     """One result for each case, and one for each rule as a whole."""
 
     results: tuple[CaseResult, ...]
@@ -49,7 +49,7 @@ def command(
         if layout == "text":
             _print_result(result)
     if layout == "json":
-        click.echo(to_json(Answer(tuple(results))), nl=False)
+        click.echo(to_json(TestAnswer(tuple(results))), nl=False)
     else:
         click.echo(f"{len(results) - failure_count} of {len(results)} hold")
     ctx.exit(1 if failure_count else 0)

@@ -52,7 +52,7 @@ class Subset(msgspec.Struct, frozen=True):
 DataLike: TypeAlias = str | Path | Images | Subset | Iterable[Sample]
 
 #: Yields the samples from the first argument on, every n-th for the second argument n.
-Reader = Callable[[int, int], Iterator[Named]]
+SampleReader = Callable[[int, int], Iterator[Named]]
 
 
 class Feeds:
@@ -62,7 +62,7 @@ class Feeds:
     """
 
     def __init__(
-        self, name: str, specs: Specs, read: Reader, count: int | None, once: bool = False
+        self, name: str, specs: Specs, read: SampleReader, count: int | None, once: bool = False
     ) -> None:
         #: A name of the data for reports: a file name, or "noise".
         self.name = name
@@ -172,7 +172,7 @@ def _name_samples(samples: Iterable[Sample]) -> Iterator[Named]:
     return ((f"sample {i}", sample) for i, sample in enumerate(samples))
 
 
-def _reader_from_start(read: Callable[[], Iterator[Named]]) -> Reader:
+def _reader_from_start(read: Callable[[], Iterator[Named]]) -> SampleReader:
     """Return a reader of samples that can only be read from the first on."""
     return lambda start, step: islice(read(), start, None, step)
 

@@ -24,7 +24,9 @@ if TYPE_CHECKING:
     from PIL import Image
 
 #: Suffixes of the files that are taken for pictures.
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
+PICTURE_SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
+)
 _IMAGE_RANK = 4
 _GREY_RANK = 2
 
@@ -83,7 +85,7 @@ def list_pictures(folder: Path) -> list[Path]:
 
 def _is_picture(path: Path) -> bool:
     is_hidden = path.name.startswith(".")
-    return path.suffix.lower() in SUFFIXES and not is_hidden and path.is_file()
+    return path.suffix.lower() in PICTURE_SUFFIXES and not is_hidden and path.is_file()
 
 
 def _require_pictures(folder: Path) -> list[Path]:
@@ -94,7 +96,7 @@ def _require_pictures(folder: Path) -> list[Path]:
     if not pictures:
         raise DataError(
             f"{folder}: the folder holds no pictures. "
-            f"Their names end in {', '.join(sorted(SUFFIXES))}."
+            f"Their names end in {', '.join(sorted(PICTURE_SUFFIXES))}."
         )
     return pictures
 

@@ -32,7 +32,7 @@ DATA_FORMS = (
 )
 
 #: Suffixes of the files that a folder of samples may hold, in order of preference.
-SUFFIXES = (".npz", ".npy", ".json")
+SAMPLE_SUFFIXES = (".npz", ".npy", ".json")
 _LOADER_FUNCTION = "load_data"
 
 #: The first bytes of a .npy file.
@@ -68,14 +68,14 @@ def list_sample_files(name: str) -> tuple[Path, ...]:
     if not path.is_dir():
         return (_split_script_name(name)[0] if is_script(name) else path,)
     files: list[Path] = []
-    for suffix in SUFFIXES:
+    for suffix in SAMPLE_SUFFIXES:
         files += path.glob(f"*{suffix}")
         files += path.glob(f"*/*{suffix}")
     return tuple(files)
 
 
 def _open_folder(path: Path, specs: Specs, batch: int | None) -> Series:
-    files = {suffix: sorted(path.glob(f"*{suffix}")) for suffix in SUFFIXES}
+    files = {suffix: sorted(path.glob(f"*{suffix}")) for suffix in SAMPLE_SUFFIXES}
     if files[".npz"] and files[".npy"]:
         raise DataError(
             f"{path}: the folder holds .npz and .npy files. Keep those that are samples."

@@ -108,7 +108,7 @@ def quantize(  # noqa: PLR0913 keyword arguments of the public function
     that the compiler refuses. Raises ModelError, RuleError, DataError or UsageError, as the stages
     do. The model passed in is never changed.
     """
-    planning = PlanOptions(
+    planning = PlanningOptions(
         rules, tuple(targets), tuple(leave_float), allow_unmatched, tuple(profiles)
     )
     calibration = CalibrationOptions(data, batch, method, weights, observing, progress, given)
@@ -116,7 +116,7 @@ def quantize(  # noqa: PLR0913 keyword arguments of the public function
     return run_request(request)
 
 
-class PlanOptions(msgspec.Struct, frozen=True):
+class PlanningOptions(msgspec.Struct, frozen=True):
     """The arguments of `quantize` that decide the plan."""
 
     #: None for the default rule sets.
@@ -145,7 +145,7 @@ class QuantizeRequest(msgspec.Struct, frozen=True):
     model: ModelLike
     #: `keep`, `repair` or `replace`.
     existing: str
-    planning: PlanOptions
+    planning: PlanningOptions
     calibration: CalibrationOptions
     #: None where the plan is not compiled.
     build_options: BuildOptions | None

@@ -15,7 +15,7 @@ from qdq.ranges.histogram import Histogram
 from qdq.ranges.tensor_ranges import Ranges
 
 #: The first bytes of a file of ranges. Its version, the SHA-256 of the rest and a line end follow.
-MAGIC = b"qdq-ranges"
+RANGES_MAGIC = b"qdq-ranges"
 _VERSION = b"1"
 T = TypeVar("T")
 
@@ -33,7 +33,7 @@ def encode_ranges(record: Ranges | Checkpoint) -> bytes:
     """Return ranges or a checkpoint as the content of a file."""
     content = msgspec.msgpack.encode(record, enc_hook=_encode_statistics)
     digest = hashlib.sha256(content).hexdigest().encode()
-    head = b"%s %s %s\n" % (MAGIC, _VERSION, digest)
+    head = b"%s %s %s\n" % (RANGES_MAGIC, _VERSION, digest)
     return head + content
 
 
@@ -88,7 +88,7 @@ def _check_head(content: bytes, name: str) -> bytes:
     head, _, record = content.partition(b"\n")
     magic, _, stamp = head.partition(b" ")
     version, _, digest = stamp.partition(b" ")
-    if magic != MAGIC:
+    if magic != RANGES_MAGIC:
         raise DataError(
             f"{name}: the file holds no observed ranges. "
             "Write one with 'qdq calibrate --save-ranges'."

@@ -20,10 +20,10 @@ import msgspec
 from qdq.errors import DataError, UsageError
 
 #: The first bytes of every cache.
-MAGIC = b"TRT-"
+CACHE_MAGIC = b"TRT-"
 
 #: The version that is written by default: TensorRT 8.6.1.
-VERSION = "8601"
+CACHE_VERSION = "8601"
 _HEADER = re.compile(r"TRT-[^\s-]+-\S+")
 _VERSION = re.compile(r"[0-9A-Za-z.]+")
 _SCALE = re.compile(r"[0-9a-fA-F]{1,8}")
@@ -49,7 +49,7 @@ class Cache(msgspec.Struct, frozen=True):
     scales: tuple[CachedScale, ...]
 
 
-def cache_header(version: str = VERSION) -> str:
+def cache_header(version: str = CACHE_VERSION) -> str:
     """Return the first line of a cache of TensorRT's default calibrator.
 
     Raises UsageError for a version that does not have a form such as 8601.
@@ -57,7 +57,7 @@ def cache_header(version: str = VERSION) -> str:
     if not _VERSION.fullmatch(version):
         raise UsageError(
             f"TensorRT version {version!r}: the version does not have the form of caches. "
-            f"Write it as in {VERSION}."
+            f"Write it as in {CACHE_VERSION}."
         )
     return f"TRT-{version}-EntropyCalibration2"
 

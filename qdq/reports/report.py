@@ -27,7 +27,7 @@ from qdq.validation.accuracy import Accuracy
 from qdq.validation.validator import Validation
 
 #: The suffixes of reports, which choose the format.
-SUFFIXES = (".json", ".md", ".txt")
+REPORT_SUFFIXES = (".json", ".md", ".txt")
 
 
 class Report(msgspec.Struct, frozen=True):
@@ -52,8 +52,8 @@ class Report(msgspec.Struct, frozen=True):
 
 def check_report_path(path: Path) -> None:
     """Raise UsageError unless the path's suffix names a format of reports."""
-    if path.suffix not in SUFFIXES:
-        suffixes = ", ".join(SUFFIXES)
+    if path.suffix not in REPORT_SUFFIXES:
+        suffixes = ", ".join(REPORT_SUFFIXES)
         raise UsageError(
             f"{path}: the suffix chooses the format, and {path.suffix!r} names none. "
             f"Pass a file that ends in {suffixes}."

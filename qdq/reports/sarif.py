@@ -16,7 +16,7 @@ from qdq.checking.catalogue import ERROR, PROBLEMS, WARNING, Problem
 from qdq.checking.finding import Finding
 from qdq.checking.selection import fingerprint, relative_posix_path
 
-VERSION = "2.1.0"
+SARIF_VERSION = "2.1.0"
 _SCHEMA = "https://json.schemastore.org/sarif-2.1.0.json"
 
 #: The base of relative paths: the folder that the command ran in.
@@ -59,7 +59,7 @@ def to_sarif(models: Iterable[CheckedModel], version: str) -> bytes:
         "columnKind": "unicodeCodePoints",
         "results": results,
     }
-    log = {"$schema": _SCHEMA, "version": VERSION, "runs": [run]}
+    log = {"$schema": _SCHEMA, "version": SARIF_VERSION, "runs": [run]}
     return msgspec.json.format(msgspec.json.encode(log), indent=1) + b"\n"
 
 

@@ -12,9 +12,9 @@ from qdq.rules.facts import EDGE_FACTS, NODE_FACTS, fact_parameters
 from qdq.rules.rule import RATIO_AT_MOST
 from qdq.rules.rule_document import (
     BACKENDS,
-    KEYS,
     LEAST_SM,
     REQUIRED_KEYS,
+    RULE_KEYS,
     TARGET_KEYS,
     THENS,
     WHERE_KEYS,
@@ -34,7 +34,7 @@ _POSITIVE: _Schema = {"type": "number", "exclusiveMinimum": 0}
 
 def rule_schema() -> _Schema:
     """Return the JSON Schema (draft 7) of one rule: of each document in a rule file."""
-    rule = _mapping(KEYS, _key_schemas(), required=list(REQUIRED_KEYS))
+    rule = _mapping(RULE_KEYS, _key_schemas(), required=list(REQUIRED_KEYS))
     return {
         "$schema": "http://json-schema.org/draft-07/schema#",
         "title": "A rule of qdq",
@@ -72,7 +72,7 @@ def _key_schemas() -> dict[str, _Schema]:
     """Return the schema of each key of a rule."""
     numbers = given_words()
     formats = {name: form.description for name, form in FORMATS.items()}
-    schemas: dict[str, _Schema] = dict.fromkeys(KEYS, _TEXT)
+    schemas: dict[str, _Schema] = dict.fromkeys(RULE_KEYS, _TEXT)
     schemas["rule"] = {"type": "string", "pattern": r"^\S+$"}
     schemas["where"] = _mapping(WHERE_KEYS, _where_schemas(), minProperties=1)
     schemas["given"] = _mapping(numbers, dict.fromkeys(numbers, _POSITIVE))

@@ -20,7 +20,7 @@ from qdq.rules.facts import EDGE_FACTS, NODE_FACTS, fact_parameters
 from qdq.rules.rule import RATIO_AT_MOST, Rule, TargetCondition, Where
 
 #: The keys of a rule, each with its meaning.
-KEYS = {
+RULE_KEYS = {
     "rule": "The rule's name in kebab-case: the file's name, unless the file holds several rules.",
     "says": "The rule in one sentence.",
     "because": "The reason: what TensorRT does.",
@@ -68,7 +68,7 @@ def parse_rule(content: Any, line: int, path: Path) -> Rule:
     """Return the rule that a document states; raises RuleError that begins with the line."""
     if not isinstance(content, LocatedMapping):
         raise RuleError(f"{line}: a rule file is a mapping that begins with 'rule: NAME'.")
-    require_known_keys(content, KEYS, REQUIRED_KEYS)
+    require_known_keys(content, RULE_KEYS, REQUIRED_KEYS)
     name = read_text(content, "rule")
     texts = {key: read_text(content, key) for key in _TEXT_KEYS if key in content}
     then = read_choice(content, "then", THENS)

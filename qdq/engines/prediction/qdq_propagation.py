@@ -86,7 +86,7 @@ class SlotRead(msgspec.Struct, frozen=True):
 
 
 #: A node and the slot with which it reads a tensor.
-Reader = tuple[Node, int]
+TensorReader = tuple[Node, int]
 _Requirements = dict[str, Quantization]
 
 
@@ -100,7 +100,7 @@ class QuantizationFlow:
         #: By output of a Q, DQ or alias: the tensor that is read in its place.
         self._reads: dict[str, SlotRead] = {}
         #: The nodes and slots that read each tensor as it is, without a Q.
-        self.float_readers: dict[str, list[Reader]] = defaultdict(list)
+        self.float_readers: dict[str, list[TensorReader]] = defaultdict(list)
         #: The reads of each tensor through a Q.
         self.quantized_reads: dict[str, list[SlotRead]] = defaultdict(list)
         #: The nodes that read each tensor, with or without a Q.
