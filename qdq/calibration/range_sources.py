@@ -21,8 +21,7 @@ from qdq.ranges.model_ranges import read_pair_ranges
 from qdq.ranges.range_file import RANGES_MAGIC as OBSERVED_MAGIC
 from qdq.ranges.range_file import decode_ranges
 from qdq.ranges.tensor_ranges import Ranges
-from qdq.ranges.tensorrt_cache import CACHE_MAGIC as CACHE_MAGIC
-from qdq.ranges.tensorrt_cache import cache_header, encode_cache, read_cache
+from qdq.ranges.tensorrt_cache import CACHE_MAGIC, cache_header, encode_cache, read_cache
 
 #: The formats that ranges are exported in.
 CACHE, YAML, JSON = "tensorrt-cache", "yaml", "json"
