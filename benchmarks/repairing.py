@@ -25,7 +25,7 @@ from harness import markdown_head  # noqa: E402
 import qdq  # noqa: E402
 from qdq.engines.rtx_compiler import Compiler  # noqa: E402
 from qdq.target import Target  # noqa: E402
-from tests.integration.test_peers import PEERS, compiled, repaired, snr, target_of  # noqa: E402
+from tests.support.peer_repairs import PEERS, compiled, repaired, snr, target_of  # noqa: E402
 from tests.support.peers import peer  # noqa: E402
 
 

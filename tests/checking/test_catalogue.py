@@ -16,7 +16,7 @@ from qdq.checking.finding import Finding
 from qdq.engines.engine import Engine
 from qdq.engines.rtx_compiler import Compiler
 from qdq.target import Target, parse_target
-from tests.checking.test_checker import (
+from tests.support.defects import (
     Model,
     channels_of_activation,
     computed_scale,

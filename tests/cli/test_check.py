@@ -23,14 +23,14 @@ from onnx import helper, numpy_helper
 import qdq
 from qdq.checking.catalogue import PROBLEMS
 from qdq.graph.loader import load
-from tests.checking.test_checker import DEFECTS, good, made_by, store
 from tests.support.cli_runner import contents, refused, run
+from tests.support.defects import DEFECTS, good, made_by, store
 from tests.support.graphs import convolution, noise, value
+from tests.support.lfs import POINTER
 from tests.support.paths import ROOT
 
 #: The environment of processes that run the code under test, whatever is installed.
 THIS = {**os.environ, "PYTHONPATH": str(ROOT)}
-POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab2935c943f9e0ff69d22eadbb8f32b1258daaa5e2ca24d17e2393\nsize 12345\n"
 
 
 @pytest.fixture

@@ -16,8 +16,8 @@ from pathlib import Path
 import onnx
 import pytest
 
-from tests.checking.test_checker import DEFECTS, good
-from tests.cli.test_check import POINTER
+from tests.support.defects import DEFECTS, good
+from tests.support.lfs import POINTER
 from tests.support.paths import ROOT
 
 #: Messages of pip without network.

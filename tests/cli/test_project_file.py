@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from qdq.cli.project_file import find_project
-from tests.data.test_images import album, picture_model
 from tests.support.cli_runner import refused, run, samples, save, tiny_model
+from tests.support.pictures import album, picture_model
 
 KEEP = "rule: keep\nsays: Leave the classifier in float.\nwhere: {into: Gemm}\nthen: leave-float\nbeats: ['*']\n"
 

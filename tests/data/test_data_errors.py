@@ -11,12 +11,8 @@ import pytest
 from onnx import TensorProto, helper
 
 from qdq.data.sample_files import DATA_FORMS
-from tests.support.cli_runner import SHAPE, refused, run, samples, save, tiny_model
-
-
-def values(n: int = 1) -> np.ndarray:
-    """Return `n` seeded samples for `tiny_model`."""
-    return np.random.default_rng(0).standard_normal((n, *SHAPE)).astype(np.float32)
+from tests.support.cli_runner import refused, run, samples, save, tiny_model
+from tests.support.sample_values import values, with_two_inputs
 
 
 def spoilt(value: float) -> np.ndarray:
@@ -45,15 +41,6 @@ def with_batch(size: int) -> onnx.ModelProto:
     model = tiny_model()
     for value in (model.graph.input[0], model.graph.output[0]):
         value.type.tensor_type.shape.dim[0].dim_value = size
-    return model
-
-
-def with_two_inputs() -> onnx.ModelProto:
-    """Return the tiny model with a second input `bias` that is added to its output."""
-    model = tiny_model()
-    model.graph.input.append(helper.make_tensor_value_info("bias", TensorProto.FLOAT, ["batch", 5]))
-    model.graph.node.append(helper.make_node("Add", ["y", "bias"], ["z"], name="add"))
-    model.graph.output.append(helper.make_tensor_value_info("z", TensorProto.FLOAT, ["batch", 5]))
     return model
 
 

@@ -19,8 +19,8 @@ from qdq.data.feeds import DataLike, Feeds, open_feeds
 from qdq.errors import DataError
 from qdq.graph.index import GraphIndex
 from qdq.ranges.tensor_ranges import Ranges, size_extent
-from tests.data.test_data_errors import values, with_two_inputs
 from tests.support.cli_runner import SHAPE, refused, run, save, tiny_model
+from tests.support.sample_values import values, with_two_inputs
 
 COUNT = 5
 BIAS = np.arange(COUNT * 5, dtype=np.float32).reshape(COUNT, 5)

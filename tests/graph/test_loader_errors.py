@@ -14,10 +14,10 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from tests.support.cli_runner import contents, refused, run, samples, save, tiny_model
+from tests.support.lfs import POINTER
 from tests.support.paths import NETWORKS
 
 DIGITS = NETWORKS / "digits_cnn.onnx"
-POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab2935c943f9e0ff69d22eadbb8f32b1258daaa5e2ca24d17e2393\nsize 12345\n"
 PNG = b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR\x00\x00\x01\x00\x00\x00\x01\x00\x08\x06\x00\x00\x00"
 
 Change = Callable[[onnx.ModelProto], object]

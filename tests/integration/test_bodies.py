@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import onnx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, numpy_helper
 
 import qdq
 import qdq.graph.index
@@ -20,6 +19,7 @@ from qdq.graph.source import canonical_bytes
 from qdq.planning.decisions import BODY
 from qdq.planning.plan_file import plan_to_yaml, read_plan
 from qdq.quantized.stripper import strip
+from tests.support.body_models import MATRIX, branch, branching, build_if, graph, samples
 from tests.support.cli_runner import refused
 from tests.support.cli_runner import run as cli
 from tests.support.cli_runner import save as write
@@ -29,43 +29,6 @@ BOTH = [
     {"x": noise(2, 4, seed=1), "c": np.array(True)},
     {"x": noise(2, 4, seed=2), "c": np.array(False)},
 ]
-MATRIX = {"w": noise(4, 4, seed=3) / 2, "v": noise(4, 4, seed=4) / 2}
-
-
-def graph(
-    nodes: list[onnx.NodeProto],
-    outputs: list[onnx.ValueInfoProto],
-    inputs: list[onnx.ValueInfoProto] | None = None,
-    **more: Any,
-) -> onnx.GraphProto:
-    """Return a body."""
-    return helper.make_graph(nodes, "body", inputs or [], outputs, **more)
-
-
-def branch(name: str, weight: str, read: str = "r", result: str = "") -> onnx.GraphProto:
-    """Return a body that multiplies a tensor from outside with a weight from outside."""
-    result = result or f"{name}_y"
-    return graph(
-        [node("MatMul", [read, weight], result, name=f"{name}_matmul")], [value(result, [2, 4])]
-    )
-
-
-def build_if(
-    then: onnx.GraphProto, otherwise: onnx.GraphProto, **weights: Array
-) -> onnx.ModelProto:
-    """Return Relu, an If over two bodies, and a MatMul: x [2,4] and the condition c to y [2,4]."""
-    model = build(
-        [node("Relu", ["x"], "r"), node("If", ["c"], "i", name="if", then_branch=then, else_branch=otherwise), node("MatMul", ["i", "v"], "y")],
-        {"x": [2, 4]}, {"y": [2, 4]}, {**MATRIX, **weights},
-    )  # fmt: skip
-    if "c" not in weights:
-        model.graph.input.append(value("c", [], TensorProto.BOOL))
-    return model
-
-
-def branching() -> onnx.ModelProto:
-    """Return an If whose branches multiply r with w and with v."""
-    return build_if(branch("then", "w"), branch("else", "v"))
 
 
 def looping(
@@ -121,19 +84,6 @@ def scanning() -> onnx.ModelProto:
         {"last": [2, 4], "y": [5, 2, 4]},
         {**MATRIX, "zero": np.zeros((2, 4), np.float32)},
     )
-
-
-def samples(model: onnx.ModelProto) -> list[dict[str, Array]]:
-    """Return feeds of noise, for every combination of the model's conditions."""
-    conditions = [
-        i.name for i in model.graph.input if i.type.tensor_type.elem_type == TensorProto.BOOL
-    ]
-    shape = [d.dim_value for d in model.graph.input[0].type.tensor_type.shape.dim]
-    values = itertools.product([True, False], repeat=len(conditions))
-    return [
-        {"x": noise(*shape, seed=i), **dict(zip(conditions, map(np.array, chosen), strict=True))}
-        for i, chosen in enumerate(values)
-    ]
 
 
 def quantized(model: onnx.ModelProto, tolerance: float = 0.1, **options: Any) -> qdq.Quantized:

@@ -14,12 +14,12 @@ from onnx import helper, numpy_helper
 
 import qdq
 from qdq.graph.bodies import node_bodies
-from tests.quantized.test_pair_diff import branches, small
 from tests.support.cli_runner import refused, run, save
 from tests.support.graphs import CALIBRATION, value
 from tests.support.graphs import build as built
 from tests.support.graphs import node as made
 from tests.support.mutations import MUTATIONS, mutated
+from tests.support.pair_models import branches, small
 from tests.support.paths import NETWORKS
 
 Model = onnx.ModelProto

@@ -18,28 +18,20 @@ from qdq.engines.rtx_compiler import Compiler
 from qdq.pipeline.fixer import Fixed, fix
 from qdq.quantized.model import QuantizedModel
 from qdq.target import Target
-from qdq.validation.engine_report import EngineReport, compare_engines
 from tests.support.cli_runner import refused, save
 from tests.support.graphs import Array, run
 from tests.support.paths import NETWORKS
-from tests.support.peers import FILES, STATIC, feeds, network, network_of, peer
+from tests.support.peer_repairs import (
+    PEERS,
+    RTX,
+    TRAINED,
+    compiled,
+    repaired,
+    snr,
+    target_of,
+)
+from tests.support.peers import feeds, network, network_of, peer
 
-RTX, ADA = Target("rtx", 86), Target("rtx", 89)
-#: Networks of random weights, judged by the noise of their output.
-ORT = [
-    f"{family}/{form}"
-    for family in ("vision", "language")
-    for form in STATIC
-    if form != "qdq-int16"
-]
-#: Trained ones, judged by the images that they label correctly.
-TRAINED = [
-    f"{family}/{form}"
-    for family in ("cnn", "attention")
-    for form in ("qdq", "qdq-per-channel", "qoperator-per-channel", "qdq-for-tensorrt", "dynamic")
-]
-WRITTEN = sorted({path.stem for path in FILES.glob("*.onnx")} - {"float", "modelopt_language_int4"})
-PEERS = [*ORT, "vision/dynamic", "vision/dynamic-per-channel", *TRAINED, *WRITTEN]
 #: How many dB a repaired model may lose, and one whose pairs were not symmetric: a tensor that was stored from 0 to 255 loses one bit of eight.
 DECIBELS, SHIFTED_DECIBELS = 1.0, 2.5
 needs_compiler = pytest.mark.skipif(
@@ -47,8 +39,10 @@ needs_compiler = pytest.mark.skipif(
 )
 
 
-def target_of(name: str) -> Target:
-    return ADA if name.endswith("fp8") else RTX
+@pytest.fixture(scope="module")
+def compiler() -> Iterator[Compiler]:
+    with Compiler() as running:
+        yield running
 
 
 def samples(name: str, folder: Path) -> Path:
@@ -59,31 +53,11 @@ def samples(name: str, folder: Path) -> Path:
 
 
 @functools.cache
-def repaired(name: str) -> qdq.Quantized:
-    """Return a peer as `qdq quantize --existing repair` makes it, calibrated on what the peer was."""
-    data = [dict(feed) for feed in feeds(network(network_of(name)))]
-    return qdq.quantize(peer(name), data, targets=[target_of(name)], existing="repair")
-
-
-@functools.cache
 def anew(name: str, target: Target) -> qdq.Quantized:
     """Return a float network as qdq quantizes it."""
     return qdq.quantize(
         network(name), [dict(feed) for feed in feeds(network(name))], targets=[target]
     )
-
-
-@pytest.fixture(scope="module")
-def compiler() -> Iterator[Compiler]:
-    with Compiler() as running:
-        yield running
-
-
-def compiled(model: onnx.ModelProto, target: Target, compiler: Compiler) -> EngineReport:
-    """Return what the engine of a quantized model does."""
-    quantized = QuantizedModel(model)
-    engine = compiler.build(quantized.labelled(), target)
-    return compare_engines(quantized, engine, engine, "compiled")
 
 
 @needs_compiler
@@ -102,17 +76,6 @@ def test_a_repaired_peer_builds_with_every_promised_layer_in_its_type(
         >= len([v for v in report.layers if v.node in planned])
         > 0
     )
-
-
-def snr(name: str, model: onnx.ModelProto) -> float:
-    """Return the signal-to-noise ratio of a model's output against its float network's, in dB, over inputs that nothing was calibrated on."""
-    float_model = network(network_of(name))
-    test = feeds(float_model, seed=6)
-    exact, got = (
-        np.concatenate([run(m, f)[0].ravel() for f in test]).astype(np.float64)
-        for m in (float_model, model)
-    )
-    return float(10 * np.log10(np.sum(exact**2) / np.sum((exact - got) ** 2)))
 
 
 @pytest.mark.parametrize("name", [n for n in PEERS if n not in TRAINED])

@@ -25,7 +25,7 @@ from qdq.ranges.given_ranges import (
     match_given_ranges,
 )
 from qdq.ranges.tensorrt_cache import encode_cache, read_cache
-from tests.integration.test_bodies import branching
+from tests.support.body_models import branching
 from tests.support.cli_runner import refused, run, samples, save, tiny_model
 from tests.support.graphs import CALIBRATION, DIGITS, Array, build, initializer, node, noise
 from tests.support.graphs import run as infer

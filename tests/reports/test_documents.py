@@ -18,9 +18,9 @@ from qdq.rules.facts import EDGE_FACTS, NODE_FACTS, Scene
 from qdq.rules.json_schema import SCHEMA_LINE, operators, rule_schema
 from qdq.rules.rule_files import load_rules
 from qdq.rules.shipped import shipped_sets
-from tests.rules.test_rule_file_errors import MISTAKES, rule
 from tests.support.cli_runner import refused, run
 from tests.support.paths import ROOT
+from tests.support.rule_mistakes import MISTAKES, rule
 
 RULES = [
     path

@@ -17,7 +17,7 @@ from qdq.engines.engine import NO_OP, REFORMAT, Engine, EngineLayer
 from qdq.engines.prediction.fusion_rules import FUSION_RULES
 from qdq.engines.prediction.predictor import predict_engine
 from qdq.target import Target
-from tests.integration.test_bodies import branching, samples
+from tests.support.body_models import branching, samples
 from tests.support.cli_runner import run, save
 from tests.support.graphs import PAIR, build, models, node
 from tests.support.mobilenet import Exported, mobilenet
