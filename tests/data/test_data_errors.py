@@ -448,9 +448,9 @@ def test_nan_that_arises_inside_the_model_is_named_with_its_tensor(
 ) -> None:
     model = tiny_model()
     model.graph.node[1].op_type = operator
-    given = samples(tmp_path / "samples") if data == "samples" else data
+    source = samples(tmp_path / "samples") if data == "samples" else data
 
-    message = quantize(tmp_path, given, "--method", method, model=model)
+    message = quantize(tmp_path, source, "--method", method, model=model)
 
     where = tmp_path / "samples" / "0.npz" if data == "samples" else "noise sample 0"
     assert (

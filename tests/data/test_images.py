@@ -279,14 +279,14 @@ def test_calibrate_and_the_library_take_pictures(bench: Path) -> None:
         scales,
     )
     assert (code, err) == (0, "")
-    made = qdq.calibrate(
+    calibrated = qdq.calibrate(
         model, qdq.plan(model), qdq.Subset(qdq.Images(bench / "album", "yolo"), samples=2), batch=2
     )
 
     written = json.loads(scales.read_text())
-    assert (written["data"], written["samples"], written["batch"]) == (made.data, 2, "2")
+    assert (written["data"], written["samples"], written["batch"]) == (calibrated.data, 2, "2")
     assert [pair["scales"] for pair in written["by_pair"]] == [
-        list(pair.scales) for pair in made.by_pair
+        list(pair.scales) for pair in calibrated.by_pair
     ]
 
 

@@ -67,15 +67,15 @@ def bases() -> dict[str, Model]:
 def test_no_mutation_of_a_quantized_model_shows_a_defect(
     tmp_path: Path, bases: dict[str, Model], base: str
 ) -> None:
-    found = []
+    outcomes = []
     for seed in range(SEEDS):
         model, changes = mutated(bases[base], seed, 1 + seed % 3)
         case = Case(
             f"seed {seed}: {', '.join(changes)}", base, save(model, tmp_path / "mutated.onnx")
         )
-        found += [backend.run(case, command, tmp_path) for command in COMMANDS]
-    assert [f"{o.case.group}: {o.command}: {o.says}" for o in found if o.kind == DEFECT] == []
-    assert {o.kind for o in found} >= {"worked", "findings", "refused"}
+        outcomes += [backend.run(case, command, tmp_path) for command in COMMANDS]
+    assert [f"{o.case.group}: {o.command}: {o.says}" for o in outcomes if o.kind == DEFECT] == []
+    assert {o.kind for o in outcomes} >= {"worked", "findings", "refused"}
 
 
 def test_the_seeds_try_every_mutation(bases: dict[str, Model]) -> None:

@@ -86,9 +86,9 @@ def test_quantized_operators_of_the_node_tests_give_the_same_integers_as_pairs()
 
 @pytest.fixture
 def worker() -> Iterator[backend._Worker]:
-    made = backend._Worker(["check"])
-    yield made
-    made.stop()
+    started = backend._Worker(["check"])
+    yield started
+    started.stop()
 
 
 def outcome_of(worker: backend._Worker, limit: float) -> Outcome:
