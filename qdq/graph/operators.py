@@ -47,6 +47,9 @@ MOVES_BEFORE_RESIDUAL = ("Transpose", "Reshape", "Identity")
 #: Operators that the importer replaces by their input.
 ALIASES = ("Identity", "Dropout")
 
+#: Operators that return their input where they have one only.
+ALIASES_OF_ONE_INPUT = ("Sum", "Max", "Min", "Mean", "Concat")
+
 #: Pools that have rows in the kernel tables.
 POOLS = ("AveragePool", "MaxPool", "GlobalAveragePool", "GlobalMaxPool")
 

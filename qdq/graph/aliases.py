@@ -1,0 +1,66 @@
+"""Nodes whose result holds the values of their input: what compilers remove or look through."""
+
+from __future__ import annotations
+
+from onnx import TensorProto
+
+from qdq.graph.index import GraphIndex, Node
+from qdq.graph.operators import ALIASES, ALIASES_OF_ONE_INPUT
+
+FLOAT_TYPES = (
+    TensorProto.FLOAT,
+    TensorProto.FLOAT16,
+    TensorProto.BFLOAT16,
+    TensorProto.DOUBLE,
+)
+
+_TRAINING_SLOT = 2
+
+
+def is_alias(index: GraphIndex, node: Node) -> bool:
+    """Whether a compiler replaces a node's result by its first input, type and values alike.
+
+    True for Identity, a Dropout outside training, a Cast to the type that its input has, and a
+    Sum, Max, Min, Mean or Concat of one input.
+    """
+    if node.op == "Dropout":
+        return not _may_train(index, node)
+    if node.op in ALIASES:
+        return True
+    if node.op in ALIASES_OF_ONE_INPUT:
+        return len(node.inputs) == 1
+    return _is_cast(node) and _keeps_type(index, node)
+
+
+def is_float_cast(index: GraphIndex, node: Node) -> bool:
+    """Whether a node casts between float types: float32, float16, bfloat16 and float64."""
+    if not _is_cast(node):
+        return False
+    types = (index.elem_type(node.inputs[0]), index.elem_type(node.outputs[0]))
+    return all(elem_type in FLOAT_TYPES for elem_type in types)
+
+
+def find_origin(index: GraphIndex, tensor: str) -> str:
+    """Return the tensor that a tensor is an alias of: itself where no alias computes it."""
+    producer = index.producers.get(tensor)
+    while producer is not None and is_alias(index, producer) and tensor == producer.outputs[0]:
+        tensor = producer.inputs[0]
+        producer = index.producers.get(tensor)
+    return tensor
+
+
+def _is_cast(node: Node) -> bool:
+    return node.op in ("Cast", "CastLike")
+
+
+def _keeps_type(index: GraphIndex, node: Node) -> bool:
+    elem_type = index.elem_type(node.inputs[0])
+    return elem_type != 0 and elem_type == index.elem_type(node.outputs[0])
+
+
+def _may_train(index: GraphIndex, dropout: Node) -> bool:
+    """Whether a Dropout (opset 12) has a training mode that is not known to be false."""
+    if len(dropout.inputs) <= _TRAINING_SLOT or not dropout.inputs[_TRAINING_SLOT]:
+        return False
+    training = dropout.inputs[_TRAINING_SLOT]
+    return not index.is_constant(training) or bool(index.constant(training).any())
