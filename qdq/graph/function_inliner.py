@@ -83,7 +83,7 @@ def _find_since_version(operator: str, opset: int) -> int:
     """Return the opset in which an operator got its definition, 0 for an unknown operator."""
     try:
         return int(onnx.defs.get_schema(operator, opset, "").since_version)
-    except onnx.defs.SchemaError:
+    except (onnx.defs.SchemaError, TypeError):  # TypeError: an opset beyond 32 bits
         return 0
 
 

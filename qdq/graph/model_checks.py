@@ -88,7 +88,7 @@ def _damaged(fact: str) -> ModelError:
 def _find_schema(operator: str, opset: int) -> _OpSchema | None:
     try:
         return onnx.defs.get_schema(operator, opset, "")
-    except onnx.defs.SchemaError:
+    except (onnx.defs.SchemaError, TypeError):  # TypeError: an opset beyond 32 bits
         return None
 
 

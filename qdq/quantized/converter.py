@@ -186,9 +186,10 @@ def _convert_node(graph: GraphWriter, node: NodeProto) -> None:
 
 def _write_dynamic_quantize(graph: GraphWriter, node: NodeProto) -> None:
     """Write a DynamicQuantizeLinear, for the float products that may replace its readers."""
-    result, scale = node.output[0], node.output[1]
-    graph.dynamic_inputs[result] = node.input[0]
-    graph.dynamic_scales[scale] = result
+    if len(node.output) > 1:  # a damaged one may lack its scale
+        result, scale = node.output[0], node.output[1]
+        graph.dynamic_inputs[result] = node.input[0]
+        graph.dynamic_scales[scale] = result
     graph.append(node)
 
 

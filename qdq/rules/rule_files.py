@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from itertools import pairwise
 from pathlib import Path
@@ -53,13 +54,15 @@ def rules_path(name: str) -> Path:
     if name in sets:
         return shipped_rules_folder() / name
     path = Path(name)
-    if path.is_dir():
+    # Unlike pathlib, os.path answers for names that are too long as well.
+    if os.path.isdir(path):
         return path
-    if path.is_file() and path.suffix in RULE_SUFFIXES:
+    is_file = os.path.isfile(path)
+    if is_file and path.suffix in RULE_SUFFIXES:
         return path
     known_sets = ", ".join(sets)
     problem = f"no such folder or file exists, and the shipped sets are {known_sets}"
-    if path.is_file():
+    if is_file:
         suffixes = " or ".join(RULE_SUFFIXES)
         problem = f"a rule file ends in {suffixes}"
     hint = did_you_mean(name, sets) or "."
