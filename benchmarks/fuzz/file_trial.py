@@ -40,13 +40,11 @@ class FileTrials:
         self.before = _snapshot(self.folder)
         self.whole = {name: (self.folder / name).read_bytes() for name in self.before}
         cache_shipped_rules()
-        os.chdir(self.folder)
-        tempfile.tempdir = os.environ["TMPDIR"] = str(self.temporary)
         self.native = os.open(self.temporary.parent / f"{self.temporary.name}.err",
                               os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND)  # fmt: skip
 
     def close(self) -> None:
-        os.chdir("/")
+        os.close(self.native)
         for folder in (self.folder, self.temporary):
             shutil.rmtree(folder, ignore_errors=True)
         Path(f"{self.temporary}.err").unlink(missing_ok=True)
@@ -80,11 +78,28 @@ class FileTrials:
         """Return what the reader and some commands did with the content of a file."""
         outcomes = []
         path = self.folder / kind.file
-        for command in ((), *commands):
-            path.write_bytes(content)
-            outcomes.append(self._try(seed, kind, path, command))
+        with self._inside():
+            for command in ((), *commands):
+                path.write_bytes(content)
+                outcomes.append(self._try(seed, kind, path, command))
         self._restore(path)
         return outcomes
+
+    @contextlib.contextmanager
+    def _inside(self) -> Iterator[None]:
+        """Work in the folder, with temporary files where they are seen."""
+        current, temporary = Path.cwd(), tempfile.tempdir
+        variable = os.environ.get("TMPDIR", "")
+        os.chdir(self.folder)
+        tempfile.tempdir = os.environ["TMPDIR"] = str(self.temporary)
+        try:
+            yield
+        finally:
+            os.chdir(current)
+            tempfile.tempdir = temporary
+            os.environ["TMPDIR"] = variable
+            if not variable:
+                del os.environ["TMPDIR"]
 
     def _restore(self, path: Path) -> None:
         path.unlink(missing_ok=True)

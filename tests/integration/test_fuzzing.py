@@ -22,16 +22,9 @@ MUTANTS, GRAPHS = 500, 24
 
 @pytest.fixture(scope="module")
 def trials() -> Iterator[FileTrials]:
-    folder, temporary, variable = Path.cwd(), tempfile.tempdir, os.environ.get("TMPDIR")
     trials = FileTrials()
     yield trials
     trials.close()
-    os.chdir(folder)
-    tempfile.tempdir = temporary
-    if variable is None:
-        os.environ.pop("TMPDIR", None)
-    else:
-        os.environ["TMPDIR"] = variable
 
 
 def failures(outcomes: list[Outcome]) -> list[tuple[object, ...]]:
