@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Set
+from collections.abc import Iterator, Set
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeAlias
 
@@ -14,12 +14,13 @@ from qdq.calibration.scales import OutlierTensor, Scales
 from qdq.calibration.shared_scales import Amax, share_ranges
 from qdq.data.feeds import DataLike
 from qdq.errors import DataError, PlanError
+from qdq.graph.bodies import qualified_name
 from qdq.graph.index import GraphIndex
 from qdq.graph.loader import load
 from qdq.graph.source import ModelLike
 from qdq.observers.collection import DEFAULT_OBSERVING, CollectionJob, Observing
 from qdq.observers.distributed import collect_ranges
-from qdq.planning.decisions import Plan, group_by_pair
+from qdq.planning.decisions import Placement, Plan, group_by_pair
 from qdq.planning.plan_edits import require_model
 from qdq.planning.planner import source_at_plan_opset
 from qdq.quantizer import ELEMENT_TYPES, INT8
@@ -101,8 +102,23 @@ def compute_scales(
 ) -> tuple[Scales, Ranges]:
     """Return the scales of an indexed model's plan, and the ranges that they were chosen from.
 
-    The ranges were observed now or earlier, or were given. Raises PlanError for the plan of
-    another model, and DataError for data or ranges that do not fit.
+    Raises PlanError for the plan of another model, and DataError for data or ranges that do not
+    fit.
+    """
+    ranges, summary = gather_ranges(job, observing, progress, known_ranges)
+    return choose_scales(job.index, job.plan, ranges, method, summary), ranges
+
+
+def gather_ranges(
+    job: CollectionJob,
+    observing: Observing = DEFAULT_OBSERVING,
+    progress: Progress | None = None,
+    known_ranges: KnownRanges | None = None,
+) -> tuple[Ranges, GivenSummary | None]:
+    """Return the ranges of a plan's activations, observed now or earlier, or made of given ones.
+
+    With them returns which given ranges apply. Raises PlanError and DataError as `compute_scales`
+    does.
     """
     require_model(job.plan, job.index)
     summary = None
@@ -115,7 +131,7 @@ def compute_scales(
         ranges = collect_ranges(job, observing, progress)
     else:
         ranges = _make_given_ranges(job, summary)
-    return choose_scales(job.index, job.plan, ranges, method, summary), ranges
+    return ranges, summary
 
 
 def observe_job(
@@ -165,7 +181,7 @@ def choose_scales(
 
 
 def choose_ranges(ranges: Ranges, method: Method) -> dict[str, float]:
-    """Return the INT8 range that a method chooses for each observed tensor.
+    """Return the INT8 range that a method chooses for each tensor that samples filled.
 
     Tensors of one scale group get one range. Raises DataError where parts of the samples are
     missing, or histograms that the method needs.
@@ -174,7 +190,8 @@ def choose_ranges(ranges: Ranges, method: Method) -> dict[str, float]:
     element = ELEMENT_TYPES[INT8]
     own_amax = {}
     for item in ranges.by_tensor:
-        own_amax[item.tensor, INT8] = method.amax(item, element)
+        if item.seen and item.filled:
+            own_amax[item.tensor, INT8] = method.amax(item, element)
     shared_amax, _ = share_ranges(ranges.groups, own_amax)
     return {tensor: amax or DEAD_AMAX for (tensor, _), amax in shared_amax.items()}
 
@@ -188,8 +205,10 @@ def _choose_amax(plan: Plan, ranges: Ranges, method: Method, summary: GivenSumma
     given_amax = summary.amax if summary else {}
     needed = {tensor for tensor, _ in elements if tensor not in given_amax}
     _require_ranges(plan, ranges, needed, method)
+    _require_filled(plan, ranges, summary)
     # A bound only replaces the chosen range where no samples were run.
     bounded = summary.bounded if summary and ranges.samples else frozenset[str]()
+    bounded -= _unfilled_tensors(ranges)
     by_tensor = {item.tensor: item for item in ranges.by_tensor}
     amax = {}
     for (tensor, dtype), element in elements.items():
@@ -215,7 +234,7 @@ def _find_dead_tensors(ranges: Ranges, summary: GivenSummary | None) -> tuple[st
     tensors = []
     for item in ranges.by_tensor:
         amax = given_amax.get(item.tensor, item.amax)
-        if amax == 0.0:
+        if amax == 0.0 and (item.filled or item.tensor in given_amax):
             tensors.append(item.tensor)
     return tuple(tensors)
 
@@ -257,6 +276,33 @@ def _require_ranges(plan: Plan, ranges: Ranges, needed: Set[str], method: Method
             f"{missing[0]!r}. Observe them again with this plan."
         )
     _require_computed(plan, ranges, needed)
+
+
+def _require_filled(plan: Plan, ranges: Ranges, summary: GivenSummary | None) -> None:
+    """Raise DataError for an activation that no sample filled."""
+    for placement in find_unfilled(plan, ranges, summary):
+        edge = placement.edge
+        label = qualified_name(edge.graph, edge.node)
+        raise DataError(
+            f"{ranges.data}: no sample fills {edge.qualified_tensor!r} with values, so it has no "
+            f"range. Add data that fills it, or pass --leave-float {label!r}."
+        )
+
+
+def find_unfilled(plan: Plan, ranges: Ranges, summary: GivenSummary | None) -> Iterator[Placement]:
+    """Yield the placements of activations that samples computed, but without any values.
+
+    Activations with a given range are left out.
+    """
+    given_amax = summary.amax if summary else {}
+    unfilled = _unfilled_tensors(ranges) - given_amax.keys()
+    for placement in plan.placements:
+        if placement.quantizer.calibrated and placement.edge.qualified_tensor in unfilled:
+            yield placement
+
+
+def _unfilled_tensors(ranges: Ranges) -> frozenset[str]:
+    return frozenset(item.tensor for item in ranges.by_tensor if item.seen and not item.filled)
 
 
 def _require_computed(plan: Plan, ranges: Ranges, needed: Set[str]) -> None:

@@ -15,11 +15,12 @@ from qdq.calibration.scales import PairScale, Scales
 from qdq.errors import DataError, ModelError, UsageError, first_line
 from qdq.quantized.model import QuantizedModel
 from qdq.quantizer import ELEMENT_TYPES, FORMATS, INT8_LEVELS
-from qdq.ranges.given_ranges import GivenRange, GivenRanges, GivenWeightRange, require_range
+from qdq.ranges.given_ranges import GivenRange, GivenRanges, GivenWeightRange
 from qdq.ranges.handwritten import parse_handwritten_ranges
 from qdq.ranges.model_ranges import read_pair_ranges
 from qdq.ranges.range_file import RANGES_MAGIC as OBSERVED_MAGIC
 from qdq.ranges.range_file import decode_ranges
+from qdq.ranges.range_limits import require_range
 from qdq.ranges.tensor_ranges import Ranges
 from qdq.ranges.tensorrt_cache import CACHE_MAGIC, cache_header, encode_cache, read_cache
 

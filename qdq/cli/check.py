@@ -13,10 +13,11 @@ from qdq.checking.selection import Selection, parse_codes
 from qdq.cli.check_printers import PRINTERS, print_codes
 from qdq.cli.check_session import CheckSession, CheckSettings
 from qdq.cli.options import FILE, collect_options
-from qdq.cli.plan_options import parse_targets, read_rule_sets, rules_option, target_option
+from qdq.cli.plan_options import make_rules_option, parse_targets, read_rule_sets, target_option
 from qdq.cli.project_file import Project
 from qdq.errors import UsageError
 from qdq.files.output import check_output, write_atomic
+from qdq.rules.shipped import DEFAULT_SET, FP8_SET
 
 
 class CheckOptions(msgspec.Struct, frozen=True):
@@ -59,7 +60,7 @@ class CheckOptions(msgspec.Struct, frozen=True):
 
 @click.command("check")
 @click.argument("models", type=FILE, nargs=-1)
-@rules_option
+@make_rules_option(f"those recorded in the model, else {DEFAULT_SET}, or {FP8_SET} for FP8")
 @target_option
 @click.option(
     "--select",

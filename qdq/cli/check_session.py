@@ -111,7 +111,7 @@ class CheckSession:
         findings = self._list_findings(model, load(model), compiler)
         changes: list[str] = []
         if findings and self.settings.fix:
-            changes = self._fix_model(model)
+            changes = self._fix_model(model, findings)
             if changes:
                 findings = self._list_findings(model, load(model), compiler)
         if self._baseline is not None:
@@ -119,7 +119,7 @@ class CheckSession:
         self.finding_count += len(findings)
         return CheckedModel(str(model), findings, fixed=tuple(changes))
 
-    def _fix_model(self, model: Path) -> list[str]:
+    def _fix_model(self, model: Path, findings: tuple[Finding, ...]) -> list[str]:
         """Fix a model in place and return the changes, none where there was nothing to fix."""
         settings = self.settings
         fixed = fix(
@@ -131,6 +131,8 @@ class CheckSession:
         if fixed is None:
             return []
         changes = fixed_lines(fixed.existing)
+        if any(finding.code == "opset" for finding in findings):
+            changes += fixed.source.notes
         if changes:
             save(fixed.model, fixed.source, model, force=True)
         return changes

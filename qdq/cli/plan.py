@@ -71,7 +71,8 @@ def command(ctx: click.Context, options: PlanCommandOptions) -> None:
     older_plan = read_plan(options.older) if options.older else None
     plan = _make_plan(options)
     if older_plan is None:
-        print_record(options.layout, plan, plan_sections(plan))
+        sections = plan_sections(plan, is_target_default=not options.plan.targets)
+        print_record(options.layout, plan, sections)
         return
     diff = diff_plans(older_plan, plan)
     print_record(options.layout, diff, [_diff_section(diff, str(options.older))])

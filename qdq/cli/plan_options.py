@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar
 
 import click
 import msgspec
@@ -16,14 +17,24 @@ from qdq.rules.rule_files import load_rules
 from qdq.rules.shipped import DEFAULT_SET
 from qdq.target import Target, parse_target
 
-#: Adds ``--rules``, which the command receives as `rule_sets`.
-rules_option = click.option(
-    "--rules",
-    "rule_sets",
-    multiple=True,
-    metavar="SET|FOLDER|FILE",
-    help=f"Rule set, folder or file; repeat to overlay several.  [default: {DEFAULT_SET}]",
-)
+_Command = TypeVar("_Command", bound="Callable[..., Any] | click.Command")
+
+
+def make_rules_option(default: str) -> Callable[[_Command], _Command]:
+    """Return the decorator that adds ``--rules``, which the command receives as `rule_sets`.
+
+    `default` describes the rules of a command that is called without it.
+    """
+    return click.option(
+        "--rules",
+        "rule_sets",
+        multiple=True,
+        metavar="SET|FOLDER|FILE",
+        help=f"Rule set, folder or file; repeat to overlay several.  [default: {default}]",
+    )
+
+
+rules_option = make_rules_option(DEFAULT_SET)
 
 #: Adds ``--target``, which the command receives as `targets`.
 target_option = click.option(

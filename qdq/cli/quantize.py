@@ -154,7 +154,7 @@ def command(ctx: click.Context, options: QuantizeOptions) -> None:
         result = _quantize(options, inputs)
         report = _make_report(options, inputs, result)
         _write_outputs(options, result, report)
-    print_record(options.layout, report, report_sections(report))
+    _print_report(options, report)
     written = [options.output]
     written += _write_rule_file(options.rule_file, result, inputs.rules)
     if options.save_ranges:
@@ -162,6 +162,11 @@ def command(ctx: click.Context, options: QuantizeOptions) -> None:
     if options.layout == "text":
         print_written(written)
     ctx.exit(1 if report.findings or report.misses else 0)
+
+
+def _print_report(options: QuantizeOptions, report: Report) -> None:
+    sections = report_sections(report, is_target_default=not options.plan.targets)
+    print_record(options.layout, report, sections)
 
 
 def _read_inputs(ctx: click.Context, options: QuantizeOptions) -> _Inputs:
@@ -268,7 +273,9 @@ def _write_outputs(options: QuantizeOptions, result: Quantized, report: Report) 
     """Write the model, and the report and the ranges where the options name files for them."""
     save(result.model, result.source, options.output, options.force)
     if options.report:
-        write_atomic(options.report, render(report, options.report.suffix).encode())
+        is_default = not options.plan.targets
+        text = render(report, options.report.suffix, is_target_default=is_default)
+        write_atomic(options.report, text.encode())
     if options.save_ranges and result.ranges:
         write_ranges(options.save_ranges, result.ranges)
 

@@ -7,7 +7,12 @@ from collections.abc import Callable, Iterable, Mapping
 import msgspec
 import onnx
 
-from qdq.calibration.calibrator import KnownRanges, compute_scales
+from qdq.calibration.calibrator import (
+    KnownRanges,
+    choose_scales,
+    find_unfilled,
+    gather_ranges,
+)
 from qdq.calibration.methods import DEFAULT_METHOD, Method, parse_method
 from qdq.calibration.scales import Scales
 from qdq.checking.checker import check
@@ -38,10 +43,15 @@ from qdq.pipeline.requantize import (
     merge_own_ranges,
     require_mode,
 )
-from qdq.planning.decisions import Plan
+from qdq.pipeline.unfilled_tensors import (
+    has_all_tensors,
+    make_filled_request,
+)
+from qdq.planning.decisions import Placement, Plan
 from qdq.planning.plan_request import PlanRequest
 from qdq.planning.planner import find_quantized_nodes, plan_source
 from qdq.quantized.model import QuantizedModel
+from qdq.ranges.given_ranges import GivenRanges, GivenSummary, match_given_ranges
 from qdq.ranges.tensor_ranges import Ranges
 from qdq.rewriting.inserter import apply_plan
 from qdq.rules.rule import RuleSet
@@ -159,8 +169,8 @@ def run_request(request: QuantizeRequest) -> Quantized:
     planned = _make_plan(request, prepared)
     if request.planned:
         request.planned(planned.plan)
-    calibrated = _calibrate(request.calibration, prepared, planned)
-    return _rewrite(request, prepared, planned, calibrated)
+    calibrated = _calibrate(request, prepared, planned)
+    return _rewrite(request, prepared, calibrated)
 
 
 class _Prepared(msgspec.Struct, frozen=True):
@@ -186,8 +196,10 @@ class _Planned(msgspec.Struct, frozen=True):
 
 
 class _Calibrated(msgspec.Struct, frozen=True):
-    """The scales, and the ranges that they were chosen from."""
+    """The plan with its scales, and the ranges that they were chosen from."""
 
+    #: Without the nodes that read a tensor which no sample filled.
+    planned: _Planned
     scales: Scales
     ranges: Ranges
 
@@ -225,11 +237,16 @@ def _make_plan(request: QuantizeRequest, prepared: _Prepared) -> _Planned:
     planned = _Planned(index, plan)
     if request.build_options is not None:
         planned = _search_buildable(prepared, plan_request, planned, request.build_options)
-    plan = planned.plan
-    if prepared.quantized_model is not None and request.existing == KEEP:
-        plan = keep_existing_pairs(prepared.quantized_model, plan)
+    plan = _keep_pairs(request, prepared, planned.plan)
     _require_placements(prepared, plan)
     return msgspec.structs.replace(planned, plan=plan)
+
+
+def _keep_pairs(request: QuantizeRequest, prepared: _Prepared, plan: Plan) -> Plan:
+    """Return a plan with all pairs of a quantized model, where these are to be kept."""
+    if prepared.quantized_model is None or request.existing != KEEP:
+        return plan
+    return keep_existing_pairs(prepared.quantized_model, plan)
 
 
 def _search_buildable(
@@ -265,25 +282,63 @@ def _require_placements(prepared: _Prepared, plan: Plan) -> None:
     )
 
 
-def _calibrate(options: CalibrationOptions, prepared: _Prepared, planned: _Planned) -> _Calibrated:
-    """Compute the scales; the data is not read where a quantized model has all ranges."""
+def _calibrate(request: QuantizeRequest, prepared: _Prepared, planned: _Planned) -> _Calibrated:
+    """Compute the scales of the tensors that samples fill, the others left in float."""
+    ranges, summary = _gather_ranges(request.calibration, prepared, planned)
+    unfilled = tuple(find_unfilled(planned.plan, ranges, summary))
+    tensors = sorted({placement.edge.qualified_tensor for placement in unfilled})
+    if unfilled:
+        planned = _leave_unfilled(request, prepared, planned, unfilled)
+        if not has_all_tensors(planned.plan, ranges):
+            ranges, summary = _gather_ranges(request.calibration, prepared, planned)
+        summary = _match_again(prepared, planned, summary)
+    scales = choose_scales(planned.index, planned.plan, ranges, prepared.method, summary)
+    if tensors:
+        scales = msgspec.structs.replace(scales, unfilled=tuple(tensors))
+    return _Calibrated(planned, scales, ranges)
+
+
+def _gather_ranges(
+    options: CalibrationOptions, prepared: _Prepared, planned: _Planned
+) -> tuple[Ranges, GivenSummary | None]:
+    """Return the ranges; the data is not read where a quantized model has all ranges."""
     index, plan = planned.index, planned.plan
     known_ranges = prepared.known_ranges
     data = options.data
     is_quantized = prepared.quantized_model is not None
     if is_quantized and known_ranges is not None and has_all_ranges(index, plan, known_ranges):
         data = None
-    method = prepared.method
-    job = CollectionJob(index, plan, data, method.needs_histogram, options.batch)
-    scales, ranges = compute_scales(job, method, options.observing, options.progress, known_ranges)
-    return _Calibrated(scales, ranges)
+    job = CollectionJob(index, plan, data, prepared.method.needs_histogram, options.batch)
+    return gather_ranges(job, options.observing, options.progress, known_ranges)
 
 
-def _rewrite(
-    request: QuantizeRequest, prepared: _Prepared, planned: _Planned, calibrated: _Calibrated
-) -> Quantized:
+def _leave_unfilled(
+    request: QuantizeRequest,
+    prepared: _Prepared,
+    planned: _Planned,
+    unfilled: tuple[Placement, ...],
+) -> _Planned:
+    """Plan again, with the nodes in float that read a tensor without a range."""
+    plan_request = make_filled_request(planned.plan, prepared.rules, unfilled)
+    index, plan = plan_source(prepared.source, plan_request)
+    plan = _keep_pairs(request, prepared, plan)
+    return msgspec.structs.replace(planned, index=index, plan=plan)
+
+
+def _match_again(
+    prepared: _Prepared, planned: _Planned, summary: GivenSummary | None
+) -> GivenSummary | None:
+    """Return which given ranges apply to a smaller plan, None where none are given."""
+    known_ranges = prepared.known_ranges
+    if summary is None or not isinstance(known_ranges, GivenRanges):
+        return None
+    return match_given_ranges(planned.index, planned.plan, known_ranges)
+
+
+def _rewrite(request: QuantizeRequest, prepared: _Prepared, calibrated: _Calibrated) -> Quantized:
     """Insert the pairs, check the result, and build it where that is requested."""
-    plan, scales = planned.plan, calibrated.scales
+    planned, scales = calibrated.planned, calibrated.scales
+    plan = planned.plan
     rewritten = apply_plan(planned.index, plan, scales)
     source = prepared.source
     findings = check(

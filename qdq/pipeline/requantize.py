@@ -44,7 +44,7 @@ _Range = TypeVar("_Range", GivenRange, GivenWeightRange)
 
 
 class RescaledWeight(msgspec.Struct, frozen=True):
-    """A weight whose scales could not be kept."""
+    """A weight of which some scales, or all, could not be kept."""
 
     #: The tensor, after the path of its subgraph.
     tensor: str
@@ -200,7 +200,11 @@ def find_rescaled_weights(
             continue
         tensor, axis = placement.edge.qualified_tensor, placement.quantizer.axis
         quantized_edge = quantized_edges.get(placement.edge)
-        if quantized_edge is None or (tensor, axis) in weight_amax:
+        if quantized_edge is None:
+            continue
+        known_amax = weight_amax.get((tensor, axis))
+        if known_amax is not None:
+            yield from _find_rescaled_channels(tensor, known_amax)
             continue
         if exact_weight_amax(quantized_edge) is None:
             reason = f"held {pair_type(quantized_edge)} that is not symmetric"
@@ -208,6 +212,19 @@ def find_rescaled_weights(
             old_axis = scale_axis(quantized_model, quantized_edge)
             reason = f"had scales along axis {old_axis}, not {axis}"
         yield RescaledWeight(tensor, reason)
+
+
+def _find_rescaled_channels(tensor: str, amax: tuple[float, ...]) -> Iterator[RescaledWeight]:
+    """Yield a weight of which some channels, or all, had no scale above 0."""
+    channels = [channel for channel, value in enumerate(amax) if value == 0.0]
+    if not channels:
+        return
+    reason = "had no scale above 0"
+    if len(amax) > 1:
+        reason += f" in {len(channels)} of {len(amax)} channels, first in {channels[0]}"
+    if len(channels) < len(amax):
+        reason += "; the other channels keep theirs"
+    yield RescaledWeight(tensor, reason)
 
 
 def describe_existing(

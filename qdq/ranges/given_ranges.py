@@ -17,14 +17,11 @@ from qdq.graph.index import Edge, GraphIndex
 from qdq.graph.operators import MOVES_VALUES
 from qdq.graph.patterns import trace_axis_to_input
 from qdq.planning.decisions import Plan
-from qdq.quantizer import INT8_LEVELS
+from qdq.ranges.range_limits import require_range, require_stated_range
 from qdq.ranges.value_holders import iterate_holders
 
 #: How many names a message lists.
 _NAMED = 3
-
-#: The largest amax that is accepted: that of the largest float32 scale.
-LARGEST_AMAX = INT8_LEVELS * float(np.finfo(np.float32).max)
 
 #: A tensor: the path of the graph that produces it, and its name there.
 _Location = tuple[str, str]
@@ -52,7 +49,7 @@ class GivenWeightRange(msgspec.Struct, frozen=True):
     tensor: str
     #: The axis with one range for each channel, None for one range.
     axis: int | None
-    #: Absolute values, as in `GivenRange`.
+    #: Absolute values, as in `GivenRange`; 0 for a channel whose range follows from its values.
     amax: tuple[float, ...]
     #: Its line in the file, 0 where that is not known.
     line: int = 0
@@ -95,7 +92,8 @@ class AppliedWeightRange(msgspec.Struct, frozen=True):
     tensor: str
     #: The axis it is quantized along, with one range for each channel; None for one range.
     axis: int | None
-    #: The largest absolute value of each channel, or of the whole weight.
+    #: The largest absolute value of each channel, or of the whole weight; 0 where the range
+    #: follows from the values.
     amax: tuple[float, ...]
 
 
@@ -135,22 +133,13 @@ def given_by_hand(
 ) -> GivenRanges:
     """Return the ranges in a mapping of tensors to amax.
 
-    Raises DataError for an amax that is negative or not finite.
+    Raises DataError for an amax that is negative, not finite or too small for a scale.
     """
     by_tensor: list[GivenRange] = []
     for tensor, amax in ranges.items():
-        require_range(amax, f"{name}: tensor {tensor!r}")
+        require_stated_range(amax, f"{name}: tensor {tensor!r}")
         by_tensor.append(GivenRange(tensor, float(amax)))
     return GivenRanges(name, tuple(by_tensor))
-
-
-def require_range(amax: float, location: str) -> None:
-    """Raise DataError unless a range is a number from 0 to `LARGEST_AMAX`."""
-    if not 0.0 <= amax <= LARGEST_AMAX:
-        raise DataError(
-            f"{location}: a range of {amax:g} cannot be used. "
-            "Write a finite number above 0, or 0 for a tensor of zeros."
-        )
 
 
 def match_given_ranges(index: GraphIndex, plan: Plan, given_ranges: GivenRanges) -> GivenSummary:
@@ -361,11 +350,17 @@ def _trace_to_ranges(
 
 
 def _join_channels(weights: list[GivenWeightRange]) -> tuple[float, ...]:
-    """Return the one range of a weight: the given one, or the largest of its channels."""
+    """Return the one range of a weight: the given one, or the largest of its channels.
+
+    The result is 0 where the range of a channel is not known.
+    """
     for weight in weights:
         if weight.axis is None:
             return weight.amax
-    return (max(weights[0].amax),) if weights else ()
+    if not weights:
+        return ()
+    amax = weights[0].amax
+    return (max(amax),) if all(amax) else (0.0,)
 
 
 def _describe_missing(index: GraphIndex, summary: GivenSummary, missing: list[str]) -> str:

@@ -71,6 +71,8 @@ class TensorRange(msgspec.Struct, frozen=True):
     moments_lost: bool = msgspec.field(default=False, name="lost")
     #: The parts of the histogram by the grade of channels, where channels differ in importance.
     by_grade: tuple[tuple[int, Histogram], ...] = ()
+    #: Whether any sample held values of the tensor: some samples select none.
+    filled: bool = True
 
     @property
     def weighed(self) -> tuple[tuple[float, Histogram], ...]:
@@ -102,6 +104,7 @@ class TensorRange(msgspec.Struct, frozen=True):
             seen=self.seen or other.seen,
             moments_lost=lost,
             by_grade=tuple(by_grade),
+            filled=self.filled or other.filled,
         )
 
 

@@ -37,6 +37,7 @@ from qdq.planning.plan_edits import require_model
 from qdq.planning.planner import source_at_plan_opset
 from qdq.quantized.stripper import strip_model
 from qdq.quantizer import Quantizer
+from qdq.rewriting.stored_scales import store_scales
 
 _LARGEST_SCALE = float(np.finfo(np.float32).max)
 
@@ -119,20 +120,18 @@ class _InsertedPair:
             rules.update(placement.because)
         return ", ".join(sorted(rules))
 
-    def initializers(
-        self, scales: PairScale, dtype: type[np.float16] | type[np.float32]
-    ) -> Iterator[TensorProto]:
+    def initializers(self, scales: PairScale, *, is_half: bool) -> Iterator[TensorProto]:
         """Yield the scale in the tensor's float type, and the zero point 0 in the quantized type.
 
         Both are scalars, or vectors along the axis.
         """
-        shape = () if self.quantizer.axis is None else (len(scales.scales),)
-        least = np.finfo(dtype).tiny
-        values = np.maximum(np.array(scales.scales, dtype), least)
+        element = self.quantizer.element
+        values = store_scales(scales.scales, element, is_half=is_half)
+        shape = () if self.quantizer.axis is None else (values.size,)
         yield numpy_helper.from_array(values.reshape(shape), self.scale)
         yield TensorProto(
             name=self.zero_point,
-            data_type=self.quantizer.element.code,
+            data_type=element.code,
             dims=shape,
             raw_data=bytes(values.size),
         )
@@ -165,8 +164,7 @@ def _add_initializers(
         scope = scopes[pair.graph]
         _check_scales(scope, pair.tensor, pair_scale)
         is_half = scope.elem_type(pair.tensor) == TensorProto.FLOAT16
-        dtype = np.float16 if is_half else np.float32
-        graph.initializer.extend(pair.initializers(pair_scale, dtype))
+        graph.initializer.extend(pair.initializers(pair_scale, is_half=is_half))
 
 
 def _check_scales(index: GraphIndex, tensor: str, pair_scale: PairScale) -> None:
