@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-import click
 import msgspec
 
 from qdq.checking.baseline import BaselineEntry, make_entries, read_baseline
@@ -14,6 +13,7 @@ from qdq.checking.checker import check, recorded_targets
 from qdq.checking.engine_checks import check_engines
 from qdq.checking.finding import Finding
 from qdq.checking.selection import Selection, relative_posix_path
+from qdq.cli.messages import print_line
 from qdq.engines.rtx_compiler import Compiler
 from qdq.errors import QdqError, UsageError
 from qdq.graph.loader import load
@@ -90,7 +90,7 @@ class CheckSession:
                 except QdqError as error:
                     self.failure_count += 1
                     message = " ".join(str(error).split())
-                    click.echo(f"qdq: {message}", err=True)
+                    print_line(f"qdq: {message}", err=True)
                     yield CheckedModel(str(model), failure=message)
 
     @property
