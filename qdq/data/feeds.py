@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain, islice
 from pathlib import Path
@@ -27,6 +28,7 @@ from qdq.data.preprocessing import preprocess_path
 from qdq.data.sample_files import DATA_FORMS, list_sample_files, open_series
 from qdq.errors import DataError
 from qdq.graph.index import GraphIndex
+from qdq.memory import format_gigabytes, total_memory
 
 NOISE = "noise"
 _NOISE_SAMPLES = 8
@@ -274,6 +276,17 @@ def _make_noise(specs: Specs, batch: int, count: int, seed: int) -> Iterator[Nam
 def _make_random(generator: np.random.Generator, spec: InputSpec, batch: int) -> Array:
     defaults = (batch, *(1 for _ in spec.shape[1:]))
     shape = tuple(size or default for size, default in zip(spec.shape, defaults, strict=False))
+    _require_memory(spec, shape)
     if np.dtype(spec.dtype).kind == "f":
         return generator.standard_normal(shape).astype(spec.dtype)
     return generator.integers(0, 2, shape).astype(spec.dtype)
+
+
+def _require_memory(spec: InputSpec, shape: tuple[int, ...]) -> None:
+    """Raise DataError for an input that the machine's memory cannot hold."""
+    size = math.prod(shape) * np.dtype(np.float64).itemsize
+    if size > total_memory():
+        raise DataError(
+            f"{NOISE}: input {spec.name!r} ({spec}) takes {format_gigabytes(size)}, more than the "
+            "memory of this machine. Pass a smaller model or other data."
+        )

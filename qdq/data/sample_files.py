@@ -25,6 +25,7 @@ from qdq.data.input_specs import (
     join_input_names,
 )
 from qdq.errors import DataError, first_line
+from qdq.memory import format_gigabytes, total_memory
 
 DATA_FORMS = (
     "Pass --data with a folder of .npz or .npy files, one .npz or .npy, inputs that Polygraphy "
@@ -225,7 +226,8 @@ def _slice_batch(spec: InputSpec, array: Array, i: int, size: int) -> Array:
 def _read_npz(path: Path) -> Sample:
     try:
         if zipfile.is_zipfile(path):
-            zipfile.ZipFile(path).close()  # unlike numpy, it closes a file that it cannot read
+            with zipfile.ZipFile(path) as archive:  # unlike numpy, it closes what it cannot read
+                _require_memory(path, archive)
             return np.load(path, allow_pickle=False)  # type: ignore[no-any-return] # a NpzFile
         is_npy = _begins_like_npy(path)
     except UNREADABLE as error:
@@ -235,6 +237,16 @@ def _read_npz(path: Path) -> Sample:
     if is_npy:
         raise DataError(f"{path}: the file holds a single array without a name. {_SAVE}")
     raise DataError(f"{path}: this is no .npz file, or a truncated one. {_SAVE}")
+
+
+def _require_memory(path: Path, archive: zipfile.ZipFile) -> None:
+    """Raise DataError for an array that unpacks to more than the machine's memory."""
+    for member in archive.infolist():
+        if member.file_size > total_memory():
+            raise DataError(
+                f"{path}: {member.filename} unpacks to {format_gigabytes(member.file_size)}, more "
+                "than the memory of this machine. Write one .npz per sample."
+            )
 
 
 def _map_npy(path: Path) -> Array:

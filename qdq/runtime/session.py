@@ -128,6 +128,20 @@ def run_sample(
         ) from error
 
 
+def run_outputs(
+    session: ort.InferenceSession, index: GraphIndex, names: list[str], feed: Feed
+) -> list[Array]:
+    """Return the named outputs of one run, copied; raises ModelError where ONNX Runtime fails."""
+    try:
+        outputs: list[Array] = session.run(names, feed)
+    except Exception as error:
+        reason = runtime_line(error).rstrip(".")
+        raise ModelError(
+            f"{index.source.name}: ONNX Runtime cannot run it: {reason}. Fix the shapes in it."
+        ) from error
+    return outputs
+
+
 def _share_memory(value: ort.OrtValue) -> Array:
     """Return a result without a copy, where this ONNX Runtime shares its memory."""
     ort_value: Any = getattr(value, "_ortvalue", None)
