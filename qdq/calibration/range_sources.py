@@ -9,6 +9,7 @@ import msgspec
 import numpy as np
 import yaml
 
+from qdq.arguments import to_path
 from qdq.calibration.calibrator import KnownRanges, choose_ranges
 from qdq.calibration.methods import DEFAULT_METHOD, Method, parse_method
 from qdq.calibration.scales import PairScale, Scales
@@ -38,7 +39,7 @@ _YAML_WIDTH = 1_000_000
 _DIGITS = range(6, 17)
 
 
-def read_given(path: Path) -> KnownRanges:
+def read_given(path: str | Path) -> KnownRanges:
     """Return the ranges in a file of any kind.
 
     The kind follows from the content: observed ranges, a TensorRT calibration cache, scales that
@@ -48,6 +49,7 @@ def read_given(path: Path) -> KnownRanges:
     quantized model. Raises DataError with the file, the line and the mistake, and ModelError for
     a model without pairs.
     """
+    path = to_path(path, "path")
     if path.suffix == MODEL_SUFFIX:
         return read_model_ranges(path)
     try:

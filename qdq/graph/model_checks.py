@@ -74,8 +74,8 @@ def _check_graph(graph: GraphProto, prefix: str, opset: int) -> None:
     """Check the nodes of a graph, then those of its bodies; `prefix` is before their names."""
     _require_text(_names_of_values(graph), "it")
     for i, node in enumerate(graph.node):
-        names = (node.op_type, node.name, *node.input, *node.output)
-        _require_text(names, f"node {prefix}#{i}")
+        names = (node.op_type, node.domain, node.name, *node.input, *node.output)
+        _require_text((*names, *list_names(node.attribute)), f"node {prefix}#{i}")
         defect = _find_defect(node, opset)
         if defect:
             title = f"{prefix}{node_title(node, i)}"
