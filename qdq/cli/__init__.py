@@ -13,12 +13,7 @@ import click
 
 from qdq import __version__
 from qdq.cli.failures import print_failure, report_failure
-from qdq.cli.process import (
-    end_on_interrupt,
-    open_streams,
-    raise_on_interrupt,
-    run_supervised,
-)
+from qdq.cli.process import open_streams, run_supervised
 
 if TYPE_CHECKING:
     from qdq.cli.project_file import Project
@@ -88,7 +83,6 @@ class _LazyGroup(click.Group):
             return None
         module = importlib.import_module(f"qdq.cli.{name.replace('-', '_')}")
         command: click.Command = module.command
-        raise_on_interrupt()
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -154,7 +148,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run() -> None:
     """Run the command line and end the process."""
-    end_on_interrupt()
     is_open = sys.stdout is not None
     open_streams()
     if is_open:

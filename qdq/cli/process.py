@@ -14,7 +14,6 @@ import os
 import signal
 import sys
 from collections.abc import Callable
-from types import FrameType
 from typing import NoReturn
 
 from qdq.cli.failures import INTERRUPTED, print_failure
@@ -142,22 +141,3 @@ def open_streams() -> None:
     for output in (sys.stdout, sys.stderr):
         if output is not None and hasattr(output, "reconfigure"):
             output.reconfigure(errors="backslashreplace")
-
-
-def end_on_interrupt() -> None:
-    """Let Ctrl-C end the process with one line, at once, until `raise_on_interrupt`.
-
-    An exception inside of an import would come out of it as another one, or not at all.
-    """
-    if signal.getsignal(signal.SIGINT) in (signal.default_int_handler, signal.SIG_DFL):
-        signal.signal(signal.SIGINT, _end_interrupted)
-
-
-def raise_on_interrupt() -> None:
-    """Let Ctrl-C raise KeyboardInterrupt, after `end_on_interrupt`."""
-    if signal.getsignal(signal.SIGINT) is _end_interrupted:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-def _end_interrupted(number: int, frame: FrameType | None) -> None:
-    os._exit(print_failure("interrupted.", INTERRUPTED))

@@ -14,7 +14,7 @@ import onnxruntime as ort
 
 from qdq.arrays import Array, Floats
 from qdq.data.feeds import Feeds
-from qdq.errors import DataError, ModelError, runtime_line
+from qdq.errors import DataError, ModelError, QdqError, runtime_line
 from qdq.graph.index import GraphIndex, Node
 from qdq.graph.operators import PASSES_SCORES, SCORING
 from qdq.runtime.session import Progress, exact_options, open_session, run_outputs
@@ -160,6 +160,8 @@ def _session_factory(index: GraphIndex) -> Callable[[], ort.InferenceSession]:
 def _infer(runner: object, feed: dict[str, Array], index: GraphIndex) -> dict[str, Array]:
     try:
         outputs: dict[str, Array] = runner.infer(feed)  # type: ignore[attr-defined] # untyped
+    except QdqError:
+        raise
     except Exception as error:
         reason = runtime_line(error).rstrip(".")
         raise DataError(
