@@ -49,13 +49,18 @@ def _escape_json_character(character: str) -> str:
     return "".join(f"\\u{code}" for code in codes)
 
 
+def encodable_name(name: str) -> str:
+    """Return the name of a file as files and records hold it: bytes that are not UTF-8 escaped."""
+    return name.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
 def escape_surrogates(content: Any) -> Any:
     """Return dicts, lists and texts with lone surrogates escaped, which no UTF-8 can hold.
 
     Python reads them from file names that are not UTF-8.
     """
     if isinstance(content, str):
-        return content.encode("utf-8", "backslashreplace").decode("utf-8")
+        return encodable_name(content)
     if isinstance(content, dict):
         return {escape_surrogates(key): escape_surrogates(item) for key, item in content.items()}
     if isinstance(content, (list, tuple)):

@@ -14,6 +14,7 @@ from qdq.calibration.calibrator import KnownRanges, choose_ranges
 from qdq.calibration.methods import DEFAULT_METHOD, Method, parse_method
 from qdq.calibration.scales import PairScale, Scales
 from qdq.errors import DataError, ModelError, UsageError, first_line
+from qdq.printable import encodable_name
 from qdq.quantized.model import QuantizedModel
 from qdq.quantizer import ELEMENT_TYPES, FORMATS, INT8_LEVELS
 from qdq.ranges.given_ranges import GivenRange, GivenRanges, GivenWeightRange, require_range
@@ -65,7 +66,7 @@ def read_given(path: str | Path) -> KnownRanges:
     if content.lstrip().startswith(b"{") and _SCALES_KEY in content:
         return _decode_scales(content, path)
     ranges, weights = parse_handwritten_ranges(content, path)
-    return GivenRanges(path.name, ranges, str(path), weights=weights)
+    return GivenRanges(encodable_name(path.name), ranges, str(path), weights=weights)
 
 
 def read_exportable_ranges(path: Path, method: Method | None = None) -> GivenRanges:
@@ -88,7 +89,7 @@ def read_exportable_ranges(path: Path, method: Method | None = None) -> GivenRan
     except DataError as error:
         raise DataError(f"{path}: {error}") from error
     by_tensor = tuple(GivenRange(tensor, amax) for tensor, amax in chosen_amax.items())
-    return GivenRanges(path.name, by_tensor, str(path), strict=False)
+    return GivenRanges(encodable_name(path.name), by_tensor, str(path), strict=False)
 
 
 def read_model_ranges(path: Path) -> GivenRanges:
@@ -168,7 +169,9 @@ def _decode_cache(content: bytes, path: Path) -> GivenRanges:
     for entry in cache.scales:
         amax = entry.scale * INT8_LEVELS
         ranges.append(GivenRange(entry.tensor, amax, entry.line))
-    return GivenRanges(path.name, tuple(ranges), str(path), strict=False, header=cache.header)
+    return GivenRanges(
+        encodable_name(path.name), tuple(ranges), str(path), strict=False, header=cache.header
+    )
 
 
 def _decode_scales(content: bytes, path: Path) -> GivenRanges:
@@ -188,7 +191,7 @@ def _decode_scales(content: bytes, path: Path) -> GivenRanges:
         require_range(amax, f"{path}: tensor {tensor!r}")
         largest_amax[tensor] = max(amax, largest_amax.get(tensor, amax))
     ranges = tuple(GivenRange(tensor, amax) for tensor, amax in largest_amax.items())
-    return GivenRanges(path.name, ranges, str(path), strict=False)
+    return GivenRanges(encodable_name(path.name), ranges, str(path), strict=False)
 
 
 def _is_activation(pair: PairScale) -> bool:

@@ -19,6 +19,7 @@ from qdq.errors import QdqError, UsageError
 from qdq.graph.loader import load
 from qdq.graph.source import Source
 from qdq.pipeline.fixer import fix
+from qdq.printable import encodable_name
 from qdq.reports.changes import fixed_lines
 from qdq.reports.sarif import CheckedModel
 from qdq.rewriting.model_file import save
@@ -58,7 +59,7 @@ class _Baseline:
         """Return the findings in a model that the baseline does not hold."""
         entries = make_entries(model, self.path, findings)
         self._current_entries.update(entries)
-        self._checked_models.add(relative_posix_path(model, self.path.parent))
+        self._checked_models.add(encodable_name(relative_posix_path(model, self.path.parent)))
         pairs = zip(findings, entries, strict=True)
         return tuple(finding for finding, entry in pairs if entry not in self.entries)
 

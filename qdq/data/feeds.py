@@ -31,6 +31,7 @@ from qdq.data.sample_files import DATA_FORMS, list_sample_files, open_arrays, op
 from qdq.errors import DataError
 from qdq.graph.index import GraphIndex
 from qdq.memory import format_gigabytes, total_memory
+from qdq.printable import encodable_name
 
 NOISE = "noise"
 _NOISE_SAMPLES = 8
@@ -76,7 +77,7 @@ class Feeds:
         self, name: str, specs: Specs, read: SampleReader, count: int | None, once: bool = False
     ) -> None:
         #: A name of the data for reports: a file name, or "noise".
-        self.name = name
+        self.name = encodable_name(name)
         self.specs = specs
         #: The number of samples, or None where only reading them tells.
         self.count = count

@@ -21,6 +21,7 @@ from qdq.observers.memory_budget import split_into_passes
 from qdq.observers.observer import Observer, RunSettings, list_observed_tensors
 from qdq.observers.tensor_statistics import ObservedTensor
 from qdq.planning.decisions import Plan
+from qdq.printable import encodable_name
 from qdq.ranges.tensor_ranges import Part, Ranges, join_passes, join_runs, size_extent
 from qdq.runtime.devices import execution_providers
 from qdq.runtime.session import Progress
@@ -146,7 +147,7 @@ def identify_run(job: CollectionJob, observing: Observing, feeds: Feeds) -> str:
     files: list[tuple[str, int, int]] = []
     for file in data_files(job.data):
         status = file.stat()
-        files.append((file.name, status.st_size, status.st_mtime_ns))
+        files.append((encodable_name(file.name), status.st_size, status.st_mtime_ns))
     observed: list[tuple[object, ...]] = []
     for tensor in job.observed_tensors:
         observed.append((tensor.read, tensor.histogram, tensor.axis, tensor.grades))

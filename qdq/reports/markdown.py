@@ -18,7 +18,7 @@ _ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
 _INLINE_MARKUP = re.compile(r"[\\`*|~$]|\](?=[(\[:])|(?<![^\W_])_|_(?![^\W_])")
 
 #: What begins a heading, a list, a quotation or a rule in an item of a list.
-_BLOCK_MARKUP = re.compile(r"^(\s*)(#|[-+=](?![\w.])|\d+(?=[.)]))")
+_BLOCK_MARKUP = re.compile(r"^(\s*)(#(?=[#\s])|[-+](?=\s)|[-=]{2,}|\d+(?=[.)]\s))")
 
 
 def escape(text: str) -> str:

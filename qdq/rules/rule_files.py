@@ -18,6 +18,7 @@ from qdq.files.strict_yaml import (
     read_yaml,
     require_known_keys,
 )
+from qdq.printable import encodable_name
 from qdq.rules.rule import Rule, RuleSet, make_rule_set
 from qdq.rules.rule_document import parse_rule
 from qdq.rules.shipped import DEFAULT_SET, shipped_rules_folder, shipped_sets
@@ -52,7 +53,7 @@ def load_rules(names: str | Path | Iterable[str | Path] = (DEFAULT_SET,)) -> Rul
     for name in names:
         path = rules_path(name)
         rules.update(_read_rules_at(path))
-    set_names = (Path(name).name for name in names)
+    set_names = (encodable_name(Path(name).name) for name in names)
     return make_rule_set(set_names, rules.values())
 
 
