@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Set
+from collections.abc import Iterator, Mapping, Set
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeAlias
 
+from qdq.arguments import require_callable, require_type, wrong_type
 from qdq.calibration.methods import DEFAULT_METHOD, Method, parse_method
 from qdq.calibration.pair_scales import DEAD_AMAX, PairScaler
 from qdq.calibration.scales import OutlierTensor, Scales
@@ -21,13 +22,14 @@ from qdq.graph.source import ModelLike
 from qdq.observers.collection import DEFAULT_OBSERVING, CollectionJob, Observing
 from qdq.observers.distributed import collect_ranges
 from qdq.planning.decisions import Placement, Plan, group_by_pair
-from qdq.planning.plan_edits import require_model
+from qdq.planning.plan_edits import require_model, require_plan
 from qdq.planning.planner import source_at_plan_opset
 from qdq.quantizer import ELEMENT_TYPES, INT8
 from qdq.ranges.given_ranges import (
     GivenRanges,
     GivenSummary,
     complete_without_data,
+    given_by_hand,
     match_given_ranges,
 )
 from qdq.ranges.tensor_ranges import Part, Ranges, TensorRange
@@ -35,6 +37,9 @@ from qdq.runtime.session import Progress
 
 #: Ranges from another source: given by a caller or a file, or observed earlier.
 KnownRanges: TypeAlias = GivenRanges | Ranges
+
+#: The forms in which the library's functions take them.
+RangesLike: TypeAlias = KnownRanges | Mapping[str, float]
 
 #: A tensor that reaches this many times its range is reported: its largest values are outliers
 #: and are clipped.
@@ -55,7 +60,7 @@ def calibrate(  # noqa: PLR0913 keyword arguments of the public function
     batch: int | None = None,
     progress: Progress | None = None,
     observing: Observing = DEFAULT_OBSERVING,
-    given: KnownRanges | None = None,
+    given: RangesLike | None = None,
 ) -> Scales:
     """Return the scales of a plan, from runs of the float model over the data in ONNX Runtime.
 
@@ -65,9 +70,13 @@ def calibrate(  # noqa: PLR0913 keyword arguments of the public function
     for the plan of another model, and DataError for data or given ranges that do not fit.
     """
     weighted_method = parse_method(method, weights)
+    require_plan(plan)
+    require_callable(progress, "progress")
+    require_type(observing, Observing, "observing", "qdq.Observing(...)")
+    known_ranges = to_known_ranges(given)
     index = GraphIndex(source_at_plan_opset(load(model), plan))
     job = CollectionJob(index, plan, data, weighted_method.needs_histogram, batch)
-    scales, _ = compute_scales(job, weighted_method, observing, progress, given)
+    scales, _ = compute_scales(job, weighted_method, observing, progress, known_ranges)
     return scales
 
 
@@ -87,10 +96,25 @@ def observe(  # noqa: PLR0913 keyword arguments of the public function
     `observing.part` selects a part of the samples. `qdq.merge` joins the ranges of several parts,
     and `quantize` and `calibrate` accept ranges as `given`.
     """
+    require_plan(plan)
+    require_callable(progress, "progress")
+    require_type(observing, Observing, "observing", "qdq.Observing(...)")
     index = GraphIndex(source_at_plan_opset(load(model), plan))
     needs_histogram = parse_method(method).needs_histogram
     job = CollectionJob(index, plan, data, needs_histogram, batch)
     return observe_job(job, observing, progress)
+
+
+def to_known_ranges(given: RangesLike | None) -> KnownRanges | None:
+    """Return ranges from another source; a mapping is of tensors to amax.
+
+    Raises UsageError for an argument of another type.
+    """
+    if given is None or isinstance(given, (GivenRanges, Ranges)):
+        return given
+    if isinstance(given, Mapping):
+        return given_by_hand(given)
+    raise wrong_type(given, "given", "qdq.read_given(path), or a mapping of tensors to amax")
 
 
 def compute_scales(

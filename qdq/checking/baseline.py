@@ -10,6 +10,7 @@ import msgspec
 from qdq.checking.finding import Finding
 from qdq.checking.selection import relative_posix_path
 from qdq.errors import UsageError
+from qdq.printable import encodable_name, escape_json
 
 BASELINE_VERSION = 1
 
@@ -64,7 +65,7 @@ def encode_baseline(known: Iterable[BaselineEntry]) -> bytes:
     Entries are sorted, one per line, so that a diff shows each change.
     """
     entries = sorted(set(known))
-    lines = ",\n".join(f"  {msgspec.json.encode(entry).decode()}" for entry in entries)
+    lines = ",\n".join(f"  {escape_json(msgspec.json.encode(entry).decode())}" for entry in entries)
     body = f"[\n{lines}\n ]" if lines else "[]"
     return f'{{"qdq_baseline": {BASELINE_VERSION}, "findings": {body}}}\n'.encode()
 
@@ -73,7 +74,7 @@ def make_entries(
     path: Path, baseline: Path, findings: Iterable[Finding]
 ) -> tuple[BaselineEntry, ...]:
     """Return the baseline entries of the findings in a model file."""
-    model = relative_posix_path(path, baseline.parent)
+    model = encodable_name(relative_posix_path(path, baseline.parent))
     return tuple(BaselineEntry(model, finding.code, finding.where) for finding in findings)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from qdq.calibration.scales import read_scales
-from qdq.cli.messages import name_files_in_errors
+from qdq.cli.messages import name_files_in_errors, print_line
 from qdq.cli.options import FILE, output_options
 from qdq.files.output import check_output
 from qdq.graph.index import GraphIndex
@@ -40,4 +40,4 @@ def command(model: Path, plan: Path, scales: Path, output: Path, force: bool) ->
     with name_files_in_errors(plan, scales):
         quantized_model = apply_plan(index, plan_file.plan, plan_scales)
     save(quantized_model, source, output, force)
-    click.echo(f"wrote {output}")
+    print_line(f"wrote {output}")

@@ -12,6 +12,7 @@ from qdq.checking.catalogue import PROBLEMS
 from qdq.checking.selection import Selection, parse_codes
 from qdq.cli.check_printers import PRINTERS, print_codes
 from qdq.cli.check_session import CheckSession, CheckSettings
+from qdq.cli.messages import print_line
 from qdq.cli.options import FILE, collect_options
 from qdq.cli.plan_options import make_rules_option, parse_targets, read_rule_sets, target_option
 from qdq.cli.project_file import Project
@@ -145,7 +146,7 @@ def _write_baseline(path: Path, models: tuple[Path, ...], session: CheckSession)
     for checked in session.check_models(models):
         entries.update(make_entries(Path(checked.model), path, checked.findings))
     if session.failure_count:
-        click.echo(
+        print_line(
             f"qdq: {path}: the baseline was not written, since {session.failure_count} of "
             f"{len(models)} models could not be checked. Fix or skip them.",
             err=True,
@@ -153,5 +154,5 @@ def _write_baseline(path: Path, models: tuple[Path, ...], session: CheckSession)
         return session.exit_code
     write_atomic(path, encode_baseline(entries))
     model_count = len({entry.model for entry in entries})
-    click.echo(f"wrote {path}: {len(entries)} findings in {model_count} of {len(models)} models")
+    print_line(f"wrote {path}: {len(entries)} findings in {model_count} of {len(models)} models")
     return 0

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from qdq.cli.messages import print_line
 from qdq.cli.options import FILE
 from qdq.errors import UsageError
 from qdq.files.output import check_output, write_atomic
@@ -88,8 +89,9 @@ def command(name: str, folder: Path) -> None:
         check_output(path)
     for path, content in files.items():
         write_atomic(path, content.encode())
-        click.echo(f"wrote {path}")
-    click.echo(f"\nedit both files, then run: qdq test {folder}")
+        print_line(f"wrote {path}")
+    click.echo()
+    print_line(f"edit both files, then run: qdq test {folder}")
 
 
 def _render_files(name: str, folder: Path, cases: Path) -> dict[Path, str]:

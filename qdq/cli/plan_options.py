@@ -11,7 +11,7 @@ import msgspec
 from qdq.cli.options import collect_options
 from qdq.errors import UsageError
 from qdq.graph.shape_profiles import Profile, parse_profile
-from qdq.planning.plan_request import PlanRequest
+from qdq.planning.plan_request import PlanRequest, to_globs
 from qdq.rules.rule import RuleSet
 from qdq.rules.rule_files import load_rules
 from qdq.rules.shipped import DEFAULT_SET
@@ -108,7 +108,7 @@ class PlanOptions(msgspec.Struct, frozen=True):
         return PlanRequest(
             rules,
             targets=parse_targets(self.targets),
-            leave_float=self.leave_float,
+            leave_float=to_globs(self.leave_float),
             allow_unmatched=self.allow_unmatched,
             profiles=parse_profiles(self.shapes),
         )

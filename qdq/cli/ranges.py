@@ -13,7 +13,7 @@ from qdq.calibration.range_sources import (
     encode_given_ranges,
     read_exportable_ranges,
 )
-from qdq.cli.messages import join_paths, print_written
+from qdq.cli.messages import join_paths, print_line, print_written
 from qdq.cli.options import FILE, output_options
 from qdq.errors import DataError, UsageError
 from qdq.files.output import check_output, write_atomic
@@ -105,4 +105,4 @@ def _export(
         )
     ranges = read_exportable_ranges(source, parse_method(method) if method else None)
     write_atomic(output, encode_given_ranges(ranges, layout, version))
-    click.echo(f"wrote the ranges of {len(ranges.by_tensor)} tensors to {output}")
+    print_line(f"wrote the ranges of {len(ranges.by_tensor)} tensors to {output}")

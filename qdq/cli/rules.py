@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from qdq.cli.json_records import JSON_RECORDS
-from qdq.cli.messages import print_record
+from qdq.cli.messages import print_line, print_record
 from qdq.cli.options import FILE, force_option, format_option
 from qdq.cli.plan_options import read_rule_sets, rules_option
 from qdq.cli.rule_details import RuleDetails
@@ -144,7 +144,7 @@ def _docs(names: tuple[str, ...], output: Path, force: bool) -> None:
         check_output(path, (), force)
     for path, content in pages.items():
         write_atomic(path, content.encode())
-        click.echo(f"wrote {path}")
+        print_line(f"wrote {path}")
 
 
 def _rule_section(rule: Rule) -> Section:

@@ -8,7 +8,7 @@ import click
 import onnx
 
 from qdq.calibration.range_sources import CACHE, JSON, YAML, encode_given_ranges, read_model_ranges
-from qdq.cli.messages import join_paths
+from qdq.cli.messages import join_paths, print_line
 from qdq.cli.options import FILE, output_options
 from qdq.files.output import check_output, write_atomic
 from qdq.graph.bodies import all_nodes
@@ -52,7 +52,7 @@ def command(model: Path, ranges: Path | None, output: Path, force: bool) -> None
         layout = _LAYOUTS.get(ranges.suffix, YAML)
         write_atomic(ranges, encode_given_ranges(model_ranges, layout))
     summary = _summarize(source.model.graph, float_model.graph)
-    click.echo(f"{summary}; wrote {join_paths(written)}")
+    print_line(f"{summary}; wrote {join_paths(written)}")
 
 
 def _summarize(quantized_graph: onnx.GraphProto, float_graph: onnx.GraphProto) -> str:

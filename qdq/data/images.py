@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import numpy as np
 
+from qdq.arguments import to_path
 from qdq.arrays import Array
 from qdq.data.input_specs import Indexed, InputSpec, Named, Specs, join_input_names
 from qdq.data.preprocessing import (
@@ -36,6 +37,10 @@ class Images(msgspec.Struct, frozen=True):
 
     folder: str | Path
     preprocess: str | Path
+
+    def __post_init__(self) -> None:
+        to_path(self.folder, "Images.folder")
+        to_path(self.preprocess, "Images.preprocess")
 
 
 class _PictureInput(msgspec.Struct, frozen=True):

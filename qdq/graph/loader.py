@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,6 +12,7 @@ import msgspec
 from google.protobuf.message import DecodeError
 from onnx import ModelProto
 
+from qdq.arguments import to_path
 from qdq.errors import ModelError, first_line
 from qdq.graph.function_inliner import inline_functions
 from qdq.graph.model_checks import check_external_data, check_nodes, check_weights
@@ -37,8 +39,8 @@ def load(model: ModelLike) -> Source:
     """
     if isinstance(model, Source):
         return model
-    if isinstance(model, (str, Path)):
-        return _load_path(Path(model))
+    if isinstance(model, (str, os.PathLike)):
+        return _load_path(to_path(model, "model"))
     proto = model if isinstance(model, ModelProto) else _from_graphsurgeon(model)
     normalized, notes = _normalize(None, proto)
     digest = hashlib.sha256(canonical_bytes(proto)).hexdigest()

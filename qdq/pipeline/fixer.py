@@ -26,8 +26,8 @@ from qdq.planning.planner import plan_source
 from qdq.quantized.model import QuantizedModel
 from qdq.ranges.given_ranges import GivenRanges, GivenSummary, match_given_ranges
 from qdq.rewriting.inserter import apply_plan
-from qdq.rules.rule import RuleSet
-from qdq.target import Target
+from qdq.rules.rule_files import RulesLike
+from qdq.target import TargetsLike
 
 #: Why an edge stays in float that the rules quantize.
 UNKNOWN_RANGE = "no pair of the model has its range; 'qdq quantize' with data calibrates it"
@@ -47,9 +47,9 @@ class Fixed(msgspec.Struct, frozen=True):
 def fix(
     model: ModelLike,
     *,
-    rules: RuleSet | None = None,
-    targets: Iterable[Target] = (),
-    leave_float: Iterable[str] | None = None,
+    rules: RulesLike | None = None,
+    targets: TargetsLike = (),
+    leave_float: str | Iterable[str] | None = None,
 ) -> Fixed | None:
     """Return a quantized model in plain symmetric pairs at the edges where the rules place them.
 

@@ -7,11 +7,14 @@ from collections.abc import Callable, Iterable, Mapping
 import msgspec
 import onnx
 
+from qdq.arguments import require_callable, require_type
 from qdq.calibration.calibrator import (
     KnownRanges,
+    RangesLike,
     choose_scales,
     find_unfilled,
     gather_ranges,
+    to_known_ranges,
 )
 from qdq.calibration.methods import DEFAULT_METHOD, Method, parse_method
 from qdq.calibration.scales import Scales
@@ -21,7 +24,7 @@ from qdq.data.feeds import DataLike
 from qdq.errors import ModelError
 from qdq.graph.index import GraphIndex
 from qdq.graph.loader import load
-from qdq.graph.shape_profiles import Profile
+from qdq.graph.shape_profiles import Profile, ProfilesLike, to_profiles
 from qdq.graph.source import ModelLike, Source, light_copy
 from qdq.observers.collection import DEFAULT_OBSERVING, CollectionJob, Observing
 from qdq.pipeline.bisection import BisectionResult
@@ -48,17 +51,17 @@ from qdq.pipeline.unfilled_tensors import (
     make_filled_request,
 )
 from qdq.planning.decisions import Placement, Plan
-from qdq.planning.plan_request import PlanRequest
+from qdq.planning.plan_request import PlanRequest, to_globs
 from qdq.planning.planner import find_quantized_nodes, plan_source
 from qdq.quantized.model import QuantizedModel
 from qdq.ranges.given_ranges import GivenRanges, GivenSummary, match_given_ranges
 from qdq.ranges.tensor_ranges import Ranges
 from qdq.rewriting.inserter import apply_plan
 from qdq.rules.rule import RuleSet
-from qdq.rules.rule_files import load_rules
+from qdq.rules.rule_files import RulesLike, load_rules, to_rule_set
 from qdq.rules.shipped import default_rule_sets
 from qdq.runtime.session import Progress
-from qdq.target import Target
+from qdq.target import Target, TargetsLike, to_targets
 
 
 class BuildOptions(msgspec.Struct, frozen=True):
@@ -93,19 +96,19 @@ def quantize(  # noqa: PLR0913 keyword arguments of the public function
     model: ModelLike,
     data: DataLike | None,
     *,
-    rules: RuleSet | None = None,
-    targets: Iterable[Target] = (),
+    rules: RulesLike | None = None,
+    targets: TargetsLike = (),
     method: str = DEFAULT_METHOD,
     weights: str | None = None,
-    leave_float: Iterable[str] = (),
+    leave_float: str | Iterable[str] = (),
     batch: int | None = None,
     allow_unmatched: bool = False,
     progress: Progress | None = None,
     planned: Callable[[Plan], None] | None = None,
-    until_it_builds: BuildOptions | None = None,
-    profiles: Iterable[Profile] = (),
+    until_it_builds: BuildOptions | bool | None = None,
+    profiles: ProfilesLike = (),
     observing: Observing = DEFAULT_OBSERVING,
-    given: KnownRanges | None = None,
+    given: RangesLike | None = None,
     existing: str = REPAIR,
 ) -> Quantized:
     """Return the quantized copy of a model, with its plan, scales and findings.
@@ -119,11 +122,30 @@ def quantize(  # noqa: PLR0913 keyword arguments of the public function
     do. The model passed in is never changed.
     """
     planning = PlanningOptions(
-        rules, tuple(targets), tuple(leave_float), allow_unmatched, tuple(profiles)
+        None if rules is None else to_rule_set(rules),
+        to_targets(targets),
+        to_globs(leave_float),
+        allow_unmatched,
+        to_profiles(profiles),
     )
-    calibration = CalibrationOptions(data, batch, method, weights, observing, progress, given)
-    request = QuantizeRequest(model, existing, planning, calibration, until_it_builds, planned)
+    require_type(observing, Observing, "observing", "qdq.Observing(...)")
+    require_type(allow_unmatched, bool, "allow_unmatched", "True or False")
+    require_callable(progress, "progress")
+    require_callable(planned, "planned")
+    build_options = _to_build_options(until_it_builds)
+    known_ranges = to_known_ranges(given)
+    calibration = CalibrationOptions(
+        data, batch, method, weights, observing, progress, known_ranges
+    )
+    request = QuantizeRequest(model, existing, planning, calibration, build_options, planned)
     return run_request(request)
+
+
+def _to_build_options(until_it_builds: BuildOptions | bool | None) -> BuildOptions | None:
+    if isinstance(until_it_builds, BuildOptions):
+        return until_it_builds
+    require_type(until_it_builds, (bool, type(None)), "until_it_builds", "True or BuildOptions")
+    return BuildOptions() if until_it_builds else None
 
 
 class PlanningOptions(msgspec.Struct, frozen=True):

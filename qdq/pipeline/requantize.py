@@ -252,5 +252,5 @@ def describe_existing(
 
 def require_mode(mode: str) -> None:
     """Raise UsageError for a mode that is not in `MODES`."""
-    if mode not in MODES:
+    if not isinstance(mode, str) or mode not in MODES:
         raise UsageError(f"existing={mode!r} is not a mode. Pass one of {', '.join(MODES)}.")

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 
 import msgspec
 
+from qdq.arguments import require_type
 from qdq.errors import ModelError, RuleError
 from qdq.graph.bodies import all_nodes
 from qdq.graph.index import Edge, GraphIndex, Node
@@ -13,7 +14,14 @@ from qdq.graph.loader import load, raise_source_opset
 from qdq.graph.operands import channel_axis, operands
 from qdq.graph.operators import PLANNED_BODIES
 from qdq.graph.quantized_operators import is_quantized
-from qdq.graph.shape_profiles import Profile, Shape, extreme_shapes, optimal_shapes, require_shapes
+from qdq.graph.shape_profiles import (
+    ProfilesLike,
+    Shape,
+    extreme_shapes,
+    optimal_shapes,
+    require_shapes,
+    to_profiles,
+)
 from qdq.graph.source import ModelLike, Source
 from qdq.planning.decisions import (
     BODY,
@@ -25,25 +33,25 @@ from qdq.planning.decisions import (
     ScaleGroup,
 )
 from qdq.planning.pair_dependencies import unmet_needs
-from qdq.planning.plan_request import PlanRequest
+from qdq.planning.plan_request import PlanRequest, to_globs
 from qdq.planning.scale_groups import find_scale_groups
 from qdq.quantizer import FORMATS, Quantizer
 from qdq.rules.facts import Scene
 from qdq.rules.kernel_tables import describe_borrowed_tables
 from qdq.rules.matcher import Verdict, match_rules, require_matches
 from qdq.rules.rule import RuleSet, leave_float_rule, make_rule_set
-from qdq.rules.rule_files import load_rules
-from qdq.target import DEFAULT_TARGET, Target
+from qdq.rules.rule_files import RulesLike, load_rules, to_rule_set
+from qdq.target import DEFAULT_TARGET, TargetsLike, to_targets
 
 
 def plan(
     model: ModelLike,
     *,
-    rules: RuleSet | None = None,
-    targets: Iterable[Target] = (),
-    leave_float: Iterable[str] = (),
+    rules: RulesLike | None = None,
+    targets: TargetsLike = (),
+    leave_float: str | Iterable[str] = (),
     allow_unmatched: bool = False,
-    profiles: Iterable[Profile] = (),
+    profiles: ProfilesLike = (),
 ) -> Plan:
     """Return the plan that the rules make for a float model.
 
@@ -54,12 +62,13 @@ def plan(
     """
     source = load(model)
     require_float_model(source)
+    require_type(allow_unmatched, bool, "allow_unmatched", "True or False")
     request = PlanRequest(
-        rules or load_rules(),
-        tuple(targets),
-        tuple(leave_float),
+        load_rules() if rules is None else to_rule_set(rules),
+        to_targets(targets),
+        to_globs(leave_float),
         allow_unmatched,
-        tuple(profiles),
+        to_profiles(profiles),
     )
     _, plan = plan_source(source, request)
     return plan

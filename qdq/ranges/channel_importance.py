@@ -151,7 +151,7 @@ def _measure_weight(index: GraphIndex, node: Node, output: _Importance | None) -
     squares = np.einsum("oit,oit->oi", weight_by_channels, weight_by_channels, dtype=np.float64)
     outputs = len(squares)
     group = int(node.attribute("group", 1))
-    if outputs % group:
+    if group < 1 or outputs % group:
         return None
     if group > 1 and output is not None and output.size == outputs:
         mean = output.of_channel.mean()

@@ -7,10 +7,12 @@ its values, moved, picked or joined with others: that range covers its values to
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Set
+from numbers import Real
 
 import msgspec
 import numpy as np
 
+from qdq.arguments import require_type
 from qdq.errors import DataError, did_you_mean
 from qdq.graph.bodies import qualified_name
 from qdq.graph.index import Edge, GraphIndex
@@ -135,8 +137,11 @@ def given_by_hand(
 
     Raises DataError for an amax that is negative, not finite or too small for a scale.
     """
+    require_type(ranges, Mapping, "ranges", "a mapping of tensors to amax")
     by_tensor: list[GivenRange] = []
     for tensor, amax in ranges.items():
+        require_type(tensor, str, f"{name}: {tensor!r}", "the name of a tensor")
+        require_type(amax, Real, f"{name}: tensor {tensor!r}", "a number")
         require_stated_range(amax, f"{name}: tensor {tensor!r}")
         by_tensor.append(GivenRange(tensor, float(amax)))
     return GivenRanges(name, tuple(by_tensor))

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
+from qdq.arguments import require_type
 from qdq.calibration.scales import PairScale, Scales
 from qdq.errors import ModelError, PlanError
 from qdq.graph.bodies import node_bodies, qualified_name
@@ -33,7 +34,7 @@ from qdq.graph.quantized_operators import DEQUANTIZE, QUANTIZE
 from qdq.graph.source import ModelLike, canonical_bytes, light_copy
 from qdq.graph.unique_names import UniqueNames
 from qdq.planning.decisions import Placement, Plan, group_by_pair
-from qdq.planning.plan_edits import require_model
+from qdq.planning.plan_edits import require_model, require_plan
 from qdq.planning.planner import source_at_plan_opset
 from qdq.quantized.stripper import strip_model
 from qdq.quantizer import Quantizer
@@ -48,6 +49,8 @@ def apply(model: ModelLike, plan: Plan, scales: Scales) -> ModelProto:
     Raises PlanError where plan, scales and model do not belong together, and ModelError where
     stripping the result does not restore the model byte for byte. `qdq.save` runs onnx.checker.
     """
+    require_plan(plan)
+    require_type(scales, Scales, "scales", "what qdq.calibrate returns")
     index = GraphIndex(source_at_plan_opset(load(model), plan))
     return apply_plan(index, plan, scales)
 

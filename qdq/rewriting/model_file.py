@@ -7,6 +7,7 @@ from pathlib import Path
 
 import onnx
 
+from qdq.arguments import require_type, to_path
 from qdq.errors import ModelError, UsageError, first_line
 from qdq.files.output import atomic_file, check_output, copy_atomic
 from qdq.graph.source import Source, canonical_bytes
@@ -24,12 +25,15 @@ def check_onnx(content: bytes, name: Path) -> None:
         ) from error
 
 
-def save(model: onnx.ModelProto, source: Source, path: Path, force: bool = False) -> None:
+def save(model: onnx.ModelProto, source: Source, path: str | Path, force: bool = False) -> None:
     """Write a model made from `source` to `path`, with copies of its external data files.
 
     onnx.checker must pass it. Raises ModelError where it does not, and UsageError where a file
     cannot be written.
     """
+    require_type(model, onnx.ModelProto, "model", "an onnx.ModelProto")
+    require_type(source, Source, "source", "the result's source, or what qdq.load returns")
+    path = to_path(path, "path")
     copies = plan_external_copies(source, path, force)
     content = canonical_bytes(model)
     with atomic_file(path) as temporary, ThreadPoolExecutor(1) as pool:

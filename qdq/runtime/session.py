@@ -11,10 +11,12 @@ import onnx
 import onnxruntime as ort
 
 from qdq.arrays import Array, Feed
-from qdq.errors import DataError, ModelError, runtime_line
+from qdq.errors import DataError, ModelError, QdqError, runtime_line
 from qdq.graph.index import GraphIndex
 from qdq.graph.source import canonical_bytes
 from qdq.runtime.devices import CPU
+from qdq.runtime.runnable import require_runnable
+from qdq.runtime.timed_session import TimedSession
 
 #: Called after each sample with the number of samples done.
 Progress = Callable[[int], None]
@@ -34,6 +36,7 @@ def open_session(
 
     Raises ModelError where ONNX Runtime rejects the model.
     """
+    require_runnable(index)
     options = options or ort.SessionOptions()
     options.log_severity_level = _FATAL_LEVEL
     source = index.source
@@ -42,8 +45,8 @@ def open_session(
     new_outputs = [name for name in extra_outputs if name not in index.outputs]
     try:
         content = _serialise(index, new_outputs)
-        return ort.InferenceSession(content, options, providers=list(providers))
-    except ModelError:
+        return TimedSession(source.name, content, options, providers=list(providers))
+    except QdqError:
         raise
     except Exception as error:
         reason = _explain_refusal(error)
@@ -120,12 +123,30 @@ def run_sample(
         results = session.run_with_ort_values(computed, inputs) if computed else []
         arrays = [_share_memory(result) for result in results]
         return [*zip(computed, arrays, strict=True), *feed.items()]
+    except QdqError:
+        raise
     except Exception as error:
         reason = runtime_line(error).rstrip(".")
         raise DataError(
             f"{index.source.name}: ONNX Runtime failed on a sample: {reason}."
             " Check the shapes of the data."
         ) from error
+
+
+def run_outputs(
+    session: ort.InferenceSession, index: GraphIndex, names: list[str], feed: Feed
+) -> list[Array]:
+    """Return the named outputs of one run, copied; raises ModelError where ONNX Runtime fails."""
+    try:
+        outputs: list[Array] = session.run(names, feed)
+    except QdqError:
+        raise
+    except Exception as error:
+        reason = runtime_line(error).rstrip(".")
+        raise ModelError(
+            f"{index.source.name}: ONNX Runtime cannot run it: {reason}. Fix the shapes in it."
+        ) from error
+    return outputs
 
 
 def _share_memory(value: ort.OrtValue) -> Array:
