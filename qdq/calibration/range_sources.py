@@ -13,6 +13,7 @@ from qdq.calibration.calibrator import KnownRanges, choose_ranges
 from qdq.calibration.methods import DEFAULT_METHOD, Method, parse_method
 from qdq.calibration.scales import PairScale, Scales
 from qdq.errors import DataError, ModelError, UsageError, first_line
+from qdq.files.command_files import note_input
 from qdq.quantized.model import QuantizedModel
 from qdq.quantizer import ELEMENT_TYPES, FORMATS, INT8_LEVELS
 from qdq.ranges.given_ranges import GivenRange, GivenRanges, GivenWeightRange, require_range
@@ -50,6 +51,7 @@ def read_given(path: Path) -> KnownRanges:
     """
     if path.suffix == MODEL_SUFFIX:
         return read_model_ranges(path)
+    note_input(path)
     try:
         content = path.read_bytes()
     except OSError as error:

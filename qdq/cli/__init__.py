@@ -121,6 +121,9 @@ def cli(ctx: click.Context, no_project: bool) -> None:
 
     Exit codes: 0 clean, 1 findings, 2 could not run.
     """
+    from qdq.files.command_files import command_files
+
+    ctx.with_resource(command_files())
     if ctx.invoked_subcommand not in PROJECT_COMMANDS or no_project or ctx.meta[_HELP]:
         return
     from qdq.cli.project_file import find_project

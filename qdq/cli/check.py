@@ -12,7 +12,7 @@ from qdq.checking.catalogue import PROBLEMS
 from qdq.checking.selection import Selection, parse_codes
 from qdq.cli.check_printers import PRINTERS, print_codes
 from qdq.cli.check_session import CheckSession, CheckSettings
-from qdq.cli.options import FILE, collect_options
+from qdq.cli.options import FILE, FOLDER, OUTPUT_FILE, collect_options
 from qdq.cli.plan_options import parse_targets, read_rule_sets, rules_option, target_option
 from qdq.cli.project_file import Project
 from qdq.errors import UsageError
@@ -74,11 +74,11 @@ class CheckOptions(msgspec.Struct, frozen=True):
     help="Do not report these codes or severities; comma-separated or repeated.",
 )
 @click.option(
-    "--baseline", type=FILE, metavar="FILE", help="Do not report the findings in this file."
+    "--baseline", type=FOLDER, metavar="FILE", help="Do not report the findings in this file."
 )
 @click.option(
     "--write-baseline",
-    type=FILE,
+    type=OUTPUT_FILE,
     metavar="FILE",
     help="Write the findings to a file for --baseline instead of reporting them.",
 )
@@ -139,7 +139,7 @@ def _write_baseline(path: Path, models: tuple[Path, ...], session: CheckSession)
 
     Nothing is written if a model could not be checked.
     """
-    check_output(path, models, force=is_baseline(path))
+    check_output(path, force=is_baseline(path))
     entries: set[BaselineEntry] = set()
     for checked in session.check_models(models):
         entries.update(make_entries(Path(checked.model), path, checked.findings))

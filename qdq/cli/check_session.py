@@ -21,7 +21,7 @@ from qdq.graph.source import Source
 from qdq.pipeline.fixer import fix
 from qdq.reports.changes import fixed_lines
 from qdq.reports.sarif import CheckedModel
-from qdq.rewriting.model_file import save
+from qdq.rewriting.model_file import save_in_place
 from qdq.rules.rule import RuleSet
 from qdq.target import Target
 
@@ -132,7 +132,7 @@ class CheckSession:
             return []
         changes = fixed_lines(fixed.existing)
         if changes:
-            save(fixed.model, fixed.source, model, force=True)
+            save_in_place(fixed.model, fixed.source, model)
         return changes
 
     def _list_findings(

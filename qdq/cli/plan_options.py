@@ -3,24 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import click
 import msgspec
 
 from qdq.cli.options import collect_options
 from qdq.errors import UsageError
+from qdq.files.command_files import note_input
 from qdq.graph.shape_profiles import Profile, parse_profile
 from qdq.planning.plan_request import PlanRequest
 from qdq.rules.rule import RuleSet
-from qdq.rules.rule_files import load_rules
+from qdq.rules.rule_files import RULE_SUFFIXES, load_rules
 from qdq.rules.shipped import DEFAULT_SET
 from qdq.target import Target, parse_target
+
+
+def _note_rule_files(
+    ctx: click.Context, parameter: click.Parameter, names: tuple[str, ...]
+) -> tuple[str, ...]:
+    """Record the user's rule files as inputs before the outputs are checked."""
+    for name in names:
+        path = Path(name)
+        files = [path]
+        for suffix in RULE_SUFFIXES:
+            files += path.glob(f"*{suffix}")
+        for file in files:
+            note_input(file)
+    return names
+
 
 #: Adds ``--rules``, which the command receives as `rule_sets`.
 rules_option = click.option(
     "--rules",
     "rule_sets",
     multiple=True,
+    callback=_note_rule_files,
     metavar="SET|FOLDER|FILE",
     help=f"Rule set, folder or file; repeat to overlay several.  [default: {DEFAULT_SET}]",
 )

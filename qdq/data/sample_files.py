@@ -25,6 +25,7 @@ from qdq.data.input_specs import (
     join_input_names,
 )
 from qdq.errors import DataError, first_line
+from qdq.files.command_files import note_input
 
 DATA_FORMS = (
     "Pass --data with a folder of .npz or .npy files, one .npz or .npy, inputs that Polygraphy "
@@ -223,6 +224,7 @@ def _slice_batch(spec: InputSpec, array: Array, i: int, size: int) -> Array:
 
 
 def _read_npz(path: Path) -> Sample:
+    note_input(path)
     try:
         if zipfile.is_zipfile(path):
             zipfile.ZipFile(path).close()  # unlike numpy, it closes a file that it cannot read
@@ -239,6 +241,7 @@ def _read_npz(path: Path) -> Sample:
 
 def _map_npy(path: Path) -> Array:
     """Return the array of a .npy file, memory-mapped so that a large one takes no memory."""
+    note_input(path)
     try:
         if _begins_like_npy(path):
             array: Array = np.load(path, mmap_mode="r", allow_pickle=False)
@@ -264,6 +267,7 @@ def _read_saved_inputs(path: Path) -> Iterator[Named]:
     from polygraphy.json import from_json
     from polygraphy.logger import G_LOGGER
 
+    note_input(path)
     try:
         # Errors that Polygraphy logs as critical are also raised.
         with G_LOGGER.verbosity(G_LOGGER.CRITICAL + 1):
@@ -315,6 +319,7 @@ def _split_script_name(name: str) -> tuple[Path, str]:
 
 def _run_script(path: Path) -> dict[str, Any]:
     """Run a script that may import its neighbours, and return its namespace."""
+    note_input(path)
     module = ModuleType(f"qdq_data_{path.stem}")
     module.__file__ = str(path)
     sys.modules[module.__name__] = module

@@ -232,7 +232,9 @@ def test_model_and_report_cannot_be_one_file(tmp_path: Path) -> None:
         f"{tmp_path}/../{tmp_path.name}/out.md",
     )
 
-    assert "out.md: the output is the input" in message
+    assert (
+        "out.md: -o and --report are the same file. Pass another file for one of them." in message
+    )
 
 
 @pytest.mark.parametrize("name", ["report.html", "report", "report.JSON", ".md"])
