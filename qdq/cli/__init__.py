@@ -14,6 +14,7 @@ import click
 
 from qdq import __version__
 from qdq.errors import QdqError
+from qdq.interruption import end_on_signals
 
 if TYPE_CHECKING:
     from qdq.cli.project_file import Project
@@ -175,6 +176,7 @@ def _format_click_error(error: click.ClickException) -> str:
 
 def run() -> None:
     """Run the command line and end the process, without freeing the memory of models first."""
+    end_on_signals()
     code = main()
     # A reader may have gone away, and `main` may have closed a stream.
     with contextlib.suppress(OSError, ValueError):

@@ -22,6 +22,8 @@ from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
+from qdq.interruption import clean_before_end
+
 #: Bytes of a file's name that the names of its temporary files keep.
 _PREFIX_BYTES = 128
 
@@ -93,6 +95,9 @@ def remove_live() -> None:
                 shutil.rmtree(path, ignore_errors=True)
             else:
                 path.unlink(missing_ok=True)
+
+
+clean_before_end(remove_live)
 
 
 def _remove_stale_folders(parent: Path) -> None:
