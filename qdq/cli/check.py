@@ -12,7 +12,7 @@ from qdq.checking.catalogue import PROBLEMS
 from qdq.checking.selection import Selection, parse_codes
 from qdq.cli.check_printers import PRINTERS, print_codes
 from qdq.cli.check_session import CheckSession, CheckSettings
-from qdq.cli.options import FILE, FOLDER, OUTPUT_FILE, collect_options
+from qdq.cli.options import FILE, OUTPUT_FILE, PATH, collect_options
 from qdq.cli.plan_options import parse_targets, read_rule_sets, rules_option, target_option
 from qdq.cli.project_file import Project
 from qdq.errors import UsageError
@@ -74,7 +74,7 @@ class CheckOptions(msgspec.Struct, frozen=True):
     help="Do not report these codes or severities; comma-separated or repeated.",
 )
 @click.option(
-    "--baseline", type=FOLDER, metavar="FILE", help="Do not report the findings in this file."
+    "--baseline", type=PATH, metavar="FILE", help="Do not report the findings in this file."
 )
 @click.option(
     "--write-baseline",

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from qdq.cli.options import FOLDER
+from qdq.cli.options import PATH
 from qdq.errors import UsageError
 from qdq.files.output import check_output, write_atomic, written_together
 from qdq.rules.json_schema import SCHEMA_FILE, SCHEMA_LINE, rule_schema
@@ -66,7 +66,7 @@ other-operators:
 @click.option(
     "--rules",
     "folder",
-    type=FOLDER,
+    type=PATH,
     default=Path("rules"),
     show_default=True,
     metavar="FOLDER",

@@ -45,7 +45,7 @@ FILE = _InputType(path_type=Path)
 OUTPUT_FILE = _OutputType(path_type=Path)
 
 #: A folder, or a path that the command may not read. Its files are recorded where they are opened.
-FOLDER = click.Path(path_type=Path)
+PATH = click.Path(path_type=Path)
 
 
 def combine_options(*options: OptionDecorator) -> Callable[[Command], Command]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 import msgspec
 
-from qdq.cli.options import FOLDER, OUTPUT_FILE, collect_options, force_option, format_option
+from qdq.cli.options import OUTPUT_FILE, PATH, collect_options, force_option, format_option
 from qdq.cli.plan_options import parse_targets
 from qdq.cli.progress import progress
 from qdq.engines.kernel_probe import OPERATORS, probe, table_yaml
@@ -91,7 +91,7 @@ class ProbeOptions(msgspec.Struct, frozen=True):
 )
 @click.option(
     "--output-folder",
-    type=FOLDER,
+    type=PATH,
     metavar="FOLDER",
     help="Folder for the tables, each named after its target, such as rtx-sm86.yaml.",
 )

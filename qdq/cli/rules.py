@@ -9,7 +9,7 @@ import click
 
 from qdq.cli.json_records import JSON_RECORDS
 from qdq.cli.messages import print_record
-from qdq.cli.options import FOLDER, force_option, format_option
+from qdq.cli.options import PATH, force_option, format_option
 from qdq.cli.plan_options import read_rule_sets, rules_option
 from qdq.cli.rule_details import RuleDetails
 from qdq.errors import UsageError, did_you_mean
@@ -119,7 +119,7 @@ def _schema() -> None:
 @click.option(
     "-o",
     "--output",
-    type=FOLDER,
+    type=PATH,
     required=True,
     metavar="FOLDER",
     help="Folder for rules.md, facts.md, findings.md and json.md.",

@@ -17,6 +17,7 @@ from pathlib import Path
 from qdq.errors import UsageError
 from qdq.files.command_files import begin_output, note_output
 from qdq.files.temporary import remove_stale_files, temporary_file
+from qdq.interruption import DelayedEnd
 
 #: Permissions of a new file before the umask applies.
 _FILE_MODE = 0o666
@@ -149,10 +150,11 @@ class _OutputGroup(ExitStack):
         self.outputs: list[tuple[Path, Path, Path]] = []
 
     def place(self) -> None:
-        """Replace the outputs."""
-        for path, temporary, target in self.outputs:
-            with _system_errors(path):
-                temporary.replace(target)
+        """Replace the outputs, all before a signal ends the process."""
+        with DelayedEnd():
+            for path, temporary, target in self.outputs:
+                with _system_errors(path):
+                    temporary.replace(target)
 
 
 _current_group: ContextVar[_OutputGroup | None] = ContextVar("output_group", default=None)

@@ -81,6 +81,8 @@ def plan_external_copies(source: Source, path: Path, force: bool = False) -> dic
                 f"{copy}: the file exists, and the model's external data goes there."
                 " Pass --force to replace it, or choose another folder."
             )
+        if exists:
+            check_place(copy, force)
         role = f"the external data {name}"
         files.add_output(copy, role)
         note_output(copy, role)

@@ -47,6 +47,9 @@ WRITING = {
     "apply": ["apply", "MODEL", "PLAN", "SCALES", "-o"],
     "strip": ["strip", "MODEL", "-o"],
     "report": ["quantize", "MODEL", "--data", "DATA", "-o", "OUT", "--report"],
+    "saved ranges": ["calibrate", "MODEL", "PLAN", "--data", "DATA", "-o", "OUT", "--save-ranges"],
+    "shard": ["calibrate", "MODEL", "PLAN", "--data", "DATA", "--shard", "1/2", "-o"],
+    "exported ranges": ["ranges", "export", "SCALES", "--format", "yaml", "-o"],
     "validate": ["validate", "MODEL", "MODEL", "--data", "DATA", "--report"],
 }
 
