@@ -1,14 +1,16 @@
-"""Entry point of `qdq` and of `python -m qdq`."""
+"""Entry point of the command `qdq` and of `python -m qdq`."""
 
 from __future__ import annotations
 
-import signal
+from qdq.interruption import end_on_signals
 
 
 def run() -> None:
-    """Run the command line; until that is imported, Ctrl-C ends the process without a traceback."""
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    """Run the command line and end the process.
+
+    The signals come first: Ctrl-C is most likely while the libraries are loaded.
+    """
+    end_on_signals()
     from qdq.cli import run as run_command
 
     run_command()

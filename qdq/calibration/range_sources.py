@@ -14,6 +14,7 @@ from qdq.calibration.calibrator import KnownRanges, choose_ranges
 from qdq.calibration.methods import DEFAULT_METHOD, Method, parse_method
 from qdq.calibration.scales import PairScale, Scales
 from qdq.errors import DataError, ModelError, UsageError, first_line
+from qdq.files.command_files import note_input
 from qdq.printable import encodable_name
 from qdq.quantized.model import QuantizedModel
 from qdq.quantizer import ELEMENT_TYPES, FORMATS, INT8_LEVELS
@@ -54,6 +55,7 @@ def read_given(path: str | Path) -> KnownRanges:
     path = to_path(path, "path")
     if path.suffix == MODEL_SUFFIX:
         return read_model_ranges(path)
+    note_input(path)
     try:
         content = path.read_bytes()
     except OSError as error:

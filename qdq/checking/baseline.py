@@ -10,6 +10,7 @@ import msgspec
 from qdq.checking.finding import Finding
 from qdq.checking.selection import relative_posix_path
 from qdq.errors import UsageError
+from qdq.files.command_files import note_input
 from qdq.printable import encodable_name, escape_json
 
 BASELINE_VERSION = 1
@@ -36,6 +37,11 @@ def read_baseline(path: Path) -> frozenset[BaselineEntry]:
 
     Raises UsageError for a file that `encode_baseline` did not write.
     """
+    note_input(path)
+    return _read_baseline(path)
+
+
+def _read_baseline(path: Path) -> frozenset[BaselineEntry]:
     try:
         content = msgspec.json.decode(path.read_bytes(), type=_Baseline)
     except FileNotFoundError as error:
@@ -81,7 +87,7 @@ def make_entries(
 def is_baseline(path: Path) -> bool:
     """Whether a file is a baseline, which may be replaced."""
     try:
-        read_baseline(path)
+        _read_baseline(path)
     except UsageError:
         return False
     return True

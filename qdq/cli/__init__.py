@@ -14,6 +14,7 @@ import click
 from qdq import __version__
 from qdq.cli.failures import print_failure, report_failure
 from qdq.cli.process import open_streams, run_supervised
+from qdq.interruption import end_on_signals
 
 if TYPE_CHECKING:
     from qdq.cli.project_file import Project
@@ -123,6 +124,9 @@ def cli(ctx: click.Context, no_project: bool, debug: bool) -> None:
 
     Exit codes: 0 clean, 1 findings, 2 could not run, 3 an error that qdq does not foresee.
     """
+    from qdq.files.command_files import command_files
+
+    ctx.with_resource(command_files())
     if ctx.invoked_subcommand not in PROJECT_COMMANDS or no_project or ctx.meta[_HELP]:
         return
     from qdq.cli.project_file import find_project
@@ -148,6 +152,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run() -> None:
     """Run the command line and end the process."""
+    end_on_signals()
     is_open = sys.stdout is not None
     open_streams()
     if is_open:

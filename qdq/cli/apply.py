@@ -31,7 +31,7 @@ def command(model: Path, plan: Path, scales: Path, output: Path, force: bool) ->
     Example:
       qdq apply resnet50.onnx resnet50.plan.yaml resnet50.scales.json -o resnet50.int8.onnx
     """
-    check_output(output, (model, plan, scales), force)
+    check_output(output, force)
     plan_file = read_plan_file(plan)
     plan_scales = read_scales(scales)
     source = source_at_plan_opset(load(model), plan_file.plan)

@@ -13,8 +13,13 @@ from qdq.checking.selection import Selection, parse_codes
 from qdq.cli.check_printers import PRINTERS, print_codes
 from qdq.cli.check_session import CheckSession, CheckSettings
 from qdq.cli.messages import print_line
-from qdq.cli.options import FILE, collect_options
-from qdq.cli.plan_options import make_rules_option, parse_targets, read_rule_sets, target_option
+from qdq.cli.options import FILE, OUTPUT_FILE, PATH, collect_options
+from qdq.cli.plan_options import (
+    make_rules_option,
+    parse_targets,
+    read_rule_sets,
+    target_option,
+)
 from qdq.cli.project_file import Project
 from qdq.errors import UsageError
 from qdq.files.output import check_output, write_atomic
@@ -76,11 +81,11 @@ class CheckOptions(msgspec.Struct, frozen=True):
     help="Do not report these codes or severities; comma-separated or repeated.",
 )
 @click.option(
-    "--baseline", type=FILE, metavar="FILE", help="Do not report the findings in this file."
+    "--baseline", type=PATH, metavar="FILE", help="Do not report the findings in this file."
 )
 @click.option(
     "--write-baseline",
-    type=FILE,
+    type=OUTPUT_FILE,
     metavar="FILE",
     help="Write the findings to a file for --baseline instead of reporting them.",
 )
@@ -141,7 +146,7 @@ def _write_baseline(path: Path, models: tuple[Path, ...], session: CheckSession)
 
     Nothing is written if a model could not be checked.
     """
-    check_output(path, models, force=is_baseline(path))
+    check_output(path, force=is_baseline(path))
     entries: set[BaselineEntry] = set()
     for checked in session.check_models(models):
         entries.update(make_entries(Path(checked.model), path, checked.findings))

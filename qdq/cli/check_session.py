@@ -22,7 +22,7 @@ from qdq.pipeline.fixer import fix
 from qdq.printable import encodable_name
 from qdq.reports.changes import fixed_lines
 from qdq.reports.sarif import CheckedModel
-from qdq.rewriting.model_file import save
+from qdq.rewriting.model_file import save_in_place
 from qdq.rules.rule import RuleSet
 from qdq.target import Target
 
@@ -135,7 +135,7 @@ class CheckSession:
         if any(finding.code == "opset" for finding in findings):
             changes += fixed.source.notes
         if changes:
-            save(fixed.model, fixed.source, model, force=True)
+            save_in_place(fixed.model, fixed.source, model)
         return changes
 
     def _list_findings(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
@@ -10,14 +11,29 @@ import msgspec
 
 from qdq.cli.options import collect_options
 from qdq.errors import UsageError
+from qdq.files.command_files import note_input
 from qdq.graph.shape_profiles import Profile, parse_profile
 from qdq.planning.plan_request import PlanRequest, to_globs
 from qdq.rules.rule import RuleSet
-from qdq.rules.rule_files import load_rules
+from qdq.rules.rule_files import RULE_SUFFIXES, load_rules
 from qdq.rules.shipped import DEFAULT_SET
 from qdq.target import Target, parse_target
 
 _Command = TypeVar("_Command", bound="Callable[..., Any] | click.Command")
+
+
+def _note_rule_files(
+    ctx: click.Context, parameter: click.Parameter, names: tuple[str, ...]
+) -> tuple[str, ...]:
+    """Record the user's rule files as inputs before the outputs are checked."""
+    for name in names:
+        path = Path(name)
+        files = [path]
+        for suffix in RULE_SUFFIXES:
+            files += path.glob(f"*{suffix}")
+        for file in files:
+            note_input(file)
+    return names
 
 
 def make_rules_option(default: str) -> Callable[[_Command], _Command]:
@@ -29,6 +45,7 @@ def make_rules_option(default: str) -> Callable[[_Command], _Command]:
         "--rules",
         "rule_sets",
         multiple=True,
+        callback=_note_rule_files,
         metavar="SET|FOLDER|FILE",
         help=f"Rule set, folder or file; repeat to overlay several.  [default: {default}]",
     )

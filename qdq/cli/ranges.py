@@ -49,7 +49,7 @@ def _merge(parts: tuple[Path, ...], output: Path, force: bool) -> None:
       qdq ranges merge part1.ranges part2.ranges -o all.ranges
       qdq calibrate resnet50.onnx resnet50.plan.yaml --ranges all.ranges -o resnet50.scales.json
     """
-    check_output(output, parts, force)
+    check_output(output, force)
     ranges = [read_ranges(part) for part in parts]
     try:
         merged = merge(ranges)
@@ -98,7 +98,7 @@ def _export(
       qdq ranges export all.ranges --format tensorrt-cache --method entropy -o model.cache
       qdq ranges export model.int8.onnx --format yaml -o model.ranges.yaml
     """
-    check_output(output, (source,), force)
+    check_output(output, force)
     if version and layout != CACHE:
         raise UsageError(
             "--tensorrt-version is for the first line of a cache. Pass --format tensorrt-cache."

@@ -20,6 +20,7 @@ from qdq.data.preprocessing import (
     read_preprocess,
 )
 from qdq.errors import DataError, did_you_mean, first_line
+from qdq.files.command_files import note_input
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -210,6 +211,7 @@ def _open(path: Path, channels: str) -> Image.Image:
     """Return a picture in RGB or grey."""
     from PIL import Image
 
+    note_input(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # standard error is for one line

@@ -25,6 +25,7 @@ from qdq.data.input_specs import (
     join_input_names,
 )
 from qdq.errors import DataError, first_line
+from qdq.files.command_files import note_input
 from qdq.memory import format_gigabytes, total_memory
 
 DATA_FORMS = (
@@ -235,6 +236,7 @@ def _slice_batch(spec: InputSpec, array: Array, i: int, size: int) -> Array:
 
 
 def _read_npz(path: Path) -> Sample:
+    note_input(path)
     try:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:  # unlike numpy, it closes what it cannot read
@@ -262,6 +264,7 @@ def _require_memory(path: Path, archive: zipfile.ZipFile) -> None:
 
 def _map_npy(path: Path) -> Array:
     """Return the array of a .npy file, memory-mapped so that a large one takes no memory."""
+    note_input(path)
     try:
         if _begins_like_npy(path):
             array: Array = np.load(path, mmap_mode="r", allow_pickle=False)
@@ -287,6 +290,7 @@ def _read_saved_inputs(path: Path) -> Iterator[Named]:
     from polygraphy.json import from_json
     from polygraphy.logger import G_LOGGER
 
+    note_input(path)
     try:
         # Errors that Polygraphy logs as critical are also raised.
         with G_LOGGER.verbosity(G_LOGGER.CRITICAL + 1):
@@ -338,6 +342,7 @@ def _split_script_name(name: str) -> tuple[Path, str]:
 
 def _run_script(path: Path) -> dict[str, Any]:
     """Run a script that may import its neighbours, and return its namespace."""
+    note_input(path)
     module = ModuleType(f"qdq_data_{path.stem}")
     module.__file__ = str(path)
     sys.modules[module.__name__] = module

@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from qdq.errors import RuleError, did_you_mean
+from qdq.files.command_files import note_input
 
 #: libyaml's parser where PyYAML was built with it: plans of large models have many lines.
 _FAST_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -94,6 +95,7 @@ def read_documents(path: Path) -> list[tuple[int, Any]]:
 
     Mappings are `LocatedMapping`. Raises RuleError with file and line.
     """
+    note_input(path)
     try:
         return _construct_documents(_read_characters(path))
     except RuleError as error:

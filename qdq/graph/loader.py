@@ -14,6 +14,7 @@ from onnx import ModelProto
 
 from qdq.arguments import to_path
 from qdq.errors import ModelError, first_line
+from qdq.files.command_files import note_input
 from qdq.graph.function_inliner import inline_functions
 from qdq.graph.model_checks import check_external_data, check_nodes, check_weights
 from qdq.graph.opset import default_opset, raise_opset
@@ -80,6 +81,7 @@ def read_file(path: Path) -> bytes:
 
     Raises ModelError where there is no such file or it is a Git LFS pointer.
     """
+    note_input(path)
     try:
         content = path.read_bytes()
     except FileNotFoundError as error:
@@ -150,6 +152,7 @@ def _from_graphsurgeon(graph: gs.Graph) -> ModelProto:
 
 
 def _hash_file(digest: hashlib._Hash, path: Path) -> None:
+    note_input(path)
     try:
         with path.open("rb") as file:
             while chunk := file.read(_CHUNK):

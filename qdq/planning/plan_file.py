@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from qdq.errors import PlanError, QdqError, RuleError, first_line
+from qdq.files.command_files import note_input
 from qdq.files.strict_yaml import LocatedMapping, parse_text_yaml
 from qdq.graph.index import Edge, GraphIndex, Node
 from qdq.planning.decisions import (
@@ -253,6 +254,7 @@ def _require_layout(content: Any) -> None:
 
 def read_plan_bytes(path: Path) -> bytes:
     """Return the bytes of a plan or scales file; raises PlanError where it cannot be read."""
+    note_input(path)
     try:
         return path.read_bytes()
     except OSError as error:
