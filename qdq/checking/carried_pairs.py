@@ -108,8 +108,8 @@ class CarriedPairs:
             visited.add(tensor)
             if _leaves_graph(scope, tensor):
                 return ()
-            for edge in scope.edges_from(tensor):
-                reader = scope.node(edge)
+            for reader, slot in scope.live_readers(tensor):
+                edge = scope.edge(reader, slot)
                 if edge in self.pairs:
                     downstream.append(self.pairs[edge])
                 elif edge in self.replaced or reader.op == "Shape":
@@ -132,5 +132,5 @@ def _leaves_graph(scope: GraphIndex, tensor: str) -> bool:
     """Whether a tensor is a graph output or is read by a body."""
     if tensor in scope.outputs:
         return True
-    readers = scope.consumers.get(tensor, ())
+    readers = scope.live_readers(tensor)
     return any(slot < 0 for _, slot in readers)

@@ -48,15 +48,16 @@ def load(model: ModelLike) -> Source:
     return Source(None, normalized, digest, notes, given_opset=default_opset(proto))
 
 
-def raise_source_opset(source: Source, opset: int) -> Source:
+def raise_source_opset(source: Source, opset: int, kind: str = "") -> Source:
     """Return a Source whose model has at least this opset: the same one where it has already.
 
+    `kind` is the type of Q/DQ that needs it, as ``FP8``.
     Raises ModelError where the model cannot be converted.
     """
     if default_opset(source.model) >= opset:
         return source
     try:
-        model, notes = raise_opset(source.model, opset)
+        model, notes = raise_opset(source.model, opset, kind)
     except ModelError as error:
         raise ModelError(f"{source.path or source.name}: {error}") from error
     return msgspec.structs.replace(source, model=model, notes=(*source.notes, *notes))

@@ -44,7 +44,8 @@ _PRODUCT_EQUATION = re.compile(r"([A-Za-z]+),([A-Za-z]+)->([A-Za-z]*)")
 def operands(index: GraphIndex, node: Node) -> tuple[Edge, ...]:
     """Return the two edges that a weighted node multiplies.
 
-    The result is empty for other nodes, integer matrix products and sparse weights.
+    The result is empty for other nodes, integer matrix products, sparse weights, and nodes that no
+    output of the model depends on.
     """
     if node.op not in WEIGHTED or len(node.inputs) < _OPERAND_COUNT:
         return ()
@@ -56,7 +57,7 @@ def operands(index: GraphIndex, node: Node) -> tuple[Edge, ...]:
             return ()
         if not _can_multiply(node, index.shape(tensor)):
             return ()
-    if all(index.is_constant(tensor) for tensor in tensors):
+    if all(index.is_constant(tensor) for tensor in tensors) or not index.is_live(node):
         return ()
     return tuple(index.edge(node, slot) for slot in _OPERAND_SLOTS)
 

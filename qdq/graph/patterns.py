@@ -239,7 +239,7 @@ def attention_masks(index: GraphIndex) -> frozenset[str]:
         if not _keeps_scores(index, producer):
             continue
         for tensor in producer.inputs:
-            readers = index.consumers.get(tensor, ())
+            readers = index.live_readers(tensor)
             if len(readers) == 1:
                 pending.append(tensor)
     return frozenset(masks)

@@ -51,6 +51,7 @@ from qdq.pipeline.unfilled_tensors import (
     make_filled_request,
 )
 from qdq.planning.decisions import Placement, Plan
+from qdq.planning.graph_reasons import describe_other_layers
 from qdq.planning.plan_request import PlanRequest, to_globs
 from qdq.planning.planner import find_quantized_nodes, plan_source
 from qdq.quantized.model import QuantizedModel
@@ -260,7 +261,7 @@ def _make_plan(request: QuantizeRequest, prepared: _Prepared) -> _Planned:
     if request.build_options is not None:
         planned = _search_buildable(prepared, plan_request, planned, request.build_options)
     plan = _keep_pairs(request, prepared, planned.plan)
-    _require_placements(prepared, plan)
+    _require_placements(prepared, planned.index, plan)
     return msgspec.structs.replace(planned, plan=plan)
 
 
@@ -288,11 +289,17 @@ def _search_buildable(
     return _Planned(index, plan, build, build_search)
 
 
-def _require_placements(prepared: _Prepared, plan: Plan) -> None:
+def _require_placements(prepared: _Prepared, index: GraphIndex, plan: Plan) -> None:
     """Raise ModelError for an empty plan."""
     if plan.placements:
         return
     source = prepared.source
+    other_layers = describe_other_layers(index)
+    if other_layers:
+        raise ModelError(
+            f"{source.path or source.name}: there is nothing to quantize: {other_layers}. "
+            "Export the model in float32 or float16."
+        )
     rule_sets = ", ".join(plan.rule_sets)
     targets = ", ".join(map(str, plan.targets))
     fix = "Run 'qdq explain' for the reason."

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 
 import msgspec
+from onnx import TensorProto
 
 from qdq.arguments import require_type
 from qdq.errors import ModelError, RuleError
@@ -13,6 +14,7 @@ from qdq.graph.index import Edge, GraphIndex, Node
 from qdq.graph.loader import load, raise_source_opset
 from qdq.graph.operands import channel_axis, operands
 from qdq.graph.operators import PLANNED_BODIES
+from qdq.graph.opset import FLOAT16_OPSET, default_opset, holds_float16
 from qdq.graph.quantized_operators import is_quantized
 from qdq.graph.shape_profiles import (
     ProfilesLike,
@@ -31,6 +33,11 @@ from qdq.planning.decisions import (
     Placement,
     Plan,
     ScaleGroup,
+)
+from qdq.planning.graph_reasons import (
+    describe_other_types,
+    find_graph_reason,
+    find_hidden_operands,
 )
 from qdq.planning.pair_dependencies import unmet_needs
 from qdq.planning.plan_request import PlanRequest, to_globs
@@ -78,17 +85,35 @@ def plan_source(source: Source, request: PlanRequest) -> tuple[GraphIndex, Plan]
     """Return the plan for a model, and the index of the model at the opset that the plan needs."""
     index = GraphIndex(source)
     plan = plan_index(index, request)
-    raised_source = source_at_plan_opset(source, plan)
+    raised_source = source_at_plan_opset(source, plan, index)
     if raised_source is source:
         return index, plan
     raised_index = GraphIndex(raised_source)
     return raised_index, plan_index(raised_index, request)
 
 
-def source_at_plan_opset(source: Source, plan: Plan) -> Source:
-    """Return a model at the opset that a plan's types need: FP8 needs a later one than INT8."""
-    opsets = (placement.quantizer.element.opset for placement in plan.placements)
-    return raise_source_opset(source, max(opsets, default=0))
+def source_at_plan_opset(source: Source, plan: Plan, index: GraphIndex | None = None) -> Source:
+    """Return a model at the opset that a plan's pairs need, by their element and float types.
+
+    `index` is the model's, where there is one already.
+    """
+    element_opset = max((p.quantizer.element.opset for p in plan.placements), default=0)
+    raised = raise_source_opset(source, element_opset, "FP8")
+    is_old = default_opset(raised.model) < FLOAT16_OPSET
+    if is_old and holds_float16(source.model) and _has_float16_pair(index or source, plan):
+        raised = raise_source_opset(raised, FLOAT16_OPSET, "FP16")
+    return raised
+
+
+def _has_float16_pair(model: GraphIndex | Source, plan: Plan) -> bool:
+    """Whether a pair of a plan is on a float16 tensor."""
+    index = GraphIndex(model) if isinstance(model, Source) else model
+    scopes = index.scopes
+    for placement in plan.placements:
+        scope = scopes.get(placement.edge.graph, index)
+        if scope.elem_type(placement.edge.tensor) == TensorProto.FLOAT16:
+            return True
+    return False
 
 
 def plan_index(index: GraphIndex, request: PlanRequest) -> Plan:
@@ -119,6 +144,7 @@ def plan_index(index: GraphIndex, request: PlanRequest) -> Plan:
         notes=(
             *index.source.notes,
             *describe_borrowed_tables(request.targets),
+            *describe_other_types(index, left_float),
             *_describe_other_shapes(index, request, placements),
         ),
         targets=request.targets,
@@ -191,16 +217,22 @@ def _plan_graph(scene: Scene, rules: RuleSet) -> _GraphPlan:
     placed: dict[Edge, Placement] = {}
     left_float: dict[Edge, LeftFloat] = {}
     for verdict in verdicts:
-        if verdict.then == "quantize":
-            placed[verdict.edge] = _make_placement(index, verdict)
-        else:
+        if verdict.then != "quantize":
             rule = verdict.rules[0]
             left_float[verdict.edge] = LeftFloat(verdict.edge, rule.name, rule.says)
+            continue
+        reason = find_graph_reason(index, verdict.edge)
+        if reason is None:
+            placed[verdict.edge] = _make_placement(index, verdict)
+        else:
+            left_float[verdict.edge] = reason
+    for reason in find_hidden_operands(index):
+        left_float.setdefault(reason.edge, reason)
     for edge, missing in unmet_needs(index, placed):
         label = placed.pop(edge).quantizer.element.label
         outcome = _describe_decision(missing, placed, left_float)
-        reason = f"A pair here requires one in {label} on {missing}, which {outcome}."
-        left_float[edge] = LeftFloat(edge, INCOMPLETE, reason)
+        need = f"A pair here requires one in {label} on {missing}, which {outcome}."
+        left_float[edge] = LeftFloat(edge, INCOMPLETE, need)
     quantized: set[str] = set()
     for placement in placed.values():
         if placement.quantizer.calibrated:

@@ -62,7 +62,7 @@ def convert_to_qdq(source: Source) -> tuple[Source, tuple[ConvertedNode, ...]]:
         return source, ()
     model = _build_model(writer, nodes)
     converted = msgspec.structs.replace(source, model=model, stamp=None)
-    return raise_source_opset(converted, _required_opset(graph)), tuple(writer.converted)
+    return raise_source_opset(converted, _required_opset(graph), "FP8"), tuple(writer.converted)
 
 
 def _build_model(writer: ModelWriter, nodes: list[NodeProto]) -> ModelProto:

@@ -13,6 +13,7 @@ from qdq.errors import ModelError
 from qdq.graph.bodies import node_bodies, node_labels, qualified_name, read_tensor_values
 from qdq.graph.index import Edge, GraphIndex
 from qdq.graph.loader import load
+from qdq.graph.opset import FLOAT16_OPSET
 from qdq.graph.pairs import PAIR_OPERATORS, QdqPair, find_pairs, stored_tensors
 from qdq.graph.source import ModelLike, Source
 from qdq.quantized.converter import convert_to_qdq
@@ -55,6 +56,9 @@ class QuantizedModel:
             element = ELEMENT_TYPES.get(quantized_edge.dtype)
             if element is not None:
                 opset = max(opset, element.opset)
+            scales = quantized_edge.scales
+            if scales is not None and scales.dtype == np.float16:
+                opset = max(opset, FLOAT16_OPSET)
         return opset
 
     def labelled(self) -> ModelProto:

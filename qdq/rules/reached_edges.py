@@ -45,17 +45,16 @@ def find_reached_edges(index: GraphIndex, start: str, through: tuple[str, ...]) 
 
 
 def _value_readers(index: GraphIndex, tensor: str) -> list[Edge]:
-    """Return the edges that read a tensor's values; a Shape reads only its shape."""
+    """Return the live edges that read a tensor's values; a Shape reads only its shape."""
     readers: list[Edge] = []
-    for edge in index.edges_from(tensor):
-        node = index.node(edge)
-        if node.op != "Shape":
-            readers.append(edge)
+    for node, slot in index.live_readers(tensor):
+        if slot >= 0 and node.op != "Shape":
+            readers.append(index.edge(node, slot))
     return readers
 
 
 def _is_read_in_body(index: GraphIndex, tensor: str) -> bool:
-    readers = index.consumers.get(tensor, ())
+    readers = index.live_readers(tensor)
     return any(slot < 0 for _, slot in readers)
 
 

@@ -1,0 +1,93 @@
+"""Edges that stay in float because of the graph, whatever the rules request."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+
+from onnx import TensorProto
+
+from qdq.graph.constant_chains import explain_unknown_value
+from qdq.graph.index import Edge, GraphIndex, Node
+from qdq.graph.operands import operands
+from qdq.graph.operators import WEIGHTED
+from qdq.planning.decisions import CONSTANT, TYPE, UNKNOWN, UNUSED, LeftFloat
+
+#: Float types whose tensors get no pair, by their name.
+_OTHER_FLOATS: dict[int, str] = {TensorProto.BFLOAT16: "bfloat16", TensorProto.DOUBLE: "float64"}
+
+_OPERANDS = 2
+
+
+def find_graph_reason(index: GraphIndex, edge: Edge) -> LeftFloat | None:
+    """Return why an edge stays in float whatever the rules request, None where rules decide."""
+    node = index.node(edge)
+    if not index.is_live(node):
+        return LeftFloat(edge, UNUSED, "No output of the model depends on the node.")
+    if all(index.is_constant(name) for name in node.outputs if name):
+        return LeftFloat(
+            edge,
+            CONSTANT,
+            "The node computes a constant. The pair belongs right before the layer that reads it.",
+        )
+    float_type = _OTHER_FLOATS.get(index.elem_type(edge.tensor))
+    if float_type is not None:
+        reason = f"The tensor is {float_type}. Pairs are placed on float32 and float16 tensors."
+        return LeftFloat(edge, TYPE, reason)
+    if edge in operands(index, node):
+        reason = explain_unknown_value(index, edge.tensor)
+        if reason:
+            return LeftFloat(edge, UNKNOWN, reason)
+    return None
+
+
+def find_hidden_operands(index: GraphIndex) -> Iterator[LeftFloat]:
+    """Yield the edges of weighted operators that count as no operands because of the graph."""
+    for node in index.nodes:
+        if node.op not in WEIGHTED or operands(index, node):
+            continue
+        for slot, tensor in enumerate(node.inputs[:_OPERANDS]):
+            reason = find_graph_reason(index, index.edge(node, slot)) if tensor else None
+            if reason is not None:
+                yield reason
+
+
+def describe_other_types(index: GraphIndex, left_float: Iterable[LeftFloat]) -> Iterator[str]:
+    """Yield a sentence for each float type that keeps edges in float."""
+    counts: Counter[str] = Counter()
+    for item in left_float:
+        if item.because == TYPE:
+            elem_type = index.scope(item.edge).elem_type(item.edge.tensor)
+            counts[_OTHER_FLOATS[elem_type]] += 1
+    for float_type, count in sorted(counts.items()):
+        edges = "edge stays" if count == 1 else "edges stay"
+        tensors = "its tensor is" if count == 1 else "their tensors are"
+        yield f"{count} {edges} in float because {tensors} {float_type}."
+
+
+def describe_other_layers(index: GraphIndex) -> str:
+    """Return how many weighted layers have other float types, "" where others remain or none is."""
+    counts: Counter[str] = Counter()
+    for scope in index.scopes.values():
+        for node in scope.nodes:
+            if operands(scope, node):
+                return ""
+            float_type = _find_other_type(scope, node)
+            if float_type:
+                counts[float_type] += 1
+    layers = sum(counts.values())
+    types = " and ".join(sorted(counts))
+    if not layers:
+        return ""
+    subject = "layer is" if layers == 1 else f"{layers} layers are"
+    return f"its {subject} {types}"
+
+
+def _find_other_type(index: GraphIndex, node: Node) -> str:
+    if node.op not in WEIGHTED or not index.is_live(node):
+        return ""
+    for tensor in node.inputs[:_OPERANDS]:
+        float_type = _OTHER_FLOATS.get(index.elem_type(tensor))
+        if float_type is not None:
+            return float_type
+    return ""
