@@ -34,11 +34,19 @@ def find_graph_reason(index: GraphIndex, edge: Edge) -> LeftFloat | None:
     if float_type is not None:
         reason = f"The tensor is {float_type}. Pairs are placed on float32 and float16 tensors."
         return LeftFloat(edge, TYPE, reason)
-    if edge in operands(index, node):
-        reason = explain_unknown_value(index, edge.tensor)
-        if reason:
-            return LeftFloat(edge, UNKNOWN, reason)
+    unknown = _explain_unknown(index, edge, node)
+    if unknown:
+        return LeftFloat(edge, UNKNOWN, unknown)
     return None
+
+
+def _explain_unknown(index: GraphIndex, edge: Edge, node: Node) -> str:
+    """Return why the value of an operand, or of a node that only builds one, is unknown."""
+    tensors = list(filter(None, node.outputs))
+    if edge in operands(index, node):
+        tensors.insert(0, edge.tensor)
+    reasons = (explain_unknown_value(index, tensor) for tensor in tensors)
+    return next(filter(None, reasons), "")
 
 
 def find_hidden_operands(index: GraphIndex) -> Iterator[LeftFloat]:
