@@ -91,8 +91,8 @@ def _end(number: int, frame: FrameType | None) -> None:
         for other in _list_signals():
             signal.signal(other, signal.SIG_IGN)
         os.write(2, _describe_end(number).encode())
-    except OSError:
-        pass  # nobody reads standard error
+    except (OSError, ValueError):
+        pass  # nobody reads standard error, or this is another thread
     try:
         for cleanup in _cleanups:
             cleanup()

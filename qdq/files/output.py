@@ -16,7 +16,7 @@ from pathlib import Path
 
 from qdq.errors import UsageError
 from qdq.files.command_files import begin_output, note_output
-from qdq.files.temporary import remove_stale_files, temporary_file
+from qdq.files.temporary import fill_file, remove_stale_files, temporary_file
 from qdq.interruption import DelayedEnd
 
 #: Permissions of a new file before the umask applies.
@@ -111,7 +111,7 @@ def write_atomic(path: Path, content: bytes) -> None:
     Raises UsageError where the system refuses.
     """
     with atomic_file(path) as temporary:
-        temporary.write_bytes(content)
+        fill_file(temporary, content)
 
 
 def copy_atomic(source: Path, path: Path) -> None:

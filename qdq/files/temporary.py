@@ -60,6 +60,15 @@ def temporary_file(path: Path) -> Iterator[Path]:
         _live.discard(temporary)
 
 
+def fill_file(temporary: Path, content: bytes) -> None:
+    """Write the content of a temporary file that exists.
+
+    A thread that begins to write while a signal ends the process does not create it again.
+    """
+    with temporary.open("r+b") as file:
+        file.write(content)
+
+
 @contextmanager
 def work_folder() -> Iterator[Path]:
     """Yield a new folder for files that are not kept, and remove it with its content at the end.

@@ -29,7 +29,7 @@ _EXIT_CODES = (
         "the command could not run: one line on standard error names the place, the fact and the "
         "fix, and nothing is written. `check` continues with the other models",
     ),
-    ("130, 143, 129", "interrupted by Ctrl-C, SIGTERM, SIGHUP"),
+    ("130", "interrupted by Ctrl-C; the code is 143 for SIGTERM and 129 for SIGHUP"),
 )
 
 _CONVENTIONS = (

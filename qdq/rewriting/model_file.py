@@ -12,6 +12,7 @@ from qdq.arguments import require_type, to_path
 from qdq.errors import ModelError, UsageError, first_line
 from qdq.files.command_files import CommandFiles, note_output
 from qdq.files.output import atomic_file, check_in_place, check_place, copy_atomic
+from qdq.files.temporary import fill_file
 from qdq.graph.source import Source, canonical_bytes
 
 
@@ -53,7 +54,7 @@ def _write(model: onnx.ModelProto, source: Source, path: Path, copies: Mapping[P
     """Write a model to `path`, and the files in `copies` to their destinations."""
     content = canonical_bytes(model)
     with atomic_file(path) as temporary, ThreadPoolExecutor(1) as pool:
-        writing = pool.submit(temporary.write_bytes, content)
+        writing = pool.submit(fill_file, temporary, content)
         if not source.external_files:
             check_onnx(content, path)
         for origin, copy in copies.items():
@@ -73,7 +74,7 @@ def plan_external_copies(source: Source, path: Path, force: bool = False) -> dic
     origins = {name: (source.folder or Path()) / name for name in source.external_files}
     for origin in origins.values():
         files.add_input(origin)
-    files.add_output(path)
+    files.add_output(path, "the model")
     copies: dict[Path, Path] = {}
     for name, origin in origins.items():
         copy = path.parent / name

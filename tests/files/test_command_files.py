@@ -178,7 +178,7 @@ def test_a_copy_of_external_data_replaces_no_input(made: Path, tmp_path: Path) -
         ("-o o.md --report o.md", "-o and --report"),
         ("-o o.md --report l.md", "-o and --report"),
         ("-o o.onnx --report w.json", "--report and the external data w.json"),
-        ("-o w.json", "w.json and the external data w.json"),
+        ("-o w.json", "the model and the external data w.json"),
         ("-o o.onnx --save-ranges o.onnx.checkpoint", "--save-ranges and the checkpoint"),
         ("-o o.onnx --report r.json --save-ranges r.json", "--report and --save-ranges"),
     ],
