@@ -11,12 +11,8 @@ from collections.abc import Iterator
 
 from qdq.checking.carried_pairs import CarriedPairs
 from qdq.checking.finding import Finding, make_finding
-from qdq.checking.pair_comparison import (
-    Comparison,
-    PlanReasons,
-    have_equal_scales,
-    make_unequal_finding,
-)
+from qdq.checking.pair_comparison import Comparison, PlanReasons, make_unequal_finding
+from qdq.checking.scale_comparison import have_equal_scales
 from qdq.graph.index import Edge, GraphIndex, Node
 from qdq.graph.operands import operands
 from qdq.graph.operators import FOLDED_INTO_WEIGHTS, FUSED_AFTER_WEIGHTED, QUANTIZABLE_POOLS
@@ -39,18 +35,15 @@ def check_placement(
     `rescaled` holds the tensors whose pair has halves of two scales. Separate findings report them.
     """
     reasons = PlanReasons(comparison)
-    carried = CarriedPairs(comparison)
-    yield from _check_missing(comparison, reasons, carried, rescaled)
-    yield from _check_unplanned(comparison, reasons, carried, rescaled)
+    yield from _check_missing(comparison, reasons, rescaled)
+    yield from _check_unplanned(comparison, reasons, rescaled)
 
 
 def _check_missing(
-    comparison: Comparison,
-    reasons: PlanReasons,
-    carried: CarriedPairs,
-    rescaled: frozenset[str],
+    comparison: Comparison, reasons: PlanReasons, rescaled: frozenset[str]
 ) -> Iterator[Finding]:
     """Yield the planned edges without a pair, for a weighted operator only the first."""
+    carried = comparison.carried
     missing: dict[Edge, Placement] = {}
     for placement in comparison.missing:
         edge = placement.edge
@@ -74,6 +67,8 @@ def _check_missing(
             yield make_unequal_finding(edge, carried.mismatched[edge], rule, problem)
         else:
             code, problem = _describe_missing(scope, edge, operand_edges, missing)
+            if edge in carried.cast:
+                problem = _describe_cast(scope, edge, carried.cast[edge])
             yield make_finding(code, edge, problem, rule, reasons.rule_text(rule))
 
 
@@ -83,11 +78,9 @@ def _has_weight_only_pair(operand_edges: tuple[Edge, ...], carried: CarriedPairs
     Such pairs are for weights alone, with activations in float.
     """
     for edge in operand_edges:
-        pair = carried.pairs.get(edge)
-        if pair is None:
-            continue
-        if pair.pair.block_size or (pair.dtype or pair.stored) in _FOUR_BIT_TYPES:
-            return True
+        for pair in carried.find_pairs(edge):
+            if pair.pair.block_size or (pair.dtype or pair.stored) in _FOUR_BIT_TYPES:
+                return True
     return False
 
 
@@ -115,16 +108,22 @@ def _describe_missing(
     return "missing-pair", "the edge has no Q/DQ pair"
 
 
+def _describe_cast(scope: GraphIndex, edge: Edge, pair: QuantizedEdge) -> str:
+    node = scope.node(edge)
+    return (
+        f"a Cast that rounds is between the Q/DQ pair on {pair.edge.tensor!r} and this {node.op}, "
+        "which runs in float"
+    )
+
+
 def _check_unplanned(
-    comparison: Comparison,
-    reasons: PlanReasons,
-    carried: CarriedPairs,
-    rescaled: frozenset[str],
+    comparison: Comparison, reasons: PlanReasons, rescaled: frozenset[str]
 ) -> Iterator[Finding]:
     """Yield the pairs on edges that are not planned.
 
     Left out are those that replace planned ones and those without a cost.
     """
+    carried = comparison.carried
     for pair in comparison.unplanned:
         scope = comparison.quantized.index.scope(pair.edge)
         node = comparison.quantized.index.node(pair.edge)

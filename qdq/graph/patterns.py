@@ -13,6 +13,7 @@ from functools import wraps
 from typing import TypeVar
 from weakref import WeakKeyDictionary
 
+from qdq.graph.aliases import is_alias_or_float_cast, keeps_values
 from qdq.graph.decompositions import find_decomposed_gelu, find_decomposed_normalization
 from qdq.graph.index import Edge, GraphIndex, Node
 from qdq.graph.neighbors import find_input_producer, has_constant_input
@@ -74,21 +75,22 @@ def can_commute_with_quantization(index: GraphIndex, node: Node) -> bool:
 
     They do for operators that move, pick or repeat values: TensorRT documents it for MaxPool
     (explicit quantization, Q/DQ propagation), and the others have the same proof. Of Resize they do
-    for the nearest mode, of Pad for padding with zeros or with values of the tensor itself.
+    for the nearest mode, of Pad for padding with zeros or with values of the tensor itself. Casts
+    between float types count: they change a value by less than its type can tell.
     """
     if node.op == "Resize":
         return bool(node.attribute("mode", b"nearest") == b"nearest")
     if node.op == "Pad":
         return _pads_with_zeros_or_itself(index, node)
-    return node.op in MOVES_VALUES or node.op in PICKS_VALUES
+    return keeps_values(index, node) or node.op in PICKS_VALUES
 
 
 def trace_axis_to_input(index: GraphIndex, node: Node, axis: int | None) -> int | None:
-    """Return the input axis that a node which only moves values turns into an output axis.
+    """Return the input axis that a node which keeps values turns into an output axis.
 
     None where there is none, and for None.
     """
-    if axis is None or node.op == "Identity":
+    if axis is None or is_alias_or_float_cast(index, node):
         return axis
     input_shape = index.shape(node.inputs[0])
     if node.op == "Transpose":

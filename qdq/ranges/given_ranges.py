@@ -12,9 +12,9 @@ import msgspec
 import numpy as np
 
 from qdq.errors import DataError, did_you_mean
+from qdq.graph.aliases import keeps_values
 from qdq.graph.bodies import qualified_name
 from qdq.graph.index import Edge, GraphIndex
-from qdq.graph.operators import MOVES_VALUES
 from qdq.graph.patterns import trace_axis_to_input
 from qdq.planning.decisions import Plan
 from qdq.quantizer import INT8_LEVELS
@@ -344,14 +344,14 @@ def _trace_to_ranges(
 ) -> tuple[list[GivenWeightRange], int | None]:
     """Return the ranges given for a constant, and the axis that the constant's axis is there.
 
-    Operators between the two only move values. There are no ranges where none are given.
+    Operators between the two keep the values. There are no ranges where none are given.
     """
     while True:
         weights = by_tensor.get(qualified_name(scope.path, tensor)) or by_tensor.get(tensor)
         if weights is not None:
             return weights, axis
         producer = scope.producers.get(tensor)
-        if producer is None or producer.op not in MOVES_VALUES:
+        if producer is None or not keeps_values(scope, producer):
             return [], axis
         if axis is not None:
             axis = trace_axis_to_input(scope, producer, axis)

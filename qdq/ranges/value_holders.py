@@ -5,13 +5,10 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 
+from qdq.graph.aliases import keeps_values
 from qdq.graph.index import GraphIndex, Node
-from qdq.graph.operators import MOVES_VALUES
+from qdq.graph.operators import REPEATS_VALUES
 from qdq.graph.patterns import can_commute_with_quantization
-
-#: Operators whose result holds every value of their first input, where they commute with
-#: quantization.
-_KEEPS_VALUES = (*MOVES_VALUES, "Expand", "Tile", "DepthToSpace", "SpaceToDepth", "Dropout")
 
 
 def iterate_holders(scope: GraphIndex, tensor: str) -> Iterator[str]:
@@ -51,6 +48,4 @@ def _keeps_values(scope: GraphIndex, consumer: Node, slot: int) -> bool:
     """Whether the result of a node holds every value of its input at a slot."""
     if consumer.op == "Concat":
         return slot >= 0
-    if slot != 0 or consumer.op not in _KEEPS_VALUES:
-        return False
-    return can_commute_with_quantization(scope, consumer)
+    return slot == 0 and (consumer.op in REPEATS_VALUES or keeps_values(scope, consumer))
