@@ -26,6 +26,7 @@ from qdq.pipeline.buildable import (
     make_build_function,
     search_buildable_plan,
 )
+from qdq.pipeline.pair_locations import keep_locations
 from qdq.pipeline.requantize import (
     KEEP,
     REPAIR,
@@ -226,6 +227,8 @@ def _make_plan(request: QuantizeRequest, prepared: _Prepared) -> _Planned:
     if request.build_options is not None:
         planned = _search_buildable(prepared, plan_request, planned, request.build_options)
     plan = planned.plan
+    if prepared.quantized_model is not None and request.existing != REPLACE:
+        plan = keep_locations(prepared.quantized_model, plan)
     if prepared.quantized_model is not None and request.existing == KEEP:
         plan = keep_existing_pairs(prepared.quantized_model, plan)
     _require_placements(prepared, plan)
