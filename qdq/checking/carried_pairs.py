@@ -10,7 +10,7 @@ import onnx
 from qdq.checking.scale_comparison import have_equal_scales
 from qdq.graph.aliases import can_cast_dequantized, cast_type, keeps_values
 from qdq.graph.index import Edge, GraphIndex, Node
-from qdq.graph.patterns import can_commute_with_quantization, trace_axis_to_input
+from qdq.graph.patterns import carries_pairs, trace_axis_to_input
 from qdq.planning.decisions import Placement
 from qdq.quantized.model import QuantizedEdge, QuantizedModel
 
@@ -152,7 +152,7 @@ class CarriedPairs:
 def _step_upstream(path: _Path, producer: Node) -> _Path | None:
     """Return the path on the other side of an operator, None where the operator ends it."""
     scope = path.scope
-    if producer.op == "Resize" or not can_commute_with_quantization(scope, producer):
+    if producer.op == "Resize" or not carries_pairs(scope, producer):
         return None
     axis = path.axis
     if axis is not None:
@@ -178,7 +178,7 @@ def _is_passed(scope: GraphIndex, node: Node, slot: int) -> bool:
     """Whether quantization moves past a node from one of its input slots."""
     if node.op == "Concat":
         return True
-    return slot == 0 and can_commute_with_quantization(scope, node)
+    return slot == 0 and carries_pairs(scope, node)
 
 
 def _leaves_graph(scope: GraphIndex, tensor: str) -> bool:

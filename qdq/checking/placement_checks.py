@@ -13,6 +13,7 @@ from qdq.checking.carried_pairs import CarriedPairs
 from qdq.checking.finding import Finding, make_finding
 from qdq.checking.pair_comparison import Comparison, PlanReasons, make_unequal_finding
 from qdq.checking.scale_comparison import have_equal_scales
+from qdq.graph.aliases import is_alias_or_float_cast
 from qdq.graph.index import Edge, GraphIndex, Node
 from qdq.graph.operands import operands
 from qdq.graph.operators import FOLDED_INTO_WEIGHTS, FUSED_AFTER_WEIGHTED, QUANTIZABLE_POOLS
@@ -143,16 +144,32 @@ def _make_unplanned_finding(
 ) -> Finding:
     rule = ""
     rule_text = NO_RULE
-    decision = reasons.left_float(pair.edge)
+    layer_edge = _skip_casts(scope, pair.edge)
+    decision = reasons.left_float(layer_edge)
     if decision is not None:
         rule = decision.because
         rule_text = reasons.rule_text(rule) or decision.reason
-    code, problem = _describe_unplanned(scope, pair.edge, reasons)
+    code, problem = _describe_unplanned(scope, layer_edge, reasons)
     return make_finding(code, pair.edge, problem, rule, rule_text)
 
 
+def _skip_casts(scope: GraphIndex, edge: Edge) -> Edge:
+    """Return the edge that alone reads the values of an edge after aliases and Casts."""
+    node = scope.node(edge)
+    while edge.slot == 0 and is_alias_or_float_cast(scope, node):
+        readers = scope.edges_from(node.outputs[0])
+        if len(readers) != 1 or scope.sole_consumer(node.outputs[0]) is None:
+            break
+        edge = readers[0]
+        node = scope.node(edge)
+    return edge
+
+
 def _describe_unplanned(scope: GraphIndex, edge: Edge, reasons: PlanReasons) -> tuple[str, str]:
-    """Return the code and the problem of a pair on an edge that is not planned."""
+    """Return the code and the problem of a pair on an edge that is not planned.
+
+    There may be aliases and Casts between the pair and the edge.
+    """
     node = scope.node(edge)
     if _lacks_kernel(scope, edge, reasons):
         problem = f"the edge has a Q/DQ pair, but the {node.op} has no INT8 kernel on the target"
@@ -191,12 +208,18 @@ def _is_folded(scope: GraphIndex, node: Node) -> bool:
 def _find_fused_layer(scope: GraphIndex, tensor: str) -> str:
     """Return the name of the layer that computes a tensor, "" for others.
 
-    It is a weighted operator with nothing but folded ones after it, or a residual Add that TensorRT
-    fuses with one.
+    It is a weighted operator with nothing but folded ones, aliases and Casts after it, or a
+    residual Add that TensorRT fuses with one.
     """
     producer = scope.producers.get(tensor)
-    while producer is not None and _is_folded(scope, producer):
-        producer = scope.producers.get(_computed_inputs(scope, producer)[0])
+    while producer is not None:
+        if _is_folded(scope, producer):
+            tensor = _computed_inputs(scope, producer)[0]
+        elif is_alias_or_float_cast(scope, producer):
+            tensor = producer.inputs[0]
+        else:
+            break
+        producer = scope.producers.get(tensor)
     if producer is None:
         return ""
     if operands(scope, producer):

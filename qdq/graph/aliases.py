@@ -50,7 +50,7 @@ def is_float_cast(index: GraphIndex, node: Node) -> bool:
     """Whether a node casts between float types: float32, float16, bfloat16 and float64."""
     if not _is_cast(node):
         return False
-    types = (index.elem_type(node.inputs[0]), index.elem_type(node.outputs[0]))
+    types = (index.elem_type(node.inputs[0]), cast_type(index, node))
     return all(elem_type in FLOAT_TYPES for elem_type in types)
 
 
@@ -69,7 +69,9 @@ def is_alias_or_float_cast(index: GraphIndex, node: Node) -> bool:
 
 def cast_type(index: GraphIndex, node: Node) -> int:
     """Return the ONNX type that a node casts to; 0 for other nodes."""
-    return index.elem_type(node.outputs[0]) if _is_cast(node) else 0
+    if node.op == "Cast":
+        return int(node.attribute("to", 0))
+    return index.elem_type(node.inputs[1]) if node.op == "CastLike" else 0
 
 
 def can_cast_dequantized(types: Iterable[int]) -> bool:
@@ -106,7 +108,7 @@ def _is_cast(node: Node) -> bool:
 
 def _keeps_type(index: GraphIndex, node: Node) -> bool:
     elem_type = index.elem_type(node.inputs[0])
-    return elem_type != 0 and elem_type == index.elem_type(node.outputs[0])
+    return elem_type != 0 and elem_type == cast_type(index, node)
 
 
 def _may_train(index: GraphIndex, dropout: Node) -> bool:

@@ -11,7 +11,7 @@ from qdq.graph.bodies import all_graphs, list_names, node_title
 #: `axis` on QuantizeLinear and DequantizeLinear came with opset 13 (ONNX operator changelog).
 PER_CHANNEL_OPSET = 13
 
-#: Q/DQ of float16 values came with opset 19 (ONNX operator changelog).
+#: Q/DQ of float16 and bfloat16 values came with opset 19 (ONNX operator changelog).
 FLOAT16_OPSET = 19
 
 #: The oldest opset whose operators the ONNX version converter can raise. From opset 6 it leaves the
@@ -118,7 +118,8 @@ def _find_qdq_opset(model: ModelProto) -> int:
                 types.add(attribute.t.data_type)
             else:
                 types.add(attribute.i)
-    return FLOAT16_OPSET if TensorProto.FLOAT16 in types else PER_CHANNEL_OPSET
+    has_short_floats = not types.isdisjoint((TensorProto.FLOAT16, TensorProto.BFLOAT16))
+    return FLOAT16_OPSET if has_short_floats else PER_CHANNEL_OPSET
 
 
 def _oldest_ir_version(model: ModelProto) -> int:

@@ -13,7 +13,7 @@ from functools import wraps
 from typing import TypeVar
 from weakref import WeakKeyDictionary
 
-from qdq.graph.aliases import is_alias_or_float_cast, keeps_values
+from qdq.graph.aliases import is_alias, is_alias_or_float_cast, is_float_cast
 from qdq.graph.decompositions import find_decomposed_gelu, find_decomposed_normalization
 from qdq.graph.index import Edge, GraphIndex, Node
 from qdq.graph.neighbors import find_input_producer, has_constant_input
@@ -75,14 +75,22 @@ def can_commute_with_quantization(index: GraphIndex, node: Node) -> bool:
 
     They do for operators that move, pick or repeat values: TensorRT documents it for MaxPool
     (explicit quantization, Q/DQ propagation), and the others have the same proof. Of Resize they do
-    for the nearest mode, of Pad for padding with zeros or with values of the tensor itself. Casts
-    between float types count: they change a value by less than its type can tell.
+    for the nearest mode, of Pad for padding with zeros or with values of the tensor itself.
     """
     if node.op == "Resize":
         return bool(node.attribute("mode", b"nearest") == b"nearest")
     if node.op == "Pad":
         return _pads_with_zeros_or_itself(index, node)
-    return keeps_values(index, node) or node.op in PICKS_VALUES
+    return node.op in MOVES_VALUES or node.op in PICKS_VALUES or is_alias(index, node)
+
+
+def carries_pairs(index: GraphIndex, node: Node) -> bool:
+    """Whether the pair and the range of a node's first input are those of its results too.
+
+    They are past operators that commute with quantization, and past Casts between float types,
+    which round a value by less than a step of INT8.
+    """
+    return can_commute_with_quantization(index, node) or is_float_cast(index, node)
 
 
 def trace_axis_to_input(index: GraphIndex, node: Node, axis: int | None) -> int | None:

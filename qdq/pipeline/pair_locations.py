@@ -13,11 +13,36 @@ import msgspec
 from qdq.graph.aliases import can_cast_dequantized, cast_type, is_alias_or_float_cast, keeps_values
 from qdq.graph.index import Edge, GraphIndex, Node
 from qdq.graph.operators import FUSED_AFTER_WEIGHTED
-from qdq.graph.patterns import can_commute_with_quantization
+from qdq.graph.patterns import carries_pairs, trace_axis_to_input
 from qdq.planning.decisions import Placement, Plan, ScaleGroup
-from qdq.quantized.model import QuantizedEdge, QuantizedModel
+from qdq.quantized.model import QuantizedModel
+from qdq.quantizer import Quantizer
 
 _Placements = Mapping[Edge, Placement]
+
+
+class _Path(msgspec.Struct, frozen=True):
+    """The nodes from a pair to an edge downstream, and the types of their values."""
+
+    edge: Edge
+    nodes: tuple[Node, ...]
+    #: The type of the pair's tensor, then those of Casts.
+    types: tuple[int, ...]
+
+    def can_stay(self, scope: GraphIndex) -> bool:
+        """Whether a pair before the nodes has an advantage over one after them.
+
+        It does before Casts, where it keeps its type, and is no worse before aliases.
+        """
+        is_cast = len(set(self.types)) > 1
+        has_moves = any(not is_alias_or_float_cast(scope, node) for node in self.nodes)
+        return can_cast_dequantized(self.types) and (is_cast or not has_moves)
+
+    def trace_axis(self, scope: GraphIndex, axis: int | None) -> int | None:
+        """Return what an axis at the edge is at the pair, None where there is none."""
+        for node in reversed(self.nodes):
+            axis = trace_axis_to_input(scope, node, axis) if keeps_values(scope, node) else None
+        return axis
 
 
 def keep_locations(quantized_model: QuantizedModel, plan: Plan) -> Plan:
@@ -26,50 +51,71 @@ def keep_locations(quantized_model: QuantizedModel, plan: Plan) -> Plan:
     A pair moves to the plan's edge where another node reads its values, and where the layer would
     run in float behind the Casts.
     """
+    index = quantized_model.index
     placements = {placement.edge: placement for placement in plan.placements}
     existing_edges = {pair.edge for pair in quantized_model.edges}
     planned = {edge: p for edge, p in placements.items() if edge not in existing_edges}
     locations: dict[Edge, tuple[Edge, ...]] = {}
     for pair in quantized_model.edges:
-        ends = _find_layer_edges(quantized_model.index, pair, planned)
-        if pair.edge not in placements and ends:
-            locations[pair.edge] = ends
-    if not locations:
-        return plan
-    for edge, ends in locations.items():
-        moved = [placements.pop(end) for end in ends]
-        rules = dict.fromkeys(rule for placement in moved for rule in placement.because)
-        placements[edge] = msgspec.structs.replace(moved[0], edge=edge, because=tuple(rules))
-    return _replace_placements(quantized_model.index, plan, placements, locations)
+        if pair.edge in placements:
+            continue
+        located = _locate(index, pair.edge, planned)
+        if located is not None:
+            placements[pair.edge], locations[pair.edge] = located
+    for edges in locations.values():
+        for edge in edges:
+            placements.pop(edge)
+    return _replace_placements(index, plan, placements, locations) if locations else plan
 
 
-def _find_layer_edges(
-    index: GraphIndex, pair: QuantizedEdge, planned: _Placements
-) -> tuple[Edge, ...]:
-    """Return the planned edges that a pair reaches through aliases and Casts alone.
+def _locate(
+    index: GraphIndex, edge: Edge, planned: _Placements
+) -> tuple[Placement, tuple[Edge, ...]] | None:
+    """Return a placement on an edge, and the planned edges that it replaces.
 
-    Empty where it reaches another node, a graph output or a body, or where plans of its edges
-    differ.
+    None where it would reach another edge too, or where its quantizers there differ.
     """
-    edge = pair.edge
     scope = index.scope(edge)
-    ends: list[Edge] = []
-    pending: list[tuple[Edge, tuple[int, ...]]] = [(edge, (scope.elem_type(edge.tensor),))]
+    paths = _find_paths(scope, edge, planned)
+    quantizers: set[Quantizer] = set()
+    rules: dict[str, None] = {}
+    for path in paths:
+        placement = planned[path.edge]
+        axis = path.trace_axis(scope, placement.quantizer.axis)
+        if (axis is None) != (placement.quantizer.axis is None) or not path.can_stay(scope):
+            return None
+        quantizers.add(msgspec.structs.replace(placement.quantizer, axis=axis))
+        rules.update(dict.fromkeys(placement.because))
+    if len(quantizers) != 1:
+        return None
+    placement = Placement(edge, quantizers.pop(), tuple(rules))
+    return placement, tuple(path.edge for path in paths)
+
+
+def _find_paths(scope: GraphIndex, edge: Edge, planned: _Placements) -> tuple[_Path, ...]:
+    """Return the paths from an edge to planned edges, through nodes that quantization moves past.
+
+    There are none where a path leads elsewhere.
+    """
+    paths: list[_Path] = []
+    pending = [_Path(edge, (), (scope.elem_type(edge.tensor),))]
     while pending:
-        edge, types = pending.pop()
-        node = scope.node(edge)
-        if edge in planned and can_cast_dequantized(types):
-            ends.append(edge)
-        elif edge.slot == 0 and is_alias_or_float_cast(scope, node):
-            if _leaves_graph(scope, node.outputs[0]):
-                return ()
-            types = (*types, cast_type(scope, node) or types[-1])
-            readers = scope.edges_from(node.outputs[0])
-            pending += [(reader, types) for reader in readers if scope.node(reader).op != "Shape"]
-        else:
+        path = pending.pop()
+        node = scope.node(path.edge)
+        if path.edge in planned:
+            paths.append(path)
+            continue
+        is_passed = path.edge.slot == 0 and carries_pairs(scope, node)
+        if not is_passed or node.op == "Resize":
             return ()
-    quantizers = {planned[end].quantizer for end in ends}
-    return tuple(ends) if len(quantizers) == 1 else ()
+        types = (*path.types, cast_type(scope, node) or path.types[-1])
+        for output in filter(None, node.outputs):
+            if _leaves_graph(scope, output):
+                return ()
+            for reader in scope.edges_from(output):
+                if scope.node(reader).op != "Shape":
+                    pending.append(_Path(reader, (*path.nodes, node), types))
+    return tuple(paths)
 
 
 def _leaves_graph(scope: GraphIndex, tensor: str) -> bool:
@@ -153,5 +199,4 @@ def _passes_on(scope: GraphIndex, node: Node, slot: int) -> bool:
         return True
     if slot != 0:
         return False
-    is_moved = keeps_values(scope, node) or can_commute_with_quantization(scope, node)
-    return is_moved or node.op in FUSED_AFTER_WEIGHTED
+    return carries_pairs(scope, node) or node.op in FUSED_AFTER_WEIGHTED

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from qdq.graph.aliases import keeps_values
 from qdq.graph.index import GraphIndex, Node
 from qdq.graph.operators import REPEATS_VALUES
-from qdq.graph.patterns import can_commute_with_quantization
+from qdq.graph.patterns import carries_pairs
 
 
 def iterate_holders(scope: GraphIndex, tensor: str) -> Iterator[str]:
@@ -39,7 +39,7 @@ def _iterate_neighbours(scope: GraphIndex, tensor: str) -> Iterator[str]:
 
 def _is_part_of_input(scope: GraphIndex, producer: Node, tensor: str) -> bool:
     """Whether all values of a node's output are among those of its first input."""
-    if not can_commute_with_quantization(scope, producer):
+    if not carries_pairs(scope, producer):
         return False
     return producer.op == "Split" or tensor == producer.outputs[0]
 

@@ -40,6 +40,10 @@ from qdq.quantizer import Quantizer
 
 _LARGEST_SCALE = float(np.finfo(np.float32).max)
 
+#: The least scales that are not denormal, in float32 and bfloat16, and in float16.
+_LEAST_SCALE = np.finfo(np.float32).tiny
+_LEAST_HALF = np.finfo(np.float16).tiny
+
 
 def apply(model: ModelLike, plan: Plan, scales: Scales) -> ModelProto:
     """Return a copy of the model with a Q/DQ pair on every planned edge.
@@ -119,16 +123,14 @@ class _InsertedPair:
             rules.update(placement.because)
         return ", ".join(sorted(rules))
 
-    def initializers(
-        self, scales: PairScale, dtype: type[np.float16] | type[np.float32]
-    ) -> Iterator[TensorProto]:
+    def initializers(self, scales: PairScale, dtype: np.dtype[Any]) -> Iterator[TensorProto]:
         """Yield the scale in the tensor's float type, and the zero point 0 in the quantized type.
 
         Both are scalars, or vectors along the axis.
         """
         shape = () if self.quantizer.axis is None else (len(scales.scales),)
-        least = np.finfo(dtype).tiny
-        values = np.maximum(np.array(scales.scales, dtype), least)
+        least = _LEAST_HALF if dtype == np.float16 else _LEAST_SCALE
+        values = np.maximum(np.array(scales.scales, np.float32), least).astype(dtype)
         yield numpy_helper.from_array(values.reshape(shape), self.scale)
         yield TensorProto(
             name=self.zero_point,
@@ -164,8 +166,9 @@ def _add_initializers(
             )
         scope = scopes[pair.graph]
         _check_scales(scope, pair.tensor, pair_scale)
-        is_half = scope.elem_type(pair.tensor) == TensorProto.FLOAT16
-        dtype = np.float16 if is_half else np.float32
+        is_float = scope.is_float(pair.tensor)
+        elem_type = scope.elem_type(pair.tensor) if is_float else TensorProto.FLOAT
+        dtype = helper.tensor_dtype_to_np_dtype(elem_type)
         graph.initializer.extend(pair.initializers(pair_scale, dtype))
 
 
