@@ -6,7 +6,7 @@ type that it was learned in.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Set
 
 import msgspec
 
@@ -54,13 +54,12 @@ def keep_locations(quantized_model: QuantizedModel, plan: Plan) -> Plan:
     index = quantized_model.index
     placements = {placement.edge: placement for placement in plan.placements}
     existing_edges = {pair.edge for pair in quantized_model.edges}
-    planned = {edge: p for edge, p in placements.items() if edge not in existing_edges}
+    free = {edge: p for edge, p in placements.items() if edge not in existing_edges}
     locations: dict[Edge, tuple[Edge, ...]] = {}
     for pair in quantized_model.edges:
-        if pair.edge in placements:
-            continue
-        located = _locate(index, pair.edge, planned)
-        if located is not None:
+        others = existing_edges - {pair.edge}
+        located = _locate(index, pair.edge, free, others)
+        if located is not None and pair.edge not in placements:
             placements[pair.edge], locations[pair.edge] = located
     for edges in locations.values():
         for edge in edges:
@@ -69,14 +68,14 @@ def keep_locations(quantized_model: QuantizedModel, plan: Plan) -> Plan:
 
 
 def _locate(
-    index: GraphIndex, edge: Edge, planned: _Placements
+    index: GraphIndex, edge: Edge, planned: _Placements, ends: Set[Edge]
 ) -> tuple[Placement, tuple[Edge, ...]] | None:
     """Return a placement on an edge, and the planned edges that it replaces.
 
-    None where it would reach another edge too, or where its quantizers there differ.
+    None where it would reach another edge too, or `ends`, or where its quantizers there differ.
     """
     scope = index.scope(edge)
-    paths = _find_paths(scope, edge, planned)
+    paths = _find_paths(scope, edge, planned, ends)
     quantizers: set[Quantizer] = set()
     rules: dict[str, None] = {}
     for path in paths:
@@ -92,10 +91,12 @@ def _locate(
     return placement, tuple(path.edge for path in paths)
 
 
-def _find_paths(scope: GraphIndex, edge: Edge, planned: _Placements) -> tuple[_Path, ...]:
+def _find_paths(
+    scope: GraphIndex, edge: Edge, planned: _Placements, ends: Set[Edge]
+) -> tuple[_Path, ...]:
     """Return the paths from an edge to planned edges, through nodes that quantization moves past.
 
-    There are none where a path leads elsewhere.
+    There are none where a path leads elsewhere, or to one of `ends`.
     """
     paths: list[_Path] = []
     pending = [_Path(edge, (), (scope.elem_type(edge.tensor),))]
@@ -106,7 +107,7 @@ def _find_paths(scope: GraphIndex, edge: Edge, planned: _Placements) -> tuple[_P
             paths.append(path)
             continue
         is_passed = path.edge.slot == 0 and carries_pairs(scope, node)
-        if not is_passed or node.op == "Resize":
+        if not is_passed or node.op == "Resize" or path.edge in ends:
             return ()
         types = (*path.types, cast_type(scope, node) or path.types[-1])
         for output in filter(None, node.outputs):

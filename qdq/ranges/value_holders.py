@@ -27,6 +27,22 @@ def iterate_holders(scope: GraphIndex, tensor: str) -> Iterator[str]:
                 pending.append(neighbour)
 
 
+def find_joined_parts(scope: GraphIndex, tensor: str) -> tuple[str, ...]:
+    """Return the tensors whose values a tensor holds: the inputs of a Concat, else none.
+
+    Operators that keep or pick values may be between the Concat and the tensor.
+    """
+    producer = scope.producers.get(tensor)
+    while producer is not None:
+        if producer.op == "Concat":
+            return producer.inputs
+        if not _is_part_of_input(scope, producer, tensor):
+            return ()
+        tensor = producer.inputs[0]
+        producer = scope.producers.get(tensor)
+    return ()
+
+
 def _iterate_neighbours(scope: GraphIndex, tensor: str) -> Iterator[str]:
     """Yield the inputs and outputs of the nodes at a tensor that hold all of its values."""
     producer = scope.producers.get(tensor)
