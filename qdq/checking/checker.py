@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
+import msgspec
+
 from qdq.arguments import require_type
 from qdq.checking.finding import Finding, make_finding
 from qdq.checking.format_checks import FormatCheck, PairEdges, check_operators
@@ -107,6 +109,7 @@ def compare_with_plan(
     request = read_plan_request(
         quantized.original, rules=rules, targets=targets, leave_float=leave_float
     )
+    request = msgspec.structs.replace(request, plans_bfloat16=quantized.has_bfloat16_layers)
     plan = plan_index(quantized.index, request)
     return compare_pairs(quantized, plan, request.rules)
 

@@ -37,7 +37,7 @@ from qdq.graph.source import Source
 #: A node that reads a tensor, and the input slot that it reads it at.
 Reader = tuple["Node", int]
 
-_FLOAT_TYPES = (TensorProto.FLOAT, TensorProto.FLOAT16)
+_FLOAT_TYPES = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16)
 
 
 class Edge(msgspec.Struct, frozen=True, order=True):
@@ -265,7 +265,7 @@ class GraphIndex:
         return None if shape is None else len(shape)
 
     def is_float(self, tensor: str) -> bool:
-        """Whether a tensor holds float32 or float16 values, as far as type inference can tell."""
+        """Whether a tensor holds float32, float16 or bfloat16, as far as inference can tell."""
         return self.elem_type(tensor) in _FLOAT_TYPES
 
     def _type(self, tensor: str) -> TensorType:

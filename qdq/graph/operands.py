@@ -63,7 +63,7 @@ def operands(index: GraphIndex, node: Node) -> tuple[Edge, ...]:
 
 
 def _is_known_integer(index: GraphIndex, tensor: str) -> bool:
-    """Whether a tensor's type is known and is not float32 or float16."""
+    """Whether a tensor's type is known and is none that layers multiply in."""
     return index.elem_type(tensor) != 0 and not index.is_float(tensor)
 
 

@@ -12,7 +12,7 @@ from qdq.graph.quantized_operators import DEQUANTIZE, QUANTIZE
 #: `axis` on QuantizeLinear and DequantizeLinear came with opset 13 (ONNX operator changelog).
 PER_CHANNEL_OPSET = 13
 
-#: Q/DQ of float16 values came with opset 19 (ONNX operator changelog).
+#: Q/DQ of float16 and bfloat16 values came with opset 19 (ONNX operator changelog).
 FLOAT16_OPSET = 19
 
 #: The oldest opset whose operators the ONNX version converter can raise. From opset 6 it leaves the
@@ -28,6 +28,7 @@ FREE_INITIALIZERS_IR = 4
 
 
 _DEFAULT_DOMAIN = ("", "ai.onnx")
+_SHORT_FLOATS = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
 
 
 def raise_opset(
@@ -118,20 +119,20 @@ def _find_qdq_opset(model: ModelProto) -> int:
                 scales.update(node.input[1:2])
             elif node.op_type in ("Cast", "Constant"):
                 types.update(dict.fromkeys(node.output, _attribute_type(node)))
-    scale_types = {types.get(name, 0) for name in scales}
-    return FLOAT16_OPSET if TensorProto.FLOAT16 in scale_types else PER_CHANNEL_OPSET
+    has_short_scale = any(types.get(name, 0) in _SHORT_FLOATS for name in scales)
+    return FLOAT16_OPSET if has_short_scale else PER_CHANNEL_OPSET
 
 
-def holds_float16(model: ModelProto) -> bool:
-    """Whether a model stores, reads or casts to float16 anywhere."""
-    if any(tensor.data_type == TensorProto.FLOAT16 for tensor in all_tensors(model.graph)):
+def holds_short_floats(model: ModelProto) -> bool:
+    """Whether a model stores, reads or casts to float16 or bfloat16 anywhere."""
+    if any(tensor.data_type in _SHORT_FLOATS for tensor in all_tensors(model.graph)):
         return True
     for graph in all_graphs(model.graph):
         for value in (*graph.input, *graph.output, *graph.value_info):
-            if value.type.tensor_type.elem_type == TensorProto.FLOAT16:
+            if value.type.tensor_type.elem_type in _SHORT_FLOATS:
                 return True
         for node in graph.node:
-            if _attribute_type(node) == TensorProto.FLOAT16:
+            if _attribute_type(node) in _SHORT_FLOATS:
                 return True
     return False
 

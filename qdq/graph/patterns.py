@@ -13,6 +13,7 @@ from functools import wraps
 from typing import TypeVar
 from weakref import WeakKeyDictionary
 
+from qdq.graph.aliases import is_alias, is_alias_or_float_cast, is_float_cast
 from qdq.graph.decompositions import find_decomposed_gelu, find_decomposed_normalization
 from qdq.graph.index import Edge, GraphIndex, Node
 from qdq.graph.neighbors import find_input_producer, has_constant_input
@@ -80,15 +81,24 @@ def can_commute_with_quantization(index: GraphIndex, node: Node) -> bool:
         return bool(node.attribute("mode", b"nearest") == b"nearest")
     if node.op == "Pad":
         return _pads_with_zeros_or_itself(index, node)
-    return node.op in MOVES_VALUES or node.op in PICKS_VALUES
+    return node.op in MOVES_VALUES or node.op in PICKS_VALUES or is_alias(index, node)
+
+
+def carries_pairs(index: GraphIndex, node: Node) -> bool:
+    """Whether the pair and the range of a node's first input are those of its results too.
+
+    They are past operators that commute with quantization, and past Casts between float types,
+    which round a value by less than a step of INT8.
+    """
+    return can_commute_with_quantization(index, node) or is_float_cast(index, node)
 
 
 def trace_axis_to_input(index: GraphIndex, node: Node, axis: int | None) -> int | None:
-    """Return the input axis that a node which only moves values turns into an output axis.
+    """Return the input axis that a node which keeps values turns into an output axis.
 
     None where there is none, and for None.
     """
-    if axis is None or node.op == "Identity":
+    if axis is None or is_alias_or_float_cast(index, node):
         return axis
     input_shape = index.shape(node.inputs[0])
     if node.op == "Transpose":

@@ -34,6 +34,7 @@ from qdq.pipeline.buildable import (
     make_build_function,
     search_buildable_plan,
 )
+from qdq.pipeline.pair_locations import keep_locations
 from qdq.pipeline.requantize import (
     KEEP,
     REPAIR,
@@ -255,6 +256,7 @@ def _make_plan(request: QuantizeRequest, prepared: _Prepared) -> _Planned:
         leave_float=options.leave_float,
         allow_unmatched=options.allow_unmatched,
         profiles=options.profiles,
+        plans_bfloat16=_has_bfloat16_layers(prepared),
     )
     index, plan = plan_source(prepared.source, plan_request)
     planned = _Planned(index, plan)
@@ -265,9 +267,17 @@ def _make_plan(request: QuantizeRequest, prepared: _Prepared) -> _Planned:
     return msgspec.structs.replace(planned, plan=plan)
 
 
+def _has_bfloat16_layers(prepared: _Prepared) -> bool:
+    quantized_model = prepared.quantized_model
+    return quantized_model is not None and quantized_model.has_bfloat16_layers
+
+
 def _keep_pairs(request: QuantizeRequest, prepared: _Prepared, plan: Plan) -> Plan:
-    """Return a plan with all pairs of a quantized model, where these are to be kept."""
-    if prepared.quantized_model is None or request.existing != KEEP:
+    """Return a plan with the pairs of a quantized model where they are, as far as they stay."""
+    if prepared.quantized_model is None or request.existing == REPLACE:
+        return plan
+    plan = keep_locations(prepared.quantized_model, plan)
+    if request.existing != KEEP:
         return plan
     return keep_existing_pairs(prepared.quantized_model, plan)
 
@@ -348,7 +358,9 @@ def _leave_unfilled(
     unfilled: tuple[Placement, ...],
 ) -> _Planned:
     """Plan again, with the nodes in float that read a tensor without a range."""
-    plan_request = make_filled_request(planned.plan, prepared.rules, unfilled)
+    plan_request = make_filled_request(
+        planned.plan, prepared.rules, unfilled, _has_bfloat16_layers(prepared)
+    )
     index, plan = plan_source(prepared.source, plan_request)
     plan = _keep_pairs(request, prepared, plan)
     return msgspec.structs.replace(planned, index=index, plan=plan)

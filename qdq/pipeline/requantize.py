@@ -16,6 +16,7 @@ from qdq.calibration.scales import Scales
 from qdq.errors import ModelError, UsageError
 from qdq.graph.index import GraphIndex
 from qdq.graph.source import Source, canonical_bytes
+from qdq.pipeline.pair_locations import sort_placements
 from qdq.planning.decisions import Placement, Plan
 from qdq.quantized.converter import find_unconverted
 from qdq.quantized.graph_writer import ConvertedNode
@@ -116,19 +117,23 @@ def keep_existing_pairs(quantized_model: QuantizedModel, plan: Plan) -> Plan:
         edge = quantized_edge.edge
         existing_tensors.add(edge.qualified_tensor)
         if edge not in placements and quantized_edge.scales is not None:
-            quantizer = _read_quantizer(quantized_model, quantized_edge)
-            placements[edge] = Placement(edge, quantizer, (EXISTING_RULE,))
-    edges = []
-    for scope in quantized_model.index.scopes.values():
-        edges += [edge for edge in scope.edges() if edge in placements]
+            placements[edge] = make_existing_placement(quantized_model, quantized_edge)
     left_float = [item for item in plan.left_float if item.edge not in placements]
     scale_groups = [g for g in plan.scale_groups if existing_tensors.isdisjoint(g.tensors)]
     return msgspec.structs.replace(
         plan,
-        placements=tuple(placements[edge] for edge in edges),
+        placements=sort_placements(quantized_model.index, placements),
         left_float=tuple(left_float),
         scale_groups=tuple(scale_groups),
     )
+
+
+def make_existing_placement(
+    quantized_model: QuantizedModel, quantized_edge: QuantizedEdge
+) -> Placement:
+    """Return the placement of a pair that stays because the model has it."""
+    quantizer = _read_quantizer(quantized_model, quantized_edge)
+    return Placement(quantized_edge.edge, quantizer, (EXISTING_RULE,))
 
 
 def _read_quantizer(quantized_model: QuantizedModel, quantized_edge: QuantizedEdge) -> Quantizer:

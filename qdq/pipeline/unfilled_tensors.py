@@ -16,7 +16,9 @@ from qdq.ranges.tensor_ranges import Ranges
 from qdq.rules.rule import RuleSet
 
 
-def make_filled_request(plan: Plan, rules: RuleSet, unfilled: Iterable[Placement]) -> PlanRequest:
+def make_filled_request(
+    plan: Plan, rules: RuleSet, unfilled: Iterable[Placement], plans_bfloat16: bool
+) -> PlanRequest:
     """Return the request for a plan again, with the nodes of some placements left in float."""
     labels = {qualified_name(item.edge.graph, item.edge.node) for item in unfilled}
     return PlanRequest(
@@ -25,6 +27,7 @@ def make_filled_request(plan: Plan, rules: RuleSet, unfilled: Iterable[Placement
         leave_float=(*plan.leave_float, *exact_globs(labels)),
         allow_unmatched=True,
         profiles=plan.profiles,
+        plans_bfloat16=plans_bfloat16,
     )
 
 

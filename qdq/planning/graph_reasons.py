@@ -19,8 +19,12 @@ _OTHER_FLOATS: dict[int, str] = {TensorProto.BFLOAT16: "bfloat16", TensorProto.D
 _OPERANDS = 2
 
 
-def find_graph_reason(index: GraphIndex, edge: Edge) -> LeftFloat | None:
-    """Return why an edge stays in float whatever the rules request, None where rules decide."""
+def find_graph_reason(index: GraphIndex, edge: Edge, plans_bfloat16: bool) -> LeftFloat | None:
+    """Return why an edge stays in float whatever the rules request, None where rules decide.
+
+    ONNX Runtime has no convolution or matrix product in bfloat16, so such layers cannot be
+    calibrated: they are planned only where a model has pairs on them already.
+    """
     node = index.node(edge)
     if not index.is_live(node):
         return LeftFloat(edge, UNUSED, "No output of the model depends on the node.")
@@ -30,8 +34,10 @@ def find_graph_reason(index: GraphIndex, edge: Edge) -> LeftFloat | None:
             CONSTANT,
             "The node computes a constant. The pair belongs right before the layer that reads it.",
         )
-    float_type = _OTHER_FLOATS.get(index.elem_type(edge.tensor))
-    if float_type is not None:
+    elem_type = index.elem_type(edge.tensor)
+    float_type = _OTHER_FLOATS.get(elem_type)
+    is_planned = plans_bfloat16 and elem_type == TensorProto.BFLOAT16
+    if float_type is not None and not is_planned:
         reason = f"The tensor is {float_type}. Pairs are placed on float32 and float16 tensors."
         return LeftFloat(edge, TYPE, reason)
     unknown = _explain_unknown(index, edge, node)
@@ -49,13 +55,15 @@ def _explain_unknown(index: GraphIndex, edge: Edge, node: Node) -> str:
     return next(filter(None, reasons), "")
 
 
-def find_hidden_operands(index: GraphIndex) -> Iterator[LeftFloat]:
+def find_hidden_operands(index: GraphIndex, plans_bfloat16: bool) -> Iterator[LeftFloat]:
     """Yield the edges of weighted operators that count as no operands because of the graph."""
     for node in index.nodes:
         if node.op not in WEIGHTED or operands(index, node):
             continue
         for slot, tensor in enumerate(node.inputs[:_OPERANDS]):
-            reason = find_graph_reason(index, index.edge(node, slot)) if tensor else None
+            if not tensor:
+                continue
+            reason = find_graph_reason(index, index.edge(node, slot), plans_bfloat16)
             if reason is not None:
                 yield reason
 
@@ -78,11 +86,11 @@ def describe_other_layers(index: GraphIndex) -> str:
     counts: Counter[str] = Counter()
     for scope in index.scopes.values():
         for node in scope.nodes:
-            if operands(scope, node):
-                return ""
             float_type = _find_other_type(scope, node)
             if float_type:
                 counts[float_type] += 1
+            elif operands(scope, node):
+                return ""
     layers = sum(counts.values())
     types = " and ".join(sorted(counts))
     if not layers:

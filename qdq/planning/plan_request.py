@@ -24,6 +24,8 @@ class PlanRequest(msgspec.Struct, frozen=True):
     allow_unmatched: bool = False
     #: Shapes for rules about shapes, where the model leaves a dimension open.
     profiles: tuple[Profile, ...] = ()
+    #: Whether layers in bfloat16 are planned, as in a model that has pairs on such layers already.
+    plans_bfloat16: bool = False
 
 
 def to_globs(globs: str | Iterable[str]) -> tuple[str, ...]:

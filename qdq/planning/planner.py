@@ -14,7 +14,7 @@ from qdq.graph.index import Edge, GraphIndex, Node
 from qdq.graph.loader import load, raise_source_opset
 from qdq.graph.operands import channel_axis, operands
 from qdq.graph.operators import PLANNED_BODIES
-from qdq.graph.opset import FLOAT16_OPSET, default_opset, holds_float16
+from qdq.graph.opset import FLOAT16_OPSET, default_opset, holds_short_floats
 from qdq.graph.quantized_operators import is_quantized
 from qdq.graph.shape_profiles import (
     ProfilesLike,
@@ -100,18 +100,18 @@ def source_at_plan_opset(source: Source, plan: Plan, index: GraphIndex | None = 
     element_opset = max((p.quantizer.element.opset for p in plan.placements), default=0)
     raised = raise_source_opset(source, element_opset, "FP8")
     is_old = default_opset(raised.model) < FLOAT16_OPSET
-    if is_old and holds_float16(source.model) and _has_float16_pair(index or source, plan):
-        raised = raise_source_opset(raised, FLOAT16_OPSET, "FP16")
+    if is_old and holds_short_floats(source.model) and _has_short_float_pair(index or source, plan):
+        raised = raise_source_opset(raised, FLOAT16_OPSET, "16-bit")
     return raised
 
 
-def _has_float16_pair(model: GraphIndex | Source, plan: Plan) -> bool:
-    """Whether a pair of a plan is on a float16 tensor."""
+def _has_short_float_pair(model: GraphIndex | Source, plan: Plan) -> bool:
+    """Whether a pair of a plan is on a float16 or bfloat16 tensor."""
     index = GraphIndex(model) if isinstance(model, Source) else model
     scopes = index.scopes
     for placement in plan.placements:
         scope = scopes.get(placement.edge.graph, index)
-        if scope.elem_type(placement.edge.tensor) == TensorProto.FLOAT16:
+        if scope.elem_type(placement.edge.tensor) in (TensorProto.FLOAT16, TensorProto.BFLOAT16):
             return True
     return False
 
@@ -207,12 +207,13 @@ def _plan_graphs(
     for scope in shaped_index.scopes.values():
         if not _explain_unplanned_body(scope):
             scene = Scene(scope, request.targets)
-            graph_plans.append(_plan_graph(scene, request.rules))
+            graph_plans.append(_plan_graph(scene, request))
     return graph_plans
 
 
-def _plan_graph(scene: Scene, rules: RuleSet) -> _GraphPlan:
+def _plan_graph(scene: Scene, request: PlanRequest) -> _GraphPlan:
     index = scene.index
+    rules = request.rules
     verdicts, shared = match_rules(scene, rules)
     placed: dict[Edge, Placement] = {}
     left_float: dict[Edge, LeftFloat] = {}
@@ -221,12 +222,12 @@ def _plan_graph(scene: Scene, rules: RuleSet) -> _GraphPlan:
             rule = verdict.rules[0]
             left_float[verdict.edge] = LeftFloat(verdict.edge, rule.name, rule.says)
             continue
-        reason = find_graph_reason(index, verdict.edge)
+        reason = find_graph_reason(index, verdict.edge, request.plans_bfloat16)
         if reason is None:
             placed[verdict.edge] = _make_placement(index, verdict)
         else:
             left_float[verdict.edge] = reason
-    for reason in find_hidden_operands(index):
+    for reason in find_hidden_operands(index, request.plans_bfloat16):
         left_float.setdefault(reason.edge, reason)
     for edge, missing in unmet_needs(index, placed):
         label = placed.pop(edge).quantizer.element.label

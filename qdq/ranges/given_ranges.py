@@ -1,7 +1,8 @@
 """Ranges that come from elsewhere than calibration, and which tensors of a plan they apply to.
 
 A planned tensor without a given range takes that of the nearest tensor with one that holds all of
-its values, moved, picked or joined with others: that range covers its values too.
+its values, moved, picked or joined with others: that range covers its values too. A tensor that is
+joined takes the largest range of its parts.
 """
 
 from __future__ import annotations
@@ -14,13 +15,13 @@ import numpy as np
 
 from qdq.arguments import require_type
 from qdq.errors import DataError, did_you_mean
+from qdq.graph.aliases import keeps_values
 from qdq.graph.bodies import qualified_name
 from qdq.graph.index import Edge, GraphIndex
-from qdq.graph.operators import MOVES_VALUES
 from qdq.graph.patterns import trace_axis_to_input
 from qdq.planning.decisions import Plan
 from qdq.ranges.range_limits import require_range, require_stated_range
-from qdq.ranges.value_holders import iterate_holders
+from qdq.ranges.value_holders import find_joined_parts, iterate_holders
 
 #: How many names a message lists.
 _NAMED = 3
@@ -268,14 +269,22 @@ def _find_nearest(
 ) -> GivenRange | None:
     """Return the range of the nearest given tensor that holds all values of this one.
 
-    That may be the tensor itself. The result is None where there is none.
+    That may be the tensor itself. Where there is none, a tensor that a Concat joins has the
+    largest of the ranges of its parts. The result is None where one of them has none.
     """
     path, tensor = location
-    for holder in iterate_holders(index.scopes[path], tensor):
+    scope = index.scopes[path]
+    for holder in iterate_holders(scope, tensor):
         source = by_location.get((path, holder))
         if source is not None:
             return source
-    return None
+    sources: list[GivenRange] = []
+    for part in find_joined_parts(scope, tensor):
+        source = _find_nearest(index, (path, part), by_location)
+        if source is None:
+            return None
+        sources.append(source)
+    return max(sources, key=lambda source: source.amax, default=None)
 
 
 def _apply_range(tensor: str, source: GivenRange) -> AppliedRange:
@@ -338,14 +347,14 @@ def _trace_to_ranges(
 ) -> tuple[list[GivenWeightRange], int | None]:
     """Return the ranges given for a constant, and the axis that the constant's axis is there.
 
-    Operators between the two only move values. There are no ranges where none are given.
+    Operators between the two keep the values. There are no ranges where none are given.
     """
     while True:
         weights = by_tensor.get(qualified_name(scope.path, tensor)) or by_tensor.get(tensor)
         if weights is not None:
             return weights, axis
         producer = scope.producers.get(tensor)
-        if producer is None or producer.op not in MOVES_VALUES:
+        if producer is None or not keeps_values(scope, producer):
             return [], axis
         if axis is not None:
             axis = trace_axis_to_input(scope, producer, axis)

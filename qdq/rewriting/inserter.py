@@ -123,13 +123,13 @@ class _InsertedPair:
             rules.update(placement.because)
         return ", ".join(sorted(rules))
 
-    def initializers(self, scales: PairScale, *, is_half: bool) -> Iterator[TensorProto]:
+    def initializers(self, scales: PairScale, dtype: np.dtype[Any]) -> Iterator[TensorProto]:
         """Yield the scale in the tensor's float type, and the zero point 0 in the quantized type.
 
         Both are scalars, or vectors along the axis.
         """
         element = self.quantizer.element
-        values = store_scales(scales.scales, element, is_half=is_half)
+        values = store_scales(scales.scales, element, dtype)
         shape = () if self.quantizer.axis is None else (values.size,)
         yield numpy_helper.from_array(values.reshape(shape), self.scale)
         yield TensorProto(
@@ -166,8 +166,10 @@ def _add_initializers(
             )
         scope = scopes[pair.graph]
         _check_scales(scope, pair.tensor, pair_scale)
-        is_half = scope.elem_type(pair.tensor) == TensorProto.FLOAT16
-        graph.initializer.extend(pair.initializers(pair_scale, is_half=is_half))
+        is_float = scope.is_float(pair.tensor)
+        elem_type = scope.elem_type(pair.tensor) if is_float else TensorProto.FLOAT
+        dtype = helper.tensor_dtype_to_np_dtype(elem_type)
+        graph.initializer.extend(pair.initializers(pair_scale, dtype))
 
 
 def _check_scales(index: GraphIndex, tensor: str, pair_scale: PairScale) -> None:

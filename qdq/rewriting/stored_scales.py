@@ -1,4 +1,4 @@
-"""Scales in the type that a file stores them in: that of the tensor, float32 or float16."""
+"""Scales in the type that a file stores them in: that of the tensor."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy.typing as npt
 from qdq.arrays import Floats
 from qdq.quantizer import ElementType
 
-#: The smallest float32 that no GPU flushes to 0.
+#: The smallest float32, and bfloat16, that no GPU flushes to 0.
 _LEAST_NORMAL = np.finfo(np.float32).tiny
 
 _LARGEST_HALF = float(np.finfo(np.float16).max)
@@ -26,17 +26,17 @@ _LARGEST_LOSS = 1 / 256
 
 
 def store_scales(
-    scales: Sequence[float], element: ElementType, *, is_half: bool
+    scales: Sequence[float], element: ElementType, dtype: np.dtype[Any]
 ) -> npt.NDArray[Any]:
-    """Return the scales of a pair as a vector of float32, or of float16 for a float16 tensor.
+    """Return the scales of a pair as a vector of a tensor's type: float32, float16 or bfloat16.
 
     TensorRT-RTX 1.7.1 and ONNX Runtime compute exactly with subnormal float16 scales: RTX folds
     weights with them without an error, multiplies their products in float32, and divides by a
     scale whose inverse no float16 holds.
     """
-    if is_half:
+    if dtype == np.float16:
         return _round_to_half(np.array(scales, np.float64), element)
-    return np.maximum(np.array(scales, np.float32), _LEAST_NORMAL)
+    return np.maximum(np.array(scales, np.float32), _LEAST_NORMAL).astype(dtype)
 
 
 def _round_to_half(scales: Floats, element: ElementType) -> npt.NDArray[np.float16]:

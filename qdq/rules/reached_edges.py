@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 
+from qdq.graph.aliases import is_alias
 from qdq.graph.index import Edge, GraphIndex, Node
 from qdq.graph.operators import MOVES_VALUES
 
@@ -20,7 +21,7 @@ def find_pool_ends(index: GraphIndex, pool: Node) -> tuple[Edge, ...]:
 
 
 def find_reached_edges(index: GraphIndex, start: str, through: tuple[str, ...]) -> tuple[Edge, ...]:
-    """Return the edges that a tensor reaches through some operators.
+    """Return the edges that a tensor reaches through some operators and through aliases.
 
     Empty where one of the tensors on the way is a graph output, is read in a body or is unread.
     """
@@ -34,7 +35,7 @@ def find_reached_edges(index: GraphIndex, start: str, through: tuple[str, ...]) 
             return ()
         for edge in readers:
             node = index.node(edge)
-            if not _passes_on(node, edge, through):
+            if not _passes_on(index, edge, through):
                 reached.append(edge)
                 continue
             output = node.outputs[0]
@@ -58,8 +59,9 @@ def _is_read_in_body(index: GraphIndex, tensor: str) -> bool:
     return any(slot < 0 for _, slot in readers)
 
 
-def _passes_on(node: Node, edge: Edge, through: tuple[str, ...]) -> bool:
+def _passes_on(index: GraphIndex, edge: Edge, through: tuple[str, ...]) -> bool:
     """Whether a node passes on the values of an edge: of moves the first input, of Concat all."""
-    if node.op not in through:
+    node = index.node(edge)
+    if node.op not in through and not is_alias(index, node):
         return False
     return edge.slot == 0 or node.op == "Concat"

@@ -111,19 +111,19 @@ def test_subnormal_scales_of_a_quantized_model_stay_bit_for_bit() -> None:
 def test_a_float16_scale_is_rounded_to_the_side_that_does_not_clip(
     scale: float, stored: float
 ) -> None:
-    (value,) = store_scales([scale], ELEMENT_TYPES[INT8], is_half=True)
+    (value,) = store_scales([scale], ELEMENT_TYPES[INT8], np.dtype(np.float16))
     assert float(value) == stored
 
 
 @pytest.mark.parametrize("dtype", [INT8, E4M3])
 def test_the_largest_float16_scale_dequantizes_to_finite_values(dtype: str) -> None:
     element = ELEMENT_TYPES[dtype]
-    (value,) = store_scales([1e6], element, is_half=True)
+    (value,) = store_scales([1e6], element, np.dtype(np.float16))
     larger = np.nextafter(value, np.float16(np.inf))
     assert float(value) * element.largest <= 65504 < float(larger) * element.largest
 
 
 def test_a_float32_scale_is_stored_as_it_is_and_never_denormal() -> None:
-    scales = store_scales([0.1, math.ldexp(1, -140)], ELEMENT_TYPES[INT8], is_half=False)
+    scales = store_scales([0.1, math.ldexp(1, -140)], ELEMENT_TYPES[INT8], np.dtype(np.float32))
     assert scales.dtype == np.float32
     assert scales.tolist() == [float(np.float32(0.1)), 2.0**-126]
