@@ -264,7 +264,8 @@ def _map_npy(path: Path) -> Array:
     """Return the array of a .npy file, memory-mapped so that a large one takes no memory."""
     try:
         if _begins_like_npy(path):
-            array: Array = np.load(path, mmap_mode="r", allow_pickle=False)
+            with np.errstate(over="ignore"):  # of a size that no array has, which is refused
+                array: Array = np.load(path, mmap_mode="r", allow_pickle=False)
             return array
     except UNREADABLE as error:
         raise DataError(
