@@ -136,7 +136,8 @@ def find_array(spec: InputSpec, sample: Any, location: str) -> Array:
             f"{hint} Name arrays after inputs."
         )
     try:
-        return np.asarray(sample[spec.name])
+        with np.errstate(over="ignore"):  # of a size that no array has, which is refused
+            return np.asarray(sample[spec.name])
     except UNREADABLE as error:
         raise DataError(
             f"{location}: input {spec.name!r} cannot be read: {first_line(error)}. "

@@ -267,7 +267,8 @@ def _map_npy(path: Path) -> Array:
     note_input(path)
     try:
         if _begins_like_npy(path):
-            array: Array = np.load(path, mmap_mode="r", allow_pickle=False)
+            with np.errstate(over="ignore"):  # of a size that no array has, which is refused
+                array: Array = np.load(path, mmap_mode="r", allow_pickle=False)
             return array
     except UNREADABLE as error:
         raise DataError(

@@ -66,7 +66,7 @@ def _check_opsets(model: ModelProto) -> None:
         imports += function.opset_import
     _require_text((entry.domain for entry in imports), "it")
     for entry in imports:
-        if not 0 <= entry.version <= _LARGEST_VERSION:
+        if abs(entry.version) > _LARGEST_VERSION:
             raise _damaged(f"it imports version {entry.version} of an opset")
 
 

@@ -123,17 +123,7 @@ def quantize(  # noqa: PLR0913 keyword arguments of the public function
     that the compiler refuses. Raises ModelError, RuleError, DataError or UsageError, as the stages
     do. The model passed in is never changed.
     """
-    planning = PlanningOptions(
-        None if rules is None else to_rule_set(rules),
-        to_targets(targets),
-        to_globs(leave_float),
-        allow_unmatched,
-        to_profiles(profiles),
-    )
-    require_type(observing, Observing, "observing", "qdq.Observing(...)")
-    require_type(allow_unmatched, bool, "allow_unmatched", "True or False")
-    require_callable(progress, "progress")
-    require_callable(planned, "planned")
+    planning = _to_planning_options(rules, targets, leave_float, allow_unmatched, profiles)
     build_options = _to_build_options(until_it_builds)
     known_ranges = to_known_ranges(given)
     calibration = CalibrationOptions(
@@ -141,6 +131,22 @@ def quantize(  # noqa: PLR0913 keyword arguments of the public function
     )
     request = QuantizeRequest(model, existing, planning, calibration, build_options, planned)
     return run_request(request)
+
+
+def _to_planning_options(
+    rules: RulesLike | None,
+    targets: TargetsLike,
+    leave_float: str | Iterable[str],
+    allow_unmatched: bool,
+    profiles: ProfilesLike,
+) -> PlanningOptions:
+    return PlanningOptions(
+        None if rules is None else to_rule_set(rules),
+        to_targets(targets),
+        to_globs(leave_float),
+        allow_unmatched,
+        to_profiles(profiles),
+    )
 
 
 def _to_build_options(until_it_builds: BuildOptions | bool | None) -> BuildOptions | None:
@@ -160,6 +166,9 @@ class PlanningOptions(msgspec.Struct, frozen=True):
     allow_unmatched: bool
     profiles: tuple[Profile, ...]
 
+    def __post_init__(self) -> None:
+        require_type(self.allow_unmatched, bool, "allow_unmatched", "True or False")
+
 
 class CalibrationOptions(msgspec.Struct, frozen=True):
     """The arguments of `quantize` that decide the scales."""
@@ -171,6 +180,10 @@ class CalibrationOptions(msgspec.Struct, frozen=True):
     observing: Observing
     progress: Progress | None
     known_ranges: KnownRanges | None
+
+    def __post_init__(self) -> None:
+        require_type(self.observing, Observing, "observing", "qdq.Observing(...)")
+        require_callable(self.progress, "progress")
 
 
 class QuantizeRequest(msgspec.Struct, frozen=True):
@@ -185,6 +198,9 @@ class QuantizeRequest(msgspec.Struct, frozen=True):
     build_options: BuildOptions | None
     #: Called with the plan before calibration starts.
     planned: Callable[[Plan], None] | None
+
+    def __post_init__(self) -> None:
+        require_callable(self.planned, "planned")
 
 
 def run_request(request: QuantizeRequest) -> Quantized:

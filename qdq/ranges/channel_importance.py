@@ -157,7 +157,7 @@ def _measure_weight(index: GraphIndex, node: Node, output: _Importance | None) -
         mean = output.of_channel.mean()
         if mean > 0.0:
             squares *= output.of_channel[:, None] / mean
-    by_group = squares.reshape(group, outputs // group, -1)
+    by_group = squares.reshape(group, outputs // group, squares.shape[1])
     importance: Floats = by_group.sum(axis=1).ravel()
     return importance
 

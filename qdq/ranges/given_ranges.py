@@ -7,6 +7,7 @@ joined takes the largest range of its parts.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Set
 from numbers import Real
 
@@ -143,9 +144,18 @@ def given_by_hand(
     for tensor, amax in ranges.items():
         require_type(tensor, str, f"{name}: {tensor!r}", "the name of a tensor")
         require_type(amax, Real, f"{name}: tensor {tensor!r}", "a number")
-        require_stated_range(amax, f"{name}: tensor {tensor!r}")
-        by_tensor.append(GivenRange(tensor, float(amax)))
+        number = _to_float(amax)
+        require_stated_range(number, f"{name}: tensor {tensor!r}")
+        by_tensor.append(GivenRange(tensor, number))
     return GivenRanges(name, tuple(by_tensor))
+
+
+def _to_float(number: float) -> float:
+    """Return a number of any type as a float, an integer beyond all floats as infinity."""
+    try:
+        return float(number)
+    except OverflowError:
+        return math.inf
 
 
 def match_given_ranges(index: GraphIndex, plan: Plan, given_ranges: GivenRanges) -> GivenSummary:

@@ -55,7 +55,9 @@ class TimedSession(ort.InferenceSession):  # type: ignore[misc] # onnxruntime ha
 
     def _limit_run(self, run: Callable[[ort.RunOptions], _Result]) -> _Result:
         options = ort.RunOptions()
-        options.terminate = self._is_stopped
+        self._active.add(options)
+        if self._is_stopped:  # asked after the options can be seen by `stop_runs`
+            options.terminate = True
         is_late = threading.Event()
 
         def end_run() -> None:
@@ -65,7 +67,6 @@ class TimedSession(ort.InferenceSession):  # type: ignore[misc] # onnxruntime ha
         timer = threading.Timer(self._limit, end_run)
         timer.daemon = True
         timer.start()
-        self._active.add(options)
         try:
             return _call_interruptibly(lambda: run(options), options)
         except Exception as error:

@@ -79,14 +79,11 @@ def validate(  # noqa: PLR0913 keyword arguments of the public function
     ModelError where the two models are not the same graph.
     """
     require_callable(progress, "progress")
-    if batch is not None:
-        batch = to_count(batch, 1, "batch")
     quantized_model = QuantizedModel(quantized)
     index = GraphIndex(raise_source_opset(load(model), quantized_model.least_opset))
     require_same_graph(index, quantized_model)
     feeds = open_feeds(index, data, batch) if data is not None else None
-    requested_shapes = {} if shapes is None else _to_shapes(shapes)
-    fixed_shapes = _fix_shapes(index, requested_shapes, feeds)
+    fixed_shapes = _fix_shapes(index, _to_shapes(shapes), feeds)
     accuracy = _measure_accuracy(index, quantized_model, feeds, progress)
     reports: list[EngineReport] = []
     for target in to_targets(targets):
@@ -102,8 +99,10 @@ def validate(  # noqa: PLR0913 keyword arguments of the public function
     )
 
 
-def _to_shapes(shapes: Mapping[str, Sequence[int]]) -> dict[str, tuple[int, ...]]:
+def _to_shapes(shapes: Mapping[str, Sequence[int]] | None) -> dict[str, tuple[int, ...]]:
     """Return shapes by input; raises UsageError for others than whole numbers above 0."""
+    if shapes is None:
+        return {}
     advice = "a mapping of inputs to sizes, such as {'image': (1, 3, 224, 224)}"
     require_type(shapes, Mapping, "shapes", advice)
     by_input: dict[str, tuple[int, ...]] = {}
