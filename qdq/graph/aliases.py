@@ -36,16 +36,21 @@ def is_float_cast(index: GraphIndex, node: Node) -> bool:
     """Whether a node casts between float types: float32, float16, bfloat16 and float64."""
     if not _is_cast(node):
         return False
-    types = (index.elem_type(node.inputs[0]), index.elem_type(node.outputs[0]))
+    types = (index.elem_type(node.inputs[0]), _cast_type(index, node))
     return all(elem_type in FLOAT_TYPES for elem_type in types)
 
 
 def find_origin(index: GraphIndex, tensor: str) -> str:
-    """Return the tensor that a tensor is an alias of: itself where no alias computes it."""
-    producer = index.producers.get(tensor)
-    while producer is not None and is_alias(index, producer) and tensor == producer.outputs[0]:
+    """Return the tensor that a tensor is an alias of: itself where no alias computes it.
+
+    The alias, and the tensor, may be in a graph around a body.
+    """
+    while tensor:
+        scope = index.defining_scope(tensor)
+        producer = scope.producers.get(tensor)
+        if producer is None or tensor != producer.outputs[0] or not is_alias(scope, producer):
+            return tensor
         tensor = producer.inputs[0]
-        producer = index.producers.get(tensor)
     return tensor
 
 
@@ -55,7 +60,14 @@ def _is_cast(node: Node) -> bool:
 
 def _keeps_type(index: GraphIndex, node: Node) -> bool:
     elem_type = index.elem_type(node.inputs[0])
-    return elem_type != 0 and elem_type == index.elem_type(node.outputs[0])
+    return elem_type != 0 and elem_type == _cast_type(index, node)
+
+
+def _cast_type(index: GraphIndex, cast: Node) -> int:
+    """Return the ONNX element type that a Cast or CastLike casts to, 0 where it is not known."""
+    if cast.op == "CastLike":
+        return index.elem_type(cast.inputs[1])
+    return int(cast.attribute("to", 0))
 
 
 def _may_train(index: GraphIndex, dropout: Node) -> bool:

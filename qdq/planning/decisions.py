@@ -15,6 +15,7 @@ from qdq.target import Target
 INCOMPLETE = "incomplete"
 BODY = "body"
 FUNCTION = "function"
+ALIAS = "alias"
 
 #: The reason why an edge without a rule stays in float.
 NO_RULE = "No rule requests a pair here."
@@ -44,7 +45,7 @@ class ScaleGroup(msgspec.Struct, frozen=True, order=True):
 
     #: The tensors, in order of their names.
     tensors: tuple[str, ...]
-    #: Names of the rules that connect them.
+    #: Names of the rules that connect them, and "alias" where a compiler reads one tensor.
     because: tuple[str, ...]
     #: The largest ratio of the group's range to a tensor's; above it the tensor keeps its range.
     #: None for no limit.

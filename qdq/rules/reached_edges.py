@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections import deque
 
-from qdq.graph.index import Edge, GraphIndex, Node
+from qdq.graph.compiler_view import CompilerView
+from qdq.graph.index import Edge, Node
 from qdq.graph.operators import MOVES_VALUES
 
 
-def find_pool_ends(index: GraphIndex, pool: Node) -> tuple[Edge, ...]:
+def find_pool_ends(index: CompilerView, pool: Node) -> tuple[Edge, ...]:
     """Return the edges that a pool's output reaches through moves; for a MaxPool also Concat.
 
     Empty where the output reaches a graph output or a body.
@@ -19,7 +20,9 @@ def find_pool_ends(index: GraphIndex, pool: Node) -> tuple[Edge, ...]:
     return find_reached_edges(index, pool.outputs[0], through)
 
 
-def find_reached_edges(index: GraphIndex, start: str, through: tuple[str, ...]) -> tuple[Edge, ...]:
+def find_reached_edges(
+    index: CompilerView, start: str, through: tuple[str, ...]
+) -> tuple[Edge, ...]:
     """Return the edges that a tensor reaches through some operators.
 
     Empty where one of the tensors on the way is a graph output, is read in a body or is unread.
@@ -44,7 +47,7 @@ def find_reached_edges(index: GraphIndex, start: str, through: tuple[str, ...]) 
     return tuple(reached)
 
 
-def _value_readers(index: GraphIndex, tensor: str) -> list[Edge]:
+def _value_readers(index: CompilerView, tensor: str) -> list[Edge]:
     """Return the edges that read a tensor's values; a Shape reads only its shape."""
     readers: list[Edge] = []
     for edge in index.edges_from(tensor):
@@ -54,7 +57,7 @@ def _value_readers(index: GraphIndex, tensor: str) -> list[Edge]:
     return readers
 
 
-def _is_read_in_body(index: GraphIndex, tensor: str) -> bool:
+def _is_read_in_body(index: CompilerView, tensor: str) -> bool:
     readers = index.consumers.get(tensor, ())
     return any(slot < 0 for _, slot in readers)
 
