@@ -5,7 +5,8 @@ from __future__ import annotations
 from onnx import TensorProto
 
 from qdq.graph.index import GraphIndex, Node
-from qdq.graph.operators import ALIASES, ALIASES_OF_ONE_INPUT
+from qdq.graph.operators import ALIASES, ALIASES_OF_ONE_INPUT, ALIASES_OF_ONE_SHAPE
+from qdq.graph.shape_inference import known_sizes
 
 FLOAT_TYPES = (
     TensorProto.FLOAT,
@@ -20,15 +21,28 @@ _TRAINING_SLOT = 2
 def is_alias(index: GraphIndex, node: Node) -> bool:
     """Whether a compiler replaces a node's result by its first input, type and values alike.
 
-    True for Identity, a Dropout outside training, a Cast to the type that its input has, and a
-    Sum, Max, Min, Mean or Concat of one input.
+    True for Identity, a Dropout outside training, a Cast to the type that its input has, a Sum,
+    Max, Min, Mean or Concat of one input, a Transpose that keeps the order of axes, and a Reshape,
+    Expand or similar to the shape that its input has. Not for a constant whose result is computed,
+    as that of a CastLike is by what it is cast like: no value of it can be read from the file.
     """
+    if not _repeats_input(index, node):
+        return False
+    return index.is_constant(node.outputs[0]) or not index.is_constant(node.inputs[0])
+
+
+def _repeats_input(index: GraphIndex, node: Node) -> bool:
     if node.op == "Dropout":
         return not _may_train(index, node)
     if node.op in ALIASES:
         return True
     if node.op in ALIASES_OF_ONE_INPUT:
         return len(node.inputs) == 1
+    if node.op == "Transpose":
+        order = list(node.attribute("perm", ()))
+        return bool(order) and order == sorted(order)
+    if node.op in ALIASES_OF_ONE_SHAPE:
+        return _keeps_shape(index, node)
     return _is_cast(node) and _keeps_type(index, node)
 
 
@@ -56,6 +70,11 @@ def find_origin(index: GraphIndex, tensor: str) -> str:
 
 def _is_cast(node: Node) -> bool:
     return node.op in ("Cast", "CastLike")
+
+
+def _keeps_shape(index: GraphIndex, node: Node) -> bool:
+    sizes = known_sizes(index.shape(node.inputs[0]))
+    return sizes is not None and sizes == known_sizes(index.shape(node.outputs[0]))
 
 
 def _keeps_type(index: GraphIndex, node: Node) -> bool:

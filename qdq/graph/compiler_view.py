@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from qdq.arrays import Array
 from qdq.graph.aliases import find_origin, is_alias
 from qdq.graph.index import Edge, GraphIndex, Node
-from qdq.graph.shape_inference import TensorType
+from qdq.graph.shape_inference import Dims, TensorType
 
 _ADDENDS = 2
 
@@ -35,6 +35,7 @@ class CompilerView(GraphIndex):
             owner = outer.by_label[file_index.owner.label]
         #: The index of the graph as the file has it.
         self.file_index = file_index
+        self._aliases = _map_aliases(file_index)
         super().__init__(
             file_index.source,
             file_index.input_shapes,
@@ -96,4 +97,30 @@ class CompilerView(GraphIndex):
             yield CompilerView(body, self)
 
     def _type(self, tensor: str) -> TensorType:
-        return self.file_index._type(tensor)
+        """Return the type of a tensor, completed by the declared shapes of its aliases."""
+        elem_type, shape = self.file_index._type(tensor)
+        for alias in self._aliases.get(tensor, ()):
+            alias_type, alias_shape = self.file_index._type(alias)
+            elem_type = elem_type or alias_type
+            shape = _join_shapes(shape, alias_shape)
+        return elem_type, shape
+
+
+def _map_aliases(index: GraphIndex) -> dict[str, list[str]]:
+    """Return the aliases of each tensor in a graph."""
+    aliases: dict[str, list[str]] = {}
+    for node in index.nodes:
+        if is_alias(index, node):
+            origin = find_origin(index, node.outputs[0])
+            aliases.setdefault(origin, []).append(node.outputs[0])
+    return aliases
+
+
+def _join_shapes(shape: Dims | None, other: Dims | None) -> Dims | None:
+    """Return a shape with the dimensions that either of two shapes of one tensor knows."""
+    if shape is None or other is None or len(shape) != len(other):
+        return other if shape is None else shape
+    return tuple(
+        size if other_size is None else other_size
+        for size, other_size in zip(shape, other, strict=True)
+    )

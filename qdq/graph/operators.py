@@ -53,6 +53,9 @@ ALIASES = ("Identity", "Dropout")
 #: Operators that return their input where they have one only.
 ALIASES_OF_ONE_INPUT = ("Sum", "Max", "Min", "Mean", "Concat")
 
+#: Operators that return their first input where that has the shape of the result.
+ALIASES_OF_ONE_SHAPE = ("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Expand", "Tile")
+
 #: Pools that have rows in the kernel tables.
 POOLS = ("AveragePool", "MaxPool", "GlobalAveragePool", "GlobalMaxPool")
 

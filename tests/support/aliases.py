@@ -14,15 +14,21 @@ from qdq.graph.index import Edge, GraphIndex, Node
 from qdq.graph.loader import load
 from qdq.graph.operators import PRODUCTS
 
-KINDS = ("Identity", "Dropout", "Cast", "Sum", "Max", "Min", "Mean", "Concat")
+KINDS = ("Identity", "Dropout", "Cast", "Sum", "Max", "Min", "Mean", "Concat", "Transpose")
 
 #: Operators whose constants may be read through aliases: ONNX infers no shape from those of others.
 _READS_CONSTANTS = (*PRODUCTS, "Add", "Mul", "Sub", "Div")
 
 
-def alias(kind: str, source: str, result: str, elem_type: int) -> onnx.NodeProto:
+def alias(kind: str, source: str, result: str, elem_type: int, rank: int) -> onnx.NodeProto:
     """Return a node of a kind whose result is a tensor of at least one dimension."""
-    attributes: dict[str, Any] = {"Cast": {"to": elem_type}, "Concat": {"axis": 0}}.get(kind, {})
+    attributes: dict[str, Any] = {}
+    if kind == "Cast":
+        attributes["to"] = elem_type
+    elif kind == "Concat":
+        attributes["axis"] = 0
+    elif kind == "Transpose":
+        attributes["perm"] = list(range(rank))
     return helper.make_node(kind, [source], [result], name=f"alias_{result}", **attributes)
 
 
@@ -72,13 +78,14 @@ class _Strewing:
         graph.node.extend(ordered)
 
     def _chain(self, index: GraphIndex, tensor: str) -> list[onnx.NodeProto]:
+        elem_type, rank = index.elem_type(tensor), index.rank(tensor) or 0
         chain: list[onnx.NodeProto] = []
         for _ in range(self._rng.choice([1, 1, 2])):
             self._count += 1
             kind = self._rng.choice(self._kinds)
             result = f"{tensor}_alias_{self._count}"
             source = chain[-1].output[0] if chain else tensor
-            chain.append(alias(kind, source, result, index.elem_type(tensor)))
+            chain.append(alias(kind, source, result, elem_type, rank))
         return chain
 
 
