@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Mapping, Set
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Set
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeAlias
 
@@ -15,6 +16,7 @@ from qdq.calibration.scales import OutlierTensor, Scales
 from qdq.calibration.shared_scales import Amax, share_ranges
 from qdq.data.feeds import DataLike
 from qdq.errors import DataError, PlanError
+from qdq.graph.aliases import find_origin
 from qdq.graph.bodies import qualified_name
 from qdq.graph.index import GraphIndex
 from qdq.graph.loader import load
@@ -24,7 +26,7 @@ from qdq.observers.distributed import collect_ranges
 from qdq.planning.decisions import Placement, Plan, group_by_pair
 from qdq.planning.plan_edits import require_model, require_plan
 from qdq.planning.planner import source_at_plan_opset
-from qdq.quantizer import ELEMENT_TYPES, INT8
+from qdq.quantizer import ELEMENT_TYPES, INT8, Quantizer
 from qdq.ranges.given_ranges import (
     GivenRanges,
     GivenSummary,
@@ -188,7 +190,8 @@ def choose_scales(
     scaler = PairScaler(index, ranges, amax, method.weights, summary)
     threads = min(os.cpu_count() or 1, _MOST_THREADS)
     with ThreadPoolExecutor(threads) as pool:
-        pairs = tuple(pool.map(scaler.compute, group_by_pair(plan).values()))
+        groups = group_by_pair(plan).values()
+        pairs = tuple(pool.map(scaler.compute, groups, _count_readers(index, groups)))
     index.forget_constants()
     return Scales(
         plan=plan.key,
@@ -202,6 +205,22 @@ def choose_scales(
         shared=shared,
         given_ranges=summary,
     )
+
+
+def _count_readers(index: GraphIndex, groups: Iterable[tuple[Placement, ...]]) -> list[int]:
+    """Return for each pair the number of edges with such a pair that read its tensor.
+
+    Those that read an alias of the tensor count.
+    """
+    keys = []
+    readers = Counter[tuple[str, str, Quantizer]]()
+    for placements in groups:
+        edge = placements[0].edge
+        origin = find_origin(index.scope(edge), edge.tensor)
+        key = (edge.graph, origin, placements[0].quantizer)
+        readers[key] += len(placements)
+        keys.append(key)
+    return [readers[key] for key in keys]
 
 
 def choose_ranges(ranges: Ranges, method: Method) -> dict[str, float]:

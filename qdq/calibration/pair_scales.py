@@ -45,11 +45,14 @@ class PairScaler:
         self._weight_method = weight_method
         self._given_weights = summary.weight_amax if summary else {}
 
-    def compute(self, placements: tuple[Placement, ...]) -> PairScale:
-        """Return the scales of a pair, which may be placed on several edges of one tensor."""
+    def compute(self, placements: tuple[Placement, ...], readers: int) -> PairScale:
+        """Return the scales of a pair, which may be placed on several edges of one tensor.
+
+        `readers` counts the edges with such a pair that read the tensor or an alias of it.
+        """
         tensor = placements[0].edge.qualified_tensor
         quantizer = placements[0].quantizer
-        amax = self._find_amax(placements, tensor, quantizer)
+        amax = self._find_amax(placements[0], readers)
         to_dtype = amax.dtype.type
         amax = np.where(amax > 0.0, amax, to_dtype(DEAD_AMAX))
         scales = amax / to_dtype(quantizer.element.largest)
@@ -57,28 +60,27 @@ class PairScaler:
         scales = np.maximum(scales, _TINY)
         return PairScale(tensor, quantizer, tuple(map(float, scales)))
 
-    def _find_amax(
-        self, placements: tuple[Placement, ...], tensor: str, quantizer: Quantizer
-    ) -> Array:
+    def _find_amax(self, placement: Placement, readers: int) -> Array:
+        tensor = placement.edge.qualified_tensor
+        quantizer = placement.quantizer
         if quantizer.calibrated:
             amax = self._amax[tensor, quantizer.dtype]
             return np.array([amax])
         given_amax = self._given_weights.get((tensor, quantizer.axis))
         if given_amax is None:
-            return self._compute_weight_amax(placements)
+            return self._compute_weight_amax(placement.edge, quantizer, readers)
         if all(given_amax):
             return np.array(given_amax)
-        weight = self._read_weight(placements[0].edge)
+        weight = self._read_weight(placement.edge)
         largest = channel_amax(weight, quantizer.axis)
         return np.where(np.array(given_amax) > 0.0, given_amax, largest)
 
-    def _compute_weight_amax(self, placements: tuple[Placement, ...]) -> Array:
+    def _compute_weight_amax(self, edge: Edge, quantizer: Quantizer, readers: int) -> Array:
         """Return the amax of a weight, per channel where the quantizer has an axis."""
-        edge, quantizer = placements[0].edge, placements[0].quantizer
         weight = self._read_weight(edge)
         if self._weight_method == "mse":
             return least_error_amax(weight, quantizer.axis, quantizer.element)
-        if self._weight_method == "shift" and len(placements) == 1:
+        if self._weight_method == "shift" and readers == 1:
             amax = self._compute_least_shift_amax(weight, edge, quantizer)
             if amax is not None:
                 return amax

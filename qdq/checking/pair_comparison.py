@@ -8,6 +8,7 @@ import msgspec
 
 from qdq.checking.carried_pairs import CarriedPairs
 from qdq.checking.finding import Finding, make_finding
+from qdq.graph.compiler_view import CompilerView
 from qdq.graph.index import Edge
 from qdq.planning.decisions import LeftFloat, Placement, Plan
 from qdq.quantized.model import QuantizedEdge, QuantizedModel, largest_scale
@@ -27,6 +28,8 @@ class Comparison(msgspec.Struct, frozen=True):
     """A quantized model and the plan of its float graph, edge by edge."""
 
     quantized: QuantizedModel
+    #: The float graph as compilers read it.
+    view: CompilerView
     plan: Plan
     rules: RuleSet
     #: Planned edges without a pair.
@@ -64,6 +67,7 @@ def compare_pairs(quantized: QuantizedModel, plan: Plan, rules: RuleSet) -> Comp
     missing = tuple(p for p in plan.placements if p.edge not in paired_edges)
     return Comparison(
         quantized=quantized,
+        view=CompilerView(quantized.index),
         plan=plan,
         rules=rules,
         missing=missing,

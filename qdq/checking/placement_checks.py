@@ -13,11 +13,12 @@ from qdq.checking.carried_pairs import CarriedPairs
 from qdq.checking.finding import Finding, make_finding
 from qdq.checking.pair_comparison import Comparison, PlanReasons, make_unequal_finding
 from qdq.checking.scale_comparison import have_equal_scales
-from qdq.graph.aliases import is_alias_or_float_cast
+from qdq.graph.aliases import find_origin, is_alias_or_float_cast
+from qdq.graph.compiler_view import CompilerView
 from qdq.graph.index import Edge, GraphIndex, Node
 from qdq.graph.operands import operands
 from qdq.graph.operators import FOLDED_INTO_WEIGHTS, FUSED_AFTER_WEIGHTED, QUANTIZABLE_POOLS
-from qdq.graph.residual import find_residual_slot
+from qdq.graph.residual import find_residual, is_skip
 from qdq.planning.decisions import INCOMPLETE, NO_RULE, Placement
 from qdq.quantized.model import QuantizedEdge
 
@@ -67,7 +68,8 @@ def _check_missing(
             )
             yield make_unequal_finding(edge, carried.mismatched[edge], rule, problem)
         else:
-            code, problem = _describe_missing(scope, edge, operand_edges, missing)
+            view = comparison.view.scopes[edge.graph]
+            code, problem = _describe_missing(view, edge, operand_edges, missing)
             if edge in carried.cast:
                 problem = _describe_cast(scope, edge, carried.cast[edge])
             yield make_finding(code, edge, problem, rule, reasons.rule_text(rule))
@@ -86,7 +88,7 @@ def _has_weight_only_pair(operand_edges: tuple[Edge, ...], carried: CarriedPairs
 
 
 def _describe_missing(
-    scope: GraphIndex,
+    scope: CompilerView,
     edge: Edge,
     operand_edges: tuple[Edge, ...],
     missing: dict[Edge, Placement],
@@ -102,8 +104,9 @@ def _describe_missing(
                 )
                 return "half-quantized", problem
         return "missing-pair", f"no operand of this {node.op} has a Q/DQ pair"
-    if find_residual_slot(scope, node) == edge.slot:
-        return "residual-in-float", "the residual Add reads its skip without a Q/DQ pair"
+    if is_skip(scope, node, edge.slot):
+        problem = f"the residual {node.op} reads its skip without a Q/DQ pair"
+        return "residual-in-float", problem
     if node.op in QUANTIZABLE_POOLS:
         return "pool-in-float", f"the {node.op} reads the tensor without a Q/DQ pair"
     return "missing-pair", "the edge has no Q/DQ pair"
@@ -126,30 +129,30 @@ def _check_unplanned(
     """
     carried = comparison.carried
     for pair in comparison.unplanned:
-        scope = comparison.quantized.index.scope(pair.edge)
         node = comparison.quantized.index.node(pair.edge)
         is_int32 = "int32" in (pair.stored, pair.dtype)
         if pair.edge in carried.explained or is_int32 or rescaled.intersection(node.outputs):
             continue
         downstream = carried.downstream_pairs(pair)
         if not downstream:
-            yield _make_unplanned_finding(scope, pair, reasons)
+            view = comparison.view.scopes[pair.edge.graph]
+            yield _make_unplanned_finding(view, pair, reasons)
         elif not have_equal_scales((pair, *downstream)):
             problem = f"the pairs after this {node.op} have another scale"
             yield make_unequal_finding(pair.edge, (pair, *downstream), "", problem)
 
 
 def _make_unplanned_finding(
-    scope: GraphIndex, pair: QuantizedEdge, reasons: PlanReasons
+    view: CompilerView, pair: QuantizedEdge, reasons: PlanReasons
 ) -> Finding:
     rule = ""
     rule_text = NO_RULE
-    layer_edge = _skip_casts(scope, pair.edge)
+    layer_edge = _skip_casts(view.file_index, pair.edge)
     decision = reasons.left_float(layer_edge)
     if decision is not None:
         rule = decision.because
         rule_text = reasons.rule_text(rule) or decision.reason
-    code, problem = _describe_unplanned(scope, layer_edge, reasons)
+    code, problem = _describe_unplanned(view, layer_edge, reasons)
     return make_finding(code, pair.edge, problem, rule, rule_text)
 
 
@@ -165,16 +168,17 @@ def _skip_casts(scope: GraphIndex, edge: Edge) -> Edge:
     return edge
 
 
-def _describe_unplanned(scope: GraphIndex, edge: Edge, reasons: PlanReasons) -> tuple[str, str]:
+def _describe_unplanned(view: CompilerView, edge: Edge, reasons: PlanReasons) -> tuple[str, str]:
     """Return the code and the problem of a pair on an edge that is not planned.
 
     There may be aliases and Casts between the pair and the edge.
     """
+    scope = view.file_index
     node = scope.node(edge)
     if _lacks_kernel(scope, edge, reasons):
         problem = f"the edge has a Q/DQ pair, but the {node.op} has no INT8 kernel on the target"
         return "no-kernel", problem
-    weighted = _find_fused_layer(scope, edge.tensor)
+    weighted = _find_fused_layer(view, find_origin(scope, edge.tensor))
     if weighted and (node.op in FUSED_AFTER_WEIGHTED or _is_folded(scope, node)):
         problem = f"a Q/DQ pair is between {weighted} and the {node.op} that TensorRT fuses with it"
         return "pair-in-fusion", problem
@@ -205,7 +209,7 @@ def _is_folded(scope: GraphIndex, node: Node) -> bool:
     return node.op in FOLDED_INTO_WEIGHTS and len(_computed_inputs(scope, node)) == 1
 
 
-def _find_fused_layer(scope: GraphIndex, tensor: str) -> str:
+def _find_fused_layer(scope: CompilerView, tensor: str) -> str:
     """Return the name of the layer that computes a tensor, "" for others.
 
     It is a weighted operator with nothing but folded ones, aliases and Casts after it, or a
@@ -224,6 +228,6 @@ def _find_fused_layer(scope: GraphIndex, tensor: str) -> str:
         return ""
     if operands(scope, producer):
         return f"the {producer.op} {producer.label!r}"
-    if find_residual_slot(scope, producer) is not None:
-        return f"the residual Add {producer.label!r}"
+    if find_residual(scope, producer) is not None:
+        return f"the residual {producer.op} {producer.label!r}"
     return ""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from qdq.graph.index import GraphIndex, Node
+from qdq.graph.compiler_view import CompilerView
+from qdq.graph.index import Node
 from qdq.graph.neighbors import (
     find_input_producer,
     has_constant_input,
@@ -13,7 +14,7 @@ from qdq.graph.neighbors import (
 _SCALINGS = ("Mul", "Div")
 
 
-def find_decomposed_normalization(index: GraphIndex, root: Node) -> set[str]:
+def find_decomposed_normalization(index: CompilerView, root: Node) -> set[str]:
     """Return the labels of the nodes of a normalisation, by the Sqrt in it.
 
     The nodes are those of mean, difference, square, mean, Add of epsilon, root and division.
@@ -34,7 +35,7 @@ def find_decomposed_normalization(index: GraphIndex, root: Node) -> set[str]:
     return {node.label for node in (*nodes, *divisions, *scalings)}
 
 
-def _find_difference(index: GraphIndex, square: Node) -> list[Node]:
+def _find_difference(index: CompilerView, square: Node) -> list[Node]:
     """Return the Sub of the mean before the square of a normalisation, and that mean."""
     difference = find_input_producer(index, square, ("Sub",))
     if difference is None:
@@ -43,11 +44,11 @@ def _find_difference(index: GraphIndex, square: Node) -> list[Node]:
     return [difference] if mean is None else [difference, mean]
 
 
-def _is_reciprocal(index: GraphIndex, division: Node) -> bool:
+def _is_reciprocal(index: CompilerView, division: Node) -> bool:
     return division.op == "Reciprocal" or index.is_constant(division.inputs[0])
 
 
-def find_decomposed_gelu(index: GraphIndex, curve: Node) -> set[str]:
+def find_decomposed_gelu(index: CompilerView, curve: Node) -> set[str]:
     """Return the labels of the nodes of a Gelu, x * (1 + curve(...)) / 2, by its Erf or Tanh.
 
     It may be halved at any of three places. The set is empty for a curve of something else.
@@ -70,7 +71,7 @@ def find_decomposed_gelu(index: GraphIndex, curve: Node) -> set[str]:
     return {node.label for node in nodes}
 
 
-def _find_gelu_argument(index: GraphIndex, curve: Node) -> list[Node]:
+def _find_gelu_argument(index: CompilerView, curve: Node) -> list[Node]:
     """Return the nodes that compute a Gelu's inner argument, empty for something else.
 
     It is x / sqrt(2) for Erf, and sqrt(2/pi) * (x + 0.044715 * x^3) for Tanh.
@@ -89,11 +90,11 @@ def _find_gelu_argument(index: GraphIndex, curve: Node) -> list[Node]:
     return nodes
 
 
-def _with_constant(index: GraphIndex, nodes: list[Node]) -> list[Node]:
+def _with_constant(index: CompilerView, nodes: list[Node]) -> list[Node]:
     return [node for node in nodes if has_constant_input(index, node)]
 
 
-def _is_gelu_product(index: GraphIndex, product: Node, argument: list[Node]) -> bool:
+def _is_gelu_product(index: CompilerView, product: Node, argument: list[Node]) -> bool:
     """Whether a Mul multiplies a tensor that a Gelu's argument is computed from, perhaps halved."""
     if has_constant_input(index, product):
         return False

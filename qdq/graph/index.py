@@ -17,7 +17,6 @@ from onnx import GraphProto, NodeProto, TensorProto
 from qdq.arrays import Array
 from qdq.graph.bodies import (
     captured_names,
-    names_captured_by,
     node_bodies,
     node_labels,
     qualified_name,
@@ -65,7 +64,7 @@ class Edge(msgspec.Struct, frozen=True, order=True):
 class Node:
     """One node of a graph, read-only."""
 
-    __slots__ = ("inputs", "label", "op", "outputs", "position", "proto")
+    __slots__ = ("captured", "inputs", "label", "op", "outputs", "position", "proto")
 
     def __init__(self, position: int, label: str, proto: NodeProto) -> None:
         self.position = position
@@ -78,6 +77,8 @@ class Node:
             self.op = f"{proto.domain}.{proto.op_type}"
         self.inputs = tuple(proto.input)
         self.outputs = tuple(proto.output)
+        #: The tensors that its bodies read from the graphs around them, body by body.
+        self.captured = _list_captured(proto)
 
     def attribute(self, name: str, default: Any = None) -> Any:
         """Return the value of an attribute, or `default` where the node does not have it."""
@@ -94,7 +95,7 @@ class Node:
     @property
     def read_names(self) -> tuple[str, ...]:
         """The tensors that the node reads: its inputs, then those that only its bodies read."""
-        captured = names_captured_by(self.proto).difference(self.inputs)
+        captured = set(self.captured).difference(self.inputs)
         return (*filter(None, self.inputs), *sorted(captured))
 
 
@@ -108,7 +109,7 @@ class GraphIndex:
         graph: GraphProto | None = None,
         path: str = "",
         outer: GraphIndex | None = None,
-        position: int = 0,
+        owner: Node | None = None,
     ) -> None:
         if graph is None:
             graph = source.model.graph
@@ -120,9 +121,9 @@ class GraphIndex:
         self.path = path
         #: The index of the graph around a body.
         self.outer = outer
-        #: The position in that graph of the node that owns the body.
-        self.position = position
-        self.nodes = _make_nodes(graph)
+        #: The node that the body belongs to, in that graph; None for the main graph.
+        self.owner = owner
+        self.nodes = self._make_nodes()
         self.by_label = {node.label: node for node in self.nodes}
         self.producers = _map_producers(self.nodes)
         #: The readers of each tensor with their slots; -1 for a node whose body reads it.
@@ -132,34 +133,39 @@ class GraphIndex:
         self.inputs = {v.name: v for v in graph.input if v.name not in self.initializers}
         self.outputs = {value.name: value for value in graph.output}
         #: Weights that the file stores as sparse tensors, here or in a graph around.
-        self.sparse_weights = {tensor.values.name for tensor in graph.sparse_initializer}
-        if outer is not None:
-            self.sparse_weights |= outer.sparse_weights
+        self.sparse_weights = self._find_sparse_weights()
         #: Tensors of this graph whose values follow from the file alone.
         self.constants = set(self.initializers)
         self._values = ConstantValues(self)
         self._find_constants()
-        self._bodies = tuple(self._index_bodies())
+        self.bodies: tuple[GraphIndex, ...] = tuple(self._index_bodies())
+
+    def _make_nodes(self) -> tuple[Node, ...]:
+        labels = node_labels(self.graph)
+        nodes: list[Node] = []
+        for label, proto in zip(labels, self.graph.node, strict=True):
+            nodes.append(Node(len(nodes), label, proto))
+        return tuple(nodes)
 
     def _index_bodies(self) -> Iterator[GraphIndex]:
         for node in self.nodes:
             for name, body in node.bodies:
                 path = qualified_name(self.path, f"{node.label}.{name}")
-                yield GraphIndex(self.source, None, body, path, self, node.position)
+                yield GraphIndex(self.source, None, body, path, self, node)
 
     @property
-    def owner(self) -> Node | None:
-        """The node that a body belongs to, in the graph around it; None for the main graph."""
-        return None if self.outer is None else self.outer.nodes[self.position]
+    def position(self) -> int:
+        """The position of the owner in the graph around it, 0 for the main graph."""
+        return 0 if self.owner is None else self.owner.position
 
     @property
-    def scopes(self) -> dict[str, GraphIndex]:
+    def scopes(self) -> Mapping[str, GraphIndex]:
         """This graph and all bodies in it by path, each before the bodies in it.
 
         Not cached: an index that held itself would stay in memory.
         """
-        scopes = {self.path: self}
-        for body in self._bodies:
+        scopes: dict[str, GraphIndex] = {self.path: self}
+        for body in self.bodies:
             scopes.update(body.scopes)
         return scopes
 
@@ -204,7 +210,7 @@ class GraphIndex:
 
     def bodies_of(self, node: Node) -> tuple[GraphIndex, ...]:
         """Return the indexes of the bodies of a node of this graph."""
-        return tuple(body for body in self._bodies if body.position == node.position)
+        return tuple(body for body in self.bodies if body.position == node.position)
 
     def is_live(self, node: Node) -> bool:
         """Whether an output of the model depends on a node of this graph."""
@@ -286,7 +292,7 @@ class GraphIndex:
         """This graph with inferred types."""
         if self.outer is None:
             return infer_types(self.source.model, self.graph, self.input_shapes)
-        if self.outer.nodes[self.position].op == "Loop":
+        if self.owner is not None and self.owner.op == "Loop":
             # From the Loop, inference drops the shapes of the body's state, declared or not.
             return infer_types(self.source.model, self._complete_body(self.outer), {})
         # In a damaged model, several bodies of a node may have the same name.
@@ -313,6 +319,10 @@ class GraphIndex:
                 body.input.append(onnx.helper.make_tensor_value_info(name, elem_type, shape))
         return body
 
+    def _find_sparse_weights(self) -> set[str]:
+        names = {tensor.values.name for tensor in self.graph.sparse_initializer}
+        return names if self.outer is None else names | self.outer.sparse_weights
+
     def _find_constants(self) -> None:
         for node in self.nodes:
             if node.op == "Constant" or self._is_folded(node):
@@ -329,14 +339,6 @@ class GraphIndex:
         return all(map(self.is_constant, node.read_names))
 
 
-def _make_nodes(graph: GraphProto) -> tuple[Node, ...]:
-    nodes: list[Node] = []
-    for label, proto in zip(node_labels(graph), graph.node, strict=True):
-        position = len(nodes)
-        nodes.append(Node(position, label, proto))
-    return tuple(nodes)
-
-
 def _map_producers(nodes: Iterable[Node]) -> dict[str, Node]:
     producers: dict[str, Node] = {}
     for node in nodes:
@@ -351,7 +353,13 @@ def _map_consumers(nodes: Iterable[Node]) -> dict[str, list[Reader]]:
     for node in nodes:
         for slot, tensor in enumerate(node.inputs):
             readers.setdefault(tensor, []).append((node, slot))
-        for _, body in node.bodies:
-            for tensor in sorted(captured_names(body)):
-                readers.setdefault(tensor, []).append((node, -1))
+        for tensor in node.captured:
+            readers.setdefault(tensor, []).append((node, -1))
     return readers
+
+
+def _list_captured(proto: NodeProto) -> tuple[str, ...]:
+    names: list[str] = []
+    for _, body in node_bodies(proto):
+        names += sorted(captured_names(body))
+    return tuple(names)

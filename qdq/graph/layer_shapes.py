@@ -6,17 +6,18 @@ import math
 
 import msgspec
 
+from qdq.graph.compiler_view import CompilerView
 from qdq.graph.index import GraphIndex, Node
 from qdq.graph.neighbors import has_constant_input
 from qdq.graph.operands import operands
-from qdq.graph.operators import CONVOLUTIONS, MATRIX_PRODUCTS, MOVES_VALUES
+from qdq.graph.operators import CONVOLUTIONS, MATRIX_PRODUCTS, MOVES_VALUES, SUMS
 from qdq.graph.patterns import cached_per_graph, find_producer_before_moves
 from qdq.graph.shape_inference import known_sizes
 
 _MATRIX_RANK = 2
 
 #: Operators between a product and the Softmax of its result, with those that only move values.
-_SCORE_OPERATORS = ("Mul", "Div", "Add", "Where")
+_SCORE_OPERATORS = ("Mul", "Div", *SUMS, "Where")
 
 
 class Channels(msgspec.Struct, frozen=True):
@@ -51,7 +52,7 @@ def kernel_shape(index: GraphIndex, node: Node) -> tuple[int, ...]:
     return tuple(size or 1 for size in shape[_MATRIX_RANK:])
 
 
-def reads_graph_input(index: GraphIndex, node: Node) -> bool:
+def reads_graph_input(index: CompilerView, node: Node) -> bool:
     """Whether a node's first input is fed to the graph, perhaps through moves of values."""
     tensor = node.inputs[0]
     producer = index.producers.get(tensor)
@@ -94,7 +95,7 @@ def product_rows(index: GraphIndex, node: Node) -> int | None:
     return None if sizes is None else math.prod(sizes)
 
 
-def attention_length(index: GraphIndex, node: Node) -> int | None:
+def attention_length(index: CompilerView, node: Node) -> int | None:
     """Return the number of positions of an attention, for its two products of computed matrices.
 
     None for other nodes and unknown lengths.
@@ -112,7 +113,7 @@ def attention_length(index: GraphIndex, node: Node) -> int | None:
 
 
 @cached_per_graph
-def layers_to_output(index: GraphIndex) -> dict[str, int]:
+def layers_to_output(index: CompilerView) -> dict[str, int]:
     """Return for each node the fewest weighted operators on a path to a main graph output.
 
     The node itself counts. Nodes without a path are left out.
@@ -133,14 +134,14 @@ def layers_to_output(index: GraphIndex) -> dict[str, int]:
     return distances
 
 
-def _outer_distance(index: GraphIndex) -> int | None:
+def _outer_distance(index: CompilerView) -> int | None:
     """Return the distance from a graph's outputs to the main graph's, None without a path."""
     if index.outer is None or index.owner is None:
         return 0
     return layers_to_output(index.outer).get(index.owner.label)
 
 
-def _leads_to_softmax(index: GraphIndex, node: Node) -> bool:
+def _leads_to_softmax(index: CompilerView, node: Node) -> bool:
     reader = index.sole_consumer(node.outputs[0])
     while reader is not None:
         if reader.op == "Softmax":
@@ -151,6 +152,6 @@ def _leads_to_softmax(index: GraphIndex, node: Node) -> bool:
     return False
 
 
-def _follows_softmax(index: GraphIndex, node: Node) -> bool:
+def _follows_softmax(index: CompilerView, node: Node) -> bool:
     producer = find_producer_before_moves(index, node.inputs[0])
     return producer is not None and producer.op == "Softmax"

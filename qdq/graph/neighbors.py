@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from qdq.graph.compiler_view import CompilerView
 from qdq.graph.index import GraphIndex, Node
 
 _Operators = tuple[str, ...]
 
 
-def find_input_producer(index: GraphIndex, node: Node, operators: _Operators) -> Node | None:
+def find_input_producer(index: CompilerView, node: Node, operators: _Operators) -> Node | None:
     """Return the first node of some operators that makes an input of a node, also by a Cast."""
     for tensor in node.inputs:
         producer = index.producers.get(tensor)
@@ -21,7 +22,7 @@ def find_input_producer(index: GraphIndex, node: Node, operators: _Operators) ->
 
 
 def list_input_producers(
-    index: GraphIndex, nodes: Iterable[Node], operators: _Operators
+    index: CompilerView, nodes: Iterable[Node], operators: _Operators
 ) -> list[Node]:
     """Return the nodes of some operators that make inputs of some nodes."""
     producers = []
@@ -33,7 +34,7 @@ def list_input_producers(
     return producers
 
 
-def list_readers(index: GraphIndex, nodes: Iterable[Node], operators: _Operators) -> list[Node]:
+def list_readers(index: CompilerView, nodes: Iterable[Node], operators: _Operators) -> list[Node]:
     """Return the nodes of some operators that read the first outputs of some nodes."""
     readers = []
     for node in nodes:

@@ -18,6 +18,9 @@ WEIGHTED = (*PRODUCTS, *RECURRENT)
 #: Operators whose result has another range than their inputs.
 ARITHMETIC = ("Add", "Sub", "Mul", "Div", "Max", "Min", "Sum", "Pow")
 
+#: Operators that add their inputs.
+SUMS = ("Add", "Sum")
+
 #: Arithmetic of two operands, each of which scales the channels of the other.
 PAIRWISE = ("Add", "Sub", "Mul", "Div")
 
@@ -44,13 +47,16 @@ REPEATS_VALUES = ("Expand", "Tile", "DepthToSpace", "SpaceToDepth")
 SHUFFLES = ("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose")
 
 #: Moves between a matrix product and its residual Add: from channels last to channels first.
-MOVES_BEFORE_RESIDUAL = ("Transpose", "Reshape", "Identity")
+MOVES_BEFORE_RESIDUAL = ("Transpose", "Reshape")
 
 #: Operators that the importer replaces by their input.
 ALIASES = ("Identity", "Dropout")
 
 #: Operators that return their input where they have one only.
 ALIASES_OF_ONE_INPUT = ("Sum", "Max", "Min", "Mean", "Concat")
+
+#: Operators that return their first input where that has the shape of the result.
+ALIASES_OF_ONE_SHAPE = ("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Expand", "Tile")
 
 #: Pools that have rows in the kernel tables.
 POOLS = ("AveragePool", "MaxPool", "GlobalAveragePool", "GlobalMaxPool")
@@ -68,16 +74,14 @@ ACTIVATIONS = ("Clip", "Elu", "HardSigmoid", "LeakyRelu", "Relu", "Sigmoid", "Ta
 FUSED_AFTER_WEIGHTED = (*ACTIVATIONS, "BatchNormalization", "PRelu", "HardSwish")
 
 #: Activations between a convolution and its residual Add; SiLU is one too, written with Mul.
-ACTIVATIONS_BEFORE_RESIDUAL = ("Relu", "Clip", "LeakyRelu", "HardSwish")
+#: Max and Min with a constant are other spellings of Relu and Clip.
+ACTIVATIONS_BEFORE_RESIDUAL = ("Relu", "Clip", "Max", "Min", "LeakyRelu", "HardSwish")
 
 #: Activations that convolution kernels apply to their results.
 CONVOLUTION_EPILOGUES = ("Relu", "Clip", "LeakyRelu", "Gelu")
 
 #: Operators that, with a constant operand, are folded into the weight or bias of the layer before.
-FOLDED_INTO_WEIGHTS = ("BatchNormalization", "Add", "Mul", "Sub", "Div")
-
-#: Those of them that may be between a convolution and its residual Add.
-FOLDED_BEFORE_RESIDUAL = ("BatchNormalization", "Add", "Mul")
+FOLDED_INTO_WEIGHTS = ("BatchNormalization", *SUMS, "Mul", "Sub", "Div")
 
 #: Operators between a weighted layer and a graph output that TensorRT fuses with the layer.
 FUSED_BEFORE_OUTPUT = ("BatchNormalization", "Relu", "Clip")

@@ -14,11 +14,12 @@ from typing import TypeVar
 from weakref import WeakKeyDictionary
 
 from qdq.graph.aliases import is_alias, is_alias_or_float_cast, is_float_cast
+from qdq.graph.compiler_view import CompilerView
 from qdq.graph.decompositions import find_decomposed_gelu, find_decomposed_normalization
 from qdq.graph.index import Edge, GraphIndex, Node
 from qdq.graph.neighbors import find_input_producer, has_constant_input
 from qdq.graph.operands import operands
-from qdq.graph.operators import GATES, MOVES_VALUES, PICKS_VALUES
+from qdq.graph.operators import GATES, MOVES_VALUES, PICKS_VALUES, SUMS
 from qdq.graph.shape_inference import known_sizes
 
 PLANE_RANK = 4
@@ -44,15 +45,18 @@ _PAD_VALUE = 2
 
 #: The first axis of the plane in [batch, channel, height, width].
 _PLANE_AXIS = 2
+_Graph = TypeVar("_Graph", bound=GraphIndex)
 _Result = TypeVar("_Result")
 
 
-def cached_per_graph(function: Callable[[GraphIndex], _Result]) -> Callable[[GraphIndex], _Result]:
+def cached_per_graph(
+    function: Callable[[_Graph], _Result],
+) -> Callable[[_Graph], _Result]:
     """Cache a function's result for a graph for as long as the graph's index is in memory."""
-    results: WeakKeyDictionary[GraphIndex, _Result] = WeakKeyDictionary()
+    results: WeakKeyDictionary[_Graph, _Result] = WeakKeyDictionary()
 
     @wraps(function)
-    def cached(index: GraphIndex) -> _Result:
+    def cached(index: _Graph) -> _Result:
         if index not in results:
             results[index] = function(index)
         return results[index]
@@ -61,7 +65,7 @@ def cached_per_graph(function: Callable[[GraphIndex], _Result]) -> Callable[[Gra
 
 
 @cached_per_graph
-def multiplied_tensors(index: GraphIndex) -> dict[str, Edge]:
+def multiplied_tensors(index: CompilerView) -> dict[str, Edge]:
     """Return the tensors that weighted operators multiply, each with the first such edge."""
     first_edges: dict[str, Edge] = {}
     for node in index.nodes:
@@ -73,9 +77,10 @@ def multiplied_tensors(index: GraphIndex) -> dict[str, Edge]:
 def can_commute_with_quantization(index: GraphIndex, node: Node) -> bool:
     """Whether quantizing before a node and quantizing after it have the same result, for one scale.
 
-    They do for operators that move, pick or repeat values: TensorRT documents it for MaxPool
-    (explicit quantization, Q/DQ propagation), and the others have the same proof. Of Resize they do
-    for the nearest mode, of Pad for padding with zeros or with values of the tensor itself.
+    They do for aliases, and for operators that move, pick or repeat values: TensorRT documents it
+    for MaxPool (explicit quantization, Q/DQ propagation), and the others have the same proof. Of
+    Resize they do for the nearest mode, of Pad for padding with zeros or with values of the tensor
+    itself.
     """
     if node.op == "Resize":
         return bool(node.attribute("mode", b"nearest") == b"nearest")
@@ -117,7 +122,7 @@ def trace_axis_to_input(index: GraphIndex, node: Node, axis: int | None) -> int 
     return None
 
 
-def find_producer_before_moves(index: GraphIndex, tensor: str) -> Node | None:
+def find_producer_before_moves(index: CompilerView, tensor: str) -> Node | None:
     """Return the node that makes a tensor, skipping operators that only move values.
 
     None for a graph input or a stored tensor.
@@ -129,7 +134,7 @@ def find_producer_before_moves(index: GraphIndex, tensor: str) -> Node | None:
 
 
 @cached_per_graph
-def normalization_nodes(index: GraphIndex) -> frozenset[str]:
+def normalization_nodes(index: CompilerView) -> frozenset[str]:
     """Return the labels of normalisations and of the nodes that others were decomposed into."""
     labels: set[str] = set()
     for node in index.nodes:
@@ -141,7 +146,7 @@ def normalization_nodes(index: GraphIndex) -> frozenset[str]:
 
 
 @cached_per_graph
-def gelu_nodes(index: GraphIndex) -> frozenset[str]:
+def gelu_nodes(index: CompilerView) -> frozenset[str]:
     """Return the labels of Gelu nodes, and of the nodes of a Gelu that is written with Erf or Tanh.
 
     Gelu: Hendrycks and Gimpel, arXiv:1606.08415.
@@ -156,7 +161,7 @@ def gelu_nodes(index: GraphIndex) -> frozenset[str]:
 
 
 @cached_per_graph
-def tail_nodes(index: GraphIndex) -> frozenset[str]:
+def tail_nodes(index: CompilerView) -> frozenset[str]:
     """Return the labels of the nodes on whose results no weighted operator depends.
 
     A node with bodies counts as weighted. Outputs of a body may be inputs of the weighted operators
@@ -177,7 +182,7 @@ def tail_nodes(index: GraphIndex) -> frozenset[str]:
     return frozenset(node.label for node in index.nodes if node.label not in needed)
 
 
-def find_gate(index: GraphIndex, node: Node) -> tuple[str, str] | None:
+def find_gate(index: CompilerView, node: Node) -> tuple[str, str] | None:
     """Return the gate and the gated tensor of a Mul by a Sigmoid or HardSigmoid.
 
     None for other nodes. The gate may also be written as Clip(x + 3, 0, 6) / 6.
@@ -192,7 +197,7 @@ def find_gate(index: GraphIndex, node: Node) -> tuple[str, str] | None:
     return None
 
 
-def find_self_gated(index: GraphIndex, node: Node) -> str | None:
+def find_self_gated(index: CompilerView, node: Node) -> str | None:
     """Return the tensor that a node multiplies by its Sigmoid or HardSigmoid, as in SiLU.
 
     None for other nodes.
@@ -207,7 +212,7 @@ def find_self_gated(index: GraphIndex, node: Node) -> str | None:
     return gated
 
 
-def is_channel_gate(index: GraphIndex, node: Node) -> bool:
+def is_channel_gate(index: CompilerView, node: Node) -> bool:
     """Whether a node is the Mul of a squeeze-and-excite block (Hu et al., arXiv:1709.01507).
 
     Its gate holds one value per channel.
@@ -230,7 +235,7 @@ def is_channel_gate(index: GraphIndex, node: Node) -> bool:
 
 
 @cached_per_graph
-def attention_masks(index: GraphIndex) -> frozenset[str]:
+def attention_masks(index: CompilerView) -> frozenset[str]:
     """Return the labels of the Adds of a mask or a bias to attention scores.
 
     They lead to a Softmax through moves, scaling and other Adds of this kind.
@@ -244,7 +249,7 @@ def attention_masks(index: GraphIndex) -> frozenset[str]:
         producer = index.producers.get(pending.pop())
         if producer is None or producer.label in masks:
             continue
-        if producer.op == "Add":
+        if producer.op in SUMS:
             masks.add(producer.label)
         if not _keeps_scores(index, producer):
             continue
@@ -255,9 +260,9 @@ def attention_masks(index: GraphIndex) -> frozenset[str]:
     return frozenset(masks)
 
 
-def _keeps_scores(index: GraphIndex, node: Node) -> bool:
+def _keeps_scores(index: CompilerView, node: Node) -> bool:
     """Whether a node moves, adds to or scales attention scores."""
-    if node.op in MOVES_VALUES or node.op == "Add":
+    if node.op in MOVES_VALUES or node.op in SUMS:
         return True
     return node.op in ("Mul", "Div") and has_constant_input(index, node)
 
@@ -271,7 +276,7 @@ def _pads_with_zeros_or_itself(index: GraphIndex, node: Node) -> bool:
     return index.is_constant(value) and not index.constant(value).any()
 
 
-def _is_gate(index: GraphIndex, producer: Node | None) -> bool:
+def _is_gate(index: CompilerView, producer: Node | None) -> bool:
     if producer is None:
         return False
     if producer.op in ("Div", "Mul") and has_constant_input(index, producer):

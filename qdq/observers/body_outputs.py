@@ -279,8 +279,8 @@ def _add_fillers(
 def _find_enclosing_operators(scope: GraphIndex) -> set[str]:
     """Return the operators whose bodies a graph is in."""
     operators: set[str] = set()
-    while scope.outer is not None:
-        operators.add(scope.outer.nodes[scope.position].op)
+    while scope.outer is not None and scope.owner is not None:
+        operators.add(scope.owner.op)
         scope = scope.outer
     return operators
 

@@ -13,7 +13,9 @@ import msgspec
 import onnxruntime as ort
 
 from qdq.arrays import Array, Feed
-from qdq.graph.index import Edge, GraphIndex
+from qdq.graph.aliases import find_origin
+from qdq.graph.compiler_view import CompilerView
+from qdq.graph.index import GraphIndex
 from qdq.graph.operands import input_channel_axis
 from qdq.observers.body_outputs import ExposedTensor, expose_body_tensors
 from qdq.observers.tensor_statistics import (
@@ -43,13 +45,16 @@ def list_observed_tensors(
     sources: dict[str, TensorKey] = {}
     for placement in plan.placements:
         if placement.quantizer.calibrated:
-            sources[placement.edge.qualified_tensor] = _find_source(index, placement.edge)
+            sources[placement.edge.qualified_tensor] = _find_source(
+                index.scope(placement.edge), placement.edge.tensor
+            )
     axes: dict[TensorKey, int] = {}
     grades: dict[TensorKey, ChannelGrades] = {}
     if needs_histogram:
         axes = _find_summed_axes(index, plan)
+        views = CompilerView(index).scopes
         for path in {path for path, _ in sources.values()}:
-            for tensor, tensor_grades in channel_grades(index.scopes[path]).items():
+            for tensor, tensor_grades in channel_grades(views[path]).items():
                 grades[path, tensor] = tensor_grades
     index.forget_constants()
     observed: list[ObservedTensor] = []
@@ -218,9 +223,10 @@ def open_observing_session(
     return open_session(index, outputs, options, settings.providers)
 
 
-def _find_source(index: GraphIndex, edge: Edge) -> TensorKey:
-    """Return the path of the graph that produces an edge's tensor, and its name."""
-    return index.scope(edge).defining_scope(edge.tensor).path, edge.tensor
+def _find_source(scope: GraphIndex, tensor: str) -> TensorKey:
+    """Return the graph that defines the tensor that is read, or that it is an alias of."""
+    origin = find_origin(scope, tensor)
+    return scope.defining_scope(origin).path, origin
 
 
 def _find_summed_axes(index: GraphIndex, plan: Plan) -> dict[TensorKey, int]:
@@ -243,6 +249,5 @@ def _add_summed_axis(
     node = index.node(placement.edge)
     axis = input_channel_axis(scope, node)
     if axis is not None:
-        tensor = node.inputs[0]
-        source = (scope.defining_scope(tensor).path, tensor)
+        source = _find_source(scope, node.inputs[0])
         axes.setdefault(source, set()).add(axis)

@@ -26,6 +26,7 @@ UNKNOWN = "unknown"
 
 #: All of these.
 GRAPH_REASONS = (INCOMPLETE, BODY, FUNCTION, UNUSED, CONSTANT, TYPE, UNKNOWN)
+ALIAS = "alias"
 
 #: The reason why an edge without a rule stays in float.
 NO_RULE = "No rule requests a pair here."
@@ -56,7 +57,7 @@ class ScaleGroup(msgspec.Struct, frozen=True, order=True):
 
     #: The tensors, in order of their names.
     tensors: tuple[str, ...]
-    #: Names of the rules that connect them.
+    #: Names of the rules that connect them, and "alias" where a compiler reads one tensor.
     because: tuple[str, ...]
     #: The largest ratio of the group's range to a tensor's; above it the tensor keeps its range.
     #: None for no limit.

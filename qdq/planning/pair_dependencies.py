@@ -6,11 +6,12 @@ from collections.abc import Container, Iterable, Iterator
 
 import msgspec
 
+from qdq.graph.compiler_view import CompilerView
 from qdq.graph.index import Edge, GraphIndex, Node
 from qdq.graph.operands import operands
 from qdq.graph.operators import MATRIX_PRODUCTS, QUANTIZABLE_POOLS
 from qdq.graph.patterns import multiplied_tensors
-from qdq.graph.residual import find_fused_backbone, find_residual_slot
+from qdq.graph.residual import find_residual
 from qdq.planning.decisions import INCOMPLETE, LeftFloat, Placement, Plan, ScaleGroup
 from qdq.rules.reached_edges import find_pool_ends
 
@@ -23,7 +24,7 @@ def remove_placements(
     The removed edges stay in float with the reason `why`.
     """
     kept: dict[Edge, Placement] = {}
-    for scope in index.scopes.values():
+    for scope in CompilerView(index).scopes.values():
         kept |= _kept_placements(scope, plan, unwanted)
     removed = (p.edge for p in plan.placements if p.edge not in kept)
     left_float = [LeftFloat(edge, INCOMPLETE, why) for edge in removed]
@@ -36,7 +37,7 @@ def remove_placements(
 
 
 def _kept_placements(
-    scope: GraphIndex, plan: Plan, unwanted: Container[Placement]
+    scope: CompilerView, plan: Plan, unwanted: Container[Placement]
 ) -> dict[Edge, Placement]:
     """Return the placements in one graph that are not unwanted and whose dependencies remain."""
     placed: dict[Edge, Placement] = {}
@@ -60,9 +61,10 @@ def _kept_groups(plan: Plan, kept: Iterable[Edge]) -> tuple[ScaleGroup, ...]:
     return tuple(groups)
 
 
-def unmet_needs(index: GraphIndex, placed: dict[Edge, Placement]) -> Iterator[tuple[Edge, Edge]]:
+def unmet_needs(index: CompilerView, placed: dict[Edge, Placement]) -> Iterator[tuple[Edge, Edge]]:
     """Yield each placed edge with an edge that it requires and that has no pair of its type.
 
+    All edges are those of the file.
     The caller must remove the yielded edge from `placed`. The search ends when no unmet need
     remains.
     """
@@ -76,7 +78,9 @@ def unmet_needs(index: GraphIndex, placed: dict[Edge, Placement]) -> Iterator[tu
                 yield edge, missing
 
 
-def _find_missing_edge(index: GraphIndex, edge: Edge, placed: dict[Edge, Placement]) -> Edge | None:
+def _find_missing_edge(
+    index: CompilerView, edge: Edge, placed: dict[Edge, Placement]
+) -> Edge | None:
     quantizer = placed[edge].quantizer
     for required in _required_edges(index, edge):
         if required not in placed:
@@ -87,46 +91,44 @@ def _find_missing_edge(index: GraphIndex, edge: Edge, placed: dict[Edge, Placeme
     return None
 
 
-def find_unmet_need(index: GraphIndex, placements: Iterable[Placement]) -> tuple[Edge, Edge] | None:
+def find_unmet_need(
+    index: CompilerView, placements: Iterable[Placement]
+) -> tuple[Edge, Edge] | None:
     """Return the first placed edge that requires another pair, and that edge, or None."""
     placed = {placement.edge: placement for placement in placements}
     return next(unmet_needs(index, placed), None)
 
 
-def _required_edges(index: GraphIndex, edge: Edge) -> tuple[Edge, ...]:
+def _required_edges(index: CompilerView, file_edge: Edge) -> tuple[Edge, ...]:
     """Return the edges without which a pair on this edge has only costs.
 
     TensorRT runs a layer in one type as a whole or not at all.
     """
-    node = index.node(edge)
+    node = index.by_label.get(file_edge.node)
+    if node is None:  # a pair before an alias
+        return ()
+    edge = index.edge(node, file_edge.slot)
+    if node.op in QUANTIZABLE_POOLS:
+        required = find_pool_ends(index, node)
+    else:
+        required = _edges_of_layer(index, node, edge)
+    return tuple(map(index.file_edge, required))
+
+
+def _edges_of_layer(index: CompilerView, node: Node, edge: Edge) -> tuple[Edge, ...]:
+    """Return the operands of a layer for one of them, and for a skip of its sum.
+
+    After a matrix product, an operator that multiplies the skip itself is required too.
+    """
     operand_edges = operands(index, node)
     if edge in operand_edges:
         return operand_edges
-    if node.op == "Add":
-        return _edges_required_by_residual(index, node, edge)
-    if node.op in QUANTIZABLE_POOLS:
-        return find_pool_ends(index, node)
-    return ()
-
-
-def _edges_required_by_residual(index: GraphIndex, add: Node, edge: Edge) -> tuple[Edge, ...]:
-    """Return the operands of the layer that an Add is fused with.
-
-    After a matrix product, an operator that multiplies the tensor itself is required too.
-    """
-    if find_residual_slot(index, add) == edge.slot:
-        convolution = find_fused_backbone(index, edge)
-        if convolution is None:
-            return ()
-        return operands(index, convolution)
-    if find_residual_slot(index, add, MATRIX_PRODUCTS) != edge.slot:
+    residual = find_residual(index, node)
+    if residual is not None:
+        return operands(index, residual.backbone) if edge.slot in residual.skips else ()
+    residual = find_residual(index, node, MATRIX_PRODUCTS)
+    if residual is None or edge.slot not in residual.skips:
         return ()
-    required: tuple[Edge, ...] = ()
-    product = find_fused_backbone(index, edge, MATRIX_PRODUCTS)
-    if product is not None:
-        required = operands(index, product)
-    readers = multiplied_tensors(index)
-    reader = readers.get(edge.tensor)
-    if reader is not None:
-        required = (*required, reader)
-    return required
+    required = operands(index, residual.backbone)
+    reader = multiplied_tensors(index).get(edge.tensor)
+    return required if reader is None else (*required, reader)

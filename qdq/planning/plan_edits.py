@@ -6,6 +6,7 @@ import msgspec
 
 from qdq.arguments import require_type
 from qdq.errors import PlanError, did_you_mean
+from qdq.graph.compiler_view import CompilerView
 from qdq.graph.index import Edge, GraphIndex, Node
 from qdq.graph.operands import channel_axis
 from qdq.planning.decisions import Placement, Plan
@@ -30,7 +31,7 @@ def require_edits(file: PlanFile, index: GraphIndex) -> None:
         _require_format(file, index, placement)
     _require_groups(file, index)
     _require_model_of_file(file, file.plan, index)
-    for scope in index.scopes.values():
+    for scope in CompilerView(index).scopes.values():
         _require_needs(file, scope)
 
 
@@ -130,7 +131,7 @@ def _quantized_tensors(plan: Plan) -> set[str]:
     return {placement.edge.qualified_tensor for placement in plan.placements}
 
 
-def _require_needs(file: PlanFile, scope: GraphIndex) -> None:
+def _require_needs(file: PlanFile, scope: CompilerView) -> None:
     """Raise PlanError where a pair in a graph lacks another pair that it requires."""
     placements = (p for p in file.plan.placements if p.edge.graph == scope.path)
     unmet = find_unmet_need(scope, placements)

@@ -10,6 +10,7 @@ from onnx import TensorProto
 from qdq.arguments import require_type
 from qdq.errors import ModelError, RuleError
 from qdq.graph.bodies import all_nodes
+from qdq.graph.compiler_view import CompilerView
 from qdq.graph.index import Edge, GraphIndex, Node
 from qdq.graph.loader import load, raise_source_opset
 from qdq.graph.operands import channel_axis, operands
@@ -204,7 +205,7 @@ def _plan_graphs(
     require_shapes(index, shapes)
     shaped_index = GraphIndex(index.source, shapes) if shapes else index
     graph_plans: list[_GraphPlan] = []
-    for scope in shaped_index.scopes.values():
+    for scope in CompilerView(shaped_index).scopes.values():
         if not _explain_unplanned_body(scope):
             scene = Scene(scope, request.targets)
             graph_plans.append(_plan_graph(scene, request))
@@ -212,7 +213,7 @@ def _plan_graphs(
 
 
 def _plan_graph(scene: Scene, request: PlanRequest) -> _GraphPlan:
-    index = scene.index
+    index = scene.index.file_index
     rules = request.rules
     verdicts, shared = match_rules(scene, rules)
     placed: dict[Edge, Placement] = {}
@@ -229,19 +230,16 @@ def _plan_graph(scene: Scene, request: PlanRequest) -> _GraphPlan:
             left_float[verdict.edge] = reason
     for reason in find_hidden_operands(index, request.plans_bfloat16):
         left_float.setdefault(reason.edge, reason)
-    for edge, missing in unmet_needs(index, placed):
+    for edge, missing in unmet_needs(scene.index, placed):
         label = placed.pop(edge).quantizer.element.label
         outcome = _describe_decision(missing, placed, left_float)
         need = f"A pair here requires one in {label} on {missing}, which {outcome}."
         left_float[edge] = LeftFloat(edge, INCOMPLETE, need)
-    quantized: set[str] = set()
-    for placement in placed.values():
-        if placement.quantizer.calibrated:
-            quantized.add(placement.edge.qualified_tensor)
+    calibrated = [p.edge for p in placed.values() if p.quantizer.calibrated]
     return _GraphPlan(
         placements=tuple(placed.values()),
         left_float=tuple(_in_graph_order(index, left_float.values())),
-        scale_groups=find_scale_groups(index, rules, shared, quantized),
+        scale_groups=find_scale_groups(index, rules, shared, calibrated),
     )
 
 
@@ -310,9 +308,9 @@ def require_float_model(source: Source) -> None:
 
 def _explain_unplanned_body(scope: GraphIndex) -> str:
     """Return the reason why a graph is not planned, or "" where it is."""
-    if scope.outer is None:
+    node = scope.owner
+    if scope.outer is None or node is None:
         return ""
-    node = scope.outer.nodes[scope.position]
     if node.op not in PLANNED_BODIES:
         return f"The node is in a body of {node.op}. Only those of If, Loop and Scan are planned."
     if node.op == "If" and _is_dead_branch(scope, scope.outer, node):

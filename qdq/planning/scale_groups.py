@@ -1,44 +1,69 @@
-"""Scale groups: the tensors that the edges of share-scale rules connect, directly or in steps."""
+"""Scale groups: tensors that share-scale rules or aliases connect, directly or in steps."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from itertools import groupby
 
-from qdq.graph.bodies import qualified_name
+from qdq.graph.aliases import find_origin
 from qdq.graph.index import Edge, GraphIndex
 from qdq.graph.operators import ARITHMETIC
-from qdq.planning.decisions import ScaleGroup
+from qdq.planning.decisions import ALIAS, ScaleGroup
 from qdq.rules.rule import RATIO_AT_MOST, RuleSet
 
 
 def find_scale_groups(
-    index: GraphIndex, rules: RuleSet, shared: dict[str, tuple[Edge, ...]], quantized: set[str]
+    index: GraphIndex,
+    rules: RuleSet,
+    shared: dict[str, tuple[Edge, ...]],
+    quantized: Iterable[Edge],
 ) -> tuple[ScaleGroup, ...]:
-    """Return the groups of quantized activations that the matched nodes connect.
+    """Return the groups of quantized activations that matched nodes or aliases connect.
 
     `shared` holds the matched edges of each share-scale rule. The edges of one node are connected
     to each other, and to the node's outputs unless it computes those from several inputs. Tensors
     that are not quantized connect too, so that a group reaches through any number of nodes.
+    Aliases of one tensor are always connected: the compiler quantizes that tensor.
     """
     sets = DisjointSets()
     for rule_name, edges in shared.items():
         for label, node_edges in groupby(edges, key=lambda edge: edge.node):
-            tensors = [edge.qualified_tensor for edge in node_edges]
+            tensors = [edge.tensor for edge in node_edges]
             tensors += _connected_outputs(index, label)
-            sets.tie(tensors, rule_name)
+            sets.tie((find_origin(index, tensor) for tensor in tensors), rule_name)
+    quantized_names = _group_by_origin(index, quantized)
+    for origin, names in quantized_names.items():
+        if len(names) > 1:
+            sets.tie([origin], ALIAS)
     ratios = _ratios(rules, shared)
     groups: list[ScaleGroup] = []
-    for members, rule_names in sets.groups():
-        tensors = sorted(members & quantized)
-        if len(tensors) <= 1:
-            continue
-        limits = (ratios[name] for name in rule_names if name in ratios)
-        ratio = min(limits, default=None)
-        because = tuple(sorted(rule_names))
-        group = ScaleGroup(tuple(tensors), because, ratio)
-        groups.append(group)
+    for origins, names in sets.groups():
+        group = _make_group(origins, names, quantized_names, ratios)
+        if len(group.tensors) > 1:
+            groups.append(group)
     return tuple(sorted(groups))
+
+
+def _group_by_origin(index: GraphIndex, edges: Iterable[Edge]) -> dict[str, set[str]]:
+    """Return the qualified names that edges read a tensor under, by the tensor's origin."""
+    names: dict[str, set[str]] = {}
+    for edge in edges:
+        origin = find_origin(index, edge.tensor)
+        names.setdefault(origin, set()).add(edge.qualified_tensor)
+    return names
+
+
+def _make_group(
+    origins: set[str],
+    reasons: set[str],
+    quantized_names: dict[str, set[str]],
+    ratios: dict[str, float],
+) -> ScaleGroup:
+    tensors: set[str] = set()
+    for origin in origins:
+        tensors |= quantized_names.get(origin, set())
+    limits = (ratios[name] for name in reasons if name in ratios)
+    return ScaleGroup(tuple(sorted(tensors)), tuple(sorted(reasons)), min(limits, default=None))
 
 
 def _connected_outputs(index: GraphIndex, label: str) -> list[str]:
@@ -49,7 +74,7 @@ def _connected_outputs(index: GraphIndex, label: str) -> list[str]:
     tensors: list[str] = []
     for output in node.outputs:
         if output:
-            tensors.append(qualified_name(index.path, output))
+            tensors.append(output)
     return tensors
 
 

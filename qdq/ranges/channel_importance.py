@@ -16,9 +16,10 @@ import msgspec
 import numpy as np
 
 from qdq.arrays import Array, Floats
+from qdq.graph.compiler_view import CompilerView
 from qdq.graph.index import GraphIndex, Node
 from qdq.graph.operands import input_channel_axis, reshape_by_channels
-from qdq.graph.operators import PAIRWISE
+from qdq.graph.operators import PAIRWISE, SUMS
 
 #: Channels of one grade have the same importance to within this factor.
 GRADE_FACTOR = 4
@@ -30,7 +31,7 @@ GRADE_COUNT = 12
 #: values of about the same size.
 _KEEPS_CHANNELS = frozenset((
     "AveragePool", "BatchNormalization", "Clip", "Dropout", "Elu", "Erf", "Gelu",
-    "GlobalAveragePool", "GlobalMaxPool", "HardSigmoid", "HardSwish", "Identity", "LeakyRelu",
+    "GlobalAveragePool", "GlobalMaxPool", "HardSigmoid", "HardSwish", "LeakyRelu",
     "MaxPool", "Mish", "Neg", "Pad", "Relu", "Resize", "Sigmoid", "Softplus", "Tanh",
 ))  # fmt: skip
 
@@ -66,7 +67,7 @@ class _Importance(msgspec.Struct, frozen=True):
         return _Importance(self.axis, self.of_channel * factor)
 
 
-def channel_grades(index: GraphIndex) -> dict[str, ChannelGrades]:
+def channel_grades(index: CompilerView) -> dict[str, ChannelGrades]:
     """Return the grades of the tensors of one graph whose channels differ in importance."""
     by_tensor: dict[str, _Importance] = {}
     for node in reversed(index.nodes):
@@ -125,7 +126,7 @@ def _measure_inputs(
         yield 0, _scale_by_normalization(index, node, output)
     elif node.op == "Concat":
         yield from _split_by_parts(index, node, output)
-    elif node.op in PAIRWISE:
+    elif node.op in PAIRWISE or node.op in SUMS:
         yield from _scale_by_operands(index, node, output)
 
 
@@ -190,7 +191,7 @@ def _split_by_parts(
 def _scale_by_operands(
     index: GraphIndex, node: Node, output: _Importance
 ) -> Iterator[tuple[int, _Importance]]:
-    """Yield each computed slot of a pairwise operator, scaled by a constant operand."""
+    """Yield each computed slot of a sum or a pairwise operator, scaled by a constant operand."""
     rank = index.rank(node.outputs[0])
     for slot, name in enumerate(node.inputs):
         if not index.is_constant(name) and index.rank(name) == rank:
@@ -202,9 +203,11 @@ def _constant_factor(
     index: GraphIndex, node: Node, slot: int, output: _Importance
 ) -> Floats | float:
     """Return the square of the factor of a Mul or Div for each channel, 1 where it is unknown."""
-    operand = node.inputs[1 - slot]
     is_factor = node.op == "Mul" or (node.op == "Div" and slot == 0)
-    if not is_factor or not index.is_constant(operand):
+    if not is_factor:
+        return 1.0
+    operand = node.inputs[1 - slot]
+    if not index.is_constant(operand):
         return 1.0
     constant = np.asarray(index.constant(operand), np.float64)
     rank = index.rank(node.outputs[0]) or 0

@@ -7,15 +7,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from qdq.graph.index import GraphIndex
+from qdq.graph.compiler_view import CompilerView
 from qdq.target import Target
 
 
 @dataclass(frozen=True)
 class Scene:
-    """The input of every fact: the graph, and the targets of the plan."""
+    """The input of every fact: the graph as compilers read it, and the targets of the plan."""
 
-    index: GraphIndex
+    index: CompilerView
     targets: tuple[Target, ...]
 
 

@@ -17,7 +17,13 @@ from qdq.graph.layer_shapes import (
     reads_graph_input,
 )
 from qdq.graph.operands import is_operand, operands
-from qdq.graph.operators import ACTIVATIONS, MATRIX_PRODUCTS, MOVES_VALUES, QUANTIZABLE_POOLS
+from qdq.graph.operators import (
+    ACTIVATIONS,
+    MATRIX_PRODUCTS,
+    MOVES_VALUES,
+    QUANTIZABLE_POOLS,
+    SUMS,
+)
 from qdq.graph.patterns import (
     attention_masks,
     can_commute_with_quantization,
@@ -30,7 +36,7 @@ from qdq.graph.patterns import (
     normalization_nodes,
     tail_nodes,
 )
-from qdq.graph.residual import find_fused_backbone, find_residual_slot
+from qdq.graph.residual import find_residual, is_skip
 from qdq.rules.fact_registry import (
     EDGE_FACTS,
     NODE_FACTS,
@@ -126,8 +132,9 @@ def lacks_int8_kernel(scene: Scene, node: Node) -> bool:
     only such layers.
     """
     index = scene.index
-    if node.op == "Add":
-        return _fused_layer_lacks_kernel(scene, node)
+    if node.op in SUMS:
+        residual = find_residual(index, node)
+        return residual is not None and lacks_int8_kernel(scene, residual.backbone)
     if unfused_batch_normalization(scene, node):
         return _feeds_only_float_layers(scene, node)
     return any(explain_missing_kernel(index, node, target) for target in scene.targets)
@@ -142,18 +149,6 @@ def _feeds_only_float_layers(scene: Scene, node: Node) -> bool:
         if not lacks_int8_kernel(scene, reader):
             return False
     return bool(readers)
-
-
-def _fused_layer_lacks_kernel(scene: Scene, add: Node) -> bool:
-    index = scene.index
-    slot = find_residual_slot(index, add)
-    if slot is None:
-        return False
-    residual_edge = index.edge(add, slot)
-    convolution = find_fused_backbone(index, residual_edge)
-    if convolution is None:
-        return False
-    return lacks_int8_kernel(scene, convolution)
 
 
 @node_fact
@@ -326,22 +321,25 @@ def constant_operand(scene: Scene, edge: Edge) -> bool:
 
 @edge_fact
 def residual_branch(scene: Scene, edge: Edge) -> bool:
-    """The operand of a residual Add other than the convolution that TensorRT fuses with it."""
-    add = scene.index.node(edge)
-    return find_residual_slot(scene.index, add) == edge.slot
+    """An operand of a residual Add or Sum other than the convolution that TensorRT fuses with it.
+
+    A sum of more than two tensors has several, also as Adds after each other.
+    """
+    index = scene.index
+    return is_skip(index, index.node(edge), edge.slot)
 
 
 @edge_fact
 def residual_product_branch(scene: Scene, edge: Edge) -> bool:
-    """The operand of a residual Add other than the Gemm or MatMul before it.
+    """An operand of a residual Add or Sum other than the Gemm or MatMul before it.
 
-    A weighted operator multiplies the operand's tensor too.
+    A weighted operator multiplies the operand's tensor too. The computed C of a Gemm is one.
     """
     index = scene.index
-    add = index.node(edge)
-    if find_residual_slot(index, add) is not None:
+    node = index.node(edge)
+    if find_residual(index, node) is not None:
         return False
-    if find_residual_slot(index, add, MATRIX_PRODUCTS) != edge.slot:
+    if not is_skip(index, node, edge.slot, MATRIX_PRODUCTS):
         return False
     return edge.tensor in multiplied_tensors(index)
 

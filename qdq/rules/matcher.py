@@ -44,8 +44,8 @@ def match_rules(
 ) -> tuple[tuple[Verdict, ...], dict[str, tuple[Edge, ...]]]:
     """Return a verdict for each edge of a graph that a rule applies to.
 
-    Also returns the edges of each share-scale rule, by its name. Raises RuleError where rules
-    disagree about an edge.
+    Also returns the edges of each share-scale rule, by its name. All edges are those of the file;
+    those into aliases have no verdict. Raises RuleError where rules disagree about an edge.
     """
     matchers = _make_matchers(rules, scene.targets)
     verdicts: list[Verdict] = []
@@ -61,11 +61,11 @@ def match_rules(
                     continue
                 rule = matcher.rule
                 if rule.then == "share-scale":
-                    shared.setdefault(rule.name, []).append(edge)
+                    shared.setdefault(rule.name, []).append(scene.index.file_edge(edge))
                 else:
                     deciding.append(rule)
             if deciding:
-                verdict = resolve_conflict(edge, deciding)
+                verdict = resolve_conflict(scene.index.file_edge(edge), deciding)
                 verdicts.append(verdict)
     shared_edges = {name: tuple(edges) for name, edges in shared.items()}
     return tuple(verdicts), shared_edges
@@ -129,7 +129,7 @@ class _RuleMatcher:
         """Whether the rule's `into` holds for a node."""
         if not self.rule.where.into:
             return True
-        if node.op in self._operators:
+        if not self._operators.isdisjoint(scene.index.operator_names(node)):
             return True
         return any(fact(scene, node) for fact in self._node_facts)
 
@@ -193,8 +193,10 @@ def _is_into_named_node(globs: tuple[str, ...], scene: Scene, edge: Edge) -> boo
     return any(_matches_glob(name, globs) for name in names)
 
 
-def _is_of_named_tensor(globs: tuple[str, ...], _: Scene, edge: Edge) -> bool:
-    return _matches_glob(edge.tensor, globs)
+def _is_of_named_tensor(globs: tuple[str, ...], scene: Scene, edge: Edge) -> bool:
+    """Whether a glob matches the tensor that the node reads, or the origin of that alias."""
+    names = (edge.tensor, scene.index.file_edge(edge).tensor)
+    return any(_matches_glob(name, globs) for name in names)
 
 
 def _is_produced_by(tests: list[NodeTest], scene: Scene, edge: Edge) -> bool:
@@ -211,7 +213,7 @@ def _is_any_fact(facts: list[EdgeTest], scene: Scene, edge: Edge) -> bool:
 def _make_node_test(word: str, rule: Rule) -> NodeTest:
     if word in NODE_FACTS:
         return _bind_numbers(NODE_FACTS[word], rule)
-    return lambda _, node: node.op == word
+    return lambda scene, node: word in scene.index.operator_names(node)
 
 
 def _bind_numbers(fact: Callable[..., bool], rule: Rule) -> Callable[..., bool]:

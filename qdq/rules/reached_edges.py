@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections import deque
 
-from qdq.graph.aliases import is_alias
-from qdq.graph.index import Edge, GraphIndex, Node
+from qdq.graph.compiler_view import CompilerView
+from qdq.graph.index import Edge, Node
 from qdq.graph.operators import MOVES_VALUES
 
 
-def find_pool_ends(index: GraphIndex, pool: Node) -> tuple[Edge, ...]:
+def find_pool_ends(index: CompilerView, pool: Node) -> tuple[Edge, ...]:
     """Return the edges that a pool's output reaches through moves; for a MaxPool also Concat.
 
     Empty where the output reaches a graph output or a body.
@@ -20,8 +20,10 @@ def find_pool_ends(index: GraphIndex, pool: Node) -> tuple[Edge, ...]:
     return find_reached_edges(index, pool.outputs[0], through)
 
 
-def find_reached_edges(index: GraphIndex, start: str, through: tuple[str, ...]) -> tuple[Edge, ...]:
-    """Return the edges that a tensor reaches through some operators and through aliases.
+def find_reached_edges(
+    index: CompilerView, start: str, through: tuple[str, ...]
+) -> tuple[Edge, ...]:
+    """Return the edges that a tensor reaches through some operators.
 
     Empty where one of the tensors on the way is a graph output, is read in a body or is unread.
     """
@@ -45,7 +47,7 @@ def find_reached_edges(index: GraphIndex, start: str, through: tuple[str, ...]) 
     return tuple(reached)
 
 
-def _value_readers(index: GraphIndex, tensor: str) -> list[Edge]:
+def _value_readers(index: CompilerView, tensor: str) -> list[Edge]:
     """Return the live edges that read a tensor's values; a Shape reads only its shape."""
     readers: list[Edge] = []
     for node, slot in index.live_readers(tensor):
@@ -54,14 +56,14 @@ def _value_readers(index: GraphIndex, tensor: str) -> list[Edge]:
     return readers
 
 
-def _is_read_in_body(index: GraphIndex, tensor: str) -> bool:
+def _is_read_in_body(index: CompilerView, tensor: str) -> bool:
     readers = index.live_readers(tensor)
     return any(slot < 0 for _, slot in readers)
 
 
-def _passes_on(index: GraphIndex, edge: Edge, through: tuple[str, ...]) -> bool:
+def _passes_on(index: CompilerView, edge: Edge, through: tuple[str, ...]) -> bool:
     """Whether a node passes on the values of an edge: of moves the first input, of Concat all."""
     node = index.node(edge)
-    if node.op not in through and not is_alias(index, node):
+    if node.op not in through:
         return False
     return edge.slot == 0 or node.op == "Concat"

@@ -15,6 +15,8 @@ import onnxruntime as ort
 from qdq.arrays import Array, Floats
 from qdq.data.feeds import Feeds
 from qdq.errors import DataError, ModelError, QdqError, runtime_line
+from qdq.graph.aliases import find_origin
+from qdq.graph.compiler_view import CompilerView
 from qdq.graph.index import GraphIndex, Node
 from qdq.graph.operators import PASSES_SCORES, SCORING
 from qdq.runtime.session import Progress, exact_options, open_session, run_outputs
@@ -139,9 +141,10 @@ def is_class_scores(index: GraphIndex, output: str) -> bool:
     class_axes = [size for size in shape[1:] if size != 1]
     if len(class_axes) != 1:
         return False
-    node = index.producers.get(output)
+    view = CompilerView(index)
+    node = view.producers.get(find_origin(index, output))
     while node is not None and node.op in PASSES_SCORES:
-        node = _find_computed_producer(index, node)
+        node = _find_computed_producer(view, node)
     return node is not None and node.op in SCORING
 
 

@@ -11,7 +11,6 @@ import qdq
 from qdq.checking.checker import compare_with_plan
 from qdq.graph.operators import (
     ACTIVATIONS_BEFORE_RESIDUAL,
-    FOLDED_BEFORE_RESIDUAL,
     FOLDED_INTO_WEIGHTS,
     FUSED_AFTER_WEIGHTED,
     MOVES_VALUES,
@@ -31,6 +30,9 @@ FORMS = {
     "PRelu": "PRelu (t, factor)",
     "BatchNormalization": "BatchNormalization (t, ones, ones, ones, ones)",
     "Add": "Add (t, factor)",
+    "Sum": "Sum (t, factor)",
+    "Max": "Max (t, factor)",
+    "Min": "Min (t, factor)",
     "Sub": "Sub (t, factor)",
     "Mul": "Mul (t, factor)",
     "Div": "Div (t, factor)",
@@ -173,7 +175,7 @@ def test_the_input_of_each_quantizable_pool_is_planned_and_missed(operator: str)
     assert list_findings(after) == [("pool-in-float", "h -> pool[0]")]
 
 
-@pytest.mark.parametrize("operator", [*ACTIVATIONS_BEFORE_RESIDUAL, *FOLDED_BEFORE_RESIDUAL])
+@pytest.mark.parametrize("operator", [*ACTIVATIONS_BEFORE_RESIDUAL, *FOLDED_INTO_WEIGHTS])
 def test_the_skip_of_an_add_after_each_operator_is_planned_and_missed(operator: str) -> None:
     model = residual(operator)
     assert "x -> join[1]" in planned_edges(model)

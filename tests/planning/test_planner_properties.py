@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 import qdq
 from qdq.errors import RuleError
 from qdq.graph.bodies import node_labels
+from qdq.graph.compiler_view import CompilerView
 from qdq.graph.index import Edge, GraphIndex
 from qdq.graph.source import canonical_bytes
 from qdq.planning.decisions import Plan
@@ -318,17 +319,19 @@ def test_a_rule_never_touches_an_edge_that_its_where_does_not_match(
     except RuleError as error:
         assert "holds no floats" in str(error)  # noqa: PT017 the other outcome that is allowed
         assume(False)
-    index = GraphIndex(qdq.load(model))
-    scene = Scene(index, tuple(targets))
+    view = CompilerView(GraphIndex(qdq.load(model)))
+    scene = Scene(view, tuple(targets))
     known = {rule.name: rule for rule in rules.rules}
     decided = {p.edge: p.because for p in plan.placements} | {
         item.edge: (item.because,) for item in plan.left_float
     }
     for edge, because in decided.items():
+        view_edge = view.edge(view.by_label[edge.node], edge.slot)
         for name in because:
-            assert name == "incomplete" or holds(scene, known[name], edge, targets)
-    for edge in index.edges():
-        applying = [rule for rule in rules.rules if holds(scene, rule, edge, targets)]
+            assert name == "incomplete" or holds(scene, known[name], view_edge, targets)
+    for view_edge in view.edges():
+        applying = [rule for rule in rules.rules if holds(scene, rule, view_edge, targets)]
+        edge = view.file_edge(view_edge)
         assert bool(applying) == (edge in decided)
         first = min(applying, key=lambda rule: rule.name, default=None)
         if first is not None and decided[edge] != ("incomplete",):

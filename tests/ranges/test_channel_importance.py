@@ -11,6 +11,7 @@ import pytest
 
 import qdq
 from qdq.calibration.methods import parse_method
+from qdq.graph.compiler_view import CompilerView
 from qdq.graph.index import GraphIndex
 from qdq.observers.collection import CollectionJob, collect_locally
 from qdq.quantizer import ELEMENT_TYPES, INT8
@@ -27,7 +28,7 @@ def weight(*channels: float, outputs: int = 2) -> Array:
 def grades_of(model: onnx.ModelProto) -> dict[str, tuple[int, tuple[int, ...]]]:
     return {
         tensor: (grades.axis, grades.of_channel)
-        for tensor, grades in channel_grades(GraphIndex(qdq.load(model))).items()
+        for tensor, grades in channel_grades(CompilerView(GraphIndex(qdq.load(model)))).items()
     }
 
 
@@ -147,7 +148,7 @@ def test_what_cannot_be_followed_is_left_alone() -> None:
 def test_every_network_of_the_fixtures_is_graded_by_its_own_channels() -> None:
     for name in DIGITS:
         index = GraphIndex(qdq.load(NETWORKS / f"{name}.onnx"))
-        for tensor, grades in channel_grades(index).items():
+        for tensor, grades in channel_grades(CompilerView(index)).items():
             shape = index.shape(tensor)
             assert shape is not None
             assert shape[grades.axis] in (None, len(grades.of_channel)), tensor

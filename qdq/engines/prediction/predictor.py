@@ -25,6 +25,7 @@ from qdq.engines.prediction.moving_layers import add_pool, add_shuffle
 from qdq.engines.prediction.qdq_propagation import QuantizationFlow
 from qdq.engines.prediction.static_shapes import infer_static_shapes
 from qdq.engines.prediction.weighted_layers import add_recurrent_layer, add_weighted_layer
+from qdq.graph.compiler_view import CompilerView
 from qdq.graph.index import GraphIndex, Node
 from qdq.graph.quantized_operators import DEQUANTIZE, QUANTIZE
 from qdq.graph.source import Source
@@ -60,7 +61,7 @@ def predict_engine(
     Takes time linear in the number of nodes.
     """
     source = model if isinstance(model, Source) else Source(None, model, "")
-    index = infer_static_shapes(source, shapes or {})
+    index = CompilerView(infer_static_shapes(source, shapes or {}))
     typing = "weakly typed, FP16 allowed" if allow_fp16 else "strongly typed"
     compiler = f"TensorRT, {typing}"
     refusal = _find_refusal(index, target)

@@ -15,13 +15,11 @@ from collections.abc import Iterable, Iterator
 
 import msgspec
 import numpy as np
-import onnx
 from onnx import TensorProto
 
 from qdq.errors import ModelError
-from qdq.graph.bodies import captured_names
+from qdq.graph.compiler_view import CompilerView
 from qdq.graph.index import GraphIndex, Node
-from qdq.graph.operators import ALIASES
 from qdq.graph.pairs import PAIR_OPERATORS
 from qdq.graph.quantized_operators import DEQUANTIZE, QUANTIZE
 
@@ -56,7 +54,7 @@ _WEIGHT_TYPES: dict[int, str] = {
     **_QUANTIZED_TYPES,
     getattr(TensorProto, "INT4", -1): "Int4",
 }
-_MOVES_WEIGHTS = ("Transpose", "Reshape", "Squeeze", "Unsqueeze", "Identity", "Flatten")
+_MOVES_WEIGHTS = ("Transpose", "Reshape", "Squeeze", "Unsqueeze", "Flatten")
 
 _DATA_SLOT = 0
 _SCALE_SLOT = 1
@@ -93,11 +91,11 @@ _Requirements = dict[str, Quantization]
 class QuantizationFlow:
     """Which tensors of a graph are read and written in a quantized type."""
 
-    def __init__(self, index: GraphIndex) -> None:
+    def __init__(self, index: CompilerView) -> None:
         self.index = index
         #: Tensors that the builder computes, such as weights.
         self.folded = _find_folded_tensors(index)
-        #: By output of a Q, DQ or alias: the tensor that is read in its place.
+        #: By output of a Q or DQ: the tensor that is read in its place.
         self._reads: dict[str, SlotRead] = {}
         #: The nodes and slots that read each tensor as it is, without a Q.
         self.float_readers: dict[str, list[TensorReader]] = defaultdict(list)
@@ -107,7 +105,7 @@ class QuantizationFlow:
         self.readers: dict[str, list[Node]] = defaultdict(list)
         #: Tensors that a DQ has moved past: they are quantized already.
         self.dequantized: dict[str, SlotRead] = {}
-        #: The nodes that compute: no constants, pairs or aliases.
+        #: The nodes that compute: no constants and no pairs.
         self.nodes = tuple(self._collect_nodes())
         #: Names of graph outputs by the tensor that they read.
         self.outputs = {self.read(name).tensor: name for name in index.outputs}
@@ -115,7 +113,7 @@ class QuantizationFlow:
         self.required = self._find_required()
 
     def read(self, tensor: str) -> SlotRead:
-        """Return the read of a tensor, past any Q, DQ and aliases before it."""
+        """Return the read of a tensor, past any Q and DQ before it."""
         return self._reads.get(tensor, SlotRead(tensor))
 
     def inputs(self, node: Node) -> tuple[tuple[int, SlotRead], ...]:
@@ -246,9 +244,6 @@ class QuantizationFlow:
 
     def _resolve(self, node: Node) -> bool:
         """Return whether a node is no layer, and record the read that its output stands for."""
-        if node.op in ALIASES:
-            self._reads[node.outputs[0]] = self.read(node.inputs[0])
-            return True
         if node.op not in PAIR_OPERATORS:
             return False
         quantization = self._find_quantization(node)
@@ -292,14 +287,9 @@ class QuantizationFlow:
             else:
                 reader = (node, slot)
                 self.float_readers[read.tensor].append(reader)
-        for _, body in node.bodies:
-            self._register_captures(node, body)
-
-    def _register_captures(self, node: Node, body: onnx.GraphProto) -> None:
-        reader = (node, _CAPTURED_SLOT)
-        for name in sorted(captured_names(body)):
+        for name in node.captured:
             read = self.read(name)
-            self.float_readers[read.tensor].append(reader)
+            self.float_readers[read.tensor].append((node, _CAPTURED_SLOT))
 
     def _propagate_dequantize(self, node: Node) -> None:
         """Move the DQ on the inputs of a commuting node forward to its outputs."""
