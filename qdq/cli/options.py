@@ -82,3 +82,13 @@ format_option = click.option(
 report_option = click.option(
     "--report", type=FILE, metavar="FILE", help="Also write a report: .json, .md or .txt."
 )
+
+#: Adds ``--ort-library``, which the command receives as `ort_libraries`.
+ort_library_option = click.option(
+    "--ort-library",
+    "ort_libraries",
+    multiple=True,
+    type=FILE,
+    metavar="FILE",
+    help="Library of custom operators for ONNX Runtime; repeat for several.",
+)

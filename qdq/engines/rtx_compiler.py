@@ -20,6 +20,7 @@ from qdq.engines.engine import Engine, read_layers
 from qdq.engines.rtx_worker import CAN_FORK, CRASHED, CompileAnswer, CompileRequest
 from qdq.errors import CompilerError
 from qdq.graph.bodies import all_nodes
+from qdq.graph.plugins import list_plugins
 from qdq.graph.source import Source
 from qdq.target import Target
 
@@ -33,6 +34,10 @@ _SOURCE_PLACE = re.compile(
     r"|^\w+::\w+: Error Code \d+: [\w ]+\("
     r"|\bIn operator\(\) at \S+"
 )
+
+
+#: A part of the compiler's message about an operator that neither it nor a plugin has.
+_PLUGIN_REFUSAL = "Plugin not found"
 
 
 def build_engine(
@@ -82,11 +87,14 @@ class Compiler:
             path = write_compilable(model, shapes or {}, Path(folder))
             request = CompileRequest(str(path), f"{folder}/answer.json", target.sm)
             answer = self._compile(request, target)
+        failure = replace_tokens(_remove_source_places(answer.failure), labels)
+        if _PLUGIN_REFUSAL in failure:
+            failure = _name_plugins(proto) or failure
         return Engine(
             target=target,
             compiler=answer.compiler,
             layers=tuple(read_layers(answer.layers, labels)),
-            failure=replace_tokens(_remove_source_places(answer.failure), labels),
+            failure=failure,
             refused_nodes=find_labels(answer.failure, labels),
         )
 
@@ -147,6 +155,16 @@ def _send_request(process: subprocess.Popen[bytes], request: CompileRequest) -> 
     except OSError:
         return False
     return process.stdout.readline() != b""
+
+
+def _name_plugins(model: onnx.ModelProto) -> str:
+    """Return a refusal that names the nodes whose operators ONNX lacks, "" where none does."""
+    plugins = list_plugins(model)
+    titles: list[str] = []
+    for label, node in all_nodes(model.graph):
+        if (node.domain, node.op_type) in plugins:
+            titles.append(f"{label} ({node.op_type})")
+    return f"it has no plugin for {', '.join(titles)}" if titles else ""
 
 
 def _remove_source_places(failure: str) -> str:

@@ -27,6 +27,7 @@ from qdq.graph.bodies import (
     read_tensor_values,
 )
 from qdq.graph.constant_folding import evaluate_node, is_foldable
+from qdq.graph.plugins import own_opset
 from qdq.graph.shape_inference import (
     LARGEST_FOLDED_BYTES,
     Dims,
@@ -302,14 +303,16 @@ class GraphIndex:
 
     def _find_constants(self) -> set[str]:
         constants = set(self.initializers)
+        opset = own_opset(self.source.model.opset_import)
         for node in self.nodes:
-            if node.op == "Constant" or self._has_constant_inputs(node, constants):
+            is_folded = self._has_constant_inputs(node, constants)
+            if node.op == "Constant" or (is_folded and is_foldable(node.proto, opset)):
                 constants.update(filter(None, node.outputs))
         return constants
 
     def _has_constant_inputs(self, node: Node, constants: set[str]) -> bool:
-        """Whether a node can be folded, by the constants of this graph before it."""
-        if not node.inputs or not is_foldable(node.proto):
+        """Whether a node reads only constants, by those of this graph before it."""
+        if not node.inputs:
             return False
         return all(name in constants or self._is_outer_constant(name) for name in node.read_names)
 
@@ -337,13 +340,14 @@ class GraphIndex:
         node = self.producers[tensor]
         value = node.attribute("value") if node.op == "Constant" else None
         if value is not None:
-            return read_tensor_values(value, self.source.name, None)
+            return read_tensor_values(value, self.source.name, self.source.folder)
         if node.op in ("Shape", "Size"):
             dims = known_sizes(self.shape(node.inputs[0]))
             if dims is not None:
                 return _shape_value(node, dims)
         feeds = {name: self.constant(name) for name in node.read_names}
-        results = evaluate_node(node.proto, feeds, self.source.model.opset_import)
+        imports = self.source.model.opset_import
+        results = evaluate_node(node.proto, feeds, imports, self.source.folder)
         return results[node.outputs.index(tensor)]
 
 

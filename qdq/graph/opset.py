@@ -7,6 +7,7 @@ from onnx import GraphProto, ModelProto, TensorProto, version_converter
 
 from qdq.errors import ModelError, first_line
 from qdq.graph.bodies import all_graphs, list_names, node_title
+from qdq.graph.plugins import DEFAULT_DOMAINS, declare_plugins, restore_plugins
 
 #: `axis` on QuantizeLinear and DequantizeLinear came with opset 13 (ONNX operator changelog).
 PER_CHANNEL_OPSET = 13
@@ -24,9 +25,6 @@ _BATCHED_SCAN_OPSET = 8
 
 #: Until IR version 4 every initializer had to be listed as a graph input (ONNX IR specification).
 FREE_INITIALIZERS_IR = 4
-
-
-_DEFAULT_DOMAIN = ("", "ai.onnx")
 
 
 def raise_opset(
@@ -65,10 +63,10 @@ def default_opset(model: ModelProto) -> int:
     Raises ModelError for a model that imports none and has operators of ONNX.
     """
     for entry in model.opset_import:
-        if entry.domain in _DEFAULT_DOMAIN:
+        if entry.domain in DEFAULT_DOMAINS:
             return int(entry.version)
     for i, node in enumerate(model.graph.node):
-        if node.domain in _DEFAULT_DOMAIN:
+        if node.domain in DEFAULT_DOMAINS:
             title = node_title(node, i)
             raise ModelError(
                 f"node {title} ({node.op_type}) is an operator of ONNX, "
@@ -98,7 +96,7 @@ def _find_scan(main_graph: GraphProto) -> str:
     """Return the title of the first Scan in a graph and its bodies, "" where there is none."""
     for graph in all_graphs(main_graph):
         for i, node in enumerate(graph.node):
-            if node.op_type == "Scan" and node.domain in _DEFAULT_DOMAIN:
+            if node.op_type == "Scan" and node.domain in DEFAULT_DOMAINS:
                 return node_title(node, i)
     return ""
 
@@ -128,14 +126,16 @@ def _oldest_ir_version(model: ModelProto) -> int:
 
 
 def _convert_opset(model: ModelProto, opset: int, target_opset: int) -> ModelProto:
+    convertible = declare_plugins(_with_free_initializers(model))
     try:
-        raised = version_converter.convert_version(_with_free_initializers(model), target_opset)
+        raised = version_converter.convert_version(convertible, target_opset)
     except Exception as error:
         reason = first_line(error)
         raise ModelError(
             f"opset {opset} could not be raised to {target_opset} ({reason}). "
             f"Export the model with opset {target_opset} or newer."
         ) from error
+    restore_plugins(raised, model)
     _restore_metadata(model, raised)
     return raised
 

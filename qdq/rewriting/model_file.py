@@ -7,21 +7,23 @@ from pathlib import Path
 
 import onnx
 
-from qdq.errors import ModelError, UsageError, first_line
+from qdq.errors import ModelError, UsageError
 from qdq.files.output import atomic_file, check_output, copy_atomic
+from qdq.graph.onnx_checker import find_complaint
 from qdq.graph.source import Source, canonical_bytes
 
 
-def check_onnx(content: bytes, name: Path) -> None:
-    """Raise ModelError, for the output `name`, where onnx.checker rejects a serialised model."""
-    try:
-        onnx.checker.check_model(content)
-    except (onnx.checker.ValidationError, ValueError) as error:
-        reason = first_line(error).rstrip(".")
+def check_onnx(model: onnx.ModelProto, content: bytes, name: Path) -> None:
+    """Raise ModelError, for the output `name`, where onnx.checker rejects a model.
+
+    `content` is its serialisation. Plugins are no reason.
+    """
+    complaint = find_complaint(model, content)
+    if complaint:
         raise ModelError(
-            f"{name}: onnx.checker rejects the result: {reason}."
+            f"{name}: onnx.checker rejects the result: {complaint}."
             " Pass a model that passes onnx.checker."
-        ) from error
+        )
 
 
 def save(model: onnx.ModelProto, source: Source, path: Path, force: bool = False) -> None:
@@ -34,8 +36,7 @@ def save(model: onnx.ModelProto, source: Source, path: Path, force: bool = False
     content = canonical_bytes(model)
     with atomic_file(path) as temporary, ThreadPoolExecutor(1) as pool:
         writing = pool.submit(temporary.write_bytes, content)
-        if not source.external_files:
-            check_onnx(content, path)
+        check_onnx(model, content, path)
         for origin, copy in copies.items():
             copy_atomic(origin, copy)
         writing.result()
