@@ -21,7 +21,7 @@ OBSERVING_OPTIONS = (
     "scheduler",
     "resume",
     "checkpoint_every",
-    "ort_libraries",
+    "ort_library",
 )
 
 #: The suffix of an output's checkpoint.
@@ -54,7 +54,7 @@ def _collect_observing(  # noqa: PLR0913, PLR0917 all are options, passed by nam
     scheduler: str | None,
     resume: bool,
     checkpoint_every: float,
-    ort_libraries: tuple[Path, ...],
+    ort_library: tuple[Path, ...],
 ) -> Observing:
     """Return how samples are run. The command has -o and --force, and may have --shard."""
     if workers and scheduler:
@@ -79,7 +79,7 @@ def _collect_observing(  # noqa: PLR0913, PLR0917 all are options, passed by nam
         interval=checkpoint_every,
         workers=workers,
         scheduler=scheduler,
-        ort_libraries=ort_libraries,
+        ort_libraries=ort_library,
     )
 
 

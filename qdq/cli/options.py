@@ -83,10 +83,9 @@ report_option = click.option(
     "--report", type=FILE, metavar="FILE", help="Also write a report: .json, .md or .txt."
 )
 
-#: Adds ``--ort-library``, which the command receives as `ort_libraries`.
+#: Adds ``--ort-library``, which the command receives as `ort_library`.
 ort_library_option = click.option(
     "--ort-library",
-    "ort_libraries",
     multiple=True,
     type=FILE,
     metavar="FILE",

@@ -163,7 +163,7 @@ PROJECT_KEYS: Mapping[str, Key] = {
     "leave_float": Key("leave_float", _read_globs),
     "allow_unmatched": Key("allow_unmatched", _read_truth),
     "shapes": Key("shapes", _read_shapes),
-    "ort_library": Key("ort_libraries", _read_paths),
+    "ort_library": Key("ort_library", _read_paths),
 }
 
 #: The tables, and the keys in each.

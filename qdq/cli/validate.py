@@ -36,7 +36,7 @@ class ValidateOptions(msgspec.Struct, frozen=True):
     shapes: tuple[str, ...]
     layers: tuple[Path, ...]
     allow_fp16: bool
-    ort_libraries: tuple[Path, ...]
+    ort_library: tuple[Path, ...]
     thresholds: Thresholds
     report: Path | None
     force: bool
@@ -119,5 +119,5 @@ def _validate(options: ValidateOptions) -> Validation:
             progress=advance,
             layers=options.layers,
             allow_fp16=options.allow_fp16,
-            ort_libraries=options.ort_libraries,
+            ort_libraries=options.ort_library,
         )

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+import numpy as np
 from onnx import (
     AttributeProto,
     GraphProto,
@@ -153,3 +154,27 @@ def read_tensor_values(tensor: TensorProto, model: str, folder: Path | None) -> 
             f"{model}: the values of {tensor.name!r} cannot be read: {first_line(error)}. "
             "Export the model again."
         ) from error
+
+
+def read_constant(node: NodeProto, model: str, folder: Path | None) -> Array | None:
+    """Return the tensor of a Constant node, dense where it is sparse, None where it has none.
+
+    Raises ModelError where its values cannot be read.
+    """
+    for attribute in node.attribute:
+        if attribute.name == "value":
+            return read_tensor_values(attribute.t, model, folder)
+        if attribute.name == "sparse_value":
+            return _read_sparse_values(attribute.sparse_tensor, model, folder)
+    return None
+
+
+def _read_sparse_values(sparse: SparseTensorProto, model: str, folder: Path | None) -> Array:
+    values = read_tensor_values(sparse.values, model, folder)
+    indices = read_tensor_values(sparse.indices, model, folder)
+    dense = np.zeros(tuple(sparse.dims), values.dtype)
+    if indices.ndim == 1:
+        dense.flat[indices] = values
+    else:
+        dense[tuple(indices.T)] = values
+    return dense

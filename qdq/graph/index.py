@@ -24,6 +24,7 @@ from qdq.graph.bodies import (
     node_bodies,
     node_labels,
     qualified_name,
+    read_constant,
     read_tensor_values,
 )
 from qdq.graph.constant_folding import evaluate_node, is_foldable
@@ -338,9 +339,10 @@ class GraphIndex:
             stored = self.initializers[tensor]
             return read_tensor_values(stored, self.source.name, self.source.folder)
         node = self.producers[tensor]
-        value = node.attribute("value") if node.op == "Constant" else None
-        if value is not None:
-            return read_tensor_values(value, self.source.name, self.source.folder)
+        if node.op == "Constant":
+            stored_values = read_constant(node.proto, self.source.name, self.source.folder)
+            if stored_values is not None:
+                return stored_values
         if node.op in ("Shape", "Size"):
             dims = known_sizes(self.shape(node.inputs[0]))
             if dims is not None:

@@ -37,6 +37,8 @@ class ComparedTensors(msgspec.Struct, frozen=True):
     names: dict[str, str]
     #: None where all outputs can be computed.
     missing: MissingOutputs | None
+    #: Whether the models hold operators that ONNX Runtime lacks.
+    is_partial: bool
     libraries: tuple[Path, ...]
 
     def open_float_session(self, index: GraphIndex) -> ort.InferenceSession:
@@ -49,9 +51,9 @@ class ComparedTensors(msgspec.Struct, frozen=True):
 
     def _open_session(self, index: GraphIndex, names: list[str]) -> ort.InferenceSession:
         options = exact_options()
-        if self.missing is None:
-            return open_session(index, [], options, libraries=self.libraries)
-        return open_partial_session(index, names, options, libraries=self.libraries)
+        if self.is_partial:
+            return open_partial_session(index, names, options, libraries=self.libraries)
+        return open_session(index, [], options, libraries=self.libraries)
 
 
 def select_compared_tensors(
@@ -67,7 +69,7 @@ def select_compared_tensors(
     for name in computed.last_tensors:
         names[name] = _find_quantized_name(name, computed, float_index, quantized_index)
     if not computed.missing:
-        return ComparedTensors(names, None, tuple(libraries))
+        return ComparedTensors(names, None, bool(unknown), tuple(libraries))
     if not names:
         raise ModelError(
             f"{float_index.source.name}: every output depends on {', '.join(computed.nodes)}, "
@@ -76,7 +78,7 @@ def select_compared_tensors(
         )
     compared = tuple(computed.last_tensors)
     missing = MissingOutputs(computed.missing, computed.nodes, compared)
-    return ComparedTensors(names, missing, tuple(libraries))
+    return ComparedTensors(names, missing, True, tuple(libraries))
 
 
 def _find_quantized_name(
