@@ -25,6 +25,9 @@ DEFAULT_DOMAINS = ("", "ai.onnx")
 #: The domain that plugins of ONNX's own domain have meanwhile.
 _PLUGIN_DOMAIN = "qdq.plugins"
 
+#: Operators that ONNX adopted unchanged from ONNX Runtime, which writes them at any opset.
+_ADOPTED = ("LayerNormalization",)
+
 _OpSchema = onnx.defs.OpSchema
 
 
@@ -97,7 +100,7 @@ def restore_plugins(model: ModelProto, original: ModelProto) -> None:
 
 def _require_free_name(node: NodeProto, opset: int) -> None:
     """Raise ModelError for a plugin that a newer opset would make an operator of ONNX."""
-    if find_schema(node.op_type, opset) is not None:
+    if node.op_type not in _ADOPTED and find_schema(node.op_type, opset) is not None:
         title = node.name or ", ".join(node.output)
         raise ModelError(
             f"node {title} ({node.op_type}) is no operator of the model's opset, but one of opset "

@@ -130,6 +130,26 @@ def test_a_plugin_that_a_newer_opset_would_make_an_operator_of_onnx_is_refused()
     assert len(qdq.plan(model).placements) == 2
 
 
+def test_a_normalization_of_an_old_opset_becomes_the_one_that_onnx_adopted() -> None:
+    nodes = [
+        node("LayerNormalization", ["x", "g"], "n", axis=-1, epsilon=1e-3),
+        node("MatMul", ["n", "k"], "y"),
+    ]
+    half = noise(8, 8, seed=3).astype("float16")
+    model = build(
+        nodes,
+        {"x": [2, 8]},
+        {"y": [2, 8]},
+        {"k": half, "g": half[0]},
+        opset=13,
+        dtype=TensorProto.FLOAT16,
+    )
+    result = qdq.quantize(model, "noise")
+    onnx.checker.check_model(result.model, full_check=True)
+    assert len(result.plan.placements) == 2
+    assert result.source.model.opset_import[0].version == 19
+
+
 def test_a_plugin_of_constants_is_no_constant() -> None:
     nodes = [node("Anchors", ["w"], "k"), node("Conv", ["x", "k"], "y")]
     model = build(nodes, {"x": [1, 3, 6, 6]}, {"y": [1, 4, 4, 4]}, {"w": WEIGHTS["w"]})
