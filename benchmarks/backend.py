@@ -61,7 +61,7 @@ PROCESSES = 2
 STORED = "node, operands stored"
 
 #: What qdq says of a model that ONNX Runtime refuses.
-_UNRUN = "ONNX Runtime cannot run it"
+_UNRUN = ("ONNX Runtime cannot run it", "ONNX Runtime lacks the operator")
 WORKED, FINDINGS, REFUSED, DEFECT = "worked", "findings", "refused", "defect"
 
 
@@ -251,7 +251,7 @@ def run(case: Case, command: str, folder: Path) -> Outcome:
         and (wrong := _find_fault(out, case.path))
     ):
         kind, says = DEFECT, wrong
-    if _UNRUN in says and not _loaded(case.path):
+    if any(fact in says for fact in _UNRUN) and not _loaded(case.path):
         kind, says = DEFECT, f"ONNX Runtime does load it: {says}"
     return Outcome(case, command, kind, says)
 

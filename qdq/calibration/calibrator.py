@@ -154,6 +154,9 @@ def gather_ranges(
         _require_no_data(job, known_ranges)
         ranges = known_ranges
     elif known_ranges is None or job.data is not None:
+        if summary is not None:
+            exact = summary.amax.keys() - summary.bounded
+            job = job.leave_out_uncomputable(exact, observing.ort_libraries)
         ranges = collect_ranges(job, observing, progress)
     else:
         ranges = _make_given_ranges(job, summary)

@@ -12,6 +12,7 @@ from qdq.cli.options import FILE, output_options
 from qdq.files.output import check_output
 from qdq.graph.index import GraphIndex
 from qdq.graph.loader import load
+from qdq.graph.onnx_checker import require_valid
 from qdq.planning.plan_edits import require_edits
 from qdq.planning.plan_file import read_plan_file
 from qdq.planning.planner import source_at_plan_opset
@@ -35,6 +36,7 @@ def command(model: Path, plan: Path, scales: Path, output: Path, force: bool) ->
     plan_file = read_plan_file(plan)
     plan_scales = read_scales(scales)
     source = source_at_plan_opset(load(model), plan_file.plan)
+    require_valid(source)
     index = GraphIndex(source)
     require_edits(plan_file, index)
     with name_files_in_errors(plan, scales):

@@ -27,6 +27,7 @@ from qdq.errors import UsageError
 from qdq.files.output import check_output, write_atomic, written_together
 from qdq.graph.index import GraphIndex
 from qdq.graph.loader import load
+from qdq.graph.onnx_checker import require_valid
 from qdq.observers.collection import CollectionJob, Observing
 from qdq.planning.plan_document import PlanFile
 from qdq.planning.plan_edits import require_edits
@@ -110,7 +111,9 @@ def command(ctx: click.Context, options: CalibrateOptions) -> None:
 
 
 def _make_job(options: CalibrateOptions, plan_file: PlanFile, method: Method) -> CollectionJob:
-    index = GraphIndex(source_at_plan_opset(load(options.model), plan_file.plan))
+    source = source_at_plan_opset(load(options.model), plan_file.plan)
+    require_valid(source)
+    index = GraphIndex(source)
     require_edits(plan_file, index)
     return CollectionJob(
         index, plan_file.plan, options.data.source, method.needs_histogram, options.data.batch

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from qdq.cli.options import collect_options
+from qdq.cli.options import collect_options, ort_library_option
 from qdq.errors import UsageError
 from qdq.files.command_files import note_output
 from qdq.observers.collection import CHECKPOINT_INTERVAL, Observing
@@ -22,6 +22,7 @@ OBSERVING_OPTIONS = (
     "scheduler",
     "resume",
     "checkpoint_every",
+    "ort_library",
 )
 
 #: The suffix of an output's checkpoint.
@@ -47,13 +48,14 @@ _UNITS = {
 }
 
 
-def _collect_observing(
+def _collect_observing(  # noqa: PLR0913, PLR0917 all are options, passed by name
     device: str,
     max_memory: str | None,
     workers: int | None,
     scheduler: str | None,
     resume: bool,
     checkpoint_every: float,
+    ort_library: tuple[Path, ...],
 ) -> Observing:
     """Return how samples are run. The command has -o and --force, and may have --shard."""
     if workers and scheduler:
@@ -79,6 +81,7 @@ def _collect_observing(
         interval=checkpoint_every,
         workers=workers,
         scheduler=scheduler,
+        ort_libraries=ort_library,
     )
 
 
@@ -155,5 +158,6 @@ observing_options = collect_options(
         metavar="SECONDS",
         help="Seconds between checkpoints; an interrupted run loses at most this much.",
     ),
+    ort_library_option,
     name="observing",
 )

@@ -112,3 +112,12 @@ format_option = click.option(
 report_option = click.option(
     "--report", type=OUTPUT_FILE, metavar="FILE", help="Also write a report: .json, .md or .txt."
 )
+
+#: Adds ``--ort-library``, which the command receives as `ort_library`.
+ort_library_option = click.option(
+    "--ort-library",
+    multiple=True,
+    type=FILE,
+    metavar="FILE",
+    help="Library of custom operators for ONNX Runtime; repeat for several.",
+)

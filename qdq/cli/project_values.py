@@ -57,6 +57,10 @@ def _read_path(folder: Path, value: Any) -> str:
     return _resolve_path(folder, _read_text(value))
 
 
+def _read_paths(folder: Path, value: Any) -> list[str]:
+    return [_resolve_path(folder, text) for text in _read_texts(value)]
+
+
 def _read_rules(folder: Path, value: Any) -> list[str]:
     shipped = shipped_sets()
     names = []
@@ -159,6 +163,7 @@ PROJECT_KEYS: Mapping[str, Key] = {
     "leave_float": Key("leave_float", _read_globs),
     "allow_unmatched": Key("allow_unmatched", _read_truth),
     "shapes": Key("shapes", _read_shapes),
+    "ort_library": Key("ort_library", _read_paths),
 }
 
 #: The tables, and the keys in each.

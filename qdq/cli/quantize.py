@@ -241,15 +241,16 @@ def _validate(
             shapes=inputs.shapes,
             batch=options.data.batch,
             progress=advance,
+            ort_libraries=options.observing.ort_libraries,
         )
         original_accuracy = None
         if result.existing and options.data.source is not None:
-            original_accuracy = _measure_original(options.data, inputs.source, result.source)
+            original_accuracy = _measure_original(options, inputs.source, result.source)
     return validation, original_accuracy
 
 
 def _measure_original(
-    data: DataOptions, quantized_source: Source, float_source: Source
+    options: QuantizeOptions, quantized_source: Source, float_source: Source
 ) -> Accuracy | None:
     """Return the accuracy of the quantized model that was passed, compared with its float model.
 
@@ -258,8 +259,9 @@ def _measure_original(
     index = GraphIndex(float_source)
     quantized_index = GraphIndex(quantized_source)
     try:
-        feeds = open_feeds(index, data.source, data.batch)
-        return compare_outputs(index, quantized_index, feeds)
+        feeds = open_feeds(index, options.data.source, options.data.batch)
+        libraries = options.observing.ort_libraries
+        return compare_outputs(index, quantized_index, feeds, libraries=libraries)
     except ModelError:
         return None
 

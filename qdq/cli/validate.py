@@ -9,7 +9,13 @@ import msgspec
 
 from qdq.cli.data_options import DataOptions, data_options
 from qdq.cli.messages import print_record
-from qdq.cli.options import FILE, collect_options, format_option, report_option
+from qdq.cli.options import (
+    FILE,
+    collect_options,
+    format_option,
+    ort_library_option,
+    report_option,
+)
 from qdq.cli.plan_options import parse_profiles, parse_targets, shapes_option, target_option
 from qdq.cli.progress import progress
 from qdq.cli.threshold_options import threshold_options
@@ -30,6 +36,7 @@ class ValidateOptions(msgspec.Struct, frozen=True):
     shapes: tuple[str, ...]
     layers: tuple[Path, ...]
     allow_fp16: bool
+    ort_library: tuple[Path, ...]
     thresholds: Thresholds
     report: Path | None
     force: bool
@@ -67,6 +74,7 @@ class ValidateOptions(msgspec.Struct, frozen=True):
     help="Predict engines that TensorRT 10 and earlier build with --fp16; "
     "TensorRT 11 uses the types in the model.",
 )
+@ort_library_option
 @threshold_options
 @report_option
 @click.option("--force", is_flag=True, help="Replace the report if it exists.")
@@ -110,4 +118,5 @@ def _validate(options: ValidateOptions) -> Validation:
             progress=advance,
             layers=options.layers,
             allow_fp16=options.allow_fp16,
+            ort_libraries=options.ort_library,
         )

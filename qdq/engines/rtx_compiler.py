@@ -21,6 +21,7 @@ from qdq.engines.rtx_worker import CAN_FORK, CRASHED, CompileAnswer, CompileRequ
 from qdq.errors import CompilerError
 from qdq.files.temporary import work_folder
 from qdq.graph.bodies import all_nodes
+from qdq.graph.plugins import list_plugins
 from qdq.graph.source import Source
 from qdq.interruption import clean_before_end
 from qdq.target import Target
@@ -48,6 +49,8 @@ def _kill_processes() -> None:
 
 
 clean_before_end(_kill_processes)
+#: A part of the compiler's message about an operator that neither it nor a plugin has.
+_PLUGIN_REFUSAL = "Plugin not found"
 
 
 def build_engine(
@@ -97,11 +100,14 @@ class Compiler:
             path = write_compilable(model, shapes or {}, folder)
             request = CompileRequest(str(path), str(folder / "answer.json"), target.sm)
             answer = self._compile(request, target)
+        failure = replace_tokens(_remove_source_places(answer.failure), labels)
+        if _PLUGIN_REFUSAL in failure:
+            failure = _name_plugins(proto) or failure
         return Engine(
             target=target,
             compiler=answer.compiler,
             layers=tuple(read_layers(answer.layers, labels)),
-            failure=replace_tokens(_remove_source_places(answer.failure), labels),
+            failure=failure,
             refused_nodes=find_labels(answer.failure, labels),
         )
 
@@ -167,6 +173,16 @@ def _send_request(process: subprocess.Popen[bytes], request: CompileRequest) -> 
     except OSError:
         return False
     return process.stdout.readline() != b""
+
+
+def _name_plugins(model: onnx.ModelProto) -> str:
+    """Return a refusal that names the nodes whose operators ONNX lacks, "" where none does."""
+    plugins = list_plugins(model)
+    titles: list[str] = []
+    for label, node in all_nodes(model.graph):
+        if (node.domain, node.op_type) in plugins:
+            titles.append(f"{label} ({node.op_type})")
+    return f"it has no plugin for {', '.join(titles)}" if titles else ""
 
 
 def _remove_source_places(failure: str) -> str:

@@ -6,7 +6,16 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from onnx import AttributeProto, GraphProto, NodeProto, TensorProto, ValueInfoProto, numpy_helper
+import numpy as np
+from onnx import (
+    AttributeProto,
+    GraphProto,
+    NodeProto,
+    SparseTensorProto,
+    TensorProto,
+    ValueInfoProto,
+    numpy_helper,
+)
 
 from qdq.arrays import Array
 from qdq.errors import ModelError, first_line
@@ -55,13 +64,29 @@ def all_graphs(graph: GraphProto) -> Iterator[GraphProto]:
 def all_tensors(graph: GraphProto) -> Iterator[TensorProto]:
     """Yield every tensor that a graph and its bodies store: initializers and attributes."""
     yield from graph.initializer
-    for node in graph.node:
+    for sparse in graph.sparse_initializer:
+        yield from (sparse.values, sparse.indices)
+    yield from node_tensors(graph.node)
+
+
+def node_tensors(nodes: Iterable[NodeProto]) -> Iterator[TensorProto]:
+    """Yield every tensor in the attributes of some nodes, those in their bodies included."""
+    for node in nodes:
         for attribute in node.attribute:
             if attribute.HasField("t"):
                 yield attribute.t
             yield from attribute.tensors
+            for sparse in _sparse_tensors(attribute):
+                yield from (sparse.values, sparse.indices)
             for body in attribute_bodies(attribute):
                 yield from all_tensors(body)
+
+
+def _sparse_tensors(attribute: AttributeProto) -> list[SparseTensorProto]:
+    sparse_tensors = list(attribute.sparse_tensors)
+    if attribute.HasField("sparse_tensor"):
+        sparse_tensors.insert(0, attribute.sparse_tensor)
+    return sparse_tensors
 
 
 def all_nodes(graph: GraphProto, path: str = "") -> Iterator[tuple[str, NodeProto]]:
@@ -129,3 +154,27 @@ def read_tensor_values(tensor: TensorProto, model: str, folder: Path | None) -> 
             f"{model}: the values of {tensor.name!r} cannot be read: {first_line(error)}. "
             "Export the model again."
         ) from error
+
+
+def read_constant(node: NodeProto, model: str, folder: Path | None) -> Array | None:
+    """Return the tensor of a Constant node, dense where it is sparse, None where it has none.
+
+    Raises ModelError where its values cannot be read.
+    """
+    for attribute in node.attribute:
+        if attribute.name == "value":
+            return read_tensor_values(attribute.t, model, folder)
+        if attribute.name == "sparse_value":
+            return _read_sparse_values(attribute.sparse_tensor, model, folder)
+    return None
+
+
+def _read_sparse_values(sparse: SparseTensorProto, model: str, folder: Path | None) -> Array:
+    values = read_tensor_values(sparse.values, model, folder)
+    indices = read_tensor_values(sparse.indices, model, folder)
+    dense = np.zeros(tuple(sparse.dims), values.dtype)
+    if indices.ndim == 1:
+        dense.flat[indices] = values
+    else:
+        dense[tuple(indices.T)] = values
+    return dense

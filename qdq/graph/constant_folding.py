@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -14,25 +15,31 @@ from onnx import (
     TensorProto,
     ValueInfoProto,
 )
+from onnx.external_data_helper import load_external_data_for_tensor, uses_external_data
 
 from qdq.arrays import Array
-from qdq.graph.bodies import list_names, node_bodies
+from qdq.graph.bodies import list_names, node_bodies, node_tensors
+from qdq.graph.plugins import DEFAULT_DOMAINS, is_default_plugin, iterate_nodes
 
 _RANDOM_PREFIXES = ("Random", "Multinomial", "Bernoulli")
 
 
-def is_foldable(node: NodeProto) -> bool:
+def is_foldable(node: NodeProto, opset: int) -> bool:
     """Whether a node returns a constant where all tensors that it reads are constant.
 
-    Random operators and operators of other domains do not, nor do Loop and Scan, nor an If with one
-    of these in a branch.
+    Random operators, plugins and operators of other domains do not, nor do Loop and Scan, nor an If
+    with one of these in a branch.
     """
-    if node.domain not in ("", "ai.onnx") or node.op_type.startswith(_RANDOM_PREFIXES):
+    return all(_is_defined_by_inputs(part, opset) for part in iterate_nodes([node]))
+
+
+def _is_defined_by_inputs(node: NodeProto, opset: int) -> bool:
+    """Whether ONNX defines a node's outputs by its inputs alone."""
+    if node.domain not in DEFAULT_DOMAINS or node.op_type.startswith(_RANDOM_PREFIXES):
         return False
-    bodies = node_bodies(node)
-    if bodies and node.op_type != "If":
+    if node.op_type != "If" and node_bodies(node):
         return False
-    return all(is_foldable(inner) for _, body in bodies for inner in body.node)
+    return not is_default_plugin(node, opset)
 
 
 def is_evaluable(node: NodeProto, opset_imports: Iterable[OperatorSetIdProto]) -> bool:
@@ -55,23 +62,28 @@ def evaluate_node(
     node: NodeProto,
     feeds: Mapping[str, Array],
     opset_imports: Iterable[OperatorSetIdProto],
+    folder: Path | None,
 ) -> list[Array]:
-    """Return the outputs of a node by ONNX's reference evaluator, which documents no exceptions."""
+    """Return the outputs of a node by ONNX's reference evaluator, which documents no exceptions.
+
+    `folder` is that of the model's external data.
+    """
     inputs = [_describe_value(name, value) for name, value in feeds.items()]
     model = _make_model([node], (), inputs, node.output, opset_imports)
-    return _run_model(model, feeds)
+    return _run_model(model, feeds, folder)
 
 
 def evaluate_branch(
     branch: GraphProto,
     feeds: Mapping[str, Array],
     opset_imports: Iterable[OperatorSetIdProto],
+    folder: Path | None,
 ) -> list[Array]:
     """Return the outputs of a branch of an If by ONNX's reference evaluator."""
     inputs = [_describe_value(name, value) for name, value in feeds.items()]
     names = list_names(branch.output)
     model = _make_model(branch.node, branch.initializer, inputs, names, opset_imports)
-    return _run_model(model, feeds)
+    return _run_model(model, feeds, folder)
 
 
 def _make_model(
@@ -86,11 +98,21 @@ def _make_model(
     return onnx.helper.make_model(graph, opset_imports=opset_imports)
 
 
-def _run_model(model: ModelProto, feeds: Mapping[str, Array]) -> list[Array]:
+def _run_model(model: ModelProto, feeds: Mapping[str, Array], folder: Path | None) -> list[Array]:
     from onnx.reference import ReferenceEvaluator
 
+    _store_external_data(model.graph, folder)
     results = ReferenceEvaluator(model).run(None, dict(feeds))
     return [np.asarray(result) for result in results]
+
+
+def _store_external_data(graph: GraphProto, folder: Path | None) -> None:
+    """Replace external data, of initializers and attributes, by its values."""
+    for tensor in (*graph.initializer, *node_tensors(graph.node)):
+        if uses_external_data(tensor):
+            load_external_data_for_tensor(tensor, str(folder or ""))
+            tensor.ClearField("external_data")
+            tensor.data_location = TensorProto.DEFAULT
 
 
 def _describe_value(name: str, value: Array) -> ValueInfoProto:

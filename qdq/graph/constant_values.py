@@ -11,7 +11,7 @@ from onnx import GraphProto
 
 from qdq.arrays import Array
 from qdq.errors import ModelError, first_line
-from qdq.graph.bodies import captured_names, read_tensor_values
+from qdq.graph.bodies import captured_names, read_constant, read_tensor_values
 from qdq.graph.constant_folding import evaluate_branch, evaluate_node
 from qdq.graph.shape_inference import known_sizes
 
@@ -94,10 +94,9 @@ class ConstantValues:
             stored = index.initializers[tensor]
             return read_tensor_values(stored, index.source.name, index.source.folder)
         node = index.producers[tensor]
-        value = node.attribute("value") if node.op == "Constant" else None
-        if value is None:
+        if node.op != "Constant":
             return None
-        return read_tensor_values(value, index.source.name, None)
+        return read_constant(node.proto, index.source.name, index.source.folder)
 
     def _run(self, node: Node, values: dict[str, Array]) -> dict[str, Array]:
         """Return the results of a node by name."""
@@ -107,12 +106,13 @@ class ConstantValues:
         feeds: dict[str, Array] = {}
         for name in operand_names(self._index, node):
             feeds[name] = values[name] if name in values else self._index.constant(name)
-        opsets = self._index.source.model.opset_import
+        source = self._index.source
+        opsets = source.model.opset_import
         branch = find_taken_branch(self._index, node)
         if branch is None:
-            results = evaluate_node(node.proto, feeds, opsets)
+            results = evaluate_node(node.proto, feeds, opsets, source.folder)
         else:
-            results = evaluate_branch(branch, feeds, opsets)
+            results = evaluate_branch(branch, feeds, opsets, source.folder)
         return dict(zip(node.outputs, results, strict=False))
 
 

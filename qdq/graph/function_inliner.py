@@ -11,13 +11,16 @@ from onnx import FunctionProto, GraphProto, ModelProto, NodeProto, inliner
 
 from qdq.errors import ModelError
 from qdq.graph.bodies import list_names, node_bodies
-
-#: Domain and name, of a function or of the operator of a node.
-OperatorId = tuple[str, str]
+from qdq.graph.plugins import (
+    DEFAULT_DOMAINS,
+    OperatorId,
+    declare_plugins,
+    find_schema,
+    restore_plugins,
+)
 
 #: The operators of each function, with how many of its nodes have each.
 _Calls = Mapping[OperatorId, Counter[OperatorId]]
-_DEFAULT_DOMAIN = ("", "ai.onnx")
 
 #: The most functions that call each other in a chain: ONNX's own limit, of shape inference.
 _DEEPEST_CHAIN = 100
@@ -77,10 +80,10 @@ def _align_opset(function: FunctionProto, opsets: Mapping[str, int]) -> None:
     """Set a function's opset to the model's where its operators are the same in both."""
     operators = set()
     for domain, operator in _node_operators(function.node):
-        if domain in _DEFAULT_DOMAIN:
+        if domain in DEFAULT_DOMAINS:
             operators.add(operator)
     for entry in function.opset_import:
-        if entry.domain not in _DEFAULT_DOMAIN:
+        if entry.domain not in DEFAULT_DOMAINS:
             continue
         version = opsets.get(entry.domain, entry.version)
         if all(_is_same_operator(name, entry.version, version) for name in operators):
@@ -98,10 +101,8 @@ def _is_same_operator(operator: str, opset: int, other_opset: int) -> bool:
 
 def _find_since_version(operator: str, opset: int) -> int:
     """Return the opset in which an operator got its definition, 0 for an unknown operator."""
-    try:
-        return int(onnx.defs.get_schema(operator, opset, "").since_version)
-    except (onnx.defs.SchemaError, TypeError):  # TypeError: an opset beyond 32 bits
-        return 0
+    schema = find_schema(operator, opset)
+    return 0 if schema is None else int(schema.since_version)
 
 
 def _run_inliner(model: ModelProto, convert: bool) -> ModelProto:
@@ -110,8 +111,12 @@ def _run_inliner(model: ModelProto, convert: bool) -> ModelProto:
     With `convert`, it also converts functions of other opsets, for which it needs all types.
     """
     try:
-        typed = onnx.shape_inference.infer_shapes(model) if convert else model
+        typed = model
+        if convert:
+            typed = onnx.shape_inference.infer_shapes(declare_plugins(model))
         inlined: ModelProto = inliner.inline_local_functions(typed, convert_version=convert)
+        if convert:
+            restore_plugins(inlined, model)
     except Exception:  # noqa: BLE001 whatever it throws, the functions stay and the plan names them
         return model
     known = set(list_names(model.graph.value_info))

@@ -24,6 +24,7 @@ from qdq.graph.bodies import (
 from qdq.graph.constant_folding import is_foldable
 from qdq.graph.constant_values import ConstantValues, find_taken_branch
 from qdq.graph.liveness import Liveness
+from qdq.graph.plugins import own_opset
 from qdq.graph.shape_inference import (
     LARGEST_FOLDED_BYTES,
     Dims,
@@ -324,19 +325,19 @@ class GraphIndex:
         return names if self.outer is None else names | self.outer.sparse_weights
 
     def _find_constants(self) -> None:
+        opset = own_opset(self.source.model.opset_import)
         for node in self.nodes:
-            if node.op == "Constant" or self._is_folded(node):
+            if node.op == "Constant" or self._is_folded(node, opset):
                 self.constants.update(filter(None, node.outputs))
 
-    def _is_folded(self, node: Node) -> bool:
+    def _is_folded(self, node: Node, opset: int) -> bool:
         """Whether a node has a constant result, by the constants of this graph before it."""
         branch = find_taken_branch(self, node)
         if branch is not None:
             is_known = all(map(self.is_constant, captured_names(branch)))
-            return is_known and all(map(is_foldable, branch.node))
-        if not node.inputs or not is_foldable(node.proto):
-            return False
-        return all(map(self.is_constant, node.read_names))
+            return is_known and all(is_foldable(inner, opset) for inner in branch.node)
+        is_known = bool(node.inputs) and all(map(self.is_constant, node.read_names))
+        return is_known and is_foldable(node.proto, opset)
 
 
 def _map_producers(nodes: Iterable[Node]) -> dict[str, Node]:

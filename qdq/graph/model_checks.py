@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
-from functools import cache
 from pathlib import Path
 
 import onnx
@@ -14,6 +13,7 @@ from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 from qdq.errors import ModelError, first_line
 from qdq.graph.bodies import all_tensors, list_names, node_bodies, node_title
 from qdq.graph.opset import default_opset
+from qdq.graph.plugins import DEFAULT_DOMAINS, find_schema
 from qdq.graph.source import external_tensors
 
 _OpSchema = onnx.defs.OpSchema
@@ -102,19 +102,11 @@ def _damaged(fact: str) -> ModelError:
     return ModelError(f"the model is damaged: {fact}. Export or download it again.")
 
 
-@cache
-def _find_schema(operator: str, opset: int) -> _OpSchema | None:
-    try:
-        return onnx.defs.get_schema(operator, opset, "")
-    except (onnx.defs.SchemaError, TypeError):  # TypeError: an opset beyond 32 bits
-        return None
-
-
 def _find_defect(node: NodeProto, opset: int) -> str:
     """Return how a node deviates from its operator's definition, "" where it does not."""
-    if node.domain not in ("", "ai.onnx"):
+    if node.domain not in DEFAULT_DOMAINS:
         return ""
-    schema = _find_schema(node.op_type, opset)
+    schema = find_schema(node.op_type, opset)
     if schema is None:
         return ""
     if len(node.input) < schema.min_input:

@@ -7,6 +7,7 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, version_convert
 
 from qdq.errors import ModelError, first_line
 from qdq.graph.bodies import all_graphs, all_tensors, list_names, node_title
+from qdq.graph.plugins import DEFAULT_DOMAINS, declare_plugins, restore_plugins
 from qdq.graph.quantized_operators import DEQUANTIZE, QUANTIZE
 
 #: `axis` on QuantizeLinear and DequantizeLinear came with opset 13 (ONNX operator changelog).
@@ -27,7 +28,6 @@ _BATCHED_SCAN_OPSET = 8
 FREE_INITIALIZERS_IR = 4
 
 
-_DEFAULT_DOMAIN = ("", "ai.onnx")
 _SHORT_FLOATS = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
 
 
@@ -69,10 +69,10 @@ def default_opset(model: ModelProto) -> int:
     Raises ModelError for a model that imports none and has operators of ONNX.
     """
     for entry in model.opset_import:
-        if entry.domain in _DEFAULT_DOMAIN:
+        if entry.domain in DEFAULT_DOMAINS:
             return int(entry.version)
     for i, node in enumerate(model.graph.node):
-        if node.domain in _DEFAULT_DOMAIN:
+        if node.domain in DEFAULT_DOMAINS:
             title = node_title(node, i)
             raise ModelError(
                 f"node {title} ({node.op_type}) is an operator of ONNX, "
@@ -102,7 +102,7 @@ def _find_scan(main_graph: GraphProto) -> str:
     """Return the title of the first Scan in a graph and its bodies, "" where there is none."""
     for graph in all_graphs(main_graph):
         for i, node in enumerate(graph.node):
-            if node.op_type == "Scan" and node.domain in _DEFAULT_DOMAIN:
+            if node.op_type == "Scan" and node.domain in DEFAULT_DOMAINS:
                 return node_title(node, i)
     return ""
 
@@ -154,14 +154,16 @@ def _oldest_ir_version(model: ModelProto) -> int:
 
 
 def _convert_opset(model: ModelProto, opset: int, target_opset: int) -> ModelProto:
+    convertible = declare_plugins(_with_free_initializers(model))
     try:
-        raised = version_converter.convert_version(_with_free_initializers(model), target_opset)
+        raised = version_converter.convert_version(convertible, target_opset)
     except Exception as error:
         reason = first_line(error)
         raise ModelError(
             f"opset {opset} could not be raised to {target_opset} ({reason}). "
             f"Export the model with opset {target_opset} or newer."
         ) from error
+    restore_plugins(raised, model)
     _restore_metadata(model, raised)
     return raised
 

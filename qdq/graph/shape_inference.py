@@ -8,6 +8,7 @@ import onnx
 from onnx import GraphProto, ModelProto, ValueInfoProto
 
 from qdq.graph.bodies import list_names
+from qdq.graph.plugins import list_missing_imports
 
 #: Dimensions of a tensor, None for each unknown one.
 Dims = tuple[int | None, ...]
@@ -43,6 +44,8 @@ def infer_types(
     for field in ("node", "input", "output", "value_info", "sparse_initializer"):
         getattr(skeleton.graph, field).extend(getattr(graph, field))
     _clear_negative_sizes(skeleton.graph)
+    # at a domain without an import, inference returns no types at all
+    skeleton.opset_import.extend(list_missing_imports(graph.node, model.opset_import))
     _set_input_shapes(skeleton.graph, shapes)
     _add_weights(skeleton.graph, graph)
     declared = ModelProto()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Union
 
@@ -13,7 +14,7 @@ from onnx import ModelProto, TensorProto
 from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 
 from qdq.errors import ModelError
-from qdq.graph.bodies import all_tensors
+from qdq.graph.bodies import all_tensors, node_tensors
 from qdq.printable import encodable_name
 
 if TYPE_CHECKING:
@@ -96,8 +97,8 @@ def light_copy(model: ModelProto) -> ModelProto:
     Their names, types and dimensions stay.
     """
     copy = ModelProto()
-    _copy_fields(model, copy, excluded="graph")
-    _copy_fields(model.graph, copy.graph, excluded="initializer")
+    copy_fields(model, copy, excluded="graph")
+    copy_fields(model.graph, copy.graph, excluded="initializer")
     for tensor in model.graph.initializer:
         if len(tensor.dims) <= 1 or tensor.ByteSize() <= _LARGEST_LIGHT_BYTES:
             copy.graph.initializer.append(tensor)
@@ -109,7 +110,7 @@ def light_copy(model: ModelProto) -> ModelProto:
     return copy
 
 
-def _copy_fields(source: Message, copy: Message, excluded: str) -> None:
+def copy_fields(source: Message, copy: Message, excluded: str) -> None:
     """Copy every field that is set, except for one."""
     for field, value in source.ListFields():
         if field.name == excluded:
@@ -123,8 +124,9 @@ def _copy_fields(source: Message, copy: Message, excluded: str) -> None:
 
 
 def external_tensors(model: ModelProto) -> Iterator[TensorProto]:
-    """Yield every tensor of the main graph and its bodies whose data is in another file."""
-    for tensor in all_tensors(model.graph):
+    """Yield every tensor of a model, its bodies and functions whose data is in another file."""
+    function_nodes = chain.from_iterable(function.node for function in model.functions)
+    for tensor in chain(all_tensors(model.graph), node_tensors(function_nodes)):
         if uses_external_data(tensor):
             yield tensor
 

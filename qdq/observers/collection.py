@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence, Set
+from dataclasses import dataclass, replace
 from functools import cached_property
 from numbers import Real
 from pathlib import Path
@@ -20,6 +20,10 @@ from qdq.observers.checkpoint import CheckpointWriter
 from qdq.observers.memory_budget import split_into_passes
 from qdq.observers.observer import Observer, RunSettings, list_observed_tensors
 from qdq.observers.tensor_statistics import ObservedTensor
+from qdq.observers.uncomputable_tensors import (
+    find_uncomputable_tensors,
+    require_computable,
+)
 from qdq.planning.decisions import Plan
 from qdq.printable import encodable_name
 from qdq.ranges.tensor_ranges import Part, Ranges, join_passes, join_runs, size_extent
@@ -55,6 +59,8 @@ class Observing(msgspec.Struct, frozen=True):
     scheduler: str | None = None
     #: The number of cores that are used; None for all.
     cores: int | None = None
+    #: Libraries of custom operators for ONNX Runtime.
+    ort_libraries: tuple[Path, ...] = ()
 
     def __post_init__(self) -> None:
         require_type(self.part, Part, "Observing.part", "qdq.Part(number, of)")
@@ -89,11 +95,20 @@ class CollectionJob:
     #: Whether histograms and moments are required as well as the largest values.
     full: bool
     batch: int | None = None
+    #: Planned tensors that are not observed: their ranges are known, and cannot be computed.
+    left_out: frozenset[str] = frozenset()
 
     @cached_property
     def observed_tensors(self) -> tuple[ObservedTensor, ...]:
         """The tensors that are observed."""
-        return list_observed_tensors(self.index, self.plan, self.full)
+        planned = list_observed_tensors(self.index, self.plan, self.full)
+        return tuple(tensor for tensor in planned if tensor.read not in self.left_out)
+
+    def leave_out_uncomputable(self, known: Set[str], libraries: tuple[Path, ...]) -> CollectionJob:
+        """Return the job without tensors that cannot be computed, and whose ranges are `known`."""
+        uncomputable = find_uncomputable_tensors(self.index, self.observed_tensors, libraries)
+        left_out = frozenset(uncomputable) & known
+        return replace(self, left_out=left_out) if left_out else self
 
     def feeds(self) -> Feeds:
         """Return the samples; raises DataError where there are none."""
@@ -181,7 +196,9 @@ def _plan_passes(
     settings = RunSettings(
         providers=execution_providers(observing.device),
         cores=min(observing.cores or os.cpu_count() or 1, _MOST_CORES),
+        libraries=observing.ort_libraries,
     )
+    require_computable(job.index, job.plan, job.observed_tensors, observing.ort_libraries)
     begun_tensors: set[str] = set()
     for ranges in begun:
         begun_tensors.update(ranges.tensors)

@@ -58,6 +58,7 @@ class _WorkerTask(msgspec.Struct, frozen=True):
     data: DataLike | None
     full: bool
     batch: int | None
+    left_out: frozenset[str]
     observing: Observing
 
 
@@ -152,14 +153,20 @@ def _make_task(job: CollectionJob, observing: Observing, workers: int) -> _Worke
         data=with_absolute_paths(job.data),
         full=job.full,
         batch=job.batch,
-        observing=Observing(device=observing.device, max_memory=max_memory, cores=cores),
+        left_out=job.left_out,
+        observing=Observing(
+            device=observing.device,
+            max_memory=max_memory,
+            cores=cores,
+            ort_libraries=tuple(path.resolve() for path in observing.ort_libraries),
+        ),
     )
 
 
 def _observe_part(task: _WorkerTask, part: Part) -> Ranges:
     """Return the ranges of a part; runs in a worker."""
     index = _load_index(task.model, task.plan)
-    job = CollectionJob(index, task.plan, task.data, task.full, task.batch)
+    job = CollectionJob(index, task.plan, task.data, task.full, task.batch, task.left_out)
     observing = msgspec.structs.replace(task.observing, part=part)
     return collect_locally(job, observing)
 

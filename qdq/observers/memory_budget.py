@@ -16,6 +16,7 @@ from qdq.observers.observer import RunSettings, open_observing_session
 from qdq.observers.tensor_statistics import ObservedTensor
 from qdq.ranges.histogram import BINS
 from qdq.runtime.session import run_sample
+from qdq.runtime.unknown_operators import find_computed_outputs, find_unknown_operators
 
 MEGABYTE = 1_000_000
 
@@ -119,8 +120,10 @@ def _infer_bytes(sample_index: GraphIndex, tensor: ObservedTensor) -> int | None
 def _measure_resident_memory(index: GraphIndex, feed: Feed, settings: RunSettings) -> int:
     """Return the bytes of this process while the model runs: ONNX Runtime's arena keeps them."""
     process = psutil.Process()
-    session = open_observing_session(index, [], settings)
+    unknown = find_unknown_operators(index.source.model, settings.libraries)
+    outputs = find_computed_outputs(index, unknown).names
+    session = open_observing_session(index, outputs, settings)
     before = process.memory_info().rss
-    run_sample(session, index, list(index.outputs), feed)
+    run_sample(session, index, outputs, feed)
     after = process.memory_info().rss
     return after + max(after - before, 0) * (settings.parallel_samples - 1)

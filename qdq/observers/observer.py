@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeAlias
 
 import msgspec
 import onnxruntime as ort
 
 from qdq.arrays import Array, Feed
+from qdq.errors import ModelError
 from qdq.graph.aliases import find_origin
 from qdq.graph.compiler_view import CompilerView
 from qdq.graph.index import GraphIndex
@@ -28,8 +31,9 @@ from qdq.planning.decisions import Placement, Plan
 from qdq.ranges.channel_importance import ChannelGrades, channel_grades
 from qdq.ranges.tensor_ranges import TensorRange
 from qdq.runtime.devices import CPU
-from qdq.runtime.session import open_session, run_sample
+from qdq.runtime.session import open_partial_session, open_session, run_sample
 from qdq.runtime.timed_session import stop_on_error
+from qdq.runtime.unknown_operators import find_unknown_operators
 
 #: What was measured in a sample, with the statistics that it is added to.
 _Measured: TypeAlias = list[tuple[TensorStatistics, SampleStatistics]]
@@ -73,6 +77,8 @@ class RunSettings(msgspec.Struct, frozen=True):
     cores: int = os.cpu_count() or 1
     #: The number of samples that are computed at the same time.
     parallel_samples: int = 2
+    #: Libraries of custom operators.
+    libraries: tuple[Path, ...] = ()
 
     @property
     def samples_in_memory(self) -> int:
@@ -102,7 +108,7 @@ class Observer:
         """`constants` adds the tensors that no sample changes: once in all parts of a run."""
         self._observed = observed
         self._settings = settings
-        self._model = _build_observed_model(index, {tensor.source for tensor in observed})
+        self._model = build_observed_model(index, {tensor.source for tensor in observed})
         flat = self._model.flat_tensors
         self._statistics: dict[TensorKey, TensorStatistics] = {}
         for tensor in sorted(observed, key=lambda tensor: tensor.source):
@@ -150,7 +156,7 @@ class Observer:
                 first_name, first = pending.popleft()
                 yield first_name, first.result()
 
-    def _measure_sample(self, session: ort.InferenceSession, feed: Feed) -> _Measured:
+    def _measure_sample(self, session: ort.InferenceSession | None, feed: Feed) -> _Measured:
         """Run one sample and measure each observed tensor, once for each time it was computed."""
         model = self._model
         results = run_sample(session, model.index, model.outputs, feed)
@@ -172,7 +178,7 @@ class Observer:
 
 
 @dataclass(frozen=True)
-class _ObservedModel:
+class ObservedModel:
     """The model that is run, and how its outputs are the observed tensors."""
 
     index: GraphIndex
@@ -191,12 +197,17 @@ class _ObservedModel:
     def locate_output(self, name: str, values: Array) -> tuple[TensorKey, Iterable[Array]]:
         """Return the tensor of an output, and its values of each time that it was computed."""
         exposed = self.exposed.get(name)
-        if exposed is None:
-            return ("", name), (values,)
-        return (exposed.graph, exposed.tensor), exposed.split_iterations(values)
+        iterations = (values,) if exposed is None else exposed.split_iterations(values)
+        return self.locate_tensor(name), iterations
+
+    def locate_tensor(self, output: str) -> TensorKey:
+        """Return the tensor of an output."""
+        exposed = self.exposed.get(output)
+        return ("", output) if exposed is None else (exposed.graph, exposed.tensor)
 
 
-def _build_observed_model(index: GraphIndex, tensors: set[TensorKey]) -> _ObservedModel:
+def build_observed_model(index: GraphIndex, tensors: set[TensorKey]) -> ObservedModel:
+    """Return the model that is run to observe some tensors."""
     constants: list[TensorKey] = []
     outputs: list[str] = []
     body_tensors: list[TensorKey] = []
@@ -208,19 +219,48 @@ def _build_observed_model(index: GraphIndex, tensors: set[TensorKey]) -> _Observ
         elif tensor not in index.inputs:
             outputs.append(tensor)
     if not body_tensors:
-        return _ObservedModel(index, outputs, {}, tuple(constants))
+        return ObservedModel(index, outputs, {}, tuple(constants))
     source, exposed = expose_body_tensors(index, body_tensors)
-    return _ObservedModel(GraphIndex(source), [*outputs, *exposed], exposed, tuple(constants))
+    return ObservedModel(GraphIndex(source), [*outputs, *exposed], exposed, tuple(constants))
 
 
 def open_observing_session(
     index: GraphIndex, outputs: list[str], settings: RunSettings
+) -> ort.InferenceSession | None:
+    """Return a session with some tensors as further outputs, for several samples at once.
+
+    It runs only the part that the tensors need where ONNX Runtime cannot run the whole model.
+    Returns None without tensors.
+    """
+    if not outputs:
+        return None
+    libraries = settings.libraries
+    is_whole = not find_unknown_operators(index.source.model, libraries)
+    try:
+        if is_whole:
+            options = _thread_options(settings)
+            return open_session(index, outputs, options, settings.providers, libraries)
+    except ModelError:
+        # ONNX Runtime may lack an operator for some types, too
+        with contextlib.suppress(ModelError):
+            return _open_partial_session(index, outputs, settings)
+        raise
+    return _open_partial_session(index, outputs, settings)
+
+
+def _open_partial_session(
+    index: GraphIndex, outputs: list[str], settings: RunSettings
 ) -> ort.InferenceSession:
-    """Return a session with some tensors as further outputs, for several samples at once."""
+    options = _thread_options(settings)
+    return open_partial_session(index, outputs, options, settings.providers, settings.libraries)
+
+
+def _thread_options(settings: RunSettings) -> ort.SessionOptions:
+    """Return session options with the cores of one of the samples that run at the same time."""
     parallel = min(settings.cores, settings.parallel_samples)
     options = ort.SessionOptions()
     options.intra_op_num_threads = max(settings.cores // parallel, 1)
-    return open_session(index, outputs, options, settings.providers)
+    return options
 
 
 def _find_source(scope: GraphIndex, tensor: str) -> TensorKey:

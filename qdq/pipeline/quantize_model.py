@@ -24,6 +24,7 @@ from qdq.data.feeds import DataLike
 from qdq.errors import ModelError
 from qdq.graph.index import GraphIndex
 from qdq.graph.loader import load
+from qdq.graph.onnx_checker import require_valid
 from qdq.graph.shape_profiles import Profile, ProfilesLike, to_profiles
 from qdq.graph.source import ModelLike, Source, light_copy
 from qdq.observers.collection import DEFAULT_OBSERVING, CollectionJob, Observing
@@ -275,6 +276,8 @@ def _make_plan(request: QuantizeRequest, prepared: _Prepared) -> _Planned:
         plans_bfloat16=_has_bfloat16_layers(prepared),
     )
     index, plan = plan_source(prepared.source, plan_request)
+    if plan.placements:
+        require_valid(prepared.source)
     planned = _Planned(index, plan)
     if request.build_options is not None:
         planned = _search_buildable(prepared, plan_request, planned, request.build_options)

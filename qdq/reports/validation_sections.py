@@ -7,6 +7,7 @@ from typing import Any
 
 from qdq.reports.sections import Section, count_noun
 from qdq.validation.accuracy import Accuracy, OutputError
+from qdq.validation.compared_tensors import MissingOutputs
 from qdq.validation.engine_report import EngineReport, LayerVerdict
 from qdq.validation.validator import Validation
 
@@ -45,8 +46,19 @@ def accuracy_section(accuracy: Accuracy, against: str = "quantized") -> Section:
         if output.shape_mismatches:
             samples = count_noun(output.shape_mismatches, "sample")
             lines.append(f"{output.name}: not compared in {samples} with another shape than float")
+    if accuracy.missing:
+        lines += _missing_lines(accuracy.missing)
     title = f"Accuracy in ONNX Runtime, float against {against}"
     return _errors_section(title, accuracy.outputs, *lines)
+
+
+def _missing_lines(missing: MissingOutputs) -> Iterator[str]:
+    """Yield which outputs are not compared, and what is compared instead."""
+    outputs = ", ".join(missing.outputs)
+    nodes = ", ".join(missing.nodes)
+    yield f"{outputs}: not compared, ONNX Runtime lacks the operator of {nodes} (--ort-library)"
+    if missing.compared:
+        yield f"{', '.join(missing.compared)}: compared instead, the last tensors before it"
 
 
 def engine_section(engines: Sequence[EngineReport]) -> Section:

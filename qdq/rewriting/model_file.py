@@ -9,23 +9,25 @@ from pathlib import Path
 import onnx
 
 from qdq.arguments import require_type, to_path
-from qdq.errors import ModelError, UsageError, first_line
+from qdq.errors import ModelError, UsageError
 from qdq.files.command_files import CommandFiles, note_output
 from qdq.files.output import atomic_file, check_in_place, check_place, copy_atomic
 from qdq.files.temporary import fill_file
+from qdq.graph.onnx_checker import find_complaint
 from qdq.graph.source import Source, canonical_bytes
 
 
-def check_onnx(content: bytes, name: Path) -> None:
-    """Raise ModelError, for the output `name`, where onnx.checker rejects a serialised model."""
-    try:
-        onnx.checker.check_model(content)
-    except (onnx.checker.ValidationError, ValueError) as error:
-        reason = first_line(error).rstrip(".")
+def check_onnx(model: onnx.ModelProto, content: bytes, name: Path) -> None:
+    """Raise ModelError, for the output `name`, where onnx.checker rejects a model.
+
+    `content` is its serialisation. Plugins are no reason.
+    """
+    complaint = find_complaint(model, content)
+    if complaint:
         raise ModelError(
-            f"{name}: onnx.checker rejects the result: {reason}."
+            f"{name}: onnx.checker rejects the result: {complaint}."
             " Pass a model that passes onnx.checker."
-        ) from error
+        )
 
 
 def save(model: onnx.ModelProto, source: Source, path: str | Path, force: bool = False) -> None:
@@ -55,8 +57,7 @@ def _write(model: onnx.ModelProto, source: Source, path: Path, copies: Mapping[P
     content = canonical_bytes(model)
     with atomic_file(path) as temporary, ThreadPoolExecutor(1) as pool:
         writing = pool.submit(fill_file, temporary, content)
-        if not source.external_files:
-            check_onnx(content, path)
+        check_onnx(model, content, path)
         for origin, copy in copies.items():
             copy_atomic(origin, copy)
         writing.result()

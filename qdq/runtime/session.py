@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,10 +14,18 @@ import onnxruntime as ort
 from qdq.arrays import Array, Feed
 from qdq.errors import DataError, ModelError, QdqError, runtime_line
 from qdq.graph.index import GraphIndex
-from qdq.graph.source import canonical_bytes
+from qdq.graph.plugins import list_missing_imports
+from qdq.graph.source import Source, canonical_bytes
+from qdq.graph.subgraph import extract_subgraph
 from qdq.runtime.devices import CPU
 from qdq.runtime.runnable import require_runnable
 from qdq.runtime.timed_session import TimedSession
+from qdq.runtime.unknown_operators import (
+    describe_node,
+    find_unknown_node,
+    find_unknown_operators,
+    register_libraries,
+)
 
 #: Called after each sample with the number of samples done.
 Progress = Callable[[int], None]
@@ -34,14 +43,17 @@ def open_session(
     extra_outputs: list[str],
     options: ort.SessionOptions | None = None,
     providers: Sequence[str] = CPU,
+    libraries: Iterable[Path] = (),
 ) -> ort.InferenceSession:
     """Return an ONNX Runtime session of a model that also returns the named tensors.
 
-    Raises ModelError where ONNX Runtime rejects the model.
+    `libraries` hold custom operators. Raises ModelError where ONNX Runtime rejects the model, and
+    UsageError for a library that it cannot load.
     """
     require_runnable(index)
     options = options or ort.SessionOptions()
     options.log_severity_level = _FATAL_LEVEL
+    register_libraries(options, libraries)
     source = index.source
     if source.folder is not None and source.external_files:
         options.add_session_config_entry(_EXTERNAL_FOLDER, str(source.folder.resolve()))
@@ -56,11 +68,37 @@ def open_session(
         raise ModelError(f"{source.name}: ONNX Runtime cannot run it: {reason}") from error
 
 
+def open_partial_session(
+    index: GraphIndex,
+    outputs: Sequence[str],
+    options: ort.SessionOptions | None = None,
+    providers: Sequence[str] = CPU,
+    libraries: Sequence[Path] = (),
+) -> ort.InferenceSession:
+    """Return a session of the part of a model that computes some tensors of its main graph.
+
+    These are its outputs. Raises the errors of `open_session`, and ModelError where the tensors
+    depend on an operator that ONNX Runtime lacks.
+    """
+    source = index.source
+    unknown = find_unknown_operators(source.model, libraries)
+    node = find_unknown_node(source.model, outputs, unknown)
+    if node is not None:
+        raise ModelError(
+            f"{source.name}: ONNX Runtime lacks the operator of {describe_node(node)}. "
+            "Pass its library to --ort-library."
+        )
+    part = extract_subgraph(source.model, outputs)
+    partial_source = Source(source.path, part, source.digest)
+    return open_session(GraphIndex(partial_source), [], options, providers, libraries)
+
+
 def _serialise(index: GraphIndex, new_outputs: Iterable[str]) -> bytes:
     """Return a serialised model with more outputs."""
     outputs = [onnx.ValueInfoProto(name=name) for name in new_outputs]
-    addition = onnx.ModelProto(graph=onnx.GraphProto(output=outputs))
     model = index.source.model
+    imports = list_missing_imports(model.graph.node, model.opset_import)
+    addition = onnx.ModelProto(graph=onnx.GraphProto(output=outputs), opset_import=imports)
     runnable = _with_unique_names(model)
     if runnable is model:
         return index.source.bytes_with(addition)
@@ -130,9 +168,9 @@ def exact_options() -> ort.SessionOptions:
 
 
 def run_sample(
-    session: ort.InferenceSession, index: GraphIndex, computed: list[str], feed: Feed
+    session: ort.InferenceSession | None, index: GraphIndex, computed: list[str], feed: Feed
 ) -> list[tuple[str, Array]]:
-    """Return the named outputs of one run, then its inputs.
+    """Return the named outputs of one run, then its inputs; without a session only these.
 
     Raises DataError where ONNX Runtime fails.
     """
@@ -140,7 +178,7 @@ def run_sample(
         inputs: dict[str, ort.OrtValue] = {}
         for name, values in feed.items():
             inputs[name] = ort.OrtValue.ortvalue_from_numpy(values)
-        results = session.run_with_ort_values(computed, inputs) if computed else []
+        results = session.run_with_ort_values(computed, inputs) if session else []
         arrays = [_share_memory(result) for result in results]
         return [*zip(computed, arrays, strict=True), *feed.items()]
     except QdqError:

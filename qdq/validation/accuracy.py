@@ -6,11 +6,12 @@ Both run through Polygraphy's runners.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
 
 import msgspec
 import numpy as np
-import onnxruntime as ort
 
 from qdq.arrays import Array, Floats
 from qdq.data.feeds import Feeds
@@ -19,7 +20,14 @@ from qdq.graph.aliases import find_origin
 from qdq.graph.compiler_view import CompilerView
 from qdq.graph.index import GraphIndex, Node
 from qdq.graph.operators import PASSES_SCORES, SCORING
-from qdq.runtime.session import Progress, exact_options, open_session, run_outputs
+from qdq.runtime.session import (
+    Progress,
+    open_partial_session,
+    open_session,
+    run_outputs,
+)
+from qdq.runtime.unknown_operators import find_computed_outputs, find_unknown_operators
+from qdq.validation.compared_tensors import MissingOutputs, select_compared_tensors
 
 _BATCH_AND_CLASSES = 2
 _TINY = 1e-30
@@ -53,6 +61,8 @@ class Accuracy(msgspec.Struct, frozen=True):
     #: Number of samples.
     samples: int
     outputs: tuple[OutputError, ...]
+    #: The outputs that are not among them, and why; absent where all are.
+    missing: MissingOutputs | msgspec.UnsetType = msgspec.UNSET
 
 
 def compare_outputs(
@@ -60,9 +70,11 @@ def compare_outputs(
     quantized_index: GraphIndex,
     feeds: Feeds,
     progress: Progress | None = None,
+    libraries: Sequence[Path] = (),
 ) -> Accuracy:
     """Return the error of every output; one sample is in memory at a time.
 
+    Where neither ONNX Runtime nor `libraries` have an operator, the last tensors before it count.
     ONNX Runtime's own fusion of Q/DQ into integer kernels is switched off, so that the arithmetic
     of the graph is measured on any processor. Raises ModelError where the two models have
     different inputs or outputs, DataError where ONNX Runtime fails on a sample.
@@ -73,26 +85,26 @@ def compare_outputs(
     # Polygraphy raises the errors that it logs as critical.
     G_LOGGER.module_severity = G_LOGGER.CRITICAL + 1
     _require_same_inputs(float_index, quantized_index)
-    sums = _error_sums(float_index)
+    compared = select_compared_tensors(float_index, quantized_index, libraries)
+    sums = _error_sums(float_index, compared.names)
     samples = 0
     with (
-        OnnxrtRunner(_session_factory(float_index)) as float_runner,
-        OnnxrtRunner(_session_factory(quantized_index)) as quantized_runner,
+        OnnxrtRunner(partial(compared.open_float_session, float_index)) as float_runner,
+        OnnxrtRunner(partial(compared.open_quantized_session, quantized_index)) as quantized_runner,
     ):
         for feed in feeds:
             float_outputs = _infer(float_runner, feed, float_index)
             quantized_outputs = _infer(quantized_runner, feed, quantized_index)
             for name, output_sums in sums.items():
-                expected = float_outputs[name]
-                actual = quantized_outputs.get(name)
-                if actual is None or actual.ndim != expected.ndim:
+                actual = quantized_outputs.get(compared.names[name])
+                if actual is None or actual.ndim != float_outputs[name].ndim:
                     raise _output_mismatch(name, float_index, quantized_index)
-                output_sums.add(expected, actual)
+                output_sums.add(float_outputs[name], actual)
             samples += 1
             if progress:
                 progress(samples)
     errors = tuple(output_sums.result() for output_sums in sums.values())
-    return Accuracy(feeds.name, samples, errors)
+    return Accuracy(feeds.name, samples, errors, compared.missing or msgspec.UNSET)
 
 
 def _require_same_inputs(float_index: GraphIndex, quantized_index: GraphIndex) -> None:
@@ -113,15 +125,24 @@ def _output_mismatch(name: str, float_index: GraphIndex, quantized_index: GraphI
 
 
 def output_errors(
-    index: GraphIndex, feeds: Iterable[dict[str, Array]], outputs: Iterable[Mapping[str, Array]]
+    index: GraphIndex,
+    feeds: Iterable[dict[str, Array]],
+    outputs: Iterable[Mapping[str, Array]],
+    libraries: Sequence[Path] = (),
 ) -> tuple[OutputError, ...]:
     """Return the errors of outputs that were computed elsewhere, one mapping per sample.
 
-    The reference is the model in ONNX Runtime.
+    The reference is the model in ONNX Runtime. Outputs that it cannot compute are left out.
     """
-    sums = _error_sums(index)
-    names = list(sums)
-    session = open_session(index, [])
+    unknown = find_unknown_operators(index.source.model, libraries)
+    names = list(find_computed_outputs(index, unknown).outputs)
+    if not names:
+        return ()
+    sums = _error_sums(index, names)
+    if unknown:
+        session = open_partial_session(index, names, libraries=libraries)
+    else:
+        session = open_session(index, [], libraries=libraries)
     for feed, actual_outputs in zip(feeds, outputs, strict=True):
         expected_outputs = run_outputs(session, index, names, feed)
         for name, expected in zip(names, expected_outputs, strict=True):
@@ -154,10 +175,6 @@ def _find_computed_producer(index: GraphIndex, node: Node) -> Node | None:
         if name and not index.is_constant(name):
             return index.producers.get(name)
     return None
-
-
-def _session_factory(index: GraphIndex) -> Callable[[], ort.InferenceSession]:
-    return lambda: open_session(index, [], exact_options())
 
 
 def _infer(runner: object, feed: dict[str, Array], index: GraphIndex) -> dict[str, Array]:
@@ -249,6 +266,6 @@ def _count_agreeing_rows(expected: Floats, actual: Floats, rows: int) -> int:
     return int(agrees.sum())
 
 
-def _error_sums(index: GraphIndex) -> dict[str, _ErrorSums]:
-    """Return empty sums for each output of the float model."""
-    return {name: _ErrorSums(name, is_class_scores(index, name)) for name in index.outputs}
+def _error_sums(index: GraphIndex, names: Iterable[str]) -> dict[str, _ErrorSums]:
+    """Return empty sums for some tensors of the float model."""
+    return {name: _ErrorSums(name, is_class_scores(index, name)) for name in names}

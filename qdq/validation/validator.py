@@ -68,6 +68,7 @@ def validate(  # noqa: PLR0913 keyword arguments of the public function
     progress: Progress | None = None,
     layers: str | Path | Iterable[str | Path] = (),
     allow_fp16: bool = False,
+    ort_libraries: Iterable[str | Path] = (),
 ) -> Validation:
     """Return the comparison of a quantized model with the float model it was made from.
 
@@ -75,28 +76,35 @@ def validate(  # noqa: PLR0913 keyword arguments of the public function
     run where TensorRT and a GPU are present, which needs `data`, and predicted elsewhere.
     `allow_fp16` predicts what TensorRT 10 and earlier build with FP16 allowed. `layers` are files
     that the engine inspector or ``trtexec --exportLayerInfo`` wrote for engines of the quantized
-    model. Dynamic dimensions are fixed by `shapes`, else by the first sample, else at 1. Raises
-    ModelError where the two models are not the same graph.
+    model. `ort_libraries` hold custom operators for ONNX Runtime. Dynamic dimensions are fixed by
+    `shapes`, else by the first sample, else at 1. Raises ModelError where the two models are not
+    the same graph.
     """
     require_callable(progress, "progress")
-    quantized_model = QuantizedModel(quantized)
-    index = GraphIndex(raise_source_opset(load(model), quantized_model.least_opset))
-    require_same_graph(index, quantized_model)
+    quantized_model, index = _load_models(model, quantized)
     feeds = open_feeds(index, data, batch) if data is not None else None
     fixed_shapes = _fix_shapes(index, _to_shapes(shapes), feeds)
-    accuracy = _measure_accuracy(index, quantized_model, feeds, progress)
+    libraries = tuple(map(Path, ort_libraries))
+    accuracy = _measure_accuracy(index, quantized_model, feeds, progress, libraries)
     reports: list[EngineReport] = []
     for target in to_targets(targets):
-        report = _report_target(index, quantized_model, target, fixed_shapes, feeds, allow_fp16)
+        if target.backend == "trt" and is_gpu_present():
+            report = _report_measurement(index, quantized_model, target, feeds, libraries)
+        else:
+            report = _report_target(index, quantized_model, target, fixed_shapes, allow_fp16)
         reports.append(report)
     for path in list_items(layers, (str, Path), "layers", "paths of layer files"):
         reports.append(_report_layer_file(quantized_model, to_path(path, "layers")))
-    return Validation(
-        model=index.source.name,
-        quantized=quantized_model.source.name,
-        accuracy=accuracy,
-        engines=tuple(reports),
-    )
+    names = index.source.name, quantized_model.source.name
+    return Validation(*names, accuracy=accuracy, engines=tuple(reports))
+
+
+def _load_models(model: ModelLike, quantized: ModelLike) -> tuple[QuantizedModel, GraphIndex]:
+    """Return the quantized model, and the index of the float model at the same opset."""
+    quantized_model = QuantizedModel(quantized)
+    index = GraphIndex(raise_source_opset(load(model), quantized_model.least_opset))
+    require_same_graph(index, quantized_model)
+    return quantized_model, index
 
 
 def _to_shapes(shapes: Mapping[str, Sequence[int]] | None) -> dict[str, tuple[int, ...]]:
@@ -113,13 +121,17 @@ def _to_shapes(shapes: Mapping[str, Sequence[int]] | None) -> dict[str, tuple[in
 
 
 def _measure_accuracy(
-    index: GraphIndex, quantized: QuantizedModel, feeds: Feeds | None, progress: Progress | None
+    index: GraphIndex,
+    quantized: QuantizedModel,
+    feeds: Feeds | None,
+    progress: Progress | None,
+    libraries: tuple[Path, ...],
 ) -> Accuracy | None:
     """Return the accuracy over the samples, None without samples."""
     if feeds is None:
         return None
     quantized_index = GraphIndex(quantized.original)
-    return compare_outputs(index, quantized_index, feeds, progress)
+    return compare_outputs(index, quantized_index, feeds, progress, libraries)
 
 
 def _fix_shapes(
@@ -169,12 +181,9 @@ def _report_target(
     quantized: QuantizedModel,
     target: Target,
     shapes: dict[str, tuple[int, ...]],
-    feeds: Feeds | None,
     allow_fp16: bool,
 ) -> EngineReport:
-    """Return the report on the engines of one target: measured, predicted or compiled."""
-    if target.backend == "trt" and is_gpu_present():
-        return _report_measurement(index, quantized, target, feeds)
+    """Return the report on the engines of one target: predicted or compiled."""
     float_source = _labelled_float_source(index)
     quantized_source = _labelled_quantized_source(quantized)
     if target.backend != "trt":
@@ -238,7 +247,11 @@ def _map_engine_names(quantized: QuantizedModel) -> dict[str, str]:
 
 
 def _report_measurement(
-    index: GraphIndex, quantized: QuantizedModel, target: Target, feeds: Feeds | None
+    index: GraphIndex,
+    quantized: QuantizedModel,
+    target: Target,
+    feeds: Feeds | None,
+    libraries: tuple[Path, ...],
 ) -> EngineReport:
     """Return the report on engines that were run on the GPU."""
     if feeds is None:
@@ -250,7 +263,7 @@ def _report_measurement(
         report,
         milliseconds=quantized_run.milliseconds,
         float_milliseconds=float_run.milliseconds,
-        outputs=output_errors(index, feeds, quantized_run.outputs),
+        outputs=output_errors(index, feeds, quantized_run.outputs, libraries),
     )
 
 

@@ -445,12 +445,18 @@ def last_weight(values: float) -> Change:
             lambda m: setattr(m.opset_import[0], "version", 1 << 62),
             f"is damaged: it imports version {1 << 62} of an opset",
         ),
-        (lambda m: m.graph.node[1].ClearField("op_type"), "ONNX Runtime cannot run it"),
+        (
+            lambda m: m.graph.node[1].ClearField("op_type"),
+            "onnx.checker rejects the model: Field 'op_type' of 'node' is required to be non-empty. Export it again",
+        ),
         (
             lambda m: setattr(m.graph.node[1], "op_type", "Reloo"),
-            "No Op registered for Reloo with domain_version of 17. Export it so that ONNX Runtime can run it.",
+            "ONNX Runtime lacks the operator of node relu (Reloo), on which these planned tensors depend:",
         ),
-        (lambda m: m.graph.initializer.pop(0), "ONNX Runtime cannot run it"),
+        (
+            lambda m: m.graph.initializer.pop(0),
+            "however input 'conv.weight' of node: name: conv OpType: Conv is not output of any previous nodes. Export it again",
+        ),
         (lambda m: setattr(m.graph.initializer[0], "raw_data", b"1234"), "conv.weight"),
         (lambda m: setattr(m.graph.initializer[0], "data_type", 99), "conv.weight"),
         (
