@@ -46,11 +46,7 @@ def _check_missing(
 ) -> Iterator[Finding]:
     """Yield the planned edges without a pair, for a weighted operator only the first."""
     carried = comparison.carried
-    missing: dict[Edge, Placement] = {}
-    for placement in comparison.missing:
-        edge = placement.edge
-        if edge not in carried.replaced and edge.tensor not in rescaled:
-            missing[edge] = placement
+    missing = _find_missing(comparison, rescaled)
     reported_nodes: set[tuple[str, str]] = set()
     for edge, placement in missing.items():
         scope = comparison.quantized.index.scope(edge)
@@ -71,8 +67,18 @@ def _check_missing(
             view = comparison.view.scopes[edge.graph]
             code, problem = _describe_missing(view, edge, operand_edges, missing)
             if edge in carried.cast:
-                problem = _describe_cast(scope, edge, carried.cast[edge])
+                problem = _describe_cast(scope.node(edge), carried.cast[edge])
             yield make_finding(code, edge, problem, rule, reasons.rule_text(rule))
+
+
+def _find_missing(comparison: Comparison, rescaled: frozenset[str]) -> dict[Edge, Placement]:
+    """Return the planned edges without a pair that none is carried to."""
+    missing: dict[Edge, Placement] = {}
+    for placement in comparison.missing:
+        edge = placement.edge
+        if edge not in comparison.carried.replaced and edge.tensor not in rescaled:
+            missing[edge] = placement
+    return missing
 
 
 def _has_weight_only_pair(operand_edges: tuple[Edge, ...], carried: CarriedPairs) -> bool:
@@ -112,8 +118,7 @@ def _describe_missing(
     return "missing-pair", "the edge has no Q/DQ pair"
 
 
-def _describe_cast(scope: GraphIndex, edge: Edge, pair: QuantizedEdge) -> str:
-    node = scope.node(edge)
+def _describe_cast(node: Node, pair: QuantizedEdge) -> str:
     return (
         f"a Cast that rounds is between the Q/DQ pair on {pair.edge.tensor!r} and this {node.op}, "
         "which runs in float"

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Set
 import msgspec
 
 from qdq.graph.aliases import can_cast_dequantized, cast_type, is_alias_or_float_cast, keeps_values
+from qdq.graph.bodies import qualified_name
 from qdq.graph.index import Edge, GraphIndex, Node
 from qdq.graph.operators import FUSED_AFTER_WEIGHTED
 from qdq.graph.patterns import carries_pairs, trace_axis_to_input
@@ -39,7 +40,7 @@ class _Path(msgspec.Struct, frozen=True):
         return can_cast_dequantized(self.types) and (is_cast or not has_moves)
 
     def trace_axis(self, scope: GraphIndex, axis: int | None) -> int | None:
-        """Return what an axis at the edge is at the pair, None where there is none."""
+        """Return the axis at the pair that is an axis at the edge, None where there is none."""
         for node in reversed(self.nodes):
             axis = trace_axis_to_input(scope, node, axis) if keeps_values(scope, node) else None
         return axis
@@ -181,9 +182,14 @@ class PairReach:
                     pending.append(reader)
 
     def _list_readers(self, edge: Edge) -> list[Edge]:
-        """Return the edges that read the result of an edge's node, if that passes values on."""
+        """Return the edges that read the result of an edge's node, if that passes values on.
+
+        A node with bodies passes them on to every edge there.
+        """
         scope = self._scopes[edge.graph]
         node = scope.by_label[edge.node]
+        if node.bodies:
+            return self._list_body_edges(qualified_name(edge.graph, edge.node))
         if not _passes_on(scope, node, edge.slot):
             return []
         readers: list[Edge] = []
@@ -192,6 +198,14 @@ class PairReach:
                 if reading_scope.defining_scope(tensor).path == scope.path:
                     readers += reading_scope.edges_from(tensor)
         return readers
+
+    def _list_body_edges(self, path: str) -> list[Edge]:
+        """Return the edges in all bodies of a node, by the path of the node."""
+        edges: list[Edge] = []
+        for body_path, body in self._scopes.items():
+            if body_path.startswith(f"{path}."):
+                edges += body.edges()
+        return edges
 
 
 def _passes_on(scope: GraphIndex, node: Node, slot: int) -> bool:

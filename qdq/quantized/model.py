@@ -49,8 +49,10 @@ class QuantizedModel:
         source = self.source
         self.stripped = strip_model(source.model, source.name, source.folder)
         self.index = GraphIndex(Source(source.path, self.stripped, source.digest))
-        edges = _find_quantized_edges(source.model.graph, self.index, {})
-        self.edges = tuple(edges)
+        edges = tuple(_find_quantized_edges(source.model.graph, self.index, {}, {}))
+        self.edges = tuple(edge for edge, is_captured in edges if not is_captured)
+        #: The edges in bodies that read the result of a pair outside of the body.
+        self.captured_edges = tuple(edge for edge, is_captured in edges if is_captured)
 
     @property
     def least_opset(self) -> int:
@@ -101,24 +103,30 @@ def _name_by_labels(graph: GraphProto, index: GraphIndex) -> None:
 
 
 def _find_quantized_edges(
-    graph: GraphProto, index: GraphIndex, outer_tensors: dict[str, TensorProto]
-) -> Iterator[QuantizedEdge]:
-    """Yield the quantized edges of a graph and of its bodies.
+    graph: GraphProto,
+    index: GraphIndex,
+    outer_tensors: dict[str, TensorProto],
+    outer_pairs: dict[str, QdqPair],
+) -> Iterator[tuple[QuantizedEdge, bool]]:
+    """Yield the quantized edges of a graph and of its bodies, and whether the pair is outside.
 
-    `outer_tensors` holds the tensors that the graphs around it store.
+    `outer_tensors` and `outer_pairs` hold what the graphs around it store, and their pairs by
+    result.
     """
     stored = outer_tensors | stored_tensors(graph)
-    pairs = {pair.output: pair for pair in find_pairs(graph, outer_tensors)}
+    own_pairs = {pair.output: pair for pair in find_pairs(graph, outer_tensors)}
+    pairs = outer_pairs | own_pairs
     parameters = _read_parameters(pairs, stored, index)
     labels = _float_labels(graph, index)
     for node, label in zip(graph.node, labels, strict=True):
         if label not in index.by_label or node.op_type in PAIR_OPERATORS:
             continue
         for edge, pair in _edges_with_pairs(node, label, index, pairs):
-            yield _make_quantized_edge(edge, pair, parameters, stored)
+            is_captured = pair.output not in own_pairs
+            yield _make_quantized_edge(edge, pair, parameters, stored), is_captured
         for name, body in node_bodies(node):
             path = qualified_name(index.path, f"{label}.{name}")
-            yield from _find_quantized_edges(body, index.scopes[path], stored)
+            yield from _find_quantized_edges(body, index.scopes[path], stored, pairs)
 
 
 def _read_parameters(

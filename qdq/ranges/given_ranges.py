@@ -22,13 +22,10 @@ from qdq.graph.index import Edge, GraphIndex
 from qdq.graph.patterns import trace_axis_to_input
 from qdq.planning.decisions import Plan
 from qdq.ranges.range_limits import require_range, require_stated_range
-from qdq.ranges.value_holders import find_joined_parts, iterate_holders
+from qdq.ranges.value_holders import Location, find_sources
 
 #: How many names a message lists.
 _NAMED = 3
-
-#: A tensor: the path of the graph that produces it, and its name there.
-_Location = tuple[str, str]
 
 
 class GivenRange(msgspec.Struct, frozen=True):
@@ -216,9 +213,9 @@ def complete_without_data(index: GraphIndex, plan: Plan, summary: GivenSummary) 
     return amax
 
 
-def _map_locations(index: GraphIndex) -> dict[str, _Location]:
+def _map_locations(index: GraphIndex) -> dict[str, Location]:
     """Map every tensor's name, in a body with the body's path, to its location."""
-    locations: dict[str, _Location] = {}
+    locations: dict[str, Location] = {}
     for path, scope in index.scopes.items():
         for tensor in (*scope.inputs, *scope.initializers, *scope.producers):
             locations[qualified_name(path, tensor)] = (path, tensor)
@@ -234,9 +231,9 @@ def _find_activation_edges(plan: Plan) -> dict[str, Edge]:
     return edges
 
 
-def _find_planned_activations(index: GraphIndex, plan: Plan) -> dict[str, _Location]:
+def _find_planned_activations(index: GraphIndex, plan: Plan) -> dict[str, Location]:
     """Return the location of each activation that a plan quantizes, by its name."""
-    planned: dict[str, _Location] = {}
+    planned: dict[str, Location] = {}
     for tensor, edge in _find_activation_edges(plan).items():
         scope = index.scope(edge).defining_scope(edge.tensor)
         planned[tensor] = (scope.path, edge.tensor)
@@ -255,46 +252,25 @@ def _find_unknown(given_ranges: GivenRanges, known: Set[str]) -> dict[str, int]:
 
 def _find_sources(
     index: GraphIndex,
-    planned: Mapping[str, _Location],
+    planned: Mapping[str, Location],
     given_ranges: GivenRanges,
-    locations: Mapping[str, _Location],
+    locations: Mapping[str, Location],
 ) -> dict[str, GivenRange]:
     """Return the given range of each planned activation that has one, or a tensor that holds it."""
     by_name: dict[str, GivenRange] = {}
-    by_location: dict[_Location, GivenRange] = {}
+    by_location: dict[Location, GivenRange] = {}
     for item in given_ranges.by_tensor:
         by_name[item.tensor] = item
         if item.tensor in locations:
             by_location[locations[item.tensor]] = item
     sources: dict[str, GivenRange] = {}
     for tensor in sorted(planned):
-        source = by_name.get(tensor) or _find_nearest(index, planned[tensor], by_location)
-        if source is not None:
-            sources[tensor] = source
+        candidates = find_sources(index, planned[tensor], by_location)
+        if tensor in by_name:
+            candidates = (by_name[tensor],)
+        if candidates:
+            sources[tensor] = max(candidates, key=lambda source: source.amax)
     return sources
-
-
-def _find_nearest(
-    index: GraphIndex, location: _Location, by_location: Mapping[_Location, GivenRange]
-) -> GivenRange | None:
-    """Return the range of the nearest given tensor that holds all values of this one.
-
-    That may be the tensor itself. Where there is none, a tensor that a Concat joins has the
-    largest of the ranges of its parts. The result is None where one of them has none.
-    """
-    path, tensor = location
-    scope = index.scopes[path]
-    for holder in iterate_holders(scope, tensor):
-        source = by_location.get((path, holder))
-        if source is not None:
-            return source
-    sources: list[GivenRange] = []
-    for part in find_joined_parts(scope, tensor):
-        source = _find_nearest(index, (path, part), by_location)
-        if source is None:
-            return None
-        sources.append(source)
-    return max(sources, key=lambda source: source.amax, default=None)
 
 
 def _apply_range(tensor: str, source: GivenRange) -> AppliedRange:

@@ -6,6 +6,8 @@ import numpy as np
 
 from qdq.arrays import Array
 from qdq.errors import ModelError
+from qdq.graph.bodies import qualified_name
+from qdq.graph.index import Edge
 from qdq.quantized.model import QuantizedEdge, QuantizedModel
 from qdq.quantized.symmetry import (
     CoarserActivation,
@@ -31,14 +33,15 @@ def read_pair_ranges(quantized_model: QuantizedModel) -> GivenRanges:
     integers are not symmetric are left out. So are activations whose scales are computed or not
     above 0. The range of a tensor that loses resolution in symmetric INT8 is a bound.
     """
+    names = _name_tensors(quantized_model)
     amax: dict[str, float] = {}
     bounds: set[str] = set()
     weights: dict[tuple[str, int | None], GivenWeightRange] = {}
-    for quantized in quantized_model.edges:
-        tensor = quantized.edge.qualified_tensor
+    for quantized in (*quantized_model.edges, *quantized_model.captured_edges):
+        tensor = names[quantized.edge]
         is_constant = _is_constant(quantized_model, quantized)
         if is_constant:
-            weight = _read_weight_range(quantized_model, quantized)
+            weight = _read_weight_range(quantized_model, quantized, tensor)
             if weight is not None:
                 weights.setdefault((tensor, weight.axis), weight)
         ranges = pair_amax(quantized)
@@ -105,9 +108,9 @@ def _is_constant(quantized_model: QuantizedModel, quantized: QuantizedEdge) -> b
 
 
 def _read_weight_range(
-    quantized_model: QuantizedModel, quantized: QuantizedEdge
+    quantized_model: QuantizedModel, quantized: QuantizedEdge, tensor: str
 ) -> GivenWeightRange | None:
-    """Return the ranges of a weight, None where its integers are not symmetric.
+    """Return the ranges of a weight of a name, None where its integers are not symmetric.
 
     The range is 0 where the scale is 0 or no finite number.
     """
@@ -117,7 +120,20 @@ def _read_weight_range(
     axis = scale_axis(quantized_model, quantized)
     usable_amax = np.where(amax <= LARGEST_AMAX, amax, 0.0)
     channels = tuple(map(float, usable_amax.reshape(-1)))
-    return GivenWeightRange(quantized.edge.qualified_tensor, axis, channels)
+    return GivenWeightRange(tensor, axis, channels)
+
+
+def _name_tensors(quantized_model: QuantizedModel) -> dict[Edge, str]:
+    """Return the name of the tensor of each pair: after the path of the body that reads it.
+
+    Where the pair is outside of that body, it is the name in the graph that defines the tensor.
+    """
+    names = {pair.edge: pair.edge.qualified_tensor for pair in quantized_model.edges}
+    for pair in quantized_model.captured_edges:
+        tensor = pair.edge.tensor
+        scope = quantized_model.index.scope(pair.edge).defining_scope(tensor)
+        names[pair.edge] = qualified_name(scope.path, tensor)
+    return names
 
 
 def _longest_axis(values: Array) -> int:

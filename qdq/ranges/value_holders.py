@@ -3,15 +3,59 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import TypeVar
 
 from qdq.graph.aliases import keeps_values
 from qdq.graph.index import GraphIndex, Node
 from qdq.graph.operators import REPEATS_VALUES
 from qdq.graph.patterns import carries_pairs
 
+#: A tensor: the path of the graph that produces it, and its name there.
+Location = tuple[str, str]
 
-def iterate_holders(scope: GraphIndex, tensor: str) -> Iterator[str]:
+_Source = TypeVar("_Source")
+
+
+def find_sources(
+    index: GraphIndex, location: Location, known: Mapping[Location, _Source]
+) -> tuple[_Source, ...]:
+    """Return the source of the nearest known tensor that holds all values of a tensor.
+
+    That may be the tensor itself. Where there is none, a tensor that a Concat joins has the
+    sources of all its parts. Empty where one of them has none.
+    """
+    path, tensor = location
+    scope = index.scopes[path]
+    captured: list[Location] = []
+    for holder in _iterate_holders(scope, tensor):
+        holder_path = scope.defining_scope(holder).path
+        if (holder_path, holder) in known:
+            return (known[holder_path, holder],)
+        if holder_path != path:
+            captured.append((holder_path, holder))
+    for outer_location in captured:
+        sources = find_sources(index, outer_location, known)
+        if sources:
+            return sources
+    return _join_sources(index, location, known)
+
+
+def _join_sources(
+    index: GraphIndex, location: Location, known: Mapping[Location, _Source]
+) -> tuple[_Source, ...]:
+    """Return the sources of all parts of a joined tensor, none where one of them has none."""
+    path, tensor = location
+    joined: list[_Source] = []
+    for part in _find_joined_parts(index.scopes[path], tensor):
+        sources = find_sources(index, (path, part), known)
+        if not sources:
+            return ()
+        joined += sources
+    return tuple(joined)
+
+
+def _iterate_holders(scope: GraphIndex, tensor: str) -> Iterator[str]:
     """Yield the tensors of a graph that hold all values of one, the nearest first.
 
     The tensor itself is the first.
@@ -27,7 +71,7 @@ def iterate_holders(scope: GraphIndex, tensor: str) -> Iterator[str]:
                 pending.append(neighbour)
 
 
-def find_joined_parts(scope: GraphIndex, tensor: str) -> tuple[str, ...]:
+def _find_joined_parts(scope: GraphIndex, tensor: str) -> tuple[str, ...]:
     """Return the tensors whose values a tensor holds: the inputs of a Concat, else none.
 
     Operators that keep or pick values may be between the Concat and the tensor.

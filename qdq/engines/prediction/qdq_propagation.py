@@ -17,31 +17,28 @@ import msgspec
 import numpy as np
 from onnx import TensorProto
 
+from qdq.engines.prediction.fused_casts import (
+    feeds_only_quantize,
+    find_last_cast,
+    list_cast_types,
+    walk_back,
+)
 from qdq.errors import ModelError
+from qdq.graph.aliases import (
+    can_cast_dequantized,
+    is_alias,
+    is_float_cast,
+    keeps_values,
+)
 from qdq.graph.compiler_view import CompilerView
 from qdq.graph.index import GraphIndex, Node
 from qdq.graph.pairs import PAIR_OPERATORS
+from qdq.graph.patterns import can_commute_with_quantization
 from qdq.graph.quantized_operators import DEQUANTIZE, QUANTIZE
 
-#: Operators that only move or copy values, or take their maximum: they commute with Q and DQ.
-_MOVES_VALUES = (
-    "MaxPool",
-    "GlobalMaxPool",
-    "Relu",
-    "Reshape",
-    "Flatten",
-    "Squeeze",
-    "Unsqueeze",
-    "Transpose",
-    "Slice",
-    "Split",
-    "Concat",
-    "Gather",
-    "Expand",
-    "Tile",
-    "DepthToSpace",
-    "SpaceToDepth",
-)
+#: Operators that commute with Q and DQ beside those that move, pick or repeat values: the maximum
+#: with a zero point of zero, and the joining of tensors with one scale.
+_COMMUTES = ("Relu", "Concat")
 
 #: TensorRT's type of each quantized ONNX type. UINT8 is imported as INT8 (onnx-tensorrt,
 #: QuantDequantLinearHelper).
@@ -54,7 +51,6 @@ _WEIGHT_TYPES: dict[int, str] = {
     **_QUANTIZED_TYPES,
     getattr(TensorProto, "INT4", -1): "Int4",
 }
-_MOVES_WEIGHTS = ("Transpose", "Reshape", "Squeeze", "Unsqueeze", "Flatten")
 
 _DATA_SLOT = 0
 _SCALE_SLOT = 1
@@ -166,7 +162,7 @@ class QuantizationFlow:
             return bool(is_constant_mode) and self._has_zero_pad_value(node)
         if node.op in ("Resize", "Upsample"):
             return bool(node.attribute("mode", b"nearest") == b"nearest")
-        return node.op in _MOVES_VALUES
+        return node.op in _COMMUTES or can_commute_with_quantization(self.index, node)
 
     def moved_inputs(self, node: Node) -> tuple[SlotRead, ...]:
         """Return the inputs of a commuting node whose values reach its output."""
@@ -177,19 +173,21 @@ class QuantizationFlow:
     def weight_type(self, tensor: str) -> str:
         """Return the type in which a constant is stored before its DQ, such as ``Int8``.
 
-        "" for a constant without DQ.
+        "" for a constant without DQ, and for one with Casts behind it that no kernel takes.
         """
-        for node in self._walk_back(tensor):
-            if node.op == DEQUANTIZE:
-                stored_type = self.index.elem_type(node.inputs[0])
-                return _WEIGHT_TYPES.get(stored_type, "")
-            if node.op not in _MOVES_WEIGHTS:
-                return ""
-        return ""
+        dequantize = self.index.producers.get(tensor)
+        while dequantize is not None and keeps_values(self.index, dequantize):
+            dequantize = self.index.producers.get(dequantize.inputs[0])
+        if dequantize is None or dequantize.op != DEQUANTIZE:
+            return ""
+        if not can_cast_dequantized(list_cast_types(self.index, tensor)):
+            return ""
+        dtype: str = _WEIGHT_TYPES.get(self.index.elem_type(dequantize.inputs[0]), "")
+        return dtype
 
     def pair_labels(self, tensor: str) -> Iterator[str]:
         """Yield the labels of the Q and DQ that a constant passes through, the last one first."""
-        for node in self._walk_back(tensor):
+        for node in walk_back(self.index, tensor):
             if tensor not in self.folded:
                 return
             if node.op in PAIR_OPERATORS:
@@ -216,13 +214,6 @@ class QuantizationFlow:
             tensor = first_reader.outputs[0]
         return ""
 
-    def _walk_back(self, tensor: str) -> Iterator[Node]:
-        """Yield the node that writes a tensor, the node that writes its first input, and so on."""
-        node = self.index.producers.get(tensor)
-        while node is not None and node.inputs:
-            yield node
-            node = self.index.producers.get(node.inputs[0])
-
     def _has_zero_pad_value(self, node: Node) -> bool:
         value_tensor = node.inputs[_PAD_VALUE_SLOT] if len(node.inputs) > _PAD_VALUE_SLOT else ""
         if not value_tensor:
@@ -244,6 +235,9 @@ class QuantizationFlow:
 
     def _resolve(self, node: Node) -> bool:
         """Return whether a node is no layer, and record the read that its output stands for."""
+        if is_alias(self.index, node) or self._is_fused_cast(node):
+            self._reads[node.outputs[0]] = self.read(node.inputs[0])
+            return True
         if node.op not in PAIR_OPERATORS:
             return False
         quantization = self._find_quantization(node)
@@ -256,6 +250,16 @@ class QuantizationFlow:
             read = SlotRead(read.tensor, quantization, node.label)
         self._reads[node.outputs[0]] = read
         return True
+
+    def _is_fused_cast(self, node: Node) -> bool:
+        """Whether a Cast is fused with the Q after it, or with the DQ before it."""
+        if not is_float_cast(self.index, node):
+            return False
+        if feeds_only_quantize(self.index, node.outputs[0]):
+            return True
+        is_dequantized = self.quantization(self.read(node.inputs[0])) is not None
+        types = list_cast_types(self.index, find_last_cast(self.index, node))
+        return is_dequantized and can_cast_dequantized(types)
 
     def _find_quantization(self, node: Node) -> Quantization | None:
         """Return the quantization of a Q or DQ.
