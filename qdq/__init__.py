@@ -12,9 +12,13 @@ models, prints nothing, and raises `QdqError` with a message for the user.
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any
+
+#: As in `typing`, whose import would be most of the time in which Ctrl-C still has a traceback.
+TYPE_CHECKING = False
 
 if TYPE_CHECKING:
+    from typing import Any
+
     from qdq.calibration.calibrator import calibrate as calibrate
     from qdq.calibration.calibrator import observe as observe
     from qdq.calibration.range_sources import read_given as read_given

@@ -10,7 +10,8 @@
     - LayerFileError       a file of engine layers cannot be read
 
 Each message is one line: the file, node or input, then the fact, then the fix. The command line
-prints it and ends with the class's exit code.
+prints it and ends with the class's exit code. Any other exception is a defect of qdq: the command
+line ends with exit code 3.
 """
 
 from __future__ import annotations

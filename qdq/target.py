@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 import msgspec
 
+from qdq.arguments import list_items, require_type
 from qdq.errors import UsageError
 
 #: Compute capabilities that TensorRT-RTX 1.7 compiles for without a GPU.
@@ -25,6 +27,11 @@ class Target(msgspec.Struct, frozen=True, order=True):
         return f"{self.backend}:sm{self.sm}" if self.sm else self.backend
 
 
+#: The forms in which the library's functions take targets.
+TargetsLike = Target | str | Iterable[Target | str]
+
+_ADVICE = "texts such as 'rtx:sm86', or qdq.Target"
+
 #: The target of a plan where the user passes none: TensorRT on SM 8.0 and up.
 DEFAULT_TARGET = Target("trt", 80)
 
@@ -35,6 +42,7 @@ def parse_target(text: str) -> Target:
     Raises UsageError for a text of another form, and for a compute capability that TensorRT-RTX
     cannot compile for.
     """
+    require_type(text, str, "target", _ADVICE)
     match = _FORM.fullmatch(text.strip().lower())
     if not match:
         raise UsageError(
@@ -46,3 +54,9 @@ def parse_target(text: str) -> Target:
         known = ", ".join(f"rtx:sm{sm}" for sm in RTX_CAPABILITIES)
         raise UsageError(f"unknown target {text!r}: TensorRT-RTX compiles for {known}.")
     return target
+
+
+def to_targets(targets: TargetsLike) -> tuple[Target, ...]:
+    """Return targets; texts are parsed. Raises UsageError for anything else."""
+    items = list_items(targets, (Target, str), "targets", _ADVICE)
+    return tuple(item if isinstance(item, Target) else parse_target(item) for item in items)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 import os
 from collections import Counter
-from collections.abc import Iterable, Set
+from collections.abc import Iterable, Iterator, Mapping, Set
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeAlias
 
+from qdq.arguments import require_callable, require_type, wrong_type
 from qdq.calibration.methods import DEFAULT_METHOD, Method, parse_method
 from qdq.calibration.pair_scales import DEAD_AMAX, PairScaler
 from qdq.calibration.scales import OutlierTensor, Scales
@@ -16,19 +17,21 @@ from qdq.calibration.shared_scales import Amax, share_ranges
 from qdq.data.feeds import DataLike
 from qdq.errors import DataError, PlanError
 from qdq.graph.aliases import find_origin
+from qdq.graph.bodies import qualified_name
 from qdq.graph.index import GraphIndex
 from qdq.graph.loader import load
 from qdq.graph.source import ModelLike
 from qdq.observers.collection import DEFAULT_OBSERVING, CollectionJob, Observing
 from qdq.observers.distributed import collect_ranges
 from qdq.planning.decisions import Placement, Plan, group_by_pair
-from qdq.planning.plan_edits import require_model
+from qdq.planning.plan_edits import require_model, require_plan
 from qdq.planning.planner import source_at_plan_opset
 from qdq.quantizer import ELEMENT_TYPES, INT8, Quantizer
 from qdq.ranges.given_ranges import (
     GivenRanges,
     GivenSummary,
     complete_without_data,
+    given_by_hand,
     match_given_ranges,
 )
 from qdq.ranges.tensor_ranges import Part, Ranges, TensorRange
@@ -36,6 +39,9 @@ from qdq.runtime.session import Progress
 
 #: Ranges from another source: given by a caller or a file, or observed earlier.
 KnownRanges: TypeAlias = GivenRanges | Ranges
+
+#: The forms in which the library's functions take them.
+RangesLike: TypeAlias = KnownRanges | Mapping[str, float]
 
 #: A tensor that reaches this many times its range is reported: its largest values are outliers
 #: and are clipped.
@@ -56,7 +62,7 @@ def calibrate(  # noqa: PLR0913 keyword arguments of the public function
     batch: int | None = None,
     progress: Progress | None = None,
     observing: Observing = DEFAULT_OBSERVING,
-    given: KnownRanges | None = None,
+    given: RangesLike | None = None,
 ) -> Scales:
     """Return the scales of a plan, from runs of the float model over the data in ONNX Runtime.
 
@@ -66,9 +72,13 @@ def calibrate(  # noqa: PLR0913 keyword arguments of the public function
     for the plan of another model, and DataError for data or given ranges that do not fit.
     """
     weighted_method = parse_method(method, weights)
+    require_plan(plan)
+    require_callable(progress, "progress")
+    require_type(observing, Observing, "observing", "qdq.Observing(...)")
+    known_ranges = to_known_ranges(given)
     index = GraphIndex(source_at_plan_opset(load(model), plan))
     job = CollectionJob(index, plan, data, weighted_method.needs_histogram, batch)
-    scales, _ = compute_scales(job, weighted_method, observing, progress, given)
+    scales, _ = compute_scales(job, weighted_method, observing, progress, known_ranges)
     return scales
 
 
@@ -88,10 +98,25 @@ def observe(  # noqa: PLR0913 keyword arguments of the public function
     `observing.part` selects a part of the samples. `qdq.merge` joins the ranges of several parts,
     and `quantize` and `calibrate` accept ranges as `given`.
     """
+    require_plan(plan)
+    require_callable(progress, "progress")
+    require_type(observing, Observing, "observing", "qdq.Observing(...)")
     index = GraphIndex(source_at_plan_opset(load(model), plan))
     needs_histogram = parse_method(method).needs_histogram
     job = CollectionJob(index, plan, data, needs_histogram, batch)
     return observe_job(job, observing, progress)
+
+
+def to_known_ranges(given: RangesLike | None) -> KnownRanges | None:
+    """Return ranges from another source; a mapping is of tensors to amax.
+
+    Raises UsageError for an argument of another type.
+    """
+    if given is None or isinstance(given, (GivenRanges, Ranges)):
+        return given
+    if isinstance(given, Mapping):
+        return given_by_hand(given)
+    raise wrong_type(given, "given", "qdq.read_given(path), or a mapping of tensors to amax")
 
 
 def compute_scales(
@@ -103,8 +128,23 @@ def compute_scales(
 ) -> tuple[Scales, Ranges]:
     """Return the scales of an indexed model's plan, and the ranges that they were chosen from.
 
-    The ranges were observed now or earlier, or were given. Raises PlanError for the plan of
-    another model, and DataError for data or ranges that do not fit.
+    Raises PlanError for the plan of another model, and DataError for data or ranges that do not
+    fit.
+    """
+    ranges, summary = gather_ranges(job, observing, progress, known_ranges)
+    return choose_scales(job.index, job.plan, ranges, method, summary), ranges
+
+
+def gather_ranges(
+    job: CollectionJob,
+    observing: Observing = DEFAULT_OBSERVING,
+    progress: Progress | None = None,
+    known_ranges: KnownRanges | None = None,
+) -> tuple[Ranges, GivenSummary | None]:
+    """Return the ranges of a plan's activations, observed now or earlier, or made of given ones.
+
+    With them returns which given ranges apply. Raises PlanError and DataError as `compute_scales`
+    does.
     """
     require_model(job.plan, job.index)
     summary = None
@@ -117,7 +157,7 @@ def compute_scales(
         ranges = collect_ranges(job, observing, progress)
     else:
         ranges = _make_given_ranges(job, summary)
-    return choose_scales(job.index, job.plan, ranges, method, summary), ranges
+    return ranges, summary
 
 
 def observe_job(
@@ -184,7 +224,7 @@ def _count_readers(index: GraphIndex, groups: Iterable[tuple[Placement, ...]]) -
 
 
 def choose_ranges(ranges: Ranges, method: Method) -> dict[str, float]:
-    """Return the INT8 range that a method chooses for each observed tensor.
+    """Return the INT8 range that a method chooses for each tensor that samples filled.
 
     Tensors of one scale group get one range. Raises DataError where parts of the samples are
     missing, or histograms that the method needs.
@@ -193,7 +233,8 @@ def choose_ranges(ranges: Ranges, method: Method) -> dict[str, float]:
     element = ELEMENT_TYPES[INT8]
     own_amax = {}
     for item in ranges.by_tensor:
-        own_amax[item.tensor, INT8] = method.amax(item, element)
+        if item.seen and item.filled:
+            own_amax[item.tensor, INT8] = method.amax(item, element)
     shared_amax, _ = share_ranges(ranges.groups, own_amax)
     return {tensor: amax or DEAD_AMAX for (tensor, _), amax in shared_amax.items()}
 
@@ -207,8 +248,10 @@ def _choose_amax(plan: Plan, ranges: Ranges, method: Method, summary: GivenSumma
     given_amax = summary.amax if summary else {}
     needed = {tensor for tensor, _ in elements if tensor not in given_amax}
     _require_ranges(plan, ranges, needed, method)
+    _require_filled(plan, ranges, summary)
     # A bound only replaces the chosen range where no samples were run.
     bounded = summary.bounded if summary and ranges.samples else frozenset[str]()
+    bounded -= _unfilled_tensors(ranges)
     by_tensor = {item.tensor: item for item in ranges.by_tensor}
     amax = {}
     for (tensor, dtype), element in elements.items():
@@ -234,7 +277,7 @@ def _find_dead_tensors(ranges: Ranges, summary: GivenSummary | None) -> tuple[st
     tensors = []
     for item in ranges.by_tensor:
         amax = given_amax.get(item.tensor, item.amax)
-        if amax == 0.0:
+        if amax == 0.0 and (item.filled or item.tensor in given_amax):
             tensors.append(item.tensor)
     return tuple(tensors)
 
@@ -276,6 +319,33 @@ def _require_ranges(plan: Plan, ranges: Ranges, needed: Set[str], method: Method
             f"{missing[0]!r}. Observe them again with this plan."
         )
     _require_computed(plan, ranges, needed)
+
+
+def _require_filled(plan: Plan, ranges: Ranges, summary: GivenSummary | None) -> None:
+    """Raise DataError for an activation that no sample filled."""
+    for placement in find_unfilled(plan, ranges, summary):
+        edge = placement.edge
+        label = qualified_name(edge.graph, edge.node)
+        raise DataError(
+            f"{ranges.data}: no sample fills {edge.qualified_tensor!r} with values, so it has no "
+            f"range. Add data that fills it, or pass --leave-float {label!r}."
+        )
+
+
+def find_unfilled(plan: Plan, ranges: Ranges, summary: GivenSummary | None) -> Iterator[Placement]:
+    """Yield the placements of activations that samples computed, but without any values.
+
+    Activations with a given range are left out.
+    """
+    given_amax = summary.amax if summary else {}
+    unfilled = _unfilled_tensors(ranges) - given_amax.keys()
+    for placement in plan.placements:
+        if placement.quantizer.calibrated and placement.edge.qualified_tensor in unfilled:
+            yield placement
+
+
+def _unfilled_tensors(ranges: Ranges) -> frozenset[str]:
+    return frozenset(item.tensor for item in ranges.by_tensor if item.seen and not item.filled)
 
 
 def _require_computed(plan: Plan, ranges: Ranges, needed: Set[str]) -> None:

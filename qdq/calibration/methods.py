@@ -6,6 +6,7 @@ import re
 
 import msgspec
 
+from qdq.arguments import require_type
 from qdq.errors import UsageError
 from qdq.quantizer import ElementType
 from qdq.ranges.histogram import find_least_error_amax
@@ -81,12 +82,15 @@ def parse_method(text: str, weights: str | None = None) -> Method:
     `weights` is one of WEIGHT_METHODS; it defaults to ``max`` for ``max`` and to ``shift`` for
     other methods. Raises UsageError for other texts.
     """
+    require_type(text, str, "method", "'auto', 'mse', 'entropy', 'percentile:99.9' or 'max'")
     match = _METHOD.fullmatch(text)
     name, digits = match.group("name", "percent") if match else ("", None)
     if not name or (digits and name != "percentile"):
         raise UsageError(
             f"unknown method {text!r}. Pass auto, mse, entropy, percentile, percentile:99.9 or max."
         )
+    if weights is not None:
+        require_type(weights, str, "weights", "the name of a method for weights")
     weight_method = weights or _default_weights(name)
     _require_weight_method(weight_method)
     if name != "percentile":

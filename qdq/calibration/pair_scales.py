@@ -67,15 +67,17 @@ class PairScaler:
             amax = self._amax[tensor, quantizer.dtype]
             return np.array([amax])
         given_amax = self._given_weights.get((tensor, quantizer.axis))
-        if given_amax is not None:
+        if given_amax is None:
+            return self._compute_weight_amax(placement.edge, quantizer, readers)
+        if all(given_amax):
             return np.array(given_amax)
-        return self._compute_weight_amax(placement.edge, quantizer, readers)
+        weight = self._read_weight(placement.edge)
+        largest = channel_amax(weight, quantizer.axis)
+        return np.where(np.array(given_amax) > 0.0, given_amax, largest)
 
     def _compute_weight_amax(self, edge: Edge, quantizer: Quantizer, readers: int) -> Array:
         """Return the amax of a weight, per channel where the quantizer has an axis."""
-        constant = self._index.scope(edge).constant(edge.tensor)
-        weight = np.asarray(constant, np.float32)
-        _require_finite(weight, self._index.source.name, edge)
+        weight = self._read_weight(edge)
         if self._weight_method == "mse":
             return least_error_amax(weight, quantizer.axis, quantizer.element)
         if self._weight_method == "shift" and readers == 1:
@@ -83,6 +85,13 @@ class PairScaler:
             if amax is not None:
                 return amax
         return channel_amax(weight, quantizer.axis)
+
+    def _read_weight(self, edge: Edge) -> Array:
+        """Return a weight's values as float32; raises ModelError where one is NaN or Inf."""
+        constant = self._index.scope(edge).constant(edge.tensor)
+        weight = np.asarray(constant, np.float32)
+        _require_finite(weight, self._index.source.name, edge)
+        return weight
 
     def _compute_least_shift_amax(
         self, weight: Array, edge: Edge, quantizer: Quantizer

@@ -9,17 +9,21 @@ import msgspec
 import numpy as np
 import yaml
 
+from qdq.arguments import to_path
 from qdq.calibration.calibrator import KnownRanges, choose_ranges
 from qdq.calibration.methods import DEFAULT_METHOD, Method, parse_method
 from qdq.calibration.scales import PairScale, Scales
 from qdq.errors import DataError, ModelError, UsageError, first_line
+from qdq.files.command_files import note_input
+from qdq.printable import encodable_name
 from qdq.quantized.model import QuantizedModel
 from qdq.quantizer import ELEMENT_TYPES, FORMATS, INT8_LEVELS
-from qdq.ranges.given_ranges import GivenRange, GivenRanges, GivenWeightRange, require_range
+from qdq.ranges.given_ranges import GivenRange, GivenRanges, GivenWeightRange
 from qdq.ranges.handwritten import parse_handwritten_ranges
 from qdq.ranges.model_ranges import read_pair_ranges
 from qdq.ranges.range_file import RANGES_MAGIC as OBSERVED_MAGIC
 from qdq.ranges.range_file import decode_ranges
+from qdq.ranges.range_limits import require_range
 from qdq.ranges.tensor_ranges import Ranges
 from qdq.ranges.tensorrt_cache import CACHE_MAGIC, cache_header, encode_cache, read_cache
 
@@ -38,7 +42,7 @@ _YAML_WIDTH = 1_000_000
 _DIGITS = range(6, 17)
 
 
-def read_given(path: Path) -> KnownRanges:
+def read_given(path: str | Path) -> KnownRanges:
     """Return the ranges in a file of any kind.
 
     The kind follows from the content: observed ranges, a TensorRT calibration cache, scales that
@@ -48,8 +52,10 @@ def read_given(path: Path) -> KnownRanges:
     quantized model. Raises DataError with the file, the line and the mistake, and ModelError for
     a model without pairs.
     """
+    path = to_path(path, "path")
     if path.suffix == MODEL_SUFFIX:
         return read_model_ranges(path)
+    note_input(path)
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -63,7 +69,7 @@ def read_given(path: Path) -> KnownRanges:
     if content.lstrip().startswith(b"{") and _SCALES_KEY in content:
         return _decode_scales(content, path)
     ranges, weights = parse_handwritten_ranges(content, path)
-    return GivenRanges(path.name, ranges, str(path), weights=weights)
+    return GivenRanges(encodable_name(path.name), ranges, str(path), weights=weights)
 
 
 def read_exportable_ranges(path: Path, method: Method | None = None) -> GivenRanges:
@@ -86,7 +92,7 @@ def read_exportable_ranges(path: Path, method: Method | None = None) -> GivenRan
     except DataError as error:
         raise DataError(f"{path}: {error}") from error
     by_tensor = tuple(GivenRange(tensor, amax) for tensor, amax in chosen_amax.items())
-    return GivenRanges(path.name, by_tensor, str(path), strict=False)
+    return GivenRanges(encodable_name(path.name), by_tensor, str(path), strict=False)
 
 
 def read_model_ranges(path: Path) -> GivenRanges:
@@ -166,7 +172,9 @@ def _decode_cache(content: bytes, path: Path) -> GivenRanges:
     for entry in cache.scales:
         amax = entry.scale * INT8_LEVELS
         ranges.append(GivenRange(entry.tensor, amax, entry.line))
-    return GivenRanges(path.name, tuple(ranges), str(path), strict=False, header=cache.header)
+    return GivenRanges(
+        encodable_name(path.name), tuple(ranges), str(path), strict=False, header=cache.header
+    )
 
 
 def _decode_scales(content: bytes, path: Path) -> GivenRanges:
@@ -186,7 +194,7 @@ def _decode_scales(content: bytes, path: Path) -> GivenRanges:
         require_range(amax, f"{path}: tensor {tensor!r}")
         largest_amax[tensor] = max(amax, largest_amax.get(tensor, amax))
     ranges = tuple(GivenRange(tensor, amax) for tensor, amax in largest_amax.items())
-    return GivenRanges(path.name, ranges, str(path), strict=False)
+    return GivenRanges(encodable_name(path.name), ranges, str(path), strict=False)
 
 
 def _is_activation(pair: PairScale) -> bool:

@@ -73,3 +73,6 @@ class Scales(msgspec.Struct, frozen=True):
     shared: tuple[SharedRange, ...] = ()
     #: Which ranges from another source were used; null where there are none.
     given_ranges: GivenSummary | None = None
+    #: Tensors that no sample filled with values, so that the nodes which read them stay in float;
+    #: absent where there are none.
+    unfilled: tuple[str, ...] | msgspec.UnsetType = msgspec.UNSET

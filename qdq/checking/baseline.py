@@ -10,6 +10,8 @@ import msgspec
 from qdq.checking.finding import Finding
 from qdq.checking.selection import relative_posix_path
 from qdq.errors import UsageError
+from qdq.files.command_files import note_input
+from qdq.printable import encodable_name, escape_json
 
 BASELINE_VERSION = 1
 
@@ -35,6 +37,11 @@ def read_baseline(path: Path) -> frozenset[BaselineEntry]:
 
     Raises UsageError for a file that `encode_baseline` did not write.
     """
+    note_input(path)
+    return _read_baseline(path)
+
+
+def _read_baseline(path: Path) -> frozenset[BaselineEntry]:
     try:
         content = msgspec.json.decode(path.read_bytes(), type=_Baseline)
     except FileNotFoundError as error:
@@ -64,7 +71,7 @@ def encode_baseline(known: Iterable[BaselineEntry]) -> bytes:
     Entries are sorted, one per line, so that a diff shows each change.
     """
     entries = sorted(set(known))
-    lines = ",\n".join(f"  {msgspec.json.encode(entry).decode()}" for entry in entries)
+    lines = ",\n".join(f"  {escape_json(msgspec.json.encode(entry).decode())}" for entry in entries)
     body = f"[\n{lines}\n ]" if lines else "[]"
     return f'{{"qdq_baseline": {BASELINE_VERSION}, "findings": {body}}}\n'.encode()
 
@@ -73,14 +80,14 @@ def make_entries(
     path: Path, baseline: Path, findings: Iterable[Finding]
 ) -> tuple[BaselineEntry, ...]:
     """Return the baseline entries of the findings in a model file."""
-    model = relative_posix_path(path, baseline.parent)
+    model = encodable_name(relative_posix_path(path, baseline.parent))
     return tuple(BaselineEntry(model, finding.code, finding.where) for finding in findings)
 
 
 def is_baseline(path: Path) -> bool:
     """Whether a file is a baseline, which may be replaced."""
     try:
-        read_baseline(path)
+        _read_baseline(path)
     except UsageError:
         return False
     return True

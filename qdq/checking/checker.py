@@ -8,6 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
+import msgspec
+
+from qdq.arguments import require_type
 from qdq.checking.finding import Finding, make_finding
 from qdq.checking.format_checks import FormatCheck, PairEdges, check_operators
 from qdq.checking.pair_comparison import Comparison, compare_pairs
@@ -22,13 +25,12 @@ from qdq.graph.loader import load
 from qdq.graph.metadata import LEAVE_FLOAT_KEY, RULES_KEY, SHAPES_KEY, TARGETS_KEY
 from qdq.graph.shape_profiles import Profile, parse_profile
 from qdq.graph.source import ModelLike, Source
-from qdq.planning.plan_request import PlanRequest
+from qdq.planning.plan_request import PlanRequest, to_globs
 from qdq.planning.planner import find_quantized_nodes, plan_index
 from qdq.quantized.model import QuantizedModel
-from qdq.rules.rule import RuleSet
-from qdq.rules.rule_files import load_rules
+from qdq.rules.rule_files import RulesLike, load_rules, to_rule_set
 from qdq.rules.shipped import default_rule_sets, shipped_sets
-from qdq.target import Target, parse_target
+from qdq.target import Target, TargetsLike, parse_target, to_targets
 
 #: Findings about a pair's format that explain why its scales are not along the planned axis.
 _SCALE_CODES = ("default-axis", "scale-count", "scale-not-constant")
@@ -40,9 +42,9 @@ _AXIS_CODES = ("wrong-axis", "channel-scales", "weight-per-tensor")
 def check(
     model: ModelLike,
     *,
-    rules: RuleSet | None = None,
-    targets: Iterable[Target] = (),
-    leave_float: Iterable[str] | None = None,
+    rules: RulesLike | None = None,
+    targets: TargetsLike = (),
+    leave_float: str | Iterable[str] | None = None,
     weights: bool = True,
 ) -> tuple[Finding, ...]:
     """Return the findings about a model's Q/DQ; none for a model that is as the rules ask.
@@ -51,6 +53,7 @@ def check(
     defaults. The values of weights are read only where `weights` is true. Raises ModelError for a
     model that cannot be read, and for a model without a plan that TensorRT's parser would accept.
     """
+    require_type(weights, bool, "weights", "True or False")
     source = load(model)
     operator_findings = tuple(check_operators(source))
     try:
@@ -68,9 +71,9 @@ def check(
 def read_plan_request(
     source: Source,
     *,
-    rules: RuleSet | None = None,
-    targets: Iterable[Target] = (),
-    leave_float: Iterable[str] | None = None,
+    rules: RulesLike | None = None,
+    targets: TargetsLike = (),
+    leave_float: str | Iterable[str] | None = None,
 ) -> PlanRequest:
     """Return the request that a model is planned with.
 
@@ -83,9 +86,9 @@ def read_plan_request(
     if rules is None:
         rules = load_rules(_recorded_rule_sets(metadata) or default_rule_sets(source))
     return PlanRequest(
-        rules,
-        tuple(targets) or recorded_targets(source),
-        tuple(leave_float),
+        to_rule_set(rules),
+        to_targets(targets) or recorded_targets(source),
+        to_globs(leave_float),
         allow_unmatched=True,
         profiles=_recorded_profiles(metadata, source),
     )
@@ -94,9 +97,9 @@ def read_plan_request(
 def compare_with_plan(
     model: ModelLike,
     *,
-    rules: RuleSet | None = None,
-    targets: Iterable[Target] = (),
-    leave_float: Iterable[str] | None = None,
+    rules: RulesLike | None = None,
+    targets: TargetsLike = (),
+    leave_float: str | Iterable[str] | None = None,
 ) -> Comparison:
     """Return the comparison of a model with the plan of its float graph.
 
@@ -106,6 +109,7 @@ def compare_with_plan(
     request = read_plan_request(
         quantized.original, rules=rules, targets=targets, leave_float=leave_float
     )
+    request = msgspec.structs.replace(request, plans_bfloat16=quantized.has_bfloat16_layers)
     plan = plan_index(quantized.index, request)
     return compare_pairs(quantized, plan, request.rules)
 

@@ -30,7 +30,10 @@ ERROR_PROBLEMS = (
         severity=ERROR,
         title="A scale that is zero, negative or not a finite number",
         cost=_REFUSED,
-        fix="calibrate again; a tensor that held only zeros gets a small positive scale",
+        fix=(
+            f"calibrate again, or {REPAIR_FIX}, which takes the scales of weights from their "
+            "values; float16 holds no scale below 6e-8"
+        ),
         evidence=f'{RTX}: "Scale coefficients must all be positive"',
         see=PARSER,
     ),

@@ -15,6 +15,7 @@ from qdq.checking.half_checks import (
     required_opsets,
 )
 from qdq.checking.pair_halves import HalfReader, PairHalf, find_lone_halves, paired_positions
+from qdq.checking.problem import REPAIR_FIX
 from qdq.graph.bodies import all_nodes, node_bodies, node_labels, qualified_name
 from qdq.graph.index import Edge, GraphIndex
 from qdq.graph.opset import default_opset
@@ -93,7 +94,7 @@ class FormatCheck:
         opset, feature, location = max(self._requirements, key=lambda required: required[0])
         if opset > self.opset:
             problem = f"the model has opset {self.opset}; {feature} needs {opset}"
-            fix = f"export with opset {opset} or newer"
+            fix = f"export with opset {opset} or newer, or {REPAIR_FIX}"
             yield make_finding("opset", location, problem, fix=fix)
 
     def _check_graph(

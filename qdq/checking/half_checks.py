@@ -28,12 +28,31 @@ _READABLE_TYPES = {
 #: Types whose stored values only a DequantizeLinear may read.
 QUANTIZED_CONSTANT_TYPES = frozenset(_READABLE_TYPES) - {_UINT8}
 
+#: Types that came after opset 10 and that TensorRT does not read, each with its first opset.
+_UNREADABLE_TYPES = {
+    _TYPES.Value("FLOAT8E4M3FNUZ"): 19,
+    _TYPES.Value("FLOAT8E5M2"): 19,
+    _TYPES.Value("FLOAT8E5M2FNUZ"): 19,
+    _TYPES.Value("UINT4"): 21,
+    _TYPES.Value("INT16"): 21,
+    _TYPES.Value("UINT16"): 21,
+}
+
+_TYPE_OPSETS = _READABLE_TYPES | _UNREADABLE_TYPES
+
+#: The first opset with each attribute of QuantizeLinear (ONNX operator changelog).
+_ATTRIBUTE_OPSETS = {"saturate": 19, "block_size": 21, "output_dtype": 21, "precision": 23}
+
 #: The first opset with an axis of scales.
 _AXIS_OPSET = 13
+
+#: The first opset whose Q/DQ takes floats of 16 bits.
+_SHORT_FLOAT_OPSET = 19
 
 #: The first opset in which a DequantizeLinear has a result of its scale's type.
 _SCALE_TYPE_OPSET = 19
 
+_SHORT_FLOATS = {_TYPES.Value(name): name for name in ("FLOAT16", "BFLOAT16")}
 _FLOAT_TYPES = {_TYPES.Value(name): name for name in ("FLOAT", "FLOAT16", "BFLOAT16")}
 
 #: The axis of several scales where the attribute is absent (ONNX operators QuantizeLinear and
@@ -75,13 +94,14 @@ def _check_scale_values(half: PairHalf) -> Iterator[CodedProblem]:
 
 
 def _describe_worst(scales: Array) -> str:
-    """Return the first scale that is not finite, else the least."""
+    """Return the first scale that is not finite, else the least, with its channel."""
     values = scales.astype(np.float64).reshape(-1)
-    infinite = values[~np.isfinite(values)]
-    if infinite.size:
-        return f"{infinite[0]:.6g}"
-    least = f"{values.min():.6g}"
-    return f"{least}, the least of {values.size}" if values.size > 1 else least
+    is_infinite = ~np.isfinite(values)
+    position = int(np.argmax(is_infinite) if is_infinite.any() else np.argmin(values))
+    worst = f"{values[position]:.6g}"
+    if scales.ndim != 1 or scales.size == 1:
+        return worst
+    return f"{worst} in channel {position} of {scales.size}"
 
 
 def _check_scale_count(half: PairHalf) -> Iterator[CodedProblem]:
@@ -146,13 +166,19 @@ def _describe_type(name: str, is_stored: bool) -> str:
 
 def _check_scale_type(half: PairHalf) -> Iterator[CodedProblem]:
     """Yield the problem of a Q whose scale has another float type than its input."""
-    if not half.is_quantize or half.scales is None:
+    if not half.is_quantize:
         return
-    scale_type = onnx.helper.np_dtype_to_tensor_dtype(half.scales.dtype)
-    scale_name = _FLOAT_TYPES.get(scale_type)
+    scale_name = _FLOAT_TYPES.get(_scale_type(half))
     input_name = _FLOAT_TYPES.get(half.input_type)
     if scale_name and input_name and scale_name != input_name:
         yield "scale-type", f"the scale is {scale_name}, but the tensor is {input_name}"
+
+
+def _scale_type(half: PairHalf) -> int:
+    """Return the ONNX type of the scales, 0 where they are computed."""
+    if half.scales is None:
+        return 0
+    return int(onnx.helper.np_dtype_to_tensor_dtype(half.scales.dtype))
 
 
 def required_opsets(half: PairHalf) -> Iterator[tuple[int, str]]:
@@ -160,9 +186,15 @@ def required_opsets(half: PairHalf) -> Iterator[tuple[int, str]]:
     has_several_scales = half.scales is not None and half.scales.size > 1
     if half.axis is not None or has_several_scales:
         yield _AXIS_OPSET, "an axis of scales"
-    opset = _READABLE_TYPES.get(half.dtype, 0)
+    opset = _TYPE_OPSETS.get(half.dtype, 0)
     if opset > _AXIS_OPSET:
         yield opset, _TYPES.Name(half.dtype)
+    for code in (_scale_type(half), half.input_type):
+        if code in _SHORT_FLOATS:
+            yield _SHORT_FLOAT_OPSET, f"{half.node.op_type} of {_SHORT_FLOATS[code]}"
+    for attribute in half.node.attribute:
+        if attribute.name in _ATTRIBUTE_OPSETS:
+            yield _ATTRIBUTE_OPSETS[attribute.name], f"the attribute {attribute.name}"
 
 
 def find_unequal_scales(halves: list[PairHalf]) -> tuple[float, float] | None:

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import msgspec
-import numpy as np
 
+from qdq.checking.carried_pairs import CarriedPairs
 from qdq.checking.finding import Finding, make_finding
 from qdq.graph.compiler_view import CompilerView
-from qdq.graph.index import Edge, GraphIndex
+from qdq.graph.index import Edge
 from qdq.planning.decisions import LeftFloat, Placement, Plan
 from qdq.quantized.model import QuantizedEdge, QuantizedModel, largest_scale
 from qdq.rules.rule import RuleSet
 
-#: Scales that differ by a smaller share are equal.
-_SCALE_TOLERANCE = 1e-3
+
+class PlannedPair(msgspec.Struct, frozen=True):
+    """A pair that a plan asks for."""
+
+    placement: Placement
+    pair: QuantizedEdge
+    #: The planned axis of scales, as it is at the pair; None for one scale.
+    axis: int | None
 
 
 class Comparison(msgspec.Struct, frozen=True):
@@ -30,19 +36,43 @@ class Comparison(msgspec.Struct, frozen=True):
     missing: tuple[Placement, ...]
     #: Pairs on edges that are not planned.
     unplanned: tuple[QuantizedEdge, ...]
+    #: Those of them that have the effect of planned pairs.
+    carried: CarriedPairs
+
+    def planned_pairs(self) -> Iterator[PlannedPair]:
+        """Yield the pairs that planned edges have, or that are carried to them, each edge once."""
+        pairs = {pair.edge: pair for pair in self.quantized.edges}
+        known: set[Edge] = set()
+        for placement in self.plan.placements:
+            edge, axis = placement.edge, placement.quantizer.axis
+            planned_pairs = tuple(self._carried_pairs(placement))
+            if edge in pairs:
+                planned_pairs = (PlannedPair(placement, pairs[edge], axis),)
+            for planned_pair in planned_pairs:
+                if planned_pair.pair.edge not in known:
+                    known.add(planned_pair.pair.edge)
+                    yield planned_pair
+
+    def _carried_pairs(self, placement: Placement) -> Iterator[PlannedPair]:
+        carrier = self.carried.replaced.get(placement.edge)
+        if carrier is not None:
+            for pair in carrier.pairs:
+                yield PlannedPair(placement, pair, carrier.axis)
 
 
 def compare_pairs(quantized: QuantizedModel, plan: Plan, rules: RuleSet) -> Comparison:
     """Return the comparison of a model's pairs with a plan."""
     paired_edges = {pair.edge for pair in quantized.edges}
     planned_edges = {placement.edge for placement in plan.placements}
+    missing = tuple(p for p in plan.placements if p.edge not in paired_edges)
     return Comparison(
         quantized=quantized,
         view=CompilerView(quantized.index),
         plan=plan,
         rules=rules,
-        missing=tuple(p for p in plan.placements if p.edge not in paired_edges),
+        missing=missing,
         unplanned=tuple(pair for pair in quantized.edges if pair.edge not in planned_edges),
+        carried=CarriedPairs(quantized, missing),
     )
 
 
@@ -71,30 +101,6 @@ class PlanReasons:
             return False
         condition = self._rules[decision.because].where
         return into in condition.into or from_ in condition.from_
-
-
-def pair_scale_axis(pair: QuantizedEdge, scope: GraphIndex) -> int | None:
-    """Return the axis along which a pair has scales, None for one scale."""
-    scales = pair.scales
-    if scales is None or scales.ndim == 0:
-        return None
-    if scales.size == 1 and pair.pair.axis is None:
-        return None
-    axis = 1 if pair.pair.axis is None else pair.pair.axis
-    if axis < 0:
-        axis += scope.rank(pair.edge.tensor) or 0
-    return axis
-
-
-def has_one_scale(pair: QuantizedEdge) -> bool:
-    """Whether a pair has a single, constant scale."""
-    return pair.scales is not None and pair.scales.size == 1
-
-
-def have_equal_scales(pairs: Iterable[QuantizedEdge]) -> bool:
-    """Whether the largest scales of some pairs are equal."""
-    scales = [largest_scale(pair.scales) for pair in pairs]
-    return not scales or bool(np.ptp(scales) <= _SCALE_TOLERANCE * max(scales))
 
 
 def make_unequal_finding(

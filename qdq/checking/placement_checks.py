@@ -11,13 +11,9 @@ from collections.abc import Iterator
 
 from qdq.checking.carried_pairs import CarriedPairs
 from qdq.checking.finding import Finding, make_finding
-from qdq.checking.pair_comparison import (
-    Comparison,
-    PlanReasons,
-    have_equal_scales,
-    make_unequal_finding,
-)
-from qdq.graph.aliases import find_origin
+from qdq.checking.pair_comparison import Comparison, PlanReasons, make_unequal_finding
+from qdq.checking.scale_comparison import have_equal_scales
+from qdq.graph.aliases import find_origin, is_alias_or_float_cast
 from qdq.graph.compiler_view import CompilerView
 from qdq.graph.index import Edge, GraphIndex, Node
 from qdq.graph.operands import operands
@@ -41,18 +37,15 @@ def check_placement(
     `rescaled` holds the tensors whose pair has halves of two scales. Separate findings report them.
     """
     reasons = PlanReasons(comparison)
-    carried = CarriedPairs(comparison)
-    yield from _check_missing(comparison, reasons, carried, rescaled)
-    yield from _check_unplanned(comparison, reasons, carried, rescaled)
+    yield from _check_missing(comparison, reasons, rescaled)
+    yield from _check_unplanned(comparison, reasons, rescaled)
 
 
 def _check_missing(
-    comparison: Comparison,
-    reasons: PlanReasons,
-    carried: CarriedPairs,
-    rescaled: frozenset[str],
+    comparison: Comparison, reasons: PlanReasons, rescaled: frozenset[str]
 ) -> Iterator[Finding]:
     """Yield the planned edges without a pair, for a weighted operator only the first."""
+    carried = comparison.carried
     missing: dict[Edge, Placement] = {}
     for placement in comparison.missing:
         edge = placement.edge
@@ -77,6 +70,8 @@ def _check_missing(
         else:
             view = comparison.view.scopes[edge.graph]
             code, problem = _describe_missing(view, edge, operand_edges, missing)
+            if edge in carried.cast:
+                problem = _describe_cast(scope, edge, carried.cast[edge])
             yield make_finding(code, edge, problem, rule, reasons.rule_text(rule))
 
 
@@ -86,11 +81,9 @@ def _has_weight_only_pair(operand_edges: tuple[Edge, ...], carried: CarriedPairs
     Such pairs are for weights alone, with activations in float.
     """
     for edge in operand_edges:
-        pair = carried.pairs.get(edge)
-        if pair is None:
-            continue
-        if pair.pair.block_size or (pair.dtype or pair.stored) in _FOUR_BIT_TYPES:
-            return True
+        for pair in carried.find_pairs(edge):
+            if pair.pair.block_size or (pair.dtype or pair.stored) in _FOUR_BIT_TYPES:
+                return True
     return False
 
 
@@ -119,16 +112,22 @@ def _describe_missing(
     return "missing-pair", "the edge has no Q/DQ pair"
 
 
+def _describe_cast(scope: GraphIndex, edge: Edge, pair: QuantizedEdge) -> str:
+    node = scope.node(edge)
+    return (
+        f"a Cast that rounds is between the Q/DQ pair on {pair.edge.tensor!r} and this {node.op}, "
+        "which runs in float"
+    )
+
+
 def _check_unplanned(
-    comparison: Comparison,
-    reasons: PlanReasons,
-    carried: CarriedPairs,
-    rescaled: frozenset[str],
+    comparison: Comparison, reasons: PlanReasons, rescaled: frozenset[str]
 ) -> Iterator[Finding]:
     """Yield the pairs on edges that are not planned.
 
     Left out are those that replace planned ones and those without a cost.
     """
+    carried = comparison.carried
     for pair in comparison.unplanned:
         node = comparison.quantized.index.node(pair.edge)
         is_int32 = "int32" in (pair.stored, pair.dtype)
@@ -148,16 +147,32 @@ def _make_unplanned_finding(
 ) -> Finding:
     rule = ""
     rule_text = NO_RULE
-    decision = reasons.left_float(pair.edge)
+    layer_edge = _skip_casts(view.file_index, pair.edge)
+    decision = reasons.left_float(layer_edge)
     if decision is not None:
         rule = decision.because
         rule_text = reasons.rule_text(rule) or decision.reason
-    code, problem = _describe_unplanned(view, pair.edge, reasons)
+    code, problem = _describe_unplanned(view, layer_edge, reasons)
     return make_finding(code, pair.edge, problem, rule, rule_text)
 
 
+def _skip_casts(scope: GraphIndex, edge: Edge) -> Edge:
+    """Return the edge that alone reads the values of an edge after aliases and Casts."""
+    node = scope.node(edge)
+    while edge.slot == 0 and is_alias_or_float_cast(scope, node):
+        readers = scope.edges_from(node.outputs[0])
+        if len(readers) != 1 or scope.sole_consumer(node.outputs[0]) is None:
+            break
+        edge = readers[0]
+        node = scope.node(edge)
+    return edge
+
+
 def _describe_unplanned(view: CompilerView, edge: Edge, reasons: PlanReasons) -> tuple[str, str]:
-    """Return the code and the problem of a pair on an edge that is not planned."""
+    """Return the code and the problem of a pair on an edge that is not planned.
+
+    There may be aliases and Casts between the pair and the edge.
+    """
     scope = view.file_index
     node = scope.node(edge)
     if _lacks_kernel(scope, edge, reasons):
@@ -197,12 +212,18 @@ def _is_folded(scope: GraphIndex, node: Node) -> bool:
 def _find_fused_layer(scope: CompilerView, tensor: str) -> str:
     """Return the name of the layer that computes a tensor, "" for others.
 
-    It is a weighted operator with nothing but folded ones after it, or a residual Add that TensorRT
-    fuses with one.
+    It is a weighted operator with nothing but folded ones, aliases and Casts after it, or a
+    residual Add that TensorRT fuses with one.
     """
     producer = scope.producers.get(tensor)
-    while producer is not None and _is_folded(scope, producer):
-        producer = scope.producers.get(_computed_inputs(scope, producer)[0])
+    while producer is not None:
+        if _is_folded(scope, producer):
+            tensor = _computed_inputs(scope, producer)[0]
+        elif is_alias_or_float_cast(scope, producer):
+            tensor = producer.inputs[0]
+        else:
+            break
+        producer = scope.producers.get(tensor)
     if producer is None:
         return ""
     if operands(scope, producer):

@@ -7,14 +7,13 @@ from collections.abc import Iterator
 from qdq.checking.finding import Finding, make_finding
 from qdq.checking.pair_comparison import (
     Comparison,
+    PlannedPair,
     PlanReasons,
-    has_one_scale,
-    have_equal_scales,
     make_unequal_finding,
-    pair_scale_axis,
 )
+from qdq.checking.scale_comparison import has_one_scale, have_equal_scales, pair_scale_axis
 from qdq.graph.index import Edge, GraphIndex
-from qdq.planning.decisions import Placement, ScaleGroup
+from qdq.planning.decisions import ScaleGroup
 from qdq.quantized.model import QuantizedEdge, largest_scale
 
 #: Types that TensorRT reads as they are.
@@ -27,46 +26,46 @@ def check_scale_axes(comparison: Comparison) -> Iterator[Finding]:
     All weights with one scale share one finding.
     """
     reasons = PlanReasons(comparison)
-    pairs = {pair.edge: pair for pair in comparison.quantized.edges}
     single_scale_edges: list[Edge] = []
-    for placement in comparison.plan.placements:
-        pair = pairs.get(placement.edge)
-        if pair is None or pair.pair.block_size:
+    for planned_pair in comparison.planned_pairs():
+        pair = planned_pair.pair
+        if pair.pair.block_size:
             continue
-        scope = comparison.quantized.index.scope(placement.edge)
-        is_planned = pair_scale_axis(pair, scope) == placement.quantizer.axis
-        if is_planned or _has_one_channel(pair, placement, scope):
+        scope = comparison.quantized.index.scope(pair.edge)
+        is_planned = pair_scale_axis(pair, scope) == planned_pair.axis
+        if is_planned or _has_one_channel(planned_pair, scope):
             continue
         if has_one_scale(pair):
-            single_scale_edges.append(placement.edge)
+            single_scale_edges.append(pair.edge)
         else:
-            yield _make_axis_finding(pair, placement, scope, reasons)
+            yield _make_axis_finding(planned_pair, scope, reasons)
     if single_scale_edges:
         yield _make_per_tensor_finding(single_scale_edges)
 
 
-def _has_one_channel(pair: QuantizedEdge, placement: Placement, scope: GraphIndex) -> bool:
+def _has_one_channel(planned_pair: PlannedPair, scope: GraphIndex) -> bool:
     """Whether a pair has one scale where the plan has no axis, or an axis of one channel."""
+    pair, axis = planned_pair.pair, planned_pair.axis
     if not has_one_scale(pair):
         return False
-    axis = placement.quantizer.axis
     shape = scope.shape(pair.edge.tensor)
     return axis is None or (shape is not None and shape[axis] == 1)
 
 
 def _make_axis_finding(
-    pair: QuantizedEdge, placement: Placement, scope: GraphIndex, reasons: PlanReasons
+    planned_pair: PlannedPair, scope: GraphIndex, reasons: PlanReasons
 ) -> Finding:
     """Return the finding about several scales along another axis than planned."""
+    pair = planned_pair.pair
     code = "channel-scales"
     problem = "the tensor is computed, and has one scale per channel"
-    if scope.is_constant(placement.edge.tensor):
+    if scope.is_constant(pair.edge.tensor):
         code = "wrong-axis"
         actual = _describe_axis(pair_scale_axis(pair, scope))
-        planned = _describe_axis(placement.quantizer.axis)
+        planned = _describe_axis(planned_pair.axis)
         problem = f"the weight is quantized {actual}, not {planned}"
-    rule = placement.because[0]
-    return make_finding(code, placement.edge, problem, rule, reasons.rule_text(rule))
+    rule = planned_pair.placement.because[0]
+    return make_finding(code, pair.edge, problem, rule, reasons.rule_text(rule))
 
 
 def _describe_axis(axis: int | None) -> str:
@@ -83,20 +82,20 @@ def _make_per_tensor_finding(edges: list[Edge]) -> Finding:
 
 def check_pair_types(comparison: Comparison) -> Iterator[Finding]:
     """Yield the pairs of a type that TensorRT reads, but not the one that the rules ask for."""
-    pairs = {pair.edge: pair for pair in comparison.quantized.edges}
-    for placement in comparison.plan.placements:
-        pair = pairs.get(placement.edge)
-        if pair is None or pair.dtype not in _READABLE_TYPES:
-            continue
+    for planned_pair in comparison.planned_pairs():
+        placement, pair = planned_pair.placement, planned_pair.pair
         planned_type = placement.quantizer.dtype
-        if pair.dtype != planned_type:
+        if pair.dtype in _READABLE_TYPES and pair.dtype != planned_type:
             problem = f"the tensor is quantized to {pair.dtype}; the rules ask for {planned_type}"
-            yield make_finding("element-type", placement.edge, problem, placement.because[0])
+            yield make_finding("element-type", pair.edge, problem, placement.because[0])
 
 
 def check_scale_groups(comparison: Comparison) -> Iterator[Finding]:
     """Yield the groups of tensors that the rules tie to one scale and that have several."""
     pairs: dict[tuple[str, str], QuantizedEdge] = {}
+    for edge, carrier in comparison.carried.replaced.items():
+        if len(carrier.pairs) == 1:
+            pairs[edge.qualified_tensor, carrier.pairs[0].dtype] = carrier.pairs[0]
     for pair in comparison.quantized.edges:
         pairs[pair.edge.qualified_tensor, pair.dtype] = pair
     dtypes = sorted({dtype for _, dtype in pairs})

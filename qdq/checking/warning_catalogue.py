@@ -22,10 +22,12 @@ WARNING_PROBLEMS = (
         title="An opset that lacks what the pairs use",
         cost=(
             "onnx.checker and ONNX Runtime refuse the model. Scales along an axis need opset 13, "
-            "FP8 needs 19, INT4 needs 21."
+            "FP16 and FP8 need 19, INT4, INT16 and scales in blocks need 21."
         ),
-        fix="export with that opset",
-        evidence=f"{RTX}: accepts scales along an axis even at opset 10 and 12",
+        fix=f"export with that opset, or {REPAIR_FIX}",
+        evidence=(
+            f"{RTX}: accepts scales along an axis even at opset 10 and 12, and FP16 at opset 17"
+        ),
         see=SPECIFICATION,
     ),
     Problem(

@@ -66,7 +66,7 @@ def check_weight_scales(quantized: QuantizedModel) -> Iterator[Finding]:
         checked.add(output)
         values = _read_weight(quantized, edge, stored)
         axis = 1 if edge.pair.axis is None else edge.pair.axis
-        if values.ndim > 1 and _fits_shape(scales, axis, values):
+        if values.ndim > 1 and values.size and _fits_shape(scales, axis, values):
             yield from _check_spread(edge, _measure_spread(scales, axis, values))
     quantized.index.forget_constants()
 
@@ -74,9 +74,13 @@ def check_weight_scales(quantized: QuantizedModel) -> Iterator[Finding]:
 def _plain_scales(edge: QuantizedEdge) -> Floats | None:
     """Return the scales of a pair that has one, or one per channel, for the whole range of INT8."""
     scales = edge.scales
-    if scales is None or scales.ndim > 1 or edge.pair.block_size or edge.pair.levels:
+    if scales is None or not scales.size or scales.ndim > 1:
+        return None
+    if edge.pair.block_size or edge.pair.levels:
         return None
     if (edge.dtype or edge.stored) != INT8 or not (scales > 0).all():
+        return None
+    if not np.isfinite(scales.astype(np.float64)).all():
         return None
     return scales.astype(np.float64).reshape(-1)
 

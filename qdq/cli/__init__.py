@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import os
 import sys
@@ -13,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from qdq import __version__
-from qdq.errors import QdqError
+from qdq.cli.failures import print_failure, report_failure
+from qdq.cli.process import open_streams, run_supervised
+from qdq.interruption import end_on_signals
 
 if TYPE_CHECKING:
     from qdq.cli.project_file import Project
@@ -40,8 +41,7 @@ COMMANDS = {
 #: Commands that a project file gives defaults to.
 PROJECT_COMMANDS = ("quantize", "plan", "explain", "calibrate", "check", "validate")
 
-_COULD_NOT_RUN = 2
-_INTERRUPTED = 130
+_DEBUG_OPTION = "--debug"
 
 #: Key of click's `meta`: whether help is requested.
 _HELP = "qdq.help"
@@ -71,8 +71,10 @@ class _LazyGroup(click.Group):
             return
         keys = project.list_used_keys({parameter.name for parameter in command.params})
         if keys:
+            from qdq.cli.messages import print_line
+
             path = os.path.relpath(project.path)
-            click.echo(f"project file {path}: {', '.join(keys)}", err=True)
+            print_line(f"project file {path}: {', '.join(keys)}", err=True)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -106,9 +108,10 @@ class _LazyGroup(click.Group):
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
 )
 @click.option("--no-project", is_flag=True, help="Ignore the project file.")
+@click.option("--debug", is_flag=True, help="Print the traceback of an error, before its line.")
 @click.version_option(__version__, prog_name="qdq")
 @click.pass_context
-def cli(ctx: click.Context, no_project: bool) -> None:
+def cli(ctx: click.Context, no_project: bool, debug: bool) -> None:
     """Insert, repair and check the QuantizeLinear/DequantizeLinear pairs that TensorRT requires.
 
     \b
@@ -119,8 +122,11 @@ def cli(ctx: click.Context, no_project: bool) -> None:
     A project file gives defaults for --rules, --target, --data and other options. It is qdq.yaml,
     or [tool.qdq] in pyproject.toml, in the current folder or the nearest one above it.
 
-    Exit codes: 0 clean, 1 findings, 2 could not run.
+    Exit codes: 0 clean, 1 findings, 2 could not run, 3 an error that qdq does not foresee.
     """
+    from qdq.files.command_files import command_files
+
+    ctx.with_resource(command_files())
     if ctx.invoked_subcommand not in PROJECT_COMMANDS or no_project or ctx.meta[_HELP]:
         return
     from qdq.cli.project_file import find_project
@@ -133,48 +139,22 @@ def cli(ctx: click.Context, no_project: bool) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code. Errors become one line on standard error."""
-    args = None if argv is None else list(argv)
+    args = sys.argv[1:] if argv is None else list(argv)
     try:
         code = cli.main(args=args, prog_name="qdq", standalone_mode=False)
-    except click.ClickException as error:
-        return _fail(_format_click_error(error))
-    except QdqError as error:
-        return _fail(_join_lines(str(error)), error.exit_code)
-    except MemoryError as error:
-        detail = _join_lines(str(error)) or "the model and the data do not fit"
-        return _fail(f"not enough memory: {detail}. Use a smaller batch.")
-    except (KeyboardInterrupt, click.Abort) as error:
-        advice = str(error.__cause__ or error)  # of `resumable`, which click wraps in an Abort
-        return _fail(f"interrupted. {advice}".rstrip(), _INTERRUPTED)
     except BrokenPipeError:
         sys.stderr.close()
         return 0
+    except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 nothing ends in a traceback
+        return report_failure(error, debug=_DEBUG_OPTION in args)
     return code if isinstance(code, int) else 0
 
 
-def _fail(message: str, code: int = _COULD_NOT_RUN) -> int:
-    """Print a message on standard error and return an exit code."""
-    click.echo(f"qdq: {message}", err=True)
-    return code
-
-
-def _join_lines(text: str) -> str:
-    """Return a text in one line."""
-    return " ".join(text.split())
-
-
-def _format_click_error(error: click.ClickException) -> str:
-    message = _join_lines(error.format_message())
-    if isinstance(error, click.UsageError) and error.ctx:
-        return f"{message.rstrip('.')}. Run '{error.ctx.command_path} --help' for help."
-    return message
-
-
 def run() -> None:
-    """Run the command line and end the process, without freeing the memory of models first."""
-    code = main()
-    # A reader may have gone away, and `main` may have closed a stream.
-    with contextlib.suppress(OSError, ValueError):
-        sys.stdout.flush()
-        sys.stderr.flush()
-    os._exit(code)
+    """Run the command line and end the process."""
+    end_on_signals()
+    is_open = sys.stdout is not None
+    open_streams()
+    if is_open:
+        run_supervised(main)
+    sys.exit(print_failure("standard output is closed. Open it, or write it to /dev/null."))

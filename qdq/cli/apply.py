@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from qdq.calibration.scales import read_scales
-from qdq.cli.messages import name_files_in_errors
+from qdq.cli.messages import name_files_in_errors, print_line
 from qdq.cli.options import FILE, output_options
 from qdq.files.output import check_output
 from qdq.graph.index import GraphIndex
@@ -31,7 +31,7 @@ def command(model: Path, plan: Path, scales: Path, output: Path, force: bool) ->
     Example:
       qdq apply resnet50.onnx resnet50.plan.yaml resnet50.scales.json -o resnet50.int8.onnx
     """
-    check_output(output, (model, plan, scales), force)
+    check_output(output, force)
     plan_file = read_plan_file(plan)
     plan_scales = read_scales(scales)
     source = source_at_plan_opset(load(model), plan_file.plan)
@@ -40,4 +40,4 @@ def command(model: Path, plan: Path, scales: Path, output: Path, force: bool) ->
     with name_files_in_errors(plan, scales):
         quantized_model = apply_plan(index, plan_file.plan, plan_scales)
     save(quantized_model, source, output, force)
-    click.echo(f"wrote {output}")
+    print_line(f"wrote {output}")

@@ -24,7 +24,7 @@ from qdq.cli.ranges_options import (
     save_ranges_option,
 )
 from qdq.errors import UsageError
-from qdq.files.output import check_output, write_atomic
+from qdq.files.output import check_output, write_atomic, written_together
 from qdq.graph.index import GraphIndex
 from qdq.graph.loader import load
 from qdq.observers.collection import CollectionJob, Observing
@@ -53,10 +53,7 @@ class CalibrateOptions(msgspec.Struct, frozen=True):
 
     def check_outputs(self) -> None:
         """Raise UsageError, before any work, for a file that could not be written at the end."""
-        inputs = [self.model, self.plan, *self.data.files]
-        if self.ranges:
-            inputs.append(self.ranges)
-        check_output(self.output, tuple(inputs), self.force)
+        check_output(self.output, self.force)
         if self.shard and self.ranges:
             raise UsageError(
                 "--shard only observes samples and chooses no scales. "
@@ -66,7 +63,7 @@ class CalibrateOptions(msgspec.Struct, frozen=True):
             return
         if self.shard:
             raise UsageError("--shard writes the ranges of its part to -o. Drop --save-ranges.")
-        check_output(self.save_ranges, (*inputs, self.output), self.force)
+        check_output(self.save_ranges, self.force)
 
 
 @click.command("calibrate")
@@ -141,7 +138,8 @@ def _calibrate(
             write_ranges(options.output, ranges)
             return ranges_summary(ranges)
         scales, ranges = compute_scales(job, method, options.observing, advance, known_ranges)
-        write_atomic(options.output, scales_to_json(scales))
-        if options.save_ranges:
-            write_ranges(options.save_ranges, ranges)
+        with written_together():
+            write_atomic(options.output, scales_to_json(scales))
+            if options.save_ranges:
+                write_ranges(options.save_ranges, ranges)
         return scales_summary(scales)

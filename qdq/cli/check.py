@@ -12,11 +12,18 @@ from qdq.checking.catalogue import PROBLEMS
 from qdq.checking.selection import Selection, parse_codes
 from qdq.cli.check_printers import PRINTERS, print_codes
 from qdq.cli.check_session import CheckSession, CheckSettings
-from qdq.cli.options import FILE, collect_options
-from qdq.cli.plan_options import parse_targets, read_rule_sets, rules_option, target_option
+from qdq.cli.messages import print_line
+from qdq.cli.options import FILE, OUTPUT_FILE, PATH, collect_options
+from qdq.cli.plan_options import (
+    make_rules_option,
+    parse_targets,
+    read_rule_sets,
+    target_option,
+)
 from qdq.cli.project_file import Project
 from qdq.errors import UsageError
 from qdq.files.output import check_output, write_atomic
+from qdq.rules.shipped import DEFAULT_SET, FP8_SET
 
 
 class CheckOptions(msgspec.Struct, frozen=True):
@@ -59,7 +66,7 @@ class CheckOptions(msgspec.Struct, frozen=True):
 
 @click.command("check")
 @click.argument("models", type=FILE, nargs=-1)
-@rules_option
+@make_rules_option(f"those recorded in the model, else {DEFAULT_SET}, or {FP8_SET} for FP8")
 @target_option
 @click.option(
     "--select",
@@ -74,11 +81,11 @@ class CheckOptions(msgspec.Struct, frozen=True):
     help="Do not report these codes or severities; comma-separated or repeated.",
 )
 @click.option(
-    "--baseline", type=FILE, metavar="FILE", help="Do not report the findings in this file."
+    "--baseline", type=PATH, metavar="FILE", help="Do not report the findings in this file."
 )
 @click.option(
     "--write-baseline",
-    type=FILE,
+    type=OUTPUT_FILE,
     metavar="FILE",
     help="Write the findings to a file for --baseline instead of reporting them.",
 )
@@ -139,12 +146,12 @@ def _write_baseline(path: Path, models: tuple[Path, ...], session: CheckSession)
 
     Nothing is written if a model could not be checked.
     """
-    check_output(path, models, force=is_baseline(path))
+    check_output(path, force=is_baseline(path))
     entries: set[BaselineEntry] = set()
     for checked in session.check_models(models):
         entries.update(make_entries(Path(checked.model), path, checked.findings))
     if session.failure_count:
-        click.echo(
+        print_line(
             f"qdq: {path}: the baseline was not written, since {session.failure_count} of "
             f"{len(models)} models could not be checked. Fix or skip them.",
             err=True,
@@ -152,5 +159,5 @@ def _write_baseline(path: Path, models: tuple[Path, ...], session: CheckSession)
         return session.exit_code
     write_atomic(path, encode_baseline(entries))
     model_count = len({entry.model for entry in entries})
-    click.echo(f"wrote {path}: {len(entries)} findings in {model_count} of {len(models)} models")
+    print_line(f"wrote {path}: {len(entries)} findings in {model_count} of {len(models)} models")
     return 0

@@ -14,6 +14,7 @@ from qdq.checking.baseline import BaselineEntry
 from qdq.checking.catalogue import PROBLEMS, SEVERITIES, Problem
 from qdq.checking.finding import Finding
 from qdq.cli.check_session import CheckSession
+from qdq.cli.messages import print_line
 from qdq.reports.json_output import to_json
 from qdq.reports.sarif import CheckedModel, to_github, to_sarif
 
@@ -43,7 +44,7 @@ def print_codes(layout: str) -> None:
     for severity in SEVERITIES:
         for problem in PROBLEMS.values():
             if problem.severity == severity:
-                click.echo(f"{severity:8}{problem.code}: {problem.title}")
+                print_line(f"{severity:8}{problem.code}: {problem.title}")
 
 
 def _print_text(session: CheckSession, models: Sequence[Path]) -> None:
@@ -56,12 +57,12 @@ def _print_text(session: CheckSession, models: Sequence[Path]) -> None:
         if not checked.findings:
             clean_count += 1
         for line in _format_model(checked):
-            click.echo(line)
+            print_line(line)
     if len(models) > 1:
         summary = f"{_format_counts(counts)}; {clean_count} without findings"
         if session.failure_count:
             summary = f"{summary}; {session.failure_count} could not be checked"
-        click.echo(f"{len(models)} models: {summary}")
+        print_line(f"{len(models)} models: {summary}")
     _print_stale_entries(session)
 
 
@@ -125,14 +126,14 @@ def _print_json(session: CheckSession, models: Sequence[Path]) -> None:
 
 def _print_sarif(session: CheckSession, models: Sequence[Path]) -> None:
     log = to_sarif(session.check_models(models), __version__)
-    click.echo(log.decode(), nl=False)
+    click.echo(log, nl=False)
     _print_stale_entries(session)
 
 
 def _print_github(session: CheckSession, models: Sequence[Path]) -> None:
     for checked in session.check_models(models):
         for line in to_github(checked):
-            click.echo(line)
+            print_line(line)
     _print_stale_entries(session)
 
 
@@ -143,7 +144,7 @@ def _print_stale_entries(session: CheckSession) -> None:
         return
     first = entries[0]
     example = f"{first.model}: {first.code} {first.where}".strip()
-    click.echo(
+    print_line(
         f"{session.settings.baseline}: {len(entries)} of its findings no longer exist, such as "
         f"{example}. Write it again with --write-baseline.",
         err=True,

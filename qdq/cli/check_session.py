@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-import click
 import msgspec
 
 from qdq.checking.baseline import BaselineEntry, make_entries, read_baseline
@@ -14,14 +13,16 @@ from qdq.checking.checker import check, recorded_targets
 from qdq.checking.engine_checks import check_engines
 from qdq.checking.finding import Finding
 from qdq.checking.selection import Selection, relative_posix_path
+from qdq.cli.messages import print_line
 from qdq.engines.rtx_compiler import Compiler
 from qdq.errors import QdqError, UsageError
 from qdq.graph.loader import load
 from qdq.graph.source import Source
 from qdq.pipeline.fixer import fix
+from qdq.printable import encodable_name
 from qdq.reports.changes import fixed_lines
 from qdq.reports.sarif import CheckedModel
-from qdq.rewriting.model_file import save
+from qdq.rewriting.model_file import save_in_place
 from qdq.rules.rule import RuleSet
 from qdq.target import Target
 
@@ -58,7 +59,7 @@ class _Baseline:
         """Return the findings in a model that the baseline does not hold."""
         entries = make_entries(model, self.path, findings)
         self._current_entries.update(entries)
-        self._checked_models.add(relative_posix_path(model, self.path.parent))
+        self._checked_models.add(encodable_name(relative_posix_path(model, self.path.parent)))
         pairs = zip(findings, entries, strict=True)
         return tuple(finding for finding, entry in pairs if entry not in self.entries)
 
@@ -90,7 +91,7 @@ class CheckSession:
                 except QdqError as error:
                     self.failure_count += 1
                     message = " ".join(str(error).split())
-                    click.echo(f"qdq: {message}", err=True)
+                    print_line(f"qdq: {message}", err=True)
                     yield CheckedModel(str(model), failure=message)
 
     @property
@@ -111,7 +112,7 @@ class CheckSession:
         findings = self._list_findings(model, load(model), compiler)
         changes: list[str] = []
         if findings and self.settings.fix:
-            changes = self._fix_model(model)
+            changes = self._fix_model(model, findings)
             if changes:
                 findings = self._list_findings(model, load(model), compiler)
         if self._baseline is not None:
@@ -119,7 +120,7 @@ class CheckSession:
         self.finding_count += len(findings)
         return CheckedModel(str(model), findings, fixed=tuple(changes))
 
-    def _fix_model(self, model: Path) -> list[str]:
+    def _fix_model(self, model: Path, findings: tuple[Finding, ...]) -> list[str]:
         """Fix a model in place and return the changes, none where there was nothing to fix."""
         settings = self.settings
         fixed = fix(
@@ -131,8 +132,10 @@ class CheckSession:
         if fixed is None:
             return []
         changes = fixed_lines(fixed.existing)
+        if any(finding.code == "opset" for finding in findings):
+            changes += fixed.source.notes
         if changes:
-            save(fixed.model, fixed.source, model, force=True)
+            save_in_place(fixed.model, fixed.source, model)
         return changes
 
     def _list_findings(

@@ -12,6 +12,7 @@ from qdq.data.feeds import NOISE, DataLike, Feeds, Subset, data_files, open_feed
 from qdq.data.images import Images
 from qdq.data.preprocessing import preset_names
 from qdq.errors import UsageError
+from qdq.files.command_files import note_input
 from qdq.graph.index import GraphIndex
 
 #: The options that choose samples. Any of them may come from the project file.
@@ -64,7 +65,10 @@ def _collect_data(
     typed = frozenset(name for name in _DATA_OPTIONS if is_on_command_line(ctx, name))
     source = _drop_project_source(source, typed)
     _require_consistent(source, typed)
-    return DataOptions(_select_data(source), batch)
+    options = DataOptions(_select_data(source), batch)
+    for path in options.files:
+        note_input(path)
+    return options
 
 
 def _drop_project_source(source: _Source, typed: frozenset[str]) -> _Source:

@@ -1,4 +1,4 @@
-"""Records on standard output, and the file names in front of errors."""
+"""Lines and records on standard output, and the file names in front of errors."""
 
 from __future__ import annotations
 
@@ -10,8 +10,14 @@ from typing import Any
 import click
 
 from qdq.errors import PlanError
+from qdq.printable import escape_unprintable
 from qdq.reports.json_output import to_json
 from qdq.reports.sections import Section, sections_text
+
+
+def print_line(text: str, err: bool = False) -> None:
+    """Print one line, on standard error with `err`, whatever names of a model are in it."""
+    click.echo(escape_unprintable(text), err=err)
 
 
 def print_record(layout: str, record: Any, sections: Sequence[Section]) -> None:
@@ -24,7 +30,8 @@ def print_record(layout: str, record: Any, sections: Sequence[Section]) -> None:
 
 def print_written(paths: Sequence[Path]) -> None:
     """Print the names of the files that a command wrote, after a blank line."""
-    click.echo(f"\nwrote {join_paths(paths)}")
+    click.echo()
+    print_line(f"wrote {join_paths(paths)}")
 
 
 def join_paths(paths: Sequence[Path]) -> str:

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import click
 
-from qdq.cli.options import FILE
+from qdq.cli.messages import print_line
+from qdq.cli.options import PATH
 from qdq.errors import UsageError
-from qdq.files.output import check_output, write_atomic
+from qdq.files.output import check_output, write_atomic, written_together
 from qdq.rules.json_schema import SCHEMA_FILE, SCHEMA_LINE, rule_schema
 from qdq.rules.rule_files import SET_FILE, load_rules
 from qdq.rules.shipped import DEFAULT_SET
@@ -66,7 +67,7 @@ other-operators:
 @click.option(
     "--rules",
     "folder",
-    type=FILE,
+    type=PATH,
     default=Path("rules"),
     show_default=True,
     metavar="FOLDER",
@@ -86,10 +87,13 @@ def command(name: str, folder: Path) -> None:
     _create_folder(cases)
     for path in files:
         check_output(path)
-    for path, content in files.items():
-        write_atomic(path, content.encode())
-        click.echo(f"wrote {path}")
-    click.echo(f"\nedit both files, then run: qdq test {folder}")
+    with written_together():
+        for path, content in files.items():
+            write_atomic(path, content.encode())
+    for path in files:
+        print_line(f"wrote {path}")
+    click.echo()
+    print_line(f"edit both files, then run: qdq test {folder}")
 
 
 def _render_files(name: str, folder: Path, cases: Path) -> dict[Path, str]:

@@ -10,6 +10,7 @@ import click
 
 from qdq.cli.options import collect_options
 from qdq.errors import UsageError
+from qdq.files.command_files import note_output
 from qdq.observers.collection import CHECKPOINT_INTERVAL, Observing
 from qdq.ranges.tensor_ranges import Part
 
@@ -62,6 +63,7 @@ def _collect_observing(
         )
     parameters = click.get_current_context().params
     checkpoint = _checkpoint_path(parameters["output"])
+    note_output(checkpoint, "the checkpoint", rewritable=True)
     replace = resume or parameters["force"]
     if not replace and os.path.exists(checkpoint):
         raise UsageError(

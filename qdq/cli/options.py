@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -11,13 +12,40 @@ from typing import Any, TypeVar, cast
 import click
 from click.core import ParameterSource
 
+from qdq.files.command_files import note_input, note_output
+
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 #: A decorator that adds an option to the function of a command.
 OptionDecorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
-#: A file argument. The loader checks that the file exists, since its message is more specific.
-FILE = click.Path(path_type=Path)
+
+class _InputType(click.Path):
+    """A path that the command reads. The reader checks that it exists, with a specific message."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        path = Path(os.fsdecode(super().convert(value, param, ctx)))
+        note_input(path)
+        return path
+
+
+class _OutputType(click.Path):
+    """A path that the command writes."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        path = Path(os.fsdecode(super().convert(value, param, ctx)))
+        note_output(path, role=param.opts[0] if param else "")
+        return path
+
+
+#: A file that the command reads: none of its outputs may replace it.
+FILE = _InputType(path_type=Path)
+
+#: A file that the command writes: no input, and no other output. `check_output` checks its place.
+OUTPUT_FILE = _OutputType(path_type=Path)
+
+#: A folder, or a path that the command may not read. Its files are recorded where they are opened.
+PATH = click.Path(path_type=Path)
 
 
 def combine_options(*options: OptionDecorator) -> Callable[[Command], Command]:
@@ -64,7 +92,9 @@ force_option = click.option("--force", is_flag=True, help="Replace existing file
 
 #: Adds ``-o`` and ``--force``.
 output_options = combine_options(
-    click.option("-o", "--output", type=FILE, required=True, metavar="OUT", help="File to write."),
+    click.option(
+        "-o", "--output", type=OUTPUT_FILE, required=True, metavar="OUT", help="File to write."
+    ),
     force_option,
 )
 
@@ -80,5 +110,5 @@ format_option = click.option(
 
 #: Adds ``--report``.
 report_option = click.option(
-    "--report", type=FILE, metavar="FILE", help="Also write a report: .json, .md or .txt."
+    "--report", type=OUTPUT_FILE, metavar="FILE", help="Also write a report: .json, .md or .txt."
 )

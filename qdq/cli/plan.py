@@ -9,7 +9,7 @@ import click
 import msgspec
 
 from qdq.cli.messages import print_record
-from qdq.cli.options import FILE, collect_options, force_option, format_option
+from qdq.cli.options import FILE, OUTPUT_FILE, collect_options, force_option, format_option
 from qdq.cli.plan_options import PlanOptions, plan_options, read_rule_sets
 from qdq.files.output import check_output, write_atomic
 from qdq.graph.loader import load
@@ -39,7 +39,7 @@ class PlanCommandOptions(msgspec.Struct, frozen=True):
 @click.option(
     "-o",
     "--output",
-    type=FILE,
+    type=OUTPUT_FILE,
     metavar="PLAN",
     help="Write the plan here as YAML, for review and for 'qdq apply'.",
 )
@@ -67,11 +67,12 @@ def command(ctx: click.Context, options: PlanCommandOptions) -> None:
       qdq plan resnet50.onnx --target rtx:sm86 --diff resnet50.plan.yaml
     """
     if options.output:
-        check_output(options.output, (options.model,), options.force)
+        check_output(options.output, options.force)
     older_plan = read_plan(options.older) if options.older else None
     plan = _make_plan(options)
     if older_plan is None:
-        print_record(options.layout, plan, plan_sections(plan))
+        sections = plan_sections(plan, is_target_default=not options.plan.targets)
+        print_record(options.layout, plan, sections)
         return
     diff = diff_plans(older_plan, plan)
     print_record(options.layout, diff, [_diff_section(diff, str(options.older))])

@@ -2,28 +2,56 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
 
 import click
 import msgspec
 
 from qdq.cli.options import collect_options
 from qdq.errors import UsageError
+from qdq.files.command_files import note_input
 from qdq.graph.shape_profiles import Profile, parse_profile
-from qdq.planning.plan_request import PlanRequest
+from qdq.planning.plan_request import PlanRequest, to_globs
 from qdq.rules.rule import RuleSet
-from qdq.rules.rule_files import load_rules
+from qdq.rules.rule_files import RULE_SUFFIXES, load_rules
 from qdq.rules.shipped import DEFAULT_SET
 from qdq.target import Target, parse_target
 
-#: Adds ``--rules``, which the command receives as `rule_sets`.
-rules_option = click.option(
-    "--rules",
-    "rule_sets",
-    multiple=True,
-    metavar="SET|FOLDER|FILE",
-    help=f"Rule set, folder or file; repeat to overlay several.  [default: {DEFAULT_SET}]",
-)
+_Command = TypeVar("_Command", bound="Callable[..., Any] | click.Command")
+
+
+def _note_rule_files(
+    ctx: click.Context, parameter: click.Parameter, names: tuple[str, ...]
+) -> tuple[str, ...]:
+    """Record the user's rule files as inputs before the outputs are checked."""
+    for name in names:
+        path = Path(name)
+        files = [path]
+        for suffix in RULE_SUFFIXES:
+            files += path.glob(f"*{suffix}")
+        for file in files:
+            note_input(file)
+    return names
+
+
+def make_rules_option(default: str) -> Callable[[_Command], _Command]:
+    """Return the decorator that adds ``--rules``, which the command receives as `rule_sets`.
+
+    `default` describes the rules of a command that is called without it.
+    """
+    return click.option(
+        "--rules",
+        "rule_sets",
+        multiple=True,
+        callback=_note_rule_files,
+        metavar="SET|FOLDER|FILE",
+        help=f"Rule set, folder or file; repeat to overlay several.  [default: {default}]",
+    )
+
+
+rules_option = make_rules_option(DEFAULT_SET)
 
 #: Adds ``--target``, which the command receives as `targets`.
 target_option = click.option(
@@ -97,7 +125,7 @@ class PlanOptions(msgspec.Struct, frozen=True):
         return PlanRequest(
             rules,
             targets=parse_targets(self.targets),
-            leave_float=self.leave_float,
+            leave_float=to_globs(self.leave_float),
             allow_unmatched=self.allow_unmatched,
             profiles=parse_profiles(self.shapes),
         )

@@ -9,12 +9,13 @@ from pathlib import Path
 import click
 import msgspec
 
-from qdq.cli.options import FILE, collect_options, force_option, format_option
+from qdq.cli.messages import print_line
+from qdq.cli.options import OUTPUT_FILE, PATH, collect_options, force_option, format_option
 from qdq.cli.plan_options import parse_targets
 from qdq.cli.progress import progress
 from qdq.engines.kernel_probe import OPERATORS, probe, table_yaml
 from qdq.errors import UsageError, did_you_mean
-from qdq.files.output import check_output, write_atomic
+from qdq.files.output import check_output, write_atomic, written_together
 from qdq.reports.json_output import to_json
 from qdq.rules.kernel_tables import KernelTable
 from qdq.target import Target
@@ -86,10 +87,12 @@ class ProbeOptions(msgspec.Struct, frozen=True):
     metavar="TARGET",
     help="Target to measure, such as rtx:sm86; repeat for several.",
 )
-@click.option("-o", "--output", type=FILE, metavar="FILE", help="File for the table of one target.")
+@click.option(
+    "-o", "--output", type=OUTPUT_FILE, metavar="FILE", help="File for the table of one target."
+)
 @click.option(
     "--output-folder",
-    type=FILE,
+    type=PATH,
     metavar="FOLDER",
     help="Folder for the tables, each named after its target, such as rtx-sm86.yaml.",
 )
@@ -119,12 +122,13 @@ def command(options: ProbeOptions) -> None:
     operators = options.parse_operators()
     paths = options.list_paths(targets)
     for path in paths:
-        check_output(path, (), options.force)
+        check_output(path, options.force)
     tables = []
     for target in targets:
         tables.append(_probe_target(target, operators, options.jobs))
-    for path, table in zip(paths, tables, strict=False):
-        write_atomic(path, table_yaml(table).encode())
+    with written_together():
+        for path, table in zip(paths, tables, strict=False):
+            write_atomic(path, table_yaml(table).encode())
     _print_tables(options.layout, tables, paths)
 
 
@@ -144,4 +148,4 @@ def _print_tables(layout: str, tables: Sequence[KernelTable], paths: Sequence[Pa
         return
     for path, table in zip(paths, tables, strict=True):
         row_count = len(table.int8) + len(table.fp8)
-        click.echo(f"{path}: {row_count} rows from {table.networks} networks, {table.compiler}")
+        print_line(f"{path}: {row_count} rows from {table.networks} networks, {table.compiler}")

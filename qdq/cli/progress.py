@@ -10,6 +10,7 @@ from contextlib import contextmanager
 import click
 
 from qdq.files.output import remove_output
+from qdq.interruption import advise_resuming, set_checkpoint
 from qdq.observers.collection import Observing
 
 _MEGA = 1_000_000
@@ -23,13 +24,13 @@ _CLEAR_REST = "\033[K"
 def resumable(observing: Observing) -> Iterator[None]:
     """Remove the checkpoint at the end; if the run is interrupted, name it in the error."""
     checkpoint = observing.checkpoint
+    set_checkpoint(str(checkpoint or ""))
     try:
         yield
     except KeyboardInterrupt as error:
-        advice = ""
-        if checkpoint and checkpoint.exists():
-            advice = f"Pass --resume to continue from {checkpoint}."
-        raise KeyboardInterrupt(advice) from error
+        raise KeyboardInterrupt(advise_resuming()) from error
+    finally:
+        set_checkpoint("")
     if checkpoint:
         remove_output(checkpoint)
 

@@ -16,6 +16,7 @@ import msgspec
 
 from qdq.cli.project_values import PROJECT_KEYS, TABLES, TOP_KEYS, Key
 from qdq.errors import QdqError, UsageError, did_you_mean
+from qdq.files.command_files import note_input
 from qdq.files.strict_yaml import LocatedMapping, read_yaml
 
 if sys.version_info >= (3, 11):
@@ -97,6 +98,7 @@ def _read_toml(path: Path) -> LocatedMapping | None:
     """Return the table [tool.qdq] with the lines of its keys; None without the file or table."""
     if not path.is_file():
         return None
+    note_input(path)
     try:
         text = path.read_text(encoding="utf-8", errors="replace")
     except OSError as error:

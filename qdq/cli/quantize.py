@@ -25,7 +25,7 @@ from qdq.cli.ranges_options import (
 from qdq.cli.threshold_options import refuse_unused_thresholds, threshold_options
 from qdq.data.feeds import open_feeds
 from qdq.errors import ModelError
-from qdq.files.output import check_output, write_atomic
+from qdq.files.output import check_output, write_atomic, written_together
 from qdq.graph.index import GraphIndex
 from qdq.graph.loader import load
 from qdq.graph.shape_profiles import Shape, optimal_shapes, require_shapes
@@ -70,19 +70,14 @@ class QuantizeOptions(msgspec.Struct, frozen=True):
 
     def check_outputs(self) -> None:
         """Raise UsageError, before any work, for a file that could not be written at the end."""
-        inputs = [self.model, *self.data.files]
-        if self.ranges:
-            inputs.append(self.ranges)
-        check_output(self.output, tuple(inputs), self.force)
+        check_output(self.output, self.force)
         if self.until_it_builds:
-            check_output(self.rule_file, tuple(inputs), self.force)
-        taken = [*inputs, self.output]
+            check_output(self.rule_file, self.force, "the rule file of --until-it-builds")
         if self.report:
             check_report_path(self.report)
-            check_output(self.report, tuple(taken), self.force)
-            taken.append(self.report)
+            check_output(self.report, self.force)
         if self.save_ranges:
-            check_output(self.save_ranges, tuple(taken), self.force)
+            check_output(self.save_ranges, self.force)
 
 
 class _Inputs(msgspec.Struct, frozen=True):
@@ -153,15 +148,20 @@ def command(ctx: click.Context, options: QuantizeOptions) -> None:
     with resumable(options.observing), name_files_in_errors(*named_files):
         result = _quantize(options, inputs)
         report = _make_report(options, inputs, result)
-        _write_outputs(options, result, report)
-    print_record(options.layout, report, report_sections(report))
-    written = [options.output]
-    written += _write_rule_file(options.rule_file, result, inputs.rules)
+        with written_together():
+            written = _write_outputs(options, result, report)
+            written += _write_rule_file(options.rule_file, result, inputs.rules)
+    _print_report(options, report)
     if options.save_ranges:
         written.append(options.save_ranges)
     if options.layout == "text":
         print_written(written)
     ctx.exit(1 if report.findings or report.misses else 0)
+
+
+def _print_report(options: QuantizeOptions, report: Report) -> None:
+    sections = report_sections(report, is_target_default=not options.plan.targets)
+    print_record(options.layout, report, sections)
 
 
 def _read_inputs(ctx: click.Context, options: QuantizeOptions) -> _Inputs:
@@ -264,13 +264,19 @@ def _measure_original(
         return None
 
 
-def _write_outputs(options: QuantizeOptions, result: Quantized, report: Report) -> None:
-    """Write the model, and the report and the ranges where the options name files for them."""
+def _write_outputs(options: QuantizeOptions, result: Quantized, report: Report) -> list[Path]:
+    """Write the model, and the report and the ranges where the options name files for them.
+
+    Returns the path of the model.
+    """
     save(result.model, result.source, options.output, options.force)
     if options.report:
-        write_atomic(options.report, render(report, options.report.suffix).encode())
+        is_default = not options.plan.targets
+        text = render(report, options.report.suffix, is_target_default=is_default)
+        write_atomic(options.report, text.encode())
     if options.save_ranges and result.ranges:
         write_ranges(options.save_ranges, result.ranges)
+    return [options.output]
 
 
 def _write_rule_file(path: Path, result: Quantized, rules: RuleSet) -> list[Path]:

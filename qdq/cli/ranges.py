@@ -13,7 +13,7 @@ from qdq.calibration.range_sources import (
     encode_given_ranges,
     read_exportable_ranges,
 )
-from qdq.cli.messages import join_paths, print_written
+from qdq.cli.messages import join_paths, print_line, print_written
 from qdq.cli.options import FILE, output_options
 from qdq.errors import DataError, UsageError
 from qdq.files.output import check_output, write_atomic
@@ -49,7 +49,7 @@ def _merge(parts: tuple[Path, ...], output: Path, force: bool) -> None:
       qdq ranges merge part1.ranges part2.ranges -o all.ranges
       qdq calibrate resnet50.onnx resnet50.plan.yaml --ranges all.ranges -o resnet50.scales.json
     """
-    check_output(output, parts, force)
+    check_output(output, force)
     ranges = [read_ranges(part) for part in parts]
     try:
         merged = merge(ranges)
@@ -98,11 +98,11 @@ def _export(
       qdq ranges export all.ranges --format tensorrt-cache --method entropy -o model.cache
       qdq ranges export model.int8.onnx --format yaml -o model.ranges.yaml
     """
-    check_output(output, (source,), force)
+    check_output(output, force)
     if version and layout != CACHE:
         raise UsageError(
             "--tensorrt-version is for the first line of a cache. Pass --format tensorrt-cache."
         )
     ranges = read_exportable_ranges(source, parse_method(method) if method else None)
     write_atomic(output, encode_given_ranges(ranges, layout, version))
-    click.echo(f"wrote the ranges of {len(ranges.by_tensor)} tensors to {output}")
+    print_line(f"wrote the ranges of {len(ranges.by_tensor)} tensors to {output}")

@@ -13,7 +13,7 @@ from qdq.calibration.methods import DEFAULT_METHOD, WEIGHT_METHODS, Method, pars
 from qdq.calibration.range_sources import read_given
 from qdq.cli.data_options import DataOptions
 from qdq.cli.observing_options import OBSERVING_OPTIONS
-from qdq.cli.options import FILE, collect_options, is_on_command_line
+from qdq.cli.options import FILE, OUTPUT_FILE, collect_options, is_on_command_line
 from qdq.errors import UsageError
 from qdq.ranges.tensor_ranges import Ranges
 
@@ -72,7 +72,7 @@ ranges_option = click.option(
 #: Adds ``--save-ranges``.
 save_ranges_option = click.option(
     "--save-ranges",
-    type=FILE,
+    type=OUTPUT_FILE,
     metavar="FILE",
     help="Also write the observed ranges, to choose scales from them again later.",
 )

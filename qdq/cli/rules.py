@@ -8,12 +8,12 @@ from pathlib import Path
 import click
 
 from qdq.cli.json_records import JSON_RECORDS
-from qdq.cli.messages import print_record
-from qdq.cli.options import FILE, force_option, format_option
+from qdq.cli.messages import print_line, print_record
+from qdq.cli.options import PATH, force_option, format_option
 from qdq.cli.plan_options import read_rule_sets, rules_option
 from qdq.cli.rule_details import RuleDetails
 from qdq.errors import UsageError, did_you_mean
-from qdq.files.output import check_output, write_atomic
+from qdq.files.output import check_output, write_atomic, written_together
 from qdq.reports.json_reference import json_page
 from qdq.reports.reference_pages import (
     facts_page,
@@ -119,7 +119,7 @@ def _schema() -> None:
 @click.option(
     "-o",
     "--output",
-    type=FILE,
+    type=PATH,
     required=True,
     metavar="FOLDER",
     help="Folder for rules.md, facts.md, findings.md and json.md.",
@@ -141,10 +141,12 @@ def _docs(names: tuple[str, ...], output: Path, force: bool) -> None:
         output / "json.md": json_page(JSON_RECORDS),
     }
     for path in pages:
-        check_output(path, (), force)
-    for path, content in pages.items():
-        write_atomic(path, content.encode())
-        click.echo(f"wrote {path}")
+        check_output(path, force)
+    with written_together():
+        for path, content in pages.items():
+            write_atomic(path, content.encode())
+    for path in pages:
+        print_line(f"wrote {path}")
 
 
 def _rule_section(rule: Rule) -> Section:

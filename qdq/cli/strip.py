@@ -8,9 +8,9 @@ import click
 import onnx
 
 from qdq.calibration.range_sources import CACHE, JSON, YAML, encode_given_ranges, read_model_ranges
-from qdq.cli.messages import join_paths
-from qdq.cli.options import FILE, output_options
-from qdq.files.output import check_output, write_atomic
+from qdq.cli.messages import join_paths, print_line
+from qdq.cli.options import FILE, OUTPUT_FILE, output_options
+from qdq.files.output import check_output, write_atomic, written_together
 from qdq.graph.bodies import all_nodes
 from qdq.graph.loader import load
 from qdq.graph.pairs import find_pairs
@@ -26,7 +26,7 @@ _LAYOUTS = {".cache": CACHE, ".json": JSON}
 @click.argument("model", type=FILE)
 @click.option(
     "--ranges",
-    type=FILE,
+    type=OUTPUT_FILE,
     metavar="FILE",
     help="Also write the ranges of its activations: a .cache as TensorRT does, .json, else YAML.",
 )
@@ -39,20 +39,21 @@ def command(model: Path, ranges: Path | None, output: Path, force: bool) -> None
       qdq strip resnet50.int8.onnx -o resnet50.float.onnx
       qdq strip resnet50.int8.onnx -o resnet50.float.onnx --ranges resnet50.ranges.yaml
     """
-    check_output(output, (model,), force)
+    check_output(output, force)
     written = [output]
     if ranges:
-        check_output(ranges, (model, output), force)
+        check_output(ranges, force)
         written.append(ranges)
     source = load(model)
     float_model = strip(source)
     model_ranges = read_model_ranges(model) if ranges else None
-    save(float_model, source, output, force)
-    if ranges and model_ranges:
-        layout = _LAYOUTS.get(ranges.suffix, YAML)
-        write_atomic(ranges, encode_given_ranges(model_ranges, layout))
+    with written_together():
+        save(float_model, source, output, force)
+        if ranges and model_ranges:
+            layout = _LAYOUTS.get(ranges.suffix, YAML)
+            write_atomic(ranges, encode_given_ranges(model_ranges, layout))
     summary = _summarize(source.model.graph, float_model.graph)
-    click.echo(f"{summary}; wrote {join_paths(written)}")
+    print_line(f"{summary}; wrote {join_paths(written)}")
 
 
 def _summarize(quantized_graph: onnx.GraphProto, float_graph: onnx.GraphProto) -> str:

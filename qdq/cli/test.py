@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 import msgspec
 
+from qdq.cli.messages import print_line
 from qdq.cli.options import FILE, format_option
 from qdq.reports.json_output import to_json
 from qdq.testing.case_runner import CaseResult, run_cases
@@ -51,12 +52,12 @@ def command(
     if layout == "json":
         click.echo(to_json(TestAnswer(tuple(results))), nl=False)
     else:
-        click.echo(f"{len(results) - failure_count} of {len(results)} hold")
+        print_line(f"{len(results) - failure_count} of {len(results)} hold")
     ctx.exit(1 if failure_count else 0)
 
 
 def _print_result(result: CaseResult) -> None:
     status = "FAILED" if result.failures else "ok    "
-    click.echo(f"{status} {result.rule}: {result.case or 'as a whole'}")
+    print_line(f"{status} {result.rule}: {result.case or 'as a whole'}")
     for failure in result.failures:
-        click.echo(f"         {failure}")
+        print_line(f"         {failure}")

@@ -44,8 +44,7 @@ class ValidateOptions(msgspec.Struct, frozen=True):
             )
         if self.report:
             check_report_path(self.report)
-            inputs = (self.model, self.quantized, *self.layers, *self.data.files)
-            check_output(self.report, inputs, self.force)
+            check_output(self.report, self.force)
 
 
 @click.command("validate")

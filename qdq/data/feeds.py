@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain, islice
 from pathlib import Path
@@ -10,6 +12,7 @@ from typing import TypeAlias, cast
 import msgspec
 import numpy as np
 
+from qdq.arguments import to_count, to_path
 from qdq.arrays import Array, Feed
 from qdq.data.images import Images, list_pictures, open_pictures
 from qdq.data.input_specs import (
@@ -24,9 +27,11 @@ from qdq.data.input_specs import (
     input_specs,
 )
 from qdq.data.preprocessing import preprocess_path
-from qdq.data.sample_files import DATA_FORMS, list_sample_files, open_series
+from qdq.data.sample_files import DATA_FORMS, list_sample_files, open_arrays, open_series
 from qdq.errors import DataError
 from qdq.graph.index import GraphIndex
+from qdq.memory import format_gigabytes, total_memory
+from qdq.printable import encodable_name
 
 NOISE = "noise"
 _NOISE_SAMPLES = 8
@@ -47,9 +52,16 @@ class Subset(msgspec.Struct, frozen=True):
     #: The seed of the choice; for noise, of its values.
     seed: int | None = None
 
+    def __post_init__(self) -> None:
+        if self.samples is not None:
+            to_count(self.samples, 1, "Subset.samples")
+        if self.seed is not None:
+            to_count(self.seed, 0, "Subset.seed")
+
 
 #: A path, the word "noise", a folder of pictures, any iterable of samples, or a subset of these.
-DataLike: TypeAlias = str | Path | Images | Subset | Iterable[Sample]
+#: Also an array, or one for each input: axis 0 counts their samples.
+DataLike: TypeAlias = str | Path | Images | Subset | Array | Mapping[str, Array] | Iterable[Sample]
 
 #: Yields the samples from the first argument on, every n-th for the second argument n.
 SampleReader = Callable[[int, int], Iterator[Named]]
@@ -65,7 +77,7 @@ class Feeds:
         self, name: str, specs: Specs, read: SampleReader, count: int | None, once: bool = False
     ) -> None:
         #: A name of the data for reports: a file name, or "noise".
-        self.name = name
+        self.name = encodable_name(name)
         self.specs = specs
         #: The number of samples, or None where only reading them tells.
         self.count = count
@@ -136,6 +148,8 @@ def open_feeds(index: GraphIndex, data: DataLike | None, batch: int | None = Non
     Raises DataError where there is nothing to read. Samples are checked when they are read.
     """
     specs = input_specs(index)
+    if batch is not None:
+        batch = to_count(batch, 1, "batch")
     if data is None:
         raise DataError(
             f"{index.source.name}: there is no calibration data. {DATA_FORMS} "
@@ -143,7 +157,7 @@ def open_feeds(index: GraphIndex, data: DataLike | None, batch: int | None = Non
         )
     subset = data if isinstance(data, Subset) else Subset(data)
     _check_batch(index, specs, batch)
-    if subset.data == NOISE:
+    if isinstance(subset.data, str) and subset.data == NOISE:
         return _noise_feeds(specs, batch or 1, subset)
     series = _open_series(index, subset.data, specs, batch)
     if isinstance(series, Indexed):
@@ -154,16 +168,18 @@ def open_feeds(index: GraphIndex, data: DataLike | None, batch: int | None = Non
 def _open_series(index: GraphIndex, data: DataLike, specs: Specs, batch: int | None) -> Series:
     if isinstance(data, Images):
         return open_pictures(data, specs, batch, index.source.name)
-    if isinstance(data, (str, Path)):
-        return open_series(str(data), specs, batch)
+    if isinstance(data, (str, os.PathLike)):
+        return open_series(str(to_path(data, "data")), specs, batch)
+    if hasattr(data, "__array__") or isinstance(data, Mapping):
+        return open_arrays(_LIBRARY, data, specs, batch)
     has_length = hasattr(data, "__getitem__") and hasattr(data, "__len__")
-    if has_length and not isinstance(data, Mapping):
+    if has_length and not isinstance(data, bytes):
         samples = cast("Sequence[Sample]", data)  # torch's Dataset has no more than these two
         return Indexed(_LIBRARY, len(samples), lambda i: (f"sample {i}", samples[i]))
-    if not isinstance(data, Iterable):
+    if not isinstance(data, Iterable) or isinstance(data, bytes):
         raise DataError(
             f"{_LIBRARY}: they are of type {type(data).__name__}. "
-            "Pass a path, or an iterable of dicts of arrays."
+            "Pass a path, an array, a dict of arrays, or an iterable of dicts of arrays."
         )
     return Streamed(_LIBRARY, lambda: _name_samples(data), once=iter(data) is data)
 
@@ -238,7 +254,7 @@ def with_absolute_paths(data: DataLike | None) -> DataLike | None:
         file = Path(data.preprocess)
         preprocess = file.resolve() if file.is_file() else data.preprocess
         return Images(Path(data.folder).resolve(), preprocess)
-    if isinstance(data, (str, Path)) and data != NOISE:
+    if isinstance(data, (str, os.PathLike)) and str(data) != NOISE:
         return str(Path(data).resolve())
     return data
 
@@ -249,7 +265,7 @@ def data_files(data: DataLike | None) -> tuple[Path, ...]:
         return data_files(data.data)
     if isinstance(data, Images):
         return (*list_pictures(Path(data.folder)), preprocess_path(data.preprocess))
-    if not data or data == NOISE or not isinstance(data, (str, Path)):
+    if not isinstance(data, (str, os.PathLike)) or str(data) in ("", NOISE):
         return ()
     return list_sample_files(str(data))
 
@@ -274,6 +290,17 @@ def _make_noise(specs: Specs, batch: int, count: int, seed: int) -> Iterator[Nam
 def _make_random(generator: np.random.Generator, spec: InputSpec, batch: int) -> Array:
     defaults = (batch, *(1 for _ in spec.shape[1:]))
     shape = tuple(size or default for size, default in zip(spec.shape, defaults, strict=False))
+    _require_memory(spec, shape)
     if np.dtype(spec.dtype).kind == "f":
         return generator.standard_normal(shape).astype(spec.dtype)
     return generator.integers(0, 2, shape).astype(spec.dtype)
+
+
+def _require_memory(spec: InputSpec, shape: tuple[int, ...]) -> None:
+    """Raise DataError for an input that the machine's memory cannot hold."""
+    size = math.prod(shape) * np.dtype(np.float64).itemsize
+    if size > total_memory():
+        raise DataError(
+            f"{NOISE}: input {spec.name!r} ({spec}) takes {format_gigabytes(size)}, more than the "
+            "memory of this machine. Pass a smaller model or other data."
+        )

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import numpy as np
 
+from qdq.arguments import to_path
 from qdq.arrays import Array
 from qdq.data.input_specs import Indexed, InputSpec, Named, Specs, join_input_names
 from qdq.data.preprocessing import (
@@ -19,6 +20,7 @@ from qdq.data.preprocessing import (
     read_preprocess,
 )
 from qdq.errors import DataError, did_you_mean, first_line
+from qdq.files.command_files import note_input
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -36,6 +38,10 @@ class Images(msgspec.Struct, frozen=True):
 
     folder: str | Path
     preprocess: str | Path
+
+    def __post_init__(self) -> None:
+        to_path(self.folder, "Images.folder")
+        to_path(self.preprocess, "Images.preprocess")
 
 
 class _PictureInput(msgspec.Struct, frozen=True):
@@ -205,6 +211,7 @@ def _open(path: Path, channels: str) -> Image.Image:
     """Return a picture in RGB or grey."""
     from PIL import Image
 
+    note_input(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # standard error is for one line

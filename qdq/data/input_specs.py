@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import lzma
+import struct
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -22,6 +25,7 @@ Sample = Mapping[str, Array]
 Named = tuple[str, Sample]
 
 #: Errors of numpy and zipfile for damaged or pickled content, and for objects that are no arrays.
+#: A .npy file's header is parsed as Python.
 UNREADABLE = (
     OSError,
     ValueError,
@@ -29,6 +33,13 @@ UNREADABLE = (
     EOFError,
     RuntimeError,
     MemoryError,
+    ArithmeticError,
+    LookupError,
+    AttributeError,
+    SyntaxError,
+    tokenize.TokenError,
+    struct.error,
+    lzma.LZMAError,
     zlib.error,
     zipfile.BadZipFile,
 )
@@ -125,7 +136,8 @@ def find_array(spec: InputSpec, sample: Any, location: str) -> Array:
             f"{hint} Name arrays after inputs."
         )
     try:
-        return np.asarray(sample[spec.name])
+        with np.errstate(over="ignore"):  # of a size that no array has, which is refused
+            return np.asarray(sample[spec.name])
     except UNREADABLE as error:
         raise DataError(
             f"{location}: input {spec.name!r} cannot be read: {first_line(error)}. "

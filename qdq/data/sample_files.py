@@ -25,6 +25,8 @@ from qdq.data.input_specs import (
     join_input_names,
 )
 from qdq.errors import DataError, first_line
+from qdq.files.command_files import note_input
+from qdq.memory import format_gigabytes, total_memory
 
 DATA_FORMS = (
     "Pass --data with a folder of .npz or .npy files, one .npz or .npy, inputs that Polygraphy "
@@ -60,6 +62,17 @@ def open_series(name: str, specs: Specs, batch: int | None) -> Series:
     if path.suffix == ".json":
         return Streamed(path.name, lambda: _read_saved_inputs(path))
     raise DataError(f"{path}: this kind of data is unknown. {DATA_FORMS}")
+
+
+def open_arrays(name: str, data: Any, specs: Specs, batch: int | None) -> Series:
+    """Return the samples of one array, or of one for each input; axis 0 counts them.
+
+    Raises DataError where one array must feed several inputs, and for arrays that do not fit.
+    """
+    if not isinstance(data, Mapping):
+        data = {_require_single_input(name, specs).name: data}
+    arrays = {spec.name: find_array(spec, data, name) for spec in specs}
+    return _split_arrays(name, specs, arrays, batch)
 
 
 def list_sample_files(name: str) -> tuple[Path, ...]:
@@ -126,7 +139,7 @@ def _open_npy_folder(path: Path, files: list[Path], specs: Specs, batch: int | N
     return Indexed(_name(path), len(files), read)
 
 
-def _require_single_input(path: Path, specs: Specs) -> InputSpec:
+def _require_single_input(path: Path | str, specs: Specs) -> InputSpec:
     if len(specs) == 1:
         return specs[0]
     raise DataError(
@@ -164,7 +177,7 @@ def _open_folder_per_input(path: Path, specs: Specs) -> Series:
 
 
 def _split_arrays(
-    path: Path, specs: Specs, arrays: Mapping[str, Array], batch: int | None
+    path: Path | str, specs: Specs, arrays: Mapping[str, Array], batch: int | None
 ) -> Series:
     """Return samples along axis 0 of one array for each input."""
     sizes = {spec.name: _batch_size(spec, arrays[spec.name], batch, path) for spec in specs}
@@ -183,14 +196,14 @@ def _split_arrays(
             sample[spec.name] = _slice_batch(spec, arrays[spec.name], i, sizes[spec.name])
         return f"{path} sample {i}", sample
 
-    return Indexed(_name(path), max(counts.values(), default=0), read)
+    return Indexed(_name(Path(path)), max(counts.values(), default=0), read)
 
 
 def _count_samples(array: Array, size: int) -> int:
     return -(-len(array) // size) if array.ndim else 0
 
 
-def _require_whole_batches(path: Path, spec: InputSpec, array: Array, size: int) -> None:
+def _require_whole_batches(path: Path | str, spec: InputSpec, array: Array, size: int) -> None:
     """Raise DataError where a batch that the model fixes does not divide an array."""
     if not spec.shape or spec.shape[0] != size or not array.ndim:
         return
@@ -202,7 +215,7 @@ def _require_whole_batches(path: Path, spec: InputSpec, array: Array, size: int)
         )
 
 
-def _batch_size(spec: InputSpec, array: Array, batch: int | None, path: Path) -> int:
+def _batch_size(spec: InputSpec, array: Array, batch: int | None, path: Path | str) -> int:
     """Return how many entries of axis 0 make a sample: 1 for an array of one axis more."""
     if array.ndim == len(spec.shape) + 1:
         return 1
@@ -223,9 +236,11 @@ def _slice_batch(spec: InputSpec, array: Array, i: int, size: int) -> Array:
 
 
 def _read_npz(path: Path) -> Sample:
+    note_input(path)
     try:
         if zipfile.is_zipfile(path):
-            zipfile.ZipFile(path).close()  # unlike numpy, it closes a file that it cannot read
+            with zipfile.ZipFile(path) as archive:  # unlike numpy, it closes what it cannot read
+                _require_memory(path, archive)
             return np.load(path, allow_pickle=False)  # type: ignore[no-any-return] # a NpzFile
         is_npy = _begins_like_npy(path)
     except UNREADABLE as error:
@@ -237,11 +252,23 @@ def _read_npz(path: Path) -> Sample:
     raise DataError(f"{path}: this is no .npz file, or a truncated one. {_SAVE}")
 
 
+def _require_memory(path: Path, archive: zipfile.ZipFile) -> None:
+    """Raise DataError for an array that unpacks to more than the machine's memory."""
+    for member in archive.infolist():
+        if member.file_size > total_memory():
+            raise DataError(
+                f"{path}: {member.filename} unpacks to {format_gigabytes(member.file_size)}, more "
+                "than the memory of this machine. Write one .npz per sample."
+            )
+
+
 def _map_npy(path: Path) -> Array:
     """Return the array of a .npy file, memory-mapped so that a large one takes no memory."""
+    note_input(path)
     try:
         if _begins_like_npy(path):
-            array: Array = np.load(path, mmap_mode="r", allow_pickle=False)
+            with np.errstate(over="ignore"):  # of a size that no array has, which is refused
+                array: Array = np.load(path, mmap_mode="r", allow_pickle=False)
             return array
     except UNREADABLE as error:
         raise DataError(
@@ -264,6 +291,7 @@ def _read_saved_inputs(path: Path) -> Iterator[Named]:
     from polygraphy.json import from_json
     from polygraphy.logger import G_LOGGER
 
+    note_input(path)
     try:
         # Errors that Polygraphy logs as critical are also raised.
         with G_LOGGER.verbosity(G_LOGGER.CRITICAL + 1):
@@ -315,6 +343,7 @@ def _split_script_name(name: str) -> tuple[Path, str]:
 
 def _run_script(path: Path) -> dict[str, Any]:
     """Run a script that may import its neighbours, and return its namespace."""
+    note_input(path)
     module = ModuleType(f"qdq_data_{path.stem}")
     module.__file__ = str(path)
     sys.modules[module.__name__] = module

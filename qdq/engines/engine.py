@@ -5,6 +5,7 @@ The builder logs it at VERBOSE severity when profiling verbosity is DETAILED.
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections.abc import Iterator
@@ -110,8 +111,8 @@ class EngineLayer(msgspec.Struct, frozen=True):
             if product is None:
                 return False
             steps = steps[:product]
-        for position, step in enumerate(steps):
-            if step == _CAST_STEP and steps[position - 1] != _ROUND_STEP:
+        for previous, step in itertools.pairwise(["", *steps]):
+            if step == _CAST_STEP and previous != _ROUND_STEP:
                 return False
         types = [tensor.dtype for tensor in self.inputs if tensor.dtype in _VALUE_TYPES]
         if _CAST_STEP not in steps and types[:1] != [dtype]:

@@ -95,7 +95,9 @@ def probe(
         for request in default_requests:
             if not measurements.is_refused(request):
                 accepted_forms.append(request.form)
-        requests.extend(_list_fp8_requests(accepted_forms))
+        for request in _list_fp8_requests(accepted_forms):
+            if request not in default_requests:
+                requests.append(request)
         measurements.measure(requests)
     return measurements.make_table()
 

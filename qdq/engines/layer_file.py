@@ -16,6 +16,7 @@ import msgspec
 
 from qdq.engines.engine import Engine, EngineLayer, LayerTensor
 from qdq.errors import LayerFileError, first_line
+from qdq.files.command_files import note_input
 from qdq.target import Target
 
 #: Data types as the inspector writes them, old and new, and as `LayerTensor` does.
@@ -80,6 +81,7 @@ def read_layer_file(path: Path, target: Target, labels: Mapping[str, str]) -> En
 
 
 def _read_json(path: Path) -> Any:
+    note_input(path)
     try:
         return msgspec.json.decode(path.read_bytes().removeprefix(_UTF8_MARK))
     except OSError as error:

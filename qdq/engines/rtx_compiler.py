@@ -19,8 +19,10 @@ from qdq.engines.compilable_model import find_labels, replace_tokens, write_comp
 from qdq.engines.engine import Engine, read_layers
 from qdq.engines.rtx_worker import CAN_FORK, CRASHED, CompileAnswer, CompileRequest
 from qdq.errors import CompilerError
+from qdq.files.temporary import work_folder
 from qdq.graph.bodies import all_nodes
 from qdq.graph.source import Source
+from qdq.interruption import clean_before_end
 from qdq.target import Target
 
 _NOT_INSTALLED = "TensorRT-RTX is not installed. Install it with 'pip install tensorrt-rtx-cu12'."
@@ -33,6 +35,19 @@ _SOURCE_PLACE = re.compile(
     r"|^\w+::\w+: Error Code \d+: [\w ]+\("
     r"|\bIn operator\(\) at \S+"
 )
+
+
+#: Child processes that have not ended.
+_live_processes: set[subprocess.Popen[bytes]] = set()
+
+
+def _kill_processes() -> None:
+    """Kill the child processes: one that loads the compiler does not see yet that this one ends."""
+    for process in tuple(_live_processes):
+        process.kill()
+
+
+clean_before_end(_kill_processes)
 
 
 def build_engine(
@@ -78,9 +93,9 @@ class Compiler:
             raise CompilerError(f"target {target}: {_NOT_INSTALLED}")
         proto = model.model if isinstance(model, Source) else model
         labels = [label for label, _ in all_nodes(proto.graph)]
-        with tempfile.TemporaryDirectory(prefix="qdq-") as folder:
-            path = write_compilable(model, shapes or {}, Path(folder))
-            request = CompileRequest(str(path), f"{folder}/answer.json", target.sm)
+        with work_folder() as folder:
+            path = write_compilable(model, shapes or {}, folder)
+            request = CompileRequest(str(path), str(folder / "answer.json"), target.sm)
             answer = self._compile(request, target)
         return Engine(
             target=target,
@@ -109,16 +124,19 @@ class Compiler:
         raise CompilerError(f"target {target}: the compiler process could not start: {reason}")
 
     def _start_process(self) -> subprocess.Popen[bytes]:
+        """Return a new child process; it ends when this process does."""
         search_path = os.pathsep.join(filter(None, sys.path))
         self._errors.seek(0)
         self._errors.truncate()
-        return subprocess.Popen(
+        process = subprocess.Popen(
             [sys.executable, "-m", "qdq.engines.rtx_worker"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
             env={**os.environ, "PYTHONPATH": search_path},
         )
+        _live_processes.add(process)
+        return process
 
     def _end_process(self) -> int:
         """End the child process and return its exit code, 0 if there is none."""
@@ -128,7 +146,9 @@ class Compiler:
             return 0
         with contextlib.suppress(OSError):
             process.communicate()
-        return process.wait()
+        exit_code = process.wait()
+        _live_processes.discard(process)
+        return exit_code
 
     def _read_last_error(self) -> str:
         """Return the last line that the child process wrote to standard error."""

@@ -9,7 +9,10 @@ compiler.
 from __future__ import annotations
 
 import os
+import select
+import signal
 import sys
+import threading
 from pathlib import Path
 from typing import IO, Any
 
@@ -44,6 +47,7 @@ class CompileAnswer(msgspec.Struct):
 
 def main() -> None:
     """Build each model that a line of standard input names, and write its answer file."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that requests
     import polygraphy.config
 
     polygraphy.config.USE_TENSORRT_RTX = True
@@ -58,6 +62,7 @@ def main() -> None:
     while CAN_FORK:
         worker = os.fork()
         if not worker:
+            threading.Thread(target=_end_without_requester, daemon=True).start()
             os._exit(REFUSED if _serve_until_refusal(trt, answers) else 0)
         _, status = os.waitpid(worker, 0)
         if os.WIFSIGNALED(status):
@@ -65,6 +70,17 @@ def main() -> None:
         if os.WEXITSTATUS(status) != REFUSED:
             return
     _serve_until_refusal(trt, answers)
+
+
+def _end_without_requester() -> None:
+    """End this process when nothing can write to its standard input any more.
+
+    A build may take minutes, and the process that requested it may have been killed.
+    """
+    closed = select.poll()
+    closed.register(sys.stdin.fileno(), 0)
+    closed.poll()
+    os._exit(0)
 
 
 def _serve_until_refusal(trt: Any, answers: IO[bytes]) -> bool:

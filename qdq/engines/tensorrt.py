@@ -9,10 +9,8 @@ import ctypes
 import importlib.util
 import json
 import sys
-import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -24,6 +22,7 @@ from qdq.engines.compilable_model import find_labels, write_compilable
 from qdq.engines.engine import Engine, EngineLayer
 from qdq.engines.layer_file import read_inspector_layers
 from qdq.errors import CompilerError, first_line
+from qdq.files.temporary import work_folder
 from qdq.graph.bodies import all_nodes
 from qdq.graph.source import Source
 from qdq.target import Target
@@ -136,8 +135,8 @@ def _build(
     from polygraphy.backend.trt import CreateConfig, EngineFromNetwork, NetworkFromOnnxPath
 
     proto = model.model if isinstance(model, Source) else model
-    with tempfile.TemporaryDirectory(prefix="qdq-") as folder:
-        path = write_compilable(model, shapes, Path(folder))
+    with work_folder() as folder:
+        path = write_compilable(model, shapes, folder)
         config = CreateConfig(profiling_verbosity=trt.ProfilingVerbosity.DETAILED)
         trt_engine = EngineFromNetwork(NetworkFromOnnxPath(str(path)), config)()
     inspector = trt_engine.create_engine_inspector()

@@ -1,34 +1,47 @@
-"""Output files, written completely or not at all, and only where the user allows it."""
+"""Output files, written completely or not at all, and only where the user allows it.
+
+A file that exists is replaced by another one with its permissions. Through a symbolic link, the
+file behind it is replaced. Other names of the file (hard links) keep the old content.
+"""
 
 from __future__ import annotations
 
-import glob
+import contextlib
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 
 from qdq.errors import UsageError
+from qdq.files.command_files import begin_output, note_output
+from qdq.files.temporary import fill_file, remove_stale_files, temporary_file
+from qdq.interruption import DelayedEnd
 
 #: Permissions of a new file before the umask applies.
 _FILE_MODE = 0o666
 
-#: Characters of a file's name that the names of its temporary files keep.
-_PREFIX_LENGTH = 64
+#: The permissions that a file keeps when it is replaced.
+_KEPT_MODE = 0o777
 
 
-def check_output(path: Path, inputs: tuple[Path, ...] = (), force: bool = False) -> None:
-    """Raise UsageError unless `path` can be written.
+def check_output(path: Path, force: bool = False, role: str = "") -> None:
+    """Raise UsageError unless a command may write `path`.
 
-    It must not be an input, must be in a writable folder, and must not exist without `force`.
+    It must be neither an input nor another output of the command, must be in a writable folder,
+    and must not exist without `force`. `role` is the option that names it, for messages.
+    """
+    note_output(path, role)
+    check_place(path, force)
+
+
+def check_place(path: Path, force: bool = False) -> None:
+    """Raise UsageError unless a file can be written at `path`.
+
+    It must be in a writable folder, and must not exist without `force`.
     """
     exists = _exists(path)
-    if any(_is_same_file(path, source) for source in inputs):
-        raise UsageError(
-            f"{path}: the output is the input, and inputs are never changed. Pass another file."
-        )
     if path.is_dir():
         raise UsageError(f"{path}: the output is a folder. Pass a file.")
     if path.exists() and not path.is_file():
@@ -36,6 +49,22 @@ def check_output(path: Path, inputs: tuple[Path, ...] = (), force: bool = False)
     if exists and not force:
         raise UsageError(f"{path}: the file exists. Pass --force to replace it.")
     _check_folder(path)
+
+
+def check_in_place(path: Path) -> None:
+    """Raise UsageError unless the file at `path` can be changed in place.
+
+    A new file replaces it, so it must have no other name that would keep the old content.
+    """
+    note_output(path, "--fix", rewritable=True, in_place=True)
+    check_place(path, force=True)
+    if path.stat().st_nlink > 1:
+        raise UsageError(
+            f"{path}: the file has other names (hard links), which would keep the old content. "
+            "Replace it by a copy of its own first."
+        )
+    if not os.access(path, os.W_OK):
+        raise UsageError(f"{path}: the file is read-only. Change its permissions first.")
 
 
 def _exists(path: Path) -> bool:
@@ -54,7 +83,7 @@ def _exists(path: Path) -> bool:
 
 def _check_folder(path: Path) -> None:
     """Raise UsageError unless the folder of a file exists and is writable."""
-    folder = path.parent
+    folder = resolve_link(path).parent
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{path}: {folder} is a file, not a folder. Pass a folder.")
     if not folder.is_dir():
@@ -63,10 +92,17 @@ def _check_folder(path: Path) -> None:
         raise UsageError(f"{path}: the folder {folder} is not writable. Pass another folder.")
 
 
-def _is_same_file(path: Path, other: Path) -> bool:
-    if os.path.realpath(path) == os.path.realpath(other):
-        return True
-    return path.exists() and other.exists() and path.samefile(other)
+def resolve_link(path: Path) -> Path:
+    """Return the path that a symbolic link leads to, which may not exist, or the path itself.
+
+    Raises UsageError for a link that leads to itself.
+    """
+    if not path.is_symlink():
+        return path
+    target = Path(os.path.realpath(path))
+    if target.is_symlink():
+        raise UsageError(f"{path}: the link leads to itself. Remove it.")
+    return target
 
 
 def write_atomic(path: Path, content: bytes) -> None:
@@ -75,7 +111,7 @@ def write_atomic(path: Path, content: bytes) -> None:
     Raises UsageError where the system refuses.
     """
     with atomic_file(path) as temporary:
-        temporary.write_bytes(content)
+        fill_file(temporary, content)
 
 
 def copy_atomic(source: Path, path: Path) -> None:
@@ -89,42 +125,92 @@ def copy_atomic(source: Path, path: Path) -> None:
 
 @contextmanager
 def atomic_file(path: Path, parents: bool = False) -> Iterator[Path]:
-    """Yield a temporary file next to `path` that replaces it at the end.
+    """Yield a temporary file that replaces `path` at the end, or at that of `written_together`.
 
     It is removed where an error occurs before. Raises UsageError where the system refuses.
     """
-    temporary = None
-    try:
+    begin_output(path)
+    with written_together(), _system_errors(path):
         if parents:
             path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=_temporary_prefix(path))
-        os.close(handle)
-        temporary = Path(name)
+        group = _current_group.get()
+        assert group is not None
+        target = resolve_link(path)
+        temporary = group.enter_context(temporary_file(target))
         yield temporary
-        temporary.chmod(_FILE_MODE & ~_read_umask())
-        temporary.replace(path)
+        _set_permissions(temporary, target)
+        group.outputs.append((path, temporary, target))
+
+
+class _OutputGroup(ExitStack):
+    """Temporary files, and the outputs that those of them replace which are complete."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.outputs: list[tuple[Path, Path, Path]] = []
+
+    def place(self) -> None:
+        """Replace the outputs, all before a signal ends the process."""
+        with DelayedEnd():
+            for path, temporary, target in self.outputs:
+                with _system_errors(path):
+                    temporary.replace(target)
+
+
+_current_group: ContextVar[_OutputGroup | None] = ContextVar("output_group", default=None)
+
+
+@contextmanager
+def written_together() -> Iterator[None]:
+    """Place the files that are written inside together at the end, or none of them on an error."""
+    if _current_group.get() is not None:
+        yield
+        return
+    with _OutputGroup() as group:
+        token = _current_group.set(group)
+        try:
+            yield
+        finally:
+            _current_group.reset(token)
+        group.place()
+
+
+@contextmanager
+def _system_errors(path: Path) -> Iterator[None]:
+    """Raise UsageError, for the output `path`, where the system refuses."""
+    try:
+        yield
     except OSError as error:
         reason = error.strerror or error
         raise UsageError(
             f"{path}: the file could not be written: {reason}. Pass another path."
         ) from error
-    finally:
-        if temporary:
-            temporary.unlink(missing_ok=True)
 
 
-def _temporary_prefix(path: Path) -> str:
-    """Return the prefix of a file's temporary files, within the limits of file systems."""
-    start = path.name[:_PREFIX_LENGTH]
-    return f".qdq-{start}-"
+def _set_permissions(temporary: Path, target: Path) -> None:
+    """Give a new file the owner and the permissions of the file that it replaces, if any."""
+    try:
+        status = target.stat()
+    except FileNotFoundError:
+        temporary.chmod(_FILE_MODE & ~_read_umask())
+        return
+    _set_owner(temporary, status)
+    temporary.chmod(status.st_mode & _KEPT_MODE)
+
+
+def _set_owner(temporary: Path, status: os.stat_result) -> None:
+    """Give a file an owner and a group, as far as the system allows this user."""
+    if not hasattr(os, "chown"):  # Windows
+        return
+    with contextlib.suppress(OSError):
+        os.chown(temporary, -1, status.st_gid)
+        os.chown(temporary, status.st_uid, -1)
 
 
 def remove_output(path: Path) -> None:
-    """Remove a file, if it exists, and temporary files of processes killed while writing it."""
+    """Remove a file, if it exists, and what killed processes left while writing it."""
     path.unlink(missing_ok=True)
-    pattern = glob.escape(_temporary_prefix(path)) + "*"
-    for temporary in path.parent.glob(pattern):
-        temporary.unlink(missing_ok=True)
+    remove_stale_files(path)
 
 
 def _read_umask() -> int:

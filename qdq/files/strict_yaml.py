@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,24 @@ from typing import Any
 import yaml
 
 from qdq.errors import RuleError, did_you_mean
+from qdq.files.command_files import note_input
 
 #: libyaml's parser where PyYAML was built with it: plans of large models have many lines.
 _FAST_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+#: The most characters of a file that is read as rules, cases or settings. Its parser is slow.
+_MOST_CHARACTERS = 4_000_000
+
+#: How many characters the aliases of a document may repeat.
+_MOST_REPEATED = 100_000
+
+#: The largest absolute value of a whole number: Python prints no number of thousands of digits.
+_LARGEST_INTEGER = 1 << 63
+
+
+#: Halves of characters in UTF-16, which a text by itself cannot hold.
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class LocatedMapping(dict[str, Any]):
@@ -42,7 +58,7 @@ class _StrictLoader(yaml.SafeLoader):
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         try:
-            return super().construct_object(node, deep)
+            value = super().construct_object(node, deep)
         except (ValueError, KeyError, AttributeError) as error:
             # PyYAML raises these for dates and explicit tags that it cannot convert
             line = _start_line(node)
@@ -50,9 +66,19 @@ class _StrictLoader(yaml.SafeLoader):
             raise RuleError(
                 f"{line}: YAML cannot read {node.value!r} as {type_name}. Put it in quotes."
             ) from error
+        _require_usable_scalar(value, _start_line(node))
+        return value
 
 
 _StrictLoader.add_constructor("tag:yaml.org,2002:map", _StrictLoader.construct_mapping)
+
+
+def _require_usable_scalar(value: Any, line: int) -> None:
+    """Raise RuleError, beginning with the line, for a value that no message could print."""
+    if isinstance(value, int) and abs(value) > _LARGEST_INTEGER:
+        raise RuleError(f"{line}: the number is too large. Write a smaller one.")
+    if isinstance(value, str) and _SURROGATE.search(value):
+        raise RuleError(f"{line}: the text holds half of a character. Write the whole one.")
 
 
 def _start_line(node: yaml.Node) -> int:
@@ -69,8 +95,9 @@ def read_documents(path: Path) -> list[tuple[int, Any]]:
 
     Mappings are `LocatedMapping`. Raises RuleError with file and line.
     """
+    note_input(path)
     try:
-        return _construct_documents(path.read_text(encoding="utf-8"))
+        return _construct_documents(_read_characters(path))
     except RuleError as error:
         raise RuleError(f"{path}:{error}") from error
     except yaml.MarkedYAMLError as error:
@@ -87,6 +114,17 @@ def read_documents(path: Path) -> list[tuple[int, Any]]:
         raise RuleError(f"{path}: the file cannot be read: {error}") from error
 
 
+def _read_characters(path: Path) -> str:
+    """Return the text of a file; raises RuleError for one that is too large, such as a device."""
+    with path.open(encoding="utf-8") as file:
+        text = file.read(_MOST_CHARACTERS + 1)
+    if len(text) > _MOST_CHARACTERS:
+        raise RuleError(
+            f"1: the file has more than {_MOST_CHARACTERS} characters. Split it into smaller ones."
+        )
+    return text
+
+
 def _construct_documents(text: str) -> list[tuple[int, Any]]:
     loader = _StrictLoader(text)
     documents: list[tuple[int, Any]] = []
@@ -94,9 +132,52 @@ def _construct_documents(text: str) -> list[tuple[int, Any]]:
         node = loader.get_node()
         if node is None:
             break
+        _limit_aliases(node)
         content = loader.construct_document(node)
         documents.append((_start_line(node), content))
     return documents
+
+
+def _limit_aliases(document: yaml.Node) -> None:
+    """Raise RuleError where the aliases of a document repeat too much, or one contains itself.
+
+    A few hundred bytes of aliases of lists of aliases stand for more than any memory holds.
+    """
+    measure = _NodeMeasure()
+    if measure.size(document) - measure.written > _MOST_REPEATED:
+        raise RuleError(
+            f"{_start_line(document)}: the aliases repeat more than {_MOST_REPEATED} characters. "
+            "Write the values themselves."
+        )
+
+
+class _NodeMeasure:
+    """Measures nodes in characters, those behind aliases as often as they are read."""
+
+    def __init__(self) -> None:
+        #: The characters of all nodes, each counted once.
+        self.written = 0
+        self._sizes: dict[yaml.Node, int | None] = {}
+
+    def size(self, node: yaml.Node) -> int:
+        """Return the characters of a node and of all in it."""
+        if node not in self._sizes:
+            self._sizes[node] = None
+            own = len(node.value) + 1 if isinstance(node, yaml.ScalarNode) else 1
+            self.written += own
+            self._sizes[node] = own + sum(map(self.size, _list_children(node)))
+        size = self._sizes[node]
+        if size is None:
+            raise RuleError(f"{_start_line(node)}: the value contains itself. Remove the alias.")
+        return size
+
+
+def _list_children(node: yaml.Node) -> list[yaml.Node]:
+    if isinstance(node, yaml.SequenceNode):
+        return list(node.value)
+    if isinstance(node, yaml.MappingNode):
+        return [child for pair in node.value for child in pair]
+    return []
 
 
 def read_yaml(path: Path) -> Any:

@@ -1,11 +1,22 @@
-"""Nodes whose result holds the values of their input: what compilers remove or look through."""
+"""Nodes whose result holds the values of their input: what compilers remove or look through.
+
+A Cast between float types keeps the values but not the type. TensorRT-RTX 1.7.1 multiplies in INT8
+behind some Casts only: `can_cast_dequantized` says which.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Iterable
 
 from onnx import TensorProto
 
 from qdq.graph.index import GraphIndex, Node
-from qdq.graph.operators import ALIASES, ALIASES_OF_ONE_INPUT, ALIASES_OF_ONE_SHAPE
+from qdq.graph.operators import (
+    ALIASES,
+    ALIASES_OF_ONE_INPUT,
+    ALIASES_OF_ONE_SHAPE,
+    MOVES_VALUES,
+)
 from qdq.graph.shape_inference import known_sizes
 
 FLOAT_TYPES = (
@@ -14,6 +25,14 @@ FLOAT_TYPES = (
     TensorProto.BFLOAT16,
     TensorProto.DOUBLE,
 )
+
+#: The bytes of a value of each float type.
+_BYTES: dict[int, int] = {
+    TensorProto.FLOAT: 4,
+    TensorProto.FLOAT16: 2,
+    TensorProto.BFLOAT16: 2,
+    TensorProto.DOUBLE: 8,
+}
 
 _TRAINING_SLOT = 2
 
@@ -50,8 +69,47 @@ def is_float_cast(index: GraphIndex, node: Node) -> bool:
     """Whether a node casts between float types: float32, float16, bfloat16 and float64."""
     if not _is_cast(node):
         return False
-    types = (index.elem_type(node.inputs[0]), _cast_type(index, node))
+    types = (index.elem_type(node.inputs[0]), cast_type(index, node))
     return all(elem_type in FLOAT_TYPES for elem_type in types)
+
+
+def keeps_values(index: GraphIndex, node: Node) -> bool:
+    """Whether the result of a node holds each value of its first input once.
+
+    True for operators that only move values, for aliases, and for Casts between float types.
+    """
+    return node.op in MOVES_VALUES or is_alias_or_float_cast(index, node)
+
+
+def is_alias_or_float_cast(index: GraphIndex, node: Node) -> bool:
+    """Whether the result of a node is its first input, perhaps in another float type."""
+    return is_alias(index, node) or is_float_cast(index, node)
+
+
+def cast_type(index: GraphIndex, node: Node) -> int:
+    """Return the ONNX type that a node casts to; 0 for other nodes."""
+    if node.op == "Cast":
+        return int(node.attribute("to", 0))
+    return index.elem_type(node.inputs[1]) if node.op == "CastLike" else 0
+
+
+def can_cast_dequantized(types: Iterable[int]) -> bool:
+    """Whether a layer multiplies in INT8 behind a DQ of the first type and Casts to the others.
+
+    Built with TensorRT-RTX 1.7.1 for sm86, Conv, Gemm and MatMul do if the Casts come down to none
+    or to one from float32, on activations as on weights. A Cast and its way back cancel unless the
+    first of them narrows: they round. Behind a DQ of float16 and a Cast to float32 or bfloat16 a
+    Conv runs in float.
+    """
+    remaining: list[int] = []
+    for elem_type in types:
+        if remaining and elem_type == remaining[-1]:
+            continue
+        if elem_type in remaining[-2:-1] and _BYTES[remaining[-1]] >= _BYTES[elem_type]:
+            remaining.pop()
+        else:
+            remaining.append(elem_type)
+    return not remaining[1:] or (remaining[0] == TensorProto.FLOAT and not remaining[2:])
 
 
 def find_origin(index: GraphIndex, tensor: str) -> str:
@@ -79,14 +137,7 @@ def _keeps_shape(index: GraphIndex, node: Node) -> bool:
 
 def _keeps_type(index: GraphIndex, node: Node) -> bool:
     elem_type = index.elem_type(node.inputs[0])
-    return elem_type != 0 and elem_type == _cast_type(index, node)
-
-
-def _cast_type(index: GraphIndex, cast: Node) -> int:
-    """Return the ONNX element type that a Cast or CastLike casts to, 0 where it is not known."""
-    if cast.op == "CastLike":
-        return index.elem_type(cast.inputs[1])
-    return int(cast.attribute("to", 0))
+    return elem_type != 0 and elem_type == cast_type(index, node)
 
 
 def _may_train(index: GraphIndex, dropout: Node) -> bool:

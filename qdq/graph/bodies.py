@@ -11,7 +11,7 @@ from onnx import AttributeProto, GraphProto, NodeProto, TensorProto, ValueInfoPr
 from qdq.arrays import Array
 from qdq.errors import ModelError, first_line
 
-_Named = NodeProto | TensorProto | ValueInfoProto
+_Named = NodeProto | TensorProto | ValueInfoProto | AttributeProto
 
 
 def qualified_name(graph: str, name: str) -> str:
@@ -20,7 +20,7 @@ def qualified_name(graph: str, name: str) -> str:
 
 
 def list_names(items: Iterable[_Named]) -> list[str]:
-    """Return the names of some nodes, tensors, inputs or outputs."""
+    """Return the names of some nodes, attributes, tensors, inputs or outputs."""
     return [item.name for item in items]
 
 

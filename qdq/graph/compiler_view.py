@@ -68,6 +68,13 @@ class CompilerView(GraphIndex):
         """Return the value of a constant tensor; the index of the file keeps it."""
         return self.file_index.constant(tensor)
 
+    def is_live(self, node: Node) -> bool:
+        """Whether an output of the model depends on a node of this graph."""
+        return self.file_index.is_live(node)
+
+    def _find_constants(self) -> None:
+        self.constants = self.file_index.constants
+
     def _make_nodes(self) -> tuple[Node, ...]:
         nodes: list[Node] = []
         for node in self.file_index.nodes:

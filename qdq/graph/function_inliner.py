@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from graphlib import CycleError, TopologicalSorter
 
@@ -13,8 +14,17 @@ from qdq.graph.bodies import list_names, node_bodies
 
 #: Domain and name, of a function or of the operator of a node.
 OperatorId = tuple[str, str]
-_Functions = Mapping[OperatorId, FunctionProto]
+
+#: The operators of each function, with how many of its nodes have each.
+_Calls = Mapping[OperatorId, Counter[OperatorId]]
 _DEFAULT_DOMAIN = ("", "ai.onnx")
+
+#: The most functions that call each other in a chain: ONNX's own limit, of shape inference.
+_DEEPEST_CHAIN = 100
+
+#: The most nodes that a model may have with all calls inlined. Functions that each call the next
+#: one twice are a small file of more nodes than any memory holds.
+_MOST_NODES = 300_000
 
 
 def inline_functions(model: ModelProto) -> tuple[ModelProto, tuple[str, ...]]:
@@ -24,14 +34,21 @@ def inline_functions(model: ModelProto) -> tuple[ModelProto, tuple[str, ...]]:
     operator of a runtime is inlined too: by ONNX's definition such a node computes the function.
     ONNX's inliner ends new names in ``__N``, with one N for each call. A function of another opset
     whose operators it cannot raise stays, and so do its calls.
-    Raises ModelError for functions that call each other in a circle.
+    Raises ModelError for functions that call each other in a circle or too deeply, and for more
+    nodes than a model can have.
     """
     functions = {(f.domain, f.name): f for f in model.functions}
-    called = _find_called(model.graph, functions)
+    calls = {key: Counter(_node_operators(function.node)) for key, function in functions.items()}
+    order = _sort_functions(calls)
+    called = _find_called(model.graph, calls, order)
     if not called:
         return model, ()
+    _require_few_nodes(model.graph, calls, order)
     inlined_model = _inline_aligned(model)
-    inlined = called - _find_called(inlined_model.graph, functions)
+    remaining = _find_called(inlined_model.graph, calls, order)
+    inlined = called - remaining
+    if remaining:
+        _require_short_chain(calls, order)
     if not inlined:
         return model, ()
     names = sorted(_format_id(key) for key in inlined)
@@ -83,7 +100,7 @@ def _find_since_version(operator: str, opset: int) -> int:
     """Return the opset in which an operator got its definition, 0 for an unknown operator."""
     try:
         return int(onnx.defs.get_schema(operator, opset, "").since_version)
-    except onnx.defs.SchemaError:
+    except (onnx.defs.SchemaError, TypeError):  # TypeError: an opset beyond 32 bits
         return 0
 
 
@@ -104,27 +121,62 @@ def _run_inliner(model: ModelProto, convert: bool) -> ModelProto:
     return inlined
 
 
-def _find_called(graph: GraphProto, functions: _Functions) -> set[OperatorId]:
-    """Return the functions that a graph calls, also through other functions.
+def _sort_functions(calls: _Calls) -> tuple[OperatorId, ...]:
+    """Return the functions, each after those that it calls.
 
     Raises ModelError for functions that call each other in a circle.
     """
-    calls: dict[OperatorId, set[OperatorId]] = {}
-    for key, function in functions.items():
-        calls[key] = set(_node_operators(function.node)) & functions.keys()
+    graph = {key: operators.keys() & calls.keys() for key, operators in calls.items()}
     try:
-        order = tuple(TopologicalSorter(calls).static_order())
+        return tuple(TopologicalSorter(graph).static_order())
     except CycleError as error:
-        domain, name = error.args[1][0]
+        name = _format_id(error.args[1][0])
         raise ModelError(
-            f"the model is damaged: its function {domain}.{name} calls itself. "
-            "Export or download it again."
+            f"the model is damaged: its function {name} calls itself. Export or download it again."
         ) from error
-    called = set(_node_operators(graph.node)) & functions.keys()
+
+
+def _find_called(
+    graph: GraphProto, calls: _Calls, order: tuple[OperatorId, ...]
+) -> set[OperatorId]:
+    """Return the functions that a graph calls, also through other functions."""
+    called = set(_node_operators(graph.node)) & calls.keys()
     for key in reversed(order):
         if key in called:
-            called |= calls[key]
+            called |= calls[key].keys() & calls.keys()
     return called
+
+
+def _require_few_nodes(graph: GraphProto, calls: _Calls, order: tuple[OperatorId, ...]) -> None:
+    """Raise ModelError for a graph of too many nodes once all calls are inlined."""
+    counts: dict[OperatorId, int] = {}
+    for key in order:
+        counts[key] = _count_nodes(calls[key], counts)
+    total = _count_nodes(Counter(_node_operators(graph.node)), counts)
+    if total > _MOST_NODES and len(graph.node) < total:
+        raise ModelError(
+            f"its functions call each other so often that it has over {_MOST_NODES} nodes. "
+            "Export it without functions."
+        )
+
+
+def _count_nodes(operators: Counter[OperatorId], counts: Mapping[OperatorId, int]) -> int:
+    """Return the nodes of some operators, those of functions counted as their nodes."""
+    return sum(number * counts.get(key, 1) for key, number in operators.items())
+
+
+def _require_short_chain(calls: _Calls, order: tuple[OperatorId, ...]) -> None:
+    """Raise ModelError for a chain of calls that ONNX's shape inference refuses."""
+    depths: dict[OperatorId, int] = {}
+    for key in order:
+        inner = [depths[called] for called in calls[key] if called in depths]
+        depths[key] = 1 + max(inner, default=0)
+    deepest = max(depths.values())
+    if deepest > _DEEPEST_CHAIN:
+        raise ModelError(
+            f"its functions call each other {deepest} deep, and ONNX reads {_DEEPEST_CHAIN}. "
+            "Export it without functions."
+        )
 
 
 def _node_operators(nodes: Iterable[NodeProto]) -> Iterator[OperatorId]:

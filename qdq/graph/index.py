@@ -6,40 +6,37 @@ constants and types of the graphs around it; other tensors from there are inputs
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from typing import Any
 
 import msgspec
-import numpy as np
 import onnx
 from onnx import GraphProto, NodeProto, TensorProto
 
 from qdq.arrays import Array
-from qdq.errors import ModelError, first_line
 from qdq.graph.bodies import (
     captured_names,
     node_bodies,
     node_labels,
     qualified_name,
-    read_tensor_values,
 )
-from qdq.graph.constant_folding import evaluate_node, is_foldable
+from qdq.graph.constant_folding import is_foldable
+from qdq.graph.constant_values import ConstantValues, find_taken_branch
+from qdq.graph.liveness import Liveness
 from qdq.graph.shape_inference import (
     LARGEST_FOLDED_BYTES,
     Dims,
     TensorType,
     declared_type,
     infer_types,
-    known_sizes,
 )
 from qdq.graph.source import Source
 
 #: A node that reads a tensor, and the input slot that it reads it at.
 Reader = tuple["Node", int]
 
-_FLOAT_TYPES = (TensorProto.FLOAT, TensorProto.FLOAT16)
+_FLOAT_TYPES = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16)
 
 
 class Edge(msgspec.Struct, frozen=True, order=True):
@@ -138,8 +135,9 @@ class GraphIndex:
         #: Weights that the file stores as sparse tensors, here or in a graph around.
         self.sparse_weights = self._find_sparse_weights()
         #: Tensors of this graph whose values follow from the file alone.
-        self.constants = self._find_constants()
-        self._values: dict[str, Array] = {}
+        self.constants = set(self.initializers)
+        self._values = ConstantValues(self)
+        self._find_constants()
         self.bodies: tuple[GraphIndex, ...] = tuple(self._index_bodies())
 
     def _make_nodes(self) -> tuple[Node, ...]:
@@ -210,12 +208,29 @@ class GraphIndex:
             return self
         return self.outer.defining_scope(tensor)
 
+    def bodies_of(self, node: Node) -> tuple[GraphIndex, ...]:
+        """Return the indexes of the bodies of a node of this graph."""
+        return tuple(body for body in self.bodies if body.position == node.position)
+
+    def is_live(self, node: Node) -> bool:
+        """Whether an output of the model depends on a node of this graph."""
+        return self._liveness.is_live(self, node)
+
+    @cached_property
+    def _liveness(self) -> Liveness:
+        return Liveness(self) if self.outer is None else self.outer._liveness
+
+    def live_readers(self, tensor: str) -> list[Reader]:
+        """Return the readers of a tensor that an output of the model depends on."""
+        readers = self.consumers.get(tensor, ())
+        return [(node, slot) for node, slot in readers if self.is_live(node)]
+
     def sole_consumer(self, tensor: str) -> Node | None:
-        """Return the only node that reads a tensor.
+        """Return the only live node that reads a tensor.
 
         None for several or no readers, and for a graph output.
         """
-        readers = self.consumers.get(tensor, ())
+        readers = self.live_readers(tensor)
         if len(readers) != 1 or tensor in self.outputs:
             return None
         return readers[0][0]
@@ -232,12 +247,7 @@ class GraphIndex:
 
         Raises ModelError where its data cannot be read or computed.
         """
-        scope = self.defining_scope(tensor)
-        if scope is not self:
-            return scope.constant(tensor)
-        if tensor not in self._values:
-            self._values[tensor] = self._evaluate(tensor)
-        return self._values[tensor]
+        return self.defining_scope(tensor)._values.read(tensor)
 
     def forget_constants(self) -> None:
         """Drop the cached values of constants."""
@@ -261,7 +271,7 @@ class GraphIndex:
         return None if shape is None else len(shape)
 
     def is_float(self, tensor: str) -> bool:
-        """Whether a tensor holds float32 or float16 values, as far as type inference can tell."""
+        """Whether a tensor holds float32, float16 or bfloat16, as far as inference can tell."""
         return self.elem_type(tensor) in _FLOAT_TYPES
 
     def _type(self, tensor: str) -> TensorType:
@@ -285,9 +295,12 @@ class GraphIndex:
         if self.owner is not None and self.owner.op == "Loop":
             # From the Loop, inference drops the shapes of the body's state, declared or not.
             return infer_types(self.source.model, self._complete_body(self.outer), {})
-        inferred_owner = self.outer._inferred_graph.node[self.position]
-        bodies = node_bodies(inferred_owner)
-        return next(body for name, body in bodies if self.path.endswith(f".{name}"))
+        # In a damaged model, several bodies of a node may have the same name.
+        for owner in self.outer._inferred_graph.node[self.position : self.position + 1]:
+            for name, body in node_bodies(owner):
+                if self.path.endswith(f".{name}"):
+                    return body
+        return self.graph
 
     def _complete_body(self, outer: GraphIndex) -> GraphProto:
         """Return a copy of this body to which the tensors that it reads from outside are added.
@@ -310,51 +323,20 @@ class GraphIndex:
         names = {tensor.values.name for tensor in self.graph.sparse_initializer}
         return names if self.outer is None else names | self.outer.sparse_weights
 
-    def _find_constants(self) -> set[str]:
-        constants = set(self.initializers)
+    def _find_constants(self) -> None:
         for node in self.nodes:
-            if node.op == "Constant" or self._has_constant_inputs(node, constants):
-                constants.update(filter(None, node.outputs))
-        return constants
+            if node.op == "Constant" or self._is_folded(node):
+                self.constants.update(filter(None, node.outputs))
 
-    def _has_constant_inputs(self, node: Node, constants: set[str]) -> bool:
-        """Whether a node can be folded, by the constants of this graph before it."""
+    def _is_folded(self, node: Node) -> bool:
+        """Whether a node has a constant result, by the constants of this graph before it."""
+        branch = find_taken_branch(self, node)
+        if branch is not None:
+            is_known = all(map(self.is_constant, captured_names(branch)))
+            return is_known and all(map(is_foldable, branch.node))
         if not node.inputs or not is_foldable(node.proto):
             return False
-        return all(name in constants or self._is_outer_constant(name) for name in node.read_names)
-
-    def _is_outer_constant(self, tensor: str) -> bool:
-        if self.outer is None:
-            return False
-        scope = self.defining_scope(tensor)
-        return scope is not self and tensor in scope.constants
-
-    def _evaluate(self, tensor: str) -> Array:
-        try:
-            return self._compute_constant(tensor)
-        except ModelError:
-            raise
-        except Exception as error:  # ONNX's reference evaluator documents none
-            raise ModelError(
-                f"{self.source.name}: constant {tensor!r} cannot be computed: "
-                f"{first_line(error)}. Export the model with its value stored."
-            ) from error
-
-    def _compute_constant(self, tensor: str) -> Array:
-        if tensor in self.initializers:
-            stored = self.initializers[tensor]
-            return read_tensor_values(stored, self.source.name, self.source.folder)
-        node = self.producers[tensor]
-        value = node.attribute("value") if node.op == "Constant" else None
-        if value is not None:
-            return read_tensor_values(value, self.source.name, None)
-        if node.op in ("Shape", "Size"):
-            dims = known_sizes(self.shape(node.inputs[0]))
-            if dims is not None:
-                return _shape_value(node, dims)
-        feeds = {name: self.constant(name) for name in node.read_names}
-        results = evaluate_node(node.proto, feeds, self.source.model.opset_import)
-        return results[node.outputs.index(tensor)]
+        return all(map(self.is_constant, node.read_names))
 
 
 def _map_producers(nodes: Iterable[Node]) -> dict[str, Node]:
@@ -381,12 +363,3 @@ def _list_captured(proto: NodeProto) -> tuple[str, ...]:
     for _, body in node_bodies(proto):
         names += sorted(captured_names(body))
     return tuple(names)
-
-
-def _shape_value(node: Node, dims: tuple[int, ...]) -> Array:
-    """Return the output of a Shape or Size whose input has known dimensions."""
-    if node.op == "Size":
-        return np.array(math.prod(dims), np.int64)
-    start = node.attribute("start")
-    end = node.attribute("end")
-    return np.array(dims[start:end], np.int64)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +12,9 @@ import msgspec
 from google.protobuf.message import DecodeError
 from onnx import ModelProto
 
+from qdq.arguments import to_path
 from qdq.errors import ModelError, first_line
+from qdq.files.command_files import note_input
 from qdq.graph.function_inliner import inline_functions
 from qdq.graph.model_checks import check_external_data, check_nodes, check_weights
 from qdq.graph.opset import default_opset, raise_opset
@@ -37,23 +40,24 @@ def load(model: ModelLike) -> Source:
     """
     if isinstance(model, Source):
         return model
-    if isinstance(model, (str, Path)):
-        return _load_path(Path(model))
+    if isinstance(model, (str, os.PathLike)):
+        return _load_path(to_path(model, "model"))
     proto = model if isinstance(model, ModelProto) else _from_graphsurgeon(model)
     normalized, notes = _normalize(None, proto)
     digest = hashlib.sha256(canonical_bytes(proto)).hexdigest()
     return Source(None, normalized, digest, notes, given_opset=default_opset(proto))
 
 
-def raise_source_opset(source: Source, opset: int) -> Source:
+def raise_source_opset(source: Source, opset: int, kind: str = "") -> Source:
     """Return a Source whose model has at least this opset: the same one where it has already.
 
+    `kind` is the type of Q/DQ that needs it, as ``FP8``.
     Raises ModelError where the model cannot be converted.
     """
     if default_opset(source.model) >= opset:
         return source
     try:
-        model, notes = raise_opset(source.model, opset)
+        model, notes = raise_opset(source.model, opset, kind)
     except ModelError as error:
         raise ModelError(f"{source.path or source.name}: {error}") from error
     return msgspec.structs.replace(source, model=model, notes=(*source.notes, *notes))
@@ -78,6 +82,7 @@ def read_file(path: Path) -> bytes:
 
     Raises ModelError where there is no such file or it is a Git LFS pointer.
     """
+    note_input(path)
     try:
         content = path.read_bytes()
     except FileNotFoundError as error:
@@ -148,6 +153,7 @@ def _from_graphsurgeon(graph: gs.Graph) -> ModelProto:
 
 
 def _hash_file(digest: hashlib._Hash, path: Path) -> None:
+    note_input(path)
     try:
         with path.open("rb") as file:
             while chunk := file.read(_CHUNK):

@@ -17,7 +17,13 @@ from qdq.graph.opset import default_opset
 from qdq.graph.source import external_tensors
 
 _OpSchema = onnx.defs.OpSchema
+
+#: Integer attributes of ONNX's operators whose numbers count something.
+_COUNTS = ("group", "strides", "dilations", "kernel_shape", "blocksize", "hidden_size")
 _SINGLE = _OpSchema.FormalParameterOption.Single
+
+#: The largest version that ONNX's functions about opsets take, an int of C.
+_LARGEST_VERSION = (1 << 31) - 1
 
 #: Bytes of one element, of the types that weights usually have.
 _ITEM_BYTES: dict[int, int] = {
@@ -46,18 +52,30 @@ def check_nodes(model: ModelProto) -> None:
     Such a node has too few inputs or outputs, or an attribute of another type. Operators that
     ONNX does not know, such as TensorRT's plugins, pass.
     """
+    _check_opsets(model)
     opset = default_opset(model)
     for entry in model.metadata_props:
         _require_text((entry.key, entry.value), "it")
     _check_graph(model.graph, "", opset)
 
 
+def _check_opsets(model: ModelProto) -> None:
+    """Raise ModelError for a domain that is not text, or a version that no opset can have."""
+    imports = [*model.opset_import]
+    for function in model.functions:
+        imports += function.opset_import
+    _require_text((entry.domain for entry in imports), "it")
+    for entry in imports:
+        if abs(entry.version) > _LARGEST_VERSION:
+            raise _damaged(f"it imports version {entry.version} of an opset")
+
+
 def _check_graph(graph: GraphProto, prefix: str, opset: int) -> None:
     """Check the nodes of a graph, then those of its bodies; `prefix` is before their names."""
     _require_text(_names_of_values(graph), "it")
     for i, node in enumerate(graph.node):
-        names = (node.op_type, node.name, *node.input, *node.output)
-        _require_text(names, f"node {prefix}#{i}")
+        names = (node.op_type, node.domain, node.name, *node.input, *node.output)
+        _require_text((*names, *list_names(node.attribute)), f"node {prefix}#{i}")
         defect = _find_defect(node, opset)
         if defect:
             title = f"{prefix}{node_title(node, i)}"
@@ -88,7 +106,7 @@ def _damaged(fact: str) -> ModelError:
 def _find_schema(operator: str, opset: int) -> _OpSchema | None:
     try:
         return onnx.defs.get_schema(operator, opset, "")
-    except onnx.defs.SchemaError:
+    except (onnx.defs.SchemaError, TypeError):  # TypeError: an opset beyond 32 bits
         return None
 
 
@@ -128,7 +146,16 @@ def _find_wrong_attribute(node: NodeProto, schema: _OpSchema) -> str:
         actual_type = AttributeProto.AttributeType.Name(attribute.type)
         if actual_type != required_type:
             return f"{attribute.name!r} as {actual_type}, but the operator takes {required_type}"
+        if attribute.name in _COUNTS and min(_list_integers(attribute), default=1) < 1:
+            numbers = ", ".join(map(str, _list_integers(attribute)))
+            return f"{attribute.name!r} {numbers}, but it must be at least 1"
     return ""
+
+
+def _list_integers(attribute: AttributeProto) -> list[int]:
+    if attribute.type == AttributeProto.INT:
+        return [attribute.i]
+    return list(attribute.ints)
 
 
 def check_weights(model: ModelProto) -> None:

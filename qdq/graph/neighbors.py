@@ -38,7 +38,7 @@ def list_readers(index: CompilerView, nodes: Iterable[Node], operators: _Operato
     """Return the nodes of some operators that read the first outputs of some nodes."""
     readers = []
     for node in nodes:
-        for reader, _ in index.consumers.get(node.outputs[0], ()):
+        for reader, _ in index.live_readers(node.outputs[0]):
             if reader.op in operators:
                 readers.append(reader)
     return readers

@@ -14,19 +14,27 @@ a state inside the operator (observed with TensorRT-RTX 1.7.1).
 
 from __future__ import annotations
 
+import math
 import re
 
 import numpy as np
 
 from qdq.arrays import Array
 from qdq.graph.index import Edge, GraphIndex, Node
-from qdq.graph.operators import RECURRENT, WEIGHTED
+from qdq.graph.operators import CONVOLUTIONS, RECURRENT, WEIGHTED
+from qdq.graph.shape_inference import Dims
 
 _DATA_SLOT = 0
 _WEIGHT_SLOT = 1
 _OPERAND_SLOTS = (_DATA_SLOT, _WEIGHT_SLOT)
 _OPERAND_COUNT = 2
 _MATRIX_RANK = 2
+
+#: The least number of axes of the operands, by operator.
+_LEAST_RANKS = {
+    **dict.fromkeys((*CONVOLUTIONS, *RECURRENT), 3),
+    "Gemm": _MATRIX_RANK,
+}
 
 #: The axis of a recurrent operator's W that holds the rows of its gates.
 _GATE_AXIS = 1
@@ -36,7 +44,8 @@ _PRODUCT_EQUATION = re.compile(r"([A-Za-z]+),([A-Za-z]+)->([A-Za-z]*)")
 def operands(index: GraphIndex, node: Node) -> tuple[Edge, ...]:
     """Return the two edges that a weighted node multiplies.
 
-    The result is empty for other nodes, integer matrix products and sparse weights.
+    The result is empty for other nodes, integer matrix products, sparse weights, and nodes that no
+    output of the model depends on.
     """
     if node.op not in WEIGHTED or len(node.inputs) < _OPERAND_COUNT:
         return ()
@@ -46,14 +55,23 @@ def operands(index: GraphIndex, node: Node) -> tuple[Edge, ...]:
     for tensor in tensors:
         if tensor in index.sparse_weights or _is_known_integer(index, tensor):
             return ()
-    if all(index.is_constant(tensor) for tensor in tensors):
+        if not _can_multiply(node, index.shape(tensor)):
+            return ()
+    if all(index.is_constant(tensor) for tensor in tensors) or not index.is_live(node):
         return ()
     return tuple(index.edge(node, slot) for slot in _OPERAND_SLOTS)
 
 
 def _is_known_integer(index: GraphIndex, tensor: str) -> bool:
-    """Whether a tensor's type is known and is not float32 or float16."""
+    """Whether a tensor's type is known and is none that layers multiply in."""
     return index.elem_type(tensor) != 0 and not index.is_float(tensor)
+
+
+def _can_multiply(node: Node, shape: Dims | None) -> bool:
+    """Whether an operand of this shape has values, and the axes that its operator defines."""
+    if shape is None:
+        return True
+    return 0 not in shape and len(shape) >= _LEAST_RANKS.get(node.op, 0)
 
 
 def is_operand(index: GraphIndex, edge: Edge) -> bool:
@@ -91,7 +109,7 @@ def einsum_labels(node: Node) -> tuple[str, str, str] | None:
     """
     equation = node.attribute("equation", b"")
     if isinstance(equation, bytes):
-        equation = equation.decode()
+        equation = equation.decode(errors="replace")
     match = _PRODUCT_EQUATION.fullmatch(str(equation).replace(" ", ""))
     if match is None or len(node.inputs) != _OPERAND_COUNT:
         return None
@@ -162,8 +180,11 @@ def reshape_by_channels(node: Node, weight: Array) -> Array | None:
 
     None for other layouts.
     """
+    if weight.ndim < _LEAST_RANKS.get(node.op, 0):
+        return None
     if node.op == "Conv":
-        return weight.reshape(weight.shape[0], weight.shape[1], -1)
+        outputs, inputs, *taps = weight.shape
+        return weight.reshape(outputs, inputs, math.prod(taps))
     rows: Array
     if node.op in RECURRENT and len(weight) == 1:
         # A bidirectional one has two: both directions share the scales of their gate rows.

@@ -38,8 +38,10 @@ PICKS_VALUES = (
     "SpaceToDepth",
     "MaxPool",
     "GlobalMaxPool",
-    "Dropout",
 )
+
+#: Operators whose result holds every value of their first input, often more than once.
+REPEATS_VALUES = ("Expand", "Tile", "DepthToSpace", "SpaceToDepth")
 
 #: Moves that TensorRT runs as one shuffle layer.
 SHUFFLES = ("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose")

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import onnx
-from onnx import GraphProto, ModelProto, TensorProto, version_converter
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, version_converter
 
 from qdq.errors import ModelError, first_line
-from qdq.graph.bodies import all_graphs, list_names, node_title
+from qdq.graph.bodies import all_graphs, all_tensors, list_names, node_title
+from qdq.graph.quantized_operators import DEQUANTIZE, QUANTIZE
 
 #: `axis` on QuantizeLinear and DequantizeLinear came with opset 13 (ONNX operator changelog).
 PER_CHANNEL_OPSET = 13
 
-#: Q/DQ of float16 values came with opset 19 (ONNX operator changelog).
+#: Q/DQ of float16 and bfloat16 values came with opset 19 (ONNX operator changelog).
 FLOAT16_OPSET = 19
 
 #: The oldest opset whose operators the ONNX version converter can raise. From opset 6 it leaves the
@@ -27,14 +28,17 @@ FREE_INITIALIZERS_IR = 4
 
 
 _DEFAULT_DOMAIN = ("", "ai.onnx")
+_SHORT_FLOATS = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
 
 
 def raise_opset(
-    model: ModelProto, least: int = PER_CHANNEL_OPSET
+    model: ModelProto, least: int = PER_CHANNEL_OPSET, kind: str = ""
 ) -> tuple[ModelProto, tuple[str, ...]]:
-    """Return the model at an opset with Q/DQ of its types, and a note for each change.
+    """Return the model at an opset with per-channel Q/DQ, and a note for each change.
 
-    The opset is at least `least`. The model itself comes back where nothing had to change.
+    The opset is at least `least`, and has Q/DQ of the float types of the model's own scales. `kind`
+    is the type that `least` is for, as ``FP8``. The model itself comes back where nothing had to
+    change.
     Operators are converted by ONNX's version converter; node metadata, which it drops, is restored.
     Raises ModelError for an opset below 7 or a model that the converter refuses.
     """
@@ -47,8 +51,8 @@ def raise_opset(
     notes = []
     if opset < target_opset:
         raised = _convert_opset(model, opset, target_opset)
-        kind = "FP8 " if target_opset > qdq_opset else ""
-        notes.append(f"opset raised from {opset} to {target_opset}, which {kind}Q/DQ needs")
+        label = f"{kind} Q/DQ" if kind and target_opset > qdq_opset else "Q/DQ"
+        notes.append(f"opset raised from {opset} to {target_opset}, which {label} needs")
     else:
         raised = _copy_model(model)
     oldest_ir = _oldest_ir_version(raised)
@@ -104,21 +108,43 @@ def _find_scan(main_graph: GraphProto) -> str:
 
 
 def _find_qdq_opset(model: ModelProto) -> int:
-    """Return the oldest opset with per-channel Q/DQ of the types in the main graph."""
-    graph = model.graph
-    types = {tensor.data_type for tensor in graph.initializer}
-    types.update(value.type.tensor_type.elem_type for value in graph.input)
-    for node in graph.node:
-        if node.op_type not in ("Cast", "Constant"):
-            continue
-        for attribute in node.attribute:
-            if attribute.name not in ("to", "value"):
-                continue
-            if attribute.HasField("t"):
-                types.add(attribute.t.data_type)
-            else:
-                types.add(attribute.i)
-    return FLOAT16_OPSET if TensorProto.FLOAT16 in types else PER_CHANNEL_OPSET
+    """Return the oldest opset with per-channel Q/DQ of the types of a model's scales."""
+    scales: set[str] = set()
+    types: dict[str, int] = {}
+    for graph in all_graphs(model.graph):
+        types.update((tensor.name, tensor.data_type) for tensor in graph.initializer)
+        types.update((value.name, value.type.tensor_type.elem_type) for value in graph.input)
+        for node in graph.node:
+            if node.op_type in (QUANTIZE, DEQUANTIZE):
+                scales.update(node.input[1:2])
+            elif node.op_type in ("Cast", "Constant"):
+                types.update(dict.fromkeys(node.output, _attribute_type(node)))
+    has_short_scale = any(types.get(name, 0) in _SHORT_FLOATS for name in scales)
+    return FLOAT16_OPSET if has_short_scale else PER_CHANNEL_OPSET
+
+
+def holds_short_floats(model: ModelProto) -> bool:
+    """Whether a model stores, reads or casts to float16 or bfloat16 anywhere."""
+    if any(tensor.data_type in _SHORT_FLOATS for tensor in all_tensors(model.graph)):
+        return True
+    for graph in all_graphs(model.graph):
+        for value in (*graph.input, *graph.output, *graph.value_info):
+            if value.type.tensor_type.elem_type in _SHORT_FLOATS:
+                return True
+        for node in graph.node:
+            if _attribute_type(node) in _SHORT_FLOATS:
+                return True
+    return False
+
+
+def _attribute_type(node: NodeProto) -> int:
+    """Return the type that an attribute of a Cast, Constant or similar operator specifies."""
+    for attribute in node.attribute:
+        if attribute.name == "value":
+            return int(attribute.t.data_type)
+        if attribute.name in ("to", "dtype"):
+            return int(attribute.i)
+    return TensorProto.UNDEFINED
 
 
 def _oldest_ir_version(model: ModelProto) -> int:

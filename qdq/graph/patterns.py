@@ -13,7 +13,7 @@ from functools import wraps
 from typing import TypeVar
 from weakref import WeakKeyDictionary
 
-from qdq.graph.aliases import is_alias
+from qdq.graph.aliases import is_alias, is_alias_or_float_cast, is_float_cast
 from qdq.graph.compiler_view import CompilerView
 from qdq.graph.decompositions import find_decomposed_gelu, find_decomposed_normalization
 from qdq.graph.index import Edge, GraphIndex, Node
@@ -45,17 +45,18 @@ _PAD_VALUE = 2
 
 #: The first axis of the plane in [batch, channel, height, width].
 _PLANE_AXIS = 2
+_Graph = TypeVar("_Graph", bound=GraphIndex)
 _Result = TypeVar("_Result")
 
 
 def cached_per_graph(
-    function: Callable[[CompilerView], _Result],
-) -> Callable[[CompilerView], _Result]:
-    """Cache a function's result for a graph for as long as the graph's view is in memory."""
-    results: WeakKeyDictionary[CompilerView, _Result] = WeakKeyDictionary()
+    function: Callable[[_Graph], _Result],
+) -> Callable[[_Graph], _Result]:
+    """Cache a function's result for a graph for as long as the graph's index is in memory."""
+    results: WeakKeyDictionary[_Graph, _Result] = WeakKeyDictionary()
 
     @wraps(function)
-    def cached(index: CompilerView) -> _Result:
+    def cached(index: _Graph) -> _Result:
         if index not in results:
             results[index] = function(index)
         return results[index]
@@ -88,12 +89,21 @@ def can_commute_with_quantization(index: GraphIndex, node: Node) -> bool:
     return node.op in MOVES_VALUES or node.op in PICKS_VALUES or is_alias(index, node)
 
 
+def carries_pairs(index: GraphIndex, node: Node) -> bool:
+    """Whether the pair and the range of a node's first input are those of its results too.
+
+    They are past operators that commute with quantization, and past Casts between float types,
+    which round a value by less than a step of INT8.
+    """
+    return can_commute_with_quantization(index, node) or is_float_cast(index, node)
+
+
 def trace_axis_to_input(index: GraphIndex, node: Node, axis: int | None) -> int | None:
-    """Return the input axis that a node which only moves values turns into an output axis.
+    """Return the input axis that a node which keeps values turns into an output axis.
 
     None where there is none, and for None.
     """
-    if axis is None or is_alias(index, node):
+    if axis is None or is_alias_or_float_cast(index, node):
         return axis
     input_shape = index.shape(node.inputs[0])
     if node.op == "Transpose":
@@ -244,7 +254,7 @@ def attention_masks(index: CompilerView) -> frozenset[str]:
         if not _keeps_scores(index, producer):
             continue
         for tensor in producer.inputs:
-            readers = index.consumers.get(tensor, ())
+            readers = index.live_readers(tensor)
             if len(readers) == 1:
                 pending.append(tensor)
     return frozenset(masks)

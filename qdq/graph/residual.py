@@ -181,7 +181,7 @@ def _is_read_once(index: CompilerView, tensor: str) -> bool:
     """Whether one node reads a tensor, or the two nodes of one SiLU."""
     if index.sole_consumer(tensor):
         return True
-    readers = [node for node, _ in index.consumers.get(tensor, ())]
+    readers = [node for node, _ in index.live_readers(tensor)]
     if len(readers) != _SILU_READERS or tensor in index.outputs:
         return False
     return any(find_self_gated(index, node) == tensor for node in readers)

@@ -18,7 +18,13 @@ TensorType = tuple[int, Dims | None]
 #: Tensors up to this many bytes, such as reshape targets, take part in shape inference.
 LARGEST_FOLDED_BYTES = 4096
 
-_INFERENCE_ERRORS = (ValueError, TypeError, RuntimeError, onnx.shape_inference.InferenceError)
+_INFERENCE_ERRORS = (
+    ValueError,
+    TypeError,
+    RuntimeError,
+    onnx.shape_inference.InferenceError,
+    onnx.checker.ValidationError,
+)
 
 
 def infer_types(
@@ -36,6 +42,7 @@ def infer_types(
     )
     for field in ("node", "input", "output", "value_info", "sparse_initializer"):
         getattr(skeleton.graph, field).extend(getattr(graph, field))
+    _clear_negative_sizes(skeleton.graph)
     _set_input_shapes(skeleton.graph, shapes)
     _add_weights(skeleton.graph, graph)
     declared = ModelProto()
@@ -48,6 +55,18 @@ def infer_types(
         except _INFERENCE_ERRORS:
             continue
     return declared.graph
+
+
+def _clear_negative_sizes(graph: GraphProto) -> None:
+    """Make negative sizes unknown, such as the -1 that some exporters declare.
+
+    ONNX's inference ends the process at a Slice of such a tensor (an assertion of onnx 1.23).
+    """
+    for field in (graph.input, graph.output, graph.value_info):
+        for value in field:
+            for dim in value.type.tensor_type.shape.dim:
+                if dim.dim_value < 0:
+                    dim.ClearField("dim_value")
 
 
 def _set_input_shapes(graph: GraphProto, shapes: Mapping[str, tuple[int, ...]]) -> None:

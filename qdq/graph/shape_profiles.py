@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 
 import msgspec
 
+from qdq.arguments import list_items, require_type
 from qdq.errors import UsageError, did_you_mean
 from qdq.graph.index import GraphIndex
 from qdq.graph.shape_inference import Dims
@@ -41,12 +42,25 @@ class Profile(msgspec.Struct, frozen=True, order=True):
         return f"{self.input}={'/'.join(map(_format_shape, shapes))}"
 
 
+#: The forms in which the library's functions take profiles.
+ProfilesLike = Profile | str | Iterable[Profile | str]
+
+_ADVICE = "texts such as 'image=1x3x224x224', or qdq.Profile"
+
+
+def to_profiles(profiles: ProfilesLike) -> tuple[Profile, ...]:
+    """Return profiles; texts are parsed. Raises UsageError for anything else."""
+    items = list_items(profiles, (Profile, str), "profiles", _ADVICE)
+    return tuple(item if isinstance(item, Profile) else parse_profile(item) for item in items)
+
+
 def parse_profile(text: str) -> Profile:
     """Return the profile of ``INPUT=MIN/OPT/MAX`` or ``INPUT=SHAPE``.
 
     Each shape is written as in ``1x3x224x224``.
     Raises UsageError for another form, and where the three are not in order.
     """
+    require_type(text, str, "profile", _ADVICE)
     name, _, shapes_text = text.rpartition("=")
     shapes = [_parse_shape(shape_text) for shape_text in shapes_text.split("/")]
     is_valid = name and len(shapes) in _SHAPE_COUNTS

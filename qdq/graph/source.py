@@ -14,6 +14,7 @@ from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 
 from qdq.errors import ModelError
 from qdq.graph.bodies import all_tensors
+from qdq.printable import encodable_name
 
 if TYPE_CHECKING:
     import onnx_graphsurgeon as gs
@@ -45,7 +46,7 @@ class Source(msgspec.Struct, frozen=True):
     def name(self) -> str:
         """The file's name, or the graph's."""
         if self.path:
-            return self.path.name
+            return encodable_name(self.path.name)
         return self.model.graph.name or "model"
 
     @property

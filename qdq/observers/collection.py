@@ -7,11 +7,13 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from numbers import Real
 from pathlib import Path
 from typing import TypeAlias
 
 import msgspec
 
+from qdq.arguments import require_type, to_count, to_path
 from qdq.data.feeds import DataLike, Feeds, data_files, open_feeds
 from qdq.graph.index import GraphIndex
 from qdq.observers.checkpoint import CheckpointWriter
@@ -19,9 +21,13 @@ from qdq.observers.memory_budget import split_into_passes
 from qdq.observers.observer import Observer, RunSettings, list_observed_tensors
 from qdq.observers.tensor_statistics import ObservedTensor
 from qdq.planning.decisions import Plan
+from qdq.printable import encodable_name
 from qdq.ranges.tensor_ranges import Part, Ranges, join_passes, join_runs, size_extent
 from qdq.runtime.devices import execution_providers
 from qdq.runtime.session import Progress
+
+#: The most cores of a run: ONNX Runtime takes no larger number of threads.
+_MOST_CORES = 1 << 12
 
 #: Seconds between checkpoints.
 CHECKPOINT_INTERVAL = 30.0
@@ -49,6 +55,20 @@ class Observing(msgspec.Struct, frozen=True):
     scheduler: str | None = None
     #: The number of cores that are used; None for all.
     cores: int | None = None
+
+    def __post_init__(self) -> None:
+        require_type(self.part, Part, "Observing.part", "qdq.Part(number, of)")
+        require_type(self.device, str, "Observing.device", "'cpu' or 'cuda'")
+        for name in ("max_memory", "workers", "cores"):
+            count = getattr(self, name)
+            if count is not None:
+                to_count(count, 1, f"Observing.{name}")
+        require_type(self.resume, bool, "Observing.resume", "True or False")
+        require_type(self.interval, Real, "Observing.interval", "seconds")
+        require_type(self.scheduler, (str, type(None)), "Observing.scheduler", "an address")
+        if self.checkpoint is not None:
+            checkpoint = to_path(self.checkpoint, "Observing.checkpoint")
+            msgspec.structs.force_setattr(self, "checkpoint", checkpoint)
 
     @property
     def is_distributed(self) -> bool:
@@ -127,7 +147,7 @@ def identify_run(job: CollectionJob, observing: Observing, feeds: Feeds) -> str:
     files: list[tuple[str, int, int]] = []
     for file in data_files(job.data):
         status = file.stat()
-        files.append((file.name, status.st_size, status.st_mtime_ns))
+        files.append((encodable_name(file.name), status.st_size, status.st_mtime_ns))
     observed: list[tuple[object, ...]] = []
     for tensor in job.observed_tensors:
         observed.append((tensor.read, tensor.histogram, tensor.axis, tensor.grades))
@@ -160,7 +180,7 @@ def _plan_passes(
     """Return how samples are run, and the tensors of each pass that is not begun yet."""
     settings = RunSettings(
         providers=execution_providers(observing.device),
-        cores=observing.cores or os.cpu_count() or 1,
+        cores=min(observing.cores or os.cpu_count() or 1, _MOST_CORES),
     )
     begun_tensors: set[str] = set()
     for ranges in begun:

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,9 +23,11 @@ import onnx
 
 from qdq.data.feeds import DataLike, with_absolute_paths
 from qdq.errors import DataError, ModelError, QdqError, UsageError, first_line
+from qdq.files.temporary import work_folder
 from qdq.graph.index import GraphIndex
 from qdq.graph.loader import load
 from qdq.graph.source import Source, canonical_bytes
+from qdq.interruption import DelayedEnd
 from qdq.observers.collection import CollectionJob, Observing, collect_locally, open_checkpoint
 from qdq.planning.decisions import Plan
 from qdq.planning.planner import source_at_plan_opset
@@ -35,6 +40,10 @@ if TYPE_CHECKING:
 
 #: Parts for each worker: with several, one that is lost or slow costs little.
 _PARTS_PER_WORKER = 4
+
+#: Option for the warnings of new processes. The tracker of semaphores of `multiprocessing`, one
+#: of them, outlives a process that was killed, and would warn that it removes its semaphores.
+_QUIET_TRACKER = "ignore:resource_tracker:UserWarning"
 
 #: Seconds that a scheduler may take to answer.
 _TIMEOUT = 20
@@ -197,30 +206,59 @@ def _open_client(observing: Observing) -> Iterator[tuple[Client, int]]:
             "Install it with pip install 'qdq[dask]'."
         ) from error
     if observing.scheduler is None:
-        with _start_cluster(observing.workers) as cluster, Client(cluster) as client:
+        with (
+            work_folder() as folder,
+            _start_cluster(observing.workers, folder) as cluster,
+            Client(cluster) as client,
+        ):
             yield client, observing.workers or 1
     else:
         with _connect(observing.scheduler) as client:
             yield client, len(client.nthreads())
 
 
-def _start_cluster(workers: int | None) -> LocalCluster:
-    """Return a cluster of processes on this machine."""
+def _start_cluster(workers: int | None, folder: Path) -> LocalCluster:
+    """Return a cluster of processes on this machine that keep their files in a folder."""
+    import dask
     from distributed import LocalCluster
 
     try:
-        return LocalCluster(
-            workers,
-            threads_per_worker=1,
-            memory_limit=0,
-            dashboard_address=":0",
-            silence_logs=logging.CRITICAL,
-        )
+        with (
+            dask.config.set({"temporary-directory": str(folder)}),
+            DelayedEnd(),
+            _hidden_from_ctrl_c(),
+        ):
+            return LocalCluster(
+                workers,
+                threads_per_worker=1,
+                memory_limit=0,
+                dashboard_address=":0",
+                silence_logs=logging.CRITICAL,
+            )
     except Exception as error:  # Dask documents none
         raise UsageError(
             f"Dask could not start {workers} processes: {_describe_error(error)}. "
             "Pass a smaller --workers."
         ) from error
+
+
+@contextmanager
+def _hidden_from_ctrl_c() -> Iterator[None]:
+    """Start processes that write nothing when the user interrupts this one.
+
+    A terminal sends SIGINT to all of them. They end when this process does.
+    """
+    if _QUIET_TRACKER not in sys.warnoptions:
+        sys.warnoptions.append(_QUIET_TRACKER)
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    resource_tracker.ensure_running()  # when it starts, it unblocks SIGINT
+    old_mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, old_mask)
 
 
 def _connect(scheduler: str) -> Client:

@@ -29,6 +29,7 @@ from qdq.ranges.channel_importance import ChannelGrades, channel_grades
 from qdq.ranges.tensor_ranges import TensorRange
 from qdq.runtime.devices import CPU
 from qdq.runtime.session import open_session, run_sample
+from qdq.runtime.timed_session import stop_on_error
 
 #: What was measured in a sample, with the statistics that it is added to.
 _Measured: TypeAlias = list[tuple[TensorStatistics, SampleStatistics]]
@@ -137,7 +138,7 @@ class Observer:
         settings = self._settings
         workers = min(settings.cores, settings.parallel_samples)
         session = open_observing_session(self._model.index, self._model.outputs, settings)
-        with ThreadPoolExecutor(workers) as pool:
+        with ThreadPoolExecutor(workers) as pool, stop_on_error(session):
             pending: deque[tuple[str, Future[_Measured]]] = deque()
             for name, feed in samples:
                 future = pool.submit(self._measure_sample, session, feed)

@@ -62,6 +62,7 @@ class TensorStatistics:
         if observed.histogram:
             self._prepare_histograms(None if is_flat else observed.grades)
         self._seen = False
+        self._filled = False
         self._amax = 0.0
         self._count = 0
         self._sums: ExactSum | None = None
@@ -117,6 +118,7 @@ class TensorStatistics:
                 "Fix the data or keep the tensor's readers in float."
             )
         self._seen = True
+        self._filled = self._filled or sample.size > 0
         self._amax = max(self._amax, sample.largest)
         for grade, values, largest in sample.parts:
             self._histograms[grade].add(values, largest)
@@ -146,6 +148,7 @@ class TensorStatistics:
             seen=self._seen,
             moments_lost=self._moments_lost,
             by_grade=tuple(self._histograms.items()) if self._grades else (),
+            filled=self._filled,
         )
 
     def _join_histograms(self) -> Histogram | None:

@@ -13,21 +13,24 @@ from qdq.checking.checker import read_plan_request
 from qdq.graph.index import Edge, GraphIndex
 from qdq.graph.source import ModelLike, Source
 from qdq.observers.collection import CollectionJob
+from qdq.pipeline.pair_locations import PairReach, keep_locations, sort_placements
 from qdq.pipeline.requantize import (
     REPAIR,
     Existing,
     describe_existing,
+    make_existing_placement,
     make_float_source,
     merge_own_ranges,
 )
 from qdq.planning.decisions import Placement, Plan
 from qdq.planning.pair_dependencies import remove_placements
 from qdq.planning.planner import plan_source
-from qdq.quantized.model import QuantizedModel
+from qdq.quantized.model import QuantizedEdge, QuantizedModel
+from qdq.quantized.symmetry import exact_weight_amax
 from qdq.ranges.given_ranges import GivenRanges, GivenSummary, match_given_ranges
 from qdq.rewriting.inserter import apply_plan
-from qdq.rules.rule import RuleSet
-from qdq.target import Target
+from qdq.rules.rule_files import RulesLike
+from qdq.target import TargetsLike
 
 #: Why an edge stays in float that the rules quantize.
 UNKNOWN_RANGE = "no pair of the model has its range; 'qdq quantize' with data calibrates it"
@@ -47,17 +50,19 @@ class Fixed(msgspec.Struct, frozen=True):
 def fix(
     model: ModelLike,
     *,
-    rules: RuleSet | None = None,
-    targets: Iterable[Target] = (),
-    leave_float: Iterable[str] | None = None,
+    rules: RulesLike | None = None,
+    targets: TargetsLike = (),
+    leave_float: str | Iterable[str] | None = None,
 ) -> Fixed | None:
     """Return a quantized model in plain symmetric pairs at the edges where the rules place them.
 
     Returns None for a model without pairs. No scale is invented. A missing pair is added where
     another pair on the same tensor has its range, or a pair on a tensor that holds all of its
     values. Otherwise it is left out, together with the pairs that depend on it. The pairs that
-    the model has and the rules place stay. `rules`, `targets` and `leave_float` default as for
-    `check`. Raises ModelError for a model that has no such form.
+    the model has and the rules place stay. So do those whose values reach an edge that the rules
+    quantize and that gets no pair; None where one of these has a computed scale. `rules`,
+    `targets` and `leave_float` default as for `check`. Raises ModelError for a model that has no
+    such form.
     """
     quantized_model = QuantizedModel(model)
     if not quantized_model.edges and not quantized_model.converted:
@@ -67,8 +72,14 @@ def fix(
     request = read_plan_request(
         quantized_model.original, rules=rules, targets=targets, leave_float=leave_float
     )
-    index, plan = plan_source(source, request)
-    plan = _remove_unknown_ranges(index, plan, quantized_model, own_ranges)
+    index, full_plan = plan_source(source, request)
+    plan = _remove_unknown_ranges(index, full_plan, quantized_model, own_ranges)
+    last_pairs = _find_last_pairs(quantized_model, full_plan, plan)
+    if any(pair.scales is None for pair in last_pairs):
+        return None
+    last_pairs = [pair for pair in last_pairs if _has_range(pair, own_ranges)]
+    plan = _add_pairs(quantized_model, plan, last_pairs)
+    plan = keep_locations(quantized_model, plan)
     job = CollectionJob(index, plan, None, full=False)
     scales, _ = compute_scales(job, parse_method("max"), known_ranges=own_ranges)
     rewritten = apply_plan(index, plan, scales)
@@ -127,3 +138,48 @@ def _find_kept_edges(
         if quantizer.calibrated or (edge.qualified_tensor, quantizer.axis) in weight_amax:
             edges.add(edge)
     return edges
+
+
+def _find_last_pairs(
+    quantized_model: QuantizedModel, full_plan: Plan, plan: Plan
+) -> list[QuantizedEdge]:
+    """Return the pairs of a model that a plan lacks although it leaves out an edge they reach.
+
+    `full_plan` holds every edge that the rules quantize. Without such a pair, a layer that they
+    want in INT8 would have none. Left out are weights that would be rounded a second time: they
+    hold the values of their integers without a pair.
+    """
+    planned_edges = {placement.edge for placement in plan.placements}
+    left_out = {placement.edge for placement in full_plan.placements} - planned_edges
+    if not left_out:
+        return []
+    index = quantized_model.index
+    reach = PairReach(index)
+    last_pairs: list[QuantizedEdge] = []
+    for pair in quantized_model.edges:
+        edge = pair.edge
+        if edge in planned_edges or left_out.isdisjoint(reach.find_edges(edge)):
+            continue
+        is_weight = index.scope(edge).is_constant(edge.tensor)
+        if not is_weight or exact_weight_amax(pair) is not None:
+            last_pairs.append(pair)
+    return last_pairs
+
+
+def _has_range(pair: QuantizedEdge, own_ranges: GivenRanges) -> bool:
+    """Whether a pair's scales are numbers above 0."""
+    tensors = {item.tensor for item in own_ranges.by_tensor}
+    tensors.update(item.tensor for item in own_ranges.weights)
+    return pair.edge.qualified_tensor in tensors
+
+
+def _add_pairs(quantized_model: QuantizedModel, plan: Plan, pairs: list[QuantizedEdge]) -> Plan:
+    """Return a plan with more pairs, where a model has them."""
+    placements = {placement.edge: placement for placement in plan.placements}
+    for pair in pairs:
+        placements[pair.edge] = make_existing_placement(quantized_model, pair)
+    return msgspec.structs.replace(
+        plan,
+        placements=sort_placements(quantized_model.index, placements),
+        left_float=tuple(item for item in plan.left_float if item.edge not in placements),
+    )

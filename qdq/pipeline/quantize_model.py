@@ -7,7 +7,15 @@ from collections.abc import Callable, Iterable, Mapping
 import msgspec
 import onnx
 
-from qdq.calibration.calibrator import KnownRanges, compute_scales
+from qdq.arguments import require_callable, require_type
+from qdq.calibration.calibrator import (
+    KnownRanges,
+    RangesLike,
+    choose_scales,
+    find_unfilled,
+    gather_ranges,
+    to_known_ranges,
+)
 from qdq.calibration.methods import DEFAULT_METHOD, Method, parse_method
 from qdq.calibration.scales import Scales
 from qdq.checking.checker import check
@@ -16,7 +24,7 @@ from qdq.data.feeds import DataLike
 from qdq.errors import ModelError
 from qdq.graph.index import GraphIndex
 from qdq.graph.loader import load
-from qdq.graph.shape_profiles import Profile
+from qdq.graph.shape_profiles import Profile, ProfilesLike, to_profiles
 from qdq.graph.source import ModelLike, Source, light_copy
 from qdq.observers.collection import DEFAULT_OBSERVING, CollectionJob, Observing
 from qdq.pipeline.bisection import BisectionResult
@@ -26,6 +34,7 @@ from qdq.pipeline.buildable import (
     make_build_function,
     search_buildable_plan,
 )
+from qdq.pipeline.pair_locations import keep_locations
 from qdq.pipeline.requantize import (
     KEEP,
     REPAIR,
@@ -38,17 +47,23 @@ from qdq.pipeline.requantize import (
     merge_own_ranges,
     require_mode,
 )
-from qdq.planning.decisions import Plan
-from qdq.planning.plan_request import PlanRequest
+from qdq.pipeline.unfilled_tensors import (
+    has_all_tensors,
+    make_filled_request,
+)
+from qdq.planning.decisions import Placement, Plan
+from qdq.planning.graph_reasons import describe_other_layers
+from qdq.planning.plan_request import PlanRequest, to_globs
 from qdq.planning.planner import find_quantized_nodes, plan_source
 from qdq.quantized.model import QuantizedModel
+from qdq.ranges.given_ranges import GivenRanges, GivenSummary, match_given_ranges
 from qdq.ranges.tensor_ranges import Ranges
 from qdq.rewriting.inserter import apply_plan
 from qdq.rules.rule import RuleSet
-from qdq.rules.rule_files import load_rules
+from qdq.rules.rule_files import RulesLike, load_rules, to_rule_set
 from qdq.rules.shipped import default_rule_sets
 from qdq.runtime.session import Progress
-from qdq.target import Target
+from qdq.target import Target, TargetsLike, to_targets
 
 
 class BuildOptions(msgspec.Struct, frozen=True):
@@ -83,19 +98,19 @@ def quantize(  # noqa: PLR0913 keyword arguments of the public function
     model: ModelLike,
     data: DataLike | None,
     *,
-    rules: RuleSet | None = None,
-    targets: Iterable[Target] = (),
+    rules: RulesLike | None = None,
+    targets: TargetsLike = (),
     method: str = DEFAULT_METHOD,
     weights: str | None = None,
-    leave_float: Iterable[str] = (),
+    leave_float: str | Iterable[str] = (),
     batch: int | None = None,
     allow_unmatched: bool = False,
     progress: Progress | None = None,
     planned: Callable[[Plan], None] | None = None,
-    until_it_builds: BuildOptions | None = None,
-    profiles: Iterable[Profile] = (),
+    until_it_builds: BuildOptions | bool | None = None,
+    profiles: ProfilesLike = (),
     observing: Observing = DEFAULT_OBSERVING,
-    given: KnownRanges | None = None,
+    given: RangesLike | None = None,
     existing: str = REPAIR,
 ) -> Quantized:
     """Return the quantized copy of a model, with its plan, scales and findings.
@@ -108,12 +123,37 @@ def quantize(  # noqa: PLR0913 keyword arguments of the public function
     that the compiler refuses. Raises ModelError, RuleError, DataError or UsageError, as the stages
     do. The model passed in is never changed.
     """
-    planning = PlanningOptions(
-        rules, tuple(targets), tuple(leave_float), allow_unmatched, tuple(profiles)
+    planning = _to_planning_options(rules, targets, leave_float, allow_unmatched, profiles)
+    build_options = _to_build_options(until_it_builds)
+    known_ranges = to_known_ranges(given)
+    calibration = CalibrationOptions(
+        data, batch, method, weights, observing, progress, known_ranges
     )
-    calibration = CalibrationOptions(data, batch, method, weights, observing, progress, given)
-    request = QuantizeRequest(model, existing, planning, calibration, until_it_builds, planned)
+    request = QuantizeRequest(model, existing, planning, calibration, build_options, planned)
     return run_request(request)
+
+
+def _to_planning_options(
+    rules: RulesLike | None,
+    targets: TargetsLike,
+    leave_float: str | Iterable[str],
+    allow_unmatched: bool,
+    profiles: ProfilesLike,
+) -> PlanningOptions:
+    return PlanningOptions(
+        None if rules is None else to_rule_set(rules),
+        to_targets(targets),
+        to_globs(leave_float),
+        allow_unmatched,
+        to_profiles(profiles),
+    )
+
+
+def _to_build_options(until_it_builds: BuildOptions | bool | None) -> BuildOptions | None:
+    if isinstance(until_it_builds, BuildOptions):
+        return until_it_builds
+    require_type(until_it_builds, (bool, type(None)), "until_it_builds", "True or BuildOptions")
+    return BuildOptions() if until_it_builds else None
 
 
 class PlanningOptions(msgspec.Struct, frozen=True):
@@ -126,6 +166,9 @@ class PlanningOptions(msgspec.Struct, frozen=True):
     allow_unmatched: bool
     profiles: tuple[Profile, ...]
 
+    def __post_init__(self) -> None:
+        require_type(self.allow_unmatched, bool, "allow_unmatched", "True or False")
+
 
 class CalibrationOptions(msgspec.Struct, frozen=True):
     """The arguments of `quantize` that decide the scales."""
@@ -137,6 +180,10 @@ class CalibrationOptions(msgspec.Struct, frozen=True):
     observing: Observing
     progress: Progress | None
     known_ranges: KnownRanges | None
+
+    def __post_init__(self) -> None:
+        require_type(self.observing, Observing, "observing", "qdq.Observing(...)")
+        require_callable(self.progress, "progress")
 
 
 class QuantizeRequest(msgspec.Struct, frozen=True):
@@ -152,6 +199,9 @@ class QuantizeRequest(msgspec.Struct, frozen=True):
     #: Called with the plan before calibration starts.
     planned: Callable[[Plan], None] | None
 
+    def __post_init__(self) -> None:
+        require_callable(self.planned, "planned")
+
 
 def run_request(request: QuantizeRequest) -> Quantized:
     """Run the phases of `quantize`, each on the results of those before it."""
@@ -159,8 +209,8 @@ def run_request(request: QuantizeRequest) -> Quantized:
     planned = _make_plan(request, prepared)
     if request.planned:
         request.planned(planned.plan)
-    calibrated = _calibrate(request.calibration, prepared, planned)
-    return _rewrite(request, prepared, planned, calibrated)
+    calibrated = _calibrate(request, prepared, planned)
+    return _rewrite(request, prepared, calibrated)
 
 
 class _Prepared(msgspec.Struct, frozen=True):
@@ -186,8 +236,10 @@ class _Planned(msgspec.Struct, frozen=True):
 
 
 class _Calibrated(msgspec.Struct, frozen=True):
-    """The scales, and the ranges that they were chosen from."""
+    """The plan with its scales, and the ranges that they were chosen from."""
 
+    #: Without the nodes that read a tensor which no sample filled.
+    planned: _Planned
     scales: Scales
     ranges: Ranges
 
@@ -220,16 +272,30 @@ def _make_plan(request: QuantizeRequest, prepared: _Prepared) -> _Planned:
         leave_float=options.leave_float,
         allow_unmatched=options.allow_unmatched,
         profiles=options.profiles,
+        plans_bfloat16=_has_bfloat16_layers(prepared),
     )
     index, plan = plan_source(prepared.source, plan_request)
     planned = _Planned(index, plan)
     if request.build_options is not None:
         planned = _search_buildable(prepared, plan_request, planned, request.build_options)
-    plan = planned.plan
-    if prepared.quantized_model is not None and request.existing == KEEP:
-        plan = keep_existing_pairs(prepared.quantized_model, plan)
-    _require_placements(prepared, plan)
+    plan = _keep_pairs(request, prepared, planned.plan)
+    _require_placements(prepared, planned.index, plan)
     return msgspec.structs.replace(planned, plan=plan)
+
+
+def _has_bfloat16_layers(prepared: _Prepared) -> bool:
+    quantized_model = prepared.quantized_model
+    return quantized_model is not None and quantized_model.has_bfloat16_layers
+
+
+def _keep_pairs(request: QuantizeRequest, prepared: _Prepared, plan: Plan) -> Plan:
+    """Return a plan with the pairs of a quantized model where they are, as far as they stay."""
+    if prepared.quantized_model is None or request.existing == REPLACE:
+        return plan
+    plan = keep_locations(prepared.quantized_model, plan)
+    if request.existing != KEEP:
+        return plan
+    return keep_existing_pairs(prepared.quantized_model, plan)
 
 
 def _search_buildable(
@@ -249,11 +315,17 @@ def _search_buildable(
     return _Planned(index, plan, build, build_search)
 
 
-def _require_placements(prepared: _Prepared, plan: Plan) -> None:
+def _require_placements(prepared: _Prepared, index: GraphIndex, plan: Plan) -> None:
     """Raise ModelError for an empty plan."""
     if plan.placements:
         return
     source = prepared.source
+    other_layers = describe_other_layers(index)
+    if other_layers:
+        raise ModelError(
+            f"{source.path or source.name}: there is nothing to quantize: {other_layers}. "
+            "Export the model in float32 or float16."
+        )
     rule_sets = ", ".join(plan.rule_sets)
     targets = ", ".join(map(str, plan.targets))
     fix = "Run 'qdq explain' for the reason."
@@ -265,25 +337,65 @@ def _require_placements(prepared: _Prepared, plan: Plan) -> None:
     )
 
 
-def _calibrate(options: CalibrationOptions, prepared: _Prepared, planned: _Planned) -> _Calibrated:
-    """Compute the scales; the data is not read where a quantized model has all ranges."""
+def _calibrate(request: QuantizeRequest, prepared: _Prepared, planned: _Planned) -> _Calibrated:
+    """Compute the scales of the tensors that samples fill, the others left in float."""
+    ranges, summary = _gather_ranges(request.calibration, prepared, planned)
+    unfilled = tuple(find_unfilled(planned.plan, ranges, summary))
+    tensors = sorted({placement.edge.qualified_tensor for placement in unfilled})
+    if unfilled:
+        planned = _leave_unfilled(request, prepared, planned, unfilled)
+        if not has_all_tensors(planned.plan, ranges):
+            ranges, summary = _gather_ranges(request.calibration, prepared, planned)
+        summary = _match_again(prepared, planned, summary)
+    scales = choose_scales(planned.index, planned.plan, ranges, prepared.method, summary)
+    if tensors:
+        scales = msgspec.structs.replace(scales, unfilled=tuple(tensors))
+    return _Calibrated(planned, scales, ranges)
+
+
+def _gather_ranges(
+    options: CalibrationOptions, prepared: _Prepared, planned: _Planned
+) -> tuple[Ranges, GivenSummary | None]:
+    """Return the ranges; the data is not read where a quantized model has all ranges."""
     index, plan = planned.index, planned.plan
     known_ranges = prepared.known_ranges
     data = options.data
     is_quantized = prepared.quantized_model is not None
     if is_quantized and known_ranges is not None and has_all_ranges(index, plan, known_ranges):
         data = None
-    method = prepared.method
-    job = CollectionJob(index, plan, data, method.needs_histogram, options.batch)
-    scales, ranges = compute_scales(job, method, options.observing, options.progress, known_ranges)
-    return _Calibrated(scales, ranges)
+    job = CollectionJob(index, plan, data, prepared.method.needs_histogram, options.batch)
+    return gather_ranges(job, options.observing, options.progress, known_ranges)
 
 
-def _rewrite(
-    request: QuantizeRequest, prepared: _Prepared, planned: _Planned, calibrated: _Calibrated
-) -> Quantized:
+def _leave_unfilled(
+    request: QuantizeRequest,
+    prepared: _Prepared,
+    planned: _Planned,
+    unfilled: tuple[Placement, ...],
+) -> _Planned:
+    """Plan again, with the nodes in float that read a tensor without a range."""
+    plan_request = make_filled_request(
+        planned.plan, prepared.rules, unfilled, _has_bfloat16_layers(prepared)
+    )
+    index, plan = plan_source(prepared.source, plan_request)
+    plan = _keep_pairs(request, prepared, plan)
+    return msgspec.structs.replace(planned, index=index, plan=plan)
+
+
+def _match_again(
+    prepared: _Prepared, planned: _Planned, summary: GivenSummary | None
+) -> GivenSummary | None:
+    """Return which given ranges apply to a smaller plan, None where none are given."""
+    known_ranges = prepared.known_ranges
+    if summary is None or not isinstance(known_ranges, GivenRanges):
+        return None
+    return match_given_ranges(planned.index, planned.plan, known_ranges)
+
+
+def _rewrite(request: QuantizeRequest, prepared: _Prepared, calibrated: _Calibrated) -> Quantized:
     """Insert the pairs, check the result, and build it where that is requested."""
-    plan, scales = planned.plan, calibrated.scales
+    planned, scales = calibrated.planned, calibrated.scales
+    plan = planned.plan
     rewritten = apply_plan(planned.index, plan, scales)
     source = prepared.source
     findings = check(

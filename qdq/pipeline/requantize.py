@@ -16,6 +16,7 @@ from qdq.calibration.scales import Scales
 from qdq.errors import ModelError, UsageError
 from qdq.graph.index import GraphIndex
 from qdq.graph.source import Source, canonical_bytes
+from qdq.pipeline.pair_locations import sort_placements
 from qdq.planning.decisions import Placement, Plan
 from qdq.quantized.converter import find_unconverted
 from qdq.quantized.graph_writer import ConvertedNode
@@ -44,7 +45,7 @@ _Range = TypeVar("_Range", GivenRange, GivenWeightRange)
 
 
 class RescaledWeight(msgspec.Struct, frozen=True):
-    """A weight whose scales could not be kept."""
+    """A weight of which some scales, or all, could not be kept."""
 
     #: The tensor, after the path of its subgraph.
     tensor: str
@@ -116,19 +117,23 @@ def keep_existing_pairs(quantized_model: QuantizedModel, plan: Plan) -> Plan:
         edge = quantized_edge.edge
         existing_tensors.add(edge.qualified_tensor)
         if edge not in placements and quantized_edge.scales is not None:
-            quantizer = _read_quantizer(quantized_model, quantized_edge)
-            placements[edge] = Placement(edge, quantizer, (EXISTING_RULE,))
-    edges = []
-    for scope in quantized_model.index.scopes.values():
-        edges += [edge for edge in scope.edges() if edge in placements]
+            placements[edge] = make_existing_placement(quantized_model, quantized_edge)
     left_float = [item for item in plan.left_float if item.edge not in placements]
     scale_groups = [g for g in plan.scale_groups if existing_tensors.isdisjoint(g.tensors)]
     return msgspec.structs.replace(
         plan,
-        placements=tuple(placements[edge] for edge in edges),
+        placements=sort_placements(quantized_model.index, placements),
         left_float=tuple(left_float),
         scale_groups=tuple(scale_groups),
     )
+
+
+def make_existing_placement(
+    quantized_model: QuantizedModel, quantized_edge: QuantizedEdge
+) -> Placement:
+    """Return the placement of a pair that stays because the model has it."""
+    quantizer = _read_quantizer(quantized_model, quantized_edge)
+    return Placement(quantized_edge.edge, quantizer, (EXISTING_RULE,))
 
 
 def _read_quantizer(quantized_model: QuantizedModel, quantized_edge: QuantizedEdge) -> Quantizer:
@@ -200,7 +205,11 @@ def find_rescaled_weights(
             continue
         tensor, axis = placement.edge.qualified_tensor, placement.quantizer.axis
         quantized_edge = quantized_edges.get(placement.edge)
-        if quantized_edge is None or (tensor, axis) in weight_amax:
+        if quantized_edge is None:
+            continue
+        known_amax = weight_amax.get((tensor, axis))
+        if known_amax is not None:
+            yield from _find_rescaled_channels(tensor, known_amax)
             continue
         if exact_weight_amax(quantized_edge) is None:
             reason = f"held {pair_type(quantized_edge)} that is not symmetric"
@@ -208,6 +217,19 @@ def find_rescaled_weights(
             old_axis = scale_axis(quantized_model, quantized_edge)
             reason = f"had scales along axis {old_axis}, not {axis}"
         yield RescaledWeight(tensor, reason)
+
+
+def _find_rescaled_channels(tensor: str, amax: tuple[float, ...]) -> Iterator[RescaledWeight]:
+    """Yield a weight of which some channels, or all, had no scale above 0."""
+    channels = [channel for channel, value in enumerate(amax) if value == 0.0]
+    if not channels:
+        return
+    reason = "had no scale above 0"
+    if len(amax) > 1:
+        reason += f" in {len(channels)} of {len(amax)} channels, first in {channels[0]}"
+    if len(channels) < len(amax):
+        reason += "; the other channels keep theirs"
+    yield RescaledWeight(tensor, reason)
 
 
 def describe_existing(
@@ -235,5 +257,5 @@ def describe_existing(
 
 def require_mode(mode: str) -> None:
     """Raise UsageError for a mode that is not in `MODES`."""
-    if mode not in MODES:
+    if not isinstance(mode, str) or mode not in MODES:
         raise UsageError(f"existing={mode!r} is not a mode. Pass one of {', '.join(MODES)}.")

@@ -15,6 +15,17 @@ from qdq.target import Target
 INCOMPLETE = "incomplete"
 BODY = "body"
 FUNCTION = "function"
+#: No output of the model depends on the node.
+UNUSED = "unused"
+#: The node computes a constant.
+CONSTANT = "constant"
+#: The tensor is bfloat16 or float64.
+TYPE = "type"
+#: The weight depends on the file alone, but its value cannot be computed.
+UNKNOWN = "unknown"
+
+#: All of these.
+GRAPH_REASONS = (INCOMPLETE, BODY, FUNCTION, UNUSED, CONSTANT, TYPE, UNKNOWN)
 ALIAS = "alias"
 
 #: The reason why an edge without a rule stays in float.
@@ -34,7 +45,8 @@ class LeftFloat(msgspec.Struct, frozen=True):
     """A candidate edge that stays in float."""
 
     edge: Edge
-    #: The rule that decided it, or "incomplete", "body" or "function".
+    #: The rule that decided it, or "incomplete", "body", "function", "unused", "constant", "type"
+    #: or "unknown".
     because: str
     #: The rule's sentence, or the cause in the graph.
     reason: str

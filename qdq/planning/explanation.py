@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import msgspec
 
+from qdq.arguments import require_type
 from qdq.errors import UsageError, did_you_mean
 from qdq.graph.bodies import qualified_name
 from qdq.graph.index import Edge, GraphIndex
 from qdq.graph.loader import load
 from qdq.graph.source import ModelLike
 from qdq.planning.decisions import NO_RULE, LeftFloat, Placement, Plan
+from qdq.planning.plan_edits import require_plan
 from qdq.planning.planner import source_at_plan_opset, with_leave_float
 from qdq.rules.matcher import glob_names
-from qdq.rules.rule import Rule, RuleSet
+from qdq.rules.rule import Rule
+from qdq.rules.rule_files import RulesLike, to_rule_set
 
 _LEAVE_IN_FLOAT = "leave in float"
 
@@ -35,17 +40,20 @@ class Explanation(msgspec.Struct, frozen=True):
     evidence: str = ""
 
 
-def explain(model: ModelLike, plan: Plan, rules: RuleSet, name: str) -> tuple[Explanation, ...]:
+def explain(model: ModelLike, plan: Plan, rules: RulesLike, name: str) -> tuple[Explanation, ...]:
     """Return the explanations for a node's inputs or a tensor's readers, by their name.
 
     An edge that several rules decided has one explanation per rule. Raises UsageError for a name
     that is neither a node's nor a tensor's.
     """
+    require_plan(plan)
+    require_type(name, str, "name", "the name of a node or tensor")
     source = source_at_plan_opset(load(model), plan)
     index = GraphIndex(source)
     edges = _find_edges(index, name)
-    all_rules = with_leave_float(rules, plan.leave_float)
+    all_rules = with_leave_float(to_rule_set(rules), plan.leave_float)
     rules_by_name = {rule.name: rule for rule in all_rules.rules}
+    _require_rules(plan, rules_by_name)
     placed = {placement.edge: placement for placement in plan.placements}
     left_float = {item.edge: item for item in plan.left_float}
     explanations: list[Explanation] = []
@@ -57,6 +65,17 @@ def explain(model: ModelLike, plan: Plan, rules: RuleSet, name: str) -> tuple[Ex
             explanation = _explain_float(edge, item, rules_by_name)
             explanations.append(explanation)
     return tuple(explanations)
+
+
+def _require_rules(plan: Plan, rules: Mapping[str, Rule]) -> None:
+    """Raise UsageError where rules lack one that decided an edge of a plan."""
+    for placement in plan.placements:
+        for name in placement.because:
+            if name not in rules:
+                raise UsageError(
+                    f"rules: the plan was made by the rule {name!r}, which is not among them. "
+                    f"Pass those of the plan: {', '.join(plan.rule_sets)}."
+                )
 
 
 def _explain_placement(placement: Placement, rules: dict[str, Rule]) -> list[Explanation]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from qdq.arguments import require_type
 from qdq.errors import PlanError, did_you_mean
 from qdq.graph.compiler_view import CompilerView
 from qdq.graph.index import Edge, GraphIndex, Node
@@ -143,6 +144,11 @@ def _require_needs(file: PlanFile, scope: CompilerView) -> None:
         "TensorRT runs a layer in that type as a whole or not at all. "
         "Quantize both or neither."
     )
+
+
+def require_plan(plan: object) -> None:
+    """Raise UsageError for an argument that is no plan, such as the path of one."""
+    require_type(plan, Plan, "plan", "what qdq.plan returns")
 
 
 def require_model(plan: Plan, index: GraphIndex) -> None:

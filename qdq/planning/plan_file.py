@@ -10,24 +10,16 @@ from typing import Any
 import yaml
 
 from qdq.errors import PlanError, QdqError, RuleError, first_line
+from qdq.files.command_files import note_input
 from qdq.files.strict_yaml import LocatedMapping, parse_text_yaml
 from qdq.graph.index import Edge, GraphIndex, Node
-from qdq.planning.decisions import (
-    BODY,
-    FUNCTION,
-    INCOMPLETE,
-    LeftFloat,
-    Placement,
-    Plan,
-    ScaleGroup,
-)
+from qdq.planning.decisions import GRAPH_REASONS, LeftFloat, Placement, Plan, ScaleGroup
 from qdq.planning.plan_document import PlanFile, parse_plan_file
 
 #: Version of the plan file's layout.
 PLAN_VERSION = "2"
 
 _NO_WRAPPING = 1_000_000
-_GRAPH_REASONS = (INCOMPLETE, BODY, FUNCTION)
 
 #: Texts that need no quotes in YAML: none that begins and goes on like this is a number or a date.
 _PLAIN_TEXT = re.compile(r"[A-Za-z/_](?:[\w./-]|::(?=\w))*", re.ASCII)
@@ -96,7 +88,7 @@ def _common_reasons(left_float: Iterable[LeftFloat]) -> dict[str, str]:
     common: dict[str, str] = {}
     for rule in sorted(reasons_by_rule):
         reasons = reasons_by_rule[rule]
-        if len(reasons) == 1 and rule not in _GRAPH_REASONS:
+        if len(reasons) == 1 and rule not in GRAPH_REASONS:
             (common[rule],) = reasons
     return common
 
@@ -253,6 +245,7 @@ def _require_layout(content: Any) -> None:
 
 def read_plan_bytes(path: Path) -> bytes:
     """Return the bytes of a plan or scales file; raises PlanError where it cannot be read."""
+    note_input(path)
     try:
         return path.read_bytes()
     except OSError as error:

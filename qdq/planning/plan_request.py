@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import msgspec
 
+from qdq.arguments import list_texts
 from qdq.graph.shape_profiles import Profile
 from qdq.rules.rule import RuleSet
 from qdq.target import Target
@@ -21,3 +24,10 @@ class PlanRequest(msgspec.Struct, frozen=True):
     allow_unmatched: bool = False
     #: Shapes for rules about shapes, where the model leaves a dimension open.
     profiles: tuple[Profile, ...] = ()
+    #: Whether layers in bfloat16 are planned, as in a model that has pairs on such layers already.
+    plans_bfloat16: bool = False
+
+
+def to_globs(globs: str | Iterable[str]) -> tuple[str, ...]:
+    """Return the globs of nodes to keep in float; raises UsageError for what is not text."""
+    return list_texts(globs, "leave_float", "globs of node names, such as '/head/*'")

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 
 import msgspec
+from onnx import TensorProto
 
+from qdq.arguments import require_type
 from qdq.errors import ModelError, RuleError
 from qdq.graph.bodies import all_nodes
 from qdq.graph.compiler_view import CompilerView
@@ -13,8 +15,16 @@ from qdq.graph.index import Edge, GraphIndex, Node
 from qdq.graph.loader import load, raise_source_opset
 from qdq.graph.operands import channel_axis, operands
 from qdq.graph.operators import PLANNED_BODIES
+from qdq.graph.opset import FLOAT16_OPSET, default_opset, holds_short_floats
 from qdq.graph.quantized_operators import is_quantized
-from qdq.graph.shape_profiles import Profile, Shape, extreme_shapes, optimal_shapes, require_shapes
+from qdq.graph.shape_profiles import (
+    ProfilesLike,
+    Shape,
+    extreme_shapes,
+    optimal_shapes,
+    require_shapes,
+    to_profiles,
+)
 from qdq.graph.source import ModelLike, Source
 from qdq.planning.decisions import (
     BODY,
@@ -25,26 +35,31 @@ from qdq.planning.decisions import (
     Plan,
     ScaleGroup,
 )
+from qdq.planning.graph_reasons import (
+    describe_other_types,
+    find_graph_reason,
+    find_hidden_operands,
+)
 from qdq.planning.pair_dependencies import unmet_needs
-from qdq.planning.plan_request import PlanRequest
+from qdq.planning.plan_request import PlanRequest, to_globs
 from qdq.planning.scale_groups import find_scale_groups
 from qdq.quantizer import FORMATS, Quantizer
 from qdq.rules.facts import Scene
 from qdq.rules.kernel_tables import describe_borrowed_tables
 from qdq.rules.matcher import Verdict, match_rules, require_matches
 from qdq.rules.rule import RuleSet, leave_float_rule, make_rule_set
-from qdq.rules.rule_files import load_rules
-from qdq.target import DEFAULT_TARGET, Target
+from qdq.rules.rule_files import RulesLike, load_rules, to_rule_set
+from qdq.target import DEFAULT_TARGET, TargetsLike, to_targets
 
 
 def plan(
     model: ModelLike,
     *,
-    rules: RuleSet | None = None,
-    targets: Iterable[Target] = (),
-    leave_float: Iterable[str] = (),
+    rules: RulesLike | None = None,
+    targets: TargetsLike = (),
+    leave_float: str | Iterable[str] = (),
     allow_unmatched: bool = False,
-    profiles: Iterable[Profile] = (),
+    profiles: ProfilesLike = (),
 ) -> Plan:
     """Return the plan that the rules make for a float model.
 
@@ -55,12 +70,13 @@ def plan(
     """
     source = load(model)
     require_float_model(source)
+    require_type(allow_unmatched, bool, "allow_unmatched", "True or False")
     request = PlanRequest(
-        rules or load_rules(),
-        tuple(targets),
-        tuple(leave_float),
+        load_rules() if rules is None else to_rule_set(rules),
+        to_targets(targets),
+        to_globs(leave_float),
         allow_unmatched,
-        tuple(profiles),
+        to_profiles(profiles),
     )
     _, plan = plan_source(source, request)
     return plan
@@ -70,17 +86,35 @@ def plan_source(source: Source, request: PlanRequest) -> tuple[GraphIndex, Plan]
     """Return the plan for a model, and the index of the model at the opset that the plan needs."""
     index = GraphIndex(source)
     plan = plan_index(index, request)
-    raised_source = source_at_plan_opset(source, plan)
+    raised_source = source_at_plan_opset(source, plan, index)
     if raised_source is source:
         return index, plan
     raised_index = GraphIndex(raised_source)
     return raised_index, plan_index(raised_index, request)
 
 
-def source_at_plan_opset(source: Source, plan: Plan) -> Source:
-    """Return a model at the opset that a plan's types need: FP8 needs a later one than INT8."""
-    opsets = (placement.quantizer.element.opset for placement in plan.placements)
-    return raise_source_opset(source, max(opsets, default=0))
+def source_at_plan_opset(source: Source, plan: Plan, index: GraphIndex | None = None) -> Source:
+    """Return a model at the opset that a plan's pairs need, by their element and float types.
+
+    `index` is the model's, where there is one already.
+    """
+    element_opset = max((p.quantizer.element.opset for p in plan.placements), default=0)
+    raised = raise_source_opset(source, element_opset, "FP8")
+    is_old = default_opset(raised.model) < FLOAT16_OPSET
+    if is_old and holds_short_floats(source.model) and _has_short_float_pair(index or source, plan):
+        raised = raise_source_opset(raised, FLOAT16_OPSET, "16-bit")
+    return raised
+
+
+def _has_short_float_pair(model: GraphIndex | Source, plan: Plan) -> bool:
+    """Whether a pair of a plan is on a float16 or bfloat16 tensor."""
+    index = GraphIndex(model) if isinstance(model, Source) else model
+    scopes = index.scopes
+    for placement in plan.placements:
+        scope = scopes.get(placement.edge.graph, index)
+        if scope.elem_type(placement.edge.tensor) in (TensorProto.FLOAT16, TensorProto.BFLOAT16):
+            return True
+    return False
 
 
 def plan_index(index: GraphIndex, request: PlanRequest) -> Plan:
@@ -111,6 +145,7 @@ def plan_index(index: GraphIndex, request: PlanRequest) -> Plan:
         notes=(
             *index.source.notes,
             *describe_borrowed_tables(request.targets),
+            *describe_other_types(index, left_float),
             *_describe_other_shapes(index, request, placements),
         ),
         targets=request.targets,
@@ -173,26 +208,33 @@ def _plan_graphs(
     for scope in CompilerView(shaped_index).scopes.values():
         if not _explain_unplanned_body(scope):
             scene = Scene(scope, request.targets)
-            graph_plans.append(_plan_graph(scene, request.rules))
+            graph_plans.append(_plan_graph(scene, request))
     return graph_plans
 
 
-def _plan_graph(scene: Scene, rules: RuleSet) -> _GraphPlan:
+def _plan_graph(scene: Scene, request: PlanRequest) -> _GraphPlan:
     index = scene.index.file_index
+    rules = request.rules
     verdicts, shared = match_rules(scene, rules)
     placed: dict[Edge, Placement] = {}
     left_float: dict[Edge, LeftFloat] = {}
     for verdict in verdicts:
-        if verdict.then == "quantize":
-            placed[verdict.edge] = _make_placement(index, verdict)
-        else:
+        if verdict.then != "quantize":
             rule = verdict.rules[0]
             left_float[verdict.edge] = LeftFloat(verdict.edge, rule.name, rule.says)
+            continue
+        reason = find_graph_reason(index, verdict.edge, request.plans_bfloat16)
+        if reason is None:
+            placed[verdict.edge] = _make_placement(index, verdict)
+        else:
+            left_float[verdict.edge] = reason
+    for reason in find_hidden_operands(index, request.plans_bfloat16):
+        left_float.setdefault(reason.edge, reason)
     for edge, missing in unmet_needs(scene.index, placed):
         label = placed.pop(edge).quantizer.element.label
         outcome = _describe_decision(missing, placed, left_float)
-        reason = f"A pair here requires one in {label} on {missing}, which {outcome}."
-        left_float[edge] = LeftFloat(edge, INCOMPLETE, reason)
+        need = f"A pair here requires one in {label} on {missing}, which {outcome}."
+        left_float[edge] = LeftFloat(edge, INCOMPLETE, need)
     calibrated = [p.edge for p in placed.values() if p.quantizer.calibrated]
     return _GraphPlan(
         placements=tuple(placed.values()),

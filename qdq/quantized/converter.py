@@ -62,7 +62,7 @@ def convert_to_qdq(source: Source) -> tuple[Source, tuple[ConvertedNode, ...]]:
         return source, ()
     model = _build_model(writer, nodes)
     converted = msgspec.structs.replace(source, model=model, stamp=None)
-    return raise_source_opset(converted, _required_opset(graph)), tuple(writer.converted)
+    return raise_source_opset(converted, _required_opset(graph), "FP8"), tuple(writer.converted)
 
 
 def _build_model(writer: ModelWriter, nodes: list[NodeProto]) -> ModelProto:
@@ -186,9 +186,10 @@ def _convert_node(graph: GraphWriter, node: NodeProto) -> None:
 
 def _write_dynamic_quantize(graph: GraphWriter, node: NodeProto) -> None:
     """Write a DynamicQuantizeLinear, for the float products that may replace its readers."""
-    result, scale = node.output[0], node.output[1]
-    graph.dynamic_inputs[result] = node.input[0]
-    graph.dynamic_scales[scale] = result
+    if len(node.output) > 1:  # a damaged one may lack its scale
+        result, scale = node.output[0], node.output[1]
+        graph.dynamic_inputs[result] = node.input[0]
+        graph.dynamic_scales[scale] = result
     graph.append(node)
 
 

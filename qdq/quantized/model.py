@@ -10,14 +10,19 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
 from qdq.arrays import Array
 from qdq.errors import ModelError
+from qdq.graph.aliases import is_float_cast
 from qdq.graph.bodies import node_bodies, node_labels, qualified_name, read_tensor_values
 from qdq.graph.index import Edge, GraphIndex
 from qdq.graph.loader import load
+from qdq.graph.opset import FLOAT16_OPSET
 from qdq.graph.pairs import PAIR_OPERATORS, QdqPair, find_pairs, stored_tensors
 from qdq.graph.source import ModelLike, Source
 from qdq.quantized.converter import convert_to_qdq
 from qdq.quantized.stripper import find_renamed_outputs, strip_model
 from qdq.quantizer import ELEMENT_TYPES
+
+#: The size of float16 and bfloat16.
+_SHORT_FLOAT_BYTES = 2
 
 
 class QuantizedEdge(msgspec.Struct, frozen=True):
@@ -55,7 +60,23 @@ class QuantizedModel:
             element = ELEMENT_TYPES.get(quantized_edge.dtype)
             if element is not None:
                 opset = max(opset, element.opset)
+            scales = quantized_edge.scales
+            if scales is not None and scales.dtype.itemsize == _SHORT_FLOAT_BYTES:
+                opset = max(opset, FLOAT16_OPSET)
         return opset
+
+    @property
+    def has_bfloat16_layers(self) -> bool:
+        """Whether it has a pair on a bfloat16 tensor, or before a Cast to one."""
+        scopes = self.index.scopes
+        for quantized_edge in self.edges:
+            edge = quantized_edge.edge
+            scope = scopes[edge.graph]
+            node = scope.by_label[edge.node]
+            tensors = [edge.tensor, *node.outputs] if is_float_cast(scope, node) else [edge.tensor]
+            if any(scope.elem_type(tensor) == TensorProto.BFLOAT16 for tensor in tensors):
+                return True
+        return False
 
     def labelled(self) -> ModelProto:
         """Return a copy of the original model whose nodes are named by their labels.

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from qdq.graph.index import Edge, GraphIndex, Node
 from qdq.graph.node_matching import NodePlace
-from qdq.graph.patterns import can_commute_with_quantization
+from qdq.graph.patterns import carries_pairs
 from qdq.quantized.model import QuantizedEdge, QuantizedModel
 from qdq.quantized.pair_format import has_same_scales
 
@@ -153,4 +153,4 @@ def _can_move_across(index: GraphIndex, node: Node) -> bool:
     """
     if not node.inputs:
         return False
-    return node.op == "Relu" or can_commute_with_quantization(index, node)
+    return node.op == "Relu" or carries_pairs(index, node)

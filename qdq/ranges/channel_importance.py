@@ -152,13 +152,13 @@ def _measure_weight(index: GraphIndex, node: Node, output: _Importance | None) -
     squares = np.einsum("oit,oit->oi", weight_by_channels, weight_by_channels, dtype=np.float64)
     outputs = len(squares)
     group = int(node.attribute("group", 1))
-    if outputs % group:
+    if group < 1 or outputs % group:
         return None
     if group > 1 and output is not None and output.size == outputs:
         mean = output.of_channel.mean()
         if mean > 0.0:
             squares *= output.of_channel[:, None] / mean
-    by_group = squares.reshape(group, outputs // group, -1)
+    by_group = squares.reshape(group, outputs // group, squares.shape[1])
     importance: Floats = by_group.sum(axis=1).ravel()
     return importance
 

@@ -1,30 +1,31 @@
 """Ranges that come from elsewhere than calibration, and which tensors of a plan they apply to.
 
 A planned tensor without a given range takes that of the nearest tensor with one that holds all of
-its values, moved, picked or joined with others: that range covers its values too.
+its values, moved, picked or joined with others: that range covers its values too. A tensor that is
+joined takes the largest range of its parts.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Set
+from numbers import Real
 
 import msgspec
 import numpy as np
 
+from qdq.arguments import require_type
 from qdq.errors import DataError, did_you_mean
+from qdq.graph.aliases import keeps_values
 from qdq.graph.bodies import qualified_name
 from qdq.graph.index import Edge, GraphIndex
-from qdq.graph.operators import MOVES_VALUES
 from qdq.graph.patterns import trace_axis_to_input
 from qdq.planning.decisions import Plan
-from qdq.quantizer import INT8_LEVELS
-from qdq.ranges.value_holders import iterate_holders
+from qdq.ranges.range_limits import require_range, require_stated_range
+from qdq.ranges.value_holders import find_joined_parts, iterate_holders
 
 #: How many names a message lists.
 _NAMED = 3
-
-#: The largest amax that is accepted: that of the largest float32 scale.
-LARGEST_AMAX = INT8_LEVELS * float(np.finfo(np.float32).max)
 
 #: A tensor: the path of the graph that produces it, and its name there.
 _Location = tuple[str, str]
@@ -52,7 +53,7 @@ class GivenWeightRange(msgspec.Struct, frozen=True):
     tensor: str
     #: The axis with one range for each channel, None for one range.
     axis: int | None
-    #: Absolute values, as in `GivenRange`.
+    #: Absolute values, as in `GivenRange`; 0 for a channel whose range follows from its values.
     amax: tuple[float, ...]
     #: Its line in the file, 0 where that is not known.
     line: int = 0
@@ -95,7 +96,8 @@ class AppliedWeightRange(msgspec.Struct, frozen=True):
     tensor: str
     #: The axis it is quantized along, with one range for each channel; None for one range.
     axis: int | None
-    #: The largest absolute value of each channel, or of the whole weight.
+    #: The largest absolute value of each channel, or of the whole weight; 0 where the range
+    #: follows from the values.
     amax: tuple[float, ...]
 
 
@@ -135,22 +137,25 @@ def given_by_hand(
 ) -> GivenRanges:
     """Return the ranges in a mapping of tensors to amax.
 
-    Raises DataError for an amax that is negative or not finite.
+    Raises DataError for an amax that is negative, not finite or too small for a scale.
     """
+    require_type(ranges, Mapping, "ranges", "a mapping of tensors to amax")
     by_tensor: list[GivenRange] = []
     for tensor, amax in ranges.items():
-        require_range(amax, f"{name}: tensor {tensor!r}")
-        by_tensor.append(GivenRange(tensor, float(amax)))
+        require_type(tensor, str, f"{name}: {tensor!r}", "the name of a tensor")
+        require_type(amax, Real, f"{name}: tensor {tensor!r}", "a number")
+        number = _to_float(amax)
+        require_stated_range(number, f"{name}: tensor {tensor!r}")
+        by_tensor.append(GivenRange(tensor, number))
     return GivenRanges(name, tuple(by_tensor))
 
 
-def require_range(amax: float, location: str) -> None:
-    """Raise DataError unless a range is a number from 0 to `LARGEST_AMAX`."""
-    if not 0.0 <= amax <= LARGEST_AMAX:
-        raise DataError(
-            f"{location}: a range of {amax:g} cannot be used. "
-            "Write a finite number above 0, or 0 for a tensor of zeros."
-        )
+def _to_float(number: float) -> float:
+    """Return a number of any type as a float, an integer beyond all floats as infinity."""
+    try:
+        return float(number)
+    except OverflowError:
+        return math.inf
 
 
 def match_given_ranges(index: GraphIndex, plan: Plan, given_ranges: GivenRanges) -> GivenSummary:
@@ -274,14 +279,22 @@ def _find_nearest(
 ) -> GivenRange | None:
     """Return the range of the nearest given tensor that holds all values of this one.
 
-    That may be the tensor itself. The result is None where there is none.
+    That may be the tensor itself. Where there is none, a tensor that a Concat joins has the
+    largest of the ranges of its parts. The result is None where one of them has none.
     """
     path, tensor = location
-    for holder in iterate_holders(index.scopes[path], tensor):
+    scope = index.scopes[path]
+    for holder in iterate_holders(scope, tensor):
         source = by_location.get((path, holder))
         if source is not None:
             return source
-    return None
+    sources: list[GivenRange] = []
+    for part in find_joined_parts(scope, tensor):
+        source = _find_nearest(index, (path, part), by_location)
+        if source is None:
+            return None
+        sources.append(source)
+    return max(sources, key=lambda source: source.amax, default=None)
 
 
 def _apply_range(tensor: str, source: GivenRange) -> AppliedRange:
@@ -344,14 +357,14 @@ def _trace_to_ranges(
 ) -> tuple[list[GivenWeightRange], int | None]:
     """Return the ranges given for a constant, and the axis that the constant's axis is there.
 
-    Operators between the two only move values. There are no ranges where none are given.
+    Operators between the two keep the values. There are no ranges where none are given.
     """
     while True:
         weights = by_tensor.get(qualified_name(scope.path, tensor)) or by_tensor.get(tensor)
         if weights is not None:
             return weights, axis
         producer = scope.producers.get(tensor)
-        if producer is None or producer.op not in MOVES_VALUES:
+        if producer is None or not keeps_values(scope, producer):
             return [], axis
         if axis is not None:
             axis = trace_axis_to_input(scope, producer, axis)
@@ -361,11 +374,17 @@ def _trace_to_ranges(
 
 
 def _join_channels(weights: list[GivenWeightRange]) -> tuple[float, ...]:
-    """Return the one range of a weight: the given one, or the largest of its channels."""
+    """Return the one range of a weight: the given one, or the largest of its channels.
+
+    The result is 0 where the range of a channel is not known.
+    """
     for weight in weights:
         if weight.axis is None:
             return weight.amax
-    return (max(weights[0].amax),) if weights else ()
+    if not weights:
+        return ()
+    amax = weights[0].amax
+    return (max(amax),) if all(amax) else (0.0,)
 
 
 def _describe_missing(index: GraphIndex, summary: GivenSummary, missing: list[str]) -> str:

@@ -12,7 +12,8 @@ import yaml
 from qdq.errors import DataError, RuleError, first_line
 from qdq.files.strict_yaml import LocatedMapping, parse_text_yaml
 from qdq.quantizer import INT8_LEVELS
-from qdq.ranges.given_ranges import LARGEST_AMAX, GivenRange, GivenWeightRange, require_range
+from qdq.ranges.given_ranges import GivenRange, GivenWeightRange
+from qdq.ranges.range_limits import LARGEST_AMAX, require_stated_range
 
 #: The keys of a range: the quantity that its number is.
 _AMAX = "amax"
@@ -108,7 +109,7 @@ def _parse_amax(quantity: str, text: Any, location: str) -> float:
     else:
         scale = float(np.float32(number)) or number
         amax = scale * INT8_LEVELS
-    require_range(amax, location)
+    require_stated_range(amax, location)
     return amax
 
 

@@ -13,7 +13,8 @@ from qdq.quantized.symmetry import (
     measure_coarsening,
     pair_amax,
 )
-from qdq.ranges.given_ranges import LARGEST_AMAX, GivenRange, GivenRanges, GivenWeightRange
+from qdq.ranges.given_ranges import GivenRange, GivenRanges, GivenWeightRange
+from qdq.ranges.range_limits import LARGEST_AMAX
 
 #: The most that the steps of a tensor may grow: 8 bits around any zero point take 2.01 times at
 #: most, which loses one bit.
@@ -106,12 +107,16 @@ def _is_constant(quantized_model: QuantizedModel, quantized: QuantizedEdge) -> b
 def _read_weight_range(
     quantized_model: QuantizedModel, quantized: QuantizedEdge
 ) -> GivenWeightRange | None:
-    """Return the ranges of a weight, None where its integers are not symmetric."""
+    """Return the ranges of a weight, None where its integers are not symmetric.
+
+    The range is 0 where the scale is 0 or no finite number.
+    """
     amax = exact_weight_amax(quantized)
-    if amax is None or not amax.size or not np.isfinite(amax).all():
+    if amax is None or not amax.size:
         return None
     axis = scale_axis(quantized_model, quantized)
-    channels = tuple(map(float, amax.reshape(-1)))
+    usable_amax = np.where(amax <= LARGEST_AMAX, amax, 0.0)
+    channels = tuple(map(float, usable_amax.reshape(-1)))
     return GivenWeightRange(quantized.edge.qualified_tensor, axis, channels)
 
 

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from qdq.errors import DataError
+from qdq.files.command_files import note_input
 from qdq.files.output import write_atomic
 from qdq.ranges.exact_sum import ExactSum
 from qdq.ranges.histogram import Histogram
@@ -47,6 +48,7 @@ def read_ranges(path: Path) -> Ranges:
 
     Raises DataError naming the file where it holds no ranges, is damaged or truncated.
     """
+    note_input(path)
     return decode_ranges(_read(path), str(path))
 
 

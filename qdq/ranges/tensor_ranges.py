@@ -13,8 +13,9 @@ from typing import TypeVar
 import msgspec
 import numpy as np
 
+from qdq.arguments import list_items, require_type, to_count
 from qdq.arrays import Floats
-from qdq.errors import DataError
+from qdq.errors import DataError, UsageError
 from qdq.planning.decisions import ScaleGroup
 from qdq.ranges.channel_importance import GRADE_FACTOR
 from qdq.ranges.exact_sum import ExactSum
@@ -71,6 +72,8 @@ class TensorRange(msgspec.Struct, frozen=True):
     moments_lost: bool = msgspec.field(default=False, name="lost")
     #: The parts of the histogram by the grade of channels, where channels differ in importance.
     by_grade: tuple[tuple[int, Histogram], ...] = ()
+    #: Whether any sample held values of the tensor: some samples select none.
+    filled: bool = True
 
     @property
     def weighed(self) -> tuple[tuple[float, Histogram], ...]:
@@ -102,6 +105,7 @@ class TensorRange(msgspec.Struct, frozen=True):
             seen=self.seen or other.seen,
             moments_lost=lost,
             by_grade=tuple(by_grade),
+            filled=self.filled or other.filled,
         )
 
 
@@ -111,6 +115,11 @@ class Part(msgspec.Struct, frozen=True, order=True):
     #: From 1 to `of`.
     number: int = 1
     of: int = 1
+
+    def __post_init__(self) -> None:
+        to_count(self.of, 1, "Part.of")
+        if to_count(self.number, 1, "Part.number") > self.of:
+            raise UsageError(f"there is no part {self} of some samples. Pass a smaller number.")
 
     def __str__(self) -> str:
         return f"{self.number}/{self.of}"
@@ -168,12 +177,15 @@ def size_extent(sizes: Iterable[int]) -> tuple[int, ...]:
     return tuple(sorted({min(unique), max(unique)}))
 
 
-def merge(several: Sequence[Ranges]) -> Ranges:
+def merge(several: Iterable[Ranges]) -> Ranges:
     """Return the ranges of all samples of several: of parts of one run or of different data.
 
     Their order does not matter. Raises DataError where they are of different models or tensors, of
     parts of different splits, or hold the same samples twice.
     """
+    several = list_items(several, Ranges, "ranges", "what qdq.observe returns")
+    for ranges in several:
+        require_type(ranges, Ranges, "ranges", "what qdq.observe returns")
     if not several:
         raise DataError("there are no ranges to merge. Pass at least one.")
     for other in several[1:]:

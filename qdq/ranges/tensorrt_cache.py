@@ -3,8 +3,8 @@
 The first line is ``TRT-<version>-<calibrator>``, as in ``TRT-8601-EntropyCalibration2``. Every
 other line is a tensor's name, ``": "`` and its scale, amax / 127, as the big-endian bytes of a
 float32 in hexadecimal digits (Model Optimizer's calib_utils.py, import_scales_from_calib_cache;
-YOLOv6's onnx_utils.py, save_calib_cache_file). A name may hold ``": "`` itself, and some writers
-omit leading zeros.
+YOLOv6's onnx_utils.py, save_calib_cache_file). A name may hold ``": "`` itself. Writers that omit
+leading zeros write a scale of 0 as ``0``; every other scale of a calibration has eight digits.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import msgspec
+import numpy as np
 
 from qdq.errors import DataError, UsageError
 
@@ -26,9 +27,13 @@ CACHE_MAGIC = b"TRT-"
 CACHE_VERSION = "8601"
 _HEADER = re.compile(r"TRT-[^\s-]+-\S+")
 _VERSION = re.compile(r"[0-9A-Za-z.]+")
-_SCALE = re.compile(r"[0-9a-fA-F]{1,8}")
+_HEXADECIMAL = re.compile(r"[0-9a-fA-F]{1,8}")
+_ZERO = re.compile(r"0+")
 _SEPARATOR = ": "
 _DIGITS = 8
+
+#: The least float32 that is not denormal. No smaller scale is written, as in a model.
+_LEAST_SCALE = float(np.finfo(np.float32).tiny)
 
 
 class CachedScale(msgspec.Struct, frozen=True):
@@ -114,10 +119,15 @@ def _parse_line(line: str, location: str) -> tuple[str, float]:
 
 def _parse_scale(text: str, tensor: str, location: str) -> float:
     digits = text.strip()
-    if not _SCALE.fullmatch(digits):
+    if not _HEXADECIMAL.fullmatch(digits):
         raise DataError(
             f"{location}: {text[:60]!r} is not a scale. "
             f"Write the {_DIGITS} hexadecimal digits of a big-endian float32."
+        )
+    if len(digits) < _DIGITS and not _ZERO.fullmatch(digits):
+        raise DataError(
+            f"{location}: the scale {digits} of tensor {tensor!r} has {len(digits)} digits instead "
+            f"of {_DIGITS}: the line is cut off. Export the cache again."
         )
     scale: float = struct.unpack(">f", bytes.fromhex(digits.zfill(_DIGITS)))[0]
     if not math.isfinite(scale) or math.copysign(1.0, scale) < 0.0:
@@ -125,14 +135,19 @@ def _parse_scale(text: str, tensor: str, location: str) -> float:
             f"{location}: the scale {digits} of tensor {tensor!r} is {scale}. "
             "Write a finite number that is not negative."
         )
+    if 0.0 < scale < _LEAST_SCALE:
+        raise DataError(
+            f"{location}: the scale {digits} of tensor {tensor!r} is {scale:.3g}, a denormal "
+            "number. Export the cache again, or write 0 for a tensor of zeros."
+        )
     return scale
 
 
 def encode_cache(header: str, scales: Iterable[tuple[str, float]], source: str) -> bytes:
     """Return a cache of some tensors and their scales, rounded to float32, in their order.
 
-    `source` is the origin of the scales in messages. Raises DataError for a name that no line can
-    hold.
+    No scale above 0 is written as a denormal number. `source` is the origin of the scales in
+    messages. Raises DataError for a name that no line can hold.
     """
     lines = [f"{header}\n"]
     for tensor, scale in scales:
@@ -141,6 +156,7 @@ def encode_cache(header: str, scales: Iterable[tuple[str, float]], source: str) 
                 f"{source}: tensor {tensor!r}: a calibration cache cannot hold this name. "
                 "Export as yaml or json."
             )
-        digits = struct.pack(">f", scale).hex()
+        stored_scale = max(scale, _LEAST_SCALE) if scale > 0.0 else 0.0
+        digits = struct.pack(">f", stored_scale).hex()
         lines.append(f"{tensor}{_SEPARATOR}{digits}\n")
     return "".join(lines).encode()

@@ -5,13 +5,10 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 
+from qdq.graph.aliases import keeps_values
 from qdq.graph.index import GraphIndex, Node
-from qdq.graph.operators import MOVES_VALUES
-from qdq.graph.patterns import can_commute_with_quantization
-
-#: Operators whose result holds every value of their first input, where they commute with
-#: quantization.
-_KEEPS_VALUES = (*MOVES_VALUES, "Expand", "Tile", "DepthToSpace", "SpaceToDepth", "Dropout")
+from qdq.graph.operators import REPEATS_VALUES
+from qdq.graph.patterns import carries_pairs
 
 
 def iterate_holders(scope: GraphIndex, tensor: str) -> Iterator[str]:
@@ -30,6 +27,22 @@ def iterate_holders(scope: GraphIndex, tensor: str) -> Iterator[str]:
                 pending.append(neighbour)
 
 
+def find_joined_parts(scope: GraphIndex, tensor: str) -> tuple[str, ...]:
+    """Return the tensors whose values a tensor holds: the inputs of a Concat, else none.
+
+    Operators that keep or pick values may be between the Concat and the tensor.
+    """
+    producer = scope.producers.get(tensor)
+    while producer is not None:
+        if producer.op == "Concat":
+            return producer.inputs
+        if not _is_part_of_input(scope, producer, tensor):
+            return ()
+        tensor = producer.inputs[0]
+        producer = scope.producers.get(tensor)
+    return ()
+
+
 def _iterate_neighbours(scope: GraphIndex, tensor: str) -> Iterator[str]:
     """Yield the inputs and outputs of the nodes at a tensor that hold all of its values."""
     producer = scope.producers.get(tensor)
@@ -42,7 +55,7 @@ def _iterate_neighbours(scope: GraphIndex, tensor: str) -> Iterator[str]:
 
 def _is_part_of_input(scope: GraphIndex, producer: Node, tensor: str) -> bool:
     """Whether all values of a node's output are among those of its first input."""
-    if not can_commute_with_quantization(scope, producer):
+    if not carries_pairs(scope, producer):
         return False
     return producer.op == "Split" or tensor == producer.outputs[0]
 
@@ -51,6 +64,4 @@ def _keeps_values(scope: GraphIndex, consumer: Node, slot: int) -> bool:
     """Whether the result of a node holds every value of its input at a slot."""
     if consumer.op == "Concat":
         return slot >= 0
-    if slot != 0 or consumer.op not in _KEEPS_VALUES:
-        return False
-    return can_commute_with_quantization(scope, consumer)
+    return slot == 0 and (consumer.op in REPEATS_VALUES or keeps_values(scope, consumer))

@@ -6,6 +6,8 @@ from typing import Any
 
 import msgspec
 
+from qdq.printable import escape_json, escape_surrogates
+
 #: The version of the JSON layout, raised when a field changes its meaning or is removed.
 JSON_VERSION = 2
 
@@ -15,9 +17,20 @@ VERSION_KEY = "qdq_json"
 
 def to_json(record: Any) -> str:
     """Return a record as indented JSON, the layout's version first."""
-    content = {VERSION_KEY: JSON_VERSION, **to_plain(record)}
-    encoded = msgspec.json.format(msgspec.json.encode(content), indent=2)
-    return encoded.decode() + "\n"
+    return encode_json({VERSION_KEY: JSON_VERSION, **to_plain(record)}, indent=2)
+
+
+def encode_json(content: Any, indent: int) -> str:
+    """Return dicts, lists, texts and numbers as indented JSON.
+
+    Characters that cannot be printed are escaped, and bytes of file names that are not UTF-8.
+    """
+    try:
+        encoded = msgspec.json.encode(content)
+    except UnicodeEncodeError:
+        encoded = msgspec.json.encode(escape_surrogates(content))
+    text = msgspec.json.format(encoded, indent=indent).decode()
+    return escape_json(text) + "\n"
 
 
 def to_plain(record: Any) -> dict[str, Any]:

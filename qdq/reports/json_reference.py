@@ -27,9 +27,15 @@ _EXIT_CODES = (
     (
         "2",
         "the command could not run: one line on standard error names the place, the fact and the "
-        "fix, and nothing is written. `check` continues with the other models",
+        "fix, and nothing is written. `check` continues with the other models. A full or closed "
+        "standard output and a crash of a library in C++ end so too",
     ),
-    ("130", "interrupted"),
+    (
+        "3",
+        "an error that qdq does not foresee: one line names it; `qdq --debug COMMAND ...` prints "
+        "the traceback before it, for a report",
+    ),
+    ("130", "interrupted by Ctrl-C; the code is 143 for SIGTERM and 129 for SIGHUP"),
 )
 
 _CONVENTIONS = (

@@ -1,11 +1,24 @@
-"""Pieces of generated Markdown pages."""
+"""Pieces of Markdown: generated pages, and the text of reports."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
+
+from qdq.printable import escape_unprintable
 
 #: Characters that begin markup.
 _MARKUP = "*_<"
+
+#: Characters that are HTML, in renderers that know no backslash before them too.
+_ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
+
+#: What begins or ends markup inside a line: code, emphasis, links, cells of tables. An underscore
+#: inside a word and brackets without a target do not, so names such as conv_1[0] stay legible.
+_INLINE_MARKUP = re.compile(r"[\\`*|~$]|\](?=[(\[:])|(?<![^\W_])_|_(?![^\W_])")
+
+#: What begins a heading, a list, a quotation or a rule in an item of a list.
+_BLOCK_MARKUP = re.compile(r"^(\s*)(#(?=[#\s])|[-+](?=\s)|[-=]{2,}|\d+(?=[.)]\s))")
 
 
 def escape(text: str) -> str:
@@ -13,6 +26,22 @@ def escape(text: str) -> str:
     for character in _MARKUP:
         text = text.replace(character, f"\\{character}")
     return text
+
+
+def escape_text(text: str) -> str:
+    """Return text in one line that Markdown shows as it is: without markup, links and HTML."""
+    shown = escape_unprintable(text)
+    for character, entity in _ENTITIES.items():
+        shown = shown.replace(character, entity)
+    shown = _INLINE_MARKUP.sub(r"\\\g<0>", shown)
+    return _BLOCK_MARKUP.sub(_escape_block, shown)
+
+
+def _escape_block(match: re.Match[str]) -> str:
+    indent, mark = match.groups()
+    if mark.isdigit():
+        return f"{indent}{mark}\\"
+    return f"{indent}\\{mark}"
 
 
 def escape_prose(text: str) -> str:

@@ -7,12 +7,14 @@ from collections import Counter
 from qdq.pipeline.bisection import BisectionResult
 from qdq.planning.decisions import BODY, FUNCTION, Plan, left_float_lines, placement_lines
 from qdq.reports.sections import Section, count_noun
-from qdq.target import DEFAULT_TARGET
 
 
-def plan_summary(plan: Plan) -> Section:
-    """Return how many edges each rule decided."""
-    lines = [_summary_line(plan), *plan.notes]
+def plan_summary(plan: Plan, *, is_target_default: bool) -> Section:
+    """Return how many edges each rule decided.
+
+    `is_target_default` states that the user passed no target.
+    """
+    lines = [_summary_line(plan, is_target_default), *plan.notes]
     count = len(plan.scale_groups)
     if count:
         groups = count_noun(count, "group")
@@ -25,10 +27,10 @@ def plan_summary(plan: Plan) -> Section:
     return Section("Plan", tuple(lines), headers, tuple(_count_decisions(plan)))
 
 
-def plan_sections(plan: Plan) -> list[Section]:
-    """Return a plan in full."""
+def plan_sections(plan: Plan, *, is_target_default: bool) -> list[Section]:
+    """Return a plan in full; `is_target_default` states that the user passed no target."""
     return [
-        plan_summary(plan),
+        plan_summary(plan, is_target_default=is_target_default),
         Section("Quantized", tuple(placement_lines(plan))),
         Section("Left in float", tuple(left_float_lines(plan))),
     ]
@@ -45,9 +47,9 @@ def build_search_section(result: BisectionResult) -> Section:
     return Section("Building", tuple(lines))
 
 
-def _summary_line(plan: Plan) -> str:
+def _summary_line(plan: Plan, is_target_default: bool) -> str:
     targets = ", ".join(map(str, plan.targets))
-    if plan.targets == (DEFAULT_TARGET,):
+    if is_target_default:
         targets = f"{targets} (no --target given: TensorRT on SM 8.0 and up)"
     rule_sets = ", ".join(plan.rule_sets)
     count = len(plan.placements)

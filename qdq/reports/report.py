@@ -60,11 +60,14 @@ def check_report_path(path: Path) -> None:
         )
 
 
-def render(report: Report, suffix: str) -> str:
-    """Return a report as ``.json``, ``.md`` or ``.txt``."""
+def render(report: Report, suffix: str, *, is_target_default: bool = False) -> str:
+    """Return a report as ``.json``, ``.md`` or ``.txt``.
+
+    `is_target_default` states that the user passed no target.
+    """
     if suffix == ".json":
         return to_json(report)
-    sections = report_sections(report)
+    sections = report_sections(report, is_target_default=is_target_default)
     if report.validation:
         for engine in report.validation.engines:
             if engine.layers:
@@ -72,11 +75,14 @@ def render(report: Report, suffix: str) -> str:
     return sections_text(sections, markdown=suffix == ".md")
 
 
-def report_sections(report: Report) -> list[Section]:
-    """Return a report's sections, in the order of the stages."""
+def report_sections(report: Report, *, is_target_default: bool = False) -> list[Section]:
+    """Return a report's sections, in the order of the stages.
+
+    `is_target_default` states that the user passed no target.
+    """
     sections: list[Section] = []
     if report.plan:
-        sections.append(plan_summary(report.plan))
+        sections.append(plan_summary(report.plan, is_target_default=is_target_default))
     if isinstance(report.existing, Existing):
         sections += existing_sections(report.existing)
     if isinstance(report.build_search, BisectionResult):

@@ -5,6 +5,7 @@ SARIF is the Static Analysis Results Interchange Format of OASIS.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ import msgspec
 from qdq.checking.catalogue import ERROR, PROBLEMS, WARNING, Problem
 from qdq.checking.finding import Finding
 from qdq.checking.selection import fingerprint, relative_posix_path
+from qdq.printable import escape_unprintable
+from qdq.reports.json_output import encode_json
 
 SARIF_VERSION = "2.1.0"
 _SCHEMA = "https://json.schemastore.org/sarif-2.1.0.json"
@@ -38,7 +41,7 @@ class CheckedModel(msgspec.Struct, frozen=True):
     fixed: tuple[str, ...] = ()
 
 
-def to_sarif(models: Iterable[CheckedModel], version: str) -> bytes:
+def to_sarif(models: Iterable[CheckedModel], version: str) -> str:
     """Return a SARIF log with one run.
 
     Every code is a rule, every finding a result, and every model that could not be checked a
@@ -60,7 +63,7 @@ def to_sarif(models: Iterable[CheckedModel], version: str) -> bytes:
         "results": results,
     }
     log = {"$schema": _SCHEMA, "version": SARIF_VERSION, "runs": [run]}
-    return msgspec.json.format(msgspec.json.encode(log), indent=1) + b"\n"
+    return encode_json(log, indent=1)
 
 
 def to_github(checked: CheckedModel) -> list[str]:
@@ -90,7 +93,7 @@ def _make_invocation(notifications: list[_Json]) -> _Json:
 def _make_notification(checked: CheckedModel) -> _Json:
     return {
         "level": "error",
-        "message": {"text": checked.failure},
+        "message": {"text": escape_unprintable(checked.failure)},
         "locations": [{"physicalLocation": _make_location(checked.model)}],
     }
 
@@ -121,7 +124,7 @@ def _make_result(model: str, finding: Finding, rule_index: int) -> _Json:
         "ruleId": finding.code,
         "ruleIndex": rule_index,
         "level": finding.severity,
-        "message": {"text": _finding_text(finding)},
+        "message": {"text": escape_unprintable(_finding_text(finding))},
         "locations": [location],
         "partialFingerprints": {"qdqFinding/v1": fingerprint(finding)},
     }
@@ -133,7 +136,7 @@ def _make_location(model: str) -> _Json:
     if path.startswith("../") or Path(path).is_absolute():
         uri = file.absolute().as_uri()
         return {"artifactLocation": {"uri": uri}}
-    uri = quote(path)
+    uri = quote(os.fsencode(path))
     return {"artifactLocation": {"uri": uri, "uriBaseId": _ROOT}}
 
 
@@ -154,9 +157,11 @@ def _end_sentence(text: str) -> str:
 
 
 def _escape_data(text: str) -> str:
-    text = text.replace("%", "%25")
-    text = text.replace("\r", "%0D")
-    return text.replace("\n", "%0A")
+    lines = []
+    for line in text.split("\n"):
+        parts = [escape_unprintable(part).replace("%", "%25") for part in line.split("\r")]
+        lines.append("%0D".join(parts))
+    return "%0A".join(lines)
 
 
 def _escape_property(text: str) -> str:

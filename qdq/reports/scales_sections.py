@@ -28,6 +28,8 @@ def scales_summary(scales: Scales) -> Section:
         lines.append("calibrated on noise: the scales mean nothing for real inputs")
     for tensor in scales.dead:
         lines.append(f"{tensor} held only zeros; its scale is a placeholder")
+    for tensor in scales.unfilled or ():
+        lines.append(f"no sample filled {tensor}; the nodes that read it stay in float")
     lines += map(_outlier_line, scales.outliers)
     lines += given_lines(scales)
     lines += shared_lines(scales.shared)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import msgspec
 from tabulate import tabulate
+
+from qdq.printable import escape_unprintable
+from qdq.reports.markdown import escape_text
 
 #: How many names a line of a report holds.
 _MOST_NAMES = 10
@@ -22,7 +25,7 @@ class Section(msgspec.Struct, frozen=True):
 
 
 def sections_text(parts: Iterable[Section], markdown: bool = False) -> str:
-    """Return sections as text for a terminal, or as Markdown."""
+    """Return sections as text for a terminal, or as Markdown, whatever names are in them."""
     blocks: list[str] = []
     for part in parts:
         blocks += _markdown_blocks(part) if markdown else _terminal_blocks(part)
@@ -47,20 +50,30 @@ def count_noun(count: int, noun: str) -> str:
 
 
 def _markdown_blocks(section: Section) -> list[str]:
-    blocks = [f"## {section.title}"]
+    blocks = [f"## {escape_text(section.title)}"]
     for line in section.lines:
-        blocks.append(f"- {line}")
+        blocks.append(f"- {escape_text(line)}")
     if section.rows:
-        blocks += ["", _format_table(section, "github")]
+        blocks += ["", _format_table(section, "github", escape_text)]
     return blocks
 
 
 def _terminal_blocks(section: Section) -> list[str]:
-    lines = list(section.lines)
+    lines = list(map(escape_unprintable, section.lines))
     if section.rows:
-        lines += _format_table(section, "simple").splitlines()
-    return [section.title, *(f"  {line}" for line in lines)]
+        lines += _format_table(section, "simple", escape_unprintable).split("\n")
+    title = escape_unprintable(section.title)
+    return [title, *(f"  {line}" for line in lines)]
 
 
-def _format_table(section: Section, layout: str) -> str:
-    return tabulate(section.rows, section.headers, tablefmt=layout, disable_numparse=True)
+def _format_table(section: Section, layout: str, escape: Callable[[str], str]) -> str:
+    headers = list(map(escape, section.headers))
+    rows: list[list[Any]] = []
+    for row in section.rows:
+        rows.append([_escape_cell(cell, escape) for cell in row])
+    return tabulate(rows, headers, tablefmt=layout, disable_numparse=True)
+
+
+def _escape_cell(cell: Any, escape: Callable[[str], str]) -> Any:
+    """Return a cell with its text escaped; numbers stay, since columns of them are aligned."""
+    return escape(cell) if isinstance(cell, str) else cell

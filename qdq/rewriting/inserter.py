@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
+from qdq.arguments import require_type
 from qdq.calibration.scales import PairScale, Scales
 from qdq.errors import ModelError, PlanError
 from qdq.graph.bodies import node_bodies, qualified_name
@@ -33,10 +34,11 @@ from qdq.graph.quantized_operators import DEQUANTIZE, QUANTIZE
 from qdq.graph.source import ModelLike, canonical_bytes, light_copy
 from qdq.graph.unique_names import UniqueNames
 from qdq.planning.decisions import Placement, Plan, group_by_pair
-from qdq.planning.plan_edits import require_model
+from qdq.planning.plan_edits import require_model, require_plan
 from qdq.planning.planner import source_at_plan_opset
 from qdq.quantized.stripper import strip_model
 from qdq.quantizer import Quantizer
+from qdq.rewriting.stored_scales import store_scales
 
 _LARGEST_SCALE = float(np.finfo(np.float32).max)
 
@@ -47,6 +49,8 @@ def apply(model: ModelLike, plan: Plan, scales: Scales) -> ModelProto:
     Raises PlanError where plan, scales and model do not belong together, and ModelError where
     stripping the result does not restore the model byte for byte. `qdq.save` runs onnx.checker.
     """
+    require_plan(plan)
+    require_type(scales, Scales, "scales", "what qdq.calibrate returns")
     index = GraphIndex(source_at_plan_opset(load(model), plan))
     return apply_plan(index, plan, scales)
 
@@ -119,20 +123,18 @@ class _InsertedPair:
             rules.update(placement.because)
         return ", ".join(sorted(rules))
 
-    def initializers(
-        self, scales: PairScale, dtype: type[np.float16] | type[np.float32]
-    ) -> Iterator[TensorProto]:
+    def initializers(self, scales: PairScale, dtype: np.dtype[Any]) -> Iterator[TensorProto]:
         """Yield the scale in the tensor's float type, and the zero point 0 in the quantized type.
 
         Both are scalars, or vectors along the axis.
         """
-        shape = () if self.quantizer.axis is None else (len(scales.scales),)
-        least = np.finfo(dtype).tiny
-        values = np.maximum(np.array(scales.scales, dtype), least)
+        element = self.quantizer.element
+        values = store_scales(scales.scales, element, dtype)
+        shape = () if self.quantizer.axis is None else (values.size,)
         yield numpy_helper.from_array(values.reshape(shape), self.scale)
         yield TensorProto(
             name=self.zero_point,
-            data_type=self.quantizer.element.code,
+            data_type=element.code,
             dims=shape,
             raw_data=bytes(values.size),
         )
@@ -164,8 +166,9 @@ def _add_initializers(
             )
         scope = scopes[pair.graph]
         _check_scales(scope, pair.tensor, pair_scale)
-        is_half = scope.elem_type(pair.tensor) == TensorProto.FLOAT16
-        dtype = np.float16 if is_half else np.float32
+        is_float = scope.is_float(pair.tensor)
+        elem_type = scope.elem_type(pair.tensor) if is_float else TensorProto.FLOAT
+        dtype = helper.tensor_dtype_to_np_dtype(elem_type)
         graph.initializer.extend(pair.initializers(pair_scale, dtype))
 
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import onnx
 
+from qdq.arguments import require_type, to_path
 from qdq.errors import ModelError, UsageError, first_line
-from qdq.files.output import atomic_file, check_output, copy_atomic
+from qdq.files.command_files import CommandFiles, note_output
+from qdq.files.output import atomic_file, check_in_place, check_place, copy_atomic
+from qdq.files.temporary import fill_file
 from qdq.graph.source import Source, canonical_bytes
 
 
@@ -24,16 +28,33 @@ def check_onnx(content: bytes, name: Path) -> None:
         ) from error
 
 
-def save(model: onnx.ModelProto, source: Source, path: Path, force: bool = False) -> None:
+def save(model: onnx.ModelProto, source: Source, path: str | Path, force: bool = False) -> None:
     """Write a model made from `source` to `path`, with copies of its external data files.
 
-    onnx.checker must pass it. Raises ModelError where it does not, and UsageError where a file
-    cannot be written.
+    All of these files are written or none. onnx.checker must pass the model. Raises ModelError
+    where it does not, and UsageError where a file cannot be written.
     """
-    copies = plan_external_copies(source, path, force)
+    require_type(model, onnx.ModelProto, "model", "an onnx.ModelProto")
+    require_type(source, Source, "source", "the result's source, or what qdq.load returns")
+    path = to_path(path, "path")
+    _write(model, source, path, plan_external_copies(source, path, force))
+
+
+def save_in_place(model: onnx.ModelProto, source: Source, path: Path) -> None:
+    """Replace the file at `path`, which `source` was read from, by a model made from it.
+
+    The external data stays. Raises the errors of `save`, and UsageError for a file that is
+    read-only or has other names.
+    """
+    check_in_place(path)
+    _write(model, source, path, {})
+
+
+def _write(model: onnx.ModelProto, source: Source, path: Path, copies: Mapping[Path, Path]) -> None:
+    """Write a model to `path`, and the files in `copies` to their destinations."""
     content = canonical_bytes(model)
     with atomic_file(path) as temporary, ThreadPoolExecutor(1) as pool:
-        writing = pool.submit(temporary.write_bytes, content)
+        writing = pool.submit(fill_file, temporary, content)
         if not source.external_files:
             check_onnx(content, path)
         for origin, copy in copies.items():
@@ -44,14 +65,19 @@ def save(model: onnx.ModelProto, source: Source, path: Path, force: bool = False
 def plan_external_copies(source: Source, path: Path, force: bool = False) -> dict[Path, Path]:
     """Return the destination of each external data file for a model at `path`.
 
-    Files that are at their destination already are left out.
-    Raises UsageError where a copy would replace the output, or another file without `force`.
+    Files that are at their destination already are left out. Raises UsageError where the model or
+    a copy would replace the data, the model or the copy of another file, or any file without
+    `force`.
     """
-    folder = source.folder or Path()
-    destinations = {folder / name: path.parent / name for name in source.external_files}
-    check_output(path, (*destinations, *destinations.values()), force=True)
+    check_place(path, force=True)
+    files = CommandFiles()
+    origins = {name: (source.folder or Path()) / name for name in source.external_files}
+    for origin in origins.values():
+        files.add_input(origin)
+    files.add_output(path, "the model")
     copies: dict[Path, Path] = {}
-    for origin, copy in destinations.items():
+    for name, origin in origins.items():
+        copy = path.parent / name
         exists = copy.exists()
         if exists and copy.samefile(origin):
             continue
@@ -60,5 +86,10 @@ def plan_external_copies(source: Source, path: Path, force: bool = False) -> dic
                 f"{copy}: the file exists, and the model's external data goes there."
                 " Pass --force to replace it, or choose another folder."
             )
+        if exists:
+            check_place(copy, force)
+        role = f"the external data {name}"
+        files.add_output(copy, role)
+        note_output(copy, role)
         copies[origin] = copy
     return copies

@@ -16,6 +16,7 @@ import msgspec
 import yaml
 
 from qdq.errors import RuleError, first_line
+from qdq.files.command_files import note_input
 from qdq.graph.index import GraphIndex, Node
 from qdq.quantizer import INT8
 from qdq.rules.layer_forms import describe_layer_form
@@ -85,6 +86,7 @@ def _table_files(backend: str) -> dict[int, Path]:
 
 
 def _read_table(path: Path) -> KernelTable:
+    note_input(path)
     try:
         text = path.read_text(encoding="utf-8")
         content = yaml.safe_load(text)

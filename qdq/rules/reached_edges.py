@@ -37,7 +37,7 @@ def find_reached_edges(
             return ()
         for edge in readers:
             node = index.node(edge)
-            if not _passes_on(node, edge, through):
+            if not _passes_on(index, edge, through):
                 reached.append(edge)
                 continue
             output = node.outputs[0]
@@ -48,22 +48,22 @@ def find_reached_edges(
 
 
 def _value_readers(index: CompilerView, tensor: str) -> list[Edge]:
-    """Return the edges that read a tensor's values; a Shape reads only its shape."""
+    """Return the live edges that read a tensor's values; a Shape reads only its shape."""
     readers: list[Edge] = []
-    for edge in index.edges_from(tensor):
-        node = index.node(edge)
-        if node.op != "Shape":
-            readers.append(edge)
+    for node, slot in index.live_readers(tensor):
+        if slot >= 0 and node.op != "Shape":
+            readers.append(index.edge(node, slot))
     return readers
 
 
 def _is_read_in_body(index: CompilerView, tensor: str) -> bool:
-    readers = index.consumers.get(tensor, ())
+    readers = index.live_readers(tensor)
     return any(slot < 0 for _, slot in readers)
 
 
-def _passes_on(node: Node, edge: Edge, through: tuple[str, ...]) -> bool:
+def _passes_on(index: CompilerView, edge: Edge, through: tuple[str, ...]) -> bool:
     """Whether a node passes on the values of an edge: of moves the first input, of Concat all."""
+    node = index.node(edge)
     if node.op not in through:
         return False
     return edge.slot == 0 or node.op == "Concat"

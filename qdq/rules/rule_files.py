@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from itertools import pairwise
 from pathlib import Path
 
 import msgspec
 
+from qdq.arguments import list_items, require_type
 from qdq.errors import RuleError, did_you_mean
 from qdq.files.strict_yaml import (
     LocatedMapping,
@@ -17,6 +19,7 @@ from qdq.files.strict_yaml import (
     read_yaml,
     require_known_keys,
 )
+from qdq.printable import encodable_name
 from qdq.rules.rule import Rule, RuleSet, make_rule_set
 from qdq.rules.rule_document import parse_rule
 from qdq.rules.shipped import DEFAULT_SET, shipped_rules_folder, shipped_sets
@@ -29,19 +32,37 @@ _SET_KEYS = ("set", "says", "takes")
 _ALL_RULES = "*"
 
 
-def load_rules(names: Iterable[str] = (DEFAULT_SET,)) -> RuleSet:
+#: The forms in which the library's functions take rules.
+RulesLike = RuleSet | str | Path | Iterable[str | Path]
+
+_ADVICE = "names of rule sets, folders and files, or what qdq.load_rules returns"
+
+
+def to_rule_set(rules: RulesLike) -> RuleSet:
+    """Return rules, of names as `load_rules` does."""
+    return rules if isinstance(rules, RuleSet) else load_rules(rules)
+
+
+def load_rules(names: str | Path | Iterable[str | Path] = (DEFAULT_SET,)) -> RuleSet:
     """Return the rules of the named shipped sets, folders and files.
 
     A rule replaces one of its name from an earlier set. Raises RuleError for an unknown set or any
     mistake in a file.
     """
-    names = tuple(names)
+    names = _list_names(names)
     rules: dict[str, Rule] = {}
     for name in names:
         path = rules_path(name)
         rules.update(_read_rules_at(path))
-    set_names = (Path(name).name for name in names)
+    set_names = (encodable_name(Path(name).name) for name in names)
     return make_rule_set(set_names, rules.values())
+
+
+def _list_names(names: str | Path | Iterable[str | Path]) -> list[str]:
+    items = list_items(names, (str, Path), "rules", _ADVICE)
+    for item in items:
+        require_type(item, (str, Path), "rules", _ADVICE)
+    return list(map(str, items))
 
 
 def rules_path(name: str) -> Path:
@@ -53,13 +74,15 @@ def rules_path(name: str) -> Path:
     if name in sets:
         return shipped_rules_folder() / name
     path = Path(name)
-    if path.is_dir():
+    # Unlike pathlib, os.path answers for names that are too long as well.
+    if os.path.isdir(path):
         return path
-    if path.is_file() and path.suffix in RULE_SUFFIXES:
+    is_file = os.path.isfile(path)
+    if is_file and path.suffix in RULE_SUFFIXES:
         return path
     known_sets = ", ".join(sets)
     problem = f"no such folder or file exists, and the shipped sets are {known_sets}"
-    if path.is_file():
+    if is_file:
         suffixes = " or ".join(RULE_SUFFIXES)
         problem = f"a rule file ends in {suffixes}"
     hint = did_you_mean(name, sets) or "."

@@ -11,16 +11,21 @@ import onnx
 import onnxruntime as ort
 
 from qdq.arrays import Array, Feed
-from qdq.errors import DataError, ModelError, runtime_line
+from qdq.errors import DataError, ModelError, QdqError, runtime_line
 from qdq.graph.index import GraphIndex
 from qdq.graph.source import canonical_bytes
 from qdq.runtime.devices import CPU
+from qdq.runtime.runnable import require_runnable
+from qdq.runtime.timed_session import TimedSession
 
 #: Called after each sample with the number of samples done.
 Progress = Callable[[int], None]
 
 #: The log level above errors, which are exceptions too: qdq writes one line to standard error.
 _FATAL_LEVEL = 4
+
+#: The message about an operator that ONNX Runtime lacks for the types of a node.
+_NO_KERNEL = re.compile(r"implementation for (?P<op>\w+)\(\d+\) node with name '(?P<name>[^']+)'")
 _EXTERNAL_FOLDER = "session.model_external_initializers_file_folder_path"
 
 
@@ -34,6 +39,7 @@ def open_session(
 
     Raises ModelError where ONNX Runtime rejects the model.
     """
+    require_runnable(index)
     options = options or ort.SessionOptions()
     options.log_severity_level = _FATAL_LEVEL
     source = index.source
@@ -42,11 +48,11 @@ def open_session(
     new_outputs = [name for name in extra_outputs if name not in index.outputs]
     try:
         content = _serialise(index, new_outputs)
-        return ort.InferenceSession(content, options, providers=list(providers))
-    except ModelError:
+        return TimedSession(source.name, content, options, providers=list(providers))
+    except QdqError:
         raise
     except Exception as error:
-        reason = _explain_refusal(error)
+        reason = _explain_refusal(error, index)
         raise ModelError(f"{source.name}: ONNX Runtime cannot run it: {reason}") from error
 
 
@@ -62,7 +68,7 @@ def _serialise(index: GraphIndex, new_outputs: Iterable[str]) -> bytes:
     return canonical_bytes(runnable) + extra
 
 
-def _explain_refusal(error: Exception) -> str:
+def _explain_refusal(error: Exception, index: GraphIndex) -> str:
     """Return the reason why ONNX Runtime rejects a model, and the fix."""
     reason = runtime_line(error).rstrip(".")
     newest = re.search(r"Current official support for domain \S+ is till opset (\d+)", reason)
@@ -72,7 +78,24 @@ def _explain_refusal(error: Exception) -> str:
             f"its opset is newer than {opset}, the last that this version supports."
             f" Export it with opset {opset} or older, or install a newer onnxruntime."
         )
+    lacking = _NO_KERNEL.search(reason)
+    node_type = _find_node_type(index, lacking["name"]) if lacking else ""
+    if lacking and node_type:
+        return (
+            f"it has no {node_type} {lacking['op']} ({lacking['name']!r}). "
+            "Export that node in float32, or quantize with --ranges."
+        )
     return f"{reason}. Export it so that ONNX Runtime can run it."
+
+
+def _find_node_type(index: GraphIndex, name: str) -> str:
+    """Return the type of a node's first input, as ``bfloat16``; "" where it is unknown."""
+    for scope in index.scopes.values():
+        node = scope.by_label.get(name)
+        if node is not None and node.inputs:
+            elem_type = scope.elem_type(node.inputs[0])
+            return onnx.helper.tensor_dtype_to_np_dtype(elem_type).name if elem_type else ""
+    return ""
 
 
 def _with_unique_names(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -120,12 +143,30 @@ def run_sample(
         results = session.run_with_ort_values(computed, inputs) if computed else []
         arrays = [_share_memory(result) for result in results]
         return [*zip(computed, arrays, strict=True), *feed.items()]
+    except QdqError:
+        raise
     except Exception as error:
         reason = runtime_line(error).rstrip(".")
         raise DataError(
             f"{index.source.name}: ONNX Runtime failed on a sample: {reason}."
             " Check the shapes of the data."
         ) from error
+
+
+def run_outputs(
+    session: ort.InferenceSession, index: GraphIndex, names: list[str], feed: Feed
+) -> list[Array]:
+    """Return the named outputs of one run, copied; raises ModelError where ONNX Runtime fails."""
+    try:
+        outputs: list[Array] = session.run(names, feed)
+    except QdqError:
+        raise
+    except Exception as error:
+        reason = runtime_line(error).rstrip(".")
+        raise ModelError(
+            f"{index.source.name}: ONNX Runtime cannot run it: {reason}. Fix the shapes in it."
+        ) from error
+    return outputs
 
 
 def _share_memory(value: ort.OrtValue) -> Array:

@@ -30,7 +30,7 @@ from qdq.rewriting.model_file import check_onnx
 from qdq.rules.rule import Rule, RuleSet
 from qdq.rules.rule_files import RULE_SUFFIXES, load_rules, read_rules, rule_files
 from qdq.rules.shipped import DEFAULT_SET, KERNELS_FOLDER, shipped_rules_folder
-from qdq.runtime.session import exact_options, open_session
+from qdq.runtime.session import exact_options, open_session, run_outputs
 from qdq.testing.case_files import (
     Case,
     CaseFiles,
@@ -289,9 +289,10 @@ def _numeric_failures(
     """
     feed = open_feeds(index, NOISE).first()
     names = list(index.outputs)
-    float_outputs = open_session(index, []).run(names, feed)
-    quantized_session = open_session(GraphIndex(rewritten), [], exact_options())
-    quantized_outputs = quantized_session.run(names, feed)
+    float_outputs = run_outputs(open_session(index, []), index, names, feed)
+    quantized_index = GraphIndex(rewritten)
+    quantized_session = open_session(quantized_index, [], exact_options())
+    quantized_outputs = run_outputs(quantized_session, quantized_index, names, feed)
     bounds = output_bound(index, plan, scales, feed)
     failures: list[str] = []
     for name, expected, actual in zip(names, float_outputs, quantized_outputs, strict=True):

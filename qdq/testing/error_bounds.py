@@ -21,7 +21,7 @@ from qdq.graph.index import Edge, GraphIndex, Node
 from qdq.graph.operators import PRODUCTS, RECURRENT
 from qdq.planning.decisions import Plan
 from qdq.quantizer import Quantizer
-from qdq.runtime.session import open_session
+from qdq.runtime.session import open_session, run_outputs
 
 #: Operators that move, pick, sum or average values: applied to an error they return a bound of the
 #: result's error.
@@ -124,7 +124,7 @@ def _compute_values(index: GraphIndex, feed: Mapping[str, Array]) -> dict[str, A
     names: list[str] = []
     for node in index.nodes:
         names.extend(name for name in node.outputs if name)
-    computed = open_session(index, names).run(names, dict(feed))
+    computed = run_outputs(open_session(index, names), index, names, dict(feed))
     values.update(zip(names, computed, strict=True))
     return values
 

@@ -14,12 +14,12 @@ import onnxruntime as ort
 
 from qdq.arrays import Array, Floats
 from qdq.data.feeds import Feeds
-from qdq.errors import DataError, ModelError, runtime_line
+from qdq.errors import DataError, ModelError, QdqError, runtime_line
 from qdq.graph.aliases import find_origin
 from qdq.graph.compiler_view import CompilerView
 from qdq.graph.index import GraphIndex, Node
 from qdq.graph.operators import PASSES_SCORES, SCORING
-from qdq.runtime.session import Progress, exact_options, open_session
+from qdq.runtime.session import Progress, exact_options, open_session, run_outputs
 
 _BATCH_AND_CLASSES = 2
 _TINY = 1e-30
@@ -123,7 +123,7 @@ def output_errors(
     names = list(sums)
     session = open_session(index, [])
     for feed, actual_outputs in zip(feeds, outputs, strict=True):
-        expected_outputs = session.run(names, feed)
+        expected_outputs = run_outputs(session, index, names, feed)
         for name, expected in zip(names, expected_outputs, strict=True):
             actual = np.asarray(actual_outputs[name])
             sums[name].add(expected, actual)
@@ -163,6 +163,8 @@ def _session_factory(index: GraphIndex) -> Callable[[], ort.InferenceSession]:
 def _infer(runner: object, feed: dict[str, Array], index: GraphIndex) -> dict[str, Array]:
     try:
         outputs: dict[str, Array] = runner.infer(feed)  # type: ignore[attr-defined] # untyped
+    except QdqError:
+        raise
     except Exception as error:
         reason = runtime_line(error).rstrip(".")
         raise DataError(

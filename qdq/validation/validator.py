@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from numbers import Real
 from pathlib import Path
 
 import msgspec
 
+from qdq.arguments import list_items, require_callable, require_type, to_count, to_path
 from qdq.data.feeds import DataLike, Feeds, open_feeds
 from qdq.engines.engine import Engine
 from qdq.engines.layer_file import read_layer_file
@@ -22,7 +24,7 @@ from qdq.graph.shape_profiles import require_shapes
 from qdq.graph.source import ModelLike, Source
 from qdq.quantized.model import QuantizedModel, require_same_graph
 from qdq.runtime.session import Progress
-from qdq.target import Target
+from qdq.target import Target, TargetsLike, to_targets
 from qdq.validation.accuracy import Accuracy, OutputError, compare_outputs, output_errors
 from qdq.validation.engine_report import EngineReport, FusionRuleUse, compare_engines
 
@@ -48,17 +50,23 @@ class Thresholds(msgspec.Struct, frozen=True):
     cosine: float | None = None
     top1_agreement: float | None = None
 
+    def __post_init__(self) -> None:
+        for name in _FIGURES:
+            least = getattr(self, name)
+            if least is not None:
+                require_type(least, Real, f"Thresholds.{name}", "a number, or None")
+
 
 def validate(  # noqa: PLR0913 keyword arguments of the public function
     model: ModelLike,
     quantized: ModelLike,
     *,
     data: DataLike | None = None,
-    targets: Iterable[Target] = (),
-    shapes: Mapping[str, tuple[int, ...]] | None = None,
+    targets: TargetsLike = (),
+    shapes: Mapping[str, Sequence[int]] | None = None,
     batch: int | None = None,
     progress: Progress | None = None,
-    layers: Iterable[str | Path] = (),
+    layers: str | Path | Iterable[str | Path] = (),
     allow_fp16: bool = False,
 ) -> Validation:
     """Return the comparison of a quantized model with the float model it was made from.
@@ -70,24 +78,38 @@ def validate(  # noqa: PLR0913 keyword arguments of the public function
     model. Dynamic dimensions are fixed by `shapes`, else by the first sample, else at 1. Raises
     ModelError where the two models are not the same graph.
     """
+    require_callable(progress, "progress")
     quantized_model = QuantizedModel(quantized)
     index = GraphIndex(raise_source_opset(load(model), quantized_model.least_opset))
     require_same_graph(index, quantized_model)
     feeds = open_feeds(index, data, batch) if data is not None else None
-    fixed_shapes = _fix_shapes(index, dict(shapes or {}), feeds)
+    fixed_shapes = _fix_shapes(index, _to_shapes(shapes), feeds)
     accuracy = _measure_accuracy(index, quantized_model, feeds, progress)
     reports: list[EngineReport] = []
-    for target in targets:
+    for target in to_targets(targets):
         report = _report_target(index, quantized_model, target, fixed_shapes, feeds, allow_fp16)
         reports.append(report)
-    for path in layers:
-        reports.append(_report_layer_file(quantized_model, Path(path)))
+    for path in list_items(layers, (str, Path), "layers", "paths of layer files"):
+        reports.append(_report_layer_file(quantized_model, to_path(path, "layers")))
     return Validation(
         model=index.source.name,
         quantized=quantized_model.source.name,
         accuracy=accuracy,
         engines=tuple(reports),
     )
+
+
+def _to_shapes(shapes: Mapping[str, Sequence[int]] | None) -> dict[str, tuple[int, ...]]:
+    """Return shapes by input; raises UsageError for others than whole numbers above 0."""
+    if shapes is None:
+        return {}
+    advice = "a mapping of inputs to sizes, such as {'image': (1, 3, 224, 224)}"
+    require_type(shapes, Mapping, "shapes", advice)
+    by_input: dict[str, tuple[int, ...]] = {}
+    for name, sizes in shapes.items():
+        require_type(sizes, (list, tuple), f"shapes of {name!r}", advice)
+        by_input[name] = tuple(to_count(size, 1, f"shapes of {name!r}") for size in sizes)
+    return by_input
 
 
 def _measure_accuracy(
@@ -116,6 +138,8 @@ def _fix_shapes(
 
 def misses(validation: Validation, thresholds: Thresholds) -> tuple[str, ...]:
     """Return one sentence for each broken promise, refused build and missed threshold."""
+    require_type(validation, Validation, "validation", "what qdq.validate returns")
+    require_type(thresholds, Thresholds, "thresholds", "qdq.Thresholds(...)")
     sentences: list[str] = []
     for report in validation.engines:
         for broken in report.broken_promises:

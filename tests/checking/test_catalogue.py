@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,9 +14,12 @@ from onnx import TensorProto, helper
 import qdq
 from qdq.checking.catalogue import ERROR, PROBLEMS
 from qdq.checking.finding import Finding
+from qdq.checking.weight_checks import check_weight_scales
 from qdq.engines.engine import Engine
 from qdq.engines.rtx_compiler import Compiler
+from qdq.quantized.model import QuantizedModel
 from qdq.target import Target, parse_target
+from tests.support.cli_runner import run, save
 from tests.support.defects import (
     Model,
     channels_of_activation,
@@ -755,6 +759,69 @@ def test_weights_of_integers_are_judged_as_they_are_stored() -> None:
     unused = stored_as_integers(good(), "w")
     store(unused, "w_q", (initializer(unused, "w_q") // 8).astype(np.int8))
     assert {f.code for f in find_problems(unused)} == {"weight-scale"}
+
+
+def test_a_weight_without_channels_has_no_findings() -> None:
+    model = damaged()
+    store(model, "w", np.zeros((0, 3, 3, 3), np.float32))
+    store(model, "w_s", np.zeros(0, np.float32))
+    store(model, "w_z", np.zeros(0, np.int8))
+    assert list(check_weight_scales(QuantizedModel(model))) == []
+
+
+def half_precision(opset: int, kind: int) -> Model:
+    """Return a Conv with pairs of a float type of 16 bits on its input and its weight."""
+    dtype = helper.tensor_dtype_to_np_dtype(kind)
+    weight = noise(4, 3, 3, 3)
+    weights = {
+        "w": weight.astype(dtype), "s": np.array(0.02, dtype), "z": np.array(0, np.int8),
+        "ws": (np.abs(weight).max((1, 2, 3)) / 127).astype(dtype), "wz": np.zeros(4, np.int8),
+    }  # fmt: skip
+    nodes = []
+    for name, scale, zero, axis in (("x", "s", "z", {}), ("w", "ws", "wz", {"axis": 0})):
+        nodes += [
+            node("QuantizeLinear", [name, scale, zero], f"{name}_q", **axis),
+            node("DequantizeLinear", [f"{name}_q", scale, zero], f"{name}_d", **axis),
+        ]
+    nodes.append(node("Conv", ["x_d", "w_d"], "y", name="conv"))
+    return build(
+        nodes, {"x": [1, 3, 6, 6]}, {"y": [1, 4, 4, 4]}, weights, opset=opset, ir=9, dtype=kind
+    )
+
+
+@pytest.mark.parametrize("kind", ["FLOAT16", "BFLOAT16"])
+@pytest.mark.parametrize("opset", [13, 17, 18])
+def test_pairs_of_16_bit_floats_need_opset_19(kind: str, opset: int) -> None:
+    code = getattr(TensorProto, kind)
+    (finding,) = (f for f in qdq.check(half_precision(opset, code)) if f.code == "opset")
+    assert finding.problem == f"the model has opset {opset}; QuantizeLinear of {kind} needs 19"
+    assert "repair it with qdq quantize" in finding.fix
+    assert not [f for f in qdq.check(half_precision(19, code)) if f.code == "opset"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "needed"), [("FLOAT8E4M3FN", 19), ("INT4", 21), ("INT16", 21), ("UINT16", 21)]
+)
+def test_types_of_a_later_opset_are_found_in_an_earlier_one(kind: str, needed: int) -> None:
+    def set_type(model: Model) -> None:
+        for name in ("x_z", "r_z"):
+            store(model, name, None)
+            tensor = helper.make_tensor(name, getattr(TensorProto, kind), [], [0])
+            model.graph.initializer.append(tensor)
+
+    before, after = damaged(set_type, at_opset(needed - 1)), damaged(set_type, at_opset(needed))
+    problems = [f.problem for f in find_problems(before) if f.code == "opset"]
+    assert problems == [f"the model has opset {needed - 1}; {kind} needs {needed}"]
+    assert not [f for f in find_problems(after) if f.code == "opset"]
+
+
+def test_fixing_raises_the_opset(tmp_path: Path) -> None:
+    path = save(half_precision(17, TensorProto.FLOAT16), tmp_path / "m.onnx")
+    code, text, _ = run("check", "--fix", path)
+    assert code == 0
+    assert "fixed: opset raised from 17 to 19" in text
+    assert qdq.check(path) == ()
+    onnx.checker.check_model(str(path), full_check=True)
 
 
 def test_weights_are_not_read_where_they_need_not_be() -> None:

@@ -634,3 +634,9 @@ def test_text_comes_while_models_are_checked(folder: Path) -> None:
         rest = process.stdout.read()
     assert "late.onnx: no findings" in rest
     assert process.returncode == 1
+
+
+def test_the_help_states_which_rules_a_model_is_checked_with() -> None:
+    _, text, _ = run("check", "--help")
+    words = " ".join(text.split())
+    assert "[default: those recorded in the model, else tensorrt, or tensorrt-fp8 for FP8]" in words

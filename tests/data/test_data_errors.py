@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import struct
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +12,11 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
+from qdq.data.feeds import open_feeds
 from qdq.data.sample_files import DATA_FORMS
+from qdq.errors import DataError
+from qdq.graph.index import GraphIndex
+from qdq.graph.loader import load
 from tests.support.cli_runner import refused, run, samples, save, tiny_model
 from tests.support.sample_values import values, with_two_inputs
 
@@ -492,3 +498,59 @@ def test_a_sample_that_onnx_runtime_refuses_gives_one_line_in_all(tmp_path: Path
     assert "qdq: model.onnx: ONNX Runtime failed on a sample: " in quantize(
         tmp_path, folder, model=model
     )
+
+
+def npy(path: Path, header: str, content: bytes = b"") -> Path:
+    """Write a .npy file with any header."""
+    padded = header.encode().ljust(1024, b" ") + b"\n"
+    size = struct.pack("<H", len(padded))
+    path.write_bytes(b"\x93NUMPY\x01\x00" + size + padded + content)
+    return path
+
+
+HEADERS = {
+    "open bracket": "{'descr': '<f4', 'fortran_order': False, 'shape': (4, 4, 8, 8), 'x': (",
+    "negative size": "{'descr': '<f4', 'fortran_order': False, 'shape': (-1, 4, 8, 8), }",
+    "huge size": "{'descr': '<f4', 'fortran_order': False, 'shape': (9223372036854775807, 8), }",
+    "text for a size": "{'descr': '<f4', 'fortran_order': False, 'shape': ('x',), }",
+    "no type": "{'descr': '<q9', 'fortran_order': False, 'shape': (4,), }",
+    "no dict": "5",
+    "nesting": "(" * 900,
+    "nothing": "",
+}
+
+
+@pytest.mark.parametrize("name", HEADERS)
+def test_a_header_that_numpy_cannot_read_is_named_with_its_file(tmp_path: Path, name: str) -> None:
+    path = npy(tmp_path / "data.npy", HEADERS[name], bytes(4096))
+    message = quantize(tmp_path, path)
+    assert message.startswith(f"qdq: {path}: numpy cannot read this .npy file: ")
+
+
+@pytest.mark.parametrize("name", HEADERS)
+def test_a_header_inside_of_an_archive_is_named_too(tmp_path: Path, name: str) -> None:
+    inner = npy(tmp_path / "x.npy", HEADERS[name], bytes(4096))
+    path = tmp_path / "data.npz"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.write(inner, "x.npy")
+    inner.unlink()
+    assert f"qdq: {path}: " in quantize(tmp_path, path)
+
+
+def test_an_array_that_unpacks_to_more_than_the_memory_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = npz(tmp_path, x=values(1))
+    monkeypatch.setattr("qdq.data.sample_files.total_memory", lambda: 1000)
+    message = quantize(tmp_path, path)
+    assert f"{path}: x.npy unpacks to " in message
+    assert "more than the memory of this machine" in message
+
+
+@pytest.mark.parametrize("size", [(1 << 63) - 1, 1 << 40])
+def test_noise_for_an_input_larger_than_the_memory_is_refused(tmp_path: Path, size: int) -> None:
+    model = with_batch(size)
+    assert "more than the memory of this machine" in quantize(tmp_path, "noise", model=model)
+    feeds = open_feeds(GraphIndex(load(model)), "noise")
+    with pytest.raises(DataError, match=r"noise: input 'x' .* more than the memory"):
+        feeds.first()

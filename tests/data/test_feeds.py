@@ -295,7 +295,8 @@ def test_a_dataset_with_length_and_items_is_enough() -> None:
 
     assert firsts(feeds_of(Dataset())) == [0, 1, 2]  # type: ignore[arg-type]
     with pytest.raises(
-        DataError, match=r"are of type int\. Pass a path, or an iterable of dicts of arrays"
+        DataError,
+        match=r"are of type int\. Pass a path, an array, a dict of arrays, or an iterable",
     ):
         feeds_of(3)  # type: ignore[arg-type]
 

@@ -220,6 +220,7 @@ def test_a_generated_kernel_that_casts_before_its_product_does_not_multiply_int8
     [
         ("__myl_MulMinMaxRounCastConcCorr_myl0_0", True),
         ("__myl_MulMinMaxRounCastCastMulCorr_myl0_0", False),
+        ("__myl_CastMulMinMaxRounCorr_myl0_0", False),
         ("c", False),
     ],
 )

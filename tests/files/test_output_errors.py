@@ -47,6 +47,9 @@ WRITING = {
     "apply": ["apply", "MODEL", "PLAN", "SCALES", "-o"],
     "strip": ["strip", "MODEL", "-o"],
     "report": ["quantize", "MODEL", "--data", "DATA", "-o", "OUT", "--report"],
+    "saved ranges": ["calibrate", "MODEL", "PLAN", "--data", "DATA", "-o", "OUT", "--save-ranges"],
+    "shard": ["calibrate", "MODEL", "PLAN", "--data", "DATA", "--shard", "1/2", "-o"],
+    "exported ranges": ["ranges", "export", "SCALES", "--format", "yaml", "-o"],
     "validate": ["validate", "MODEL", "MODEL", "--data", "DATA", "--report"],
 }
 
@@ -232,7 +235,9 @@ def test_model_and_report_cannot_be_one_file(tmp_path: Path) -> None:
         f"{tmp_path}/../{tmp_path.name}/out.md",
     )
 
-    assert "out.md: the output is the input" in message
+    assert (
+        "out.md: -o and --report are the same file. Pass another file for one of them." in message
+    )
 
 
 @pytest.mark.parametrize("name", ["report.html", "report", "report.JSON", ".md"])

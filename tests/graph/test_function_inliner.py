@@ -256,3 +256,41 @@ def test_a_weight_that_an_if_over_shapes_transposes_is_a_constant_as_in_old_torc
         result.source, result.model, targets=[qdq.parse_target("rtx:sm86")]
     ).engines
     assert [(v.node, v.int8) for v in report.layers] == [("y_node", True)]
+
+
+def chained(depth: int, calls: int = 1) -> onnx.ModelProto:
+    """Return a model of functions that each call the next one, several times in a row."""
+    functions = [function(f"F{depth}", [node("Relu", ["a"], "b")], ["a"])]
+    for number in range(depth):
+        nodes = []
+        for call in range(calls):
+            read = f"t{call}" if call else "a"
+            result = "b" if call == calls - 1 else f"t{call + 1}"
+            nodes.append(node(f"F{number + 1}", [read], result, domain="local"))
+        functions.append(function(f"F{number}", nodes, ["a"]))
+    return calling(
+        [node("F0", ["x"], "f", domain="local"), node("MatMul", ["f", "w"], "y")], *functions
+    )
+
+
+@pytest.mark.parametrize("command", ["plan", "check", "diff"])
+def test_functions_that_call_each_other_too_deeply_are_refused(
+    tmp_path: Path, command: str
+) -> None:
+    path = write(chained(400), tmp_path / "model.onnx")
+    models = [path, path] if command == "diff" else [path]
+    message = refused(tmp_path, command, *models)
+    assert "its functions call each other 401 deep, and ONNX reads 100" in message
+
+
+def test_functions_that_double_are_refused_before_they_are_inlined(tmp_path: Path) -> None:
+    path = write(chained(40, calls=2), tmp_path / "model.onnx")
+    message = refused(tmp_path, "plan", path)
+    assert "its functions call each other so often that it has over 300000 nodes" in message
+
+
+def test_functions_in_a_deep_chain_or_called_often_are_inlined() -> None:
+    deep = qdq.load(chained(90))
+    often = qdq.load(chained(6, calls=3))
+    assert [item.op_type for item in deep.model.graph.node] == ["Relu", "MatMul"]
+    assert len(often.model.graph.node) == 3**6 + 1

@@ -287,20 +287,26 @@ def test_external_data_is_not_overwritten_and_no_part_is_written_without_force(
     )
 
 
-@pytest.mark.parametrize(
-    "output", ["inner/weights.bin", "weights.bin"], ids=["the-file", "its-copy"]
+IS_INPUT = "the output is the input, and inputs are never changed. Pass another file."
+IS_COPY = (
+    "the model and the external data weights.bin are the same file."
+    " Pass another file for one of them."
 )
-def test_the_output_cannot_be_the_external_data(tmp_path: Path, output: str) -> None:
+
+
+@pytest.mark.parametrize(
+    ("output", "fact"),
+    [("inner/weights.bin", IS_INPUT), ("weights.bin", IS_COPY)],
+    ids=["the-file", "its-copy"],
+)
+def test_the_output_cannot_be_the_external_data(tmp_path: Path, output: str, fact: str) -> None:
     model = with_external(tmp_path, "weights.bin")
 
     message = refused(
         tmp_path, "quantize", model, "-o", tmp_path / output, "--data", "noise", "--force"
     )
 
-    assert (
-        f"qdq: {tmp_path / output}: the output is the input, and inputs are never changed. Pass another file."
-        in message
-    )
+    assert f"qdq: {tmp_path / output}: {fact}" in message
 
 
 def test_external_data_goes_along_to_another_folder_readable_by_all_that_may_read_the_model(
@@ -427,6 +433,18 @@ def last_weight(values: float) -> Change:
             lambda m: m.graph.node[0].attribute.append(helper.make_attribute("group", [1, 2])),
             "is damaged: node conv (Conv) has 'group' as INTS",
         ),
+        (
+            lambda m: m.graph.node[0].attribute.append(helper.make_attribute("group", 0)),
+            "is damaged: node conv (Conv) has 'group' 0, but it must be at least 1",
+        ),
+        (
+            lambda m: m.graph.node[0].attribute.append(helper.make_attribute("strides", [1, -1])),
+            "is damaged: node conv (Conv) has 'strides' 1, -1, but it must be at least 1",
+        ),
+        (
+            lambda m: setattr(m.opset_import[0], "version", 1 << 62),
+            f"is damaged: it imports version {1 << 62} of an opset",
+        ),
         (lambda m: m.graph.node[1].ClearField("op_type"), "ONNX Runtime cannot run it"),
         (
             lambda m: setattr(m.graph.node[1], "op_type", "Reloo"),
@@ -528,3 +546,44 @@ def test_stored_integers_that_cannot_become_floats_are_named(
 
     assert "qdq: model.onnx: the " in message
     assert "'integers'" in message
+
+
+@pytest.mark.parametrize("command", ["plan", "check", "diff"])
+def test_the_name_of_an_attribute_that_is_not_text_is_damage(tmp_path: Path, command: str) -> None:
+    model = tiny_model()
+    model.graph.node[0].attribute.append(helper.make_attribute("@@@@", 1))
+    path = tmp_path / "model.onnx"
+    path.write_bytes(model.SerializeToString().replace(b"@@@@", b"\xff\xfe\xff\xfe"))
+    models = [path, path] if command == "diff" else [path]
+    message = refused(tmp_path, command, *models)
+    assert "is damaged: node #0 holds a name that is not text" in message
+
+
+@pytest.mark.parametrize("dims", [(0, 4, 3, 3), (6, 0, 3, 3), (6, 4, 0, 3), (6,)])
+def test_a_weight_without_values_or_axes_stays_in_float(
+    tmp_path: Path, dims: tuple[int, ...]
+) -> None:
+    weight = numpy_helper.from_array(np.zeros(dims, np.float32), "conv.weight")
+    path = changed(tmp_path, lambda m: m.graph.initializer[0].CopyFrom(weight))
+    code, out, err = run("plan", path)
+    assert code == 0, err
+    assert "conv[" not in out.partition("Left in float")[0]
+    assert run("quantize", path, "-o", tmp_path / "out.onnx", "--data", "noise")[0] == 2
+
+
+def test_a_negative_size_of_an_input_is_one_that_is_not_known(tmp_path: Path) -> None:
+    """ONNX's inference ends the process at a Slice of such a tensor."""
+    model = tiny_model()
+    batch = model.graph.input[0].type.tensor_type.shape.dim[0]
+    batch.dim_value = -1
+    bounds = [
+        numpy_helper.from_array(np.array([position]), name)
+        for name, position in (("begin", 0), ("end", 9))
+    ]
+    model.graph.initializer.extend(bounds)
+    model.graph.node.insert(0, helper.make_node("Slice", ["x", "begin", "end"], ["s"], name="cut"))
+    model.graph.node[1].input[0] = "s"
+    path = save(model, tmp_path / "model.onnx")
+    out = tmp_path / "out.onnx"
+    code, _, err = run("quantize", path, "-o", out, "--data", samples(tmp_path / "samples"))
+    assert code == 0, err

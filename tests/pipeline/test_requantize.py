@@ -83,6 +83,19 @@ def block(*missing: str, **changed: np.ndarray) -> onnx.ModelProto:
     return build(nodes, {"x": [1, 4, 8, 8]}, ["y"], {k: v for k, v in stored.items() if k in used})
 
 
+def store_integers(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a copy of a block in which the weight w is stored in INT8."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    graph = copy.graph
+    (position,) = (i for i, item in enumerate(graph.node) if item.output[0] == "w_d_q")
+    del graph.node[position]
+    (stored,) = (item for item in graph.initializer if item.name == "w")
+    integers = np.random.default_rng(0).integers(-127, 128, tuple(stored.dims)).astype(np.int8)
+    stored.CopyFrom(onnx.numpy_helper.from_array(integers, "w_d_q"))
+    return copy
+
+
 def scales(model: onnx.ModelProto) -> dict[str, list[float]]:
     """Return the scales of every quantized edge."""
     return {
@@ -347,13 +360,51 @@ def test_channel_scales_of_an_activation_become_the_largest() -> None:
     assert scales(result.model)["x -> y[0]"] == [pytest.approx(0.03)]
 
 
-def test_a_scale_of_zero_says_nothing() -> None:
-    dead = {"x_s": np.float32(0), "w_s": np.float32([0.01, 0, 0.02, 0.01])}
-    result = qdq.quantize(block(**dead), SAMPLES)
+def test_an_activation_with_a_scale_of_zero_is_calibrated() -> None:
+    result = qdq.quantize(block(x_s=np.float32(0)), SAMPLES)
     assert result.existing.calibrated == ("x",)
-    kept = scales(result.model)["w -> c[1]"]
-    assert kept[0] == pytest.approx(0.01)
-    assert kept[1] == pytest.approx(1 / 127)
+
+
+@pytest.mark.parametrize("unusable", [0.0, np.nan, np.inf])
+def test_a_channel_without_a_usable_scale_gets_one_from_its_weights(unusable: float) -> None:
+    weight = noise(4, 4, 3, 3, seed=1)
+    weight[1] *= 5.0 / np.abs(weight[1]).max()
+    weight[3] *= 1e-3 / np.abs(weight[3]).max()
+    model = block(w=weight, w_s=np.float32([0.01, unusable, 0.02, unusable]))
+    (finding,) = (f for f in qdq.check(model) if f.code == "scale-not-positive")
+    assert f"the scale 'w_s' is {unusable:g} in channel 1 of 4" in finding.problem
+    result = qdq.quantize(model, SAMPLES)
+    expected = np.float32([0.01, 5 / 127, 0.02, 1e-3 / 127])
+    assert scales(result.model)["w -> c[1]"] == pytest.approx(expected.tolist())
+    (rescaled,) = result.existing.weights
+    assert str(rescaled.reason) == (
+        "had no scale above 0 in 2 of 4 channels, first in 1; the other channels keep theirs"
+    )
+    fixed = fix(block(w=weight, w_s=np.float32([0.01, unusable, 0.02, unusable])))
+    assert fixed is not None
+    assert scales(fixed.model)["w -> c[1]"] == pytest.approx(expected.tolist())
+
+
+def test_a_weight_with_one_scale_of_zero_gets_scales_from_its_values() -> None:
+    weight = noise(4, 4, 3, 3, seed=1)
+    model = block(w=weight, w_s=np.float32(0), w_z=np.int8(0))
+    for item in model.graph.node:
+        if item.output[0] in ("w_d", "w_d_q"):
+            del item.attribute[:]
+    result = qdq.quantize(model, SAMPLES)
+    expected = np.abs(weight).max((1, 2, 3)) / 127
+    assert scales(result.model)["w -> c[1]"] == pytest.approx(expected.tolist())
+
+
+def test_a_stored_channel_with_a_scale_of_zero_stays_zero() -> None:
+    model = block(w_s=np.float32([0.01, 0, 0.02, 0.01]))
+    integers = store_integers(model)
+    assert "scale-not-positive" in {f.code for f in qdq.check(integers)}
+    result = qdq.quantize(integers, SAMPLES)
+    feed = random_feed(result.model)
+    (output,) = run(result.model, feed)
+    assert np.isfinite(output).all()
+    assert scales(result.model)["w_d -> c[1]"] == pytest.approx([0.01, 1 / 127, 0.02, 0.01])
 
 
 def test_a_dynamically_quantized_model_is_calibrated_or_refused(tmp_path: Path) -> None:

@@ -32,8 +32,8 @@ from tests.support.graphs import run as infer
 from tests.support.paths import NETWORKS
 
 HEADER = "TRT-8601-EntropyCalibration2"
-#: Scales that a cache may hold, denormal ones included.
-SCALES = st.floats(min_value=0.0, exclude_min=True, allow_nan=False, allow_infinity=False, width=32)
+#: Scales that a cache may hold.
+SCALES = st.floats(min_value=2.0**-126, allow_nan=False, allow_infinity=False, width=32)
 NAMES = st.text(st.characters(exclude_characters="\n", exclude_categories=["Cs"]), min_size=1)
 
 
@@ -100,7 +100,7 @@ def test_the_published_line_of_a_cache_reads_as_its_range(tmp_path: Path) -> Non
 @example(
     scales={
         "a: b": 1.0,
-        ": ": math.ldexp(1, -140),
+        ": ": math.ldexp(1, -126),
         "x:": 2.0,
         " ": 0.125,
         "1e5": math.ldexp(1, 127),
@@ -127,7 +127,7 @@ def test_a_cache_is_byte_identical_after_a_round_trip_through_every_format(
 def test_what_other_writers_leave_out_or_add_is_read(tmp_path: Path) -> None:
     lines = [
         "TRT-8XXX-MinMaxCalibration",
-        "tiny: 800000",
+        "tiny: 00800000",
         "upper: 3C00F9F4",
         "",
         "a: b: 3f800000",
@@ -162,12 +162,20 @@ def test_what_other_writers_leave_out_or_add_is_read(tmp_path: Path) -> None:
         ),
         (f"{HEADER}\nx: 3c00f9f400\n", "ranges:2: '3c00f9f400' is not a scale"),
         (f"{HEADER}\nx: \n", "ranges:2: '' is not a scale"),
+        (
+            f"{HEADER}\nx: 3c00f9f4\nf: 3d4ccc",
+            "ranges:3: the scale 3d4ccc of tensor 'f' has 6 digits instead of 8: the line is cut off",
+        ),
+        (f"{HEADER}\nf: 3d4cccc\nx: 1\n", "ranges:2: the scale 3d4cccc of tensor 'f' has 7 digits"),
+        (f"{HEADER}\nx: 3\n", "ranges:2: the scale 3 of tensor 'x' has 1 digits"),
+        (f"{HEADER}\nx: 003d4ccc\n", "ranges:2: the scale 003d4ccc of tensor 'x' is 5.63e-39"),
+        (f"{HEADER}\nx: 3c00f9f4\nf", "ranges:3: 'f' is not of the form 'tensor: scale'"),
         (f"{HEADER}\nx: 7fc00000\n", "ranges:2: the scale 7fc00000 of tensor 'x' is nan"),
         (f"{HEADER}\nx: 7f800000\n", "ranges:2: the scale 7f800000 of tensor 'x' is inf"),
         (f"{HEADER}\nx: bc00f9f4\n", "ranges:2: the scale bc00f9f4 of tensor 'x' is -0.0078"),
         (f"{HEADER}\nx: 80000000\n", "ranges:2: the scale 80000000 of tensor 'x' is -0.0"),
         (
-            f"{HEADER}\nx: 3c00f9f4\ny: 1\nx: 2\n",
+            f"{HEADER}\nx: 3c00f9f4\ny: 0\nx: 3c00f9f4\n",
             "ranges:4: tensor 'x' is on line 2 too. Remove one.",
         ),
         (f"{HEADER}\n".encode() + b"\xff: 3c00f9f4\n", "ranges: byte 29 is not UTF-8"),
@@ -180,6 +188,15 @@ def test_what_other_writers_leave_out_or_add_is_read(tmp_path: Path) -> None:
         ),
         ("x: .nan\n", "ranges:1: tensor 'x': '.nan' is not a number"),
         ("x: nan\n", "ranges:1: tensor 'x': a range of nan cannot be used"),
+        (
+            "x: 1e-40\n",
+            "ranges:1: tensor 'x': a range of 1e-40 is too small for a scale in float32",
+        ),
+        (
+            "x: 1\nf: {scale: 1e-40}\n",
+            "ranges:2: tensor 'f': a range of 1.26999e-38 is too small for a scale in float32",
+        ),
+        ('{"x": 1,\n "f": 2', "ranges:3: the file is neither a calibration cache nor YAML"),
         ("x: 1e60\n", "ranges:1: tensor 'x': a range of 1e+60 cannot be used"),
         ("x: {scale: 1e60}\n", "ranges:1: tensor 'x': the scale 1e60 is larger than a float32"),
         ("x: {scale: [1, 2]}\n", "ranges:1: tensor 'x': 2 ranges need their axis"),

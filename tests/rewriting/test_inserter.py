@@ -18,6 +18,7 @@ from qdq.planning.decisions import Plan
 from qdq.testing.error_bounds import output_bound
 from tests.support.graphs import (
     OPERATORS,
+    convolution,
     identities,
     models,
     paired_edges,
@@ -163,6 +164,14 @@ def test_the_names_of_nodes_and_tensors_do_not_change_the_plan(
     assert shared(other, again) == {
         frozenset(names[t] for t in group) for group in shared(model, plan)
     }
+
+
+def test_names_of_tensors_that_only_the_list_of_types_has_change_too() -> None:
+    model = convolution()
+    model.graph.value_info.add(name="unused").type.tensor_type.elem_type = onnx.TensorProto.FLOAT
+    other, names = renamed(model, 0)
+    assert [value.name for value in other.graph.value_info] == [names["unused"]]
+    assert len(qdq.plan(other).placements) == len(qdq.plan(model).placements)
 
 
 @slow

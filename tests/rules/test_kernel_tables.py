@@ -11,6 +11,8 @@ import pytest
 from onnx import TensorProto
 
 import qdq
+from qdq.engines import kernel_probe
+from qdq.engines.engine import Engine
 from qdq.engines.kernel_probe import (
     OPERATORS,
     list_forms,
@@ -406,6 +408,19 @@ def test_probing_again_writes_the_same_file_and_tells_how_far_it_is(tmp_path: Pa
     assert (code, error) == (0, "")
     assert path.read_text() == table_yaml(measured_table)
     assert "26 networks" in text
+
+
+def test_the_progress_of_a_probe_counts_each_network_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        kernel_probe._Builders, "build", lambda self, model, target: Engine(target, "none")
+    )
+    steps: list[tuple[int, int]] = []
+    measured_table = probe(
+        Target("rtx", 89), ["MatMul"], 1, lambda done, total: steps.append((done, total))
+    )
+
+    assert measured_table.fp8
+    assert steps[-1] == (measured_table.networks, measured_table.networks)
 
 
 @needs_compiler

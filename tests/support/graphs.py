@@ -216,7 +216,7 @@ def renamed(model: onnx.ModelProto, seed: int) -> tuple[onnx.ModelProto, dict[st
     graph = copy.graph
     tensors = sorted(
         {n for item in graph.node for n in (*item.input, *item.output)}
-        | {i.name for i in (*graph.input, *graph.initializer)} - {""}
+        | {i.name for i in (*graph.input, *graph.initializer, *graph.value_info)} - {""}
     )
     numbers = list(range(len(tensors)))
     random.Random(seed).shuffle(numbers)

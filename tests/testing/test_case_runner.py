@@ -410,3 +410,11 @@ def test_a_result_that_onnx_refuses_fails_its_case_only(
         "onnx.checker rejects the result: no such attribute"
         in results(tmp_path, hit(), near())["hit"][0]
     )
+
+
+@pytest.mark.parametrize("weights", ["float[4,6,1,1] v", "float[4,4,9,9] v"])
+def test_a_case_that_cannot_be_run_fails_by_name(tmp_path: Path, weights: str) -> None:
+    text = CHAIN.replace("float[4,4,1,1] v", weights)
+    failures = results(tmp_path, hit(text=text), near())["hit"]
+    assert len(failures) == 1
+    assert "ONNX Runtime" in failures[0]

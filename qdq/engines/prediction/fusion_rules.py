@@ -138,11 +138,6 @@ _RULES = (
         source=_FUSIONS,
     ),
     FusionRule(
-        name="shuffle",
-        description="Neighbouring shuffles run as one layer.",
-        source=_FUSIONS,
-    ),
-    FusionRule(
         name="concat",
         description="Layers write their results into a Concat's output in place. A graph input, "
         "or a tensor that is part of another Concat, is copied.",

@@ -1,0 +1,1 @@
+"""Parts of `benchmarks/fuzzing.py`: mutators, kinds of files, generated graphs, workers."""

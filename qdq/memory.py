@@ -1,0 +1,36 @@
+"""The memory of the machine."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+import psutil
+
+GIGABYTE = 1_000_000_000
+
+#: The files of a container's memory limit in bytes, or "max" (Linux control groups, 2 and 1).
+_LIMIT_FILES = (
+    Path("/sys/fs/cgroup/memory.max"),
+    Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
+)
+
+
+@cache
+def total_memory() -> int:
+    """Return the bytes that a process can take at most: of memory and swap, or of a container."""
+    total: int = psutil.virtual_memory().total + psutil.swap_memory().total
+    limits = [total]
+    for file in _LIMIT_FILES:
+        try:
+            text = file.read_text(encoding="ascii").strip()
+        except (OSError, ValueError):
+            continue
+        if text.isdigit():
+            limits.append(int(text))
+    return min(limits)
+
+
+def format_gigabytes(size: int) -> str:
+    """Return a number of bytes for a message."""
+    return f"{size / GIGABYTE:.3g} GB"

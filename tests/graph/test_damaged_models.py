@@ -1,0 +1,72 @@
+"""Damage that fuzzing finds: every reader takes the model or refuses it in a line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx
+import pytest
+
+import qdq
+from qdq.errors import QdqError
+from qdq.graph.index import GraphIndex
+from qdq.rules.rule_files import rules_path
+from tests.support.body_models import branching
+from tests.support.cli_runner import run, save
+from tests.support.graphs import convolution, node
+from tests.support.pair_models import small
+
+
+def test_an_opset_beyond_32_bits_has_no_definitions(tmp_path: Path) -> None:
+    model = convolution()
+    model.opset_import[0].version = 1 << 40
+    path = save(model, tmp_path / "model.onnx")
+    for command in (["check", path], ["diff", path, path], ["plan", path]):
+        code, _, error = run(*command)
+        assert (code in (0, 1, 2), error.count("\n") <= 1) == (True, True)
+
+
+def test_an_opset_of_functions_beyond_32_bits_is_no_defect(tmp_path: Path) -> None:
+    model = convolution()
+    model.graph.node[0].domain = "local"
+    function = model.functions.add(name=model.graph.node[0].op_type, domain="local")
+    function.input.extend(["a", "b"])
+    function.output.append("c")
+    function.node.extend([node("Relu", ["a"], "c")])
+    function.opset_import.add(domain="", version=1 << 40)
+    path = save(model, tmp_path / "model.onnx")
+    code, _, error = run("strip", path, "-o", tmp_path / "out.onnx")
+    assert code in (0, 2)
+    assert error.count("\n") <= 1
+
+
+def test_bodies_of_one_name_at_one_node_are_read() -> None:
+    model = branching()
+    owner = next(n for n in model.graph.node if n.op_type == "If")
+    inner = onnx.NodeProto.FromString(owner.SerializeToString())
+    inner.output[:] = ["inner"]
+    twice = owner.attribute.add()
+    twice.CopyFrom(owner.attribute[0])
+    twice.g.node.insert(0, inner)
+    for scope in GraphIndex(qdq.load(model)).scopes.values():
+        assert scope.elem_type("w") == onnx.TensorProto.FLOAT
+        assert all(scope.elem_type(node.outputs[0]) >= 0 for node in scope.nodes)
+
+
+@pytest.mark.parametrize("outputs", [["q"], ["q", "s"], []])
+def test_a_dynamic_quantization_without_its_scale_is_no_defect(
+    tmp_path: Path, outputs: list[str]
+) -> None:
+    model = small(x="x_dq")
+    model.graph.node.add(
+        op_type="DynamicQuantizeLinear", domain="com.microsoft", input=["x"], output=outputs
+    )
+    path = save(model, tmp_path / "model.onnx")
+    code, _, error = run("strip", path, "-o", tmp_path / "out.onnx")
+    assert code in (0, 2)
+    assert error.count("\n") <= 1
+
+
+def test_a_name_that_is_too_long_for_a_file_is_no_rule_set() -> None:
+    with pytest.raises(QdqError, match="unknown rule set"):
+        rules_path("x" * 3000)
