@@ -155,7 +155,7 @@ def test_rules_show_prints_one_rule_in_full() -> None:
 
     assert code == 0
     for fragment in (
-        "where: into Add; edge residual-branch",
+        "where: into Add or Sum; edge residual-branch",
         "then: quantize int8-activation",
         "beaten by: ",
         "no-missing-kernels",
