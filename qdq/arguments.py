@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import operator
 import os
 from collections.abc import Mapping
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +70,18 @@ def to_path(value: object, name: str) -> Path:
     if not is_possible:
         raise UsageError(f"{name}: {str(path)!r} cannot be the path of a file. Pass another.")
     return path
+
+
+def to_number(value: Any, name: str) -> float:
+    """Return a number as a float, an integer beyond all floats as infinity.
+
+    Raises UsageError for other values.
+    """
+    require_type(value, Real, name, "a number")
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf
 
 
 def require_callable(value: object, name: str) -> None:

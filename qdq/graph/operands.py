@@ -30,7 +30,7 @@ _OPERAND_SLOTS = (_DATA_SLOT, _WEIGHT_SLOT)
 _OPERAND_COUNT = 2
 _MATRIX_RANK = 2
 
-#: The least number of axes of the operands, by operator.
+#: The least number of axes of a weight, by operator.
 _LEAST_RANKS = {
     **dict.fromkeys((*CONVOLUTIONS, *RECURRENT), 3),
     "Gemm": _MATRIX_RANK,
@@ -55,8 +55,8 @@ def operands(index: GraphIndex, node: Node) -> tuple[Edge, ...]:
     for tensor in tensors:
         if tensor in index.sparse_weights or _is_known_integer(index, tensor):
             return ()
-        if not _can_multiply(node, index.shape(tensor)):
-            return ()
+    if not _can_multiply(node, index.shape(tensors[_WEIGHT_SLOT])):
+        return ()
     if all(index.is_constant(tensor) for tensor in tensors) or not index.is_live(node):
         return ()
     return tuple(index.edge(node, slot) for slot in _OPERAND_SLOTS)
@@ -68,7 +68,7 @@ def _is_known_integer(index: GraphIndex, tensor: str) -> bool:
 
 
 def _can_multiply(node: Node, shape: Dims | None) -> bool:
-    """Whether an operand of this shape has values, and the axes that its operator defines."""
+    """Whether a weight of this shape has values, and the axes that its operator defines."""
     if shape is None:
         return True
     return 0 not in shape and len(shape) >= _LEAST_RANKS.get(node.op, 0)

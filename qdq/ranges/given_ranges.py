@@ -7,14 +7,12 @@ joined takes the largest range of its parts.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Set
-from numbers import Real
 
 import msgspec
 import numpy as np
 
-from qdq.arguments import require_type
+from qdq.arguments import require_type, to_number
 from qdq.errors import DataError, did_you_mean
 from qdq.graph.aliases import keeps_values
 from qdq.graph.bodies import qualified_name
@@ -140,19 +138,11 @@ def given_by_hand(
     by_tensor: list[GivenRange] = []
     for tensor, amax in ranges.items():
         require_type(tensor, str, f"{name}: {tensor!r}", "the name of a tensor")
-        require_type(amax, Real, f"{name}: tensor {tensor!r}", "a number")
-        number = _to_float(amax)
-        require_stated_range(number, f"{name}: tensor {tensor!r}")
+        location = f"{name}: tensor {tensor!r}"
+        number = to_number(amax, location)
+        require_stated_range(number, location)
         by_tensor.append(GivenRange(tensor, number))
     return GivenRanges(name, tuple(by_tensor))
-
-
-def _to_float(number: float) -> float:
-    """Return a number of any type as a float, an integer beyond all floats as infinity."""
-    try:
-        return float(number)
-    except OverflowError:
-        return math.inf
 
 
 def match_given_ranges(index: GraphIndex, plan: Plan, given_ranges: GivenRanges) -> GivenSummary:

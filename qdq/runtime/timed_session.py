@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -22,7 +23,56 @@ TIME_LIMIT_VARIABLE = "QDQ_TIME_LIMIT"
 
 _DEFAULT_LIMIT = 600.0
 
+#: Seconds between two looks at the runs.
+_WATCH_INTERVAL = 0.1
+
 _Result = TypeVar("_Result")
+
+
+class _Run:
+    """One run: its options, when it is late, and whether it was ended for that."""
+
+    def __init__(self, limit: float) -> None:
+        self.options = ort.RunOptions()
+        self.deadline = time.monotonic() + limit
+        self.is_late = False
+
+
+class _Watch:
+    """A thread that ends the runs which are late, of all sessions."""
+
+    def __init__(self) -> None:
+        self._runs: set[_Run] = set()
+        self._changed = threading.Condition()
+        self._thread: threading.Thread | None = None
+
+    def add(self, run: _Run) -> None:
+        """Watch a run, until `remove`."""
+        with self._changed:
+            self._runs.add(run)
+            if self._thread is None or not self._thread.is_alive():  # as after a fork
+                self._thread = threading.Thread(target=self._end_late_runs, daemon=True)
+                self._thread.start()
+            elif len(self._runs) == 1:
+                self._changed.notify()
+
+    def remove(self, run: _Run) -> None:
+        """Watch a run no longer."""
+        with self._changed:
+            self._runs.discard(run)
+
+    def _end_late_runs(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait(_WATCH_INTERVAL if self._runs else None)
+                now = time.monotonic()
+                for run in self._runs:
+                    if now > run.deadline:
+                        run.is_late = True
+                        run.options.terminate = True
+
+
+_watch = _Watch()
 
 
 class TimedSession(ort.InferenceSession):  # type: ignore[misc] # onnxruntime has no types
@@ -32,8 +82,10 @@ class TimedSession(ort.InferenceSession):  # type: ignore[misc] # onnxruntime ha
         super().__init__(*args, **keywords)
         self._model_name = name
         self._limit = read_time_limit()
-        self._active: set[ort.RunOptions] = set()
+        self._active: set[_Run] = set()
         self._is_stopped = False
+        #: Runs what the main thread asks for, which waits and handles signals meanwhile.
+        self._pool = ThreadPoolExecutor(1)
 
     def run(self, output_names: Any, input_feed: Any, run_options: Any = None) -> Any:
         """Return outputs as `InferenceSession` does; raises ModelError after the time limit."""
@@ -50,57 +102,38 @@ class TimedSession(ort.InferenceSession):  # type: ignore[misc] # onnxruntime ha
     def stop_runs(self) -> None:
         """End the runs of all threads, and those that would begin."""
         self._is_stopped = True
-        for options in tuple(self._active):
-            options.terminate = True
+        for run in tuple(self._active):
+            run.options.terminate = True
 
-    def _limit_run(self, run: Callable[[ort.RunOptions], _Result]) -> _Result:
-        options = ort.RunOptions()
-        self._active.add(options)
-        if self._is_stopped:  # asked after the options can be seen by `stop_runs`
-            options.terminate = True
-        is_late = threading.Event()
-
-        def end_run() -> None:
-            is_late.set()
-            options.terminate = True
-
-        timer = threading.Timer(self._limit, end_run)
-        timer.daemon = True
-        timer.start()
+    def _limit_run(self, compute: Callable[[ort.RunOptions], _Result]) -> _Result:
+        run = _Run(self._limit)
+        self._active.add(run)
+        if self._is_stopped:  # asked after the run can be seen by `stop_runs`
+            run.options.terminate = True
+        _watch.add(run)
         try:
-            return _call_interruptibly(lambda: run(options), options)
+            return self._call(compute, run)
         except Exception as error:
-            if not is_late.is_set():
+            if not run.is_late:
                 raise
             raise ModelError(
                 f"{self._model_name}: a run takes more than {self._limit:g} seconds; a Loop in it "
                 f"may have no end. Set {TIME_LIMIT_VARIABLE} to more seconds, or mend the Loop."
             ) from error
         finally:
-            self._active.discard(options)
-            timer.cancel()
+            _watch.remove(run)
+            self._active.discard(run)
 
-
-def _call_interruptibly(run: Callable[[], _Result], options: ort.RunOptions) -> _Result:
-    """Return the result of a run, on another thread than the main one, which handles signals."""
-    if threading.current_thread() is not threading.main_thread():
-        return run()
-    future: Future[_Result] = Future()
-
-    def fulfil() -> None:
+    def _call(self, compute: Callable[[ort.RunOptions], _Result], run: _Run) -> _Result:
+        """Return the result of a run; end it where the main thread is interrupted meanwhile."""
+        if threading.current_thread() is not threading.main_thread():
+            return compute(run.options)
+        future = self._pool.submit(compute, run.options)
         try:
-            future.set_result(run())
-        except BaseException as error:  # noqa: BLE001 the caller raises it
-            future.set_exception(error)
-
-    thread = threading.Thread(target=fulfil, daemon=True)
-    thread.start()
-    try:
-        return future.result()
-    except KeyboardInterrupt:
-        options.terminate = True
-        thread.join()
-        raise
+            return future.result()
+        except BaseException:
+            run.options.terminate = True
+            raise
 
 
 @contextmanager

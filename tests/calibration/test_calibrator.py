@@ -622,7 +622,7 @@ WRONG: dict[str, tuple[Callable[[], Any], str]] = {
     "NaN": (lambda: [{"x": IMAGES[:1] * np.float32(np.nan)}], "holds NaN or Inf"),
     "an empty array": (lambda: [{"x": IMAGES[:0]}], "shape|empty"),
     "an array": (lambda: [IMAGES[:1]], "Each sample must map input names to arrays"),
-    "a dict of arrays": (lambda: {"x": IMAGES}, "Each sample must map input names to arrays"),
+    "arrays of other names": (lambda: {"z": IMAGES}, "the sample has no array for input 'x'"),
     "no such path": (lambda: "nowhere/at/all", "no such file or folder"),
 }
 
