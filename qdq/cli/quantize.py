@@ -32,7 +32,8 @@ from qdq.graph.shape_profiles import Shape, optimal_shapes, require_shapes
 from qdq.graph.source import Source
 from qdq.observers.collection import Observing
 from qdq.pipeline.buildable import RULE_FILE_SUFFIX, leave_float_yaml
-from qdq.pipeline.quantize_model import BuildOptions, Quantized, quantize
+from qdq.pipeline.quantize_model import Quantized, quantize
+from qdq.pipeline.quantize_request import BuildOptions
 from qdq.pipeline.requantize import MODES, REPAIR
 from qdq.planning.planner import find_quantized_nodes
 from qdq.ranges.range_file import write_ranges

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 
 import msgspec
 import onnx
 
-from qdq.arguments import require_callable, require_type
 from qdq.calibration.calibrator import (
     KnownRanges,
     RangesLike,
@@ -25,7 +24,7 @@ from qdq.errors import ModelError
 from qdq.graph.index import GraphIndex
 from qdq.graph.loader import load
 from qdq.graph.onnx_checker import require_valid
-from qdq.graph.shape_profiles import Profile, ProfilesLike, to_profiles
+from qdq.graph.shape_profiles import ProfilesLike
 from qdq.graph.source import ModelLike, Source, light_copy
 from qdq.observers.collection import DEFAULT_OBSERVING, CollectionJob, Observing
 from qdq.pipeline.bisection import BisectionResult
@@ -36,6 +35,13 @@ from qdq.pipeline.buildable import (
     search_buildable_plan,
 )
 from qdq.pipeline.pair_locations import keep_locations
+from qdq.pipeline.quantize_request import (
+    BuildOptions,
+    CalibrationOptions,
+    QuantizeRequest,
+    to_build_options,
+    to_planning_options,
+)
 from qdq.pipeline.requantize import (
     KEEP,
     REPAIR,
@@ -54,26 +60,17 @@ from qdq.pipeline.unfilled_tensors import (
 )
 from qdq.planning.decisions import Placement, Plan
 from qdq.planning.graph_reasons import describe_other_layers
-from qdq.planning.plan_request import PlanRequest, to_globs
+from qdq.planning.plan_request import PlanRequest
 from qdq.planning.planner import find_quantized_nodes, plan_source
 from qdq.quantized.model import QuantizedModel
 from qdq.ranges.given_ranges import GivenRanges, GivenSummary, match_given_ranges
 from qdq.ranges.tensor_ranges import Ranges
 from qdq.rewriting.inserter import apply_plan
 from qdq.rules.rule import RuleSet
-from qdq.rules.rule_files import RulesLike, load_rules, to_rule_set
+from qdq.rules.rule_files import RulesLike, load_rules
 from qdq.rules.shipped import default_rule_sets
 from qdq.runtime.session import Progress
-from qdq.target import Target, TargetsLike, to_targets
-
-
-class BuildOptions(msgspec.Struct, frozen=True):
-    """How the plan is built for `until_it_builds`."""
-
-    #: Shapes of inputs by name; dynamic dimensions of other inputs become 1.
-    shapes: Mapping[str, tuple[int, ...]] = {}
-    #: Called after each build with the number of builds so far.
-    progress: Progress | None = None
+from qdq.target import TargetsLike
 
 
 class Quantized(msgspec.Struct, frozen=True):
@@ -124,84 +121,14 @@ def quantize(  # noqa: PLR0913 keyword arguments of the public function
     that the compiler refuses. Raises ModelError, RuleError, DataError or UsageError, as the stages
     do. The model passed in is never changed.
     """
-    planning = _to_planning_options(rules, targets, leave_float, allow_unmatched, profiles)
-    build_options = _to_build_options(until_it_builds)
+    planning = to_planning_options(rules, targets, leave_float, allow_unmatched, profiles)
+    build_options = to_build_options(until_it_builds)
     known_ranges = to_known_ranges(given)
     calibration = CalibrationOptions(
         data, batch, method, weights, observing, progress, known_ranges
     )
     request = QuantizeRequest(model, existing, planning, calibration, build_options, planned)
     return run_request(request)
-
-
-def _to_planning_options(
-    rules: RulesLike | None,
-    targets: TargetsLike,
-    leave_float: str | Iterable[str],
-    allow_unmatched: bool,
-    profiles: ProfilesLike,
-) -> PlanningOptions:
-    return PlanningOptions(
-        None if rules is None else to_rule_set(rules),
-        to_targets(targets),
-        to_globs(leave_float),
-        allow_unmatched,
-        to_profiles(profiles),
-    )
-
-
-def _to_build_options(until_it_builds: BuildOptions | bool | None) -> BuildOptions | None:
-    if isinstance(until_it_builds, BuildOptions):
-        return until_it_builds
-    require_type(until_it_builds, (bool, type(None)), "until_it_builds", "True or BuildOptions")
-    return BuildOptions() if until_it_builds else None
-
-
-class PlanningOptions(msgspec.Struct, frozen=True):
-    """The arguments of `quantize` that decide the plan."""
-
-    #: None for the default rule sets.
-    rules: RuleSet | None
-    targets: tuple[Target, ...]
-    leave_float: tuple[str, ...]
-    allow_unmatched: bool
-    profiles: tuple[Profile, ...]
-
-    def __post_init__(self) -> None:
-        require_type(self.allow_unmatched, bool, "allow_unmatched", "True or False")
-
-
-class CalibrationOptions(msgspec.Struct, frozen=True):
-    """The arguments of `quantize` that decide the scales."""
-
-    data: DataLike | None
-    batch: int | None
-    method: str
-    weights: str | None
-    observing: Observing
-    progress: Progress | None
-    known_ranges: KnownRanges | None
-
-    def __post_init__(self) -> None:
-        require_type(self.observing, Observing, "observing", "qdq.Observing(...)")
-        require_callable(self.progress, "progress")
-
-
-class QuantizeRequest(msgspec.Struct, frozen=True):
-    """The arguments of `quantize`."""
-
-    model: ModelLike
-    #: `keep`, `repair` or `replace`.
-    existing: str
-    planning: PlanningOptions
-    calibration: CalibrationOptions
-    #: None where the plan is not compiled.
-    build_options: BuildOptions | None
-    #: Called with the plan before calibration starts.
-    planned: Callable[[Plan], None] | None
-
-    def __post_init__(self) -> None:
-        require_callable(self.planned, "planned")
 
 
 def run_request(request: QuantizeRequest) -> Quantized:

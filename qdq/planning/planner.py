@@ -216,20 +216,7 @@ def _plan_graph(scene: Scene, request: PlanRequest) -> _GraphPlan:
     index = scene.index.file_index
     rules = request.rules
     verdicts, shared = match_rules(scene, rules)
-    placed: dict[Edge, Placement] = {}
-    left_float: dict[Edge, LeftFloat] = {}
-    for verdict in verdicts:
-        if verdict.then != "quantize":
-            rule = verdict.rules[0]
-            left_float[verdict.edge] = LeftFloat(verdict.edge, rule.name, rule.says)
-            continue
-        reason = find_graph_reason(index, verdict.edge, request.plans_bfloat16)
-        if reason is None:
-            placed[verdict.edge] = _make_placement(index, verdict)
-        else:
-            left_float[verdict.edge] = reason
-    for reason in find_hidden_operands(index, request.plans_bfloat16):
-        left_float.setdefault(reason.edge, reason)
+    placed, left_float = _decide(index, verdicts, request.plans_bfloat16)
     for edge, missing in unmet_needs(scene.index, placed):
         label = placed.pop(edge).quantizer.element.label
         outcome = _describe_decision(missing, placed, left_float)
@@ -241,6 +228,27 @@ def _plan_graph(scene: Scene, request: PlanRequest) -> _GraphPlan:
         left_float=tuple(_in_graph_order(index, left_float.values())),
         scale_groups=find_scale_groups(index, rules, shared, calibrated),
     )
+
+
+def _decide(
+    index: GraphIndex, verdicts: Iterable[Verdict], plans_bfloat16: bool
+) -> tuple[dict[Edge, Placement], dict[Edge, LeftFloat]]:
+    """Return the edges that get a pair by the verdicts of the rules, and those left in float."""
+    placed: dict[Edge, Placement] = {}
+    left_float: dict[Edge, LeftFloat] = {}
+    for verdict in verdicts:
+        if verdict.then != "quantize":
+            rule = verdict.rules[0]
+            left_float[verdict.edge] = LeftFloat(verdict.edge, rule.name, rule.says)
+            continue
+        reason = find_graph_reason(index, verdict.edge, plans_bfloat16)
+        if reason is None:
+            placed[verdict.edge] = _make_placement(index, verdict)
+        else:
+            left_float[verdict.edge] = reason
+    for reason in find_hidden_operands(index, plans_bfloat16):
+        left_float.setdefault(reason.edge, reason)
+    return placed, left_float
 
 
 def _make_placement(index: GraphIndex, verdict: Verdict) -> Placement:

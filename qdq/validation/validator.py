@@ -93,10 +93,17 @@ def validate(  # noqa: PLR0913 keyword arguments of the public function
         else:
             report = _report_target(index, quantized_model, target, fixed_shapes, allow_fp16)
         reports.append(report)
-    for path in list_items(layers, (str, Path), "layers", "paths of layer files"):
-        reports.append(_report_layer_file(quantized_model, to_path(path, "layers")))
+    reports += _report_layer_files(quantized_model, layers)
     names = index.source.name, quantized_model.source.name
     return Validation(*names, accuracy=accuracy, engines=tuple(reports))
+
+
+def _report_layer_files(
+    quantized_model: QuantizedModel, layers: str | Path | Iterable[str | Path]
+) -> Iterator[EngineReport]:
+    """Yield the reports on the engines whose layers are in files."""
+    for path in list_items(layers, (str, Path), "layers", "paths of layer files"):
+        yield _report_layer_file(quantized_model, to_path(path, "layers"))
 
 
 def _load_models(model: ModelLike, quantized: ModelLike) -> tuple[QuantizedModel, GraphIndex]:

@@ -21,7 +21,7 @@ from qdq.graph.operands import operands
 from qdq.graph.pairs import PAIR_OPERATORS
 from qdq.pipeline.bisection import BisectionResult, CompilerRefusal
 from qdq.pipeline.buildable import exact_globs, leave_float_yaml, search_buildable_plan
-from qdq.pipeline.quantize_model import BuildOptions
+from qdq.pipeline.quantize_request import BuildOptions
 from qdq.planning.decisions import Plan
 from qdq.planning.plan_request import PlanRequest
 from qdq.planning.planner import plan_source
