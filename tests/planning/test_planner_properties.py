@@ -16,7 +16,7 @@ from qdq.graph.bodies import node_labels
 from qdq.graph.compiler_view import CompilerView
 from qdq.graph.index import Edge, GraphIndex
 from qdq.graph.source import canonical_bytes
-from qdq.planning.decisions import Plan
+from qdq.planning.decisions import GRAPH_REASONS, Plan
 from qdq.rules.facts import EDGE_FACTS, NODE_FACTS, Scene, fact_parameters
 from qdq.rules.rule import Rule, RuleSet, TargetCondition, Where, make_rule_set
 from qdq.target import Target, parse_target
@@ -328,7 +328,7 @@ def test_a_rule_never_touches_an_edge_that_its_where_does_not_match(
     for edge, because in decided.items():
         view_edge = view.edge(view.by_label[edge.node], edge.slot)
         for name in because:
-            assert name == "incomplete" or holds(scene, known[name], view_edge, targets)
+            assert name in GRAPH_REASONS or holds(scene, known[name], view_edge, targets)
     for view_edge in view.edges():
         applying = [rule for rule in rules.rules if holds(scene, rule, view_edge, targets)]
         edge = view.file_edge(view_edge)
