@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-import msgspec
-
 from qdq.arguments import require_type
 from qdq.checking.finding import Finding, make_finding
 from qdq.checking.format_checks import FormatCheck, PairEdges, check_operators
@@ -74,6 +72,7 @@ def read_plan_request(
     rules: RulesLike | None = None,
     targets: TargetsLike = (),
     leave_float: str | Iterable[str] | None = None,
+    plans_bfloat16: bool = False,
 ) -> PlanRequest:
     """Return the request that a model is planned with.
 
@@ -91,6 +90,7 @@ def read_plan_request(
         to_globs(leave_float),
         allow_unmatched=True,
         profiles=_recorded_profiles(metadata, source),
+        plans_bfloat16=plans_bfloat16,
     )
 
 
@@ -107,9 +107,12 @@ def compare_with_plan(
     """
     quantized = QuantizedModel(model)
     request = read_plan_request(
-        quantized.original, rules=rules, targets=targets, leave_float=leave_float
+        quantized.original,
+        rules=rules,
+        targets=targets,
+        leave_float=leave_float,
+        plans_bfloat16=quantized.has_bfloat16_layers,
     )
-    request = msgspec.structs.replace(request, plans_bfloat16=quantized.has_bfloat16_layers)
     plan = plan_index(quantized.index, request)
     return compare_pairs(quantized, plan, request.rules)
 

@@ -52,7 +52,9 @@ def is_evaluable(node: NodeProto, opset_imports: Iterable[OperatorSetIdProto]) -
         value = onnx.helper.make_tensor_value_info(name, TensorProto.FLOAT, None)
         inputs.append(value)
     try:
-        ReferenceEvaluator(_make_model([node], (), inputs, node.output, opset_imports))
+        model = _make_model([node], (), inputs, node.output, opset_imports)
+        _empty_external_data(model.graph)
+        ReferenceEvaluator(model)
     except (RuntimeError, TypeError, ValueError, AttributeError):
         return False
     return True
@@ -113,6 +115,16 @@ def _store_external_data(graph: GraphProto, folder: Path | None) -> None:
             load_external_data_for_tensor(tensor, str(folder or ""))
             tensor.ClearField("external_data")
             tensor.data_location = TensorProto.DEFAULT
+
+
+def _empty_external_data(graph: GraphProto) -> None:
+    """Replace external data of attributes by no values."""
+    for tensor in node_tensors(graph.node):
+        if uses_external_data(tensor):
+            tensor.ClearField("external_data")
+            tensor.ClearField("dims")
+            tensor.data_location = TensorProto.DEFAULT
+            tensor.dims.append(0)
 
 
 def _describe_value(name: str, value: Array) -> ValueInfoProto:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from typing import TYPE_CHECKING
+from weakref import ref
 
 import numpy as np
 from onnx import GraphProto
@@ -26,8 +27,15 @@ class ConstantValues:
     """The values of the constants that one graph defines, kept until they are cleared."""
 
     def __init__(self, index: GraphIndex) -> None:
-        self._index = index
+        #: Weak, since the index holds this object: a cycle would stay in memory.
+        self._index_reference = ref(index)
         self._values: dict[str, Array] = {}
+
+    @property
+    def _index(self) -> GraphIndex:
+        index = self._index_reference()
+        assert index is not None
+        return index
 
     def clear(self) -> None:
         """Drop all values."""

@@ -10,7 +10,7 @@ from onnx import ModelProto, TensorProto
 from onnx.external_data_helper import uses_external_data
 
 from qdq.errors import ModelError
-from qdq.graph.plugins import declare_plugins, list_plugins
+from qdq.graph.plugins import declare_plugins
 from qdq.graph.source import Source, canonical_bytes, external_tensors
 
 #: How the checker names the node of its complaint.
@@ -40,9 +40,7 @@ def find_complaint(model: ModelProto, serialised: bytes | Path) -> str:
     """
     if not _run_checker(serialised):
         return ""
-    checkable = _without_external_data(declare_plugins(model))
-    if list_plugins(model):
-        checkable = _with_typed_outputs(checkable)
+    checkable = _with_typed_outputs(_without_external_data(declare_plugins(model)))
     return _run_checker(canonical_bytes(checkable))
 
 
@@ -67,7 +65,7 @@ def _describe_complaint(error: Exception) -> str:
 
 
 def _with_typed_outputs(model: ModelProto) -> ModelProto:
-    """Return a copy whose outputs all have a type and a shape: those of a plugin are unknown."""
+    """Return a copy whose outputs all have a type and a shape, which ONNX Runtime needs not."""
     copy = ModelProto()
     copy.CopyFrom(model)
     for output in copy.graph.output:

@@ -10,7 +10,7 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
 from qdq.arrays import Array
 from qdq.errors import ModelError
-from qdq.graph.aliases import is_float_cast
+from qdq.graph.aliases import is_alias_or_float_cast
 from qdq.graph.bodies import node_bodies, node_labels, qualified_name, read_tensor_values
 from qdq.graph.index import Edge, GraphIndex
 from qdq.graph.loader import load
@@ -69,16 +69,9 @@ class QuantizedModel:
 
     @property
     def has_bfloat16_layers(self) -> bool:
-        """Whether it has a pair on a bfloat16 tensor, or before a Cast to one."""
+        """Whether it has a pair on a bfloat16 tensor, or before Casts to one."""
         scopes = self.index.scopes
-        for quantized_edge in self.edges:
-            edge = quantized_edge.edge
-            scope = scopes[edge.graph]
-            node = scope.by_label[edge.node]
-            tensors = [edge.tensor, *node.outputs] if is_float_cast(scope, node) else [edge.tensor]
-            if any(scope.elem_type(tensor) == TensorProto.BFLOAT16 for tensor in tensors):
-                return True
-        return False
+        return any(_reaches_bfloat16(scopes[pair.edge.graph], pair.edge) for pair in self.edges)
 
     def labelled(self) -> ModelProto:
         """Return a copy of the original model whose nodes are named by their labels.
@@ -89,6 +82,19 @@ class QuantizedModel:
         copy.CopyFrom(self.original.model)
         _name_by_labels(copy.graph, self.index)
         return copy
+
+
+def _reaches_bfloat16(scope: GraphIndex, edge: Edge) -> bool:
+    """Whether the tensor of an edge is bfloat16, or becomes so by the Casts after it."""
+    pending = [edge]
+    while pending:
+        edge = pending.pop()
+        if scope.elem_type(edge.tensor) == TensorProto.BFLOAT16:
+            return True
+        node = scope.by_label[edge.node]
+        if is_alias_or_float_cast(scope, node):
+            pending.extend(scope.edges_from(node.outputs[0]))
+    return False
 
 
 def _name_by_labels(graph: GraphProto, index: GraphIndex) -> None:

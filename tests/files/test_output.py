@@ -182,7 +182,7 @@ def test_a_failed_report_leaves_no_model(tmp_path: Path, monkeypatch: pytest.Mon
     model, out = save(tiny_model(), tmp_path / "m.onnx"), tmp_path / "out"
     out.mkdir()
 
-    def fail(*_: object) -> str:
+    def fail(*_: object, **options: object) -> str:
         raise UsageError("no space left")
 
     monkeypatch.setattr("qdq.cli.quantize.render", fail)

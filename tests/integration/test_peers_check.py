@@ -36,7 +36,7 @@ REFUSALS = {
     "unsupported-type": ("Failed to import initializer", "unsupported input type of UINT8"),
     "stored-integers": ("is only allowed before DQ",),
     "unsupported-operator": (
-        "Plugin not found",
+        "it has no plugin for",
         "checkQLinearMatMul",
         "checkMatMulInteger",
         "checkConvInteger",
