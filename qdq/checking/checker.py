@@ -67,18 +67,18 @@ def check(
 
 
 def read_plan_request(
-    source: Source,
+    quantized: QuantizedModel,
     *,
     rules: RulesLike | None = None,
     targets: TargetsLike = (),
     leave_float: str | Iterable[str] | None = None,
-    plans_bfloat16: bool = False,
 ) -> PlanRequest:
     """Return the request that a model is planned with.
 
     A setting that is None or empty is taken from the metadata that qdq wrote into the model, else
     from the defaults for the types in the model.
     """
+    source = quantized.original
     metadata = _read_metadata(source)
     if leave_float is None:
         leave_float = _split_lines(metadata, LEAVE_FLOAT_KEY)
@@ -90,7 +90,7 @@ def read_plan_request(
         to_globs(leave_float),
         allow_unmatched=True,
         profiles=_recorded_profiles(metadata, source),
-        plans_bfloat16=plans_bfloat16,
+        plans_bfloat16=quantized.has_bfloat16_layers,
     )
 
 
@@ -106,13 +106,7 @@ def compare_with_plan(
     The defaults are those of `check`.
     """
     quantized = QuantizedModel(model)
-    request = read_plan_request(
-        quantized.original,
-        rules=rules,
-        targets=targets,
-        leave_float=leave_float,
-        plans_bfloat16=quantized.has_bfloat16_layers,
-    )
+    request = read_plan_request(quantized, rules=rules, targets=targets, leave_float=leave_float)
     plan = plan_index(quantized.index, request)
     return compare_pairs(quantized, plan, request.rules)
 

@@ -25,6 +25,7 @@ from qdq.graph.quantized_operators import (
     DYNAMIC_OPERATORS,
     QUANTIZE,
     is_quantized_operator,
+    is_tensorrt_operator,
 )
 from qdq.graph.source import Source
 
@@ -187,7 +188,7 @@ def _describe_constant_misuse(node: onnx.NodeProto, stored: Mapping[str, onnx.Te
 
     Only a DequantizeLinear may read them, and no scalar; the bounds of a Clip are allowed.
     """
-    if is_quantized_operator(node) or node.op_type == QUANTIZE:
+    if is_quantized_operator(node) or is_tensorrt_operator(node) or node.op_type == QUANTIZE:
         return ""
     tensor = stored.get(node.input[0]) if node.input else None
     if tensor is None or tensor.data_type not in QUANTIZED_CONSTANT_TYPES:

@@ -19,6 +19,7 @@ from qdq.graph.function_inliner import inline_functions
 from qdq.graph.model_checks import check_external_data, check_nodes, check_weights
 from qdq.graph.opset import default_opset, raise_opset
 from qdq.graph.source import ModelLike, Source, canonical_bytes, external_locations, file_stamp
+from qdq.graph.tensorrt_pairs import convert_tensorrt_pairs, holds_tensorrt_pairs
 from qdq.graph.topological_sort import order_nodes
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ def load(model: ModelLike) -> Source:
     proto = model if isinstance(model, ModelProto) else _from_graphsurgeon(model)
     normalized, notes = _normalize(None, proto)
     digest = hashlib.sha256(canonical_bytes(proto)).hexdigest()
-    return Source(None, normalized, digest, notes, given_opset=default_opset(proto))
+    return Source(None, normalized, digest, notes, given_opset=_find_own_opset(proto, normalized))
 
 
 def raise_source_opset(source: Source, opset: int, kind: str = "") -> Source:
@@ -74,7 +75,8 @@ def _load_path(path: Path) -> Source:
     digest = hashing.result()
     for location in external_locations(model):
         _hash_file(digest, path.parent / location)
-    return Source(path, normalized, digest.hexdigest(), notes, stamp, default_opset(model))
+    given_opset = _find_own_opset(model, normalized)
+    return Source(path, normalized, digest.hexdigest(), notes, stamp, given_opset)
 
 
 def read_file(path: Path) -> bytes:
@@ -126,18 +128,27 @@ def parse_model(content: bytes, path: Path) -> ModelProto:
 def _normalize(path: Path | None, model: ModelProto) -> tuple[ModelProto, tuple[str, ...]]:
     """Return a checked model with notes of the changes.
 
-    Its nodes are sorted, its functions inlined and its opset raised.
+    Its nodes are sorted, its functions inlined, its opset raised, and Q/DQ of TensorRT are ONNX's.
     """
     try:
         check_nodes(model)
         check_weights(model)
         ordered, order_notes = order_nodes(model)
         inlined, inlining_notes = inline_functions(ordered)
-        raised, opset_notes = raise_opset(inlined)
+        plain, pair_notes = convert_tensorrt_pairs(inlined)
+        raised, opset_notes = raise_opset(plain)
     except ModelError as error:
         place = path or model.graph.name or "model"
         raise ModelError(f"{place}: {error}") from error
-    return raised, (*order_notes, *inlining_notes, *opset_notes)
+    return raised, (*order_notes, *inlining_notes, *pair_notes, *opset_notes)
+
+
+def _find_own_opset(model: ModelProto, normalized: ModelProto) -> int:
+    """Return the opset of a model before it was raised.
+
+    TensorRT's own Q/DQ need none, so with them it is the opset that ONNX's need.
+    """
+    return default_opset(normalized if holds_tensorrt_pairs(model) else model)
 
 
 def _from_graphsurgeon(graph: gs.Graph) -> ModelProto:

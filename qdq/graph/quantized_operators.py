@@ -5,6 +5,8 @@ A quantized operator computes the float operator between DequantizeLinear and Qu
 
 from __future__ import annotations
 
+import re
+
 import msgspec
 from onnx import AttributeProto, NodeProto
 
@@ -94,6 +96,9 @@ _OTHERS = (
 #: Quantized operators of ONNX Runtime whose inputs or attributes decide the float form.
 _VARIABLE = ("QLinearConcat", "QGemm", "MatMulIntegerToFloat")
 
+#: TensorRT's operators that quantize; `tensorrt_pairs` replaces those that ONNX has too.
+_TENSORRT_OPERATOR = re.compile(r"TRT_\w*(Quantize|Dequantize|QDQ)\w*")
+
 #: Attributes that the float operators lack.
 _FOREIGN = ("channels_last", "opset")
 
@@ -112,9 +117,19 @@ def is_quantized_operator(node: NodeProto) -> bool:
     return node.domain == MICROSOFT and (operator in _VARIABLE or operator in _OTHERS)
 
 
+def is_tensorrt_operator(node: NodeProto) -> bool:
+    """Whether a node quantizes by an operator of TensorRT that ONNX's Q/DQ cannot replace.
+
+    Examples: TRT_MXFP8DequantizeLinear, TRT_FP4DynamicQuantize.
+    """
+    return _TENSORRT_OPERATOR.fullmatch(node.op_type) is not None
+
+
 def is_quantized(node: NodeProto) -> bool:
     """Whether only a quantized model contains such a node."""
-    return node.op_type in (QUANTIZE, DEQUANTIZE) or is_quantized_operator(node)
+    if node.op_type in (QUANTIZE, DEQUANTIZE) or is_tensorrt_operator(node):
+        return True
+    return is_quantized_operator(node)
 
 
 def find_float_form(node: NodeProto) -> FloatForm | None:

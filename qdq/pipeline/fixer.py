@@ -70,11 +70,7 @@ def fix(
     source = make_float_source(quantized_model, REPAIR)
     own_ranges = merge_own_ranges(quantized_model)
     request = read_plan_request(
-        quantized_model.original,
-        rules=rules,
-        targets=targets,
-        leave_float=leave_float,
-        plans_bfloat16=quantized_model.has_bfloat16_layers,
+        quantized_model, rules=rules, targets=targets, leave_float=leave_float
     )
     index, full_plan = plan_source(source, request)
     plan = _remove_unknown_ranges(index, full_plan, quantized_model, own_ranges)

@@ -24,6 +24,7 @@ from qdq.graph.quantized_operators import (
     FloatForm,
     find_float_form,
     is_quantized_operator,
+    is_tensorrt_operator,
 )
 from qdq.graph.source import Source
 from qdq.quantized.graph_cleanup import remove_unused, store_constants
@@ -91,10 +92,11 @@ def find_unconverted(model: ModelProto) -> tuple[str, ...]:
 
     Each is the node's label with its operator.
     """
-    nodes = all_nodes(model.graph)
-    return tuple(
-        f"{label} ({node.op_type})" for label, node in nodes if is_quantized_operator(node)
-    )
+    unconverted: list[str] = []
+    for label, node in all_nodes(model.graph):
+        if is_quantized_operator(node) or is_tensorrt_operator(node):
+            unconverted.append(f"{label} ({node.op_type})")
+    return tuple(unconverted)
 
 
 def _convert_nodes(graph: GraphWriter) -> list[NodeProto]:
