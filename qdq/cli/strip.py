@@ -11,9 +11,9 @@ from qdq.calibration.range_sources import CACHE, JSON, YAML, encode_given_ranges
 from qdq.cli.messages import join_paths, print_line
 from qdq.cli.options import FILE, OUTPUT_FILE, output_options
 from qdq.files.output import check_output, write_atomic, written_together
-from qdq.graph.bodies import all_nodes
+from qdq.graph.bodies import all_graphs, all_nodes
 from qdq.graph.loader import load
-from qdq.graph.pairs import find_pairs
+from qdq.graph.pairs import find_pairs, stored_tensors
 from qdq.graph.quantized_operators import is_quantized_operator
 from qdq.quantized.stripper import strip
 from qdq.rewriting.model_file import save
@@ -58,8 +58,8 @@ def command(model: Path, ranges: Path | None, output: Path, force: bool) -> None
 
 def _summarize(quantized_graph: onnx.GraphProto, float_graph: onnx.GraphProto) -> str:
     """Return how many pairs were removed and how many operators were converted."""
-    total = len(find_pairs(quantized_graph))
-    removed = total - len(find_pairs(float_graph))
+    total = _count_pairs(quantized_graph)
+    removed = total - _count_pairs(float_graph)
     summary = f"removed {removed} of {total} pairs"
     converted = 0
     for _, node in all_nodes(quantized_graph):
@@ -68,3 +68,13 @@ def _summarize(quantized_graph: onnx.GraphProto, float_graph: onnx.GraphProto) -
     if converted:
         summary = f"{summary}, converted {converted} quantized operators to float ones"
     return summary
+
+
+def _count_pairs(main_graph: onnx.GraphProto) -> int:
+    """Return the number of pairs in a graph and its bodies."""
+    stored: set[str] = set()
+    count = 0
+    for graph in all_graphs(main_graph):
+        stored.update(stored_tensors(graph))
+        count += len(find_pairs(graph, stored))
+    return count

@@ -152,7 +152,7 @@ def match_given_ranges(index: GraphIndex, plan: Plan, given_ranges: GivenRanges)
     """
     locations = _map_locations(index)
     planned = _find_planned_activations(index, plan)
-    known = locations.keys() | planned.keys()
+    known = locations.keys() | {placement.edge.qualified_tensor for placement in plan.placements}
     unknown = _find_unknown(given_ranges, known)
     if unknown and given_ranges.strict:
         raise DataError(_describe_unknown(index, given_ranges, unknown, known))
@@ -297,7 +297,6 @@ def _find_weight_amax(
     by_tensor: Mapping[str, list[GivenWeightRange]],
 ) -> tuple[float, ...]:
     """Return the given ranges of a constant along an axis, () where there are none that fit."""
-    scope = scope.defining_scope(tensor)
     weights, source_axis = _trace_to_ranges(scope, tensor, axis, by_tensor)
     if axis is None:
         return _join_channels(weights)
@@ -329,6 +328,7 @@ def _trace_to_ranges(
         weights = by_tensor.get(qualified_name(scope.path, tensor)) or by_tensor.get(tensor)
         if weights is not None:
             return weights, axis
+        scope = scope.defining_scope(tensor)
         producer = scope.producers.get(tensor)
         if producer is None or not keeps_values(scope, producer):
             return [], axis
