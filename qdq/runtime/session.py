@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -174,13 +175,20 @@ def run_sample(
 
     Raises DataError where ONNX Runtime fails.
     """
-    try:
+    with sample_errors(index):
         inputs: dict[str, ort.OrtValue] = {}
         for name, values in feed.items():
             inputs[name] = ort.OrtValue.ortvalue_from_numpy(values)
         results = session.run_with_ort_values(computed, inputs) if session else []
         arrays = [_share_memory(result) for result in results]
         return [*zip(computed, arrays, strict=True), *feed.items()]
+
+
+@contextmanager
+def sample_errors(index: GraphIndex) -> Iterator[None]:
+    """Raise DataError where ONNX Runtime fails on a sample."""
+    try:
+        yield
     except QdqError:
         raise
     except Exception as error:

@@ -15,7 +15,7 @@ import numpy as np
 
 from qdq.arrays import Array, Floats
 from qdq.data.feeds import Feeds
-from qdq.errors import DataError, ModelError, QdqError, runtime_line
+from qdq.errors import ModelError
 from qdq.graph.aliases import find_origin
 from qdq.graph.compiler_view import CompilerView
 from qdq.graph.index import GraphIndex, Node
@@ -25,6 +25,7 @@ from qdq.runtime.session import (
     open_partial_session,
     open_session,
     run_outputs,
+    sample_errors,
 )
 from qdq.runtime.unknown_operators import find_computed_outputs, find_unknown_operators
 from qdq.validation.compared_tensors import MissingOutputs, select_compared_tensors
@@ -178,16 +179,8 @@ def _find_computed_producer(index: GraphIndex, node: Node) -> Node | None:
 
 
 def _infer(runner: object, feed: dict[str, Array], index: GraphIndex) -> dict[str, Array]:
-    try:
+    with sample_errors(index):
         outputs: dict[str, Array] = runner.infer(feed)  # type: ignore[attr-defined] # untyped
-    except QdqError:
-        raise
-    except Exception as error:
-        reason = runtime_line(error).rstrip(".")
-        raise DataError(
-            f"{index.source.name}: ONNX Runtime failed on a sample: {reason}. "
-            "Check the shapes of the data."
-        ) from error
     return outputs
 
 

@@ -28,6 +28,7 @@ from tests.support.defects import (
     pair,
     reading,
     store,
+    store_parameters,
     stored_as_integers,
 )
 from tests.support.graphs import (
@@ -101,17 +102,7 @@ def codes(findings: tuple[Finding, ...]) -> set[str]:
 def concatenated(left: float, right: float) -> Model:
     """Return a Concat of two quantized tensors into a quantized Conv, by hand."""
     weights = {"w": noise(2, 6, 1, 1), "u": noise(2, 3, 1, 1, seed=1)}
-    constants: dict[str, Array] = dict(weights)
-    for name, scale in (("p", left), ("q", right), ("c", left)):
-        constants[f"{name}_s"], constants[f"{name}_z"] = (
-            np.array(scale, np.float32),
-            np.array(0, np.int8),
-        )
-    for name, weight in weights.items():
-        constants[f"{name}_s"] = (np.abs(weight).reshape(len(weight), -1).max(1) / 127).astype(
-            np.float32
-        )
-        constants[f"{name}_z"] = np.zeros(len(weight), np.int8)
+    constants = store_parameters({"p": left, "q": right, "c": left}, weights)
     nodes = [
         node("Relu", ["x"], "p"), node("Sigmoid", ["x"], "q"), *pair("p"), *pair("q"), *pair("u", axis=0),
         node("Conv", ["p_dq", "u_dq"], "y1", name="left"), node("Conv", ["q_dq", "u_dq"], "y2", name="right"),

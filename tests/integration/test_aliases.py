@@ -7,7 +7,7 @@ from collections import Counter
 import numpy as np
 import onnx
 import pytest
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import qdq
@@ -19,16 +19,10 @@ from qdq.target import Target, parse_target
 from qdq.testing.case_files import parse_case
 from tests.support.aliases import strew_aliases
 from tests.support.body_models import branching, samples
-from tests.support.graphs import DIGITS, EVERYTHING, Array, models, random_feed
+from tests.support.graphs import DIGITS, EVERYTHING, Array, draw_graphs, models, random_feed
 from tests.support.paths import NETWORKS
 
-seldom = settings(
-    max_examples=15,
-    deadline=None,
-    phases=[Phase.generate],
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
-    derandomize=True,
-)
+seldom = draw_graphs(15)
 TARGET = parse_target("trt:sm80")
 
 #: A residual network with one block whose terms are joined by `{join}`.

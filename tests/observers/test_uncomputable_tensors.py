@@ -67,8 +67,8 @@ def test_tensors_that_depend_on_a_plugin_are_named_with_the_ways_out(tmp_path: P
 
 @pytest.mark.parametrize("method", ["auto", "mse"])
 def test_given_ranges_replace_those_that_cannot_be_observed(method: str) -> None:
-    given = qdq.given_by_hand({"n": 12.7})
-    result = qdq.quantize(with_plugin(), "noise", given=given, method=method)
+    ranges = qdq.given_by_hand({"n": 12.7})
+    result = qdq.quantize(with_plugin(), "noise", given=ranges, method=method)
     scales = {pair.tensor: pair.scales for pair in result.scales.by_pair}
     assert np.allclose(scales["n"], 0.1)
     assert len(scales["x"]) == 1

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import onnx
 import pytest
-from hypothesis import HealthCheck, Phase, assume, given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 import qdq
@@ -24,6 +24,7 @@ from tests.support.graphs import (
     EVERYTHING,
     OTHERS,
     build,
+    draw_graphs,
     models,
     node,
     noise,
@@ -34,13 +35,7 @@ from tests.support.graphs import (
     shuffled,
 )
 
-slow = settings(
-    max_examples=40,
-    deadline=None,
-    phases=[Phase.generate],
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
-    derandomize=True,
-)
+slow = draw_graphs(40)
 #: The inputs that a layer multiplies: all in INT8, or none.
 OPERANDS = {
     "Conv": (0, 1),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import qdq
@@ -19,6 +19,7 @@ from qdq.testing.error_bounds import output_bound
 from tests.support.graphs import (
     OPERATORS,
     convolution,
+    draw_graphs,
     identities,
     models,
     paired_edges,
@@ -28,13 +29,7 @@ from tests.support.graphs import (
     shuffled,
 )
 
-slow = settings(
-    max_examples=60,
-    deadline=None,
-    phases=[Phase.generate],
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
-    derandomize=True,
-)
+slow = draw_graphs(60)
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 

@@ -28,20 +28,23 @@ def good() -> Model:
     )
 
 
+def store_parameters(activations: dict[str, float], weights: dict[str, Array]) -> dict[str, Array]:
+    """Return weights with the scales and zero points of their pairs and of those of activations."""
+    constants: dict[str, Array] = dict(weights)
+    for name, scale in activations.items():
+        constants[f"{name}_s"] = np.array(scale, np.float32)
+        constants[f"{name}_z"] = np.array(0, np.int8)
+    for name, weight in weights.items():
+        largest = np.abs(weight).reshape(len(weight), -1).max(1)
+        constants[f"{name}_s"] = (largest / 127).astype(np.float32)
+        constants[f"{name}_z"] = np.zeros(len(weight), np.int8)
+    return constants
+
+
 def quantized_by_hand(activations: dict[str, float], weights: dict[str, Array]) -> Model:
     """Return Q/DQ on x and r with one scale, and on w and v with one scale for each output channel."""
-    constants: dict[str, Array] = dict(weights)
+    constants = store_parameters(activations, weights)
     nodes: list[onnx.NodeProto] = []
-    for name, scale in activations.items():
-        constants[f"{name}_s"], constants[f"{name}_z"] = (
-            np.array(scale, np.float32),
-            np.array(0, np.int8),
-        )
-    for name, weight in weights.items():
-        constants[f"{name}_s"] = (np.abs(weight).reshape(len(weight), -1).max(1) / 127).astype(
-            np.float32
-        )
-        constants[f"{name}_z"] = np.zeros(len(weight), np.int8)
     nodes += [
         *pair("x"),
         *pair("w", axis=0),

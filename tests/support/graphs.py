@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 import onnxruntime as ort
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
@@ -23,6 +24,17 @@ CALIBRATION = NETWORKS / "digits-calibration.npz"
 DIGITS = ("digits_cnn", "digits_plain", "digits_attention")
 
 PAIR = ("QuantizeLinear", "DequantizeLinear")
+
+
+def draw_graphs(examples: int) -> settings:
+    """Return the settings of a test that draws so many graphs, without shrinking those that fail."""
+    return settings(
+        max_examples=examples,
+        deadline=None,
+        phases=[Phase.generate],
+        suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+        derandomize=True,
+    )
 
 
 def noise(*shape: int, seed: int = 0, dtype: type = np.float32) -> Array:

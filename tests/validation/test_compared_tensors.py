@@ -95,8 +95,8 @@ def test_a_pair_before_the_plugin_counts() -> None:
 def test_a_model_that_begins_with_a_plugin_has_no_accuracy() -> None:
     nodes = [node("Decode", ["x"], "d", "decode"), node("Conv", ["d", "w"], "y")]
     model = build(nodes, {"x": [1, 3, 6, 6]}, {"y": [1, 4, 4, 4]}, WEIGHTS)
-    given = qdq.given_by_hand({"d": 1.0})
-    quantized = qdq.quantize(model, None, given=given).model
+    ranges = qdq.given_by_hand({"d": 1.0})
+    quantized = qdq.quantize(model, None, given=ranges).model
     with pytest.raises(ModelError, match=r"every output depends on node decode \(Decode\), whose"):
         qdq.validate(model, quantized, data="noise")
     report = qdq.validate(model, quantized, targets=[qdq.parse_target("trt:sm80")])
