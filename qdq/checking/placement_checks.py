@@ -19,7 +19,7 @@ from qdq.graph.index import Edge, GraphIndex, Node
 from qdq.graph.operands import operands
 from qdq.graph.operators import FOLDED_INTO_WEIGHTS, FUSED_AFTER_WEIGHTED, QUANTIZABLE_POOLS
 from qdq.graph.residual import find_residual, is_skip
-from qdq.planning.decisions import INCOMPLETE, NO_RULE, Placement
+from qdq.planning.decisions import INCOMPLETE, NO_RULE, TYPE, UNUSED, Placement
 from qdq.quantized.model import QuantizedEdge
 
 #: Types that only weights have, with activations in float.
@@ -130,10 +130,14 @@ def _check_unplanned(
 ) -> Iterator[Finding]:
     """Yield the pairs on edges that are not planned.
 
-    Left out are those that replace planned ones and those without a cost.
+    Left out are those that replace planned ones and those without a cost, such as on layers that
+    the compiler drops, and those in float types that the rules do not decide.
     """
     carried = comparison.carried
     for pair in comparison.unplanned:
+        decision = reasons.left_float(pair.edge)
+        if decision is not None and decision.because in (TYPE, UNUSED):
+            continue
         node = comparison.quantized.index.node(pair.edge)
         is_int32 = "int32" in (pair.stored, pair.dtype)
         if pair.edge in carried.explained or is_int32 or rescaled.intersection(node.outputs):

@@ -14,6 +14,7 @@ import onnx
 from qdq.arrays import Array, Floats
 from qdq.checking.finding import Finding, make_finding
 from qdq.graph.bodies import read_tensor_values
+from qdq.graph.constant_chains import explain_unknown_value
 from qdq.graph.pairs import stored_tensors
 from qdq.quantized.model import QuantizedEdge, QuantizedModel
 from qdq.quantizer import INT8, INT8_LEVELS
@@ -88,8 +89,14 @@ def _plain_scales(edge: QuantizedEdge) -> Floats | None:
 def _is_weight(
     quantized: QuantizedModel, edge: QuantizedEdge, stored: Mapping[str, onnx.TensorProto]
 ) -> bool:
+    """Whether a pair is on a weight of known values, in a layer that is not dropped."""
     scope = quantized.index.scope(edge.edge)
-    return edge.pair.tensor in stored or scope.is_constant(edge.edge.tensor)
+    tensor = edge.edge.tensor
+    if not scope.is_live(scope.node(edge.edge)):
+        return False
+    if edge.pair.tensor in stored:
+        return True
+    return scope.is_constant(tensor) and not explain_unknown_value(scope, tensor)
 
 
 def _read_weight(

@@ -25,7 +25,7 @@ def explain_unknown_value(index: GraphIndex, tensor: str) -> str:
     scope = index.defining_scope(tensor)
     if not scope.is_constant(tensor):
         node = _unfolded_tensors(scope).get(tensor)
-        return _describe_operator(node) if node is not None else ""
+        return _describe_operator(tensor, node) if node is not None else ""
     pending = [tensor]
     visited: set[str] = set()
     while pending:
@@ -34,17 +34,17 @@ def explain_unknown_value(index: GraphIndex, tensor: str) -> str:
         if producer is None or producer.op == "Constant" or name in visited:
             continue
         visited.add(name)
-        reason = _explain_refusal(scope, producer)
+        reason = _explain_refusal(scope, producer, tensor)
         if reason:
             return reason
-        pending.extend(operand_names(scope, producer))
+        pending.extend(operand_names(scope, producer.proto))
     return ""
 
 
-def _explain_refusal(index: GraphIndex, node: Node) -> str:
-    """Return why a node is not evaluated, "" where it is."""
+def _explain_refusal(index: GraphIndex, node: Node, tensor: str) -> str:
+    """Return why a node on the way to a tensor is not evaluated, "" where it is."""
     if not is_evaluable(node.proto, index.source.model.opset_import):
-        return _describe_operator(node)
+        return _describe_operator(tensor, node)
     for name in filter(None, node.outputs):
         sizes = known_sizes(index.shape(name)) or ()
         elem_type = index.elem_type(name) or onnx.TensorProto.FLOAT
@@ -55,11 +55,18 @@ def _explain_refusal(index: GraphIndex, node: Node) -> str:
     return ""
 
 
-def _describe_operator(node: Node) -> str:
+def _describe_operator(tensor: str, node: Node) -> str:
     return (
-        f"It is computed from constants by {node.op} ({node.label!r}), whose result qdq cannot "
-        "compute."
+        f"{tensor!r} is computed from constants by {node.op} ({node.label!r}), whose result is "
+        "unknown before the model runs."
     )
+
+
+def depends_on_file_alone(index: GraphIndex, node: Node) -> bool:
+    """Whether all results of a node are constants, or are computed from constants alone."""
+    unfolded = _unfolded_tensors(index)
+    results = [name for name in node.outputs if name]
+    return all(name in unfolded or index.is_constant(name) for name in results)
 
 
 @cached_per_graph

@@ -4,73 +4,93 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from typing import TYPE_CHECKING
-from weakref import ref
+from typing import Protocol
 
 import numpy as np
-from onnx import GraphProto
+from onnx import GraphProto, NodeProto
 
 from qdq.arrays import Array
 from qdq.errors import ModelError, first_line
-from qdq.graph.bodies import captured_names, read_constant, read_tensor_values
+from qdq.graph.bodies import (
+    captured_names,
+    names_captured_by,
+    node_bodies,
+    read_constant,
+    read_tensor_values,
+)
 from qdq.graph.constant_folding import evaluate_branch, evaluate_node
-from qdq.graph.shape_inference import known_sizes
-
-if TYPE_CHECKING:
-    from qdq.graph.index import GraphIndex, Node
+from qdq.graph.shape_inference import Dims, known_sizes
+from qdq.graph.source import Source
 
 #: Values up to this many bytes on the way to a constant stay in memory.
 _LARGEST_KEPT_BYTES = 1 << 16
 
 
+class ConstantScope(Protocol):
+    """A graph with the graphs around it, as far as constants depend on it."""
+
+    source: Source
+
+    def is_constant(self, tensor: str) -> bool:
+        """Whether a tensor's value follows from the file alone."""
+
+    def constant(self, tensor: str) -> Array:
+        """Return the value of a constant tensor."""
+
+    def shape(self, tensor: str) -> Dims | None:
+        """Return a tensor's dimensions."""
+
+
 class ConstantValues:
-    """The values of the constants that one graph defines, kept until they are cleared."""
+    """The values of the constants that one graph defines, kept until they are cleared.
 
-    def __init__(self, index: GraphIndex) -> None:
-        #: Weak, since the index holds this object: a cycle would stay in memory.
-        self._index_reference = ref(index)
+    Its owner is the scope that is passed in: one that held it would never leave the memory.
+    """
+
+    def __init__(self, graph: GraphProto) -> None:
+        self._nodes = graph.node
+        self._initializers = {tensor.name: tensor for tensor in graph.initializer}
+        self._producers: dict[str, int] = {}
+        for position, node in enumerate(graph.node):
+            self._producers.update(dict.fromkeys(node.output, position))
         self._values: dict[str, Array] = {}
-
-    @property
-    def _index(self) -> GraphIndex:
-        index = self._index_reference()
-        assert index is not None
-        return index
 
     def clear(self) -> None:
         """Drop all values."""
         self._values.clear()
 
-    def read(self, tensor: str) -> Array:
+    def read(self, scope: ConstantScope, tensor: str) -> Array:
         """Return the value of a constant.
 
         Raises ModelError where its data cannot be read or computed.
         """
         if tensor not in self._values:
-            self._values[tensor] = self._evaluate(tensor)
+            self._values[tensor] = self._evaluate(scope, tensor)
         return self._values[tensor]
 
-    def _evaluate(self, tensor: str) -> Array:
+    def _evaluate(self, scope: ConstantScope, tensor: str) -> Array:
         try:
-            return self._compute(tensor)
+            return self._compute(scope, tensor)
         except ModelError:
             raise
         except Exception as error:  # ONNX's reference evaluator documents none
             raise ModelError(
-                f"{self._index.source.name}: constant {tensor!r} cannot be computed: "
+                f"{scope.source.name}: constant {tensor!r} cannot be computed: "
                 f"{first_line(error)}. Export the model with its value stored."
             ) from error
 
-    def _compute(self, tensor: str) -> Array:
-        stored = self._read_stored(tensor)
+    def _compute(self, scope: ConstantScope, tensor: str) -> Array:
+        stored = self._read_stored(scope, tensor)
         if stored is not None:
             return stored
-        nodes = self._find_needed_nodes(tensor)
-        readers = Counter(name for node in nodes for name in operand_names(self._index, node))
+        nodes = self._find_needed_nodes(scope, tensor)
+        readers: Counter[str] = Counter()
+        for node in nodes:
+            readers.update(operand_names(scope, node))
         values: dict[str, Array] = {}
         for node in nodes:
-            values.update(self._run(node, values))
-            for name in operand_names(self._index, node):
+            values.update(self._run(scope, node, values))
+            for name in operand_names(scope, node):
                 readers[name] -= 1
                 if not readers[name] and name in values:
                     self._keep_small(name, values.pop(name))
@@ -80,87 +100,95 @@ class ConstantValues:
         if value.nbytes <= _LARGEST_KEPT_BYTES:
             self._values[name] = value
 
-    def _find_needed_nodes(self, tensor: str) -> list[Node]:
+    def _find_needed_nodes(self, scope: ConstantScope, tensor: str) -> list[NodeProto]:
         """Return the nodes to run for a computed constant, in order of the graph."""
-        needed: dict[int, Node] = {}
+        needed: dict[int, NodeProto] = {}
         pending = [tensor]
         while pending:
             name = pending.pop()
-            node = self._index.producers.get(name)
-            if node is None or name in self._values or node.position in needed:
+            position = self._producers.get(name)
+            if position is None or position in needed or name in self._values:
                 continue
-            if node.op == "Constant" and node.attribute("value") is not None:
-                continue
-            needed[node.position] = node
-            pending.extend(operand_names(self._index, node))
+            node = self._nodes[position]
+            if not stores_value(node):
+                needed[position] = node
+                pending.extend(operand_names(scope, node))
         return [needed[position] for position in sorted(needed)]
 
-    def _read_stored(self, tensor: str) -> Array | None:
+    def _read_stored(self, scope: ConstantScope, tensor: str) -> Array | None:
         """Return the value that an initializer or a Constant stores, None for other tensors."""
-        index = self._index
-        if tensor in index.initializers:
-            stored = index.initializers[tensor]
-            return read_tensor_values(stored, index.source.name, index.source.folder)
-        node = index.producers[tensor]
-        if node.op != "Constant":
+        source = scope.source
+        if tensor in self._initializers:
+            return read_tensor_values(self._initializers[tensor], source.name, source.folder)
+        node = self._nodes[self._producers[tensor]]
+        if node.op_type != "Constant":
             return None
-        return read_constant(node.proto, index.source.name, index.source.folder)
+        return read_constant(node, source.name, source.folder)
 
-    def _run(self, node: Node, values: dict[str, Array]) -> dict[str, Array]:
+    def _run(
+        self, scope: ConstantScope, node: NodeProto, values: dict[str, Array]
+    ) -> dict[str, Array]:
         """Return the results of a node by name."""
-        dims = _known_dims(self._index, node)
+        dims = _known_dims(scope, node)
         if dims is not None:
-            return {node.outputs[0]: _shape_value(node, dims)}
+            return {node.output[0]: _shape_value(node, dims)}
         feeds: dict[str, Array] = {}
-        for name in operand_names(self._index, node):
-            feeds[name] = values[name] if name in values else self._index.constant(name)
-        source = self._index.source
+        for name in operand_names(scope, node):
+            feeds[name] = values[name] if name in values else scope.constant(name)
+        source = scope.source
         opsets = source.model.opset_import
-        branch = find_taken_branch(self._index, node)
+        branch = find_taken_branch(scope, node)
         if branch is None:
-            results = evaluate_node(node.proto, feeds, opsets, source.folder)
+            results = evaluate_node(node, feeds, opsets, source.folder)
         else:
             results = evaluate_branch(branch, feeds, opsets, source.folder)
-        return dict(zip(node.outputs, results, strict=False))
+        return dict(zip(node.output, results, strict=False))
 
 
-def operand_names(index: GraphIndex, node: Node) -> tuple[str, ...]:
+def stores_value(node: NodeProto) -> bool:
+    """Whether a node is a Constant that stores a tensor."""
+    return node.op_type == "Constant" and any(a.name == "value" for a in node.attribute)
+
+
+def operand_names(scope: ConstantScope, node: NodeProto) -> tuple[str, ...]:
     """Return the tensors whose values decide the result of a node.
 
     None for a Shape or Size of known dimensions, and for an If with a constant condition those of
     the branch that it takes.
     """
-    if _known_dims(index, node) is not None:
+    if _known_dims(scope, node) is not None:
         return ()
-    branch = find_taken_branch(index, node)
-    return node.read_names if branch is None else tuple(sorted(captured_names(branch)))
+    branch = find_taken_branch(scope, node)
+    if branch is not None:
+        return tuple(sorted(captured_names(branch)))
+    names = {*node.input, *names_captured_by(node)}
+    return tuple(sorted(names - {""}))
 
 
-def find_taken_branch(index: GraphIndex, node: Node) -> GraphProto | None:
+def find_taken_branch(scope: ConstantScope, node: NodeProto) -> GraphProto | None:
     """Return the branch that an If takes whose condition is constant.
 
     None for other nodes, and where the condition cannot be computed.
     """
-    if node.op != "If" or not node.inputs or not index.is_constant(node.inputs[0]):
+    if node.op_type != "If" or not node.input or not scope.is_constant(node.input[0]):
         return None
     try:
-        takes_then_branch = bool(index.constant(node.inputs[0]).all())
+        takes_then_branch = bool(scope.constant(node.input[0]).all())
     except ModelError:
         return None
     name = "then_branch" if takes_then_branch else "else_branch"
-    return dict(node.bodies).get(name)
+    return dict(node_bodies(node)).get(name)
 
 
-def _known_dims(index: GraphIndex, node: Node) -> tuple[int, ...] | None:
-    if node.op not in ("Shape", "Size"):
+def _known_dims(scope: ConstantScope, node: NodeProto) -> tuple[int, ...] | None:
+    if node.op_type not in ("Shape", "Size"):
         return None
-    return known_sizes(index.shape(node.inputs[0]))
+    return known_sizes(scope.shape(node.input[0]))
 
 
-def _shape_value(node: Node, dims: tuple[int, ...]) -> Array:
+def _shape_value(node: NodeProto, dims: tuple[int, ...]) -> Array:
     """Return the output of a Shape or Size whose input has known dimensions."""
-    if node.op == "Size":
+    if node.op_type == "Size":
         return np.array(math.prod(dims), np.int64)
-    start = node.attribute("start")
-    end = node.attribute("end")
-    return np.array(dims[start:end], np.int64)
+    bounds = {attribute.name: attribute.i for attribute in node.attribute}
+    return np.array(dims[bounds.get("start") : bounds.get("end")], np.int64)

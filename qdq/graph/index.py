@@ -23,7 +23,7 @@ from qdq.graph.bodies import (
 )
 from qdq.graph.constant_folding import is_foldable
 from qdq.graph.constant_values import ConstantValues, find_taken_branch
-from qdq.graph.liveness import Liveness
+from qdq.graph.liveness import find_live_nodes
 from qdq.graph.plugins import own_opset
 from qdq.graph.shape_inference import (
     LARGEST_FOLDED_BYTES,
@@ -137,7 +137,7 @@ class GraphIndex:
         self.sparse_weights = self._find_sparse_weights()
         #: Tensors of this graph whose values follow from the file alone.
         self.constants = set(self.initializers)
-        self._values = ConstantValues(self)
+        self._values = ConstantValues(graph)
         self._find_constants()
         self.bodies: tuple[GraphIndex, ...] = tuple(self._index_bodies())
 
@@ -209,17 +209,14 @@ class GraphIndex:
             return self
         return self.outer.defining_scope(tensor)
 
-    def bodies_of(self, node: Node) -> tuple[GraphIndex, ...]:
-        """Return the indexes of the bodies of a node of this graph."""
-        return tuple(body for body in self.bodies if body.position == node.position)
-
     def is_live(self, node: Node) -> bool:
         """Whether an output of the model depends on a node of this graph."""
-        return self._liveness.is_live(self, node)
+        return (self.path, node.label) in self._live_nodes
 
     @cached_property
-    def _liveness(self) -> Liveness:
-        return Liveness(self) if self.outer is None else self.outer._liveness
+    def _live_nodes(self) -> frozenset[tuple[str, str]]:
+        """The live nodes of the model: path of the graph and label."""
+        return find_live_nodes(self.graph) if self.outer is None else self.outer._live_nodes
 
     def live_readers(self, tensor: str) -> list[Reader]:
         """Return the readers of a tensor that an output of the model depends on."""
@@ -248,7 +245,8 @@ class GraphIndex:
 
         Raises ModelError where its data cannot be read or computed.
         """
-        return self.defining_scope(tensor)._values.read(tensor)
+        scope = self.defining_scope(tensor)
+        return scope._values.read(scope, tensor)
 
     def forget_constants(self) -> None:
         """Drop the cached values of constants."""
@@ -332,7 +330,7 @@ class GraphIndex:
 
     def _is_folded(self, node: Node, opset: int) -> bool:
         """Whether a node has a constant result, by the constants of this graph before it."""
-        branch = find_taken_branch(self, node)
+        branch = find_taken_branch(self, node.proto)
         if branch is not None:
             is_known = all(map(self.is_constant, captured_names(branch)))
             return is_known and all(is_foldable(inner, opset) for inner in branch.node)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 
 from onnx import TensorProto
 
-from qdq.graph.constant_chains import explain_unknown_value
+from qdq.graph.constant_chains import depends_on_file_alone, explain_unknown_value
 from qdq.graph.index import Edge, GraphIndex, Node
 from qdq.graph.operands import operands
 from qdq.graph.operators import WEIGHTED
@@ -28,7 +28,7 @@ def find_graph_reason(index: GraphIndex, edge: Edge, plans_bfloat16: bool) -> Le
     node = index.node(edge)
     if not index.is_live(node):
         return LeftFloat(edge, UNUSED, "No output of the model depends on the node.")
-    if all(index.is_constant(name) for name in node.outputs if name):
+    if depends_on_file_alone(index, node):
         return LeftFloat(
             edge,
             CONSTANT,

@@ -35,7 +35,7 @@ Progress = Callable[[int], None]
 _FATAL_LEVEL = 4
 
 #: The message about an operator that ONNX Runtime lacks for the types of a node.
-_NO_KERNEL = re.compile(r"implementation for (?P<op>\w+)\(\d+\) node with name '(?P<name>[^']+)'")
+_NO_KERNEL = re.compile(r"implementation for (?P<op>\w+)\(\d+\) node with name '(?P<name>[^']*)'")
 _EXTERNAL_FOLDER = "session.model_external_initializers_file_folder_path"
 
 
@@ -118,22 +118,28 @@ def _explain_refusal(error: Exception, index: GraphIndex) -> str:
             f" Export it with opset {opset} or older, or install a newer onnxruntime."
         )
     lacking = _NO_KERNEL.search(reason)
-    node_type = _find_node_type(index, lacking["name"]) if lacking else ""
+    node_type = _find_node_type(index, lacking["op"], lacking["name"]) if lacking else ""
     if lacking and node_type:
+        title = f"{lacking['op']} ({lacking['name']!r})" if lacking["name"] else lacking["op"]
         return (
-            f"it has no {node_type} {lacking['op']} ({lacking['name']!r}). "
+            f"it has no {node_type} {title}. "
             "Export that node in float32, or quantize with --ranges."
         )
     return f"{reason}. Export it so that ONNX Runtime can run it."
 
 
-def _find_node_type(index: GraphIndex, name: str) -> str:
-    """Return the type of a node's first input, as ``bfloat16``; "" where it is unknown."""
+def _find_node_type(index: GraphIndex, op: str, name: str) -> str:
+    """Return the type of the first input of a node, as ``bfloat16``, that is not float32.
+
+    "" where no node of this operator and name has such a type.
+    """
     for scope in index.scopes.values():
-        node = scope.by_label.get(name)
-        if node is not None and node.inputs:
+        for node in scope.nodes:
+            if node.op != op or node.proto.name != name or not node.inputs:
+                continue
             elem_type = scope.elem_type(node.inputs[0])
-            return onnx.helper.tensor_dtype_to_np_dtype(elem_type).name if elem_type else ""
+            if elem_type not in (onnx.TensorProto.UNDEFINED, onnx.TensorProto.FLOAT):
+                return onnx.helper.tensor_dtype_to_np_dtype(elem_type).name
     return ""
 
 

@@ -101,7 +101,7 @@ class QuantizationFlow:
         self.readers: dict[str, list[Node]] = defaultdict(list)
         #: Tensors that a DQ has moved past: they are quantized already.
         self.dequantized: dict[str, SlotRead] = {}
-        #: The nodes that compute: no constants and no pairs.
+        #: The nodes that compute: no constants and no pairs, nor what reaches no output.
         self.nodes = tuple(self._collect_nodes())
         #: Names of graph outputs by the tensor that they read.
         self.outputs = {self.read(name).tensor: name for name in index.outputs}
@@ -225,7 +225,7 @@ class QuantizationFlow:
 
     def _collect_nodes(self) -> Iterator[Node]:
         for node in self.index.nodes:
-            if self.folded.issuperset(filter(None, node.outputs)):
+            if self.folded.issuperset(filter(None, node.outputs)) or not self.index.is_live(node):
                 continue
             if self._resolve(node):
                 continue

@@ -19,7 +19,7 @@ from qdq.engines.prediction.predictor import predict_engine
 from qdq.target import Target
 from tests.support.body_models import branching, samples
 from tests.support.cli_runner import run, save
-from tests.support.graphs import PAIR, build, models, node
+from tests.support.graphs import PAIR, build, models, node, noise
 from tests.support.mobilenet import Exported, mobilenet
 
 TRT = Target("trt", 80)
@@ -650,4 +650,33 @@ def test_layers_in_bodies_are_named_as_not_predicted() -> None:
     inside = [v.node for v in engine.layers if v.promised and "." in v.node]
     assert inside != []
     assert set(inside) <= set(engine.unmapped)
+    assert engine.broken_promises == ()
+
+
+def test_layers_that_no_output_depends_on_are_not_built() -> None:
+    nodes = [
+        node("Conv", ["x", "w"], "y", name="live"),
+        node("Conv", ["x", "w"], "unread", name="dead"),
+    ]
+    shape = [1, 4, 6, 6]
+    model = build(nodes, {"x": shape}, {"y": shape}, {"w": noise(4, 4, 1, 1)})
+    engine = predict_engine(model, TRT)
+    assert [layer.nodes for layer in engine.layers] == [("live",)]
+
+
+def test_pairs_on_a_layer_that_no_output_depends_on_promise_nothing() -> None:
+    constants = {"s": np.array(0.02, np.float32), "z": np.array(0, np.int8), "w": noise(8, 8)}
+    pairs = []
+    for tensor in ("x", "w"):
+        pairs += [
+            node("QuantizeLinear", [tensor, "s", "z"], f"{tensor}_q"),
+            node("DequantizeLinear", [f"{tensor}_q", "s", "z"], f"{tensor}_dq"),
+        ]
+    products = [
+        node("MatMul", ["x_dq", "w_dq"], "y", name="live"),
+        node("MatMul", ["x_dq", "w_dq"], "unread", name="dead"),
+    ]
+    model = build([*pairs, *products], {"x": [8, 8]}, {"y": [8, 8]}, constants)
+    (engine,) = qdq.validate(qdq.strip(model), model, targets=[TRT]).engines
+    assert [verdict.node for verdict in engine.layers] == ["live"]
     assert engine.broken_promises == ()
