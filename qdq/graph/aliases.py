@@ -45,7 +45,7 @@ def is_alias(index: GraphIndex, node: Node) -> bool:
     Expand or similar to the shape that its input has. Not for a constant whose result is computed,
     as that of a CastLike is by what it is cast like: no value of it can be read from the file.
     """
-    if not _repeats_input(index, node):
+    if not _repeats_input(index, node) or node.bodies:  # a damaged model may have both
         return False
     return index.is_constant(node.outputs[0]) or not index.is_constant(node.inputs[0])
 

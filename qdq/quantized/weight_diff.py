@@ -84,5 +84,6 @@ def _compare_values(edge: Edge, old: Array, new: Array) -> Iterator[WeightChange
     if old.shape != new.shape:
         yield WeightChange(edge, None)
     elif not np.array_equal(old, new, equal_nan=True):
-        changes = np.abs(new.astype(np.float64) - old.astype(np.float64))
+        with np.errstate(invalid="ignore"):  # signalling NaN and infinity
+            changes = np.abs(new.astype(np.float64) - old.astype(np.float64))
         yield WeightChange(edge, float(np.nanmax(changes, initial=0.0)))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
 import msgspec
 import numpy as np
@@ -17,7 +17,7 @@ from qdq.arguments import list_items, require_type, to_count
 from qdq.arrays import Floats
 from qdq.errors import DataError, UsageError
 from qdq.planning.decisions import ScaleGroup
-from qdq.ranges.channel_importance import GRADE_FACTOR
+from qdq.ranges.channel_importance import GRADE_COUNT, GRADE_FACTOR
 from qdq.ranges.exact_sum import ExactSum
 from qdq.ranges.histogram import Histogram
 
@@ -28,6 +28,8 @@ _DATA_SEPARATOR = " + "
 _DIGEST_DIGITS = 12
 
 _Key = TypeVar("_Key", int, str)
+
+_Grade = Annotated[int, msgspec.Meta(ge=0, lt=GRADE_COUNT)]
 
 
 class Moments(msgspec.Struct, frozen=True):
@@ -71,7 +73,7 @@ class TensorRange(msgspec.Struct, frozen=True):
     #: Whether moments have no meaning: a sum overflowed, or samples differ in channels.
     moments_lost: bool = msgspec.field(default=False, name="lost")
     #: The parts of the histogram by the grade of channels, where channels differ in importance.
-    by_grade: tuple[tuple[int, Histogram], ...] = ()
+    by_grade: tuple[tuple[_Grade, Histogram], ...] = ()
     #: Whether any sample held values of the tensor: some samples select none.
     filled: bool = True
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
+from onnx import numpy_helper
 
 import qdq
 from qdq.errors import QdqError
+from qdq.graph.compiler_view import CompilerView
 from qdq.graph.index import GraphIndex
 from qdq.rules.rule_files import rules_path
 from tests.support.body_models import branching
@@ -51,6 +54,26 @@ def test_bodies_of_one_name_at_one_node_are_read() -> None:
     for scope in GraphIndex(qdq.load(model)).scopes.values():
         assert scope.elem_type("w") == onnx.TensorProto.FLOAT
         assert all(scope.elem_type(node.outputs[0]) >= 0 for node in scope.nodes)
+
+
+def test_an_alias_with_bodies_is_planned_and_checked() -> None:
+    model = branching()
+    owner = next(n for n in model.graph.node if n.op_type == "If")
+    owner.op_type = "Identity"
+    assert CompilerView(GraphIndex(qdq.load(model))).by_label[owner.name].bodies
+    assert all(placement.edge.node != owner.name for placement in qdq.plan(model).placements)
+
+
+def test_weights_that_became_infinite_are_compared() -> None:
+    model = convolution()
+    weight = next(t for t in model.graph.initializer if t.dims)
+    values = numpy_helper.to_array(weight).copy()
+    values.flat[:2] = (np.inf, 1.0)
+    other = onnx.ModelProto.FromString(model.SerializeToString())
+    replacement = numpy_helper.from_array(values, weight.name)
+    next(t for t in other.graph.initializer if t.name == weight.name).CopyFrom(replacement)
+    assert len(qdq.diff(other, other).weights) == 0
+    assert qdq.diff(model, other).weights[0].largest_change == np.inf
 
 
 @pytest.mark.parametrize("outputs", [["q"], ["q", "s"], []])

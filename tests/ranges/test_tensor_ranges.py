@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import onnx
 import pytest
@@ -201,6 +202,17 @@ def test_a_file_that_was_cut_or_changed_is_refused(place: int, byte: int) -> Non
     if changed != content:
         with pytest.raises(DataError, match=r"r: "):
             decode_ranges(changed, "r")
+
+
+@pytest.mark.parametrize("grade", [-1, -1000, 12])
+def test_a_file_of_ranges_with_a_grade_that_does_not_exist_is_refused(grade: int) -> None:
+    ranges = part_of(job_of(two_layers(), "noise"), 1, 1)
+    (first, *others) = ranges.by_tensor
+    assert first.histogram is not None
+    graded = msgspec.structs.replace(first, by_grade=((grade, first.histogram),))
+    damaged = msgspec.structs.replace(ranges, by_tensor=(graded, *others))
+    with pytest.raises(DataError, match=r"d\.ranges"):
+        decode_ranges(encode_ranges(damaged), "d.ranges")
 
 
 def test_a_checkpoint_is_no_file_of_ranges_and_the_other_way_round(tmp_path: Path) -> None:
