@@ -197,10 +197,10 @@ def _read_input(picture_input: _PictureInput, path: Path) -> Array:
         pixels = pixels[:, :, None]
     if preprocess.channels == "bgr":
         pixels = pixels[:, :, ::-1]
-    mean = np.array(preprocess.mean, np.float32)
-    std = np.array(preprocess.std, np.float32)
     # A sample that overflows is refused later, with its number.
     with np.errstate(over="ignore", invalid="ignore"):
+        mean = np.array(preprocess.mean, np.float32)
+        std = np.array(preprocess.std, np.float32)
         values: Array = (pixels * np.float32(preprocess.scale) - mean) / std
         if picture_input.nchw:
             values = values.transpose(2, 0, 1)

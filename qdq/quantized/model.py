@@ -132,7 +132,9 @@ def _find_quantized_edges(
             yield _make_quantized_edge(edge, pair, parameters, stored), is_captured
         for name, body in node_bodies(node):
             path = qualified_name(index.path, f"{label}.{name}")
-            yield from _find_quantized_edges(body, index.scopes[path], stored, pairs)
+            scope = index.scopes.get(path)
+            if scope is not None:  # in a damaged model, a pair in it may have bodies too
+                yield from _find_quantized_edges(body, scope, stored, pairs)
 
 
 def _read_parameters(

@@ -192,6 +192,17 @@ def test_folders_below_are_read_in_order_and_other_files_left(tmp_path: Path) ->
     ]
 
 
+def test_numbers_beyond_float32_are_refused_with_the_picture(tmp_path: Path) -> None:
+    model = save(picture_model(1, 3, 8, 8), tmp_path / "m.onnx")
+    preset = tmp_path / "preset.yaml"
+    preset.write_text("fit: stretch\nmean: [1.0e+39, 0, 0]\n")
+    pictures = album(tmp_path / "pics", (8, 8))
+    options = ("--images", pictures, "--preprocess", preset)
+    error = refused(tmp_path, "quantize", model, "-o", tmp_path / "q.onnx", *options)
+    assert "pics sample 0: input" in error
+    assert "holds NaN or Inf" in error
+
+
 def test_batches_of_pictures(tmp_path: Path) -> None:
     album(tmp_path, *[(20 + i, 30) for i in range(5)])
 

@@ -10,9 +10,10 @@ import pytest
 from onnx import numpy_helper
 
 import qdq
-from qdq.errors import QdqError
+from qdq.errors import ModelError, QdqError
 from qdq.graph.compiler_view import CompilerView
 from qdq.graph.index import GraphIndex
+from qdq.quantized.model import QuantizedModel
 from qdq.rules.rule_files import rules_path
 from tests.support.body_models import branching
 from tests.support.cli_runner import run, save
@@ -62,6 +63,23 @@ def test_an_alias_with_bodies_is_planned_and_checked() -> None:
     owner.op_type = "Identity"
     assert CompilerView(GraphIndex(qdq.load(model))).by_label[owner.name].bodies
     assert all(placement.edge.node != owner.name for placement in qdq.plan(model).placements)
+
+
+def test_an_attribute_by_reference_outside_of_a_function_is_a_defect() -> None:
+    model = convolution()
+    reference = onnx.AttributeProto(name="dilations", type=onnx.AttributeProto.INTS)
+    reference.ref_attr_name = "steps"
+    model.graph.node[0].attribute.append(reference)
+    with pytest.raises(ModelError, match="'dilations' by reference"):
+        qdq.plan(model)
+
+
+def test_a_node_with_bodies_whose_result_another_node_computes_too_is_read() -> None:
+    model = small()
+    owner = next(n for n in branching().graph.node if n.op_type == "If")
+    owner.output[:] = model.graph.node[-1].output
+    model.graph.node.insert(1, owner)
+    assert QuantizedModel(model).index.by_label
 
 
 def test_weights_that_became_infinite_are_compared() -> None:
