@@ -294,12 +294,9 @@ class GraphIndex:
         if self.owner is not None and self.owner.op == "Loop":
             # From the Loop, inference drops the shapes of the body's state, declared or not.
             return infer_types(self.source.model, self._complete_body(self.outer), {})
-        # In a damaged model, several bodies of a node may have the same name.
-        for owner in self.outer._inferred_graph.node[self.position : self.position + 1]:
-            for name, body in node_bodies(owner):
-                if self.path.endswith(f".{name}"):
-                    return body
-        return self.graph
+        inferred_owner = self.outer._inferred_graph.node[self.position]
+        bodies = node_bodies(inferred_owner)
+        return next(body for name, body in bodies if self.path.endswith(f".{name}"))
 
     def _complete_body(self, outer: GraphIndex) -> GraphProto:
         """Return a copy of this body to which the tensors that it reads from outside are added.

@@ -135,6 +135,8 @@ def _normalize(path: Path | None, model: ModelProto) -> tuple[ModelProto, tuple[
         check_weights(model)
         ordered, order_notes = order_nodes(model)
         inlined, inlining_notes = inline_functions(ordered)
+        if inlined is not ordered:
+            check_nodes(inlined)
         plain, pair_notes = convert_tensorrt_pairs(inlined)
         raised, opset_notes = raise_opset(plain)
     except ModelError as error:

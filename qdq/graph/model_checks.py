@@ -104,9 +104,13 @@ def _damaged(fact: str) -> ModelError:
 
 def _find_defect(node: NodeProto, opset: int) -> str:
     """Return how a node deviates from its operator's definition, "" where it does not."""
+    names: set[str] = set()
     for attribute in node.attribute:
         if attribute.ref_attr_name:
             return f"{attribute.name!r} by reference, as only the nodes of functions may have it"
+        if attribute.name in names:
+            return f"{attribute.name!r} twice"
+        names.add(attribute.name)
     if node.domain not in DEFAULT_DOMAINS:
         return ""
     schema = find_schema(node.op_type, opset)

@@ -59,7 +59,7 @@ def convert_passthrough(graph: GraphWriter, node: NodeProto) -> None:
     Cast before a DQ is folded into it. Any other operator stays.
     """
     integer_format = graph.quantized.get(node.input[0])
-    if integer_format is None:
+    if integer_format is None or not node.output:
         graph.append(node)
         return
     is_foldable = graph.is_only_dequantized(node.output[0])

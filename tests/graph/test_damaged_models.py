@@ -44,17 +44,26 @@ def test_an_opset_of_functions_beyond_32_bits_is_no_defect(tmp_path: Path) -> No
     assert error.count("\n") <= 1
 
 
-def test_bodies_of_one_name_at_one_node_are_read() -> None:
+def test_two_bodies_of_one_name_at_a_node_are_a_defect() -> None:
     model = branching()
     owner = next(n for n in model.graph.node if n.op_type == "If")
-    inner = onnx.NodeProto.FromString(owner.SerializeToString())
-    inner.output[:] = ["inner"]
-    twice = owner.attribute.add()
-    twice.CopyFrom(owner.attribute[0])
-    twice.g.node.insert(0, inner)
-    for scope in GraphIndex(qdq.load(model)).scopes.values():
-        assert scope.elem_type("w") == onnx.TensorProto.FLOAT
-        assert all(scope.elem_type(node.outputs[0]) >= 0 for node in scope.nodes)
+    owner.attribute.add().CopyFrom(owner.attribute[0])
+    with pytest.raises(ModelError, match=r"node if \(If\) has '\w+_branch' twice"):
+        qdq.load(model)
+
+
+def test_a_node_of_a_function_that_lacks_an_input_is_a_defect() -> None:
+    model = convolution()
+    model.graph.node[0].domain = "local"
+    model.opset_import.add(domain="local", version=1)
+    function = model.functions.add(name=model.graph.node[0].op_type, domain="local")
+    function.input.extend(["a", "b", "d"])
+    function.output.append("c")
+    function.node.extend([node("Conv", ["a", "absent"], "c")])
+    function.node[0].input[1] = ""
+    function.opset_import.add(domain="", version=model.opset_import[0].version)
+    with pytest.raises(ModelError, match="no name for input 1"):
+        qdq.plan(model)
 
 
 def test_an_alias_with_bodies_is_planned_and_checked() -> None:
