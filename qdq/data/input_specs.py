@@ -5,6 +5,7 @@ from __future__ import annotations
 import lzma
 import struct
 import tokenize
+import warnings
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -136,7 +137,9 @@ def find_array(spec: InputSpec, sample: Any, location: str) -> Array:
             f"{hint} Name arrays after inputs."
         )
     try:
-        with np.errstate(over="ignore"):  # of a size that no array has, which is refused
+        with warnings.catch_warnings(), np.errstate(over="ignore"):
+            # Headers that Python 2 wrote are read; a size that no array has is refused.
+            warnings.simplefilter("ignore")
             return np.asarray(sample[spec.name])
     except UNREADABLE as error:
         raise DataError(

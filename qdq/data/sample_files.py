@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -267,14 +268,20 @@ def _map_npy(path: Path) -> Array:
     note_input(path)
     try:
         if _begins_like_npy(path):
-            with np.errstate(over="ignore"):  # of a size that no array has, which is refused
-                array: Array = np.load(path, mmap_mode="r", allow_pickle=False)
-            return array
+            return _load_npy(path)
     except UNREADABLE as error:
         raise DataError(
             f"{path}: numpy cannot read this .npy file: {first_line(error)}. {_SAVE_NPY}"
         ) from error
     raise DataError(f"{path}: this is no .npy file. {_SAVE_NPY}")
+
+
+def _load_npy(path: Path) -> Array:
+    with warnings.catch_warnings(), np.errstate(over="ignore"):
+        # Headers that Python 2 wrote are read; a size that no array has is refused.
+        warnings.simplefilter("ignore")
+        array: Array = np.load(path, mmap_mode="r", allow_pickle=False)
+    return array
 
 
 def _begins_like_npy(path: Path) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -61,12 +61,31 @@ def open_session(
     new_outputs = [name for name in extra_outputs if name not in index.outputs]
     try:
         content = _serialise(index, new_outputs)
-        return TimedSession(source.name, content, options, providers=list(providers))
+        return _open_optimized_session(source.name, content, options, list(providers))
     except QdqError:
         raise
     except Exception as error:
         reason = _explain_refusal(error, index)
         raise ModelError(f"{source.name}: ONNX Runtime cannot run it: {reason}") from error
+
+
+def _open_optimized_session(
+    name: str, content: bytes, options: ort.SessionOptions, providers: list[str]
+) -> TimedSession:
+    """Return a session, without blocked layouts where ONNX Runtime fails to introduce them.
+
+    It loses the output of a convolution that it fuses with the addition of another one, where that
+    output is a result too (1.31): "Failed to find node output".
+    """
+    try:
+        return TimedSession(name, content, options, providers=providers)
+    except Exception:
+        if options.graph_optimization_level != ort.GraphOptimizationLevel.ORT_ENABLE_ALL:
+            raise
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+        with suppress(Exception):
+            return TimedSession(name, content, options, providers=providers)
+        raise
 
 
 def open_partial_session(

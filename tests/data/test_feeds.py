@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import weakref
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -330,6 +331,31 @@ def test_a_damaged_npy_is_named(
         path.write_bytes(path.read_bytes()[:300] if content == "half" else content)
 
     assert f"qdq: {path}: {says}" in quantize(tmp_path, path.parent if in_folder else path)
+
+
+@pytest.mark.parametrize("form", ["one.npy", "one.npz"])
+@pytest.mark.filterwarnings("error")
+def test_headers_that_python_2_wrote_are_read(tmp_path: Path, form: str) -> None:
+    path = Path(saved(tmp_path, form))
+    sizes = (COUNT, *SHAPE)
+    header = f"({', '.join(map(str, sizes))})"
+    of_python_2 = header.replace(str(COUNT), f"{COUNT}L", 1)
+
+    def rewrite(content: bytes) -> bytes:
+        return content.replace(f"{header}, }} ".encode(), f"{of_python_2}, }}".encode())
+
+    if form == "one.npz":
+        with zipfile.ZipFile(path) as archive:
+            content = rewrite(archive.read("x.npy"))
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("x.npy", content)
+    else:
+        content = rewrite(path.read_bytes())
+        path.write_bytes(content)
+
+    assert of_python_2.encode() in content
+    read = [feed["x"] for feed in feeds_of(str(path))]
+    assert np.array_equal(np.concatenate(read), values(COUNT))
 
 
 def test_an_array_without_a_name_is_refused_for_two_inputs(tmp_path: Path) -> None:

@@ -133,3 +133,27 @@ def test_a_constant_that_cannot_be_computed_is_named() -> None:
     model = multiplied([node("Add", ["w", "b"], "weight")], b=noise(5, 3))
     with pytest.raises(ModelError, match="constant 'weight' cannot be computed"):
         index_of(model).constant("weight")
+
+
+@pytest.mark.parametrize("opset", [13, 17, 19])
+@pytest.mark.filterwarnings("error")
+def test_a_pair_of_constants_is_computed_at_any_opset(opset: int) -> None:
+    nodes = [
+        node("QuantizeLinear", ["w", "scale"], "integers"),
+        node("DequantizeLinear", ["integers", "scale"], "weight"),
+    ]
+    model = multiplied(nodes, scale=np.float32(2**-7))
+    model.opset_import[0].version = opset
+    values = index_of(model).constant("weight")
+    assert values == pytest.approx(np.clip(W, 0, 255 / 128), abs=2**-8)
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_pair_whose_scale_is_zero_is_computed_without_a_warning() -> None:
+    nodes = [
+        node("QuantizeLinear", ["w", "scale"], "integers"),
+        node("DequantizeLinear", ["integers", "scale"], "weight"),
+    ]
+    model = multiplied(nodes, scale=np.float32(0))
+    values = index_of(model).constant("weight")
+    assert values is not None
