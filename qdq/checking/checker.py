@@ -6,7 +6,8 @@ rules as for quantization; the checks do not implement them a second time.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
 
 from qdq.arguments import require_type
 from qdq.checking.finding import Finding, make_finding
@@ -20,15 +21,24 @@ from qdq.checking.weight_checks import check_weight_scales
 from qdq.errors import ModelError, UsageError
 from qdq.graph.index import Edge
 from qdq.graph.loader import load
-from qdq.graph.metadata import LEAVE_FLOAT_KEY, RULES_KEY, SHAPES_KEY, TARGETS_KEY
+from qdq.graph.metadata import (
+    LEAVE_FLOAT_KEY,
+    RULES_KEY,
+    SENSITIVE_KEY,
+    SHAPES_KEY,
+    TARGETS_KEY,
+)
 from qdq.graph.shape_profiles import Profile, parse_profile
 from qdq.graph.source import ModelLike, Source
+from qdq.planning.decisions import SensitiveLayer, parse_sensitive_layer
 from qdq.planning.plan_request import PlanRequest, to_globs
 from qdq.planning.planner import find_quantized_nodes, plan_index
 from qdq.quantized.model import QuantizedModel
 from qdq.rules.rule_files import RulesLike, load_rules, to_rule_set
 from qdq.rules.shipped import default_rule_sets, shipped_sets
 from qdq.target import Target, TargetsLike, parse_target, to_targets
+
+_Parsed = TypeVar("_Parsed")
 
 #: Findings about a pair's format that explain why its scales are not along the planned axis.
 _SCALE_CODES = ("default-axis", "scale-count", "scale-not-constant")
@@ -91,6 +101,7 @@ def read_plan_request(
         allow_unmatched=True,
         profiles=_recorded_profiles(metadata, source),
         plans_bfloat16=quantized.has_bfloat16_layers,
+        sensitive=recorded_sensitive_layers(source),
     )
 
 
@@ -142,14 +153,29 @@ def _recorded_rule_sets(metadata: dict[str, str]) -> tuple[str, ...]:
     return tuple(name for name in names if name in shipped_sets())
 
 
+def recorded_sensitive_layers(source: Source) -> tuple[SensitiveLayer, ...]:
+    """Return the layers that qdq left in float by measurement, as it wrote them into a model.
+
+    Raises ModelError for an entry that cannot be read.
+    """
+    return _parse_lines(source, _read_metadata(source), SENSITIVE_KEY, parse_sensitive_layer)
+
+
 def _recorded_profiles(metadata: dict[str, str], source: Source) -> tuple[Profile, ...]:
     """Return the shape profiles that qdq wrote into a model."""
+    return _parse_lines(source, metadata, SHAPES_KEY, parse_profile)
+
+
+def _parse_lines(
+    source: Source, metadata: dict[str, str], key: str, parse: Callable[[str], _Parsed]
+) -> tuple[_Parsed, ...]:
+    """Return what the lines of a metadata entry state; raises ModelError where they are invalid."""
     try:
-        return tuple(parse_profile(text) for text in _split_lines(metadata, SHAPES_KEY))
+        return tuple(parse(text) for text in _split_lines(metadata, key))
     except UsageError as error:
         reason = str(error).rstrip(".")
         raise ModelError(
-            f"{source.name}: the metadata entry {SHAPES_KEY!r} is invalid: {reason}. Remove it."
+            f"{source.name}: the metadata entry {key!r} is invalid: {reason}. Remove it."
         ) from error
 
 

@@ -28,7 +28,7 @@ from qdq.pipeline.bisection import (
     find_refused_groups,
 )
 from qdq.planning.decisions import Placement, Plan, group_by_pair
-from qdq.planning.plan_request import PlanRequest
+from qdq.planning.plan_request import PlanRequest, exact_globs
 from qdq.planning.planner import plan_index
 from qdq.quantizer import E4M3
 from qdq.rewriting.inserter import apply_plan
@@ -115,6 +115,7 @@ class _PlanSearch:
             leave_float=(*self._plan.leave_float, *exact_globs(labels)),
             allow_unmatched=True,
             profiles=self._plan.profiles,
+            sensitive=self._plan.sensitive or (),
         )
         return plan_index(self._index, request)
 
@@ -160,11 +161,6 @@ def make_build_function(
         return None
 
     return build
-
-
-def exact_globs(labels: Iterable[str]) -> tuple[str, ...]:
-    """Return one glob per label that matches this label alone, in order of the labels."""
-    return tuple(re.sub(r"([\[*?])", r"[\1]", label) for label in sorted(labels))
 
 
 def leave_float_yaml(name: str, model: str, result: BisectionResult, rules: RuleSet) -> str:

@@ -30,7 +30,6 @@ from qdq.observers.collection import DEFAULT_OBSERVING, CollectionJob, Observing
 from qdq.pipeline.bisection import BisectionResult
 from qdq.pipeline.buildable import (
     BuildFunction,
-    exact_globs,
     make_build_function,
     search_buildable_plan,
 )
@@ -60,7 +59,7 @@ from qdq.pipeline.unfilled_tensors import (
 )
 from qdq.planning.decisions import Placement, Plan
 from qdq.planning.graph_reasons import describe_other_layers
-from qdq.planning.plan_request import PlanRequest
+from qdq.planning.plan_request import PlanRequest, exact_globs
 from qdq.planning.planner import find_quantized_nodes, plan_source
 from qdq.quantized.model import QuantizedModel
 from qdq.ranges.given_ranges import GivenRanges, GivenSummary, match_given_ranges

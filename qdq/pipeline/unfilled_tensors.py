@@ -9,9 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from qdq.graph.bodies import qualified_name
-from qdq.pipeline.buildable import exact_globs
 from qdq.planning.decisions import Placement, Plan
-from qdq.planning.plan_request import PlanRequest
+from qdq.planning.plan_request import PlanRequest, exact_globs
 from qdq.ranges.tensor_ranges import Ranges
 from qdq.rules.rule import RuleSet
 
@@ -28,6 +27,7 @@ def make_filled_request(
         allow_unmatched=True,
         profiles=plan.profiles,
         plans_bfloat16=plans_bfloat16,
+        sensitive=plan.sensitive or (),
     )
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import math
 
 import msgspec
 
+from qdq.errors import UsageError
 from qdq.graph.index import Edge
 from qdq.graph.shape_profiles import Profile
 from qdq.quantizer import Quantizer
@@ -30,6 +32,42 @@ ALIAS = "alias"
 
 #: The reason why an edge without a rule stays in float.
 NO_RULE = "No rule requests a pair here."
+
+
+#: The rule of the layers that a measurement left in float.
+SENSITIVE = "sensitive"
+
+
+class SensitiveLayer(msgspec.Struct, frozen=True):
+    """A node left in float because its INT8 was measured to make much of the error."""
+
+    #: Label of the node, after the path of its subgraph.
+    node: str
+    #: What it adds to the signal-to-noise ratio at the outputs to leave it in float, in dB,
+    #: together with the nodes that were released with it.
+    gain_db: float
+
+    def __str__(self) -> str:
+        return f"{self.gain_db:.2f} dB: {self.node}"
+
+    @property
+    def reason(self) -> str:
+        """The reason why its inputs stay in float."""
+        return (
+            f"In float it raises the signal-to-noise ratio at the outputs by {self.gain_db:.2f} dB."
+        )
+
+
+def parse_sensitive_layer(text: str) -> SensitiveLayer:
+    """Return the sensitive layer that a text states; raises UsageError for other texts."""
+    gain, separator, node = text.partition(" dB: ")
+    try:
+        gain_db = float(gain)
+    except ValueError:
+        gain_db = math.nan
+    if not separator or not node or not math.isfinite(gain_db):
+        raise UsageError(f"{text!r} is no sensitive layer. Write it as '4.63 dB: NODE'.")
+    return SensitiveLayer(node, gain_db)
 
 
 class Placement(msgspec.Struct, frozen=True):
@@ -83,6 +121,8 @@ class Plan(msgspec.Struct, frozen=True):
     scale_groups: tuple[ScaleGroup, ...]
     #: The shapes that rules about shapes used, in addition to those in the model.
     profiles: tuple[Profile, ...] = ()
+    #: The layers that a measurement left in float; absent where there are none.
+    sensitive: tuple[SensitiveLayer, ...] | msgspec.UnsetType = msgspec.UNSET
 
     @property
     def key(self) -> str:

@@ -51,7 +51,7 @@ def explain(model: ModelLike, plan: Plan, rules: RulesLike, name: str) -> tuple[
     source = source_at_plan_opset(load(model), plan)
     index = GraphIndex(source)
     edges = _find_edges(index, name)
-    all_rules = with_leave_float(to_rule_set(rules), plan.leave_float)
+    all_rules = with_leave_float(to_rule_set(rules), plan.leave_float, plan.sensitive or ())
     rules_by_name = {rule.name: rule for rule in all_rules.rules}
     _require_rules(plan, rules_by_name)
     placed = {placement.edge: placement for placement in plan.placements}

@@ -61,6 +61,18 @@ def _kept_groups(plan: Plan, kept: Iterable[Edge]) -> tuple[ScaleGroup, ...]:
     return tuple(groups)
 
 
+def find_dependents(index: GraphIndex, plan: Plan) -> dict[Edge, tuple[Edge, ...]]:
+    """Return for each edge of a plan the placed edges that cannot have a pair without its pair."""
+    dependents: dict[Edge, list[Edge]] = {}
+    placed = {placement.edge for placement in plan.placements}
+    scopes = CompilerView(index).scopes
+    for edge in placed:
+        for required in _required_edges(scopes[edge.graph], edge):
+            if required != edge and required in placed:
+                dependents.setdefault(required, []).append(edge)
+    return {edge: tuple(sorted(edges)) for edge, edges in dependents.items()}
+
+
 def unmet_needs(index: CompilerView, placed: dict[Edge, Placement]) -> Iterator[tuple[Edge, Edge]]:
     """Yield each placed edge with an edge that it requires and that has no pair of its type.
 

@@ -88,9 +88,9 @@ def _rename_tensors(group: ScaleGroup, names: dict[str, str]) -> ScaleGroup:
 
 
 def _context_changes(old: Plan, new: Plan) -> Iterator[tuple[str, str, str]]:
-    for key in ("targets", "rule_sets", "leave_float", "profiles"):
-        old_text = _join_texts(getattr(old, key))
-        new_text = _join_texts(getattr(new, key))
+    for key in ("targets", "rule_sets", "leave_float", "sensitive", "profiles"):
+        old_text = _join_texts(getattr(old, key) or ())
+        new_text = _join_texts(getattr(new, key) or ())
         if old_text != new_text:
             yield key, old_text, new_text
 

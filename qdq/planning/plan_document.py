@@ -12,7 +12,13 @@ from qdq.errors import PlanError, QdqError
 from qdq.files.strict_yaml import LocatedMapping, read_choice, require_known_keys
 from qdq.graph.index import Edge
 from qdq.graph.shape_profiles import parse_profile
-from qdq.planning.decisions import LeftFloat, Placement, Plan, ScaleGroup
+from qdq.planning.decisions import (
+    LeftFloat,
+    Placement,
+    Plan,
+    ScaleGroup,
+    parse_sensitive_layer,
+)
 from qdq.quantizer import FORMATS, Quantizer
 from qdq.target import parse_target
 
@@ -27,6 +33,7 @@ _KEYS = (
     "targets",
     "rule_sets",
     "leave_float",
+    "sensitive",
     "profiles",
     "reasons",
     "layers",
@@ -86,6 +93,7 @@ def parse_plan_file(path: Path, content: LocatedMapping) -> PlanFile:
         placements=tuple(layers.placements),
         left_float=tuple(layers.left_float),
         scale_groups=tuple(_parse_scale_group(group) for group in groups),
+        sensitive=_parse_texts(content, "sensitive", parse_sensitive_layer) or msgspec.UNSET,
     )
     group_lines = tuple(group.line for group in groups)
     return PlanFile(path, plan, layers.lines, layers.nodes, group_lines)

@@ -65,6 +65,8 @@ def _format_head(plan: Plan, reasons: dict[str, str]) -> str:
         "rule_sets": list(plan.rule_sets),
         "leave_float": list(plan.leave_float),
     }
+    if plan.sensitive:
+        head["sensitive"] = list(map(str, plan.sensitive))
     if plan.profiles:
         head["profiles"] = list(map(str, plan.profiles))
     head["reasons"] = reasons

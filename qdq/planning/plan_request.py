@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
 import msgspec
 
 from qdq.arguments import list_texts
 from qdq.graph.shape_profiles import Profile
+from qdq.planning.decisions import SensitiveLayer
 from qdq.rules.rule import RuleSet
 from qdq.target import Target
 
@@ -26,8 +28,15 @@ class PlanRequest(msgspec.Struct, frozen=True):
     profiles: tuple[Profile, ...] = ()
     #: Whether layers in bfloat16 are planned, as in a model that has pairs on such layers already.
     plans_bfloat16: bool = False
+    #: The layers to leave in float because they were measured to be sensitive.
+    sensitive: tuple[SensitiveLayer, ...] = ()
 
 
 def to_globs(globs: str | Iterable[str]) -> tuple[str, ...]:
     """Return the globs of nodes to keep in float; raises UsageError for what is not text."""
     return list_texts(globs, "leave_float", "globs of node names, such as '/head/*'")
+
+
+def exact_globs(labels: Iterable[str]) -> tuple[str, ...]:
+    """Return one glob per label that matches this label alone, in order of the labels."""
+    return tuple(re.sub(r"([\[*?])", r"[\1]", label) for label in sorted(labels))

@@ -9,7 +9,7 @@ from onnx import TensorProto
 
 from qdq.arguments import require_type
 from qdq.errors import ModelError, RuleError
-from qdq.graph.bodies import all_nodes
+from qdq.graph.bodies import all_nodes, qualified_name
 from qdq.graph.compiler_view import CompilerView
 from qdq.graph.index import Edge, GraphIndex, Node
 from qdq.graph.loader import load, raise_source_opset
@@ -30,10 +30,12 @@ from qdq.planning.decisions import (
     BODY,
     FUNCTION,
     INCOMPLETE,
+    SENSITIVE,
     LeftFloat,
     Placement,
     Plan,
     ScaleGroup,
+    SensitiveLayer,
 )
 from qdq.planning.graph_reasons import (
     describe_other_types,
@@ -41,13 +43,13 @@ from qdq.planning.graph_reasons import (
     find_hidden_operands,
 )
 from qdq.planning.pair_dependencies import unmet_needs
-from qdq.planning.plan_request import PlanRequest, to_globs
+from qdq.planning.plan_request import PlanRequest, exact_globs, to_globs
 from qdq.planning.scale_groups import find_scale_groups
 from qdq.quantizer import FORMATS, Quantizer
 from qdq.rules.facts import Scene
 from qdq.rules.kernel_tables import describe_borrowed_tables
 from qdq.rules.matcher import Verdict, match_rules, require_matches
-from qdq.rules.rule import RuleSet, leave_float_rule, make_rule_set
+from qdq.rules.rule import RuleSet, leave_float_rule, make_rule_set, sensitive_rule
 from qdq.rules.rule_files import RulesLike, load_rules, to_rule_set
 from qdq.target import DEFAULT_TARGET, TargetsLike, to_targets
 
@@ -152,10 +154,24 @@ def plan_index(index: GraphIndex, request: PlanRequest) -> Plan:
         rule_sets=request.rules.names,
         leave_float=request.leave_float,
         placements=tuple(placements),
-        left_float=tuple(left_float),
+        left_float=tuple(_state_gains(left_float, request.sensitive)),
         scale_groups=tuple(sorted(scale_groups)),
         profiles=request.profiles,
+        sensitive=request.sensitive or msgspec.UNSET,
     )
+
+
+def _state_gains(
+    left_float: Iterable[LeftFloat], sensitive: Iterable[SensitiveLayer]
+) -> Iterator[LeftFloat]:
+    """Yield the decisions, those about sensitive layers with the gain that was measured."""
+    reasons = {layer.node: layer.reason for layer in sensitive}
+    for item in left_float:
+        reason = reasons.get(qualified_name(item.edge.graph, item.edge.node))
+        if item.because == SENSITIVE and reason:
+            yield LeftFloat(item.edge, SENSITIVE, reason)
+        else:
+            yield item
 
 
 def _with_defaults(request: PlanRequest) -> PlanRequest:
@@ -163,14 +179,19 @@ def _with_defaults(request: PlanRequest) -> PlanRequest:
     return msgspec.structs.replace(
         request,
         targets=request.targets or (DEFAULT_TARGET,),
-        rules=with_leave_float(request.rules, request.leave_float),
+        rules=with_leave_float(request.rules, request.leave_float, request.sensitive),
     )
 
 
-def with_leave_float(rules: RuleSet, globs: Iterable[str]) -> RuleSet:
-    """Return the rule set with one more rule for each `--leave-float` glob."""
-    glob_rules = (leave_float_rule(glob) for glob in globs)
-    return make_rule_set(rules.names, (*rules.rules, *glob_rules))
+def with_leave_float(
+    rules: RuleSet, globs: Iterable[str], sensitive: Iterable[SensitiveLayer] = ()
+) -> RuleSet:
+    """Return the rule set with a rule for each `--leave-float` glob, and for sensitive layers."""
+    more_rules = [leave_float_rule(glob) for glob in globs]
+    labels = [layer.node for layer in sensitive]
+    if labels:
+        more_rules.append(sensitive_rule(SENSITIVE, exact_globs(labels)))
+    return make_rule_set(rules.names, (*rules.rules, *more_rules))
 
 
 def _describe_other_shapes(

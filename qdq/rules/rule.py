@@ -175,3 +175,16 @@ def leave_float_rule(glob: str) -> Rule:
         see="qdq quantize --help",
         beats=(_ALL_RULES,),
     )
+
+
+def sensitive_rule(name: str, globs: tuple[str, ...]) -> Rule:
+    """Return the rule that leaves layers in float by measurement; it beats all others."""
+    return Rule(
+        name=name,
+        says="Leave in float the layers whose INT8 was measured to make much of the error.",
+        where=Where(named=globs),
+        then="leave-float",
+        because="A small part of the layers often makes most of the error.",
+        see="qdq sensitivity --help",
+        beats=(_ALL_RULES,),
+    )

@@ -1,0 +1,1 @@
+"""Sensitivity: which part of a network makes the error of its INT8."""

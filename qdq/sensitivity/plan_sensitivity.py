@@ -1,0 +1,101 @@
+"""The sensitivity of a network to the pairs of its plan, measured over a few samples."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import msgspec
+
+from qdq.arrays import Feed
+from qdq.calibration.scales import Scales
+from qdq.graph.index import GraphIndex
+from qdq.planning.decisions import Plan
+from qdq.ranges.tensor_ranges import Ranges
+from qdq.runtime.unknown_operators import find_computed_outputs, find_unknown_operators
+from qdq.sensitivity.float_search import Candidate, Pairs
+from qdq.sensitivity.layer_groups import LAYER, LayerGroup, find_layer_groups
+from qdq.sensitivity.layer_work import count_work
+from qdq.sensitivity.measurement import NoiseMeasurement
+from qdq.sensitivity.predicted_noise import NoisePredictor
+from qdq.sensitivity.scored_tensors import ScoredTensor, find_scored_tensors
+from qdq.sensitivity.switchable_session import SwitchableSession
+
+
+class CalibratedPlan(msgspec.Struct, frozen=True):
+    """A plan with its scales and the ranges that they were chosen from."""
+
+    index: GraphIndex
+    plan: Plan
+    scales: Scales
+    ranges: Ranges | None
+
+
+class PlanSensitivity:
+    """The groups of a plan, their work, and a measurement with any part of their pairs."""
+
+    def __init__(
+        self,
+        calibrated: CalibratedPlan,
+        samples: Sequence[Feed],
+        by: str = LAYER,
+        libraries: Sequence[Path] = (),
+    ) -> None:
+        """Open a session and run the float model over the samples.
+
+        Raises ModelError where ONNX Runtime rejects the model, and DataError where it fails on a
+        sample.
+        """
+        index, plan = calibrated.index, calibrated.plan
+        unknown = find_unknown_operators(index.source.model, libraries)
+        outputs = find_computed_outputs(index, unknown).names
+        tensors = find_scored_tensors(index, outputs)
+        session = _open_session(calibrated, tensors, libraries)
+        cores = os.cpu_count() or 1
+        self.groups = find_layer_groups(index, plan, by)
+        self.measurement = NoiseMeasurement(session, tensors, samples, cores)
+        #: The pairs of the whole plan.
+        self.full: Pairs = frozenset(plan.placements)
+        self._work = count_work(index, session.measure_shapes(samples[0]))
+        self._predictor = None
+        if calibrated.ranges is not None:
+            self._predictor = NoisePredictor(index, calibrated.ranges, calibrated.scales)
+
+    def work_share(self, group: LayerGroup) -> float:
+        """Return the share of the model's multiply-accumulates that the group's nodes make."""
+        total = sum(self._work.values())
+        work = sum(self._work.get(label, 0) for label in group.nodes)
+        return work / total if total else 0.0
+
+    @property
+    def int8_work(self) -> float:
+        """The share of the multiply-accumulates that the whole plan quantizes."""
+        total = sum(self._work.values())
+        labels = {label for group in self.groups for label in group.nodes}
+        return sum(self._work.get(label, 0) for label in labels) / total if total else 0.0
+
+    def shortlist(self, groups: Iterable[LayerGroup], count: int) -> list[LayerGroup]:
+        """Return some groups: those with the largest predicted noise, or the first ones."""
+        listed = list(groups)
+        if len(listed) <= count or self._predictor is None:
+            return listed[:count]
+        noise = {group.name: self._predictor.predict(group) for group in listed}
+        return sorted(listed, key=lambda group: -noise[group.name])[:count]
+
+    def measure_alone(
+        self, groups: Sequence[LayerGroup], samples: int | None = None
+    ) -> list[Candidate]:
+        """Return groups with the noise that their pairs make alone, over the first samples."""
+        parts = [group.placements for group in groups]
+        candidates: list[Candidate] = []
+        for group, noise in zip(groups, self.measurement.measure_all(parts, samples), strict=True):
+            candidates.append(Candidate(group, self.work_share(group), noise))
+        return candidates
+
+
+def _open_session(
+    calibrated: CalibratedPlan, tensors: Iterable[ScoredTensor], libraries: Sequence[Path]
+) -> SwitchableSession:
+    names = [tensor.name for tensor in tensors]
+    return SwitchableSession(calibrated.index, calibrated.plan, calibrated.scales, names, libraries)
