@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from numbers import Real
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from qdq.graph.index import GraphIndex
 from qdq.graph.loader import load, raise_source_opset
 from qdq.graph.shape_profiles import require_shapes
 from qdq.graph.source import ModelLike, Source
-from qdq.metrics.metric import MetricScores
+from qdq.metrics.metric import Metric, MetricScores
 from qdq.metrics.metric_files import MetricLike, to_metric
 from qdq.metrics.output_errors import OutputError
 from qdq.metrics.score_drop import to_drop
@@ -98,25 +99,40 @@ def validate(  # noqa: PLR0913 keyword arguments of the public function
     feeds = open_feeds(index, data, batch) if data is not None else None
     fixed_shapes = _fix_shapes(index, _to_shapes(shapes), feeds)
     libraries = tuple(map(Path, ort_libraries))
-    accuracy = None
-    if feeds is not None:
-        original = GraphIndex(quantized_model.original)
-        accuracy = compare_outputs(index, original, feeds, progress, libraries, loaded_metric)
-    reports: list[EngineReport] = []
-    for target in to_targets(targets):
-        if _is_measured(target):
-            report = _report_measurement(index, quantized_model, target, feeds, libraries)
-        else:
-            report = _report_target(index, quantized_model, target, fixed_shapes, allow_fp16)
-        reports.append(report)
+    pair = _ModelPair(index, quantized_model, feeds, libraries, fixed_shapes, allow_fp16)
+    accuracy = pair.measure_accuracy(progress, loaded_metric)
+    reports = [pair.report(target) for target in to_targets(targets)]
     reports += _report_layer_files(quantized_model, layers)
     names = index.source.name, quantized_model.source.name
     return Validation(*names, accuracy=accuracy, engines=tuple(reports))
 
 
-def _is_measured(target: Target) -> bool:
-    """Whether the engines of a target are built and run on this machine's GPU."""
-    return target.backend == "trt" and is_gpu_present()
+@dataclass(frozen=True)
+class _ModelPair:
+    """The float and the quantized model, and what their engines are built with."""
+
+    index: GraphIndex
+    quantized: QuantizedModel
+    feeds: Feeds | None
+    libraries: tuple[Path, ...]
+    #: Shapes of inputs, by name.
+    shapes: dict[str, tuple[int, ...]]
+    allow_fp16: bool
+
+    def measure_accuracy(self, progress: Progress | None, metric: Metric | None) -> Accuracy | None:
+        """Return the accuracy over the samples, None without samples."""
+        if self.feeds is None:
+            return None
+        original = GraphIndex(self.quantized.original)
+        return compare_outputs(self.index, original, self.feeds, progress, self.libraries, metric)
+
+    def report(self, target: Target) -> EngineReport:
+        """Return the report on the engines of a target."""
+        if target.backend == "trt" and is_gpu_present():
+            return _report_measurement(
+                self.index, self.quantized, target, self.feeds, self.libraries
+            )
+        return _report_target(self.index, self.quantized, target, self.shapes, self.allow_fp16)
 
 
 def _report_layer_files(
