@@ -12,6 +12,7 @@ import pytest
 from qdq.errors import MetricError, QdqError, UsageError
 from qdq.metrics.metric import MetricItem
 from qdq.metrics.metric_files import load_metric, to_metric
+from tests.support.paths import ROOT
 
 Outputs = dict[str, np.ndarray]
 
@@ -221,3 +222,18 @@ def _all(all_outputs: list[Outputs], all_samples: list[Outputs]) -> float:
 def test_no_items_are_refused(metric: str | Callable[..., Any]) -> None:
     with pytest.raises(MetricError, match=r"there are no samples to score\. Pass data\."):
         to_metric(metric).score([])
+
+
+def test_the_functions_of_the_documentation_score_items(tmp_path: Path) -> None:
+    code = (ROOT / "docs" / "metrics.md").read_text().split("```python\n")[1].split("```")[0]
+    (tmp_path / "metrics.py").write_text(code)
+    outputs = {"logits": np.eye(3), "embedding": np.eye(3), "mask": np.full(2, 0.75)}
+    sample = {"label": np.array([0, 1, 1]), "group": np.zeros(3)}
+    items = [MetricItem(outputs, sample, {"mask": np.ones(2)}, "sample")] * 2
+
+    scores = {
+        name: load_metric(f"{tmp_path / 'metrics.py'}:{name}").score(items)
+        for name in ("accuracy", "recall", "closeness")
+    }
+
+    assert scores == {"accuracy": pytest.approx(2 / 3), "recall": 1.0, "closeness": -0.25}
