@@ -5,6 +5,7 @@
   + ModelError             the model file is not one that can be read or quantized
   + RuleError              a rule file is wrong, or two rules disagree
   + DataError              calibration data is missing or does not fit the model
+  + MetricError            a metric's function fails, or a metric does not fit the model's outputs
   + PlanError              a plan or scales file is stale or does not fit the model
   + CompilerError          the TensorRT compiler is missing or could not be driven
     - LayerFileError       a file of engine layers cannot be read
@@ -47,6 +48,10 @@ class RuleError(QdqError):
 
 class DataError(QdqError):
     """Calibration data is missing or does not fit the model's inputs."""
+
+
+class MetricError(QdqError):
+    """The function of a metric fails, or a metric does not fit the model's outputs or labels."""
 
 
 class PlanError(QdqError):

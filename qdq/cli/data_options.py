@@ -16,7 +16,7 @@ from qdq.files.command_files import note_input
 from qdq.graph.index import GraphIndex
 
 #: The options that choose samples. Any of them may come from the project file.
-_DATA_OPTIONS = ("data", "images", "preprocess", "samples", "seed")
+_DATA_OPTIONS = ("data", "images", "preprocess", "labels", "samples", "seed")
 
 
 class DataOptions(msgspec.Struct, frozen=True):
@@ -48,6 +48,7 @@ class _Source(msgspec.Struct, frozen=True):
     data: str | None
     images: str | None
     preprocess: str | None
+    labels: str | None
     samples: int | None
     seed: int | None
 
@@ -60,7 +61,23 @@ def _collect_data(
     seed: int | None,
     batch: int | None,
 ) -> DataOptions:
-    source = _Source(data, images, preprocess, samples, seed)
+    return _collect(_Source(data, images, preprocess, None, samples, seed), batch)
+
+
+def _collect_labelled_data(  # noqa: PLR0913 the options
+    *,
+    data: str | None,
+    images: str | None,
+    preprocess: str | None,
+    labels: str | None,
+    samples: int | None,
+    seed: int | None,
+    batch: int | None,
+) -> DataOptions:
+    return _collect(_Source(data, images, preprocess, labels, samples, seed), batch)
+
+
+def _collect(source: _Source, batch: int | None) -> DataOptions:
     ctx = click.get_current_context()
     typed = frozenset(name for name in _DATA_OPTIONS if is_on_command_line(ctx, name))
     source = _drop_project_source(source, typed)
@@ -95,6 +112,11 @@ def _require_consistent(source: _Source, typed: frozenset[str]) -> None:
             "--preprocess specifies how pictures become inputs. "
             "Pass --images with a folder of pictures."
         )
+    if "labels" in typed and not source.images:
+        raise UsageError(
+            "--labels holds the classes of pictures. Pass --images with a folder of pictures; "
+            "samples of --data hold their classes as an array 'label'."
+        )
     if "seed" in typed and not source.samples and source.data != NOISE:
         raise UsageError("--seed picks samples at random. Pass --samples with their number.")
     picks_samples = "samples" in typed or "seed" in typed
@@ -105,15 +127,13 @@ def _require_consistent(source: _Source, typed: frozenset[str]) -> None:
 def _select_data(source: _Source) -> DataLike | None:
     data: DataLike | None = source.data
     if source.images and source.preprocess:
-        data = Images(source.images, source.preprocess)
+        data = Images(source.images, source.preprocess, source.labels)
     if data is None or (not source.samples and source.seed is None):
         return data
     return Subset(data, source.samples, source.seed)
 
 
-#: Adds the options that choose samples, which the command receives as one `data`.
-data_options = collect_options(
-    _collect_data,
+_SOURCE_OPTIONS = (
     click.option(
         "--data",
         metavar="D",
@@ -126,6 +146,16 @@ data_options = collect_options(
         metavar="HOW|FILE",
         help="Conversion of pictures into inputs: imagenet, yolo or a YAML file (docs/data.md).",
     ),
+)
+
+_labels_option = click.option(
+    "--labels",
+    metavar="FILE|off",
+    help="Classes of the pictures for --metric: .csv, .txt or .json of picture and class; "
+    "default: a folder for each class, if there are any.",
+)
+
+_CHOICE_OPTIONS = (
     click.option(
         "--samples",
         type=click.IntRange(min=1),
@@ -144,5 +174,12 @@ data_options = collect_options(
         help="Entries or pictures per sample, where the model's batch is dynamic. "
         "Applies to one .npz or .npy file and to --images.",
     ),
-    name="data",
+)
+
+#: Adds the options that choose samples, which the command receives as one `data`.
+data_options = collect_options(_collect_data, *_SOURCE_OPTIONS, *_CHOICE_OPTIONS, name="data")
+
+#: The same options, and ``--labels``.
+labelled_data_options = collect_options(
+    _collect_labelled_data, *_SOURCE_OPTIONS, _labels_option, *_CHOICE_OPTIONS, name="data"
 )

@@ -11,9 +11,13 @@ import msgspec
 from qdq.calibration.methods import parse_method
 from qdq.checking.selection import parse_codes, parse_per_file_ignores
 from qdq.data.feeds import NOISE
+from qdq.data.labels import LABELS_OFF
 from qdq.data.preprocessing import preset_names
+from qdq.data.scripts import is_script
 from qdq.errors import UsageError
 from qdq.graph.shape_profiles import parse_profile
+from qdq.metrics.metric_files import load_metric
+from qdq.metrics.score_drop import to_drop
 from qdq.rules.rule_files import rules_path
 from qdq.rules.shipped import shipped_sets
 from qdq.target import parse_target
@@ -93,6 +97,24 @@ def _read_preprocess(folder: Path, value: Any) -> str:
     return text if text in preset_names() else _resolve_path(folder, text)
 
 
+def _read_labels(folder: Path, value: Any) -> str:
+    text = _read_text(value)
+    return text if text == LABELS_OFF else _resolve_path(folder, text)
+
+
+def _read_metric(folder: Path, value: Any) -> str:
+    """Return a metric, its file relative to the project; the file is run by commands only."""
+    text = _read_text(value)
+    if is_script(text):
+        return _resolve_path(folder, text)
+    load_metric(text)
+    return text
+
+
+def _read_drop(_: Path, value: Any) -> str:
+    return str(to_drop(value, "the value"))
+
+
 def _read_method(_: Path, value: Any) -> str:
     text = _read_text(value)
     parse_method(text)
@@ -158,10 +180,12 @@ PROJECT_KEYS: Mapping[str, Key] = {
     "batch": Key("batch", _read_sample_count),
     "images": Key("images", _read_path),
     "preprocess": Key("preprocess", _read_preprocess),
+    "labels": Key("labels", _read_labels),
     "samples": Key("samples", _read_sample_count),
     "seed": Key("seed", _read_seed),
     "leave_float": Key("leave_float", _read_globs),
     "allow_unmatched": Key("allow_unmatched", _read_truth),
+    "metric": Key("metric", _read_metric),
     "shapes": Key("shapes", _read_shapes),
     "ort_library": Key("ort_library", _read_paths),
 }
@@ -172,6 +196,8 @@ TABLES: Mapping[str, Mapping[str, Key]] = {
         "snr_db": Key("min_snr", _read_number),
         "cosine": Key("min_cosine", _read_number),
         "top1_agreement": Key("min_top1", _read_number),
+        "metric": Key("min_metric", _read_number),
+        "max_drop": Key("max_drop", _read_drop),
     },
     "check": {
         "select": Key("select", _read_select),

@@ -8,7 +8,7 @@ import click
 import msgspec
 
 from qdq.calibration.calibrator import KnownRanges
-from qdq.cli.data_options import DataOptions, data_options
+from qdq.cli.data_options import DataOptions, labelled_data_options
 from qdq.cli.messages import name_files_in_errors, print_record, print_written
 from qdq.cli.observing_options import observing_options
 from qdq.cli.options import FILE, collect_options, format_option, output_options, report_option
@@ -22,7 +22,12 @@ from qdq.cli.ranges_options import (
     read_known_ranges,
     save_ranges_option,
 )
-from qdq.cli.threshold_options import refuse_unused_thresholds, threshold_options
+from qdq.cli.threshold_options import (
+    metric_option,
+    read_metric,
+    refuse_unused_thresholds,
+    threshold_options,
+)
 from qdq.data.feeds import open_feeds
 from qdq.errors import ModelError
 from qdq.files.output import check_output, write_atomic, written_together
@@ -30,6 +35,7 @@ from qdq.graph.index import GraphIndex
 from qdq.graph.loader import load
 from qdq.graph.shape_profiles import Shape, optimal_shapes, require_shapes
 from qdq.graph.source import Source
+from qdq.metrics.metric import Metric
 from qdq.observers.collection import Observing
 from qdq.pipeline.buildable import RULE_FILE_SUFFIX, leave_float_yaml
 from qdq.pipeline.quantize_model import Quantized, quantize
@@ -61,6 +67,7 @@ class QuantizeOptions(msgspec.Struct, frozen=True):
     report: Path | None
     validate: bool
     until_it_builds: bool
+    metric: str | None
     thresholds: Thresholds
     layout: str
 
@@ -89,12 +96,14 @@ class _Inputs(msgspec.Struct, frozen=True):
     #: Shapes of inputs from ``--shapes``, by name.
     shapes: dict[str, Shape]
     known_ranges: KnownRanges | None
+    #: The metric of the validation, if there is one.
+    metric: Metric | None
 
 
 @click.command("quantize")
 @click.argument("model", type=FILE)
 @output_options
-@data_options
+@labelled_data_options
 @plan_options
 @method_options
 @ranges_option
@@ -121,6 +130,7 @@ class _Inputs(msgspec.Struct, frozen=True):
     help="Compile for each rtx --target, leave in float the layers that are refused, "
     "and write them as a rule file.",
 )
+@metric_option
 @threshold_options
 @format_option
 @click.pass_context
@@ -137,6 +147,7 @@ def command(ctx: click.Context, options: QuantizeOptions) -> None:
       qdq quantize net.onnx -o net.fp8.onnx --data d/ --rules tensorrt-fp8 --target rtx:sm89
       qdq quantize net.onnx -o net.int8.onnx --data d/ --target rtx:sm86 --until-it-builds
       qdq quantize yolo.onnx -o yolo.int8.onnx --images photos/ --preprocess yolo --samples 256
+      qdq quantize net.onnx -o net.int8.onnx --data d/ --validate --metric top1 --max-drop 0.5%
       qdq quantize resnet50.onnx -o resnet50.int8.onnx --ranges resnet50.cache
       qdq quantize resnet50.qat.onnx -o resnet50.int8.onnx --existing repair
     """
@@ -170,7 +181,11 @@ def _read_inputs(ctx: click.Context, options: QuantizeOptions) -> _Inputs:
     shapes = optimal_shapes(parse_profiles(options.plan.shapes))
     source = load(options.model)
     rules = read_rule_sets(options.plan.rule_sets or default_rule_sets(source))
-    return _Inputs(source, rules, shapes, known_ranges)
+    metric = None
+    if options.validate:
+        has_data = options.data.source is not None
+        metric = read_metric(ctx, options.metric, has_data, options.thresholds)
+    return _Inputs(source, rules, shapes, known_ranges, metric)
 
 
 def _quantize(options: QuantizeOptions, inputs: _Inputs) -> Quantized:
@@ -243,26 +258,29 @@ def _validate(
             batch=options.data.batch,
             progress=advance,
             ort_libraries=options.observing.ort_libraries,
+            metric=inputs.metric,
         )
         original_accuracy = None
         if result.existing and options.data.source is not None:
-            original_accuracy = _measure_original(options, inputs.source, result.source)
+            original_accuracy = _measure_original(options, inputs, result.source)
     return validation, original_accuracy
 
 
 def _measure_original(
-    options: QuantizeOptions, quantized_source: Source, float_source: Source
+    options: QuantizeOptions, inputs: _Inputs, float_source: Source
 ) -> Accuracy | None:
     """Return the accuracy of the quantized model that was passed, compared with its float model.
 
     None if ONNX Runtime cannot run it.
     """
     index = GraphIndex(float_source)
-    quantized_index = GraphIndex(quantized_source)
+    quantized_index = GraphIndex(inputs.source)
     try:
         feeds = open_feeds(index, options.data.source, options.data.batch)
         libraries = options.observing.ort_libraries
-        return compare_outputs(index, quantized_index, feeds, libraries=libraries)
+        return compare_outputs(
+            index, quantized_index, feeds, libraries=libraries, metric=inputs.metric
+        )
     except ModelError:
         return None
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 import msgspec
 
-from qdq.cli.data_options import DataOptions, data_options
+from qdq.cli.data_options import DataOptions, labelled_data_options
 from qdq.cli.messages import print_record
 from qdq.cli.options import (
     FILE,
@@ -18,10 +18,11 @@ from qdq.cli.options import (
 )
 from qdq.cli.plan_options import parse_profiles, parse_targets, shapes_option, target_option
 from qdq.cli.progress import progress
-from qdq.cli.threshold_options import threshold_options
+from qdq.cli.threshold_options import metric_option, read_metric, threshold_options
 from qdq.errors import UsageError
 from qdq.files.output import check_output, write_atomic
 from qdq.graph.shape_profiles import optimal_shapes
+from qdq.metrics.metric import Metric
 from qdq.reports.report import Report, check_report_path, render, report_sections
 from qdq.validation.validator import Thresholds, Validation, misses, validate
 
@@ -37,6 +38,7 @@ class ValidateOptions(msgspec.Struct, frozen=True):
     layers: tuple[Path, ...]
     allow_fp16: bool
     ort_library: tuple[Path, ...]
+    metric: str | None
     thresholds: Thresholds
     report: Path | None
     force: bool
@@ -57,7 +59,7 @@ class ValidateOptions(msgspec.Struct, frozen=True):
 @click.command("validate")
 @click.argument("model", metavar="FLOAT", type=FILE)
 @click.argument("quantized", type=FILE)
-@data_options
+@labelled_data_options
 @target_option
 @shapes_option
 @click.option(
@@ -75,6 +77,7 @@ class ValidateOptions(msgspec.Struct, frozen=True):
     "TensorRT 11 uses the types in the model.",
 )
 @ort_library_option
+@metric_option
 @threshold_options
 @report_option
 @click.option("--force", is_flag=True, help="Replace the report if it exists.")
@@ -84,7 +87,8 @@ class ValidateOptions(msgspec.Struct, frozen=True):
 def command(ctx: click.Context, options: ValidateOptions) -> None:
     """Compare QUANTIZED with the FLOAT model it was made from.
 
-    With --data: the error of every output in ONNX Runtime. With --target: the engines that
+    With --data: the error of every output in ONNX Runtime, and with --metric the score of both
+    models. With --target: the engines that
     TensorRT-RTX compiles, without a GPU, and each promise of the plan that they broke. A trt
     target is built and run where TensorRT and a GPU are present (qdq's tests do not cover that
     path), else predicted from TensorRT's documented fusions. With --layers: an existing engine
@@ -95,10 +99,14 @@ def command(ctx: click.Context, options: ValidateOptions) -> None:
     \b
     Example:
       qdq validate resnet50.onnx resnet50.int8.onnx --data samples/ --target rtx:sm86 --min-snr 20
+      qdq validate net.onnx net.int8.onnx --images val/ --preprocess imagenet --metric top1
+      qdq validate net.onnx net.int8.onnx --data samples/ --metric metrics.py:f1 --max-drop 0.5%
       qdq validate resnet50.onnx resnet50.int8.onnx --target trt:sm80 --layers engine.json
     """
     options.check()
-    validation = _validate(options)
+    has_data = options.data.source is not None
+    metric = read_metric(ctx, options.metric, has_data, options.thresholds)
+    validation = _validate(options, metric)
     report = Report(validation=validation, misses=misses(validation, options.thresholds))
     if options.report:
         write_atomic(options.report, render(report, options.report.suffix).encode())
@@ -106,7 +114,7 @@ def command(ctx: click.Context, options: ValidateOptions) -> None:
     ctx.exit(1 if report.misses else 0)
 
 
-def _validate(options: ValidateOptions) -> Validation:
+def _validate(options: ValidateOptions, metric: Metric | None) -> Validation:
     with progress("validating") as advance:
         return validate(
             options.model,
@@ -119,4 +127,5 @@ def _validate(options: ValidateOptions) -> Validation:
             layers=options.layers,
             allow_fp16=options.allow_fp16,
             ort_libraries=options.ort_library,
+            metric=metric,
         )

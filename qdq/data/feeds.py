@@ -25,7 +25,9 @@ from qdq.data.input_specs import (
     Streamed,
     check_array,
     input_specs,
+    read_array,
 )
+from qdq.data.labels import LABELS_OFF, label_files
 from qdq.data.preprocessing import preprocess_path
 from qdq.data.sample_files import DATA_FORMS, list_sample_files, open_arrays, open_series
 from qdq.errors import DataError
@@ -67,6 +69,28 @@ DataLike: TypeAlias = str | Path | Images | Subset | Array | Mapping[str, Array]
 SampleReader = Callable[[int, int], Iterator[Named]]
 
 
+class FeedSample(msgspec.Struct, frozen=True):
+    """A sample whose inputs are checked, with the arrays that are no inputs of the model."""
+
+    #: Its source, such as a file and a number.
+    name: str
+    #: The arrays of the inputs.
+    feed: Feed
+    #: All arrays as they were read, those of the inputs among them.
+    source_arrays: Sample
+
+    def read_arrays(self) -> Feed:
+        """Return the inputs and the other arrays, such as labels.
+
+        Raises DataError for an array that cannot be read.
+        """
+        arrays: Feed = {}
+        for name in self.source_arrays:
+            if name not in self.feed:
+                arrays[str(name)] = read_array(self.source_arrays, name, "array", self.name)
+        return arrays | self.feed
+
+
 class Feeds:
     """Samples that fit a model's inputs, checked as they are read.
 
@@ -99,12 +123,16 @@ class Feeds:
 
     def named(self, start: int = 0, step: int = 1) -> Iterator[tuple[str, Feed]]:
         """Yield samples with their source: from `start` on, every `step`-th."""
+        return ((sample.name, sample.feed) for sample in self.samples(start, step))
+
+    def samples(self, start: int = 0, step: int = 1) -> Iterator[FeedSample]:
+        """Yield samples with all of their arrays: from `start` on, every `step`-th."""
         count = 0
-        for source, sample in self._samples_from(start, step):
+        for source, arrays in self._samples_from(start, step):
             count += 1
-            feed = {spec.name: check_array(spec, sample, source) for spec in self.specs}
+            feed = {spec.name: check_array(spec, arrays, source) for spec in self.specs}
             self._add_size(feed)
-            yield source, feed
+            yield FeedSample(source, feed, arrays)
         if not count and not start:
             fix = "A generator is used up after one run: pass a list." if self.once else DATA_FORMS
             raise DataError(f"{self.name}: the data holds no samples. {fix}")
@@ -124,10 +152,10 @@ class Feeds:
 
     def first(self) -> Feed:
         """Return the first sample."""
-        source, feed = next(self.named())
+        sample = next(self.samples())
         if self._remaining is not None:
-            self._remaining = chain([(source, feed)], self._remaining)
-        return feed
+            self._remaining = chain([(sample.name, sample.source_arrays)], self._remaining)
+        return sample.feed
 
     def left(self, start: int, step: int) -> int | None:
         """Return how many samples `named` yields, or None where only reading them tells."""
@@ -253,7 +281,10 @@ def with_absolute_paths(data: DataLike | None) -> DataLike | None:
     if isinstance(data, Images):
         file = Path(data.preprocess)
         preprocess = file.resolve() if file.is_file() else data.preprocess
-        return Images(Path(data.folder).resolve(), preprocess)
+        labels = data.labels
+        if labels is not None and labels != LABELS_OFF:
+            labels = Path(labels).resolve()
+        return Images(Path(data.folder).resolve(), preprocess, labels)
     if isinstance(data, (str, os.PathLike)) and str(data) != NOISE:
         return str(Path(data).resolve())
     return data
@@ -264,7 +295,8 @@ def data_files(data: DataLike | None) -> tuple[Path, ...]:
     if isinstance(data, Subset):
         return data_files(data.data)
     if isinstance(data, Images):
-        return (*list_pictures(Path(data.folder)), preprocess_path(data.preprocess))
+        files = (*list_pictures(Path(data.folder)), preprocess_path(data.preprocess))
+        return (*files, *label_files(data.labels))
     if not isinstance(data, (str, os.PathLike)) or str(data) in ("", NOISE):
         return ()
     return list_sample_files(str(data))

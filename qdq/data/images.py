@@ -12,6 +12,7 @@ import numpy as np
 from qdq.arguments import to_path
 from qdq.arrays import Array
 from qdq.data.input_specs import Indexed, InputSpec, Named, Specs, join_input_names
+from qdq.data.labels import open_labels
 from qdq.data.preprocessing import (
     CHANNEL_COUNTS,
     LAYOUTS,
@@ -34,14 +35,19 @@ _GREY_RANK = 2
 
 
 class Images(msgspec.Struct, frozen=True):
-    """A folder of pictures, and the preset or file of their preprocessing."""
+    """A folder of pictures, the preset or file of their preprocessing, and their labels."""
 
     folder: str | Path
     preprocess: str | Path
+    #: A file of classes by picture, or "off". None for the folders of the classes, if there are
+    #: any.
+    labels: str | Path | None = None
 
     def __post_init__(self) -> None:
         to_path(self.folder, "Images.folder")
         to_path(self.preprocess, "Images.preprocess")
+        if self.labels is not None:
+            to_path(self.labels, "Images.labels")
 
 
 class _PictureInput(msgspec.Struct, frozen=True):
@@ -57,8 +63,9 @@ class _PictureInput(msgspec.Struct, frozen=True):
 def open_pictures(images: Images, specs: Specs, batch: int | None, model: str) -> Indexed:
     """Return the pictures of a folder and its subfolders as samples, in the order of their paths.
 
-    A sample holds the batch that the model fixes, or `batch` pictures where that is dynamic. Raises
-    DataError where there are no pictures, or where the model has no input for them.
+    A sample holds the batch that the model fixes, or `batch` pictures where that is dynamic, and
+    their labels if there are any. Raises DataError where there are no pictures, where the model has
+    no input for them, or where the labels cannot be read.
     """
     preprocess = read_preprocess(images.preprocess)
     picture_input = _find_picture_input(preprocess, specs, model, str(images.preprocess))
@@ -66,22 +73,30 @@ def open_pictures(images: Images, specs: Specs, batch: int | None, model: str) -
     pictures = _require_pictures(folder)
     fixed_batch = picture_input.spec.shape[0]
     size = fixed_batch or batch or 1
-    excess = len(pictures) % size
-    if fixed_batch and excess:
-        raise DataError(
-            f"{folder}: the folder holds {len(pictures)} pictures, which batches of {fixed_batch} "
-            f"do not divide. Remove {excess}."
-        )
+    if fixed_batch:
+        _require_whole_batches(folder, len(pictures), fixed_batch)
+    picture_labels = open_labels(folder, pictures, images.labels)
 
     def read(i: int) -> Named:
         paths = pictures[i * size : (i + 1) * size]
         values = np.stack([_read_input(picture_input, path) for path in paths])
-        return f"{folder} sample {i}", {picture_input.spec.name: values}
+        sample = {**picture_labels.make_arrays(paths), picture_input.spec.name: values}
+        return f"{folder} sample {i}", sample
 
     is_preset = str(images.preprocess) in preset_names()
     preprocess_name = images.preprocess if is_preset else Path(images.preprocess).name
     count = -(-len(pictures) // size)
     return Indexed(f"{folder.name or folder} as {preprocess_name}", count, read)
+
+
+def _require_whole_batches(folder: Path, count: int, batch: int) -> None:
+    """Raise DataError where the batch that the model fixes does not divide the pictures."""
+    excess = count % batch
+    if excess:
+        raise DataError(
+            f"{folder}: the folder holds {count} pictures, which batches of {batch} "
+            f"do not divide. Remove {excess}."
+        )
 
 
 def list_pictures(folder: Path) -> list[Path]:

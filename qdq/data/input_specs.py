@@ -46,6 +46,22 @@ UNREADABLE = (
 )
 
 
+class LazyArrays(Mapping[str, Array]):
+    """Arrays by name, each of them read when it is asked for."""
+
+    def __init__(self, readers: Mapping[str, Callable[[], Array]]) -> None:
+        self._readers = readers
+
+    def __getitem__(self, name: str) -> Array:
+        return self._readers[name]()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._readers)
+
+    def __len__(self) -> int:
+        return len(self._readers)
+
+
 class InputSpec(msgspec.Struct, frozen=True):
     """One input that the model must be fed."""
 
@@ -136,14 +152,22 @@ def find_array(spec: InputSpec, sample: Any, location: str) -> Array:
             f"{location}: the sample has no array for input {spec.name!r}; it holds {names}"
             f"{hint} Name arrays after inputs."
         )
+    return read_array(sample, spec.name, "input", location)
+
+
+def read_array(sample: Sample, name: str, role: str, location: str) -> Array:
+    """Return an array that a sample holds; raises DataError where numpy cannot read it.
+
+    `role` is "input", or "array" for one that is no input of the model.
+    """
     try:
         with warnings.catch_warnings(), np.errstate(over="ignore"):
             # Headers that Python 2 wrote are read; a size that no array has is refused.
             warnings.simplefilter("ignore")
-            return np.asarray(sample[spec.name])
+            return np.asarray(sample[name])
     except UNREADABLE as error:
         raise DataError(
-            f"{location}: input {spec.name!r} cannot be read: {first_line(error)}. "
+            f"{location}: {role} {name!r} cannot be read: {first_line(error)}. "
             "Save it again as numbers."
         ) from error
 

@@ -2,29 +2,30 @@
 
 from __future__ import annotations
 
-import sys
 import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 
 from qdq.arrays import Array
+from qdq.data.array_series import split_arrays
 from qdq.data.input_specs import (
     UNREADABLE,
     Indexed,
     InputSpec,
+    LazyArrays,
     Named,
     Sample,
     Series,
     Specs,
     Streamed,
-    find_array,
     join_input_names,
 )
+from qdq.data.scripts import is_script, load_function, script_failure, split_script_name
 from qdq.errors import DataError, first_line
 from qdq.files.command_files import note_input
 from qdq.memory import format_gigabytes, total_memory
@@ -55,11 +56,10 @@ def open_series(name: str, specs: Specs, batch: int | None) -> Series:
         raise DataError(f"{path}: there is no such file or folder. {DATA_FORMS}")
     if path.suffix == ".npz":
         sample = _read_npz(path)
-        arrays = {spec.name: find_array(spec, sample, str(path)) for spec in specs}
-        return _split_arrays(path, specs, arrays, batch)
+        return split_arrays(path, specs, sample, batch)
     if path.suffix == ".npy":
         spec = _require_single_input(path, specs)
-        return _split_arrays(path, specs, {spec.name: _map_npy(path)}, batch)
+        return split_arrays(path, specs, {spec.name: _map_npy(path)}, batch)
     if path.suffix == ".json":
         return Streamed(path.name, lambda: _read_saved_inputs(path))
     raise DataError(f"{path}: this kind of data is unknown. {DATA_FORMS}")
@@ -68,19 +68,19 @@ def open_series(name: str, specs: Specs, batch: int | None) -> Series:
 def open_arrays(name: str, data: Any, specs: Specs, batch: int | None) -> Series:
     """Return the samples of one array, or of one for each input; axis 0 counts them.
 
-    Raises DataError where one array must feed several inputs, and for arrays that do not fit.
+    Arrays of other names, such as labels, are cut along with them. Raises DataError where one array
+    must feed several inputs, and for arrays that do not fit.
     """
     if not isinstance(data, Mapping):
         data = {_require_single_input(name, specs).name: data}
-    arrays = {spec.name: find_array(spec, data, name) for spec in specs}
-    return _split_arrays(name, specs, arrays, batch)
+    return split_arrays(name, specs, data, batch)
 
 
 def list_sample_files(name: str) -> tuple[Path, ...]:
     """Return the files that samples are read from."""
     path = Path(name)
     if not path.is_dir():
-        return (_split_script_name(name)[0] if is_script(name) else path,)
+        return (split_script_name(name, _LOADER_FUNCTION)[0] if is_script(name) else path,)
     files: list[Path] = []
     for suffix in SAMPLE_SUFFIXES:
         files += path.glob(f"*{suffix}")
@@ -130,8 +130,8 @@ def _open_npy_folder(path: Path, files: list[Path], specs: Specs, batch: int | N
     """Read one .npy for each input, or one per sample where the model has one input."""
     by_name = {file.stem: file for file in files}
     if all(spec.name in by_name for spec in specs):
-        arrays = {spec.name: _map_npy(by_name[spec.name]) for spec in specs}
-        return _split_arrays(path, specs, arrays, batch)
+        arrays = LazyArrays({name: partial(_map_npy, file) for name, file in by_name.items()})
+        return split_arrays(path, specs, arrays, batch)
     spec = _require_single_input(path, specs)
 
     def read(i: int) -> Named:
@@ -150,90 +150,43 @@ def _require_single_input(path: Path | str, specs: Specs) -> InputSpec:
     )
 
 
-def _open_folder_per_input(path: Path, specs: Specs) -> Series:
-    """Read one folder of .npy files for each input: files of one name make a sample."""
+def _list_folder_files(path: Path) -> dict[str, dict[str, Path]]:
+    """Return the .npy files of each folder in a folder, by the names of the folder and the file."""
     files: dict[str, dict[str, Path]] = {}
-    for spec in specs:
-        files[spec.name] = {file.name: file for file in (path / spec.name).glob("*.npy")}
-    sample_names = sorted(set().union(*files.values()))
+    for folder in path.iterdir():
+        if folder.is_dir():
+            files[folder.name] = {file.name: file for file in folder.glob("*.npy")}
+    return files
+
+
+def _open_folder_per_input(path: Path, specs: Specs) -> Series:
+    """Read one folder of .npy files for each input: files of one name make a sample.
+
+    Other folders with a file for every sample hold labels and the like.
+    """
+    files = _list_folder_files(path)
+    sample_names = sorted(set().union(*(files.get(spec.name, {}) for spec in specs)))
     if not sample_names:
         raise DataError(
             f"{path}: its folders hold no .npy files. "
             "Write one per sample into the folder of each input."
         )
     for spec in specs:
-        missing = [name for name in sample_names if name not in files[spec.name]]
+        missing = [name for name in sample_names if name not in files.get(spec.name, {})]
         if missing:
             raise DataError(
                 f"{path}: input {spec.name!r} has no file {path / spec.name / missing[0]}. "
                 "Files of one name make a sample."
             )
 
+    complete = {name: paths for name, paths in files.items() if paths.keys() >= set(sample_names)}
+
     def read(i: int) -> Named:
         name = sample_names[i]
-        sample = {input_name: _map_npy(paths[name]) for input_name, paths in files.items()}
-        return f"{path} sample {name}", sample
+        arrays = {array: partial(_map_npy, paths[name]) for array, paths in complete.items()}
+        return f"{path} sample {name}", LazyArrays(arrays)
 
     return Indexed(_name(path), len(sample_names), read)
-
-
-def _split_arrays(
-    path: Path | str, specs: Specs, arrays: Mapping[str, Array], batch: int | None
-) -> Series:
-    """Return samples along axis 0 of one array for each input."""
-    sizes = {spec.name: _batch_size(spec, arrays[spec.name], batch, path) for spec in specs}
-    for spec in specs:
-        _require_whole_batches(path, spec, arrays[spec.name], sizes[spec.name])
-    counts = {name: _count_samples(arrays[name], size) for name, size in sizes.items()}
-    if len(set(counts.values())) > 1:
-        raise DataError(
-            f"{path}: its arrays hold different numbers of samples: {counts}. "
-            "Axis 0 counts samples. Make them equal."
-        )
-
-    def read(i: int) -> Named:
-        sample = {}
-        for spec in specs:
-            sample[spec.name] = _slice_batch(spec, arrays[spec.name], i, sizes[spec.name])
-        return f"{path} sample {i}", sample
-
-    return Indexed(_name(Path(path)), max(counts.values(), default=0), read)
-
-
-def _count_samples(array: Array, size: int) -> int:
-    return -(-len(array) // size) if array.ndim else 0
-
-
-def _require_whole_batches(path: Path | str, spec: InputSpec, array: Array, size: int) -> None:
-    """Raise DataError where a batch that the model fixes does not divide an array."""
-    if not spec.shape or spec.shape[0] != size or not array.ndim:
-        return
-    excess = len(array) % size
-    if excess:
-        raise DataError(
-            f"{path}: input {spec.name!r} has {len(array)} entries, which batches of {size} do not "
-            f"divide. Remove {excess}."
-        )
-
-
-def _batch_size(spec: InputSpec, array: Array, batch: int | None, path: Path | str) -> int:
-    """Return how many entries of axis 0 make a sample: 1 for an array of one axis more."""
-    if array.ndim == len(spec.shape) + 1:
-        return 1
-    fixed = spec.shape[0] if spec.shape else None
-    if fixed and batch and fixed != batch:
-        raise DataError(
-            f"{path}: input {spec.name!r}: the model's batch is fixed at {fixed}, "
-            f"--batch {batch} cannot change it. Remove --batch."
-        )
-    return fixed or batch or 1
-
-
-def _slice_batch(spec: InputSpec, array: Array, i: int, size: int) -> Array:
-    if array.ndim == len(spec.shape) + 1:
-        entry: Array = array[i]
-        return entry
-    return array[i * size : (i + 1) * size]
 
 
 def _read_npz(path: Path) -> Sample:
@@ -313,50 +266,20 @@ def _read_saved_inputs(path: Path) -> Iterator[Named]:
         yield f"{path} sample {i}", sample
 
 
-def is_script(name: str) -> bool:
-    """Whether data is a Python script, with or without the name of a function."""
-    return name.endswith(".py") or ".py:" in name
-
-
 def _open_script(name: str) -> Series:
     """Read samples from a function of a Python script, like Polygraphy's --data-loader-script."""
-    path, function = _split_script_name(name)
+    path, function = split_script_name(name, _LOADER_FUNCTION)
     if not path.is_file():
         raise DataError(f"{path}: there is no such data-loader script. {DATA_FORMS}")
 
     def read() -> Iterator[Named]:
+        load_data = load_function(path, function, DataError)
         try:
-            load_data = _run_script(path).get(function)
-            if not callable(load_data):
-                raise DataError(
-                    f"{path}: the script has no function {function}(). "
-                    f"Define it, or pass {path}:FUNCTION to name another."
-                )
             for i, sample in enumerate(load_data()):
                 yield f"{path} sample {i}", sample
         except DataError:
             raise
         except (Exception, SystemExit) as error:
-            failure = f"{type(error).__name__}: {first_line(error)}"
-            raise DataError(f"{path}: the script failed: {failure}. Fix the script.") from error
+            raise script_failure(path, error, DataError) from error
 
     return Streamed(path.name, read)
-
-
-def _split_script_name(name: str) -> tuple[Path, str]:
-    file, _, function = name.partition(".py")
-    return Path(f"{file}.py"), function.lstrip(":") or _LOADER_FUNCTION
-
-
-def _run_script(path: Path) -> dict[str, Any]:
-    """Run a script that may import its neighbours, and return its namespace."""
-    note_input(path)
-    module = ModuleType(f"qdq_data_{path.stem}")
-    module.__file__ = str(path)
-    sys.modules[module.__name__] = module
-    sys.path.insert(0, str(path.parent.resolve()))
-    try:
-        exec(compile(path.read_bytes(), str(path), "exec"), module.__dict__)
-    finally:
-        del sys.path[0]
-    return module.__dict__

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from qdq.metrics.metric import MetricScores
+from qdq.metrics.output_errors import OutputError
 from qdq.reports.sections import Section, count_noun
-from qdq.validation.accuracy import Accuracy, OutputError
+from qdq.validation.accuracy import Accuracy
 from qdq.validation.compared_tensors import MissingOutputs
 from qdq.validation.engine_report import EngineReport, LayerVerdict
 from qdq.validation.validator import Validation
@@ -48,8 +50,19 @@ def accuracy_section(accuracy: Accuracy, against: str = "quantized") -> Section:
             lines.append(f"{output.name}: not compared in {samples} with another shape than float")
     if accuracy.missing:
         lines += _missing_lines(accuracy.missing)
+    if isinstance(accuracy.metric, MetricScores):
+        lines.append(_metric_line(accuracy.metric))
     title = f"Accuracy in ONNX Runtime, float against {against}"
     return _errors_section(title, accuracy.outputs, *lines)
+
+
+def _metric_line(scores: MetricScores) -> str:
+    """Return the scores of both models in one line."""
+    basis = f" by {scores.basis}" if scores.basis else ""
+    line = f"metric {scores.name}{basis}: {scores.quantized:.5g}"
+    if scores.float_model is None or scores.drop is None:
+        return line
+    return f"{line}, float {scores.float_model:.5g}, drop {scores.drop:.4g}"
 
 
 def _missing_lines(missing: MissingOutputs) -> Iterator[str]:

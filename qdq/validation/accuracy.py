@@ -5,7 +5,6 @@ Both run through Polygraphy's runners.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -13,13 +12,15 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from qdq.arrays import Array, Floats
-from qdq.data.feeds import Feeds
+from qdq.arrays import Array
+from qdq.data.feeds import Feeds, FeedSample
 from qdq.errors import ModelError
 from qdq.graph.aliases import find_origin
 from qdq.graph.compiler_view import CompilerView
 from qdq.graph.index import GraphIndex, Node
 from qdq.graph.operators import PASSES_SCORES, SCORING
+from qdq.metrics.metric import Metric, MetricComparison, MetricItem, MetricScores
+from qdq.metrics.output_errors import ErrorSums, OutputError
 from qdq.runtime.session import (
     Progress,
     open_partial_session,
@@ -28,30 +29,13 @@ from qdq.runtime.session import (
     sample_errors,
 )
 from qdq.runtime.unknown_operators import find_computed_outputs, find_unknown_operators
-from qdq.validation.compared_tensors import MissingOutputs, select_compared_tensors
+from qdq.validation.compared_tensors import (
+    ComparedTensors,
+    MissingOutputs,
+    select_compared_tensors,
+)
 
 _BATCH_AND_CLASSES = 2
-_TINY = 1e-30
-
-
-class OutputError(msgspec.Struct, frozen=True):
-    """The error of one output of the quantized model over all samples."""
-
-    #: Name of the output.
-    name: str
-    #: Largest absolute difference.
-    max_abs: float
-    #: Mean absolute difference.
-    mean_abs: float
-    #: Cosine of the angle between the two outputs, all samples as one vector.
-    cosine: float
-    #: 10 log10 of the float output's energy over the error's, in dB.
-    snr_db: float
-    #: Share of rows whose largest entry is the same; None where the output has no class scores.
-    top1_agreement: float | None = None
-    #: Samples for which the two outputs have different shapes, as detections may. They are not in
-    #: the other figures.
-    shape_mismatches: int = 0
 
 
 class Accuracy(msgspec.Struct, frozen=True):
@@ -64,6 +48,8 @@ class Accuracy(msgspec.Struct, frozen=True):
     outputs: tuple[OutputError, ...]
     #: The outputs that are not among them, and why; absent where all are.
     missing: MissingOutputs | msgspec.UnsetType = msgspec.UNSET
+    #: The scores by the metric; absent without one.
+    metric: MetricScores | msgspec.UnsetType = msgspec.UNSET
 
 
 def compare_outputs(
@@ -72,13 +58,15 @@ def compare_outputs(
     feeds: Feeds,
     progress: Progress | None = None,
     libraries: Sequence[Path] = (),
+    metric: Metric | None = None,
 ) -> Accuracy:
-    """Return the error of every output; one sample is in memory at a time.
+    """Return the error of every output, and the scores by a metric.
 
-    Where neither ONNX Runtime nor `libraries` have an operator, the last tensors before it count.
-    ONNX Runtime's own fusion of Q/DQ into integer kernels is switched off, so that the arithmetic
-    of the graph is measured on any processor. Raises ModelError where the two models have
-    different inputs or outputs, DataError where ONNX Runtime fails on a sample.
+    One sample is in memory at a time, unless the metric keeps them. Where neither ONNX Runtime nor
+    `libraries` have an operator, the last tensors before it count. ONNX Runtime's own fusion of
+    Q/DQ into integer kernels is switched off, so that the arithmetic of the graph is measured on
+    any processor. Raises ModelError where the two models have different inputs or outputs,
+    DataError where ONNX Runtime fails on a sample, MetricError where the metric does.
     """
     from polygraphy.backend.onnxrt import OnnxrtRunner
     from polygraphy.logger import G_LOGGER
@@ -87,25 +75,61 @@ def compare_outputs(
     G_LOGGER.module_severity = G_LOGGER.CRITICAL + 1
     _require_same_inputs(float_index, quantized_index)
     compared = select_compared_tensors(float_index, quantized_index, libraries)
-    sums = _error_sums(float_index, compared.names)
-    samples = 0
+    comparison = _Comparison(float_index, quantized_index, compared, metric)
     with (
         OnnxrtRunner(partial(compared.open_float_session, float_index)) as float_runner,
         OnnxrtRunner(partial(compared.open_quantized_session, quantized_index)) as quantized_runner,
     ):
-        for feed in feeds:
-            float_outputs = _infer(float_runner, feed, float_index)
-            quantized_outputs = _infer(quantized_runner, feed, quantized_index)
-            for name, output_sums in sums.items():
-                actual = quantized_outputs.get(compared.names[name])
-                if actual is None or actual.ndim != float_outputs[name].ndim:
-                    raise _output_mismatch(name, float_index, quantized_index)
-                output_sums.add(float_outputs[name], actual)
-            samples += 1
+        for sample in feeds.samples():
+            float_outputs = _infer(float_runner, sample.feed, float_index)
+            quantized_outputs = _infer(quantized_runner, sample.feed, quantized_index)
+            comparison.add(sample, float_outputs, quantized_outputs)
             if progress:
-                progress(samples)
-    errors = tuple(output_sums.result() for output_sums in sums.values())
-    return Accuracy(feeds.name, samples, errors, compared.missing or msgspec.UNSET)
+                progress(comparison.samples)
+    return comparison.result(feeds.name)
+
+
+class _Comparison:
+    """The errors and scores of a quantized model while its samples run."""
+
+    def __init__(
+        self,
+        float_index: GraphIndex,
+        quantized_index: GraphIndex,
+        compared: ComparedTensors,
+        metric: Metric | None,
+    ) -> None:
+        self.samples = 0
+        self._indices = float_index, quantized_index
+        self._compared = compared
+        self._sums = _error_sums(float_index, compared.names)
+        self._scores = MetricComparison(metric) if metric is not None else None
+
+    def add(
+        self,
+        sample: FeedSample,
+        float_outputs: dict[str, Array],
+        quantized_outputs: dict[str, Array],
+    ) -> None:
+        """Add the outputs of both models for a sample, each by its names."""
+        outputs: dict[str, Array] = {}
+        for name, quantized_name in self._compared.names.items():
+            actual = quantized_outputs.get(quantized_name)
+            if actual is None or actual.ndim != float_outputs[name].ndim:
+                raise _output_mismatch(name, *self._indices)
+            outputs[name] = actual
+            self._sums[name].add(float_outputs[name], actual)
+        if self._scores is not None:
+            item = MetricItem(outputs, sample.read_arrays(), float_outputs, sample.name)
+            self._scores.add(item)
+        self.samples += 1
+
+    def result(self, data: str) -> Accuracy:
+        """Return the accuracy over all samples; `data` is their name."""
+        errors = tuple(output_sums.result() for output_sums in self._sums.values())
+        missing = self._compared.missing or msgspec.UNSET
+        metric = self._scores.result() if self._scores is not None else msgspec.UNSET
+        return Accuracy(data, self.samples, errors, missing, metric)
 
 
 def _require_same_inputs(float_index: GraphIndex, quantized_index: GraphIndex) -> None:
@@ -184,81 +208,6 @@ def _infer(runner: object, feed: dict[str, Array], index: GraphIndex) -> dict[st
     return outputs
 
 
-class _ErrorSums:
-    """Running sums of one output's errors."""
-
-    def __init__(self, name: str, has_scores: bool) -> None:
-        self.name = name
-        self.has_scores = has_scores
-        self.max_abs = 0.0
-        self.sum_abs = 0.0
-        self.error_energy = 0.0
-        self.dot = 0.0
-        self.expected_energy = 0.0
-        self.actual_energy = 0.0
-        self.count = 0
-        self.rows = 0
-        self.agreeing_rows = 0
-        self.shape_mismatches = 0
-
-    def add(self, expected: Array, actual: Array) -> None:
-        """Add the output of one sample; one of another shape is only counted."""
-        if expected.shape != actual.shape:
-            self.shape_mismatches += 1
-            return
-        expected_values = expected.astype(np.float64).ravel()
-        actual_values = actual.astype(np.float64).ravel()
-        difference = np.abs(expected_values - actual_values)
-        self.max_abs = max(self.max_abs, float(difference.max(initial=0.0)))
-        self.sum_abs += float(difference.sum())
-        self.error_energy += float(difference @ difference)
-        self.dot += float(expected_values @ actual_values)
-        self.expected_energy += float(expected_values @ expected_values)
-        self.actual_energy += float(actual_values @ actual_values)
-        self.count += expected_values.size
-        if self.has_scores and expected_values.size:
-            rows = len(expected)
-            self.rows += rows
-            self.agreeing_rows += _count_agreeing_rows(expected_values, actual_values, rows)
-
-    def result(self) -> OutputError:
-        """Return the figures.
-
-        They are NaN where no sample could be compared; the ratio is infinite where nothing differs.
-        """
-        if not self.count:
-            return OutputError(
-                self.name,
-                max_abs=math.nan,
-                mean_abs=math.nan,
-                cosine=math.nan,
-                snr_db=math.nan,
-                shape_mismatches=self.shape_mismatches,
-            )
-        cosine, snr_db = 1.0, math.inf
-        if self.error_energy != 0.0:
-            norms = math.sqrt(self.expected_energy * self.actual_energy)
-            cosine = self.dot / max(norms, _TINY)
-            snr_db = 10 * math.log10(max(self.expected_energy / self.error_energy, _TINY))
-        return OutputError(
-            self.name,
-            max_abs=self.max_abs,
-            mean_abs=self.sum_abs / self.count,
-            cosine=cosine,
-            snr_db=snr_db,
-            top1_agreement=self.agreeing_rows / self.rows if self.rows else None,
-            shape_mismatches=self.shape_mismatches,
-        )
-
-
-def _count_agreeing_rows(expected: Floats, actual: Floats, rows: int) -> int:
-    """Return in how many rows two outputs have the same largest entry."""
-    expected_scores = expected.reshape(rows, -1)
-    actual_scores = actual.reshape(rows, -1)
-    agrees = expected_scores.argmax(1) == actual_scores.argmax(1)
-    return int(agrees.sum())
-
-
-def _error_sums(index: GraphIndex, names: Iterable[str]) -> dict[str, _ErrorSums]:
+def _error_sums(index: GraphIndex, names: Iterable[str]) -> dict[str, ErrorSums]:
     """Return empty sums for some tensors of the float model."""
-    return {name: _ErrorSums(name, is_class_scores(index, name)) for name in names}
+    return {name: ErrorSums(name, is_class_scores(index, name)) for name in names}

@@ -13,9 +13,9 @@ from qdq.graph.operands import operands
 from qdq.graph.operators import RECURRENT
 from qdq.graph.pairs import PAIR_OPERATORS
 from qdq.graph.quantized_operators import DEQUANTIZE
+from qdq.metrics.output_errors import OutputError
 from qdq.quantized.model import QuantizedEdge, QuantizedModel
 from qdq.quantizer import E4M3, ELEMENT_TYPES, INT8
-from qdq.validation.accuracy import OutputError
 
 #: Kinds of engine layer that multiply matrices or convolve. Others are pointwise, or fuse whole
 #: attention blocks.

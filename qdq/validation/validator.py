@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from numbers import Real
 from pathlib import Path
 
@@ -22,10 +23,14 @@ from qdq.graph.index import GraphIndex
 from qdq.graph.loader import load, raise_source_opset
 from qdq.graph.shape_profiles import require_shapes
 from qdq.graph.source import ModelLike, Source
+from qdq.metrics.metric import Metric, MetricScores
+from qdq.metrics.metric_files import MetricLike, to_metric
+from qdq.metrics.output_errors import OutputError
+from qdq.metrics.score_drop import to_drop
 from qdq.quantized.model import QuantizedModel, require_same_graph
 from qdq.runtime.session import Progress
 from qdq.target import Target, TargetsLike, to_targets
-from qdq.validation.accuracy import Accuracy, OutputError, compare_outputs, output_errors
+from qdq.validation.accuracy import Accuracy, compare_outputs, output_errors
 from qdq.validation.engine_report import EngineReport, FusionRuleUse, compare_engines
 
 #: The figures of an output that have a threshold.
@@ -49,12 +54,18 @@ class Thresholds(msgspec.Struct, frozen=True):
     snr_db: float | None = None
     cosine: float | None = None
     top1_agreement: float | None = None
+    #: The least score by the metric.
+    metric: float | None = None
+    #: The most that the score may be below the float model's: an amount, or a share as "0.5%".
+    max_drop: float | str | None = None
 
     def __post_init__(self) -> None:
-        for name in _FIGURES:
+        for name in (*_FIGURES, "metric"):
             least = getattr(self, name)
             if least is not None:
                 require_type(least, Real, f"Thresholds.{name}", "a number, or None")
+        if self.max_drop is not None:
+            to_drop(self.max_drop, "Thresholds.max_drop")
 
 
 def validate(  # noqa: PLR0913 keyword arguments of the public function
@@ -69,33 +80,59 @@ def validate(  # noqa: PLR0913 keyword arguments of the public function
     layers: str | Path | Iterable[str | Path] = (),
     allow_fp16: bool = False,
     ort_libraries: Iterable[str | Path] = (),
+    metric: MetricLike | None = None,
 ) -> Validation:
     """Return the comparison of a quantized model with the float model it was made from.
 
     Accuracy needs `data`; engines need `targets`: rtx targets are compiled, trt targets built and
     run where TensorRT and a GPU are present, which needs `data`, and predicted elsewhere.
     `allow_fp16` predicts what TensorRT 10 and earlier build with FP16 allowed. `layers` are files
-    that the engine inspector or ``trtexec --exportLayerInfo`` wrote for engines of the quantized
-    model. `ort_libraries` hold custom operators for ONNX Runtime. Dynamic dimensions are fixed by
+    of the layers of engines of the quantized model, from the engine inspector or ``trtexec
+    --exportLayerInfo``. `ort_libraries` hold custom operators for ONNX Runtime. `metric` scores
+    both models: "top1", "snr", "FILE.py:FUNCTION", or a function. Dynamic dimensions are fixed by
     `shapes`, else by the first sample, else at 1. Raises ModelError where the two models are not
     the same graph.
     """
     require_callable(progress, "progress")
+    loaded_metric = to_metric(metric) if metric is not None else None
     quantized_model, index = _load_models(model, quantized)
     feeds = open_feeds(index, data, batch) if data is not None else None
     fixed_shapes = _fix_shapes(index, _to_shapes(shapes), feeds)
     libraries = tuple(map(Path, ort_libraries))
-    accuracy = _measure_accuracy(index, quantized_model, feeds, progress, libraries)
-    reports: list[EngineReport] = []
-    for target in to_targets(targets):
-        if target.backend == "trt" and is_gpu_present():
-            report = _report_measurement(index, quantized_model, target, feeds, libraries)
-        else:
-            report = _report_target(index, quantized_model, target, fixed_shapes, allow_fp16)
-        reports.append(report)
+    pair = _ModelPair(index, quantized_model, feeds, libraries, fixed_shapes, allow_fp16)
+    accuracy = pair.measure_accuracy(progress, loaded_metric)
+    reports = [pair.report(target) for target in to_targets(targets)]
     reports += _report_layer_files(quantized_model, layers)
     names = index.source.name, quantized_model.source.name
     return Validation(*names, accuracy=accuracy, engines=tuple(reports))
+
+
+@dataclass(frozen=True)
+class _ModelPair:
+    """The float and the quantized model, and what their engines are built with."""
+
+    index: GraphIndex
+    quantized: QuantizedModel
+    feeds: Feeds | None
+    libraries: tuple[Path, ...]
+    #: Shapes of inputs, by name.
+    shapes: dict[str, tuple[int, ...]]
+    allow_fp16: bool
+
+    def measure_accuracy(self, progress: Progress | None, metric: Metric | None) -> Accuracy | None:
+        """Return the accuracy over the samples, None without samples."""
+        if self.feeds is None:
+            return None
+        original = GraphIndex(self.quantized.original)
+        return compare_outputs(self.index, original, self.feeds, progress, self.libraries, metric)
+
+    def report(self, target: Target) -> EngineReport:
+        """Return the report on the engines of a target."""
+        if target.backend == "trt" and is_gpu_present():
+            return _report_measurement(
+                self.index, self.quantized, target, self.feeds, self.libraries
+            )
+        return _report_target(self.index, self.quantized, target, self.shapes, self.allow_fp16)
 
 
 def _report_layer_files(
@@ -127,20 +164,6 @@ def _to_shapes(shapes: Mapping[str, Sequence[int]] | None) -> dict[str, tuple[in
     return by_input
 
 
-def _measure_accuracy(
-    index: GraphIndex,
-    quantized: QuantizedModel,
-    feeds: Feeds | None,
-    progress: Progress | None,
-    libraries: tuple[Path, ...],
-) -> Accuracy | None:
-    """Return the accuracy over the samples, None without samples."""
-    if feeds is None:
-        return None
-    quantized_index = GraphIndex(quantized.original)
-    return compare_outputs(index, quantized_index, feeds, progress, libraries)
-
-
 def _fix_shapes(
     index: GraphIndex, shapes: dict[str, tuple[int, ...]], feeds: Feeds | None
 ) -> dict[str, tuple[int, ...]]:
@@ -169,6 +192,9 @@ def misses(validation: Validation, thresholds: Thresholds) -> tuple[str, ...]:
     outputs = validation.accuracy.outputs if validation.accuracy else ()
     for output in outputs:
         sentences.extend(_describe_missed_thresholds(output, thresholds))
+    scores = validation.accuracy.metric if validation.accuracy else None
+    if isinstance(scores, MetricScores):
+        sentences.extend(_describe_missed_scores(scores, thresholds))
     return tuple(sentences)
 
 
@@ -181,6 +207,32 @@ def _describe_missed_thresholds(output: OutputError, thresholds: Thresholds) -> 
         if not figure >= least:  # also where the figure is NaN
             actual = f"output {output.name!r}: {name} is {figure:.4g}"
             yield f"{actual}, but at least {least:g} is required"
+
+
+def _describe_missed_scores(scores: MetricScores, thresholds: Thresholds) -> Iterator[str]:
+    """Yield the sentences about the metric; raises UsageError for a drop that it cannot have."""
+    actual = f"metric {scores.name} is {scores.quantized:.5g}"
+    if thresholds.metric is not None and not scores.quantized >= thresholds.metric:
+        yield f"{actual}, but at least {thresholds.metric:g} is required"
+    if thresholds.max_drop is None:
+        return
+    if scores.float_model is None:
+        raise no_drop_error(scores.name)
+    drop = to_drop(thresholds.max_drop, "max_drop")
+    if not drop.allows(scores.quantized, scores.float_model):
+        least = drop.least_score(scores.float_model)
+        yield (
+            f"{actual}, but a drop of {drop} from {scores.float_model:.5g} of the float model "
+            f"allows {least:.5g}"
+        )
+
+
+def no_drop_error(metric: str) -> UsageError:
+    """Return the error for a drop by a metric that the float model has no score of."""
+    return UsageError(
+        f"metric {metric}: it measures the distance from the float model, which has no score "
+        "to drop from. Require a least score instead (--min-metric)."
+    )
 
 
 def _report_target(

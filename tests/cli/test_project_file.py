@@ -218,7 +218,7 @@ MISTAKES = {
     "thresholds": (
         "thresholds: 3\n",
         1,
-        "'thresholds' is 3. Write some of snr_db, cosine, top1_agreement.",
+        "'thresholds' is 3. Write some of snr_db, cosine, top1_agreement, metric, max_drop.",
     ),
     "no-threshold": (
         "thresholds:\n  snr: 20\n",
