@@ -56,6 +56,13 @@ class EnergySums:
         self.expected_energy += float(expected_values @ expected_values)
         self.count += expected_values.size
 
+    def merge(self, other: EnergySums) -> None:
+        """Add the sums of other samples."""
+        self.error_energy += other.error_energy
+        self.expected_energy += other.expected_energy
+        self.count += other.count
+        self.shape_mismatches += other.shape_mismatches
+
     def snr_db(self) -> float:
         """Return the signal-to-noise ratio in dB, infinite without an error, NaN without values."""
         if not self.count:

@@ -7,7 +7,7 @@ placeholder scales, because a compiler's refusal depends on types and shapes alo
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 
 import msgspec
 import onnx

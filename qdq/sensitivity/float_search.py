@@ -84,6 +84,10 @@ class SearchResult(msgspec.Struct, frozen=True):
     loss: float
     steps: tuple[SearchStep, ...]
 
+    def without_release(self) -> SearchResult:
+        """Return the same result with nothing released."""
+        return msgspec.structs.replace(self, released=(), loss=self.full_loss)
+
     @property
     def work(self) -> float:
         """The share of the multiply-accumulates that is released."""

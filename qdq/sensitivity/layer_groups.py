@@ -7,7 +7,7 @@ after it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import msgspec
 
@@ -29,7 +29,9 @@ class LayerGroup(msgspec.Struct, frozen=True):
 
     #: The label of the layer, the tensor, or the first and the last layer of a block.
     name: str
-    #: The labels of the nodes that lose pairs, as rules name them.
+    #: The labels of the nodes to leave in float, as rules name them.
+    owners: tuple[str, ...]
+    #: The labels of all nodes that lose pairs then.
     nodes: tuple[str, ...]
     placements: tuple[Placement, ...]
 
@@ -102,7 +104,7 @@ class _GroupFinder:
             edges += self._by_node[label]
         return edges
 
-    def _make_group(self, name: str, edges: Iterable[Edge]) -> LayerGroup:
+    def _make_group(self, name: str, edges: Sequence[Edge]) -> LayerGroup:
         removed = self._close(edges)
         labels: dict[str, None] = {}
         placements: list[Placement] = []
@@ -110,7 +112,8 @@ class _GroupFinder:
             if placement.edge in removed:
                 placements.append(placement)
                 labels[qualified_name(placement.edge.graph, placement.edge.node)] = None
-        return LayerGroup(name, tuple(labels), tuple(placements))
+        owners = dict.fromkeys(qualified_name(edge.graph, edge.node) for edge in edges)
+        return LayerGroup(name, tuple(owners), tuple(labels), tuple(placements))
 
     def _close(self, edges: Iterable[Edge]) -> set[Edge]:
         """Return the edges, and those that cannot have pairs without them."""

@@ -9,11 +9,11 @@ layers are nearly uncorrelated, and their noise nearly adds up.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import numpy as np
 
 from qdq.arrays import Array
+from qdq.metrics.output_errors import EnergySums
 
 #: An output is all noise: the energy of its error is that of the output, or beyond.
 _LARGEST_NOISE = 1e3
@@ -27,36 +27,31 @@ def to_decibels(noise: float) -> float:
 
 
 class OutputNoise:
-    """Running sums of the energies of outputs and of their errors."""
+    """Running sums of the energies of tensors and of their errors."""
 
-    def __init__(self, count: int) -> None:
-        """Start with no samples of `count` outputs."""
-        self._signal = [0.0] * count
-        self._error = [0.0] * count
+    def __init__(self) -> None:
+        self._sums: dict[str, EnergySums] = {}
 
-    def add(self, expected: Sequence[Array], actual: Sequence[Array]) -> None:
-        """Add the outputs of a sample; outputs of integers, or of another shape, are left out."""
-        for i, (float_output, output) in enumerate(zip(expected, actual, strict=True)):
-            if float_output.dtype.kind != "f" or float_output.shape != output.shape:
-                continue
-            reference = float_output.astype(np.float64).ravel()
-            is_finite = np.isfinite(reference)
-            reference = np.where(is_finite, reference, 0.0)
-            difference = np.where(is_finite, output.astype(np.float64).ravel() - reference, 0.0)
-            self._signal[i] += float(reference @ reference)
-            self._error[i] += float(difference @ difference)
+    def add(self, name: str, expected: Array, actual: Array) -> None:
+        """Add a tensor of a sample; integers, and values that are not finite, are left out."""
+        if expected.dtype.kind != "f":
+            return
+        if expected.shape == actual.shape:
+            is_finite = np.isfinite(expected)
+            expected = np.where(is_finite, expected, 0)
+            actual = np.where(is_finite, actual, 0)
+        self._sums.setdefault(name, EnergySums()).add(expected, actual)
 
     def merge(self, other: OutputNoise) -> None:
         """Add the sums of other samples."""
-        for i, (signal, error) in enumerate(zip(other._signal, other._error, strict=True)):
-            self._signal[i] += signal
-            self._error[i] += error
+        for name, sums in other._sums.items():
+            self._sums.setdefault(name, EnergySums()).merge(sums)
 
     def mean(self) -> float:
-        """Return the mean of the outputs' noise; 0.0 where nothing can be compared."""
+        """Return the mean of the tensors' noise; 0.0 where nothing can be compared."""
         ratios: list[float] = []
-        for signal, error in zip(self._signal, self._error, strict=True):
-            if signal > 0.0:
-                ratio = error / signal if math.isfinite(error) else _LARGEST_NOISE
-                ratios.append(min(ratio, _LARGEST_NOISE))
+        for sums in self._sums.values():
+            if sums.expected_energy > 0.0:
+                ratio = sums.error_energy / sums.expected_energy
+                ratios.append(_LARGEST_NOISE if math.isnan(ratio) else min(ratio, _LARGEST_NOISE))
         return sum(ratios) / len(ratios) if ratios else 0.0

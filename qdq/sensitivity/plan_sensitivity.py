@@ -8,11 +8,12 @@ from pathlib import Path
 
 import msgspec
 
-from qdq.arrays import Feed
 from qdq.calibration.scales import Scales
+from qdq.data.feeds import FeedSample
 from qdq.graph.index import GraphIndex
 from qdq.planning.decisions import Plan
 from qdq.ranges.tensor_ranges import Ranges
+from qdq.runtime.session import Progress
 from qdq.runtime.unknown_operators import find_computed_outputs, find_unknown_operators
 from qdq.sensitivity.float_search import Candidate, Pairs
 from qdq.sensitivity.layer_groups import LAYER, LayerGroup, find_layer_groups
@@ -38,9 +39,10 @@ class PlanSensitivity:
     def __init__(
         self,
         calibrated: CalibratedPlan,
-        samples: Sequence[Feed],
+        samples: Sequence[FeedSample],
         by: str = LAYER,
         libraries: Sequence[Path] = (),
+        progress: Progress | None = None,
     ) -> None:
         """Open a session and run the float model over the samples.
 
@@ -49,15 +51,16 @@ class PlanSensitivity:
         """
         index, plan = calibrated.index, calibrated.plan
         unknown = find_unknown_operators(index.source.model, libraries)
-        outputs = find_computed_outputs(index, unknown).names
-        tensors = find_scored_tensors(index, outputs)
-        session = _open_session(calibrated, tensors, libraries)
+        #: The names of the outputs that ONNX Runtime can compute, or of tensors on their way.
+        self.outputs = find_computed_outputs(index, unknown).names
+        scored = find_scored_tensors(index, self.outputs)
+        session = _open_session(calibrated, scored, self.outputs, libraries)
         cores = os.cpu_count() or 1
         self.groups = find_layer_groups(index, plan, by)
-        self.measurement = NoiseMeasurement(session, tensors, samples, cores)
+        self.measurement = NoiseMeasurement(session, scored, samples, cores, progress)
         #: The pairs of the whole plan.
         self.full: Pairs = frozenset(plan.placements)
-        self._work = count_work(index, session.measure_shapes(samples[0]))
+        self._work = count_work(index, session.measure_shapes(samples[0].feed))
         self._predictor = None
         if calibrated.ranges is not None:
             self._predictor = NoisePredictor(index, calibrated.ranges, calibrated.scales)
@@ -95,7 +98,10 @@ class PlanSensitivity:
 
 
 def _open_session(
-    calibrated: CalibratedPlan, tensors: Iterable[ScoredTensor], libraries: Sequence[Path]
+    calibrated: CalibratedPlan,
+    scored: Iterable[ScoredTensor],
+    outputs: Iterable[str],
+    libraries: Sequence[Path],
 ) -> SwitchableSession:
-    names = [tensor.name for tensor in tensors]
+    names = [*(tensor.name for tensor in scored), *outputs]
     return SwitchableSession(calibrated.index, calibrated.plan, calibrated.scales, names, libraries)

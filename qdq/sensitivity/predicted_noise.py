@@ -15,7 +15,7 @@ import numpy as np
 from qdq.arrays import Floats
 from qdq.calibration.scales import PairScale, Scales
 from qdq.graph.bodies import qualified_name
-from qdq.graph.index import GraphIndex, Node
+from qdq.graph.index import GraphIndex
 from qdq.graph.operands import reshape_by_channels
 from qdq.planning.decisions import Placement
 from qdq.quantizer import ElementType

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -24,7 +25,7 @@ from qdq.graph.operands import operands
 from qdq.graph.quantized_operators import DEQUANTIZE, QUANTIZE
 from qdq.graph.source import Source
 from qdq.graph.unique_names import UniqueNames
-from qdq.planning.decisions import Placement, Plan, group_by_pair
+from qdq.planning.decisions import Placement, Plan
 from qdq.quantizer import Quantizer
 from qdq.rewriting.stored_scales import store_scales
 from qdq.runtime.session import exact_options, open_session, sample_errors
@@ -66,9 +67,10 @@ class SwitchableSession:
         """
         self._index = index
         self._outputs = list(outputs)
+        unique_outputs = list(dict.fromkeys(self._outputs))
         self._pairs = _list_read_pairs(index, plan, scales)
         self._weights = _Weights(index, [pair for pair in self._pairs if pair.is_weight])
-        model = _make_switchable_model(index, self._pairs, self._outputs)
+        model = _make_switchable_model(index, self._pairs, unique_outputs)
         self._shapes = _add_shape_outputs(index, model.graph)
         source = Source(index.source.path, model, index.source.digest, notes=("switchable",))
         options = exact_options()
@@ -82,7 +84,9 @@ class SwitchableSession:
 
         Raises DataError where ONNX Runtime fails.
         """
-        return self._run(self._outputs, feed, quantized)
+        unique_outputs = list(dict.fromkeys(self._outputs))
+        values = dict(zip(unique_outputs, self._run(unique_outputs, feed, quantized), strict=True))
+        return [values[name] for name in self._outputs]
 
     def measure_shapes(self, feed: Feed) -> dict[str, tuple[int, ...]]:
         """Return the shapes of what the weighted nodes of the main graph read and compute.
@@ -195,7 +199,9 @@ def _make_pair(
 ) -> tuple[list[NodeProto], list[TensorProto]]:
     """Return the Q and the DQ of a pair, and their scale and zero point."""
     scale_name, zero_name, quantized = f"{prefix}scale", f"{prefix}zero", f"{prefix}quantized"
-    axis = {} if pair.quantizer.axis is None else {"axis": pair.quantizer.axis}
+    axis: dict[str, Any] = {}
+    if pair.quantizer.axis is not None:
+        axis["axis"] = pair.quantizer.axis
     nodes = [
         helper.make_node(QUANTIZE, [tensor, scale_name, zero_name], [quantized], **axis),
         helper.make_node(DEQUANTIZE, [quantized, scale_name, zero_name], [result], **axis),
@@ -216,10 +222,11 @@ def _make_switchable_model(
     model = ModelProto()
     model.CopyFrom(index.source.model)
     for pair in pairs:
-        elem_type = TensorProto.BOOL
+        elem_type: int = TensorProto.BOOL
+        shape: list[int] | None = []
         if pair.is_weight:
             elem_type = _float_type(index, pair.placements[0])
-        shape = None if pair.is_weight else []
+            shape = None
         value = helper.make_tensor_value_info(pair.input_name, elem_type, shape)
         model.graph.input.append(value)
     by_slot: dict[tuple[str, str, int], _ReadPair] = {}
