@@ -12,7 +12,7 @@ from typing import TypeAlias
 from qdq.arguments import require_callable, require_type, wrong_type
 from qdq.calibration.methods import DEFAULT_METHOD, Method, parse_method
 from qdq.calibration.pair_scales import DEAD_AMAX, PairScaler
-from qdq.calibration.scales import OutlierTensor, Scales
+from qdq.calibration.scales import OutlierTensor, PairScale, Scales
 from qdq.calibration.shared_scales import Amax, share_ranges
 from qdq.data.feeds import DataLike
 from qdq.errors import DataError, PlanError
@@ -180,17 +180,19 @@ def choose_scales(
     ranges: Ranges,
     method: Method,
     summary: GivenSummary | None = None,
+    weights: Iterable[PairScale] = (),
 ) -> Scales:
     """Return the scales that a method chooses from ranges.
 
     A given range in `summary` replaces the chosen one. Every tensor of a scale group gets the
-    largest range in it. Raises PlanError or DataError for ranges that lack a planned tensor.
+    largest range in it. `weights` are scales of weights that are known already. Raises PlanError
+    or DataError for ranges that lack a planned tensor.
     """
     if not ranges.samples:
         method = method.without_data
     own_amax = _choose_amax(plan, ranges, method, summary)
     amax, shared = share_ranges(plan.scale_groups, own_amax)
-    scaler = PairScaler(index, ranges, amax, method.weights, summary)
+    scaler = PairScaler(index, ranges, amax, method.weights, summary, weights)
     threads = min(os.cpu_count() or 1, _MOST_THREADS)
     with ThreadPoolExecutor(threads) as pool:
         groups = group_by_pair(plan).values()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 
 from qdq.arrays import Array
@@ -37,8 +39,13 @@ class PairScaler:
         amax: Amax,
         weight_method: str,
         summary: GivenSummary | None = None,
+        known_weights: Iterable[PairScale] = (),
     ) -> None:
-        """Keep the ranges: `amax` by tensor and element type, `summary` for given weights."""
+        """Keep the ranges: `amax` by tensor and element type, `summary` for given weights.
+
+        `known_weights` are scales of weights that need not be computed again.
+        """
+        self._known_weights = {(item.tensor, item.quantizer): item for item in known_weights}
         self._index = index
         self._ranges = {item.tensor: item for item in ranges.by_tensor}
         self._amax = amax
@@ -52,6 +59,9 @@ class PairScaler:
         """
         tensor = placements[0].edge.qualified_tensor
         quantizer = placements[0].quantizer
+        known = self._known_weights.get((tensor, quantizer))
+        if known is not None and not quantizer.calibrated:
+            return known
         amax = self._find_amax(placements[0], readers)
         to_dtype = amax.dtype.type
         amax = np.where(amax > 0.0, amax, to_dtype(DEAD_AMAX))

@@ -12,6 +12,7 @@ from qdq.cli.data_options import DataOptions, labelled_data_options
 from qdq.cli.messages import name_files_in_errors, print_record, print_written
 from qdq.cli.observing_options import observing_options
 from qdq.cli.options import FILE, collect_options, format_option, output_options, report_option
+from qdq.cli.partial_options import PartialArguments, partial_options
 from qdq.cli.plan_options import PlanOptions, parse_profiles, plan_options, read_rule_sets
 from qdq.cli.progress import progress, resumable
 from qdq.cli.ranges_options import (
@@ -29,7 +30,7 @@ from qdq.cli.threshold_options import (
     threshold_options,
 )
 from qdq.data.feeds import open_feeds
-from qdq.errors import ModelError
+from qdq.errors import ModelError, UsageError
 from qdq.files.output import check_output, write_atomic, written_together
 from qdq.graph.index import GraphIndex
 from qdq.graph.loader import load
@@ -38,6 +39,7 @@ from qdq.graph.source import Source
 from qdq.metrics.metric import Metric
 from qdq.observers.collection import Observing
 from qdq.pipeline.buildable import RULE_FILE_SUFFIX, leave_float_yaml
+from qdq.pipeline.partial_rule_file import SENSITIVE_FILE_SUFFIX, sensitive_yaml
 from qdq.pipeline.quantize_model import Quantized, quantize
 from qdq.pipeline.quantize_request import BuildOptions
 from qdq.pipeline.requantize import MODES, REPAIR
@@ -47,6 +49,8 @@ from qdq.reports.report import Report, check_report_path, render, report_section
 from qdq.rewriting.model_file import plan_external_copies, save
 from qdq.rules.rule import RuleSet
 from qdq.rules.shipped import default_rule_sets
+from qdq.sensitivity.budget import Budget
+from qdq.sensitivity.partial_result import PartialResult
 from qdq.validation.accuracy import Accuracy, compare_outputs
 from qdq.validation.validator import Thresholds, Validation, misses, validate
 
@@ -69,6 +73,7 @@ class QuantizeOptions(msgspec.Struct, frozen=True):
     until_it_builds: bool
     metric: str | None
     thresholds: Thresholds
+    partial: PartialArguments
     layout: str
 
     @property
@@ -76,11 +81,25 @@ class QuantizeOptions(msgspec.Struct, frozen=True):
         """The file of the rule that --until-it-builds writes, beside the output."""
         return self.output.with_suffix(RULE_FILE_SUFFIX)
 
+    @property
+    def sensitive_file(self) -> Path:
+        """The file of the rule that a budget writes, beside the output."""
+        return self.output.with_suffix(SENSITIVE_FILE_SUFFIX)
+
+    @property
+    def has_budget(self) -> bool:
+        """Whether the options state what the model must reach, or what may stay in float."""
+        partial, thresholds = self.partial, self.thresholds
+        stated = (thresholds.snr_db, thresholds.max_drop, partial.keep_float, partial.float_first)
+        return any(value is not None for value in stated)
+
     def check_outputs(self) -> None:
         """Raise UsageError, before any work, for a file that could not be written at the end."""
         check_output(self.output, self.force)
         if self.until_it_builds:
             check_output(self.rule_file, self.force, "the rule file of --until-it-builds")
+        if self.has_budget:
+            check_output(self.sensitive_file, self.force, "the rule file of the budget")
         if self.report:
             check_report_path(self.report)
             check_output(self.report, self.force)
@@ -96,8 +115,10 @@ class _Inputs(msgspec.Struct, frozen=True):
     #: Shapes of inputs from ``--shapes``, by name.
     shapes: dict[str, Shape]
     known_ranges: KnownRanges | None
-    #: The metric of the validation, if there is one.
+    #: The metric of the validation and of the budget, if there is one.
     metric: Metric | None
+    #: What the model must reach; None where only the guard applies.
+    budget: Budget | None
 
 
 @click.command("quantize")
@@ -132,6 +153,7 @@ class _Inputs(msgspec.Struct, frozen=True):
 )
 @metric_option
 @threshold_options
+@partial_options
 @format_option
 @click.pass_context
 @collect_options(QuantizeOptions)
@@ -147,13 +169,15 @@ def command(ctx: click.Context, options: QuantizeOptions) -> None:
       qdq quantize net.onnx -o net.fp8.onnx --data d/ --rules tensorrt-fp8 --target rtx:sm89
       qdq quantize net.onnx -o net.int8.onnx --data d/ --target rtx:sm86 --until-it-builds
       qdq quantize yolo.onnx -o yolo.int8.onnx --images photos/ --preprocess yolo --samples 256
-      qdq quantize net.onnx -o net.int8.onnx --data d/ --validate --metric top1 --max-drop 0.5%
+      qdq quantize net.onnx -o net.int8.onnx --data d/ --metric top1 --max-drop 0.5%
+      qdq quantize net.onnx -o net.int8.onnx --data d/ --min-snr 25dB --keep-float 5%
       qdq quantize resnet50.onnx -o resnet50.int8.onnx --ranges resnet50.cache
       qdq quantize resnet50.qat.onnx -o resnet50.int8.onnx --existing repair
     """
     options.check_outputs()
     if not options.validate:
-        refuse_unused_thresholds(ctx)
+        used = ("min_snr", "max_drop", "metric") if options.has_budget else ()
+        refuse_unused_thresholds(ctx, used)
     inputs = _read_inputs(ctx, options)
     plan_external_copies(inputs.source, options.output, options.force)
     named_files = list_observed_files(options.ranges, inputs.known_ranges)
@@ -163,6 +187,8 @@ def command(ctx: click.Context, options: QuantizeOptions) -> None:
         with written_together():
             written = _write_outputs(options, result, report)
             written += _write_rule_file(options.rule_file, result, inputs.rules)
+            if options.has_budget:
+                written += _write_sensitive_file(options.sensitive_file, result, inputs.rules)
     _print_report(options, report)
     if options.save_ranges:
         written.append(options.save_ranges)
@@ -182,10 +208,13 @@ def _read_inputs(ctx: click.Context, options: QuantizeOptions) -> _Inputs:
     source = load(options.model)
     rules = read_rule_sets(options.plan.rule_sets or default_rule_sets(source))
     metric = None
-    if options.validate:
+    if options.validate or options.has_budget:
         has_data = options.data.source is not None
         metric = read_metric(ctx, options.metric, has_data, options.thresholds)
-    return _Inputs(source, rules, shapes, known_ranges, metric)
+    budget = options.partial.make_budget(ctx, options.thresholds, metric)
+    if budget is not None and options.data.source is None:
+        raise UsageError("a budget is measured on samples. Pass --data or --images.")
+    return _Inputs(source, rules, shapes, known_ranges, metric, budget)
 
 
 def _quantize(options: QuantizeOptions, inputs: _Inputs) -> Quantized:
@@ -199,6 +228,7 @@ def _quantize(options: QuantizeOptions, inputs: _Inputs) -> Quantized:
     with (
         progress("building", unit="builds") as advance_builds,
         progress("calibrating", total, resumed=options.observing.resume) as advance,
+        progress("measuring sensitivity", unit="runs") as advance_runs,
     ):
         build_options = None
         if options.until_it_builds:
@@ -221,6 +251,9 @@ def _quantize(options: QuantizeOptions, inputs: _Inputs) -> Quantized:
             observing=options.observing,
             given=inputs.known_ranges,
             existing=options.existing,
+            guard=options.partial.guard,
+            budget=inputs.budget,
+            partial_progress=advance_runs,
         )
 
 
@@ -237,9 +270,20 @@ def _make_report(options: QuantizeOptions, inputs: _Inputs, result: Quantized) -
         )
     if result.existing:
         report = msgspec.structs.replace(report, existing=result.existing)
+    if result.partial is not None:
+        report = msgspec.structs.replace(
+            report, partial=result.partial, misses=(*report.misses, *_find_missed(result.partial))
+        )
     if result.build_search:
         report = msgspec.structs.replace(report, build_search=result.build_search)
     return report
+
+
+def _find_missed(partial: PartialResult | str) -> tuple[str, ...]:
+    """Return a sentence for a budget that was not reached."""
+    if isinstance(partial, str) or partial.is_reached:
+        return ()
+    return (f"the budget was not reached: {partial.goal}",)
 
 
 def _validate(
@@ -309,5 +353,15 @@ def _write_rule_file(path: Path, result: Quantized, rules: RuleSet) -> list[Path
     if not search or not search.groups:
         return []
     content = leave_float_yaml(path.stem, result.source.name, search, rules)
+    write_atomic(path, content.encode())
+    return [path]
+
+
+def _write_sensitive_file(path: Path, result: Quantized, rules: RuleSet) -> list[Path]:
+    """Write the layers that a budget left in float as a rule file, and return the file."""
+    partial = result.partial
+    if partial is None or isinstance(partial, str) or not partial.sensitive:
+        return []
+    content = sensitive_yaml(path.stem, result.source.name, partial, rules)
     write_atomic(path, content.encode())
     return [path]

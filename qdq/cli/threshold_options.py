@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Container
+
 import click
 
 from qdq.cli.options import collect_options, is_on_command_line
@@ -11,8 +14,21 @@ from qdq.metrics.metric_files import load_metric
 from qdq.metrics.score_drop import to_drop
 from qdq.validation.validator import Thresholds, no_drop_error
 
+_DECIBELS = re.compile(r"([-+]?\d+(?:\.\d+)?) ?(dB)?", re.IGNORECASE)
 _METRIC_THRESHOLDS = ("min_metric", "max_drop")
 _THRESHOLDS = ("min_snr", "min_cosine", "min_top1", *_METRIC_THRESHOLDS)
+
+
+def parse_decibels(
+    ctx: click.Context, parameter: click.Parameter, text: str | float | None
+) -> float | None:
+    """Return the ratio in dB that a text such as "25dB" or "25" states."""
+    if text is None:
+        return None
+    match = _DECIBELS.fullmatch(str(text).strip())
+    if match is None:
+        raise UsageError(f"--min-snr: {text!r} is no ratio in dB. Pass a number such as 25dB.")
+    return float(match[1])
 
 
 def _collect_thresholds(
@@ -41,7 +57,7 @@ threshold_options = collect_options(
     _collect_thresholds,
     click.option(
         "--min-snr",
-        type=float,
+        callback=parse_decibels,
         metavar="DB",
         help="Minimum signal-to-noise ratio of every output.",
     ),
@@ -84,9 +100,12 @@ def read_metric(
     return metric
 
 
-def refuse_unused_thresholds(ctx: click.Context) -> None:
-    """Raise UsageError for a threshold on the command line where nothing is validated."""
+def refuse_unused_thresholds(ctx: click.Context, used: Container[str] = ()) -> None:
+    """Raise UsageError for a threshold on the command line where nothing is validated.
+
+    `used` are the names of those that the command uses otherwise.
+    """
     for name in ("metric", *_THRESHOLDS):
-        if is_on_command_line(ctx, name):
+        if name not in used and is_on_command_line(ctx, name):
             option = f"--{name.replace('_', '-')}"
             raise UsageError(f"{option} applies to a validation. Pass --validate too.")

@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping
 
 import msgspec
 import onnx
-import yaml
 
 from qdq.calibration.scales import PairScale, Scales
 from qdq.engines.rtx_compiler import build_engine
@@ -27,6 +26,7 @@ from qdq.pipeline.bisection import (
     FloatModelRefusedError,
     find_refused_groups,
 )
+from qdq.pipeline.leave_float_file import LeaveFloatRule, format_leave_float_rule
 from qdq.planning.decisions import Placement, Plan, group_by_pair
 from qdq.planning.plan_request import PlanRequest, exact_globs
 from qdq.planning.planner import plan_index
@@ -50,9 +50,6 @@ _FP8_NAMES = re.compile(r"fp8|float8|e4m3", re.IGNORECASE)
 
 #: The reason in the rule file that a search writes.
 _RULE_REASON = "With all of these in float it builds; with any one of them quantized it does not."
-
-#: The width of YAML, so that no line is folded.
-_YAML_WIDTH = 1_000_000
 
 
 def search_buildable_plan(
@@ -168,22 +165,16 @@ def leave_float_yaml(name: str, model: str, result: BisectionResult, rules: Rule
 
     Passed to --rules with the same sets, it makes the same plan.
     """
-    rivals = []
-    for rule in rules.rules:
-        if rule.then == "quantize" and "*" in rule.beats:
-            rivals.append(rule.name)
     evidence = [f"{', '.join(refused.groups)}: {refused.message}." for refused in result.refused]
-    content = {
-        "rule": name,
-        "says": f"Leave in float what the compiler refuses in {model}.",
-        "because": _RULE_REASON,
-        "see": "qdq quantize --until-it-builds",
-        "evidence": " ".join(evidence),
-        "where": {"named": list(exact_globs(result.groups))},
-        "then": "leave-float",
-        "beats": ["*", *rivals],
-    }
-    return yaml.safe_dump(content, sort_keys=False, width=_YAML_WIDTH, allow_unicode=True)
+    rule = LeaveFloatRule(
+        name=name,
+        says=f"Leave in float what the compiler refuses in {model}.",
+        because=_RULE_REASON,
+        see="qdq quantize --until-it-builds",
+        evidence=" ".join(evidence),
+        nodes=result.groups,
+    )
+    return format_leave_float_rule(rule, rules)
 
 
 def _list_groups(index: GraphIndex, plan: Plan) -> list[str]:

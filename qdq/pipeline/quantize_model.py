@@ -8,18 +8,18 @@ import msgspec
 import onnx
 
 from qdq.calibration.calibrator import (
-    KnownRanges,
     RangesLike,
     choose_scales,
     find_unfilled,
     gather_ranges,
     to_known_ranges,
 )
-from qdq.calibration.methods import DEFAULT_METHOD, Method, parse_method
+from qdq.calibration.methods import DEFAULT_METHOD, parse_method
 from qdq.calibration.scales import Scales
-from qdq.checking.checker import check
+from qdq.checking.checker import check, recorded_sensitive_layers
 from qdq.checking.finding import Finding
 from qdq.data.feeds import DataLike
+from qdq.data.sample_recorder import record_samples
 from qdq.errors import ModelError
 from qdq.graph.index import GraphIndex
 from qdq.graph.loader import load
@@ -34,13 +34,21 @@ from qdq.pipeline.buildable import (
     search_buildable_plan,
 )
 from qdq.pipeline.pair_locations import keep_locations
+from qdq.pipeline.partial_plan import (
+    PartialData,
+    find_partial_plan,
+    list_weight_scales,
+    plan_partially,
+)
 from qdq.pipeline.quantize_request import (
     BuildOptions,
     CalibrationOptions,
     QuantizeRequest,
     to_build_options,
+    to_partial_options,
     to_planning_options,
 )
+from qdq.pipeline.quantize_stages import CalibratedModel, PlannedModel, PreparedModel
 from qdq.pipeline.requantize import (
     KEEP,
     REPAIR,
@@ -57,7 +65,7 @@ from qdq.pipeline.unfilled_tensors import (
     has_all_tensors,
     make_filled_request,
 )
-from qdq.planning.decisions import Placement, Plan
+from qdq.planning.decisions import Placement, Plan, SensitiveLayer
 from qdq.planning.graph_reasons import describe_other_layers
 from qdq.planning.plan_request import PlanRequest, exact_globs
 from qdq.planning.planner import find_quantized_nodes, plan_source
@@ -65,10 +73,13 @@ from qdq.quantized.model import QuantizedModel
 from qdq.ranges.given_ranges import GivenRanges, GivenSummary, match_given_ranges
 from qdq.ranges.tensor_ranges import Ranges
 from qdq.rewriting.inserter import apply_plan
-from qdq.rules.rule import RuleSet
 from qdq.rules.rule_files import RulesLike, load_rules
 from qdq.rules.shipped import default_rule_sets
 from qdq.runtime.session import Progress
+from qdq.sensitivity.budget import Budget
+from qdq.sensitivity.guard import GUARD_SAMPLES
+from qdq.sensitivity.partial_result import PartialResult
+from qdq.sensitivity.plan_sensitivity import CalibratedPlan
 from qdq.target import TargetsLike
 
 
@@ -89,6 +100,8 @@ class Quantized(msgspec.Struct, frozen=True):
     ranges: Ranges | None = None
     #: What happened to the quantization that the model had; None for a float model.
     existing: Existing | None = None
+    #: What the guard or a budget measured, or why the guard did not run; None where it is off.
+    partial: PartialResult | str | None = None
 
 
 def quantize(  # noqa: PLR0913 keyword arguments of the public function
@@ -109,6 +122,9 @@ def quantize(  # noqa: PLR0913 keyword arguments of the public function
     observing: Observing = DEFAULT_OBSERVING,
     given: RangesLike | None = None,
     existing: str = REPAIR,
+    guard: float | bool = True,
+    budget: Budget | None = None,
+    partial_progress: Progress | None = None,
 ) -> Quantized:
     """Return the quantized copy of a model, with its plan, scales and findings.
 
@@ -117,16 +133,24 @@ def quantize(  # noqa: PLR0913 keyword arguments of the public function
     scales; data is only needed for those that have none. `given` holds ranges from another source,
     as `calibrate` accepts them. `planned` is called with the plan before calibration starts.
     `until_it_builds` compiles the plan for its rtx targets first, and leaves in float the nodes
-    that the compiler refuses. Raises ModelError, RuleError, DataError or UsageError, as the stages
+    that the compiler refuses.
+
+    With data and a float model, the `guard` leaves in float a small part that makes most of the
+    error: at most this share of the multiply-accumulates, 0.03 for True. A `budget` states what to
+    reach instead. Raises ModelError, RuleError, DataError, MetricError or UsageError, as the stages
     do. The model passed in is never changed.
     """
     planning = to_planning_options(rules, targets, leave_float, allow_unmatched, profiles)
     build_options = to_build_options(until_it_builds)
     known_ranges = to_known_ranges(given)
+    data = record_samples(data, GUARD_SAMPLES)
     calibration = CalibrationOptions(
         data, batch, method, weights, observing, progress, known_ranges
     )
-    request = QuantizeRequest(model, existing, planning, calibration, build_options, planned)
+    partial = to_partial_options(guard, budget, partial_progress)
+    request = QuantizeRequest(
+        model, existing, planning, calibration, build_options, partial, planned
+    )
     return run_request(request)
 
 
@@ -137,60 +161,32 @@ def run_request(request: QuantizeRequest) -> Quantized:
     if request.planned:
         request.planned(planned.plan)
     calibrated = _calibrate(request, prepared, planned)
+    calibrated = _leave_sensitive(request, prepared, calibrated)
     return _rewrite(request, prepared, calibrated)
 
 
-class _Prepared(msgspec.Struct, frozen=True):
-    """The float model and everything that was read from the model passed in."""
-
-    #: The float model.
-    source: Source
-    #: The model passed in; None where it is float.
-    quantized_model: QuantizedModel | None
-    rules: RuleSet
-    method: Method
-    #: The ranges passed in, and those of the model's pairs.
-    known_ranges: KnownRanges | None
-
-
-class _Planned(msgspec.Struct, frozen=True):
-    """The plan and its index; with `until_it_builds` also the search for it."""
-
-    index: GraphIndex
-    plan: Plan
-    build: BuildFunction | None = None
-    build_search: BisectionResult | None = None
-
-
-class _Calibrated(msgspec.Struct, frozen=True):
-    """The plan with its scales, and the ranges that they were chosen from."""
-
-    #: Without the nodes that read a tensor which no sample filled.
-    planned: _Planned
-    scales: Scales
-    ranges: Ranges
-
-
-def _prepare(request: QuantizeRequest) -> _Prepared:
+def _prepare(request: QuantizeRequest) -> PreparedModel:
     """Load the model, and read its pairs where it is quantized already."""
     require_mode(request.existing)
     source = load(request.model)
     rules = request.planning.rules
     known_ranges = request.calibration.known_ranges
     quantized_model = None
+    sensitive: tuple[SensitiveLayer, ...] = ()
     if find_quantized_nodes(source):
         quantized_model = QuantizedModel(source)
         default_rules = default_rule_sets(source)
         source = make_float_source(quantized_model, request.existing)
         rules = rules or load_rules(default_rules)
         if request.existing != REPLACE:
+            sensitive = recorded_sensitive_layers(quantized_model.original)
             known_ranges = merge_own_ranges(quantized_model, known_ranges)
     method = parse_method(request.calibration.method, request.calibration.weights)
     rules = rules or load_rules()
-    return _Prepared(source, quantized_model, rules, method, known_ranges)
+    return PreparedModel(source, quantized_model, rules, method, sensitive, known_ranges)
 
 
-def _make_plan(request: QuantizeRequest, prepared: _Prepared) -> _Planned:
+def _make_plan(request: QuantizeRequest, prepared: PreparedModel) -> PlannedModel:
     """Plan the float model; search for a plan that builds where that is requested."""
     options = request.planning
     plan_request = PlanRequest(
@@ -200,11 +196,12 @@ def _make_plan(request: QuantizeRequest, prepared: _Prepared) -> _Planned:
         allow_unmatched=options.allow_unmatched,
         profiles=options.profiles,
         plans_bfloat16=_has_bfloat16_layers(prepared),
+        sensitive=prepared.sensitive,
     )
     index, plan = plan_source(prepared.source, plan_request)
     if plan.placements:
         require_valid(prepared.source)
-    planned = _Planned(index, plan)
+    planned = PlannedModel(index, plan)
     if request.build_options is not None:
         planned = _search_buildable(prepared, plan_request, planned, request.build_options)
     plan = _keep_pairs(request, prepared, planned.plan)
@@ -212,12 +209,12 @@ def _make_plan(request: QuantizeRequest, prepared: _Prepared) -> _Planned:
     return msgspec.structs.replace(planned, plan=plan)
 
 
-def _has_bfloat16_layers(prepared: _Prepared) -> bool:
+def _has_bfloat16_layers(prepared: PreparedModel) -> bool:
     quantized_model = prepared.quantized_model
     return quantized_model is not None and quantized_model.has_bfloat16_layers
 
 
-def _keep_pairs(request: QuantizeRequest, prepared: _Prepared, plan: Plan) -> Plan:
+def _keep_pairs(request: QuantizeRequest, prepared: PreparedModel, plan: Plan) -> Plan:
     """Return a plan with the pairs of a quantized model where they are, as far as they stay."""
     if prepared.quantized_model is None or request.existing == REPLACE:
         return plan
@@ -228,8 +225,8 @@ def _keep_pairs(request: QuantizeRequest, prepared: _Prepared, plan: Plan) -> Pl
 
 
 def _search_buildable(
-    prepared: _Prepared, plan_request: PlanRequest, planned: _Planned, options: BuildOptions
-) -> _Planned:
+    prepared: PreparedModel, plan_request: PlanRequest, planned: PlannedModel, options: BuildOptions
+) -> PlannedModel:
     """Plan again, with the nodes in float that the compiler refuses."""
     index, plan = planned.index, planned.plan
     build = make_build_function(index.source, plan.targets, options.shapes)
@@ -241,10 +238,10 @@ def _search_buildable(
         profiles=plan.profiles,
     )
     index, plan = plan_source(prepared.source, buildable_request)
-    return _Planned(index, plan, build, build_search)
+    return PlannedModel(index, plan, build, build_search)
 
 
-def _require_placements(prepared: _Prepared, index: GraphIndex, plan: Plan) -> None:
+def _require_placements(prepared: PreparedModel, index: GraphIndex, plan: Plan) -> None:
     """Raise ModelError for an empty plan."""
     if plan.placements:
         return
@@ -266,7 +263,9 @@ def _require_placements(prepared: _Prepared, index: GraphIndex, plan: Plan) -> N
     )
 
 
-def _calibrate(request: QuantizeRequest, prepared: _Prepared, planned: _Planned) -> _Calibrated:
+def _calibrate(
+    request: QuantizeRequest, prepared: PreparedModel, planned: PlannedModel
+) -> CalibratedModel:
     """Compute the scales of the tensors that samples fill, the others left in float."""
     ranges, summary = _gather_ranges(request.calibration, prepared, planned)
     unfilled = tuple(find_unfilled(planned.plan, ranges, summary))
@@ -279,11 +278,34 @@ def _calibrate(request: QuantizeRequest, prepared: _Prepared, planned: _Planned)
     scales = choose_scales(planned.index, planned.plan, ranges, prepared.method, summary)
     if tensors:
         scales = msgspec.structs.replace(scales, unfilled=tuple(tensors))
-    return _Calibrated(planned, scales, ranges)
+    return CalibratedModel(planned, scales, ranges, summary)
+
+
+def _leave_sensitive(
+    request: QuantizeRequest, prepared: PreparedModel, calibrated: CalibratedModel
+) -> CalibratedModel:
+    """Measure which part makes most of the error, and leave it in float."""
+    calibration = request.calibration
+    if not request.is_measured(prepared.quantized_model is None) or calibration.data is None:
+        return calibrated
+    planned, ranges = calibrated.planned, calibrated.ranges
+    plan = CalibratedPlan(planned.index, planned.plan, calibrated.scales, ranges)
+    data = PartialData(calibration.data, calibration.batch, calibration.observing)
+    result = find_partial_plan(plan, data, request.partial)
+    calibrated = msgspec.structs.replace(calibrated, partial=result)
+    if isinstance(result, str) or not result.sensitive:
+        return calibrated
+    partial_plan = plan_partially(planned.index, planned.plan, prepared.rules, result)
+    planned = msgspec.structs.replace(planned, plan=partial_plan)
+    _require_placements(prepared, planned.index, partial_plan)
+    summary = _match_again(prepared, planned, calibrated.summary)
+    weights = list_weight_scales(calibrated.scales)
+    scales = choose_scales(planned.index, partial_plan, ranges, prepared.method, summary, weights)
+    return msgspec.structs.replace(calibrated, planned=planned, scales=scales)
 
 
 def _gather_ranges(
-    options: CalibrationOptions, prepared: _Prepared, planned: _Planned
+    options: CalibrationOptions, prepared: PreparedModel, planned: PlannedModel
 ) -> tuple[Ranges, GivenSummary | None]:
     """Return the ranges; the data is not read where a quantized model has all ranges."""
     index, plan = planned.index, planned.plan
@@ -298,10 +320,10 @@ def _gather_ranges(
 
 def _leave_unfilled(
     request: QuantizeRequest,
-    prepared: _Prepared,
-    planned: _Planned,
+    prepared: PreparedModel,
+    planned: PlannedModel,
     unfilled: tuple[Placement, ...],
-) -> _Planned:
+) -> PlannedModel:
     """Plan again, with the nodes in float that read a tensor without a range."""
     plan_request = make_filled_request(
         planned.plan, prepared.rules, unfilled, _has_bfloat16_layers(prepared)
@@ -312,7 +334,7 @@ def _leave_unfilled(
 
 
 def _match_again(
-    prepared: _Prepared, planned: _Planned, summary: GivenSummary | None
+    prepared: PreparedModel, planned: PlannedModel, summary: GivenSummary | None
 ) -> GivenSummary | None:
     """Return which given ranges apply to a smaller plan, None where none are given."""
     known_ranges = prepared.known_ranges
@@ -321,7 +343,9 @@ def _match_again(
     return match_given_ranges(planned.index, planned.plan, known_ranges)
 
 
-def _rewrite(request: QuantizeRequest, prepared: _Prepared, calibrated: _Calibrated) -> Quantized:
+def _rewrite(
+    request: QuantizeRequest, prepared: PreparedModel, calibrated: CalibratedModel
+) -> Quantized:
     """Insert the pairs, check the result, and build it where that is requested."""
     planned, scales = calibrated.planned, calibrated.scales
     plan = planned.plan
@@ -351,6 +375,7 @@ def _rewrite(request: QuantizeRequest, prepared: _Prepared, calibrated: _Calibra
         build_search=planned.build_search,
         ranges=calibrated.ranges,
         existing=existing,
+        partial=calibrated.partial,
     )
 
 

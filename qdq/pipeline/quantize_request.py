@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from numbers import Real
 
 import msgspec
 
 from qdq.arguments import require_callable, require_type
 from qdq.calibration.calibrator import KnownRanges
 from qdq.data.feeds import DataLike
+from qdq.errors import UsageError
 from qdq.graph.shape_profiles import Profile, ProfilesLike, to_profiles
 from qdq.graph.source import ModelLike
 from qdq.observers.collection import Observing
@@ -17,6 +19,8 @@ from qdq.planning.plan_request import to_globs
 from qdq.rules.rule import RuleSet
 from qdq.rules.rule_files import RulesLike, to_rule_set
 from qdq.runtime.session import Progress
+from qdq.sensitivity.budget import Budget
+from qdq.sensitivity.guard import DEFAULT_GUARD
 from qdq.target import Target, TargetsLike, to_targets
 
 
@@ -84,6 +88,30 @@ class CalibrationOptions(msgspec.Struct, frozen=True):
         require_callable(self.progress, "progress")
 
 
+class PartialOptions(msgspec.Struct, frozen=True):
+    """The arguments of `quantize` that decide which part is left in float by measurement."""
+
+    #: The largest share of the multiply-accumulates that the guard leaves in float; 0.0 for none.
+    guard: float = DEFAULT_GUARD
+    #: What the model must reach; None for the guard.
+    budget: Budget | None = None
+    #: Called after each run with the number of runs so far.
+    progress: Progress | None = None
+
+
+def to_partial_options(
+    guard: float | bool, budget: Budget | None, progress: Progress | None
+) -> PartialOptions:
+    """Return the options of what users pass; raises UsageError for values that do not fit."""
+    require_type(guard, (bool, Real), "guard", "True, False or a share such as 0.03")
+    require_type(budget, (Budget, type(None)), "budget", "qdq.Budget(...)")
+    require_callable(progress, "partial_progress")
+    share = (DEFAULT_GUARD if guard else 0.0) if isinstance(guard, bool) else float(guard)
+    if not 0.0 <= share <= 1.0:
+        raise UsageError(f"guard: {share:g} is no share. Pass a number from 0 to 1.")
+    return PartialOptions(share, budget, progress)
+
+
 class QuantizeRequest(msgspec.Struct, frozen=True):
     """The arguments of `quantize`."""
 
@@ -94,8 +122,18 @@ class QuantizeRequest(msgspec.Struct, frozen=True):
     calibration: CalibrationOptions
     #: None where the plan is not compiled.
     build_options: BuildOptions | None
+    partial: PartialOptions
     #: Called with the plan before calibration starts.
     planned: Callable[[Plan], None] | None
 
     def __post_init__(self) -> None:
         require_callable(self.planned, "planned")
+
+    def is_measured(self, is_float: bool) -> bool:
+        """Whether a part may be left in float by measurement.
+
+        Not of a model that was quantized already: it may be trained to be quantized as it is.
+        """
+        if self.partial.guard == 0.0 and self.partial.budget is None:
+            return False
+        return is_float or self.existing == "replace"

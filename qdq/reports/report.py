@@ -15,6 +15,7 @@ from qdq.pipeline.requantize import Existing
 from qdq.planning.decisions import Plan
 from qdq.reports.changes import existing_sections
 from qdq.reports.json_output import to_json
+from qdq.reports.partial_sections import partial_section, trade_off_section
 from qdq.reports.plan_sections import build_search_section, plan_summary
 from qdq.reports.scales_sections import scales_summary
 from qdq.reports.sections import Section, sections_text
@@ -23,6 +24,7 @@ from qdq.reports.validation_sections import (
     layers_section,
     validation_sections,
 )
+from qdq.sensitivity.partial_result import PartialResult
 from qdq.validation.accuracy import Accuracy
 from qdq.validation.validator import Validation
 
@@ -43,6 +45,8 @@ class Report(msgspec.Struct, frozen=True):
     misses: tuple[str, ...] = ()
     #: The nodes left in float so that the model builds; absent without `--until-it-builds`.
     build_search: BisectionResult | msgspec.UnsetType = msgspec.UNSET
+    #: What the guard or a budget measured, or why the guard did not run; absent where it is off.
+    partial: PartialResult | str | msgspec.UnsetType = msgspec.UNSET
     #: What happened to the quantization that the model had; absent for a float model.
     existing: Existing | msgspec.UnsetType = msgspec.UNSET
     #: The accuracy of the quantized model passed in, against its float model; absent unless it
@@ -89,6 +93,10 @@ def report_sections(report: Report, *, is_target_default: bool = False) -> list[
         sections.append(build_search_section(report.build_search))
     if report.scales:
         sections.append(scales_summary(report.scales))
+    if not isinstance(report.partial, msgspec.UnsetType):
+        sections.append(partial_section(report.partial))
+    if isinstance(report.partial, PartialResult) and report.partial.steps:
+        sections.append(trade_off_section(report.partial))
     if report.findings is not None:
         sections.append(findings_section(report.findings))
     if isinstance(report.original_accuracy, Accuracy):
