@@ -14,10 +14,13 @@ from qdq.metrics.metric import Metric
 from qdq.metrics.score_drop import to_drop
 from qdq.sensitivity.budget import Budget
 from qdq.sensitivity.guard import DEFAULT_GUARD
-from qdq.validation.validator import Thresholds, no_drop_error
+from qdq.validation.validator import Thresholds
 
 #: The options that `partial_options` adds.
 PARTIAL_OPTIONS = ("guard", "keep_float", "float_first")
+
+#: The thresholds that a search reaches where they are on the command line.
+BUDGET_THRESHOLDS = ("min_snr", "max_drop")
 
 _PERCENT = re.compile(r"(\d+(?:\.\d+)?) ?%")
 _DEFAULT_GUARD = f"{DEFAULT_GUARD:.0%}"
@@ -31,29 +34,36 @@ class PartialArguments(msgspec.Struct, frozen=True):
     keep_float: float | None
     float_first: int | None
 
+    def states_budget(self, ctx: click.Context) -> bool:
+        """Whether options state what the model must reach, or what may stay in float.
+
+        Thresholds of the project file only judge.
+        """
+        is_limited = self.keep_float is not None or self.float_first is not None
+        return is_limited or any(is_on_command_line(ctx, name) for name in BUDGET_THRESHOLDS)
+
     def make_budget(
         self, ctx: click.Context, thresholds: Thresholds, metric: Metric | None
     ) -> Budget | None:
-        """Return what a quantized model must reach; None where only the guard applies.
+        """Return the budget; None where only the guard applies.
 
-        Raises UsageError for a drop without a metric.
+        Raises UsageError for options that contradict each other.
         """
-        max_drop = None
-        if thresholds.max_drop is not None:
-            max_drop = to_drop(thresholds.max_drop, "--max-drop")
-            if metric is None:
-                raise UsageError("--max-drop judges a metric's score. Pass --metric too.")
-            if not metric.scores_float_model:
-                raise no_drop_error(metric.name)
-        budget = Budget(thresholds.snr_db, metric, max_drop, self.keep_float, self.float_first)
-        if budget.first is not None and str(budget) != f"first {budget.first}":
+        if not self.states_budget(ctx):
+            return None
+        if is_on_command_line(ctx, "guard"):
+            raise UsageError("--guard and a budget are two ways to choose. Drop --guard.")
+        is_judged = any(is_on_command_line(ctx, name) for name in BUDGET_THRESHOLDS)
+        if self.float_first is not None and (is_judged or self.keep_float is not None):
             raise UsageError(
                 "--float-first takes a number of layers and measures nothing. "
                 "Drop --min-snr, --max-drop and --keep-float, or drop --float-first."
             )
-        if str(budget) and is_on_command_line(ctx, "guard"):
-            raise UsageError("--guard and a budget are two ways to choose. Drop --guard.")
-        return budget if str(budget) else None
+        min_snr_db = thresholds.snr_db if is_on_command_line(ctx, "min_snr") else None
+        max_drop = None
+        if is_on_command_line(ctx, "max_drop") and thresholds.max_drop is not None:
+            max_drop = to_drop(thresholds.max_drop, "--max-drop")
+        return Budget(min_snr_db, metric, max_drop, self.keep_float, self.float_first)
 
 
 def _collect_partial(

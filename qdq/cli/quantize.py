@@ -12,7 +12,7 @@ from qdq.cli.data_options import DataOptions, labelled_data_options
 from qdq.cli.messages import name_files_in_errors, print_record, print_written
 from qdq.cli.observing_options import observing_options
 from qdq.cli.options import FILE, collect_options, format_option, output_options, report_option
-from qdq.cli.partial_options import PartialArguments, partial_options
+from qdq.cli.partial_options import BUDGET_THRESHOLDS, PartialArguments, partial_options
 from qdq.cli.plan_options import PlanOptions, parse_profiles, plan_options, read_rule_sets
 from qdq.cli.progress import progress, resumable
 from qdq.cli.ranges_options import (
@@ -86,19 +86,12 @@ class QuantizeOptions(msgspec.Struct, frozen=True):
         """The file of the rule that a budget writes, beside the output."""
         return self.output.with_suffix(SENSITIVE_FILE_SUFFIX)
 
-    @property
-    def has_budget(self) -> bool:
-        """Whether the options state what the model must reach, or what may stay in float."""
-        partial, thresholds = self.partial, self.thresholds
-        stated = (thresholds.snr_db, thresholds.max_drop, partial.keep_float, partial.float_first)
-        return any(value is not None for value in stated)
-
-    def check_outputs(self) -> None:
+    def check_outputs(self, has_budget: bool) -> None:
         """Raise UsageError, before any work, for a file that could not be written at the end."""
         check_output(self.output, self.force)
         if self.until_it_builds:
             check_output(self.rule_file, self.force, "the rule file of --until-it-builds")
-        if self.has_budget:
+        if has_budget:
             check_output(self.sensitive_file, self.force, "the rule file of the budget")
         if self.report:
             check_report_path(self.report)
@@ -174,10 +167,10 @@ def command(ctx: click.Context, options: QuantizeOptions) -> None:
       qdq quantize resnet50.onnx -o resnet50.int8.onnx --ranges resnet50.cache
       qdq quantize resnet50.qat.onnx -o resnet50.int8.onnx --existing repair
     """
-    options.check_outputs()
+    has_budget = options.partial.states_budget(ctx)
+    options.check_outputs(has_budget)
     if not options.validate:
-        used = ("min_snr", "max_drop", "metric") if options.has_budget else ()
-        refuse_unused_thresholds(ctx, used)
+        refuse_unused_thresholds(ctx, (*BUDGET_THRESHOLDS, "metric") if has_budget else ())
     inputs = _read_inputs(ctx, options)
     plan_external_copies(inputs.source, options.output, options.force)
     named_files = list_observed_files(options.ranges, inputs.known_ranges)
@@ -186,20 +179,16 @@ def command(ctx: click.Context, options: QuantizeOptions) -> None:
         report = _make_report(options, inputs, result)
         with written_together():
             written = _write_outputs(options, result, report)
-            written += _write_rule_file(options.rule_file, result, inputs.rules)
-            if options.has_budget:
-                written += _write_sensitive_file(options.sensitive_file, result, inputs.rules)
-    _print_report(options, report)
-    if options.save_ranges:
-        written.append(options.save_ranges)
-    if options.layout == "text":
-        print_written(written)
+            written += _write_rule_files(options, result, inputs)
+    _print_report(options, report, written)
     ctx.exit(1 if report.findings or report.misses else 0)
 
 
-def _print_report(options: QuantizeOptions, report: Report) -> None:
+def _print_report(options: QuantizeOptions, report: Report, written: list[Path]) -> None:
     sections = report_sections(report, is_target_default=not options.plan.targets)
     print_record(options.layout, report, sections)
+    if options.layout == "text":
+        print_written([*written, options.save_ranges] if options.save_ranges else written)
 
 
 def _read_inputs(ctx: click.Context, options: QuantizeOptions) -> _Inputs:
@@ -208,7 +197,7 @@ def _read_inputs(ctx: click.Context, options: QuantizeOptions) -> _Inputs:
     source = load(options.model)
     rules = read_rule_sets(options.plan.rule_sets or default_rule_sets(source))
     metric = None
-    if options.validate or options.has_budget:
+    if options.validate or options.partial.states_budget(ctx):
         has_data = options.data.source is not None
         metric = read_metric(ctx, options.metric, has_data, options.thresholds)
     budget = options.partial.make_budget(ctx, options.thresholds, metric)
@@ -344,24 +333,22 @@ def _write_outputs(options: QuantizeOptions, result: Quantized, report: Report) 
     return [options.output]
 
 
-def _write_rule_file(path: Path, result: Quantized, rules: RuleSet) -> list[Path]:
-    """Write the layers that the compiler refused as a rule file, and return the file.
+def _write_rule_files(options: QuantizeOptions, result: Quantized, inputs: _Inputs) -> list[Path]:
+    """Write the layers that a search left in float as rule files, and return the files.
 
-    Nothing is written or returned where no layer was refused.
+    Nothing is written or returned where a search left none.
     """
+    written: list[Path] = []
     search = result.build_search
-    if not search or not search.groups:
-        return []
-    content = leave_float_yaml(path.stem, result.source.name, search, rules)
-    write_atomic(path, content.encode())
-    return [path]
-
-
-def _write_sensitive_file(path: Path, result: Quantized, rules: RuleSet) -> list[Path]:
-    """Write the layers that a budget left in float as a rule file, and return the file."""
+    if search and search.groups:
+        path = options.rule_file
+        content = leave_float_yaml(path.stem, result.source.name, search, inputs.rules)
+        write_atomic(path, content.encode())
+        written.append(path)
     partial = result.partial
-    if partial is None or isinstance(partial, str) or not partial.sensitive:
-        return []
-    content = sensitive_yaml(path.stem, result.source.name, partial, rules)
-    write_atomic(path, content.encode())
-    return [path]
+    if inputs.budget and isinstance(partial, PartialResult) and partial.sensitive:
+        path = options.sensitive_file
+        content = sensitive_yaml(path.stem, result.source.name, partial, inputs.rules)
+        write_atomic(path, content.encode())
+        written.append(path)
+    return written

@@ -15,10 +15,17 @@ from qdq.sensitivity.partial_result import WARN_BELOW_DB, PartialResult
 _MOST_STEPS = 20
 
 
-def partial_section(result: PartialResult | str) -> Section:
-    """Return the section about a guard or a budget."""
+def partial_sections(result: PartialResult | str | msgspec.UnsetType) -> Iterator[Section]:
+    """Yield the sections about a guard or a budget, if there was one."""
     if isinstance(result, str):
-        return Section("Sensitivity", (result,))
+        yield Section("Sensitivity", (result,))
+    elif isinstance(result, PartialResult):
+        yield _result_section(result)
+        if result.steps:
+            yield _trade_off_section(result)
+
+
+def _result_section(result: PartialResult) -> Section:
     rows: list[tuple[str, str]] = []
     for layer in result.sensitive:
         rows.append((layer.node, f"{layer.gain_db:.2f} dB"))
@@ -26,7 +33,7 @@ def partial_section(result: PartialResult | str) -> Section:
     return Section("Sensitivity", tuple(_describe(result)), headers, tuple(rows))
 
 
-def trade_off_section(result: PartialResult) -> Section:
+def _trade_off_section(result: PartialResult) -> Section:
     """Return the measured points of a trade-off: work in float against loss."""
     rows: list[tuple[str, str, str]] = []
     for step in result.steps[:_MOST_STEPS]:

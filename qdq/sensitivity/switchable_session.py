@@ -93,6 +93,8 @@ class SwitchableSession:
 
         The names are those of the tensors. Raises DataError where ONNX Runtime fails.
         """
+        if not self._shapes:  # ONNX Runtime takes no names for all names
+            return {}
         results = self._run(list(self._shapes.values()), feed, ())
         shapes: dict[str, tuple[int, ...]] = {}
         for tensor, shape in zip(self._shapes, results, strict=True):

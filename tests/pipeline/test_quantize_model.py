@@ -193,7 +193,7 @@ def test_the_json_of_quantize_has_its_keys(tmp_path: Path) -> None:
         CALIBRATION,
         "--validate",
     )
-    assert set(content) == {"plan", "scales", "findings", "validation", "misses"}
+    assert set(content) == {"plan", "scales", "findings", "validation", "misses", "partial"}
     assert set(content["plan"]) == PLAN
     assert set(content["plan"]["placements"][0]) == {"edge", "quantizer", "because"}
     assert set(content["plan"]["placements"][0]["edge"]) == EDGE
