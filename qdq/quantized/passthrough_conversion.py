@@ -116,7 +116,8 @@ def _is_cast_to_own_type(
     zero_point = graph.stored.get(integer_format.zero_point)
     if node.op_type != "Cast" or zero_point is None:
         return False
-    return bool(node.attribute[0].i == zero_point.data_type)
+    targets = [attribute.i for attribute in node.attribute if attribute.name == "to"]
+    return targets == [zero_point.data_type]
 
 
 def _fold_cast(graph: GraphWriter, node: NodeProto, integer_format: IntegerFormat) -> None:

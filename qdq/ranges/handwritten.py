@@ -11,6 +11,7 @@ import yaml
 
 from qdq.errors import DataError, RuleError, first_line
 from qdq.files.strict_yaml import LocatedMapping, parse_text_yaml
+from qdq.printable import encodable_name
 from qdq.quantizer import INT8_LEVELS
 from qdq.ranges.given_ranges import GivenRange, GivenWeightRange
 from qdq.ranges.range_limits import LARGEST_AMAX, require_stated_range
@@ -187,6 +188,8 @@ class _JsonLines:
             position = self._text.find(json.dumps(key, ensure_ascii=False), start)
             start = max(position, start)
             line = self._text.count("\n", 0, start) + 1
+            if encodable_name(key) != key:
+                raise RuleError(f"{line}: a key holds half of a surrogate pair. Correct its name.")
             if key in mapping:
                 raise RuleError(f"{line}: the key {key!r} is given twice. Remove one.")
             mapping[key] = value

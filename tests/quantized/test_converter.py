@@ -341,6 +341,21 @@ def test_the_two_scales_of_a_pair_that_differ_leave_their_factor_in_the_float_mo
     assert [n.op_type for n in qdq.strip(close).graph.node] == ["MatMul"]
 
 
+def test_a_cast_of_integers_without_a_type_is_left_to_the_checks() -> None:
+    model = build(
+        [
+            node("QuantizeLinear", ["x", "sx", "zx"], "xq"),
+            node("Cast", ["xq"], "cast"),
+            node("DequantizeLinear", ["cast", "sx", "zx"], "y"),
+        ],
+        {"x": [1, 4]},
+        {"y": [1, 4]},
+        SCALES,
+    )
+    source, _ = convert_to_qdq(qdq.load(model))
+    assert "Cast" in [item.op_type for item in source.model.graph.node]
+
+
 @pytest.mark.parametrize("domain", ["", "com.microsoft"])
 def test_runtime_operators_of_pairs_become_those_of_onnx(domain: str) -> None:
     pair = [

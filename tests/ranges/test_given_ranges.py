@@ -214,6 +214,7 @@ def test_what_other_writers_leave_out_or_add_is_read(tmp_path: Path) -> None:
         ),
         ("f: 1\nx: 1\nx: 2\n", "ranges:3: the key 'x' is given twice"),
         ('{"f": 1,\n "x": 1,\n "x": 2}', "ranges:3: the key 'x' is given twice"),
+        ('{"f": 1, "\\ud800": 2}', "ranges:1: a key holds half of a surrogate pair"),
         ('{"f": 1,\n "x": -1}', "ranges:2: tensor 'x': a range of -1 cannot be used"),
         (
             "- x\n",
