@@ -47,6 +47,7 @@ class QuantizedModel:
         self.original = load(model)
         self.source, self.converted = convert_to_qdq(self.original)
         source = self.source
+        #: The float model, with equalized weights as they are and the record of them.
         self.stripped = strip_model(source.model, source.name, source.folder)
         self.index = GraphIndex(Source(source.path, self.stripped, source.digest))
         edges = tuple(_find_quantized_edges(source.model.graph, self.index, {}, {}))
