@@ -17,7 +17,7 @@ from qdq.runtime.session import run_sample
 class ChannelStatistics(msgspec.Struct, frozen=True, eq=False):
     """What samples show of the channels of one tensor, each as a vector."""
 
-    #: The largest absolute value.
+    #: The largest absolute value, as the mean over the samples: calibration clips rare values.
     amax: Floats
     #: The mean of the squares.
     mean_square: Floats
@@ -53,7 +53,8 @@ class _ChannelSums:
 
     def __init__(self, name: str, count: int) -> None:
         self._name = name
-        self._amax = np.zeros(count)
+        self._sum_of_amax = np.zeros(count)
+        self._samples = 0
         self._squares = np.zeros(count)
         self._values = 0
 
@@ -62,15 +63,17 @@ class _ChannelSums:
         if not channels.size:
             return
         largest = np.maximum(channels.max(axis=1), -channels.min(axis=1))
-        if len(channels) != self._amax.size or not np.isfinite(largest).all():
+        if len(channels) != self._squares.size or not np.isfinite(largest).all():
             raise DataError(
                 f"a sample: tensor {self._name!r} has values that are not finite, or another number"
                 " of channels than before. Check the data."
             )
-        self._amax = np.maximum(self._amax, largest)
+        self._sum_of_amax += largest
+        self._samples += 1
         self._squares += np.einsum("cv,cv->c", channels, channels, dtype=np.float64)
         self._values += channels.shape[1]
 
     def result(self) -> ChannelStatistics:
         """Return the statistics so far."""
-        return ChannelStatistics(self._amax, self._squares / max(self._values, 1))
+        amax = self._sum_of_amax / max(self._samples, 1)
+        return ChannelStatistics(amax, self._squares / max(self._values, 1))

@@ -39,7 +39,7 @@ from qdq.recovery.channel_layout import ChannelLayout
 from qdq.recovery.channel_places import ChannelPlace, find_places
 from qdq.recovery.channel_statistics import ChannelStatistics, measure_channels
 from qdq.recovery.exponent_bounds import bound_exponents
-from qdq.recovery.exponent_choice import choose_exponents
+from qdq.recovery.exponent_choice import choose_exponents, limit_by_largest_channel
 from qdq.recovery.layer_noise import LayerNoise
 from qdq.recovery.weight_statistics import estimate_channels
 
@@ -143,6 +143,10 @@ class _WorkingWeights:
         least, most = bound_exponents(values, weight.axis, weight.groups)
         return (least, most) if weight.is_producer else (-most, -least)
 
+    def has_half_values(self, place: ChannelPlace) -> bool:
+        """Whether a weight of a place is float16."""
+        return any(self._read(weight.tensor).dtype == np.float16 for weight in place.weights)
+
     def scale(self, weight: ScaledWeight) -> None:
         """Multiply a weight by the factors."""
         exponents = np.array(weight.exponents, np.int32)
@@ -169,6 +173,9 @@ def _equalize_place(
         weight = reader.axes.arrange(values)
         layers.append(LayerNoise(weight, classes, statistics[reader.tensor]))
     least, most = _bound_classes(place, weights)
+    if weights.has_half_values(place):
+        most = np.minimum(most, limit_by_largest_channel(layers, most.size))
+        least = np.minimum(least, most)
     exponents, gain_db = choose_exponents(layers, least, most)
     if gain_db < LEAST_GAIN_DB:
         return None

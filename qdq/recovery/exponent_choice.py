@@ -16,6 +16,11 @@ _ACTIVATION_SHARES = tuple(share / 10 for share in range(11))
 #: The most that all channels are moved to lie between the bounds, or beside channels of factor 1.
 _LARGEST_SHIFT = 6
 
+_SHIFTS = tuple(sorted(range(-_LARGEST_SHIFT, _LARGEST_SHIFT + 1), key=abs))
+
+#: A candidate replaces an earlier one where its noise is less than this share of the other's.
+_LEAST_IMPROVEMENT = 0.99
+
 #: Smaller ranges, relative to the largest of a tensor, count as this: samples may have missed some.
 _LEAST_RANGE = 2.0**-9
 
@@ -33,7 +38,7 @@ def choose_exponents(
     noise = unscaled_noise
     for candidate in _list_candidates(layers, least, most):
         candidate_noise = _predict(layers, candidate)
-        if candidate_noise < noise:
+        if candidate_noise < _LEAST_IMPROVEMENT * noise:
             best, noise = candidate, candidate_noise
     if noise <= 0.0:
         return np.zeros_like(best), 0.0
@@ -59,7 +64,7 @@ def _list_candidates(
     for share in _ACTIVATION_SHARES:
         logs = (1.0 - share) * weight_logs - share * data_logs
         centered = logs - np.median(logs[is_used])
-        for shift in range(-_LARGEST_SHIFT, _LARGEST_SHIFT + 1):
+        for shift in _SHIFTS:
             exponents = np.where(is_used, np.rint(centered + shift), 0)
             yield np.clip(exponents, least, most).astype(np.int32)
 
@@ -74,3 +79,14 @@ def _join_ranges(
         if largest > 0.0:
             np.maximum.at(joined, layer.classes, of_channel / largest)
     return joined
+
+
+def limit_by_largest_channel(layers: Sequence[LayerNoise], class_count: int) -> Exponents:
+    """Return the largest exponents with which no channel exceeds the largest of its tensor.
+
+    float16 values would overflow beyond it.
+    """
+    data_ranges = _join_ranges(layers, [layer.amax for layer in layers], class_count)
+    is_used = data_ranges > 0.0
+    headroom = -np.log2(np.where(is_used, data_ranges, 1.0))
+    return np.floor(headroom).astype(np.int32)
