@@ -69,7 +69,7 @@ class CompilerView(GraphIndex):
         return self.file_index.constant(tensor)
 
     def list_aliases(self, tensors: Iterable[str]) -> tuple[str, ...]:
-        """Return the names that some tensors have in the file, sorted: their own and their aliases'."""
+        """Return the names of some tensors and of their aliases in the file, sorted."""
         names = set(tensors)
         for tensor in tuple(names):
             names.update(self._aliases.get(tensor, ()))

@@ -1,4 +1,4 @@
-"""Weights whose channels were multiplied by powers of two: their record in a model, and its undoing.
+"""Weights whose channels were multiplied by powers of two: their record, and its undoing.
 
 A power of two changes the exponent of a float alone, so that the product with its inverse restores
 every bit, as long as no value leaves the range of the normal numbers.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -26,7 +27,10 @@ Exponents = npt.NDArray[np.int32]
 LARGEST_EXPONENT = 12
 
 #: The types whose values are scaled, as they are stored.
-_STORED_TYPES = {TensorProto.FLOAT: np.dtype("<f4"), TensorProto.FLOAT16: np.dtype("<f2")}
+_STORED_TYPES: dict[int, np.dtype[Any]] = {
+    TensorProto.FLOAT: np.dtype("<f4"),
+    TensorProto.FLOAT16: np.dtype("<f2"),
+}
 
 
 class ScaledWeight(msgspec.Struct, frozen=True):
@@ -152,9 +156,7 @@ def read_scalable_values(tensor: TensorProto) -> Array:
     return values.reshape(tuple(tensor.dims))
 
 
-def scale_values(
-    values: Array, axis: int, groups: int, exponents: Exponents
-) -> Array:
+def scale_values(values: Array, axis: int, groups: int, exponents: Exponents) -> Array:
     """Return values with their channels multiplied by 2**exponent.
 
     In `groups` of axis 0, `axis` has other channels in each group.

@@ -57,11 +57,12 @@ class ChannelReader(msgspec.Struct, frozen=True, eq=False):
     @property
     def tensor(self) -> str:
         """The tensor whose channels are scaled."""
-        return self.node.inputs[0]
+        name: str = self.node.inputs[0]
+        return name
 
 
 class ChannelFlow:
-    """The channels of the main graph that may be scaled, and the weights that absorb the factors."""
+    """The channels of the main graph that may be scaled, and the weights that absorb factors."""
 
     def __init__(self, index: CompilerView) -> None:
         self.index = index
@@ -166,7 +167,10 @@ class ChannelFlow:
         self.readers.append(ChannelReader(node, axes, layout))
 
     def _locate(self, tensor: str, axis: int, groups: int) -> tuple[str, int] | None:
-        """Return the stored tensor and the axis of a weight; one in groups must be stored as it is."""
+        """Return the stored tensor and the axis of a weight.
+
+        None where it cannot be scaled, and for one in groups that is not stored as it is read.
+        """
         location = self._stored.locate(tensor, axis)
         if groups > 1 and location != (tensor, axis):
             return None

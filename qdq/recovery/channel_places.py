@@ -1,4 +1,4 @@
-"""Groups of channels whose factors are chosen together, because a layer reads them as one tensor."""
+"""Groups of channels whose factors are chosen together: a layer reads them as one tensor."""
 
 from __future__ import annotations
 

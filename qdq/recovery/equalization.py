@@ -2,8 +2,8 @@
 
 SmoothQuant (Xiao et al., arXiv:2211.10438) moves a factor per channel from a tensor to the weights
 that it is multiplied with; cross-layer equalization (Nagel et al., arXiv:1906.04721, section 4.1)
-chooses it by weights alone. Here the factors are powers of two, so that the float model computes the
-same values to the last bit and the weights can be restored.
+chooses it by weights alone. Here the factors are powers of two, so that the float model computes
+the same values to the last bit and the weights can be restored.
 """
 
 from __future__ import annotations

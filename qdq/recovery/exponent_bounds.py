@@ -14,13 +14,7 @@ def bound_exponents(values: Array, axis: int, groups: int) -> tuple[Exponents, E
     Nonzero values stay normal numbers. Both are 0 where a channel has values that are not finite.
     A channel with subnormal values is not made smaller.
     """
-    view = split_groups(values, groups)
-    if groups > 1:
-        view = np.moveaxis(view, axis + 1, 1)
-        channels = view.reshape(view.shape[0] * view.shape[1], -1)
-    else:
-        view = np.moveaxis(view, axis, 0)
-        channels = view.reshape(len(view), -1)
+    channels = _list_channels(values, axis, groups)
     limits = np.finfo(values.dtype)
     magnitudes = np.abs(channels)
     nonzero = np.where(magnitudes > 0, magnitudes, limits.max)
@@ -33,6 +27,16 @@ def bound_exponents(values: Array, axis: int, groups: int) -> tuple[Exponents, E
         np.where(is_finite, least, 0).astype(np.int32),
         np.where(is_finite, most, 0).astype(np.int32),
     )
+
+
+def _list_channels(values: Array, axis: int, groups: int) -> Array:
+    """Return values as [channel, value]."""
+    view = split_groups(values, groups)
+    if groups == 1:
+        view = np.moveaxis(view, axis, 0)
+        return view.reshape(len(view), -1)
+    view = np.moveaxis(view, axis + 1, 1)
+    return view.reshape(view.shape[0] * view.shape[1], -1)
 
 
 def _exponent(values: Array) -> Exponents:

@@ -30,7 +30,8 @@ def is_homogeneous(index: GraphIndex, node: Node) -> bool:
     if node.op == "Clip":
         return _has_homogeneous_limits(index, node)
     if node.op == "Resize":
-        return node.attribute("coordinate_transformation_mode", b"") != b"tf_crop_and_resize"
+        mode = node.attribute("coordinate_transformation_mode", b"")
+        return bool(mode != b"tf_crop_and_resize")
     if node.op == "Pad":
         return can_commute_with_quantization(index, node) and _keeps_channel_axis(index, node)
     return is_spatial_mean(index, node)

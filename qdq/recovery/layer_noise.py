@@ -19,7 +19,7 @@ _ROUNDING_VARIANCE = 1 / 12
 
 
 class LayerNoise:
-    """Predicts the noise of one layer with a scale per tensor of its input, and per output channel."""
+    """Predicts the noise of a layer with one scale of its input, and one per output channel."""
 
     def __init__(self, weight: Array, classes: Channels, statistics: ChannelStatistics) -> None:
         """`weight` is [groups, output channels, input channels, taps], of each group.
@@ -51,9 +51,12 @@ class LayerNoise:
 
         `exponents` has one entry per class.
         """
-        factors = np.ldexp(1.0, exponents[self.classes])
-        noise = self._predict_rounding(factors) + self._predict_weights(factors)
-        return noise / self._signal if self._signal > 0.0 else 0.0
+        factors: Floats = np.ldexp(1.0, exponents[self.classes])
+        noise: float = self._predict_rounding(factors) + self._predict_weights(factors)
+        if self._signal <= 0.0:
+            return 0.0
+        relative: float = noise / self._signal
+        return relative
 
     def _predict_rounding(self, factors: Floats) -> float:
         """Return the noise from rounding the input, at most its mean square in each channel."""

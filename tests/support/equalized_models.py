@@ -83,7 +83,9 @@ class ChainBuilder:
 
     def add_layer(self, kind: str) -> None:
         """Add a layer, with rows of weights that differ in range."""
-        groups = {"plain": 1, "grouped": 2, "depthwise": _CHANNELS, "transposed": 2, "split": 4}[kind]
+        groups = {"plain": 1, "grouped": 2, "depthwise": _CHANNELS, "transposed": 2, "split": 4}[
+            kind
+        ]
         weight = self.weight(_CHANNELS, _CHANNELS // groups, 3, 3, spread=5)
         op = "ConvTranspose" if kind == "transposed" else "Conv"
         bias = (self.weight(_CHANNELS),) if kind != "split" else ()
