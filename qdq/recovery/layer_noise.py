@@ -55,8 +55,7 @@ class LayerNoise:
         noise: float = self._predict_rounding(factors) + self._predict_weights(factors)
         if self._signal <= 0.0:
             return 0.0
-        relative: float = noise / self._signal
-        return relative
+        return noise / self._signal
 
     def _predict_rounding(self, factors: Floats) -> float:
         """Return the noise from rounding the input, at most its mean square in each channel."""
@@ -70,4 +69,5 @@ class LayerNoise:
         variance = _ROUNDING_VARIANCE * (steps**2).sum(axis=1)
         energy = self.mean_square * factors**2
         energy_by_group = energy.reshape(self._groups, -1).sum(axis=1)
-        return float(variance @ energy_by_group) * self._taps
+        noise: float = float(variance @ energy_by_group) * self._taps
+        return noise
