@@ -15,6 +15,7 @@ from qdq.calibration.methods import DEFAULT_METHOD, Method, parse_method
 from qdq.calibration.scales import PairScale, Scales
 from qdq.errors import DataError, ModelError, UsageError, first_line
 from qdq.files.command_files import note_input
+from qdq.graph.equalized_weights import read_equalizations
 from qdq.printable import encodable_name
 from qdq.quantized.model import QuantizedModel
 from qdq.quantizer import ELEMENT_TYPES, FORMATS, INT8_LEVELS
@@ -98,15 +99,30 @@ def read_exportable_ranges(path: Path, method: Method | None = None) -> GivenRan
 def read_model_ranges(path: Path) -> GivenRanges:
     """Return the ranges of a quantized model's pairs, the largest of several on one tensor.
 
-    Raises ModelError for a model without any.
+    Tensors and weights that equalization changed are left out: their ranges are not those of the
+    float model. Raises ModelError for a model without any.
     """
-    ranges = read_pair_ranges(QuantizedModel(path))
+    quantized_model = QuantizedModel(path)
+    ranges = _leave_out_equalized(quantized_model, read_pair_ranges(quantized_model))
     if not ranges.by_tensor and not ranges.weights:
         raise ModelError(
             f"{path}: no pair of the model has a constant scale and zero point. "
             "Pass a quantized model."
         )
     return msgspec.structs.replace(ranges, name=path.name, path=str(path))
+
+
+def _leave_out_equalized(quantized_model: QuantizedModel, ranges: GivenRanges) -> GivenRanges:
+    """Return the ranges of the tensors of the main graph that equalization did not change."""
+    changed: set[str] = set()
+    for equalization in read_equalizations(quantized_model.stripped, quantized_model.source.name):
+        changed.update(equalization.tensors)
+        changed.update(weight.tensor for weight in equalization.weights)
+    return msgspec.structs.replace(
+        ranges,
+        by_tensor=tuple(item for item in ranges.by_tensor if item.tensor not in changed),
+        weights=tuple(item for item in ranges.weights if item.tensor not in changed),
+    )
 
 
 def encode_given_ranges(ranges: GivenRanges, layout: str, version: str | None = None) -> bytes:

@@ -7,7 +7,7 @@ before or after a node asks this view; what is written to the file has the file'
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from qdq.arrays import Array
 from qdq.graph.aliases import find_origin, is_alias
@@ -67,6 +67,13 @@ class CompilerView(GraphIndex):
     def constant(self, tensor: str) -> Array:
         """Return the value of a constant tensor; the index of the file keeps it."""
         return self.file_index.constant(tensor)
+
+    def list_aliases(self, tensors: Iterable[str]) -> tuple[str, ...]:
+        """Return the names of some tensors and of their aliases in the file, sorted."""
+        names = set(tensors)
+        for tensor in tuple(names):
+            names.update(self._aliases.get(tensor, ()))
+        return tuple(sorted(names))
 
     def is_live(self, node: Node) -> bool:
         """Whether an output of the model depends on a node of this graph."""

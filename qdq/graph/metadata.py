@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from onnx import ModelProto
+from collections.abc import Container
+
+from onnx import ModelProto, StringStringEntryProto
 
 #: The `metadata_props` keys of qdq begin with this.
 METADATA_PREFIX = "qdq."
@@ -24,10 +26,16 @@ SHAPES_KEY = "qdq.shapes"
 BATCH_KEY = "qdq.batch"
 RANGES_KEY = "qdq.ranges"
 
+#: The key of the channel factors that the model's weights were multiplied with.
+EQUALIZATION_KEY = "qdq.equalization"
 
-def remove_metadata(model: ModelProto) -> None:
-    """Remove the entries of qdq from a model's metadata."""
-    kept = [p for p in model.metadata_props if not p.key.startswith(METADATA_PREFIX)]
-    if len(kept) < len(model.metadata_props):
+
+def remove_metadata(model: ModelProto, kept: Container[str] = ()) -> None:
+    """Remove the entries of qdq from a model's metadata, except for those of some keys."""
+    remaining: list[StringStringEntryProto] = []
+    for entry in model.metadata_props:
+        if entry.key in kept or not entry.key.startswith(METADATA_PREFIX):
+            remaining.append(entry)
+    if len(remaining) < len(model.metadata_props):
         del model.metadata_props[:]
-        model.metadata_props.extend(kept)
+        model.metadata_props.extend(remaining)

@@ -10,10 +10,12 @@ from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
 import msgspec
+from onnx import ModelProto
 
 from qdq.calibration.calibrator import KnownRanges
 from qdq.calibration.scales import Scales
 from qdq.errors import ModelError, UsageError
+from qdq.graph.equalized_weights import undo_equalization
 from qdq.graph.index import GraphIndex
 from qdq.graph.source import Source, canonical_bytes
 from qdq.pipeline.pair_locations import sort_placements
@@ -73,6 +75,8 @@ class Existing(msgspec.Struct, frozen=True):
 def make_float_source(quantized_model: QuantizedModel, mode: str) -> Source:
     """Return the float model of a quantized one.
 
+    Pairs that stay have scales for equalized weights, so these stay too, with their record. Where
+    the pairs are replaced, equalization is undone.
     Raises ModelError for a quantized operator that has no float form. Unless the pairs are
     replaced, raises it also for pairs that no plan can describe.
     """
@@ -88,6 +92,10 @@ def make_float_source(quantized_model: QuantizedModel, mode: str) -> Source:
         for quantized_edge in quantized_model.edges:
             _require_plannable(name, quantized_edge)
     stripped = quantized_model.stripped
+    if mode == REPLACE:
+        stripped = ModelProto()
+        stripped.CopyFrom(quantized_model.stripped)
+        undo_equalization(stripped, name)
     digest = hashlib.sha256(canonical_bytes(stripped)).hexdigest()
     return Source(original.path, stripped, digest, original.notes)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cached_property
 
 import msgspec
 import numpy as np
@@ -12,6 +13,7 @@ from qdq.arrays import Array
 from qdq.errors import ModelError
 from qdq.graph.aliases import is_alias_or_float_cast
 from qdq.graph.bodies import node_bodies, node_labels, qualified_name, read_tensor_values
+from qdq.graph.equalized_weights import find_equalization_entry, undo_equalization
 from qdq.graph.index import Edge, GraphIndex
 from qdq.graph.loader import load
 from qdq.graph.opset import FLOAT16_OPSET
@@ -47,12 +49,23 @@ class QuantizedModel:
         self.original = load(model)
         self.source, self.converted = convert_to_qdq(self.original)
         source = self.source
+        #: The float model, with equalized weights as they are and the record of them.
         self.stripped = strip_model(source.model, source.name, source.folder)
         self.index = GraphIndex(Source(source.path, self.stripped, source.digest))
         edges = tuple(_find_quantized_edges(source.model.graph, self.index, {}, {}))
         self.edges = tuple(edge for edge, is_captured in edges if not is_captured)
         #: The edges in bodies that read the result of a pair outside of the body.
         self.captured_edges = tuple(edge for edge, is_captured in edges if is_captured)
+
+    @cached_property
+    def restored_index(self) -> GraphIndex:
+        """The index of the float model with the weights that it had before equalization."""
+        if not find_equalization_entry(self.stripped):
+            return self.index
+        restored = ModelProto()
+        restored.CopyFrom(self.stripped)
+        undo_equalization(restored, self.source.name)
+        return GraphIndex(Source(self.source.path, restored, self.source.digest))
 
     @property
     def least_opset(self) -> int:

@@ -98,7 +98,7 @@ def diff_pairs(old: QuantizedModel, new: QuantizedModel) -> PairDiff:
         pairs=tuple(_find_changes(match_pairs(old, new, places))),
         nodes_added=tuple(_unmatched_nodes(new.index, places.keys())),
         nodes_removed=tuple(_unmatched_nodes(old.index, set(places.values()))),
-        weights=tuple(compare_weights(old.index, new.index, places)),
+        weights=tuple(compare_weights(old.restored_index, new.restored_index, places)),
         metadata=tuple(_compare_metadata(old, new)),
     )
 

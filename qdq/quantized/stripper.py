@@ -13,8 +13,9 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto,
 from qdq.arrays import Array
 from qdq.errors import ModelError
 from qdq.graph.bodies import node_bodies, read_tensor_values
+from qdq.graph.equalized_weights import undo_equalization
 from qdq.graph.loader import load
-from qdq.graph.metadata import remove_metadata
+from qdq.graph.metadata import EQUALIZATION_KEY, remove_metadata
 from qdq.graph.pairs import QdqPair, count_readers, find_pairs, stored_tensors
 from qdq.graph.source import ModelLike
 from qdq.quantized.converter import convert_to_qdq, find_unconverted
@@ -38,18 +39,22 @@ def strip(model: ModelLike) -> ModelProto:
             f"{path}: node {unconverted[0]} has no float form that qdq knows."
             " Quantize the float model it was made from."
         )
-    return strip_model(source.model, source.name, source.folder)
+    stripped = strip_model(source.model, source.name, source.folder)
+    undo_equalization(stripped, source.name)
+    return stripped
 
 
 def strip_model(model: ModelProto, name: str = "model", folder: Path | None = None) -> ModelProto:
-    """Return the stripped copy of a ModelProto, without the metadata that qdq wrote.
+    """Return a copy of a ModelProto without pairs and without the metadata that qdq wrote.
 
+    The weights of an equalized model stay, with their record in the metadata, which
+    `undo_equalization` reads.
     Raises ModelError, beginning with `name`, for stored integers that cannot be dequantized.
     """
     stripped = ModelProto()
     stripped.CopyFrom(model)
     _strip_graph(stripped.graph, {}, _ModelLocation(name, folder))
-    remove_metadata(stripped)
+    remove_metadata(stripped, kept=(EQUALIZATION_KEY,))
     return stripped
 
 

@@ -21,6 +21,7 @@ from qdq.graph.loader import load
 from qdq.graph.metadata import (
     BATCH_KEY,
     DATA_KEY,
+    EQUALIZATION_KEY,
     LEAVE_FLOAT_KEY,
     METHOD_KEY,
     RANGES_KEY,
@@ -73,7 +74,8 @@ def apply_plan(index: GraphIndex, plan: Plan, scales: Scales) -> ModelProto:
 def is_restored_by_stripping(rewritten: ModelProto, model: ModelProto) -> bool:
     """Whether stripping a rewritten model restores a model byte for byte.
 
-    The model's weights must come first in the rewritten one, unchanged.
+    The model's weights must come first in the rewritten one, unchanged. An equalized model is
+    compared as it is: `equalize` verified that undoing restores the model before.
     """
     weights = zip(rewritten.graph.initializer, model.graph.initializer, strict=False)
     if not all(rewritten_weight == weight for rewritten_weight, weight in weights):
@@ -242,9 +244,9 @@ def _replace_nodes(graph: GraphProto, nodes: list[NodeProto]) -> None:
 def _write_metadata(model: ModelProto, plan: Plan, scales: Scales) -> None:
     """Write the metadata from which `check` plans the model again.
 
-    It replaces the metadata of earlier runs.
+    It replaces the metadata of earlier runs. The record of equalized weights stays with them.
     """
-    remove_metadata(model)
+    remove_metadata(model, kept=(EQUALIZATION_KEY,))
     metadata = {
         TARGETS_KEY: " ".join(map(str, plan.targets)),
         RULES_KEY: "\n".join(plan.rule_sets),
