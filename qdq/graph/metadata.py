@@ -23,6 +23,9 @@ SHAPES_KEY = "qdq.shapes"
 BATCH_KEY = "qdq.batch"
 RANGES_KEY = "qdq.ranges"
 
+#: The key of the biases before their correction, which stripping restores.
+BIASES_KEY = "qdq.biases"
+
 
 def remove_metadata(model: ModelProto) -> None:
     """Remove the entries of qdq from a model's metadata."""

@@ -17,6 +17,7 @@ from qdq.graph.loader import load
 from qdq.graph.metadata import remove_metadata
 from qdq.graph.pairs import QdqPair, count_readers, find_pairs, stored_tensors
 from qdq.graph.source import ModelLike
+from qdq.quantized.corrected_biases import restore_biases
 from qdq.quantized.converter import convert_to_qdq, find_unconverted
 
 #: The axis of several scales where a DQ has no attribute (ONNX operator DequantizeLinear).
@@ -44,11 +45,14 @@ def strip(model: ModelLike) -> ModelProto:
 def strip_model(model: ModelProto, name: str = "model", folder: Path | None = None) -> ModelProto:
     """Return the stripped copy of a ModelProto, without the metadata that qdq wrote.
 
-    Raises ModelError, beginning with `name`, for stored integers that cannot be dequantized.
+    Corrected biases get their first values again. Raises ModelError, beginning with `name`, for
+    stored integers that cannot be dequantized, and for metadata about biases that does not fit.
     """
     stripped = ModelProto()
     stripped.CopyFrom(model)
-    _strip_graph(stripped.graph, {}, _ModelLocation(name, folder))
+    location = _ModelLocation(name, folder)
+    restore_biases(stripped, name, location.read_values)
+    _strip_graph(stripped.graph, {}, location)
     remove_metadata(stripped)
     return stripped
 
