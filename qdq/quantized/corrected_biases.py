@@ -42,6 +42,8 @@ class AddedBias(msgspec.Struct, frozen=True, tag="added"):
     slot: int
     #: The tensor that the node reads there in the float model; None where it has no such input.
     original: str | None
+    #: The checksum of its values.
+    checksum: int
 
 
 CorrectedBias = ChangedBias | AddedBias
@@ -87,16 +89,22 @@ def restore_biases(
     producers = {node.output[0]: node for node in graph.node if node.output}
     added: set[str] = set()
     for bias in biases:
+        _require_unchanged(stored.get(bias.tensor), bias, name, read_values)
         if isinstance(bias, AddedBias):
             _restore_input(producers.get(bias.node), bias, name)
             added.add(bias.tensor)
         else:
-            _require_unchanged(stored.get(bias.tensor), bias, name, read_values)
             _restore_tensor(graph, producers.get(bias.tensor), bias, name)
     kept = GraphProto(initializer=[t for t in graph.initializer if t.name not in added])
     if len(kept.initializer) < len(graph.initializer):
         del graph.initializer[:]
         graph.initializer.extend(kept.initializer)
+
+
+def describe_corrected_biases(value: str) -> str:
+    """Return a short text for the metadata of corrected biases; other metadata for other values."""
+    count = value.count('"checksum"')
+    return f"{count} corrected biases ({zlib.crc32(value.encode()):08x})"
 
 
 def read_original_initializers(model: ModelProto, name: str = "model") -> dict[str, TensorProto]:
@@ -136,7 +144,7 @@ def _restore_tensor(
 
 def _require_unchanged(
     tensor: TensorProto | None,
-    bias: ChangedBias,
+    bias: CorrectedBias,
     name: str,
     read_values: Callable[[TensorProto], Array],
 ) -> None:

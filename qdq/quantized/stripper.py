@@ -17,8 +17,8 @@ from qdq.graph.loader import load
 from qdq.graph.metadata import remove_metadata
 from qdq.graph.pairs import QdqPair, count_readers, find_pairs, stored_tensors
 from qdq.graph.source import ModelLike
-from qdq.quantized.corrected_biases import restore_biases
 from qdq.quantized.converter import convert_to_qdq, find_unconverted
+from qdq.quantized.corrected_biases import restore_biases
 
 #: The axis of several scales where a DQ has no attribute (ONNX operator DequantizeLinear).
 _DEFAULT_AXIS = 1

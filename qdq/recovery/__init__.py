@@ -5,6 +5,7 @@ from qdq.recovery.bias_correction import (
     BiasCorrections,
     apply_bias_corrections,
     find_bias_corrections,
+    read_bias_corrections,
 )
 from qdq.recovery.correction_selection import SelectedCorrections, select_corrections
 
@@ -14,5 +15,6 @@ __all__ = [
     "SelectedCorrections",
     "apply_bias_corrections",
     "find_bias_corrections",
+    "read_bias_corrections",
     "select_corrections",
 ]

@@ -16,7 +16,7 @@ import numpy as np
 from onnx import ModelProto, NodeProto, helper, numpy_helper
 from onnx.external_data_helper import uses_external_data
 
-from qdq.arrays import Array, Feed
+from qdq.arrays import Array, Feed, Floats
 from qdq.calibration.scales import Scales
 from qdq.errors import ModelError
 from qdq.graph.index import GraphIndex
@@ -34,7 +34,7 @@ from qdq.quantized.corrected_biases import (
 )
 from qdq.quantized.stripper import strip_model
 from qdq.recovery.bias_slots import BiasSlot, find_bias_slots
-from qdq.recovery.mean_errors import MeanErrors
+from qdq.recovery.mean_errors import SHRINKAGE, MeanErrors
 from qdq.rewriting.inserter import apply_plan
 from qdq.runtime.devices import CPU
 
@@ -72,13 +72,15 @@ def find_bias_corrections(  # noqa: PLR0913 keyword arguments of a function of t
     samples: Iterable[Feed],
     *,
     rewritten: ModelProto | None = None,
+    shrinkage: float = SHRINKAGE,
     providers: Sequence[str] = CPU,
     libraries: Sequence[Path] = (),
 ) -> BiasCorrections:
     """Return the corrections of the quantized layers, from one pass over some samples.
 
     Each sample is run once in the float and once in the quantized model, which is `rewritten`
-    where the caller has it already. Layers without a bias that could be changed are left out, as
+    where the caller has it already. `shrinkage` is as `MeanErrors.estimate` takes it, 0 for the plain
+    means. Layers without a bias that could be changed are left out, as
     are layers in bodies and those that need an operator which ONNX Runtime lacks. Raises DataError
     where ONNX Runtime fails on a sample.
     """
@@ -87,13 +89,59 @@ def find_bias_corrections(  # noqa: PLR0913 keyword arguments of a function of t
     slots = tuple(find_bias_slots(index, plan))
     errors = MeanErrors(index, rewritten, slots, providers, libraries)
     errors.add_samples(samples)
-    averages = errors.average()
+    estimates = errors.estimate(shrinkage)
     corrections: list[BiasCorrection] = []
     for slot in errors.slots:
-        addend = averages[slot.layer] / slot.factor
+        addend = estimates[slot.layer] / slot.factor
         if np.isfinite(addend).all() and addend.any():
             corrections.append(BiasCorrection(slot, tuple(addend.tolist())))
     return BiasCorrections(errors.samples, tuple(corrections))
+
+
+def read_bias_corrections(model: ModelProto, index: GraphIndex, plan: Plan) -> BiasCorrections:
+    """Return the corrections that a quantized model has, for a plan of its float model.
+
+    They are those of planned layers whose bias differs from the one in the float model, whose index
+    is `index`. Applied to a model with the same pairs and scales, they give the same biases.
+    """
+    if not read_corrected_biases(model, index.source.name):
+        return BiasCorrections(0, ())
+    source = index.source
+    corrected_index = GraphIndex(Source(source.path, model, digest=""))
+    corrections: list[BiasCorrection] = []
+    for slot in find_bias_slots(index, plan):
+        corrected_bias = _read_bias(corrected_index, slot)
+        if corrected_bias is None:
+            continue
+        float_bias = _read_bias(index, slot)
+        addend = corrected_bias - (0.0 if float_bias is None else float_bias)
+        channels = _reduce_to_channels(addend, slot)
+        if channels.any():
+            corrections.append(BiasCorrection(slot, tuple(channels.tolist())))
+    return BiasCorrections(0, tuple(corrections))
+
+
+def _read_bias(index: GraphIndex, slot: BiasSlot) -> Floats | None:
+    """Return the bias in a slot, None where the layer has none."""
+    node = index.producers.get(slot.node)
+    if (
+        node is None
+        or len(node.inputs) <= slot.slot
+        or not index.is_constant(node.inputs[slot.slot])
+    ):
+        return None
+    return index.constant(node.inputs[slot.slot]).astype(np.float64)
+
+
+def _reduce_to_channels(addend: Floats, slot: BiasSlot) -> Floats:
+    """Return one number for each channel from what was added to a bias of any shape."""
+    rank = len(slot.bias_shape)
+    padded = addend.reshape((1,) * (rank - addend.ndim) + addend.shape)
+    spread = np.broadcast_to(padded, np.broadcast_shapes(padded.shape, slot.bias_shape))
+    kept_axis = spread.ndim - rank
+    rows = np.moveaxis(spread, kept_axis, 0)
+    channels: Floats = rows.reshape(len(rows), -1)[:, 0]
+    return channels
 
 
 def apply_bias_corrections(
@@ -184,4 +232,6 @@ class _BiasWriter:
             node.input.append(added)
         else:
             node.input[slot] = added
-        self.biases.append(AddedBias(added, node.output[0], slot, original))
+        self.biases.append(
+            AddedBias(added, node.output[0], slot, original, checksum_values(values))
+        )

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import msgspec
+import numpy as np
 from onnx import ModelProto
 
+from qdq.arrays import Floats
 from qdq.recovery.bias_correction import (
     BiasCorrection,
     BiasCorrections,
     apply_bias_corrections,
 )
 
-#: Returns a number for a quantized model; larger ones are better.
-Measure = Callable[[ModelProto], float]
+#: Returns a number for a quantized model, or one for each sample; larger ones are better.
+Measure = Callable[[ModelProto], float | Floats]
 
-#: Gains below this many units of the measure, such as dB, are within the noise of few samples.
+#: The least gain in units of the measure, such as dB.
 LEAST_GAIN = 0.1
+
+#: The least gain in standard errors, where the measure has a number for each sample. The class
+#: scores of some networks vary so much that 16 samples tell a gain of 1 dB from none by chance.
+LEAST_ERRORS = 2.0
 
 #: Models that a selection measures at most, with the one without corrections.
 MOST_MEASUREMENTS = 16
@@ -47,14 +54,15 @@ def select_corrections(
 
     All of them stay where they gain at least `least_gain` together. Else their halves are measured,
     in the order of the graph, and the halves of those that do not help, down to single layers.
-    `measure` should run samples that the corrections were not found with.
+    Where `measure` returns a number for each sample, the mean gain must also be two standard errors
+    of the samples' gains. `measure` should run samples that the corrections were not found with.
     """
     search = _Search(model, corrections, measure, least_gain, most_measurements)
     search.keep_helpful(corrections.layers)
     return SelectedCorrections(
         corrections=search.with_layers(search.kept),
-        before=search.before,
-        after=search.best,
+        before=float(search.before.mean()),
+        after=float(search.best.mean()),
         measurements=search.measurements,
     )
 
@@ -77,7 +85,7 @@ class _Search:
         self._most_measurements = most_measurements
         self.kept: tuple[BiasCorrection, ...] = ()
         self.measurements = 1
-        self.before = measure(model)
+        self.before = np.atleast_1d(measure(model))
         self.best = self.before
 
     def keep_helpful(self, layers: tuple[BiasCorrection, ...]) -> None:
@@ -94,12 +102,20 @@ class _Search:
         candidates = [c for c in self._corrections.layers if c.layer in layers]
         candidate = self.with_layers(tuple(candidates))
         self.measurements += 1
-        result = self._measure(apply_bias_corrections(self._model, candidate))
-        if not result >= self.best + self._least_gain:  # NaN does not help
+        result = np.atleast_1d(self._measure(apply_bias_corrections(self._model, candidate)))
+        if not self._is_gain(result - self.best):
             return False
         self.kept = candidate.layers
         self.best = result
         return True
+
+    def _is_gain(self, gains: Floats) -> bool:
+        """Whether the gains of the samples are large enough; NaN are not."""
+        least_gain = self._least_gain
+        if gains.size > 1:
+            standard_error = float(gains.std(ddof=1)) / math.sqrt(gains.size)
+            least_gain = max(least_gain, LEAST_ERRORS * standard_error)
+        return bool(gains.mean() >= least_gain)
 
     def with_layers(self, layers: tuple[BiasCorrection, ...]) -> BiasCorrections:
         """Return the corrections of some layers."""

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from qdq.arrays import Array, Feed, Floats
+from qdq.arrays import Feed, Floats
 from qdq.graph.index import GraphIndex
 from qdq.graph.plugins import own_opset
 from qdq.graph.source import Source
@@ -26,6 +27,9 @@ from qdq.runtime.unknown_operators import find_unknown_node, find_unknown_operat
 
 #: The opset in which the axes of ReduceMean became an input.
 _AXES_INPUT_OPSET = 18
+
+#: How much the estimates of noisy means are reduced.
+SHRINKAGE = 1.0
 
 
 class MeanErrors:
@@ -43,9 +47,12 @@ class MeanErrors:
         self.index = index
         self.slots = tuple(_drop_uncomputable(index, slots, libraries))
         self.samples = 0
+        #: Sums over the samples, and those of the squares.
         self._sums: dict[str, Floats] = {}
+        self._square_sums: dict[str, Floats] = {}
         for slot in self.slots:
             self._sums[slot.layer] = np.zeros(slot.channel_shape[0])
+            self._square_sums[slot.layer] = np.zeros(slot.channel_shape[0])
         self._float_part = _MeasuredModel(index.source, index.source.model, self.slots)
         self._quantized_part = _MeasuredModel(index.source, rewritten, self.slots, shifts)
         self._sessions: list[ort.InferenceSession] = []
@@ -77,11 +84,24 @@ class MeanErrors:
             )
         for slot, error in zip(self.slots, errors, strict=True):
             self._sums[slot.layer] += error
+            self._square_sums[slot.layer] += np.square(error, dtype=np.float64)
 
-    def average(self) -> dict[str, Floats]:
-        """Return the mean of float minus quantized output for each channel, by layer."""
+    def estimate(self, shrinkage: float = SHRINKAGE) -> dict[str, Floats]:
+        """Return the mean of float minus quantized output for each channel, by layer.
+
+        A mean is multiplied by 1 - shrinkage * variance of the mean / square of the mean, or by 0
+        where that is negative (positive-part shrinkage, James and Stein, 1961).
+        """
         count = max(self.samples, 1)
-        return {layer: total / count for layer, total in self._sums.items()}
+        estimates: dict[str, Floats] = {}
+        for layer, total in self._sums.items():
+            mean = total / count
+            variance = np.maximum(self._square_sums[layer] / count - mean**2, 0.0)
+            variance_of_mean = variance / max(count - 1, 1)
+            with np.errstate(divide="ignore", invalid="ignore"):
+                factor = np.maximum(1.0 - shrinkage * variance_of_mean / mean**2, 0.0)
+            estimates[layer] = np.where(mean == 0.0, 0.0, mean * factor)
+        return estimates
 
 
 class _MeasuredModel:
@@ -159,7 +179,7 @@ class _MeasuredModel:
         addend = self._add_node("Cast", [column], to=slot.elem_type)
         self._nodes.append(helper.make_node("Add", [output, addend], [slot.output]))
 
-    def _add_node(self, op: str, inputs: list[str], **attributes: object) -> str:
+    def _add_node(self, op: str, inputs: list[str], **attributes: Any) -> str:
         result = self._names.fresh(f"{inputs[0]}_{op}")
         self._nodes.append(helper.make_node(op, inputs, [result], **attributes))
         return result

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from onnx import ModelProto
 
-from qdq.arrays import Array, Feed
+from qdq.arrays import Array, Feed, Floats
 from qdq.graph.index import GraphIndex
 from qdq.graph.source import Source
 from qdq.runtime.devices import CPU
@@ -23,8 +23,8 @@ _MOST_DB = 150.0
 class OutputSnr:
     """Measures quantized copies of a model; the float outputs are computed once.
 
-    An instance is a measure for `select_corrections`: it returns the mean over the model's float
-    outputs of 10 log10(energy / energy of the error) over all samples, in dB.
+    The ratio of an output is 10 log10(energy / energy of the error), in dB. A model's is the mean
+    over its float outputs.
     """
 
     def __init__(
@@ -44,17 +44,30 @@ class OutputSnr:
         self.outputs = [name for name in computed if index.is_float(name)]
         self._expected = self._run(index.source.model)
 
-    def __call__(self, model: ModelProto) -> float:
-        """Return the ratio of a quantized copy in dB; NaN where no output can be compared."""
-        if not self.outputs or not self._samples:
-            return math.nan
-        ratios = []
-        for name, expected, actual in zip(
-            self.outputs, zip(*self._expected, strict=True), zip(*self._run(model), strict=True),
-            strict=True,
-        ):
-            ratios.append(_ratio(expected, actual))
-        return float(np.mean(ratios))
+    def measure(self, model: ModelProto) -> float:
+        """Return the ratio over all samples; NaN where no output can be compared."""
+        signal, noise = self._energies(model)
+        ratios = _to_decibels(signal.sum(0), noise.sum(0))
+        return float(ratios.mean()) if ratios.size else math.nan
+
+    def measure_samples(self, model: ModelProto) -> Floats:
+        """Return the ratio of each sample; NaN where no output can be compared."""
+        signal, noise = self._energies(model)
+        if not self.outputs:
+            return np.full(len(signal), math.nan)
+        ratios: Floats = _to_decibels(signal, noise).mean(axis=1)
+        return ratios
+
+    def _energies(self, model: ModelProto) -> tuple[Floats, Floats]:
+        """Return the energies of the float outputs and of the errors: [samples, outputs]."""
+        signal = np.zeros((len(self._samples), len(self.outputs)))
+        noise = np.zeros_like(signal)
+        for row, actual_outputs in enumerate(self._run(model)):
+            for column, actual in enumerate(actual_outputs):
+                expected = self._expected[row][column].astype(np.float64)
+                signal[row, column] = np.square(expected).sum()
+                noise[row, column] = _error_energy(expected, actual)
+        return signal, noise
 
     def _run(self, model: ModelProto) -> list[list[Array]]:
         """Return the outputs of each sample."""
@@ -68,20 +81,18 @@ class OutputSnr:
         return [run_outputs(session, index, self.outputs, feed) for feed in self._samples]
 
 
-def _ratio(expected: Sequence[Array], actual: Sequence[Array]) -> float:
-    """Return the ratio of one output in dB; -inf where sizes or numbers are missing."""
-    signal = 0.0
-    noise = 0.0
-    for expected_values, actual_values in zip(expected, actual, strict=True):
-        if expected_values.shape != actual_values.shape:
-            return -math.inf
-        values = expected_values.astype(np.float64)
-        signal += float(np.square(values).sum())
-        noise += float(np.square(values - actual_values).sum())
-    if not math.isfinite(noise):
-        return -math.inf
-    if noise == 0.0:
-        return _MOST_DB
-    if signal == 0.0:
-        return -_MOST_DB
-    return min(10 * math.log10(signal / noise), _MOST_DB)
+def _error_energy(expected: Array, actual: Array) -> float:
+    """Return the energy of an output's error; infinite for other shapes and missing numbers."""
+    if expected.shape != actual.shape:
+        return math.inf
+    energy = float(np.square(expected - actual).sum())
+    return energy if math.isfinite(energy) else math.inf
+
+
+def _to_decibels(signal: Floats, noise: Floats) -> Floats:
+    """Return ratios in dB, within what float32 can resolve."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratios = 10 * np.log10(signal / noise)
+    exact = np.where(noise == 0.0, _MOST_DB, ratios)
+    decibels: Floats = np.clip(exact, -_MOST_DB, _MOST_DB)
+    return decibels
