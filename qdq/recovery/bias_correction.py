@@ -79,10 +79,10 @@ def find_bias_corrections(  # noqa: PLR0913 keyword arguments of a function of t
     """Return the corrections of the quantized layers, from one pass over some samples.
 
     Each sample is run once in the float and once in the quantized model, which is `rewritten`
-    where the caller has it already. `shrinkage` is as `MeanErrors.estimate` takes it, 0 for the plain
-    means. Layers without a bias that could be changed are left out, as
-    are layers in bodies and those that need an operator which ONNX Runtime lacks. Raises DataError
-    where ONNX Runtime fails on a sample.
+    where the caller has it already. `shrinkage` is that of `MeanErrors.estimate`, 0 for plain
+    means. Layers without a bias that could be changed are left out, as are layers in bodies and
+    those that need an operator which ONNX Runtime lacks. Raises DataError where ONNX Runtime fails
+    on a sample.
     """
     if rewritten is None:
         rewritten = apply_plan(index, plan, scales)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import msgspec
 import numpy as np
 import onnx
@@ -331,3 +333,39 @@ def test_a_damaged_original_gets_one_line() -> None:
 
     with pytest.raises(ModelError, match="the bias 'b' is damaged"):
         qdq.strip(after)
+
+
+def test_a_bias_in_another_file_stays_there(tmp_path: Path) -> None:
+    model = layer(bias=noise(4))
+    path = tmp_path / "model.onnx"
+    external = layer(bias=noise(4))
+    onnx.save(external, path, save_as_external_data=True, location="w.data", size_threshold=0)
+    samples = feeds(model)
+    quantized = qdq.quantize(path, samples, method="max")
+    corrections = find(quantized, samples)
+    after = apply_bias_corrections(quantized.model, corrections, tmp_path)
+    in_memory, _ = quantize(model)
+    expected = apply_bias_corrections(in_memory.model, corrections)
+    feed = samples[0]
+    output = tmp_path / "corrected.onnx"
+    qdq.save(after, quantized.source, output)
+    restored = tmp_path / "restored.onnx"
+    qdq.save(qdq.strip(output), qdq.load(output), restored)
+
+    assert np.array_equal(run(output, feed)[0], run(expected, feed)[0])
+    assert restored.read_bytes() == path.read_bytes()
+
+
+def test_a_bias_that_would_overflow_stays_as_it_is() -> None:
+    model = build(
+        [node("Conv", ["x", "w"], "y")], {"x": [2, 3, 5, 5]}, ["y"],
+        {"w": noise(4, 3, 1, 1, dtype=np.float16)}, dtype=TensorProto.FLOAT16, opset=19, ir=9,
+    )  # fmt: skip
+    quantized, corrections = quantize(model)
+    (correction,) = corrections.layers
+    huge = msgspec.structs.replace(correction, addend=(1e5, 0.0, 0.0, 0.0))
+    after = apply_bias_corrections(
+        quantized.model, msgspec.structs.replace(corrections, layers=(huge,))
+    )
+
+    assert canonical_bytes(after) == canonical_bytes(quantized.model)
