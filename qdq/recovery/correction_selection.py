@@ -23,11 +23,11 @@ Measure = Callable[[ModelProto], float | Floats]
 LEAST_GAIN = 0.1
 
 #: The least gain in standard errors, where the measure has a number for each sample. The class
-#: scores of some networks vary so much that 16 samples tell a gain of 1 dB from none by chance.
+#: scores of some networks vary so much that 16 samples show a gain of 1 dB by chance.
 LEAST_ERRORS = 2.0
 
 #: Models that a selection measures at most, with the one without corrections.
-MOST_MEASUREMENTS = 16
+MOST_MEASUREMENTS = 6
 
 
 class SelectedCorrections(msgspec.Struct, frozen=True):

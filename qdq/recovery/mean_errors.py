@@ -28,8 +28,9 @@ from qdq.runtime.unknown_operators import find_unknown_node, find_unknown_operat
 #: The opset in which the axes of ReduceMean became an input.
 _AXES_INPUT_OPSET = 18
 
-#: How much the estimates of noisy means are reduced.
-SHRINKAGE = 1.0
+#: How much the estimates of noisy means are reduced. Of 0, 1 and 3, measured with 16 samples, 3
+#: lost least on the classifiers that gain nothing, and as good as nothing on those that gain.
+SHRINKAGE = 3.0
 
 
 class MeanErrors:

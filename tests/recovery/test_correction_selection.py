@@ -38,7 +38,7 @@ def prepared() -> tuple[qdq.Quantized, BiasCorrections, list[dict[str, Array]]]:
     samples = [random_feed(model, seed) for seed in range(4)]
     quantized = qdq.quantize(model, samples, method="max")
     corrections = find_bias_corrections(
-        GraphIndex(quantized.source), quantized.plan, quantized.scales, samples
+        GraphIndex(quantized.source), quantized.plan, quantized.scales, samples, shrinkage=0.0
     )
     return quantized, corrections, samples
 
@@ -77,7 +77,7 @@ def test_the_halves_that_help_stay(
 ) -> None:
     quantized, corrections, _ = prepared
     measure = Counted(gains)
-    result = select_corrections(quantized.model, corrections, measure)
+    result = select_corrections(quantized.model, corrections, measure, most_measurements=16)
 
     assert {c.output for c in result.corrections.layers} == kept
     assert result.measurements == measure.calls == measurements
