@@ -29,6 +29,9 @@ RANGES_KEY = "qdq.ranges"
 #: The key of the channel factors that the model's weights were multiplied with.
 EQUALIZATION_KEY = "qdq.equalization"
 
+#: The key of the biases before their correction, which stripping restores.
+BIASES_KEY = "qdq.biases"
+
 
 def remove_metadata(model: ModelProto, kept: Container[str] = ()) -> None:
     """Remove the entries of qdq from a model's metadata, except for those of some keys."""

@@ -20,21 +20,27 @@ _SCAN_ATTRIBUTES = ("scan_output_axes", "scan_output_directions")
 def extract_subgraph(model: ModelProto, outputs: Iterable[str]) -> ModelProto:
     """Return a model that computes some tensors of a model's main graph, and nothing else.
 
-    It keeps all inputs. Bodies keep the outputs that are read, and what these need.
+    It keeps all inputs that must be fed. Bodies keep the outputs that are read, and what these
+    need.
     """
     part = ModelProto()
     copy_fields(model, part, excluded="graph")
     graph, whole = part.graph, model.graph
     graph.name = whole.name
-    for field in ("node", "input", "value_info", "sparse_initializer"):
+    for field in ("node", "value_info", "sparse_initializer"):
         getattr(graph, field).extend(getattr(whole, field))
     declared = {value.name: value for value in whole.output}
     for name in outputs:
         graph.output.append(declared.get(name, ValueInfoProto(name=name)))
     needed = _trim_nodes(graph, set(list_names(graph.output)))
+    removed: set[str] = set()
     for tensor in whole.initializer:
         if tensor.name in needed:
             graph.initializer.append(tensor)
+        else:
+            removed.add(tensor.name)
+    # Without its initializer, a weight that is listed as an input would have to be fed.
+    graph.input.extend(value for value in whole.input if value.name not in removed)
     return part
 
 

@@ -8,9 +8,10 @@ import msgspec
 
 from qdq.graph.bodies import qualified_name
 from qdq.graph.index import Edge, GraphIndex
-from qdq.graph.metadata import METADATA_PREFIX
+from qdq.graph.metadata import BIASES_KEY, METADATA_PREFIX
 from qdq.graph.node_matching import NodePlace, match_nodes
 from qdq.graph.source import ModelLike
+from qdq.quantized.corrected_biases import describe_corrected_biases
 from qdq.quantized.model import QuantizedModel
 from qdq.quantized.pair_format import (
     describe_pair,
@@ -170,4 +171,6 @@ def _read_metadata(quantized: QuantizedModel) -> dict[str, str]:
     for entry in quantized.source.model.metadata_props:
         if entry.key.startswith(METADATA_PREFIX):
             metadata[entry.key] = entry.value
+    if BIASES_KEY in metadata:
+        metadata[BIASES_KEY] = describe_corrected_biases(metadata[BIASES_KEY])
     return metadata

@@ -19,6 +19,7 @@ from qdq.graph.metadata import EQUALIZATION_KEY, remove_metadata
 from qdq.graph.pairs import QdqPair, count_readers, find_pairs, stored_tensors
 from qdq.graph.source import ModelLike
 from qdq.quantized.converter import convert_to_qdq, find_unconverted
+from qdq.quantized.corrected_biases import restore_biases
 
 #: The axis of several scales where a DQ has no attribute (ONNX operator DequantizeLinear).
 _DEFAULT_AXIS = 1
@@ -47,13 +48,16 @@ def strip(model: ModelLike) -> ModelProto:
 def strip_model(model: ModelProto, name: str = "model", folder: Path | None = None) -> ModelProto:
     """Return a copy of a ModelProto without pairs and without the metadata that qdq wrote.
 
-    The weights of an equalized model stay, with their record in the metadata, which
-    `undo_equalization` reads.
-    Raises ModelError, beginning with `name`, for stored integers that cannot be dequantized.
+    Corrected biases get their first values again. The weights of an equalized model stay, with
+    their record in the metadata, which `undo_equalization` reads. Raises ModelError, beginning with
+    `name`, for stored integers that cannot be dequantized, and for metadata about biases that does
+    not fit.
     """
     stripped = ModelProto()
     stripped.CopyFrom(model)
-    _strip_graph(stripped.graph, {}, _ModelLocation(name, folder))
+    location = _ModelLocation(name, folder)
+    restore_biases(stripped, name, location.read_values)
+    _strip_graph(stripped.graph, {}, location)
     remove_metadata(stripped, kept=(EQUALIZATION_KEY,))
     return stripped
 

@@ -38,6 +38,7 @@ from qdq.graph.unique_names import UniqueNames
 from qdq.planning.decisions import Placement, Plan, group_by_pair
 from qdq.planning.plan_edits import require_model, require_plan
 from qdq.planning.planner import source_at_plan_opset
+from qdq.quantized.corrected_biases import read_original_initializers
 from qdq.quantized.stripper import strip_model
 from qdq.quantizer import Quantizer
 from qdq.rewriting.stored_scales import store_scales
@@ -74,15 +75,19 @@ def apply_plan(index: GraphIndex, plan: Plan, scales: Scales) -> ModelProto:
 def is_restored_by_stripping(rewritten: ModelProto, model: ModelProto) -> bool:
     """Whether stripping a rewritten model restores a model byte for byte.
 
-    The model's weights must come first in the rewritten one, unchanged. An equalized model is
-    compared as it is: `equalize` verified that undoing restores the model before.
+    The model's weights must come first in the rewritten one, unchanged, except for biases whose
+    originals are in its metadata. An equalized model is compared as it is: `equalize` verified that
+    undoing restores the model before.
     """
+    originals = read_original_initializers(rewritten)
     weights = zip(rewritten.graph.initializer, model.graph.initializer, strict=False)
-    if not all(rewritten_weight == weight for rewritten_weight, weight in weights):
-        return False
+    for rewritten_weight, weight in weights:
+        if originals.get(weight.name, rewritten_weight) != weight:
+            return False
     restored = strip_model(light_copy(rewritten))
     expected = strip_model(light_copy(model))
-    return canonical_bytes(restored) == canonical_bytes(expected)
+    # a restored bias has its values, which the other light copy may lack
+    return canonical_bytes(light_copy(restored)) == canonical_bytes(light_copy(expected))
 
 
 class _InsertedPair:

@@ -23,6 +23,16 @@ def test_only_the_nodes_and_weights_before_a_tensor_are_kept() -> None:
     assert np.array_equal(whole, run(convolution(), {"x": X})[0])
 
 
+def test_a_part_does_not_ask_for_the_weights_of_the_rest() -> None:
+    model = convolution()
+    for tensor in model.graph.initializer:
+        model.graph.input.append(value(tensor.name, tensor.dims))
+    part = extract_subgraph(model, ["r"])
+
+    assert list_names(part.graph.input) == ["x", "w1", "b1"]
+    assert run(part, {"x": X})[0].shape == (1, 4, 6, 6)
+
+
 def with_branches() -> onnx.ModelProto:
     """Return an If of which each branch computes something known and something unknown."""
     branches = {}
