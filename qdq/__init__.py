@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from qdq.pipeline.fixer import fix as fix
     from qdq.pipeline.quantize_model import Quantized as Quantized
     from qdq.pipeline.quantize_model import quantize as quantize
+    from qdq.pipeline.recovery_options import Recovery as Recovery
     from qdq.planning.decisions import Plan as Plan
     from qdq.planning.explanation import explain as explain
     from qdq.planning.planner import plan as plan
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
     from qdq.rewriting.inserter import apply as apply
     from qdq.rewriting.model_file import save as save
     from qdq.rules.rule_files import load_rules as load_rules
+    from qdq.sensitivity.budget import Budget as Budget
     from qdq.target import Target as Target
     from qdq.target import parse_target as parse_target
     from qdq.validation.validator import Thresholds as Thresholds
@@ -62,6 +64,7 @@ __version__ = "0.1.0"
 
 #: The module of each public name, imported on first use so that `qdq --help` stays fast.
 _HOME = {
+    "Budget": "qdq.sensitivity.budget",
     "Finding": "qdq.checking.finding",
     "Fixed": "qdq.pipeline.fixer",
     "GivenRanges": "qdq.ranges.given_ranges",
@@ -73,6 +76,7 @@ _HOME = {
     "Profile": "qdq.graph.shape_profiles",
     "QdqError": "qdq.errors",
     "Quantized": "qdq.pipeline.quantize_model",
+    "Recovery": "qdq.pipeline.recovery_options",
     "Ranges": "qdq.ranges.tensor_ranges",
     "Scales": "qdq.calibration.scales",
     "Source": "qdq.graph.source",

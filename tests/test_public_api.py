@@ -10,8 +10,9 @@ import pytest
 import qdq
 
 PUBLIC = {
-    "Finding", "Fixed", "GivenRanges", "Images", "Observing", "PairDiff", "Part", "Plan", "Profile",
-    "QdqError", "Quantized", "Ranges", "Scales", "Source", "Subset", "Target", "Thresholds",
+    "Budget", "Finding", "Fixed", "GivenRanges", "Images", "Observing", "PairDiff", "Part", "Plan",
+    "Profile",
+    "QdqError", "Quantized", "Ranges", "Recovery", "Scales", "Source", "Subset", "Target", "Thresholds",
     "Validation", "__version__", "apply", "calibrate", "check", "diff", "explain", "fix",
     "given_by_hand", "load", "load_rules", "merge", "misses", "observe", "parse_profile",
     "parse_target", "plan", "quantize", "read_given", "save", "strip", "validate",

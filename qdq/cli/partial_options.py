@@ -12,12 +12,13 @@ from qdq.cli.options import collect_options, is_on_command_line
 from qdq.errors import UsageError
 from qdq.metrics.metric import Metric
 from qdq.metrics.score_drop import to_drop
+from qdq.pipeline.recovery_options import AUTO, parse_methods
 from qdq.sensitivity.budget import Budget
 from qdq.sensitivity.guard import DEFAULT_GUARD
 from qdq.validation.validator import Thresholds
 
 #: The options that `partial_options` adds.
-PARTIAL_OPTIONS = ("guard", "keep_float", "float_first")
+PARTIAL_OPTIONS = ("guard", "keep_float", "float_first", "recover")
 
 #: The thresholds that a search reaches where they are on the command line.
 BUDGET_THRESHOLDS = ("min_snr", "max_drop")
@@ -33,6 +34,8 @@ class PartialArguments(msgspec.Struct, frozen=True):
     guard: float
     keep_float: float | None
     float_first: int | None
+    #: The recovery methods, as `Recovery.methods` takes them.
+    recover: str
 
     def states_budget(self, ctx: click.Context) -> bool:
         """Whether options state what the model must reach, or what may stay in float.
@@ -67,11 +70,12 @@ class PartialArguments(msgspec.Struct, frozen=True):
 
 
 def _collect_partial(
-    guard: str, keep_float: str | None, float_first: int | None
+    guard: str, keep_float: str | None, float_first: int | None, recover: str
 ) -> PartialArguments:
     share = 0.0 if guard == "off" else _parse_share(guard, "--guard", " or off")
     kept = None if keep_float is None else _parse_share(keep_float, "--keep-float", "")
-    return PartialArguments(share, kept, float_first)
+    parse_methods(recover)
+    return PartialArguments(share, kept, float_first, recover)
 
 
 def _parse_share(text: str, option: str, alternative: str) -> float:
@@ -108,6 +112,14 @@ partial_options = collect_options(
         metavar="K",
         help="Leave in float the K layers that make the most noise alone, as YOLOv6 does, "
         "without measuring them together.",
+    ),
+    click.option(
+        "--recover",
+        default=AUTO,
+        show_default=True,
+        metavar="METHODS|off",
+        help="Methods that recover accuracy in INT8, each kept where a measurement improves: "
+        "equalize (channel factors), bias (mean errors), with commas. auto: equalize.",
     ),
     name="partial",
 )

@@ -42,6 +42,7 @@ from qdq.pipeline.buildable import RULE_FILE_SUFFIX, leave_float_yaml
 from qdq.pipeline.partial_rule_file import SENSITIVE_FILE_SUFFIX, sensitive_yaml
 from qdq.pipeline.quantize_model import Quantized, quantize
 from qdq.pipeline.quantize_request import BuildOptions
+from qdq.pipeline.recovery_options import Recovery
 from qdq.pipeline.requantize import MODES, REPAIR
 from qdq.planning.planner import find_quantized_nodes
 from qdq.ranges.range_file import write_ranges
@@ -240,9 +241,9 @@ def _quantize(options: QuantizeOptions, inputs: _Inputs) -> Quantized:
             observing=options.observing,
             given=inputs.known_ranges,
             existing=options.existing,
-            guard=options.partial.guard,
-            budget=inputs.budget,
-            partial_progress=advance_runs,
+            recovery=Recovery(
+                options.partial.guard, inputs.budget, options.partial.recover, advance_runs
+            ),
         )
 
 
@@ -263,6 +264,8 @@ def _make_report(options: QuantizeOptions, inputs: _Inputs, result: Quantized) -
         report = msgspec.structs.replace(
             report, partial=result.partial, misses=(*report.misses, *_find_missed(result.partial))
         )
+    if result.recovery:
+        report = msgspec.structs.replace(report, recovery=result.recovery)
     if result.build_search:
         report = msgspec.structs.replace(report, build_search=result.build_search)
     return report

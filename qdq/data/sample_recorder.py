@@ -46,11 +46,14 @@ def read_samples_again(
 
     None for all of them. Of data that can be iterated only once they are the recorded ones.
     """
-    inner = data.data if isinstance(data, Subset) else data
-    if isinstance(inner, SampleRecorder):
-        data = inner.recorded
-    feeds = open_feeds(index, data, batch)
+    feeds = open_feeds(index, repeatable_data(data), batch)
     return list(_spread(feeds, count))
+
+
+def repeatable_data(data: DataLike) -> DataLike:
+    """Return data that can be read again: the recorded samples where the whole cannot."""
+    inner = data.data if isinstance(data, Subset) else data
+    return inner.recorded if isinstance(inner, SampleRecorder) else data
 
 
 def _spread(feeds: Feeds, count: int | None) -> Iterator[FeedSample]:

@@ -12,14 +12,12 @@ from qdq.calibration.calibrator import (
     choose_scales,
     find_unfilled,
     gather_ranges,
-    to_known_ranges,
 )
 from qdq.calibration.methods import DEFAULT_METHOD, parse_method
 from qdq.calibration.scales import Scales
 from qdq.checking.checker import check, recorded_sensitive_layers
 from qdq.checking.finding import Finding
 from qdq.data.feeds import DataLike
-from qdq.data.sample_recorder import record_samples
 from qdq.errors import ModelError
 from qdq.graph.index import GraphIndex
 from qdq.graph.loader import load
@@ -34,21 +32,17 @@ from qdq.pipeline.buildable import (
     search_buildable_plan,
 )
 from qdq.pipeline.pair_locations import keep_locations
-from qdq.pipeline.partial_plan import (
-    PartialData,
-    find_partial_plan,
-    list_weight_scales,
-    plan_partially,
-)
 from qdq.pipeline.quantize_request import (
     BuildOptions,
     CalibrationOptions,
     QuantizeRequest,
     to_build_options,
-    to_partial_options,
+    to_calibration_options,
     to_planning_options,
 )
 from qdq.pipeline.quantize_stages import CalibratedModel, PlannedModel, PreparedModel
+from qdq.pipeline.recovery import RecoveryJob, RecoveryStep, recover_plan
+from qdq.pipeline.recovery_options import DEFAULT_RECOVERY, Recovery
 from qdq.pipeline.requantize import (
     KEEP,
     REPAIR,
@@ -76,8 +70,6 @@ from qdq.rewriting.inserter import apply_plan
 from qdq.rules.rule_files import RulesLike, load_rules
 from qdq.rules.shipped import default_rule_sets
 from qdq.runtime.session import Progress
-from qdq.sensitivity.budget import Budget
-from qdq.sensitivity.guard import GUARD_SAMPLES
 from qdq.sensitivity.partial_result import PartialResult
 from qdq.sensitivity.plan_sensitivity import CalibratedPlan
 from qdq.target import TargetsLike
@@ -102,6 +94,8 @@ class Quantized(msgspec.Struct, frozen=True):
     existing: Existing | None = None
     #: What the guard or a budget measured, or why the guard did not run; None where it is off.
     partial: PartialResult | str | None = None
+    #: The methods that were tried to recover accuracy in INT8.
+    recovery: tuple[RecoveryStep, ...] = ()
 
 
 def quantize(  # noqa: PLR0913 keyword arguments of the public function
@@ -122,9 +116,7 @@ def quantize(  # noqa: PLR0913 keyword arguments of the public function
     observing: Observing = DEFAULT_OBSERVING,
     given: RangesLike | None = None,
     existing: str = REPAIR,
-    guard: float | bool = True,
-    budget: Budget | None = None,
-    partial_progress: Progress | None = None,
+    recovery: Recovery = DEFAULT_RECOVERY,
 ) -> Quantized:
     """Return the quantized copy of a model, with its plan, scales and findings.
 
@@ -133,23 +125,18 @@ def quantize(  # noqa: PLR0913 keyword arguments of the public function
     scales; data is only needed for those that have none. `given` holds ranges from another source,
     as `calibrate` accepts them. `planned` is called with the plan before calibration starts.
     `until_it_builds` compiles the plan for its rtx targets first, and leaves in float the nodes
-    that the compiler refuses.
-
-    With data and a float model, the `guard` leaves in float a small part that makes most of the
-    error: at most this share of the multiply-accumulates, 0.03 for True. A `budget` states what to
-    reach instead. Raises ModelError, RuleError, DataError, MetricError or UsageError, as the stages
-    do. The model passed in is never changed.
+    that the compiler refuses. `recovery` states how the accuracy of a float model is kept. Raises
+    ModelError, RuleError, DataError, MetricError or UsageError, as the stages do. The model passed
+    in is never changed.
     """
-    planning = to_planning_options(rules, targets, leave_float, allow_unmatched, profiles)
-    build_options = to_build_options(until_it_builds)
-    known_ranges = to_known_ranges(given)
-    data = record_samples(data, GUARD_SAMPLES)
-    calibration = CalibrationOptions(
-        data, batch, method, weights, observing, progress, known_ranges
-    )
-    partial = to_partial_options(guard, budget, partial_progress)
     request = QuantizeRequest(
-        model, existing, planning, calibration, build_options, partial, planned
+        model,
+        existing,
+        to_planning_options(rules, targets, leave_float, allow_unmatched, profiles),
+        to_calibration_options(data, batch, method, weights, observing, progress, given),
+        to_build_options(until_it_builds),
+        recovery,
+        planned,
     )
     return run_request(request)
 
@@ -161,7 +148,7 @@ def run_request(request: QuantizeRequest) -> Quantized:
     if request.planned:
         request.planned(planned.plan)
     calibrated = _calibrate(request, prepared, planned)
-    calibrated = _leave_sensitive(request, prepared, calibrated)
+    calibrated = _recover(request, prepared, calibrated)
     return _rewrite(request, prepared, calibrated)
 
 
@@ -281,27 +268,37 @@ def _calibrate(
     return CalibratedModel(planned, scales, ranges, summary)
 
 
-def _leave_sensitive(
+def _recover(
     request: QuantizeRequest, prepared: PreparedModel, calibrated: CalibratedModel
 ) -> CalibratedModel:
-    """Measure which part makes most of the error, and leave it in float."""
+    """Recover accuracy by measurement, where samples are there for it."""
     calibration = request.calibration
     if not request.is_measured(prepared.quantized_model is None) or calibration.data is None:
         return calibrated
-    planned, ranges = calibrated.planned, calibrated.ranges
-    plan = CalibratedPlan(planned.index, planned.plan, calibrated.scales, ranges)
-    data = PartialData(calibration.data, calibration.batch, calibration.observing)
-    result = find_partial_plan(plan, data, request.partial)
-    calibrated = msgspec.structs.replace(calibrated, partial=result)
-    if isinstance(result, str) or not result.sensitive:
-        return calibrated
-    partial_plan = plan_partially(planned.index, planned.plan, prepared.rules, result)
-    planned = msgspec.structs.replace(planned, plan=partial_plan)
-    _require_placements(prepared, planned.index, partial_plan)
-    summary = _match_again(prepared, planned, calibrated.summary)
-    weights = list_weight_scales(calibrated.scales)
-    scales = choose_scales(planned.index, partial_plan, ranges, prepared.method, summary, weights)
-    return msgspec.structs.replace(calibrated, planned=planned, scales=scales)
+    planned, known_ranges = calibrated.planned, prepared.known_ranges
+    plan = CalibratedPlan(planned.index, planned.plan, calibrated.scales, calibrated.ranges)
+    job = RecoveryJob(
+        plan,
+        prepared.rules,
+        prepared.method,
+        known_ranges if isinstance(known_ranges, GivenRanges) else None,
+        calibrated.summary,
+        calibration.data,
+        calibration.batch,
+        calibration.observing,
+        request.recovery,
+    )
+    recovered = recover_plan(job)
+    result = recovered.calibrated
+    _require_placements(prepared, result.index, result.plan)
+    planned = msgspec.structs.replace(planned, index=result.index, plan=result.plan)
+    return msgspec.structs.replace(
+        calibrated,
+        planned=planned,
+        scales=result.scales,
+        partial=recovered.partial,
+        recovery=recovered.steps,
+    )
 
 
 def _gather_ranges(
@@ -376,6 +373,7 @@ def _rewrite(
         ranges=calibrated.ranges,
         existing=existing,
         partial=calibrated.partial,
+        recovery=calibrated.recovery,
     )
 
 

@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from numbers import Real
 
 import msgspec
 
 from qdq.arguments import require_callable, require_type
-from qdq.calibration.calibrator import KnownRanges
+from qdq.calibration.calibrator import KnownRanges, RangesLike, to_known_ranges
 from qdq.data.feeds import DataLike
-from qdq.errors import UsageError
+from qdq.data.sample_recorder import record_samples
 from qdq.graph.shape_profiles import Profile, ProfilesLike, to_profiles
 from qdq.graph.source import ModelLike
 from qdq.observers.collection import Observing
+from qdq.pipeline.recovery_options import Recovery
 from qdq.planning.decisions import Plan
 from qdq.planning.plan_request import to_globs
 from qdq.rules.rule import RuleSet
 from qdq.rules.rule_files import RulesLike, to_rule_set
 from qdq.runtime.session import Progress
-from qdq.sensitivity.budget import Budget
-from qdq.sensitivity.guard import DEFAULT_GUARD
 from qdq.target import Target, TargetsLike, to_targets
+
+#: The samples that are kept of data which can be iterated only once.
+RECORDED_SAMPLES = 16
 
 
 class BuildOptions(msgspec.Struct, frozen=True):
@@ -88,28 +89,19 @@ class CalibrationOptions(msgspec.Struct, frozen=True):
         require_callable(self.progress, "progress")
 
 
-class PartialOptions(msgspec.Struct, frozen=True):
-    """The arguments of `quantize` that decide which part is left in float by measurement."""
-
-    #: The largest share of the multiply-accumulates that the guard leaves in float; 0.0 for none.
-    guard: float = DEFAULT_GUARD
-    #: What the model must reach; None for the guard.
-    budget: Budget | None = None
-    #: Called after each run with the number of runs so far.
-    progress: Progress | None = None
-
-
-def to_partial_options(
-    guard: float | bool, budget: Budget | None, progress: Progress | None
-) -> PartialOptions:
-    """Return the options of what users pass; raises UsageError for values that do not fit."""
-    require_type(guard, (bool, Real), "guard", "True, False or a share such as 0.03")
-    require_type(budget, (Budget, type(None)), "budget", "qdq.Budget(...)")
-    require_callable(progress, "partial_progress")
-    share = (DEFAULT_GUARD if guard else 0.0) if isinstance(guard, bool) else float(guard)
-    if not 0.0 <= share <= 1.0:
-        raise UsageError(f"guard: {share:g} is no share. Pass a number from 0 to 1.")
-    return PartialOptions(share, budget, progress)
+def to_calibration_options(  # noqa: PLR0913, PLR0917 the arguments of `quantize`
+    data: DataLike | None,
+    batch: int | None,
+    method: str,
+    weights: str | None,
+    observing: Observing,
+    progress: Progress | None,
+    given: RangesLike | None,
+) -> CalibrationOptions:
+    """Return the calibration options of what users pass; raises UsageError for other types."""
+    known_ranges = to_known_ranges(given)
+    data = record_samples(data, RECORDED_SAMPLES)
+    return CalibrationOptions(data, batch, method, weights, observing, progress, known_ranges)
 
 
 class QuantizeRequest(msgspec.Struct, frozen=True):
@@ -122,18 +114,19 @@ class QuantizeRequest(msgspec.Struct, frozen=True):
     calibration: CalibrationOptions
     #: None where the plan is not compiled.
     build_options: BuildOptions | None
-    partial: PartialOptions
+    recovery: Recovery
     #: Called with the plan before calibration starts.
     planned: Callable[[Plan], None] | None
 
     def __post_init__(self) -> None:
         require_callable(self.planned, "planned")
+        require_type(self.recovery, Recovery, "recovery", "qdq.Recovery(...)")
 
     def is_measured(self, is_float: bool) -> bool:
         """Whether a part may be left in float by measurement.
 
         Not of a model that was quantized already: it may be trained to be quantized as it is.
         """
-        if self.partial.guard == 0.0 and self.partial.budget is None:
+        if not self.recovery.is_measured:
             return False
         return is_float or self.existing == "replace"

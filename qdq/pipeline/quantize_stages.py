@@ -11,6 +11,7 @@ from qdq.graph.index import GraphIndex
 from qdq.graph.source import Source
 from qdq.pipeline.bisection import BisectionResult
 from qdq.pipeline.buildable import BuildFunction
+from qdq.pipeline.recovery import RecoveryStep
 from qdq.planning.decisions import Plan, SensitiveLayer
 from qdq.quantized.model import QuantizedModel
 from qdq.ranges.given_ranges import GivenSummary
@@ -53,3 +54,5 @@ class CalibratedModel(msgspec.Struct, frozen=True):
     summary: GivenSummary | None
     #: What the guard or a budget measured, or why it did not.
     partial: PartialResult | str | None = None
+    #: The methods that were tried to recover accuracy in INT8.
+    recovery: tuple[RecoveryStep, ...] = ()

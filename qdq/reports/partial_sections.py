@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import msgspec
 
+from qdq.pipeline.recovery import RecoveryStep
 from qdq.reports.sections import Section, count_noun, join_names
 from qdq.sensitivity.output_noise import to_decibels
 from qdq.sensitivity.partial_result import WARN_BELOW_DB, PartialResult
@@ -23,6 +24,18 @@ def partial_sections(result: PartialResult | str | msgspec.UnsetType) -> Iterato
         yield _result_section(result)
         if result.steps:
             yield _trade_off_section(result)
+
+
+def recovery_sections(steps: Iterable[RecoveryStep]) -> Iterator[Section]:
+    """Yield the section about the methods that were tried to recover accuracy in INT8."""
+    lines: list[str] = []
+    for step in steps:
+        places = count_noun(step.places, "place")
+        outcome = "kept" if step.is_kept else "not kept"
+        before, after = format_decibels(step.before_db), format_decibels(step.after_db)
+        lines.append(f"{step.method}: {places}, {before} without, {after} with it: {outcome}")
+    if lines:
+        yield Section("Recovery", tuple(lines))
 
 
 def _result_section(result: PartialResult) -> Section:

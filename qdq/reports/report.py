@@ -11,11 +11,12 @@ from qdq.calibration.scales import Scales
 from qdq.checking.finding import Finding
 from qdq.errors import UsageError
 from qdq.pipeline.bisection import BisectionResult
+from qdq.pipeline.recovery import RecoveryStep
 from qdq.pipeline.requantize import Existing
 from qdq.planning.decisions import Plan
 from qdq.reports.changes import existing_sections
 from qdq.reports.json_output import to_json
-from qdq.reports.partial_sections import partial_sections
+from qdq.reports.partial_sections import partial_sections, recovery_sections
 from qdq.reports.plan_sections import build_search_section, plan_summary
 from qdq.reports.scales_sections import scales_summary
 from qdq.reports.sections import Section, sections_text
@@ -45,6 +46,8 @@ class Report(msgspec.Struct, frozen=True):
     misses: tuple[str, ...] = ()
     #: The nodes left in float so that the model builds; absent without `--until-it-builds`.
     build_search: BisectionResult | msgspec.UnsetType = msgspec.UNSET
+    #: The methods that were tried to recover accuracy in INT8; absent where none was.
+    recovery: tuple[RecoveryStep, ...] | msgspec.UnsetType = msgspec.UNSET
     #: What the guard or a budget measured, or why the guard did not run; absent where it is off.
     partial: PartialResult | str | msgspec.UnsetType = msgspec.UNSET
     #: What happened to the quantization that the model had; absent for a float model.
@@ -93,6 +96,7 @@ def report_sections(report: Report, *, is_target_default: bool = False) -> list[
         sections.append(build_search_section(report.build_search))
     if report.scales:
         sections.append(scales_summary(report.scales))
+    sections += recovery_sections(report.recovery or ())
     sections += partial_sections(report.partial)
     if report.findings is not None:
         sections.append(findings_section(report.findings))

@@ -251,24 +251,33 @@ def _switch_inputs(
         for name, body in node_bodies(proto):
             path = qualified_name(index.path, f"{node.label}.{name}")
             _switch_inputs(index.scopes[path], body, by_slot)
-        inserted: dict[str, NodeProto] = {}
+        pairs = {}
         for slot in range(len(proto.input)):
             pair = by_slot.get((index.path, node.label, slot))
-            if pair is None:
-                continue
-            if pair.is_weight:
-                proto.input[slot] = pair.input_name
-                continue
-            if pair.input_name not in inserted:
-                elem_type = _float_type(index, pair.placements[0])
-                inserted[pair.input_name] = _make_switch(pair, proto.input[slot], elem_type)
-            proto.input[slot] = inserted[pair.input_name].output[0]
-        nodes.extend(inserted.values())
+            if pair is not None:
+                pairs[slot] = pair
+        nodes.extend(_switch_node(index, proto, pairs))
         nodes.append(proto)
     kept = GraphProto()  # holds copies: most of the nodes belong to the graph
     kept.node.extend(nodes)
     del graph.node[:]
     graph.node.extend(kept.node)
+
+
+def _switch_node(
+    index: GraphIndex, proto: NodeProto, pairs: Mapping[int, _ReadPair]
+) -> Iterable[NodeProto]:
+    """Replace the quantized inputs of a node; return the switches that it reads now."""
+    switches: dict[str, NodeProto] = {}
+    for slot, pair in pairs.items():
+        if pair.is_weight:
+            proto.input[slot] = pair.input_name
+            continue
+        if pair.input_name not in switches:
+            elem_type = _float_type(index, pair.placements[0])
+            switches[pair.input_name] = _make_switch(pair, proto.input[slot], elem_type)
+        proto.input[slot] = switches[pair.input_name].output[0]
+    return switches.values()
 
 
 def _make_switch(pair: _ReadPair, tensor: str, elem_type: int) -> NodeProto:

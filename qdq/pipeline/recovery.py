@@ -1,0 +1,246 @@
+"""Recovery: a calibrated plan again, with channels equalized and a sensitive part in float.
+
+Each step is measured on a few calibration samples, and stays only where it helps.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from qdq.calibration.calibrator import choose_scales
+from qdq.calibration.methods import Method
+from qdq.calibration.scales import Scales
+from qdq.data.feeds import DataLike, FeedSample
+from qdq.data.sample_recorder import read_samples_again, repeatable_data
+from qdq.graph.index import GraphIndex
+from qdq.memory import format_gigabytes
+from qdq.observers.collection import CollectionJob, Observing, collect_locally
+from qdq.pipeline.recovery_options import EQUALIZE, Recovery
+from qdq.planning.decisions import Plan
+from qdq.planning.plan_request import PlanRequest
+from qdq.planning.planner import plan_index
+from qdq.ranges.given_ranges import GivenRanges, GivenSummary, match_given_ranges
+from qdq.ranges.tensor_ranges import Ranges
+from qdq.recovery.equalization import equalize, find_equalizations
+from qdq.rules.rule import RuleSet
+from qdq.sensitivity.budget import BUDGET_SAMPLES, search_budget
+from qdq.sensitivity.guard import GUARD_SAMPLES, guard_plan
+from qdq.sensitivity.output_noise import to_decibels
+from qdq.sensitivity.partial_result import PartialResult
+from qdq.sensitivity.plan_sensitivity import CalibratedPlan, PlanSensitivity
+
+#: The most bytes of weights with which the guard runs by itself: it holds them three times.
+_MOST_GUARDED_BYTES = 1 << 29
+
+#: The samples that channels are measured with for their factors.
+_EQUALIZATION_SAMPLES = 16
+
+#: Below this gain in dB channels stay as they are.
+_LEAST_GAIN_DB = 0.3
+
+
+class RecoveryStep(msgspec.Struct, frozen=True):
+    """One method that was tried, and what it gained."""
+
+    #: "equalize" or "bias".
+    method: str
+    #: How many tensors or layers it changed.
+    places: int
+    #: The signal-to-noise ratio in dB without and with it: at the scores, before a final Softmax
+    #: or Sigmoid, for "equalize", at the outputs for "bias".
+    before_db: float
+    after_db: float
+    is_kept: bool
+
+
+class RecoveryJob(msgspec.Struct, frozen=True):
+    """A calibrated plan, and what it was made with."""
+
+    calibrated: CalibratedPlan
+    rules: RuleSet
+    method: Method
+    given_ranges: GivenRanges | None
+    summary: GivenSummary | None
+    data: DataLike
+    batch: int | None
+    observing: Observing
+    options: Recovery
+
+    def read_samples(self, count: int | None) -> list[FeedSample]:
+        """Return some samples of the data, or all for None."""
+        return read_samples_again(self.calibrated.index, self.data, self.batch, count)
+
+
+class RecoveredPlan(msgspec.Struct, frozen=True):
+    """A plan with its scales after recovery, and what was measured."""
+
+    calibrated: CalibratedPlan
+    steps: tuple[RecoveryStep, ...] = ()
+    #: What the guard or a budget measured, or why nothing was; None where both are off.
+    partial: PartialResult | str | None = None
+
+
+def recover_plan(job: RecoveryJob) -> RecoveredPlan:
+    """Return the plan after recovery.
+
+    Raises ModelError where ONNX Runtime rejects the model, DataError where it fails on a sample,
+    and MetricError where the metric of a budget does not fit.
+    """
+    budget = job.options.budget
+    obstacle = _find_obstacle(job)
+    if obstacle and budget is None:
+        return RecoveredPlan(job.calibrated, (), obstacle)
+    count: int | None = GUARD_SAMPLES
+    if budget is not None:
+        count = None if budget.max_drop is not None else BUDGET_SAMPLES
+    samples = job.read_samples(count)
+    equalized = _equalize(job) if EQUALIZE in job.options.method_names else None
+    is_searched = job.options.guard_share > 0.0 or budget is not None
+    if equalized is None and not is_searched:
+        return RecoveredPlan(job.calibrated)
+    sensitivity = _open_sensitivity(job, job.calibrated, samples)
+    calibrated = job.calibrated
+    steps: tuple[RecoveryStep, ...] = ()
+    if equalized is not None:
+        other = _open_sensitivity(job, equalized.calibrated, samples)
+        step = _compare(sensitivity, other, equalized.places)
+        steps = (step,)
+        if step.is_kept:
+            calibrated, sensitivity = equalized.calibrated, other
+    partial = _search(job, sensitivity) if is_searched else None
+    if isinstance(partial, PartialResult) and partial.sensitive:
+        calibrated = _plan_partially(job, calibrated, partial)
+    return RecoveredPlan(calibrated, steps, partial)
+
+
+def _search(job: RecoveryJob, sensitivity: PlanSensitivity) -> PartialResult:
+    budget = job.options.budget
+    if budget is not None:
+        return search_budget(sensitivity, budget)
+    return guard_plan(sensitivity, job.options.guard_share)
+
+
+def _open_sensitivity(
+    job: RecoveryJob, calibrated: CalibratedPlan, samples: list[FeedSample]
+) -> PlanSensitivity:
+    return PlanSensitivity(
+        calibrated,
+        samples,
+        libraries=job.observing.ort_libraries,
+        progress=job.options.progress,
+    )
+
+
+class _EqualizedPlan(msgspec.Struct, frozen=True):
+    """The plan of the equalized model, and how many groups of channels got factors."""
+
+    calibrated: CalibratedPlan
+    places: int
+
+
+def _equalize(job: RecoveryJob) -> _EqualizedPlan | None:
+    """Return the calibrated plan of the equalized model, None where nothing is to be gained."""
+    calibrated = job.calibrated
+    if job.summary is not None or calibrated.ranges is None:
+        return None  # given ranges are those of the channels as they are
+    index, plan = calibrated.index, calibrated.plan
+    feeds = [sample.feed for sample in job.read_samples(_EQUALIZATION_SAMPLES)]
+    equalizations = find_equalizations(index, plan, feeds)
+    if not equalizations:
+        return None
+    source = equalize(index.source, equalizations)
+    equalized_index = GraphIndex(source)
+    equalized_plan = plan_index(equalized_index, _repeat_request(plan, job.rules))
+    changed = frozenset(name for item in equalizations for name in item.tensors)
+    ranges = _observe_changed(job, equalized_index, equalized_plan, changed)
+    scales = choose_scales(equalized_index, equalized_plan, ranges, job.method)
+    result = CalibratedPlan(equalized_index, equalized_plan, scales, ranges)
+    return _EqualizedPlan(result, len(equalizations))
+
+
+def _observe_changed(
+    job: RecoveryJob, index: GraphIndex, plan: Plan, changed: frozenset[str]
+) -> Ranges:
+    """Return the ranges of an equalized model; only tensors with factors are observed again."""
+    ranges = job.calibrated.ranges
+    assert ranges is not None
+    placements = tuple(item for item in plan.placements if item.edge.qualified_tensor in changed)
+    part = msgspec.structs.replace(plan, placements=placements)
+    data = repeatable_data(job.data)
+    collection = CollectionJob(index, part, data, job.method.needs_histogram, job.batch)
+    observing = Observing(
+        device=job.observing.device,
+        cores=job.observing.cores,
+        ort_libraries=job.observing.ort_libraries,
+    )
+    observed = collect_locally(collection, observing)
+    new_ranges = {item.tensor: item for item in observed.by_tensor}
+    by_tensor = tuple(new_ranges.get(item.tensor, item) for item in ranges.by_tensor)
+    return msgspec.structs.replace(ranges, model=plan.digest, by_tensor=by_tensor)
+
+
+def _compare(plain: PlanSensitivity, equalized: PlanSensitivity, places: int) -> RecoveryStep:
+    """Return what equalization gains, with the whole plans in INT8."""
+    before_db = to_decibels(plain.measurement.measure(plain.full))
+    after_db = to_decibels(equalized.measurement.measure(equalized.full))
+    is_kept = after_db - before_db >= _LEAST_GAIN_DB
+    return RecoveryStep(EQUALIZE, places, before_db, after_db, is_kept)
+
+
+def _plan_partially(
+    job: RecoveryJob, calibrated: CalibratedPlan, partial: PartialResult
+) -> CalibratedPlan:
+    """Return a plan again, with the sensitive layers in float; weights keep their scales."""
+    index, plan, ranges = calibrated.index, calibrated.plan, calibrated.ranges
+    request = _repeat_request(plan, job.rules)
+    sensitive = (*request.sensitive, *partial.sensitive)
+    partial_plan = plan_index(index, msgspec.structs.replace(request, sensitive=sensitive))
+    if not partial_plan.placements or ranges is None:
+        return msgspec.structs.replace(calibrated, plan=partial_plan)
+    summary = job.summary
+    if summary is not None and job.given_ranges is not None:
+        summary = match_given_ranges(index, partial_plan, job.given_ranges)
+    weights = [item for item in calibrated.scales.by_pair if not item.quantizer.calibrated]
+    scales: Scales = choose_scales(index, partial_plan, ranges, job.method, summary, weights)
+    return CalibratedPlan(index, partial_plan, scales, ranges)
+
+
+def _repeat_request(plan: Plan, rules: RuleSet) -> PlanRequest:
+    """Return the request that a plan of a float model was made by."""
+    return PlanRequest(
+        rules=rules,
+        targets=plan.targets,
+        leave_float=plan.leave_float,
+        allow_unmatched=True,
+        profiles=plan.profiles,
+        sensitive=plan.sensitive or (),
+    )
+
+
+def _find_obstacle(job: RecoveryJob) -> str:
+    """Return why nothing is measured by default, "" where it is."""
+    size = _count_weight_bytes(job.calibrated.index, job.calibrated.plan)
+    most = _MOST_GUARDED_BYTES
+    if job.observing.max_memory is not None:
+        most = min(most, job.observing.max_memory // 8)
+    if size <= most:
+        return ""
+    return (
+        f"the guard did not run: it holds the weights ({format_gigabytes(size)}) three times. "
+        "Pass a budget, such as --min-snr 25dB, to search all the same."
+    )
+
+
+def _count_weight_bytes(index: GraphIndex, plan: Plan) -> int:
+    """Return the size of the float weights that a plan quantizes, four bytes a value."""
+    sizes: dict[str, int] = {}
+    for placement in plan.placements:
+        if placement.quantizer.calibrated:
+            continue
+        edge = placement.edge
+        shape = index.scope(edge).shape(edge.tensor) or ()
+        count = 4
+        for size in shape:
+            count *= size or 1
+        sizes[edge.qualified_tensor] = count
+    return sum(sizes.values())
