@@ -1,0 +1,154 @@
+"""Quantize real models plainly, with the defaults, and to a budget; write scores as Markdown.
+
+    pip install pillow tokenizers scipy scikit-image        # what the tasks need
+    python benchmarks/partial.py --shared ../shared --out partial.jsonl
+    python benchmarks/partial.py --report partial.jsonl      # the table of docs/results.md
+
+Every draw of calibration samples is one line of the file, so that a run that was stopped goes on
+where it was. Seconds are of one process that quantizes both ways in turns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from harness import markdown_head, markdown_row
+from results import DRAWS, Subject
+
+import qdq
+from qdq.sensitivity.partial_result import PartialResult
+
+#: The ways to quantize: no guard and no recovery, the defaults, and a budget.
+WAYS = ("plain", "default", "budget")
+BUDGET_DB = 22.0
+
+Record = dict[str, Any]
+
+
+def recovery_of(way: str) -> qdq.Recovery:
+    """Return the options of a way."""
+    if way == "plain":
+        return qdq.Recovery(guard=False, methods="off")
+    if way == "budget":
+        return qdq.Recovery(budget=qdq.Budget(min_snr_db=BUDGET_DB))
+    return qdq.Recovery()
+
+
+def measure_draw(subject: Subject, draw: int, folder: Path) -> Record:
+    """Return scores, seconds and shares of one draw by each way."""
+    record: Record = {"model": subject.name, "draw": draw}
+    samples = subject.calibration(draw)
+    for way in WAYS:
+        start = time.perf_counter()
+        result = qdq.quantize(subject.path, samples, targets="rtx:sm86", recovery=recovery_of(way))
+        seconds = time.perf_counter() - start
+        out = folder / f"{subject.name}.{way}.onnx"
+        qdq.save(result.model, result.source, out, force=True)
+        entry: Record = {"seconds": seconds, "score": subject.score(out)}
+        if isinstance(result.partial, PartialResult):
+            entry["int8_work"] = result.partial.int8_work
+            entry["float"] = [layer.node for layer in result.partial.sensitive]
+            entry["snr_db"] = [result.partial.int8_snr_db, result.partial.snr_db]
+        entry["recovery"] = [[step.method, step.is_kept] for step in result.recovery]
+        record[way] = entry
+    return record
+
+
+def read_records(path: Path) -> list[Record]:
+    """Return the records of earlier draws."""
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def measure(arguments: argparse.Namespace) -> None:
+    """Measure all draws that the file lacks."""
+    sys.path.insert(0, str(arguments.shared / "tasks"))
+    done = {(record["model"], record["draw"]) for record in read_records(arguments.out)}
+    paths = sorted((arguments.shared / "models").glob("*.onnx"))
+    subjects = [
+        Subject(path, importlib.import_module)
+        for path in paths
+        if not arguments.only or path.stem in arguments.only
+    ]
+    with tempfile.TemporaryDirectory() as folder:
+        for draw in range(DRAWS):
+            for subject in subjects:
+                if (subject.name, draw) in done:
+                    continue
+                record = measure_draw(subject, draw, Path(folder))
+                if draw == 0:
+                    record["float"] = subject.score(subject.path)
+                with arguments.out.open("a") as file:
+                    file.write(json.dumps(record) + "\n")
+
+
+def rows(records: list[Record]) -> Iterator[tuple[str, ...]]:
+    """Yield one row per model."""
+    for model in sorted({record["model"] for record in records}):
+        draws = [record for record in records if record["model"] == model]
+        float_scores = [record["float"] for record in draws if "float" in record]
+        cells = [model, format_scores(float_scores)]
+        for way in WAYS:
+            cells.append(format_scores([record[way]["score"] for record in draws]))
+            if way != "plain":
+                shares = [record[way].get("int8_work", float("nan")) for record in draws]
+                cells.append(f"{np.mean(shares):.1%}")
+        ratios = [record["default"]["seconds"] / record["plain"]["seconds"] for record in draws]
+        cells.append(f"{np.median(ratios):.2f}")
+        yield tuple(cells)
+
+
+def format_scores(scores: list[dict[str, float]]) -> str:
+    """Return the means of figures with their names, and their standard errors."""
+    parts: list[str] = []
+    for name in scores[0] if scores else ():
+        values = [score[name] for score in scores]
+        digits = 2 if name == "dB" else 3
+        text = f"{name} {np.mean(values):.{digits}f}"
+        if len(values) > 1:
+            error = np.std(values, ddof=1) / len(values) ** 0.5
+            text += f" ± {error:.{digits}f}"
+        parts.append(text)
+    return ", ".join(parts)
+
+
+def main() -> None:
+    """Measure, or print the table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--shared", type=Path)
+    parser.add_argument("--out", type=Path, default=Path("partial.jsonl"))
+    parser.add_argument("--only", nargs="*", help="names of models")
+    parser.add_argument("--report", type=Path)
+    arguments = parser.parse_args()
+    if arguments.report is None:
+        measure(arguments)
+        return
+    headers = (
+        "model",
+        "float",
+        "all INT8",
+        "default",
+        "of its work in INT8",
+        f"budget {BUDGET_DB:g} dB",
+        "of its work in INT8",
+        "seconds, default / all INT8",
+    )
+    print(markdown_head(headers))
+    for row in rows(read_records(arguments.report)):
+        print(markdown_row(row))
+
+
+if __name__ == "__main__":
+    main()
