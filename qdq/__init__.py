@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from qdq.pipeline.fixer import fix as fix
     from qdq.pipeline.quantize_model import Quantized as Quantized
     from qdq.pipeline.quantize_model import quantize as quantize
+    from qdq.pipeline.sensitivity_analysis import Sensitivity as Sensitivity
+    from qdq.pipeline.sensitivity_analysis import measure_sensitivity as measure_sensitivity
     from qdq.planning.decisions import Plan as Plan
     from qdq.planning.explanation import explain as explain
     from qdq.planning.planner import plan as plan
@@ -75,6 +77,7 @@ _HOME = {
     "Quantized": "qdq.pipeline.quantize_model",
     "Ranges": "qdq.ranges.tensor_ranges",
     "Scales": "qdq.calibration.scales",
+    "Sensitivity": "qdq.pipeline.sensitivity_analysis",
     "Source": "qdq.graph.source",
     "Subset": "qdq.data.feeds",
     "Target": "qdq.target",
@@ -89,6 +92,7 @@ _HOME = {
     "given_by_hand": "qdq.ranges.given_ranges",
     "load": "qdq.graph.loader",
     "load_rules": "qdq.rules.rule_files",
+    "measure_sensitivity": "qdq.pipeline.sensitivity_analysis",
     "merge": "qdq.ranges.tensor_ranges",
     "misses": "qdq.validation.validator",
     "observe": "qdq.calibration.calibrator",
