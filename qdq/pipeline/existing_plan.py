@@ -13,6 +13,7 @@ from qdq.errors import ModelError
 from qdq.graph.index import Edge, GraphIndex
 from qdq.graph.source import Source
 from qdq.observers.collection import CollectionJob
+from qdq.pipeline.matching_edges import EdgeMatcher
 from qdq.pipeline.pair_locations import sort_placements
 from qdq.pipeline.requantize import make_existing_placement
 from qdq.planning.decisions import Placement, Plan
@@ -21,6 +22,7 @@ from qdq.quantized.converter import find_unconverted
 from qdq.quantized.model import QuantizedEdge, QuantizedModel
 from qdq.quantized.symmetry import measure_coarsening, pair_amax, pair_type
 from qdq.quantizer import E4M3, INT8
+from qdq.ranges.given_ranges import GivenRange, GivenRanges, GivenWeightRange
 from qdq.ranges.model_ranges import read_pair_ranges
 from qdq.ranges.range_limits import LARGEST_AMAX
 from qdq.sensitivity.plan_sensitivity import CalibratedPlan
@@ -63,7 +65,8 @@ def make_existing_plan(source: Source, quantized_model: QuantizedModel) -> Exist
         raise ModelError(
             f"{name}: the model holds no Q/DQ pairs. Pass a quantized model, or FLOAT alone."
         )
-    placements = _find_placements(index, quantized_model, notes)
+    matcher = EdgeMatcher(index, quantized_model.index)
+    placements = _find_placements(index, quantized_model, matcher, notes)
     if not placements:
         raise ModelError(
             f"{name}: none of its pairs is on an edge of {source.name} that qdq can switch. "
@@ -86,51 +89,69 @@ def make_existing_plan(source: Source, quantized_model: QuantizedModel) -> Exist
         index = GraphIndex(raised_source)
         plan = msgspec.structs.replace(plan, digest=raised_source.digest)
     job = CollectionJob(index, plan, None, False, None)
-    ranges, summary = gather_ranges(job, known_ranges=read_pair_ranges(quantized_model))
+    known_ranges = _read_ranges(quantized_model, matcher)
+    ranges, summary = gather_ranges(job, known_ranges=known_ranges)
     scales = choose_scales(index, plan, ranges, parse_method(_METHOD), summary)
     return ExistingPlan(CalibratedPlan(index, plan, scales, None), tuple(notes))
 
 
 def _find_placements(
-    index: GraphIndex, quantized_model: QuantizedModel, notes: list[str]
+    index: GraphIndex, quantized_model: QuantizedModel, matcher: EdgeMatcher, notes: list[str]
 ) -> tuple[Placement, ...]:
     """Return the placements of the pairs that can be switched, and note the others."""
     placements: dict[Edge, Placement] = {}
     left_out = Counter[str]()
     for quantized_edge in quantized_model.edges:
-        reason = _find_obstacle(index, quantized_edge)
+        if pair_type(quantized_edge) == _BIAS_TYPE:
+            continue
+        edge = matcher.find_edge(quantized_edge.edge)
+        reason = _find_obstacle(quantized_model, quantized_edge)
+        if edge is None:
+            reason = f"on edges that {index.source.name} does not have"
         if reason:
             left_out[reason] += 1
-        elif pair_type(quantized_edge) != _BIAS_TYPE:
+        elif edge is not None:
             placement = make_existing_placement(quantized_model, quantized_edge)
-            placements[quantized_edge.edge] = placement
+            placements[edge] = msgspec.structs.replace(placement, edge=edge)
     for reason, count in left_out.items():
         notes.append(f"pairs that are not switched: {count} {reason}")
     return sort_placements(index, placements)
 
 
-def _find_obstacle(index: GraphIndex, quantized_edge: QuantizedEdge) -> str:
+def _find_obstacle(quantized_model: QuantizedModel, quantized_edge: QuantizedEdge) -> str:
     """Return why a pair cannot be switched, as the end of a sentence; "" where it can."""
+    edge, scales = quantized_edge.edge, quantized_edge.scales
     dtype = pair_type(quantized_edge)
-    if dtype == _BIAS_TYPE:
-        return ""
-    edge = quantized_edge.edge
-    scope = index.scopes.get(edge.graph)
-    node = scope.by_label.get(edge.node) if scope is not None else None
-    if node is None or edge.tensor not in node.inputs[edge.slot : edge.slot + 1]:
-        return f"on edges that {index.source.name} does not have"
     if dtype not in _SWITCHED_TYPES:
         return f"of type {dtype}"
-    scales = quantized_edge.scales
     if scales is None:
         return "with computed scales"
     if sum(size > 1 for size in scales.shape) > 1:
         return "with scales per block"
-    if scope is not None and scope.is_constant(edge.tensor):
+    if quantized_model.index.scope(edge).is_constant(edge.tensor):
         return ""
     amax = pair_amax(quantized_edge)
     is_usable = amax is not None and 0.0 < float(amax.max(initial=0)) <= LARGEST_AMAX
     return "" if is_usable else "without a usable range"
+
+
+def _read_ranges(quantized_model: QuantizedModel, matcher: EdgeMatcher) -> GivenRanges:
+    """Return the ranges of a model's pairs under the names of the float model's tensors."""
+    names: dict[str, str] = {}
+    for quantized_edge in quantized_model.edges:
+        edge = matcher.find_edge(quantized_edge.edge)
+        if edge is not None:
+            names[quantized_edge.edge.qualified_tensor] = edge.qualified_tensor
+    ranges = read_pair_ranges(quantized_model)
+    by_tensor: list[GivenRange] = []
+    for item in ranges.by_tensor:
+        name = names.get(item.tensor, item.tensor)
+        by_tensor.append(msgspec.structs.replace(item, tensor=name))
+    weights: list[GivenWeightRange] = []
+    for weight in ranges.weights:
+        name = names.get(weight.tensor, weight.tensor)
+        weights.append(msgspec.structs.replace(weight, tensor=name))
+    return msgspec.structs.replace(ranges, by_tensor=tuple(by_tensor), weights=tuple(weights))
 
 
 def _describe_coarser(quantized_model: QuantizedModel) -> Iterator[str]:

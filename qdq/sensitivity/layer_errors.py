@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence, Set
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from pathlib import Path
 
 import msgspec
@@ -22,6 +23,18 @@ from qdq.runtime.session import (
     run_outputs,
 )
 from qdq.runtime.unknown_operators import find_unknown_node, find_unknown_operators
+
+#: Operators that tools fold into the pair after them.
+FOLDED = ("Relu", "Clip")
+
+
+class _ComparedLayer(msgspec.Struct, frozen=True):
+    """A result that both models have."""
+
+    node: Node
+    #: The tensor in the float model, and in the quantized model.
+    tensor: str
+    quantized_name: str
 
 
 class LayerError(msgspec.Struct, frozen=True):
@@ -63,12 +76,10 @@ class LayerComparison:
         self._libraries = libraries
         unknown = find_unknown_operators(index.source.model, libraries)
         self._is_partial = bool(unknown)
-        names = _find_names(index, self._quantized_index, labels)
-        for tensor in list(names):
-            if find_unknown_node(index.source.model, [tensor], unknown) is not None:
-                del names[tensor]
-        #: The name in the quantized model of each compared tensor of the float model.
-        self.names: Mapping[str, str] = names
+        self._layers: dict[str, _ComparedLayer] = {}
+        for layer in _ResultFinder(index, self._quantized_index).find_layers(labels):
+            if find_unknown_node(index.source.model, [layer.tensor], unknown) is None:
+                self._layers.setdefault(layer.tensor, layer)
 
     def measure(
         self, samples: Iterable[FeedSample], progress: Progress | None = None
@@ -77,10 +88,10 @@ class LayerComparison:
 
         Raises ModelError where ONNX Runtime cannot run one of the models.
         """
-        if not self.names:
+        if not self._layers:
             return ()
-        tensors = list(self.names)
-        quantized_names = list(self.names.values())
+        tensors = list(self._layers)
+        quantized_names = [layer.quantized_name for layer in self._layers.values()]
         session = self._open(self._index, tensors)
         quantized_session = self._open(self._quantized_index, quantized_names)
         sums = {tensor: EnergySums() for tensor in tensors}
@@ -93,7 +104,8 @@ class LayerComparison:
                 sums[tensor].add(values, quantized_values)
             if progress:
                 progress(number)
-        return tuple(self._describe({tensor: sums[tensor].snr_db() for tensor in tensors}))
+        ratios = {tensor: sums[tensor].snr_db() for tensor in tensors}
+        return tuple(self._describe(ratios))
 
     def _open(self, index: GraphIndex, names: list[str]) -> ort.InferenceSession:
         options = exact_options()
@@ -101,34 +113,71 @@ class LayerComparison:
             return open_partial_session(index, names, options, libraries=self._libraries)
         return open_session(index, names, options, libraries=self._libraries)
 
-    def _describe(self, ratios: Mapping[str, float]) -> Iterable[LayerError]:
-        for node in self._index.nodes:
-            for tensor in node.outputs:
-                if tensor in ratios:
-                    before = [ratios[name] for name in _find_before(self._index, node, ratios)]
-                    snr_db = round(ratios[tensor], 2)
-                    fall_db = None
-                    if before and min(before) < float("inf"):
-                        fall_db = round(min(before) - ratios[tensor], 2)
-                    yield LayerError(node.label, node.op, tensor, snr_db, fall_db)
+    def _describe(self, ratios: Mapping[str, float]) -> Iterator[LayerError]:
+        for tensor, layer in self._layers.items():
+            node = layer.node
+            before = [ratios[name] for name in _find_before(self._index, node, ratios)]
+            least = min(before, default=math.inf)
+            fall_db = round(least - ratios[tensor], 2) if math.isfinite(least) else None
+            yield LayerError(node.label, node.op, tensor, round(ratios[tensor], 2), fall_db)
 
 
-def _find_names(index: GraphIndex, quantized_index: GraphIndex, labels: Set[str]) -> dict[str, str]:
-    """Return the names of the tensors to compare, by those in the float model."""
-    graph = quantized_index.graph
-    renamed = find_renamed_outputs(graph, find_pairs(graph, ()))
-    quantized_names = {output: tensor for tensor, output in renamed.items()}
-    names: dict[str, str] = {}
-    for node in index.nodes:
-        for tensor in node.outputs:
-            if node.label not in labels and tensor not in index.outputs:
-                continue
-            name = tensor if tensor in index.outputs else quantized_names.get(tensor, tensor)
-            if name not in quantized_index.producers or not index.is_float(tensor):
-                continue
-            if not index.is_constant(tensor):
-                names[tensor] = name
-    return names
+class _ResultFinder:
+    """The results of layers that both models have."""
+
+    def __init__(self, index: GraphIndex, quantized_index: GraphIndex) -> None:
+        self._index = index
+        self._quantized_index = quantized_index
+        graph = quantized_index.graph
+        pairs = find_pairs(graph, ())
+        renamed = find_renamed_outputs(graph, pairs)
+        self._names = {output: tensor for tensor, output in renamed.items()}
+        self._dequantized = {pair.tensor: pair.output for pair in reversed(pairs)}
+
+    def find_layers(self, labels: Set[str]) -> Iterator[_ComparedLayer]:
+        """Yield the labelled nodes, and those that compute outputs, with a result in both."""
+        index = self._index
+        for node in index.nodes:
+            for output in node.outputs:
+                if node.label not in labels and output not in index.outputs:
+                    continue
+                tensor, name = self._find_common(output)
+                if name and index.is_float(tensor) and not index.is_constant(tensor):
+                    yield _ComparedLayer(node, tensor, name)
+
+    def _find_common(self, tensor: str) -> tuple[str, str]:
+        """Return a result, or that of the Relu or Clip after it, and its name in both models.
+
+        The second name is "" where the quantized model has neither.
+        """
+        while not self._find_name(tensor):
+            readers = self._index.edges_from(tensor)
+            reader = self._index.node(readers[0]) if len(readers) == 1 else None
+            if reader is None or reader.op not in FOLDED:
+                return tensor, ""
+            tensor = reader.outputs[0]
+        return tensor, self._find_name(tensor)
+
+    def _find_name(self, tensor: str) -> str:
+        """Return the name of a result in the quantized model, "" where it has none.
+
+        Where another node computes the tensor of its name, as a convolution before a Relu that was
+        folded into the pair, it is that of the Relu after it, else that of the pair.
+        """
+        if tensor in self._index.outputs and tensor in self._quantized_index.producers:
+            return tensor
+        name = self._names.get(tensor, tensor)
+        producer = self._quantized_index.producers.get(name)
+        if producer is None:
+            return ""
+        op = self._index.producers[tensor].op
+        if producer.op == op:
+            return name
+        for edge in self._quantized_index.edges_from(name):
+            reader = self._quantized_index.node(edge)
+            if reader.op == op:
+                return str(reader.outputs[0])
+        return self._dequantized.get(name, "")
 
 
 def _find_before(index: GraphIndex, node: Node, compared: Mapping[str, float]) -> set[str]:
