@@ -168,13 +168,7 @@ def command(ctx: click.Context, options: SensitivityOptions) -> None:
     named_files = list_observed_files(options.ranges, known_ranges)
     with name_files_in_errors(*named_files):
         sensitivity = _measure(options, known_ranges)
-    with written_together():
-        if options.plot:
-            chart = sensitivity_chart(sensitivity, options.top)
-            write_atomic(options.plot, chart.encode())
-        if options.report:
-            text = render_sensitivity(sensitivity, options.report.suffix, options.top)
-            write_atomic(options.report, text.encode())
+    _write_outputs(options, sensitivity)
     print_record(options.layout, sensitivity, sensitivity_sections(sensitivity, options.top))
     if options.outputs and options.layout == "text":
         print_written(options.outputs)
@@ -211,3 +205,14 @@ def _measure(options: SensitivityOptions, known_ranges: KnownRanges | None) -> S
             progress=advance,
             measuring_progress=advance_runs,
         )
+
+
+def _write_outputs(options: SensitivityOptions, sensitivity: Sensitivity) -> None:
+    """Write the chart and the report where the options name files for them."""
+    with written_together():
+        if options.plot:
+            chart = sensitivity_chart(sensitivity, options.top)
+            write_atomic(options.plot, chart.encode())
+        if options.report:
+            text = render_sensitivity(sensitivity, options.report.suffix, options.top)
+            write_atomic(options.report, text.encode())

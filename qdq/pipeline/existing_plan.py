@@ -52,20 +52,14 @@ def make_existing_plan(source: Source, quantized_model: QuantizedModel) -> Exist
     Raises ModelError for a model without pairs, and for one none of whose pairs is on an edge of
     the float model.
     """
-    index = GraphIndex(source)
     name = quantized_model.original.path or quantized_model.original.name
-    unconverted = find_unconverted(quantized_model.source.model)
-    notes: list[str] = []
-    if unconverted:
-        notes.append(
-            f"{len(unconverted)} quantized operators, such as {unconverted[0]}, have no float form "
-            "that qdq knows, and are not switched"
-        )
     if not quantized_model.edges:
         raise ModelError(
             f"{name}: the model holds no Q/DQ pairs. Pass a quantized model, or FLOAT alone."
         )
+    index = GraphIndex(source)
     matcher = EdgeMatcher(index, quantized_model.index)
+    notes = list(_describe_unconverted(quantized_model))
     placements = _find_placements(index, quantized_model, matcher, notes)
     if not placements:
         raise ModelError(
@@ -73,6 +67,17 @@ def make_existing_plan(source: Source, quantized_model: QuantizedModel) -> Exist
             "Pass the float model that it was made from, with the same names."
         )
     notes += _describe_coarser(quantized_model)
+    index, plan = _make_plan(index, placements)
+    known_ranges = _read_ranges(quantized_model, matcher)
+    job = CollectionJob(index, plan, None, False, None)
+    ranges, summary = gather_ranges(job, known_ranges=known_ranges)
+    scales = choose_scales(index, plan, ranges, parse_method(_METHOD), summary)
+    return ExistingPlan(CalibratedPlan(index, plan, scales, None), tuple(notes))
+
+
+def _make_plan(index: GraphIndex, placements: tuple[Placement, ...]) -> tuple[GraphIndex, Plan]:
+    """Return a plan of some placements, and the index at the opset that their pairs need."""
+    source = index.source
     plan = Plan(
         model=source.name,
         digest=source.digest,
@@ -85,14 +90,20 @@ def make_existing_plan(source: Source, quantized_model: QuantizedModel) -> Exist
         scale_groups=(),
     )
     raised_source = source_at_plan_opset(source, plan, index)
-    if raised_source is not source:
-        index = GraphIndex(raised_source)
-        plan = msgspec.structs.replace(plan, digest=raised_source.digest)
-    job = CollectionJob(index, plan, None, False, None)
-    known_ranges = _read_ranges(quantized_model, matcher)
-    ranges, summary = gather_ranges(job, known_ranges=known_ranges)
-    scales = choose_scales(index, plan, ranges, parse_method(_METHOD), summary)
-    return ExistingPlan(CalibratedPlan(index, plan, scales, None), tuple(notes))
+    if raised_source is source:
+        return index, plan
+    plan = msgspec.structs.replace(plan, digest=raised_source.digest)
+    return GraphIndex(raised_source), plan
+
+
+def _describe_unconverted(quantized_model: QuantizedModel) -> Iterator[str]:
+    """Yield a sentence about quantized operators that have no float form."""
+    unconverted = find_unconverted(quantized_model.source.model)
+    if unconverted:
+        yield (
+            f"{len(unconverted)} quantized operators, such as {unconverted[0]}, have no float form "
+            "that qdq knows, and are not switched"
+        )
 
 
 def _find_placements(
@@ -164,8 +175,9 @@ def _describe_coarser(quantized_model: QuantizedModel) -> Iterator[str]:
             ratios[cost.tensor] = max(cost.step_ratio, ratios.get(cost.tensor, 0.0))
     if ratios:
         largest = max(ratios.values())
+        count = "1 activation has" if len(ratios) == 1 else f"{len(ratios)} activations have"
         yield (
-            f"{len(ratios)} activations have a zero point or another type; the groups are measured "
+            f"{count} a zero point or another type; the groups are measured "
             f"with symmetric INT8 of the same range, whose steps are up to {largest:.1f} times as "
             "large"
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 
 import msgspec
 
@@ -11,7 +12,7 @@ from qdq.calibration.calibrator import RangesLike, to_known_ranges
 from qdq.calibration.methods import DEFAULT_METHOD
 from qdq.data.feeds import DataLike, FeedSample
 from qdq.data.sample_recorder import read_samples_again, record_samples
-from qdq.errors import ModelError, UsageError
+from qdq.errors import DataError, ModelError, UsageError
 from qdq.graph.bodies import qualified_name
 from qdq.graph.index import GraphIndex
 from qdq.graph.loader import load
@@ -26,6 +27,7 @@ from qdq.pipeline.quantize_model import plan_and_calibrate
 from qdq.pipeline.quantize_request import (
     CalibrationOptions,
     PartialOptions,
+    PlanningOptions,
     QuantizeRequest,
     to_planning_options,
 )
@@ -46,6 +48,9 @@ from qdq.validation.validator import no_drop_error
 
 #: The samples that a sensitivity is measured with, unless requested otherwise.
 DEFAULT_MEASURED = 8
+
+#: The samples that are kept for a metric where the data can be iterated only once.
+_MOST_RECORDED = 1 << 16
 
 
 class SensitivityScores(msgspec.Struct, frozen=True):
@@ -110,10 +115,17 @@ class MeasuringOptions(msgspec.Struct, frozen=True):
         return self.measured
 
 
+class MeasuredSamples(msgspec.Struct, frozen=True):
+    """The samples to measure with, and the libraries of custom operators to run them."""
+
+    samples: list[FeedSample]
+    libraries: tuple[Path, ...]
+
+
 def to_measuring_options(
     by: str, metric: MetricLike | None, measured: int | None, progress: Progress | None
 ) -> MeasuringOptions:
-    """Return the options of what users pass; raises UsageError for values that do not fit.
+    """Return the options that users pass; raises UsageError for values that do not fit.
 
     The metric ``snr`` is what is measured without one.
     """
@@ -158,52 +170,66 @@ def measure_sensitivity(  # noqa: PLR0913 keyword arguments of the public functi
     `metric` is scored over all. Ranges observed earlier, as `given`, need no calibration. Raises
     ModelError, RuleError, DataError, MetricError or UsageError.
     """
-    options = to_measuring_options(by, metric, measured, measuring_progress)
-    source = load(model)
-    _require_float(source)
+    planning = to_planning_options(rules, targets, leave_float, allow_unmatched, profiles)
     known_ranges = to_known_ranges(given)
-    data = record_samples(data, options.count or DEFAULT_MEASURED) or data
-    if quantized is not None:
-        return _analyse_quantized(
-            source, QuantizedModel(quantized), data, batch, options, observing
-        )
-    calibration_data = None if isinstance(known_ranges, Ranges) else data
-    request = QuantizeRequest(
-        source,
-        REPAIR,
-        to_planning_options(rules, targets, leave_float, allow_unmatched, profiles),
-        CalibrationOptions(
-            calibration_data, batch, method, weights, observing, progress, known_ranges
-        ),
-        None,
-        PartialOptions(guard=0.0),
-        None,
+    calibration = CalibrationOptions(
+        data, batch, method, weights, observing, progress, known_ranges
     )
-    _, result = plan_and_calibrate(request)
-    planned = result.planned
-    calibrated = CalibratedPlan(planned.index, planned.plan, result.scales, result.ranges)
-    samples = read_samples_again(planned.index, data, batch, options.count)
-    return _analyse(calibrated, samples, options, observing)
+    options = to_measuring_options(by, metric, measured, measuring_progress)
+    return _run(load(model), quantized, planning, calibration, options)
 
 
-def _require_float(source: Source) -> None:
+def _run(
+    source: Source,
+    quantized: ModelLike | None,
+    planning: PlanningOptions,
+    calibration: CalibrationOptions,
+    options: MeasuringOptions,
+) -> Sensitivity:
+    """Run the stages up to the scales, or read those of the quantized model, and measure."""
     if find_quantized_nodes(source):
         raise ModelError(
             f"{source.path or source.name}: the model is quantized already. Pass the float model "
             "that it was made from, and then this one."
         )
+    data = record_samples(calibration.data, options.count or _MOST_RECORDED)
+    calibration = msgspec.structs.replace(calibration, data=data)
+    if quantized is not None:
+        return _analyse_quantized(source, QuantizedModel(quantized), calibration, options)
+    request = _make_request(source, planning, calibration)
+    _, result = plan_and_calibrate(request)
+    planned = result.planned
+    calibrated = CalibratedPlan(planned.index, planned.plan, result.scales, result.ranges)
+    return _analyse(calibrated, _read_samples(planned.index, calibration, options), options)
+
+
+def _make_request(
+    source: Source, planning: PlanningOptions, calibration: CalibrationOptions
+) -> QuantizeRequest:
+    """Return the request of `quantize` whose plan is measured; observed ranges need no data."""
+    if isinstance(calibration.known_ranges, Ranges):
+        calibration = msgspec.structs.replace(calibration, data=None)
+    partial = PartialOptions(guard=0.0)
+    return QuantizeRequest(source, REPAIR, planning, calibration, None, partial, None)
+
+
+def _read_samples(
+    index: GraphIndex, calibration: CalibrationOptions, options: MeasuringOptions
+) -> MeasuredSamples:
+    """Return the samples to measure with; raises DataError where there are none."""
+    if calibration.data is None:
+        raise DataError(f"{index.source.name}: sensitivity is measured on samples. Pass data.")
+    samples = read_samples_again(index, calibration.data, calibration.batch, options.count)
+    return MeasuredSamples(samples, calibration.observing.ort_libraries)
 
 
 def _analyse(
-    calibrated: CalibratedPlan,
-    samples: list[FeedSample],
-    options: MeasuringOptions,
-    observing: Observing,
+    calibrated: CalibratedPlan, samples: MeasuredSamples, options: MeasuringOptions
 ) -> Sensitivity:
     """Rank the groups of a calibrated plan."""
     index = calibrated.index
     sensitivity = PlanSensitivity(
-        calibrated, samples, options.by, observing.ort_libraries, options.progress
+        calibrated, samples.samples, options.by, samples.libraries, options.progress
     )
     ranking = GroupRanking(calibrated, sensitivity, options.metric)
     groups = ranking.run()
@@ -230,25 +256,21 @@ def _analyse(
 def _analyse_quantized(
     source: Source,
     quantized_model: QuantizedModel,
-    data: DataLike,
-    batch: int | None,
+    calibration: CalibrationOptions,
     options: MeasuringOptions,
-    observing: Observing,
 ) -> Sensitivity:
     """Rank the groups of a quantized model's own pairs, and follow its error through the layers."""
     existing = make_existing_plan(source, quantized_model)
     calibrated = existing.calibrated
-    samples = read_samples_again(calibrated.index, data, batch, options.count)
+    samples = _read_samples(calibrated.index, calibration, options)
     labels: set[str] = set()
     for placement in calibrated.plan.placements:
         labels.add(qualified_name(placement.edge.graph, placement.edge.node))
-    comparison = LayerComparison(
-        GraphIndex(source), quantized_model, labels, observing.ort_libraries
-    )
-    layers = comparison.measure(samples, options.progress)
-    sensitivity = _analyse(calibrated, samples, options, observing)
+    index = GraphIndex(source)
+    comparison = LayerComparison(index, quantized_model, labels, samples.libraries)
+    layers = comparison.measure(samples.samples, options.progress)
     return msgspec.structs.replace(
-        sensitivity,
+        _analyse(calibrated, samples, options),
         quantized=quantized_model.original.name,
         notes=existing.notes,
         layers=layers,

@@ -1,7 +1,7 @@
 """The groups of a plan in order of the loss that their INT8 makes, and what makes it.
 
-All groups are measured with a few samples, and the worst third again with all of them. Only these
-are worth a closer look: what their release gains, and whether weights or activations make their
+All groups are measured with a sample, and the worst third again with all of them. Only these are
+worth a closer look: what their release gains, and whether weights or activations make their
 noise.
 """
 
@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 import msgspec
 
 from qdq.metrics.metric import Metric
+from qdq.ranges.tensor_ranges import Ranges
 from qdq.sensitivity.clipping import ClippingShares
 from qdq.sensitivity.float_search import Candidate, Pairs
 from qdq.sensitivity.layer_groups import LayerGroup
@@ -22,15 +23,15 @@ from qdq.sensitivity.plan_sensitivity import CalibratedPlan, PlanSensitivity
 from qdq.sensitivity.predicted_noise import NoisePredictor
 
 #: The samples that all groups are measured with.
-FIRST_SAMPLES = 1
+_FIRST_SAMPLES = 1
 
 #: The samples that a closer look at a group takes, and the shares of its noise.
 _GAIN_SAMPLES = 4
 _SHARE_SAMPLES = 1
 
-#: The share of the groups that is measured with all samples, and the least number of them.
+#: One of so many groups is measured with all samples, and every group where that takes few runs.
 _WORST_SHARE = 3
-_LEAST_WORST = 12
+_FEW_RUNS = 400
 
 #: The share of the whole plan's noise below which a group gets no closer look.
 _NEGLIGIBLE = 0.005
@@ -96,7 +97,7 @@ class GroupRanking:
         self._metric = metric
         self._predictor: NoisePredictor | None = None
         self._clipping: ClippingShares | None = None
-        if calibrated.ranges is not None:
+        if calibrated.ranges is not None and _has_histograms(calibrated.ranges):
             index, ranges, scales = calibrated.index, calibrated.ranges, calibrated.scales
             self._predictor = NoisePredictor(index, ranges, scales)
             self._clipping = ClippingShares(ranges, scales)
@@ -109,13 +110,16 @@ class GroupRanking:
 
         Raises MetricError where the metric does not fit the model.
         """
-        first = self._measure_alone(self._sensitivity.groups, FIRST_SAMPLES)
-        count = max(_LEAST_WORST, math.ceil(len(first) / _WORST_SHARE))
+        groups = self._sensitivity.groups
+        count = math.ceil(len(groups) / _WORST_SHARE)
+        if len(groups) * self._measurement.count <= _FEW_RUNS:
+            count = len(groups)
+        first = self._measure_alone(groups, _FIRST_SAMPLES)
         worst = self._measure_alone([item.group for item in first[:count]])
         noticed = self._select_noticed(worst)
         described = [
             *self._describe_all(worst, self._measurement.count),
-            *self._describe_all(first[count:], min(FIRST_SAMPLES, self._measurement.count)),
+            *self._describe_all(first[count:], min(_FIRST_SAMPLES, self._measurement.count)),
         ]
         described[: len(noticed)] = self._look_closer(noticed, described)
         if self._metric is not None:
@@ -214,3 +218,8 @@ class GroupRanking:
         if self._metric is None:
             return math.nan
         return self._measurement.score(self._metric, pairs, self._sensitivity.outputs)
+
+
+def _has_histograms(ranges: Ranges) -> bool:
+    """Whether the statistics of activations were observed, and not only their largest values."""
+    return all(item.histogram is not None for item in ranges.by_tensor)

@@ -175,7 +175,7 @@ class _ResultFinder:
             return name
         for edge in self._quantized_index.edges_from(name):
             reader = self._quantized_index.node(edge)
-            if reader.op == op:
+            if op in FOLDED and reader.op in FOLDED:
                 return str(reader.outputs[0])
         return self._dequantized.get(name, "")
 
