@@ -19,6 +19,9 @@ from qdq.validation.validator import Thresholds, no_drop_error
 #: The options that `partial_options` adds.
 PARTIAL_OPTIONS = ("guard", "keep_float", "float_first")
 
+#: The value of --guard that switches it off. YAML reads the word as false.
+OFF = "off"
+
 _PERCENT = re.compile(r"(\d+(?:\.\d+)?) ?%")
 _DEFAULT_GUARD = f"{DEFAULT_GUARD:.0%}"
 
@@ -30,22 +33,32 @@ class PartialArguments(msgspec.Struct, frozen=True):
     guard: float
     keep_float: float | None
     float_first: int | None
+    #: Whether --min-snr and --max-drop state budgets. Those of the project file judge only.
+    limits_snr: bool = False
+    limits_drop: bool = False
+
+    @property
+    def has_budget(self) -> bool:
+        """Whether the options state what the model must reach, or what may stay in float."""
+        stated = self.keep_float is not None or self.float_first is not None
+        return stated or self.limits_snr or self.limits_drop
 
     def make_budget(
         self, ctx: click.Context, thresholds: Thresholds, metric: Metric | None
     ) -> Budget | None:
-        """Return what a quantized model must reach; None where only the guard applies.
+        """Return the budget of a quantized model; None where only the guard applies.
 
         Raises UsageError for a drop without a metric.
         """
         max_drop = None
-        if thresholds.max_drop is not None:
+        if thresholds.max_drop is not None and self.limits_drop:
             max_drop = to_drop(thresholds.max_drop, "--max-drop")
             if metric is None:
                 raise UsageError("--max-drop judges a metric's score. Pass --metric too.")
             if not metric.scores_float_model:
                 raise no_drop_error(metric.name)
-        budget = Budget(thresholds.snr_db, metric, max_drop, self.keep_float, self.float_first)
+        min_snr_db = thresholds.snr_db if self.limits_snr else None
+        budget = Budget(min_snr_db, metric, max_drop, self.keep_float, self.float_first)
         if budget.first is not None and str(budget) != f"first {budget.first}":
             raise UsageError(
                 "--float-first takes a number of layers and measures nothing. "
@@ -59,12 +72,16 @@ class PartialArguments(msgspec.Struct, frozen=True):
 def _collect_partial(
     guard: str, keep_float: str | None, float_first: int | None
 ) -> PartialArguments:
-    share = 0.0 if guard == "off" else _parse_share(guard, "--guard", " or off")
-    kept = None if keep_float is None else _parse_share(keep_float, "--keep-float", "")
-    return PartialArguments(share, kept, float_first)
+    share = 0.0 if guard == OFF else parse_share(guard, "--guard", f" or {OFF}")
+    kept = None if keep_float is None else parse_share(keep_float, "--keep-float", "")
+    ctx = click.get_current_context()
+    limits_snr = is_on_command_line(ctx, "min_snr")
+    limits_drop = is_on_command_line(ctx, "max_drop")
+    return PartialArguments(share, kept, float_first, limits_snr, limits_drop)
 
 
-def _parse_share(text: str, option: str, alternative: str) -> float:
+def parse_share(text: str, option: str, alternative: str) -> float:
+    """Return the share that a percentage states; raises UsageError for another text."""
     match = _PERCENT.fullmatch(text)
     share = float(match[1]) / 100 if match else math.nan
     if not 0.0 <= share <= 1.0:

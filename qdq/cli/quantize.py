@@ -89,9 +89,7 @@ class QuantizeOptions(msgspec.Struct, frozen=True):
     @property
     def has_budget(self) -> bool:
         """Whether the options state what the model must reach, or what may stay in float."""
-        partial, thresholds = self.partial, self.thresholds
-        stated = (thresholds.snr_db, thresholds.max_drop, partial.keep_float, partial.float_first)
-        return any(value is not None for value in stated)
+        return self.partial.has_budget
 
     def check_outputs(self) -> None:
         """Raise UsageError, before any work, for a file that could not be written at the end."""

@@ -238,9 +238,11 @@ def test_a_metric_that_cannot_be_used_is_answered_in_one_line(
 def test_quantize_without_a_validation_refuses_the_metric(folder: Path) -> None:
     quantize = ("quantize", "m.onnx", "-o", "out.onnx", "--data", "d.npz")
 
-    for option, value in (("--metric", "top1"), ("--min-metric", 1), ("--max-drop", "1%")):
+    for option, value in (("--metric", "top1"), ("--min-metric", 1)):
         message = refused(folder, *quantize, option, value)
         assert message == f"qdq: {option} applies to a validation. Pass --validate too.\n"
+    message = refused(folder, *quantize, "--max-drop", "1%")
+    assert message == "qdq: --max-drop judges a metric's score. Pass --metric too.\n"
 
 
 def test_no_output_replaces_the_file_of_a_metric_or_of_labels(folder: Path) -> None:
