@@ -109,6 +109,11 @@ COMMANDS = (
         keeps_others=True,
     ),
     Command(
+        "sensitivity",
+        "sensitivity IN/m.onnx --data IN/d.npz --plot OUT/s.svg --report OUT/s.json",
+        ("s.svg", "s.json"),
+    ),
+    Command(
         "ranges merge",
         "ranges merge IN/1.ranges IN/2.ranges -o OUT/all.ranges",
         ("all.ranges",),

@@ -4,8 +4,8 @@
     python benchmarks/partial.py --shared ../shared --out partial.jsonl
     python benchmarks/partial.py --report partial.jsonl      # the table of docs/results.md
 
-Every draw of calibration samples is one line of the file, so that a run that was stopped goes on
-where it was. Seconds are of one process that quantizes both ways in turns.
+Every draw of calibration samples by one way is one line of the file, so that a run that was stopped
+goes on where it was.
 """
 
 from __future__ import annotations
@@ -43,23 +43,21 @@ def recovery_of(way: str) -> qdq.Recovery:
     return qdq.Recovery()
 
 
-def measure_draw(subject: Subject, draw: int, folder: Path) -> Record:
-    """Return scores, seconds and shares of one draw by each way."""
-    record: Record = {"model": subject.name, "draw": draw}
+def measure_draw(subject: Subject, draw: int, way: str, folder: Path) -> Record:
+    """Return score, seconds and shares of one draw by one way."""
+    record: Record = {"model": subject.name, "draw": draw, "way": way}
     samples = subject.calibration(draw)
-    for way in WAYS:
-        start = time.perf_counter()
-        result = qdq.quantize(subject.path, samples, targets="rtx:sm86", recovery=recovery_of(way))
-        seconds = time.perf_counter() - start
-        out = folder / f"{subject.name}.{way}.onnx"
-        qdq.save(result.model, result.source, out, force=True)
-        entry: Record = {"seconds": seconds, "score": subject.score(out)}
-        if isinstance(result.partial, PartialResult):
-            entry["int8_work"] = result.partial.int8_work
-            entry["float"] = [layer.node for layer in result.partial.sensitive]
-            entry["snr_db"] = [result.partial.int8_snr_db, result.partial.snr_db]
-        entry["recovery"] = [[step.method, step.is_kept] for step in result.recovery]
-        record[way] = entry
+    start = time.perf_counter()
+    result = qdq.quantize(subject.path, samples, targets="rtx:sm86", recovery=recovery_of(way))
+    seconds = time.perf_counter() - start
+    out = folder / f"{subject.name}.{way}.onnx"
+    qdq.save(result.model, result.source, out, force=True)
+    record |= {"seconds": seconds, "score": subject.score(out)}
+    if isinstance(result.partial, PartialResult):
+        record["int8_work"] = result.partial.int8_work
+        record["left_float"] = [layer.node for layer in result.partial.sensitive]
+        record["snr_db"] = [result.partial.int8_snr_db, result.partial.snr_db]
+    record["recovery"] = [[step.method, step.is_kept] for step in result.recovery]
     return record
 
 
@@ -73,7 +71,7 @@ def read_records(path: Path) -> list[Record]:
 def measure(arguments: argparse.Namespace) -> None:
     """Measure all draws that the file lacks."""
     sys.path.insert(0, str(arguments.shared / "tasks"))
-    done = {(record["model"], record["draw"]) for record in read_records(arguments.out)}
+    done = {(r["model"], r["draw"], r["way"]) for r in read_records(arguments.out)}
     paths = sorted((arguments.shared / "models").glob("*.onnx"))
     subjects = [
         Subject(path, importlib.import_module)
@@ -83,28 +81,26 @@ def measure(arguments: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as folder:
         for draw in range(DRAWS):
             for subject in subjects:
-                if (subject.name, draw) in done:
-                    continue
-                record = measure_draw(subject, draw, Path(folder))
-                if draw == 0:
-                    record["float"] = subject.score(subject.path)
-                with arguments.out.open("a") as file:
-                    file.write(json.dumps(record) + "\n")
+                for way in arguments.ways:
+                    if (subject.name, draw, way) in done:
+                        continue
+                    record = measure_draw(subject, draw, way, Path(folder))
+                    with arguments.out.open("a") as file:
+                        file.write(json.dumps(record) + "\n")
 
 
 def rows(records: list[Record]) -> Iterator[tuple[str, ...]]:
     """Yield one row per model."""
     for model in sorted({record["model"] for record in records}):
-        draws = [record for record in records if record["model"] == model]
-        float_scores = [record["float"] for record in draws if "float" in record]
-        cells = [model, format_scores(float_scores)]
-        for way in WAYS:
-            cells.append(format_scores([record[way]["score"] for record in draws]))
+        by_way = {
+            way: [r for r in records if (r["model"], r["way"]) == (model, way)] for way in WAYS
+        }
+        cells = [model]
+        for way, draws in by_way.items():
+            cells.append(format_scores([record["score"] for record in draws]))
             if way != "plain":
-                shares = [record[way].get("int8_work", float("nan")) for record in draws]
-                cells.append(f"{np.mean(shares):.1%}")
-        ratios = [record["default"]["seconds"] / record["plain"]["seconds"] for record in draws]
-        cells.append(f"{np.median(ratios):.2f}")
+                shares = [record.get("int8_work", float("nan")) for record in draws]
+                cells.append(f"{np.mean(shares):.1%}" if draws else "-")
         yield tuple(cells)
 
 
@@ -130,6 +126,7 @@ def main() -> None:
     parser.add_argument("--shared", type=Path)
     parser.add_argument("--out", type=Path, default=Path("partial.jsonl"))
     parser.add_argument("--only", nargs="*", help="names of models")
+    parser.add_argument("--ways", nargs="*", default=list(WAYS), choices=WAYS)
     parser.add_argument("--report", type=Path)
     arguments = parser.parse_args()
     if arguments.report is None:
@@ -137,13 +134,11 @@ def main() -> None:
         return
     headers = (
         "model",
-        "float",
         "all INT8",
         "default",
         "of its work in INT8",
         f"budget {BUDGET_DB:g} dB",
         "of its work in INT8",
-        "seconds, default / all INT8",
     )
     print(markdown_head(headers))
     for row in rows(read_records(arguments.report)):

@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from qdq.pipeline.quantize_model import Quantized as Quantized
     from qdq.pipeline.quantize_model import quantize as quantize
     from qdq.pipeline.recovery_options import Recovery as Recovery
+    from qdq.pipeline.sensitivity_analysis import Sensitivity as Sensitivity
+    from qdq.pipeline.sensitivity_analysis import measure_sensitivity as measure_sensitivity
     from qdq.planning.decisions import Plan as Plan
     from qdq.planning.explanation import explain as explain
     from qdq.planning.planner import plan as plan
@@ -79,6 +81,7 @@ _HOME = {
     "Recovery": "qdq.pipeline.recovery_options",
     "Ranges": "qdq.ranges.tensor_ranges",
     "Scales": "qdq.calibration.scales",
+    "Sensitivity": "qdq.pipeline.sensitivity_analysis",
     "Source": "qdq.graph.source",
     "Subset": "qdq.data.feeds",
     "Target": "qdq.target",
@@ -93,6 +96,7 @@ _HOME = {
     "given_by_hand": "qdq.ranges.given_ranges",
     "load": "qdq.graph.loader",
     "load_rules": "qdq.rules.rule_files",
+    "measure_sensitivity": "qdq.pipeline.sensitivity_analysis",
     "merge": "qdq.ranges.tensor_ranges",
     "misses": "qdq.validation.validator",
     "observe": "qdq.calibration.calibrator",

@@ -24,6 +24,7 @@ GIVEN_IS_PUBLIC = {
     "calibration/calibrator.py",
     "pipeline/quantize_model.py",
     "pipeline/quantize_request.py",
+    "pipeline/sensitivity_analysis.py",
     "rules/rule.py",
     "cli/facts.py",
 }

@@ -31,6 +31,7 @@ COMMANDS = {
     "check": "Find Q/DQ that differs from the rules, or that TensorRT would refuse.",
     "diff": "Print the pairs in which two models differ: added, removed, moved and rescaled.",
     "validate": "Compare float and quantized model in ONNX Runtime and in TensorRT's engines.",
+    "sensitivity": "Rank layers by the error that their INT8 makes, and by the gain in float.",
     "probe": "Measure which layers a target runs in INT8 and FP8, as a kernel table.",
     "test": "Run the test cases of rule files.",
     "facts": "List the facts and formats that rules may use.",
@@ -39,7 +40,15 @@ COMMANDS = {
 }
 
 #: Commands that a project file gives defaults to.
-PROJECT_COMMANDS = ("quantize", "plan", "explain", "calibrate", "check", "validate")
+PROJECT_COMMANDS = (
+    "quantize",
+    "plan",
+    "explain",
+    "calibrate",
+    "check",
+    "validate",
+    "sensitivity",
+)
 
 _DEBUG_OPTION = "--debug"
 

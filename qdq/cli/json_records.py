@@ -9,6 +9,7 @@ import msgspec
 from qdq.calibration.scales import Scales
 from qdq.cli import check_printers, explain, facts, probe, test
 from qdq.cli.rule_details import RuleDetails
+from qdq.pipeline.sensitivity_analysis import Sensitivity
 from qdq.planning.decisions import Plan
 from qdq.planning.plan_diff import PlanDiff
 from qdq.quantized.pair_diff import PairDiff
@@ -26,6 +27,7 @@ JSON_RECORDS: Mapping[str, type[msgspec.Struct]] = {
     "qdq check": check_printers.CheckAnswer,
     "qdq check --codes": check_printers.Codes,
     "qdq diff": PairDiff,
+    "qdq sensitivity": Sensitivity,
     "qdq probe": probe.ProbeAnswer,
     "qdq test": test.TestAnswer,
     "qdq facts": facts.FactsAnswer,

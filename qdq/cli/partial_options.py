@@ -23,6 +23,9 @@ PARTIAL_OPTIONS = ("guard", "keep_float", "float_first", "recover")
 #: The thresholds that a search reaches where they are on the command line.
 BUDGET_THRESHOLDS = ("min_snr", "max_drop")
 
+#: The value of --guard that switches it off. YAML reads the word as false.
+OFF = "off"
+
 _PERCENT = re.compile(r"(\d+(?:\.\d+)?) ?%")
 _DEFAULT_GUARD = f"{DEFAULT_GUARD:.0%}"
 
@@ -36,35 +39,37 @@ class PartialArguments(msgspec.Struct, frozen=True):
     float_first: int | None
     #: The recovery methods, as `Recovery.methods` takes them.
     recover: str
+    #: Whether --min-snr and --max-drop state budgets. Those of the project file judge only.
+    limits_snr: bool = False
+    limits_drop: bool = False
 
-    def states_budget(self, ctx: click.Context) -> bool:
-        """Whether options state what the model must reach, or what may stay in float.
-
-        Thresholds of the project file only judge.
-        """
-        is_limited = self.keep_float is not None or self.float_first is not None
-        return is_limited or any(is_on_command_line(ctx, name) for name in BUDGET_THRESHOLDS)
+    @property
+    def has_budget(self) -> bool:
+        """Whether the options state what the model must reach, or what may stay in float."""
+        stated = self.keep_float is not None or self.float_first is not None
+        return stated or self.limits_snr or self.limits_drop
 
     def make_budget(
         self, ctx: click.Context, thresholds: Thresholds, metric: Metric | None
     ) -> Budget | None:
-        """Return the budget; None where only the guard applies.
+        """Return the budget of a quantized model; None where only the guard applies.
 
         Raises UsageError for options that contradict each other.
         """
-        if not self.states_budget(ctx):
+        if not self.has_budget:
             return None
         if is_on_command_line(ctx, "guard"):
             raise UsageError("--guard and a budget are two ways to choose. Drop --guard.")
-        is_judged = any(is_on_command_line(ctx, name) for name in BUDGET_THRESHOLDS)
-        if self.float_first is not None and (is_judged or self.keep_float is not None):
+        if self.float_first is not None and (
+            self.limits_snr or self.limits_drop or self.keep_float is not None
+        ):
             raise UsageError(
                 "--float-first takes a number of layers and measures nothing. "
                 "Drop --min-snr, --max-drop and --keep-float, or drop --float-first."
             )
-        min_snr_db = thresholds.snr_db if is_on_command_line(ctx, "min_snr") else None
+        min_snr_db = thresholds.snr_db if self.limits_snr else None
         max_drop = None
-        if is_on_command_line(ctx, "max_drop") and thresholds.max_drop is not None:
+        if self.limits_drop and thresholds.max_drop is not None:
             max_drop = to_drop(thresholds.max_drop, "--max-drop")
         return Budget(min_snr_db, metric, max_drop, self.keep_float, self.float_first)
 
@@ -72,13 +77,17 @@ class PartialArguments(msgspec.Struct, frozen=True):
 def _collect_partial(
     guard: str, keep_float: str | None, float_first: int | None, recover: str
 ) -> PartialArguments:
-    share = 0.0 if guard == "off" else _parse_share(guard, "--guard", " or off")
-    kept = None if keep_float is None else _parse_share(keep_float, "--keep-float", "")
+    share = 0.0 if guard == OFF else parse_share(guard, "--guard", f" or {OFF}")
+    kept = None if keep_float is None else parse_share(keep_float, "--keep-float", "")
     parse_methods(recover)
-    return PartialArguments(share, kept, float_first, recover)
+    ctx = click.get_current_context()
+    limits_snr = is_on_command_line(ctx, "min_snr")
+    limits_drop = is_on_command_line(ctx, "max_drop")
+    return PartialArguments(share, kept, float_first, recover, limits_snr, limits_drop)
 
 
-def _parse_share(text: str, option: str, alternative: str) -> float:
+def parse_share(text: str, option: str, alternative: str) -> float:
+    """Return the share that a percentage states; raises UsageError for another text."""
     match = _PERCENT.fullmatch(text)
     share = float(match[1]) / 100 if match else math.nan
     if not 0.0 <= share <= 1.0:

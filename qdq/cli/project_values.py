@@ -10,6 +10,7 @@ import msgspec
 
 from qdq.calibration.methods import parse_method
 from qdq.checking.selection import parse_codes, parse_per_file_ignores
+from qdq.cli.partial_options import OFF, parse_share
 from qdq.data.feeds import NOISE
 from qdq.data.labels import LABELS_OFF
 from qdq.data.preprocessing import preset_names
@@ -147,6 +148,23 @@ def _read_number(_: Path, value: Any) -> float:
     return float(value)
 
 
+def _read_guard(_: Path, value: Any) -> str:
+    text = OFF if value is False else _read_text(value)
+    if text != OFF:
+        parse_share(text, "the value", f" or {OFF}")
+    return text
+
+
+def _read_share(_: Path, value: Any) -> str:
+    text = _read_text(value)
+    parse_share(text, "the value", "")
+    return text
+
+
+def _read_layer_count(_: Path, value: Any) -> int:
+    return _read_integer(value, "a whole number of layers", 1)
+
+
 def _read_select(_: Path, value: Any) -> list[str]:
     return _read_codes(value, "select")
 
@@ -186,6 +204,9 @@ PROJECT_KEYS: Mapping[str, Key] = {
     "leave_float": Key("leave_float", _read_globs),
     "allow_unmatched": Key("allow_unmatched", _read_truth),
     "metric": Key("metric", _read_metric),
+    "guard": Key("guard", _read_guard),
+    "keep_float": Key("keep_float", _read_share),
+    "float_first": Key("float_first", _read_layer_count),
     "shapes": Key("shapes", _read_shapes),
     "ort_library": Key("ort_library", _read_paths),
 }

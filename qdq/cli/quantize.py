@@ -87,12 +87,12 @@ class QuantizeOptions(msgspec.Struct, frozen=True):
         """The file of the rule that a budget writes, beside the output."""
         return self.output.with_suffix(SENSITIVE_FILE_SUFFIX)
 
-    def check_outputs(self, has_budget: bool) -> None:
+    def check_outputs(self) -> None:
         """Raise UsageError, before any work, for a file that could not be written at the end."""
         check_output(self.output, self.force)
         if self.until_it_builds:
             check_output(self.rule_file, self.force, "the rule file of --until-it-builds")
-        if has_budget:
+        if self.partial.has_budget:
             check_output(self.sensitive_file, self.force, "the rule file of the budget")
         if self.report:
             check_report_path(self.report)
@@ -168,10 +168,10 @@ def command(ctx: click.Context, options: QuantizeOptions) -> None:
       qdq quantize resnet50.onnx -o resnet50.int8.onnx --ranges resnet50.cache
       qdq quantize resnet50.qat.onnx -o resnet50.int8.onnx --existing repair
     """
-    has_budget = options.partial.states_budget(ctx)
-    options.check_outputs(has_budget)
+    options.check_outputs()
     if not options.validate:
-        refuse_unused_thresholds(ctx, (*BUDGET_THRESHOLDS, "metric") if has_budget else ())
+        used = (*BUDGET_THRESHOLDS, "metric") if options.partial.has_budget else ()
+        refuse_unused_thresholds(ctx, used)
     inputs = _read_inputs(ctx, options)
     plan_external_copies(inputs.source, options.output, options.force)
     named_files = list_observed_files(options.ranges, inputs.known_ranges)
@@ -198,7 +198,7 @@ def _read_inputs(ctx: click.Context, options: QuantizeOptions) -> _Inputs:
     source = load(options.model)
     rules = read_rule_sets(options.plan.rule_sets or default_rule_sets(source))
     metric = None
-    if options.validate or options.partial.states_budget(ctx):
+    if options.validate or options.partial.has_budget:
         has_data = options.data.source is not None
         metric = read_metric(ctx, options.metric, has_data, options.thresholds)
     budget = options.partial.make_budget(ctx, options.thresholds, metric)

@@ -143,13 +143,18 @@ def quantize(  # noqa: PLR0913 keyword arguments of the public function
 
 def run_request(request: QuantizeRequest) -> Quantized:
     """Run the phases of `quantize`, each on the results of those before it."""
+    prepared, calibrated = plan_and_calibrate(request)
+    calibrated = _recover(request, prepared, calibrated)
+    return _rewrite(request, prepared, calibrated)
+
+
+def plan_and_calibrate(request: QuantizeRequest) -> tuple[PreparedModel, CalibratedModel]:
+    """Run the phases of `quantize` that end with the scales of the whole plan."""
     prepared = _prepare(request)
     planned = _make_plan(request, prepared)
     if request.planned:
         request.planned(planned.plan)
-    calibrated = _calibrate(request, prepared, planned)
-    calibrated = _recover(request, prepared, calibrated)
-    return _rewrite(request, prepared, calibrated)
+    return prepared, _calibrate(request, prepared, planned)
 
 
 def _prepare(request: QuantizeRequest) -> PreparedModel:

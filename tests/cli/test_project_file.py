@@ -114,6 +114,10 @@ def test_thresholds_judge_validate_and_quantize(repository: Path) -> None:
     assert run("quantize", model, "-o", out, "--force", "--validate")[0] == 1
     assert run("quantize", model, "-o", out, "--force", "--validate", "--min-snr", "1")[0] == 0
     assert run("quantize", model, "-o", out, "--force", "--min-snr", "1")[0] == 0
+    assert (
+        refused(repository, "quantize", model, "-o", out, "--force", "--min-cosine", "1")
+        == "qdq: --min-cosine applies to a validation. Pass --validate too.\n"
+    )
 
 
 def test_an_option_that_is_given_wins_and_no_project_ignores_the_file(repository: Path) -> None:
@@ -292,3 +296,39 @@ def test_two_project_files_side_by_side_are_refused(repository: Path) -> None:
 
     message = f"qdq: {repository / 'qdq.yaml'}: pyproject.toml beside it has a [tool.qdq] too. Keep one of them.\n"
     assert refused(repository, "plan", repository / "model.onnx") == message
+
+
+def test_the_guard_and_budgets_stand_in_the_project_file(repository: Path) -> None:
+    model, out = repository / "model.onnx", repository / "out.onnx"
+    quantize = ("quantize", model, "-o", out, "--force", "--format", "json")
+
+    goals = []
+    for content in (
+        "data: samples\nguard: 2%\n",
+        "data: samples\nkeep_float: 30%\n",
+        "data: samples\nfloat_first: 1\n",
+        "data: samples\nguard: off\n",
+    ):
+        (repository / "qdq.yaml").write_text(content)
+        code, text, err = run(*quantize)
+        assert code == 0, err
+        goals.append(json.loads(text).get("partial", {}).get("goal"))
+
+    assert goals == ["guard 0.02", "keep-float 0.3", "first 1", None]
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("guard: 3\n", "'guard': the value is 3. Write a text."),
+        ("guard: all\n", "'guard': the value: 'all' is no share. Pass a percentage such as 5% or"),
+        ("keep_float: off\n", "'keep_float': the value is False. Write a text."),
+        ("float_first: 0\n", "'float_first': the value is 0. Write a whole number of layers, at"),
+    ],
+)
+def test_shares_that_are_none_are_named(repository: Path, content: str, expected: str) -> None:
+    (repository / "qdq.yaml").write_text(content)
+
+    message = refused(repository, "plan", repository / "model.onnx")
+
+    assert f"qdq.yaml:1: {expected}" in message

@@ -72,6 +72,7 @@ WRITING = (
     "strip i.onnx -o new.onnx --ranges",
     "ranges export i.onnx --format yaml -o",
     "validate m.onnx i.onnx --data d --report",
+    "sensitivity m.onnx --data d --report",
 )
 
 

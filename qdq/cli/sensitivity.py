@@ -1,0 +1,218 @@
+"""`qdq sensitivity`: which part of a network makes the error of its INT8."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+import msgspec
+
+from qdq.calibration.calibrator import KnownRanges
+from qdq.calibration.range_sources import read_given
+from qdq.cli.data_options import DataOptions, labelled_data_options
+from qdq.cli.messages import name_files_in_errors, print_record, print_written
+from qdq.cli.options import (
+    FILE,
+    OUTPUT_FILE,
+    collect_options,
+    force_option,
+    format_option,
+    is_on_command_line,
+    ort_library_option,
+    report_option,
+)
+from qdq.cli.plan_options import PlanOptions, plan_options, read_rule_sets
+from qdq.cli.progress import progress
+from qdq.cli.ranges_options import (
+    MethodOptions,
+    list_observed_files,
+    method_options,
+    ranges_option,
+)
+from qdq.errors import UsageError
+from qdq.files.output import check_output, write_atomic, written_together
+from qdq.graph.loader import load
+from qdq.metrics.metric_files import load_metric
+from qdq.observers.collection import Observing
+from qdq.pipeline.sensitivity_analysis import DEFAULT_MEASURED, Sensitivity, measure_sensitivity
+from qdq.reports.report import check_report_path
+from qdq.reports.sensitivity_sections import (
+    check_chart_path,
+    render_sensitivity,
+    sensitivity_chart,
+    sensitivity_sections,
+)
+from qdq.sensitivity.layer_groups import GROUPINGS, LAYER
+
+#: Options of plan and calibration, which have no effect on the pairs of QUANTIZED.
+_PLAN_OPTIONS = {
+    "rule_sets": "--rules",
+    "targets": "--target",
+    "leave_float": "--leave-float",
+    "allow_unmatched": "--allow-unmatched",
+    "shapes": "--shapes",
+    "method": "--method",
+    "weights": "--weights",
+    "ranges": "--ranges",
+}
+
+_DEFAULT_TOP = 20
+
+
+class SensitivityOptions(msgspec.Struct, frozen=True):
+    """The arguments and options of the command."""
+
+    model: Path
+    quantized: Path | None
+    data: DataOptions
+    plan: PlanOptions
+    method: MethodOptions
+    ranges: Path | None
+    by: str
+    metric: str | None
+    measure: int | None
+    top: int
+    plot: Path | None
+    ort_library: tuple[Path, ...]
+    report: Path | None
+    force: bool
+    layout: str
+
+    @property
+    def outputs(self) -> list[Path]:
+        """The files that the command writes."""
+        return [path for path in (self.plot, self.report) if path is not None]
+
+    def check(self, ctx: click.Context) -> None:
+        """Raise UsageError for options without effect, and for outputs that cannot be written."""
+        if self.data.source is None:
+            raise UsageError("sensitivity is measured on samples. Pass --data or --images.")
+        if self.plot:
+            check_chart_path(self.plot)
+        if self.report:
+            check_report_path(self.report)
+        for path in self.outputs:
+            check_output(path, self.force)
+        if self.quantized is None:
+            return
+        for name, option in _PLAN_OPTIONS.items():
+            if is_on_command_line(ctx, name):
+                raise UsageError(
+                    f"{option} has no effect: QUANTIZED has its pairs and scales already. "
+                    f"Drop {option}, or pass FLOAT alone."
+                )
+
+
+@click.command("sensitivity")
+@click.argument("model", metavar="FLOAT", type=FILE)
+@click.argument("quantized", metavar="[QUANTIZED]", type=FILE, required=False)
+@labelled_data_options
+@plan_options
+@method_options
+@ranges_option
+@click.option(
+    "--by",
+    type=click.Choice(GROUPINGS),
+    default=LAYER,
+    show_default=True,
+    help="What is quantized alone: a layer, a tensor with all its readers, or a block between "
+    "tensors that everything passes through.",
+)
+@click.option(
+    "--metric",
+    metavar="NAME|FILE",
+    help="Rank by the drop of a score instead of noise: top1, or a function of yours as "
+    "FILE.py:FUNCTION (docs/metrics.md).",
+)
+@click.option(
+    "--measure",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help=f"Measure with N of the samples, evenly spaced.  [default: {DEFAULT_MEASURED}; "
+    "with --metric all]",
+)
+@click.option(
+    "--top",
+    type=click.IntRange(min=1),
+    default=_DEFAULT_TOP,
+    show_default=True,
+    metavar="N",
+    help="Show the N worst groups in text and chart; JSON has all.",
+)
+@click.option(
+    "--plot", type=OUTPUT_FILE, metavar="FILE.svg", help="Also write a chart of the worst groups."
+)
+@ort_library_option
+@report_option
+@force_option
+@format_option
+@click.pass_context
+@collect_options(SensitivityOptions)
+def command(ctx: click.Context, options: SensitivityOptions) -> None:
+    """Rank the layers of FLOAT by the error that their INT8 makes.
+
+    The model is planned and calibrated as 'qdq quantize' does. Then each layer is measured with its
+    pairs alone, and the worst ones released from the whole plan. With QUANTIZED, which any tool may
+    have made, its own pairs are measured, and its error is followed from layer to layer.
+
+    \b
+    Example:
+      qdq sensitivity yolox.onnx --images photos/ --preprocess yolo --samples 32 --plot yolox.svg
+      qdq sensitivity net.onnx --data samples/ --by block --format json
+      qdq sensitivity net.onnx --data samples/ --metric top1
+      qdq sensitivity net.onnx --data samples/ --ranges net.ranges --rules tensorrt-fp8
+      qdq sensitivity net.onnx net.int8.onnx --data samples/
+    """
+    options.check(ctx)
+    known_ranges = None if options.ranges is None else read_given(options.ranges)
+    named_files = list_observed_files(options.ranges, known_ranges)
+    with name_files_in_errors(*named_files):
+        sensitivity = _measure(options, known_ranges)
+    _write_outputs(options, sensitivity)
+    print_record(options.layout, sensitivity, sensitivity_sections(sensitivity, options.top))
+    if options.outputs and options.layout == "text":
+        print_written(options.outputs)
+
+
+def _measure(options: SensitivityOptions, known_ranges: KnownRanges | None) -> Sensitivity:
+    """Return the sensitivity, and show the progress."""
+    metric = None if options.metric is None else load_metric(options.metric)
+    if options.data.source is None:
+        raise UsageError("sensitivity is measured on samples. Pass --data or --images.")
+    source = load(options.model)
+    request = options.plan.parse(read_rule_sets(options.plan.rule_sets))
+    with (
+        progress("calibrating") as advance,
+        progress("measuring", unit="runs") as advance_runs,
+    ):
+        return measure_sensitivity(
+            source,
+            options.data.source,
+            quantized=options.quantized,
+            rules=request.rules,
+            targets=request.targets,
+            method=options.method.method,
+            weights=options.method.weights,
+            leave_float=request.leave_float,
+            batch=options.data.batch,
+            allow_unmatched=request.allow_unmatched,
+            profiles=request.profiles,
+            given=known_ranges,
+            by=options.by,
+            metric=metric,
+            measured=options.measure,
+            observing=Observing(ort_libraries=options.ort_library),
+            progress=advance,
+            measuring_progress=advance_runs,
+        )
+
+
+def _write_outputs(options: SensitivityOptions, sensitivity: Sensitivity) -> None:
+    """Write the chart and the report where the options name files for them."""
+    with written_together():
+        if options.plot:
+            chart = sensitivity_chart(sensitivity, options.top)
+            write_atomic(options.plot, chart.encode())
+        if options.report:
+            text = render_sensitivity(sensitivity, options.report.suffix, options.top)
+            write_atomic(options.report, text.encode())
