@@ -12,6 +12,7 @@ from qdq.calibration.methods import Method
 from qdq.calibration.scales import Scales
 from qdq.data.feeds import DataLike, FeedSample
 from qdq.data.sample_recorder import read_samples_again, repeatable_data
+from qdq.graph.equalized_weights import Equalization
 from qdq.graph.index import GraphIndex
 from qdq.memory import format_gigabytes
 from qdq.observers.collection import CollectionJob, Observing, collect_locally
@@ -33,7 +34,7 @@ from qdq.sensitivity.plan_sensitivity import CalibratedPlan, PlanSensitivity
 _MOST_GUARDED_BYTES = 1 << 29
 
 #: The samples that channels are measured with for their factors.
-_EQUALIZATION_SAMPLES = 16
+_EQUALIZATION_SAMPLES = 8
 
 #: Below this gain in dB channels stay as they are.
 _LEAST_GAIN_DB = 0.3
@@ -93,14 +94,15 @@ def recover_plan(job: RecoveryJob) -> RecoveredPlan:
     count: int | None = GUARD_SAMPLES
     if budget is not None:
         count = None if budget.max_drop is not None else BUDGET_SAMPLES
-    samples = job.read_samples(count)
-    equalized = _equalize(job) if EQUALIZE in job.options.method_names else None
     is_searched = job.options.guard_share > 0.0 or budget is not None
-    if equalized is None and not is_searched:
+    is_equalized = EQUALIZE in job.options.method_names and _can_equalize(job)
+    if not is_searched and not is_equalized:
         return RecoveredPlan(job.calibrated)
-    sensitivity = _open_sensitivity(job, job.calibrated, samples)
+    samples = job.read_samples(count)
     calibrated = job.calibrated
+    sensitivity = _open_sensitivity(job, calibrated, samples)
     steps: tuple[RecoveryStep, ...] = ()
+    equalized = _equalize(job, sensitivity) if is_equalized else None
     if equalized is not None:
         other = _open_sensitivity(job, equalized.calibrated, samples)
         step = _compare(sensitivity, other, equalized.places)
@@ -138,24 +140,44 @@ class _EqualizedPlan(msgspec.Struct, frozen=True):
     places: int
 
 
-def _equalize(job: RecoveryJob) -> _EqualizedPlan | None:
-    """Return the calibrated plan of the equalized model, None where nothing is to be gained."""
-    calibrated = job.calibrated
-    if job.summary is not None or calibrated.ranges is None:
-        return None  # given ranges are those of the channels as they are
-    index, plan = calibrated.index, calibrated.plan
+def _can_equalize(job: RecoveryJob) -> bool:
+    """Whether ranges are observed: given ones are those of the channels as they are."""
+    return job.summary is None and job.calibrated.ranges is not None
+
+
+def _equalize(job: RecoveryJob, sensitivity: PlanSensitivity) -> _EqualizedPlan | None:
+    """Return the calibrated plan of the equalized model, None where little is to be gained."""
+    index, plan = job.calibrated.index, job.calibrated.plan
     feeds = [sample.feed for sample in job.read_samples(_EQUALIZATION_SAMPLES)]
     equalizations = find_equalizations(index, plan, feeds)
-    if not equalizations:
+    changed = frozenset(name for item in equalizations for name in item.tensors)
+    if not equalizations or not _promises_gain(sensitivity, equalizations, changed):
         return None
     source = equalize(index.source, equalizations)
     equalized_index = GraphIndex(source)
     equalized_plan = plan_index(equalized_index, _repeat_request(plan, job.rules))
-    changed = frozenset(name for item in equalizations for name in item.tensors)
     ranges = _observe_changed(job, equalized_index, equalized_plan, changed)
     scales = choose_scales(equalized_index, equalized_plan, ranges, job.method)
     result = CalibratedPlan(equalized_index, equalized_plan, scales, ranges)
     return _EqualizedPlan(result, len(equalizations))
+
+
+def _promises_gain(
+    sensitivity: PlanSensitivity,
+    equalizations: tuple[Equalization, ...],
+    changed: frozenset[str],
+) -> bool:
+    """Whether the layers that read changed tensors make enough of the noise to gain from it."""
+    readers = {
+        (placement.edge.graph, placement.edge.node)
+        for placement in sensitivity.full
+        if placement.edge.qualified_tensor in changed
+    }
+    pairs = {p for p in sensitivity.full if (p.edge.graph, p.edge.node) in readers}
+    alone, full = sensitivity.measurement.measure_all([pairs, sensitivity.full])
+    largest_gain_db = max(item.gain_db for item in equalizations)
+    avoided = min(alone, full) * (1 - 10 ** (-largest_gain_db / 10))
+    return avoided >= full * (1 - 10 ** (-_LEAST_GAIN_DB / 10))
 
 
 def _observe_changed(
