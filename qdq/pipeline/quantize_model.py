@@ -25,6 +25,7 @@ from qdq.graph.onnx_checker import require_valid
 from qdq.graph.shape_profiles import ProfilesLike
 from qdq.graph.source import ModelLike, Source, light_copy
 from qdq.observers.collection import DEFAULT_OBSERVING, CollectionJob, Observing
+from qdq.pipeline.bias_recovery import correct_biases
 from qdq.pipeline.bisection import BisectionResult
 from qdq.pipeline.buildable import (
     BuildFunction,
@@ -351,7 +352,9 @@ def _rewrite(
     """Insert the pairs, check the result, and build it where that is requested."""
     planned, scales = calibrated.planned, calibrated.scales
     plan = planned.plan
+    is_float = prepared.quantized_model is None
     rewritten = apply_plan(planned.index, plan, scales)
+    rewritten, steps = correct_biases(request, calibrated, rewritten, is_float)
     source = prepared.source
     findings = check(
         Source(source.path, light_copy(rewritten), source.digest),
@@ -378,7 +381,7 @@ def _rewrite(
         ranges=calibrated.ranges,
         existing=existing,
         partial=calibrated.partial,
-        recovery=calibrated.recovery,
+        recovery=(*calibrated.recovery, *steps),
     )
 
 
