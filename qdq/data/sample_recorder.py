@@ -44,10 +44,12 @@ def read_samples_again(
 ) -> list[FeedSample]:
     """Return some samples of data that was read before, spread over it where its size is known.
 
-    None for all of them. Of data that can be iterated only once they are the recorded ones.
+    None for all of them. Of data that can be iterated only once they are the recorded ones. The
+    first half of them is spread over the data too.
     """
     feeds = open_feeds(index, repeatable_data(data), batch)
-    return list(_spread(feeds, count))
+    samples = list(_spread(feeds, count))
+    return samples if count is None else [*samples[::2], *samples[1::2]]
 
 
 def repeatable_data(data: DataLike) -> DataLike:

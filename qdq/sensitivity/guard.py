@@ -7,6 +7,8 @@ sample, and lose what matters.
 
 from __future__ import annotations
 
+from functools import partial
+
 from qdq.sensitivity.float_search import SearchLimits, search_float_groups
 from qdq.sensitivity.output_noise import to_decibels
 from qdq.sensitivity.partial_result import PartialResult, find_worst_layers, measure_gains
@@ -15,8 +17,9 @@ from qdq.sensitivity.plan_sensitivity import PlanSensitivity
 #: The largest share of the multiply-accumulates that is left in float, unless requested otherwise.
 DEFAULT_GUARD = 0.03
 
-#: The number of samples that the guard runs.
-GUARD_SAMPLES = 4
+#: The number of samples that judge a release, and how many of them the search for it runs.
+GUARD_SAMPLES = 8
+_SEARCH_SAMPLES = 4
 
 #: The least gain, in dB, for which a part is left in float: a fifth of the error's energy.
 _LEAST_GAIN_DB = 1.0
@@ -54,11 +57,12 @@ def guard_plan(sensitivity: PlanSensitivity, most_work: float = DEFAULT_GUARD) -
     candidates = sensitivity.measure_alone(shortlist, samples=1)
     small = [candidate for candidate in candidates if candidate.work <= most_work]
     limits = SearchLimits(most_work, _MOST_GROUPS, difference=_LEAST_DIFFERENCE)
-    result = search_float_groups(small, full, measurement.measure_all, limits)
-    gain_db = to_decibels(result.loss) - to_decibels(result.full_loss)
-    if gain_db < _LEAST_GAIN_DB:
-        result = result.without_release()
+    measure = partial(measurement.measure_all, samples=_SEARCH_SAMPLES)
+    result = search_float_groups(small, full, measure, limits)
     rest = full.difference(*(candidate.pairs for candidate in result.released))
+    gain_db = to_decibels(measurement.measure(rest)) - to_decibels(measurement.measure(full))
+    if gain_db < _LEAST_GAIN_DB:
+        result, rest = result.without_release(), full
     snr_db = to_decibels(measurement.measure_outputs(rest))
     return PartialResult(
         goal=unchanged.goal,
