@@ -34,7 +34,7 @@ class PartialArguments(msgspec.Struct, frozen=True):
     def make_budget(
         self, ctx: click.Context, thresholds: Thresholds, metric: Metric | None
     ) -> Budget | None:
-        """Return what a quantized model must reach; None where only the guard applies.
+        """Return the goal of a quantized model; None where only the guard applies.
 
         Raises UsageError for a drop without a metric.
         """
