@@ -72,6 +72,7 @@ def _list_operands(index: GraphIndex, outputs: Iterable[str]) -> list[str]:
         for node in segment.nodes:
             if operands(index, node):
                 tensors |= dict.fromkeys((*node.inputs[:2], node.outputs[0]))
+                tensors.pop("", None)
     return list(tensors)
 
 
@@ -97,14 +98,14 @@ def _run_shapes(
 
 
 def _count_node(index: GraphIndex, node: Node, shapes: Shapes) -> int:
-    data, weight, result = (
-        _find_shape(index, tensor, shapes) for tensor in (*node.inputs[:2], node.outputs[0])
-    )
+    data, weight = (_find_shape(index, tensor, shapes) for tensor in node.inputs[:2])
+    result = _find_shape(index, node.outputs[0], shapes)
     if not data or not weight:
         return 0
     if node.op in RECURRENT:
-        # [steps, batch, inputs] times W [directions, gates * hidden, inputs]
-        return math.prod(data[:-1]) * math.prod(weight)
+        # [steps, batch] times W [directions, gates * hidden, inputs] and R [.., .., hidden]
+        states = _find_shape(index, node.inputs[2], shapes)
+        return math.prod(data[:-1]) * (math.prod(weight) + math.prod(states))
     if node.op == "ConvTranspose":
         return math.prod(data) * math.prod(weight[1:])
     if not result:

@@ -15,7 +15,7 @@ from onnx import TensorProto
 
 import qdq
 from benchmarks.fuzz.graph_generator import generate_model
-from qdq.errors import DataError, QdqError
+from qdq.errors import DataError
 from qdq.graph.index import GraphIndex
 from qdq.graph.source import Source
 from qdq.planning.decisions import Placement
@@ -26,8 +26,8 @@ from qdq.sensitivity import switchable_session
 from qdq.sensitivity.plan_sensitivity import CalibratedPlan
 from qdq.sensitivity.switchable_session import SwitchableSession
 from tests.graph.test_external_constants import ExternalFile
-from tests.observers.test_uncomputable_tensors import at_the_end, with_plugin
-from tests.support.body_models import branch, branching, build_if
+from tests.observers.test_uncomputable_tensors import at_the_end
+from tests.support.body_models import branching
 from tests.support.body_models import samples as body_samples
 from tests.support.calibrated_plans import Feeds, calibrate_plan, draw_feeds
 from tests.support.graphs import (
