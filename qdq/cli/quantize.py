@@ -93,6 +93,12 @@ class QuantizeOptions(msgspec.Struct, frozen=True):
         stated = (thresholds.snr_db, thresholds.max_drop, partial.keep_float, partial.float_first)
         return any(value is not None for value in stated)
 
+    def refuse_unused(self, ctx: click.Context) -> None:
+        """Raise UsageError for a threshold that neither a validation nor a budget uses."""
+        if not self.validate:
+            used = ("min_snr", "max_drop", "metric") if self.has_budget else ()
+            refuse_unused_thresholds(ctx, used)
+
     def check_outputs(self) -> None:
         """Raise UsageError, before any work, for a file that could not be written at the end."""
         check_output(self.output, self.force)
@@ -175,9 +181,7 @@ def command(ctx: click.Context, options: QuantizeOptions) -> None:
       qdq quantize resnet50.qat.onnx -o resnet50.int8.onnx --existing repair
     """
     options.check_outputs()
-    if not options.validate:
-        used = ("min_snr", "max_drop", "metric") if options.has_budget else ()
-        refuse_unused_thresholds(ctx, used)
+    options.refuse_unused(ctx)
     inputs = _read_inputs(ctx, options)
     plan_external_copies(inputs.source, options.output, options.force)
     named_files = list_observed_files(options.ranges, inputs.known_ranges)
@@ -186,9 +190,7 @@ def command(ctx: click.Context, options: QuantizeOptions) -> None:
         report = _make_report(options, inputs, result)
         with written_together():
             written = _write_outputs(options, result, report)
-            written += _write_rule_file(options.rule_file, result, inputs.rules)
-            if options.has_budget:
-                written += _write_sensitive_file(options.sensitive_file, result, inputs.rules)
+            written += _write_rule_files(options, result, inputs.rules)
     _print_report(options, report)
     if options.save_ranges:
         written.append(options.save_ranges)
@@ -342,6 +344,14 @@ def _write_outputs(options: QuantizeOptions, result: Quantized, report: Report) 
     if options.save_ranges and result.ranges:
         write_ranges(options.save_ranges, result.ranges)
     return [options.output]
+
+
+def _write_rule_files(options: QuantizeOptions, result: Quantized, rules: RuleSet) -> list[Path]:
+    """Write the rule files of --until-it-builds and of a budget, and return those written."""
+    written = _write_rule_file(options.rule_file, result, rules)
+    if options.has_budget:
+        written += _write_sensitive_file(options.sensitive_file, result, rules)
+    return written
 
 
 def _write_rule_file(path: Path, result: Quantized, rules: RuleSet) -> list[Path]:

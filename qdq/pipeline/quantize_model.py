@@ -296,8 +296,10 @@ def _leave_sensitive(
     if isinstance(result, str) or not result.sensitive:
         return calibrated
     partial_plan = plan_partially(planned.index, planned.plan, prepared.rules, result)
+    if not partial_plan.placements:
+        name = prepared.source.path or prepared.source.name
+        raise ModelError(f"{name}: {result.goal} leaves nothing in INT8. Lower it.")
     planned = msgspec.structs.replace(planned, plan=partial_plan)
-    _require_placements(prepared, planned.index, partial_plan)
     summary = _match_again(prepared, planned, calibrated.summary)
     weights = list_weight_scales(calibrated.scales)
     scales = choose_scales(planned.index, partial_plan, ranges, prepared.method, summary, weights)

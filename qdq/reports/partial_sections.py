@@ -15,6 +15,13 @@ from qdq.sensitivity.partial_result import WARN_BELOW_DB, PartialResult
 _MOST_STEPS = 20
 
 
+def partial_sections(result: PartialResult | str) -> Iterator[Section]:
+    """Yield the section about a guard or a budget, and the trade-off where one was measured."""
+    yield partial_section(result)
+    if isinstance(result, PartialResult) and result.steps:
+        yield trade_off_section(result)
+
+
 def partial_section(result: PartialResult | str) -> Section:
     """Return the section about a guard or a budget."""
     if isinstance(result, str):

@@ -15,7 +15,7 @@ from qdq.pipeline.requantize import Existing
 from qdq.planning.decisions import Plan
 from qdq.reports.changes import existing_sections
 from qdq.reports.json_output import to_json
-from qdq.reports.partial_sections import partial_section, trade_off_section
+from qdq.reports.partial_sections import partial_sections
 from qdq.reports.plan_sections import build_search_section, plan_summary
 from qdq.reports.scales_sections import scales_summary
 from qdq.reports.sections import Section, sections_text
@@ -94,9 +94,7 @@ def report_sections(report: Report, *, is_target_default: bool = False) -> list[
     if report.scales:
         sections.append(scales_summary(report.scales))
     if not isinstance(report.partial, msgspec.UnsetType):
-        sections.append(partial_section(report.partial))
-    if isinstance(report.partial, PartialResult) and report.partial.steps:
-        sections.append(trade_off_section(report.partial))
+        sections += partial_sections(report.partial)
     if report.findings is not None:
         sections.append(findings_section(report.findings))
     if isinstance(report.original_accuracy, Accuracy):

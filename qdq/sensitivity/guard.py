@@ -8,7 +8,7 @@ sample, and lose what matters.
 from __future__ import annotations
 
 from qdq.sensitivity.float_search import SearchLimits, search_float_groups
-from qdq.sensitivity.output_noise import to_decibels
+from qdq.sensitivity.output_noise import to_decibels, to_gain
 from qdq.sensitivity.partial_result import PartialResult, find_worst_layers, measure_gains
 from qdq.sensitivity.plan_sensitivity import PlanSensitivity
 
@@ -54,8 +54,7 @@ def guard_plan(sensitivity: PlanSensitivity, most_work: float = DEFAULT_GUARD) -
     small = [candidate for candidate in candidates if candidate.work <= most_work]
     limits = SearchLimits(most_work, _MOST_GROUPS, difference=_LEAST_DIFFERENCE)
     result = search_float_groups(small, full, measurement.measure_all, limits)
-    gain_db = to_decibels(result.loss) - to_decibels(result.full_loss)
-    if gain_db < _LEAST_GAIN_DB:
+    if to_gain(result.full_loss, result.loss) < _LEAST_GAIN_DB:
         result = result.without_release()
     rest = full.difference(*(candidate.pairs for candidate in result.released))
     snr_db = to_decibels(measurement.measure_outputs(rest))

@@ -27,6 +27,11 @@ def to_decibels(noise: float) -> float:
     return math.inf if noise <= 0.0 else -10.0 * math.log10(max(noise, _LEAST_NOISE))
 
 
+def to_gain(before: float, after: float) -> float:
+    """Return by how many dB noise is lowered; it is finite where nothing remains, too."""
+    return 10.0 * math.log10(max(before, _LEAST_NOISE) / max(after, _LEAST_NOISE))
+
+
 class NoiseReference:
     """A tensor of the float model for one sample, with which others are compared."""
 
