@@ -169,10 +169,7 @@ def _recorded_profiles(metadata: dict[str, str], source: Source) -> tuple[Profil
 def _parse_lines(
     source: Source, metadata: dict[str, str], key: str, parse: Callable[[str], _Parsed]
 ) -> tuple[_Parsed, ...]:
-    """Return the values of the lines of a metadata entry.
-
-    Raises ModelError where they are invalid.
-    """
+    """Return the items in the lines of a metadata entry; raises ModelError for invalid ones."""
     try:
         return tuple(parse(text) for text in _split_lines(metadata, key))
     except UsageError as error:

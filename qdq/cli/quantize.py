@@ -87,6 +87,12 @@ class QuantizeOptions(msgspec.Struct, frozen=True):
         """The file of the rule that a budget writes, beside the output."""
         return self.output.with_suffix(SENSITIVE_FILE_SUFFIX)
 
+    def refuse_unused(self, ctx: click.Context) -> None:
+        """Raise UsageError for a threshold that neither a validation nor a budget uses."""
+        if not self.validate:
+            used = (*BUDGET_THRESHOLDS, "metric") if self.partial.has_budget else ()
+            refuse_unused_thresholds(ctx, used)
+
     def check_outputs(self) -> None:
         """Raise UsageError, before any work, for a file that could not be written at the end."""
         check_output(self.output, self.force)
@@ -169,9 +175,7 @@ def command(ctx: click.Context, options: QuantizeOptions) -> None:
       qdq quantize resnet50.qat.onnx -o resnet50.int8.onnx --existing repair
     """
     options.check_outputs()
-    if not options.validate:
-        used = (*BUDGET_THRESHOLDS, "metric") if options.partial.has_budget else ()
-        refuse_unused_thresholds(ctx, used)
+    options.refuse_unused(ctx)
     inputs = _read_inputs(ctx, options)
     plan_external_copies(inputs.source, options.output, options.force)
     named_files = list_observed_files(options.ranges, inputs.known_ranges)

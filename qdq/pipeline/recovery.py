@@ -12,6 +12,7 @@ from qdq.calibration.methods import Method
 from qdq.calibration.scales import Scales
 from qdq.data.feeds import DataLike, FeedSample
 from qdq.data.sample_recorder import read_samples_again, repeatable_data
+from qdq.errors import ModelError
 from qdq.graph.equalized_weights import Equalization
 from qdq.graph.index import GraphIndex
 from qdq.memory import format_gigabytes
@@ -218,7 +219,8 @@ def _plan_partially(
     sensitive = (*request.sensitive, *partial.sensitive)
     partial_plan = plan_index(index, msgspec.structs.replace(request, sensitive=sensitive))
     if not partial_plan.placements or ranges is None:
-        return msgspec.structs.replace(calibrated, plan=partial_plan)
+        name = index.source.path or index.source.name
+        raise ModelError(f"{name}: {partial.goal} leaves nothing in INT8. Lower it.")
     summary = job.summary
     if summary is not None and job.given_ranges is not None:
         summary = match_given_ranges(index, partial_plan, job.given_ranges)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from fnmatch import fnmatchcase
 from functools import partial
 
@@ -251,22 +251,22 @@ def require_matches(index: GraphIndex, rules: Iterable[Rule]) -> None:
             node_names += glob_names(scope, node)
         tensors += scope.consumers
     for rule in rules:
-        for glob in rule.where.named:
-            _require_match(index, rule, "named", glob, node_names)
-        for glob in rule.where.tensor:
-            _require_match(index, rule, "tensor", glob, tensors)
+        _require_rule_matches(index, rule, "named", rule.where.named, node_names)
+        _require_rule_matches(index, rule, "tensor", rule.where.tensor, tensors)
 
 
-def _require_match(
-    index: GraphIndex, rule: Rule, key: str, glob: str, names: Iterable[str]
+def _require_rule_matches(
+    index: GraphIndex, rule: Rule, key: str, globs: Iterable[str], names: Sequence[str]
 ) -> None:
-    for name in names:
-        if fnmatchcase(name, glob):
-            return
+    unmatched = [glob for glob in globs if not any(fnmatchcase(name, glob) for name in names)]
+    if not unmatched:
+        return
     origin = rule.at(key) if rule.file else LEAVE_FLOAT_OPTION
     kind = "node" if key == "named" else "tensor"
-    hint = did_you_mean(glob, names) or "."
-    raise UsageError(
-        f"{index.source.name}: {origin}: no {kind} is named {glob!r}{hint} "
-        "Correct it, or pass --allow-unmatched."
-    )
+    if len(unmatched) == 1:
+        hint = did_you_mean(unmatched[0], names) or "."
+        missing, fix = f"no {kind} is named {unmatched[0]!r}{hint}", "Correct it"
+    else:
+        listed = ", ".join(map(repr, unmatched))
+        missing, fix = f"no {kind}s are named {listed}.", "Correct them"
+    raise UsageError(f"{index.source.name}: {origin}: {missing} {fix}, or pass --allow-unmatched.")

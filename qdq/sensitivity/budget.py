@@ -16,6 +16,7 @@ from qdq.sensitivity.float_search import (
     release_first,
     search_float_groups,
 )
+from qdq.sensitivity.measurement import drop_of
 from qdq.sensitivity.output_noise import to_decibels
 from qdq.sensitivity.partial_result import (
     PartialResult,
@@ -110,7 +111,7 @@ class _BudgetSearch:
     def _measure_drops(self, parts: Sequence[Pairs]) -> list[float]:
         drops: list[float] = []
         for part in parts:
-            drops.append(self._float_score - self._score(part))
+            drops.append(drop_of(self._score(part), self._float_score))
         return drops
 
     def _score(self, pairs: Pairs) -> float:

@@ -31,6 +31,9 @@ _CHUNK = 8
 #: each costs conversions between types.
 _FIXED_WORK = 0.002
 
+#: Groups at most that are released one by one.
+_MOST_STEPS = 8
+
 #: Exchanges that are measured at most.
 _MOST_EXCHANGES = 64
 
@@ -138,9 +141,14 @@ class _Search:
         ordered = sorted(candidates, key=_loss_per_work, reverse=True)
         prefixes = self._list_prefixes(ordered)
         released = self._take_back(self._choose_prefix(prefixes))
-        if self._limits.loss is not None and self._is_enough(self.measure_release(released)):
-            released = self._exchange(released, candidates)
-        return self.make_result(released)
+        if self._limits.loss is None or not self._is_enough(self.measure_release(released)):
+            return self.make_result(released)
+        starts = [released, self._take_back(self._choose_one_by_one(ordered[:_MOST_OTHERS]))]
+        if len(prefixes) <= _MOST_OTHERS:
+            starts.append(self._return_one_by_one(prefixes[-1]))
+        enough = [start for start in starts if self._is_enough(self.measure_release(start))]
+        released = min(enough, key=_sum_work)
+        return self.make_result(self._exchange(released, candidates))
 
     def make_result(self, released: Sequence[Candidate]) -> SearchResult:
         """Return the result for some released groups, those that matter most first."""
@@ -197,6 +205,50 @@ class _Search:
                 return prefix
         return []
 
+    def _choose_one_by_one(self, candidates: Sequence[Candidate]) -> list[Candidate]:
+        """Return a release that grew by the group that lowers the loss most per work, each time.
+
+        Every step measures all of the groups that remain.
+        """
+        released: list[Candidate] = []
+        loss = self.measure_release(released)
+        for _ in range(_MOST_STEPS):
+            rest = [item for item in candidates if item not in released]
+            releases = [[*released, item] for item in rest]
+            releases = [item for item in releases if _sum_work(item) <= self._limits.work]
+            if not releases or self._is_enough(loss) or len(released) == self._limits.groups:
+                break
+            losses = self._measure_releases(releases)
+            scores = [self._score_step(loss, *step) for step in zip(losses, releases, strict=True)]
+            best = scores.index(max(scores))
+            released, loss = releases[best], losses[best]
+        return released
+
+    def _return_one_by_one(self, released: list[Candidate]) -> list[Candidate]:
+        """Return a release that shrank by the group that raises the loss least per work, each time.
+
+        Every step measures all of the groups that remain.
+        """
+        kept = list(released)
+        while kept and self._is_enough(self.measure_release(kept)):
+            loss = self.measure_release(kept)
+            choices = [[item for item in kept if item is not other] for other in kept]
+            losses = self._measure_releases(choices)
+            costs: list[tuple[float, int]] = []
+            for i, after in enumerate(losses):
+                if self._is_enough(after):
+                    costs.append(((after - loss) / (kept[i].work + _FIXED_WORK), i))
+            if not costs:
+                break
+            kept = choices[min(costs)[1]]
+        return kept
+
+    def _score_step(self, before: float, after: float, release: Sequence[Candidate]) -> float:
+        """Return how far a step comes towards the loss to reach, per work of its last group."""
+        target = self._limits.loss or 0.0
+        lowered = before - max(after, target)
+        return lowered / (release[-1].work + _FIXED_WORK)
+
     def _take_back(self, released: list[Candidate]) -> list[Candidate]:
         """Return the released groups without those that do not matter, the largest first."""
         kept = list(released)
@@ -233,22 +285,47 @@ class _Search:
     ) -> list[list[Candidate]]:
         """Return the exchanges of one or two groups for one or two, the most promising first.
 
-        All are of less work. The losses of groups alone, added, predict which are enough.
+        All are of less work. The sums of the groups' losses predict which are enough.
         """
         ordered = sorted(candidates, key=_loss_per_work, reverse=True)
         others = [item for item in ordered if item not in released]
         removals = _list_choices(released)
         additions = [[], *_list_choices(others[:_MOST_OTHERS])]
         work = _sum_work(released)
+        shares = self._find_shares(candidates)
         smaller: list[list[Candidate]] = []
         for removal in removals:
             kept = [item for item in released if item not in removal]
             for addition in additions:
                 release = [*kept, *addition]
-                if _sum_work(release) < work - 1e-9 and _is_promising(addition, removal):
+                is_promising = shares.sum(addition) >= shares.sum(removal) / 2
+                if is_promising and _sum_work(release) < work - 1e-9:
                     smaller.append(release)
-        smaller.sort(key=lambda release: -sum(item.alone for item in release))
+        smaller.sort(key=lambda release: -shares.sum(release))
         return smaller
+
+    def _find_shares(self, candidates: Iterable[Candidate]) -> _Shares:
+        """Return the share of each group in the loss: what it makes alone, or beside all others.
+
+        The larger of both counts. That beside all others is known of groups that were released
+        alone.
+        """
+        full_loss = self._losses[self._full]
+        by_name: dict[str, float] = {}
+        for candidate in candidates:
+            without = self._losses.get(self._full - candidate.pairs, full_loss)
+            by_name[candidate.group.name] = max(candidate.alone, full_loss - without)
+        return _Shares(by_name)
+
+
+class _Shares(msgspec.Struct, frozen=True):
+    """The shares of groups in the loss, by name."""
+
+    by_name: dict[str, float]
+
+    def sum(self, release: Iterable[Candidate]) -> float:
+        """Return the sum over some groups."""
+        return sum(self.by_name[candidate.group.name] for candidate in release)
 
 
 def _list_choices(items: Iterable[Candidate]) -> list[list[Candidate]]:
@@ -259,13 +336,6 @@ def _list_choices(items: Iterable[Candidate]) -> list[list[Candidate]]:
         for second in ordered[i + 1 :]:
             choices.append([first, second])
     return choices
-
-
-def _is_promising(addition: Iterable[Candidate], removal: Iterable[Candidate]) -> bool:
-    """Whether the losses of the added groups alone are at least half of those of the others."""
-    gained = sum(item.alone for item in addition)
-    lost = sum(item.alone for item in removal)
-    return gained >= lost / 2
 
 
 def _loss_per_work(candidate: Candidate) -> float:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from functools import partial
 
 from qdq.sensitivity.float_search import SearchLimits, search_float_groups
-from qdq.sensitivity.output_noise import to_decibels
+from qdq.sensitivity.output_noise import to_decibels, to_gain
 from qdq.sensitivity.partial_result import PartialResult, find_worst_layers, measure_gains
 from qdq.sensitivity.plan_sensitivity import PlanSensitivity
 
@@ -60,8 +60,7 @@ def guard_plan(sensitivity: PlanSensitivity, most_work: float = DEFAULT_GUARD) -
     measure = partial(measurement.measure_all, samples=_SEARCH_SAMPLES)
     result = search_float_groups(small, full, measure, limits)
     rest = full.difference(*(candidate.pairs for candidate in result.released))
-    gain_db = to_decibels(measurement.measure(rest)) - to_decibels(measurement.measure(full))
-    if gain_db < _LEAST_GAIN_DB:
+    if to_gain(measurement.measure(full), measurement.measure(rest)) < _LEAST_GAIN_DB:
         result, rest = result.without_release(), full
     snr_db = to_decibels(measurement.measure_outputs(rest))
     return PartialResult(

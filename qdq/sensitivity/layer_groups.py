@@ -7,7 +7,7 @@ after it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 
 import msgspec
 
@@ -16,6 +16,7 @@ from qdq.graph.bodies import qualified_name
 from qdq.graph.index import Edge, GraphIndex
 from qdq.planning.decisions import Placement, Plan, ScaleGroup
 from qdq.planning.pair_dependencies import find_dependents
+from qdq.rules.matcher import glob_names
 from qdq.sensitivity.graph_blocks import find_blocks
 
 #: A layer alone; a tensor or scale group with all its readers; a part between two tensors that
@@ -29,7 +30,8 @@ class LayerGroup(msgspec.Struct, frozen=True):
 
     #: The label of the layer, the tensor, or the first and the last layer of a block.
     name: str
-    #: The labels of the nodes to leave in float, as rules name them.
+    #: The labels of the nodes to leave in float. Rules name nodes by them, and so mean all nodes
+    #: of that label or name, in bodies too.
     owners: tuple[str, ...]
     #: The labels of all nodes that lose pairs then.
     nodes: tuple[str, ...]
@@ -70,17 +72,21 @@ class _GroupFinder:
         self._dependents = find_dependents(index, plan)
         self._by_node: dict[str, list[Edge]] = {}
         self._by_tensor: dict[str, list[Edge]] = {}
+        #: The edges of all nodes that a rule means by a name.
+        self._by_name: dict[str, list[Edge]] = {}
         for placement in plan.placements:
             edge = placement.edge
             label = qualified_name(edge.graph, edge.node)
             self._by_node.setdefault(label, []).append(edge)
+            for name in glob_names(index.scope(edge), index.node(edge)):
+                self._by_name.setdefault(name, []).append(edge)
             if placement.quantizer.calibrated:
                 self._by_tensor.setdefault(edge.qualified_tensor, []).append(edge)
 
     def by_layer(self) -> Iterator[LayerGroup]:
         """Yield one group per node that has pairs."""
-        for label, edges in self._by_node.items():
-            yield self._make_group(label, edges)
+        for label in self._by_node:
+            yield self._make_group(label, [label])
 
     def by_tensor(self) -> Iterator[LayerGroup]:
         """Yield one group per tensor or scale group: all nodes that read it."""
@@ -90,21 +96,19 @@ class _GroupFinder:
             labels = [qualified_name(edge.graph, edge.node) for edge in edges]
             by_name.setdefault(names.get(tensor, tensor), []).extend(labels)
         for name, labels in by_name.items():
-            yield self._make_group(name, self._edges_of(labels))
+            yield self._make_group(name, labels)
 
     def by_block(self) -> Iterator[LayerGroup]:
         """Yield one group per part of the main graph between tensors that everything passes."""
         for labels in find_blocks(self._index, list(self._by_node)):
             name = labels[0] if len(labels) == 1 else f"{labels[0]} .. {labels[-1]}"
-            yield self._make_group(name, self._edges_of(labels))
+            yield self._make_group(name, labels)
 
-    def _edges_of(self, labels: Iterable[str]) -> list[Edge]:
+    def _make_group(self, name: str, owners: Iterable[str]) -> LayerGroup:
+        owners = tuple(dict.fromkeys(owners))
         edges: list[Edge] = []
-        for label in dict.fromkeys(labels):
-            edges += self._by_node[label]
-        return edges
-
-    def _make_group(self, name: str, edges: Sequence[Edge]) -> LayerGroup:
+        for owner in owners:
+            edges += self._by_name[owner]
         removed = self._close(edges)
         labels: dict[str, None] = {}
         placements: list[Placement] = []
@@ -112,8 +116,7 @@ class _GroupFinder:
             if placement.edge in removed:
                 placements.append(placement)
                 labels[qualified_name(placement.edge.graph, placement.edge.node)] = None
-        owners = dict.fromkeys(qualified_name(edge.graph, edge.node) for edge in edges)
-        return LayerGroup(name, tuple(owners), tuple(labels), tuple(placements))
+        return LayerGroup(name, owners, tuple(labels), tuple(placements))
 
     def _close(self, edges: Iterable[Edge]) -> set[Edge]:
         """Return the edges, and those that cannot have pairs without them."""

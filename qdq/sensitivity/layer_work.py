@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 
+import onnxruntime as ort
+from onnx import ModelProto, helper
+
+from qdq.arrays import Feed
 from qdq.graph.bodies import qualified_name
 from qdq.graph.index import GraphIndex, Node
 from qdq.graph.operands import einsum_labels, operands
 from qdq.graph.operators import RECURRENT
 from qdq.graph.shape_inference import known_sizes
+from qdq.graph.source import Source
+from qdq.graph.unique_names import UniqueNames
+from qdq.runtime.session import exact_options, open_partial_session, run_sample
+from qdq.sensitivity.graph_segments import split_graph
 
 #: Shapes by tensor.
 Shapes = Mapping[str, tuple[int, ...]]
@@ -34,15 +43,69 @@ def count_work(index: GraphIndex, shapes: Shapes) -> dict[str, int]:
     return work
 
 
+def measure_shapes(
+    index: GraphIndex, outputs: Iterable[str], feed: Feed, libraries: Sequence[Path] = ()
+) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of what the weighted nodes of the main graph read and compute.
+
+    The names are those of the tensors. They follow from the shapes of a sample; where they depend
+    on its values too, the sample is run. Only nodes that `outputs` need count. Raises ModelError or
+    DataError where ONNX Runtime fails.
+    """
+    sized = GraphIndex(index.source, {name: values.shape for name, values in feed.items()})
+    shapes: dict[str, tuple[int, ...]] = {}
+    unknown: list[str] = []
+    for tensor in _list_operands(index, outputs):
+        sizes = known_sizes(sized.shape(tensor))
+        if sizes is None:
+            unknown.append(tensor)
+        else:
+            shapes[tensor] = tuple(sizes)
+    if unknown:
+        shapes.update(_run_shapes(index, unknown, feed, libraries))
+    return shapes
+
+
+def _list_operands(index: GraphIndex, outputs: Iterable[str]) -> list[str]:
+    tensors: dict[str, None] = {}
+    for segment in split_graph(index, outputs, (), 1):
+        for node in segment.nodes:
+            if operands(index, node):
+                tensors |= dict.fromkeys((*node.inputs[:2], node.outputs[0]))
+                tensors.pop("", None)
+    return list(tensors)
+
+
+def _run_shapes(
+    index: GraphIndex, tensors: Iterable[str], feed: Feed, libraries: Sequence[Path]
+) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of some tensors of a sample."""
+    model = ModelProto()
+    model.CopyFrom(index.source.model)
+    names = UniqueNames(model.graph, include_value_info=True)
+    outputs: dict[str, str] = {}
+    for tensor in tensors:
+        outputs[tensor] = names.fresh(f"{tensor}_shape")
+        model.graph.node.append(helper.make_node("Shape", [tensor], [outputs[tensor]]))
+    options = exact_options()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    source = Source(index.source.path, model, "", notes=("with shapes",))
+    shape_names = list(outputs.values())
+    session = open_partial_session(GraphIndex(source), shape_names, options, libraries=libraries)
+    results = run_sample(session, index, shape_names, feed)
+    shapes = dict(results)
+    return {tensor: tuple(map(int, shapes[name])) for tensor, name in outputs.items()}
+
+
 def _count_node(index: GraphIndex, node: Node, shapes: Shapes) -> int:
-    data, weight, result = (
-        _find_shape(index, tensor, shapes) for tensor in (*node.inputs[:2], node.outputs[0])
-    )
+    data, weight = (_find_shape(index, tensor, shapes) for tensor in node.inputs[:2])
+    result = _find_shape(index, node.outputs[0], shapes)
     if not data or not weight:
         return 0
     if node.op in RECURRENT:
-        # [steps, batch, inputs] times W [directions, gates * hidden, inputs]
-        return math.prod(data[:-1]) * math.prod(weight)
+        # [steps, batch] times W [directions, gates * hidden, inputs] and R [.., .., hidden]
+        states = _find_shape(index, node.inputs[2], shapes)
+        return math.prod(data[:-1]) * (math.prod(weight) + math.prod(states))
     if node.op == "ConvTranspose":
         return math.prod(data) * math.prod(weight[1:])
     if not result:

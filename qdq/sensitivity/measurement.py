@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import product
-
-import msgspec
 
 from qdq.arrays import Array
 from qdq.data.feeds import FeedSample
 from qdq.metrics.metric import Metric, MetricItem
 from qdq.planning.decisions import Placement
 from qdq.runtime.session import Progress
-from qdq.sensitivity.output_noise import OutputNoise
+from qdq.sensitivity.output_noise import NoiseReference, NoiseSums, mean_noise
 from qdq.sensitivity.scored_tensors import ScoredTensor
 from qdq.sensitivity.switchable_session import SwitchableSession
 
@@ -26,15 +24,6 @@ Pairs = Collection[Placement]
 _Job = tuple[frozenset[Placement], int]
 
 
-class _SampleNoise(msgspec.Struct, frozen=True):
-    """The noise that one sample adds."""
-
-    #: At the tensors that stand for the outputs, which a search goes by.
-    scores: OutputNoise
-    #: At the outputs.
-    outputs: OutputNoise
-
-
 class NoiseMeasurement:
     """Runs of a switchable session over some samples, compared with the float model."""
 
@@ -42,6 +31,7 @@ class NoiseMeasurement:
         self,
         session: SwitchableSession,
         scored: Sequence[ScoredTensor],
+        outputs: Sequence[str],
         samples: Sequence[FeedSample],
         cores: int,
         progress: Progress | None = None,
@@ -51,15 +41,19 @@ class NoiseMeasurement:
         The session returns the `scored` tensors and then the outputs.
         """
         self._session = session
-        self._scored = scored
+        self._scored = tuple(scored)
+        self._outputs = tuple(map(ScoredTensor, outputs))
+        #: The tensors that are compared, each once.
+        self._tensors = tuple(dict.fromkeys((*self._scored, *self._outputs)))
         self._samples = list(samples)
         self._cores = max(1, cores)
         self._progress = progress
-        self._noise: dict[_Job, _SampleNoise] = {}
+        self._noise: dict[_Job, dict[ScoredTensor, NoiseSums]] = {}
         #: The number of runs so far.
         self.runs = len(self._samples)
         with ThreadPoolExecutor(self._cores) as pool:
-            self._references = list(pool.map(self._run_float, self._samples))
+            self._references = list(pool.map(self._run_float, range(self.count)))
+        self._compared = [self._make_references(values) for values in self._references]
 
     @property
     def count(self) -> int:
@@ -85,7 +79,7 @@ class NoiseMeasurement:
         """
         part = frozenset(pairs)
         with ThreadPoolExecutor(self._cores) as pool:
-            runs = pool.map(lambda sample: self._session.run(sample.feed, part), self._samples)
+            runs = pool.map(partial(self._run, part), range(self.count))
             make_item = partial(self._make_item, names)
             return metric.score(map(make_item, runs, self._samples, self._references))
 
@@ -107,13 +101,11 @@ class NoiseMeasurement:
         selected = range(min(samples or self.count, self.count))
         pair_sets = [frozenset(part) for part in parts]
         self._run_missing(product(pair_sets, selected))
+        tensors = self._outputs if at_outputs else self._scored
         means: list[float] = []
         for pairs in pair_sets:
             runs = [self._noise[pairs, sample] for sample in selected]
-            total = OutputNoise()
-            for run in runs:
-                total.merge(run.outputs if at_outputs else run.scores)
-            means.append(total.mean())
+            means.append(mean_noise(_sum_runs(runs, tensor) for tensor in tensors))
         return means
 
     def _run_missing(self, jobs: Iterable[_Job]) -> None:
@@ -126,20 +118,39 @@ class NoiseMeasurement:
                 if self._progress:
                     self._progress(self.runs)
 
-    def _run_float(self, sample: FeedSample) -> list[Array]:
-        return self._session.run(sample.feed, frozenset())
+    def _run_float(self, sample: int) -> list[Array]:
+        return self._run(frozenset(), sample)
 
-    def _measure_sample(self, job: _Job) -> _SampleNoise:
+    def _run(self, pairs: frozenset[Placement], sample: int) -> list[Array]:
+        return self._session.run(self._samples[sample].feed, pairs, sample)
+
+    def _make_references(self, values: Sequence[Array]) -> dict[ScoredTensor, NoiseReference]:
+        named = self._name_values(values)
+        references: dict[ScoredTensor, NoiseReference] = {}
+        for tensor in self._tensors:
+            references[tensor] = NoiseReference(tensor.score(named[tensor.name]))
+        return references
+
+    def _measure_sample(self, job: _Job) -> dict[ScoredTensor, NoiseSums]:
         pairs, sample = job
-        expected = self._references[sample]
-        actual = self._session.run(self._samples[sample].feed, pairs)
-        first = len(self._scored)
-        scores, outputs = OutputNoise(), OutputNoise()
-        for tensor, reference, values in zip(self._scored, expected, actual, strict=False):
-            scores.add(tensor.name, tensor.score(reference), tensor.score(values))
-        for i in range(first, len(actual)):
-            outputs.add(str(i), expected[i], actual[i])
-        return _SampleNoise(scores, outputs)
+        named = self._name_values(self._run(pairs, sample))
+        noise: dict[ScoredTensor, NoiseSums] = {}
+        for tensor, reference in self._compared[sample].items():
+            noise[tensor] = reference.measure(tensor.score(named[tensor.name]))
+        return noise
+
+    def _name_values(self, values: Sequence[Array]) -> dict[str, Array]:
+        """Return the tensors of a run by their names."""
+        names = [tensor.name for tensor in (*self._scored, *self._outputs)]
+        return dict(zip(names, values, strict=True))
+
+
+def _sum_runs(runs: Iterable[Mapping[ScoredTensor, NoiseSums]], tensor: ScoredTensor) -> NoiseSums:
+    """Return the energies of a tensor over several samples."""
+    total = NoiseSums()
+    for run in runs:
+        total = total.add(run[tensor])
+    return total
 
 
 def drop_of(score: float, float_score: float) -> float:

@@ -9,11 +9,12 @@ layers are nearly uncorrelated, and their noise nearly adds up.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
+import msgspec
 import numpy as np
 
 from qdq.arrays import Array
-from qdq.metrics.output_errors import EnergySums
 
 #: An output is all noise: the energy of its error is that of the output, or beyond.
 _LARGEST_NOISE = 1e3
@@ -26,32 +27,61 @@ def to_decibels(noise: float) -> float:
     return math.inf if noise <= 0.0 else -10.0 * math.log10(max(noise, _LEAST_NOISE))
 
 
-class OutputNoise:
-    """Running sums of the energies of tensors and of their errors."""
+def to_gain(before: float, after: float) -> float:
+    """Return by how many dB noise is lowered; it is finite where nothing remains, too."""
+    return 10.0 * math.log10(max(before, _LEAST_NOISE) / max(after, _LEAST_NOISE))
 
-    def __init__(self) -> None:
-        self._sums: dict[str, EnergySums] = {}
 
-    def add(self, name: str, expected: Array, actual: Array) -> None:
-        """Add a tensor of a sample; integers, and values that are not finite, are left out."""
-        if expected.dtype.kind != "f":
-            return
-        if expected.shape == actual.shape:
-            is_finite = np.isfinite(expected)
-            expected = np.where(is_finite, expected, 0)
-            actual = np.where(is_finite, actual, 0)
-        self._sums.setdefault(name, EnergySums()).add(expected, actual)
+class NoiseReference:
+    """A tensor of the float model for one sample, with which others are compared."""
 
-    def merge(self, other: OutputNoise) -> None:
-        """Add the sums of other samples."""
-        for name, sums in other._sums.items():
-            self._sums.setdefault(name, EnergySums()).merge(sums)
+    def __init__(self, values: Array) -> None:
+        """Keep the values; integers are not compared, and values that are not finite left out."""
+        self._shape = values.shape
+        self._is_compared = values.dtype.kind == "f"
+        self._values = _to_floats(values)
+        is_finite = np.isfinite(self._values)
+        self._is_finite = None if is_finite.all() else is_finite
+        self._energy = _sum_squares(self._keep_finite(self._values))
 
-    def mean(self) -> float:
-        """Return the mean of the tensors' noise; 0.0 where nothing can be compared."""
-        ratios: list[float] = []
-        for sums in self._sums.values():
-            if sums.expected_energy > 0.0:
-                ratio = sums.error_energy / sums.expected_energy
-                ratios.append(_LARGEST_NOISE if math.isnan(ratio) else min(ratio, _LARGEST_NOISE))
-        return sum(ratios) / len(ratios) if ratios else 0.0
+    def measure(self, actual: Array) -> NoiseSums:
+        """Return the energies of the tensor and of the error of other values for it."""
+        if not self._is_compared or actual.shape != self._shape:
+            return NoiseSums()
+        difference = self._keep_finite(_to_floats(actual)) - self._keep_finite(self._values)
+        return NoiseSums(_sum_squares(difference), self._energy)
+
+    def _keep_finite(self, values: Array) -> Array:
+        return values if self._is_finite is None else values[self._is_finite]
+
+
+class NoiseSums(msgspec.Struct, frozen=True):
+    """The energies of a tensor and of its error, over some samples."""
+
+    error: float = 0.0
+    expected: float = 0.0
+
+    def add(self, other: NoiseSums) -> NoiseSums:
+        """Return the sums over the samples of both."""
+        return NoiseSums(self.error + other.error, self.expected + other.expected)
+
+
+def mean_noise(tensors: Iterable[NoiseSums]) -> float:
+    """Return the mean of the noise of tensors; 0.0 where nothing can be compared."""
+    ratios: list[float] = []
+    for sums in tensors:
+        if sums.expected > 0.0:
+            ratio = sums.error / sums.expected
+            ratios.append(_LARGEST_NOISE if math.isnan(ratio) else min(ratio, _LARGEST_NOISE))
+    return sum(ratios) / len(ratios) if ratios else 0.0
+
+
+def _to_floats(values: Array) -> Array:
+    """Return flat values in float32, in float64 where they have it."""
+    exact = values if values.dtype == np.float64 else values.astype(np.float32)
+    return exact.ravel()
+
+
+def _sum_squares(values: Array) -> float:
+    """Return the sum of squares without BLAS, whose threads would wait for each other."""
+    return float(np.einsum("i,i->", values, values, dtype=np.float64))

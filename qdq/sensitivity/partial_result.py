@@ -9,7 +9,7 @@ import msgspec
 from qdq.planning.decisions import SensitiveLayer
 from qdq.sensitivity.float_search import Candidate, Pairs, SearchResult, SearchStep
 from qdq.sensitivity.measurement import NoiseMeasurement
-from qdq.sensitivity.output_noise import to_decibels
+from qdq.sensitivity.output_noise import to_decibels, to_gain
 
 #: Below this signal-to-noise ratio in dB a model is hardly of use.
 WARN_BELOW_DB = 15.0
@@ -69,7 +69,7 @@ def measure_gains(
     losses = measurement.measure_all([rest, *(rest | candidate.pairs for candidate in groups)])
     layers: list[SensitiveLayer] = []
     for candidate, loss in zip(groups, losses[1:], strict=True):
-        gain_db = round(to_decibels(losses[0]) - to_decibels(loss), 2)
+        gain_db = round(to_gain(loss, losses[0]), 2)
         for node in candidate.group.owners:
             layers.append(SensitiveLayer(node, gain_db))
     return tuple(sorted(layers, key=lambda layer: (-layer.gain_db, layer.node)))

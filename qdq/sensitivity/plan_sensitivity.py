@@ -17,7 +17,7 @@ from qdq.runtime.session import Progress
 from qdq.runtime.unknown_operators import find_computed_outputs, find_unknown_operators
 from qdq.sensitivity.float_search import Candidate, Pairs
 from qdq.sensitivity.layer_groups import LAYER, LayerGroup, find_layer_groups
-from qdq.sensitivity.layer_work import count_work
+from qdq.sensitivity.layer_work import count_work, measure_shapes
 from qdq.sensitivity.measurement import NoiseMeasurement
 from qdq.sensitivity.predicted_noise import NoisePredictor
 from qdq.sensitivity.scored_tensors import ScoredTensor, find_scored_tensors
@@ -57,10 +57,11 @@ class PlanSensitivity:
         session = _open_session(calibrated, scored, self.outputs, libraries)
         cores = os.cpu_count() or 1
         self.groups = find_layer_groups(index, plan, by)
-        self.measurement = NoiseMeasurement(session, scored, samples, cores, progress)
+        self.measurement = NoiseMeasurement(session, scored, self.outputs, samples, cores, progress)
         #: The pairs of the whole plan.
         self.full: Pairs = frozenset(plan.placements)
-        self._work = count_work(index, session.measure_shapes(samples[0].feed))
+        shapes = measure_shapes(index, self.outputs, samples[0].feed, libraries)
+        self._work = count_work(index, shapes)
         self._predictor = None
         if calibrated.ranges is not None:
             self._predictor = NoisePredictor(index, calibrated.ranges, calibrated.scales)
