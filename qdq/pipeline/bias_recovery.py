@@ -10,7 +10,7 @@ from qdq.pipeline.quantize_stages import CalibratedModel
 from qdq.pipeline.recovery import RecoveryStep
 from qdq.pipeline.recovery_options import BIAS
 from qdq.recovery.bias_correction import apply_bias_corrections, find_bias_corrections
-from qdq.recovery.correction_selection import select_corrections
+from qdq.recovery.correction_selection import SelectedCorrections, select_corrections
 from qdq.recovery.output_snr import OutputSnr
 
 #: The samples that mean errors and their gain are measured with, half of them each.
@@ -22,8 +22,8 @@ def correct_biases(
 ) -> tuple[ModelProto, tuple[RecoveryStep, ...]]:
     """Return a rewritten model with corrected biases, and what that gained.
 
-    The model itself where it is not requested, where there are fewer than two samples, and where
-    no correction helps. `is_float` states that the model was float.
+    The model itself where that is not requested, and where no correction helps. `is_float` states
+    that the model was float.
     """
     options = request.calibration
     is_requested = BIAS in request.recovery.method_names and request.is_measured(is_float)
@@ -32,19 +32,21 @@ def correct_biases(
     planned, scales = calibrated.planned, calibrated.scales
     samples = read_samples_again(planned.index, options.data, options.batch, _SAMPLES)
     feeds = [sample.feed for sample in samples]
-    found_with, judged_with = feeds[::2], feeds[1::2]
-    if not judged_with:
-        return model, ()
+    first_feeds, other_feeds = feeds[::2], feeds[1::2]
     libraries = options.observing.ort_libraries
     corrections = find_bias_corrections(
-        planned.index, planned.plan, scales, found_with, rewritten=model, libraries=libraries
+        planned.index, planned.plan, scales, first_feeds, rewritten=model, libraries=libraries
     )
-    snr = OutputSnr(planned.index, judged_with, libraries=libraries)
+    snr = OutputSnr(planned.index, other_feeds or first_feeds, libraries=libraries)
     selected = select_corrections(model, corrections, snr.measure_samples)
-    layers = selected.corrections.layers
-    places = len(layers) or len(corrections.layers)
-    step = RecoveryStep(BIAS, places, selected.before, selected.after, bool(layers))
-    if not layers:
+    step = _describe(selected, len(corrections.layers))
+    if not step.is_kept:
         return model, (step,)
     folder = planned.index.source.folder
     return apply_bias_corrections(model, selected.corrections, folder), (step,)
+
+
+def _describe(selected: SelectedCorrections, measured: int) -> RecoveryStep:
+    """Return the gain of the selected ones of so many corrections."""
+    kept = len(selected.corrections.layers)
+    return RecoveryStep(BIAS, kept or measured, selected.before, selected.after, kept > 0)

@@ -126,9 +126,8 @@ def quantize(  # noqa: PLR0913 keyword arguments of the public function
     scales; data is only needed for those that have none. `given` holds ranges from another source,
     as `calibrate` accepts them. `planned` is called with the plan before calibration starts.
     `until_it_builds` compiles the plan for its rtx targets first, and leaves in float the nodes
-    that the compiler refuses. `recovery` states how the accuracy of a float model is kept. Raises
-    ModelError, RuleError, DataError, MetricError or UsageError, as the stages do. The model passed
-    in is never changed.
+    that the compiler refuses. `recovery` states how accuracy is kept. Raises ModelError, RuleError,
+    DataError, MetricError or UsageError, as the stages do. The model passed in is never changed.
     """
     request = QuantizeRequest(
         model,

@@ -25,7 +25,7 @@ from qdq.ranges.given_ranges import GivenRanges, GivenSummary, match_given_range
 from qdq.ranges.tensor_ranges import Ranges
 from qdq.recovery.equalization import equalize, find_equalizations
 from qdq.rules.rule import RuleSet
-from qdq.sensitivity.budget import BUDGET_SAMPLES, search_budget
+from qdq.sensitivity.budget import BUDGET_SAMPLES, Budget, search_budget
 from qdq.sensitivity.guard import GUARD_SAMPLES, guard_plan
 from qdq.sensitivity.output_noise import to_decibels
 from qdq.sensitivity.partial_result import PartialResult
@@ -92,14 +92,11 @@ def recover_plan(job: RecoveryJob) -> RecoveredPlan:
     obstacle = _find_obstacle(job)
     if obstacle and budget is None:
         return RecoveredPlan(job.calibrated, (), obstacle)
-    count: int | None = GUARD_SAMPLES
-    if budget is not None:
-        count = None if budget.max_drop is not None else BUDGET_SAMPLES
     is_searched = job.options.guard_share > 0.0 or budget is not None
     is_equalized = EQUALIZE in job.options.method_names and _can_equalize(job)
     if not is_searched and not is_equalized:
         return RecoveredPlan(job.calibrated)
-    samples = job.read_samples(count)
+    samples = job.read_samples(_count_samples(budget))
     calibrated = job.calibrated
     sensitivity = _open_sensitivity(job, calibrated, samples)
     steps: tuple[RecoveryStep, ...] = ()
@@ -114,6 +111,13 @@ def recover_plan(job: RecoveryJob) -> RecoveredPlan:
     if isinstance(partial, PartialResult) and partial.sensitive:
         calibrated = _plan_partially(job, calibrated, partial)
     return RecoveredPlan(calibrated, steps, partial)
+
+
+def _count_samples(budget: Budget | None) -> int | None:
+    """Return the number of samples to measure with; None for all, which a metric needs."""
+    if budget is None:
+        return GUARD_SAMPLES
+    return None if budget.max_drop is not None else BUDGET_SAMPLES
 
 
 def _search(job: RecoveryJob, sensitivity: PlanSensitivity) -> PartialResult:
@@ -203,7 +207,7 @@ def _observe_changed(
 
 
 def _compare(plain: PlanSensitivity, equalized: PlanSensitivity, places: int) -> RecoveryStep:
-    """Return what equalization gains, with the whole plans in INT8."""
+    """Return the step of equalization, measured with the whole plans in INT8."""
     before_db = to_decibels(plain.measurement.measure(plain.full))
     after_db = to_decibels(equalized.measurement.measure(equalized.full))
     is_kept = after_db - before_db >= _LEAST_GAIN_DB

@@ -7,9 +7,15 @@ sample, and lose what matters.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import partial
 
-from qdq.sensitivity.float_search import SearchLimits, search_float_groups
+from qdq.sensitivity.float_search import (
+    Candidate,
+    SearchLimits,
+    SearchResult,
+    search_float_groups,
+)
 from qdq.sensitivity.output_noise import to_decibels, to_gain
 from qdq.sensitivity.partial_result import PartialResult, find_worst_layers, measure_gains
 from qdq.sensitivity.plan_sensitivity import PlanSensitivity
@@ -55,10 +61,7 @@ def guard_plan(sensitivity: PlanSensitivity, most_work: float = DEFAULT_GUARD) -
         return unchanged
     shortlist = sensitivity.shortlist(sensitivity.groups, _SHORTLIST)
     candidates = sensitivity.measure_alone(shortlist, samples=1)
-    small = [candidate for candidate in candidates if candidate.work <= most_work]
-    limits = SearchLimits(most_work, _MOST_GROUPS, difference=_LEAST_DIFFERENCE)
-    measure = partial(measurement.measure_all, samples=_SEARCH_SAMPLES)
-    result = search_float_groups(small, full, measure, limits)
+    result = _search(sensitivity, candidates, most_work)
     rest = full.difference(*(candidate.pairs for candidate in result.released))
     if to_gain(measurement.measure(full), measurement.measure(rest)) < _LEAST_GAIN_DB:
         result, rest = result.without_release(), full
@@ -74,3 +77,12 @@ def guard_plan(sensitivity: PlanSensitivity, most_work: float = DEFAULT_GUARD) -
         int8_work=sensitivity.int8_work - result.work,
         worst=find_worst_layers(candidates, result, snr_db),
     )
+
+
+def _search(
+    sensitivity: PlanSensitivity, candidates: Iterable[Candidate], most_work: float
+) -> SearchResult:
+    small = [candidate for candidate in candidates if candidate.work <= most_work]
+    limits = SearchLimits(most_work, _MOST_GROUPS, difference=_LEAST_DIFFERENCE)
+    measure = partial(sensitivity.measurement.measure_all, samples=_SEARCH_SAMPLES)
+    return search_float_groups(small, sensitivity.full, measure, limits)
