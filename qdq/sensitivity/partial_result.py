@@ -11,7 +11,7 @@ from qdq.sensitivity.float_search import Candidate, Pairs, SearchResult, SearchS
 from qdq.sensitivity.measurement import NoiseMeasurement
 from qdq.sensitivity.output_noise import to_decibels, to_gain
 
-#: Below this signal-to-noise ratio in dB a model is hardly of use.
+#: Below this signal-to-noise ratio in dB most tasks lose accuracy.
 WARN_BELOW_DB = 15.0
 
 _WORST = 3
