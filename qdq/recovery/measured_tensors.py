@@ -41,4 +41,5 @@ def _find_unsaturated(index: GraphIndex, output: str) -> str:
         node = index.producers.get(node.inputs[0])
     if node is None or node.op not in _SATURATING:
         return output
-    return node.inputs[0]
+    scores: str = node.inputs[0]
+    return scores

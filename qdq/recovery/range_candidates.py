@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import msgspec
-import numpy as np
 
 from qdq.calibration.methods import parse_method
 from qdq.calibration.scales import Scales
@@ -18,7 +18,7 @@ from qdq.recovery.scaled_session import PairKey
 _FACTORS = (0.3, 0.4, 0.55, 0.7, 0.85, 1.2, 1.45)
 
 #: The other methods, whose choices are tried too.
-_METHODS = ("auto", "mse", "percentile", "entropy", "max")
+_METHODS = tuple(map(parse_method, ("auto", "mse", "percentile", "entropy", "max")))
 
 #: Candidates are at least this factor apart, also from the present range.
 _LEAST_DISTANCE = 1.08
@@ -79,23 +79,24 @@ def list_shared_pairs(plan: Plan, scales: Scales) -> list[SharedPairs]:
 def list_candidates(pairs: SharedPairs, ranges: Mapping[str, TensorRange]) -> list[float]:
     """Return other ranges for some pairs, ascending: other methods' choices and factors.
 
-    None of them is beyond the largest observed value, apart from the type's headroom.
+    None of them is beyond the largest observed value, apart from the type's headroom. Factors go
+    down to 0.3, other methods' choices may be smaller.
     """
     element = pairs.element
     observed = [ranges[tensor] for tensor in pairs.tensors if tensor in ranges]
     largest = max((item.amax for item in observed), default=pairs.amax) * element.headroom
     requested = [pairs.amax * factor for factor in _FACTORS]
-    for method in map(parse_method, _METHODS):
+    highest = min(max(requested), largest)
+    for method in _METHODS:
         choices = [method.amax(item, element) for item in observed]
         requested.append(max(choices, default=0.0))
-    lowest, highest = requested[0], min(requested[len(_FACTORS) - 1], largest)
     candidates: list[float] = []
-    for amax in sorted(requested):
-        others = [*candidates[-1:], pairs.amax]
-        if lowest <= amax <= highest and all(map(lambda other: _is_apart(amax, other), others)):
+    for amax in sorted(requested, reverse=True):
+        others = [pairs.amax, *candidates[-1:]]
+        if 0.0 < amax <= highest and all(_is_apart(amax, other) for other in others):
             candidates.append(amax)
-    return candidates
+    return candidates[::-1]
 
 
 def _is_apart(first: float, second: float) -> bool:
-    return bool(abs(np.log(first / second)) >= np.log(_LEAST_DISTANCE))
+    return abs(math.log(first / second)) >= math.log(_LEAST_DISTANCE)

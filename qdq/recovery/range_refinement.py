@@ -27,7 +27,7 @@ from qdq.graph.index import GraphIndex
 from qdq.planning.decisions import Plan
 from qdq.ranges.tensor_ranges import Ranges
 from qdq.recovery.range_candidates import SharedPairs, list_candidates, list_shared_pairs
-from qdq.recovery.scaled_session import ErrorMeter, ScaledSession, to_decibels
+from qdq.recovery.scaled_session import ErrorMeter, PairKey, ScaledSession, to_decibels
 
 #: A range is only replaced for at least this gain, in dB, in each half of the samples.
 _LEAST_GAIN = 0.3
@@ -36,7 +36,10 @@ _LEAST_GAIN = 0.3
 _LEAST_SIGNIFICANCE = 2.0
 
 #: Tensors with a smaller share of the noise are not searched.
-_LEAST_SHARE = 0.01
+_LEAST_SHARE = 0.02
+
+#: Of tensors with this share all candidates are tried.
+_DOMINANT_SHARE = 0.15
 
 #: The part of the runs that may be spent on ranking the tensors.
 _RANKING_SHARE = 0.4
@@ -79,7 +82,7 @@ class RangeRefinements(msgspec.Struct, frozen=True):
     #: The ranges, that with the most noise first; empty where no other range is better.
     ranges: tuple[RefinedRange, ...]
     #: The signal-to-noise ratio at the outputs in dB with all activations quantized and weights in
-    #: float, with the old and with the new ranges. They are NaN where nothing was measured.
+    #: float, with the old and with the new ranges. They are NaN where no other range was better.
     snr_before: float
     snr_after: float
     #: The number of tensors, or groups of them, for which other ranges were tried.
@@ -116,9 +119,20 @@ def refine_ranges(  # noqa: PLR0913 what a search needs: the model, its scales, 
         return nothing
     meter = ErrorMeter(session, feeds)
     search = _RangeSearch(meter, ranges, measure_budget - 2 * len(feeds))
-    for pairs in search.rank(shared):
-        search.refine(pairs)
-    return _confirm(plan, session, meter, search)
+    for share, pairs in search.rank(shared):
+        search.refine(pairs, is_dominant=share >= _DOMINANT_SHARE)
+    if not search.refined:
+        return msgspec.structs.replace(nothing, searched=search.searched, runs=meter.runs)
+    confirmation = _Confirmation(meter, session.scales, measure_budget)
+    confirmation.add(search.refined)
+    return RangeRefinements(
+        plan=plan.key,
+        ranges=tuple(confirmation.kept),
+        snr_before=confirmation.snr_before,
+        snr_after=confirmation.snr_after,
+        searched=search.searched,
+        runs=meter.runs,
+    )
 
 
 class _RangeSearch:
@@ -133,8 +147,8 @@ class _RangeSearch:
         self.searched = 0
         self.refined: dict[RefinedRange, SharedPairs] = {}
 
-    def rank(self, shared: Sequence[SharedPairs]) -> list[SharedPairs]:
-        """Return the pairs with a noticeable share of the noise, those with the most first.
+    def rank(self, shared: Sequence[SharedPairs]) -> list[tuple[float, SharedPairs]]:
+        """Return the pairs with a noticeable share of the noise, with it, the largest first.
 
         Where the runs do not suffice, only those are measured whose values rounding changes most.
         """
@@ -146,9 +160,9 @@ class _RangeSearch:
         totals = np.maximum(np.sum(noises, axis=0), _TINY)
         shares = [float(np.mean(noise / totals)) for noise in noises]
         order = np.argsort(shares)[::-1]
-        return [measured[at] for at in order if shares[at] >= _LEAST_SHARE]
+        return [(shares[at], measured[at]) for at in order if shares[at] >= _LEAST_SHARE]
 
-    def refine(self, pairs: SharedPairs) -> None:
+    def refine(self, pairs: SharedPairs, *, is_dominant: bool) -> None:
         """Try other ranges for some pairs, and keep the best one that both halves confirm."""
         candidates = list_candidates(pairs, self._ranges)
         choosing, confirming = len(self._choosing), len(self._confirming)
@@ -157,8 +171,7 @@ class _RangeSearch:
             return
         self.searched += 1
         present = self._meter.measure(pairs.scales_at(pairs.amax), self._choosing)
-        most_runs = self._most_runs - 2 * confirming
-        best, chosen = self._descend(pairs, candidates, present, most_runs)
+        best, chosen = self._choose(pairs, candidates, present, is_dominant=is_dominant)
         if best == pairs.amax or to_decibels(chosen) - to_decibels(present) < _LEAST_GAIN:
             return
         before = self._meter.measure(pairs.scales_at(pairs.amax), self._confirming)
@@ -170,27 +183,40 @@ class _RangeSearch:
         if _is_significant(all_before, all_after):
             self._keep(pairs, best, to_decibels(all_before), to_decibels(all_after))
 
-    def _descend(
-        self, pairs: SharedPairs, candidates: list[float], present: Floats, most_runs: int
+    def _choose(
+        self, pairs: SharedPairs, candidates: list[float], present: Floats, *, is_dominant: bool
     ) -> tuple[float, Floats]:
         """Return the best range on one half, and its noise.
 
-        The search goes down from the present range while that helps, else up.
+        The search goes down from the present range while that helps, else up. For pairs that make
+        much of the noise all candidates are tried: values that repeat, such as those of a
+        background, make their error uneven.
         """
-        best, best_noise = pairs.amax, present
         smaller = [amax for amax in candidates if amax < pairs.amax]
         larger = [amax for amax in candidates if amax > pairs.amax]
-        for neighbours in (smaller[::-1], larger):
-            for amax in neighbours:
-                if self._meter.runs + len(self._choosing) > most_runs:
-                    return best, best_noise
-                noise = self._meter.measure(pairs.scales_at(amax), self._choosing)
-                if to_decibels(noise) <= to_decibels(best_noise):
-                    break
-                best, best_noise = amax, noise
-            if best != pairs.amax:
+        best = (pairs.amax, present)
+        if is_dominant:
+            for amax in candidates:
+                best = self._descend(pairs, [amax], best)
+            return best
+        best = self._descend(pairs, smaller[::-1], best)
+        if best[0] == pairs.amax:
+            best = self._descend(pairs, larger, best)
+        return best
+
+    def _descend(
+        self, pairs: SharedPairs, steps: list[float], best: tuple[float, Floats]
+    ) -> tuple[float, Floats]:
+        """Return the last of some ranges up to which the noise decreases, and its noise."""
+        reserve = len(self._choosing) + 2 * len(self._confirming)
+        for amax in steps:
+            if self._meter.runs + reserve > self._most_runs:
                 break
-        return best, best_noise
+            noise = self._meter.measure(pairs.scales_at(amax), self._choosing)
+            if to_decibels(noise) <= to_decibels(best[1]):
+                break
+            best = (amax, noise)
+        return best
 
     def _measure_rounding(self, pairs: SharedPairs) -> float:
         """Return the largest share of its energy that rounding changes in one of the tensors."""
@@ -230,21 +256,36 @@ def _is_significant(before: Floats, after: Floats) -> bool:
     return bool(gains.mean() > _LEAST_SIGNIFICANCE * error)
 
 
-def _confirm(
-    plan: Plan, session: ScaledSession, meter: ErrorMeter, search: _RangeSearch
-) -> RangeRefinements:
-    """Return all refined ranges if they are better together too, else none."""
-    if not search.refined:
-        return RangeRefinements(plan.key, (), math.nan, math.nan, search.searched, meter.runs)
-    rows = range(len(meter))
-    old = dict(session.scales)
-    new = dict(old)
-    for refined, pairs in search.refined.items():
-        new.update(pairs.scales_at(refined.new_amax))
-    snr_before = to_decibels(meter.measure(old, rows))
-    snr_after = to_decibels(meter.measure(new, rows))
-    kept = tuple(search.refined) if snr_after > snr_before else ()
-    return RangeRefinements(plan.key, kept, snr_before, snr_after, search.searched, meter.runs)
+class _Confirmation:
+    """Keeps the refined ranges that are better with all activations quantized, too."""
+
+    def __init__(self, meter: ErrorMeter, scales: Mapping[PairKey, float], most_runs: int) -> None:
+        self._meter = meter
+        self._scales = dict(scales)
+        self._most_runs = most_runs
+        self.snr_before = self._measure(self._scales)
+        self.snr_after = self.snr_before
+        self.kept: list[RefinedRange] = []
+
+    def add(self, refined: Mapping[RefinedRange, SharedPairs]) -> None:
+        """Keep some ranges if they are better together; else try them one by one."""
+        if len(self._meter) + self._meter.runs > self._most_runs:
+            return
+        scales = dict(self._scales)
+        for item, pairs in refined.items():
+            scales.update(pairs.scales_at(item.new_amax))
+        snr = self._measure(scales)
+        if snr > self.snr_after:
+            self._scales = scales
+            self.snr_after = snr
+            self.kept.extend(refined)
+        elif len(refined) > 1:
+            for item, pairs in refined.items():
+                self.add({item: pairs})
+
+    def _measure(self, scales: Mapping[PairKey, float]) -> float:
+        rows = range(len(self._meter))
+        return to_decibels(self._meter.measure(scales, rows))
 
 
 def apply_refinements(scales: Scales, refinements: RangeRefinements) -> Scales:

@@ -121,7 +121,7 @@ class ErrorMeter:
 
     def _compare(self, tensors: list[Array], row: int) -> Floats:
         """Return the energy of each tensor's error; that of the tensor where shapes differ."""
-        errors = self._energies[row].copy()
+        errors: Floats = self._energies[row].copy()
         for column, actual in enumerate(tensors):
             expected = self._expected[row][column]
             if actual.shape == expected.shape:
@@ -171,7 +171,8 @@ def _add_switches(graph: GraphProto, dtypes: Mapping[str, np.dtype[Any]]) -> Non
         is_on[scale] = names.fresh(f"{scale}_is_on")
         graph.initializer.append(numpy_helper.from_array(np.zeros((), dtype), zero))
         conditions.append(helper.make_node("Greater", [scale, zero], [is_on[scale]]))
-    for scope in list(all_graphs(graph)):
+    # Bodies come first: the nodes of a graph are copied once its own choices are added.
+    for scope in reversed(list(all_graphs(graph))):
         _add_choices(scope, is_on, names)
     _replace_nodes(graph, [*conditions, *graph.node])
 
