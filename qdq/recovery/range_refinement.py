@@ -110,7 +110,7 @@ def refine_ranges(  # noqa: PLR0913 what a search needs: the model, its scales, 
     feeds = list(samples)
     shared = list_shared_pairs(plan, scales)
     nothing = RangeRefinements(plan.key, (), math.nan, math.nan, searched=0, runs=0)
-    # The reference, one tensor to rank and one to search, and the test of all together.
+    # The reference, some tensors to rank and to search, and the test of all together.
     least_runs = 4 * len(feeds) + 1
     if len(feeds) < _LEAST_SAMPLES or not shared or measure_budget < least_runs:
         return nothing
@@ -125,14 +125,9 @@ def refine_ranges(  # noqa: PLR0913 what a search needs: the model, its scales, 
         return msgspec.structs.replace(nothing, searched=search.searched, runs=meter.runs)
     confirmation = _Confirmation(meter, session.scales, measure_budget)
     confirmation.add(search.refined)
-    return RangeRefinements(
-        plan=plan.key,
-        ranges=tuple(confirmation.kept),
-        snr_before=confirmation.snr_before,
-        snr_after=confirmation.snr_after,
-        searched=search.searched,
-        runs=meter.runs,
-    )
+    kept = tuple(confirmation.kept)
+    snr_before, snr_after = confirmation.snr_before, confirmation.snr_after
+    return RangeRefinements(plan.key, kept, snr_before, snr_after, search.searched, meter.runs)
 
 
 class _RangeSearch:
@@ -180,7 +175,7 @@ class _RangeSearch:
             return
         all_before = np.concatenate([present, before])
         all_after = np.concatenate([chosen, after])
-        if _is_significant(all_before, all_after):
+        if _is_significant(all_before, all_after, self._meter.log_variance):
             self._keep(pairs, best, to_decibels(all_before), to_decibels(all_after))
 
     def _choose(
@@ -245,15 +240,16 @@ class _RangeSearch:
         self.refined[refined] = pairs
 
 
-def _is_significant(before: Floats, after: Floats) -> bool:
-    """Whether noise decreases in the samples by more than their differences explain.
+def _is_significant(before: Floats, after: Floats, log_variance: float) -> bool:
+    """Whether noise decreases in the samples by more than chance explains.
 
-    The outputs of some networks are two numbers, whose errors are small or large by chance.
+    `log_variance` is the variance of the logarithm of a sample's noise that is expected at least.
+    Outputs of a few values have small or large errors by chance.
     """
     ratios = np.log(np.maximum(before, _TINY)) - np.log(np.maximum(after, _TINY))
     gains = ratios.mean(axis=1)
-    error = gains.std(ddof=1) / math.sqrt(len(gains))
-    return bool(gains.mean() > _LEAST_SIGNIFICANCE * error)
+    variance = max(float(gains.var(ddof=1)), 2 * log_variance)
+    return bool(gains.mean() > _LEAST_SIGNIFICANCE * math.sqrt(variance / len(gains)))
 
 
 class _Confirmation:

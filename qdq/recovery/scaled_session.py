@@ -105,6 +105,18 @@ class ErrorMeter:
         """Return the number of samples."""
         return len(self._samples)
 
+    @property
+    def log_variance(self) -> float:
+        """The variance of the logarithm of one sample's noise, for errors independent by value.
+
+        It is that of a chi-squared variable of as many degrees of freedom as a measured tensor has
+        values, less one for the common part: the trigamma function of half that number, by its
+        asymptotic series (Abramowitz and Stegun, 6.4.12). The result is the mean over the tensors.
+        """
+        sizes = [tensor.size for tensor in self._expected[0]]
+        halves = np.maximum(np.array(sizes) - 1, 1) / 2
+        return float(np.mean(1 / halves + 1 / (2 * halves**2) + 1 / (6 * halves**3)))
+
     def measure(self, scales: Mapping[PairKey, float], rows: Iterable[int]) -> Floats:
         """Return the energy of the error in some of the samples: [rows, measured tensors].
 

@@ -139,6 +139,24 @@ def test_ranges_that_suit_noise_lose_nothing() -> None:
     assert case.measure(refined, unseen) > case.measure(case.scales, unseen) - 0.5
 
 
+def test_outputs_of_one_value_prove_nothing() -> None:
+    """Of two errors that are each one number, the smaller one is the smaller one by chance."""
+    model = build(
+        [
+            node("MatMul", ["x", "w"], "m"),
+            node("Tanh", ["m"], "t"),
+            node("MatMul", ["t", "v"], "y"),
+        ],
+        {"x": [1, WIDTH]},
+        ["y"],
+        {"w": noise(WIDTH, WIDTH, seed=1) / 4, "v": noise(WIDTH, 1, seed=2)},
+    )
+    for first in range(0, 40, 4):
+        feeds = [{"x": noise(1, WIDTH, seed=seed)} for seed in range(first, first + 4)]
+
+        assert Case(model, feeds).refine().ranges == ()
+
+
 def test_the_members_of_a_scale_group_keep_one_scale() -> None:
     model = build(
         [
