@@ -175,7 +175,7 @@ class _RangeSearch:
             return
         all_before = np.concatenate([present, before])
         all_after = np.concatenate([chosen, after])
-        if _is_significant(all_before, all_after, self._meter.log_variance):
+        if is_significant(all_before, all_after, self._meter.log_variance):
             self._keep(pairs, best, to_decibels(all_before), to_decibels(all_after))
 
     def _choose(
@@ -240,7 +240,7 @@ class _RangeSearch:
         self.refined[refined] = pairs
 
 
-def _is_significant(before: Floats, after: Floats, log_variance: float) -> bool:
+def is_significant(before: Floats, after: Floats, log_variance: float) -> bool:
     """Whether noise decreases in the samples by more than chance explains.
 
     `log_variance` is the variance of the logarithm of a sample's noise that is expected at least.

@@ -17,7 +17,12 @@ from qdq.graph.loader import load
 from qdq.planning.decisions import Plan
 from qdq.ranges.tensor_ranges import Ranges
 from qdq.recovery.range_candidates import list_candidates, list_shared_pairs
-from qdq.recovery.range_refinement import RangeRefinements, apply_refinements, refine_ranges
+from qdq.recovery.range_refinement import (
+    RangeRefinements,
+    apply_refinements,
+    is_significant,
+    refine_ranges,
+)
 from tests.support.graphs import Array, build, convolution, node, noise, run
 
 TOKENS, WIDTH = 64, 16
@@ -139,22 +144,13 @@ def test_ranges_that_suit_noise_lose_nothing() -> None:
     assert case.measure(refined, unseen) > case.measure(case.scales, unseen) - 0.5
 
 
-def test_outputs_of_one_value_prove_nothing() -> None:
-    """Of two errors that are each one number, the smaller one is the smaller one by chance."""
-    model = build(
-        [
-            node("MatMul", ["x", "w"], "m"),
-            node("Tanh", ["m"], "t"),
-            node("MatMul", ["t", "v"], "y"),
-        ],
-        {"x": [1, WIDTH]},
-        ["y"],
-        {"w": noise(WIDTH, WIDTH, seed=1) / 4, "v": noise(WIDTH, 1, seed=2)},
-    )
-    for first in range(0, 40, 4):
-        feeds = [{"x": noise(1, WIDTH, seed=seed)} for seed in range(first, first + 4)]
+def test_a_gain_must_exceed_what_chance_explains() -> None:
+    before = np.full((4, 1), 0.1)
 
-        assert Case(model, feeds).refine().ranges == ()
+    assert is_significant(before, before / 2, log_variance=0.01)
+    assert not is_significant(before, before / 10, log_variance=5.0)
+    assert not is_significant(before, before * [[0.01], [3], [0.1], [2]], log_variance=0.01)
+    assert not is_significant(before, before, log_variance=0.01)
 
 
 def test_the_members_of_a_scale_group_keep_one_scale() -> None:

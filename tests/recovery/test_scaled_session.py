@@ -126,3 +126,12 @@ def test_a_model_without_an_error_has_a_finite_ratio() -> None:
     meter = ErrorMeter(case.session, case.feeds)
 
     assert to_decibels(meter.measure({}, range(3))) == pytest.approx(150.0)
+
+
+@pytest.mark.parametrize(("values", "expected"), [(2, 4.93), (3, 1.645), (101, 0.0202)])
+def test_the_variance_of_a_sample_is_that_of_chi_squared(values: int, expected: float) -> None:
+    """The expected variances are the trigamma function of half the degrees of freedom."""
+    model = build([node("MatMul", ["x", "w"], "y")], {"x": [1, 8]}, ["y"], {"w": noise(8, values)})
+    case = Case(model)
+
+    assert ErrorMeter(case.session, case.feeds).log_variance == pytest.approx(expected, rel=0.1)
