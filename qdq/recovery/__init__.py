@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from qdq.recovery.range_refinement import (
     RangeRefinements,
-    RefinedRange,
     apply_refinements,
     refine_ranges,
 )
+from qdq.recovery.refined_range import RefinedRange
 
 __all__ = [
     "RangeRefinements",

@@ -1,6 +1,6 @@
 """A session in which the scales of activations are inputs, so that it serves all ranges.
 
-Weights stay in float. A negative scale switches its pair off.
+Weights are quantized as planned. A negative scale switches the pair of an activation off.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from collections.abc import Iterable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 import onnxruntime as ort
 from onnx import GraphProto, NodeProto, TensorProto, helper, numpy_helper
@@ -47,10 +46,11 @@ class ScaledSession:
         self, index: GraphIndex, plan: Plan, scales: Scales, libraries: Sequence[Path] = ()
     ) -> None:
         """Open the session. Raises ModelError where ONNX Runtime cannot run the model."""
-        activations = [item for item in plan.placements if item.quantizer.calibrated]
-        activation_plan = msgspec.structs.replace(plan, placements=tuple(activations))
-        names = name_scales(index, activation_plan)
-        model = insert_pairs(index, activation_plan, scales)
+        names: dict[PairKey, str] = {}
+        for key, name in name_scales(index, plan).items():
+            if key[1].calibrated:
+                names[key] = name
+        model = insert_pairs(index, plan, scales)
         #: The type of each pair's scale.
         self._dtypes = _make_inputs(model.graph, set(names.values()))
         _add_switches(model.graph, self._dtypes)

@@ -20,9 +20,9 @@ from qdq.recovery.range_candidates import list_candidates, list_shared_pairs
 from qdq.recovery.range_refinement import (
     RangeRefinements,
     apply_refinements,
-    is_significant,
     refine_ranges,
 )
+from qdq.recovery.refined_range import is_significant
 from tests.support.graphs import Array, build, convolution, node, noise, run
 
 TOKENS, WIDTH = 64, 16

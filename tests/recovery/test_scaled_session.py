@@ -39,17 +39,19 @@ class Case:
         self.session = ScaledSession(self.index, self.plan, self.scales)
 
     def compute(self, scales: dict[PairKey, float], feed: dict[str, Array]) -> list[Array]:
-        """Return the outputs of the model with only these pairs, written into it."""
+        """Return the outputs of the model with these pairs and its weights' written into it."""
         placements = [
             item
             for item in self.plan.placements
-            if (item.edge.qualified_tensor, item.quantizer) in scales
+            if not item.quantizer.calibrated
+            or (item.edge.qualified_tensor, item.quantizer) in scales
         ]
-        by_pair = [
-            msgspec.structs.replace(pair, scales=(scales[pair.tensor, pair.quantizer],))
-            for pair in self.scales.by_pair
-            if (pair.tensor, pair.quantizer) in scales
-        ]
+        by_pair = []
+        for pair in self.scales.by_pair:
+            scale = scales.get((pair.tensor, pair.quantizer))
+            by_pair.append(
+                pair if scale is None else msgspec.structs.replace(pair, scales=(scale,))
+            )
         plan = msgspec.structs.replace(self.plan, placements=tuple(placements))
         own = msgspec.structs.replace(self.scales, by_pair=tuple(by_pair))
         return run(insert_pairs(self.index, plan, own), feed)
@@ -60,9 +62,12 @@ def case(request: pytest.FixtureRequest) -> Case:
     return Case(MODELS[request.param])
 
 
-def test_all_pairs_off_is_the_float_model(case: Case) -> None:
+def test_all_pairs_off_is_the_model_with_quantized_weights(case: Case) -> None:
     for feed in case.feeds:
-        np.testing.assert_allclose(case.session.run(feed, {})[0], run(case.model, feed)[0], 1e-5)
+        (actual,) = case.session.run(feed, {})
+
+        np.testing.assert_allclose(actual, case.compute({}, feed)[0], 1e-4, 1e-4)
+        assert not np.allclose(actual, run(case.model, feed)[0], 1e-4, 1e-4)
 
 
 def test_all_pairs_on_is_the_model_with_these_pairs(case: Case) -> None:
@@ -113,7 +118,7 @@ def test_the_noise_is_the_energy_of_the_error_over_that_of_the_output() -> None:
 
     noise_of_all = meter.measure(case.session.scales, range(3))
 
-    outputs = np.array([run(case.model, feed)[0] for feed in case.feeds])
+    outputs = np.array([case.compute({}, feed)[0] for feed in case.feeds])
     changed = np.array([case.compute(case.session.scales, feed)[0] for feed in case.feeds])
     expected = 10 * np.log10((outputs**2).sum() / ((changed - outputs) ** 2).sum())
     assert noise_of_all.shape == (3, 1)
