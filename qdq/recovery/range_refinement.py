@@ -22,7 +22,7 @@ from qdq.graph.index import GraphIndex
 from qdq.planning.decisions import Plan
 from qdq.ranges.tensor_ranges import Ranges
 from qdq.recovery.joint_search import JointSearch
-from qdq.recovery.range_candidates import list_shared_pairs
+from qdq.recovery.range_candidates import SharedPairs, list_shared_pairs
 from qdq.recovery.refined_range import RefinedRange
 from qdq.recovery.scaled_session import ErrorMeter, ScaledSession
 from qdq.recovery.single_search import SingleSearch
@@ -76,15 +76,7 @@ def refine_ranges(  # noqa: PLR0913 what a search needs: the model, its scales, 
     if not session.measured:
         return nothing
     meter = ErrorMeter(session, feeds)
-    search = SingleSearch(meter, ranges, measure_budget // 2)
-    ranked = search.rank(shared)
-    for share, pairs in ranked:
-        search.refine(share, pairs)
-    together = JointSearch(meter, ranges, session.scales, measure_budget)
-    together.add(search.refined)
-    for _, pairs in ranked:
-        if pairs.keys not in together.refined:
-            together.refine(pairs)
+    together = _search(meter, session, shared, ranges, measure_budget)
     return RangeRefinements(
         plan=plan.key,
         ranges=tuple(together.refined.values()),
@@ -92,6 +84,26 @@ def refine_ranges(  # noqa: PLR0913 what a search needs: the model, its scales, 
         snr_after=together.snr_after,
         runs=meter.runs,
     )
+
+
+def _search(
+    meter: ErrorMeter,
+    session: ScaledSession,
+    shared: Sequence[SharedPairs],
+    ranges: Ranges,
+    budget: int,
+) -> JointSearch:
+    """Return the finished search; half of the runs are for single tensors."""
+    single = SingleSearch(meter, ranges, budget // 2)
+    ranked = single.rank(shared)
+    for share, pairs in ranked:
+        single.refine(share, pairs)
+    together = JointSearch(meter, ranges, session.scales, budget)
+    together.add(single.refined)
+    for _, pairs in ranked:
+        if pairs.keys not in together.refined:
+            together.refine(pairs)
+    return together
 
 
 def apply_refinements(scales: Scales, refinements: RangeRefinements) -> Scales:

@@ -9,13 +9,7 @@ import numpy as np
 import onnx
 import pytest
 
-import qdq
-from qdq.calibration.scales import Scales
 from qdq.errors import PlanError
-from qdq.graph.index import GraphIndex
-from qdq.graph.loader import load
-from qdq.planning.decisions import Plan
-from qdq.ranges.tensor_ranges import Ranges
 from qdq.recovery.range_candidates import list_candidates, list_shared_pairs
 from qdq.recovery.range_refinement import (
     RangeRefinements,
@@ -23,7 +17,8 @@ from qdq.recovery.range_refinement import (
     refine_ranges,
 )
 from qdq.recovery.refined_range import is_significant
-from tests.support.graphs import Array, build, convolution, node, noise, run
+from tests.support.calibrated import CalibratedModel
+from tests.support.graphs import Array, build, convolution, node, noise
 
 TOKENS, WIDTH = 64, 16
 BUDGET = 400
@@ -50,25 +45,11 @@ def with_outlier(seed: int) -> dict[str, Array]:
     return {"x": tokens}
 
 
-class Case:
-    def __init__(self, model: onnx.ModelProto, feeds: list[dict[str, Array]], **given: float):
-        self.model, self.feeds = model, feeds
-        self.index = GraphIndex(load(model))
-        self.plan: Plan = qdq.plan(model)
-        self.ranges: Ranges = qdq.observe(model, self.plan, feeds)
-        self.scales: Scales = qdq.calibrate(model, self.plan, feeds, given=given or None)
-
+class Case(CalibratedModel):
     def refine(self, budget: int = BUDGET, samples: int = 8) -> RangeRefinements:
         return refine_ranges(
             self.index, self.plan, self.scales, self.ranges, self.feeds[:samples], budget
         )
-
-    def measure(self, scales: Scales, feeds: list[dict[str, Array]]) -> float:
-        """Return the signal-to-noise ratio of the whole quantized model."""
-        model = qdq.apply(self.model, self.plan, scales)
-        expected = np.array([run(self.model, feed)[0] for feed in feeds])
-        actual = np.array([run(model, feed)[0] for feed in feeds])
-        return float(10 * np.log10((expected**2).sum() / ((actual - expected) ** 2).sum()))
 
 
 @pytest.fixture(scope="module")
