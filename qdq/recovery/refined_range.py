@@ -16,8 +16,10 @@ from qdq.recovery.scaled_session import to_decibels
 #: A range is only replaced for at least this gain, in dB, in each half of the samples.
 _LEAST_GAIN = 0.3
 
-#: The gain of the samples must be this many times its standard error.
-_LEAST_SIGNIFICANCE = 3.0
+#: The gain of the samples must be this many times its standard error, as the samples show it, and
+#: as outputs of a few values let expect.
+_LEAST_SIGNIFICANCE = 2.0
+_LEAST_EXPECTED_SIGNIFICANCE = 3.0
 
 _TINY = 1e-30
 
@@ -74,5 +76,8 @@ def is_significant(before: Floats, after: Floats, log_variance: float) -> bool:
     """
     ratios = np.log(np.maximum(before, _TINY)) - np.log(np.maximum(after, _TINY))
     gains = ratios.mean(axis=1)
-    variance = max(float(gains.var(ddof=1)), 2 * log_variance)
-    return bool(gains.mean() > _LEAST_SIGNIFICANCE * math.sqrt(variance / len(gains)))
+    samples = len(gains)
+    error = math.sqrt(float(gains.var(ddof=1)) / samples)
+    expected_error = math.sqrt(2 * log_variance / samples)
+    least = max(_LEAST_SIGNIFICANCE * error, _LEAST_EXPECTED_SIGNIFICANCE * expected_error)
+    return bool(gains.mean() > least)
