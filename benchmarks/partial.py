@@ -27,8 +27,8 @@ from results import DRAWS, Subject
 import qdq
 from qdq.sensitivity.partial_result import PartialResult
 
-#: The ways to quantize: no guard and no recovery, the defaults, and a budget.
-WAYS = ("plain", "default", "budget")
+#: The ways to quantize: no guard and no recovery, the defaults, with ranges refined too, a budget.
+WAYS = ("plain", "default", "refined", "budget")
 BUDGET_DB = 22.0
 
 Record = dict[str, Any]
@@ -40,6 +40,8 @@ def recovery_of(way: str) -> qdq.Recovery:
         return qdq.Recovery(guard=False, methods="off")
     if way == "budget":
         return qdq.Recovery(budget=qdq.Budget(min_snr_db=BUDGET_DB))
+    if way == "refined":
+        return qdq.Recovery(methods="equalize,refine")
     return qdq.Recovery()
 
 
@@ -136,6 +138,8 @@ def main() -> None:
         "model",
         "all INT8",
         "default",
+        "of its work in INT8",
+        "with refine",
         "of its work in INT8",
         f"budget {BUDGET_DB:g} dB",
         "of its work in INT8",

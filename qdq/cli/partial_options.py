@@ -128,7 +128,8 @@ partial_options = collect_options(
         show_default=True,
         metavar="METHODS|off",
         help="Methods that recover accuracy in INT8, each kept where a measurement improves: "
-        "equalize (channel factors), bias (mean errors), with commas. auto: equalize.",
+        "equalize (channel factors), refine (ranges by measured error), bias (mean errors), "
+        "with commas. auto: equalize.",
     ),
     name="partial",
 )

@@ -17,13 +17,14 @@ from qdq.graph.equalized_weights import Equalization
 from qdq.graph.index import GraphIndex
 from qdq.memory import format_gigabytes
 from qdq.observers.collection import CollectionJob, Observing, collect_locally
-from qdq.pipeline.recovery_options import EQUALIZE, Recovery
+from qdq.pipeline.recovery_options import EQUALIZE, REFINE, Recovery
 from qdq.planning.decisions import Plan
 from qdq.planning.plan_request import PlanRequest
 from qdq.planning.planner import plan_index
 from qdq.ranges.given_ranges import GivenRanges, GivenSummary, match_given_ranges
 from qdq.ranges.tensor_ranges import Ranges
 from qdq.recovery.equalization import equalize, find_equalizations
+from qdq.recovery.range_refinement import apply_refinements, refine_ranges
 from qdq.rules.rule import RuleSet
 from qdq.sensitivity.budget import BUDGET_SAMPLES, Budget, search_budget
 from qdq.sensitivity.guard import GUARD_SAMPLES, guard_plan
@@ -37,19 +38,23 @@ _MOST_GUARDED_BYTES = 1 << 29
 #: The samples that channels are measured with for their factors.
 _EQUALIZATION_SAMPLES = 8
 
-#: Below this gain in dB channels stay as they are.
+#: The samples that ranges are refined with, and how many times one of them is run at most.
+_REFINEMENT_SAMPLES = 8
+_REFINEMENT_RUNS = 256
+
+#: Below this gain in dB a model stays as it is.
 _LEAST_GAIN_DB = 0.3
 
 
 class RecoveryStep(msgspec.Struct, frozen=True):
     """One method that was tried, and what it gained."""
 
-    #: "equalize" or "bias".
+    #: "equalize", "refine" or "bias".
     method: str
     #: How many tensors or layers it changed.
     places: int
     #: The signal-to-noise ratio in dB without and with it: at the scores, before a final Softmax
-    #: or Sigmoid, for "equalize", at the outputs for "bias".
+    #: or Sigmoid; for "bias" at the outputs.
     before_db: float
     after_db: float
     is_kept: bool
@@ -97,20 +102,44 @@ def recover_plan(job: RecoveryJob) -> RecoveredPlan:
     if not is_searched and not is_equalized:
         return RecoveredPlan(job.calibrated)
     samples = job.read_samples(_count_samples(budget))
-    calibrated = job.calibrated
-    sensitivity = _open_sensitivity(job, calibrated, samples)
-    steps: tuple[RecoveryStep, ...] = ()
-    equalized = _equalize(job, sensitivity) if is_equalized else None
-    if equalized is not None:
-        other = _open_sensitivity(job, equalized.calibrated, samples)
-        step = _compare(sensitivity, other, equalized.places)
-        steps = (step,)
-        if step.is_kept:
-            calibrated, sensitivity = equalized.calibrated, other
-    partial = _search(job, sensitivity) if is_searched else None
+    sensitivity = _open_sensitivity(job, job.calibrated, samples)
+    recovered = _Recovered(job.calibrated, sensitivity)
+    if is_equalized:
+        recovered = _try_plan(job, recovered, samples, EQUALIZE, _equalize(job, sensitivity))
+    if REFINE in job.options.method_names:
+        refined = _refine(job, recovered.calibrated)
+        recovered = _try_plan(job, recovered, samples, REFINE, refined)
+    calibrated, steps = recovered.calibrated, recovered.steps
+    partial = _search(job, recovered.sensitivity) if is_searched else None
     if isinstance(partial, PartialResult) and partial.sensitive:
-        calibrated = _plan_partially(job, calibrated, partial)
+        calibrated = _plan_partially(job, recovered, partial)
     return RecoveredPlan(calibrated, steps, partial)
+
+
+class _Recovered(msgspec.Struct, frozen=True):
+    """The best plan so far, its measurement, and the methods that were tried."""
+
+    calibrated: CalibratedPlan
+    sensitivity: PlanSensitivity
+    steps: tuple[RecoveryStep, ...] = ()
+
+
+def _try_plan(
+    job: RecoveryJob,
+    recovered: _Recovered,
+    samples: list[FeedSample],
+    method: str,
+    tried: _RecoveredScales | None,
+) -> _Recovered:
+    """Return the better one of the best plan so far and another one, if there is another."""
+    if tried is None:
+        return recovered
+    sensitivity = _open_sensitivity(job, tried.calibrated, samples)
+    step = _compare(method, recovered.sensitivity, sensitivity, tried.places)
+    steps = (*recovered.steps, step)
+    if step.is_kept:
+        return _Recovered(tried.calibrated, sensitivity, steps)
+    return msgspec.structs.replace(recovered, steps=steps)
 
 
 def _count_samples(budget: Budget | None) -> int | None:
@@ -138,8 +167,8 @@ def _open_sensitivity(
     )
 
 
-class _EqualizedPlan(msgspec.Struct, frozen=True):
-    """The plan of the equalized model, and how many groups of channels got factors."""
+class _RecoveredScales(msgspec.Struct, frozen=True):
+    """A plan with its scales after a method, and how many places the method changed."""
 
     calibrated: CalibratedPlan
     places: int
@@ -150,7 +179,7 @@ def _can_equalize(job: RecoveryJob) -> bool:
     return job.summary is None and job.calibrated.ranges is not None
 
 
-def _equalize(job: RecoveryJob, sensitivity: PlanSensitivity) -> _EqualizedPlan | None:
+def _equalize(job: RecoveryJob, sensitivity: PlanSensitivity) -> _RecoveredScales | None:
     """Return the calibrated plan of the equalized model, None where little is to be gained."""
     index, plan = job.calibrated.index, job.calibrated.plan
     feeds = [sample.feed for sample in job.read_samples(_EQUALIZATION_SAMPLES)]
@@ -164,7 +193,7 @@ def _equalize(job: RecoveryJob, sensitivity: PlanSensitivity) -> _EqualizedPlan 
     ranges = _observe_changed(job, equalized_index, equalized_plan, changed)
     scales = choose_scales(equalized_index, equalized_plan, ranges, job.method)
     result = CalibratedPlan(equalized_index, equalized_plan, scales, ranges)
-    return _EqualizedPlan(result, len(equalizations))
+    return _RecoveredScales(result, len(equalizations))
 
 
 def _promises_gain(
@@ -206,18 +235,42 @@ def _observe_changed(
     return msgspec.structs.replace(ranges, model=plan.digest, by_tensor=by_tensor)
 
 
-def _compare(plain: PlanSensitivity, equalized: PlanSensitivity, places: int) -> RecoveryStep:
-    """Return the step of equalization, measured with the whole plans in INT8."""
+def _refine(job: RecoveryJob, calibrated: CalibratedPlan) -> _RecoveredScales | None:
+    """Return a plan with the ranges that leave the least measured error, None for none better."""
+    index, plan, scales = calibrated.index, calibrated.plan, calibrated.scales
+    if calibrated.ranges is None:
+        return None
+    feeds = [sample.feed for sample in job.read_samples(_REFINEMENT_SAMPLES)]
+    refinements = refine_ranges(
+        index,
+        plan,
+        scales,
+        calibrated.ranges,
+        feeds,
+        _REFINEMENT_RUNS,
+        libraries=job.observing.ort_libraries,
+    )
+    if not refinements.ranges:
+        return None
+    refined = msgspec.structs.replace(calibrated, scales=apply_refinements(scales, refinements))
+    return _RecoveredScales(refined, len(refinements.ranges))
+
+
+def _compare(
+    method: str, plain: PlanSensitivity, other: PlanSensitivity, places: int
+) -> RecoveryStep:
+    """Return the step of a method, measured with the whole plans in INT8."""
     before_db = to_decibels(plain.measurement.measure(plain.full))
-    after_db = to_decibels(equalized.measurement.measure(equalized.full))
+    after_db = to_decibels(other.measurement.measure(other.full))
     is_kept = after_db - before_db >= _LEAST_GAIN_DB
-    return RecoveryStep(EQUALIZE, places, before_db, after_db, is_kept)
+    return RecoveryStep(method, places, before_db, after_db, is_kept)
 
 
 def _plan_partially(
-    job: RecoveryJob, calibrated: CalibratedPlan, partial: PartialResult
+    job: RecoveryJob, recovered: _Recovered, partial: PartialResult
 ) -> CalibratedPlan:
     """Return a plan again, with the sensitive layers in float; weights keep their scales."""
+    calibrated = recovered.calibrated
     index, plan, ranges = calibrated.index, calibrated.plan, calibrated.ranges
     request = _repeat_request(plan, job.rules)
     sensitive = (*request.sensitive, *partial.sensitive)
@@ -229,8 +282,17 @@ def _plan_partially(
     if summary is not None and job.given_ranges is not None:
         summary = match_given_ranges(index, partial_plan, job.given_ranges)
     weights = [item for item in calibrated.scales.by_pair if not item.quantizer.calibrated]
-    scales: Scales = choose_scales(index, partial_plan, ranges, job.method, summary, weights)
+    scales = choose_scales(index, partial_plan, ranges, job.method, summary, weights)
+    if any(step.method == REFINE and step.is_kept for step in recovered.steps):
+        scales = _keep_scales(scales, calibrated.scales)
     return CalibratedPlan(index, partial_plan, scales, ranges)
+
+
+def _keep_scales(scales: Scales, refined: Scales) -> Scales:
+    """Return scales with those of the same pairs that were refined before."""
+    known = {(item.tensor, item.quantizer): item for item in refined.by_pair}
+    by_pair = tuple(known.get((item.tensor, item.quantizer), item) for item in scales.by_pair)
+    return msgspec.structs.replace(scales, by_pair=by_pair)
 
 
 def _repeat_request(plan: Plan, rules: RuleSet) -> PlanRequest:

@@ -12,9 +12,10 @@ from qdq.runtime.session import Progress
 from qdq.sensitivity.budget import Budget
 from qdq.sensitivity.guard import DEFAULT_GUARD
 
-#: Factors of channels, and means of errors that are added to biases.
-EQUALIZE, BIAS = "equalize", "bias"
-RECOVERY_METHODS = (EQUALIZE, BIAS)
+#: Factors of channels, other ranges by the measured error, and means of errors that are added to
+#: biases.
+EQUALIZE, REFINE, BIAS = "equalize", "refine", "bias"
+RECOVERY_METHODS = (EQUALIZE, REFINE, BIAS)
 
 #: The methods by default: those that never lost in docs/results.md.
 AUTO, OFF = "auto", "off"

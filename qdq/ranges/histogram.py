@@ -174,6 +174,15 @@ class Histogram:
         mean = np.average(changes**power, weights=counts[used])
         return float(mean)
 
+    def mean_square(self) -> float:
+        """Return the mean square of the values, in the square of their unit; 0 for none."""
+        counts = self.counts
+        used = np.flatnonzero(counts)
+        if used.size == 0:
+            return 0.0
+        centres = np.ldexp(used + 0.5, self.exponent)
+        return float(np.average(centres**2, weights=counts[used]))
+
     def _extend(self, largest: float) -> None:
         """Widen the bins until a value fits."""
         if largest <= self.amax:

@@ -93,5 +93,6 @@ def _warn(result: PartialResult) -> Iterator[str]:
     layers = f": the worst layers in INT8 are {', '.join(worst)}" if worst else ""
     yield (
         f"warning: below {WARN_BELOW_DB:.0f} dB the outputs differ much from those of the float "
-        f"model{layers}. Run 'qdq sensitivity MODEL --data DATA' for all layers, or pass --min-snr 20dB."
+        f"model{layers}. Run 'qdq sensitivity MODEL --data DATA' for all layers, "
+        "or pass --min-snr 20dB."
     )

@@ -63,7 +63,7 @@ def apply_plan(index: GraphIndex, plan: Plan, scales: Scales) -> ModelProto:
     require_model(plan, index)
     if scales.plan != plan.key:
         raise PlanError("the scales were computed for another plan. Calibrate again with this one.")
-    rewritten = _insert_pairs(index, plan, scales)
+    rewritten = insert_pairs(index, plan, scales)
     if not is_restored_by_stripping(rewritten, index.source.model):
         raise ModelError(
             f"{index.source.name}: stripping the result does not restore the model."
@@ -148,15 +148,28 @@ class _InsertedPair:
         )
 
 
-def _insert_pairs(index: GraphIndex, plan: Plan, scales: Scales) -> ModelProto:
-    names = UniqueNames(index.source.model.graph, include_value_info=True)
-    pairs = [_InsertedPair(key, group, names) for key, group in group_by_pair(plan).items()]
+def insert_pairs(index: GraphIndex, plan: Plan, scales: Scales) -> ModelProto:
+    """Return the rewritten copy of an indexed model, without a test that stripping restores it."""
+    pairs = _make_pairs(index, plan)
     model = ModelProto()
     model.CopyFrom(index.source.model)
     _insert_nodes(index, model.graph, pairs)
     _add_initializers(index, model.graph, pairs, scales)
     _write_metadata(model, plan, scales)
     return model
+
+
+def name_scales(index: GraphIndex, plan: Plan) -> dict[tuple[str, Quantizer], str]:
+    """Return the name of the scale that `insert_pairs` gives each pair."""
+    names: dict[tuple[str, Quantizer], str] = {}
+    for pair in _make_pairs(index, plan):
+        names[pair.qualified_tensor, pair.quantizer] = pair.scale
+    return names
+
+
+def _make_pairs(index: GraphIndex, plan: Plan) -> list[_InsertedPair]:
+    names = UniqueNames(index.source.model.graph, include_value_info=True)
+    return [_InsertedPair(key, group, names) for key, group in group_by_pair(plan).items()]
 
 
 def _add_initializers(
