@@ -131,7 +131,7 @@ def rank_switched(
     """Return the groups, the names in the shortlist, and the ranking by the switchable session."""
     start = processor_seconds()
     sensitivity = PlanSensitivity(calibrated, samples)
-    candidates = sensitivity.measure_alone(sensitivity.groups)
+    candidates = sensitivity.rank_alone(sensitivity.groups)
     seconds = processor_seconds() - start
     noise = {candidate.group.name: candidate.alone for candidate in candidates}
     shortlist = {group.name for group in sensitivity.shortlist(sensitivity.groups, _SHORTLIST)}
