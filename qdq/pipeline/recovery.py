@@ -43,7 +43,7 @@ _REFINEMENT_SAMPLES = 8
 _REFINEMENT_RUNS = 256
 
 #: Below this gain in dB a model stays as it is.
-_LEAST_GAIN_DB = 0.3
+_LEAST_GAIN_DB = 1.0
 
 
 class RecoveryStep(msgspec.Struct, frozen=True):
