@@ -42,7 +42,7 @@ RTX = "rtx:sm75, rtx:sm80, rtx:sm86, rtx:sm89, rtx:sm120, rtx:sm121"
         (["plan", "MODEL", "MODEL"], "unexpected extra argument"),
         (
             ["validate", "MODEL", "MODEL", "--data", "noise", "--min-snr", "high"],
-            "'high' is not a valid float",
+            "'high' is no ratio in dB",
         ),
     ],
     ids=lambda value: " ".join(value) or "nothing" if isinstance(value, list) else "",
