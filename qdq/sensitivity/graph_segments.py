@@ -132,14 +132,13 @@ def extract_segment(
     graph.value_info.extend(whole.graph.value_info)
     graph.sparse_initializer.extend(whole.graph.sparse_initializer)
     _declare_inputs(index, segment, graph)
-    for node in index.nodes:
-        if any(index.is_constant(name) for name in node.outputs if name):
-            graph.node.append(node.proto)
-    graph.node.extend(nodes)
+    replaced = list(nodes)
+    graph.node.extend(_list_needed_constants(index, replaced))
+    graph.node.extend(replaced)
     declared = {value.name: value for value in whole.graph.output}
     graph.output.extend(declared[name] for name in outputs if name in declared)
     part = extract_subgraph(shell, outputs)
-    read = _list_reads(part.graph)
+    read = _list_reads(part.graph.node) | set(outputs)
     for tensor in whole.graph.initializer:
         if tensor.name in read:
             part.graph.initializer.append(tensor)
@@ -157,9 +156,21 @@ def _declare_inputs(index: GraphIndex, segment: Segment, graph: GraphProto) -> N
             graph.input.append(value)
 
 
-def _list_reads(graph: GraphProto) -> set[str]:
-    read: set[str] = {value.name for value in graph.output}
-    for node in graph.node:
+def _list_needed_constants(index: GraphIndex, nodes: Iterable[NodeProto]) -> list[NodeProto]:
+    """Return the nodes of the model that compute the constants which some nodes read."""
+    needed = _list_reads(nodes)
+    constants: list[NodeProto] = []
+    for node in reversed(index.nodes):
+        computed = needed.intersection(node.outputs)
+        if any(name and index.is_constant(name) for name in computed):
+            constants.append(node.proto)
+            needed.update(node.read_names)
+    return constants[::-1]
+
+
+def _list_reads(nodes: Iterable[NodeProto]) -> set[str]:
+    read: set[str] = set()
+    for node in nodes:
         read.update(node.input)
         read |= names_captured_by(node)
     return read

@@ -26,7 +26,7 @@ from qdq.sensitivity.switchable_session import SwitchableSession
 
 #: The shares of the samples that groups are ranked over: all of them over the first share, and then
 #: as many fewer as the share grows.
-_RANK_SHARES = (0.375, 1.0)
+_RANK_SHARES = (0.25, 1.0)
 _FIRST_SHARE = _RANK_SHARES[0]
 _LEAST_RANK_SAMPLES = 3
 
@@ -119,9 +119,9 @@ class PlanSensitivity:
     def rank_alone(self, groups: Sequence[LayerGroup]) -> list[Candidate]:
         """Return groups with the noise that their pairs make alone, the largest first.
 
-        All are measured over three eighths of the samples, and the worst three eighths over all, as
-        successive halving does (Jamieson and Talwalkar, Non-stochastic best arm identification,
-        AISTATS 2016). Groups that matter are compared exactly, at 0.6 of the runs.
+        All are measured over a quarter of the samples, at least three, and the worst quarter over
+        all, as successive halving does (Jamieson and Talwalkar, Non-stochastic best arm
+        identification, AISTATS 2016). Groups that matter are compared exactly, at half the runs.
         """
         total = self.measurement.count
         ranked = list(groups)
