@@ -278,7 +278,8 @@ def _recover(
 ) -> CalibratedModel:
     """Recover accuracy by measurement, where samples are there for it."""
     calibration = request.calibration
-    if not request.is_measured(prepared.quantized_model is None) or calibration.data is None:
+    is_measured = request.is_measured(prepared.quantized_model is None)
+    if not is_measured or calibration.data is None or not calibrated.planned.plan.placements:
         return calibrated
     planned, known_ranges = calibrated.planned, prepared.known_ranges
     plan = CalibratedPlan(planned.index, planned.plan, calibrated.scales, calibrated.ranges)

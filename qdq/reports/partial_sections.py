@@ -72,13 +72,13 @@ def _describe(result: PartialResult) -> Iterator[str]:
     samples = count_noun(result.samples, "calibration sample")
     line = (
         f"signal-to-noise ratio at the outputs over {samples}: "
-        f"{format_decibels(result.int8_snr_db)} with the whole plan in INT8"
+        f"{format_decibels(result.int8_snr_db)} with the whole plan quantized"
     )
     if result.sensitive:
         layers = count_noun(len(result.sensitive), "layer")
         line += (
             f", {format_decibels(result.snr_db)} with {layers} in float "
-            f"({result.work:.1%} of the multiply-accumulates; {result.int8_work:.1%} in INT8)"
+            f"({result.work:.1%} of the multiply-accumulates; {result.int8_work:.1%} quantized)"
         )
     yield line
     if not isinstance(result.scores, msgspec.UnsetType):

@@ -585,7 +585,8 @@ def models(draw: Any) -> onnx.ModelProto:
 def test_any_model_with_bodies_comes_back_by_stripping_and_computes_nearly_the_same(
     model: onnx.ModelProto,
 ) -> None:
-    result = qdq.quantize(model, samples(model), method="max")
+    recovery = qdq.Recovery(guard=False)
+    result = qdq.quantize(model, samples(model), method="max", recovery=recovery)
     assert result.findings == ()
     onnx.checker.check_model(result.model, full_check=True)
     assert canonical_bytes(strip(result.model)) == canonical_bytes(model)
