@@ -31,6 +31,7 @@ from typing import Any, NamedTuple
 
 from harness import (
     HERE,
+    PLAIN,
     Ended,
     Limits,
     checkout_environment,
@@ -282,7 +283,7 @@ def _whole_commands(model: Path, work: Path, modelopt_python: str | None) -> dic
     source, out, data = str(model.resolve()), str(work / "out.onnx"), str(work / "samples")
     static = [sys.executable, str(HERE / "static.py"), source, out, data]
     commands = {f"quantize_static, {name}": [*static, "--method", name] for name in _CALIBRATORS}
-    quantize = [sys.executable, "-m", "qdq", "quantize", source, "-o", out, "--data", data]
+    quantize = [sys.executable, "-m", "qdq", "quantize", source, "-o", out, "--data", data, *PLAIN]
     for method in _METHODS:
         commands[f"qdq quantize, {method}"] = [*quantize, "--method", method, "--force"]
     if modelopt_python:

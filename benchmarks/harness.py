@@ -25,6 +25,9 @@ _KIB_PER_MIB = 1024
 _POLL_SECONDS = 0.05
 _Result = TypeVar("_Result")
 
+#: Options of `qdq quantize` for what it did before the guard: plan, calibrate and insert pairs.
+PLAIN = ("--guard", "off", "--recover", "off")
+
 
 @dataclass(frozen=True)
 class Run:

@@ -22,6 +22,7 @@ from pathlib import Path
 
 from harness import (
     HERE,
+    PLAIN,
     Run,
     alternate,
     checkout_environment,
@@ -101,7 +102,7 @@ def _commands(folder: Path) -> dict[str, list[str]]:
     """Return the arguments of Python for each row: the reference first."""
     model, out, data = (str(folder / name) for name in ("model.onnx", "out.onnx", "samples"))
     commands = {_REFERENCE: [str(HERE / "static.py"), model, out, data]}
-    quantize = ["-m", "qdq", "quantize", model, "-o", out, "--data", data, "--force"]
+    quantize = ["-m", "qdq", "quantize", model, "-o", out, "--data", data, "--force", *PLAIN]
     for method in _METHODS:
         commands[f"qdq --method {method}"] = [*quantize, "--method", method]
     return commands
