@@ -8,7 +8,7 @@ channel's own variance: a channel that varies little among others that vary much
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -133,10 +133,3 @@ def _predict_channels(
 def _spread(values: Floats, groups: int) -> Floats:
     """Return a vector over input channels as one row per group."""
     return values.reshape(groups, -1)
-
-
-def rank_by_prediction(predictor: NoisePredictor, groups: Iterable[LayerGroup]) -> list[LayerGroup]:
-    """Return groups by their predicted noise, the largest first."""
-    noise: Mapping[str, float] = {}
-    noise = {group.name: predictor.predict(group) for group in groups}
-    return sorted(groups, key=lambda group: -noise[group.name])
