@@ -717,3 +717,19 @@ def test_an_input_of_unknown_rank_that_is_fed_a_scalar_leaves_the_weight_its_lar
     assert np.allclose(
         [s.scales for s in scales.by_pair if s.tensor == "w"], np.abs(weight).max(axis=0) / 127
     )
+
+
+@few
+@given(arrays.arrays(np.float32, 50, elements=st.floats(-1e3, 1e3, width=32)))
+def test_the_mean_square_is_that_of_the_values_to_within_a_bin(values: Array) -> None:
+    histogram = histogram_of(values)
+
+    root = math.sqrt(histogram.mean_square())
+
+    assert root == pytest.approx(
+        math.sqrt(np.mean(values.astype(np.float64) ** 2)), abs=math.ldexp(1.0, histogram.exponent)
+    )
+
+
+def test_no_values_have_no_mean_square() -> None:
+    assert Histogram().mean_square() == 0.0
