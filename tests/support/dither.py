@@ -34,7 +34,8 @@ def rounding_bounds(quantized: onnx.ModelProto, feed: Mapping[str, Array]) -> li
             largest[i] = np.maximum(largest[i], np.abs(moved - calm).max(initial=0.0))
     bounds = []
     for deviation, calm in zip(largest, reference, strict=True):
-        float_error = _FLOAT_SHARE * max(1.0, np.abs(calm).max(initial=0.0))
+        share = max(_FLOAT_SHARE, 2 * float(np.finfo(calm.dtype).eps))  # of float16: 2**-9
+        float_error = share * max(1.0, float(np.abs(calm).max(initial=0.0)))
         bounds.append(np.asarray(MARGIN * deviation + float_error))
     return bounds
 
