@@ -22,7 +22,7 @@ from qdq.runtime.session import Progress
 from qdq.target import Target, TargetsLike, to_targets
 
 #: The samples that are kept of data which can be iterated only once.
-RECORDED_SAMPLES = 16
+RECORDED_SAMPLES = 8
 
 
 class BuildOptions(msgspec.Struct, frozen=True):

@@ -262,7 +262,7 @@ def test_a_generator_is_gone_through_once_with_a_few_samples_in_memory() -> None
 
     assert scales.by_pair == qdq.quantize(model, numbered(40), method="max").scales.by_pair
     assert scales.samples == 40
-    assert max(held) < 10
+    assert max(held) < 8 + 5  # eight samples are kept to measure the result with
 
 
 def test_a_generator_may_be_looked_into_and_is_refused_a_second_time() -> None:
