@@ -70,9 +70,11 @@ def pair_amax(quantized_edge: QuantizedEdge) -> Array | None:
         element = ELEMENT_TYPES.get(pair_type(quantized_edge))
         return None if element is None else exact_scales * element.largest
     zero_points = _zero_points(quantized_edge).astype(np.float64)
-    if not scales.size or zero_points.size not in (1, scales.size):
+    if not scales.size or (zero_points.size != 1 and zero_points.shape != scales.shape):
         return None
     least, largest = levels
+    if zero_points.size == 1:
+        zero_points = zero_points.reshape(())
     upper = largest - zero_points
     lower = zero_points - least - 1
     amax: Array = np.maximum(upper, lower) * exact_scales

@@ -15,6 +15,7 @@ import qdq
 from qdq.errors import ModelError
 from qdq.quantized.converter import convert_to_qdq, find_unconverted
 from qdq.quantized.model import QuantizedModel
+from qdq.quantized.symmetry import pair_amax
 from tests.support.graphs import (
     Array,
     build,
@@ -542,3 +543,17 @@ def test_runtime_operators_of_sixteen_bits_get_the_opset_that_has_them() -> None
         domains=MICROSOFT,
     )
     onnx.checker.check_model(plain(model))
+
+
+def test_scales_and_zero_points_of_other_shapes_have_no_range() -> None:
+    model = build(
+        [
+            node("QuantizeLinear", ["x", "s", "z"], "q"),
+            node("DequantizeLinear", ["q", "s", "z"], "y"),
+        ],
+        {"x": [1, 4]},
+        {"y": [1, 4]},
+        {"s": np.full((2, 2), 0.1, np.float32), "z": np.zeros(4, np.int8)},
+    )
+    (edge,) = (item for item in QuantizedModel(model).edges)
+    assert pair_amax(edge) is None
