@@ -549,7 +549,8 @@ def test_scales_and_zero_points_of_other_shapes_have_no_range() -> None:
     model = build(
         [
             node("QuantizeLinear", ["x", "s", "z"], "q"),
-            node("DequantizeLinear", ["q", "s", "z"], "y"),
+            node("DequantizeLinear", ["q", "s", "z"], "d"),
+            node("Relu", ["d"], "y"),
         ],
         {"x": [1, 4]},
         {"y": [1, 4]},
