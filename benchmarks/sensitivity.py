@@ -237,15 +237,15 @@ def compare_first(pairs: Iterable[tuple[str, str]], arguments: argparse.Namespac
     for model, data in pairs:
         for count in map(int, arguments.counts.split(",")):
             first = quantize(model, data, Budget(first=count), arguments)
-            found = quantize(model, data, Budget(keep_float=first.work), arguments)
+            searched = quantize(model, data, Budget(keep_float=first.work), arguments)
             row = (
                 Path(model).name,
                 count,
                 f"{first.snr_db:.1f}",
                 f"{first.int8_work:.1%}",
-                len(found.sensitive),
-                f"{found.snr_db:.1f}",
-                f"{found.int8_work:.1%}",
+                len(searched.sensitive),
+                f"{searched.snr_db:.1f}",
+                f"{searched.int8_work:.1%}",
             )
             print(markdown_row(row), flush=True)
 
