@@ -7,7 +7,7 @@ from onnx import ModelProto
 from qdq.data.sample_recorder import read_samples_again
 from qdq.pipeline.quantize_request import QuantizeRequest
 from qdq.pipeline.quantize_stages import CalibratedModel
-from qdq.pipeline.recovery import RecoveryStep
+from qdq.pipeline.recovery_job import RecoveryStep
 from qdq.pipeline.recovery_options import BIAS
 from qdq.recovery.bias_correction import apply_bias_corrections, find_bias_corrections
 from qdq.recovery.correction_selection import SelectedCorrections, select_corrections

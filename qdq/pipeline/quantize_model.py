@@ -42,7 +42,8 @@ from qdq.pipeline.quantize_request import (
     to_planning_options,
 )
 from qdq.pipeline.quantize_stages import CalibratedModel, PlannedModel, PreparedModel
-from qdq.pipeline.recovery import RecoveryJob, RecoveryStep, recover_plan
+from qdq.pipeline.recovery import recover_plan
+from qdq.pipeline.recovery_job import RecoveryJob, RecoveryStep
 from qdq.pipeline.recovery_options import DEFAULT_RECOVERY, Recovery
 from qdq.pipeline.requantize import (
     KEEP,

@@ -11,7 +11,7 @@ from qdq.graph.index import GraphIndex
 from qdq.graph.source import Source
 from qdq.pipeline.bisection import BisectionResult
 from qdq.pipeline.buildable import BuildFunction
-from qdq.pipeline.recovery import RecoveryStep
+from qdq.pipeline.recovery_job import RecoveryStep
 from qdq.planning.decisions import Plan, SensitiveLayer
 from qdq.quantized.model import QuantizedModel
 from qdq.ranges.given_ranges import GivenSummary

@@ -33,9 +33,11 @@ class ChannelClasses:
 
     def __init__(self) -> None:
         self._parents = [UNSCALED]
+        self._roots: Channels | None = None
 
     def add(self, count: int) -> Channels:
         """Return new channels, each a class of its own."""
+        self._roots = None
         first = len(self._parents)
         numbers = range(first, first + count)
         self._parents.extend(numbers)
@@ -43,6 +45,7 @@ class ChannelClasses:
 
     def join(self, channels: Channels, others: Channels) -> None:
         """Join the classes of channels pairwise."""
+        self._roots = None
         for channel, other in zip(channels.tolist(), others.tolist(), strict=True):
             roots = sorted((self._root(channel), self._root(other)))
             self._parents[roots[1]] = roots[0]
@@ -53,7 +56,18 @@ class ChannelClasses:
 
     def roots(self, channels: Channels) -> Channels:
         """Return the first channel of the class of each channel, 0 for a factor of 1."""
-        return np.array([self._root(channel) for channel in channels.tolist()], np.int64)
+        if self._roots is None:
+            self._roots = self._find_roots()
+        return self._roots[channels]
+
+    def _find_roots(self) -> Channels:
+        """Return the first channel of the class of every channel."""
+        parents: Channels = np.array(self._parents, np.int64)
+        while True:
+            grandparents = parents[parents]
+            if np.array_equal(grandparents, parents):
+                return parents
+            parents = grandparents
 
     def _root(self, channel: int) -> int:
         parents = self._parents

@@ -58,21 +58,41 @@ def find_equalizations(
     They are by the ranges and mean squares of channels over the samples, or by weights alone where
     there are none. Raises the errors of `measure_channels`.
     """
-    flow = ChannelFlow(CompilerView(index))
-    readers = _list_planned_readers(flow, plan)
-    places = find_places(flow, readers)
-    if not places:
-        return ()
-    layouts = {reader.tensor: reader.layout for place in places for reader in place.readers}
-    statistics = _measure(index, flow, layouts, samples, settings)
-    weights = _WorkingWeights(index)
-    equalizations: list[Equalization] = []
-    for place in places:
-        equalization = _equalize_place(flow, place, statistics, weights)
-        if equalization is not None:
-            equalizations.append(equalization)
-    index.forget_constants()
-    return tuple(equalizations)
+    return EqualizationSearch(index, plan).run(samples, settings)
+
+
+class EqualizationSearch:
+    """The tensors of a plan whose channels may have factors, and the choice of these."""
+
+    def __init__(self, index: GraphIndex, plan: Plan) -> None:
+        self._index = index
+        self._flow = ChannelFlow(CompilerView(index))
+        self._places = find_places(self._flow, _list_planned_readers(self._flow, plan))
+        edges: set[Edge] = set()
+        for place in self._places:
+            edges.update(_find_file_edge(self._flow, reader) for reader in place.readers)
+        #: The inputs of layers that may get factors.
+        self.edges = frozenset(edges)
+
+    def run(
+        self, samples: Iterable[Feed] | None, settings: RunSettings = DEFAULT_RUN
+    ) -> tuple[Equalization, ...]:
+        """Return the equalizations that lower the predicted noise; see `find_equalizations`."""
+        if not self._places:
+            return ()
+        layouts: dict[str, ChannelLayout] = {}
+        for place in self._places:
+            for reader in place.readers:
+                layouts[reader.tensor] = reader.layout
+        statistics = _measure(self._index, self._flow, layouts, samples, settings)
+        weights = _WorkingWeights(self._index)
+        equalizations: list[Equalization] = []
+        for place in self._places:
+            equalization = _equalize_place(self._flow, place, statistics, weights)
+            if equalization is not None:
+                equalizations.append(equalization)
+        self._index.forget_constants()
+        return tuple(equalizations)
 
 
 def equalize(source: Source, equalizations: Iterable[Equalization]) -> Source:
@@ -90,18 +110,32 @@ def equalize(source: Source, equalizations: Iterable[Equalization]) -> Source:
     model.CopyFrom(source.model)
     scale_weights(model, equalizations)
     write_equalizations(model, equalizations)
-    restored = ModelProto()
-    restored.CopyFrom(model)
-    undo_equalization(restored, source.name)
-    content = canonical_bytes(source.model)
-    if canonical_bytes(restored) != content:
-        raise ModelError(
-            f"{source.name}: undoing the equalization does not restore the model."
-            " Report this as a defect of qdq."
-        )
+    _require_restorable(source, model, equalizations)
     digest = hashlib.sha256(canonical_bytes(model)).hexdigest()
     notes = (*source.notes, f"{len(equalizations)} groups of channels were equalized.")
     return msgspec.structs.replace(source, model=model, digest=digest, notes=notes)
+
+
+def _require_restorable(
+    source: Source, model: ModelProto, equalizations: tuple[Equalization, ...]
+) -> None:
+    """Raise ModelError where undoing does not restore every scaled weight byte for byte."""
+    names = {weight.tensor for item in equalizations for weight in item.weights}
+    restored = ModelProto()
+    write_equalizations(restored, equalizations)
+    for name, tensor in map_stored_tensors(model.graph).items():
+        if name in names:
+            restored.graph.initializer.add().CopyFrom(tensor)
+            restored.graph.initializer[-1].name = name
+    undo_equalization(restored, source.name)
+    originals = map_stored_tensors(source.model.graph)
+    for tensor in restored.graph.initializer:
+        original = originals[tensor.name]
+        if (tensor.raw_data, tensor.float_data) != (original.raw_data, original.float_data):
+            raise ModelError(
+                f"{source.name}: undoing the equalization does not restore the weight"
+                f" {tensor.name!r}. Report this as a defect of qdq."
+            )
 
 
 def _list_planned_readers(flow: ChannelFlow, plan: Plan) -> list[ChannelReader]:
@@ -112,9 +146,14 @@ def _list_planned_readers(flow: ChannelFlow, plan: Plan) -> list[ChannelReader]:
             planned.add(placement.edge)
     readers: list[ChannelReader] = []
     for reader in flow.readers:
-        if flow.index.file_edge(flow.index.edge(reader.node, 0)) in planned:
+        if _find_file_edge(flow, reader) in planned:
             readers.append(reader)
     return readers
+
+
+def _find_file_edge(flow: ChannelFlow, reader: ChannelReader) -> Edge:
+    """Return the input of a layer as the file has it."""
+    return flow.index.file_edge(flow.index.edge(reader.node, 0))
 
 
 def _measure(

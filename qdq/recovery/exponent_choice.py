@@ -52,7 +52,10 @@ def _predict(layers: Sequence[LayerNoise], exponents: Exponents) -> float:
 def _list_candidates(
     layers: Sequence[LayerNoise], least: Exponents, most: Exponents
 ) -> Iterator[Exponents]:
-    """Yield the factors of each share, moved by several powers of two."""
+    """Yield the factors of each share, moved by several powers of two.
+
+    A move of all channels changes no noise, and is not tried twice.
+    """
     data_ranges = _join_ranges(layers, [layer.amax for layer in layers], least.size)
     weight_ranges = _join_ranges(layers, [layer.largest_weights for layer in layers], least.size)
     is_used = (data_ranges > 0.0) & (weight_ranges > 0.0)
@@ -61,12 +64,20 @@ def _list_candidates(
         return
     data_logs = np.log2(np.maximum(data_ranges, _LEAST_RANGE))
     weight_logs = np.log2(np.maximum(weight_ranges, _LEAST_RANGE))
+    read_classes = np.unique(np.concatenate([layer.classes for layer in layers]))
+    can_move_all = bool(is_used[read_classes].all())
     for share in _ACTIVATION_SHARES:
         logs = (1.0 - share) * weight_logs - share * data_logs
-        centered = logs - np.median(logs[is_used])
+        centered = np.rint(logs - np.median(logs[is_used]))
+        moved_freely = False
         for shift in _SHIFTS:
-            exponents = np.where(is_used, np.rint(centered + shift), 0)
-            yield np.clip(exponents, least, most).astype(np.int32)
+            exponents = np.where(is_used, centered + shift, 0)
+            bounded = np.clip(exponents, least, most)
+            is_free = can_move_all and np.array_equal(exponents, bounded)
+            if is_free and moved_freely:
+                continue
+            moved_freely |= is_free
+            yield bounded.astype(np.int32)
 
 
 def _join_ranges(

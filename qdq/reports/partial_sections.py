@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 
 import msgspec
 
-from qdq.pipeline.recovery import RecoveryStep
+from qdq.pipeline.recovery_job import RecoveryStep
 from qdq.reports.sections import Section, count_noun, join_names
 from qdq.sensitivity.output_noise import to_decibels
 from qdq.sensitivity.partial_result import WARN_BELOW_DB, PartialResult

@@ -11,7 +11,7 @@ from qdq.calibration.scales import Scales
 from qdq.checking.finding import Finding
 from qdq.errors import UsageError
 from qdq.pipeline.bisection import BisectionResult
-from qdq.pipeline.recovery import RecoveryStep
+from qdq.pipeline.recovery_job import RecoveryStep
 from qdq.pipeline.requantize import Existing
 from qdq.planning.decisions import Plan
 from qdq.reports.changes import existing_sections

@@ -5,7 +5,7 @@ A run that changes nothing before a segment starts there, with the tensors that 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 import msgspec
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
@@ -118,11 +118,16 @@ def _list_needed_nodes(index: GraphIndex, outputs: Iterable[str]) -> list[Node]:
 
 
 def extract_segment(
-    index: GraphIndex, segment: Segment, nodes: Iterable[NodeProto], outputs: Sequence[str]
+    index: GraphIndex,
+    segment: Segment,
+    nodes: Iterable[NodeProto],
+    outputs: Sequence[str],
+    shared: Mapping[str, TensorProto],
 ) -> ModelProto:
     """Return a model of a segment, of other `nodes` that compute its tensors.
 
-    It has the constants that they read.
+    It has the constants that they read; those of the names in `shared` are declared as stated
+    there.
     """
     whole = index.source.model
     shell = ModelProto()
@@ -139,9 +144,8 @@ def extract_segment(
     graph.output.extend(declared[name] for name in outputs if name in declared)
     part = extract_subgraph(shell, outputs)
     read = _list_reads(part.graph.node) | set(outputs)
-    for tensor in whole.graph.initializer:
-        if tensor.name in read:
-            part.graph.initializer.append(tensor)
+    stored = {tensor.name: tensor for tensor in whole.graph.initializer} | dict(shared)
+    part.graph.initializer.extend(stored[name] for name in stored if name in read)
     return part
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from copy import copy
 from functools import partial
 from itertools import product
 
@@ -54,6 +55,13 @@ class NoiseMeasurement:
         with ThreadPoolExecutor(self._cores) as pool:
             self._references = list(pool.map(self._run_float, range(self.count)))
         self._compared = [self._make_references(values) for values in self._references]
+
+    def with_session(self, session: SwitchableSession) -> NoiseMeasurement:
+        """Return a measurement of other pairs with the same samples and float runs."""
+        measurement = copy(self)
+        measurement._session = session
+        measurement._noise = {}
+        return measurement
 
     @property
     def count(self) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterable, Sequence
+from copy import copy
 from pathlib import Path
 
 import msgspec
@@ -21,7 +22,7 @@ from qdq.sensitivity.layer_groups import LAYER, LayerGroup, find_layer_groups
 from qdq.sensitivity.layer_work import count_work, measure_shapes
 from qdq.sensitivity.measurement import NoiseMeasurement
 from qdq.sensitivity.predicted_noise import NoisePredictor
-from qdq.sensitivity.scored_tensors import ScoredTensor, find_scored_tensors
+from qdq.sensitivity.scored_tensors import find_scored_tensors
 from qdq.sensitivity.switchable_session import SwitchableSession
 
 #: The shares of the samples that groups are ranked over: all of them over the first share, and then
@@ -60,22 +61,50 @@ class PlanSensitivity:
         Raises ModelError where ONNX Runtime rejects the model, and DataError where it fails on a
         sample.
         """
-        index, plan = calibrated.index, calibrated.plan
+        index = calibrated.index
         unknown = find_unknown_operators(index.source.model, libraries)
         #: The names of the outputs that ONNX Runtime can compute, or of tensors on their way.
         self.outputs = find_computed_outputs(index, unknown).names
-        scored = find_scored_tensors(index, self.outputs)
-        session = _open_session(calibrated, scored, self.outputs, libraries)
-        cores = os.cpu_count() or 1
-        self.groups = find_layer_groups(index, plan, by)
-        self.measurement = NoiseMeasurement(session, scored, self.outputs, samples, cores, progress)
-        #: The pairs of the whole plan.
-        self.full: Pairs = frozenset(plan.placements)
+        self._scored = find_scored_tensors(index, self.outputs)
+        self._by = by
+        self._libraries = tuple(libraries)
+        self._set_plan(calibrated)
+        self.measurement = NoiseMeasurement(
+            self._open_session(calibrated),
+            self._scored,
+            self.outputs,
+            samples,
+            os.cpu_count() or 1,
+            progress,
+        )
         shapes = measure_shapes(index, self.outputs, samples[0].feed, libraries)
         self._work = count_work(index, shapes)
+
+    def with_plan(self, calibrated: CalibratedPlan) -> PlanSensitivity:
+        """Return the sensitivity to the pairs of another plan for the same network.
+
+        The network may have other weights that compute the same outputs. The float model is not run
+        again.
+        """
+        sensitivity = copy(self)
+        sensitivity._set_plan(calibrated)
+        session = self._open_session(calibrated)
+        sensitivity.measurement = self.measurement.with_session(session)
+        return sensitivity
+
+    def _set_plan(self, calibrated: CalibratedPlan) -> None:
+        index, plan = calibrated.index, calibrated.plan
+        self.groups = find_layer_groups(index, plan, self._by)
+        #: The pairs of the whole plan.
+        self.full: Pairs = frozenset(plan.placements)
         self._predictor = None
         if calibrated.ranges is not None:
             self._predictor = NoisePredictor(index, calibrated.ranges, calibrated.scales)
+
+    def _open_session(self, calibrated: CalibratedPlan) -> SwitchableSession:
+        names = [*(tensor.name for tensor in self._scored), *self.outputs]
+        index, plan, scales = calibrated.index, calibrated.plan, calibrated.scales
+        return SwitchableSession(index, plan, scales, names, self._libraries)
 
     def work_share(self, group: LayerGroup) -> float:
         """Return the share of the model's multiply-accumulates that the group's nodes make."""
@@ -133,13 +162,3 @@ class PlanSensitivity:
                 candidates[candidate.group.name] = candidate
             ranked.sort(key=lambda group: -candidates[group.name].alone)
         return [candidates[group.name] for group in ranked]
-
-
-def _open_session(
-    calibrated: CalibratedPlan,
-    scored: Iterable[ScoredTensor],
-    outputs: Iterable[str],
-    libraries: Sequence[Path],
-) -> SwitchableSession:
-    names = [*(tensor.name for tensor in scored), *outputs]
-    return SwitchableSession(calibrated.index, calibrated.plan, calibrated.scales, names, libraries)

@@ -9,20 +9,17 @@ are fed as they are or rounded.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
 from threading import Lock
 
 import numpy as np
 import onnxruntime as ort
-from onnx import GraphProto, ModelProto, NodeProto, helper
+from onnx import ModelProto, NodeProto
 
 from qdq.graph.bodies import node_bodies, qualified_name
 from qdq.graph.index import GraphIndex, Node
-from qdq.graph.source import Source
 from qdq.planning.decisions import Placement
-from qdq.quantizer import Quantizer
-from qdq.runtime.session import exact_options, open_session
 from qdq.sensitivity.graph_segments import Segment, extract_segment
+from qdq.sensitivity.shared_weights import SharedWeights
 from qdq.sensitivity.switchable_pairs import SwitchablePair
 
 #: Values by tensor.
@@ -30,9 +27,6 @@ Values = Mapping[str, ort.OrtValue]
 
 #: An input of a node: graph, label of the node, slot.
 _Slot = tuple[str, str, int]
-
-#: A rounded weight: graph, tensor, quantizer.
-_WeightKey = tuple[tuple[str, str], Quantizer]
 
 #: Returns the tensor that a node reads through a pair, and the nodes that make it.
 _ReadFunction = Callable[[SwitchablePair], tuple[str, list[NodeProto]]]
@@ -46,14 +40,14 @@ class SegmentRunner:
         index: GraphIndex,
         segment: Segment,
         pairs: Sequence[SwitchablePair],
-        libraries: Iterable[Path],
+        weights: SharedWeights,
     ) -> None:
         self._index = index
         self._segment = segment
         self._pairs = tuple(pairs)
-        self._libraries = tuple(libraries)
+        self._weight_pairs = tuple(pair for pair in pairs if pair.is_weight)
+        self._weights = weights
         self._sessions: dict[str, ort.InferenceSession] = {}
-        self._weights: dict[tuple[str, bool], ort.OrtValue] = {}
         self._lock = Lock()
         self._bits = {pair.placement: 1 << i for i, pair in enumerate(self._pairs)}
         #: The number that stands for all pairs.
@@ -95,34 +89,35 @@ class SegmentRunner:
     def _open(self, name: str, make_model: Callable[[], ModelProto]) -> ort.InferenceSession:
         with self._lock:
             if name not in self._sessions:
-                self._sessions[name] = self._open_session(make_model())
+                rounded = self._round_weights() if name == "all" else {}
+                self._sessions[name] = self._weights.open_session(make_model(), rounded)
             return self._sessions[name]
 
-    def _open_session(self, model: ModelProto) -> ort.InferenceSession:
-        """Return a session; its runs use one thread, so that several at a time use the cores."""
-        source = Source(self._index.source.path, model, "", notes=("segment",))
-        options = exact_options()
-        options.intra_op_num_threads = 1
-        return open_session(GraphIndex(source), [], options, libraries=self._libraries)
+    def _round_weights(self) -> dict[str, ort.OrtValue]:
+        """Return the rounded weight of each pair by its name."""
+        rounded = self._weights.round(self._weight_pairs)
+        names = (pair.input_name for pair in self._weight_pairs)
+        return dict(zip(names, rounded, strict=True))
 
     def _make_switches(self, part: int) -> dict[str, ort.OrtValue]:
-        if not self._weights:
-            self._round_weights()
-        switches: dict[str, ort.OrtValue] = {}
+        switches = self._round_weights()
         for pair in self._pairs:
             is_on = bool(part & self._bits[pair.placement])
-            if pair.is_weight:
-                switches[pair.input_name] = self._weights[pair.input_name, is_on]
-            else:
+            if not pair.is_weight:
                 switches[pair.input_name] = self._on if is_on else self._off
+            elif not is_on:
+                switches[pair.input_name] = self._weights.read(pair)
         return switches
 
     def _make_float_model(self) -> ModelProto:
         nodes = [node.proto for node in self._segment.nodes]
-        return extract_segment(self._index, self._segment, nodes, self.outputs)
+        return self._extract(nodes)
 
     def _make_quantized_model(self) -> ModelProto:
-        return self._make_model(self._read_through_pair)
+        model = self._make_model(self._read_through_pair)
+        declared = map(self._weights.declare_rounded, self._weight_pairs)
+        model.graph.initializer.extend(declared)
+        return model
 
     def _make_switchable_model(self) -> ModelProto:
         model = self._make_model(self._read_through_switch)
@@ -132,11 +127,16 @@ class SegmentRunner:
     def _make_model(self, read: _ReadFunction) -> ModelProto:
         by_slot = {(pair.edge.graph, pair.edge.node, pair.edge.slot): pair for pair in self._pairs}
         nodes = [node.proto for node in self._segment.nodes]
-        replaced = _replace_reads(self._index, self._segment.nodes, nodes, by_slot, read)
-        return extract_segment(self._index, self._segment, replaced, self.outputs)
+        return self._extract(_replace_reads(self._index, self._segment.nodes, nodes, by_slot, read))
+
+    def _extract(self, nodes: Iterable[NodeProto]) -> ModelProto:
+        declared = self._weights.declared
+        return extract_segment(self._index, self._segment, nodes, self.outputs, declared)
 
     @staticmethod
     def _read_through_pair(pair: SwitchablePair) -> tuple[str, list[NodeProto]]:
+        if pair.is_weight:
+            return pair.input_name, []
         result = f"{pair.input_name}_value"
         return result, pair.make_nodes(pair.edge.tensor, result)
 
@@ -146,47 +146,6 @@ class SegmentRunner:
             return pair.input_name, []
         result = f"{pair.input_name}_value"
         return result, [pair.make_switch(pair.edge.tensor, result)]
-
-    def _round_weights(self) -> None:
-        """Set the values of the weights, as they are and rounded; each is stored once."""
-        weights = [pair for pair in self._pairs if pair.is_weight]
-        values: dict[tuple[str, str], ort.OrtValue] = {}
-        unique: dict[_WeightKey, SwitchablePair] = {}
-        for pair in weights:
-            edge = pair.edge
-            tensor = (edge.graph, edge.tensor)
-            unique.setdefault((tensor, pair.quantizer), pair)
-            if tensor not in values:
-                array = np.ascontiguousarray(self._index.scope(edge).constant(edge.tensor))
-                values[tensor] = ort.OrtValue.ortvalue_from_numpy(array)
-        rounded = self._run_pairs(list(unique.values()), values)
-        for pair in weights:
-            tensor = (pair.edge.graph, pair.edge.tensor)
-            self._weights[pair.input_name, False] = values[tensor]
-            self._weights[pair.input_name, True] = rounded[tensor, pair.quantizer]
-        self._index.forget_constants()
-
-    def _run_pairs(
-        self, pairs: Sequence[SwitchablePair], values: Mapping[tuple[str, str], ort.OrtValue]
-    ) -> dict[_WeightKey, ort.OrtValue]:
-        """Return weights after their Q and DQ."""
-        if not pairs:
-            return {}
-        graph = GraphProto(name="rounding")
-        inputs: dict[str, ort.OrtValue] = {}
-        for pair in pairs:
-            result = f"{pair.input_name}_rounded"
-            graph.node.extend(pair.make_nodes(pair.input_name, result))
-            graph.input.append(pair.declare_input())
-            graph.output.append(helper.make_tensor_value_info(result, pair.elem_type, None))
-            inputs[pair.input_name] = values[pair.edge.graph, pair.edge.tensor]
-        model = ModelProto(graph=graph, ir_version=self._index.source.model.ir_version)
-        model.opset_import.extend(self._index.source.model.opset_import)
-        session = self._open_session(model)
-        names = [value.name for value in graph.output]
-        results = session.run_with_ort_values(names, inputs)
-        keys = [((pair.edge.graph, pair.edge.tensor), pair.quantizer) for pair in pairs]
-        return dict(zip(keys, results, strict=True))
 
 
 def _replace_reads(

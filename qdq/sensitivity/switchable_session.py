@@ -19,6 +19,7 @@ from qdq.graph.index import GraphIndex
 from qdq.planning.decisions import Placement, Plan
 from qdq.runtime.session import sample_errors
 from qdq.sensitivity.graph_segments import split_graph
+from qdq.sensitivity.shared_weights import SharedWeights
 from qdq.sensitivity.switchable_pairs import SwitchablePair, list_switchable_pairs
 from qdq.sensitivity.switchable_segment import SegmentRunner, Values
 
@@ -53,7 +54,7 @@ class SwitchableSession:
         self._index = index
         self._outputs = list(outputs)
         pairs = list(list_switchable_pairs(index, plan, scales))
-        self._runners = tuple(_open_runners(index, pairs, outputs, tuple(libraries)))
+        self._runners = tuple(_open_runners(index, pairs, outputs, SharedWeights(index, libraries)))
         self._last_reads = _find_last_reads(self._runners, outputs)
         self._parts: dict[frozenset[Placement], tuple[int, ...]] = {}
         self._states: dict[_StateKey, Values] = {}
@@ -142,7 +143,7 @@ def _open_runners(
     index: GraphIndex,
     pairs: Sequence[SwitchablePair],
     outputs: Iterable[str],
-    libraries: tuple[Path, ...],
+    weights: SharedWeights,
 ) -> Iterator[SegmentRunner]:
     """Yield the segments in order, each with its pairs."""
     by_position: dict[int, list[SwitchablePair]] = {}
@@ -153,7 +154,7 @@ def _open_runners(
         selected: list[SwitchablePair] = []
         for node in segment.nodes:
             selected += by_position.get(node.position, [])
-        yield SegmentRunner(index, segment, selected, libraries)
+        yield SegmentRunner(index, segment, selected, weights)
 
 
 def _find_position(index: GraphIndex, pair: SwitchablePair) -> int:

@@ -1,0 +1,129 @@
+"""Weights that all sessions of a switchable model read from the same memory.
+
+ONNX Runtime takes them as external initializers: the models of the segments only declare them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from threading import Lock
+
+import numpy as np
+import onnxruntime as ort
+from onnx import GraphProto, ModelProto, TensorProto, helper
+
+from qdq.graph.index import GraphIndex
+from qdq.graph.source import Source
+from qdq.quantizer import Quantizer
+from qdq.runtime.session import exact_options, open_session
+from qdq.sensitivity.switchable_pairs import SwitchablePair
+
+#: Smaller tensors are stored in each model.
+_LEAST_BYTES = 1024
+
+#: The file that a declaration names; nothing reads it.
+_LOCATION = "memory"
+
+#: A weight by the path of its graph and its name, and its format.
+_Rounding = tuple[tuple[str, str], Quantizer]
+
+
+class SharedWeights:
+    """The large initializers of a model, and the weights of a plan as their pairs round them."""
+
+    def __init__(self, index: GraphIndex, libraries: Iterable[Path] = ()) -> None:
+        self._index = index
+        self._libraries = tuple(libraries)
+        #: Declarations of the initializers, by name.
+        self.declared: dict[str, TensorProto] = {}
+        for tensor in index.source.model.graph.initializer:
+            if len(tensor.raw_data) >= _LEAST_BYTES:
+                self.declared[tensor.name] = _declare(tensor.name, tensor.data_type, tensor.dims)
+        self._values: dict[tuple[str, str], ort.OrtValue] = {}
+        self._rounded: dict[_Rounding, ort.OrtValue] = {}
+        self._lock = Lock()
+
+    def read(self, pair: SwitchablePair) -> ort.OrtValue:
+        """Return the weight of a pair as it is."""
+        edge = pair.edge
+        with self._lock:
+            return self._read(edge.graph, edge.tensor)
+
+    def round(self, pairs: Iterable[SwitchablePair]) -> list[ort.OrtValue]:
+        """Return the weights of some pairs after their Q and DQ; each is computed once."""
+        listed = list(pairs)
+        with self._lock:
+            missing: dict[_Rounding, SwitchablePair] = {}
+            for pair in listed:
+                if _name_rounding(pair) not in self._rounded:
+                    missing[_name_rounding(pair)] = pair
+            if missing:
+                results = self._run_pairs(list(missing.values()))
+                self._rounded.update(zip(missing, results, strict=True))
+            self._index.forget_constants()
+            return [self._rounded[_name_rounding(pair)] for pair in listed]
+
+    def declare_rounded(self, pair: SwitchablePair) -> TensorProto:
+        """Return the declaration of a pair's rounded weight, by the name of the pair."""
+        edge = pair.edge
+        shape = self._index.scope(edge).constant(edge.tensor).shape
+        return _declare(pair.input_name, pair.elem_type, shape)
+
+    def open_session(
+        self, model: ModelProto, rounded: Mapping[str, ort.OrtValue]
+    ) -> ort.InferenceSession:
+        """Return a session of a model that declares weights; `rounded` has those of pairs.
+
+        Its runs use one thread, so that several at a time use the cores.
+        """
+        values = dict(rounded)
+        with self._lock:
+            for tensor in model.graph.initializer:
+                if tensor.name in self.declared:
+                    values[tensor.name] = self._read(self._index.path, tensor.name)
+        source = Source(self._index.source.path, model, "", notes=("segment",))
+        options = exact_options()
+        options.intra_op_num_threads = 1
+        options.add_external_initializers(list(values), list(values.values()))
+        return open_session(GraphIndex(source), [], options, libraries=self._libraries)
+
+    def _read(self, graph: str, tensor: str) -> ort.OrtValue:
+        key = (graph, tensor)
+        if key not in self._values:
+            array = self._index.scopes[graph].constant(tensor)
+            self._values[key] = ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array))
+        return self._values[key]
+
+    def _run_pairs(self, pairs: Sequence[SwitchablePair]) -> list[ort.OrtValue]:
+        graph = GraphProto(name="rounding")
+        inputs: dict[str, ort.OrtValue] = {}
+        for pair in pairs:
+            result = f"{pair.input_name}_rounded"
+            graph.node.extend(pair.make_nodes(pair.input_name, result))
+            graph.input.append(pair.declare_input())
+            graph.output.append(helper.make_tensor_value_info(result, pair.elem_type, None))
+            inputs[pair.input_name] = self._read(pair.edge.graph, pair.edge.tensor)
+        model = ModelProto(graph=graph, ir_version=self._index.source.model.ir_version)
+        model.opset_import.extend(self._index.source.model.opset_import)
+        source = Source(self._index.source.path, model, "", notes=("rounding",))
+        session = open_session(GraphIndex(source), [], exact_options(), libraries=self._libraries)
+        names = [value.name for value in graph.output]
+        results = session.run_with_ort_values(names, inputs)
+        # an external initializer is in memory that ONNX Runtime does not own
+        return [ort.OrtValue.ortvalue_from_numpy(result.numpy()) for result in results]
+
+
+def _name_rounding(pair: SwitchablePair) -> _Rounding:
+    return (pair.edge.graph, pair.edge.tensor), pair.quantizer
+
+
+def _declare(name: str, elem_type: int, shape: Sequence[int]) -> TensorProto:
+    """Return a tensor whose values are in memory: external data, as onnx.proto has it."""
+    size = int(np.prod(shape)) * helper.tensor_dtype_to_np_dtype(elem_type).itemsize
+    tensor = TensorProto(
+        name=name, data_type=elem_type, dims=shape, data_location=TensorProto.EXTERNAL
+    )
+    for key, value in (("location", _LOCATION), ("offset", "0"), ("length", str(size))):
+        tensor.external_data.add(key=key, value=value)
+    return tensor
