@@ -17,7 +17,13 @@ from qdq.sensitivity.float_search import (
     search_float_groups,
 )
 from qdq.sensitivity.output_noise import to_decibels, to_gain
-from qdq.sensitivity.partial_result import PartialResult, find_worst_layers, measure_gains
+from qdq.sensitivity.partial_result import (
+    WARN_BELOW_DB,
+    PartialResult,
+    WorstLayer,
+    find_worst_layers,
+    measure_gains,
+)
 from qdq.sensitivity.plan_sensitivity import PlanSensitivity
 
 #: The largest share of the multiply-accumulates that is left in float, unless requested otherwise.
@@ -59,7 +65,8 @@ def guard_plan(sensitivity: PlanSensitivity, most_work: float = DEFAULT_GUARD) -
     )
     if to_decibels(measurement.measure(full)) >= _GOOD_ENOUGH_DB:
         return unchanged
-    shortlist = sensitivity.shortlist(sensitivity.groups, _SHORTLIST)
+    small = [group for group in sensitivity.groups if sensitivity.work_share(group) <= most_work]
+    shortlist = sensitivity.shortlist(small, _SHORTLIST)
     candidates = sensitivity.measure_alone(shortlist, samples=1)
     result = _search(sensitivity, candidates, most_work)
     rest = full.difference(*(candidate.pairs for candidate in result.released))
@@ -72,17 +79,26 @@ def guard_plan(sensitivity: PlanSensitivity, most_work: float = DEFAULT_GUARD) -
         samples=measurement.count,
         int8_snr_db=int8_snr_db,
         snr_db=snr_db,
-        sensitive=measure_gains(measurement, full, result.released),
+        sensitive=measure_gains(measurement, full, result.released, _SEARCH_SAMPLES),
         work=result.work,
         int8_work=sensitivity.int8_work - result.work,
-        worst=find_worst_layers(candidates, result, snr_db),
+        worst=_find_worst(sensitivity, result, snr_db),
     )
+
+
+def _find_worst(
+    sensitivity: PlanSensitivity, result: SearchResult, snr_db: float
+) -> tuple[WorstLayer, ...]:
+    """Return the worst layers of a bad model, of any size."""
+    if snr_db >= WARN_BELOW_DB:
+        return ()
+    candidates = sensitivity.measure_alone(sensitivity.groups, samples=1)
+    return find_worst_layers(candidates, result, snr_db)
 
 
 def _search(
     sensitivity: PlanSensitivity, candidates: Iterable[Candidate], most_work: float
 ) -> SearchResult:
-    small = [candidate for candidate in candidates if candidate.work <= most_work]
     limits = SearchLimits(most_work, _MOST_GROUPS, difference=_LEAST_DIFFERENCE)
     measure = partial(sensitivity.measurement.measure_all, samples=_SEARCH_SAMPLES)
-    return search_float_groups(small, sensitivity.full, measure, limits)
+    return search_float_groups(list(candidates), sensitivity.full, measure, limits)

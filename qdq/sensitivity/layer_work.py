@@ -6,8 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-import onnxruntime as ort
-from onnx import ModelProto, helper
+from onnx import helper
 
 from qdq.arrays import Feed
 from qdq.graph.bodies import qualified_name
@@ -15,10 +14,10 @@ from qdq.graph.index import GraphIndex, Node
 from qdq.graph.operands import einsum_labels, operands
 from qdq.graph.operators import RECURRENT
 from qdq.graph.shape_inference import known_sizes
-from qdq.graph.source import Source
 from qdq.graph.unique_names import UniqueNames
-from qdq.runtime.session import exact_options, open_partial_session, run_sample
-from qdq.sensitivity.graph_segments import split_graph
+from qdq.runtime.session import run_sample
+from qdq.sensitivity.graph_segments import extract_segment, split_graph
+from qdq.sensitivity.shared_weights import SharedWeights
 
 #: Shapes by tensor.
 Shapes = Mapping[str, tuple[int, ...]]
@@ -62,7 +61,7 @@ def measure_shapes(
         else:
             shapes[tensor] = tuple(sizes)
     if unknown:
-        shapes.update(_run_shapes(index, unknown, feed, libraries))
+        shapes.update(_run_shapes(index, outputs, unknown, feed, libraries))
     return shapes
 
 
@@ -77,24 +76,26 @@ def _list_operands(index: GraphIndex, outputs: Iterable[str]) -> list[str]:
 
 
 def _run_shapes(
-    index: GraphIndex, tensors: Iterable[str], feed: Feed, libraries: Sequence[Path]
+    index: GraphIndex,
+    outputs: Iterable[str],
+    tensors: Iterable[str],
+    feed: Feed,
+    libraries: Sequence[Path],
 ) -> dict[str, tuple[int, ...]]:
     """Return the shapes of some tensors of a sample."""
-    model = ModelProto()
-    model.CopyFrom(index.source.model)
-    names = UniqueNames(model.graph, include_value_info=True)
-    outputs: dict[str, str] = {}
+    names = UniqueNames(index.source.model.graph, include_value_info=True)
+    (segment,) = split_graph(index, outputs, (), 1)
+    nodes = [node.proto for node in segment.nodes]
+    shape_names: dict[str, str] = {}
     for tensor in tensors:
-        outputs[tensor] = names.fresh(f"{tensor}_shape")
-        model.graph.node.append(helper.make_node("Shape", [tensor], [outputs[tensor]]))
-    options = exact_options()
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    source = Source(index.source.path, model, "", notes=("with shapes",))
-    shape_names = list(outputs.values())
-    session = open_partial_session(GraphIndex(source), shape_names, options, libraries=libraries)
-    results = run_sample(session, index, shape_names, feed)
-    shapes = dict(results)
-    return {tensor: tuple(map(int, shapes[name])) for tensor, name in outputs.items()}
+        shape_names[tensor] = names.fresh(f"{tensor}_shape")
+        nodes.append(helper.make_node("Shape", [tensor], [shape_names[tensor]]))
+    weights = SharedWeights(index, libraries)
+    computed = list(shape_names.values())
+    model = extract_segment(index, segment, nodes, computed, weights.declared)
+    inputs = {name: feed[name] for name in segment.inputs}
+    shapes = dict(run_sample(weights.open_session(model, {}), index, computed, inputs))
+    return {tensor: tuple(map(int, shapes[name])) for tensor, name in shape_names.items()}
 
 
 def _count_node(index: GraphIndex, node: Node, shapes: Shapes) -> int:

@@ -61,12 +61,19 @@ class PartialResult(msgspec.Struct, frozen=True):
 
 
 def measure_gains(
-    measurement: NoiseMeasurement, full: Pairs, released: Iterable[Candidate]
+    measurement: NoiseMeasurement,
+    full: Pairs,
+    released: Iterable[Candidate],
+    samples: int | None = None,
 ) -> tuple[SensitiveLayer, ...]:
-    """Return the layers of released groups with the gain of each group, the largest first."""
+    """Return the layers of released groups with the gain of each group, the largest first.
+
+    They are measured over the first samples or all.
+    """
     groups = list(released)
     rest = full.difference(*(candidate.pairs for candidate in groups))
-    losses = measurement.measure_all([rest, *(rest | candidate.pairs for candidate in groups)])
+    parts = [rest, *(rest | candidate.pairs for candidate in groups)]
+    losses = measurement.measure_all(parts, samples)
     layers: list[SensitiveLayer] = []
     for candidate, loss in zip(groups, losses[1:], strict=True):
         gain_db = round(to_gain(loss, losses[0]), 2)
