@@ -49,6 +49,8 @@ class Candidate(msgspec.Struct, frozen=True):
     work: float
     #: The loss with the pairs of the group alone.
     alone: float
+    #: The number of samples that it was measured with.
+    samples: int = 1
 
     @property
     def pairs(self) -> Pairs:

@@ -1,8 +1,7 @@
 """The groups of a plan in order of the loss that their INT8 makes, and what makes it.
 
-All groups are measured with a sample, and the worst third again with all of them. Only these are
-worth a closer look: what their release gains, and whether weights or activations make their
-noise.
+Only the groups that `PlanSensitivity.rank_alone` measures with all samples are worth a closer look:
+what their release gains, and whether weights or activations make their noise.
 """
 
 from __future__ import annotations
@@ -16,22 +15,14 @@ from qdq.metrics.metric import Metric
 from qdq.ranges.tensor_ranges import Ranges
 from qdq.sensitivity.clipping import ClippingShares
 from qdq.sensitivity.float_search import Candidate, Pairs
-from qdq.sensitivity.layer_groups import LayerGroup
 from qdq.sensitivity.measurement import drop_of
 from qdq.sensitivity.output_noise import to_decibels
 from qdq.sensitivity.plan_sensitivity import CalibratedPlan, PlanSensitivity
 from qdq.sensitivity.predicted_noise import NoisePredictor
 
-#: The samples that all groups are measured with.
-_FIRST_SAMPLES = 1
-
 #: The samples that a closer look at a group takes, and the shares of its noise.
 _GAIN_SAMPLES = 4
 _SHARE_SAMPLES = 1
-
-#: One of so many groups is measured with all samples, and every group where that takes few runs.
-_WORST_SHARE = 3
-_FEW_RUNS = 400
 
 #: The share of the whole plan's noise below which a group gets no closer look.
 _NEGLIGIBLE = 0.005
@@ -110,40 +101,20 @@ class GroupRanking:
 
         Raises MetricError where the metric does not fit the model.
         """
-        groups = self._sensitivity.groups
-        count = math.ceil(len(groups) / _WORST_SHARE)
-        if len(groups) * self._measurement.count <= _FEW_RUNS:
-            count = len(groups)
-        first = self._measure_alone(groups, _FIRST_SAMPLES)
-        worst = self._measure_alone([item.group for item in first[:count]])
-        noticed = self._select_noticed(worst)
-        described = [
-            *self._describe_all(worst, self._measurement.count),
-            *self._describe_all(first[count:], min(_FIRST_SAMPLES, self._measurement.count)),
-        ]
-        described[: len(noticed)] = self._look_closer(noticed, described)
+        candidates = self._sensitivity.rank_alone(self._sensitivity.groups)
+        described = [self._describe(candidate) for candidate in candidates]
+        worst = [item for item in candidates if item.samples == self._measurement.count]
+        closer = self._look_closer(self._select_noticed(worst), described)
         if self._metric is not None:
-            described = self._score_all(worst, described)
-        return tuple(described)
-
-    def _measure_alone(
-        self, groups: Sequence[LayerGroup], samples: int | None = None
-    ) -> list[Candidate]:
-        """Return groups with the noise of their pairs alone, the largest first."""
-        candidates = self._sensitivity.measure_alone(groups, samples)
-        return sorted(candidates, key=lambda candidate: -candidate.alone)
+            return tuple(self._score_all(worst, closer))
+        return tuple(closer)
 
     def _select_noticed(self, candidates: Iterable[Candidate]) -> list[Candidate]:
         """Return the candidates whose noise alone is not negligible, of some that are sorted."""
         noise = self._measurement.measure(self._sensitivity.full)
         return [item for item in candidates if item.alone > _NEGLIGIBLE * noise]
 
-    def _describe_all(
-        self, candidates: Iterable[Candidate], samples: int
-    ) -> list[GroupSensitivity]:
-        return [self._describe(candidate, samples) for candidate in candidates]
-
-    def _describe(self, candidate: Candidate, samples: int) -> GroupSensitivity:
+    def _describe(self, candidate: Candidate) -> GroupSensitivity:
         group = candidate.group
         predicted = None
         clipping = None
@@ -157,7 +128,7 @@ class GroupRanking:
             released_nodes=group.nodes,
             work=round(candidate.work, 6),
             snr_db=round(to_decibels(candidate.alone), 2),
-            samples=samples,
+            samples=candidate.samples,
             clipping_share=None if clipping is None else round(clipping, _DIGITS),
             predicted_snr_db=predicted,
         )
@@ -165,23 +136,22 @@ class GroupRanking:
     def _look_closer(
         self, candidates: Sequence[Candidate], described: Sequence[GroupSensitivity]
     ) -> list[GroupSensitivity]:
-        """Return groups with their gains, and the shares of their noise."""
+        """Return all groups, some of them with their gains and the shares of their noise."""
         full = self._sensitivity.full
         parts = [full, *(full - candidate.pairs for candidate in candidates)]
         full_noise, *without = self._measurement.measure_all(parts, _GAIN_SAMPLES)
         shares = self._measure_weight_shares(candidates)
-        closer: list[GroupSensitivity] = []
-        for group, noise, share in zip(described, without, shares, strict=False):
+        by_name = {group.name: group for group in described}
+        for candidate, noise, share in zip(candidates, without, shares, strict=True):
+            name = candidate.group.name
             gain_db = to_decibels(noise) - to_decibels(full_noise)
-            closer.append(
-                msgspec.structs.replace(
-                    group,
-                    gain_db=round(gain_db, 2),
-                    activation_share=None if share is None else round(1.0 - share, _DIGITS),
-                    weight_share=None if share is None else round(share, _DIGITS),
-                )
+            by_name[name] = msgspec.structs.replace(
+                by_name[name],
+                gain_db=round(gain_db, 2),
+                activation_share=None if share is None else round(1.0 - share, _DIGITS),
+                weight_share=None if share is None else round(share, _DIGITS),
             )
-        return closer
+        return list(by_name.values())
 
     def _measure_weight_shares(self, candidates: Iterable[Candidate]) -> list[float | None]:
         """Return the share of weights in the noise of each candidate."""
@@ -201,17 +171,18 @@ class GroupRanking:
         self, worst: Sequence[Candidate], described: Sequence[GroupSensitivity]
     ) -> list[GroupSensitivity]:
         """Return groups with the metric's losses of the worst ones, the largest drop first."""
+        rest = {group.name: group for group in described}
         scored: list[tuple[float, GroupSensitivity]] = []
-        for candidate, group in zip(worst, described, strict=False):
+        for candidate in worst:
+            group = rest.pop(candidate.group.name)
             drop = drop_of(self._score(candidate.pairs), self.float_score)
             gain = self._score(self._sensitivity.full - candidate.pairs) - self.int8_score
             loss = MetricLoss(round(drop, 6), round(gain, 6))
             scored.append((drop, msgspec.structs.replace(group, metric=loss)))
         scored.sort(key=lambda item: -item[0])
-        rest = described[len(scored) :]
         return [
             *(group for _, group in scored),
-            *(msgspec.structs.replace(group, metric=None) for group in rest),
+            *(msgspec.structs.replace(group, metric=None) for group in rest.values()),
         ]
 
     def _score(self, pairs: Pairs) -> float:

@@ -25,12 +25,13 @@ from qdq.sensitivity.predicted_noise import NoisePredictor
 from qdq.sensitivity.scored_tensors import find_scored_tensors
 from qdq.sensitivity.switchable_session import SwitchableSession
 
-#: The shares of the samples that groups are ranked over: all of them over the first share, and then
-#: as many fewer as the share grows.
-_RANK_SHARES = (0.25, 1.0)
-_FIRST_SHARE = _RANK_SHARES[0]
+#: The share of the samples that all groups are ranked over, and the share of the groups that are
+#: ranked over all samples.
+_RANK_SHARE = 0.25
 _LEAST_RANK_SAMPLES = 3
 
+#: The number of runs up to which nothing is spared.
+_FEW_RUNS = 400
 
 #: The groups that a shortlist is chosen from by a run each.
 _MOST_SCREENED = 256
@@ -139,10 +140,11 @@ class PlanSensitivity:
         self, groups: Sequence[LayerGroup], samples: int | None = None
     ) -> list[Candidate]:
         """Return groups with the noise that their pairs make alone, over the first samples."""
-        parts = [group.placements for group in groups]
+        count = min(samples or self.measurement.count, self.measurement.count)
+        measured = self.measurement.measure_all((group.placements for group in groups), count)
         candidates: list[Candidate] = []
-        for group, noise in zip(groups, self.measurement.measure_all(parts, samples), strict=True):
-            candidates.append(Candidate(group, self.work_share(group), noise))
+        for group, noise in zip(groups, measured, strict=True):
+            candidates.append(Candidate(group, self.work_share(group), noise, count))
         return candidates
 
     def rank_alone(self, groups: Sequence[LayerGroup]) -> list[Candidate]:
@@ -151,14 +153,17 @@ class PlanSensitivity:
         All are measured over a quarter of the samples, at least three, and the worst quarter over
         all, as successive halving does (Jamieson and Talwalkar, Non-stochastic best arm
         identification, AISTATS 2016). Groups that matter are compared exactly, at half the runs.
+        Where that is few runs, all groups are measured over all samples.
         """
         total = self.measurement.count
         ranked = list(groups)
+        passes = [(len(ranked), total)]
+        if len(ranked) * total > _FEW_RUNS:
+            first = max(min(_LEAST_RANK_SAMPLES, total), round(total * _RANK_SHARE))
+            passes = [(len(ranked), first), (math.ceil(len(ranked) * _RANK_SHARE), total)]
         candidates: dict[str, Candidate] = {}
-        for share in _RANK_SHARES:
-            samples = max(min(_LEAST_RANK_SAMPLES, total), round(total * share))
-            selected = ranked[: math.ceil(len(ranked) * _FIRST_SHARE / share)]
-            for candidate in self.measure_alone(selected, samples):
+        for count, samples in passes:
+            for candidate in self.measure_alone(ranked[:count], samples):
                 candidates[candidate.group.name] = candidate
             ranked.sort(key=lambda group: -candidates[group.name].alone)
         return [candidates[group.name] for group in ranked]

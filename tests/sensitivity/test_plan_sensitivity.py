@@ -30,12 +30,18 @@ def test_the_rank_has_every_group_once_and_the_worst_exactly(sensitivity: PlanSe
 
 
 def test_ranking_takes_fewer_runs_than_all_groups_with_all_samples(
-    sensitivity: PlanSensitivity,
+    sensitivity: PlanSensitivity, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(plan_sensitivity, "_FEW_RUNS", 8)
     before = sensitivity.measurement.runs
     sensitivity.rank_alone(sensitivity.groups)
     runs = sensitivity.measurement.runs - before
     assert runs < len(sensitivity.groups) * sensitivity.measurement.count
+
+
+def test_few_groups_are_all_ranked_over_all_samples(sensitivity: PlanSensitivity) -> None:
+    ranked = sensitivity.rank_alone(sensitivity.groups)
+    assert {candidate.samples for candidate in ranked} == {sensitivity.measurement.count}
 
 
 @pytest.mark.parametrize("most_screened", [2, 256])
