@@ -55,13 +55,14 @@ def recover_plan(job: RecoveryJob) -> RecoveredPlan:
         return RecoveredPlan(job.calibrated, (), obstacle)
     is_searched = job.options.guard_share > 0.0 or budget is not None
     equalizer = open_equalizer(job) if EQUALIZE in job.options.method_names else None
-    if not is_searched and equalizer is None:
+    is_refined = REFINE in job.options.method_names and job.calibrated.ranges is not None
+    if not is_searched and not is_refined and equalizer is None:
         return RecoveredPlan(job.calibrated)
     samples = job.read_samples(_count_samples(budget))
     recovered = _Recovered(job.calibrated, _open_sensitivity(job, samples))
     if equalizer is not None:
         recovered = _equalize(recovered, equalizer, samples)
-    if REFINE in job.options.method_names:
+    if is_refined:
         recovered = _refine(job, recovered)
     calibrated, steps = recovered.calibrated, recovered.steps
     partial = _search(job, recovered.sensitivity) if is_searched else None
@@ -138,8 +139,7 @@ def _open_sensitivity(job: RecoveryJob, samples: list[FeedSample]) -> PlanSensit
 def _refine(job: RecoveryJob, recovered: _Recovered) -> _Recovered:
     """Return the plan with the ranges that leave the least measured error."""
     calibrated = recovered.calibrated
-    if calibrated.ranges is None:
-        return recovered
+    assert calibrated.ranges is not None
     feeds = [sample.feed for sample in job.read_samples(_REFINEMENT_SAMPLES)]
     refinements = refine_ranges(
         calibrated.index,

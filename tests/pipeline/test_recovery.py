@@ -109,3 +109,10 @@ def test_an_unknown_method_is_answered_in_one_line(tmp_path: Path) -> None:
     path = save(uneven_network(), tmp_path / "m.onnx")
     argv = ("quantize", path, "-o", tmp_path / "o.onnx", "--data", "noise", "--recover", "magic")
     assert "unknown recovery method 'magic'" in refused(tmp_path, *argv)
+
+
+def test_ranges_are_refined_without_guard_and_equalization() -> None:
+    recovery = qdq.Recovery(guard=False, methods="refine")
+    result = qdq.quantize(uneven_network(), SAMPLES, recovery=recovery, method="max")
+    (step,) = result.recovery
+    assert step.method == "refine"
