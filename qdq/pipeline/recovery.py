@@ -26,7 +26,8 @@ from qdq.sensitivity.output_noise import to_decibels
 from qdq.sensitivity.partial_result import PartialResult
 from qdq.sensitivity.plan_sensitivity import CalibratedPlan, PlanSensitivity
 
-#: The most bytes of weights with which the guard runs by itself: it holds them three times.
+#: The most bytes of weights with which the guard runs by itself: it holds them four times:
+#: as they are, rounded, and packed for both by ONNX Runtime.
 _MOST_GUARDED_BYTES = 1 << 29
 
 #: The samples that ranges are refined with, and how many times one of them is run at most.
@@ -195,7 +196,7 @@ def _find_obstacle(job: RecoveryJob) -> str:
     if size <= most:
         return ""
     return (
-        f"the guard did not run: it holds the weights ({format_gigabytes(size)}) three times. "
+        f"the guard did not run: it holds the weights ({format_gigabytes(size)}) four times. "
         "Pass a budget, such as --min-snr 25dB, to search all the same."
     )
 
