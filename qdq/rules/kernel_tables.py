@@ -17,6 +17,7 @@ import yaml
 
 from qdq.errors import RuleError, first_line
 from qdq.files.command_files import note_input
+from qdq.files.strict_yaml import parse_package_yaml
 from qdq.graph.index import GraphIndex, Node
 from qdq.quantizer import INT8
 from qdq.rules.layer_forms import describe_layer_form
@@ -89,7 +90,7 @@ def _read_table(path: Path) -> KernelTable:
     note_input(path)
     try:
         text = path.read_text(encoding="utf-8")
-        content = yaml.safe_load(text)
+        content = parse_package_yaml(text)
         return msgspec.convert(content, KernelTable)
     except (yaml.YAMLError, msgspec.ValidationError) as error:
         raise RuleError(f"{path}: the file is not a kernel table: {first_line(error)}") from error

@@ -29,7 +29,7 @@ REFUSED = {
     "decimal digits": ("1" * 10_000, "YAML cannot read"),
     "hexadecimal digits": ("-0x" + "f" * 10_000, "the number is too large"),
     "base 60": (":".join(["1"] * 1000), "the number is too large"),
-    "half a character": (r'"\ud800"', "half of a character"),
+    "half a character": (r'"\ud800"', "half of a character|invalid Unicode character"),
     "too large a file": ("# " + "x" * 4_000_000, "more than 4000000 characters"),
 }
 
