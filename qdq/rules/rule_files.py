@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import msgspec
 
 from qdq.arguments import list_items, require_type
 from qdq.errors import RuleError, did_you_mean
+from qdq.files.command_files import note_input
 from qdq.files.strict_yaml import (
     LocatedMapping,
     read_documents,
@@ -207,6 +209,19 @@ def read_rules(path: Path) -> tuple[Rule, ...]:
 
     Raises RuleError with the file, the line, the mistake and the nearest known word.
     """
+    if shipped_rules_folder() in path.parents:
+        note_input(path)
+        return _read_shipped_rules(path)
+    return _parse_rules(path)
+
+
+@cache
+def _read_shipped_rules(path: Path) -> tuple[Rule, ...]:
+    """Return the rules in a file of the package, which a process parses once."""
+    return _parse_rules(path)
+
+
+def _parse_rules(path: Path) -> tuple[Rule, ...]:
     documents = read_documents(path) or [(1, None)]
     try:
         rules = tuple(parse_rule(content, line, path) for line, content in documents)
