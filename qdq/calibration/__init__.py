@@ -2,15 +2,6 @@
 
 from __future__ import annotations
 
-from qdq.calibration.calibrator import calibrate, observe
-from qdq.calibration.methods import Method, parse_method
-from qdq.calibration.scales import PairScale, Scales
+import lazy_loader
 
-__all__ = [
-    "Method",
-    "PairScale",
-    "Scales",
-    "calibrate",
-    "observe",
-    "parse_method",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -2,12 +2,6 @@
 
 from __future__ import annotations
 
-from qdq.checking.checker import check
-from qdq.checking.finding import Finding
-from qdq.checking.problem import Problem
+import lazy_loader
 
-__all__ = [
-    "Finding",
-    "Problem",
-    "check",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

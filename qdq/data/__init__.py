@@ -2,14 +2,6 @@
 
 from __future__ import annotations
 
-from qdq.data.feeds import NOISE, DataLike, Feeds, Subset, open_feeds
-from qdq.data.images import Images
+import lazy_loader
 
-__all__ = [
-    "NOISE",
-    "DataLike",
-    "Feeds",
-    "Images",
-    "Subset",
-    "open_feeds",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

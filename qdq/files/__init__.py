@@ -2,15 +2,6 @@
 
 from __future__ import annotations
 
-from qdq.files.command_files import command_files, note_input
-from qdq.files.output import atomic_file, check_output, write_atomic
-from qdq.files.strict_yaml import read_yaml
+import lazy_loader
 
-__all__ = [
-    "atomic_file",
-    "check_output",
-    "command_files",
-    "note_input",
-    "read_yaml",
-    "write_atomic",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

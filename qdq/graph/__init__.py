@@ -2,18 +2,6 @@
 
 from __future__ import annotations
 
-from qdq.graph.index import Edge, GraphIndex, Node
-from qdq.graph.loader import load
-from qdq.graph.shape_profiles import Profile, parse_profile
-from qdq.graph.source import ModelLike, Source
+import lazy_loader
 
-__all__ = [
-    "Edge",
-    "GraphIndex",
-    "ModelLike",
-    "Node",
-    "Profile",
-    "Source",
-    "load",
-    "parse_profile",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

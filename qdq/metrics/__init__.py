@@ -2,19 +2,6 @@
 
 from __future__ import annotations
 
-from qdq.metrics.metric import Metric, MetricComparison, MetricItem, MetricScores, RunningScore
-from qdq.metrics.metric_files import MetricLike, load_metric, to_metric
-from qdq.metrics.score_drop import Drop, to_drop
+import lazy_loader
 
-__all__ = [
-    "Drop",
-    "Metric",
-    "MetricComparison",
-    "MetricItem",
-    "MetricLike",
-    "MetricScores",
-    "RunningScore",
-    "load_metric",
-    "to_drop",
-    "to_metric",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from qdq.observers.collection import Observing, collect_locally
+import lazy_loader
 
-__all__ = [
-    "Observing",
-    "collect_locally",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

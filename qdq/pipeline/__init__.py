@@ -2,13 +2,6 @@
 
 from __future__ import annotations
 
-from qdq.pipeline.fixer import fix
-from qdq.pipeline.quantize_model import Quantized, quantize
-from qdq.pipeline.requantize import Existing
+import lazy_loader
 
-__all__ = [
-    "Existing",
-    "Quantized",
-    "fix",
-    "quantize",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -2,19 +2,6 @@
 
 from __future__ import annotations
 
-from qdq.planning.decisions import LeftFloat, Placement, Plan, ScaleGroup
-from qdq.planning.explanation import explain
-from qdq.planning.plan_diff import diff_plans
-from qdq.planning.plan_file import read_plan
-from qdq.planning.planner import plan
+import lazy_loader
 
-__all__ = [
-    "LeftFloat",
-    "Placement",
-    "Plan",
-    "ScaleGroup",
-    "diff_plans",
-    "explain",
-    "plan",
-    "read_plan",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

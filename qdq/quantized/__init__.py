@@ -2,13 +2,6 @@
 
 from __future__ import annotations
 
-from qdq.quantized.model import QuantizedModel
-from qdq.quantized.pair_diff import PairDiff, diff
-from qdq.quantized.stripper import strip
+import lazy_loader
 
-__all__ = [
-    "PairDiff",
-    "QuantizedModel",
-    "diff",
-    "strip",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -2,15 +2,6 @@
 
 from __future__ import annotations
 
-from qdq.ranges.given_ranges import GivenRanges
-from qdq.ranges.range_file import read_ranges, write_ranges
-from qdq.ranges.tensor_ranges import Ranges, TensorRange, merge
+import lazy_loader
 
-__all__ = [
-    "GivenRanges",
-    "Ranges",
-    "TensorRange",
-    "merge",
-    "read_ranges",
-    "write_ranges",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

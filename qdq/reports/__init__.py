@@ -2,14 +2,6 @@
 
 from __future__ import annotations
 
-from qdq.reports.json_output import to_json
-from qdq.reports.report import Report, render
-from qdq.reports.sarif import to_github, to_sarif
+import lazy_loader
 
-__all__ = [
-    "Report",
-    "render",
-    "to_github",
-    "to_json",
-    "to_sarif",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

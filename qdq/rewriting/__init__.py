@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-from qdq.rewriting.inserter import apply
-from qdq.rewriting.model_file import save
+import lazy_loader
 
-__all__ = [
-    "apply",
-    "save",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -2,15 +2,6 @@
 
 from __future__ import annotations
 
-from qdq.rules.facts import Scene
-from qdq.rules.kernel_tables import KernelTable
-from qdq.rules.rule import Rule, RuleSet
-from qdq.rules.rule_files import load_rules
+import lazy_loader
 
-__all__ = [
-    "KernelTable",
-    "Rule",
-    "RuleSet",
-    "Scene",
-    "load_rules",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

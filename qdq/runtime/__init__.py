@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-from qdq.runtime.session import Progress, open_session, run_sample
+import lazy_loader
 
-__all__ = [
-    "Progress",
-    "open_session",
-    "run_sample",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

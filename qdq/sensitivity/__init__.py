@@ -2,19 +2,6 @@
 
 from __future__ import annotations
 
-from qdq.sensitivity.budget import Budget, search_budget
-from qdq.sensitivity.guard import guard_plan
-from qdq.sensitivity.layer_groups import LayerGroup, find_layer_groups
-from qdq.sensitivity.partial_result import PartialResult
-from qdq.sensitivity.plan_sensitivity import CalibratedPlan, PlanSensitivity
+import lazy_loader
 
-__all__ = [
-    "Budget",
-    "CalibratedPlan",
-    "LayerGroup",
-    "PartialResult",
-    "PlanSensitivity",
-    "find_layer_groups",
-    "guard_plan",
-    "search_budget",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from qdq.testing.case_runner import run_cases
+import lazy_loader
 
-__all__ = [
-    "run_cases",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -2,12 +2,6 @@
 
 from __future__ import annotations
 
-from qdq.validation.engine_report import EngineReport
-from qdq.validation.validator import Thresholds, Validation, validate
+import lazy_loader
 
-__all__ = [
-    "EngineReport",
-    "Thresholds",
-    "Validation",
-    "validate",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

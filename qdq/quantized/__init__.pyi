@@ -1,0 +1,4 @@
+from .model import QuantizedModel as QuantizedModel
+from .pair_diff import PairDiff as PairDiff
+from .pair_diff import diff as diff
+from .stripper import strip as strip

@@ -1,0 +1,1 @@
+from .case_runner import run_cases as run_cases
