@@ -20,8 +20,8 @@ from harness import markdown_head, markdown_row
 from results import Subject, spelled
 
 import qdq
-from qdq.calibration.calibrator import choose_scales
 from qdq.calibration.methods import parse_method
+from qdq.calibration.scale_choice import choose_scales
 from qdq.calibration.scales import Scales
 from qdq.data.feeds import open_feeds
 from qdq.graph.index import GraphIndex

@@ -26,8 +26,9 @@ import numpy as np
 from harness import alternate, markdown_head, markdown_row, measure_python, median
 
 import qdq
-from qdq.calibration.calibrator import choose_scales, gather_ranges
+from qdq.calibration.calibrator import gather_ranges
 from qdq.calibration.methods import DEFAULT_METHOD, parse_method
+from qdq.calibration.scale_choice import choose_scales
 from qdq.data.feeds import FeedSample, open_feeds
 from qdq.graph.index import GraphIndex
 from qdq.graph.loader import load

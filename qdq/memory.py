@@ -5,8 +5,6 @@ from __future__ import annotations
 from functools import cache
 from pathlib import Path
 
-import psutil
-
 GIGABYTE = 1_000_000_000
 
 #: The files of a container's memory limit in bytes, or "max" (Linux control groups, 2 and 1).
@@ -19,6 +17,8 @@ _LIMIT_FILES = (
 @cache
 def total_memory() -> int:
     """Return the bytes that a process can take at most: of memory and swap, or of a container."""
+    import psutil
+
     total: int = psutil.virtual_memory().total + psutil.swap_memory().total
     limits = [total]
     for file in _LIMIT_FILES:

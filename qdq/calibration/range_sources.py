@@ -10,8 +10,8 @@ import numpy as np
 import yaml
 
 from qdq.arguments import to_path
-from qdq.calibration.calibrator import KnownRanges, choose_ranges
 from qdq.calibration.methods import DEFAULT_METHOD, Method, parse_method
+from qdq.calibration.scale_choice import choose_ranges
 from qdq.calibration.scales import PairScale, Scales
 from qdq.errors import DataError, ModelError, UsageError, first_line
 from qdq.files.command_files import note_input
@@ -21,6 +21,7 @@ from qdq.quantized.model import QuantizedModel
 from qdq.quantizer import ELEMENT_TYPES, FORMATS, INT8_LEVELS
 from qdq.ranges.given_ranges import GivenRange, GivenRanges, GivenWeightRange
 from qdq.ranges.handwritten import parse_handwritten_ranges
+from qdq.ranges.known_ranges import KnownRanges
 from qdq.ranges.model_ranges import read_pair_ranges
 from qdq.ranges.range_file import RANGES_MAGIC as OBSERVED_MAGIC
 from qdq.ranges.range_file import decode_ranges

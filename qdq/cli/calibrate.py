@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 import msgspec
 
-from qdq.calibration.calibrator import KnownRanges, compute_scales, observe_job
+from qdq.calibration.calibrator import compute_scales, observe_job
 from qdq.calibration.methods import Method
 from qdq.calibration.scales import scales_to_json
 from qdq.cli.data_options import DataOptions, data_options
@@ -33,6 +33,7 @@ from qdq.planning.plan_document import PlanFile
 from qdq.planning.plan_edits import require_edits
 from qdq.planning.plan_file import read_plan_file
 from qdq.planning.planner import source_at_plan_opset
+from qdq.ranges.known_ranges import KnownRanges
 from qdq.ranges.range_file import write_ranges
 from qdq.reports.scales_sections import ranges_summary, scales_summary
 from qdq.reports.sections import Section, sections_text

@@ -18,7 +18,6 @@ from qdq.engines.rtx_compiler import Compiler
 from qdq.errors import QdqError, UsageError
 from qdq.graph.loader import load
 from qdq.graph.source import Source
-from qdq.pipeline.fixer import fix
 from qdq.printable import encodable_name
 from qdq.reports.changes import fixed_lines
 from qdq.reports.sarif import CheckedModel
@@ -122,6 +121,8 @@ class CheckSession:
 
     def _fix_model(self, model: Path, findings: tuple[Finding, ...]) -> list[str]:
         """Fix a model in place and return the changes, none where there was nothing to fix."""
+        from qdq.pipeline.fixer import fix  # with it comes ONNX Runtime
+
         settings = self.settings
         fixed = fix(
             model,

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
-import re
-
 import click
 import msgspec
 
 from qdq.cli.options import collect_options, is_on_command_line
+from qdq.cli.shares import OFF, parse_share
 from qdq.errors import UsageError
 from qdq.metrics.metric import Metric
 from qdq.metrics.score_drop import to_drop
@@ -23,10 +21,6 @@ PARTIAL_OPTIONS = ("guard", "keep_float", "float_first", "recover")
 #: The thresholds that a search reaches where they are on the command line.
 BUDGET_THRESHOLDS = ("min_snr", "max_drop")
 
-#: The value of --guard that switches it off. YAML reads the word as false.
-OFF = "off"
-
-_PERCENT = re.compile(r"(\d+(?:\.\d+)?) ?%")
 _DEFAULT_GUARD = f"{DEFAULT_GUARD:.0%}"
 
 
@@ -84,17 +78,6 @@ def _collect_partial(
     limits_snr = is_on_command_line(ctx, "min_snr")
     limits_drop = is_on_command_line(ctx, "max_drop")
     return PartialArguments(share, kept, float_first, recover, limits_snr, limits_drop)
-
-
-def parse_share(text: str, option: str, alternative: str) -> float:
-    """Return the share that a percentage states; raises UsageError for another text."""
-    match = _PERCENT.fullmatch(text)
-    share = float(match[1]) / 100 if match else math.nan
-    if not 0.0 <= share <= 1.0:
-        raise UsageError(
-            f"{option}: {text!r} is no share. Pass a percentage such as 5%{alternative}."
-        )
-    return share
 
 
 #: Adds ``--guard``, ``--keep-float`` and ``--float-first``, which the command receives as one

@@ -10,7 +10,7 @@ import msgspec
 
 from qdq.calibration.methods import parse_method
 from qdq.checking.selection import parse_codes, parse_per_file_ignores
-from qdq.cli.partial_options import OFF, parse_share
+from qdq.cli.shares import OFF, parse_share
 from qdq.data.feeds import NOISE
 from qdq.data.labels import LABELS_OFF
 from qdq.data.preprocessing import preset_names

@@ -7,7 +7,6 @@ from pathlib import Path
 import click
 import msgspec
 
-from qdq.calibration.calibrator import KnownRanges
 from qdq.cli.data_options import DataOptions, labelled_data_options
 from qdq.cli.messages import name_files_in_errors, print_record, print_written
 from qdq.cli.observing_options import observing_options
@@ -45,6 +44,7 @@ from qdq.pipeline.quantize_request import BuildOptions
 from qdq.pipeline.recovery_options import Recovery
 from qdq.pipeline.requantize import MODES, REPAIR
 from qdq.planning.planner import find_quantized_nodes
+from qdq.ranges.known_ranges import KnownRanges
 from qdq.ranges.range_file import write_ranges
 from qdq.reports.report import Report, check_report_path, render, report_sections
 from qdq.rewriting.model_file import plan_external_copies, save

@@ -8,13 +8,13 @@ from pathlib import Path
 import click
 import msgspec
 
-from qdq.calibration.calibrator import KnownRanges
 from qdq.calibration.methods import DEFAULT_METHOD, WEIGHT_METHODS, Method, parse_method
 from qdq.calibration.range_sources import read_given
 from qdq.cli.data_options import DataOptions
 from qdq.cli.observing_options import OBSERVING_OPTIONS
 from qdq.cli.options import FILE, OUTPUT_FILE, collect_options, is_on_command_line
 from qdq.errors import UsageError
+from qdq.ranges.known_ranges import KnownRanges
 from qdq.ranges.tensor_ranges import Ranges
 
 #: Options that have no effect where no samples are run.

@@ -7,7 +7,6 @@ from pathlib import Path
 import click
 import msgspec
 
-from qdq.calibration.calibrator import KnownRanges
 from qdq.calibration.range_sources import read_given
 from qdq.cli.data_options import DataOptions, labelled_data_options
 from qdq.cli.messages import name_files_in_errors, print_record, print_written
@@ -35,6 +34,7 @@ from qdq.graph.loader import load
 from qdq.metrics.metric_files import load_metric
 from qdq.observers.collection import Observing
 from qdq.pipeline.sensitivity_analysis import DEFAULT_MEASURED, Sensitivity, measure_sensitivity
+from qdq.ranges.known_ranges import KnownRanges
 from qdq.reports.report import check_report_path
 from qdq.reports.sensitivity_sections import (
     check_chart_path,

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 
 import msgspec
 
-from qdq.calibration.calibrator import choose_scales, gather_ranges
+from qdq.calibration.calibrator import gather_ranges
 from qdq.calibration.methods import parse_method
+from qdq.calibration.scale_choice import choose_scales
 from qdq.errors import ModelError
 from qdq.graph.index import Edge, GraphIndex
 from qdq.graph.source import Source

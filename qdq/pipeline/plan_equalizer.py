@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from qdq.calibration.calibrator import choose_scales
+from qdq.calibration.scale_choice import choose_scales
 from qdq.calibration.scales import PairScale
 from qdq.data.feeds import DataLike, FeedSample
 from qdq.data.sample_recorder import repeatable_data

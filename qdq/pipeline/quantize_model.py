@@ -7,13 +7,9 @@ from collections.abc import Callable, Iterable
 import msgspec
 import onnx
 
-from qdq.calibration.calibrator import (
-    RangesLike,
-    choose_scales,
-    find_unfilled,
-    gather_ranges,
-)
+from qdq.calibration.calibrator import gather_ranges
 from qdq.calibration.methods import DEFAULT_METHOD, parse_method
+from qdq.calibration.scale_choice import choose_scales, find_unfilled
 from qdq.calibration.scales import Scales
 from qdq.checking.checker import check, recorded_sensitive_layers
 from qdq.checking.finding import Finding
@@ -67,6 +63,7 @@ from qdq.planning.plan_request import PlanRequest, exact_globs
 from qdq.planning.planner import find_quantized_nodes, plan_source
 from qdq.quantized.model import QuantizedModel
 from qdq.ranges.given_ranges import GivenRanges, GivenSummary, match_given_ranges
+from qdq.ranges.known_ranges import RangesLike
 from qdq.ranges.tensor_ranges import Ranges
 from qdq.rewriting.inserter import apply_plan
 from qdq.rules.rule_files import RulesLike, load_rules

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Mapping
 import msgspec
 
 from qdq.arguments import require_callable, require_type
-from qdq.calibration.calibrator import KnownRanges, RangesLike, to_known_ranges
 from qdq.data.feeds import DataLike
 from qdq.data.sample_recorder import record_samples
 from qdq.graph.shape_profiles import Profile, ProfilesLike, to_profiles
@@ -16,6 +15,7 @@ from qdq.observers.collection import Observing
 from qdq.pipeline.recovery_options import Recovery
 from qdq.planning.decisions import Plan
 from qdq.planning.plan_request import to_globs
+from qdq.ranges.known_ranges import KnownRanges, RangesLike, to_known_ranges
 from qdq.rules.rule import RuleSet
 from qdq.rules.rule_files import RulesLike, to_rule_set
 from qdq.runtime.session import Progress

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import msgspec
 
-from qdq.calibration.calibrator import KnownRanges
 from qdq.calibration.methods import Method
 from qdq.calibration.scales import Scales
 from qdq.graph.index import GraphIndex
@@ -15,6 +14,7 @@ from qdq.pipeline.recovery_job import RecoveryStep
 from qdq.planning.decisions import Plan, SensitiveLayer
 from qdq.quantized.model import QuantizedModel
 from qdq.ranges.given_ranges import GivenSummary
+from qdq.ranges.known_ranges import KnownRanges
 from qdq.ranges.tensor_ranges import Ranges
 from qdq.rules.rule import RuleSet
 from qdq.sensitivity.partial_result import PartialResult

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import msgspec
 
-from qdq.calibration.calibrator import choose_scales
+from qdq.calibration.scale_choice import choose_scales
 from qdq.calibration.scales import Scales
 from qdq.data.feeds import FeedSample
 from qdq.errors import ModelError

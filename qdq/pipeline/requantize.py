@@ -12,7 +12,6 @@ from typing import TypeVar
 import msgspec
 from onnx import ModelProto
 
-from qdq.calibration.calibrator import KnownRanges
 from qdq.calibration.scales import Scales
 from qdq.errors import ModelError, UsageError
 from qdq.graph.equalized_weights import undo_equalization
@@ -33,6 +32,7 @@ from qdq.ranges.given_ranges import (
     GivenWeightRange,
     match_given_ranges,
 )
+from qdq.ranges.known_ranges import KnownRanges
 from qdq.ranges.model_ranges import find_coarser_activations, read_pair_ranges, scale_axis
 
 #: What happens to the pairs that a model has: all stay and missing ones are added, they are placed

@@ -8,7 +8,6 @@ from pathlib import Path
 import msgspec
 
 from qdq.arguments import require_callable, to_count
-from qdq.calibration.calibrator import RangesLike, to_known_ranges
 from qdq.calibration.methods import DEFAULT_METHOD
 from qdq.data.feeds import DataLike, FeedSample
 from qdq.data.sample_recorder import read_samples_again, record_samples
@@ -34,6 +33,7 @@ from qdq.pipeline.recovery_options import Recovery
 from qdq.pipeline.requantize import REPAIR
 from qdq.planning.planner import find_quantized_nodes
 from qdq.quantized.model import QuantizedModel
+from qdq.ranges.known_ranges import RangesLike, to_known_ranges
 from qdq.ranges.tensor_ranges import Ranges
 from qdq.rules.rule_files import RulesLike
 from qdq.runtime.session import Progress

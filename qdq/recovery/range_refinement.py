@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 
 from qdq.arrays import Feed
-from qdq.calibration.calibrator import OUTLIER_RATIO
+from qdq.calibration.scale_choice import OUTLIER_RATIO
 from qdq.calibration.scales import OutlierTensor, PairScale, Scales
 from qdq.calibration.shared_scales import SharedRange
 from qdq.errors import PlanError

@@ -10,8 +10,9 @@ import msgspec
 import numpy as np
 import onnx
 
-from qdq.calibration.calibrator import choose_scales, observe_job
+from qdq.calibration.calibrator import observe_job
 from qdq.calibration.methods import Method
+from qdq.calibration.scale_choice import choose_scales
 from qdq.calibration.scales import Scales
 from qdq.checking.checker import check, compare_with_plan
 from qdq.data.feeds import NOISE, open_feeds

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 import qdq
-from qdq.calibration.calibrator import choose_scales
 from qdq.calibration.methods import parse_method
+from qdq.calibration.scale_choice import choose_scales
 from qdq.calibration.weight_scales import least_error_amax
 from qdq.errors import UsageError
 from qdq.graph.index import GraphIndex

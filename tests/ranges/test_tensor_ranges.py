@@ -163,8 +163,8 @@ def test_what_does_not_belong_together_is_not_merged() -> None:
 
 
 def test_scales_come_from_all_parts_only() -> None:
-    from qdq.calibration.calibrator import choose_scales
     from qdq.calibration.methods import parse_method
+    from qdq.calibration.scale_choice import choose_scales
 
     job = job_of(convolution(), "noise")
     with pytest.raises(DataError, match="the ranges lack part 1/2 of the samples"):

@@ -10,8 +10,9 @@ import onnx
 from onnx import TensorProto, helper
 
 import qdq
-from qdq.calibration.calibrator import choose_scales, gather_ranges
+from qdq.calibration.calibrator import gather_ranges
 from qdq.calibration.methods import parse_method
+from qdq.calibration.scale_choice import choose_scales
 from qdq.data.feeds import FeedSample, open_feeds
 from qdq.graph.loader import load
 from qdq.graph.source import ModelLike
