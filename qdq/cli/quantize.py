@@ -41,7 +41,7 @@ from qdq.observers.collection import Observing
 from qdq.pipeline.buildable import RULE_FILE_SUFFIX, leave_float_yaml
 from qdq.pipeline.partial_rule_file import SENSITIVE_FILE_SUFFIX, sensitive_yaml
 from qdq.pipeline.quantize_model import Quantized, quantize
-from qdq.pipeline.quantize_request import BuildOptions
+from qdq.pipeline.quantize_request import FLOAT_WEIGHTS, WEIGHT_FORMS, BuildOptions
 from qdq.pipeline.recovery_options import Recovery
 from qdq.pipeline.requantize import MODES, REPAIR
 from qdq.planning.planner import find_quantized_nodes
@@ -75,6 +75,7 @@ class QuantizeOptions(msgspec.Struct, frozen=True):
     metric: str | None
     thresholds: Thresholds
     partial: PartialArguments
+    store_weights: str
     layout: str
 
     @property
@@ -154,6 +155,14 @@ class _Inputs(msgspec.Struct, frozen=True):
 @metric_option
 @threshold_options
 @partial_options
+@click.option(
+    "--store-weights",
+    type=click.Choice(WEIGHT_FORMS),
+    default=FLOAT_WEIGHTS,
+    show_default=True,
+    help="Form of the weights in the file: float with pairs, which strips byte for byte, or "
+    "quantized (INT8, FP8, INT4) with a DequantizeLinear alone, a quarter of the size or less.",
+)
 @format_option
 @click.pass_context
 @collect_options(QuantizeOptions)
@@ -248,6 +257,7 @@ def _quantize(options: QuantizeOptions, inputs: _Inputs) -> Quantized:
             recovery=Recovery(
                 options.partial.guard, inputs.budget, options.partial.recover, advance_runs
             ),
+            store_weights=options.store_weights,
         )
 
 

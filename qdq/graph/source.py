@@ -23,6 +23,13 @@ if TYPE_CHECKING:
 #: The forms in which the library's functions take a model.
 ModelLike = Union[str, Path, ModelProto, "gs.Graph", "Source"]
 
+_FLOAT_TYPES = (
+    TensorProto.FLOAT,
+    TensorProto.FLOAT16,
+    TensorProto.BFLOAT16,
+    TensorProto.DOUBLE,
+)
+
 #: Weights up to this many bytes stay in a light copy.
 _LARGEST_LIGHT_BYTES = 1 << 12
 
@@ -92,15 +99,16 @@ def canonical_bytes(model: ModelProto) -> bytes:
 
 
 def light_copy(model: ModelProto) -> ModelProto:
-    """Return a copy without the data of large weights, for work on the graph alone.
+    """Return a copy without the data of large float weights, for work on the graph alone.
 
-    Their names, types and dimensions stay.
+    Their names, types and dimensions stay. Stripping reads the values of other weights.
     """
     copy = ModelProto()
     copy_fields(model, copy, excluded="graph")
     copy_fields(model.graph, copy.graph, excluded="initializer")
     for tensor in model.graph.initializer:
-        if len(tensor.dims) <= 1 or tensor.ByteSize() <= _LARGEST_LIGHT_BYTES:
+        is_small = len(tensor.dims) <= 1 or tensor.ByteSize() <= _LARGEST_LIGHT_BYTES
+        if is_small or tensor.data_type not in _FLOAT_TYPES:
             copy.graph.initializer.append(tensor)
         else:
             light_tensor = copy.graph.initializer.add()
