@@ -45,6 +45,7 @@ from qdq.pipeline.quantize_request import FLOAT_WEIGHTS, WEIGHT_FORMS, BuildOpti
 from qdq.pipeline.recovery_options import Recovery
 from qdq.pipeline.requantize import MODES, REPAIR
 from qdq.planning.planner import find_quantized_nodes
+from qdq.quantizer import FORMATS
 from qdq.ranges.range_file import write_ranges
 from qdq.reports.report import Report, check_report_path, render, report_sections
 from qdq.rewriting.model_file import plan_external_copies, save
@@ -226,7 +227,8 @@ def _quantize(options: QuantizeOptions, inputs: _Inputs) -> Quantized:
     index = GraphIndex(inputs.source)
     require_shapes(index, inputs.shapes)
     has_ranges = inputs.known_ranges is not None or bool(find_quantized_nodes(inputs.source))
-    feeds = options.data.open_feeds(index, optional=has_ranges)
+    is_optional = has_ranges or _quantizes_weights_alone(inputs.rules)
+    feeds = options.data.open_feeds(index, optional=is_optional)
     total = feeds.count if feeds else None
     with (
         progress("building", unit="builds") as advance_builds,
@@ -259,6 +261,12 @@ def _quantize(options: QuantizeOptions, inputs: _Inputs) -> Quantized:
             ),
             store_weights=options.store_weights,
         )
+
+
+def _quantizes_weights_alone(rules: RuleSet) -> bool:
+    """Whether no rule asks for a pair on an activation."""
+    formats = {rule.using for rule in rules.rules if rule.using}
+    return bool(formats) and all(FORMATS[name].constant for name in formats)
 
 
 def _make_report(options: QuantizeOptions, inputs: _Inputs, result: Quantized) -> Report:

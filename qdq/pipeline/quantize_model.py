@@ -129,7 +129,6 @@ def quantize(  # noqa: PLR0913 keyword arguments of the public function
     accepts them. `planned` is called with the plan before calibration. `until_it_builds` leaves in
     float what the compiler refuses. `recovery` states how accuracy is kept, `store_weights` the
     form of weights: "float", or "quantized" for a smaller file. Raises the errors of the stages.
-    The model passed in is never changed.
     """
     request = QuantizeRequest(
         model,

@@ -79,7 +79,8 @@ def pack_nibbles(values: Array) -> bytes:
     flat = values.astype(np.int8).reshape(-1).view(np.uint8) & _NIBBLE
     if flat.size % 2:
         flat = np.append(flat, np.uint8(0))
-    packed: npt.NDArray[np.uint8] = flat[0::2] | (flat[1::2] << _NIBBLE_BITS)
+    high_halves = np.left_shift(flat[1::2], _NIBBLE_BITS, dtype=np.uint8)
+    packed: npt.NDArray[np.uint8] = np.bitwise_or(flat[0::2], high_halves)
     return packed.tobytes()
 
 
@@ -87,6 +88,7 @@ def unpack_nibbles(content: bytes, shape: Sequence[int]) -> npt.NDArray[np.int8]
     """Return the signed integers that `pack_nibbles` wrote."""
     packed = np.frombuffer(content, np.uint8)
     halves = np.stack([packed & _NIBBLE, packed >> _NIBBLE_BITS], axis=-1)
-    flat = halves.reshape(-1)[: math.prod(shape)].astype(np.int8)
-    signed = (flat ^ _NIBBLE_SIGN) - _NIBBLE_SIGN
-    return signed.reshape(shape)
+    integers: npt.NDArray[np.int8] = halves.reshape(-1)[: math.prod(shape)].view(np.int8)
+    integers ^= _NIBBLE_SIGN
+    integers -= _NIBBLE_SIGN
+    return integers.reshape(shape)
