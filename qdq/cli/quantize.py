@@ -162,7 +162,8 @@ class _Inputs(msgspec.Struct, frozen=True):
     default=FLOAT_WEIGHTS,
     show_default=True,
     help="Form of the weights in the file: float with pairs, which strips byte for byte, or "
-    "quantized (INT8, FP8, INT4) with a DequantizeLinear alone, a quarter of the size or less.",
+    "quantized (INT8, FP8, INT4) with a DequantizeLinear alone, a quarter of the size or less. "
+    "gptq: quantized, rounded so that the layers' outputs change least on samples.",
 )
 @format_option
 @click.pass_context

@@ -128,7 +128,7 @@ def quantize(  # noqa: PLR0913 keyword arguments of the public function
     Pairs that stay keep their scales. `given` holds ranges from another source, as `calibrate`
     accepts them. `planned` is called with the plan before calibration. `until_it_builds` leaves in
     float what the compiler refuses. `recovery` states how accuracy is kept, `store_weights` the
-    form of weights: "float", or "quantized" for a smaller file. Raises the errors of the stages.
+    form of weights: "float", "quantized" or "gptq" for a smaller file. Raises the stages' errors.
     """
     request = QuantizeRequest(
         model,
@@ -354,7 +354,7 @@ def _rewrite(
     """Insert the pairs, check the result, and build it where that is requested."""
     planned, scales, plan = calibrated.planned, calibrated.scales, calibrated.planned.plan
     rewritten = apply_plan(planned.index, plan, scales)
-    stored = store_planned_weights(request, calibrated, rewritten)
+    stored, weight_steps = store_planned_weights(request, calibrated, rewritten)
     is_float = prepared.quantized_model is None
     model, steps = correct_biases(request, calibrated, stored, is_float)
     source = prepared.source
@@ -383,7 +383,7 @@ def _rewrite(
         ranges=calibrated.ranges,
         existing=existing,
         partial=calibrated.partial,
-        recovery=(*calibrated.recovery, *steps),
+        recovery=(*calibrated.recovery, *weight_steps, *steps),
     )
 
 

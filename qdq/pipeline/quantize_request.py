@@ -24,10 +24,12 @@ from qdq.target import Target, TargetsLike, to_targets
 #: The samples that are kept of data which can be iterated only once.
 RECORDED_SAMPLES = 8
 
-#: The forms of a quantized model's weights: floats with pairs, and quantized values.
+#: The forms of a quantized model's weights: floats with pairs, and quantized values, the nearest
+#: ones or those that GPTQ chooses.
 FLOAT_WEIGHTS = "float"
 QUANTIZED_WEIGHTS = "quantized"
-WEIGHT_FORMS = (FLOAT_WEIGHTS, QUANTIZED_WEIGHTS)
+GPTQ_WEIGHTS = "gptq"
+WEIGHT_FORMS = (FLOAT_WEIGHTS, QUANTIZED_WEIGHTS, GPTQ_WEIGHTS)
 
 
 class BuildOptions(msgspec.Struct, frozen=True):
