@@ -58,20 +58,24 @@ class ProductLayout(msgspec.Struct, frozen=True):
 
     def _unfold(self, values: Array, most: int) -> Array:
         """Return the windows of a convolution's input."""
-        padded = np.pad(values, ((0, 0), (0, 0), *self.pads))
-        taps = self.shape[_SPATIAL_AXES:]
-        spans = []
-        for size, dilation in zip(taps, self.dilations, strict=True):
-            spans.append((size - 1) * dilation + 1)
-        windows = sliding_window_view(padded, tuple(spans), axis=(2, 3))
-        down, right = self.strides
-        windows = windows[:, :, ::down, ::right, :: self.dilations[0], :: self.dilations[1]]
+        windows = self._list_windows(values)
         batch, channels, height, width = windows.shape[:_CONVOLUTION_RANK]
         positions = _spread_rows(np.arange(batch * height * width), most)
         image, row, column = np.unravel_index(positions, (batch, height, width))
         chosen = windows[image, :, row, column]
         grouped = chosen.reshape(len(positions), self.groups, channels // self.groups, -1)
         return np.moveaxis(grouped, 1, 0).reshape(self.groups, len(positions), self.inputs)
+
+    def _list_windows(self, values: Array) -> Array:
+        """Return a view of the windows: [batch, channels, rows, columns, taps down, taps right]."""
+        padded = np.pad(values, ((0, 0), (0, 0), *self.pads))
+        spans: list[int] = []
+        for size, dilation in zip(self.shape[_SPATIAL_AXES:], self.dilations, strict=True):
+            spans.append((size - 1) * dilation + 1)
+        windows = sliding_window_view(padded, tuple(spans), axis=(2, 3))
+        strides = tuple(slice(None, None, stride) for stride in self.strides)
+        taps = tuple(slice(None, None, dilation) for dilation in self.dilations)
+        return windows[(slice(None), slice(None), *strides, *taps)]
 
 
 def _spread_rows(rows: Array, most: int) -> Array:

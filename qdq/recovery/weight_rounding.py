@@ -86,16 +86,31 @@ def _round_in_order(
     count = weights.shape[2]
     for start in range(0, count, _BATCH):
         end = min(start + _BATCH, count)
-        factor = moments.factor[:, start:end]
-        batch = weights[..., start:end]
-        errors = np.zeros_like(batch)
-        for i in range(end - start):
-            step = ordered_steps[..., start + i]
-            rounded = np.clip(np.rint(batch[..., i] / step), *levels)
-            errors[..., i] = (batch[..., i] - rounded * step) / factor[:, i, start + i, None]
-            effect = factor[:, None, i, start + i + 1 : end]
-            batch[..., i + 1 :] -= errors[..., i, None] * effect
-            integers[..., start + i] = rounded
-        weights[..., end:] -= errors @ factor[:, :, end:]
+        part = slice(start, end)
+        factor = moments.factor[:, part]
+        rounded, errors = _round_batch(
+            weights[..., part], ordered_steps[..., part], factor[..., part], levels
+        )
+        integers[..., part] = rounded
+        weights[..., end:] -= errors @ factor[..., end:]
     back = np.argsort(moments.order, axis=1)
     return np.take_along_axis(integers, back[:, None, :], 2)
+
+
+def _round_batch(
+    weights: Array, steps: Array, factor: Floats, levels: tuple[int, int]
+) -> tuple[Array, Floats]:
+    """Return the integers of some columns, and their errors over the diagonal of the factor.
+
+    The weights are changed in place.
+    """
+    integers = np.empty_like(weights)
+    errors = np.zeros_like(weights)
+    for i in range(weights.shape[2]):
+        step = steps[..., i]
+        rounded = np.clip(np.rint(weights[..., i] / step), *levels)
+        error = (weights[..., i] - rounded * step) / factor[:, i, i, None]
+        weights[..., i + 1 :] -= error[..., None] * factor[:, None, i, i + 1 :]
+        integers[..., i] = rounded
+        errors[..., i] = error
+    return integers, errors
