@@ -63,7 +63,7 @@ from qdq.pipeline.unfilled_tensors import (
 )
 from qdq.pipeline.weight_storage import store_planned_weights
 from qdq.planning.decisions import Placement, Plan, SensitiveLayer
-from qdq.planning.graph_reasons import describe_other_layers
+from qdq.planning.graph_reasons import describe_left_float, describe_other_layers
 from qdq.planning.plan_request import PlanRequest, exact_globs
 from qdq.planning.planner import find_quantized_nodes, plan_source
 from qdq.quantized.model import QuantizedModel
@@ -253,7 +253,7 @@ def _require_placements(prepared: PreparedModel, index: GraphIndex, plan: Plan) 
         fix = "Run 'qdq check' to list its pairs, or 'qdq strip' to remove them."
     raise ModelError(
         f"{source.path or source.name}: the rules {rule_sets} quantize nothing in it for "
-        f"{targets}. {fix}"
+        f"{targets}{describe_left_float(plan)}. {fix}"
     )
 
 

@@ -185,7 +185,10 @@ def test_turing_is_refused_before_anything_is_built(tmp_path: Path) -> None:
     model = save(products(), tmp_path / "model.onnx")
     arguments = ("-o", tmp_path / "out.onnx", "--rules", RULES, "--target", "rtx:sm75")
     error = refused(tmp_path, "quantize", model, *arguments)
-    assert "the rules tensorrt-int4 quantize nothing in it for rtx:sm75" in error
+    assert (
+        "the rules tensorrt-int4 quantize nothing in it for rtx:sm75 (no-int4-hardware: Leave "
+        "everything in float if a target has no INT4, below SM 8.0). Run 'qdq explain'"
+    ) in error
 
 
 @needs_compiler
