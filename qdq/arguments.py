@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import operator
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from numbers import Real
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,14 @@ def require_type(value: object, kind: type | tuple[type, ...], name: str, advice
     """Raise UsageError for an argument of another type; the advice says what to pass."""
     if not isinstance(value, kind):
         raise wrong_type(value, name, advice)
+
+
+def require_choice(value: object, choices: Sequence[str], name: str) -> None:
+    """Raise UsageError for an argument that is none of some texts."""
+    advice = f"one of {', '.join(choices)}"
+    require_type(value, str, name, advice)
+    if value not in choices:
+        raise UsageError(f"{name}: the argument is {value!r}. Pass {advice}.")
 
 
 def wrong_type(value: object, name: str, advice: str) -> UsageError:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -13,6 +15,9 @@ import numpy.typing as npt
 #: This range is within TensorRT's [-128, 127] (quantized types, schemes).
 INT8_LEVELS = 127
 
+#: INT4 too: TensorRT's range is [-8, 7].
+INT4_LEVELS = 7
+
 #: FP8 E4M3: 4 bits of exponent, 3 of mantissa, no infinity
 #: (Micikevicius et al. 2022, arXiv:2209.05433).
 E4M3_LARGEST = 448
@@ -21,6 +26,7 @@ E4M3_LEAST_EXPONENT = -6
 E4M3_LARGEST_EXPONENT = 8
 
 INT8 = "int8"
+INT4 = "int4"
 E4M3 = "float8e4m3fn"
 
 
@@ -41,6 +47,17 @@ class ElementType(msgspec.Struct, frozen=True):
     #: floating-point type is the same at twice the scale, apart from its ends, so one octave
     #: contains every alignment with the values. An even grid only becomes coarser.
     headroom: float = 1.0
+    #: The size of a stored value.
+    bits: int = 8
+
+    @property
+    def is_integer(self) -> bool:
+        """Whether the values are evenly spaced."""
+        return self.name != E4M3
+
+    def zero_bytes(self, count: int) -> bytes:
+        """Return the bytes of so many stored zeros."""
+        return bytes(math.ceil(count * self.bits / 8))
 
     def round(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """Return the nearest values of this type to float values in units of the scale.
@@ -54,7 +71,7 @@ class ElementType(msgspec.Struct, frozen=True):
 
         `clip` may be False for values that exceed the largest by less than half a step.
         """
-        if self.name == INT8:
+        if self.is_integer:
             np.rint(values, out=values)
         else:
             step = _e4m3_step(values)
@@ -70,7 +87,7 @@ class ElementType(msgspec.Struct, frozen=True):
 
         All are in units of the scale.
         """
-        if self.name == INT8:
+        if self.is_integer:
             return np.full_like(values, 0.5)
         return _e4m3_step(values) / 2
 
@@ -82,11 +99,11 @@ class ElementType(msgspec.Struct, frozen=True):
         """Return the bounds of the intervals around the values from 0 on, as fractions of amax.
 
         They ascend from 0 to 1. INT8's 127 steps and zero have 128 equal intervals, as in
-        pytorch-quantization's entropy calibrator. The intervals of a floating-point type meet
-        halfway between its values.
+        pytorch-quantization's entropy calibrator, and INT4's 7 steps have 8. The intervals of
+        a floating-point type meet halfway between its values.
         """
-        if self.name == INT8:
-            return np.arange(INT8_LEVELS + 2) / (INT8_LEVELS + 1)
+        if self.is_integer:
+            return np.arange(self.largest + 2) / (self.largest + 1)
         grid = self.grid() / self.largest
         middles = (grid[1:] + grid[:-1]) / 2
         return np.concatenate([[0.0], middles, [1.0]])
@@ -105,8 +122,9 @@ def _e4m3_step(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
 
 @cache
 def _grid(name: str) -> npt.NDArray[np.float64]:
-    if name == INT8:
-        return np.arange(INT8_LEVELS + 1, dtype=np.float64)
+    element = ELEMENT_TYPES[name]
+    if element.is_integer:
+        return np.arange(element.largest + 1, dtype=np.float64)
     fractions = np.arange(1 << E4M3_MANTISSA) / (1 << E4M3_MANTISSA)
     parts = [fractions * 2.0**E4M3_LEAST_EXPONENT]
     for exponent in range(E4M3_LEAST_EXPONENT, E4M3_LARGEST_EXPONENT + 1):
@@ -117,6 +135,7 @@ def _grid(name: str) -> npt.NDArray[np.float64]:
 
 ELEMENT_TYPES: dict[str, ElementType] = {
     INT8: ElementType(INT8, "INT8", 3, INT8_LEVELS, 13),
+    INT4: ElementType(INT4, "INT4", 22, INT4_LEVELS, 21, bits=4),
     E4M3: ElementType(E4M3, "FP8", 17, E4M3_LARGEST, 19, headroom=2.0),
 }
 
@@ -158,7 +177,8 @@ class Quantizer(msgspec.Struct, frozen=True, order=True):
     name: str
     #: ONNX element type of the quantized values.
     dtype: str
-    #: The dimension with one scale per index, or None for one scale for the whole tensor.
+    #: The dimension with one scale per index, or per block of indices; None for one scale for the
+    #: whole tensor.
     axis: int | None = None
 
     def __str__(self) -> str:
@@ -174,6 +194,35 @@ class Quantizer(msgspec.Struct, frozen=True, order=True):
         """Whether the range is observed on data rather than read from a constant."""
         return not FORMATS[self.name].constant
 
+    @property
+    def block_size(self) -> int:
+        """The values along the axis that share a scale; 0 where all of an index do."""
+        return FORMATS[self.name].block_size
+
+    @property
+    def is_weight_only(self) -> bool:
+        """Whether the layer's other operand stays in float."""
+        return self.block_size > 0
+
+    def attributes(self) -> dict[str, Any]:
+        """Return the attributes of the Q and of the DQ, which are integers."""
+        attributes: dict[str, Any] = {}
+        if self.axis is not None:
+            attributes["axis"] = self.axis
+        if self.block_size:
+            attributes["block_size"] = self.block_size
+        return attributes
+
+    def scale_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """Return the shape of the scales of a tensor of a shape."""
+        if self.axis is None:
+            return ()
+        if not self.block_size:
+            return (shape[self.axis],)
+        blocks = list(shape)
+        blocks[self.axis] = math.ceil(shape[self.axis] / self.block_size)
+        return tuple(blocks)
+
 
 class QuantizerFormat(msgspec.Struct, frozen=True):
     """A named format: a value of ``using`` before the operator specifies the axis."""
@@ -183,6 +232,8 @@ class QuantizerFormat(msgspec.Struct, frozen=True):
     #: Whether it is for constants only.
     constant: bool
     description: str
+    #: The values of a row that share a scale, 0 without blocks.
+    block_size: int = 0
 
 
 FORMATS: dict[str, QuantizerFormat] = {
@@ -200,6 +251,20 @@ FORMATS: dict[str, QuantizerFormat] = {
     ),
     "fp8-weight-per-channel": QuantizerFormat(
         E4M3, True, True, "FP8 E4M3, one scale per output channel of a constant"
+    ),
+    "int4-weight-block-64": QuantizerFormat(
+        INT4,
+        False,
+        True,
+        "INT4, one scale per 64 values that the product sums over; the other operand stays float",
+        64,
+    ),
+    "int4-weight-block-128": QuantizerFormat(
+        INT4,
+        False,
+        True,
+        "INT4, one scale per 128 values that the product sums over; the other operand stays float",
+        128,
     ),
     "fp8-weight-per-tensor": QuantizerFormat(
         E4M3, False, True, "FP8 E4M3, one scale for the whole constant"

@@ -116,6 +116,8 @@ def gather_ranges(
     if isinstance(known_ranges, Ranges):
         _require_no_data(job, known_ranges)
         ranges = known_ranges
+    elif known_ranges is None and not _has_activations(job.plan):
+        ranges = Ranges(job.plan.digest, "", 0, ())
     elif known_ranges is None or job.data is not None:
         if summary is not None:
             exact = summary.amax.keys() - summary.bounded
@@ -124,6 +126,11 @@ def gather_ranges(
     else:
         ranges = _make_given_ranges(job, summary)
     return ranges, summary
+
+
+def _has_activations(plan: Plan) -> bool:
+    """Whether a plan has pairs on activations, which alone need samples."""
+    return any(placement.quantizer.calibrated for placement in plan.placements)
 
 
 def observe_job(

@@ -13,7 +13,7 @@ from qdq.calibration.weight_scales import least_error_amax, least_shift_amax
 from qdq.errors import ModelError
 from qdq.graph.bodies import qualified_name
 from qdq.graph.index import Edge, GraphIndex
-from qdq.graph.operands import channel_amax, reshape_by_channels
+from qdq.graph.operands import channel_amax, reshape_by_channels, split_blocks
 from qdq.planning.decisions import Placement
 from qdq.quantizer import Quantizer
 from qdq.ranges.given_ranges import GivenSummary
@@ -77,6 +77,8 @@ class PairScaler:
             amax = self._amax[tensor, quantizer.dtype]
             return np.array([amax])
         given_amax = self._given_weights.get((tensor, quantizer.axis))
+        if quantizer.block_size:
+            return self._compute_block_amax(placement.edge, quantizer)
         if given_amax is None:
             return self._compute_weight_amax(placement.edge, quantizer, readers)
         if all(given_amax):
@@ -95,6 +97,13 @@ class PairScaler:
             if amax is not None:
                 return amax
         return channel_amax(weight, quantizer.axis)
+
+    def _compute_block_amax(self, edge: Edge, quantizer: Quantizer) -> Array:
+        """Return the amax of each block of a weight, in the order of its scales."""
+        rows = split_blocks(self._read_weight(edge), quantizer.axis or 0, quantizer.block_size)
+        if self._weight_method == "max":
+            return channel_amax(rows, 0)
+        return least_error_amax(rows, 0, quantizer.element)
 
     def _read_weight(self, edge: Edge) -> Array:
         """Return a weight's values as float32; raises ModelError where one is NaN or Inf."""

@@ -40,10 +40,11 @@ from qdq.observers.collection import Observing
 from qdq.pipeline.buildable import RULE_FILE_SUFFIX, leave_float_yaml
 from qdq.pipeline.partial_rule_file import SENSITIVE_FILE_SUFFIX, sensitive_yaml
 from qdq.pipeline.quantize_model import Quantized, quantize
-from qdq.pipeline.quantize_request import BuildOptions
+from qdq.pipeline.quantize_request import FLOAT_WEIGHTS, WEIGHT_FORMS, BuildOptions
 from qdq.pipeline.recovery_options import Recovery
 from qdq.pipeline.requantize import MODES, REPAIR
 from qdq.planning.planner import find_quantized_nodes
+from qdq.quantizer import FORMATS
 from qdq.ranges.known_ranges import KnownRanges
 from qdq.ranges.range_file import write_ranges
 from qdq.reports.report import Report, check_report_path, render, report_sections
@@ -75,6 +76,7 @@ class QuantizeOptions(msgspec.Struct, frozen=True):
     metric: str | None
     thresholds: Thresholds
     partial: PartialArguments
+    store_weights: str
     layout: str
 
     @property
@@ -154,6 +156,15 @@ class _Inputs(msgspec.Struct, frozen=True):
 @metric_option
 @threshold_options
 @partial_options
+@click.option(
+    "--store-weights",
+    type=click.Choice(WEIGHT_FORMS),
+    default=FLOAT_WEIGHTS,
+    show_default=True,
+    help="Form of the weights in the file: float with pairs, which strips byte for byte, or "
+    "quantized (INT8, FP8, INT4) with a DequantizeLinear alone, a quarter of the size or less. "
+    "gptq: quantized, rounded so that the layers' outputs change least on samples.",
+)
 @format_option
 @click.pass_context
 @collect_options(QuantizeOptions)
@@ -217,7 +228,8 @@ def _quantize(options: QuantizeOptions, inputs: _Inputs) -> Quantized:
     index = GraphIndex(inputs.source)
     require_shapes(index, inputs.shapes)
     has_ranges = inputs.known_ranges is not None or bool(find_quantized_nodes(inputs.source))
-    feeds = options.data.open_feeds(index, optional=has_ranges)
+    is_optional = has_ranges or _quantizes_weights_alone(inputs.rules)
+    feeds = options.data.open_feeds(index, optional=is_optional)
     total = feeds.count if feeds else None
     with (
         progress("building", unit="builds") as advance_builds,
@@ -248,7 +260,14 @@ def _quantize(options: QuantizeOptions, inputs: _Inputs) -> Quantized:
             recovery=Recovery(
                 options.partial.guard, inputs.budget, options.partial.recover, advance_runs
             ),
+            store_weights=options.store_weights,
         )
+
+
+def _quantizes_weights_alone(rules: RuleSet) -> bool:
+    """Whether no rule asks for a pair on an activation."""
+    formats = {rule.using for rule in rules.rules if rule.using}
+    return bool(formats) and all(FORMATS[name].constant for name in formats)
 
 
 def _make_report(options: QuantizeOptions, inputs: _Inputs, result: Quantized) -> Report:

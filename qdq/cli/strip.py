@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -13,7 +14,7 @@ from qdq.cli.options import FILE, OUTPUT_FILE, output_options
 from qdq.files.output import check_output, write_atomic, written_together
 from qdq.graph.bodies import all_graphs, all_nodes
 from qdq.graph.loader import load
-from qdq.graph.pairs import find_pairs, stored_tensors
+from qdq.graph.pairs import QdqPair, find_pairs, stored_tensors
 from qdq.graph.quantized_operators import is_quantized_operator
 from qdq.quantized.stripper import strip
 from qdq.rewriting.model_file import save
@@ -33,6 +34,8 @@ _LAYOUTS = {".cache": CACHE, ".json": JSON}
 @output_options
 def command(model: Path, ranges: Path | None, output: Path, force: bool) -> None:
     """Write MODEL without its Q/DQ pairs. A model that qdq quantized is restored byte for byte.
+
+    Where MODEL stores quantized weights, the result has their dequantized values.
 
     \b
     Example:
@@ -61,6 +64,9 @@ def _summarize(quantized_graph: onnx.GraphProto, float_graph: onnx.GraphProto) -
     total = _count_pairs(quantized_graph)
     removed = total - _count_pairs(float_graph)
     summary = f"removed {removed} of {total} pairs"
+    dequantized = _count_stored_pairs(quantized_graph) - _count_stored_pairs(float_graph)
+    if dequantized:
+        summary = f"{summary}, stored the dequantized values of {dequantized} of them"
     converted = 0
     for _, node in all_nodes(quantized_graph):
         if is_quantized_operator(node):
@@ -72,9 +78,16 @@ def _summarize(quantized_graph: onnx.GraphProto, float_graph: onnx.GraphProto) -
 
 def _count_pairs(main_graph: onnx.GraphProto) -> int:
     """Return the number of pairs in a graph and its bodies."""
+    return sum(1 for _ in _all_pairs(main_graph))
+
+
+def _count_stored_pairs(main_graph: onnx.GraphProto) -> int:
+    """Return the number of pairs whose quantized values are stored."""
+    return sum(pair.q is None for pair in _all_pairs(main_graph))
+
+
+def _all_pairs(main_graph: onnx.GraphProto) -> Iterator[QdqPair]:
     stored: set[str] = set()
-    count = 0
     for graph in all_graphs(main_graph):
         stored.update(stored_tensors(graph))
-        count += len(find_pairs(graph, stored))
-    return count
+        yield from find_pairs(graph, stored)

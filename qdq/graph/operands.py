@@ -101,6 +101,30 @@ def channel_axis(index: GraphIndex, edge: Edge) -> int | None:
     return rank - 1 if is_weight else rank - 2
 
 
+def block_axis(index: GraphIndex, edge: Edge) -> int | None:
+    """Return the axis of a weight that a product sums over, where blocks of it can share a scale.
+
+    That is the second factor of a Gemm or MatMul, if it is a matrix; None for other edges.
+    """
+    node = index.node(edge)
+    if edge.slot != _WEIGHT_SLOT or index.rank(edge.tensor) != _MATRIX_RANK:
+        return None
+    if node.op == "Gemm":
+        return 1 - _gemm_axis(node, edge.slot)
+    return 0 if node.op == "MatMul" else None
+
+
+def has_whole_blocks(index: GraphIndex, edge: Edge, block_size: float) -> bool:
+    """Whether the summed axis of a weight holds two or more whole blocks.
+
+    TensorRT-RTX 1.7.1 dequantizes a weight of one block in a separate kernel.
+    """
+    axis = block_axis(index, edge)
+    shape = index.shape(edge.tensor)
+    size = shape[axis] if shape is not None and axis is not None else None
+    return size is not None and size > block_size and size % block_size == 0
+
+
 def einsum_labels(node: Node) -> tuple[str, str, str] | None:
     """Return the labels of both operands and the result of an Einsum that is a matrix product.
 
@@ -153,6 +177,14 @@ def channel_amax(weight: Array, axis: int | None) -> Array:
     lowest = weight.min(axis=reduced, initial=0.0)
     amax = np.maximum(highest, -lowest)
     return np.atleast_1d(amax).astype(np.float32)
+
+
+def split_blocks(weight: Array, axis: int, block_size: int) -> Array:
+    """Return the blocks of a weight along an axis as rows, in the order of a tensor of them."""
+    before, after = weight.shape[:axis], weight.shape[axis + 1 :]
+    blocks = weight.reshape(*before, -1, block_size, *after)
+    blocks = np.moveaxis(blocks, axis + 1, -1)
+    return blocks.reshape(-1, block_size)
 
 
 def input_channel_axis(index: GraphIndex, node: Node) -> int | None:

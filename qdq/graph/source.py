@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Union
 
 import msgspec
 from google.protobuf.message import Message
-from onnx import ModelProto, TensorProto
+from onnx import GraphProto, ModelProto, TensorProto
 from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 
 from qdq.errors import ModelError
-from qdq.graph.bodies import all_tensors, node_tensors
+from qdq.graph.bodies import all_graphs, all_tensors, node_tensors
+from qdq.graph.quantized_operators import DEQUANTIZE, QUANTIZE
 from qdq.printable import encodable_name
 
 if TYPE_CHECKING:
@@ -22,6 +23,13 @@ if TYPE_CHECKING:
 
 #: The forms in which the library's functions take a model.
 ModelLike = Union[str, Path, ModelProto, "gs.Graph", "Source"]
+
+_FLOAT_TYPES = (
+    TensorProto.FLOAT,
+    TensorProto.FLOAT16,
+    TensorProto.BFLOAT16,
+    TensorProto.DOUBLE,
+)
 
 #: Weights up to this many bytes stay in a light copy.
 _LARGEST_LIGHT_BYTES = 1 << 12
@@ -92,15 +100,18 @@ def canonical_bytes(model: ModelProto) -> bytes:
 
 
 def light_copy(model: ModelProto) -> ModelProto:
-    """Return a copy without the data of large weights, for work on the graph alone.
+    """Return a copy without the data of large float weights, for work on the graph alone.
 
-    Their names, types and dimensions stay.
+    Their names, types and dimensions stay. Stripping reads the values of other weights, and scales.
     """
     copy = ModelProto()
     copy_fields(model, copy, excluded="graph")
     copy_fields(model.graph, copy.graph, excluded="initializer")
+    scales = _find_scales(model.graph)
     for tensor in model.graph.initializer:
-        if len(tensor.dims) <= 1 or tensor.ByteSize() <= _LARGEST_LIGHT_BYTES:
+        is_small = len(tensor.dims) <= 1 or tensor.ByteSize() <= _LARGEST_LIGHT_BYTES
+        is_float = tensor.data_type in _FLOAT_TYPES
+        if is_small or not is_float or tensor.name in scales:
             copy.graph.initializer.append(tensor)
         else:
             light_tensor = copy.graph.initializer.add()
@@ -108,6 +119,16 @@ def light_copy(model: ModelProto) -> ModelProto:
             light_tensor.data_type = tensor.data_type
             light_tensor.dims.extend(tensor.dims)
     return copy
+
+
+def _find_scales(main_graph: GraphProto) -> set[str]:
+    """Return the names of the scales of pairs in a graph and its bodies."""
+    scales: set[str] = set()
+    for graph in all_graphs(main_graph):
+        for node in graph.node:
+            if node.op_type in (QUANTIZE, DEQUANTIZE):
+                scales.update(node.input[1:2])
+    return scales
 
 
 def copy_fields(source: Message, copy: Message, excluded: str) -> None:

@@ -6,6 +6,7 @@ placeholder scales, because a compiler's refusal depends on types and shapes alo
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping
 
@@ -19,6 +20,7 @@ from qdq.graph.bodies import qualified_name
 from qdq.graph.index import Edge, GraphIndex
 from qdq.graph.operands import is_operand
 from qdq.graph.pairs import PAIR_OPERATORS
+from qdq.graph.shape_inference import known_sizes
 from qdq.graph.source import Source
 from qdq.pipeline.bisection import (
     BisectionResult,
@@ -30,7 +32,7 @@ from qdq.pipeline.leave_float_file import LeaveFloatRule, format_leave_float_rul
 from qdq.planning.decisions import Placement, Plan, group_by_pair
 from qdq.planning.plan_request import PlanRequest, exact_globs
 from qdq.planning.planner import plan_index
-from qdq.quantizer import E4M3
+from qdq.quantizer import E4M3, INT4
 from qdq.rewriting.inserter import apply_plan
 from qdq.rules.rule import RuleSet
 from qdq.runtime.session import Progress
@@ -46,7 +48,10 @@ BuildFunction = Callable[[onnx.ModelProto], CompilerRefusal | None]
 _PLACEHOLDER_SCALE = 2.0**-6
 
 #: The names of FP8 in the messages of compilers that refuse a type and not a layer.
-_FP8_NAMES = re.compile(r"fp8|float8|e4m3", re.IGNORECASE)
+_TYPE_NAMES = {
+    E4M3: re.compile(r"fp8|float8|e4m3", re.IGNORECASE),
+    INT4: re.compile(r"int4", re.IGNORECASE),
+}
 
 #: The reason in the rule file that a search writes.
 _RULE_REASON = "With all of these in float it builds; with any one of them quantized it does not."
@@ -207,13 +212,13 @@ def _make_placeholder_scales(index: GraphIndex, plan: Plan) -> Scales:
 
 def _count_channels(index: GraphIndex, placement: Placement) -> int:
     """Return the number of scales of a placement, 1 without an axis."""
-    axis = placement.quantizer.axis
-    if axis is None:
+    quantizer = placement.quantizer
+    if quantizer.axis is None:
         return 1
     scope = index.scope(placement.edge)
     tensor = placement.edge.tensor
-    size = (scope.shape(tensor) or scope.constant(tensor).shape)[axis]
-    return int(size or scope.constant(tensor).shape[axis])
+    shape = known_sizes(scope.shape(tensor)) or scope.constant(tensor).shape
+    return math.prod(quantizer.scale_shape(shape))
 
 
 def _name_nodes_by_label(model: onnx.ModelProto, index: GraphIndex) -> onnx.ModelProto:
@@ -231,17 +236,18 @@ def _resolve_groups(
 ) -> CompilerRefusal:
     """Return a refusal whose nodes are groups.
 
-    A Q or DQ stands for the nodes that read it. A message about FP8 that names no node points to
-    all groups in FP8.
+    A Q or DQ stands for the nodes that read it. A message about FP8 or INT4 that names no node
+    points to all groups in that type.
     """
     nodes: dict[str, None] = {}
     for name in refusal.nodes:
         nodes.update(dict.fromkeys(_find_float_nodes(model.graph, name)))
-    if nodes or not _FP8_NAMES.search(refusal.message):
+    refused = {name for name, words in _TYPE_NAMES.items() if words.search(refusal.message)}
+    if nodes or not refused:
         return msgspec.structs.replace(refusal, nodes=tuple(nodes))
     suspects: dict[str, None] = {}
     for placement in plan.placements:
-        if placement.quantizer.dtype == E4M3:
+        if placement.quantizer.dtype in refused:
             suspects[_get_group(placement.edge)] = None
     return msgspec.structs.replace(refusal, nodes=(), suspects=tuple(suspects))
 

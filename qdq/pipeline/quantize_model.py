@@ -30,6 +30,7 @@ from qdq.pipeline.buildable import (
 )
 from qdq.pipeline.pair_locations import keep_locations
 from qdq.pipeline.quantize_request import (
+    FLOAT_WEIGHTS,
     BuildOptions,
     CalibrationOptions,
     QuantizeRequest,
@@ -57,8 +58,9 @@ from qdq.pipeline.unfilled_tensors import (
     has_all_tensors,
     make_filled_request,
 )
+from qdq.pipeline.weight_storage import store_planned_weights
 from qdq.planning.decisions import Placement, Plan, SensitiveLayer
-from qdq.planning.graph_reasons import describe_other_layers
+from qdq.planning.graph_reasons import describe_left_float, describe_other_layers
 from qdq.planning.plan_request import PlanRequest, exact_globs
 from qdq.planning.planner import find_quantized_nodes, plan_source
 from qdq.quantized.model import QuantizedModel
@@ -116,16 +118,15 @@ def quantize(  # noqa: PLR0913 keyword arguments of the public function
     given: RangesLike | None = None,
     existing: str = REPAIR,
     recovery: Recovery = DEFAULT_RECOVERY,
+    store_weights: str = FLOAT_WEIGHTS,
 ) -> Quantized:
     """Return the quantized copy of a model, with its plan, scales and findings.
 
-    The pairs of a model that is quantized already stay (``existing="keep"``), are placed as the
-    rules require (``"repair"``), or are removed first (``"replace"``). Pairs that stay keep their
-    scales; data is only needed for those that have none. `given` holds ranges from another source,
-    as `calibrate` accepts them. `planned` is called with the plan before calibration starts.
-    `until_it_builds` compiles the plan for its rtx targets first, and leaves in float the nodes
-    that the compiler refuses. `recovery` states how accuracy is kept. Raises ModelError, RuleError,
-    DataError, MetricError or UsageError, as the stages do. The model passed in is never changed.
+    `existing` states what happens to the pairs of a quantized model: "keep", "repair" or "replace".
+    Pairs that stay keep their scales. `given` holds ranges from another source, as `calibrate`
+    accepts them. `planned` is called with the plan before calibration. `until_it_builds` leaves in
+    float what the compiler refuses. `recovery` states how accuracy is kept, `store_weights` the
+    form of weights: "float", "quantized" or "gptq" for a smaller file. Raises the stages' errors.
     """
     request = QuantizeRequest(
         model,
@@ -135,6 +136,7 @@ def quantize(  # noqa: PLR0913 keyword arguments of the public function
         to_build_options(until_it_builds),
         recovery,
         planned,
+        store_weights,
     )
     return run_request(request)
 
@@ -249,7 +251,7 @@ def _require_placements(prepared: PreparedModel, index: GraphIndex, plan: Plan) 
         fix = "Run 'qdq check' to list its pairs, or 'qdq strip' to remove them."
     raise ModelError(
         f"{source.path or source.name}: the rules {rule_sets} quantize nothing in it for "
-        f"{targets}. {fix}"
+        f"{targets}{describe_left_float(plan)}. {fix}"
     )
 
 
@@ -348,11 +350,11 @@ def _rewrite(
     request: QuantizeRequest, prepared: PreparedModel, calibrated: CalibratedModel
 ) -> Quantized:
     """Insert the pairs, check the result, and build it where that is requested."""
-    planned, scales = calibrated.planned, calibrated.scales
-    plan = planned.plan
-    is_float = prepared.quantized_model is None
+    planned, scales, plan = calibrated.planned, calibrated.scales, calibrated.planned.plan
     rewritten = apply_plan(planned.index, plan, scales)
-    rewritten, steps = correct_biases(request, calibrated, rewritten, is_float)
+    stored, weight_steps = store_planned_weights(request, calibrated, rewritten)
+    is_float = prepared.quantized_model is None
+    model, steps = correct_biases(request, calibrated, stored, is_float)
     source = prepared.source
     findings = check(
         Source(source.path, light_copy(rewritten), source.digest),
@@ -362,15 +364,15 @@ def _rewrite(
         weights=False,
     )
     if planned.build is not None:
-        _require_build(source, planned.build, rewritten)
+        _require_build(source, planned.build, model)
     existing = None
     if prepared.quantized_model is not None:
-        result = QuantizedModel(Source(source.path, rewritten, source.digest))
+        result = QuantizedModel(Source(source.path, model, source.digest))
         existing = describe_existing(
             request.existing, prepared.quantized_model, plan, scales, result
         )
     return Quantized(
-        model=rewritten,
+        model=model,
         source=planned.index.source,
         plan=plan,
         scales=scales,
@@ -379,7 +381,7 @@ def _rewrite(
         ranges=calibrated.ranges,
         existing=existing,
         partial=calibrated.partial,
-        recovery=(*calibrated.recovery, *steps),
+        recovery=(*calibrated.recovery, *weight_steps, *steps),
     )
 
 

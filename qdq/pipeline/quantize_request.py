@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 
 import msgspec
 
-from qdq.arguments import require_callable, require_type
+from qdq.arguments import require_callable, require_choice, require_type
 from qdq.data.feeds import DataLike
 from qdq.data.sample_recorder import record_samples
 from qdq.graph.shape_profiles import Profile, ProfilesLike, to_profiles
@@ -23,6 +23,13 @@ from qdq.target import Target, TargetsLike, to_targets
 
 #: The samples that are kept of data which can be iterated only once.
 RECORDED_SAMPLES = 8
+
+#: The forms of a quantized model's weights: floats with pairs, and quantized values, the nearest
+#: ones or those that GPTQ chooses.
+FLOAT_WEIGHTS = "float"
+QUANTIZED_WEIGHTS = "quantized"
+GPTQ_WEIGHTS = "gptq"
+WEIGHT_FORMS = (FLOAT_WEIGHTS, QUANTIZED_WEIGHTS, GPTQ_WEIGHTS)
 
 
 class BuildOptions(msgspec.Struct, frozen=True):
@@ -117,8 +124,11 @@ class QuantizeRequest(msgspec.Struct, frozen=True):
     recovery: Recovery
     #: Called with the plan before calibration starts.
     planned: Callable[[Plan], None] | None
+    #: One of WEIGHT_FORMS.
+    store_weights: str = FLOAT_WEIGHTS
 
     def __post_init__(self) -> None:
+        require_choice(self.store_weights, WEIGHT_FORMS, "store_weights")
         require_callable(self.planned, "planned")
         require_type(self.recovery, Recovery, "recovery", "qdq.Recovery(...)")
 

@@ -22,12 +22,12 @@ LEAST_GAIN_DB = 1.0
 class RecoveryStep(msgspec.Struct, frozen=True):
     """One method that was tried, and what it gained."""
 
-    #: "equalize", "refine" or "bias".
+    #: "equalize", "refine", "gptq" or "bias".
     method: str
     #: How many tensors or layers it changed.
     places: int
     #: The signal-to-noise ratio in dB without and with it: at the scores, before a final Softmax
-    #: or Sigmoid; for "bias" at the outputs.
+    #: or Sigmoid; for "gptq" and "bias" at the outputs.
     before_db: float
     after_db: float
     is_kept: bool

@@ -11,7 +11,7 @@ from qdq.graph.constant_chains import depends_on_file_alone, explain_unknown_val
 from qdq.graph.index import Edge, GraphIndex, Node
 from qdq.graph.operands import operands
 from qdq.graph.operators import WEIGHTED
-from qdq.planning.decisions import CONSTANT, TYPE, UNKNOWN, UNUSED, LeftFloat
+from qdq.planning.decisions import CONSTANT, TYPE, UNKNOWN, UNUSED, LeftFloat, Plan
 
 #: Float types whose tensors get no pair, by their name.
 _OTHER_FLOATS: dict[int, str] = {TensorProto.BFLOAT16: "bfloat16", TensorProto.DOUBLE: "float64"}
@@ -106,4 +106,12 @@ def _find_other_type(index: GraphIndex, node: Node) -> str:
         float_type = _OTHER_FLOATS.get(index.elem_type(tensor))
         if float_type is not None:
             return float_type
+    return ""
+
+
+def describe_left_float(plan: Plan) -> str:
+    """Return the rule that leaves most edges of a plan in float, in brackets; "" without one."""
+    reasons = Counter((item.because, item.reason) for item in plan.left_float)
+    for (rule, reason), _ in reasons.most_common(1):
+        return f" ({rule}: {reason.rstrip('.')})"
     return ""

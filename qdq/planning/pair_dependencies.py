@@ -94,6 +94,8 @@ def _find_missing_edge(
     index: CompilerView, edge: Edge, placed: dict[Edge, Placement]
 ) -> Edge | None:
     quantizer = placed[edge].quantizer
+    if quantizer.is_weight_only:
+        return None
     for required in _required_edges(index, edge):
         if required not in placed:
             return required

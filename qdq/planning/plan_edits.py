@@ -8,7 +8,7 @@ from qdq.arguments import require_type
 from qdq.errors import PlanError, did_you_mean
 from qdq.graph.compiler_view import CompilerView
 from qdq.graph.index import Edge, GraphIndex, Node
-from qdq.graph.operands import channel_axis
+from qdq.graph.operands import block_axis, channel_axis, has_whole_blocks
 from qdq.planning.decisions import Placement, Plan
 from qdq.planning.pair_dependencies import find_unmet_need
 from qdq.planning.plan_document import PlanFile
@@ -91,10 +91,24 @@ def _explain_unfit_format(placement: Placement, index: GraphIndex) -> str:
     if "-weight" in quantizer.name and not index.is_constant(tensor):
         return f"{tensor!r} is computed. A weight format needs a constant."
     form = FORMATS[quantizer.name]
+    if form.block_size:
+        return _explain_unfit_blocks(placement.edge, quantizer, index)
     if form.per_channel:
         return _explain_unfit_axis(placement.edge, quantizer.axis, index)
     if quantizer.axis is not None:
         return "this format has one scale and no axis. Remove 'axis'."
+    return ""
+
+
+def _explain_unfit_blocks(edge: Edge, quantizer: Quantizer, index: GraphIndex) -> str:
+    """Return the reason why a weight has no whole blocks along an axis, "" where it has."""
+    axis = block_axis(index, edge)
+    if axis is None:
+        return f"{edge.tensor!r} is no matrix that a Gemm or MatMul multiplies with."
+    if quantizer.axis != axis:
+        return f"the blocks of {edge.tensor!r} are along axis {axis}. Write 'axis: {axis}'."
+    if not has_whole_blocks(index, edge, quantizer.block_size):
+        return f"axis {axis} of {edge.tensor!r} has no whole blocks of {quantizer.block_size}."
     return ""
 
 
@@ -200,6 +214,6 @@ def _fits_rank(quantizer: Quantizer, rank: int | None) -> bool:
     if axis is None:
         return True
     form = FORMATS[quantizer.name]
-    if not form.per_channel:
+    if not form.per_channel and not form.block_size:
         return False
     return rank is None or 0 <= axis < rank

@@ -13,7 +13,7 @@ from qdq.graph.bodies import all_nodes, qualified_name
 from qdq.graph.compiler_view import CompilerView
 from qdq.graph.index import Edge, GraphIndex, Node
 from qdq.graph.loader import load, raise_source_opset
-from qdq.graph.operands import channel_axis, operands
+from qdq.graph.operands import block_axis, channel_axis, has_whole_blocks, operands
 from qdq.graph.operators import PLANNED_BODIES
 from qdq.graph.opset import FLOAT16_OPSET, default_opset, holds_short_floats
 from qdq.graph.quantized_operators import is_quantized
@@ -45,7 +45,7 @@ from qdq.planning.graph_reasons import (
 from qdq.planning.pair_dependencies import unmet_needs
 from qdq.planning.plan_request import PlanRequest, exact_globs, to_globs
 from qdq.planning.scale_groups import find_scale_groups
-from qdq.quantizer import FORMATS, Quantizer
+from qdq.quantizer import ELEMENT_TYPES, FORMATS, INT8, Quantizer
 from qdq.rules.facts import Scene
 from qdq.rules.kernel_tables import describe_borrowed_tables
 from qdq.rules.matcher import Verdict, match_rules, require_matches
@@ -100,8 +100,9 @@ def source_at_plan_opset(source: Source, plan: Plan, index: GraphIndex | None = 
 
     `index` is the model's, where there is one already.
     """
-    element_opset = max((p.quantizer.element.opset for p in plan.placements), default=0)
-    raised = raise_source_opset(source, element_opset, "FP8")
+    elements = {p.quantizer.element for p in plan.placements}
+    newest = max(elements, key=lambda element: element.opset, default=ELEMENT_TYPES[INT8])
+    raised = raise_source_opset(source, newest.opset if elements else 0, newest.label)
     is_old = default_opset(raised.model) < FLOAT16_OPSET
     if is_old and holds_short_floats(source.model) and _has_short_float_pair(index or source, plan):
         raised = raise_source_opset(raised, FLOAT16_OPSET, "16-bit")
@@ -291,6 +292,14 @@ def _make_placement(index: GraphIndex, verdict: Verdict) -> Placement:
             "Narrow the rule's 'where'."
         )
     axis = channel_axis(index, edge) if form.per_channel else None
+    if form.block_size:
+        axis = block_axis(index, edge)
+        if axis is None or not has_whole_blocks(index, edge, form.block_size):
+            raise RuleError(
+                f"{rule.at('using')}: the rule uses {verdict.using} on edge {edge}, which has no "
+                f"whole blocks of {form.block_size}. Narrow the rule's 'where', or add a rule with "
+                "'edge: unblocked-weight' that leaves it in float."
+            )
     quantizer = Quantizer(verdict.using, form.dtype, axis)
     rule_names = tuple(rule.name for rule in verdict.rules)
     return Placement(edge, quantizer, rule_names)

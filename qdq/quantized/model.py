@@ -257,10 +257,15 @@ def require_same_graph(float_index: GraphIndex, quantized: QuantizedModel) -> No
 
 
 def _list_operators(index: GraphIndex) -> list[str]:
-    """Return the operators of a graph and its bodies in order."""
+    """Return the operators of a graph and its bodies in order.
+
+    Without those that compute constants: a weight stored as integers needs none.
+    """
     operators: list[str] = []
     for scope in index.scopes.values():
-        operators.extend(node.op for node in scope.nodes)
+        for node in scope.nodes:
+            if not scope.constants.issuperset(filter(None, node.outputs)):
+                operators.append(node.op)
     return operators
 
 

@@ -282,7 +282,7 @@ def _iterate_applied_weights(
         edge = placement.edge
         axis = placement.quantizer.axis
         key = (edge.qualified_tensor, axis)
-        if placement.quantizer.calibrated or key in done:
+        if placement.quantizer.block_size or placement.quantizer.calibrated or key in done:
             continue
         done.add(key)
         amax = _find_weight_amax(index.scope(edge), edge.tensor, axis, by_tensor)

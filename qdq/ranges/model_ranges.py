@@ -112,10 +112,13 @@ def _read_weight_range(
 ) -> GivenWeightRange | None:
     """Return the ranges of a weight of a name, None where its integers are not symmetric.
 
-    The range is 0 where the scale is 0 or no finite number.
+    None too where blocks have scales, which are no ranges of channels. The range is 0 where the
+    scale is 0 or no finite number.
     """
     amax = exact_weight_amax(quantized)
     if amax is None or not amax.size:
+        return None
+    if quantized.pair.block_size and sum(size > 1 for size in amax.shape) > 1:
         return None
     axis = scale_axis(quantized_model, quantized)
     usable_amax = np.where(amax <= LARGEST_AMAX, amax, 0.0)

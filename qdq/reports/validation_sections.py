@@ -126,6 +126,8 @@ def layers_section(engine: EngineReport) -> Section:
 def _type_name(layer: LayerVerdict) -> str:
     if layer.int8:
         return "INT8"
+    if layer.int4:
+        return "INT4"
     return "FP8" if layer.fp8 else "float"
 
 
@@ -164,7 +166,7 @@ def _float_cells(engine: EngineReport) -> tuple[Any, ...]:
 def _quantized_cells(engine: EngineReport) -> tuple[Any, ...]:
     if engine.failure:
         return _FAILED_CELLS
-    count = sum(layer.int8 or layer.fp8 for layer in engine.layers)
+    count = sum(layer.int8 or layer.fp8 or layer.int4 for layer in engine.layers)
     return (
         f"{count} of {len(engine.layers)}",
         len(engine.standalone_qdq),
@@ -195,7 +197,7 @@ def _difference_lines(engine: EngineReport) -> Iterator[str]:
     for promise in engine.broken_promises:
         yield f"broken: {promise}"
     for layer in engine.layers:
-        is_float = not layer.int8 and not layer.fp8
+        is_float = not layer.int8 and not layer.fp8 and not layer.int4
         if is_float and not layer.promised and layer.node not in engine.unmapped:
             yield f"in float, as planned: {layer.node}"
     for node in engine.unmapped:

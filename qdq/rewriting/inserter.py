@@ -6,6 +6,7 @@ and zero points are initializers of the main graph, which every body can read.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -33,6 +34,7 @@ from qdq.graph.metadata import (
     remove_metadata,
 )
 from qdq.graph.quantized_operators import DEQUANTIZE, QUANTIZE
+from qdq.graph.shape_inference import known_sizes
 from qdq.graph.source import ModelLike, canonical_bytes, light_copy
 from qdq.graph.unique_names import UniqueNames
 from qdq.planning.decisions import Placement, Plan, group_by_pair
@@ -117,11 +119,8 @@ class _InsertedPair:
 
     def _make_node(self, op: str, name: str, tensor: str, result: str) -> NodeProto:
         """Return a Q or DQ with the rules that requested it."""
-        axis: dict[str, Any] = {}
-        if self.quantizer.axis is not None:
-            axis["axis"] = self.quantizer.axis
         inputs = [tensor, self.scale, self.zero_point]
-        node = helper.make_node(op, inputs, [result], name=name, **axis)
+        node = helper.make_node(op, inputs, [result], name=name, **self.quantizer.attributes())
         node.metadata_props.add(key=RULE_KEY, value=self._join_rules())
         return node
 
@@ -131,20 +130,21 @@ class _InsertedPair:
             rules.update(placement.because)
         return ", ".join(sorted(rules))
 
-    def initializers(self, scales: PairScale, dtype: np.dtype[Any]) -> Iterator[TensorProto]:
+    def initializers(
+        self, scales: PairScale, dtype: np.dtype[Any], shape: tuple[int, ...]
+    ) -> Iterator[TensorProto]:
         """Yield the scale in the tensor's float type, and the zero point 0 in the quantized type.
 
-        Both are scalars, or vectors along the axis.
+        Both are scalars, vectors along the axis, or have one value per block.
         """
         element = self.quantizer.element
         values = store_scales(scales.scales, element, dtype)
-        shape = () if self.quantizer.axis is None else (values.size,)
         yield numpy_helper.from_array(values.reshape(shape), self.scale)
         yield TensorProto(
             name=self.zero_point,
             data_type=element.code,
             dims=shape,
-            raw_data=bytes(values.size),
+            raw_data=element.zero_bytes(values.size),
         )
 
 
@@ -186,16 +186,16 @@ def _add_initializers(
                 " Calibrate again."
             )
         scope = scopes[pair.graph]
-        _check_scales(scope, pair.tensor, pair_scale)
+        shape = _find_scale_shape(scope, pair.tensor, pair.quantizer)
+        _check_scales(pair_scale, math.prod(shape))
         is_float = scope.is_float(pair.tensor)
         elem_type = scope.elem_type(pair.tensor) if is_float else TensorProto.FLOAT
         dtype = helper.tensor_dtype_to_np_dtype(elem_type)
-        graph.initializer.extend(pair.initializers(pair_scale, dtype))
+        graph.initializer.extend(pair.initializers(pair_scale, dtype, shape))
 
 
-def _check_scales(index: GraphIndex, tensor: str, pair_scale: PairScale) -> None:
+def _check_scales(pair_scale: PairScale, expected: int) -> None:
     """Raise PlanError unless a pair has as many scales as needed, all positive and finite."""
-    expected = _count_scales(index, tensor, pair_scale.quantizer.axis)
     is_valid = all(0.0 < scale <= _LARGEST_SCALE for scale in pair_scale.scales)
     if not is_valid or len(pair_scale.scales) != expected:
         raise PlanError(
@@ -204,13 +204,12 @@ def _check_scales(index: GraphIndex, tensor: str, pair_scale: PairScale) -> None
         )
 
 
-def _count_scales(index: GraphIndex, tensor: str, axis: int | None) -> int:
-    """Return the number of scales that a tensor needs along an axis, or without one."""
-    if axis is None:
-        return 1
-    shape = index.shape(tensor)
-    channels = shape[axis] if shape else None
-    return channels or index.constant(tensor).shape[axis]
+def _find_scale_shape(index: GraphIndex, tensor: str, quantizer: Quantizer) -> tuple[int, ...]:
+    """Return the shape of the scales that a tensor needs."""
+    if quantizer.axis is None:
+        return ()
+    shape = known_sizes(index.shape(tensor))
+    return quantizer.scale_shape(shape or index.constant(tensor).shape)
 
 
 def _insert_nodes(index: GraphIndex, graph: GraphProto, pairs: list[_InsertedPair]) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import msgspec
 import onnx
 
 from qdq.arguments import require_type, to_path
@@ -39,7 +40,8 @@ def save(model: onnx.ModelProto, source: Source, path: str | Path, force: bool =
     require_type(model, onnx.ModelProto, "model", "an onnx.ModelProto")
     require_type(source, Source, "source", "the result's source, or what qdq.load returns")
     path = to_path(path, "path")
-    _write(model, source, path, plan_external_copies(source, path, force))
+    written = msgspec.structs.replace(source, model=model)
+    _write(model, source, path, plan_external_copies(written, path, force))
 
 
 def save_in_place(model: onnx.ModelProto, source: Source, path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import msgspec
 import onnx
@@ -49,19 +48,17 @@ class SwitchablePair(msgspec.Struct, frozen=True):
         """
         scale, zero_point = f"{self.input_name}_scale", f"{self.input_name}_zero_point"
         quantized = f"{result}_quantized"
-        axis: dict[str, Any] = {}
-        if self.quantizer.axis is not None:
-            axis["axis"] = self.quantizer.axis
+        attributes = self.quantizer.attributes()
         zero_values = TensorProto(
             data_type=self.quantizer.element.code,
             dims=self.scales.shape,
-            raw_data=bytes(self.scales.size),
+            raw_data=self.quantizer.element.zero_bytes(self.scales.size),
         )
         return [
             helper.make_node("Constant", [], [scale], value=numpy_helper.from_array(self.scales)),
             helper.make_node("Constant", [], [zero_point], value=zero_values),
-            helper.make_node(QUANTIZE, [tensor, scale, zero_point], [quantized], **axis),
-            helper.make_node(DEQUANTIZE, [quantized, scale, zero_point], [result], **axis),
+            helper.make_node(QUANTIZE, [tensor, scale, zero_point], [quantized], **attributes),
+            helper.make_node(DEQUANTIZE, [quantized, scale, zero_point], [result], **attributes),
         ]
 
     def make_switch(self, tensor: str, result: str) -> NodeProto:
@@ -104,13 +101,19 @@ def list_switchable_pairs(
             placement,
             names.fresh(f"switch_{i}"),
             elem_type,
-            _store_pair_scales(placement.quantizer, elem_type, pair_scale),
+            _store_pair_scales(scope, placement, elem_type, pair_scale),
             scope.is_constant(edge.tensor),
         )
 
 
-def _store_pair_scales(quantizer: Quantizer, elem_type: int, pair_scale: PairScale) -> Array:
+def _store_pair_scales(
+    scope: GraphIndex, placement: Placement, elem_type: int, pair_scale: PairScale
+) -> Array:
     """Return the scales of a pair as the rewritten file holds them."""
+    quantizer = placement.quantizer
     dtype = helper.tensor_dtype_to_np_dtype(elem_type)
     values = store_scales(pair_scale.scales, quantizer.element, dtype)
-    return values.reshape(() if quantizer.axis is None else (values.size,))
+    if not quantizer.block_size:
+        return values.reshape(() if quantizer.axis is None else (values.size,))
+    shape = scope.constant(placement.edge.tensor).shape
+    return values.reshape(quantizer.scale_shape(shape))

@@ -25,6 +25,7 @@ class EngineExpectation(msgspec.Struct, frozen=True):
     target: Target
     int8: tuple[str, ...] = ()
     fp8: tuple[str, ...] = ()
+    int4: tuple[str, ...] = ()
     float: tuple[str, ...] = ()
 
 
@@ -51,6 +52,7 @@ class _EngineMapping(msgspec.Struct, forbid_unknown_fields=True):
     target: str
     int8: tuple[str, ...] = ()
     fp8: tuple[str, ...] = ()
+    int4: tuple[str, ...] = ()
     float: tuple[str, ...] = ()
 
 
@@ -208,7 +210,7 @@ def _convert_case(rule: str, name: str, mapping: LocatedMapping) -> Case:
 
 def _read_expectation(mapping: _EngineMapping) -> EngineExpectation:
     target = parse_target(mapping.target)
-    return EngineExpectation(target, mapping.int8, mapping.fp8, mapping.float)
+    return EngineExpectation(target, mapping.int8, mapping.fp8, mapping.int4, mapping.float)
 
 
 def normalize_spaces(text: str) -> str:

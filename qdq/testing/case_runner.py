@@ -320,6 +320,7 @@ def _engine_failures(
     expected_types = {
         "INT8": expectation.int8,
         "FP8": expectation.fp8,
+        "INT4": expectation.int4,
         "float": expectation.float,
     }
     failures: list[str] = []
@@ -336,7 +337,9 @@ def _engine_failures(
 
 
 def _engine_type(verdict: LayerVerdict) -> str:
-    """Return the type in which the engine runs a node."""
+    """Return the type in which the engine runs a node, or in which it keeps the weight."""
     if verdict.int8:
         return "INT8"
+    if verdict.int4:
+        return "INT4"
     return "FP8" if verdict.fp8 else "float"

@@ -20,6 +20,7 @@ from qdq.calibration.scales import Scales
 from qdq.graph.index import Edge, GraphIndex, Node
 from qdq.graph.operators import PRODUCTS, RECURRENT
 from qdq.planning.decisions import Plan
+from qdq.quantized.integer_values import spread_scale
 from qdq.quantizer import Quantizer
 from qdq.runtime.session import open_session, run_outputs
 
@@ -156,9 +157,8 @@ def _edge_error(
     quantizer, scale = pair
     element = quantizer.element
     if quantizer.axis is not None:
-        shape = [1] * value.ndim
-        shape[quantizer.axis] = -1
-        scale = scale.reshape(shape)
+        scale = scale.reshape(quantizer.scale_shape(value.shape))
+        scale = spread_scale(scale, value.shape, quantizer.axis, quantizer.block_size)
     largest_input = np.abs(value) + tensor_error
     clipping_error = np.maximum(largest_input - element.largest * scale, 0.0)
     rounding_error = element.error(largest_input / scale) * scale

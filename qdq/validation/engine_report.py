@@ -15,7 +15,7 @@ from qdq.graph.pairs import PAIR_OPERATORS
 from qdq.graph.quantized_operators import DEQUANTIZE
 from qdq.metrics.output_errors import OutputError
 from qdq.quantized.model import QuantizedEdge, QuantizedModel
-from qdq.quantizer import E4M3, ELEMENT_TYPES, INT8
+from qdq.quantizer import E4M3, ELEMENT_TYPES, INT4, INT8
 
 #: Kinds of engine layer that multiply matrices or convolve. Others are pointwise, or fuse whole
 #: attention blocks.
@@ -31,6 +31,7 @@ _MULTIPLYING = (
 )
 _INT8_LABEL = ELEMENT_TYPES[INT8].label
 _FP8_LABEL = ELEMENT_TYPES[E4M3].label
+_INT4_LABEL = ELEMENT_TYPES[INT4].label
 
 
 class LayerVerdict(msgspec.Struct, frozen=True):
@@ -42,7 +43,8 @@ class LayerVerdict(msgspec.Struct, frozen=True):
     op: str
     #: Whether it multiplies INT8 operands.
     int8: bool
-    #: Whether every operand has a pair, so that the plan promised INT8 or FP8.
+    #: Whether every operand has a pair, so that the plan promised INT8 or FP8, or the weight alone
+    #: has one in INT4.
     promised: bool
     #: The rules that asked for its pairs, "" where none did.
     rule: str
@@ -50,16 +52,21 @@ class LayerVerdict(msgspec.Struct, frozen=True):
     engine: str
     #: Whether it multiplies FP8 operands.
     fp8: bool = False
-    #: The type that the pairs promised: ``INT8``, ``FP8``, or "" where an operand has no pair.
+    #: The type that the pairs promised: ``INT8``, ``FP8``, ``INT4``, or "" where an operand has no
+    #: pair.
     expected_type: str = ""
     #: The documented rule that a predicted layer follows, "" for a real one.
     fusion_rule: str = ""
+    #: Whether the engine keeps its weight in INT4.
+    int4: bool = False
 
     @property
     def is_kept(self) -> bool:
         """Whether it multiplies the type that the pairs promised."""
         if self.expected_type == _INT8_LABEL:
             return self.int8
+        if self.expected_type == _INT4_LABEL:
+            return self.int4
         return self.fp8 and self.expected_type == _FP8_LABEL
 
 
@@ -286,7 +293,10 @@ def _judge_node(
     present_pairs = [pair for pair in operand_pairs if pair is not None]
     is_promised = len(present_pairs) == len(operand_pairs)
     expected_type = ""
-    if is_promised:
+    weight_pair = operand_pairs[1]
+    if weight_pair is not None and weight_pair.dtype == INT4:
+        is_promised, expected_type = True, _INT4_LABEL
+    elif is_promised:
         is_fp8 = all(pair.dtype == E4M3 for pair in present_pairs)
         expected_type = _FP8_LABEL if is_fp8 else _INT8_LABEL
     rules = dict.fromkeys(pair.pair.rules for pair in present_pairs if pair.pair.rules)
@@ -300,4 +310,5 @@ def _judge_node(
         fp8=layer is not None and layer.multiplies("FP8"),
         expected_type=expected_type,
         fusion_rule=layer.fusion_rule if layer else "",
+        int4=layer is not None and any(tensor.dtype == "Int4" for tensor in layer.constants),
     )

@@ -275,7 +275,7 @@ def test_a_rule_that_quantizes_nothing_is_refused_by_quantize_only(tmp_path: Pat
     )
 
     assert (
-        f"qdq: {model}: the rules rules quantize nothing in it for trt:sm80. Run 'qdq explain' for the reason."
+        f"qdq: {model}: the rules rules quantize nothing in it for trt:sm80 (mine: Some words). Run 'qdq explain' for the reason."
         in message
     )
     assert run("plan", model, "--rules", folder)[0] == 0

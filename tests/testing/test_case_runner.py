@@ -179,7 +179,9 @@ def test_an_after_is_compared_with_the_result(tmp_path: Path) -> None:
 
 def compiled(monkeypatch: pytest.MonkeyPatch, *, failure: str = "", **int8: bool) -> None:
     """Let the compiler answer with whether each node runs in INT8, or with a failure."""
-    layers = [SimpleNamespace(node=node, int8=yes, fp8=False) for node, yes in int8.items()]
+    layers = [
+        SimpleNamespace(node=node, int8=yes, fp8=False, int4=False) for node, yes in int8.items()
+    ]
     monkeypatch.setattr(
         case_runner,
         "validate",
