@@ -11,10 +11,15 @@ afterwards: the scale of each output channel is chosen so that the shift stays s
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 
 from qdq.arrays import Array, Floats
+from qdq.compiled.library import find_library
+from qdq.compiled.scale_search import search_scales
 from qdq.graph.operands import channel_amax
+from qdq.lane_sums import sum_lanes, sum_squared_lanes
 from qdq.quantizer import ELEMENT_TYPES, INT8, ElementType
 
 #: Ranges that are tried, relative to the largest absolute weight of the channel. In small weights
@@ -34,6 +39,21 @@ _REFINING_STEPS = 17
 _BLOCK = 1 << 16
 
 _TINY = np.finfo(np.float32).tiny
+
+
+class _InputMoments(NamedTuple):
+    """Means and variances of the inputs that a weight's rows are multiplied with."""
+
+    #: float32 [groups, width of a row].
+    mean: Array
+    variance: Array
+    #: The group of each row.
+    groups: Array
+
+    def of_rows(self, block: slice) -> tuple[Array, Array]:
+        """Return the means and variances of some rows."""
+        groups = self.groups[block]
+        return self.mean[groups], self.variance[groups]
 
 
 def least_shift_amax(
@@ -61,14 +81,8 @@ def least_shift_amax(
     candidates = _FINE_CANDIDATES
     if rows.size > _SMALL_WEIGHT:
         candidates = _COARSE_CANDIDATES
-    blocks = []
-    for block in _split_rows(rows):
-        groups = row_groups[block]
-        means = group_means[groups]
-        variances = group_variances[groups]
-        amax = _choose_least_cost(rows[block], means, variances, candidates, element)
-        blocks.append(amax)
-    return np.concatenate(blocks)
+    moments = _InputMoments(group_means, group_variances, row_groups)
+    return _choose_least_cost(rows, moments, candidates[:, None], element)
 
 
 def least_error_amax(
@@ -91,26 +105,38 @@ def least_error_amax(
     steps = np.arange(1, _FRACTION_STEPS + 1)
     fractions = _LEAST_FRACTION + step * steps
     fractions = fractions.astype(np.float32)
-    blocks = []
-    for block in _split_rows(rows):
-        amax = _choose_least_error(rows[block], fractions, step, element)
-        blocks.append(amax)
-    return np.concatenate(blocks)
-
-
-def _choose_least_error(rows: Array, fractions: Array, step: float, element: ElementType) -> Array:
-    """Return the amax per row with the least squared error, from two searches."""
-    first_row = rows[:1]
-    mean = np.broadcast_to(np.zeros_like(first_row), rows.shape)
-    variance = np.broadcast_to(np.ones_like(first_row), rows.shape)
-    coarse_amax = _choose_least_cost(rows, mean, variance, fractions, element)
+    coarse_amax = _choose_least_cost(rows, None, fractions[:, None], element)
     largest = channel_amax(rows, 0)
     largest = np.maximum(largest, _TINY)
     coarse_fractions = coarse_amax / largest
     offsets = np.linspace(-step, step, _REFINING_STEPS, dtype=np.float32)
     candidates = coarse_fractions + offsets[:, None]
     candidates = np.clip(candidates, fractions[0], fractions[-1])
-    return _choose_least_cost(rows, mean, variance, candidates, element)
+    return _choose_least_cost(rows, None, candidates, element)
+
+
+def _choose_least_cost(
+    rows: Array, moments: _InputMoments | None, candidates: Array, element: ElementType
+) -> Array:
+    """Return the amax per row with the least expected square of the output's change.
+
+    Without moments it is the one with the least square error. Candidates are relative to the row's
+    largest absolute value: [candidates, 1] for all rows, or [candidates, rows].
+    """
+    library = find_library()
+    if library is not None:
+        is_e4m3 = element.name != INT8
+        groups = None if moments is None else (moments.mean, moments.variance, moments.groups)
+        return search_scales(library, rows, groups, candidates, element.largest, is_e4m3)
+    blocks = []
+    for block in _split_rows(rows):
+        block_moments = None if moments is None else moments.of_rows(block)
+        block_candidates = candidates
+        if candidates.shape[1] > 1:
+            block_candidates = candidates[:, block]
+        amax = _choose_in_block(rows[block], block_moments, block_candidates, element)
+        blocks.append(amax)
+    return np.concatenate(blocks)
 
 
 def _split_rows(rows: Array) -> list[slice]:
@@ -125,30 +151,34 @@ def _split_rows(rows: Array) -> list[slice]:
 
 # The cost of an enormous weight is infinite; its largest value is then the range.
 @np.errstate(over="ignore", invalid="ignore")
-def _choose_least_cost(
-    rows: Array, mean: Array, variance: Array, candidates: Array, element: ElementType
+def _choose_in_block(
+    rows: Array,
+    moments: tuple[Array, Array] | None,
+    candidates: Array,
+    element: ElementType,
 ) -> Array:
-    """Return the amax per row with the least expected square of the output's change.
-
-    Candidates are relative to the row's largest absolute value: one number for all rows, or a
-    vector.
-    """
+    """Return the amax per row as `_choose_least_cost` does."""
     highest = rows.max(axis=1)
     lowest = rows.min(axis=1)
-    largest: Array = np.maximum(highest, -lowest)
-    count = len(candidates)
-    costs = np.empty((count, len(rows)), np.float32)
+    largest = np.maximum(np.abs(highest), np.abs(lowest))
+    costs = np.empty((len(candidates), len(rows)), np.float32)
     error = np.empty_like(rows)
+    scratch = np.empty((2, *rows.shape), np.float32)
     for candidate, cost in zip(candidates, costs, strict=True):
-        step = largest * (candidate / element.largest)
+        step = largest * (candidate / np.float32(element.largest))
         step = np.maximum(step, _TINY)
         is_clipping = bool(np.min(candidate) < 1.0)
         _round_error(rows, step[:, None], element, is_clipping=is_clipping, out=error)
-        _measure_cost(error, mean, variance, out=cost)
+        cost[:] = _measure_cost(error, moments, scratch)
+    return _pick_least(costs, candidates, largest)
+
+
+def _pick_least(costs: Array, candidates: Array, largest: Array) -> Array:
+    """Return the amax per row of the first candidate with the least cost, of finite ones."""
     costs[np.isnan(costs)] = np.inf
-    fractions = np.broadcast_to(candidates.reshape(count, -1), costs.shape)
+    fractions = np.broadcast_to(candidates, costs.shape)
     best = np.argmin(costs, axis=0)
-    best_fractions = fractions[best, np.arange(len(rows))]
+    best_fractions = fractions[best, np.arange(len(largest))]
     is_finite = costs.min(axis=0) < np.inf
     return np.where(is_finite, largest * best_fractions, largest)
 
@@ -157,16 +187,26 @@ def _round_error(
     rows: Array, step: Array, element: ElementType, *, is_clipping: bool, out: Array
 ) -> None:
     """Write the rounding error of each element to `out`."""
-    np.divide(rows, step, out=out)
+    np.multiply(rows, np.float32(1.0) / step, out=out)
     element.round_in_place(out, clip=is_clipping)
     out *= step
     out -= rows
 
 
-def _measure_cost(error: Array, mean: Array, variance: Array, out: Array) -> None:
-    """Write the expected square of the output's change per row to `out`; overwrites `error`."""
-    np.einsum("ki,ki->k", error, mean, out=out)
-    np.square(out, out=out)
-    np.square(error, out=error)
-    spread = np.einsum("ki,ki->k", error, variance)
-    np.add(out, spread, out=out)
+def _measure_cost(error: Array, moments: tuple[Array, Array] | None, scratch: Array) -> Array:
+    """Return the expected square of the output's change per row.
+
+    `scratch` is float32 [2, *shape of error] to calculate in.
+    """
+    if moments is None:
+        return sum_squared_lanes(error)
+    mean, variance = moments
+    shifts, spreads = scratch
+    np.multiply(error, mean, out=shifts)
+    np.square(error, out=spreads)
+    spreads *= variance
+    shift, spread = sum_lanes(scratch)
+    shift *= shift
+    shift += spread
+    cost: Array = shift
+    return cost

@@ -10,7 +10,10 @@ import numpy as np
 import numpy.typing as npt
 
 from qdq.arrays import Array
+from qdq.compiled.library import Library, find_library
+from qdq.compiled.tensor_measurement import BinCounts, can_measure, measure_tensor
 from qdq.errors import DataError, ModelError
+from qdq.lane_sums import sum_lanes, sum_squared_lanes
 from qdq.ranges.channel_importance import ChannelGrades
 from qdq.ranges.exact_sum import ExactSum
 from qdq.ranges.histogram import Histogram
@@ -41,9 +44,9 @@ class SampleStatistics(msgspec.Struct, frozen=True):
     size: int
     #: The largest absolute value; NaN where the tensor holds one.
     largest: float
-    #: The values to count and the largest absolute one of them, for each grade. All values are of
-    #: one grade where channels are not known.
-    parts: tuple[tuple[int, Array, float], ...]
+    #: The values to count, or their counts, and the largest absolute value, for each grade. All
+    #: values are of one grade where channels are not known.
+    parts: tuple[tuple[int, Array | BinCounts, float], ...]
     #: The sums of its channels and those of their squares, where moments are required.
     sums: tuple[Array, Array] | None
 
@@ -59,6 +62,8 @@ class TensorStatistics:
         self._histograms: dict[int, Histogram] = {}
         #: The positions of the channels of each grade.
         self._channels: dict[int, npt.NDArray[np.intp]] = {}
+        #: The position of each channel's grade in `_histograms`.
+        self._grade_positions: npt.NDArray[np.int32] | None = None
         if observed.histogram:
             self._prepare_histograms(None if is_flat else observed.grades)
         self._seen = False
@@ -76,7 +81,9 @@ class TensorStatistics:
             self._histograms[0] = Histogram()
             return
         of_channel = np.array(grades.of_channel)
-        for grade in sorted(set(grades.of_channel)):
+        used_grades, positions = np.unique(of_channel, return_inverse=True)
+        self._grade_positions = positions.astype(np.int32)
+        for grade in map(int, used_grades):
             self._histograms[grade] = Histogram()
             self._channels[grade] = np.flatnonzero(of_channel == grade)
 
@@ -87,6 +94,9 @@ class TensorStatistics:
                 f"tensor {self._tensor!r} holds {values.dtype} and cannot be quantized. "
                 "Fix the rule that selects it."
             )
+        library = find_library()
+        if library is not None and can_measure(values):
+            return self._measure_compiled(library, values)
         sums = None
         if self._axis is not None and values.size:
             sums = _sum_channels(values, self._axis)
@@ -97,12 +107,39 @@ class TensorStatistics:
         parts = tuple((grade, values, largest) for grade in grades)
         return SampleStatistics(values.size, largest, parts, sums)
 
+    def _measure_compiled(self, library: Library, values: Array) -> SampleStatistics:
+        """Return the statistics of one sample's values, counted, by the compiled library."""
+        has_grades = self._grades is not None and _has_channels(values, self._grades)
+        axis = self._axis
+        if has_grades and self._grades is not None:
+            axis = self._grades.axis
+        is_summing = self._axis is not None and _same_axis(values, self._axis, axis)
+        measurement = measure_tensor(
+            library,
+            values,
+            axis,
+            self._grade_positions if has_grades else None,
+            is_counting=bool(self._histograms),
+            is_summing=is_summing,
+        )
+        sums = None
+        if measurement.sums is not None:
+            sums = (measurement.sums[0], measurement.sums[1])
+        elif self._axis is not None:
+            sums = _sum_channels(values, self._axis)
+        grades = list(self._histograms)
+        parts: list[tuple[int, Array | BinCounts, float]] = []
+        for grade, counts in zip(grades, measurement.split_counts(), strict=False):
+            parts.append((grade, counts, counts.largest))
+        largest = float(measurement.largest.max())
+        return SampleStatistics(values.size, largest, tuple(parts), sums)
+
     def _measure_grades(
         self, values: Array, axis: int, sums: tuple[Array, Array] | None
     ) -> SampleStatistics:
         """Return the statistics of one sample's values with a part for each grade."""
         by_channel = _find_largest_by_channel(values, axis)
-        parts: list[tuple[int, Array, float]] = []
+        parts: list[tuple[int, Array | BinCounts, float]] = []
         for grade, channels in self._channels.items():
             part = values.take(channels, axis)
             part_largest = float(by_channel[channels].max())
@@ -121,7 +158,10 @@ class TensorStatistics:
         self._filled = self._filled or sample.size > 0
         self._amax = max(self._amax, sample.largest)
         for grade, values, largest in sample.parts:
-            self._histograms[grade].add(values, largest)
+            if isinstance(values, BinCounts):
+                self._histograms[grade].add_counts(values)
+            else:
+                self._histograms[grade].add(values, largest)
         if sample.sums is not None:
             self._add_moments(sample.size, *sample.sums)
 
@@ -173,13 +213,11 @@ def _sum_channels(values: Array, axis: int) -> tuple[Array, Array]:
     Both are float32 [entries, channels], entries being those of axis 0. The sums of an entry do not
     depend on the other entries.
     """
-    channels = np.moveaxis(values, axis, 1) if values.ndim > 1 else values[None, :]
+    channels = np.moveaxis(values, axis, 1) if values.ndim > 1 else values.reshape(1, -1)
     rows = channels.reshape(len(channels), channels.shape[1], -1)
     rows = rows.astype(np.float32, copy=False)
     with np.errstate(over="ignore", invalid="ignore"):
-        sums = rows.sum(axis=2)
-        squares = np.einsum("nct,nct->nc", rows, rows)
-    return sums, squares
+        return sum_lanes(rows), sum_squared_lanes(rows)
 
 
 def _has_channels(values: Array, grades: ChannelGrades) -> bool:
@@ -188,6 +226,13 @@ def _has_channels(values: Array, grades: ChannelGrades) -> bool:
         return False
     channels: int = values.shape[grades.axis]
     return channels == len(grades.of_channel)
+
+
+def _same_axis(values: Array, axis: int, other: int | None) -> bool:
+    """Whether two axes of values are the same; a vector has only channels."""
+    if values.ndim <= 1:
+        return True
+    return other is not None and axis % values.ndim == other % values.ndim
 
 
 def _find_largest_by_channel(values: Array, axis: int) -> Array:
