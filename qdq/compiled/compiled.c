@@ -169,50 +169,36 @@ INLINE void count_block(const float *restrict values, int64_t size, float scale,
         counters[bins[i]]++;
 }
 
-/* Add at most LANES values and their squares to the lanes. */
+/* Add at most LANES values and their squares to lanes, or start the lanes with them. */
 INLINE void add_to_lanes(const float *restrict values, int64_t size, float *restrict sums,
-                         float *restrict squares)
+                         float *restrict squares, int is_first)
 {
-    for (int64_t i = 0; i < size; i++) {
-        sums[i] += values[i];
-        squares[i] += values[i] * values[i];
+    if (is_first) {
+        for (int64_t i = 0; i < size; i++) {
+            sums[i] = values[i];
+            squares[i] = values[i] * values[i];
+        }
+    } else {
+        for (int64_t i = 0; i < size; i++) {
+            sums[i] += values[i];
+            squares[i] += values[i] * values[i];
+        }
     }
 }
 
-/* Return the sum of the first lanes; it overwrites them. */
-INLINE float join_lanes(float *lanes, int64_t used)
+/* Join the lanes that are in use into the first ones. */
+INLINE void join_lanes(Lanes *lanes, int64_t used)
 {
+    float *restrict sums = lanes->values;
+    float *restrict squares = lanes->squares;
     int64_t half = 1;
     while (2 * half < used)
         half *= 2;
-    for (; used > 1; used = half, half /= 2)
-        for (int64_t i = 0; i < used - half; i++)
-            lanes[i] += lanes[half + i];
-    return lanes[0];
-}
-
-/* Measure values that follow each other, the first of which belongs to a lane; those of a block
-have lanes that follow each other, too. */
-INLINE void measure_values(const float *values, int64_t size, Grade *grade, int is_counting,
-                           Lanes *lanes, int64_t first_lane)
-{
-    for (int64_t start = 0; start < size; start += BLOCK) {
-        const float *block = values + start;
-        int64_t count = smaller(BLOCK, size - start);
-        int32_t largest = find_largest(block, count);
-        if (lanes)
-            add_to_lanes(block, count, lanes->values + first_lane, lanes->squares + first_lane);
-        if (largest > grade->largest) {
-            if (is_counting && largest < INFINITE)
-                extend_bins(grade, largest);
-            grade->largest = largest;
+    for (; used > 1; used = half, half /= 2) {
+        for (int64_t i = 0; i < used - half; i++) {
+            sums[i] += sums[half + i];
+            squares[i] += squares[half + i];
         }
-        if (!is_counting || grade->largest >= INFINITE)
-            continue;
-        if (grade->largest == 0)
-            grade->counters[0] += (uint32_t)count;
-        else
-            count_block(block, count, power_of_two(-grade->exponent), grade->counters);
     }
 }
 
@@ -222,24 +208,41 @@ INLINE void clear_lanes(Lanes *lanes, int64_t used)
     memset(lanes->squares, 0, (size_t)used * sizeof(float));
 }
 
+/* Measure the largest magnitude of values, and count them. */
+INLINE void measure_block(const float *values, int64_t size, Grade *grade, int is_counting)
+{
+    int32_t largest = find_largest(values, size);
+    if (largest > grade->largest) {
+        if (is_counting && largest < INFINITE)
+            extend_bins(grade, largest);
+        grade->largest = largest;
+    }
+    if (!is_counting || grade->largest >= INFINITE)
+        return;
+    if (grade->largest == 0)
+        grade->counters[0] += (uint32_t)size;
+    else
+        count_block(values, size, power_of_two(-grade->exponent), grade->counters);
+}
+
 /* Join the lanes of span number `span` into a result, or into lanes of spans where there are
 several. */
 INLINE void end_span(Lanes *lanes, int64_t used, Lanes *spans, int64_t span, int64_t count,
                      float *sum, float *square)
 {
-    float span_sum = join_lanes(lanes->values, used);
-    float span_square = join_lanes(lanes->squares, used);
-    if (count == 1) {
-        *sum = span_sum;
-        *square = span_square;
-        return;
+    join_lanes(lanes, used);
+    if (count > 1) {
+        if (span == 0)
+            clear_lanes(spans, LANES);
+        spans->values[span % LANES] += lanes->values[0];
+        spans->squares[span % LANES] += lanes->squares[0];
+        if (span + 1 < count)
+            return;
+        join_lanes(spans, smaller(count, LANES));
+        lanes = spans;
     }
-    spans->values[span % LANES] += span_sum;
-    spans->squares[span % LANES] += span_square;
-    if (span + 1 == count) {
-        *sum = join_lanes(spans->values, smaller(count, LANES));
-        *square = join_lanes(spans->squares, smaller(count, LANES));
-    }
+    *sum = lanes->values[0];
+    *square = lanes->squares[0];
 }
 
 INLINE Grade *find_grade(const Tensor *tensor, int64_t channel)
@@ -247,30 +250,62 @@ INLINE Grade *find_grade(const Tensor *tensor, int64_t channel)
     return tensor->grades + (tensor->grade_of_channel ? tensor->grade_of_channel[channel] : 0);
 }
 
+/* Measure a row longer than a block, and its sums where there are any. */
+INLINE void measure_long_row(const Tensor *tensor, const float *values, int64_t row)
+{
+    Grade *grade = find_grade(tensor, row % tensor->channels);
+    Lanes *lanes = tensor->lanes, *spans = lanes + 1;
+    int64_t inner = tensor->inner;
+    int64_t span_count = (inner + SPAN - 1) / SPAN;
+    for (int64_t start = 0; start < inner; start += BLOCK) {
+        int64_t size = smaller(BLOCK, inner - start);
+        int64_t end = start + size;
+        measure_block(values + start, size, grade, tensor->is_counting);
+        if (!tensor->sums)
+            continue;
+        add_to_lanes(values + start, size, lanes->values, lanes->squares, start % SPAN == 0);
+        if (end % SPAN == 0 || end == inner)
+            end_span(lanes, smaller(end - start / SPAN * SPAN, LANES), spans, start / SPAN,
+                     span_count, tensor->sums + row, tensor->squares + row);
+    }
+}
+
+/* Measure rows that fit into a block together; they have one grade. */
+INLINE void measure_short_rows(const Tensor *tensor, const float *values, int64_t first,
+                               int64_t count)
+{
+    int64_t inner = tensor->inner;
+    Lanes *lanes = tensor->lanes;
+    measure_block(values, count * inner, find_grade(tensor, first % tensor->channels),
+                  tensor->is_counting);
+    if (!tensor->sums)
+        return;
+    for (int64_t row = first; row < first + count; row++, values += inner) {
+        add_to_lanes(values, inner, lanes->values, lanes->squares, 1);
+        join_lanes(lanes, inner);
+        tensor->sums[row] = lanes->values[0];
+        tensor->squares[row] = lanes->squares[0];
+    }
+}
+
 /* Measure a tensor [outer, channels, inner]. */
 INLINE void measure_rows(const Tensor *tensor)
 {
-    int64_t inner = tensor->inner;
-    int64_t span_count = (inner + SPAN - 1) / SPAN;
-    Lanes lanes, spans;
-    for (int64_t row = 0; row < tensor->outer * tensor->channels; row++) {
-        Grade *grade = find_grade(tensor, row % tensor->channels);
-        const float *values = tensor->values + row * inner;
-        if (!tensor->sums) {
-            measure_values(values, inner, grade, tensor->is_counting, 0, 0);
+    int64_t rows = tensor->outer * tensor->channels;
+    int64_t most = tensor->inner > 0 ? BLOCK / tensor->inner : 0;
+    int64_t count;
+    for (int64_t row = 0; row < rows; row += count) {
+        const float *values = tensor->values + row * tensor->inner;
+        count = 1;
+        if (most == 0) {
+            measure_long_row(tensor, values, row);
             continue;
         }
-        if (span_count > 1)
-            clear_lanes(&spans, LANES);
-        for (int64_t span = 0; span < span_count; span++) {
-            int64_t start = span * SPAN;
-            int64_t size = smaller(SPAN, inner - start);
-            int64_t used = smaller(size, LANES);
-            clear_lanes(&lanes, used);
-            measure_values(values + start, size, grade, tensor->is_counting, &lanes, 0);
-            end_span(&lanes, used, &spans, span, span_count, tensor->sums + row,
-                     tensor->squares + row);
-        }
+        Grade *grade = find_grade(tensor, row % tensor->channels);
+        while (count < most && row + count < rows &&
+               find_grade(tensor, (row + count) % tensor->channels) == grade)
+            count++;
+        measure_short_rows(tensor, values, row, count);
     }
 }
 
@@ -282,23 +317,23 @@ INLINE void measure_columns_of(const Tensor *tensor, const float *values, int64_
     Lanes *lanes = tensor->lanes, *spans = lanes + COLUMNS;
     int64_t inner = tensor->inner;
     int64_t span_count = (inner + SPAN - 1) / SPAN;
-    for (int64_t column = 0; span_count > 1 && column < width; column++)
-        clear_lanes(&spans[column], LANES);
     for (int64_t span = 0; span < span_count; span++) {
         int64_t end = smaller(inner, (span + 1) * SPAN);
         int64_t used = smaller(end - span * SPAN, LANES);
-        for (int64_t column = 0; tensor->sums && column < width; column++)
-            clear_lanes(&lanes[column], used);
         for (int64_t start = span * SPAN; start < end; start += TILE) {
             int64_t height = smaller(TILE, end - start);
-            int64_t first_lane = start % LANES;
+            int64_t lane = start % LANES;
+            int is_first = start - span * SPAN < LANES;
             for (int64_t i = 0; i < height; i++)
                 for (int64_t column = 0; column < width; column++)
                     tile[column][i] = values[(start + i) * tensor->channels + first + column];
-            for (int64_t column = 0; column < width; column++)
-                measure_values(tile[column], height, find_grade(tensor, first + column),
-                               tensor->is_counting, tensor->sums ? &lanes[column] : 0,
-                               first_lane);
+            for (int64_t column = 0; column < width; column++) {
+                measure_block(tile[column], height, find_grade(tensor, first + column),
+                              tensor->is_counting);
+                if (tensor->sums)
+                    add_to_lanes(tile[column], height, lanes[column].values + lane,
+                                 lanes[column].squares + lane, is_first);
+            }
         }
         for (int64_t column = 0; tensor->sums && column < width; column++)
             end_span(&lanes[column], used, &spans[column], span, span_count,
@@ -372,8 +407,6 @@ INLINE float measure_cost(const Weights *all, const float *weights, float step, 
     Lanes lanes, spans;
     float shift = 0.0f, spread = 0.0f;
     int64_t span_count = (all->width + SPAN - 1) / SPAN;
-    if (span_count > 1)
-        clear_lanes(&spans, LANES);
     for (int64_t span = 0; span < span_count; span++) {
         int64_t end = smaller(all->width, (span + 1) * SPAN);
         int64_t used = smaller(end - span * SPAN, LANES);

@@ -64,14 +64,17 @@ class Library:
         return "AVX2" if self.has_avx2 else f"{platform.machine()}, portable"
 
 
+@cache
 def find_library() -> Library | None:
-    """Return the library, or None where it is missing, of another source, or switched off."""
+    """Return the library, or None where it is missing, of another source, or switched off.
+
+    A process decides once.
+    """
     if os.environ.get(SWITCH) == "0":
         return None
     return load_library(LIBRARY)
 
 
-@cache
 def load_library(path: Path) -> Library | None:
     """Return the library in a file, or None where it is missing or of another source.
 

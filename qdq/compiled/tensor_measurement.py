@@ -43,7 +43,7 @@ class BinCounts:
 class Measurement:
     """The results of one tensor."""
 
-    #: The largest magnitude of each grade; not finite where a value of it is not.
+    #: The largest magnitude of each grade, not finite where a value of it is not.
     largest: _Float32s
     #: log2 of the bin width of each grade.
     exponents: npt.NDArray[np.int32]
@@ -68,15 +68,17 @@ class _Scratch(threading.local):
     """Arrays that one thread calculates in: to allocate them for each tensor costs too much."""
 
     def __init__(self) -> None:
-        self.lanes = np.empty((2, _COLUMNS, 2, LANES), np.float32)
+        self._lanes = np.empty((2, _COLUMNS, 2, LANES), np.float32)
         self._counters = np.empty(0, np.uint32)
+        self._addresses = (0, 0)
 
-    def counters(self, grades: int) -> npt.NDArray[np.uint32]:
-        """Return counters of some grades, with any content."""
+    def addresses(self, grades: int) -> tuple[int, int]:
+        """Return the addresses of counters of some grades and of lanes, with any content."""
         size = grades * _COUNTERS * BINS
         if self._counters.size < size:
             self._counters = np.empty(size, np.uint32)
-        return self._counters
+            self._addresses = (self._counters.ctypes.data, self._lanes.ctypes.data)
+        return self._addresses
 
 
 _SCRATCH = _Scratch()
@@ -119,8 +121,7 @@ def measure_tensor(
         address(grade_of_channel),
         grades,
         *measurement.addresses(),
-        address(_SCRATCH.counters(grades)),
-        address(_SCRATCH.lanes),
+        *_SCRATCH.addresses(grades),
         library.has_avx2,
     )
     return measurement
@@ -141,7 +142,7 @@ def _arrange_channels(values: Array, axis: int | None) -> tuple[Array, bool]:
         if is_last:
             channels = values.reshape(len(values), -1, values.shape[axis])
             return np.require(channels, np.float32, _PLAIN), True
-        moved = np.moveaxis(values, axis, 1)
+        moved = values if axis == 1 else np.moveaxis(values, axis, 1)
         channels = moved.reshape(*moved.shape[:2], -1)
     return np.require(channels, np.float32, _PLAIN), False
 

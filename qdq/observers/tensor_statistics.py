@@ -47,8 +47,9 @@ class SampleStatistics(msgspec.Struct, frozen=True):
     #: The values to count, or their counts, and the largest absolute value, for each grade. All
     #: values are of one grade where channels are not known.
     parts: tuple[tuple[int, Array | BinCounts, float], ...]
-    #: The sums of its channels and those of their squares, where moments are required.
-    sums: tuple[Array, Array] | None
+    #: The sums of its channels and those of their squares, float32 [2, entries, channels], where
+    #: moments are required.
+    sums: Array | None
 
 
 class TensorStatistics:
@@ -122,10 +123,8 @@ class TensorStatistics:
             is_counting=bool(self._histograms),
             is_summing=is_summing,
         )
-        sums = None
-        if measurement.sums is not None:
-            sums = (measurement.sums[0], measurement.sums[1])
-        elif self._axis is not None:
+        sums = measurement.sums
+        if sums is None and self._axis is not None:
             sums = _sum_channels(values, self._axis)
         grades = list(self._histograms)
         parts: list[tuple[int, Array | BinCounts, float]] = []
@@ -134,9 +133,7 @@ class TensorStatistics:
         largest = float(measurement.largest.max())
         return SampleStatistics(values.size, largest, tuple(parts), sums)
 
-    def _measure_grades(
-        self, values: Array, axis: int, sums: tuple[Array, Array] | None
-    ) -> SampleStatistics:
+    def _measure_grades(self, values: Array, axis: int, sums: Array | None) -> SampleStatistics:
         """Return the statistics of one sample's values with a part for each grade."""
         by_channel = _find_largest_by_channel(values, axis)
         parts: list[tuple[int, Array | BinCounts, float]] = []
@@ -163,20 +160,19 @@ class TensorStatistics:
             else:
                 self._histograms[grade].add(values, largest)
         if sample.sums is not None:
-            self._add_moments(sample.size, *sample.sums)
+            self._add_moments(sample.size, sample.sums)
 
-    def _add_moments(self, size: int, sums: Array, squares: Array) -> None:
-        channels = sums.shape[1]
+    def _add_moments(self, size: int, sums: Array) -> None:
+        channels = sums.shape[2]
         if self._sums is None or self._squares is None:
             self._sums = ExactSum(channels)
             self._squares = ExactSum(channels)
-        is_finite = np.isfinite(sums).all() and np.isfinite(squares).all()
-        if self._sums.size != channels or not is_finite:
+        if self._sums.size != channels or not np.isfinite(sums).all():
             self._moments_lost = True
             return
         self._count += size // channels
-        self._sums.add(sums)
-        self._squares.add(squares)
+        self._sums.add(sums[0])
+        self._squares.add(sums[1])
 
     def to_range(self, read: str) -> TensorRange:
         """Return the statistics so far, under the name that edges read the tensor by."""
@@ -207,17 +203,17 @@ def _find_largest(values: Array) -> float:
     return float(max(values.max(initial=0), -values.min(initial=0)))
 
 
-def _sum_channels(values: Array, axis: int) -> tuple[Array, Array]:
+def _sum_channels(values: Array, axis: int) -> Array:
     """Return the sums of values and of their squares along a channel axis.
 
-    Both are float32 [entries, channels], entries being those of axis 0. The sums of an entry do not
-    depend on the other entries.
+    They are float32 [2, entries, channels], entries being those of axis 0. The sums of an entry do
+    not depend on the other entries.
     """
     channels = np.moveaxis(values, axis, 1) if values.ndim > 1 else values.reshape(1, -1)
     rows = channels.reshape(len(channels), channels.shape[1], -1)
     rows = rows.astype(np.float32, copy=False)
     with np.errstate(over="ignore", invalid="ignore"):
-        return sum_lanes(rows), sum_squared_lanes(rows)
+        return np.stack([sum_lanes(rows), sum_squared_lanes(rows)])
 
 
 def _has_channels(values: Array, grades: ChannelGrades) -> bool:

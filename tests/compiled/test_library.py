@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,14 @@ for has_avx2 in {library.has_avx2, False}:
             search_scales(library, rows, None, candidates, levels, levels == 448)
 print("done")
 """
+
+
+@pytest.fixture(autouse=True)
+def _forget_library() -> Iterator[None]:
+    """Let each test find the library anew."""
+    library.find_library.cache_clear()
+    yield
+    library.find_library.cache_clear()
 
 
 @needs_compiler
