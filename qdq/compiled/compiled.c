@@ -57,6 +57,9 @@ counter is incremented twice in a row. */
 #define COLUMNS 16
 #define TILE 256
 
+/* The bytes of a line of a cache: a store across two of them takes twice as long. */
+#define CACHE_LINE 64
+
 /* The bits of infinity; a NaN has larger ones. */
 #define INFINITE 0x7f800000
 #define MAGNITUDE 0x7fffffff
@@ -484,7 +487,8 @@ EXPORT int32_t qdq_has_avx2(void) { return has_avx2(); }
 `grade_of_channel` is null for one grade. `largest` and `exponents` are [grades]. `counts` is
 [grades, BINS], or null where nothing is counted; a grade is not counted where its largest magnitude
 is not finite. `sums` is [2, outer, channels], or null: of values and of their squares. `counters`
-[grades, COUNTERS, BINS] and `lanes` [2, COLUMNS, 2, LANES] are to calculate in. */
+[grades, COUNTERS, BINS] and `lanes` [2, COLUMNS, 2, LANES], CACHE_LINE bytes longer, are to
+calculate in. */
 EXPORT void qdq_measure_tensor(const float *values, int64_t outer, int64_t channels, int64_t inner,
                                int32_t is_transposed, const int32_t *grade_of_channel,
                                int64_t grade_count, float *largest, int32_t *exponents,
@@ -502,8 +506,9 @@ EXPORT void qdq_measure_tensor(const float *values, int64_t outer, int64_t chann
     }
     if (counts)
         memset(counters, 0, (size_t)grade_count * COUNTERS * BINS * sizeof(uint32_t));
+    uintptr_t line = ((uintptr_t)lanes + CACHE_LINE - 1) / CACHE_LINE * CACHE_LINE;
     Tensor tensor = {values, outer, channels, inner, grade_of_channel, grades, counts != 0,
-                     sums, sums ? sums + outer * channels : 0, (Lanes *)(void *)lanes};
+                     sums, sums ? sums + outer * channels : 0, (Lanes *)line};
     if (is_transposed)
         CHOOSE(use_avx2, measure_columns)(&tensor);
     else

@@ -18,6 +18,7 @@ from qdq.lane_sums import LANES
 BINS = 4096
 _COUNTERS = 4
 _COLUMNS = 16
+_ALIGNMENT = 16
 _MOST_GRADES = 64
 
 #: A count has 32 bits.
@@ -68,7 +69,7 @@ class _Scratch(threading.local):
     """Arrays that one thread calculates in: to allocate them for each tensor costs too much."""
 
     def __init__(self) -> None:
-        self._lanes = np.empty((2, _COLUMNS, 2, LANES), np.float32)
+        self._lanes = np.empty(2 * _COLUMNS * 2 * LANES + _ALIGNMENT, np.float32)
         self._counters = np.empty(0, np.uint32)
         self._addresses = (0, 0)
 
