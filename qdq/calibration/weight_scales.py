@@ -19,7 +19,6 @@ from qdq.arrays import Array, Floats
 from qdq.compiled.library import find_library
 from qdq.compiled.scale_search import search_scales
 from qdq.graph.operands import channel_amax
-from qdq.lane_sums import sum_lanes, sum_squared_lanes
 from qdq.quantizer import ELEMENT_TYPES, INT8, ElementType
 
 #: Ranges that are tried, relative to the largest absolute weight of the channel. In small weights
@@ -149,7 +148,7 @@ def _split_rows(rows: Array) -> list[slice]:
     return blocks
 
 
-# The cost of an enormous weight is infinite; its largest value is then the range.
+# Where all costs are infinite, the largest value is the range.
 @np.errstate(over="ignore", invalid="ignore")
 def _choose_in_block(
     rows: Array,
@@ -157,19 +156,22 @@ def _choose_in_block(
     candidates: Array,
     element: ElementType,
 ) -> Array:
-    """Return the amax per row as `_choose_least_cost` does."""
+    """Return the amax per row as `_choose_least_cost` does.
+
+    Costs are relative to the square of the row's largest value: no weight is too small or too large
+    for them.
+    """
     highest = rows.max(axis=1)
     lowest = rows.min(axis=1)
     largest = np.maximum(np.abs(highest), np.abs(lowest))
     costs = np.empty((len(candidates), len(rows)), np.float32)
-    error = np.empty_like(rows)
-    scratch = np.empty((2, *rows.shape), np.float32)
+    scratch = np.empty((3, *rows.shape), np.float32)
     for candidate, cost in zip(candidates, costs, strict=True):
         step = largest * (candidate / np.float32(element.largest))
         step = np.maximum(step, _TINY)
         is_clipping = bool(np.min(candidate) < 1.0)
-        _round_error(rows, step[:, None], element, is_clipping=is_clipping, out=error)
-        cost[:] = _measure_cost(error, moments, scratch)
+        _find_errors(rows, step, element, is_clipping=is_clipping, scratch=scratch)
+        np.multiply(_measure_cost(scratch, moments), candidate * candidate, out=cost)
     return _pick_least(costs, candidates, largest)
 
 
@@ -183,29 +185,34 @@ def _pick_least(costs: Array, candidates: Array, largest: Array) -> Array:
     return np.where(is_finite, largest * best_fractions, largest)
 
 
-def _round_error(
-    rows: Array, step: Array, element: ElementType, *, is_clipping: bool, out: Array
+def _find_errors(
+    rows: Array, step: Array, element: ElementType, *, is_clipping: bool, scratch: Array
 ) -> None:
-    """Write the rounding error of each element to `out`."""
-    np.multiply(rows, np.float32(1.0) / step, out=out)
-    element.round_in_place(out, clip=is_clipping)
-    out *= step
-    out -= rows
+    """Write the rounding error of each element, in steps, to the first of three blocks."""
+    error, weights, _ = scratch
+    np.multiply(rows, np.float32(1.0) / step[:, None], out=weights)
+    np.copyto(error, weights)
+    element.round_in_place(error, clip=is_clipping)
+    error -= weights
 
 
-def _measure_cost(error: Array, moments: tuple[Array, Array] | None, scratch: Array) -> Array:
-    """Return the expected square of the output's change per row.
+def _measure_cost(scratch: Array, moments: tuple[Array, Array] | None) -> Array:
+    """Return the expected square of the output's change per row, in squares of steps.
 
-    `scratch` is float32 [2, *shape of error] to calculate in.
+    The first of three blocks holds the errors. The compiled part adds in the same order as numpy
+    does in an array in C order.
     """
-    if moments is None:
-        return sum_squared_lanes(error)
-    mean, variance = moments
-    shifts, spreads = scratch
-    np.multiply(error, mean, out=shifts)
+    error = scratch[0]
+    shifts_and_spreads = scratch[1:]
+    shifts, spreads = shifts_and_spreads
     np.square(error, out=spreads)
+    if moments is None:
+        total: Array = spreads.sum(axis=1)
+        return total
+    mean, variance = moments
+    np.multiply(error, mean, out=shifts)
     spreads *= variance
-    shift, spread = sum_lanes(scratch)
+    shift, spread = shifts_and_spreads.sum(axis=2)
     shift *= shift
     shift += spread
     cost: Array = shift

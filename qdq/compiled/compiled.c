@@ -46,19 +46,18 @@ without -ffast-math and with -ffp-contract=off. */
 counter is incremented twice in a row. */
 #define COUNTERS 4
 
-/* As in qdq/lane_sums.py: a value is added to the lane of its position. */
-#define LANES 1024
-#define SPAN (LANES * LANES)
+/* numpy's pairwise summation (numpy/core/src/umath/loops_utils.h.src): the values of a leaf are
+added to lanes in turn, and a larger sum is that of two halves. */
+#define LANES 8
+#define LEAF 128
+#define MOST_LEVELS 64
 
 /* The values that are measured at a time, few enough for the fastest cache. */
-#define BLOCK LANES
+#define BLOCK 1024
 
-/* The channels that are transposed at a time, one line of a cache, and the values of each. */
-#define COLUMNS 16
-#define TILE 256
-
-/* The bytes of a line of a cache: a store across two of them takes twice as long. */
-#define CACHE_LINE 64
+/* The rows and columns that are transposed at a time: a line of a cache is 16 columns. */
+#define TILE_ROWS 256
+#define TILE_COLUMNS 16
 
 /* The bits of infinity; a NaN has larger ones. */
 #define INFINITE 0x7f800000
@@ -79,11 +78,17 @@ typedef struct {
     int32_t largest;    /* the bits of the largest magnitude */
 } Grade;
 
-/* The sums of one row's lanes. */
+/* Two sums that are taken together. */
 typedef struct {
-    float values[LANES];
-    float squares[LANES];
-} Lanes;
+    float first, second;
+} Sums;
+
+/* The sums whose second half is still to be added, from the whole down. */
+typedef struct {
+    int64_t rest[MOST_LEVELS]; /* the size of the second half, 0 where it is begun */
+    Sums first_half[MOST_LEVELS];
+    int level;
+} Halves;
 
 /* A tensor and its results; `grades` and `sums` may be null. */
 typedef struct {
@@ -93,7 +98,6 @@ typedef struct {
     Grade *grades;
     int is_counting;
     float *sums, *squares; /* [outer, channels] */
-    Lanes *lanes;          /* [2, COLUMNS] to calculate in */
 } Tensor;
 
 INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -172,43 +176,91 @@ INLINE void count_block(const float *restrict values, int64_t size, float scale,
         counters[bins[i]]++;
 }
 
-/* Add at most LANES values and their squares to lanes, or start the lanes with them. */
-INLINE void add_to_lanes(const float *restrict values, int64_t size, float *restrict sums,
-                         float *restrict squares, int is_first)
+/* Return the size of the first leaf of some values, and note the halves after it. */
+INLINE int64_t descend(Halves *halves, int64_t size)
 {
-    if (is_first) {
-        for (int64_t i = 0; i < size; i++) {
-            sums[i] = values[i];
-            squares[i] = values[i] * values[i];
-        }
-    } else {
-        for (int64_t i = 0; i < size; i++) {
-            sums[i] += values[i];
-            squares[i] += values[i] * values[i];
-        }
+    while (size > LEAF) {
+        int64_t half = size / 2;
+        half -= half % LANES;
+        halves->rest[halves->level++] = size - half;
+        size = half;
     }
+    return size;
 }
 
-/* Join the lanes that are in use into the first ones. */
-INLINE void join_lanes(Lanes *lanes, int64_t used)
+/* Join the sums of a leaf with those before it, and return the size of the next half, or 0 where
+the sums are complete. */
+INLINE int64_t ascend(Halves *halves, Sums *sums)
 {
-    float *restrict sums = lanes->values;
-    float *restrict squares = lanes->squares;
-    int64_t half = 1;
-    while (2 * half < used)
-        half *= 2;
-    for (; used > 1; used = half, half /= 2) {
-        for (int64_t i = 0; i < used - half; i++) {
-            sums[i] += sums[half + i];
-            squares[i] += squares[half + i];
+    while (halves->level > 0) {
+        int level = halves->level - 1;
+        int64_t rest = halves->rest[level];
+        if (rest > 0) {
+            halves->first_half[level] = *sums;
+            halves->rest[level] = 0;
+            return rest;
         }
+        sums->first = halves->first_half[level].first + sums->first;
+        sums->second = halves->first_half[level].second + sums->second;
+        halves->level = level;
     }
+    return 0;
 }
 
-INLINE void clear_lanes(Lanes *lanes, int64_t used)
+/* The lanes of a sum; compilers split them where a processor's vectors are shorter. */
+typedef float Lanes __attribute__((vector_size(LANES * sizeof(float))));
+
+INLINE float join_lanes(const Lanes *lanes)
 {
-    memset(lanes->values, 0, (size_t)used * sizeof(float));
-    memset(lanes->squares, 0, (size_t)used * sizeof(float));
+    float sums[LANES];
+    memcpy(sums, lanes, sizeof sums);
+    return ((sums[0] + sums[1]) + (sums[2] + sums[3])) +
+           ((sums[4] + sums[5]) + (sums[6] + sums[7]));
+}
+
+/* Return the sums of at most LEAF values and of others, of their squares where `others` is null. */
+INLINE Sums sum_leaf(const float *values, const float *others, int64_t size)
+{
+    Sums sums = {0.0f, 0.0f};
+    int64_t whole = size - size % LANES;
+    if (whole > 0) {
+        Lanes firsts, seconds, value, other;
+        memcpy(&firsts, values, sizeof firsts);
+        memcpy(&seconds, others ? others : values, sizeof seconds);
+        if (!others)
+            seconds *= seconds;
+        for (int64_t i = LANES; i < whole; i += LANES) {
+            memcpy(&value, values + i, sizeof value);
+            firsts += value;
+            if (others) {
+                memcpy(&other, others + i, sizeof other);
+                seconds += other;
+            } else {
+                seconds += value * value;
+            }
+        }
+        sums.first = join_lanes(&firsts);
+        sums.second = join_lanes(&seconds);
+    }
+    for (int64_t i = whole; i < size; i++) {
+        sums.first += values[i];
+        sums.second += others ? others[i] : values[i] * values[i];
+    }
+    return sums;
+}
+
+/* Return the sums of values and of their squares. */
+INLINE Sums sum_values(const float *values, int64_t size)
+{
+    Halves halves = {.level = 0};
+    Sums sums = {0.0f, 0.0f};
+    while (size > 0) {
+        int64_t leaf = descend(&halves, size);
+        sums = sum_leaf(values, 0, leaf);
+        values += leaf;
+        size = ascend(&halves, &sums);
+    }
+    return sums;
 }
 
 /* Measure the largest magnitude of values, and count them. */
@@ -228,48 +280,30 @@ INLINE void measure_block(const float *values, int64_t size, Grade *grade, int i
         count_block(values, size, power_of_two(-grade->exponent), grade->counters);
 }
 
-/* Join the lanes of span number `span` into a result, or into lanes of spans where there are
-several. */
-INLINE void end_span(Lanes *lanes, int64_t used, Lanes *spans, int64_t span, int64_t count,
-                     float *sum, float *square)
-{
-    join_lanes(lanes, used);
-    if (count > 1) {
-        if (span == 0)
-            clear_lanes(spans, LANES);
-        spans->values[span % LANES] += lanes->values[0];
-        spans->squares[span % LANES] += lanes->squares[0];
-        if (span + 1 < count)
-            return;
-        join_lanes(spans, smaller(count, LANES));
-        lanes = spans;
-    }
-    *sum = lanes->values[0];
-    *square = lanes->squares[0];
-}
-
 INLINE Grade *find_grade(const Tensor *tensor, int64_t channel)
 {
     return tensor->grades + (tensor->grade_of_channel ? tensor->grade_of_channel[channel] : 0);
 }
 
-/* Measure a row longer than a block, and its sums where there are any. */
+/* Measure a row that is longer than a block; leaves are added while they are in the cache. */
 INLINE void measure_long_row(const Tensor *tensor, const float *values, int64_t row)
 {
     Grade *grade = find_grade(tensor, row % tensor->channels);
-    Lanes *lanes = tensor->lanes, *spans = lanes + 1;
-    int64_t inner = tensor->inner;
-    int64_t span_count = (inner + SPAN - 1) / SPAN;
-    for (int64_t start = 0; start < inner; start += BLOCK) {
-        int64_t size = smaller(BLOCK, inner - start);
-        int64_t end = start + size;
-        measure_block(values + start, size, grade, tensor->is_counting);
-        if (!tensor->sums)
-            continue;
-        add_to_lanes(values + start, size, lanes->values, lanes->squares, start % SPAN == 0);
-        if (end % SPAN == 0 || end == inner)
-            end_span(lanes, smaller(end - start / SPAN * SPAN, LANES), spans, start / SPAN,
-                     span_count, tensor->sums + row, tensor->squares + row);
+    int64_t measured = 0, summed = 0;
+    Halves halves = {.level = 0};
+    Sums sums = {0.0f, 0.0f};
+    for (int64_t size = tensor->inner; size > 0; size = ascend(&halves, &sums)) {
+        int64_t leaf = descend(&halves, size);
+        for (; measured < summed + leaf; measured += BLOCK)
+            measure_block(values + measured, smaller(BLOCK, tensor->inner - measured), grade,
+                          tensor->is_counting);
+        if (tensor->sums)
+            sums = sum_leaf(values + summed, 0, leaf);
+        summed += leaf;
+    }
+    if (tensor->sums) {
+        tensor->sums[row] = sums.first;
+        tensor->squares[row] = sums.second;
     }
 }
 
@@ -278,16 +312,12 @@ INLINE void measure_short_rows(const Tensor *tensor, const float *values, int64_
                                int64_t count)
 {
     int64_t inner = tensor->inner;
-    Lanes *lanes = tensor->lanes;
     measure_block(values, count * inner, find_grade(tensor, first % tensor->channels),
                   tensor->is_counting);
-    if (!tensor->sums)
-        return;
-    for (int64_t row = first; row < first + count; row++, values += inner) {
-        add_to_lanes(values, inner, lanes->values, lanes->squares, 1);
-        join_lanes(lanes, inner);
-        tensor->sums[row] = lanes->values[0];
-        tensor->squares[row] = lanes->squares[0];
+    for (int64_t row = first; tensor->sums && row < first + count; row++, values += inner) {
+        Sums sums = sum_values(values, inner);
+        tensor->sums[row] = sums.first;
+        tensor->squares[row] = sums.second;
     }
 }
 
@@ -312,35 +342,31 @@ INLINE void measure_rows(const Tensor *tensor)
     }
 }
 
-/* Measure some channels of a matrix [inner, channels] whose results begin at `row`. */
-INLINE void measure_columns_of(const Tensor *tensor, const float *values, int64_t first,
-                               int64_t width, int64_t row)
+/* Add rows [count, channels] to sums of columns and of their squares, one after the other. */
+INLINE void sum_columns(const float *restrict values, int64_t count, int64_t channels,
+                        float *restrict sums, float *restrict squares)
 {
-    float tile[COLUMNS][TILE];
-    Lanes *lanes = tensor->lanes, *spans = lanes + COLUMNS;
-    int64_t inner = tensor->inner;
-    int64_t span_count = (inner + SPAN - 1) / SPAN;
-    for (int64_t span = 0; span < span_count; span++) {
-        int64_t end = smaller(inner, (span + 1) * SPAN);
-        int64_t used = smaller(end - span * SPAN, LANES);
-        for (int64_t start = span * SPAN; start < end; start += TILE) {
-            int64_t height = smaller(TILE, end - start);
-            int64_t lane = start % LANES;
-            int is_first = start - span * SPAN < LANES;
-            for (int64_t i = 0; i < height; i++)
-                for (int64_t column = 0; column < width; column++)
-                    tile[column][i] = values[(start + i) * tensor->channels + first + column];
-            for (int64_t column = 0; column < width; column++) {
-                measure_block(tile[column], height, find_grade(tensor, first + column),
-                              tensor->is_counting);
-                if (tensor->sums)
-                    add_to_lanes(tile[column], height, lanes[column].values + lane,
-                                 lanes[column].squares + lane, is_first);
-            }
+    for (int64_t row = 0; row < count; row++, values += channels) {
+        for (int64_t i = 0; i < channels; i++) {
+            sums[i] += values[i];
+            squares[i] += values[i] * values[i];
         }
-        for (int64_t column = 0; tensor->sums && column < width; column++)
-            end_span(&lanes[column], used, &spans[column], span, span_count,
-                     tensor->sums + row + first + column, tensor->squares + row + first + column);
+    }
+}
+
+/* Measure at most TILE_ROWS rows [count, channels], whose channels differ in grade. */
+INLINE void measure_tiles(const Tensor *tensor, const float *values, int64_t count)
+{
+    float tile[TILE_COLUMNS][TILE_ROWS];
+    int64_t channels = tensor->channels;
+    for (int64_t first = 0; first < channels; first += TILE_COLUMNS) {
+        int64_t width = smaller(TILE_COLUMNS, channels - first);
+        for (int64_t i = 0; i < count; i++)
+            for (int64_t column = 0; column < width; column++)
+                tile[column][i] = values[i * channels + first + column];
+        for (int64_t column = 0; column < width; column++)
+            measure_block(tile[column], count, find_grade(tensor, first + column),
+                          tensor->is_counting);
     }
 }
 
@@ -348,10 +374,25 @@ INLINE void measure_columns_of(const Tensor *tensor, const float *values, int64_
 INLINE void measure_columns(const Tensor *tensor)
 {
     int64_t channels = tensor->channels;
-    for (int64_t outer = 0; outer < tensor->outer; outer++)
-        for (int64_t first = 0; first < channels; first += COLUMNS)
-            measure_columns_of(tensor, tensor->values + outer * tensor->inner * channels, first,
-                               smaller(COLUMNS, channels - first), outer * channels);
+    const float *values = tensor->values;
+    if (tensor->sums)
+        memset(tensor->sums, 0, (size_t)(2 * tensor->outer * channels) * sizeof(float));
+    for (int64_t outer = 0; outer < tensor->outer; outer++) {
+        for (int64_t start = 0; start < tensor->inner; start += TILE_ROWS) {
+            int64_t count = smaller(TILE_ROWS, tensor->inner - start);
+            int64_t size = count * channels;
+            if (tensor->sums)
+                sum_columns(values, count, channels, tensor->sums + outer * channels,
+                            tensor->squares + outer * channels);
+            if (tensor->grade_of_channel)
+                measure_tiles(tensor, values, count);
+            else
+                for (int64_t i = 0; i < size; i += BLOCK)
+                    measure_block(values + i, smaller(BLOCK, size - i), tensor->grades,
+                                  tensor->is_counting);
+            values += size;
+        }
+    }
 }
 
 /* Weights, and what their scales are chosen by. */
@@ -384,43 +425,37 @@ INLINE float round_to_element(float value, int element)
     return (value + rounder) - rounder;
 }
 
-/* Add the errors of at most LANES weights, times their mean, to one half of the lanes, and the
-squared errors, times their variance, to the other. */
-INLINE void add_errors(const float *restrict weights, int64_t size, float step,
-                       const float *restrict mean, const float *restrict variance, int element,
-                       float levels, float *restrict shifts, float *restrict spreads)
+/* Write the errors of at most LEAF weights in steps, times their mean, and the squared errors, times
+their variance. */
+INLINE void find_errors(const float *restrict weights, int64_t size, float inverse_step,
+                        const float *restrict mean, const float *restrict variance, int element,
+                        float levels, float *restrict shifts, float *restrict spreads)
 {
-    float inverse = 1.0f / step;
     for (int64_t i = 0; i < size; i++) {
-        float level = clip(round_to_element(weights[i] * inverse, element), levels);
-        float error = level * step - weights[i];
-        if (mean) {
-            shifts[i] += error * mean[i];
-            spreads[i] += error * error * variance[i];
-        } else {
-            spreads[i] += error * error;
-        }
+        float weight = weights[i] * inverse_step;
+        float error = clip(round_to_element(weight, element), levels) - weight;
+        shifts[i] = mean ? error * mean[i] : error;
+        spreads[i] = mean ? error * error * variance[i] : error * error;
     }
 }
 
-/* Return the expected square of the output's change by one row. */
+/* Return the expected square of the output's change by one row, or the square error without means,
+in squares of steps. */
 INLINE float measure_cost(const Weights *all, const float *weights, float step, const float *mean,
                           const float *variance, int element)
 {
-    Lanes lanes, spans;
-    float shift = 0.0f, spread = 0.0f;
-    int64_t span_count = (all->width + SPAN - 1) / SPAN;
-    for (int64_t span = 0; span < span_count; span++) {
-        int64_t end = smaller(all->width, (span + 1) * SPAN);
-        int64_t used = smaller(end - span * SPAN, LANES);
-        clear_lanes(&lanes, used);
-        for (int64_t i = span * SPAN; i < end; i += LANES)
-            add_errors(weights + i, smaller(LANES, end - i), step, mean ? mean + i : 0,
-                       mean ? variance + i : 0, element, all->levels, lanes.values,
-                       lanes.squares);
-        end_span(&lanes, used, &spans, span, span_count, &shift, &spread);
+    float shifts[LEAF], spreads[LEAF];
+    Halves halves = {.level = 0};
+    Sums sums = {0.0f, 0.0f};
+    int64_t i = 0;
+    for (int64_t size = all->width; size > 0; size = ascend(&halves, &sums)) {
+        int64_t leaf = descend(&halves, size);
+        find_errors(weights + i, leaf, 1.0f / step, mean ? mean + i : 0, mean ? variance + i : 0,
+                    element, all->levels, shifts, spreads);
+        sums = sum_leaf(shifts, spreads, leaf);
+        i += leaf;
     }
-    return shift * shift + spread;
+    return mean ? sums.first * sums.first + sums.second : sums.second;
 }
 
 INLINE void search_row(const Weights *all, int64_t row, const float *mean, const float *variance,
@@ -438,6 +473,7 @@ INLINE void search_row(const Weights *all, int64_t row, const float *mean, const
         float step = largest * (candidate / all->levels);
         step = step > FLT_MIN ? step : FLT_MIN;
         float cost = measure_cost(all, weights, step, mean, variance, element);
+        cost *= candidate * candidate; /* relative to the square of the largest weight */
         if (cost < least) {
             least = cost;
             all->amax[row] = largest * candidate;
@@ -487,12 +523,11 @@ EXPORT int32_t qdq_has_avx2(void) { return has_avx2(); }
 `grade_of_channel` is null for one grade. `largest` and `exponents` are [grades]. `counts` is
 [grades, BINS], or null where nothing is counted; a grade is not counted where its largest magnitude
 is not finite. `sums` is [2, outer, channels], or null: of values and of their squares. `counters`
-[grades, COUNTERS, BINS] and `lanes` [2, COLUMNS, 2, LANES], CACHE_LINE bytes longer, are to
-calculate in. */
+[grades, COUNTERS, BINS] are to calculate in. */
 EXPORT void qdq_measure_tensor(const float *values, int64_t outer, int64_t channels, int64_t inner,
                                int32_t is_transposed, const int32_t *grade_of_channel,
                                int64_t grade_count, float *largest, int32_t *exponents,
-                               uint32_t *counts, float *sums, uint32_t *counters, float *lanes,
+                               uint32_t *counts, float *sums, uint32_t *counters,
                                int32_t use_avx2)
 {
     enum { MOST_GRADES = 64 };
@@ -506,9 +541,8 @@ EXPORT void qdq_measure_tensor(const float *values, int64_t outer, int64_t chann
     }
     if (counts)
         memset(counters, 0, (size_t)grade_count * COUNTERS * BINS * sizeof(uint32_t));
-    uintptr_t line = ((uintptr_t)lanes + CACHE_LINE - 1) / CACHE_LINE * CACHE_LINE;
     Tensor tensor = {values, outer, channels, inner, grade_of_channel, grades, counts != 0,
-                     sums, sums ? sums + outer * channels : 0, (Lanes *)line};
+                     sums, sums ? sums + outer * channels : 0};
     if (is_transposed)
         CHOOSE(use_avx2, measure_columns)(&tensor);
     else

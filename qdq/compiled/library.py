@@ -32,7 +32,7 @@ _FLAG = ctypes.c_int32
 _ARGUMENTS: dict[str, tuple[type, ...]] = {
     "qdq_measure_tensor": (
         _FLOATS, _COUNT, _COUNT, _COUNT, _FLAG, _INTEGERS, _COUNT, _FLOATS, _INTEGERS,
-        _INTEGERS, _FLOATS, _INTEGERS, _FLOATS, _FLAG,
+        _INTEGERS, _FLOATS, _INTEGERS, _FLAG,
     ),
     "qdq_add_counts": (_INTEGERS, _INTEGERS, ctypes.c_int32),
     "qdq_add_exactly": (_INTEGERS, _FLOATS, _COUNT, _COUNT),

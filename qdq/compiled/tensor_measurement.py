@@ -12,13 +12,10 @@ import numpy.typing as npt
 
 from qdq.arrays import Array
 from qdq.compiled.library import Library, address
-from qdq.lane_sums import LANES
 
 #: As in `compiled.c`.
 BINS = 4096
 _COUNTERS = 4
-_COLUMNS = 16
-_ALIGNMENT = 16
 _MOST_GRADES = 64
 
 #: A count has 32 bits.
@@ -69,17 +66,16 @@ class _Scratch(threading.local):
     """Arrays that one thread calculates in: to allocate them for each tensor costs too much."""
 
     def __init__(self) -> None:
-        self._lanes = np.empty(2 * _COLUMNS * 2 * LANES + _ALIGNMENT, np.float32)
         self._counters = np.empty(0, np.uint32)
-        self._addresses = (0, 0)
+        self._address = 0
 
-    def addresses(self, grades: int) -> tuple[int, int]:
-        """Return the addresses of counters of some grades and of lanes, with any content."""
+    def find_counters(self, grades: int) -> int:
+        """Return the address of counters of some grades, with any content."""
         size = grades * _COUNTERS * BINS
         if self._counters.size < size:
             self._counters = np.empty(size, np.uint32)
-            self._addresses = (self._counters.ctypes.data, self._lanes.ctypes.data)
-        return self._addresses
+            self._address = self._counters.ctypes.data
+        return self._address
 
 
 _SCRATCH = _Scratch()
@@ -122,10 +118,15 @@ def measure_tensor(
         address(grade_of_channel),
         grades,
         *measurement.addresses(),
-        *_SCRATCH.addresses(grades),
+        _SCRATCH.find_counters(grades),
         library.has_avx2,
     )
     return measurement
+
+
+def is_last_axis(values: Array, axis: int) -> bool:
+    """Whether channels are columns: one follows the other in memory, and not in axis 1."""
+    return axis == values.ndim - 1 and axis > 1 and values.shape[axis] > 1
 
 
 def _arrange_channels(values: Array, axis: int | None) -> tuple[Array, bool]:
@@ -139,8 +140,7 @@ def _arrange_channels(values: Array, axis: int | None) -> tuple[Array, bool]:
         channels = values.reshape(1, -1, 1)
     else:
         axis = range(values.ndim)[axis]
-        is_last = axis == values.ndim - 1 and axis > 1
-        if is_last:
+        if is_last_axis(values, axis):
             channels = values.reshape(len(values), -1, values.shape[axis])
             return np.require(channels, np.float32, _PLAIN), True
         moved = values if axis == 1 else np.moveaxis(values, axis, 1)

@@ -11,13 +11,20 @@ import numpy.typing as npt
 
 from qdq.arrays import Array
 from qdq.compiled.library import Library, find_library
-from qdq.compiled.tensor_measurement import BinCounts, can_measure, measure_tensor
+from qdq.compiled.tensor_measurement import (
+    BinCounts,
+    can_measure,
+    is_last_axis,
+    measure_tensor,
+)
 from qdq.errors import DataError, ModelError
-from qdq.lane_sums import sum_lanes, sum_squared_lanes
 from qdq.ranges.channel_importance import ChannelGrades
 from qdq.ranges.exact_sum import ExactSum
 from qdq.ranges.histogram import Histogram
 from qdq.ranges.tensor_ranges import Moments, TensorRange
+
+#: The number of values that are squared at a time, few enough to stay in a core's cache.
+_BLOCK = 1 << 16
 
 #: A tensor: the path of the graph that produces it, and its name.
 TensorKey = tuple[str, str]
@@ -209,11 +216,33 @@ def _sum_channels(values: Array, axis: int) -> Array:
     They are float32 [2, entries, channels], entries being those of axis 0. The sums of an entry do
     not depend on the other entries.
     """
+    values = values.astype(np.float32, copy=False)
+    axis = axis % max(values.ndim, 1)
+    if is_last_axis(values, axis):
+        columns = values.reshape(len(values), -1, values.shape[axis])
+        return _sum_with_squares(np.ascontiguousarray(columns), axis=1)
     channels = np.moveaxis(values, axis, 1) if values.ndim > 1 else values.reshape(1, -1)
-    rows = channels.reshape(len(channels), channels.shape[1], -1)
-    rows = rows.astype(np.float32, copy=False)
+    rows = channels.reshape(*channels.shape[:2], -1)
+    return _sum_with_squares(np.ascontiguousarray(rows), axis=2)
+
+
+def _sum_with_squares(values: Array, axis: int) -> Array:
+    """Return the sums along axis 1 or 2 of values and of their squares.
+
+    The compiled part adds in the same order as numpy does in an array in C order.
+    """
+    entries, middle, last = values.shape
+    result = np.empty((2, entries, last if axis == 1 else middle), np.float32)
+    height = max(_BLOCK // max(values[0].size // result.shape[2], 1), 1)
     with np.errstate(over="ignore", invalid="ignore"):
-        return np.stack([sum_lanes(rows), sum_squared_lanes(rows)])
+        values.sum(axis, out=result[0])
+        if axis == 1:
+            np.square(values).sum(axis, out=result[1])
+            return result
+        for first in range(0, middle, height):
+            channels = slice(first, first + height)
+            np.square(values[:, channels]).sum(axis, out=result[1, :, channels])
+    return result
 
 
 def _has_channels(values: Array, grades: ChannelGrades) -> bool:
