@@ -19,6 +19,7 @@ from qdq.arrays import Array, Floats
 from qdq.compiled.library import find_library
 from qdq.compiled.scale_search import search_scales
 from qdq.graph.operands import channel_amax
+from qdq.ordered_sums import sum_rows
 from qdq.quantizer import ELEMENT_TYPES, INT8, ElementType
 
 #: Ranges that are tried, relative to the largest absolute weight of the channel. In small weights
@@ -199,20 +200,18 @@ def _find_errors(
 def _measure_cost(scratch: Array, moments: tuple[Array, Array] | None) -> Array:
     """Return the expected square of the output's change per row, in squares of steps.
 
-    The first of three blocks holds the errors. The compiled part adds in the same order as numpy
-    does in an array in C order.
+    The first of three blocks holds the errors.
     """
     error = scratch[0]
     shifts_and_spreads = scratch[1:]
     shifts, spreads = shifts_and_spreads
     np.square(error, out=spreads)
     if moments is None:
-        total: Array = spreads.sum(axis=1)
-        return total
+        return sum_rows(spreads)
     mean, variance = moments
     np.multiply(error, mean, out=shifts)
     spreads *= variance
-    shift, spread = shifts_and_spreads.sum(axis=2)
+    shift, spread = sum_rows(shifts_and_spreads)
     shift *= shift
     shift += spread
     cost: Array = shift

@@ -46,11 +46,14 @@ without -ffast-math and with -ffp-contract=off. */
 counter is incremented twice in a row. */
 #define COUNTERS 4
 
+/* As in qdq/ordered_sums.py: the values of a row that are added in float. */
+#define SPAN 4096
+
 /* numpy's pairwise summation (numpy/core/src/umath/loops_utils.h.src): the values of a leaf are
 added to lanes in turn, and a larger sum is that of two halves. */
 #define LANES 8
 #define LEAF 128
-#define MOST_LEVELS 64
+#define MOST_LEVELS 8
 
 /* The values that are measured at a time, few enough for the fastest cache. */
 #define BLOCK 1024
@@ -249,8 +252,8 @@ INLINE Sums sum_leaf(const float *values, const float *others, int64_t size)
     return sums;
 }
 
-/* Return the sums of values and of their squares. */
-INLINE Sums sum_values(const float *values, int64_t size)
+/* Return the sums of one span of values and of their squares. */
+INLINE Sums sum_span(const float *values, int64_t size)
 {
     Halves halves = {.level = 0};
     Sums sums = {0.0f, 0.0f};
@@ -285,25 +288,24 @@ INLINE Grade *find_grade(const Tensor *tensor, int64_t channel)
     return tensor->grades + (tensor->grade_of_channel ? tensor->grade_of_channel[channel] : 0);
 }
 
-/* Measure a row that is longer than a block; leaves are added while they are in the cache. */
+/* Measure a row that is longer than a block, a span at a time. */
 INLINE void measure_long_row(const Tensor *tensor, const float *values, int64_t row)
 {
     Grade *grade = find_grade(tensor, row % tensor->channels);
-    int64_t measured = 0, summed = 0;
-    Halves halves = {.level = 0};
-    Sums sums = {0.0f, 0.0f};
-    for (int64_t size = tensor->inner; size > 0; size = ascend(&halves, &sums)) {
-        int64_t leaf = descend(&halves, size);
-        for (; measured < summed + leaf; measured += BLOCK)
-            measure_block(values + measured, smaller(BLOCK, tensor->inner - measured), grade,
-                          tensor->is_counting);
-        if (tensor->sums)
-            sums = sum_leaf(values + summed, 0, leaf);
-        summed += leaf;
+    double sum = 0.0, square = 0.0;
+    for (int64_t start = 0; start < tensor->inner; start += SPAN) {
+        int64_t end = smaller(start + SPAN, tensor->inner);
+        for (int64_t i = start; i < end; i += BLOCK)
+            measure_block(values + i, smaller(BLOCK, end - i), grade, tensor->is_counting);
+        if (tensor->sums) {
+            Sums sums = sum_span(values + start, end - start);
+            sum += (double)sums.first;
+            square += (double)sums.second;
+        }
     }
     if (tensor->sums) {
-        tensor->sums[row] = sums.first;
-        tensor->squares[row] = sums.second;
+        tensor->sums[row] = (float)sum;
+        tensor->squares[row] = (float)square;
     }
 }
 
@@ -315,7 +317,7 @@ INLINE void measure_short_rows(const Tensor *tensor, const float *values, int64_
     measure_block(values, count * inner, find_grade(tensor, first % tensor->channels),
                   tensor->is_counting);
     for (int64_t row = first; tensor->sums && row < first + count; row++, values += inner) {
-        Sums sums = sum_values(values, inner);
+        Sums sums = sum_span(values, inner);
         tensor->sums[row] = sums.first;
         tensor->squares[row] = sums.second;
     }
@@ -445,17 +447,25 @@ INLINE float measure_cost(const Weights *all, const float *weights, float step, 
                           const float *variance, int element)
 {
     float shifts[LEAF], spreads[LEAF];
-    Halves halves = {.level = 0};
-    Sums sums = {0.0f, 0.0f};
+    double shift = 0.0, spread = 0.0;
     int64_t i = 0;
-    for (int64_t size = all->width; size > 0; size = ascend(&halves, &sums)) {
-        int64_t leaf = descend(&halves, size);
-        find_errors(weights + i, leaf, 1.0f / step, mean ? mean + i : 0, mean ? variance + i : 0,
-                    element, all->levels, shifts, spreads);
-        sums = sum_leaf(shifts, spreads, leaf);
-        i += leaf;
+    for (int64_t start = 0; start < all->width; start += SPAN) {
+        int64_t size = smaller(SPAN, all->width - start);
+        Halves halves = {.level = 0};
+        Sums sums = {0.0f, 0.0f};
+        while (size > 0) {
+            int64_t leaf = descend(&halves, size);
+            find_errors(weights + i, leaf, 1.0f / step, mean ? mean + i : 0,
+                        mean ? variance + i : 0, element, all->levels, shifts, spreads);
+            sums = sum_leaf(shifts, spreads, leaf);
+            size = ascend(&halves, &sums);
+            i += leaf;
+        }
+        shift += (double)sums.first;
+        spread += (double)sums.second;
     }
-    return mean ? sums.first * sums.first + sums.second : sums.second;
+    float whole_shift = (float)shift;
+    return mean ? whole_shift * whole_shift + (float)spread : (float)spread;
 }
 
 INLINE void search_row(const Weights *all, int64_t row, const float *mean, const float *variance,

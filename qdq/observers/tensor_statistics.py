@@ -18,6 +18,7 @@ from qdq.compiled.tensor_measurement import (
     measure_tensor,
 )
 from qdq.errors import DataError, ModelError
+from qdq.ordered_sums import sum_rows
 from qdq.ranges.channel_importance import ChannelGrades
 from qdq.ranges.exact_sum import ExactSum
 from qdq.ranges.histogram import Histogram
@@ -220,29 +221,32 @@ def _sum_channels(values: Array, axis: int) -> Array:
     axis = axis % max(values.ndim, 1)
     if is_last_axis(values, axis):
         columns = values.reshape(len(values), -1, values.shape[axis])
-        return _sum_with_squares(np.ascontiguousarray(columns), axis=1)
+        return _sum_columns(np.ascontiguousarray(columns))
     channels = np.moveaxis(values, axis, 1) if values.ndim > 1 else values.reshape(1, -1)
     rows = channels.reshape(*channels.shape[:2], -1)
-    return _sum_with_squares(np.ascontiguousarray(rows), axis=2)
+    return _sum_with_squares(np.ascontiguousarray(rows))
 
 
-def _sum_with_squares(values: Array, axis: int) -> Array:
-    """Return the sums along axis 1 or 2 of values and of their squares.
-
-    The compiled part adds in the same order as numpy does in an array in C order.
-    """
-    entries, middle, last = values.shape
-    result = np.empty((2, entries, last if axis == 1 else middle), np.float32)
-    height = max(_BLOCK // max(values[0].size // result.shape[2], 1), 1)
+def _sum_with_squares(values: Array) -> Array:
+    """Return the sums of rows [entries, channels, width] and those of their squares."""
+    channels = values.shape[1]
+    result = np.empty((2, *values.shape[:2]), np.float32)
+    height = max(_BLOCK // values.shape[2], 1)
     with np.errstate(over="ignore", invalid="ignore"):
-        values.sum(axis, out=result[0])
-        if axis == 1:
-            np.square(values).sum(axis, out=result[1])
-            return result
-        for first in range(0, middle, height):
-            channels = slice(first, first + height)
-            np.square(values[:, channels]).sum(axis, out=result[1, :, channels])
+        result[0] = sum_rows(values)
+        for first in range(0, channels, height):
+            block = slice(first, first + height)
+            result[1, :, block] = sum_rows(np.square(values[:, block]))
     return result
+
+
+def _sum_columns(values: Array) -> Array:
+    """Return the sums of columns [entries, height, channels] and those of their squares.
+
+    numpy adds one row of an array in C order after the other, as the compiled part does.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        return np.stack([values.sum(axis=1), np.square(values).sum(axis=1)])
 
 
 def _has_channels(values: Array, grades: ChannelGrades) -> bool:
