@@ -19,7 +19,7 @@ from qdq.arrays import Array, Floats
 from qdq.compiled.library import find_library
 from qdq.compiled.scale_search import search_scales
 from qdq.graph.operands import channel_amax
-from qdq.ordered_sums import sum_rows
+from qdq.ordered_sums import LEAF, sum_narrow_rows, sum_rows
 from qdq.quantizer import ELEMENT_TYPES, INT8, ElementType
 
 #: Ranges that are tried, relative to the largest absolute weight of the channel. In small weights
@@ -165,15 +165,35 @@ def _choose_in_block(
     highest = rows.max(axis=1)
     lowest = rows.min(axis=1)
     largest = np.maximum(np.abs(highest), np.abs(lowest))
-    costs = np.empty((len(candidates), len(rows)), np.float32)
-    scratch = np.empty((3, *rows.shape), np.float32)
+    is_narrow = rows.shape[1] <= LEAF
+    if is_narrow:  # numpy takes long for each row
+        rows = _transpose(rows)
+        moments = moments and (_transpose(moments[0]), _transpose(moments[1]))
+    costs = np.empty((len(candidates), largest.size), np.float32)
+    scratch = np.empty((2, *rows.shape), np.float32)
     for candidate, cost in zip(candidates, costs, strict=True):
         step = largest * (candidate / np.float32(element.largest))
         step = np.maximum(step, _TINY)
+        step = step if is_narrow else step[:, None]
         is_clipping = bool(np.min(candidate) < 1.0)
         _find_errors(rows, step, element, is_clipping=is_clipping, scratch=scratch)
-        np.multiply(_measure_cost(scratch, moments), candidate * candidate, out=cost)
+        step_cost = _measure_cost(scratch, moments, is_narrow)
+        np.multiply(step_cost, candidate * candidate, out=cost)
     return _pick_least(costs, candidates, largest)
+
+
+def _find_errors(
+    rows: Array, step: Array, element: ElementType, *, is_clipping: bool, scratch: Array
+) -> None:
+    """Write the rounding error of each element, in steps, to the first of two blocks."""
+    error, weights = scratch
+    np.multiply(rows, np.float32(1.0) / step, out=weights)
+    element.round_into(weights, error, clip=is_clipping)
+    error -= weights
+
+
+def _transpose(matrix: Array) -> Array:
+    return np.ascontiguousarray(matrix.T)
 
 
 def _pick_least(costs: Array, candidates: Array, largest: Array) -> Array:
@@ -186,33 +206,24 @@ def _pick_least(costs: Array, candidates: Array, largest: Array) -> Array:
     return np.where(is_finite, largest * best_fractions, largest)
 
 
-def _find_errors(
-    rows: Array, step: Array, element: ElementType, *, is_clipping: bool, scratch: Array
-) -> None:
-    """Write the rounding error of each element, in steps, to the first of three blocks."""
-    error, weights, _ = scratch
-    np.multiply(rows, np.float32(1.0) / step[:, None], out=weights)
-    np.copyto(error, weights)
-    element.round_in_place(error, clip=is_clipping)
-    error -= weights
-
-
-def _measure_cost(scratch: Array, moments: tuple[Array, Array] | None) -> Array:
+def _measure_cost(
+    scratch: Array, moments: tuple[Array, Array] | None, is_transposed: bool
+) -> Array:
     """Return the expected square of the output's change per row, in squares of steps.
 
-    The first of three blocks holds the errors.
+    The first of two blocks holds the errors in steps; both are overwritten.
     """
-    error = scratch[0]
-    shifts_and_spreads = scratch[1:]
-    shifts, spreads = shifts_and_spreads
-    np.square(error, out=spreads)
+    spreads, shifts = scratch
+    if moments is not None:
+        np.multiply(spreads, moments[0], out=shifts)
+    np.square(spreads, out=spreads)
     if moments is None:
-        return sum_rows(spreads)
-    mean, variance = moments
-    np.multiply(error, mean, out=shifts)
-    spreads *= variance
-    shift, spread = sum_rows(shifts_and_spreads)
+        return sum_narrow_rows(spreads) if is_transposed else sum_rows(spreads)
+    spreads *= moments[1]
+    if is_transposed:
+        spread, shift = sum_narrow_rows(spreads), sum_narrow_rows(shifts)
+    else:
+        spread, shift = sum_rows(scratch)
     shift *= shift
-    shift += spread
-    cost: Array = shift
+    cost: Array = shift + spread
     return cost
