@@ -162,9 +162,7 @@ def _choose_in_block(
     Costs are relative to the square of the row's largest value: no weight is too small or too large
     for them.
     """
-    highest = rows.max(axis=1)
-    lowest = rows.min(axis=1)
-    largest = np.maximum(np.abs(highest), np.abs(lowest))
+    largest = _find_largest(rows)
     is_narrow = rows.shape[1] <= LEAF
     if is_narrow:  # numpy takes long for each row
         rows = _transpose(rows)
@@ -180,6 +178,14 @@ def _choose_in_block(
         step_cost = _measure_cost(scratch, moments, is_narrow)
         np.multiply(step_cost, candidate * candidate, out=cost)
     return _pick_least(costs, candidates, largest)
+
+
+def _find_largest(rows: Array) -> Array:
+    """Return the largest absolute value per row."""
+    highest = rows.max(axis=1)
+    lowest = rows.min(axis=1)
+    largest: Array = np.maximum(np.abs(highest), np.abs(lowest))
+    return largest
 
 
 def _find_errors(
