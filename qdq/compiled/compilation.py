@@ -21,12 +21,12 @@ _SECONDS = 300
 
 
 def compile_library(source: Path, library: Path, options: Sequence[str] = ()) -> str:
-    """Write the library; return an empty text, or the reason why there is none.
+    """Write the library; return an empty text, or the reason why there is none, nor an older one.
 
     `options` are further ones of the compiler.
     """
+    library.unlink(missing_ok=True)
     if os.environ.get(SWITCH) == "0":
-        library.unlink(missing_ok=True)
         return f"{SWITCH} is 0."
     compiler = find_compiler()
     if compiler is None:

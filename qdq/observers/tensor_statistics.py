@@ -24,8 +24,8 @@ from qdq.ranges.exact_sum import ExactSum
 from qdq.ranges.histogram import Histogram
 from qdq.ranges.tensor_ranges import Moments, TensorRange
 
-#: The number of values that are squared at a time, few enough to stay in a core's cache.
-_BLOCK = 1 << 16
+#: The number of values that are squared at a time, few enough for the cache and for memory.
+_BLOCK = 1 << 18
 
 #: A tensor: the path of the graph that produces it, and its name.
 TensorKey = tuple[str, str]
