@@ -10,7 +10,7 @@ DEMO := build/demo
 
 install: $(VENV)/.installed
 
-$(VENV)/.installed: pyproject.toml
+$(VENV)/.installed: pyproject.toml hatch_build.py qdq/compiled/compiled.c
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet -e '.[dev]'
@@ -35,4 +35,4 @@ test: lint
 	$(BIN)/python -m pytest -n 2
 
 clean:
-	rm -rf $(VENV) build dist
+	rm -rf $(VENV) build dist qdq/compiled/libqdq.so

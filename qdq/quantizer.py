@@ -64,23 +64,25 @@ class ElementType(msgspec.Struct, frozen=True):
 
         Ties round to even, and values are clipped to the largest.
         """
-        return self.round_in_place(np.array(values))
+        return self.round_into(values, np.empty_like(values))
 
-    def round_in_place(self, values: npt.NDArray[Any], clip: bool = True) -> npt.NDArray[Any]:
-        """Round as `round` does, in place.
+    def round_into(
+        self, values: npt.NDArray[Any], out: npt.NDArray[Any], clip: bool = True
+    ) -> npt.NDArray[Any]:
+        """Round as `round` does, and return `out`, which has the results and may be `values`.
 
         `clip` may be False for values that exceed the largest by less than half a step.
         """
         if self.is_integer:
-            np.rint(values, out=values)
+            np.rint(values, out=out)
         else:
             step = _e4m3_step(values)
-            values /= step
-            np.rint(values, out=values)
-            values *= step
+            np.divide(values, step, out=out)
+            np.rint(out, out=out)
+            out *= step
         if clip:
-            np.clip(values, -self.largest, self.largest, out=values)
-        return values
+            np.clip(out, -self.largest, self.largest, out=out)
+        return out
 
     def error(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """Return the largest rounding error of values of these magnitudes, without clipping.

@@ -11,10 +11,15 @@ afterwards: the scale of each output channel is chosen so that the shift stays s
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 
 from qdq.arrays import Array, Floats
+from qdq.compiled.library import find_library
+from qdq.compiled.scale_search import search_scales
 from qdq.graph.operands import channel_amax
+from qdq.ordered_sums import LEAF, sum_narrow_rows, sum_rows
 from qdq.quantizer import ELEMENT_TYPES, INT8, ElementType
 
 #: Ranges that are tried, relative to the largest absolute weight of the channel. In small weights
@@ -34,6 +39,21 @@ _REFINING_STEPS = 17
 _BLOCK = 1 << 16
 
 _TINY = np.finfo(np.float32).tiny
+
+
+class _InputMoments(NamedTuple):
+    """Means and variances of the inputs that a weight's rows are multiplied with."""
+
+    #: float32 [groups, width of a row].
+    mean: Array
+    variance: Array
+    #: The group of each row.
+    groups: Array
+
+    def of_rows(self, block: slice) -> tuple[Array, Array]:
+        """Return the means and variances of some rows."""
+        groups = self.groups[block]
+        return self.mean[groups], self.variance[groups]
 
 
 def least_shift_amax(
@@ -61,14 +81,8 @@ def least_shift_amax(
     candidates = _FINE_CANDIDATES
     if rows.size > _SMALL_WEIGHT:
         candidates = _COARSE_CANDIDATES
-    blocks = []
-    for block in _split_rows(rows):
-        groups = row_groups[block]
-        means = group_means[groups]
-        variances = group_variances[groups]
-        amax = _choose_least_cost(rows[block], means, variances, candidates, element)
-        blocks.append(amax)
-    return np.concatenate(blocks)
+    moments = _InputMoments(group_means, group_variances, row_groups)
+    return _choose_least_cost(rows, moments, candidates[:, None], element)
 
 
 def least_error_amax(
@@ -91,26 +105,38 @@ def least_error_amax(
     steps = np.arange(1, _FRACTION_STEPS + 1)
     fractions = _LEAST_FRACTION + step * steps
     fractions = fractions.astype(np.float32)
-    blocks = []
-    for block in _split_rows(rows):
-        amax = _choose_least_error(rows[block], fractions, step, element)
-        blocks.append(amax)
-    return np.concatenate(blocks)
-
-
-def _choose_least_error(rows: Array, fractions: Array, step: float, element: ElementType) -> Array:
-    """Return the amax per row with the least squared error, from two searches."""
-    first_row = rows[:1]
-    mean = np.broadcast_to(np.zeros_like(first_row), rows.shape)
-    variance = np.broadcast_to(np.ones_like(first_row), rows.shape)
-    coarse_amax = _choose_least_cost(rows, mean, variance, fractions, element)
+    coarse_amax = _choose_least_cost(rows, None, fractions[:, None], element)
     largest = channel_amax(rows, 0)
     largest = np.maximum(largest, _TINY)
     coarse_fractions = coarse_amax / largest
     offsets = np.linspace(-step, step, _REFINING_STEPS, dtype=np.float32)
     candidates = coarse_fractions + offsets[:, None]
     candidates = np.clip(candidates, fractions[0], fractions[-1])
-    return _choose_least_cost(rows, mean, variance, candidates, element)
+    return _choose_least_cost(rows, None, candidates, element)
+
+
+def _choose_least_cost(
+    rows: Array, moments: _InputMoments | None, candidates: Array, element: ElementType
+) -> Array:
+    """Return the amax per row with the least expected square of the output's change.
+
+    Without moments it is the one with the least square error. Candidates are relative to the row's
+    largest absolute value: [candidates, 1] for all rows, or [candidates, rows].
+    """
+    library = find_library()
+    if library is not None:
+        is_e4m3 = not element.is_integer
+        groups = None if moments is None else (moments.mean, moments.variance, moments.groups)
+        return search_scales(library, rows, groups, candidates, element.largest, is_e4m3)
+    blocks = []
+    for block in _split_rows(rows):
+        block_moments = None if moments is None else moments.of_rows(block)
+        block_candidates = candidates
+        if candidates.shape[1] > 1:
+            block_candidates = candidates[:, block]
+        amax = _choose_in_block(rows[block], block_moments, block_candidates, element)
+        blocks.append(amax)
+    return np.concatenate(blocks)
 
 
 def _split_rows(rows: Array) -> list[slice]:
@@ -123,50 +149,87 @@ def _split_rows(rows: Array) -> list[slice]:
     return blocks
 
 
-# The cost of an enormous weight is infinite; its largest value is then the range.
+# Where all costs are infinite, the largest value is the range.
 @np.errstate(over="ignore", invalid="ignore")
-def _choose_least_cost(
-    rows: Array, mean: Array, variance: Array, candidates: Array, element: ElementType
+def _choose_in_block(
+    rows: Array,
+    moments: tuple[Array, Array] | None,
+    candidates: Array,
+    element: ElementType,
 ) -> Array:
-    """Return the amax per row with the least expected square of the output's change.
+    """Return the amax per row as `_choose_least_cost` does.
 
-    Candidates are relative to the row's largest absolute value: one number for all rows, or a
-    vector.
+    Costs are relative to the square of the row's largest value: no weight is too small or too large
+    for them.
     """
+    largest = _find_largest(rows)
+    is_narrow = rows.shape[1] <= LEAF
+    if is_narrow:  # numpy takes long for each row
+        rows = _transpose(rows)
+        moments = moments and (_transpose(moments[0]), _transpose(moments[1]))
+    costs = np.empty((len(candidates), largest.size), np.float32)
+    scratch = np.empty((2, *rows.shape), np.float32)
+    for candidate, cost in zip(candidates, costs, strict=True):
+        step = largest * (candidate / np.float32(element.largest))
+        step = np.maximum(step, _TINY)
+        step = step if is_narrow else step[:, None]
+        is_clipping = bool(np.min(candidate) < 1.0)
+        _find_errors(rows, step, element, is_clipping=is_clipping, scratch=scratch)
+        step_cost = _measure_cost(scratch, moments, is_narrow)
+        np.multiply(step_cost, candidate * candidate, out=cost)
+    return _pick_least(costs, candidates, largest)
+
+
+def _find_largest(rows: Array) -> Array:
+    """Return the largest absolute value per row."""
     highest = rows.max(axis=1)
     lowest = rows.min(axis=1)
-    largest: Array = np.maximum(highest, -lowest)
-    count = len(candidates)
-    costs = np.empty((count, len(rows)), np.float32)
-    error = np.empty_like(rows)
-    for candidate, cost in zip(candidates, costs, strict=True):
-        step = largest * (candidate / element.largest)
-        step = np.maximum(step, _TINY)
-        is_clipping = bool(np.min(candidate) < 1.0)
-        _round_error(rows, step[:, None], element, is_clipping=is_clipping, out=error)
-        _measure_cost(error, mean, variance, out=cost)
+    largest: Array = np.maximum(np.abs(highest), np.abs(lowest))
+    return largest
+
+
+def _find_errors(
+    rows: Array, step: Array, element: ElementType, *, is_clipping: bool, scratch: Array
+) -> None:
+    """Write the rounding error of each element, in steps, to the first of two blocks."""
+    error, weights = scratch
+    np.multiply(rows, np.float32(1.0) / step, out=weights)
+    element.round_into(weights, error, clip=is_clipping)
+    error -= weights
+
+
+def _transpose(matrix: Array) -> Array:
+    return np.ascontiguousarray(matrix.T)
+
+
+def _pick_least(costs: Array, candidates: Array, largest: Array) -> Array:
+    """Return the amax per row of the first candidate with the least cost, of finite ones."""
     costs[np.isnan(costs)] = np.inf
-    fractions = np.broadcast_to(candidates.reshape(count, -1), costs.shape)
+    fractions = np.broadcast_to(candidates, costs.shape)
     best = np.argmin(costs, axis=0)
-    best_fractions = fractions[best, np.arange(len(rows))]
+    best_fractions = fractions[best, np.arange(len(largest))]
     is_finite = costs.min(axis=0) < np.inf
     return np.where(is_finite, largest * best_fractions, largest)
 
 
-def _round_error(
-    rows: Array, step: Array, element: ElementType, *, is_clipping: bool, out: Array
-) -> None:
-    """Write the rounding error of each element to `out`."""
-    np.divide(rows, step, out=out)
-    element.round_in_place(out, clip=is_clipping)
-    out *= step
-    out -= rows
+def _measure_cost(
+    scratch: Array, moments: tuple[Array, Array] | None, is_transposed: bool
+) -> Array:
+    """Return the expected square of the output's change per row, in squares of steps.
 
-
-def _measure_cost(error: Array, mean: Array, variance: Array, out: Array) -> None:
-    """Write the expected square of the output's change per row to `out`; overwrites `error`."""
-    np.einsum("ki,ki->k", error, mean, out=out)
-    np.square(out, out=out)
-    np.square(error, out=error)
-    spread = np.einsum("ki,ki->k", error, variance)
-    np.add(out, spread, out=out)
+    The first of two blocks holds the errors in steps; both are overwritten.
+    """
+    spreads, shifts = scratch
+    if moments is not None:
+        np.multiply(spreads, moments[0], out=shifts)
+    np.square(spreads, out=spreads)
+    if moments is None:
+        return sum_narrow_rows(spreads) if is_transposed else sum_rows(spreads)
+    spreads *= moments[1]
+    if is_transposed:
+        spread, shift = sum_narrow_rows(spreads), sum_narrow_rows(shifts)
+    else:
+        spread, shift = sum_rows(scratch)
+    shift *= shift
+    cost: Array = shift + spread
+    return cost

@@ -111,6 +111,15 @@ class _LazyGroup(click.Group):
         return super().resolve_command(ctx, args)
 
 
+def _print_version(context: click.Context, _parameter: click.Parameter, is_asked: bool) -> None:
+    if not is_asked or context.resilient_parsing:
+        return
+    from qdq.compiled.library import describe_path
+
+    click.echo(f"qdq, version {__version__}\ncalculations: {describe_path()}")
+    context.exit()
+
+
 @click.group(
     cls=_LazyGroup,
     no_args_is_help=False,
@@ -118,7 +127,14 @@ class _LazyGroup(click.Group):
 )
 @click.option("--no-project", is_flag=True, help="Ignore the project file.")
 @click.option("--debug", is_flag=True, help="Print the traceback of an error, before its line.")
-@click.version_option(__version__, prog_name="qdq")
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_print_version,
+    help="Show the version, and whether calculations are compiled, and exit.",
+)
 @click.pass_context
 def cli(ctx: click.Context, no_project: bool, debug: bool) -> None:
     """Insert, repair and check the QuantizeLinear/DequantizeLinear pairs that TensorRT requires.

@@ -38,8 +38,12 @@ if TYPE_CHECKING:
     from distributed import Client, Future, LocalCluster
 
 
-#: Parts for each worker: with several, one that is lost or slow costs little.
+#: The most parts for each worker: with several, one that is lost or slow costs little.
 _PARTS_PER_WORKER = 4
+
+#: The least samples of a part of a process on this machine, where there are enough for all: each
+#: part starts a session.
+_LOCAL_SAMPLES = 32
 
 #: Option for the warnings of new processes. The tracker of semaphores of `multiprocessing`, one
 #: of them, outlives a process that was killed, and would warn that it removes its semaphores.
@@ -95,7 +99,8 @@ def collect_distributed(
     total = writer.passes[0] if writer.passes else None
     with _open_client(observing) as (client, workers):
         count = feeds.left(part.number - 1, part.of)
-        parts = _split_part(part, total, count, workers)
+        least = _LOCAL_SAMPLES if observing.workers else 1
+        parts = _split_part(part, total, count, workers, least)
         for ranges in _iterate_results(client, _make_task(job, observing, workers), parts):
             total = merge((total, ranges)) if total else ranges
             if progress:
@@ -120,15 +125,19 @@ def _iterate_results(client: Client, task: _WorkerTask, parts: list[Part]) -> It
 
 
 def _split_part(
-    part: Part, checkpoint: Ranges | None, count: int | None, workers: int
+    part: Part, checkpoint: Ranges | None, count: int | None, workers: int, least: int
 ) -> list[Part]:
-    """Return the parts that a part is split into, without those that a checkpoint holds."""
+    """Return the parts that a part is split into, without those that a checkpoint holds.
+
+    A part has `least` samples where there are enough for all workers.
+    """
     if checkpoint:
         split = checkpoint.of // part.of
     elif count is None:  # each part reads all samples to reach its own
         split = workers
     else:
-        split = min(workers * _PARTS_PER_WORKER, max(count, 1))
+        enough = max(count // least, workers)
+        split = min(workers * _PARTS_PER_WORKER, enough, max(count, 1))
     finished = checkpoint.parts if checkpoint else ()
     parts: list[Part] = []
     for i in range(split):

@@ -10,11 +10,22 @@ import numpy as np
 import numpy.typing as npt
 
 from qdq.arrays import Array
+from qdq.compiled.library import Library, find_library
+from qdq.compiled.tensor_measurement import (
+    BinCounts,
+    can_measure,
+    is_last_axis,
+    measure_tensor,
+)
 from qdq.errors import DataError, ModelError
+from qdq.ordered_sums import sum_rows
 from qdq.ranges.channel_importance import ChannelGrades
 from qdq.ranges.exact_sum import ExactSum
 from qdq.ranges.histogram import Histogram
 from qdq.ranges.tensor_ranges import Moments, TensorRange
+
+#: The number of values that are squared at a time, few enough for the cache and for memory.
+_BLOCK = 1 << 18
 
 #: A tensor: the path of the graph that produces it, and its name.
 TensorKey = tuple[str, str]
@@ -41,11 +52,12 @@ class SampleStatistics(msgspec.Struct, frozen=True):
     size: int
     #: The largest absolute value; NaN where the tensor holds one.
     largest: float
-    #: The values to count and the largest absolute one of them, for each grade. All values are of
-    #: one grade where channels are not known.
-    parts: tuple[tuple[int, Array, float], ...]
-    #: The sums of its channels and those of their squares, where moments are required.
-    sums: tuple[Array, Array] | None
+    #: The values to count, or their counts, and the largest absolute value, for each grade. All
+    #: values are of one grade where channels are not known.
+    parts: tuple[tuple[int, Array | BinCounts, float], ...]
+    #: The sums of its channels and those of their squares, float32 [2, entries, channels], where
+    #: moments are required.
+    sums: Array | None
 
 
 class TensorStatistics:
@@ -59,6 +71,8 @@ class TensorStatistics:
         self._histograms: dict[int, Histogram] = {}
         #: The positions of the channels of each grade.
         self._channels: dict[int, npt.NDArray[np.intp]] = {}
+        #: The position of each channel's grade in `_histograms`.
+        self._grade_positions: npt.NDArray[np.int32] | None = None
         if observed.histogram:
             self._prepare_histograms(None if is_flat else observed.grades)
         self._seen = False
@@ -76,7 +90,9 @@ class TensorStatistics:
             self._histograms[0] = Histogram()
             return
         of_channel = np.array(grades.of_channel)
-        for grade in sorted(set(grades.of_channel)):
+        used_grades, positions = np.unique(of_channel, return_inverse=True)
+        self._grade_positions = positions.astype(np.int32)
+        for grade in map(int, used_grades):
             self._histograms[grade] = Histogram()
             self._channels[grade] = np.flatnonzero(of_channel == grade)
 
@@ -87,6 +103,9 @@ class TensorStatistics:
                 f"tensor {self._tensor!r} holds {values.dtype} and cannot be quantized. "
                 "Fix the rule that selects it."
             )
+        library = find_library()
+        if library is not None and can_measure(values):
+            return self._measure_compiled(library, values)
         sums = None
         if self._axis is not None and values.size:
             sums = _sum_channels(values, self._axis)
@@ -97,12 +116,35 @@ class TensorStatistics:
         parts = tuple((grade, values, largest) for grade in grades)
         return SampleStatistics(values.size, largest, parts, sums)
 
-    def _measure_grades(
-        self, values: Array, axis: int, sums: tuple[Array, Array] | None
-    ) -> SampleStatistics:
+    def _measure_compiled(self, library: Library, values: Array) -> SampleStatistics:
+        """Return the statistics of one sample's values, counted, by the compiled library."""
+        has_grades = self._grades is not None and _has_channels(values, self._grades)
+        axis = self._axis
+        if has_grades and self._grades is not None:
+            axis = self._grades.axis
+        is_summing = self._axis is not None and _same_axis(values, self._axis, axis)
+        measurement = measure_tensor(
+            library,
+            values,
+            axis,
+            self._grade_positions if has_grades else None,
+            is_counting=bool(self._histograms),
+            is_summing=is_summing,
+        )
+        sums = measurement.sums
+        if sums is None and self._axis is not None:
+            sums = _sum_channels(values, self._axis)
+        grades = list(self._histograms)
+        parts: list[tuple[int, Array | BinCounts, float]] = []
+        for grade, counts in zip(grades, measurement.split_counts(), strict=False):
+            parts.append((grade, counts, counts.largest))
+        largest = float(measurement.largest.max())
+        return SampleStatistics(values.size, largest, tuple(parts), sums)
+
+    def _measure_grades(self, values: Array, axis: int, sums: Array | None) -> SampleStatistics:
         """Return the statistics of one sample's values with a part for each grade."""
         by_channel = _find_largest_by_channel(values, axis)
-        parts: list[tuple[int, Array, float]] = []
+        parts: list[tuple[int, Array | BinCounts, float]] = []
         for grade, channels in self._channels.items():
             part = values.take(channels, axis)
             part_largest = float(by_channel[channels].max())
@@ -121,22 +163,24 @@ class TensorStatistics:
         self._filled = self._filled or sample.size > 0
         self._amax = max(self._amax, sample.largest)
         for grade, values, largest in sample.parts:
-            self._histograms[grade].add(values, largest)
+            if isinstance(values, BinCounts):
+                self._histograms[grade].add_counts(values)
+            else:
+                self._histograms[grade].add(values, largest)
         if sample.sums is not None:
-            self._add_moments(sample.size, *sample.sums)
+            self._add_moments(sample.size, sample.sums)
 
-    def _add_moments(self, size: int, sums: Array, squares: Array) -> None:
-        channels = sums.shape[1]
+    def _add_moments(self, size: int, sums: Array) -> None:
+        channels = sums.shape[2]
         if self._sums is None or self._squares is None:
             self._sums = ExactSum(channels)
             self._squares = ExactSum(channels)
-        is_finite = np.isfinite(sums).all() and np.isfinite(squares).all()
-        if self._sums.size != channels or not is_finite:
+        if self._sums.size != channels or not np.isfinite(sums).all():
             self._moments_lost = True
             return
         self._count += size // channels
-        self._sums.add(sums)
-        self._squares.add(squares)
+        self._sums.add(sums[0])
+        self._squares.add(sums[1])
 
     def to_range(self, read: str) -> TensorRange:
         """Return the statistics so far, under the name that edges read the tensor by."""
@@ -167,19 +211,42 @@ def _find_largest(values: Array) -> float:
     return float(max(values.max(initial=0), -values.min(initial=0)))
 
 
-def _sum_channels(values: Array, axis: int) -> tuple[Array, Array]:
+def _sum_channels(values: Array, axis: int) -> Array:
     """Return the sums of values and of their squares along a channel axis.
 
-    Both are float32 [entries, channels], entries being those of axis 0. The sums of an entry do not
-    depend on the other entries.
+    They are float32 [2, entries, channels], entries being those of axis 0. The sums of an entry do
+    not depend on the other entries.
     """
-    channels = np.moveaxis(values, axis, 1) if values.ndim > 1 else values[None, :]
-    rows = channels.reshape(len(channels), channels.shape[1], -1)
-    rows = rows.astype(np.float32, copy=False)
+    values = values.astype(np.float32, copy=False)
+    axis = axis % max(values.ndim, 1)
+    if is_last_axis(values, axis):
+        columns = values.reshape(len(values), -1, values.shape[axis])
+        return _sum_columns(np.ascontiguousarray(columns))
+    channels = np.moveaxis(values, axis, 1) if values.ndim > 1 else values.reshape(1, -1)
+    rows = channels.reshape(*channels.shape[:2], -1)
+    return _sum_with_squares(np.ascontiguousarray(rows))
+
+
+def _sum_with_squares(values: Array) -> Array:
+    """Return the sums of rows [entries, channels, width] and those of their squares."""
+    channels = values.shape[1]
+    result = np.empty((2, *values.shape[:2]), np.float32)
+    height = max(_BLOCK // values.shape[2], 1)
     with np.errstate(over="ignore", invalid="ignore"):
-        sums = rows.sum(axis=2)
-        squares = np.einsum("nct,nct->nc", rows, rows)
-    return sums, squares
+        result[0] = sum_rows(values)
+        for first in range(0, channels, height):
+            block = slice(first, first + height)
+            result[1, :, block] = sum_rows(np.square(values[:, block]))
+    return result
+
+
+def _sum_columns(values: Array) -> Array:
+    """Return the sums of columns [entries, height, channels] and those of their squares.
+
+    numpy adds one row of an array in C order after the other, as the compiled part does.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        return np.stack([values.sum(axis=1), np.square(values).sum(axis=1)])
 
 
 def _has_channels(values: Array, grades: ChannelGrades) -> bool:
@@ -188,6 +255,13 @@ def _has_channels(values: Array, grades: ChannelGrades) -> bool:
         return False
     channels: int = values.shape[grades.axis]
     return channels == len(grades.of_channel)
+
+
+def _same_axis(values: Array, axis: int, other: int | None) -> bool:
+    """Whether two axes of values are the same; a vector has only channels."""
+    if values.ndim <= 1:
+        return True
+    return other is not None and axis % values.ndim == other % values.ndim
 
 
 def _find_largest_by_channel(values: Array, axis: int) -> Array:

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qdq.arrays import Array, Floats
+from qdq.compiled.library import address, find_library
 
 _Integers: TypeAlias = npt.NDArray[np.int64]
 
@@ -78,6 +79,10 @@ class ExactSum:
             self._buffered = 0
 
     def _add_block(self, vectors: npt.NDArray[np.float32]) -> None:
+        library = find_library()
+        if library is not None:
+            library.add_exactly(address(self._limbs), address(vectors), *vectors.shape)
+            return
         fractions, exponents = np.frexp(vectors)
         places = np.where(fractions == 0, 0, exponents - _LEAST_EXPONENT)
         limbs = places >> _LOG_LIMB_BITS

@@ -18,6 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 from qdq.arrays import Array, Floats
+from qdq.compiled.library import find_library
+from qdq.compiled.tensor_measurement import BinCounts, add_counts
 from qdq.quantizer import ElementType
 from qdq.ranges.divergence import find_least_divergence_edge
 from qdq.ranges.square_error import SquareErrorSums
@@ -83,6 +85,16 @@ class Histogram:
             block = flat[start : start + _BLOCK]
             positions = _SCRATCH.find_counters(block, scale)
             np.add.at(counters, positions, _INCREMENT)
+
+    def add_counts(self, sample: BinCounts) -> None:
+        """Add values that were counted already, in bins of the width for their largest."""
+        self._extend(sample.largest)
+        doublings = self.exponent - sample.exponent if sample.largest > 0.0 else 0
+        library = find_library()
+        if library is None:
+            self._lanes[0] += _fold(sample.counts.astype(np.int64), doublings)
+        else:
+            add_counts(library, self._lanes[0], sample.counts, doublings)
 
     def merged(self, other: Histogram) -> Histogram:
         """Return the histogram of the values of this histogram and another one."""

@@ -1,0 +1,621 @@
+/* Statistics of tensors, and the search for the scales of weights.
+
+The functions give the same bytes as the numpy code of qdq/observers/tensor_statistics.py and
+qdq/calibration/weight_scales.py, which is in use where this file is not compiled. They are C11,
+need no other library, and keep no state: a call with arrays of its own is safe in any thread.
+
+Every body is compiled once for any processor, and on x86-64 once more for AVX2. Both have the same
+operations in the same order, so the processor does not change a result. The file must be compiled
+without -ffast-math and with -ffp-contract=off. */
+
+#include <float.h>
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+#if FLT_EVAL_METHOD != 0
+#error "float arithmetic must not be wider than float"
+#endif
+
+#if defined(__GNUC__)
+#define INLINE static inline __attribute__((always_inline))
+#define EXPORT __attribute__((visibility("default")))
+#else
+#define INLINE static inline
+#define EXPORT
+#endif
+
+#if defined(__x86_64__) && defined(__GNUC__)
+#define HAS_AVX2_BUILD 1
+#define AVX2 __attribute__((target("avx2")))
+#else
+#define HAS_AVX2_BUILD 0
+#endif
+
+/* A digest of this file: Python refuses a library of another source. */
+#ifndef SOURCE_DIGEST
+#define SOURCE_DIGEST ""
+#endif
+
+/* As in qdq/ranges/histogram.py. */
+#define BINS 4096
+#define LOG_BINS 12
+#define LEAST_EXPONENT (-120)
+
+/* The counters of each bin, which neighbouring values take in turn: a core waits where the same
+counter is incremented twice in a row. */
+#define COUNTERS 4
+
+/* As in qdq/ordered_sums.py: the values of a row that are added in float. */
+#define SPAN 4096
+
+/* numpy's pairwise summation (numpy/core/src/umath/loops_utils.h.src): the values of a leaf are
+added to lanes in turn, and a larger sum is that of two halves. */
+#define LANES 8
+#define LEAF 128
+#define MOST_LEVELS 8
+
+/* The values that are measured at a time, few enough for the fastest cache. */
+#define BLOCK 1024
+
+/* The rows and columns that are transposed at a time: a line of a cache is 16 columns. */
+#define TILE_ROWS 256
+#define TILE_COLUMNS 16
+
+/* The bits of infinity; a NaN has larger ones. */
+#define INFINITE 0x7f800000
+#define MAGNITUDE 0x7fffffff
+#define MANTISSA_BITS 23
+#define EXPONENT_BIAS 127
+
+/* 1.5 * 2**23: a float of a smaller magnitude is rounded to an integer, ties to even, by adding
+it. */
+#define ROUNDER 12582912.0f
+
+enum { ELEMENT_INT8 = 0, ELEMENT_E4M3 = 1 };
+
+/* The values of one grade so far: those of the channels of about the same importance. */
+typedef struct {
+    uint32_t *counters; /* [COUNTERS][BINS] */
+    int32_t exponent;   /* log2 of the bin width; meaningless while `largest` is 0 */
+    int32_t largest;    /* the bits of the largest magnitude */
+} Grade;
+
+/* Two sums that are taken together. */
+typedef struct {
+    float first, second;
+} Sums;
+
+/* The sums whose second half is still to be added, from the whole down. */
+typedef struct {
+    int64_t rest[MOST_LEVELS]; /* the size of the second half, 0 where it is begun */
+    Sums first_half[MOST_LEVELS];
+    int level;
+} Halves;
+
+/* A tensor and its results; `grades` and `sums` may be null. */
+typedef struct {
+    const float *values;
+    int64_t outer, channels, inner;
+    const int32_t *grade_of_channel;
+    Grade *grades;
+    int is_counting;
+    float *sums, *squares; /* [outer, channels] */
+} Tensor;
+
+INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+
+INLINE int32_t to_bits(float value)
+{
+    int32_t bits;
+    memcpy(&bits, &value, sizeof bits);
+    return bits;
+}
+
+INLINE float from_bits(int32_t bits)
+{
+    float value;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+INLINE float power_of_two(int32_t exponent)
+{
+    return from_bits((exponent + EXPONENT_BIAS) << MANTISSA_BITS);
+}
+
+/* Return the bits of the largest magnitude; they order like the magnitudes, NaN last. */
+INLINE int32_t find_largest(const float *values, int64_t size)
+{
+    int32_t largest = 0;
+    for (int64_t i = 0; i < size; i++) {
+        int32_t bits = to_bits(values[i]) & MAGNITUDE;
+        largest = bits > largest ? bits : largest;
+    }
+    return largest;
+}
+
+/* Join each 2**doublings neighbouring bins. */
+INLINE void fold_bins(uint32_t *counts, int32_t doublings)
+{
+    int shift = doublings < LOG_BINS ? doublings : LOG_BINS;
+    for (int bin = 1; bin < BINS; bin++) {
+        uint32_t count = counts[bin];
+        counts[bin] = 0;
+        counts[bin >> shift] += count;
+    }
+}
+
+/* Widen the bins of a grade until a finite value fits. */
+INLINE void extend_bins(Grade *grade, int32_t largest)
+{
+    int32_t exponent = (largest >> MANTISSA_BITS) - (EXPONENT_BIAS - 1) - LOG_BINS;
+    if (exponent < LEAST_EXPONENT)
+        exponent = LEAST_EXPONENT;
+    if (grade->largest == 0) {
+        grade->exponent = exponent;
+    } else if (exponent > grade->exponent) {
+        for (int i = 0; i < COUNTERS; i++)
+            fold_bins(grade->counters + i * BINS, exponent - grade->exponent);
+        grade->exponent = exponent;
+    }
+}
+
+/* Count at most BLOCK values; each magnitude times the scale is below BINS. */
+INLINE void count_block(const float *restrict values, int64_t size, float scale,
+                        uint32_t *restrict counters)
+{
+    int32_t bins[BLOCK];
+    for (int64_t i = 0; i < size; i++)
+        bins[i] = (int32_t)(fabsf(values[i]) * scale);
+    int64_t i = 0;
+    for (; i + COUNTERS <= size; i += COUNTERS) {
+        counters[bins[i]]++;
+        counters[BINS + bins[i + 1]]++;
+        counters[2 * BINS + bins[i + 2]]++;
+        counters[3 * BINS + bins[i + 3]]++;
+    }
+    for (; i < size; i++)
+        counters[bins[i]]++;
+}
+
+/* Return the size of the first leaf of some values, and note the halves after it. */
+INLINE int64_t descend(Halves *halves, int64_t size)
+{
+    while (size > LEAF) {
+        int64_t half = size / 2;
+        half -= half % LANES;
+        halves->rest[halves->level++] = size - half;
+        size = half;
+    }
+    return size;
+}
+
+/* Join the sums of a leaf with those before it, and return the size of the next half, or 0 where
+the sums are complete. */
+INLINE int64_t ascend(Halves *halves, Sums *sums)
+{
+    while (halves->level > 0) {
+        int level = halves->level - 1;
+        int64_t rest = halves->rest[level];
+        if (rest > 0) {
+            halves->first_half[level] = *sums;
+            halves->rest[level] = 0;
+            return rest;
+        }
+        sums->first = halves->first_half[level].first + sums->first;
+        sums->second = halves->first_half[level].second + sums->second;
+        halves->level = level;
+    }
+    return 0;
+}
+
+/* The lanes of a sum; compilers split them where a processor's vectors are shorter. */
+typedef float Lanes __attribute__((vector_size(LANES * sizeof(float))));
+
+INLINE float join_lanes(const Lanes *lanes)
+{
+    float sums[LANES];
+    memcpy(sums, lanes, sizeof sums);
+    return ((sums[0] + sums[1]) + (sums[2] + sums[3])) +
+           ((sums[4] + sums[5]) + (sums[6] + sums[7]));
+}
+
+/* Return the sums of at most LEAF values and of others, of their squares where `others` is null. */
+INLINE Sums sum_leaf(const float *values, const float *others, int64_t size)
+{
+    Sums sums = {0.0f, 0.0f};
+    int64_t whole = size - size % LANES;
+    if (whole > 0) {
+        Lanes firsts, seconds, value, other;
+        memcpy(&firsts, values, sizeof firsts);
+        memcpy(&seconds, others ? others : values, sizeof seconds);
+        if (!others)
+            seconds *= seconds;
+        for (int64_t i = LANES; i < whole; i += LANES) {
+            memcpy(&value, values + i, sizeof value);
+            firsts += value;
+            if (others) {
+                memcpy(&other, others + i, sizeof other);
+                seconds += other;
+            } else {
+                seconds += value * value;
+            }
+        }
+        sums.first = join_lanes(&firsts);
+        sums.second = join_lanes(&seconds);
+    }
+    for (int64_t i = whole; i < size; i++) {
+        sums.first += values[i];
+        sums.second += others ? others[i] : values[i] * values[i];
+    }
+    return sums;
+}
+
+/* Return the sums of one span of values and of their squares. */
+INLINE Sums sum_span(const float *values, int64_t size)
+{
+    Halves halves = {.level = 0};
+    Sums sums = {0.0f, 0.0f};
+    while (size > 0) {
+        int64_t leaf = descend(&halves, size);
+        sums = sum_leaf(values, 0, leaf);
+        values += leaf;
+        size = ascend(&halves, &sums);
+    }
+    return sums;
+}
+
+/* Measure the largest magnitude of values, and count them. */
+INLINE void measure_block(const float *values, int64_t size, Grade *grade, int is_counting)
+{
+    int32_t largest = find_largest(values, size);
+    if (largest > grade->largest) {
+        if (is_counting && largest < INFINITE)
+            extend_bins(grade, largest);
+        grade->largest = largest;
+    }
+    if (!is_counting || grade->largest >= INFINITE)
+        return;
+    if (grade->largest == 0)
+        grade->counters[0] += (uint32_t)size;
+    else
+        count_block(values, size, power_of_two(-grade->exponent), grade->counters);
+}
+
+INLINE Grade *find_grade(const Tensor *tensor, int64_t channel)
+{
+    return tensor->grades + (tensor->grade_of_channel ? tensor->grade_of_channel[channel] : 0);
+}
+
+/* Measure a row that is longer than a block, a span at a time. */
+INLINE void measure_long_row(const Tensor *tensor, const float *values, int64_t row)
+{
+    Grade *grade = find_grade(tensor, row % tensor->channels);
+    double sum = 0.0, square = 0.0;
+    for (int64_t start = 0; start < tensor->inner; start += SPAN) {
+        int64_t end = smaller(start + SPAN, tensor->inner);
+        for (int64_t i = start; i < end; i += BLOCK)
+            measure_block(values + i, smaller(BLOCK, end - i), grade, tensor->is_counting);
+        if (tensor->sums) {
+            Sums sums = sum_span(values + start, end - start);
+            sum += (double)sums.first;
+            square += (double)sums.second;
+        }
+    }
+    if (tensor->sums) {
+        tensor->sums[row] = (float)sum;
+        tensor->squares[row] = (float)square;
+    }
+}
+
+/* Measure rows that fit into a block together; they have one grade. */
+INLINE void measure_short_rows(const Tensor *tensor, const float *values, int64_t first,
+                               int64_t count)
+{
+    int64_t inner = tensor->inner;
+    measure_block(values, count * inner, find_grade(tensor, first % tensor->channels),
+                  tensor->is_counting);
+    for (int64_t row = first; tensor->sums && row < first + count; row++, values += inner) {
+        Sums sums = sum_span(values, inner);
+        tensor->sums[row] = sums.first;
+        tensor->squares[row] = sums.second;
+    }
+}
+
+/* Measure a tensor [outer, channels, inner]. */
+INLINE void measure_rows(const Tensor *tensor)
+{
+    int64_t rows = tensor->outer * tensor->channels;
+    int64_t most = tensor->inner > 0 ? BLOCK / tensor->inner : 0;
+    int64_t count;
+    for (int64_t row = 0; row < rows; row += count) {
+        const float *values = tensor->values + row * tensor->inner;
+        count = 1;
+        if (most == 0) {
+            measure_long_row(tensor, values, row);
+            continue;
+        }
+        Grade *grade = find_grade(tensor, row % tensor->channels);
+        while (count < most && row + count < rows &&
+               find_grade(tensor, (row + count) % tensor->channels) == grade)
+            count++;
+        measure_short_rows(tensor, values, row, count);
+    }
+}
+
+/* Add rows [count, channels] to sums of columns and of their squares, one after the other. */
+INLINE void sum_columns(const float *restrict values, int64_t count, int64_t channels,
+                        float *restrict sums, float *restrict squares)
+{
+    for (int64_t row = 0; row < count; row++, values += channels) {
+        for (int64_t i = 0; i < channels; i++) {
+            sums[i] += values[i];
+            squares[i] += values[i] * values[i];
+        }
+    }
+}
+
+/* Measure at most TILE_ROWS rows [count, channels], whose channels differ in grade. */
+INLINE void measure_tiles(const Tensor *tensor, const float *values, int64_t count)
+{
+    float tile[TILE_COLUMNS][TILE_ROWS];
+    int64_t channels = tensor->channels;
+    for (int64_t first = 0; first < channels; first += TILE_COLUMNS) {
+        int64_t width = smaller(TILE_COLUMNS, channels - first);
+        for (int64_t i = 0; i < count; i++)
+            for (int64_t column = 0; column < width; column++)
+                tile[column][i] = values[i * channels + first + column];
+        for (int64_t column = 0; column < width; column++)
+            measure_block(tile[column], count, find_grade(tensor, first + column),
+                          tensor->is_counting);
+    }
+}
+
+/* Measure a tensor [outer, inner, channels]. */
+INLINE void measure_columns(const Tensor *tensor)
+{
+    int64_t channels = tensor->channels;
+    const float *values = tensor->values;
+    if (tensor->sums)
+        memset(tensor->sums, 0, (size_t)(2 * tensor->outer * channels) * sizeof(float));
+    for (int64_t outer = 0; outer < tensor->outer; outer++) {
+        for (int64_t start = 0; start < tensor->inner; start += TILE_ROWS) {
+            int64_t count = smaller(TILE_ROWS, tensor->inner - start);
+            int64_t size = count * channels;
+            if (tensor->sums)
+                sum_columns(values, count, channels, tensor->sums + outer * channels,
+                            tensor->squares + outer * channels);
+            if (tensor->grade_of_channel)
+                measure_tiles(tensor, values, count);
+            else
+                for (int64_t i = 0; i < size; i += BLOCK)
+                    measure_block(values + i, smaller(BLOCK, size - i), tensor->grades,
+                                  tensor->is_counting);
+            values += size;
+        }
+    }
+}
+
+/* Weights, and what their scales are chosen by. */
+typedef struct {
+    const float *rows;
+    int64_t count, width;
+    const float *mean, *variance; /* [groups, width], or null for the plain error */
+    const int64_t *group_of_row;
+    const float *candidates; /* [candidate_count, 1 or count] */
+    int64_t candidate_count, candidate_stride;
+    float levels;
+    float *amax; /* [count] */
+} Weights;
+
+INLINE float clip(float value, float limit)
+{
+    value = value > limit ? limit : value;
+    return value < -limit ? -limit : value;
+}
+
+/* Return the nearest value of the type; the magnitude is below 2**20. */
+INLINE float round_to_element(float value, int element)
+{
+    float rounder = ROUNDER;
+    if (element == ELEMENT_E4M3) { /* steps of 2**-3 of the power of two, and 2**-9 near zero */
+        int32_t exponent = (to_bits(value) & MAGNITUDE) >> MANTISSA_BITS;
+        exponent = exponent < EXPONENT_BIAS - 6 ? EXPONENT_BIAS - 6 : exponent;
+        rounder = from_bits(((exponent + MANTISSA_BITS - 3) << MANTISSA_BITS) | 0x400000);
+    }
+    return (value + rounder) - rounder;
+}
+
+/* Write the errors of at most LEAF weights in steps, times their mean, and the squared errors, times
+their variance. */
+INLINE void find_errors(const float *restrict weights, int64_t size, float inverse_step,
+                        const float *restrict mean, const float *restrict variance, int element,
+                        float levels, float *restrict shifts, float *restrict spreads)
+{
+    for (int64_t i = 0; i < size; i++) {
+        float weight = weights[i] * inverse_step;
+        float error = clip(round_to_element(weight, element), levels) - weight;
+        shifts[i] = mean ? error * mean[i] : error;
+        spreads[i] = mean ? error * error * variance[i] : error * error;
+    }
+}
+
+/* Return the expected square of the output's change by one row, or the square error without means,
+in squares of steps. */
+INLINE float measure_cost(const Weights *all, const float *weights, float step, const float *mean,
+                          const float *variance, int element)
+{
+    float shifts[LEAF], spreads[LEAF];
+    double shift = 0.0, spread = 0.0;
+    int64_t i = 0;
+    for (int64_t start = 0; start < all->width; start += SPAN) {
+        int64_t size = smaller(SPAN, all->width - start);
+        Halves halves = {.level = 0};
+        Sums sums = {0.0f, 0.0f};
+        while (size > 0) {
+            int64_t leaf = descend(&halves, size);
+            find_errors(weights + i, leaf, 1.0f / step, mean ? mean + i : 0,
+                        mean ? variance + i : 0, element, all->levels, shifts, spreads);
+            sums = sum_leaf(shifts, spreads, leaf);
+            size = ascend(&halves, &sums);
+            i += leaf;
+        }
+        shift += (double)sums.first;
+        spread += (double)sums.second;
+    }
+    float whole_shift = (float)shift;
+    return mean ? whole_shift * whole_shift + (float)spread : (float)spread;
+}
+
+INLINE void search_row(const Weights *all, int64_t row, const float *mean, const float *variance,
+                       int element)
+{
+    const float *weights = all->rows + row * all->width;
+    const float *candidates = all->candidates + (all->candidate_stride > 1 ? row : 0);
+    float largest = from_bits(find_largest(weights, all->width));
+    float least = INFINITY;
+    all->amax[row] = largest;
+    if (!(largest < INFINITY))
+        return;
+    for (int64_t i = 0; i < all->candidate_count; i++) {
+        float candidate = candidates[i * all->candidate_stride];
+        float step = largest * (candidate / all->levels);
+        step = step > FLT_MIN ? step : FLT_MIN;
+        float cost = measure_cost(all, weights, step, mean, variance, element);
+        cost *= candidate * candidate; /* relative to the square of the largest weight */
+        if (cost < least) {
+            least = cost;
+            all->amax[row] = largest * candidate;
+        }
+    }
+}
+
+/* Choose the amax of each row with the least cost, the first of several. */
+INLINE void search_rows(const Weights *all, int element)
+{
+    for (int64_t row = 0; row < all->count; row++) {
+        if (all->mean) {
+            int64_t start = all->group_of_row[row] * all->width;
+            search_row(all, row, all->mean + start, all->variance + start, element);
+        } else {
+            search_row(all, row, 0, 0, element);
+        }
+    }
+}
+
+static void measure_rows_portable(const Tensor *tensor) { measure_rows(tensor); }
+static void measure_columns_portable(const Tensor *tensor) { measure_columns(tensor); }
+static void search_int8_portable(const Weights *all) { search_rows(all, ELEMENT_INT8); }
+static void search_e4m3_portable(const Weights *all) { search_rows(all, ELEMENT_E4M3); }
+
+#if HAS_AVX2_BUILD
+AVX2 static void measure_rows_avx2(const Tensor *tensor) { measure_rows(tensor); }
+AVX2 static void measure_columns_avx2(const Tensor *tensor) { measure_columns(tensor); }
+AVX2 static void search_int8_avx2(const Weights *all) { search_rows(all, ELEMENT_INT8); }
+AVX2 static void search_e4m3_avx2(const Weights *all) { search_rows(all, ELEMENT_E4M3); }
+
+static int has_avx2(void) { return __builtin_cpu_supports("avx2") != 0; }
+#define CHOOSE(avx2, name) ((avx2) ? name##_avx2 : name##_portable)
+#else
+static int has_avx2(void) { return 0; }
+#define CHOOSE(avx2, name) ((void)(avx2), name##_portable)
+#endif
+
+EXPORT const char *qdq_source_digest(void) { return SOURCE_DIGEST; }
+
+/* Whether the processor has AVX2, and the functions are compiled for it. */
+EXPORT int32_t qdq_has_avx2(void) { return has_avx2(); }
+
+/* Measure a tensor of finite or other floats.
+
+`values` is [outer, channels, inner], or [outer, inner, channels] where `is_transposed`.
+`grade_of_channel` is null for one grade. `largest` and `exponents` are [grades]. `counts` is
+[grades, BINS], or null where nothing is counted; a grade is not counted where its largest magnitude
+is not finite. `sums` is [2, outer, channels], or null: of values and of their squares. `counters`
+[grades, COUNTERS, BINS] are to calculate in. */
+EXPORT void qdq_measure_tensor(const float *values, int64_t outer, int64_t channels, int64_t inner,
+                               int32_t is_transposed, const int32_t *grade_of_channel,
+                               int64_t grade_count, float *largest, int32_t *exponents,
+                               uint32_t *counts, float *sums, uint32_t *counters,
+                               int32_t use_avx2)
+{
+    enum { MOST_GRADES = 64 };
+    Grade grades[MOST_GRADES];
+    if (grade_count > MOST_GRADES)
+        return;
+    for (int64_t i = 0; i < grade_count; i++) {
+        grades[i].counters = counts ? counters + i * COUNTERS * BINS : 0;
+        grades[i].exponent = 0;
+        grades[i].largest = 0;
+    }
+    if (counts)
+        memset(counters, 0, (size_t)grade_count * COUNTERS * BINS * sizeof(uint32_t));
+    Tensor tensor = {values, outer, channels, inner, grade_of_channel, grades, counts != 0,
+                     sums, sums ? sums + outer * channels : 0};
+    if (is_transposed)
+        CHOOSE(use_avx2, measure_columns)(&tensor);
+    else
+        CHOOSE(use_avx2, measure_rows)(&tensor);
+    for (int64_t i = 0; i < grade_count; i++) {
+        largest[i] = from_bits(grades[i].largest);
+        exponents[i] = grades[i].exponent;
+        for (int64_t bin = 0; counts && bin < BINS; bin++) {
+            const uint32_t *counter = grades[i].counters + bin;
+            counts[i * BINS + bin] =
+                counter[0] + counter[BINS] + counter[2 * BINS] + counter[3 * BINS];
+        }
+    }
+}
+
+/* Add counts [BINS] to totals [BINS] whose bins are 2**doublings as wide. */
+EXPORT void qdq_add_counts(int64_t *totals, const uint32_t *counts, int32_t doublings)
+{
+    int shift = doublings < LOG_BINS ? doublings : LOG_BINS;
+    for (int bin = 0; bin < BINS; bin++)
+        totals[bin >> shift] += (int64_t)counts[bin];
+}
+
+/* Add float32 vectors [count, size] to exact sums [limbs, size], as qdq/ranges/exact_sum.py does;
+all values must be finite. */
+EXPORT void qdq_add_exactly(int64_t *limbs, const float *vectors, int64_t count, int64_t size)
+{
+    const uint64_t low_bits = 0xffffffff;
+    const int32_t fraction_bits = (1 << MANTISSA_BITS) - 1;
+    for (int64_t row = 0; row < count; row++) {
+        for (int64_t i = 0; i < size; i++) {
+            int32_t bits = to_bits(vectors[row * size + i]);
+            int32_t exponent = (bits & MAGNITUDE) >> MANTISSA_BITS;
+            int32_t mantissa = bits & fraction_bits;
+            if (exponent > 0)
+                mantissa |= 1 << MANTISSA_BITS;
+            else
+                exponent = 1;
+            int32_t place = exponent + 22; /* the unit is 2**-172 */
+            uint64_t integer = (uint64_t)mantissa << (place % 32);
+            int64_t *limb = limbs + (place / 32) * size + i;
+            if (bits < 0) {
+                limb[0] += (int64_t)((0 - integer) & low_bits);
+                limb[size] -= (int64_t)((integer + low_bits) >> 32);
+            } else {
+                limb[0] += (int64_t)(integer & low_bits);
+                limb[size] += (int64_t)(integer >> 32);
+            }
+        }
+    }
+}
+
+/* Choose the amax of each row of weights [count, width] with the least cost. */
+EXPORT void qdq_search_scales(const float *rows, int64_t count, int64_t width, const float *mean,
+                              const float *variance, const int64_t *group_of_row,
+                              const float *candidates, int64_t candidate_count,
+                              int64_t candidate_stride, float levels, int32_t is_e4m3, float *amax,
+                              int32_t use_avx2)
+{
+    Weights all = {rows, count, width, mean, variance, group_of_row, candidates,
+                   candidate_count, candidate_stride, levels, amax};
+    if (is_e4m3)
+        CHOOSE(use_avx2, search_e4m3)(&all);
+    else
+        CHOOSE(use_avx2, search_int8)(&all);
+}

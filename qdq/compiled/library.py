@@ -1,0 +1,108 @@
+"""The compiled library: where it is, whether it may be used, and its functions.
+
+It is a plain shared library that ctypes calls: one build is for every Python version, and needs no
+headers of Python. ctypes releases the interpreter's lock during a call.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+from functools import cache
+from pathlib import Path
+
+from qdq.arrays import Array
+from qdq.compiled.compilation import digest_source
+
+#: The environment variable that switches the library off where it is 0.
+SWITCH = "QDQ_COMPILED"
+
+SOURCE = Path(__file__).with_name("compiled.c")
+
+#: The library's name beside its source; the build hook of pyproject.toml writes it.
+LIBRARY = SOURCE.with_name("libqdq.so")
+
+_FLOATS = ctypes.c_void_p
+_INTEGERS = ctypes.c_void_p
+_COUNT = ctypes.c_int64
+_FLAG = ctypes.c_int32
+
+#: The types of the arguments of each function, as in the source.
+_ARGUMENTS: dict[str, tuple[type, ...]] = {
+    "qdq_measure_tensor": (
+        _FLOATS, _COUNT, _COUNT, _COUNT, _FLAG, _INTEGERS, _COUNT, _FLOATS, _INTEGERS,
+        _INTEGERS, _FLOATS, _INTEGERS, _FLAG,
+    ),
+    "qdq_add_counts": (_INTEGERS, _INTEGERS, ctypes.c_int32),
+    "qdq_add_exactly": (_INTEGERS, _FLOATS, _COUNT, _COUNT),
+    "qdq_search_scales": (
+        _FLOATS, _COUNT, _COUNT, _FLOATS, _FLOATS, _INTEGERS, _FLOATS, _COUNT, _COUNT,
+        ctypes.c_float, _FLAG, _FLOATS, _FLAG,
+    ),
+}  # fmt: skip
+
+
+class Library:
+    """The functions of a loaded library, and the instructions that they use."""
+
+    def __init__(self, functions: ctypes.CDLL) -> None:
+        self.functions = functions
+        for name, arguments in _ARGUMENTS.items():
+            function = getattr(functions, name)
+            function.argtypes = arguments
+            function.restype = None
+        self.measure_tensor = functions.qdq_measure_tensor
+        self.add_counts = functions.qdq_add_counts
+        self.add_exactly = functions.qdq_add_exactly
+        self.search_scales = functions.qdq_search_scales
+        self.has_avx2 = bool(functions.qdq_has_avx2())
+
+    @property
+    def instructions(self) -> str:
+        """The name of the instruction set in use."""
+        return "AVX2" if self.has_avx2 else f"{platform.machine()}, portable"
+
+
+@cache
+def find_library() -> Library | None:
+    """Return the library, or None where it is missing, of another source, or switched off.
+
+    A process decides once.
+    """
+    if os.environ.get(SWITCH) == "0":
+        return None
+    return load_library(LIBRARY)
+
+
+def load_library(path: Path) -> Library | None:
+    """Return the library in a file, or None where it is missing or of another source.
+
+    An installation in place can outlive changes of the source.
+    """
+    try:
+        functions = ctypes.CDLL(str(path))
+        functions.qdq_source_digest.restype = ctypes.c_char_p
+        digest = functions.qdq_source_digest().decode()
+        if digest != digest_source(SOURCE):
+            return None
+        return Library(functions)
+    except (OSError, AttributeError):
+        return None
+
+
+def describe_path() -> str:
+    """Return the words for the path that calculations take, for `qdq --version`."""
+    library = find_library()
+    if library is not None:
+        return f"compiled ({library.instructions})"
+    if os.environ.get(SWITCH) == "0":
+        return f"numpy ({SWITCH}=0)"
+    if LIBRARY.exists():
+        return "numpy (the compiled part is of another version; install qdq again)"
+    return "numpy (no compiled part; docs/calibration.md)"
+
+
+def address(array: Array | None) -> int | None:
+    """Return the address of an array's first value; None for a null pointer."""
+    return None if array is None else array.ctypes.data
