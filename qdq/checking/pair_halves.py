@@ -131,13 +131,13 @@ class HalfReader:
         self, name: str, path: str, stored: Mapping[str, onnx.TensorProto]
     ) -> Array | None:
         """Return the values of a constant; None for what is computed or holds no numbers."""
-        scope = self.index.scopes.get(path)
         if name in stored:
             values = read_tensor_values(stored[name], self.source.name, self.source.folder)
-        elif scope is not None and scope.is_constant(name):
-            values = scope.constant(name)
         else:
-            return None
+            scope = self.index.scopes.get(path)
+            if scope is None or not scope.is_constant(name):
+                return None
+            values = scope.constant(name)
         return None if values.dtype.kind in _TEXT_KINDS else values
 
 

@@ -20,6 +20,13 @@ from onnx import (
 from qdq.arrays import Array
 from qdq.errors import ModelError, first_line
 
+#: The types of attributes that are no graphs. Old files state none.
+_PLAIN_TYPES = frozenset(AttributeProto.AttributeType.values()) - {
+    AttributeProto.UNDEFINED,
+    AttributeProto.GRAPH,
+    AttributeProto.GRAPHS,
+}
+
 _Named = NodeProto | TensorProto | ValueInfoProto | AttributeProto
 
 
@@ -46,6 +53,8 @@ def node_bodies(node: NodeProto) -> tuple[tuple[str, GraphProto], ...]:
     single: list[tuple[str, GraphProto]] = []
     listed: list[tuple[str, GraphProto]] = []
     for attribute in node.attribute:
+        if attribute.type in _PLAIN_TYPES:
+            continue
         if attribute.HasField("g"):
             single.append((attribute.name, attribute.g))
         for i, body in enumerate(attribute.graphs):
