@@ -111,7 +111,7 @@ def _reaches_bfloat16(scope: GraphIndex, edge: Edge) -> bool:
 
 
 def _name_by_labels(graph: GraphProto, index: GraphIndex) -> None:
-    labels = _float_labels(graph, index)
+    labels = label_by_float_graph(graph, index)
     for node, label in zip(graph.node, labels, strict=True):
         node.name = label
         for name, body in node_bodies(node):
@@ -136,7 +136,7 @@ def _find_quantized_edges(
     own_pairs = {pair.output: pair for pair in find_pairs(graph, outer_tensors)}
     pairs = outer_pairs | own_pairs
     parameters = _read_parameters(pairs, stored, index)
-    labels = _float_labels(graph, index)
+    labels = label_by_float_graph(graph, index)
     for node, label in zip(graph.node, labels, strict=True):
         if label not in index.by_label or node.op_type in PAIR_OPERATORS:
             continue
@@ -199,7 +199,7 @@ def _type_name(tensor: TensorProto | None) -> str:
     return name.lower()
 
 
-def _float_labels(graph: GraphProto, index: GraphIndex) -> list[str]:
+def label_by_float_graph(graph: GraphProto, index: GraphIndex) -> list[str]:
     """Return a unique label for each node of a quantized graph.
 
     It is the node's label in the float graph, or in its graph if the node was stripped.

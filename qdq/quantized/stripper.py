@@ -15,7 +15,7 @@ from qdq.errors import ModelError
 from qdq.graph.bodies import node_bodies, read_tensor_values
 from qdq.graph.equalized_weights import undo_equalization
 from qdq.graph.loader import load
-from qdq.graph.metadata import EQUALIZATION_KEY, remove_metadata
+from qdq.graph.metadata import CAST_KEYS, EQUALIZATION_KEY, remove_metadata
 from qdq.graph.pairs import QdqPair, count_readers, find_pairs, stored_tensors
 from qdq.graph.source import ModelLike
 from qdq.quantized.converter import convert_to_qdq, find_unconverted
@@ -58,7 +58,7 @@ def strip_model(model: ModelProto, name: str = "model", folder: Path | None = No
     location = _ModelLocation(name, folder)
     restore_biases(stripped, name, location.read_values)
     _strip_graph(stripped.graph, {}, location)
-    remove_metadata(stripped, kept=(EQUALIZATION_KEY,))
+    remove_metadata(stripped, kept=(EQUALIZATION_KEY, *CAST_KEYS))
     return stripped
 
 

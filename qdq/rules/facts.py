@@ -45,10 +45,11 @@ from qdq.rules.fact_registry import (
     fact_parameters,
     node_fact,
 )
+from qdq.rules.float_facts import FLOAT_FACTS
 from qdq.rules.kernel_tables import explain_missing_kernel
 from qdq.rules.reached_edges import find_pool_ends, find_reached_edges
 
-__all__ = ["EDGE_FACTS", "NODE_FACTS", "Scene", "fact_parameters"]
+__all__ = ["EDGE_FACTS", "FLOAT_FACTS", "NODE_FACTS", "Scene", "fact_parameters"]
 
 #: The smallest window of a grouped convolution with a fast kernel.
 _LEAST_GROUPED_WINDOW = 3
