@@ -32,6 +32,8 @@ from qdq.pipeline.buildable import (
     make_build_function,
     search_buildable_plan,
 )
+from qdq.pipeline.float_cast import build_cast_models, cast_rewritten, raise_for_cast
+from qdq.pipeline.float_options import to_float_options
 from qdq.pipeline.pair_locations import keep_locations
 from qdq.pipeline.quantize_request import (
     BuildOptions,
@@ -64,6 +66,7 @@ from qdq.planning.decisions import Placement, Plan, SensitiveLayer
 from qdq.planning.graph_reasons import describe_other_layers
 from qdq.planning.plan_request import PlanRequest, exact_globs
 from qdq.planning.planner import find_quantized_nodes, plan_source
+from qdq.precision.cast_model import CastReport
 from qdq.quantized.model import QuantizedModel
 from qdq.ranges.given_ranges import GivenRanges, GivenSummary, match_given_ranges
 from qdq.ranges.tensor_ranges import Ranges
@@ -97,6 +100,8 @@ class Quantized(msgspec.Struct, frozen=True):
     partial: PartialResult | str | None = None
     #: The methods that were tried to recover accuracy in INT8.
     recovery: tuple[RecoveryStep, ...] = ()
+    #: What became of the float part; None where it stays float32.
+    cast: CastReport | None = None
 
 
 def quantize(  # noqa: PLR0913 keyword arguments of the public function
@@ -118,6 +123,9 @@ def quantize(  # noqa: PLR0913 keyword arguments of the public function
     given: RangesLike | None = None,
     existing: str = REPAIR,
     recovery: Recovery = DEFAULT_RECOVERY,
+    float_type: str | None = None,
+    scales: str = "float",
+    io: str = "keep",
 ) -> Quantized:
     """Return the quantized copy of a model, with its plan, scales and findings.
 
@@ -126,7 +134,9 @@ def quantize(  # noqa: PLR0913 keyword arguments of the public function
     scales; data is only needed for those that have none. `given` holds ranges from another source,
     as `calibrate` accepts them. `planned` is called with the plan before calibration starts.
     `until_it_builds` compiles the plan for its rtx targets first, and leaves in float the nodes
-    that the compiler refuses. `recovery` states how accuracy is kept. Raises ModelError, RuleError,
+    that the compiler refuses. `recovery` states how accuracy is kept. `float_type` is the type of
+    what stays in float: fp32, fp16 or bf16; without it that is fp16 for rtx:sm75, else fp32.
+    `scales` and `io` are those of `cast`. Raises ModelError, RuleError,
     DataError, MetricError or UsageError, as the stages do. The model passed in is never changed.
     """
     request = QuantizeRequest(
@@ -137,6 +147,7 @@ def quantize(  # noqa: PLR0913 keyword arguments of the public function
         to_build_options(until_it_builds),
         recovery,
         planned,
+        to_float_options(float_type, scales, io),
     )
     return run_request(request)
 
@@ -160,7 +171,8 @@ def plan_and_calibrate(request: QuantizeRequest) -> tuple[PreparedModel, Calibra
 def _prepare(request: QuantizeRequest) -> PreparedModel:
     """Load the model, and read its pairs where it is quantized already."""
     require_mode(request.existing)
-    source = load(request.model)
+    float_type = request.floats.choose(request.planning.targets)
+    source = raise_for_cast(load(request.model), float_type)
     rules = request.planning.rules
     known_ranges = request.calibration.known_ranges
     quantized_model = None
@@ -189,13 +201,14 @@ def _make_plan(request: QuantizeRequest, prepared: PreparedModel) -> PlannedMode
         profiles=options.profiles,
         plans_bfloat16=_has_bfloat16_layers(prepared),
         sensitive=prepared.sensitive,
+        float_type=request.floats.choose(options.targets),
     )
     index, plan = plan_source(prepared.source, plan_request)
     if plan.placements:
         require_valid(prepared.source)
     planned = PlannedModel(index, plan)
     if request.build_options is not None:
-        planned = _search_buildable(prepared, plan_request, planned, request.build_options)
+        planned = _search_buildable(prepared, plan_request, planned, request)
     plan = _keep_pairs(request, prepared, planned.plan)
     _require_placements(prepared, planned.index, plan)
     return msgspec.structs.replace(planned, plan=plan)
@@ -217,11 +230,16 @@ def _keep_pairs(request: QuantizeRequest, prepared: PreparedModel, plan: Plan) -
 
 
 def _search_buildable(
-    prepared: PreparedModel, plan_request: PlanRequest, planned: PlannedModel, options: BuildOptions
+    prepared: PreparedModel,
+    plan_request: PlanRequest,
+    planned: PlannedModel,
+    request: QuantizeRequest,
 ) -> PlannedModel:
     """Plan again, with the nodes in float that the compiler refuses."""
     index, plan = planned.index, planned.plan
+    options = request.build_options or BuildOptions()
     build = make_build_function(index.source, plan.targets, options.shapes)
+    build = build_cast_models(build, index.source, plan, prepared.rules, request.floats)
     build_search = search_buildable_plan(index, plan, prepared.rules, build, options.progress)
     refused_globs = exact_globs(build_search.groups)
     buildable_request = msgspec.structs.replace(
@@ -234,8 +252,8 @@ def _search_buildable(
 
 
 def _require_placements(prepared: PreparedModel, index: GraphIndex, plan: Plan) -> None:
-    """Raise ModelError for an empty plan."""
-    if plan.placements:
+    """Raise ModelError for an empty plan, unless the model becomes FP16 or BF16 all the same."""
+    if plan.placements or plan.float_type:
         return
     source = prepared.source
     other_layers = describe_other_layers(index)
@@ -356,8 +374,10 @@ def _rewrite(
     rewritten = apply_plan(planned.index, plan, scales)
     rewritten, steps = correct_biases(request, calibrated, rewritten, is_float)
     source = prepared.source
+    cast_model = cast_rewritten(rewritten, calibrated, prepared.rules, request.floats)
+    model = rewritten if cast_model is None else cast_model.model
     findings = check(
-        Source(source.path, light_copy(rewritten), source.digest),
+        Source(source.path, light_copy(model), source.digest),
         rules=prepared.rules,
         targets=plan.targets,
         leave_float=plan.leave_float,
@@ -367,12 +387,12 @@ def _rewrite(
         _require_build(source, planned.build, rewritten)
     existing = None
     if prepared.quantized_model is not None:
-        result = QuantizedModel(Source(source.path, rewritten, source.digest))
+        result = QuantizedModel(Source(source.path, model, source.digest))
         existing = describe_existing(
             request.existing, prepared.quantized_model, plan, scales, result
         )
     return Quantized(
-        model=rewritten,
+        model=model,
         source=planned.index.source,
         plan=plan,
         scales=scales,
@@ -382,6 +402,7 @@ def _rewrite(
         existing=existing,
         partial=calibrated.partial,
         recovery=(*calibrated.recovery, *steps),
+        cast=None if cast_model is None else cast_model.report,
     )
 
 

@@ -13,6 +13,7 @@ from qdq.calibration.scales import Scales
 from qdq.data.feeds import DataLike, FeedSample
 from qdq.data.sample_recorder import read_samples_again, repeatable_data
 from qdq.errors import ModelError
+from qdq.graph.float_types import FLOAT_TYPES, FP32
 from qdq.graph.equalized_weights import Equalization
 from qdq.graph.index import GraphIndex
 from qdq.memory import format_gigabytes
@@ -304,6 +305,7 @@ def _repeat_request(plan: Plan, rules: RuleSet) -> PlanRequest:
         allow_unmatched=True,
         profiles=plan.profiles,
         sensitive=plan.sensitive or (),
+        float_type=FLOAT_TYPES[plan.float_type or FP32.name],
     )
 
 

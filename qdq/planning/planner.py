@@ -148,6 +148,7 @@ def plan_index(index: GraphIndex, request: PlanRequest) -> Plan:
             *index.source.notes,
             *describe_borrowed_tables(request.targets),
             *describe_other_types(index, left_float),
+            *_describe_float_type(request),
             *_describe_other_shapes(index, request, placements),
         ),
         targets=request.targets,
@@ -158,7 +159,14 @@ def plan_index(index: GraphIndex, request: PlanRequest) -> Plan:
         scale_groups=tuple(sorted(scale_groups)),
         profiles=request.profiles,
         sensitive=request.sensitive or msgspec.UNSET,
+        float_type=request.float_type.name if request.float_type.is_short else msgspec.UNSET,
     )
+
+
+def _describe_float_type(request: PlanRequest) -> Iterator[str]:
+    """Yield a sentence about the type of what stays in float, where it is not float32."""
+    if request.float_type.is_short:
+        yield f"What stays in float becomes {request.float_type.label}."
 
 
 def _state_gains(
@@ -228,7 +236,7 @@ def _plan_graphs(
     graph_plans: list[_GraphPlan] = []
     for scope in CompilerView(shaped_index).scopes.values():
         if not _explain_unplanned_body(scope):
-            scene = Scene(scope, request.targets)
+            scene = Scene(scope, request.targets, request.float_type)
             graph_plans.append(_plan_graph(scene, request))
     return graph_plans
 

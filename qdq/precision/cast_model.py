@@ -10,6 +10,7 @@ from onnx import ModelProto
 
 from qdq.arguments import list_texts, require_type
 from qdq.errors import ModelError, UsageError
+from qdq.graph.bodies import all_nodes
 from qdq.graph.float_types import FP16, FloatType, parse_float_type
 from qdq.graph.index import GraphIndex
 from qdq.graph.loader import load, raise_source_opset
@@ -37,18 +38,29 @@ SCALES = ("float", "fp32")
 ENDS = ("keep", "fp16")
 
 
+class CastReport(msgspec.Struct, frozen=True):
+    """What a cast decided, and what it cost."""
+
+    plan: FloatPlan
+    #: What stored values lose beyond rounding, the largest loss first.
+    losses: tuple[WeightLoss, ...]
+    #: The Casts in the model, and in the one before.
+    casts: int
+    casts_before: int
+
+
 class CastModel(msgspec.Struct, frozen=True):
     """A model that was cast, with its float plan."""
 
     model: ModelProto
     #: The model before, at the opset that the types need.
     source: Source
-    plan: FloatPlan
-    #: What stored values lose beyond rounding.
-    losses: tuple[WeightLoss, ...]
-    #: The Casts in the model, and in the one before.
-    casts: int
-    casts_before: int
+    report: CastReport
+
+    @property
+    def plan(self) -> FloatPlan:
+        """The float plan."""
+        return self.report.plan
 
     @property
     def output_source(self) -> Source:
@@ -87,8 +99,8 @@ def cast(  # noqa: PLR0913 keyword arguments of the public function
         rule_set,
         to_targets(targets),
         dict(amax or {}),
-        _require_choice(scales, SCALES, "scales") == "fp32",
-        _require_choice(io, ENDS, "io") == "fp16",
+        require_choice(scales, SCALES, "scales") == "fp32",
+        require_choice(io, ENDS, "io") == "fp16",
         allow_unmatched,
     )
     return cast_source(load(model), request)
@@ -107,7 +119,8 @@ class CastRequest(msgspec.Struct, frozen=True):
     allow_unmatched: bool = True
 
 
-def _require_choice(text: str, choices: tuple[str, ...], option: str) -> str:
+def require_choice(text: str, choices: tuple[str, ...], option: str) -> str:
+    """Return a choice; raises UsageError, which names the option, for unknown ones."""
     if text not in choices:
         names = " or ".join(choices)
         raise UsageError(f"{option}: {text!r} is unknown. Pass {names}.")
@@ -155,14 +168,9 @@ def cast_source(source: Source, request: CastRequest) -> CastModel:
     files = ModelFiles(source.name, source.folder)
     write_bias_records(model, records, caster.copies, request.float_type, files)
     _write_record(model, plan)
-    return CastModel(
-        model,
-        source,
-        plan,
-        tuple(caster.losses),
-        _count_casts(model),
-        _count_casts(source.model),
-    )
+    losses = sorted(caster.losses, key=lambda loss: (loss.snr_db, loss.tensor))
+    report = CastReport(plan, tuple(losses), _count_casts(model), _count_casts(source.model))
+    return CastModel(model, source, report)
 
 
 def _raise_opset(source: Source, request: CastRequest) -> Source:
@@ -211,6 +219,4 @@ def _write_record(model: ModelProto, plan: FloatPlan) -> None:
 
 
 def _count_casts(model: onnx.ModelProto) -> int:
-    from qdq.graph.bodies import all_nodes
-
     return sum(node.op_type == "Cast" for _, node in all_nodes(model.graph))

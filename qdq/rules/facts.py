@@ -138,7 +138,11 @@ def lacks_int8_kernel(scene: Scene, node: Node) -> bool:
         return residual is not None and lacks_int8_kernel(scene, residual.backbone)
     if unfused_batch_normalization(scene, node):
         return _feeds_only_float_layers(scene, node)
-    return any(explain_missing_kernel(index, node, target) for target in scene.targets)
+    float_type = scene.float_type
+    for target in scene.targets:
+        if explain_missing_kernel(index, node, target, float_type=float_type):
+            return True
+    return False
 
 
 def _feeds_only_float_layers(scene: Scene, node: Node) -> bool:
