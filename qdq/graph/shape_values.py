@@ -79,7 +79,7 @@ def shape_nodes(index: CompilerView) -> frozenset[str]:
     """Return the labels of the nodes that compute shapes in floats.
 
     They compute what only depends on shapes and constants, or what becomes a shape, an index or a
-    size. The search towards the inputs ends at tensors of two and more dimensions.
+    size. A tensor of two and more dimensions is no shape.
     """
     return frozenset((*_nodes_from_shapes(index), *_nodes_into_shapes(index)))
 
@@ -93,7 +93,8 @@ def _nodes_from_shapes(index: CompilerView) -> Iterator[str]:
         read = [name for name in node.inputs if name and not index.is_constant(name)]
         if read and derived.issuperset(read) and not node.bodies:
             derived.update(node.outputs)
-            yield node.label
+            if _is_short(index, node.outputs[0]):
+                yield node.label
 
 
 def _nodes_into_shapes(index: CompilerView) -> Iterator[str]:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import msgspec
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, helper
 
+from qdq.graph.float_parameters import find_wide_slots
 from qdq.graph.index import GraphIndex, Node
 from qdq.graph.pairs import QdqPair
 from qdq.graph.quantized_operators import DEQUANTIZE
@@ -131,10 +132,13 @@ class GraphCaster:
         """Return the type in which a node needs each input; 0 for those that hold no floats."""
         types = self._types.find_types(node.proto)
         is_kept = self._types.is_kept(scope, position)
+        wide = find_wide_slots(scope.index, node, self._options.float_type)
         wanted: list[int] = []
         for slot, name in enumerate(node.inputs):
             elem_type = scope.index.elem_type(name) if name else 0
-            if elem_type == _FLOAT or elem_type == 0:
+            if slot in wide:
+                elem_type = elem_type and _FLOAT
+            elif elem_type in (_FLOAT, 0):
                 is_short = types is not None and types.inputs[slot] and not is_kept
                 elem_type = self._short if is_short and elem_type else _FLOAT
                 if types is not None and slot in types.any_type:

@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
-
-from qdq.errors import ModelError
 from qdq.graph.compiler_view import CompilerView
 from qdq.graph.decompositions import find_decomposed_normalization
+from qdq.graph.float_parameters import can_stay_float32, constant_amax
 from qdq.graph.index import Edge, Node
 from qdq.graph.patterns import attention_masks, cached_per_graph
 from qdq.graph.shape_inference import known_sizes
@@ -49,10 +47,6 @@ _SOFTMAXES = ("Softmax", "LogSoftmax")
 #: and the fill of what an attention must not see.
 _SATURATES = ("Clip", "Max", "Min", "Pad", "Where")
 _SCALARS_OF_MASKS = ("Mul", "Add", "Sub")
-
-#: The values of a constant that are read: enough for tables and the epsilons of normalizations.
-_MOST_CONSTANT_VALUES = 1 << 26
-
 
 @node_fact
 def shape_arithmetic(scene: Scene, node: Node) -> bool:
@@ -102,11 +96,24 @@ def long_sum(scene: Scene, node: Node, *, values_above: float) -> bool:
     """
     if node.op not in _SUMS_ALONG_AXES:
         return False
-    before = known_sizes(scene.index.shape(node.inputs[0]))
-    after = known_sizes(scene.index.shape(node.outputs[0]))
-    if before is None or after is None:
-        return True
-    return math.prod(before) > values_above * math.prod(after)
+    count = _count_summed(scene.index, node)
+    return count is None or count > values_above
+
+
+def _count_summed(index: CompilerView, node: Node) -> int | None:
+    """Return the number of values that a reduction sums into one; None where it is unknown."""
+    shape = index.shape(node.inputs[0])
+    if shape is None:
+        return None
+    axes = node.attribute("axes", None)
+    if axes is None and len(node.inputs) > 1 and node.inputs[1]:
+        if not index.is_constant(node.inputs[1]):
+            return None
+        axes = index.constant(node.inputs[1]).ravel().tolist()
+    if not axes:
+        axes = range(len(shape))
+    sizes = known_sizes(tuple(shape[axis] for axis in axes))
+    return None if sizes is None else math.prod(sizes)
 
 
 @node_fact
@@ -172,20 +179,11 @@ def overflowing_constant(scene: Scene, edge: Edge) -> bool:
 
 
 def _constant_amax(scene: Scene, edge: Edge) -> float | None:
-    """Return the largest absolute value of a constant of floats; None for other tensors."""
+    """Return the largest absolute value of a constant that becomes short, None for others."""
     index = scene.index
-    if not index.is_constant(edge.tensor) or not index.is_float(edge.tensor):
+    if can_stay_float32(index, index.node(edge), edge.slot):
         return None
-    sizes = known_sizes(index.shape(edge.tensor))
-    if sizes is not None and math.prod(sizes) > _MOST_CONSTANT_VALUES:
-        return None
-    try:
-        values = index.constant(edge.tensor)
-    except ModelError:
-        return None
-    if values.size == 0:
-        return None
-    return float(np.max(np.abs(np.asarray(values, np.float32))))
+    return constant_amax(index, edge.tensor)
 
 
 def _computes_mask(scene: Scene, node: Node) -> bool:
