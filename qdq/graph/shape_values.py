@@ -155,4 +155,3 @@ def counter_nodes(index: CompilerView) -> frozenset[str]:
 def _is_one(index: CompilerView, tensor: str) -> bool:
     shape = index.shape(tensor)
     return shape is not None and all(size == 1 for size in shape)
-

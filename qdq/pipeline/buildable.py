@@ -15,8 +15,8 @@ import onnx
 from qdq.calibration.scales import PairScale, Scales
 from qdq.engines.rtx_compiler import build_engine
 from qdq.errors import ModelError, UsageError
-from qdq.graph.float_types import FLOAT_TYPES, FP32
 from qdq.graph.bodies import qualified_name
+from qdq.graph.float_types import FLOAT_TYPES, FP32
 from qdq.graph.index import Edge, GraphIndex
 from qdq.graph.operands import is_operand
 from qdq.graph.pairs import PAIR_OPERATORS

@@ -9,13 +9,15 @@ from qdq.graph.float_types import FloatType
 from qdq.graph.loader import raise_source_opset
 from qdq.graph.opset import FLOAT16_OPSET
 from qdq.graph.source import Source
-from qdq.pipeline.buildable import BuildFunction, CompilerRefusal
+from qdq.pipeline.bisection import CompilerRefusal
+from qdq.pipeline.buildable import BuildFunction
+from qdq.pipeline.float_options import FloatOptions
 from qdq.pipeline.quantize_stages import CalibratedModel
 from qdq.planning.decisions import Plan
-from qdq.pipeline.float_options import FloatOptions
 from qdq.precision.cast_model import CastModel, CastRequest, cast_source, choose_float_rules
 from qdq.ranges.tensor_ranges import Ranges
 from qdq.rules.rule import RuleSet
+
 
 def raise_for_cast(source: Source, float_type: FloatType) -> Source:
     """Return a source at the opset that a cast of its quantized copy needs."""

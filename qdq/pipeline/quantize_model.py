@@ -18,8 +18,6 @@ from qdq.calibration.scales import Scales
 from qdq.checking.checker import check, recorded_sensitive_layers
 from qdq.checking.finding import Finding
 from qdq.data.feeds import DataLike
-from qdq.errors import ModelError
-from qdq.graph.index import GraphIndex
 from qdq.graph.loader import load
 from qdq.graph.onnx_checker import require_valid
 from qdq.graph.shape_profiles import ProfilesLike
@@ -28,12 +26,11 @@ from qdq.observers.collection import DEFAULT_OBSERVING, CollectionJob, Observing
 from qdq.pipeline.bias_recovery import correct_biases
 from qdq.pipeline.bisection import BisectionResult
 from qdq.pipeline.buildable import (
-    BuildFunction,
     make_build_function,
     search_buildable_plan,
 )
 from qdq.pipeline.float_cast import build_cast_models, cast_rewritten, raise_for_cast
-from qdq.pipeline.float_options import to_float_options
+from qdq.pipeline.float_options import FloatOptions, to_float_options
 from qdq.pipeline.pair_locations import keep_locations
 from qdq.pipeline.quantize_request import (
     BuildOptions,
@@ -58,12 +55,12 @@ from qdq.pipeline.requantize import (
     merge_own_ranges,
     require_mode,
 )
+from qdq.pipeline.requirements import require_build, require_placements
 from qdq.pipeline.unfilled_tensors import (
     has_all_tensors,
     make_filled_request,
 )
 from qdq.planning.decisions import Placement, Plan, SensitiveLayer
-from qdq.planning.graph_reasons import describe_other_layers
 from qdq.planning.plan_request import PlanRequest, exact_globs
 from qdq.planning.planner import find_quantized_nodes, plan_source
 from qdq.precision.cast_model import CastReport
@@ -123,9 +120,7 @@ def quantize(  # noqa: PLR0913 keyword arguments of the public function
     given: RangesLike | None = None,
     existing: str = REPAIR,
     recovery: Recovery = DEFAULT_RECOVERY,
-    float_type: str | None = None,
-    scales: str = "float",
-    io: str = "keep",
+    float_type: str | FloatOptions | None = None,
 ) -> Quantized:
     """Return the quantized copy of a model, with its plan, scales and findings.
 
@@ -135,9 +130,8 @@ def quantize(  # noqa: PLR0913 keyword arguments of the public function
     as `calibrate` accepts them. `planned` is called with the plan before calibration starts.
     `until_it_builds` compiles the plan for its rtx targets first, and leaves in float the nodes
     that the compiler refuses. `recovery` states how accuracy is kept. `float_type` is the type of
-    what stays in float: fp32, fp16 or bf16; without it that is fp16 for rtx:sm75, else fp32.
-    `scales` and `io` are those of `cast`. Raises ModelError, RuleError,
-    DataError, MetricError or UsageError, as the stages do. The model passed in is never changed.
+    what stays in float, by default fp16 for rtx:sm75, else fp32. Raises the errors of the stages.
+    The model passed in is never changed.
     """
     request = QuantizeRequest(
         model,
@@ -147,7 +141,7 @@ def quantize(  # noqa: PLR0913 keyword arguments of the public function
         to_build_options(until_it_builds),
         recovery,
         planned,
-        to_float_options(float_type, scales, io),
+        to_float_options(float_type),
     )
     return run_request(request)
 
@@ -210,7 +204,7 @@ def _make_plan(request: QuantizeRequest, prepared: PreparedModel) -> PlannedMode
     if request.build_options is not None:
         planned = _search_buildable(prepared, plan_request, planned, request)
     plan = _keep_pairs(request, prepared, planned.plan)
-    _require_placements(prepared, planned.index, plan)
+    require_placements(prepared, planned.index, plan)
     return msgspec.structs.replace(planned, plan=plan)
 
 
@@ -249,28 +243,6 @@ def _search_buildable(
     )
     index, plan = plan_source(prepared.source, buildable_request)
     return PlannedModel(index, plan, build, build_search)
-
-
-def _require_placements(prepared: PreparedModel, index: GraphIndex, plan: Plan) -> None:
-    """Raise ModelError for an empty plan, unless the model becomes FP16 or BF16 all the same."""
-    if plan.placements or plan.float_type:
-        return
-    source = prepared.source
-    other_layers = describe_other_layers(index)
-    if other_layers:
-        raise ModelError(
-            f"{source.path or source.name}: there is nothing to quantize: {other_layers}. "
-            "Export the model in float32 or float16."
-        )
-    rule_sets = ", ".join(plan.rule_sets)
-    targets = ", ".join(map(str, plan.targets))
-    fix = "Run 'qdq explain' for the reason."
-    if prepared.quantized_model is not None:
-        fix = "Run 'qdq check' to list its pairs, or 'qdq strip' to remove them."
-    raise ModelError(
-        f"{source.path or source.name}: the rules {rule_sets} quantize nothing in it for "
-        f"{targets}. {fix}"
-    )
 
 
 def _calibrate(
@@ -314,7 +286,7 @@ def _recover(
     )
     recovered = recover_plan(job)
     result = recovered.calibrated
-    _require_placements(prepared, result.index, result.plan)
+    require_placements(prepared, result.index, result.plan)
     planned = msgspec.structs.replace(planned, index=result.index, plan=result.plan)
     return msgspec.structs.replace(
         calibrated,
@@ -384,7 +356,7 @@ def _rewrite(
         weights=False,
     )
     if planned.build is not None:
-        _require_build(source, planned.build, rewritten)
+        require_build(source, planned.build, rewritten)
     existing = None
     if prepared.quantized_model is not None:
         result = QuantizedModel(Source(source.path, model, source.digest))
@@ -404,13 +376,3 @@ def _rewrite(
         recovery=(*calibrated.recovery, *steps),
         cast=None if cast_model is None else cast_model.report,
     )
-
-
-def _require_build(source: Source, build: BuildFunction, model: onnx.ModelProto) -> None:
-    """Raise ModelError where the compiler refuses the model with its calibrated scales."""
-    refusal = build(model)
-    if refusal:
-        raise ModelError(
-            f"{source.path or source.name}: the model builds with other scales, but not with the "
-            f"calibrated ones: {refusal.message}. Try another --method."
-        )

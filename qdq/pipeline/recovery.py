@@ -13,8 +13,8 @@ from qdq.calibration.scales import Scales
 from qdq.data.feeds import DataLike, FeedSample
 from qdq.data.sample_recorder import read_samples_again, repeatable_data
 from qdq.errors import ModelError
-from qdq.graph.float_types import FLOAT_TYPES, FP32
 from qdq.graph.equalized_weights import Equalization
+from qdq.graph.float_types import FLOAT_TYPES, FP32
 from qdq.graph.index import GraphIndex
 from qdq.memory import format_gigabytes
 from qdq.observers.collection import CollectionJob, Observing, collect_locally

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from qdq.graph.float_types import FLOAT_TYPES, FP32
 from qdq.graph.bodies import qualified_name
+from qdq.graph.float_types import FLOAT_TYPES, FP32
 from qdq.planning.decisions import Placement, Plan
 from qdq.planning.plan_request import PlanRequest, exact_globs
 from qdq.ranges.tensor_ranges import Ranges

@@ -130,7 +130,7 @@ def plan_index(index: GraphIndex, request: PlanRequest) -> Plan:
     request = _with_defaults(request)
     if not request.allow_unmatched:
         require_matches(index, request.rules.rules)
-    shapes = optimal_shapes(request.profiles)
+    shapes, float_type = optimal_shapes(request.profiles), request.float_type
     graph_plans = _plan_graphs(index, shapes, request)
     placements: list[Placement] = []
     left_float: list[LeftFloat] = []
@@ -139,8 +139,7 @@ def plan_index(index: GraphIndex, request: PlanRequest) -> Plan:
         placements += graph_plan.placements
         left_float += graph_plan.left_float
         scale_groups += graph_plan.scale_groups
-    left_float += _unplanned_bodies(index)
-    left_float += _function_calls(index)
+    left_float += (*_unplanned_bodies(index), *_function_calls(index))
     return Plan(
         model=index.source.name,
         digest=index.source.digest,
@@ -148,7 +147,6 @@ def plan_index(index: GraphIndex, request: PlanRequest) -> Plan:
             *index.source.notes,
             *describe_borrowed_tables(request.targets),
             *describe_other_types(index, left_float),
-            *_describe_float_type(request),
             *_describe_other_shapes(index, request, placements),
         ),
         targets=request.targets,
@@ -159,14 +157,8 @@ def plan_index(index: GraphIndex, request: PlanRequest) -> Plan:
         scale_groups=tuple(sorted(scale_groups)),
         profiles=request.profiles,
         sensitive=request.sensitive or msgspec.UNSET,
-        float_type=request.float_type.name if request.float_type.is_short else msgspec.UNSET,
+        float_type=float_type.name if float_type.is_short else msgspec.UNSET,
     )
-
-
-def _describe_float_type(request: PlanRequest) -> Iterator[str]:
-    """Yield a sentence about the type of what stays in float, where it is not float32."""
-    if request.float_type.is_short:
-        yield f"What stays in float becomes {request.float_type.label}."
 
 
 def _state_gains(

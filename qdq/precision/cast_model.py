@@ -39,10 +39,10 @@ ENDS = ("keep", "fp16")
 
 
 class CastReport(msgspec.Struct, frozen=True):
-    """What a cast decided, and what it cost."""
+    """The decisions of a cast, and their cost."""
 
     plan: FloatPlan
-    #: What stored values lose beyond rounding, the largest loss first.
+    #: The losses of stored values beyond rounding, the largest first.
     losses: tuple[WeightLoss, ...]
     #: The Casts in the model, and in the one before.
     casts: int
@@ -146,24 +146,16 @@ def cast_source(source: Source, request: CastRequest) -> CastModel:
     source = _raise_opset(source, request)
     index = GraphIndex(source)
     float_index = _index_float_model(source, index)
-    if not request.allow_unmatched:
-        globs = [rule for rule in request.rules.rules if rule.then == KEEP_FP32]
-        require_matches(float_index, globs)
-    recorded = _read_record(source.model, request.float_type)
-    float_request = FloatRequest(
-        request.float_type,
-        request.rules,
-        request.targets,
-        request.amax,
-        recorded,
-        request.casts_ends,
-    )
-    plan = plan_float(float_index, float_request)
+    plan = _plan(float_index, request)
     model = ModelProto()
     model.CopyFrom(source.model)
-    kept = frozenset(node.node for node in plan.kept)
-    options = CastOptions(request.float_type, request.casts_ends, request.keeps_scales)
-    caster = GraphCaster(model, index, float_index, kept, options)
+    caster = GraphCaster(
+        model,
+        index,
+        float_index,
+        frozenset(node.node for node in plan.kept),
+        CastOptions(request.float_type, request.casts_ends, request.keeps_scales),
+    )
     records = caster.run(read_corrected_biases(source.model, source.name))
     files = ModelFiles(source.name, source.folder)
     write_bias_records(model, records, caster.copies, request.float_type, files)
@@ -171,6 +163,21 @@ def cast_source(source: Source, request: CastRequest) -> CastModel:
     losses = sorted(caster.losses, key=lambda loss: (loss.snr_db, loss.tensor))
     report = CastReport(plan, tuple(losses), _count_casts(model), _count_casts(source.model))
     return CastModel(model, source, report)
+
+
+def _plan(float_index: GraphIndex, request: CastRequest) -> FloatPlan:
+    if not request.allow_unmatched:
+        keeping_rules = [rule for rule in request.rules.rules if rule.then == KEEP_FP32]
+        require_matches(float_index, keeping_rules)
+    float_request = FloatRequest(
+        request.float_type,
+        request.rules,
+        request.targets,
+        request.amax,
+        _read_record(float_index.source.model, request.float_type),
+        request.casts_ends,
+    )
+    return plan_float(float_index, float_request)
 
 
 def _raise_opset(source: Source, request: CastRequest) -> Source:

@@ -101,10 +101,7 @@ class CastScope:
 
     def _defines(self, name: str) -> bool:
         return (
-            name in self.types
-            or name in self.stored
-            or name in self.pairs
-            or name in self.aliases
+            name in self.types or name in self.stored or name in self.pairs or name in self.aliases
         )
 
     def type_of(self, name: str) -> int:

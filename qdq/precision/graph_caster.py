@@ -187,9 +187,7 @@ class GraphCaster:
             stored = TensorProto(data_type=_FLOAT, dims=[1], raw_data=bytes(4))
             if value is not None:
                 stored = value.t
-            short, _ = make_short_tensor(
-                stored, stored.name, self._options.float_type, self._files
-            )
+            short, _ = make_short_tensor(stored, stored.name, self._options.float_type, self._files)
             _set_attribute(proto, "value", short)
         name = TYPE_ATTRIBUTES.get(node.op, "")
         if name and (_find_attribute(proto, name) is not None or current == self._short):
@@ -233,9 +231,7 @@ class GraphCaster:
         elem_type = scope.type_of(cast_pair.pair.tensor) or _FLOAT
         scope.read(cast_pair.pair.output, elem_type)
 
-    def _pair_nodes(
-        self, scope: CastScope, cast_pair: CastPair, is_copy: bool
-    ) -> list[NodeProto]:
+    def _pair_nodes(self, scope: CastScope, cast_pair: CastPair, is_copy: bool) -> list[NodeProto]:
         """Return the Q and DQ of a pair, or copies of them with names of their own."""
         positions = [cast_pair.pair.q, cast_pair.pair.dq]
         nodes = [scope.graph.node[i] for i in positions if i is not None]
@@ -305,22 +301,15 @@ class GraphCaster:
             if stored.names.keys() == {self._short}:
                 types[stored.name] = self._short
         for cast_pair in scope.pairs.values():
-            for elem_type, name in cast_pair.names.items():
-                types[name] = elem_type
+            types.update((name, elem_type) for elem_type, name in cast_pair.names.items())
         for value in (*scope.graph.input, *scope.graph.value_info):
             if types.get(value.name) == self._short:
                 value.type.tensor_type.elem_type = self._short
-        removed = scope.aliases.keys() - scope.index.outputs.keys()
-        kept = [value for value in scope.graph.value_info if value.name not in removed]
-        if len(kept) < len(scope.graph.value_info):
-            copies = GraphProto(value_info=kept)
-            del scope.graph.value_info[:]
-            scope.graph.value_info.extend(copies.value_info)
-        if scope.outer is None:
-            for value in scope.graph.output:
-                wanted = output_type(scope, value.name, self._options)
-                if wanted and value.type.HasField("tensor_type"):
-                    value.type.tensor_type.elem_type = wanted
+        for value in scope.graph.output if scope.outer is None else ():
+            wanted = output_type(scope, value.name, self._options)
+            if wanted and value.type.HasField("tensor_type"):
+                value.type.tensor_type.elem_type = wanted
+        _remove_value_info(scope)
 
     def _write_nodes(self, scope: CastScope, added: dict[int, list[NodeProto]]) -> None:
         """Write the nodes of a graph with the Casts after those whose results they read."""
@@ -361,10 +350,21 @@ class GraphCaster:
             value.name = self._new_names.get(value.name, value.name)
 
 
+def _remove_value_info(scope: CastScope) -> None:
+    """Remove the types of the results of Casts that are removed."""
+    removed = scope.aliases.keys() - scope.index.outputs.keys()
+    remaining = [value for value in scope.graph.value_info if value.name not in removed]
+    if len(remaining) < len(scope.graph.value_info):
+        copies = GraphProto(value_info=remaining)
+        del scope.graph.value_info[:]
+        scope.graph.value_info.extend(copies.value_info)
+
+
 def _find_attribute(node: NodeProto, name: str) -> AttributeProto | None:
     for attribute in node.attribute:
         if attribute.name == name:
-            return attribute
+            known: AttributeProto = attribute
+            return known
     return None
 
 
@@ -375,4 +375,3 @@ def _set_attribute(node: NodeProto, name: str, value: TensorProto | int) -> None
         node.attribute.append(new)
     else:
         attribute.CopyFrom(new)
-

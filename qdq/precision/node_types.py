@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -69,7 +70,7 @@ def find_node_types(node: NodeProto, opset: int, float_type: FloatType) -> NodeT
     )
 
 
-def _expand(parameters: list[onnx.defs.OpSchema.FormalParameter], count: int) -> list[str]:
+def _expand(parameters: Sequence[onnx.defs.OpSchema.FormalParameter], count: int) -> list[str]:
     """Return the type variable of each actual parameter; the last formal one may be variadic."""
     names = [parameter.type_str for parameter in parameters]
     if not names:

@@ -44,7 +44,7 @@ class ModelFiles(msgspec.Struct, frozen=True):
 def make_short_tensor(
     tensor: TensorProto, name: str, float_type: FloatType, files: ModelFiles
 ) -> tuple[TensorProto, WeightLoss | None]:
-    """Return a copy of a float32 tensor in another type, and what its values lose if they do."""
+    """Return a copy of a float32 tensor in another type, and the loss of its values or None."""
     values = files.read(tensor)
     rounded = round_to_type(values, float_type)
     short = _make_tensor(tensor, name, float_type, encode_floats(rounded, float_type))
@@ -76,7 +76,8 @@ def read_constant_tensor(node: NodeProto) -> TensorProto:
         if attribute.name == "value_floats":
             count = len(attribute.floats)
             return helper.make_tensor("", TensorProto.FLOAT, [count], attribute.floats)
-    return node.attribute[0].t
+    value: TensorProto = node.attribute[0].t
+    return value
 
 
 def write_constant_tensor(node: NodeProto, tensor: TensorProto) -> None:
@@ -85,9 +86,7 @@ def write_constant_tensor(node: NodeProto, tensor: TensorProto) -> None:
     node.attribute.append(helper.make_attribute("value", tensor))
 
 
-def store_in_constant(
-    node: NodeProto, name: str, float_type: FloatType, files: ModelFiles
-) -> None:
+def store_in_constant(node: NodeProto, name: str, float_type: FloatType, files: ModelFiles) -> None:
     """Give a Constant its value in another type, and a name."""
     short, _ = make_short_tensor(read_constant_tensor(node), name, float_type, files)
     write_constant_tensor(node, short)
@@ -109,7 +108,7 @@ def _make_tensor(
 def _measure_loss(
     name: str, values: Array, rounded: Array, float_type: FloatType
 ) -> WeightLoss | None:
-    """Return what values lose beyond rounding, None where they lose nothing more."""
+    """Return the loss of values beyond rounding, None where there is none."""
     magnitudes = np.abs(np.asarray(values, np.float32))
     is_finite = np.isfinite(magnitudes)
     overflowing = np.count_nonzero(is_finite & (magnitudes > float_type.largest))

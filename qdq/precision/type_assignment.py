@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import msgspec
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
@@ -19,6 +17,7 @@ from qdq.precision.float_plan import is_type_cast
 from qdq.precision.node_types import NodeTypes, find_node_types
 from qdq.quantized.model import label_by_float_graph
 from qdq.quantizer import ELEMENT_TYPES, ElementType
+
 
 class CastOptions(msgspec.Struct, frozen=True):
     """How a model is cast."""
@@ -127,8 +126,10 @@ class TypeAssignment:
         types = self.find_types(node.proto)
         for slot, name in enumerate(node.outputs):
             is_short = types is not None and types.outputs[slot] and not is_kept
-            if scope.outer is None and name in scope.index.outputs and is_type_cast(
-                scope.index, node, self._options.float_type
+            if (
+                scope.outer is None
+                and name in scope.index.outputs
+                and is_type_cast(scope.index, node, self._options.float_type)
             ):
                 is_short = self._options.casts_ends
             if name:
@@ -159,9 +160,10 @@ class TypeAssignment:
         is_short = not is_kept
         if is_short and link.body_output is not None:
             is_short = not all(self._is_kept_result(b, link.body_output) for b in bodies)
-        if link.node_output is not None and body.outer is not None:
-            if link.node_output < len(node.outputs) and node.outputs[link.node_output]:
-                self._set_type(body.outer, node.outputs[link.node_output], is_short)
+        results = dict(enumerate(node.outputs))
+        result = results.get(-1 if link.node_output is None else link.node_output)
+        if result and body.outer is not None:
+            self._set_type(body.outer, result, is_short)
         if link.body_input is not None:
             self._set_type(body, body.graph.input[link.body_input].name, is_short)
 

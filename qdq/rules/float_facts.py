@@ -48,6 +48,7 @@ _SOFTMAXES = ("Softmax", "LogSoftmax")
 _SATURATES = ("Clip", "Max", "Min", "Pad", "Where")
 _SCALARS_OF_MASKS = ("Mul", "Add", "Sub")
 
+
 @node_fact
 def shape_arithmetic(scene: Scene, node: Node) -> bool:
     """A node that computes a shape, an index or a size in floats.
