@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import msgspec
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, helper
 
+from qdq.graph.bodies import all_graphs
 from qdq.graph.float_parameters import find_wide_slots
 from qdq.graph.index import GraphIndex, Node
 from qdq.graph.pairs import QdqPair
@@ -65,11 +66,11 @@ class GraphCaster:
         clones = {id(scope): self._write_pairs(scope) for scope in reversed(scopes)}
         for scope in scopes:
             self._store(scope)
-        for scope in scopes:
+        for scope in reversed(scopes):  # bodies first: writing its nodes copies their bodies
             self._write_types(scope)
             self._write_nodes(scope, clones[id(scope)])
-        for scope in scopes:
-            self._rename(scope.graph)
+        for graph in all_graphs(self._model.graph):
+            self._rename(graph)
         return tuple(self._name_original(record) for record in followed)
 
     def _follow(self, record: CorrectedBias) -> CorrectedBias:

@@ -12,6 +12,7 @@ from qdq.graph.compiler_view import CompilerView
 from qdq.graph.decompositions import find_decomposed_normalization
 from qdq.graph.float_parameters import can_stay_float32, constant_amax
 from qdq.graph.index import Edge, Node
+from qdq.graph.neighbors import has_constant_input, list_readers
 from qdq.graph.patterns import attention_masks, cached_per_graph
 from qdq.graph.shape_inference import known_sizes
 from qdq.graph.shape_values import counter_nodes, phase_nodes, shape_nodes
@@ -22,7 +23,7 @@ FLOAT_FACTS = (
     "shape-arithmetic",
     "loop-counter",
     "phase",
-    "normalization-statistics",
+    "decomposed-normalization",
     "long-sum",
     "long-softmax",
     "beyond-range",
@@ -72,20 +73,27 @@ def phase(scene: Scene, node: Node) -> bool:
 
 
 @node_fact
-def normalization_statistics(scene: Scene, node: Node) -> bool:
+def decomposed_normalization(scene: Scene, node: Node) -> bool:
     """A node of a normalization that is written with ReduceMean, Pow, Sqrt and Div.
 
-    All of them but the scale and the shift after the division.
+    The scale and the shift by constants after the division belong to it.
     """
-    return node.label in _statistics_nodes(scene.index)
+    return node.label in _decomposed_nodes(scene.index)
 
 
 @cached_per_graph
-def _statistics_nodes(index: CompilerView) -> frozenset[str]:
+def _decomposed_nodes(index: CompilerView) -> frozenset[str]:
     labels: set[str] = set()
     for node in index.nodes:
-        if node.op == "Sqrt":
-            labels |= find_decomposed_normalization(index, node)
+        if node.op != "Sqrt":
+            continue
+        normalization = find_decomposed_normalization(index, node)
+        last = [index.by_label[label] for label in normalization]
+        labels |= normalization
+        for operator in ("Mul", "Add"):
+            readers = list_readers(index, last, (operator,))
+            last = [reader for reader in readers if has_constant_input(index, reader)]
+            labels.update(reader.label for reader in last)
     return frozenset(labels)
 
 
