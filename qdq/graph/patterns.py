@@ -146,6 +146,16 @@ def normalization_nodes(index: CompilerView) -> frozenset[str]:
 
 
 @cached_per_graph
+def decomposed_normalization_nodes(index: CompilerView) -> frozenset[str]:
+    """Return the labels of the nodes that normalisations were decomposed into."""
+    labels: set[str] = set()
+    for node in index.nodes:
+        if node.op == "Sqrt":
+            labels |= find_decomposed_normalization(index, node)
+    return frozenset(labels)
+
+
+@cached_per_graph
 def gelu_nodes(index: CompilerView) -> frozenset[str]:
     """Return the labels of Gelu nodes, and of the nodes of a Gelu that is written with Erf or Tanh.
 

@@ -11,8 +11,10 @@ from qdq.graph.bodies import qualified_name
 from qdq.graph.compiler_view import CompilerView
 from qdq.graph.float_types import FloatType
 from qdq.graph.index import GraphIndex, Node
+from qdq.graph.neighbors import find_input_producer, has_constant_input, list_readers
 from qdq.graph.operators import MOVES_VALUES, PICKS_VALUES, PLANNED_BODIES
 from qdq.graph.opset import default_opset
+from qdq.graph.patterns import decomposed_normalization_nodes
 from qdq.precision.node_types import find_node_types
 from qdq.rules.facts import Scene
 from qdq.rules.matcher import match_kept_nodes
@@ -25,8 +27,9 @@ OPERATOR = "operator"
 UNKNOWN_TYPE = "unknown-type"
 BODY = "body"
 BETWEEN = "between"
+NORMALIZATION = "normalization"
 
-_GRAPH_REASONS = (TYPE, OPERATOR, UNKNOWN_TYPE, BODY, BETWEEN)
+_GRAPH_REASONS = (TYPE, OPERATOR, UNKNOWN_TYPE, BODY, BETWEEN, NORMALIZATION)
 
 #: Operators that only move or create values, so that they are as good in either type.
 _NEUTRAL = (
@@ -46,7 +49,8 @@ class KeptNode(msgspec.Struct, frozen=True):
     #: Label of the node, after the path of its body.
     node: str
     operator: str
-    #: The names of rules, or "type", "operator", "unknown-type", "body" or "between".
+    #: The names of rules, or "type", "operator", "unknown-type", "body", "between" or
+    #: "normalization".
     because: str
     #: The rule's sentence, or the cause in the graph.
     reason: str
@@ -125,6 +129,9 @@ def _decide_graph(
         because, reason = _decide_node(scope, node, by_rule.get(node.label, ()), request)
         if because:
             kept[node.label] = _make_kept(scope, node, because, reason)
+    for node in _find_normalization_ends(scope, view, kept, request):
+        reason = "It scales or shifts a normalization of float32."
+        kept[node.label] = _make_kept(scope, node, NORMALIZATION, reason)
     for node in _find_between(scope, kept, request):
         reason = "It moves values between nodes in float32."
         kept[node.label] = _make_kept(scope, node, BETWEEN, reason)
@@ -214,6 +221,38 @@ def _find_between(
     for label, node in neutral.items():
         if label in inner:
             yield node
+
+
+def _find_normalization_ends(
+    scope: GraphIndex, view: CompilerView, kept: Mapping[str, KeptNode], request: FloatRequest
+) -> Iterator[Node]:
+    """Yield the scale and shift of each decomposed normalization in float32 that reads float32.
+
+    ONNX Runtime 1.31 fuses a normalization whose scale has another type than its input
+    (LayerNormFusion), and refuses the result.
+    """
+    labels = decomposed_normalization_nodes(view) & kept.keys()
+    for division in view.nodes:
+        if division.label not in labels or division.op not in ("Div", "Mul"):
+            continue
+        difference = find_input_producer(view, division, ("Sub",))
+        if difference is None or not _is_wide(scope, difference.inputs[0], kept, request):
+            continue
+        last = [division]
+        for operator in ("Mul", "Add"):
+            readers = list_readers(view, last, (operator,))
+            last = [reader for reader in readers if has_constant_input(view, reader)]
+            yield from (scope.by_label[reader.label] for reader in last)
+
+
+def _is_wide(
+    scope: GraphIndex, tensor: str, kept: Mapping[str, KeptNode], request: FloatRequest
+) -> bool:
+    """Whether a tensor is float32 after the cast: of a kept node, or an input of the model."""
+    producer = scope.producers.get(tensor)
+    if producer is None:
+        return tensor in scope.inputs and scope.outer is None and not request.casts_ends
+    return producer.label in kept
 
 
 def _has_neighbors(scope: GraphIndex, node: Node) -> bool:

@@ -9,11 +9,9 @@ from __future__ import annotations
 import math
 
 from qdq.graph.compiler_view import CompilerView
-from qdq.graph.decompositions import find_decomposed_normalization
 from qdq.graph.float_parameters import can_stay_float32, constant_amax
 from qdq.graph.index import Edge, Node
-from qdq.graph.neighbors import has_constant_input, list_readers
-from qdq.graph.patterns import attention_masks, cached_per_graph
+from qdq.graph.patterns import attention_masks, decomposed_normalization_nodes
 from qdq.graph.shape_inference import known_sizes
 from qdq.graph.shape_values import counter_nodes, phase_nodes, shape_nodes
 from qdq.rules.fact_registry import Scene, edge_fact, node_fact
@@ -76,25 +74,9 @@ def phase(scene: Scene, node: Node) -> bool:
 def decomposed_normalization(scene: Scene, node: Node) -> bool:
     """A node of a normalization that is written with ReduceMean, Pow, Sqrt and Div.
 
-    The scale and the shift by constants after the division belong to it.
+    All of them but the scale and the shift after the division.
     """
-    return node.label in _decomposed_nodes(scene.index)
-
-
-@cached_per_graph
-def _decomposed_nodes(index: CompilerView) -> frozenset[str]:
-    labels: set[str] = set()
-    for node in index.nodes:
-        if node.op != "Sqrt":
-            continue
-        normalization = find_decomposed_normalization(index, node)
-        last = [index.by_label[label] for label in normalization]
-        labels |= normalization
-        for operator in ("Mul", "Add"):
-            readers = list_readers(index, last, (operator,))
-            last = [reader for reader in readers if has_constant_input(index, reader)]
-            labels.update(reader.label for reader in last)
-    return frozenset(labels)
+    return node.label in decomposed_normalization_nodes(scene.index)
 
 
 @node_fact

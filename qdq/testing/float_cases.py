@@ -1,4 +1,4 @@
-"""The checks of cases of keep-fp32 rules: what computes in float32, and that the cast model runs."""
+"""The checks of cases of keep-fp32 rules: what stays in float32, and that the cast model runs."""
 
 from __future__ import annotations
 
