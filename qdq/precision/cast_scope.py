@@ -69,8 +69,8 @@ class CastScope:
         self.named_after: dict[str, str] = {}
         #: Positions of the nodes of pairs.
         self.paired: set[int | None] = set()
-        #: New nodes before all others.
-        self.first_nodes: list[NodeProto] = []
+        #: The Casts to float32 of weights whose pairs keep scales in float32, by weight.
+        self.wide_casts: dict[str, NodeProto] = {}
         self.stored: dict[str, StoredFloats] = {}
         #: The Casts after each tensor: the name of the result by type.
         self.casts: dict[str, dict[int, str]] = {}
@@ -149,6 +149,8 @@ class CastScope:
 
     def cast_nodes(self, name: str) -> Iterator[NodeProto]:
         """Yield the Casts after a tensor."""
+        if name in self.wide_casts:
+            yield self.wide_casts[name]
         origin = self.renamed.get(name, name)
         for elem_type, result in self.casts.get(name, {}).items():
             known = self.known_casts.get((name, elem_type))

@@ -223,9 +223,10 @@ class GraphCaster:
             scope.graph.node[pair.q].input[0] = scope.read(pair.tensor, _FLOAT)
             return
         short = scope.read(pair.tensor, self._short)
-        wide = scope.fresh_name(pair.tensor, _FLOAT)
-        scope.first_nodes.append(make_cast(short, wide, _FLOAT))
-        scope.graph.node[pair.q].input[0] = wide
+        if pair.tensor not in owner.wide_casts:
+            wide = scope.fresh_name(pair.tensor, _FLOAT)
+            owner.wide_casts[pair.tensor] = make_cast(short, wide, _FLOAT)
+        scope.graph.node[pair.q].input[0] = owner.wide_casts[pair.tensor].output[0]
 
     def _name_unread(self, scope: CastScope, cast_pair: CastPair) -> None:
         """Give a pair that nothing reads the type of its tensor."""
@@ -314,8 +315,8 @@ class GraphCaster:
 
     def _write_nodes(self, scope: CastScope, added: dict[int, list[NodeProto]]) -> None:
         """Write the nodes of a graph with the Casts after those whose results they read."""
-        nodes: list[NodeProto] = [*scope.first_nodes]
-        for name in scope.index.inputs:
+        nodes: list[NodeProto] = []
+        for name in (*scope.index.inputs, *scope.index.initializers):
             nodes.extend(scope.cast_nodes(name))
         for position, node in enumerate(scope.index.nodes):
             proto = scope.graph.node[position]

@@ -74,6 +74,8 @@ class TypeAssignment:
         for name, tensor in index.initializers.items():
             if tensor.data_type == TensorProto.FLOAT:
                 scope.stored[name] = StoredFloats(name, None)
+            elif tensor.data_type == self._short:
+                scope.types[name] = self._short
         for position, node in enumerate(index.nodes):
             if node.op == "Constant" and is_stored_float(node.proto):
                 scope.stored[node.outputs[0]] = StoredFloats(node.outputs[0], position)
@@ -90,8 +92,9 @@ class TypeAssignment:
         stored = around | stored_tensors(scope.graph)
         for pair in find_pairs(scope.graph, around):
             scope.paired.update(filter(_is_position, (pair.q, pair.dq)))
-            if self._options.keeps_scales:
-                scope.types[pair.output] = scope.index.elem_type(pair.output)
+            elem_type = scope.index.elem_type(pair.output)
+            if self._options.keeps_scales and elem_type == TensorProto.FLOAT:
+                scope.types[pair.output] = elem_type
                 scope.named_after[pair.output] = pair.tensor
                 scope.wide_pairs.append(pair)
                 continue
@@ -222,7 +225,10 @@ class TypeAssignment:
         if available != wanted:
             casts = scope.casts.get(tensor, {})
             is_first = wanted not in casts and available != 0
-            return is_first and self._reuse_cast(scope, owner, tensor, result, wanted)
+            if not is_first or not self._reuse_cast(scope, owner, tensor, result, wanted):
+                return False
+            scope.aliases[result] = tensor
+            return True
         is_computed = tensor in scope.index.producers and tensor in scope.types
         if not is_computed or tensor in scope.index.outputs or tensor in scope.renamed:
             return False
