@@ -126,12 +126,11 @@ def quantize(  # noqa: PLR0913 keyword arguments of the public function
 
     The pairs of a model that is quantized already stay (``existing="keep"``), are placed as the
     rules require (``"repair"``), or are removed first (``"replace"``). Pairs that stay keep their
-    scales; data is only needed for those that have none. `given` holds ranges from another source,
-    as `calibrate` accepts them. `planned` is called with the plan before calibration starts.
-    `until_it_builds` compiles the plan for its rtx targets first, and leaves in float the nodes
-    that the compiler refuses. `recovery` states how accuracy is kept. `float_type` is the type of
-    what stays in float, by default fp16 for rtx:sm75, else fp32. Raises the errors of the stages.
-    The model passed in is never changed.
+    scales; data is only needed for others. `given` holds ranges, as `calibrate` accepts them.
+    `planned` is called with the plan before calibration. `until_it_builds` compiles the plan for
+    its rtx targets first, and leaves in float what is refused. `recovery` states how accuracy is
+    kept, `float_type` the type of what stays in float: fp16 for rtx:sm75, else fp32.
+    Raises the errors of the stages. The model passed in is never changed.
     """
     request = QuantizeRequest(
         model,

@@ -83,7 +83,7 @@ def _allowed_types(operator: str, opset: int, float_type: FloatType) -> frozense
     """Return the type variables of an operator that a float type may take."""
     schema = find_schema(operator, opset)
     name = f"tensor({float_type.onnx_name})"
-    if schema is None:
+    if schema is None or _holds_sequences(schema):
         return frozenset()
     allowed = [
         constraint.type_param_str
@@ -91,3 +91,13 @@ def _allowed_types(operator: str, opset: int, float_type: FloatType) -> frozense
         if name in constraint.allowed_type_strs
     ]
     return frozenset((*allowed, name))
+
+
+def _holds_sequences(schema: onnx.defs.OpSchema) -> bool:
+    """Whether an operator makes or reads sequences or optional values, whose types must stay."""
+    if schema.name.startswith("Optional"):
+        return True
+    for parameter in (*schema.inputs, *schema.outputs):
+        if not any(name.startswith("tensor(") for name in parameter.types):
+            return True
+    return False
