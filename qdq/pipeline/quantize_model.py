@@ -126,10 +126,9 @@ def quantize(  # noqa: PLR0913 keyword arguments of the public function
 
     The pairs of a model that is quantized already stay (``existing="keep"``), are placed as the
     rules require (``"repair"``), or are removed first (``"replace"``). Pairs that stay keep their
-    scales; data is only needed for others. `given` holds ranges, as `calibrate` accepts them.
-    `planned` is called with the plan before calibration. `until_it_builds` leaves in float what an
-    rtx target refuses. `float_type` is the type of what stays in float: fp16 for rtx:sm75, else
-    fp32. Raises the errors of the stages, and never changes the model passed in.
+    scales; data is only needed for others. `planned` is called with the plan before calibration.
+    `until_it_builds` leaves in float what an rtx target refuses. `float_type` is the type of what
+    stays in float: fp16 for rtx:sm75, else fp32. Raises the errors of the stages.
     """
     request = QuantizeRequest(
         model,
