@@ -27,9 +27,9 @@ import qdq
 from qdq.engines.engine import Engine
 from qdq.engines.rtx_compiler import Compiler
 from qdq.graph.bodies import all_nodes
+from qdq.graph.index import GraphIndex
 from qdq.graph.loader import load
 from qdq.recovery.output_snr import OutputSnr
-from qdq.graph.index import GraphIndex
 
 FORMS = ("fp16", "int8+fp32", "int8+fp16")
 TARGETS = ("rtx:sm75", "rtx:sm86", "rtx:sm120")

@@ -11,7 +11,9 @@ from qdq.graph.opset import FLOAT16_OPSET
 from qdq.graph.source import Source
 from qdq.pipeline.bisection import CompilerRefusal
 from qdq.pipeline.buildable import BuildFunction
+from qdq.pipeline.float_extremes import measure_extremes
 from qdq.pipeline.float_options import FloatOptions
+from qdq.pipeline.quantize_request import QuantizeRequest
 from qdq.pipeline.quantize_stages import CalibratedModel
 from qdq.planning.decisions import Plan
 from qdq.precision.cast_model import CastModel, CastRequest, cast_source, choose_float_rules
@@ -27,18 +29,22 @@ def raise_for_cast(source: Source, float_type: FloatType) -> Source:
 
 
 def cast_rewritten(
-    model: ModelProto, calibrated: CalibratedModel, rules: RuleSet, options: FloatOptions
+    request: QuantizeRequest, calibrated: CalibratedModel, rules: RuleSet, model: ModelProto
 ) -> CastModel | None:
     """Return the cast copy of a rewritten model; None where it stays float32."""
+    options = request.floats
     plan = calibrated.planned.plan
     float_type = options.choose(plan.targets)
     if not float_type.is_short:
         return None
     source = calibrated.planned.index.source
-    request = _make_request(float_type, plan, rules, options)
-    request = msgspec.structs.replace(request, amax=list_extremes(calibrated.ranges))
+    extremes = measure_extremes(calibrated.planned.index, request.calibration)
+    for name, amax in list_extremes(calibrated.ranges).items():
+        extremes[name] = max(amax, extremes.get(name, 0.0))
+    cast_request = _make_request(float_type, plan, rules, options)
+    cast_request = msgspec.structs.replace(cast_request, amax=extremes)
     rewritten = msgspec.structs.replace(source, model=model, stamp=None)
-    return cast_source(rewritten, request)
+    return cast_source(rewritten, cast_request)
 
 
 def _make_request(

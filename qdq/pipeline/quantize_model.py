@@ -343,7 +343,7 @@ def _rewrite(
     rewritten = apply_plan(planned.index, plan, scales)
     rewritten, steps = correct_biases(request, calibrated, rewritten, is_float)
     source = prepared.source
-    cast_model = cast_rewritten(rewritten, calibrated, prepared.rules, request.floats)
+    cast_model = cast_rewritten(request, calibrated, prepared.rules, rewritten)
     model = rewritten if cast_model is None else cast_model.model
     findings = check(
         Source(source.path, light_copy(model), source.digest),
