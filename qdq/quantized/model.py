@@ -16,6 +16,7 @@ from qdq.graph.bodies import node_bodies, node_labels, qualified_name, read_tens
 from qdq.graph.equalized_weights import find_equalization_entry, undo_equalization
 from qdq.graph.index import Edge, GraphIndex
 from qdq.graph.loader import load
+from qdq.graph.metadata import FLOAT_KEY
 from qdq.graph.opset import FLOAT16_OPSET
 from qdq.graph.pairs import PAIR_OPERATORS, QdqPair, find_pairs, stored_tensors
 from qdq.graph.source import ModelLike, Source
@@ -244,9 +245,14 @@ def _map_labels(graph: GraphProto, index: GraphIndex) -> dict[str, str]:
 
 
 def require_same_graph(float_index: GraphIndex, quantized: QuantizedModel) -> None:
-    """Raise ModelError unless the quantized model, stripped, has the nodes of the float model."""
-    float_operators = _list_operators(float_index)
-    operators = _list_operators(quantized.index)
+    """Raise ModelError unless the quantized model, stripped, has the nodes of the float model.
+
+    Casts, and copies of Constants, do not count in a model that was cast.
+    """
+    is_cast = any(entry.key == FLOAT_KEY for entry in quantized.stripped.metadata_props)
+    excluded = ("Cast", "Constant") if is_cast else ()
+    float_operators = _list_operators(float_index, excluded)
+    operators = _list_operators(quantized.index, excluded)
     if float_operators != operators:
         float_name = float_index.source.name
         counts = f"{len(operators)} nodes against {len(float_operators)}"
@@ -256,12 +262,12 @@ def require_same_graph(float_index: GraphIndex, quantized: QuantizedModel) -> No
         )
 
 
-def _list_operators(index: GraphIndex) -> list[str]:
-    """Return the operators of a graph and its bodies in order."""
+def _list_operators(index: GraphIndex, excluded: tuple[str, ...]) -> list[str]:
+    """Return the operators of a graph and its bodies in order, without some."""
     operators: list[str] = []
     for scope in index.scopes.values():
         operators.extend(node.op for node in scope.nodes)
-    return operators
+    return [operator for operator in operators if operator not in excluded]
 
 
 def largest_scale(values: Array | None) -> float:
