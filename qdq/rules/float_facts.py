@@ -12,6 +12,7 @@ from qdq.graph.compiler_view import CompilerView
 from qdq.graph.float_parameters import can_stay_float32, constant_amax
 from qdq.graph.index import Edge, Node
 from qdq.graph.patterns import attention_masks, decomposed_normalization_nodes
+from qdq.graph.power_sums import power_sum_nodes
 from qdq.graph.shape_inference import known_sizes
 from qdq.graph.shape_values import counter_nodes, phase_nodes, shape_nodes
 from qdq.rules.fact_registry import Scene, edge_fact, node_fact
@@ -22,6 +23,7 @@ FLOAT_FACTS = (
     "loop-counter",
     "phase",
     "decomposed-normalization",
+    "power-sum",
     "long-sum",
     "long-softmax",
     "beyond-range",
@@ -77,6 +79,15 @@ def decomposed_normalization(scene: Scene, node: Node) -> bool:
     All of them but the scale and the shift after the division.
     """
     return node.label in decomposed_normalization_nodes(scene.index)
+
+
+@node_fact
+def power_sum(scene: Scene, node: Node) -> bool:
+    """A node that brings the values of an Exp or Pow back: Sqrt, Log, Div or Reciprocal.
+
+    Also the sums between both, as in a norm, or in a Softmax that is written out.
+    """
+    return node.label in power_sum_nodes(scene.index)
 
 
 @node_fact
