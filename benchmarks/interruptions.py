@@ -99,6 +99,7 @@ COMMANDS = (
         ("f.onnx", "w.bin", "f.yaml"),
         source="q.onnx",
     ),
+    Command("cast", "cast IN/m.onnx -o OUT/h.onnx", ("h.onnx",)),
     Command("check --fix", "check --fix OUT/fix.onnx", ("fix.onnx",), "", False, "fix.onnx"),
     Command(
         "check --write-baseline",

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from qdq.observers.collection import Observing as Observing
     from qdq.pipeline.fixer import Fixed as Fixed
     from qdq.pipeline.fixer import fix as fix
+    from qdq.pipeline.float_options import FloatOptions as FloatOptions
     from qdq.pipeline.quantize_model import Quantized as Quantized
     from qdq.pipeline.quantize_model import quantize as quantize
     from qdq.pipeline.recovery_options import Recovery as Recovery
@@ -43,6 +44,8 @@ if TYPE_CHECKING:
     from qdq.planning.decisions import Plan as Plan
     from qdq.planning.explanation import explain as explain
     from qdq.planning.planner import plan as plan
+    from qdq.precision.cast_model import CastModel as CastModel
+    from qdq.precision.cast_model import cast as cast
     from qdq.quantized.pair_diff import PairDiff as PairDiff
     from qdq.quantized.pair_diff import diff as diff
     from qdq.quantized.stripper import strip as strip
@@ -67,8 +70,10 @@ __version__ = "0.1.0"
 #: The module of each public name, imported on first use so that `qdq --help` stays fast.
 _HOME = {
     "Budget": "qdq.sensitivity.budget",
+    "CastModel": "qdq.precision.cast_model",
     "Finding": "qdq.checking.finding",
     "Fixed": "qdq.pipeline.fixer",
+    "FloatOptions": "qdq.pipeline.float_options",
     "GivenRanges": "qdq.ranges.given_ranges",
     "Images": "qdq.data.images",
     "Observing": "qdq.observers.collection",
@@ -89,6 +94,7 @@ _HOME = {
     "Validation": "qdq.validation.validator",
     "apply": "qdq.rewriting.inserter",
     "calibrate": "qdq.calibration.calibrator",
+    "cast": "qdq.precision.cast_model",
     "check": "qdq.checking.checker",
     "diff": "qdq.quantized.pair_diff",
     "explain": "qdq.planning.explanation",

@@ -10,10 +10,10 @@ import pytest
 import qdq
 
 PUBLIC = {
-    "Budget", "Finding", "Fixed", "GivenRanges", "Images", "Observing", "PairDiff", "Part", "Plan",
+    "Budget", "CastModel", "Finding", "Fixed", "FloatOptions", "GivenRanges", "Images", "Observing", "PairDiff", "Part", "Plan",
     "Profile", "QdqError", "Quantized", "Ranges", "Recovery", "Scales", "Sensitivity", "Source",
     "Subset", "Target", "Thresholds",
-    "Validation", "__version__", "apply", "calibrate", "check", "diff", "explain", "fix",
+    "Validation", "__version__", "apply", "calibrate", "cast", "check", "diff", "explain", "fix",
     "given_by_hand", "load", "load_rules", "measure_sensitivity", "merge", "misses", "observe", "parse_profile",
     "parse_target", "plan", "quantize", "read_given", "save", "strip", "validate",
 }  # fmt: skip

@@ -27,6 +27,7 @@ COMMANDS = {
     "calibrate": "Run the float model over data and compute the scales of a plan.",
     "ranges": "Merge observed ranges; export ranges as TensorRT calibration cache, YAML or JSON.",
     "apply": "Write the model with the Q/DQ pairs of a plan and its scales.",
+    "cast": "Write a float or Q/DQ model in FP16 or BF16, with FP32 where rules require it.",
     "strip": "Remove the Q/DQ pairs from a model.",
     "check": "Find Q/DQ that differs from the rules, or that TensorRT would refuse.",
     "diff": "Print the pairs in which two models differ: added, removed, moved and rescaled.",

@@ -10,7 +10,8 @@ from qdq.cli.shares import OFF, parse_share
 from qdq.errors import UsageError
 from qdq.metrics.metric import Metric
 from qdq.metrics.score_drop import to_drop
-from qdq.pipeline.recovery_options import AUTO, parse_methods
+from qdq.pipeline.recovery_options import AUTO, Recovery, parse_methods
+from qdq.runtime.session import Progress
 from qdq.sensitivity.budget import Budget
 from qdq.sensitivity.guard import DEFAULT_GUARD
 from qdq.validation.validator import Thresholds
@@ -42,6 +43,10 @@ class PartialArguments(msgspec.Struct, frozen=True):
         """Whether the options state what the model must reach, or what may stay in float."""
         stated = self.keep_float is not None or self.float_first is not None
         return stated or self.limits_snr or self.limits_drop
+
+    def make_recovery(self, budget: Budget | None, progress: Progress) -> Recovery:
+        """Return the options of recovery."""
+        return Recovery(self.guard, budget, self.recover, progress)
 
     def make_budget(
         self, ctx: click.Context, thresholds: Thresholds, metric: Metric | None

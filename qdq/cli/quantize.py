@@ -8,6 +8,7 @@ import click
 import msgspec
 
 from qdq.cli.data_options import DataOptions, labelled_data_options
+from qdq.cli.float_options import float_options
 from qdq.cli.messages import name_files_in_errors, print_record, print_written
 from qdq.cli.observing_options import observing_options
 from qdq.cli.options import FILE, collect_options, format_option, output_options, report_option
@@ -38,10 +39,10 @@ from qdq.graph.source import Source
 from qdq.metrics.metric import Metric
 from qdq.observers.collection import Observing
 from qdq.pipeline.buildable import RULE_FILE_SUFFIX, leave_float_yaml
+from qdq.pipeline.float_options import FloatOptions
 from qdq.pipeline.partial_rule_file import SENSITIVE_FILE_SUFFIX, sensitive_yaml
 from qdq.pipeline.quantize_model import Quantized, quantize
 from qdq.pipeline.quantize_request import FLOAT_WEIGHTS, WEIGHT_FORMS, BuildOptions
-from qdq.pipeline.recovery_options import Recovery
 from qdq.pipeline.requantize import MODES, REPAIR
 from qdq.planning.planner import find_quantized_nodes
 from qdq.quantizer import FORMATS
@@ -77,6 +78,7 @@ class QuantizeOptions(msgspec.Struct, frozen=True):
     thresholds: Thresholds
     partial: PartialArguments
     store_weights: str
+    floats: FloatOptions
     layout: str
 
     @property
@@ -165,6 +167,7 @@ class _Inputs(msgspec.Struct, frozen=True):
     "quantized (INT8, FP8, INT4) with a DequantizeLinear alone, a quarter of the size or less. "
     "gptq: quantized, rounded so that the layers' outputs change least on samples.",
 )
+@float_options
 @format_option
 @click.pass_context
 @collect_options(QuantizeOptions)
@@ -177,6 +180,7 @@ def command(ctx: click.Context, options: QuantizeOptions) -> None:
     \b
     Example:
       qdq quantize resnet50.onnx -o resnet50.int8.onnx --data samples/ --target rtx:sm86 --validate
+      qdq quantize net.onnx -o net.int8.onnx --data d/ --target rtx:sm86 --float fp16
       qdq quantize net.onnx -o net.fp8.onnx --data d/ --rules tensorrt-fp8 --target rtx:sm89
       qdq quantize net.onnx -o net.int8.onnx --data d/ --target rtx:sm86 --until-it-builds
       qdq quantize yolo.onnx -o yolo.int8.onnx --images photos/ --preprocess yolo --samples 256
@@ -257,10 +261,9 @@ def _quantize(options: QuantizeOptions, inputs: _Inputs) -> Quantized:
             observing=options.observing,
             given=inputs.known_ranges,
             existing=options.existing,
-            recovery=Recovery(
-                options.partial.guard, inputs.budget, options.partial.recover, advance_runs
-            ),
+            recovery=options.partial.make_recovery(inputs.budget, advance_runs),
             store_weights=options.store_weights,
+            float_type=options.floats,
         )
 
 
@@ -291,6 +294,8 @@ def _make_report(options: QuantizeOptions, inputs: _Inputs, result: Quantized) -
         report = msgspec.structs.replace(report, recovery=result.recovery)
     if result.build_search:
         report = msgspec.structs.replace(report, build_search=result.build_search)
+    if result.cast:
+        report = msgspec.structs.replace(report, cast=result.cast)
     return report
 
 

@@ -26,6 +26,11 @@ SHAPES_KEY = "qdq.shapes"
 BATCH_KEY = "qdq.batch"
 RANGES_KEY = "qdq.ranges"
 
+#: Keys of the float type that a model was cast to, and of the nodes that stayed in float32.
+FLOAT_KEY = "qdq.float"
+KEEP_FP32_KEY = "qdq.keep-fp32"
+CAST_KEYS = (FLOAT_KEY, KEEP_FP32_KEY)
+
 #: The key of the channel factors that the model's weights were multiplied with.
 EQUALIZATION_KEY = "qdq.equalization"
 

@@ -146,6 +146,16 @@ def normalization_nodes(index: CompilerView) -> frozenset[str]:
 
 
 @cached_per_graph
+def decomposed_normalization_nodes(index: CompilerView) -> frozenset[str]:
+    """Return the labels of the nodes that normalisations were decomposed into."""
+    labels: set[str] = set()
+    for node in index.nodes:
+        if node.op == "Sqrt":
+            labels |= find_decomposed_normalization(index, node)
+    return frozenset(labels)
+
+
+@cached_per_graph
 def gelu_nodes(index: CompilerView) -> frozenset[str]:
     """Return the labels of Gelu nodes, and of the nodes of a Gelu that is written with Erf or Tanh.
 
@@ -298,6 +308,13 @@ def is_spatial_mean(index: GraphIndex, node: Node) -> bool:
         return False
     axes = _read_reduced_axes(index, node)
     return sorted(axis % PLANE_RANK for axis in axes) == [2, 3]
+
+
+def is_average(index: GraphIndex, node: Node) -> bool:
+    """Whether a node is a pool that averages, or a mean over the spatial axes."""
+    if node.op == "ReduceMean":
+        return is_spatial_mean(index, node)
+    return node.op in ("AveragePool", "GlobalAveragePool")
 
 
 def _read_reduced_axes(index: GraphIndex, node: Node) -> list[int]:

@@ -17,6 +17,7 @@ from qdq.calibration.scales import PairScale, Scales
 from qdq.engines.rtx_compiler import build_engine
 from qdq.errors import ModelError, UsageError
 from qdq.graph.bodies import qualified_name
+from qdq.graph.float_types import FLOAT_TYPES, FP32
 from qdq.graph.index import Edge, GraphIndex
 from qdq.graph.operands import is_operand
 from qdq.graph.pairs import PAIR_OPERATORS
@@ -118,6 +119,7 @@ class _PlanSearch:
             allow_unmatched=True,
             profiles=self._plan.profiles,
             sensitive=self._plan.sensitive or (),
+            float_type=FLOAT_TYPES[self._plan.float_type or FP32.name],
         )
         return plan_index(self._index, request)
 

@@ -14,8 +14,6 @@ from qdq.calibration.scales import Scales
 from qdq.checking.checker import check, recorded_sensitive_layers
 from qdq.checking.finding import Finding
 from qdq.data.feeds import DataLike
-from qdq.errors import ModelError
-from qdq.graph.index import GraphIndex
 from qdq.graph.loader import load
 from qdq.graph.onnx_checker import require_valid
 from qdq.graph.shape_profiles import ProfilesLike
@@ -24,10 +22,11 @@ from qdq.observers.collection import DEFAULT_OBSERVING, CollectionJob, Observing
 from qdq.pipeline.bias_recovery import correct_biases
 from qdq.pipeline.bisection import BisectionResult
 from qdq.pipeline.buildable import (
-    BuildFunction,
     make_build_function,
     search_buildable_plan,
 )
+from qdq.pipeline.float_cast import build_cast_models, cast_rewritten, raise_for_cast
+from qdq.pipeline.float_options import FloatOptions, to_float_options
 from qdq.pipeline.pair_locations import keep_locations
 from qdq.pipeline.quantize_request import (
     FLOAT_WEIGHTS,
@@ -54,15 +53,16 @@ from qdq.pipeline.requantize import (
     merge_own_ranges,
     require_mode,
 )
+from qdq.pipeline.requirements import require_build, require_placements
 from qdq.pipeline.unfilled_tensors import (
     has_all_tensors,
     make_filled_request,
 )
 from qdq.pipeline.weight_storage import store_planned_weights
 from qdq.planning.decisions import Placement, Plan, SensitiveLayer
-from qdq.planning.graph_reasons import describe_left_float, describe_other_layers
 from qdq.planning.plan_request import PlanRequest, exact_globs
 from qdq.planning.planner import find_quantized_nodes, plan_source
+from qdq.precision.cast_model import CastReport
 from qdq.quantized.model import QuantizedModel
 from qdq.ranges.given_ranges import GivenRanges, GivenSummary, match_given_ranges
 from qdq.ranges.known_ranges import RangesLike
@@ -97,6 +97,8 @@ class Quantized(msgspec.Struct, frozen=True):
     partial: PartialResult | str | None = None
     #: The methods that were tried to recover accuracy in INT8.
     recovery: tuple[RecoveryStep, ...] = ()
+    #: What became of the float part; None where it stays float32.
+    cast: CastReport | None = None
 
 
 def quantize(  # noqa: PLR0913 keyword arguments of the public function
@@ -119,14 +121,14 @@ def quantize(  # noqa: PLR0913 keyword arguments of the public function
     existing: str = REPAIR,
     recovery: Recovery = DEFAULT_RECOVERY,
     store_weights: str = FLOAT_WEIGHTS,
+    float_type: str | FloatOptions | None = None,
 ) -> Quantized:
     """Return the quantized copy of a model, with its plan, scales and findings.
 
-    `existing` states what happens to the pairs of a quantized model: "keep", "repair" or "replace".
-    Pairs that stay keep their scales. `given` holds ranges from another source, as `calibrate`
-    accepts them. `planned` is called with the plan before calibration. `until_it_builds` leaves in
-    float what the compiler refuses. `recovery` states how accuracy is kept, `store_weights` the
-    form of weights: "float", "quantized" or "gptq" for a smaller file. Raises the stages' errors.
+    `existing` states what happens to present pairs: "keep", "repair" or "replace"; those that stay
+    keep their scales. `given` are known ranges. `planned` is called with the plan.
+    `until_it_builds` leaves in float what the compiler refuses. `store_weights` is "float",
+    "quantized" or "gptq". Raises the errors of the stages.
     """
     request = QuantizeRequest(
         model,
@@ -137,6 +139,7 @@ def quantize(  # noqa: PLR0913 keyword arguments of the public function
         recovery,
         planned,
         store_weights,
+        to_float_options(float_type),
     )
     return run_request(request)
 
@@ -160,7 +163,8 @@ def plan_and_calibrate(request: QuantizeRequest) -> tuple[PreparedModel, Calibra
 def _prepare(request: QuantizeRequest) -> PreparedModel:
     """Load the model, and read its pairs where it is quantized already."""
     require_mode(request.existing)
-    source = load(request.model)
+    float_type = request.floats.choose(request.planning.targets)
+    source = raise_for_cast(load(request.model), float_type)
     rules = request.planning.rules
     known_ranges = request.calibration.known_ranges
     quantized_model = None
@@ -189,15 +193,16 @@ def _make_plan(request: QuantizeRequest, prepared: PreparedModel) -> PlannedMode
         profiles=options.profiles,
         plans_bfloat16=_has_bfloat16_layers(prepared),
         sensitive=prepared.sensitive,
+        float_type=request.floats.choose(options.targets),
     )
     index, plan = plan_source(prepared.source, plan_request)
     if plan.placements:
         require_valid(prepared.source)
     planned = PlannedModel(index, plan)
     if request.build_options is not None:
-        planned = _search_buildable(prepared, plan_request, planned, request.build_options)
+        planned = _search_buildable(prepared, plan_request, planned, request)
     plan = _keep_pairs(request, prepared, planned.plan)
-    _require_placements(prepared, planned.index, plan)
+    require_placements(prepared, planned.index, plan)
     return msgspec.structs.replace(planned, plan=plan)
 
 
@@ -217,11 +222,16 @@ def _keep_pairs(request: QuantizeRequest, prepared: PreparedModel, plan: Plan) -
 
 
 def _search_buildable(
-    prepared: PreparedModel, plan_request: PlanRequest, planned: PlannedModel, options: BuildOptions
+    prepared: PreparedModel,
+    plan_request: PlanRequest,
+    planned: PlannedModel,
+    request: QuantizeRequest,
 ) -> PlannedModel:
     """Plan again, with the nodes in float that the compiler refuses."""
     index, plan = planned.index, planned.plan
+    options = request.build_options or BuildOptions()
     build = make_build_function(index.source, plan.targets, options.shapes)
+    build = build_cast_models(build, index.source, plan, prepared.rules, request.floats)
     build_search = search_buildable_plan(index, plan, prepared.rules, build, options.progress)
     refused_globs = exact_globs(build_search.groups)
     buildable_request = msgspec.structs.replace(
@@ -231,28 +241,6 @@ def _search_buildable(
     )
     index, plan = plan_source(prepared.source, buildable_request)
     return PlannedModel(index, plan, build, build_search)
-
-
-def _require_placements(prepared: PreparedModel, index: GraphIndex, plan: Plan) -> None:
-    """Raise ModelError for an empty plan."""
-    if plan.placements:
-        return
-    source = prepared.source
-    other_layers = describe_other_layers(index)
-    if other_layers:
-        raise ModelError(
-            f"{source.path or source.name}: there is nothing to quantize: {other_layers}. "
-            "Export the model in float32 or float16."
-        )
-    rule_sets = ", ".join(plan.rule_sets)
-    targets = ", ".join(map(str, plan.targets))
-    fix = "Run 'qdq explain' for the reason."
-    if prepared.quantized_model is not None:
-        fix = "Run 'qdq check' to list its pairs, or 'qdq strip' to remove them."
-    raise ModelError(
-        f"{source.path or source.name}: the rules {rule_sets} quantize nothing in it for "
-        f"{targets}{describe_left_float(plan)}. {fix}"
-    )
 
 
 def _calibrate(
@@ -296,7 +284,7 @@ def _recover(
     )
     recovered = recover_plan(job)
     result = recovered.calibrated
-    _require_placements(prepared, result.index, result.plan)
+    require_placements(prepared, result.index, result.plan)
     planned = msgspec.structs.replace(planned, index=result.index, plan=result.plan)
     return msgspec.structs.replace(
         calibrated,
@@ -354,17 +342,12 @@ def _rewrite(
     rewritten = apply_plan(planned.index, plan, scales)
     stored, weight_steps = store_planned_weights(request, calibrated, rewritten)
     is_float = prepared.quantized_model is None
-    model, steps = correct_biases(request, calibrated, stored, is_float)
+    corrected, steps = correct_biases(request, calibrated, stored, is_float)
     source = prepared.source
-    findings = check(
-        Source(source.path, light_copy(rewritten), source.digest),
-        rules=prepared.rules,
-        targets=plan.targets,
-        leave_float=plan.leave_float,
-        weights=False,
-    )
+    cast_model = cast_rewritten(request, calibrated, prepared.rules, corrected)
+    model = corrected if cast_model is None else cast_model.model
     if planned.build is not None:
-        _require_build(source, planned.build, model)
+        require_build(source, planned.build, corrected)
     existing = None
     if prepared.quantized_model is not None:
         result = QuantizedModel(Source(source.path, model, source.digest))
@@ -376,20 +359,24 @@ def _rewrite(
         source=planned.index.source,
         plan=plan,
         scales=scales,
-        findings=findings,
+        findings=_check_result(prepared, plan, model),
         build_search=planned.build_search,
         ranges=calibrated.ranges,
         existing=existing,
         partial=calibrated.partial,
         recovery=(*calibrated.recovery, *weight_steps, *steps),
+        cast=None if cast_model is None else cast_model.report,
     )
 
 
-def _require_build(source: Source, build: BuildFunction, model: onnx.ModelProto) -> None:
-    """Raise ModelError where the compiler refuses the model with its calibrated scales."""
-    refusal = build(model)
-    if refusal:
-        raise ModelError(
-            f"{source.path or source.name}: the model builds with other scales, but not with the "
-            f"calibrated ones: {refusal.message}. Try another --method."
-        )
+def _check_result(
+    prepared: PreparedModel, plan: Plan, model: onnx.ModelProto
+) -> tuple[Finding, ...]:
+    source = prepared.source
+    return check(
+        Source(source.path, light_copy(model), source.digest),
+        rules=prepared.rules,
+        targets=plan.targets,
+        leave_float=plan.leave_float,
+        weights=False,
+    )

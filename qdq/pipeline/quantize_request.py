@@ -12,6 +12,7 @@ from qdq.data.sample_recorder import record_samples
 from qdq.graph.shape_profiles import Profile, ProfilesLike, to_profiles
 from qdq.graph.source import ModelLike
 from qdq.observers.collection import Observing
+from qdq.pipeline.float_options import FloatOptions
 from qdq.pipeline.recovery_options import Recovery
 from qdq.planning.decisions import Plan
 from qdq.planning.plan_request import to_globs
@@ -126,6 +127,7 @@ class QuantizeRequest(msgspec.Struct, frozen=True):
     planned: Callable[[Plan], None] | None
     #: One of WEIGHT_FORMS.
     store_weights: str = FLOAT_WEIGHTS
+    floats: FloatOptions = FloatOptions()
 
     def __post_init__(self) -> None:
         require_choice(self.store_weights, WEIGHT_FORMS, "store_weights")

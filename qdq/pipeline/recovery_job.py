@@ -7,6 +7,7 @@ import msgspec
 from qdq.calibration.methods import Method
 from qdq.data.feeds import DataLike, FeedSample
 from qdq.data.sample_recorder import read_samples_again
+from qdq.graph.float_types import FLOAT_TYPES, FP32
 from qdq.observers.collection import Observing
 from qdq.pipeline.recovery_options import Recovery
 from qdq.planning.decisions import Plan
@@ -60,4 +61,5 @@ def repeat_request(plan: Plan, rules: RuleSet) -> PlanRequest:
         allow_unmatched=True,
         profiles=plan.profiles,
         sensitive=plan.sensitive or (),
+        float_type=FLOAT_TYPES[plan.float_type or FP32.name],
     )

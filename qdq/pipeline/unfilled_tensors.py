@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from qdq.graph.bodies import qualified_name
+from qdq.graph.float_types import FLOAT_TYPES, FP32
 from qdq.planning.decisions import Placement, Plan
 from qdq.planning.plan_request import PlanRequest, exact_globs
 from qdq.ranges.tensor_ranges import Ranges
@@ -28,6 +29,7 @@ def make_filled_request(
         profiles=plan.profiles,
         plans_bfloat16=plans_bfloat16,
         sensitive=plan.sensitive or (),
+        float_type=FLOAT_TYPES[plan.float_type or FP32.name],
     )
 
 

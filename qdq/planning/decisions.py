@@ -123,6 +123,8 @@ class Plan(msgspec.Struct, frozen=True):
     profiles: tuple[Profile, ...] = ()
     #: The layers that a measurement left in float; absent where there are none.
     sensitive: tuple[SensitiveLayer, ...] | msgspec.UnsetType = msgspec.UNSET
+    #: The type that the float part gets, ``fp16`` or ``bf16``; absent where it stays float32.
+    float_type: str | msgspec.UnsetType = msgspec.UNSET
 
     @property
     def key(self) -> str:

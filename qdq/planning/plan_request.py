@@ -8,6 +8,7 @@ from collections.abc import Iterable
 import msgspec
 
 from qdq.arguments import list_texts
+from qdq.graph.float_types import FP32, FloatType
 from qdq.graph.shape_profiles import Profile
 from qdq.planning.decisions import SensitiveLayer
 from qdq.rules.rule import RuleSet
@@ -30,6 +31,8 @@ class PlanRequest(msgspec.Struct, frozen=True):
     plans_bfloat16: bool = False
     #: The layers to leave in float because they were measured to be sensitive.
     sensitive: tuple[SensitiveLayer, ...] = ()
+    #: The type that the float part of the model gets after its pairs are inserted.
+    float_type: FloatType = FP32
 
 
 def to_globs(globs: str | Iterable[str]) -> tuple[str, ...]:

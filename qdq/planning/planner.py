@@ -131,7 +131,7 @@ def plan_index(index: GraphIndex, request: PlanRequest) -> Plan:
     request = _with_defaults(request)
     if not request.allow_unmatched:
         require_matches(index, request.rules.rules)
-    shapes = optimal_shapes(request.profiles)
+    shapes, float_type = optimal_shapes(request.profiles), request.float_type
     graph_plans = _plan_graphs(index, shapes, request)
     placements: list[Placement] = []
     left_float: list[LeftFloat] = []
@@ -140,8 +140,7 @@ def plan_index(index: GraphIndex, request: PlanRequest) -> Plan:
         placements += graph_plan.placements
         left_float += graph_plan.left_float
         scale_groups += graph_plan.scale_groups
-    left_float += _unplanned_bodies(index)
-    left_float += _function_calls(index)
+    left_float += (*_unplanned_bodies(index), *_function_calls(index))
     return Plan(
         model=index.source.name,
         digest=index.source.digest,
@@ -159,6 +158,7 @@ def plan_index(index: GraphIndex, request: PlanRequest) -> Plan:
         scale_groups=tuple(sorted(scale_groups)),
         profiles=request.profiles,
         sensitive=request.sensitive or msgspec.UNSET,
+        float_type=float_type.name if float_type.is_short else msgspec.UNSET,
     )
 
 
@@ -229,7 +229,7 @@ def _plan_graphs(
     graph_plans: list[_GraphPlan] = []
     for scope in CompilerView(shaped_index).scopes.values():
         if not _explain_unplanned_body(scope):
-            scene = Scene(scope, request.targets)
+            scene = Scene(scope, request.targets, request.float_type)
             graph_plans.append(_plan_graph(scene, request))
     return graph_plans
 

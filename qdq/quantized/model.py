@@ -16,6 +16,7 @@ from qdq.graph.bodies import node_bodies, node_labels, qualified_name, read_tens
 from qdq.graph.equalized_weights import find_equalization_entry, undo_equalization
 from qdq.graph.index import Edge, GraphIndex
 from qdq.graph.loader import load
+from qdq.graph.metadata import FLOAT_KEY
 from qdq.graph.opset import FLOAT16_OPSET
 from qdq.graph.pairs import PAIR_OPERATORS, QdqPair, find_pairs, stored_tensors
 from qdq.graph.source import ModelLike, Source
@@ -111,7 +112,7 @@ def _reaches_bfloat16(scope: GraphIndex, edge: Edge) -> bool:
 
 
 def _name_by_labels(graph: GraphProto, index: GraphIndex) -> None:
-    labels = _float_labels(graph, index)
+    labels = label_by_float_graph(graph, index)
     for node, label in zip(graph.node, labels, strict=True):
         node.name = label
         for name, body in node_bodies(node):
@@ -136,7 +137,7 @@ def _find_quantized_edges(
     own_pairs = {pair.output: pair for pair in find_pairs(graph, outer_tensors)}
     pairs = outer_pairs | own_pairs
     parameters = _read_parameters(pairs, stored, index)
-    labels = _float_labels(graph, index)
+    labels = label_by_float_graph(graph, index)
     for node, label in zip(graph.node, labels, strict=True):
         if label not in index.by_label or node.op_type in PAIR_OPERATORS:
             continue
@@ -199,7 +200,7 @@ def _type_name(tensor: TensorProto | None) -> str:
     return name.lower()
 
 
-def _float_labels(graph: GraphProto, index: GraphIndex) -> list[str]:
+def label_by_float_graph(graph: GraphProto, index: GraphIndex) -> list[str]:
     """Return a unique label for each node of a quantized graph.
 
     It is the node's label in the float graph, or in its graph if the node was stripped.
@@ -244,9 +245,14 @@ def _map_labels(graph: GraphProto, index: GraphIndex) -> dict[str, str]:
 
 
 def require_same_graph(float_index: GraphIndex, quantized: QuantizedModel) -> None:
-    """Raise ModelError unless the quantized model, stripped, has the nodes of the float model."""
-    float_operators = _list_operators(float_index)
-    operators = _list_operators(quantized.index)
+    """Raise ModelError unless the quantized model, stripped, has the nodes of the float model.
+
+    Casts, and copies of Constants, do not count in a model that was cast.
+    """
+    is_cast = any(entry.key == FLOAT_KEY for entry in quantized.stripped.metadata_props)
+    excluded = ("Cast", "Constant") if is_cast else ()
+    float_operators = _list_operators(float_index, excluded)
+    operators = _list_operators(quantized.index, excluded)
     if float_operators != operators:
         float_name = float_index.source.name
         counts = f"{len(operators)} nodes against {len(float_operators)}"
@@ -256,17 +262,17 @@ def require_same_graph(float_index: GraphIndex, quantized: QuantizedModel) -> No
         )
 
 
-def _list_operators(index: GraphIndex) -> list[str]:
-    """Return the operators of a graph and its bodies in order.
+def _list_operators(index: GraphIndex, excluded: tuple[str, ...]) -> list[str]:
+    """Return the operators of a graph and its bodies in order, without some.
 
-    Without those that compute constants: a weight stored as integers needs none.
+    Those that compute constants are left out too: a weight stored as integers needs none.
     """
     operators: list[str] = []
     for scope in index.scopes.values():
         for node in scope.nodes:
             if not scope.constants.issuperset(filter(None, node.outputs)):
                 operators.append(node.op)
-    return operators
+    return [operator for operator in operators if operator not in excluded]
 
 
 def largest_scale(values: Array | None) -> float:

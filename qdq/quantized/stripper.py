@@ -13,11 +13,13 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto,
 from qdq.arrays import Array
 from qdq.errors import ModelError
 from qdq.graph.bodies import node_bodies, read_tensor_values
+from qdq.graph.cancelling_casts import remove_cancelling_casts
 from qdq.graph.equalized_weights import undo_equalization
+from qdq.graph.index import GraphIndex
 from qdq.graph.loader import load
-from qdq.graph.metadata import EQUALIZATION_KEY, remove_metadata
+from qdq.graph.metadata import CAST_KEYS, EQUALIZATION_KEY, FLOAT_KEY, remove_metadata
 from qdq.graph.pairs import QdqPair, count_readers, find_pairs, stored_tensors
-from qdq.graph.source import ModelLike
+from qdq.graph.source import ModelLike, Source
 from qdq.quantized.converter import convert_to_qdq, find_unconverted
 from qdq.quantized.corrected_biases import restore_biases
 
@@ -41,6 +43,9 @@ def strip(model: ModelLike) -> ModelProto:
             " Quantize the float model it was made from."
         )
     stripped = strip_model(source.model, source.name, source.folder)
+    if any(entry.key == FLOAT_KEY for entry in stripped.metadata_props):
+        index = GraphIndex(Source(source.path, stripped, source.digest))
+        remove_cancelling_casts(stripped.graph, index)
     undo_equalization(stripped, source.name)
     return stripped
 
@@ -58,7 +63,7 @@ def strip_model(model: ModelProto, name: str = "model", folder: Path | None = No
     location = _ModelLocation(name, folder)
     restore_biases(stripped, name, location.read_values)
     _strip_graph(stripped.graph, {}, location)
-    remove_metadata(stripped, kept=(EQUALIZATION_KEY,))
+    remove_metadata(stripped, kept=(EQUALIZATION_KEY, *CAST_KEYS))
     return stripped
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 
+from qdq.graph.float_types import FLOAT_TYPES, FP32
 from qdq.pipeline.bisection import BisectionResult
+from qdq.pipeline.float_options import needs_fp16
 from qdq.planning.decisions import BODY, FUNCTION, Plan, left_float_lines, placement_lines
 from qdq.reports.sections import Section, count_noun
 
@@ -15,6 +17,8 @@ def plan_summary(plan: Plan, *, is_target_default: bool) -> Section:
     `is_target_default` states that the user passed no target.
     """
     lines = [_summary_line(plan, is_target_default), *plan.notes]
+    if plan.float_type:
+        lines.insert(1, _describe_float_type(plan))
     count = len(plan.scale_groups)
     if count:
         groups = count_noun(count, "group")
@@ -25,6 +29,14 @@ def plan_summary(plan: Plan, *, is_target_default: bool) -> Section:
             lines.append(f"left in float: {item.edge}: {item.reason}")
     headers = ("rule", "decision", "edges")
     return Section("Plan", tuple(lines), headers, tuple(_count_decisions(plan)))
+
+
+def _describe_float_type(plan: Plan) -> str:
+    """Return the type of what stays in float, and the target that needs it."""
+    label = FLOAT_TYPES[plan.float_type or FP32.name].label
+    needing = [str(target) for target in plan.targets if needs_fp16(target)]
+    reason = f": {needing[0]} builds no Gemm or MatMul in FP32" if needing else ""
+    return f"what stays in float becomes {label}{reason}"
 
 
 def plan_sections(plan: Plan, *, is_target_default: bool) -> list[Section]:

@@ -14,6 +14,8 @@ from qdq.pipeline.bisection import BisectionResult
 from qdq.pipeline.recovery_job import RecoveryStep
 from qdq.pipeline.requantize import Existing
 from qdq.planning.decisions import Plan
+from qdq.precision.cast_model import CastReport
+from qdq.reports.cast_sections import cast_sections
 from qdq.reports.changes import existing_sections
 from qdq.reports.json_output import to_json
 from qdq.reports.partial_sections import partial_sections, recovery_sections
@@ -52,6 +54,8 @@ class Report(msgspec.Struct, frozen=True):
     partial: PartialResult | str | msgspec.UnsetType = msgspec.UNSET
     #: What happened to the quantization that the model had; absent for a float model.
     existing: Existing | msgspec.UnsetType = msgspec.UNSET
+    #: What became of the float part; absent where it stays FP32.
+    cast: CastReport | msgspec.UnsetType = msgspec.UNSET
     #: The accuracy of the quantized model passed in, against its float model; absent unless it
     #: was run.
     original_accuracy: Accuracy | msgspec.UnsetType = msgspec.UNSET
@@ -98,6 +102,8 @@ def report_sections(report: Report, *, is_target_default: bool = False) -> list[
         sections.append(scales_summary(report.scales))
     sections += recovery_sections(report.recovery or ())
     sections += partial_sections(report.partial)
+    if isinstance(report.cast, CastReport):
+        sections += cast_sections(report.cast)
     if report.findings is not None:
         sections.append(findings_section(report.findings))
     if isinstance(report.original_accuracy, Accuracy):

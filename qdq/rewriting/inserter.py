@@ -21,6 +21,7 @@ from qdq.graph.index import GraphIndex
 from qdq.graph.loader import load
 from qdq.graph.metadata import (
     BATCH_KEY,
+    CAST_KEYS,
     DATA_KEY,
     EQUALIZATION_KEY,
     LEAVE_FLOAT_KEY,
@@ -263,7 +264,7 @@ def _write_metadata(model: ModelProto, plan: Plan, scales: Scales) -> None:
 
     It replaces the metadata of earlier runs. The record of equalized weights stays with them.
     """
-    remove_metadata(model, kept=(EQUALIZATION_KEY,))
+    remove_metadata(model, kept=(EQUALIZATION_KEY, *CAST_KEYS))
     metadata = {
         TARGETS_KEY: " ".join(map(str, plan.targets)),
         RULES_KEY: "\n".join(plan.rule_sets),

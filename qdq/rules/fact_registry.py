@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
+from qdq.graph.bodies import qualified_name
 from qdq.graph.compiler_view import CompilerView
+from qdq.graph.float_types import FP32, FloatType
 from qdq.target import Target
 
 
@@ -17,6 +19,23 @@ class Scene:
 
     index: CompilerView
     targets: tuple[Target, ...]
+    #: The type that the float part of the model gets.
+    float_type: FloatType = FP32
+    #: The largest absolute value of each tensor that was observed, by its qualified name.
+    amax: Mapping[str, float] = field(default_factory=dict)
+
+    def largest_value(self, tensor: str) -> float | None:
+        """Return the largest absolute value that was observed in a tensor; None where none was.
+
+        A tensor from outside of a body may have been observed there or in the body.
+        """
+        scope: CompilerView | None = self.index
+        while scope is not None:
+            amax = self.amax.get(qualified_name(scope.path, tensor))
+            if amax is not None:
+                return amax
+            scope = scope.outer
+        return None
 
 
 #: A fact may require numbers, as keyword-only parameters; a rule states them under ``given``.

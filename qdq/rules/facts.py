@@ -30,8 +30,8 @@ from qdq.graph.patterns import (
     find_gate,
     find_producer_before_moves,
     gelu_nodes,
+    is_average,
     is_channel_gate,
-    is_spatial_mean,
     multiplied_tensors,
     normalization_nodes,
     tail_nodes,
@@ -45,10 +45,11 @@ from qdq.rules.fact_registry import (
     fact_parameters,
     node_fact,
 )
+from qdq.rules.float_facts import FLOAT_FACTS
 from qdq.rules.kernel_tables import explain_missing_kernel
 from qdq.rules.reached_edges import find_pool_ends, find_reached_edges
 
-__all__ = ["EDGE_FACTS", "NODE_FACTS", "Scene", "fact_parameters"]
+__all__ = ["EDGE_FACTS", "FLOAT_FACTS", "NODE_FACTS", "Scene", "fact_parameters"]
 
 #: The smallest window of a grouped convolution with a fast kernel.
 _LEAST_GROUPED_WINDOW = 3
@@ -70,18 +71,12 @@ def averaging_pool(scene: Scene, node: Node) -> bool:
     Its output goes only into weighted operators.
     """
     index = scene.index
-    if not _is_average(index, node):
+    if not is_average(index, node):
         return False
     readers = find_pool_ends(index, node)
     if not readers:
         return False
     return all(is_operand(index, edge) for edge in readers)
-
-
-def _is_average(index: GraphIndex, node: Node) -> bool:
-    if node.op == "ReduceMean":
-        return is_spatial_mean(index, node)
-    return node.op in ("AveragePool", "GlobalAveragePool")
 
 
 @node_fact
@@ -137,7 +132,11 @@ def lacks_int8_kernel(scene: Scene, node: Node) -> bool:
         return residual is not None and lacks_int8_kernel(scene, residual.backbone)
     if unfused_batch_normalization(scene, node):
         return _feeds_only_float_layers(scene, node)
-    return any(explain_missing_kernel(index, node, target) for target in scene.targets)
+    float_type = scene.float_type
+    for target in scene.targets:
+        if explain_missing_kernel(index, node, target, float_type=float_type):
+            return True
+    return False
 
 
 def _feeds_only_float_layers(scene: Scene, node: Node) -> bool:

@@ -18,6 +18,7 @@ import yaml
 from qdq.errors import RuleError, first_line
 from qdq.files.command_files import note_input
 from qdq.files.strict_yaml import parse_package_yaml
+from qdq.graph.float_types import FP32, FloatType
 from qdq.graph.index import GraphIndex, Node
 from qdq.quantizer import INT8
 from qdq.rules.layer_forms import describe_layer_form
@@ -118,13 +119,18 @@ def _describe_borrowed_table(target: Target) -> str:
 
 
 def explain_missing_kernel(
-    index: GraphIndex, node: Node, target: Target, pairs: str = INT8
+    index: GraphIndex,
+    node: Node,
+    target: Target,
+    pairs: str = INT8,
+    float_type: FloatType = FP32,
 ) -> str | None:
     """Return the reason why a layer would not run in INT8 (or ``fp8``) on a target.
 
-    None where it would, and for operators that the tables do not cover.
+    None where it would, and for operators that the tables do not cover. `float_type` is the type
+    that the float part of the model gets.
     """
-    form = describe_layer_form(index, node)
+    form = describe_layer_form(index, node, float_type)
     if form is None:
         return None
     form_items = tuple(form.items())

@@ -10,6 +10,7 @@ from typing import Any
 
 import onnx
 
+from qdq.graph.float_types import FP32, FloatType
 from qdq.graph.index import GraphIndex, Node
 from qdq.graph.operators import CONVOLUTIONS, MATRIX_PRODUCTS, POOLS, RECURRENT, WEIGHTED
 from qdq.graph.patterns import PLANE_RANK, is_spatial_mean
@@ -32,16 +33,19 @@ _Form = dict[str, Any]
 _Shape = Sequence[int | None]
 
 
-def describe_layer_form(index: GraphIndex, node: Node) -> _Form | None:
+def describe_layer_form(
+    index: GraphIndex, node: Node, float_type: FloatType = FP32
+) -> _Form | None:
     """Return the form of a layer, or None for an operator that rules never look up.
 
-    Keys whose values are unknown, such as unknown dimensions, are omitted.
+    Keys whose values are unknown, such as unknown dimensions, are omitted. `float_type` is the type
+    that the float part of the model gets.
     """
     if not _is_listed(index, node):
         return None
     form: _Form = {
         "operator": _table_operator(node),
-        "graph": _graph_precision(index, node),
+        "graph": _graph_precision(index, node, float_type),
     }
     if node.op in MATRIX_PRODUCTS:
         form.update(_product_form(index, node))
@@ -67,9 +71,9 @@ def _table_operator(node: Node) -> str:
     return node.op
 
 
-def _graph_precision(index: GraphIndex, node: Node) -> str:
+def _graph_precision(index: GraphIndex, node: Node, float_type: FloatType) -> str:
     data = node.inputs[0]
-    if index.elem_type(data) in _FULL_PRECISION:
+    if index.elem_type(data) in _FULL_PRECISION and not float_type.is_short:
         return "float32"
     return "float16"
 

@@ -12,7 +12,14 @@ from qdq.errors import RuleError, UsageError, did_you_mean
 from qdq.graph.bodies import qualified_name
 from qdq.graph.index import Edge, GraphIndex, Node
 from qdq.rules.facts import EDGE_FACTS, NODE_FACTS, Scene, fact_parameters
-from qdq.rules.rule import LEAVE_FLOAT_OPTION, Rule, RuleSet, TargetCondition
+from qdq.rules.rule import (
+    KEEP_FP32,
+    KEEP_FP32_OPTION,
+    LEAVE_FLOAT_OPTION,
+    Rule,
+    RuleSet,
+    TargetCondition,
+)
 from qdq.target import Target
 
 NodeTest = Callable[[Scene, Node], bool]
@@ -47,7 +54,8 @@ def match_rules(
     Also returns the edges of each share-scale rule, by its name. All edges are those of the file;
     those into aliases have no verdict. Raises RuleError where rules disagree about an edge.
     """
-    matchers = _make_matchers(rules, scene.targets)
+    deciding_rules = (rule for rule in rules.rules if rule.then != KEEP_FP32)
+    matchers = _make_matchers(deciding_rules, scene.targets)
     verdicts: list[Verdict] = []
     shared: dict[str, list[Edge]] = {}
     for node in scene.index.nodes:
@@ -69,6 +77,27 @@ def match_rules(
                 verdicts.append(verdict)
     shared_edges = {name: tuple(edges) for name, edges in shared.items()}
     return tuple(verdicts), shared_edges
+
+
+def match_kept_nodes(scene: Scene, rules: RuleSet) -> dict[str, tuple[Rule, ...]]:
+    """Return the keep-fp32 rules that apply to each node of a graph, by the node's label.
+
+    A rule applies to a node if it applies to one of the edges into it. Rules that others of them
+    beat are left out.
+    """
+    keeping_rules = (rule for rule in rules.rules if rule.then == KEEP_FP32)
+    matchers = _make_matchers(keeping_rules, scene.targets)
+    kept: dict[str, tuple[Rule, ...]] = {}
+    for node in scene.index.nodes:
+        node_matchers = [matcher for matcher in matchers if matcher.may_apply(scene, node)]
+        edges = tuple(scene.index.edges_into(node)) if node_matchers else ()
+        applying: list[Rule] = []
+        for matcher in node_matchers:
+            if any(matcher.applies(scene, edge) for edge in edges):
+                applying.append(matcher.rule)
+        if applying:
+            kept[node.label] = resolve_conflict(edges[0], applying).rules
+    return kept
 
 
 def resolve_conflict(edge: Edge, applying: Iterable[Rule]) -> Verdict:
@@ -138,10 +167,10 @@ class _RuleMatcher:
         return all(test(scene, edge) for test in self._edge_tests)
 
 
-def _make_matchers(rules: RuleSet, targets: Iterable[Target]) -> list[_RuleMatcher]:
+def _make_matchers(rules: Iterable[Rule], targets: Iterable[Target]) -> list[_RuleMatcher]:
     """Return a matcher for each rule that is for one of the targets."""
     matchers: list[_RuleMatcher] = []
-    for rule in rules.rules:
+    for rule in rules:
         if _is_for_targets(rule, targets):
             matcher = _RuleMatcher(rule)
             matchers.append(matcher)
@@ -261,7 +290,8 @@ def _require_rule_matches(
     unmatched = [glob for glob in globs if not any(fnmatchcase(name, glob) for name in names)]
     if not unmatched:
         return
-    origin = rule.at(key) if rule.file else LEAVE_FLOAT_OPTION
+    option = KEEP_FP32_OPTION if rule.then == KEEP_FP32 else LEAVE_FLOAT_OPTION
+    origin = rule.at(key) if rule.file else option
     kind = "node" if key == "named" else "tensor"
     if len(unmatched) == 1:
         hint = did_you_mean(unmatched[0], names) or "."

@@ -9,13 +9,19 @@ import msgspec
 
 from qdq.errors import RuleError, did_you_mean
 
-Then = Literal["quantize", "leave-float", "share-scale"]
+Then = Literal["quantize", "leave-float", "share-scale", "keep-fp32"]
+
+#: The decision that a node computes in float32 where the rest of the model is cast.
+KEEP_FP32 = "keep-fp32"
 
 #: A number of `then: share-scale`: the largest ratio of a group's range to a member's.
 RATIO_AT_MOST = "ratio-at-most"
 
 #: The name of the rules that `--leave-float` makes, before the glob.
 LEAVE_FLOAT_OPTION = "--leave-float"
+
+#: The name of the rules that `--keep-fp32` makes, before the glob.
+KEEP_FP32_OPTION = "--keep-fp32"
 
 _ALL_RULES = "*"
 
@@ -174,6 +180,18 @@ def leave_float_rule(glob: str) -> Rule:
         because="The user requested it.",
         see="qdq quantize --help",
         beats=(_ALL_RULES,),
+    )
+
+
+def keep_fp32_rule(glob: str) -> Rule:
+    """Return the rule of a user's `--keep-fp32 GLOB`."""
+    return Rule(
+        name=f"{KEEP_FP32_OPTION} {glob}",
+        says=f"Compute the nodes named {glob} in float32.",
+        where=Where(named=(glob,)),
+        then="keep-fp32",
+        because="The user requested it.",
+        see="qdq cast --help",
     )
 
 

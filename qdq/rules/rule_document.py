@@ -57,6 +57,7 @@ THENS = {
     "quantize": "Put a Q/DQ pair on the edge.",
     "leave-float": "Keep the edge in float.",
     "share-scale": "Give the quantized tensors that the nodes connect one scale.",
+    "keep-fp32": "Compute the consuming node in float32 where the rest is cast to FP16 or BF16.",
 }
 BACKENDS = ("rtx", "trt")
 

@@ -15,6 +15,9 @@ KERNELS_FOLDER = "kernels"
 #: The shipped rule set of FP8.
 FP8_SET = "tensorrt-fp8"
 
+#: The shipped rules about what stays in FP32 where the rest of a model is cast.
+FLOAT_SET = "float"
+
 
 def shipped_rules_folder() -> Path:
     """Return the folder of shipped rule sets and kernel tables.

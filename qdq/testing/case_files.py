@@ -16,7 +16,22 @@ from qdq.rules.rule import Rule
 from qdq.rules.rule_files import read_rules
 from qdq.target import Target, parse_target
 
-_KEYS = ("says", "before", "plan", "float", "after", "unchanged", "targets", "engine")
+_KEYS = (
+    "says",
+    "before",
+    "plan",
+    "float",
+    "fp32",
+    "amax",
+    "after",
+    "unchanged",
+    "targets",
+    "engine",
+)
+
+
+#: Beside a field named `float`, the name of the type.
+_Number = float
 
 
 class EngineExpectation(msgspec.Struct, frozen=True):
@@ -42,6 +57,10 @@ class Case(msgspec.Struct, frozen=True):
     plan: tuple[str, ...] = ()
     #: The edges left in float with their rules; None where the case does not specify them.
     float: tuple[str, ...] | None = None
+    #: The nodes that compute in float32 with their rules; None where the case is about pairs.
+    fp32: tuple[str, ...] | None = None
+    #: The largest absolute values of tensors, for rules about ranges.
+    amax: tuple[tuple[str, _Number], ...] = ()
     #: The rewritten graph as ONNX text, "" where the case does not specify it.
     after: str = ""
     targets: tuple[Target, ...] = ()
@@ -62,6 +81,8 @@ class _CaseMapping(msgspec.Struct):
     unchanged: str = ""
     plan: list[str] | None = None
     float: list[str] | None = None
+    fp32: list[str] | None = None
+    amax: dict[str, _Number] = {}
     after: str = ""
     targets: list[str] = []
     engine: _EngineMapping | None = None
@@ -170,7 +191,8 @@ def _read_case(path: Path, rule: str, name: str, content: LocatedMapping) -> Cas
             raise RuleError(f"{path}:{mapping.lines[key]}: unknown key {key!r}{hint}")
     if not _has_required_keys(mapping):
         raise RuleError(
-            f"{place}: case {name!r} needs 'says', and either 'before' with 'plan' or 'unchanged'."
+            f"{place}: case {name!r} needs 'says', and either 'before' with 'plan' or 'fp32', "
+            "or 'unchanged'."
         )
     try:
         return _convert_case(rule, name, mapping)
@@ -182,7 +204,7 @@ def _has_required_keys(mapping: LocatedMapping) -> bool:
     has_before = "before" in mapping
     if "says" not in mapping or has_before == ("unchanged" in mapping):
         return False
-    return has_before == ("plan" in mapping)
+    return has_before == ("plan" in mapping or "fp32" in mapping)
 
 
 def _convert_case(rule: str, name: str, mapping: LocatedMapping) -> Case:
@@ -194,6 +216,9 @@ def _convert_case(rule: str, name: str, mapping: LocatedMapping) -> Case:
     left_float: tuple[str, ...] | None = None
     if "float" in mapping:
         left_float = tuple(normalize_spaces(line) for line in content.float or ())
+    kept: tuple[str, ...] | None = None
+    if "fp32" in mapping:
+        kept = tuple(normalize_spaces(line) for line in content.fp32 or ())
     return Case(
         rule=rule,
         name=name,
@@ -202,6 +227,8 @@ def _convert_case(rule: str, name: str, mapping: LocatedMapping) -> Case:
         unchanged="unchanged" in mapping,
         plan=tuple(normalize_spaces(line) for line in content.plan or ()),
         float=left_float,
+        fp32=kept,
+        amax=tuple(content.amax.items()),
         after=content.after,
         targets=tuple(parse_target(text) for text in content.targets),
         engine=_read_expectation(content.engine) if content.engine else None,

@@ -41,6 +41,7 @@ from qdq.testing.case_files import (
     parse_case,
 )
 from qdq.testing.error_bounds import output_bound
+from qdq.testing.float_cases import is_float_case, list_decisions, run_cast
 from qdq.validation.engine_report import LayerVerdict
 from qdq.validation.validator import validate
 
@@ -90,6 +91,8 @@ def run_case(case: Case, rules: RuleSet, engines: bool = True) -> tuple[str, ...
 
 
 def _run_checks(case: Case, rules: RuleSet, engines: bool) -> list[str]:
+    if is_float_case(case, rules):
+        return _float_failures(case, rules) + run_cast(case, rules)
     index, plan = plan_source(load(parse_case(case.text)), _plan_request(case, rules))
     failures = _plan_failures(case, plan)
     failures += _shuffle_failures(case, rules, plan)
@@ -171,11 +174,25 @@ def _remove_beaten(rule: Rule, name: str) -> Rule:
 def _fails(case: Case, rules: RuleSet) -> bool:
     """Whether a case has another plan under some rules, or none."""
     try:
+        if case.fp32 is not None:
+            return bool(_float_failures(case, rules))
         index = GraphIndex(load(parse_case(case.text)))
         plan = plan_index(index, _plan_request(case, rules))
     except QdqError:
         return True
     return bool(_plan_failures(case, plan))
+
+
+def _float_failures(case: Case, rules: RuleSet) -> list[str]:
+    """Return the differences from the nodes that must compute in float32."""
+    decisions = list_decisions(case, rules)
+    if not case.unchanged:
+        return _compare_lines("fp32", case.fp32 or (), decisions)
+    failures: list[str] = []
+    for line in decisions:
+        if case.rule in line.replace(",", " ").split():
+            failures.append(f"the rule should decide nothing here, but decides: {line}")
+    return failures
 
 
 def _plan_failures(case: Case, plan: Plan) -> list[str]:

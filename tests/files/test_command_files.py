@@ -69,6 +69,7 @@ WRITING = (
     "calibrate m.onnx p.yaml --data d -o new.json --save-ranges",
     "apply m.onnx p.yaml s.json -o",
     "strip i.onnx -o",
+    "cast m.onnx -o",
     "strip i.onnx -o new.onnx --ranges",
     "ranges export i.onnx --format yaml -o",
     "validate m.onnx i.onnx --data d --report",

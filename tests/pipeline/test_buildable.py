@@ -378,6 +378,8 @@ def test_what_the_compiler_refuses_in_float_too_is_not_blamed_on_q_dq(
         "--target",
         "rtx:sm75",
         "--until-it-builds",
+        "--float",
+        "fp32",
         *(() if guarded else ("--rules", loose)),
     )
     message = refused(tmp_path, "quantize", model, "-o", tmp_path / "q.onnx", *options)

@@ -82,7 +82,14 @@ def test_the_fields_are_the_keys_of_json() -> None:
     content = msgspec.to_builtins(Outer(1.0, (), False, Inner("a")))
     assert [field.name for field in describe_fields(Outer)] == list(content)
     optional = [field.name for field in describe_fields(Report) if field.is_optional]
-    assert optional == ["build_search", "recovery", "partial", "existing", "original_accuracy"]
+    assert optional == [
+        "build_search",
+        "recovery",
+        "partial",
+        "existing",
+        "cast",
+        "original_accuracy",
+    ]
 
 
 def test_a_record_in_two_places_has_a_section_and_others_are_in_their_command() -> None:

@@ -354,12 +354,12 @@ CASE = "rule: mine\na case:\n  says: x\n  before: y\n  plan: []\n"
         (
             "rule: mine\na case: {says: x}\n",
             2,
-            "case 'a case' needs 'says', and either 'before' with 'plan' or 'unchanged'",
+            "case 'a case' needs 'says', and either 'before' with 'plan' or 'fp32', or 'unchanged'",
         ),
         (
             "rule: mine\na case: {says: x, before: y}\n",
             2,
-            "case 'a case' needs 'says', and either 'before' with 'plan' or 'unchanged'",
+            "case 'a case' needs 'says', and either 'before' with 'plan' or 'fp32', or 'unchanged'",
         ),
         (f"{CASE}  paln: []\n", 6, "unknown key 'paln'. Did you mean 'plan'?"),
         (

@@ -146,7 +146,7 @@ MISTAKES: list[tuple[str, str | bytes, int, str]] = [
         "unknown-then",
         rule(then="then: quantise\n"),
         4,
-        "'then' is 'quantise'; it must be one of quantize, leave-float, share-scale. Did you mean 'quantize'?",
+        "'then' is 'quantise'; it must be one of quantize, leave-float, share-scale, keep-fp32. Did you mean 'quantize'?",
     ),
     (
         "no-using",

@@ -1,0 +1,117 @@
+"""`qdq cast`: a float or Q/DQ model in FP16 or BF16."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+import msgspec
+
+from qdq.calibration.range_sources import read_given
+from qdq.cli.float_options import io_option, scales_option
+from qdq.cli.messages import print_record, print_written
+from qdq.cli.options import FILE, collect_options, format_option, output_options
+from qdq.cli.plan_options import make_rules_option, target_option
+from qdq.files.output import check_output
+from qdq.graph.float_types import SHORT_TYPES
+from qdq.graph.loader import load
+from qdq.precision.cast_model import CastModel, cast
+from qdq.ranges.known_ranges import KnownRanges
+from qdq.ranges.tensor_ranges import Ranges
+from qdq.reports.cast_sections import cast_sections
+from qdq.rewriting.model_file import plan_external_copies, save
+from qdq.rules.rule_files import load_rules
+from qdq.rules.shipped import FLOAT_SET
+
+
+class CastArguments(msgspec.Struct, frozen=True):
+    """The arguments and options of the command."""
+
+    model: Path
+    output: Path
+    force: bool
+    to: str
+    rule_sets: tuple[str, ...]
+    targets: tuple[str, ...]
+    keep_fp32: tuple[str, ...]
+    allow_unmatched: bool
+    ranges: Path | None
+    scales: str
+    io: str
+    layout: str
+
+
+@click.command("cast")
+@click.argument("model", type=FILE)
+@output_options
+@click.option(
+    "--to",
+    type=click.Choice(list(SHORT_TYPES)),
+    default="fp16",
+    show_default=True,
+    help="The float type.",
+)
+@make_rules_option(FLOAT_SET)
+@target_option
+@click.option(
+    "--keep-fp32",
+    multiple=True,
+    metavar="GLOB",
+    help="Compute the nodes of these names in FP32; repeat for several.",
+)
+@click.option("--allow-unmatched", is_flag=True, help="Accept globs that match nothing.")
+@click.option(
+    "--ranges",
+    type=FILE,
+    metavar="FILE",
+    help="Ranges of activations, as 'qdq quantize --save-ranges' or a calibration cache has them: "
+    "what overflows stays in FP32.",
+)
+@scales_option
+@io_option
+@format_option
+@collect_options(CastArguments)
+def command(options: CastArguments) -> None:
+    """Write MODEL, float or with Q/DQ pairs, in FP16 or BF16.
+
+    Rules with 'then: keep-fp32' decide what computes in FP32 all the same. Casts are only where
+    types meet. A model that was cast already is written unchanged.
+
+    \b
+    Example:
+      qdq cast resnet50.onnx -o resnet50.fp16.onnx
+      qdq cast resnet50.int8.onnx -o resnet50.int8.fp16.onnx --ranges resnet50.ranges
+      qdq cast bert.onnx -o bert.bf16.onnx --to bf16 --keep-fp32 '/pooler/*'
+    """
+    check_output(options.output, options.force)
+    result = _cast(options)
+    save(result.model, result.output_source, options.output, options.force)
+    print_record(options.layout, result.report, list(cast_sections(result.report)))
+    if options.layout == "text":
+        print_written([options.output])
+
+
+def _cast(options: CastArguments) -> CastModel:
+    source = load(options.model)
+    plan_external_copies(source, options.output, options.force)
+    known_ranges = None if options.ranges is None else read_given(options.ranges)
+    return cast(
+        source,
+        options.to,
+        rules=load_rules(options.rule_sets or FLOAT_SET),
+        targets=options.targets,
+        keep_fp32=options.keep_fp32,
+        allow_unmatched=options.allow_unmatched,
+        amax=_list_extremes(known_ranges),
+        scales=options.scales,
+        io=options.io,
+    )
+
+
+def _list_extremes(known_ranges: KnownRanges | None) -> dict[str, float]:
+    """Return the largest absolute value of each tensor with a range."""
+    if known_ranges is None:
+        return {}
+    if isinstance(known_ranges, Ranges):
+        return {item.tensor: item.amax for item in known_ranges.by_tensor if item.seen}
+    return {item.tensor: item.amax for item in known_ranges.by_tensor}

@@ -1,0 +1,42 @@
+"""Options of the float type around the pairs."""
+
+from __future__ import annotations
+
+import click
+
+from qdq.cli.options import collect_options
+from qdq.graph.float_types import FLOAT_TYPES
+from qdq.pipeline.float_options import FloatOptions
+from qdq.precision.cast_model import ENDS, SCALES
+
+scales_option = click.option(
+    "--scales",
+    type=click.Choice(SCALES),
+    default=SCALES[0],
+    show_default=True,
+    help="Scales of pairs: in the float type of the layers, or in FP32 with Casts around the "
+    "pairs, for compilers that refuse 16-bit scales.",
+)
+io_option = click.option(
+    "--io",
+    type=click.Choice(ENDS),
+    default=ENDS[0],
+    show_default=True,
+    help="Types of the model's inputs and outputs: keep them, or cast them too.",
+)
+
+
+#: Adds ``--float``, ``--scales`` and ``--io``, which the command receives as one `floats`.
+float_options = collect_options(
+    FloatOptions,
+    click.option(
+        "--float",
+        "float_type",
+        type=click.Choice(list(FLOAT_TYPES)),
+        help="Type of what stays in float.  [default: fp16 for rtx:sm75, which builds no Gemm "
+        "in FP32, else fp32]",
+    ),
+    scales_option,
+    io_option,
+    name="floats",
+)

@@ -1,0 +1,82 @@
+"""The cast of the float part of what `quantize` rewrote."""
+
+from __future__ import annotations
+
+import msgspec
+from onnx import ModelProto
+
+from qdq.graph.float_types import FloatType
+from qdq.graph.loader import raise_source_opset
+from qdq.graph.opset import FLOAT16_OPSET
+from qdq.graph.source import Source
+from qdq.pipeline.bisection import CompilerRefusal
+from qdq.pipeline.buildable import BuildFunction
+from qdq.pipeline.float_extremes import measure_extremes
+from qdq.pipeline.float_options import FloatOptions
+from qdq.pipeline.quantize_request import QuantizeRequest
+from qdq.pipeline.quantize_stages import CalibratedModel
+from qdq.planning.decisions import Plan
+from qdq.precision.cast_model import CastModel, CastRequest, cast_source, choose_float_rules
+from qdq.ranges.tensor_ranges import Ranges
+from qdq.rules.rule import RuleSet
+
+
+def raise_for_cast(source: Source, float_type: FloatType) -> Source:
+    """Return a source at the opset that a cast of its quantized copy needs."""
+    if not float_type.is_short:
+        return source
+    return raise_source_opset(source, max(float_type.opset, FLOAT16_OPSET), float_type.label)
+
+
+def cast_rewritten(
+    request: QuantizeRequest, calibrated: CalibratedModel, rules: RuleSet, model: ModelProto
+) -> CastModel | None:
+    """Return the cast copy of a rewritten model; None where it stays float32."""
+    options = request.floats
+    plan = calibrated.planned.plan
+    float_type = options.choose(plan.targets)
+    if not float_type.is_short:
+        return None
+    source = calibrated.planned.index.source
+    extremes = measure_extremes(calibrated.planned.index, request.calibration)
+    for name, amax in list_extremes(calibrated.ranges).items():
+        extremes[name] = max(amax, extremes.get(name, 0.0))
+    cast_request = _make_request(float_type, plan, rules, options)
+    cast_request = msgspec.structs.replace(cast_request, amax=extremes)
+    rewritten = msgspec.structs.replace(source, model=model, stamp=None)
+    return cast_source(rewritten, cast_request)
+
+
+def _make_request(
+    float_type: FloatType, plan: Plan, rules: RuleSet, options: FloatOptions
+) -> CastRequest:
+    return CastRequest(
+        float_type,
+        choose_float_rules(rules),
+        plan.targets,
+        keeps_scales=options.keeps_scales,
+        casts_ends=options.casts_ends,
+    )
+
+
+def list_extremes(ranges: Ranges | None) -> dict[str, float]:
+    """Return the largest absolute value of each tensor that was observed, by qualified name."""
+    if ranges is None:
+        return {}
+    return {item.tensor: item.amax for item in ranges.by_tensor if item.seen and item.filled}
+
+
+def build_cast_models(
+    build: BuildFunction, source: Source, plan: Plan, rules: RuleSet, options: FloatOptions
+) -> BuildFunction:
+    """Return a function that builds the cast copies of models, for a plan in a short type."""
+    float_type = options.choose(plan.targets)
+    if not float_type.is_short:
+        return build
+    request = _make_request(float_type, plan, rules, options)
+
+    def build_model(model: ModelProto) -> CompilerRefusal | None:
+        rewritten = msgspec.structs.replace(source, model=model, stamp=None)
+        return build(cast_source(rewritten, request).model)
+
+    return build_model

@@ -1,0 +1,229 @@
+"""The cast of a float or Q/DQ model to FP16 or BF16, with the record of what stayed in FP32."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import msgspec
+import onnx
+from onnx import ModelProto
+
+from qdq.arguments import list_texts, require_type
+from qdq.errors import ModelError, UsageError
+from qdq.graph.bodies import all_nodes
+from qdq.graph.float_types import FP16, FloatType, parse_float_type
+from qdq.graph.index import GraphIndex
+from qdq.graph.loader import load, raise_source_opset
+from qdq.graph.metadata import CAST_KEYS, FLOAT_KEY, KEEP_FP32_KEY
+from qdq.graph.opset import FLOAT16_OPSET
+from qdq.graph.source import ModelLike, Source
+from qdq.planning.planner import find_quantized_nodes
+from qdq.precision.bias_records import write_bias_records
+from qdq.precision.float_plan import FloatPlan, FloatRequest, KeptNode, plan_float
+from qdq.precision.graph_caster import GraphCaster
+from qdq.precision.stored_floats import ModelFiles, WeightLoss
+from qdq.precision.type_assignment import CastOptions
+from qdq.quantized.corrected_biases import read_corrected_biases
+from qdq.quantized.stripper import strip_model
+from qdq.rules.matcher import require_matches
+from qdq.rules.rule import KEEP_FP32, RuleSet, keep_fp32_rule, make_rule_set
+from qdq.rules.rule_files import RulesLike, load_rules, to_rule_set
+from qdq.rules.shipped import FLOAT_SET
+from qdq.target import Target, TargetsLike, to_targets
+
+#: The types of the scales of pairs: those of the layers, or float32.
+SCALES = ("float", "fp32")
+
+#: The types of the graph's inputs and outputs.
+ENDS = ("keep", "fp16")
+
+
+class CastReport(msgspec.Struct, frozen=True):
+    """The decisions of a cast, and their cost."""
+
+    plan: FloatPlan
+    #: The losses of stored values beyond rounding, the largest first.
+    losses: tuple[WeightLoss, ...]
+    #: The Casts in the model, and in the one before.
+    casts: int
+    casts_before: int
+
+
+class CastModel(msgspec.Struct, frozen=True):
+    """A model that was cast, with its float plan."""
+
+    model: ModelProto
+    #: The model before, at the opset that the types need.
+    source: Source
+    report: CastReport
+
+    @property
+    def plan(self) -> FloatPlan:
+        """The float plan."""
+        return self.report.plan
+
+    @property
+    def output_source(self) -> Source:
+        """The source whose external data the model still has."""
+        return msgspec.structs.replace(self.source, model=self.model, stamp=None)
+
+
+def cast(  # noqa: PLR0913 keyword arguments of the public function
+    model: ModelLike,
+    to: str = "fp16",
+    *,
+    rules: RulesLike | None = None,
+    targets: TargetsLike = (),
+    keep_fp32: str | Iterable[str] = (),
+    allow_unmatched: bool = False,
+    amax: Mapping[str, float] | None = None,
+    scales: str = "float",
+    io: str = "keep",
+) -> CastModel:
+    """Return a copy of a float or Q/DQ model whose float part is FP16 or BF16.
+
+    The keep-fp32 rules of `rules`, of the set "float" without any, decide which nodes compute in
+    float32; `keep_fp32` holds globs of more. `amax` holds the largest absolute values of tensors
+    by name. With ``scales="fp32"`` pairs keep scales in float32, with ``io="fp16"`` the graph's
+    inputs and outputs are cast too. A model that was cast already comes back unchanged. Raises
+    ModelError, RuleError or UsageError. The model passed in is never changed.
+    """
+    float_type = parse_float_type(to)
+    require_type(allow_unmatched, bool, "allow_unmatched", "True or False")
+    if not float_type.is_short:
+        raise UsageError(f"to: {to!r} is the type that the model has. Pass fp16 or bf16.")
+    globs = list_texts(keep_fp32, "keep_fp32", "globs of node names, such as '/head/*'")
+    rule_set = with_keep_fp32(choose_float_rules(rules), globs)
+    request = CastRequest(
+        float_type,
+        rule_set,
+        to_targets(targets),
+        dict(amax or {}),
+        require_choice(scales, SCALES, "scales") == "fp32",
+        require_choice(io, ENDS, "io") == "fp16",
+        allow_unmatched,
+    )
+    return cast_source(load(model), request)
+
+
+class CastRequest(msgspec.Struct, frozen=True):
+    """The arguments of a cast."""
+
+    float_type: FloatType = FP16
+    rules: RuleSet = RuleSet((), ())
+    targets: tuple[Target, ...] = ()
+    #: The largest absolute value of tensors, by qualified name.
+    amax: Mapping[str, float] = msgspec.field(default_factory=dict)
+    keeps_scales: bool = False
+    casts_ends: bool = False
+    allow_unmatched: bool = True
+
+
+def require_choice(text: str, choices: tuple[str, ...], option: str) -> str:
+    """Return a choice; raises UsageError, which names the option, for unknown ones."""
+    if text not in choices:
+        names = " or ".join(choices)
+        raise UsageError(f"{option}: {text!r} is unknown. Pass {names}.")
+    return text
+
+
+def choose_float_rules(rules: RulesLike | None) -> RuleSet:
+    """Return the keep-fp32 rules of some rules; those of the shipped set where there are none."""
+    rule_set = None if rules is None else to_rule_set(rules)
+    if rule_set is None or not any(rule.then == KEEP_FP32 for rule in rule_set.rules):
+        return load_rules(FLOAT_SET)
+    return rule_set
+
+
+def with_keep_fp32(rules: RuleSet, globs: Iterable[str]) -> RuleSet:
+    """Return the rule set with a rule for each `--keep-fp32` glob."""
+    more_rules = [keep_fp32_rule(glob) for glob in globs]
+    return make_rule_set(rules.names, (*rules.rules, *more_rules))
+
+
+def cast_source(source: Source, request: CastRequest) -> CastModel:
+    """Return the cast copy of a loaded model."""
+    source = _raise_opset(source, request)
+    index = GraphIndex(source)
+    float_index = _index_float_model(source, index)
+    plan = _plan(float_index, request)
+    model = ModelProto()
+    model.CopyFrom(source.model)
+    caster = GraphCaster(
+        model,
+        index,
+        float_index,
+        frozenset(node.node for node in plan.kept),
+        CastOptions(request.float_type, request.casts_ends, request.keeps_scales),
+    )
+    records = caster.run(read_corrected_biases(source.model, source.name))
+    files = ModelFiles(source.name, source.folder)
+    write_bias_records(model, records, caster.copies, request.float_type, files)
+    _write_record(model, plan)
+    losses = sorted(caster.losses, key=lambda loss: (loss.snr_db, loss.tensor))
+    report = CastReport(plan, tuple(losses), _count_casts(model), _count_casts(source.model))
+    return CastModel(model, source, report)
+
+
+def _plan(float_index: GraphIndex, request: CastRequest) -> FloatPlan:
+    if not request.allow_unmatched:
+        keeping_rules = [rule for rule in request.rules.rules if rule.then == KEEP_FP32]
+        require_matches(float_index, keeping_rules)
+    float_request = FloatRequest(
+        request.float_type,
+        request.rules,
+        request.targets,
+        request.amax,
+        _read_record(float_index.source.model, request.float_type),
+        request.casts_ends,
+    )
+    return plan_float(float_index, float_request)
+
+
+def _raise_opset(source: Source, request: CastRequest) -> Source:
+    """Return the source at the opset that the operators and pairs need in the type."""
+    opset = request.float_type.opset
+    if not request.keeps_scales and find_quantized_nodes(source):
+        opset = max(opset, FLOAT16_OPSET)
+    return raise_source_opset(source, opset, "16-bit")
+
+
+def _index_float_model(source: Source, index: GraphIndex) -> GraphIndex:
+    """Return the index of the model without pairs."""
+    if not find_quantized_nodes(source):
+        return index
+    stripped = strip_model(source.model, source.name, source.folder)
+    return GraphIndex(msgspec.structs.replace(source, model=stripped, stamp=None))
+
+
+def _read_record(model: ModelProto, float_type: FloatType) -> dict[str, KeptNode]:
+    """Return the nodes that an earlier cast to the same type kept, by first output."""
+    metadata = {entry.key: entry.value for entry in model.metadata_props}
+    if metadata.get(FLOAT_KEY) != float_type.name:
+        return {}
+    text = metadata.get(KEEP_FP32_KEY, "[]")
+    try:
+        rows = msgspec.json.decode(text.encode(), type=list[tuple[str, str, str]])
+    except msgspec.MsgspecError as error:
+        name = model.graph.name or "model"
+        raise ModelError(
+            f"{name}: the metadata entry {KEEP_FP32_KEY!r} cannot be read. Remove it."
+        ) from error
+    return {output: KeptNode("", "", because, reason, output) for output, because, reason in rows}
+
+
+def _write_record(model: ModelProto, plan: FloatPlan) -> None:
+    """Write the type and the nodes that rules kept into a model's metadata."""
+    remaining = [entry for entry in model.metadata_props if entry.key not in CAST_KEYS]
+    kept_entries = ModelProto(metadata_props=remaining)
+    del model.metadata_props[:]
+    model.metadata_props.extend(kept_entries.metadata_props)
+    model.metadata_props.add(key=FLOAT_KEY, value=plan.to)
+    rows = [(node.output, node.because, node.reason) for node in plan.kept if node.is_by_rule]
+    if rows:
+        value = msgspec.json.encode(sorted(rows)).decode()
+        model.metadata_props.add(key=KEEP_FP32_KEY, value=value)
+
+
+def _count_casts(model: onnx.ModelProto) -> int:
+    return sum(node.op_type == "Cast" for _, node in all_nodes(model.graph))
