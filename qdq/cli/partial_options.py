@@ -116,8 +116,8 @@ partial_options = collect_options(
         show_default=True,
         metavar="METHODS|off",
         help="Methods that recover accuracy in INT8, each kept where a measurement improves: "
-        "equalize (channel factors), refine (ranges by measured error), bias (mean errors), "
-        "with commas. auto: equalize.",
+        "equalize (channel factors), clip (heavy tails of ranges), refine (ranges by measured "
+        "error), bias (mean errors), with commas. auto: equalize,clip.",
     ),
     name="partial",
 )

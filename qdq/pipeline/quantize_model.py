@@ -125,9 +125,9 @@ def quantize(  # noqa: PLR0913 keyword arguments of the public function
 ) -> Quantized:
     """Return the quantized copy of a model, with its plan, scales and findings.
 
-    `existing` is "keep", "repair" or "replace"; pairs that stay keep their scales. `given` are known
-    ranges. `planned` is called with the plan. `until_it_builds` leaves in float what the compiler
-    refuses. `store_weights` is "float", "quantized" or "gptq". Raises the errors of the stages.
+    `existing` is "keep", "repair" or "replace"; pairs that stay keep their scales. `given` are
+    known ranges. `planned` is called with the plan. `until_it_builds` leaves in float what does not
+    build. `store_weights` is "float", "quantized" or "gptq". Raises the errors of the stages.
     """
     request = QuantizeRequest(
         model,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import msgspec
 
+from qdq.calibration.methods import DEFAULT_METHOD
 from qdq.calibration.scale_choice import choose_scales
 from qdq.calibration.scales import Scales
 from qdq.data.feeds import FeedSample
@@ -15,11 +16,12 @@ from qdq.graph.index import GraphIndex
 from qdq.memory import format_gigabytes
 from qdq.pipeline.plan_equalizer import PlanEqualizer, open_equalizer
 from qdq.pipeline.recovery_job import LEAST_GAIN_DB, RecoveryJob, RecoveryStep, repeat_request
-from qdq.pipeline.recovery_options import EQUALIZE, REFINE
+from qdq.pipeline.recovery_options import CLIP, EQUALIZE, REFINE
 from qdq.planning.decisions import Plan
 from qdq.planning.planner import plan_index
 from qdq.ranges.given_ranges import match_given_ranges
-from qdq.recovery.range_refinement import apply_refinements, refine_ranges
+from qdq.recovery.heavy_tails import clip_heavy_tails
+from qdq.recovery.range_refinement import RangeRefinements, apply_refinements, refine_ranges
 from qdq.sensitivity.budget import BUDGET_SAMPLES, Budget, search_budget
 from qdq.sensitivity.guard import GUARD_SAMPLES, guard_plan
 from qdq.sensitivity.output_noise import to_decibels
@@ -33,6 +35,9 @@ _MOST_GUARDED_BYTES = 1 << 29
 #: The samples that ranges are refined with, and how many times one of them is run at most.
 _REFINEMENT_SAMPLES = 8
 _REFINEMENT_RUNS = 256
+
+#: Other ranges cost nothing, and are kept for this gain in dB.
+_LEAST_RANGE_GAIN_DB = 0.25
 
 
 class RecoveredPlan(msgspec.Struct, frozen=True):
@@ -56,13 +61,16 @@ def recover_plan(job: RecoveryJob) -> RecoveredPlan:
         return RecoveredPlan(job.calibrated, (), obstacle)
     is_searched = job.options.guard_share > 0.0 or budget is not None
     equalizer = open_equalizer(job) if EQUALIZE in job.options.method_names else None
+    tails = _find_heavy_tails(job)
     is_refined = REFINE in job.options.method_names and job.calibrated.ranges is not None
-    if not is_searched and not is_refined and equalizer is None:
+    if not (is_searched or is_refined or tails or equalizer):
         return RecoveredPlan(job.calibrated)
     samples = job.read_samples(_count_samples(budget))
     recovered = _Recovered(job.calibrated, _open_sensitivity(job, samples))
     if equalizer is not None:
         recovered = _equalize(recovered, equalizer, samples)
+    if tails:
+        recovered = _clip(recovered)
     if is_refined:
         recovered = _refine(job, recovered)
     calibrated, steps = recovered.calibrated, recovered.steps
@@ -79,14 +87,20 @@ class _Recovered(msgspec.Struct, frozen=True):
     sensitivity: PlanSensitivity
     steps: tuple[RecoveryStep, ...] = ()
 
-    def replace_plan(self, method: str, places: int, tried: CalibratedPlan) -> _Recovered:
+    def replace_plan(
+        self,
+        method: str,
+        places: int,
+        tried: CalibratedPlan,
+        least_gain_db: float = LEAST_GAIN_DB,
+    ) -> _Recovered:
         """Return the better one of this plan and another one, with the step of its method.
 
         Both are measured with all of their pairs.
         """
         sensitivity = self.sensitivity.with_plan(tried)
         before_db, after_db = _measure_snr(self.sensitivity), _measure_snr(sensitivity)
-        is_kept = after_db - before_db >= LEAST_GAIN_DB
+        is_kept = after_db - before_db >= least_gain_db
         step = RecoveryStep(method, places, before_db, after_db, is_kept)
         if is_kept:
             return _Recovered(tried, sensitivity, (*self.steps, step))
@@ -151,11 +165,38 @@ def _refine(job: RecoveryJob, recovered: _Recovered) -> _Recovered:
         _REFINEMENT_RUNS,
         libraries=job.observing.ort_libraries,
     )
+    return _try_ranges(recovered, REFINE, refinements, LEAST_GAIN_DB)
+
+
+def _find_heavy_tails(job: RecoveryJob) -> bool:
+    """Whether the default method chose a range that a few values reach."""
+    calibrated = job.calibrated
+    if CLIP not in job.options.method_names or job.method.name != DEFAULT_METHOD:
+        return False
+    if calibrated.ranges is None:
+        return False
+    return bool(clip_heavy_tails(calibrated.plan, calibrated.scales, calibrated.ranges).ranges)
+
+
+def _clip(recovered: _Recovered) -> _Recovered:
+    """Return the plan with ranges without heavy tails where that is better."""
+    calibrated = recovered.calibrated
+    assert calibrated.ranges is not None
+    clipped = clip_heavy_tails(calibrated.plan, calibrated.scales, calibrated.ranges)
+    return _try_ranges(recovered, CLIP, clipped, _LEAST_RANGE_GAIN_DB)
+
+
+def _try_ranges(
+    recovered: _Recovered, method: str, refinements: RangeRefinements, least_gain_db: float
+) -> _Recovered:
+    """Return the plan with other ranges where that is better."""
     if not refinements.ranges:
         return recovered
+    calibrated = recovered.calibrated
     scales = apply_refinements(calibrated.scales, refinements)
     refined = msgspec.structs.replace(calibrated, scales=scales)
-    return recovered.replace_plan(REFINE, len(refinements.ranges), refined)
+    count = len(refinements.ranges)
+    return recovered.replace_plan(method, count, refined, least_gain_db)
 
 
 def _plan_partially(
@@ -175,7 +216,7 @@ def _plan_partially(
         summary = match_given_ranges(index, partial_plan, job.given_ranges)
     weights = [item for item in calibrated.scales.by_pair if not item.quantizer.calibrated]
     scales = choose_scales(index, partial_plan, ranges, job.method, summary, weights)
-    if any(step.method == REFINE and step.is_kept for step in recovered.steps):
+    if any(step.method in (CLIP, REFINE) and step.is_kept for step in recovered.steps):
         scales = _keep_scales(scales, calibrated.scales)
     return CalibratedPlan(index, partial_plan, scales, ranges)
 

@@ -23,7 +23,7 @@ LEAST_GAIN_DB = 1.0
 class RecoveryStep(msgspec.Struct, frozen=True):
     """One method that was tried, and what it gained."""
 
-    #: "equalize", "refine", "gptq" or "bias".
+    #: "equalize", "clip", "refine", "gptq" or "bias".
     method: str
     #: How many tensors or layers it changed.
     places: int

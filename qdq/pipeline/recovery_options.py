@@ -12,14 +12,14 @@ from qdq.runtime.session import Progress
 from qdq.sensitivity.budget import Budget
 from qdq.sensitivity.guard import DEFAULT_GUARD
 
-#: Factors of channels, other ranges by the measured error, and means of errors that are added to
-#: biases.
-EQUALIZE, REFINE, BIAS = "equalize", "refine", "bias"
-RECOVERY_METHODS = (EQUALIZE, REFINE, BIAS)
+#: Factors of channels, ranges without heavy tails, other ranges by the measured error, and means
+#: of errors that are added to biases.
+EQUALIZE, CLIP, REFINE, BIAS = "equalize", "clip", "refine", "bias"
+RECOVERY_METHODS = (EQUALIZE, CLIP, REFINE, BIAS)
 
 #: The methods by default: those that never lost in docs/results.md.
 AUTO, OFF = "auto", "off"
-AUTO_METHODS = (EQUALIZE,)
+AUTO_METHODS = (EQUALIZE, CLIP)
 
 
 class Recovery(msgspec.Struct, frozen=True):
