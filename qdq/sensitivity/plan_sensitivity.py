@@ -28,10 +28,10 @@ from qdq.sensitivity.switchable_session import SwitchableSession
 #: The share of the samples that all groups are ranked over, and the share of the groups that are
 #: ranked over all samples.
 _RANK_SHARE = 0.25
-_LEAST_RANK_SAMPLES = 3
+_LEAST_RANK_SAMPLES = 2
 
 #: The number of runs up to which nothing is spared.
-_FEW_RUNS = 400
+_FEW_RUNS = 128
 
 #: The groups that a shortlist is chosen from by a run each.
 _MOST_SCREENED = 256
@@ -150,7 +150,7 @@ class PlanSensitivity:
     def rank_alone(self, groups: Sequence[LayerGroup]) -> list[Candidate]:
         """Return groups with the noise that their pairs make alone, the largest first.
 
-        All are measured over a quarter of the samples, at least three, and the worst quarter over
+        All are measured over a quarter of the samples, at least two, and the worst quarter over
         all, as successive halving does (Jamieson and Talwalkar, Non-stochastic best arm
         identification, AISTATS 2016). Groups that matter are compared exactly, at half the runs.
         Where that is few runs, all groups are measured over all samples.
