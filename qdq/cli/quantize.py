@@ -8,6 +8,7 @@ import click
 import msgspec
 
 from qdq.cli.data_options import DataOptions, labelled_data_options
+from qdq.cli.file_choices import QuantizedFiles
 from qdq.cli.float_options import float_options
 from qdq.cli.messages import name_files_in_errors, print_record, print_written
 from qdq.cli.observing_options import observing_options
@@ -49,6 +50,7 @@ from qdq.quantizer import FORMATS
 from qdq.ranges.known_ranges import KnownRanges
 from qdq.ranges.range_file import write_ranges
 from qdq.reports.report import Report, check_report_path, render, report_sections
+from qdq.reports.sections import Section
 from qdq.rewriting.model_file import plan_external_copies, save
 from qdq.rules.rule import RuleSet
 from qdq.rules.shipped import default_rule_sets
@@ -175,7 +177,8 @@ def command(ctx: click.Context, options: QuantizeOptions) -> None:
     """Write MODEL with Q/DQ pairs as the rules require and scales from your data, or from --ranges.
 
     A model that is quantized already, by any tool, keeps its scales. Data is only needed for pairs
-    without a scale.
+    without a scale. For an rtx target the first lines compare bytes and kernels with FP16 alone
+    and name the smallest file's command (models up to 32 MB; larger ones with --validate).
 
     \b
     Example:
@@ -200,12 +203,15 @@ def command(ctx: click.Context, options: QuantizeOptions) -> None:
         with written_together():
             written = _write_outputs(options, result, report)
             written += _write_rule_files(options, result, inputs)
-    _print_report(options, report, written)
+    hints = [] if report.file_choices else list(_name_files(options, inputs).make_hint(result))
+    _print_report(options, report, written, hints)
     ctx.exit(1 if report.findings or report.misses else 0)
 
 
-def _print_report(options: QuantizeOptions, report: Report, written: list[Path]) -> None:
-    sections = report_sections(report, is_target_default=not options.plan.targets)
+def _print_report(
+    options: QuantizeOptions, report: Report, written: list[Path], hints: list[Section]
+) -> None:
+    sections = hints + report_sections(report, is_target_default=not options.plan.targets)
     print_record(options.layout, report, sections)
     if options.layout == "text":
         print_written([*written, options.save_ranges] if options.save_ranges else written)
@@ -296,7 +302,12 @@ def _make_report(options: QuantizeOptions, inputs: _Inputs, result: Quantized) -
         report = msgspec.structs.replace(report, build_search=result.build_search)
     if result.cast:
         report = msgspec.structs.replace(report, cast=result.cast)
-    return report
+    file_choices = _name_files(options, inputs).choose(result, report.validation)
+    return msgspec.structs.replace(report, file_choices=file_choices)
+
+
+def _name_files(options: QuantizeOptions, inputs: _Inputs) -> QuantizedFiles:
+    return QuantizedFiles(options.model, options.output, options.data, inputs.shapes)
 
 
 def _find_missed(partial: PartialResult | str) -> tuple[str, ...]:
