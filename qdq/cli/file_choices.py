@@ -82,12 +82,15 @@ class QuantizedFiles(msgspec.Struct, frozen=True):
         except CompilerError:
             return msgspec.UNSET
 
-    def make_hint(self, result: Quantized) -> Iterator[Section]:
-        """Yield the command that compares the files of a model that is not quick to build."""
+    def make_hint(self, result: Quantized, validation: Validation | None) -> Iterator[Section]:
+        """Yield the command that compares the files of a large model that was not validated."""
         targets = [str(target) for target in result.plan.targets if target.backend == "rtx"]
-        if not can_choose_files(result.plan.targets) or _is_quick_to_build(result):
+        is_compiled = validation is not None or _is_quick_to_build(result)
+        if is_compiled or not can_choose_files(result.plan.targets):
             return
         options = [f"--target={target}" for target in targets]
+        for name, sizes in fix_input_shapes(result.source, self.shapes, self.data).items():
+            options.append(f"--shapes={name}={'x'.join(map(str, sizes))}")
         command = shlex.join(("qdq", "validate", str(self.model), str(self.output), *options))
         line = f"FP16 alone may be smaller on {', '.join(targets)}; to compare: {command}"
         yield Section(file_choice_title(list_types(result.plan)), (line,))

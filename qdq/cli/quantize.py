@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import click
@@ -201,17 +202,16 @@ def command(ctx: click.Context, options: QuantizeOptions) -> None:
         result = _quantize(options, inputs)
         report = _make_report(options, inputs, result)
         with written_together():
-            written = _write_outputs(options, result, report)
-            written += _write_rule_files(options, result, inputs)
-    hints = [] if report.file_choices else list(_name_files(options, inputs).make_hint(result))
+            written = _write_outputs(options, inputs, result, report)
+    hints = _name_files(options, inputs).make_hint(result, report.validation)
     _print_report(options, report, written, hints)
     ctx.exit(1 if report.findings or report.misses else 0)
 
 
 def _print_report(
-    options: QuantizeOptions, report: Report, written: list[Path], hints: list[Section]
+    options: QuantizeOptions, report: Report, written: list[Path], hints: Iterable[Section]
 ) -> None:
-    sections = hints + report_sections(report, is_target_default=not options.plan.targets)
+    sections = list(hints) + report_sections(report, is_target_default=not options.plan.targets)
     print_record(options.layout, report, sections)
     if options.layout == "text":
         print_written([*written, options.save_ranges] if options.save_ranges else written)
@@ -290,20 +290,19 @@ def _make_report(options: QuantizeOptions, inputs: _Inputs, result: Quantized) -
             misses=misses(validation, options.thresholds),
             original_accuracy=original_accuracy or msgspec.UNSET,
         )
-    if result.existing:
-        report = msgspec.structs.replace(report, existing=result.existing)
     if result.partial is not None:
         report = msgspec.structs.replace(
             report, partial=result.partial, misses=(*report.misses, *_find_missed(result.partial))
         )
-    if result.recovery:
-        report = msgspec.structs.replace(report, recovery=result.recovery)
-    if result.build_search:
-        report = msgspec.structs.replace(report, build_search=result.build_search)
-    if result.cast:
-        report = msgspec.structs.replace(report, cast=result.cast)
-    file_choices = _name_files(options, inputs).choose(result, report.validation)
-    return msgspec.structs.replace(report, file_choices=file_choices)
+    files = _name_files(options, inputs)
+    return msgspec.structs.replace(
+        report,
+        existing=result.existing or msgspec.UNSET,
+        recovery=result.recovery or msgspec.UNSET,
+        build_search=result.build_search or msgspec.UNSET,
+        cast=result.cast or msgspec.UNSET,
+        file_choices=files.choose(result, report.validation),
+    )
 
 
 def _name_files(options: QuantizeOptions, inputs: _Inputs) -> QuantizedFiles:
@@ -360,10 +359,12 @@ def _measure_original(
         return None
 
 
-def _write_outputs(options: QuantizeOptions, result: Quantized, report: Report) -> list[Path]:
-    """Write the model, and the report and the ranges where the options name files for them.
+def _write_outputs(
+    options: QuantizeOptions, inputs: _Inputs, result: Quantized, report: Report
+) -> list[Path]:
+    """Write the model and rule files, and the report and the ranges where the options name files.
 
-    Returns the path of the model.
+    Returns the paths of the model and the rule files.
     """
     save(result.model, result.source, options.output, options.force)
     if options.report:
@@ -372,7 +373,7 @@ def _write_outputs(options: QuantizeOptions, result: Quantized, report: Report) 
         write_atomic(options.report, text.encode())
     if options.save_ranges and result.ranges:
         write_ranges(options.save_ranges, result.ranges)
-    return [options.output]
+    return [options.output, *_write_rule_files(options, result, inputs)]
 
 
 def _write_rule_files(options: QuantizeOptions, result: Quantized, inputs: _Inputs) -> list[Path]:

@@ -14,17 +14,20 @@ import msgspec
 from qdq.engines.engine import Engine
 from qdq.engines.prediction.predictor import predict_engine
 from qdq.engines.rtx_compiler import Compiler
-from qdq.errors import ModelError
+from qdq.errors import QdqError
 from qdq.graph.metadata import FLOAT_KEY
 from qdq.graph.source import Source
 from qdq.precision.cast_model import CastRequest, cast_source, choose_float_rules
 from qdq.target import Target
 from qdq.validation.engine_report import EngineReport
 
-#: The kinds of files, in the order of preference among equals.
+#: The kinds of files.
 QUANTIZED = "quantized"
 FP16 = "fp16"
 QUANTIZED_FP16 = "quantized-fp16"
+
+#: Engines whose bytes differ by less than this factor are ranked by kernels.
+_EQUAL_BYTES = 1.05
 
 
 class FileCommands(msgspec.Struct, frozen=True):
@@ -68,8 +71,8 @@ class FileChoice(msgspec.Struct, frozen=True):
     predicted_target: str
     #: The quantized file first. ``quantized-fp16`` is absent where the float part is cast already.
     files: tuple[FileEngine, ...]
-    #: The `file` whose engine moves the fewest bytes, of equals the one with the fewest kernels;
-    #: "" where none builds.
+    #: The `file` with the smallest engine: of those within 5 % of the fewest bytes the one with the
+    #: fewest kernels; "" where none builds.
     smallest: str
     #: Whether the quantized file's engine moves more bytes or takes more kernels than FP16 alone,
     #: or only FP16 builds.
@@ -162,8 +165,7 @@ class _Build(msgspec.Struct, frozen=True):
             engine = prediction = Engine(self.target, "", failure=candidate.failure)
         else:
             engine = report or self.compiler.build(candidate.source, self.target, self.shapes)
-            predicted_target = _predicted_target(self.target)
-            prediction = predict_engine(candidate.source, predicted_target, self.shapes)
+            prediction = self._predict(candidate.source)
         return FileEngine(
             candidate.file,
             candidate.command,
@@ -175,6 +177,14 @@ class _Build(msgspec.Struct, frozen=True):
             prediction.failure,
         )
 
+    def _predict(self, source: Source) -> Engine:
+        """Return TensorRT's engine; a model that the prediction cannot read is a refusal."""
+        target = _predicted_target(self.target)
+        try:
+            return predict_engine(source, target, self.shapes)
+        except QdqError as error:
+            return Engine(target, "", failure=str(error))
+
 
 def _predicted_target(target: Target) -> Target:
     return Target("trt", target.sm)
@@ -185,7 +195,7 @@ def _cast(file: str, command: str, source: Source) -> _Candidate:
     request = CastRequest(rules=choose_float_rules(None))
     try:
         result = cast_source(source, request)
-    except ModelError as error:
+    except QdqError as error:
         return _Candidate(file, command, None, str(error))
     is_short = result.plan.cast == 0
     return _Candidate(file, "" if is_short else command, result.output_source)
@@ -198,16 +208,24 @@ def _is_cast(source: Source) -> bool:
 
 def _choose(target: Target, types: str, files: tuple[FileEngine, ...]) -> FileChoice:
     """Return the choice among the engines of the files for one target."""
-    built = [engine for engine in files if not engine.failure]
-    smallest = min(built, key=lambda engine: (engine.bytes, engine.kernels), default=None)
     return FileChoice(
         str(target),
         types,
         str(_predicted_target(target)),
         files,
-        smallest.file if smallest else "",
+        _find_smallest(files),
         _is_larger(*files[:2]),
     )
+
+
+def _find_smallest(files: Iterable[FileEngine]) -> str:
+    """Return the kind of the file with the smallest engine, "" where none builds."""
+    built = [engine for engine in files if not engine.failure]
+    if not built:
+        return ""
+    most_bytes = min(engine.bytes for engine in built) * _EQUAL_BYTES
+    equals = [engine for engine in built if engine.bytes <= most_bytes]
+    return min(equals, key=lambda engine: (engine.kernels, engine.bytes)).file
 
 
 def _is_larger(quantized: FileEngine, fp16: FileEngine) -> bool:

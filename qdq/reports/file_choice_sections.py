@@ -41,7 +41,7 @@ def _describe(choice: FileChoice) -> Iterator[str]:
         yield f"for {choice.target} use: {smallest.command}"
     elif choice.is_larger:
         file = "this file" if smallest.file == QUANTIZED else "the float model as it is"
-        yield f"for {choice.target} use {file}: it moves the fewest bytes"
+        yield f"for {choice.target} use {file}: its engine is the smallest"
 
 
 def _is_compared(engine: FileEngine, choice: FileChoice) -> bool:
