@@ -7,7 +7,8 @@ So each file is compiled for the rtx target, and predicted for TensorRT on the s
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cached_property
 
 import msgspec
 
@@ -28,6 +29,9 @@ QUANTIZED_FP16 = "quantized-fp16"
 
 #: Engines whose bytes differ by less than this factor are ranked by kernels.
 _EQUAL_BYTES = 1.05
+
+#: The factor by which FP16 shortens FP32.
+_MOST_SAVED = 2
 
 
 class FileCommands(msgspec.Struct, frozen=True):
@@ -69,7 +73,8 @@ class FileChoice(msgspec.Struct, frozen=True):
     types: str
     #: The target of the predictions: TensorRT on the same GPU.
     predicted_target: str
-    #: The quantized file first. ``quantized-fp16`` is absent where the float part is cast already.
+    #: The quantized file first. ``quantized-fp16`` is absent where the float part is cast already,
+    #: and where FP16 alone moves at most half of the quantized file's bytes.
     files: tuple[FileEngine, ...]
     #: The `file` with the smallest engine: of those within 5 % of the fewest bytes the one with the
     #: fewest kernels; "" where none builds.
@@ -117,28 +122,58 @@ def choose_files(
     if not can_choose_files(rtx_targets):
         return ()
     reports_by_target = {report.target: report for report in reports}
-    candidates = _list_candidates(pair)
+    candidates = _Candidates(pair)
     choices: list[FileChoice] = []
     with Compiler() as compiler:
         for target in rtx_targets:
             build = _Build(target, pair.shapes, compiler)
-            files = [build.compile(candidates[0], reports_by_target.get(str(target)))]
-            files += [build.compile(candidate) for candidate in candidates[1:]]
+            files = _compile_files(build, candidates, reports_by_target.get(str(target)))
             choices.append(_choose(target, pair.types, tuple(files)))
     return tuple(choices)
 
 
-def _list_candidates(pair: FilePair) -> list[_Candidate]:
-    """Return the files that could be built, the quantized one first."""
-    candidates = [
-        _Candidate(QUANTIZED, "", pair.quantized_source),
-        _cast(FP16, pair.commands.fp16, pair.float_source),
-    ]
-    if not _is_cast(pair.quantized_source):
-        around = _cast(QUANTIZED_FP16, pair.commands.quantized_fp16, pair.quantized_source)
-        if around.command:
-            candidates.append(around)
-    return candidates
+def _compile_files(
+    build: _Build, candidates: _Candidates, report: EngineReport | None
+) -> Iterator[FileEngine]:
+    """Yield the engines of the files that could be the smallest, the quantized one first."""
+    quantized = build.compile(candidates.quantized, report)
+    yield quantized
+    fp16 = build.compile(candidates.fp16)
+    yield fp16
+    if _can_be_smallest(quantized, fp16) and candidates.quantized_fp16 is not None:
+        yield build.compile(candidates.quantized_fp16)
+
+
+def _can_be_smallest(quantized: FileEngine, fp16: FileEngine) -> bool:
+    """Whether FP16 around the pairs could move fewer bytes than FP16 alone.
+
+    It halves the bytes of the quantized file at most, where all of them are FP32.
+    """
+    if quantized.failure or fp16.failure:
+        return True
+    return quantized.bytes / _MOST_SAVED < fp16.bytes
+
+
+class _Candidates:
+    """The files that could be built; each is cast once, when it is needed."""
+
+    def __init__(self, pair: FilePair) -> None:
+        self._pair = pair
+        self.quantized = _Candidate(QUANTIZED, "", pair.quantized_source)
+
+    @cached_property
+    def fp16(self) -> _Candidate:
+        """The float model in FP16."""
+        return _cast(FP16, self._pair.commands.fp16, self._pair.float_source)
+
+    @cached_property
+    def quantized_fp16(self) -> _Candidate | None:
+        """The quantized model with FP16 around its pairs, None where that is there already."""
+        source = self._pair.quantized_source
+        if _is_cast(source):
+            return None
+        candidate = _cast(QUANTIZED_FP16, self._pair.commands.quantized_fp16, source)
+        return candidate if candidate.command else None
 
 
 class _Candidate(msgspec.Struct, frozen=True):

@@ -164,6 +164,13 @@ def test_bytes_decide_and_kernels_among_equals(
     assert file_choice._find_smallest(files) == smallest
 
 
+@pytest.mark.parametrize(("fp16_bytes", "is_possible"), [(1e6, False), (1.1e6, True)])
+def test_fp16_around_the_pairs_saves_half_at_most(fp16_bytes: float, is_possible: bool) -> None:
+    quantized, fp16 = engine(QUANTIZED, 2e6, 9), engine(FP16, fp16_bytes, 8)
+
+    assert file_choice._can_be_smallest(quantized, fp16) == is_possible
+
+
 def test_one_line_has_the_numbers_of_a_file_that_is_smaller_in_both() -> None:
     files = (engine(QUANTIZED, 1e6, 7), engine(FP16, 2e6, 8, "cast"))
     choice = FileChoice("rtx:sm86", "INT8", "trt:sm86", files, QUANTIZED, is_larger=False)
