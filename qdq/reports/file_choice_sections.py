@@ -12,9 +12,12 @@ _MEGABYTE = 1e6
 
 def file_choice_sections(choices: Sequence[FileChoice]) -> Iterator[Section]:
     """Yield one section where there are choices."""
-    lines: list[str] = []
+    equal_choices: dict[object, list[FileChoice]] = {}
     for choice in choices:
-        lines += _describe(choice)
+        equal_choices.setdefault(choice.files, []).append(choice)
+    lines: list[str] = []
+    for equals in equal_choices.values():
+        lines += _describe(equals)
     if lines:
         yield Section(file_choice_title(choices[0].types), tuple(lines))
 
@@ -24,24 +27,29 @@ def file_choice_title(types: str) -> str:
     return f"{types} or FP16"
 
 
-def _describe(choice: FileChoice) -> Iterator[str]:
-    """Yield the numbers of one target, TensorRT's where FP16 is smaller, and the command."""
+def _describe(equals: Sequence[FileChoice]) -> Iterator[str]:
+    """Yield the numbers of targets with equal engines, TensorRT's where FP16 is smaller, and the
+    command.
+    """
+    choice = equals[0]
+    targets = ", ".join(item.target for item in equals)
+    predicted_targets = ", ".join(item.predicted_target for item in equals)
     types = choice.types
     names = {QUANTIZED: types, FP16: "FP16 alone", QUANTIZED_FP16: f"{types} with FP16"}
     compared = [engine for engine in choice.files if _is_compared(engine, choice)]
     sizes = [_size(names[engine.file], engine) for engine in compared]
-    yield f"{choice.target}: {'; '.join(sizes)}"
+    yield f"{targets}: {'; '.join(sizes)}"
     if choice.is_larger:
         predicted = [_predicted_size(names[engine.file], engine) for engine in compared]
-        yield f"{choice.predicted_target} (TensorRT, predicted): {'; '.join(predicted)}"
+        yield f"{predicted_targets} (TensorRT, predicted): {'; '.join(predicted)}"
     smallest = choice.find(choice.smallest)
     if smallest is None:
         return
     if smallest.command:
-        yield f"for {choice.target} use: {smallest.command}"
+        yield f"for {targets} use: {smallest.command}"
     elif choice.is_larger:
         file = "this file" if smallest.file == QUANTIZED else "the float model as it is"
-        yield f"for {choice.target} use {file}: its engine is the smallest"
+        yield f"for {targets} use {file}: its engine is the smallest"
 
 
 def _is_compared(engine: FileEngine, choice: FileChoice) -> bool:

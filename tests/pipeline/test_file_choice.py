@@ -180,6 +180,22 @@ def test_one_line_has_the_numbers_of_a_file_that_is_smaller_in_both() -> None:
     )
 
 
+def test_targets_with_equal_engines_share_their_lines() -> None:
+    files = (engine(QUANTIZED, 2e6, 9), engine(FP16, 1e6, 8, "cast"))
+    choices = [
+        FileChoice(f"rtx:sm{sm}", "INT8", f"trt:sm{sm}", files, FP16, is_larger=True)
+        for sm in (86, 120)
+    ]
+
+    (section,) = file_choice_sections(choices)
+
+    assert [line.partition(" INT8")[0] for line in section.lines[:2]] == [
+        "rtx:sm86, rtx:sm120:",
+        "trt:sm86, trt:sm120 (TensorRT, predicted):",
+    ]
+    assert section.lines[2] == "for rtx:sm86, rtx:sm120 use: cast"
+
+
 def test_a_larger_file_with_fewer_bytes_is_kept() -> None:
     files = (engine(QUANTIZED, 1e6, 9), engine(FP16, 2e6, 8, "cast"))
     choice = FileChoice("rtx:sm86", "INT8", "trt:sm86", files, QUANTIZED, is_larger=True)
