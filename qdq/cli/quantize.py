@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import click
 import msgspec
 
 from qdq.cli.data_options import DataOptions, labelled_data_options
+from qdq.cli.file_choices import QuantizedFiles
 from qdq.cli.float_options import float_options
 from qdq.cli.messages import name_files_in_errors, print_record, print_written
 from qdq.cli.observing_options import observing_options
@@ -49,6 +51,7 @@ from qdq.quantizer import FORMATS
 from qdq.ranges.known_ranges import KnownRanges
 from qdq.ranges.range_file import write_ranges
 from qdq.reports.report import Report, check_report_path, render, report_sections
+from qdq.reports.sections import Section
 from qdq.rewriting.model_file import plan_external_copies, save
 from qdq.rules.rule import RuleSet
 from qdq.rules.shipped import default_rule_sets
@@ -175,7 +178,8 @@ def command(ctx: click.Context, options: QuantizeOptions) -> None:
     """Write MODEL with Q/DQ pairs as the rules require and scales from your data, or from --ranges.
 
     A model that is quantized already, by any tool, keeps its scales. Data is only needed for pairs
-    without a scale.
+    without a scale. For an rtx target the first lines compare bytes and kernels with FP16 alone
+    and name the smallest file's command (models up to 32 MB; larger ones with --validate).
 
     \b
     Example:
@@ -198,14 +202,16 @@ def command(ctx: click.Context, options: QuantizeOptions) -> None:
         result = _quantize(options, inputs)
         report = _make_report(options, inputs, result)
         with written_together():
-            written = _write_outputs(options, result, report)
-            written += _write_rule_files(options, result, inputs)
-    _print_report(options, report, written)
+            written = _write_outputs(options, inputs, result, report)
+    hints = _name_files(options, inputs).make_hint(result, report.validation)
+    _print_report(options, report, written, hints)
     ctx.exit(1 if report.findings or report.misses else 0)
 
 
-def _print_report(options: QuantizeOptions, report: Report, written: list[Path]) -> None:
-    sections = report_sections(report, is_target_default=not options.plan.targets)
+def _print_report(
+    options: QuantizeOptions, report: Report, written: list[Path], hints: Iterable[Section]
+) -> None:
+    sections = list(hints) + report_sections(report, is_target_default=not options.plan.targets)
     print_record(options.layout, report, sections)
     if options.layout == "text":
         print_written([*written, options.save_ranges] if options.save_ranges else written)
@@ -284,19 +290,23 @@ def _make_report(options: QuantizeOptions, inputs: _Inputs, result: Quantized) -
             misses=misses(validation, options.thresholds),
             original_accuracy=original_accuracy or msgspec.UNSET,
         )
-    if result.existing:
-        report = msgspec.structs.replace(report, existing=result.existing)
     if result.partial is not None:
         report = msgspec.structs.replace(
             report, partial=result.partial, misses=(*report.misses, *_find_missed(result.partial))
         )
-    if result.recovery:
-        report = msgspec.structs.replace(report, recovery=result.recovery)
-    if result.build_search:
-        report = msgspec.structs.replace(report, build_search=result.build_search)
-    if result.cast:
-        report = msgspec.structs.replace(report, cast=result.cast)
-    return report
+    files = _name_files(options, inputs)
+    return msgspec.structs.replace(
+        report,
+        existing=result.existing or msgspec.UNSET,
+        recovery=result.recovery or msgspec.UNSET,
+        build_search=result.build_search or msgspec.UNSET,
+        cast=result.cast or msgspec.UNSET,
+        file_choices=files.choose(result, report.validation),
+    )
+
+
+def _name_files(options: QuantizeOptions, inputs: _Inputs) -> QuantizedFiles:
+    return QuantizedFiles(options.model, options.output, options.data, inputs.shapes)
 
 
 def _find_missed(partial: PartialResult | str) -> tuple[str, ...]:
@@ -349,10 +359,12 @@ def _measure_original(
         return None
 
 
-def _write_outputs(options: QuantizeOptions, result: Quantized, report: Report) -> list[Path]:
-    """Write the model, and the report and the ranges where the options name files for them.
+def _write_outputs(
+    options: QuantizeOptions, inputs: _Inputs, result: Quantized, report: Report
+) -> list[Path]:
+    """Write the model and rule files, and the report and the ranges where the options name files.
 
-    Returns the path of the model.
+    Returns the paths of the model and the rule files.
     """
     save(result.model, result.source, options.output, options.force)
     if options.report:
@@ -361,7 +373,7 @@ def _write_outputs(options: QuantizeOptions, result: Quantized, report: Report) 
         write_atomic(options.report, text.encode())
     if options.save_ranges and result.ranges:
         write_ranges(options.save_ranges, result.ranges)
-    return [options.output]
+    return [options.output, *_write_rule_files(options, result, inputs)]
 
 
 def _write_rule_files(options: QuantizeOptions, result: Quantized, inputs: _Inputs) -> list[Path]:

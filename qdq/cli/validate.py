@@ -8,6 +8,7 @@ import click
 import msgspec
 
 from qdq.cli.data_options import DataOptions, labelled_data_options
+from qdq.cli.file_choices import cast_command, fix_input_shapes
 from qdq.cli.messages import print_record
 from qdq.cli.options import (
     FILE,
@@ -21,8 +22,17 @@ from qdq.cli.progress import progress
 from qdq.cli.threshold_options import metric_option, read_metric, threshold_options
 from qdq.errors import UsageError
 from qdq.files.output import check_output, write_atomic
+from qdq.graph.loader import load
 from qdq.graph.shape_profiles import optimal_shapes
 from qdq.metrics.metric import Metric
+from qdq.pipeline.file_choice import (
+    FileChoice,
+    FileCommands,
+    FilePair,
+    can_choose_files,
+    choose_files,
+)
+from qdq.quantized.model import QuantizedModel
 from qdq.reports.report import Report, check_report_path, render, report_sections
 from qdq.validation.validator import Thresholds, Validation, misses, validate
 
@@ -107,7 +117,11 @@ def command(ctx: click.Context, options: ValidateOptions) -> None:
     has_data = options.data.source is not None
     metric = read_metric(ctx, options.metric, has_data, options.thresholds)
     validation = _validate(options, metric)
-    report = Report(validation=validation, misses=misses(validation, options.thresholds))
+    report = Report(
+        validation=validation,
+        misses=misses(validation, options.thresholds),
+        file_choices=_choose_files(options, validation) or msgspec.UNSET,
+    )
     if options.report:
         write_atomic(options.report, render(report, options.report.suffix).encode())
     print_record(options.layout, report, report_sections(report))
@@ -129,3 +143,21 @@ def _validate(options: ValidateOptions, metric: Metric | None) -> Validation:
             ort_libraries=options.ort_library,
             metric=metric,
         )
+
+
+def _choose_files(options: ValidateOptions, validation: Validation) -> tuple[FileChoice, ...]:
+    """Return how the quantized file compares with FP16 files on each rtx target."""
+    targets = parse_targets(options.targets)
+    if not can_choose_files(targets):
+        return ()
+    source = load(options.model)
+    shapes = optimal_shapes(parse_profiles(options.shapes))
+    commands = FileCommands(cast_command(options.model), cast_command(options.quantized))
+    pair = FilePair(
+        source,
+        QuantizedModel(options.quantized).source,
+        commands,
+        validation.engines[0].types,
+        fix_input_shapes(source, shapes, options.data),
+    )
+    return choose_files(pair, targets, validation.engines)

@@ -1,3 +1,5 @@
+from .file_choice import FileChoice as FileChoice
+from .file_choice import choose_files as choose_files
 from .fixer import fix as fix
 from .quantize_model import Quantized as Quantized
 from .quantize_model import quantize as quantize

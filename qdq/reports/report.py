@@ -11,12 +11,14 @@ from qdq.calibration.scales import Scales
 from qdq.checking.finding import Finding
 from qdq.errors import UsageError
 from qdq.pipeline.bisection import BisectionResult
+from qdq.pipeline.file_choice import FileChoice
 from qdq.pipeline.recovery_job import RecoveryStep
 from qdq.pipeline.requantize import Existing
 from qdq.planning.decisions import Plan
 from qdq.precision.cast_model import CastReport
 from qdq.reports.cast_sections import cast_sections
 from qdq.reports.changes import existing_sections
+from qdq.reports.file_choice_sections import file_choice_sections
 from qdq.reports.json_output import to_json
 from qdq.reports.partial_sections import partial_sections, recovery_sections
 from qdq.reports.plan_sections import build_search_section, plan_summary
@@ -59,6 +61,9 @@ class Report(msgspec.Struct, frozen=True):
     #: The accuracy of the quantized model passed in, against its float model; absent unless it
     #: was run.
     original_accuracy: Accuracy | msgspec.UnsetType = msgspec.UNSET
+    #: For each rtx target the engine of the quantized file beside those of FP16 files; absent where
+    #: none was compiled.
+    file_choices: tuple[FileChoice, ...] | msgspec.UnsetType = msgspec.UNSET
 
 
 def check_report_path(path: Path) -> None:
@@ -91,7 +96,7 @@ def report_sections(report: Report, *, is_target_default: bool = False) -> list[
 
     `is_target_default` states that the user passed no target.
     """
-    sections: list[Section] = []
+    sections = list(file_choice_sections(report.file_choices or ()))
     if report.plan:
         sections.append(plan_summary(report.plan, is_target_default=is_target_default))
     if isinstance(report.existing, Existing):

@@ -97,7 +97,7 @@ def validate(  # noqa: PLR0913 keyword arguments of the public function
     loaded_metric = to_metric(metric) if metric is not None else None
     quantized_model, index = _load_models(model, quantized)
     feeds = open_feeds(index, data, batch) if data is not None else None
-    fixed_shapes = _fix_shapes(index, _to_shapes(shapes), feeds)
+    fixed_shapes = fix_shapes(index, _to_shapes(shapes), feeds)
     libraries = tuple(map(Path, ort_libraries))
     pair = _ModelPair(index, quantized_model, feeds, libraries, fixed_shapes, allow_fp16)
     accuracy = pair.measure_accuracy(progress, loaded_metric)
@@ -164,7 +164,7 @@ def _to_shapes(shapes: Mapping[str, Sequence[int]] | None) -> dict[str, tuple[in
     return by_input
 
 
-def _fix_shapes(
+def fix_shapes(
     index: GraphIndex, shapes: dict[str, tuple[int, ...]], feeds: Feeds | None
 ) -> dict[str, tuple[int, ...]]:
     """Return the shapes of inputs: the requested ones, else those of the first sample.

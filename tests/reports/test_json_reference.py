@@ -89,6 +89,7 @@ def test_the_fields_are_the_keys_of_json() -> None:
         "existing",
         "cast",
         "original_accuracy",
+        "file_choices",
     ]
 
 
