@@ -57,8 +57,8 @@ _POINTWISE = (
 )
 _BLOCK_OPERATORS = ("Gemm", "MatMul")
 _BLOCKS = (64, 128)
-_BLOCK_COUNTS = (1, 2, 3, 4)
-_BLOCK_OUTPUTS = (1, 4, 8, 16, 64)
+_BLOCK_COUNTS = (1, 2, 4)
+_BLOCK_ROWS = (1, 2, 32)
 _REDUCING = ("GlobalAveragePool", "GlobalMaxPool", "ReduceMean")
 
 #: Operators that are measured, in the order of a table's rows.
@@ -107,19 +107,22 @@ def _weighted_forms() -> Iterator[LayerForm]:
 
 
 def _block_forms() -> Iterator[LayerForm]:
-    """Yield the forms that are measured with INT4 weights: factors around the blocks."""
-    for operator in _BLOCK_OPERATORS:
-        for block in _BLOCKS:
-            channels = [block * count for count in _BLOCK_COUNTS]
-            yield from _vary(operator, block=[block], channels=channels)
-            yield from _vary(operator, block=[block], channels=channels, rows=(1, 8, 32))
-            yield from _vary(operator, block=[block], channels=[512], outputs=_BLOCK_OUTPUTS)
-    yield from _vary("MatMul", block=_BLOCKS, channels=[512], batched=["data"])
-    yield from _vary("Gemm", block=_BLOCKS, channels=[512], transB=_FLAGS, bias=_FLAGS)
-    for operator in _BLOCK_OPERATORS:
-        yield from _vary(operator, block=_BLOCKS, channels=[512], odd=_FLAGS)
-        yield from _vary(operator, block=_BLOCKS, channels=[512], odd=_FLAGS, rows=(1, 32))
-    yield from _vary("Gemm", block=_BLOCKS, channels=[512], odd=_FLAGS, rows=(1, 32), transB=_FLAGS)
+    """Yield the forms that are measured with INT4 weights.
+
+    The number of blocks is varied with each other factor, because a row of more keys decides alone.
+    """
+    for operator, block in product(_BLOCK_OPERATORS, _BLOCKS):
+        blocks: dict[str, Sequence[object]] = {
+            "block": [block],
+            "channels": [block * count for count in _BLOCK_COUNTS],
+        }
+        yield from _vary(operator, **blocks)
+        yield from _vary(operator, **blocks, odd=_FLAGS)
+        yield from _vary(operator, **blocks, odd=_FLAGS, rows=_BLOCK_ROWS)
+        if operator == "MatMul":
+            yield from _vary(operator, **blocks, batched=["data"])
+        else:
+            yield from _vary(operator, **blocks, transB=_FLAGS)
 
 
 def _vary(operator: str, **factors: Sequence[object]) -> Iterator[LayerForm]:
