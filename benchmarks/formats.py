@@ -137,18 +137,19 @@ def train(images: Any, labels: Any) -> list[tuple[Any, Any]]:
     layers = []
     for inputs, outputs in itertools.pairwise(sizes):
         weight = random.normal(0, (2 / inputs) ** 0.5, (inputs, outputs))
-        layers.append([weight, np.zeros(outputs)])
+        layers.append([weight.astype(np.float32), np.zeros(outputs, np.float32)])
     steps = [[np.zeros_like(array) for array in layer] for layer in layers]
     for _ in range(STEPS):
         chosen = random.integers(0, len(images), BATCH)
-        noisy = images[chosen] + random.normal(0, 0.1, (BATCH, PIXELS))
+        noise = random.normal(0, 0.1, (BATCH, PIXELS))
+        noisy = images[chosen] + noise.astype(np.float32)
         for layer, step, gradient in zip(
             layers, steps, find_gradients(layers, noisy, labels[chosen]), strict=True
         ):
             for array, change, slope in zip(layer, step, gradient, strict=True):
                 change[...] = 0.9 * change - RATE * slope
                 array[...] += change
-    return [(weight.astype(np.float32), bias.astype(np.float32)) for weight, bias in layers]
+    return [(weight, bias) for weight, bias in layers]
 
 
 def find_gradients(layers: Any, images: Any, labels: Any) -> list[tuple[Any, Any]]:

@@ -207,9 +207,16 @@ def find_deciding_rows(table: Iterable[KernelRow], form: _Form) -> list[KernelRo
     the lowest of all; other values match themselves only.
     """
     operator = form["operator"]
-    rows = [row for row in table if row.layer["operator"] == operator]
+    rows = [row for row in table if row.layer["operator"] == operator and _has_block(row, form)]
     matching = [row for row in rows if _matches(row, form, rows)]
     return [row for row in matching if not _is_refined(row, matching)]
+
+
+def _has_block(row: KernelRow, form: _Form) -> bool:
+    """Whether a row is of the form's block size: sizes are measured for each block size alone."""
+    if "block" not in row.layer:
+        return True
+    return form.get("block") in listed_values(row.layer["block"])
 
 
 def _matches(row: KernelRow, form: _Form, rows: list[KernelRow]) -> bool:

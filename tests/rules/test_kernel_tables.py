@@ -307,6 +307,18 @@ def test_a_number_that_was_not_measured_is_taken_as_the_nearest_lower_one() -> N
         ] == [seen], channels
 
 
+@pytest.mark.parametrize("block", [64, 128])
+@pytest.mark.parametrize("rows", [None, 1, 7, 1000])
+def test_a_long_product_is_looked_up_among_those_of_its_block_size(
+    block: int, rows: int | None
+) -> None:
+    form = {"operator": "Gemm", "graph": "float32", "block": block, "channels": 4096, "odd": 0}
+    if rows is not None:
+        form["rows"] = rows
+    deciding = find_deciding_rows(table(Target("rtx", 86)).int4, {**form, "transB": 0})
+    assert {row.runs for row in deciding} == {"int4"}
+
+
 def test_a_row_of_more_keys_speaks_instead_of_one_of_fewer_and_unlike_rows_speak_together() -> None:
     rows = [
         KernelRow({"operator": "Conv"}, "int8", "all"), KernelRow({"operator": "Conv", "kernel": 1}, "float", "point"),
