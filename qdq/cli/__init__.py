@@ -33,7 +33,7 @@ COMMANDS = {
     "diff": "Print the pairs in which two models differ: added, removed, moved and rescaled.",
     "validate": "Compare float and quantized model in ONNX Runtime and in TensorRT's engines.",
     "sensitivity": "Rank layers by the error that their INT8 makes, and by the gain in float.",
-    "probe": "Measure which layers a target runs in INT8 and FP8, as a kernel table.",
+    "probe": "Measure which layers a target runs in INT8, FP8 and INT4, as a kernel table.",
     "test": "Run the test cases of rule files.",
     "facts": "List the facts and formats that rules may use.",
     "rules": "List or show rules with their reasons; write their schema and documentation.",

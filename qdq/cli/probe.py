@@ -108,7 +108,7 @@ class ProbeOptions(msgspec.Struct, frozen=True):
 @format_option
 @collect_options(ProbeOptions)
 def command(options: ProbeOptions) -> None:
-    """Build one-layer networks and write which of them run in INT8 and FP8: a kernel table.
+    """Build one-layer networks and write which of them run in INT8, FP8 and INT4: a kernel table.
 
     Networks for rtx targets are compiled by TensorRT-RTX without a GPU. A trt target is measured
     with TensorRT on the GPU that is present; qdq's tests do not cover that path. Without -o and

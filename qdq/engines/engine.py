@@ -98,6 +98,10 @@ class EngineLayer(msgspec.Struct, frozen=True):
         tensors = (*self.inputs, *self.constants, *self.outputs)
         return sum(tensor.bytes for tensor in tensors)
 
+    def reads_constant(self, dtype: str) -> bool:
+        """Whether it reads a constant of a type, such as a weight that it keeps in ``Int4``."""
+        return dtype in _list_types(self.constants)
+
     def multiplies(self, dtype: str) -> bool:
         """Whether it multiplies its first input in `dtype`, such as ``Int8``.
 

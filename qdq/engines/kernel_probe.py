@@ -1,4 +1,4 @@
-"""Measurement of kernel tables: the forms of layer that a compiler runs in INT8 or FP8.
+"""Measurement of kernel tables: the forms of layer that a compiler runs in INT8, FP8 or INT4.
 
 One-layer networks of the forms in `probed_forms` are compiled for a compute capability, and the
 layers of their engines are read.
@@ -40,7 +40,7 @@ __all__ = [
 _COMPUTING = ("avgpool", "correlation", "deconv", "gemm", "maxpool", "runtime_fusion")
 
 #: The engine's data type of each kind of pairs.
-_STORED = {"int8": "Int8", "fp8": "FP8"}
+_STORED = {"int8": "Int8", "fp8": "FP8", "int4": "Int4"}
 
 _LONG_LINE = 10_000
 
@@ -82,10 +82,9 @@ def probe(
     compiler is missing.
     """
     requested_operators = set(operators) or set(OPERATORS)
-    requests = []
-    for form in list_forms():
-        if form["operator"] in requested_operators:
-            requests.append(_Request(form, "int8"))
+    requests: list[_Request] = []
+    for pairs in ("int8", "int4"):
+        requests.extend(_list_requests(requested_operators, pairs))
     default_requests = _list_default_requests(requested_operators)
     requests.extend(default_requests)
     with _Builders() as builders, ThreadPoolExecutor(max_workers=jobs) as pool:
@@ -111,7 +110,7 @@ def table_yaml(table: KernelTable) -> str:
         "networks": table.networks,
     }
     text = yaml.safe_dump(head, sort_keys=False, width=1000)
-    for pairs, rows in (("int8", table.int8), ("fp8", table.fp8)):
+    for pairs, rows in (("int8", table.int8), ("fp8", table.fp8), ("int4", table.int4)):
         if rows:
             text += f"{pairs}:\n"
         for row in rows:
@@ -212,6 +211,7 @@ class _Measurements:
             networks=len(answers),
             int8=self._merge_answers("int8"),
             fp8=self._merge_answers("fp8"),
+            int4=self._merge_answers("int4"),
         )
 
     def _merge_answers(self, pairs: str) -> tuple[KernelRow, ...]:
@@ -220,6 +220,13 @@ class _Measurements:
 
     def _answer(self, request: _Request) -> _Answer:
         return _measure(request, self._target, self._builders)
+
+
+def _list_requests(operators: set[str], pairs: str) -> Iterator[_Request]:
+    """Yield a request for each form of some operators with a kind of pairs."""
+    for form in list_forms(pairs):
+        if form["operator"] in operators:
+            yield _Request(form, pairs)
 
 
 def _list_default_requests(operators: set[str]) -> list[_Request]:
@@ -319,6 +326,8 @@ def _is_recurrent_product(layer: EngineLayer) -> bool:
 def _classify(form: LayerForm, layers: list[EngineLayer], pairs: str) -> str:
     """Return the `KernelRow.runs` of the layers that compute a form."""
     stored = _STORED[pairs]
+    if form.get("block"):
+        return pairs if all(layer.reads_constant(stored) for layer in layers) else "float"
     if form["operator"] in WEIGHTED:
         products = {layer.multiplies(stored) for layer in layers}
         if True not in products:

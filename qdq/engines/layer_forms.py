@@ -27,6 +27,10 @@ class FullForm(msgspec.Struct, frozen=True):
     rows: int = 32
     batched: str = "none"
     scales: str = "usual"
+    #: The values that share a scale of a weight in INT4, 0 for other weights.
+    block: int = 0
+    #: Whether such a weight has an odd number of output channels, and more than one.
+    odd: int = 0
     padded: int = 0
     counted: int = 0
     #: Whether a Gemm has a bias.

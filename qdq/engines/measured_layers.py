@@ -74,8 +74,21 @@ class LayerOperand(msgspec.Struct, frozen=True):
     #: The axis with one scale per channel, or None for one scale in all.
     axis: int | None = None
     has_pair: bool = True
+    #: The values along the axis that share a scale, 0 where all of an index do.
+    block: int = 0
     #: The values of a constant, or none for random ones in [-1, 1].
     values: tuple[float, ...] = ()
+
+    @property
+    def scale_shape(self) -> tuple[int, ...]:
+        """The shape of the scales."""
+        if self.axis is None:
+            return ()
+        if not self.block:
+            return (self.shape[self.axis],)
+        blocks = list(self.shape)
+        blocks[self.axis] //= self.block
+        return tuple(blocks)
 
 
 class MeasuredLayer(msgspec.Struct, frozen=True):
@@ -84,13 +97,37 @@ class MeasuredLayer(msgspec.Struct, frozen=True):
     operands: tuple[LayerOperand, ...]
     attributes: dict[str, Any] = {}
 
+    @property
+    def has_blocks(self) -> bool:
+        """Whether a weight has scales in blocks."""
+        return any(operand.block for operand in self.operands)
+
 
 def make_layer(form: FullForm) -> MeasuredLayer:
     """Return the layer of a form."""
     make = _LAYERS.get(form.operator, _make_unary)
+    if form.odd:
+        form = msgspec.structs.replace(form, outputs=form.outputs + 1)
     layer = make(form)
     attributes = _FIXED_ATTRIBUTES.get(form.operator, layer.attributes)
-    return MeasuredLayer(layer.operands, attributes)
+    operands = layer.operands
+    if form.block:
+        operands = _limit_to_blocks(operands, form)
+    return MeasuredLayer(operands, attributes)
+
+
+def _limit_to_blocks(
+    operands: tuple[LayerOperand, ...], form: FullForm
+) -> tuple[LayerOperand, ...]:
+    """Return a product's operands with a pair on the weight alone, and scales in blocks.
+
+    The blocks are along the axis that the product sums over.
+    """
+    data, weight, *parameters = operands
+    summed_axis = len(weight.shape) - 1 if form.transB else len(weight.shape) - 2
+    data = msgspec.structs.replace(data, has_pair=False)
+    weight = msgspec.structs.replace(weight, axis=summed_axis, block=form.block)
+    return (data, weight, *parameters)
 
 
 def _plane(form: FullForm) -> list[int]:

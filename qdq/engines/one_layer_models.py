@@ -1,8 +1,8 @@
 """Networks of one layer, made from a form: the networks that `qdq probe` compiles.
 
-Weighted layers have pairs on both operands. Other layers are between an INT8 (FP8) input and
-output of the network, so that the layer's own kernel is measured and not the quantization around
-it.
+Weighted layers have pairs on both operands, or on the weight alone where it is in INT4. Other
+layers are between an INT8 (FP8) input and output of the network, so that the layer's own kernel is
+measured and not the quantization around it.
 """
 
 from __future__ import annotations
@@ -15,31 +15,37 @@ from qdq.arrays import Array
 from qdq.engines.layer_forms import LayerForm, complete_form
 from qdq.engines.measured_layers import LayerOperand, MeasuredLayer, make_layer
 from qdq.graph.operators import RECURRENT, WEIGHTED
-from qdq.quantizer import E4M3, ELEMENT_TYPES, INT8_LEVELS
+from qdq.quantizer import E4M3, ELEMENT_TYPES, INT4_LEVELS, INT8_LEVELS
 
 #: Name of the node that is measured in every network.
 LAYER = "layer"
 _OUTPUT = "y"
 
-_OPSET = 19
-_IR_VERSION = 9
+#: The opset and the IR version: those of INT4 and scales in blocks, and those of other pairs.
+_BLOCK_VERSIONS = (21, 10)
+_VERSIONS = (19, 9)
 _FLOAT_TYPES = {
     "float32": (TensorProto.FLOAT, np.float32),
     "float16": (TensorProto.FLOAT16, np.float16),
 }
 
 #: By kind of pairs; other kinds have no pairs.
-_STORED_TYPES = {"int8": TensorProto.INT8, "fp8": TensorProto.FLOAT8E4M3FN}
+_STORED_TYPES = {
+    "int8": TensorProto.INT8,
+    "fp8": TensorProto.FLOAT8E4M3FN,
+    "int4": TensorProto.INT4,
+}
 
 #: Scales for data in [-1, 1], which every network reads.
 _SCALES = {
     TensorProto.INT8: 1 / INT8_LEVELS,
     TensorProto.FLOAT8E4M3FN: 1 / ELEMENT_TYPES[E4M3].largest,
+    TensorProto.INT4: 1 / INT4_LEVELS,
 }
 
 
 def make_network(form: LayerForm, pairs: str = "int8") -> onnx.ModelProto:
-    """Return the one-layer network of a form with ``int8`` or ``fp8`` pairs, or with ``none``."""
+    """Return the one-layer network of a form with a kind of pairs, or with ``none``."""
     full_form = complete_form(form)
     network = _Network(full_form.graph, pairs)
     return network.make_model(full_form.operator, make_layer(full_form))
@@ -63,8 +69,9 @@ class _Network:
         node = helper.make_node(operator, inputs, outputs, name=LAYER, **layer.attributes)
         self._graph.node.append(node)
         self._add_output(is_weighted)
-        opset = helper.make_opsetid("", _OPSET)
-        model = helper.make_model(self._graph, opset_imports=[opset], ir_version=_IR_VERSION)
+        version, ir_version = _BLOCK_VERSIONS if layer.has_blocks else _VERSIONS
+        opset = helper.make_opsetid("", version)
+        model = helper.make_model(self._graph, opset_imports=[opset], ir_version=ir_version)
         return onnx.shape_inference.infer_shapes(model, strict_mode=True)
 
     def _add_operand(self, operand: LayerOperand, is_weighted: bool) -> str:
@@ -129,14 +136,15 @@ class _Network:
         if operand.axis is not None:
             axis = helper.make_attribute("axis", operand.axis)
             node.attribute.append(axis)
+        if operand.block:
+            block_size = helper.make_attribute("block_size", operand.block)
+            node.attribute.append(block_size)
         self._graph.node.append(node)
         return output
 
     def _add_scale(self, operand: LayerOperand, scale: str, zero_point: str) -> None:
         stored_type = self._stored_type or TensorProto.INT8
-        shape: tuple[int, ...] = ()
-        if operand.axis is not None:
-            shape = (operand.shape[operand.axis],)
+        shape = operand.scale_shape
         values = np.full(shape, _SCALES[stored_type], self._dtype)
         scales = numpy_helper.from_array(values, scale)
         zeros = [0] * values.size

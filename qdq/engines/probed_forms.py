@@ -10,12 +10,13 @@ alone, and with another factor only where both determine one kernel choice:
 - kernel with stride for pools, because averaging kernels exist for single windows only;
 - both sizes of a matrix product where one is small, and the number of rows (one row is a GEMV).
 
-All forms are measured for FP32 and FP16 graphs. FP8 is measured for the weighted operators.
+All forms are measured for FP32 and FP16 graphs. FP8 is measured for the weighted operators, and
+INT4 for matrix products with a constant weight of one to four blocks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import product
 
 from qdq.engines.layer_forms import LayerForm
@@ -54,6 +55,10 @@ _POINTWISE = (
     "Softmax",
     "LayerNormalization",
 )
+_BLOCK_OPERATORS = ("Gemm", "MatMul")
+_BLOCKS = (64, 128)
+_BLOCK_COUNTS = (1, 2, 4)
+_BLOCK_ROWS = (1, 2, 32)
 _REDUCING = ("GlobalAveragePool", "GlobalMaxPool", "ReduceMean")
 
 #: Operators that are measured, in the order of a table's rows.
@@ -61,11 +66,10 @@ OPERATORS = (*WEIGHTED, "AveragePool", "MaxPool", *_REDUCING, *_POINTWISE)
 
 
 def list_forms(pairs: str = "int8") -> tuple[LayerForm, ...]:
-    """Return the forms that are probed with ``int8`` or ``fp8`` pairs, without duplicates."""
+    """Return the forms probed with ``int8``, ``fp8`` or ``int4`` pairs, without duplicates."""
     forms: dict[str, LayerForm] = {}
     for graph in _GRAPHS:
-        operator_forms = _quantizable_forms() if pairs == "int8" else _weighted_forms()
-        for form in operator_forms:
+        for form in _FORMS[pairs]():
             form_of_graph = {"operator": form["operator"], "graph": graph, **form}
             forms.setdefault(repr(form_of_graph), form_of_graph)
     return tuple(forms.values())
@@ -100,6 +104,25 @@ def _weighted_forms() -> Iterator[LayerForm]:
     yield from _vary("MatMul", batched=_BATCHES, operands=_OPERANDS)
     yield from _vary("Einsum", operands=_OPERANDS)
     yield from _recurrent_layers()
+
+
+def _block_forms() -> Iterator[LayerForm]:
+    """Yield the forms that are measured with INT4 weights.
+
+    The number of blocks is varied with each other factor, because a row of more keys decides alone.
+    """
+    for operator, block in product(_BLOCK_OPERATORS, _BLOCKS):
+        blocks: dict[str, Sequence[object]] = {
+            "block": [block],
+            "channels": [block * count for count in _BLOCK_COUNTS],
+        }
+        yield from _vary(operator, **blocks)
+        yield from _vary(operator, **blocks, odd=_FLAGS)
+        yield from _vary(operator, **blocks, odd=_FLAGS, rows=_BLOCK_ROWS)
+        if operator == "MatMul":
+            yield from _vary(operator, **blocks, batched=["data"])
+        else:
+            yield from _vary(operator, **blocks, transB=_FLAGS)
 
 
 def _vary(operator: str, **factors: Sequence[object]) -> Iterator[LayerForm]:
@@ -188,3 +211,11 @@ def _reductions() -> Iterator[LayerForm]:
     for operator in _REDUCING:
         yield from _vary(operator, spatial=_SPATIAL)
         yield from _vary(operator, channels=_CHANNELS)
+
+
+#: The forms of each kind of pairs, without the type of the graph.
+_FORMS: dict[str, Callable[[], Iterator[LayerForm]]] = {
+    "int8": _quantizable_forms,
+    "fp8": _weighted_forms,
+    "int4": _block_forms,
+}

@@ -91,7 +91,8 @@ def _explain_float(edge: Edge, item: LeftFloat | None, rules: dict[str, Rule]) -
     if item is None:
         return Explanation(edge, _LEAVE_IN_FLOAT, "", NO_RULE, "", "")
     if item.because in rules:
-        return _quote_rule(edge, _LEAVE_IN_FLOAT, rules[item.because])
+        explanation = _quote_rule(edge, _LEAVE_IN_FLOAT, rules[item.because])
+        return msgspec.structs.replace(explanation, says=item.reason)
     return Explanation(edge, _LEAVE_IN_FLOAT, item.because, item.reason, "", "")
 
 

@@ -42,6 +42,7 @@ from qdq.planning.graph_reasons import (
     find_graph_reason,
     find_hidden_operands,
 )
+from qdq.planning.kernel_reasons import state_kernel_rows
 from qdq.planning.pair_dependencies import unmet_needs
 from qdq.planning.plan_request import PlanRequest, exact_globs, to_globs
 from qdq.planning.scale_groups import find_scale_groups
@@ -245,9 +246,10 @@ def _plan_graph(scene: Scene, request: PlanRequest) -> _GraphPlan:
         need = f"A pair here requires one in {label} on {missing}, which {outcome}."
         left_float[edge] = LeftFloat(edge, INCOMPLETE, need)
     calibrated = [p.edge for p in placed.values() if p.quantizer.calibrated]
+    in_graph_order = _in_graph_order(index, left_float.values())
     return _GraphPlan(
         placements=tuple(placed.values()),
-        left_float=tuple(_in_graph_order(index, left_float.values())),
+        left_float=tuple(state_kernel_rows(scene, rules, in_graph_order)),
         scale_groups=find_scale_groups(index, rules, shared, calibrated),
     )
 

@@ -16,7 +16,7 @@ from qdq.graph.layer_shapes import (
     product_sizes,
     reads_graph_input,
 )
-from qdq.graph.operands import has_whole_blocks, is_operand, operands
+from qdq.graph.operands import is_operand, operands
 from qdq.graph.operators import (
     ACTIVATIONS,
     MATRIX_PRODUCTS,
@@ -37,6 +37,7 @@ from qdq.graph.patterns import (
     tail_nodes,
 )
 from qdq.graph.residual import find_residual, is_skip
+from qdq.rules.block_facts import BLOCK_FACTS
 from qdq.rules.fact_registry import (
     EDGE_FACTS,
     NODE_FACTS,
@@ -49,7 +50,7 @@ from qdq.rules.float_facts import FLOAT_FACTS
 from qdq.rules.kernel_tables import explain_missing_kernel
 from qdq.rules.reached_edges import find_pool_ends, find_reached_edges
 
-__all__ = ["EDGE_FACTS", "FLOAT_FACTS", "NODE_FACTS", "Scene", "fact_parameters"]
+__all__ = ["BLOCK_FACTS", "EDGE_FACTS", "FLOAT_FACTS", "NODE_FACTS", "Scene", "fact_parameters"]
 
 #: The smallest window of a grouped convolution with a fast kernel.
 _LEAST_GROUPED_WINDOW = 3
@@ -316,16 +317,6 @@ def constant_operand(scene: Scene, edge: Edge) -> bool:
     """An operand of a weighted operator that is known from the file: its weight."""
     index = scene.index
     return index.is_constant(edge.tensor) and is_operand(index, edge)
-
-
-@edge_fact
-def unblocked_weight(scene: Scene, edge: Edge, *, block_size: float) -> bool:
-    """A constant operand of a Gemm or MatMul without two whole blocks of `block-size` to sum over.
-
-    It is no matrix, the first factor, or its summed axis is no multiple of the size, or one block.
-    """
-    is_weight: bool = constant_operand(scene, edge)
-    return is_weight and not has_whole_blocks(scene.index, edge, block_size)
 
 
 @edge_fact

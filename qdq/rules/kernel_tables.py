@@ -1,4 +1,4 @@
-"""Kernel tables: which layers have an INT8 kernel on a target, as measured or documented.
+"""Kernel tables: which layers have a kernel on a target, as measured or documented.
 
 One YAML file per backend and compute capability under ``rules/kernels``. A row describes forms of
 a layer and the kernel that the compiler chose; `qdq probe` regenerates the measured tables.
@@ -19,9 +19,9 @@ from qdq.errors import RuleError, first_line
 from qdq.files.command_files import note_input
 from qdq.files.strict_yaml import parse_package_yaml
 from qdq.graph.float_types import FP32, FloatType
-from qdq.graph.index import GraphIndex, Node
-from qdq.quantizer import INT8
-from qdq.rules.layer_forms import describe_layer_form
+from qdq.graph.index import Edge, GraphIndex, Node
+from qdq.quantizer import INT4, INT8
+from qdq.rules.layer_forms import describe_block_form, describe_layer_form
 from qdq.rules.shipped import KERNELS_FOLDER, shipped_rules_folder
 from qdq.target import Target
 
@@ -37,7 +37,8 @@ class KernelRow(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     #: Keys and values of `describe_layer_form`; a list where several values were measured.
     #: An omitted key matches every value.
     layer: dict[str, Any]
-    #: ``int8`` or ``fp8``; ``float``; ``refused``;
+    #: ``int8`` or ``fp8``; ``int4`` where the layer reads its weight in INT4 and multiplies floats;
+    #: ``float``; ``refused``;
     #: ``int8-in-memory`` where the layer reads and writes INT8 and computes in float;
     #: ``int8-in-part`` where some of its products are in INT8.
     runs: str
@@ -56,9 +57,20 @@ class KernelTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     compiler: str
     #: The number of one-layer networks that were built; 0 for a table from documents.
     networks: int
-    #: Rows for layers with INT8 pairs, and with FP8 pairs.
+    #: Rows for layers with INT8 pairs, with FP8 pairs, and with a pair on the weight in INT4.
     int8: tuple[KernelRow, ...]
     fp8: tuple[KernelRow, ...] = ()
+    int4: tuple[KernelRow, ...] = ()
+
+    @property
+    def file_name(self) -> str:
+        """The name of the table's file."""
+        return f"{self.backend}-sm{self.sm}.yaml"
+
+    def list_rows(self, pairs: str) -> tuple[KernelRow, ...]:
+        """Return the rows for ``int8``, ``fp8`` or ``int4`` pairs."""
+        rows = {"int8": self.int8, "fp8": self.fp8, "int4": self.int4}
+        return rows[pairs]
 
 
 @cache
@@ -137,6 +149,21 @@ def explain_missing_kernel(
     return _explain_missing_kernel(target, form_items, pairs)
 
 
+def explain_missing_block_kernel(
+    index: GraphIndex, edge: Edge, target: Target, block_size: int, float_type: FloatType = FP32
+) -> str | None:
+    """Return the reason why a weight with blocks of a size would not stay in INT4 on a target.
+
+    None where it would, for edges that have no blocks, and for a backend without INT4 rows.
+    """
+    form = describe_block_form(index, edge, block_size, float_type)
+    table = read_kernel_table(target)
+    if form is None or table is None or not table.int4:
+        return None
+    form_items = tuple(form.items())
+    return _explain_missing_kernel(target, form_items, INT4)
+
+
 @cache
 def _explain_missing_kernel(
     target: Target, form_items: tuple[tuple[str, Any], ...], pairs: str
@@ -148,17 +175,28 @@ def _explain_missing_kernel(
     origin = f"{table.compiler} on sm{table.sm}"
     if borrowed:
         origin = f"{origin} ({borrowed})"
-    table_rows = table.int8 if pairs == INT8 else table.fp8
-    rows = find_deciding_rows(table_rows, dict(form_items))
+    rows = find_deciding_rows(table.list_rows(pairs), dict(form_items))
     if not rows and table.networks:
         return f"{origin}: the table has no row for this layer"
     accepted = (pairs, f"{pairs}-in-part")
     for row in rows:
         if row.runs == "refused":
-            return f"{origin}: does not build: {row.seen}"
+            return f"{origin}: does not build: {row.seen}{_name_row(table, row, pairs)}"
         if row.runs not in accepted:
-            return f"{origin}: {row.seen}"
+            return f"{origin}: {row.seen}{_name_row(table, row, pairs)}"
     return None
+
+
+def _name_row(table: KernelTable, row: KernelRow, pairs: str) -> str:
+    """Return the file, section and keys of a row, in brackets."""
+    keys = ", ".join(f"{key}: {_format_value(value)}" for key, value in row.layer.items())
+    return f" ({KERNELS_FOLDER}/{table.file_name}, {pairs}, {{{keys}}})"
+
+
+def _format_value(value: Any) -> str:
+    if isinstance(value, list):
+        return f"[{', '.join(map(str, value))}]"
+    return str(value)
 
 
 def find_deciding_rows(table: Iterable[KernelRow], form: _Form) -> list[KernelRow]:
@@ -169,9 +207,16 @@ def find_deciding_rows(table: Iterable[KernelRow], form: _Form) -> list[KernelRo
     the lowest of all; other values match themselves only.
     """
     operator = form["operator"]
-    rows = [row for row in table if row.layer["operator"] == operator]
+    rows = [row for row in table if row.layer["operator"] == operator and _has_block(row, form)]
     matching = [row for row in rows if _matches(row, form, rows)]
     return [row for row in matching if not _is_refined(row, matching)]
+
+
+def _has_block(row: KernelRow, form: _Form) -> bool:
+    """Whether a row is of the form's block size: sizes are measured for each block size alone."""
+    if "block" not in row.layer:
+        return True
+    return form.get("block") in listed_values(row.layer["block"])
 
 
 def _matches(row: KernelRow, form: _Form, rows: list[KernelRow]) -> bool:

@@ -11,7 +11,8 @@ from typing import Any
 import onnx
 
 from qdq.graph.float_types import FP32, FloatType
-from qdq.graph.index import GraphIndex, Node
+from qdq.graph.index import Edge, GraphIndex, Node
+from qdq.graph.operands import block_axis
 from qdq.graph.operators import CONVOLUTIONS, MATRIX_PRODUCTS, POOLS, RECURRENT, WEIGHTED
 from qdq.graph.patterns import PLANE_RANK, is_spatial_mean
 
@@ -55,6 +56,22 @@ def describe_layer_form(
         form.update(_window_form(index, node))
     if node.op in WEIGHTED:
         form["operands"] = _operand_kind(index, node)
+    return {key: value for key, value in form.items() if value is not None}
+
+
+def describe_block_form(
+    index: GraphIndex, edge: Edge, block_size: int, float_type: FloatType = FP32
+) -> _Form | None:
+    """Return the form of a Gemm or MatMul whose weight has blocks, or None for other edges."""
+    axis = block_axis(index, edge)
+    shape = index.shape(edge.tensor)
+    form = describe_layer_form(index, index.node(edge), float_type)
+    if axis is None or shape is None or form is None:
+        return None
+    outputs = shape[1 - axis]
+    form["block"] = block_size
+    form["channels"] = shape[axis]
+    form["odd"] = int(outputs is not None and outputs > 1 and outputs % 2 == 1)
     return {key: value for key, value in form.items() if value is not None}
 
 

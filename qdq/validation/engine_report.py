@@ -310,5 +310,5 @@ def _judge_node(
         fp8=layer is not None and layer.multiplies("FP8"),
         expected_type=expected_type,
         fusion_rule=layer.fusion_rule if layer else "",
-        int4=layer is not None and any(tensor.dtype == "Int4" for tensor in layer.constants),
+        int4=layer is not None and layer.reads_constant("Int4"),
     )

@@ -354,8 +354,17 @@ def test_an_fp8_promise_that_the_engine_does_not_keep_is_broken() -> None:
 
 
 def test_a_target_without_fp8_leaves_nothing_to_quantize() -> None:
-    with pytest.raises(qdq.QdqError, match="the rules tensorrt-fp8 quantize nothing in it"):
-        qdq.quantize(convolution(), "noise", rules=fp8_rules(), targets=[SM86])
+    for float_type in ("fp32", "fp16"):
+        with pytest.raises(qdq.QdqError, match="the rules tensorrt-fp8 quantize nothing") as error:
+            qdq.quantize(
+                convolution(), "noise", rules=fp8_rules(), targets=[SM86], float_type=float_type
+            )
+        message = str(error.value)
+        assert "(no-fp8-hardware: Leave everything in float if a target has no FP8" in message
+        assert "the model contains HW-specific datatypes: fp8_e4m3" in message
+        assert (
+            "(kernels/rtx-sm86.yaml, fp8, {operator: Conv, graph: [float32, float16]})" in message
+        )
 
 
 def test_every_format_names_a_type_and_plans_hold_them(tmp_path: Path) -> None:

@@ -181,14 +181,55 @@ def test_onnx_runtime_quantizes_blocks_as_the_file_states_them() -> None:
     np.testing.assert_allclose(session.run(None, feed)[0], expected, rtol=1e-4, atol=1e-3)
 
 
-def test_turing_is_refused_before_anything_is_built(tmp_path: Path) -> None:
+@pytest.mark.parametrize("float_type", ["implied", "fp32"])
+def test_turing_is_refused_before_anything_is_built(tmp_path: Path, float_type: str) -> None:
     model = save(products(), tmp_path / "model.onnx")
-    arguments = ("-o", tmp_path / "out.onnx", "--rules", RULES, "--target", "rtx:sm75")
+    arguments = ["-o", tmp_path / "out.onnx", "--rules", RULES, "--target", "rtx:sm75"]
+    if float_type == "fp32":
+        arguments += ["--float", float_type]
     error = refused(tmp_path, "quantize", model, *arguments)
     assert (
         "the rules tensorrt-int4 quantize nothing in it for rtx:sm75 (no-int4-hardware: Leave "
-        "everything in float if a target has no INT4, below SM 8.0). Run 'qdq explain'"
+        "everything in float if a target has no INT4, below SM 8.0. TensorRT-RTX"
     ) in error
+    assert "the model contains HW-specific datatypes: int4" in error
+    assert "(kernels/rtx-sm75.yaml, int4, {operator: MatMul, graph: float" in error
+    fix = "Run 'qdq explain'" if float_type == "fp32" else "Run 'qdq cast' for the model in FP16"
+    assert fix in error
+
+
+def test_the_plan_states_the_row_that_refuses_a_weight() -> None:
+    plan = qdq.plan(products(), rules=RULES, targets=["rtx:sm86", "rtx:sm75"])
+    assert plan.placements == ()
+    for item in plan.left_float:
+        assert item.because == "no-int4-hardware"
+    assert "on sm75: does not build" in plan.left_float[0].reason
+    (explained,) = qdq.explain(products(), plan, RULES, "a")
+    assert explained.says == plan.left_float[0].reason
+
+
+def test_an_odd_number_of_output_channels_stays_in_float_unless_there_is_one_row() -> None:
+    for rows, outputs, stays in ((4, 33, True), (4, 34, False), (4, 1, False), (1, 33, False)):
+        model = build(
+            [node("MatMul", ["x", "w"], "y", "product")],
+            {"x": [rows, 256]},
+            {"y": [rows, outputs]},
+            {"w": noise(256, outputs)},
+        )
+        plan = qdq.plan(model, rules=RULES, targets=[SM86])
+        assert bool(plan.left_float) == stays, (rows, outputs)
+        if stays:
+            (item,) = plan.left_float
+            assert item.because == "no-missing-int4-kernels"
+            assert "gemm Float,Float -> Float (kernels/rtx-sm86.yaml, int4, " in item.reason
+
+
+def test_a_backend_without_int4_rows_leaves_the_choice_to_the_hardware_rule() -> None:
+    plan = qdq.plan(products(), rules=RULES, targets=["trt:sm86"])
+    assert [str(placement.edge) for placement in plan.placements] == [
+        "a -> first[1]",
+        "b -> second[1]",
+    ]
 
 
 @needs_compiler

@@ -22,16 +22,18 @@ from qdq.engines.kernel_probe import (
     table_yaml,
 )
 from qdq.engines.one_layer_models import LAYER, LayerForm, make_network
-from qdq.graph.index import GraphIndex
+from qdq.graph.float_types import FP16, FP32
+from qdq.graph.index import Edge, GraphIndex
 from qdq.graph.loader import load
 from qdq.rules.kernel_tables import (
     KernelRow,
     KernelTable,
+    explain_missing_block_kernel,
     explain_missing_kernel,
     find_deciding_rows,
     read_kernel_table,
 )
-from qdq.rules.layer_forms import describe_layer_form
+from qdq.rules.layer_forms import describe_block_form, describe_layer_form
 from qdq.rules.shipped import shipped_rules_folder
 from qdq.target import RTX_CAPABILITIES, Target, parse_target
 from tests.support.cli_runner import refused
@@ -41,7 +43,7 @@ from tests.support.graphs import build, node, noise
 FILES = sorted((shipped_rules_folder() / "kernels").glob("*.yaml"), key=lambda path: path.stem)
 MEASURED = tuple(Target("rtx", sm) for sm in RTX_CAPABILITIES)
 PAIR = ("QuantizeLinear", "DequantizeLinear")
-RUNS = ("int8", "fp8", "float", "refused", "int8-in-memory", "int8-in-part", "fp8-in-part")
+RUNS = ("int8", "fp8", "int4", "float", "refused", "int8-in-memory", "int8-in-part", "fp8-in-part")
 needs_compiler = pytest.mark.skipif(
     importlib.util.find_spec("tensorrt_rtx") is None, reason="TensorRT-RTX is not installed"
 )
@@ -97,6 +99,10 @@ SAMPLE: list[tuple[int, LayerForm, str]] = [
     ),
     (120, {"operator": "GlobalAveragePool", "graph": "float32", "spatial": 2}, "int8"),
     (86, {"operator": "MatMul", "graph": "float32"}, "fp8"),
+    (75, {"operator": "Gemm", "graph": "float16", "block": 128, "channels": 256}, "int4"),
+    (86, {"operator": "MatMul", "graph": "float16", "block": 64, "channels": 128}, "int4"),
+    (80, {"operator": "Gemm", "graph": "float32", "block": 128, "channels": 512, "odd": 1}, "int4"),
+    (120, {"operator": "MatMul", "graph": "float32", "block": 128, "channels": 128}, "int4"),
     (
         89,
         {"operator": "MatMul", "graph": "float16", "batched": "heads", "operands": "computed"},
@@ -155,7 +161,7 @@ def test_a_committed_table_is_named_after_its_target(path: Path) -> None:
     loaded = table(Target(backend, int(sm)))
 
     assert (loaded.backend, loaded.sm) == (backend, int(sm))
-    assert {row.runs for row in (*loaded.int8, *loaded.fp8)} <= set(RUNS)
+    assert {row.runs for row in (*loaded.int8, *loaded.fp8, *loaded.int4)} <= set(RUNS)
     if loaded.networks:
         assert path.read_text() == table_yaml(loaded)
 
@@ -182,6 +188,14 @@ def test_fp8_is_measured_in_full_where_the_target_has_it(target: Target) -> None
     }
 
 
+@pytest.mark.parametrize("target", MEASURED, ids=str)
+def test_int4_is_measured_in_full_and_refused_below_sm80(target: Target) -> None:
+    rows = table(target).int4
+    for form in list_forms("int4"):
+        assert sum(holds(row, form) for row in rows) == 1, form
+    assert {row.runs for row in rows} == ({"refused"} if target.sm < 80 else {"int4", "float"})
+
+
 @pytest.mark.parametrize("sm", [75, 80])
 def test_a_documented_table_says_so_and_speaks_of_forms_that_exist(sm: int) -> None:
     documented = table(Target("trt", sm))
@@ -200,9 +214,9 @@ LOOKED_UP = [
 ]
 
 
-@pytest.mark.parametrize("pairs", ["int8", "fp8", "none"])
+@pytest.mark.parametrize("pairs", ["int8", "fp8", "int4", "none"])
 def test_each_network_is_one_valid_layer(pairs: str) -> None:
-    for form in list_forms("fp8" if pairs == "fp8" else "int8"):
+    for form in list_forms("int8" if pairs == "none" else pairs):
         model = make_network(form, pairs)
         onnx.checker.check_model(model)
         assert [n.op_type for n in model.graph.node if n.op_type not in PAIR] == [form["operator"]]
@@ -216,6 +230,22 @@ def test_the_form_of_each_network_is_read_back_from_its_graph() -> None:
         assert (
             expected.items() <= (describe_layer_form(index, index.by_label[LAYER]) or {}).items()
         ), form
+
+
+@pytest.mark.parametrize("sm", [75, 86])
+def test_a_weight_lacks_an_int4_kernel_exactly_where_its_row_says_so(sm: int) -> None:
+    target = Target("rtx", sm)
+    for form in list_forms("int4"):
+        (row,) = (row for row in table(target).int4 if holds(row, form))
+        index = index_of(form)
+        edge = Edge("", LAYER, 1, "w")
+        asked = describe_block_form(index, edge, form["block"]) or {}
+        assert asked["channels"] == form["channels"]
+        assert asked["odd"] == form.get("odd", 0)
+        float_type = FP16 if form["graph"] == "float16" else FP32
+        reason = explain_missing_block_kernel(index, edge, target, form["block"], float_type)
+        if form["channels"] > form["block"]:
+            assert (reason is None) == (row.runs == "int4"), (form, reason)
 
 
 @pytest.mark.parametrize("target", MEASURED, ids=str)
@@ -275,6 +305,18 @@ def test_a_number_that_was_not_measured_is_taken_as_the_nearest_lower_one() -> N
         assert [
             row.seen for row in find_deciding_rows(rows, {"operator": "Conv", "channels": channels})
         ] == [seen], channels
+
+
+@pytest.mark.parametrize("block", [64, 128])
+@pytest.mark.parametrize("rows", [None, 1, 7, 1000])
+def test_a_long_product_is_looked_up_among_those_of_its_block_size(
+    block: int, rows: int | None
+) -> None:
+    form = {"operator": "Gemm", "graph": "float32", "block": block, "channels": 4096, "odd": 0}
+    if rows is not None:
+        form["rows"] = rows
+    deciding = find_deciding_rows(table(Target("rtx", 86)).int4, {**form, "transB": 0})
+    assert {row.runs for row in deciding} == {"int4"}
 
 
 def test_a_row_of_more_keys_speaks_instead_of_one_of_fewer_and_unlike_rows_speak_together() -> None:
