@@ -174,7 +174,7 @@ def _plan(float_index: GraphIndex, request: CastRequest) -> FloatPlan:
         request.rules,
         request.targets,
         request.amax,
-        _read_record(float_index.source.model, request.float_type),
+        read_kept_nodes(float_index.source.model, request.float_type),
         request.casts_ends,
     )
     return plan_float(float_index, float_request)
@@ -196,7 +196,7 @@ def _index_float_model(source: Source, index: GraphIndex) -> GraphIndex:
     return GraphIndex(msgspec.structs.replace(source, model=stripped, stamp=None))
 
 
-def _read_record(model: ModelProto, float_type: FloatType) -> dict[str, KeptNode]:
+def read_kept_nodes(model: ModelProto, float_type: FloatType) -> dict[str, KeptNode]:
     """Return the nodes that an earlier cast to the same type kept, by first output."""
     metadata = {entry.key: entry.value for entry in model.metadata_props}
     if metadata.get(FLOAT_KEY) != float_type.name:
