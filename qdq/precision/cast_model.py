@@ -21,6 +21,7 @@ from qdq.planning.planner import find_quantized_nodes
 from qdq.precision.bias_records import write_bias_records
 from qdq.precision.float_plan import FloatPlan, FloatRequest, KeptNode, plan_float
 from qdq.precision.graph_caster import GraphCaster
+from qdq.precision.paired_pools import find_paired_pools
 from qdq.precision.stored_floats import ModelFiles, WeightLoss
 from qdq.precision.type_assignment import CastOptions
 from qdq.quantized.corrected_biases import read_corrected_biases
@@ -146,7 +147,8 @@ def cast_source(source: Source, request: CastRequest) -> CastModel:
     source = _raise_opset(source, request)
     index = GraphIndex(source)
     float_index = _index_float_model(source, index)
-    plan = _plan(float_index, request)
+    paired = find_paired_pools(index, float_index) if request.keeps_scales else frozenset()
+    plan = _plan(float_index, request, paired)
     model = ModelProto()
     model.CopyFrom(source.model)
     caster = GraphCaster(
@@ -165,7 +167,7 @@ def cast_source(source: Source, request: CastRequest) -> CastModel:
     return CastModel(model, source, report)
 
 
-def _plan(float_index: GraphIndex, request: CastRequest) -> FloatPlan:
+def _plan(float_index: GraphIndex, request: CastRequest, paired: frozenset[str]) -> FloatPlan:
     if not request.allow_unmatched:
         keeping_rules = [rule for rule in request.rules.rules if rule.then == KEEP_FP32]
         require_matches(float_index, keeping_rules)
@@ -176,6 +178,7 @@ def _plan(float_index: GraphIndex, request: CastRequest) -> FloatPlan:
         request.amax,
         read_kept_nodes(float_index.source.model, request.float_type),
         request.casts_ends,
+        paired,
     )
     return plan_float(float_index, float_request)
 
