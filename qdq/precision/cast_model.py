@@ -222,7 +222,14 @@ def _write_record(model: ModelProto, plan: FloatPlan) -> None:
     del model.metadata_props[:]
     model.metadata_props.extend(kept_entries.metadata_props)
     model.metadata_props.add(key=FLOAT_KEY, value=plan.to)
-    rows = [(node.output, node.because, node.reason) for node in plan.kept if node.is_by_rule]
+    casts = {node.output[0]: node for _, node in all_nodes(model.graph) if node.op_type == "Cast"}
+    rows: list[tuple[str, str, str]] = []
+    for kept in plan.kept:
+        output = kept.output
+        if kept.operator != "Cast" and output in casts:  # the result of the model is cast
+            output = casts[output].input[0]
+        if kept.is_by_rule:
+            rows.append((output, kept.because, kept.reason))
     if rows:
         value = msgspec.json.encode(sorted(rows)).decode()
         model.metadata_props.add(key=KEEP_FP32_KEY, value=value)
