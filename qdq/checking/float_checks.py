@@ -147,7 +147,7 @@ def find_float_type(index: GraphIndex) -> FloatType | None:
     counts: Counter[int] = Counter()
     for scope in index.scopes.values():
         for node in scope.nodes:
-            if node.op in WEIGHTED and node.outputs[0]:
+            if node.op in WEIGHTED and node.outputs and node.outputs[0]:
                 counts[scope.elem_type(node.outputs[0])] += 1
     short_types = [item for item in SHORT_TYPES.values() if counts[item.code]]
     return max(short_types, key=lambda item: counts[item.code], default=None)
