@@ -34,7 +34,7 @@ from qdq.graph.float_types import SHORT_TYPES
 from qdq.graph.loader import load
 from qdq.metrics.metric_files import load_metric
 from qdq.observers.collection import Observing
-from qdq.pipeline.float_sensitivity import FloatSensitivity, measure_float_sensitivity
+from qdq.pipeline.float_sensitivity import measure_float_sensitivity
 from qdq.pipeline.sensitivity_analysis import DEFAULT_MEASURED, Sensitivity, measure_sensitivity
 from qdq.ranges.known_ranges import KnownRanges
 from qdq.reports.report import check_report_path
@@ -62,6 +62,17 @@ _PLAN_OPTIONS = {
 }
 
 _DEFAULT_TOP = 20
+
+_plot_option = click.option(
+    "--plot", type=OUTPUT_FILE, metavar="FILE.svg", help="Also write a chart of the worst groups."
+)
+_float_option = click.option(
+    "--float",
+    "short_type",
+    type=click.Choice(list(SHORT_TYPES)),
+    help="Rank the nodes by the noise of this type instead of INT8: each one rounded alone, of the "
+    "N (--top) with the most extreme values.",
+)
 
 
 class SensitivityOptions(msgspec.Struct, frozen=True):
@@ -150,16 +161,8 @@ class SensitivityOptions(msgspec.Struct, frozen=True):
     metavar="N",
     help="Show the N worst groups in text and chart; JSON has all.",
 )
-@click.option(
-    "--plot", type=OUTPUT_FILE, metavar="FILE.svg", help="Also write a chart of the worst groups."
-)
-@click.option(
-    "--float",
-    "short_type",
-    type=click.Choice(list(SHORT_TYPES)),
-    help="Rank the nodes by the noise of this type instead of INT8: each one rounded alone, of the "
-    "N (--top) with the most extreme values.",
-)
+@_plot_option
+@_float_option
 @ort_library_option
 @report_option
 @force_option
@@ -184,8 +187,7 @@ def command(ctx: click.Context, options: SensitivityOptions) -> None:
     """
     options.check(ctx)
     if options.short_type:
-        floats = _measure_floats(options, options.short_type)
-        print_record(options.layout, floats, list(float_sensitivity_sections(floats)))
+        _print_floats(options, options.short_type)
         return
     known_ranges = None if options.ranges is None else read_given(options.ranges)
     named_files = list_observed_files(options.ranges, known_ranges)
@@ -230,13 +232,14 @@ def _measure(options: SensitivityOptions, known_ranges: KnownRanges | None) -> S
         )
 
 
-def _measure_floats(options: SensitivityOptions, short_type: str) -> FloatSensitivity:
+def _print_floats(options: SensitivityOptions, short_type: str) -> None:
     if options.data.source is None:
         raise UsageError("sensitivity is measured on samples. Pass --data or --images.")
     rules = load_rules(options.plan.rule_sets or FLOAT_SET)
-    return measure_float_sensitivity(
+    floats = measure_float_sensitivity(
         load(options.model), options.data.source, short_type, rules=rules, most=options.top
     )
+    print_record(options.layout, floats, list(float_sensitivity_sections(floats)))
 
 
 def _write_outputs(options: SensitivityOptions, sensitivity: Sensitivity) -> None:

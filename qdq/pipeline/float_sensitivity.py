@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import msgspec
 from onnx import TensorProto
@@ -12,7 +13,7 @@ from qdq.data.feeds import DataLike
 from qdq.data.sample_recorder import read_samples_again
 from qdq.errors import UsageError
 from qdq.graph.aliases import keeps_values
-from qdq.graph.float_types import parse_float_type
+from qdq.graph.float_types import FloatType, parse_float_type
 from qdq.graph.index import GraphIndex, Node
 from qdq.graph.loader import load
 from qdq.graph.source import ModelLike
@@ -80,24 +81,53 @@ def measure_float_sensitivity(
     samples = read_samples_again(index, options.data or data, None, _SAMPLES)
     snr = OutputSnr(index, [sample.feed for sample in samples])
     extremes = measure_extremes(index, options)
+    measurement = _Measurement(index, snr, float_type, extremes)
     request = FloatRequest(float_type, choose_float_rules(rules), amax=extremes)
     kept = {node.node: node.because for node in plan_float(index, request).kept}
-    nodes = [node for node in index.nodes if _computes_float(index, node)]
-    labels = {node.label for node in nodes}
-
-    def measure(rounded: set[str]) -> float:
-        return snr.measure(round_nodes(index, rounded, float_type))
-
-    noises: list[NodeNoise] = []
-    for node in _find_extreme(nodes, extremes)[:most]:
-        amax = _find_amax(node, extremes)
-        reason = kept.get(node.label, "")
-        noises.append(NodeNoise(node.label, node.op, amax, measure({node.label}), reason))
-    ranked = tuple(sorted(noises, key=lambda noise: noise.snr_db))
-    cast_labels = labels - kept.keys()
+    labels = {node.label for node in measurement.nodes}
     return FloatSensitivity(
-        source.name, to, len(samples), measure(labels), measure(cast_labels), ranked
+        source.name,
+        to,
+        len(samples),
+        measurement.measure(labels),
+        measurement.measure(labels - kept.keys()),
+        measurement.rank_nodes(most, kept),
     )
+
+
+class _Measurement:
+    """Measures the noise of the nodes of a model's main graph."""
+
+    def __init__(
+        self, index: GraphIndex, snr: OutputSnr, float_type: FloatType, extremes: dict[str, float]
+    ) -> None:
+        self._index = index
+        self._snr = snr
+        self._float_type = float_type
+        self._extremes = extremes
+        #: The nodes that compute floats at run time.
+        self.nodes = [node for node in index.nodes if _computes_float(index, node)]
+
+    def measure(self, labels: set[str]) -> float:
+        """Return the ratio in dB with the nodes of some labels in the type."""
+        return self._snr.measure(round_nodes(self._index, labels, self._float_type))
+
+    def rank_nodes(self, most: int, kept: Mapping[str, str]) -> tuple[NodeNoise, ...]:
+        """Return the noise of the most extreme nodes, each alone, the lowest ratio first."""
+        noises: list[NodeNoise] = []
+        for node in sorted(self.nodes, key=self._find_distance, reverse=True)[:most]:
+            ratio = self.measure({node.label})
+            reason = kept.get(node.label, "")
+            noises.append(NodeNoise(node.label, node.op, self._find_amax(node), ratio, reason))
+        return tuple(sorted(noises, key=lambda noise: noise.snr_db))
+
+    def _find_distance(self, node: Node) -> float:
+        """Return how far the largest value of a node is from 1, in powers of two."""
+        amax = self._find_amax(node)
+        return abs(math.log2(amax)) if amax > 0.0 else 0.0
+
+    def _find_amax(self, node: Node) -> float:
+        return max((self._extremes.get(name, 0.0) for name in node.outputs), default=0.0)
 
 
 def _computes_float(index: GraphIndex, node: Node) -> bool:
@@ -106,17 +136,3 @@ def _computes_float(index: GraphIndex, node: Node) -> bool:
         return False
     results = [name for name in node.outputs if name and not index.is_constant(name)]
     return any(index.elem_type(name) == TensorProto.FLOAT for name in results)
-
-
-def _find_extreme(nodes: list[Node], extremes: dict[str, float]) -> list[Node]:
-    """Return the nodes in order of how far their largest values are from 1."""
-
-    def measure_distance(node: Node) -> float:
-        amax = _find_amax(node, extremes)
-        return abs(math.log2(amax)) if amax > 0.0 else 0.0
-
-    return sorted(nodes, key=measure_distance, reverse=True)
-
-
-def _find_amax(node: Node, extremes: dict[str, float]) -> float:
-    return max((extremes.get(name, 0.0) for name in node.outputs), default=0.0)
