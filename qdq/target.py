@@ -12,6 +12,10 @@ from qdq.errors import UsageError
 
 #: Compute capabilities that TensorRT-RTX 1.7 compiles for without a GPU.
 RTX_CAPABILITIES = (75, 80, 86, 89, 120, 121)
+
+#: The compute capability of TensorRT-RTX that builds no Gemm in FP32.
+_FP16_ONLY_CAPABILITY = 75
+
 _FORM = re.compile(r"(?P<backend>rtx|trt)(:sm_?(?P<sm>\d{2,3}))?")
 
 
@@ -60,3 +64,8 @@ def to_targets(targets: TargetsLike) -> tuple[Target, ...]:
     """Return targets; texts are parsed. Raises UsageError for anything else."""
     items = list_items(targets, (Target, str), "targets", _ADVICE)
     return tuple(item if isinstance(item, Target) else parse_target(item) for item in items)
+
+
+def needs_fp16(target: Target) -> bool:
+    """Whether a target builds no Gemm in FP32 (rules/kernels/rtx-sm75.yaml)."""
+    return target.backend == "rtx" and target.sm == _FP16_ONLY_CAPABILITY

@@ -11,6 +11,7 @@ from typing import TypeVar
 
 from qdq.arguments import require_type
 from qdq.checking.finding import Finding, make_finding
+from qdq.checking.float_checks import check_float_part
 from qdq.checking.format_checks import FormatCheck, PairEdges, check_operators
 from qdq.checking.pair_comparison import Comparison, compare_pairs
 from qdq.checking.placement_checks import check_placement
@@ -186,6 +187,7 @@ def _check_comparison(
     quantized = comparison.quantized
     if not find_quantized_nodes(quantized.original):
         yield from _check_float_model(comparison)
+        yield from check_float_part(comparison)
         return
     yield from operator_findings
     format_check = FormatCheck(quantized.original, _edges_by_pair(quantized), quantized.index)
@@ -197,6 +199,7 @@ def _check_comparison(
     yield from _check_against_plan(comparison, format_findings, frozenset(format_check.rescaled))
     if weights:
         yield from check_weight_scales(quantized)
+    yield from check_float_part(comparison)
 
 
 def _check_float_model(comparison: Comparison) -> Iterator[Finding]:

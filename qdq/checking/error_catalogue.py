@@ -159,6 +159,18 @@ ERROR_PROBLEMS = (
         see=PARSER,
     ),
     Problem(
+        code="fp32-refused",
+        severity=ERROR,
+        title="A layer in FP32 that the target builds in FP16 only",
+        cost="The compiler refuses the model.",
+        fix="cast it with qdq cast MODEL -o OUTPUT --to fp16, or quantize it for this target",
+        evidence=(
+            "one-layer networks built with TensorRT-RTX 1.7.1 for rtx:sm75 (docs/kernels.md): "
+            '"FP32 GEMM is not supported"'
+        ),
+        see="docs/precision.md",
+    ),
+    Problem(
         code="engine-refuses",
         severity=ERROR,
         title="The compiler refuses the model",

@@ -163,6 +163,25 @@ WARNING_PROBLEMS = (
         evidence=_RULE,
     ),
     Problem(
+        code="fp32-island",
+        severity=WARNING,
+        title="Layers in FP32 between layers in FP16 or BF16",
+        cost=(
+            "The layers compute in FP32. Around pools and Concat the Casts are kernels, and twice "
+            "the bytes are read and written."
+        ),
+        fix=(
+            "cast it with qdq cast MODEL -o OUTPUT --to fp16, where --keep-fp32 records what must "
+            "stay"
+        ),
+        evidence=(
+            f"{RTX}: a MaxPool in FP32 between two convolutions in FP16 takes 6 kernels and moves "
+            "840 kB, in FP16 5 and 539 kB; around activations, Softmax and LayerNormalization the "
+            "Casts cost nothing and are not reported"
+        ),
+        see="docs/precision.md",
+    ),
+    Problem(
         code="engine-float",
         severity=WARNING,
         title="A layer with all its pairs that the compiler runs in float",

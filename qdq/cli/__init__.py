@@ -43,6 +43,7 @@ COMMANDS = {
 #: Commands that a project file gives defaults to.
 PROJECT_COMMANDS = (
     "quantize",
+    "cast",
     "plan",
     "explain",
     "calibrate",

@@ -25,17 +25,19 @@ io_option = click.option(
     help="Types of the model's inputs and outputs: keep them, or cast them too.",
 )
 
+float_type_option = click.option(
+    "--float",
+    "float_type",
+    type=click.Choice(list(FLOAT_TYPES)),
+    help="Type of what stays in float.  [default: fp16 for rtx:sm75, which builds no Gemm "
+    "in FP32, else fp32]",
+)
+
 
 #: Adds ``--float``, ``--scales`` and ``--io``, which the command receives as one `floats`.
 float_options = collect_options(
     FloatOptions,
-    click.option(
-        "--float",
-        "float_type",
-        type=click.Choice(list(FLOAT_TYPES)),
-        help="Type of what stays in float.  [default: fp16 for rtx:sm75, which builds no Gemm "
-        "in FP32, else fp32]",
-    ),
+    float_type_option,
     scales_option,
     io_option,
     name="floats",

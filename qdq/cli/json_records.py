@@ -9,6 +9,7 @@ import msgspec
 from qdq.calibration.scales import Scales
 from qdq.cli import check_printers, explain, facts, probe, test
 from qdq.cli.rule_details import RuleDetails
+from qdq.pipeline.float_sensitivity import FloatSensitivity
 from qdq.pipeline.sensitivity_analysis import Sensitivity
 from qdq.planning.decisions import Plan
 from qdq.planning.plan_diff import PlanDiff
@@ -28,6 +29,7 @@ JSON_RECORDS: Mapping[str, type[msgspec.Struct]] = {
     "qdq check --codes": check_printers.Codes,
     "qdq diff": PairDiff,
     "qdq sensitivity": Sensitivity,
+    "qdq sensitivity --float": FloatSensitivity,
     "qdq probe": probe.ProbeAnswer,
     "qdq test": test.TestAnswer,
     "qdq facts": facts.FactsAnswer,

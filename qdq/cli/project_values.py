@@ -16,9 +16,11 @@ from qdq.data.labels import LABELS_OFF
 from qdq.data.preprocessing import preset_names
 from qdq.data.scripts import is_script
 from qdq.errors import UsageError
+from qdq.graph.float_types import parse_float_type
 from qdq.graph.shape_profiles import parse_profile
 from qdq.metrics.metric_files import load_metric
 from qdq.metrics.score_drop import to_drop
+from qdq.precision.cast_model import ENDS, SCALES, require_choice
 from qdq.rules.rule_files import rules_path
 from qdq.rules.shipped import shipped_sets
 from qdq.target import parse_target
@@ -161,6 +163,18 @@ def _read_share(_: Path, value: Any) -> str:
     return text
 
 
+def _read_float(_: Path, value: Any) -> str:
+    return parse_float_type(_read_text(value), "float").name
+
+
+def _read_scales(_: Path, value: Any) -> str:
+    return require_choice(_read_text(value), SCALES, "scales")
+
+
+def _read_ends(_: Path, value: Any) -> str:
+    return require_choice(_read_text(value), ENDS, "io")
+
+
 def _read_layer_count(_: Path, value: Any) -> int:
     return _read_integer(value, "a whole number of layers", 1)
 
@@ -202,6 +216,10 @@ PROJECT_KEYS: Mapping[str, Key] = {
     "samples": Key("samples", _read_sample_count),
     "seed": Key("seed", _read_seed),
     "leave_float": Key("leave_float", _read_globs),
+    "float": Key("float_type", _read_float),
+    "scales": Key("scales", _read_scales),
+    "io": Key("io", _read_ends),
+    "keep_fp32": Key("keep_fp32", _read_globs),
     "allow_unmatched": Key("allow_unmatched", _read_truth),
     "metric": Key("metric", _read_metric),
     "guard": Key("guard", _read_guard),

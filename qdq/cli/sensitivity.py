@@ -30,18 +30,23 @@ from qdq.cli.ranges_options import (
 )
 from qdq.errors import UsageError
 from qdq.files.output import check_output, write_atomic, written_together
+from qdq.graph.float_types import SHORT_TYPES
 from qdq.graph.loader import load
 from qdq.metrics.metric_files import load_metric
 from qdq.observers.collection import Observing
+from qdq.pipeline.float_sensitivity import measure_float_sensitivity
 from qdq.pipeline.sensitivity_analysis import DEFAULT_MEASURED, Sensitivity, measure_sensitivity
 from qdq.ranges.known_ranges import KnownRanges
 from qdq.reports.report import check_report_path
 from qdq.reports.sensitivity_sections import (
     check_chart_path,
+    float_sensitivity_sections,
     render_sensitivity,
     sensitivity_chart,
     sensitivity_sections,
 )
+from qdq.rules.rule_files import load_rules
+from qdq.rules.shipped import FLOAT_SET
 from qdq.sensitivity.layer_groups import GROUPINGS, LAYER
 
 #: Options of plan and calibration, which have no effect on the pairs of QUANTIZED.
@@ -58,6 +63,17 @@ _PLAN_OPTIONS = {
 
 _DEFAULT_TOP = 20
 
+_plot_option = click.option(
+    "--plot", type=OUTPUT_FILE, metavar="FILE.svg", help="Also write a chart of the worst groups."
+)
+_float_option = click.option(
+    "--float",
+    "short_type",
+    type=click.Choice(list(SHORT_TYPES)),
+    help="Rank the nodes by the noise of this type instead of INT8: each one rounded alone, of the "
+    "N (--top) with the most extreme values.",
+)
+
 
 class SensitivityOptions(msgspec.Struct, frozen=True):
     """The arguments and options of the command."""
@@ -73,6 +89,7 @@ class SensitivityOptions(msgspec.Struct, frozen=True):
     measure: int | None
     top: int
     plot: Path | None
+    short_type: str | None
     ort_library: tuple[Path, ...]
     report: Path | None
     force: bool
@@ -91,6 +108,11 @@ class SensitivityOptions(msgspec.Struct, frozen=True):
             check_chart_path(self.plot)
         if self.report:
             check_report_path(self.report)
+        if self.short_type and (self.quantized or self.metric or self.outputs):
+            raise UsageError(
+                "--float ranks the nodes of FLOAT by noise alone. Drop QUANTIZED, --metric, --plot "
+                "and --report."
+            )
         for path in self.outputs:
             check_output(path, self.force)
         if self.quantized is None:
@@ -139,9 +161,8 @@ class SensitivityOptions(msgspec.Struct, frozen=True):
     metavar="N",
     help="Show the N worst groups in text and chart; JSON has all.",
 )
-@click.option(
-    "--plot", type=OUTPUT_FILE, metavar="FILE.svg", help="Also write a chart of the worst groups."
-)
+@_plot_option
+@_float_option
 @ort_library_option
 @report_option
 @force_option
@@ -162,8 +183,12 @@ def command(ctx: click.Context, options: SensitivityOptions) -> None:
       qdq sensitivity net.onnx --data samples/ --metric top1
       qdq sensitivity net.onnx --data samples/ --ranges net.ranges --rules tensorrt-fp8
       qdq sensitivity net.onnx net.int8.onnx --data samples/
+      qdq sensitivity net.onnx --data samples/ --float fp16
     """
     options.check(ctx)
+    if options.short_type:
+        _print_floats(options, options.short_type)
+        return
     known_ranges = None if options.ranges is None else read_given(options.ranges)
     named_files = list_observed_files(options.ranges, known_ranges)
     with name_files_in_errors(*named_files):
@@ -205,6 +230,16 @@ def _measure(options: SensitivityOptions, known_ranges: KnownRanges | None) -> S
             progress=advance,
             measuring_progress=advance_runs,
         )
+
+
+def _print_floats(options: SensitivityOptions, short_type: str) -> None:
+    if options.data.source is None:
+        raise UsageError("sensitivity is measured on samples. Pass --data or --images.")
+    rules = load_rules(options.plan.rule_sets or FLOAT_SET)
+    floats = measure_float_sensitivity(
+        load(options.model), options.data.source, short_type, rules=rules, most=options.top
+    )
+    print_record(options.layout, floats, list(float_sensitivity_sections(floats)))
 
 
 def _write_outputs(options: SensitivityOptions, sensitivity: Sensitivity) -> None:

@@ -126,6 +126,14 @@ def find_origin(index: GraphIndex, tensor: str) -> str:
     return tensor
 
 
+def find_producer_before_casts(index: GraphIndex, tensor: str) -> Node | None:
+    """Return the node whose result, perhaps in another float type, is a tensor of the graph."""
+    producer = index.producers.get(tensor)
+    while producer is not None and is_float_cast(index, producer):
+        producer = index.producers.get(producer.inputs[0])
+    return producer
+
+
 def _is_cast(node: Node) -> bool:
     return node.op in ("Cast", "CastLike")
 

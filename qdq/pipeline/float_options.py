@@ -9,10 +9,7 @@ import msgspec
 from qdq.arguments import require_type
 from qdq.graph.float_types import FP16, FP32, FloatType, parse_float_type
 from qdq.precision.cast_model import ENDS, SCALES, require_choice
-from qdq.target import Target
-
-#: The compute capability of TensorRT-RTX that builds no Gemm in FP32.
-_FP16_ONLY_CAPABILITY = 75
+from qdq.target import Target, needs_fp16
 
 
 class FloatOptions(msgspec.Struct, frozen=True):
@@ -54,8 +51,3 @@ def to_float_options(float_type: str | FloatOptions | None) -> FloatOptions:
         return float_type
     require_type(float_type, (str, type(None)), "float_type", "'fp16' or qdq.FloatOptions(...)")
     return FloatOptions(float_type)
-
-
-def needs_fp16(target: Target) -> bool:
-    """Whether a target builds no Gemm in FP32 (rules/kernels/rtx-sm75.yaml)."""
-    return target.backend == "rtx" and target.sm == _FP16_ONLY_CAPABILITY

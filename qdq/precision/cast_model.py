@@ -21,6 +21,7 @@ from qdq.planning.planner import find_quantized_nodes
 from qdq.precision.bias_records import write_bias_records
 from qdq.precision.float_plan import FloatPlan, FloatRequest, KeptNode, plan_float
 from qdq.precision.graph_caster import GraphCaster
+from qdq.precision.paired_pools import find_paired_pools
 from qdq.precision.stored_floats import ModelFiles, WeightLoss
 from qdq.precision.type_assignment import CastOptions
 from qdq.quantized.corrected_biases import read_corrected_biases
@@ -146,7 +147,8 @@ def cast_source(source: Source, request: CastRequest) -> CastModel:
     source = _raise_opset(source, request)
     index = GraphIndex(source)
     float_index = _index_float_model(source, index)
-    plan = _plan(float_index, request)
+    paired = find_paired_pools(index, float_index) if request.keeps_scales else frozenset()
+    plan = _plan(float_index, request, paired)
     model = ModelProto()
     model.CopyFrom(source.model)
     caster = GraphCaster(
@@ -165,7 +167,7 @@ def cast_source(source: Source, request: CastRequest) -> CastModel:
     return CastModel(model, source, report)
 
 
-def _plan(float_index: GraphIndex, request: CastRequest) -> FloatPlan:
+def _plan(float_index: GraphIndex, request: CastRequest, paired: frozenset[str]) -> FloatPlan:
     if not request.allow_unmatched:
         keeping_rules = [rule for rule in request.rules.rules if rule.then == KEEP_FP32]
         require_matches(float_index, keeping_rules)
@@ -174,8 +176,9 @@ def _plan(float_index: GraphIndex, request: CastRequest) -> FloatPlan:
         request.rules,
         request.targets,
         request.amax,
-        _read_record(float_index.source.model, request.float_type),
+        read_kept_nodes(float_index.source.model, request.float_type),
         request.casts_ends,
+        paired,
     )
     return plan_float(float_index, float_request)
 
@@ -196,7 +199,7 @@ def _index_float_model(source: Source, index: GraphIndex) -> GraphIndex:
     return GraphIndex(msgspec.structs.replace(source, model=stripped, stamp=None))
 
 
-def _read_record(model: ModelProto, float_type: FloatType) -> dict[str, KeptNode]:
+def read_kept_nodes(model: ModelProto, float_type: FloatType) -> dict[str, KeptNode]:
     """Return the nodes that an earlier cast to the same type kept, by first output."""
     metadata = {entry.key: entry.value for entry in model.metadata_props}
     if metadata.get(FLOAT_KEY) != float_type.name:
@@ -219,7 +222,14 @@ def _write_record(model: ModelProto, plan: FloatPlan) -> None:
     del model.metadata_props[:]
     model.metadata_props.extend(kept_entries.metadata_props)
     model.metadata_props.add(key=FLOAT_KEY, value=plan.to)
-    rows = [(node.output, node.because, node.reason) for node in plan.kept if node.is_by_rule]
+    casts = {node.output[0]: node for _, node in all_nodes(model.graph) if node.op_type == "Cast"}
+    rows: list[tuple[str, str, str]] = []
+    for kept in plan.kept:
+        output = kept.output
+        if kept.operator != "Cast" and output in casts:  # the result of the model is cast
+            output = casts[output].input[0]
+        if kept.is_by_rule:
+            rows.append((output, kept.because, kept.reason))
     if rows:
         value = msgspec.json.encode(sorted(rows)).decode()
         model.metadata_props.add(key=KEEP_FP32_KEY, value=value)

@@ -28,8 +28,9 @@ UNKNOWN_TYPE = "unknown-type"
 BODY = "body"
 BETWEEN = "between"
 NORMALIZATION = "normalization"
+PAIRS = "pairs"
 
-_GRAPH_REASONS = (TYPE, OPERATOR, UNKNOWN_TYPE, BODY, BETWEEN, NORMALIZATION)
+_GRAPH_REASONS = (TYPE, OPERATOR, UNKNOWN_TYPE, BODY, BETWEEN, NORMALIZATION, PAIRS)
 
 #: Operators that only move or create values, so that they are as good in either type.
 _NEUTRAL = (
@@ -49,8 +50,8 @@ class KeptNode(msgspec.Struct, frozen=True):
     #: Label of the node, after the path of its body.
     node: str
     operator: str
-    #: The names of rules, or "type", "operator", "unknown-type", "body", "between" or
-    #: "normalization".
+    #: The names of rules, or "type", "operator", "unknown-type", "body", "between",
+    #: "normalization" or "pairs".
     because: str
     #: The rule's sentence, or the cause in the graph.
     reason: str
@@ -87,6 +88,8 @@ class FloatRequest(msgspec.Struct, frozen=True):
     recorded: Mapping[str, KeptNode] = msgspec.field(default_factory=dict)
     #: Whether the graph's inputs and outputs become the short type too.
     casts_ends: bool = False
+    #: Nodes between pairs with scales in float32, by qualified label.
+    paired: frozenset[str] = frozenset()
 
 
 def plan_float(index: GraphIndex, request: FloatRequest) -> FloatPlan:
@@ -155,6 +158,8 @@ def _decide_node(
     recorded = request.recorded.get(node.outputs[0])
     if recorded is not None:
         return recorded.because, recorded.reason
+    if qualified_name(scope.path, node.label) in request.paired:
+        return PAIRS, "It runs in INT8 between pairs with scales in float32, which Casts prevent."
     return _explain_type(scope, node, request.float_type)
 
 

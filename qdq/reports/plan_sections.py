@@ -6,9 +6,9 @@ from collections import Counter
 
 from qdq.graph.float_types import FLOAT_TYPES, FP32
 from qdq.pipeline.bisection import BisectionResult
-from qdq.pipeline.float_options import needs_fp16
 from qdq.planning.decisions import BODY, FUNCTION, Plan, left_float_lines, placement_lines
 from qdq.reports.sections import Section, count_noun
+from qdq.target import needs_fp16
 
 
 def plan_summary(plan: Plan, *, is_target_default: bool) -> Section:

@@ -9,6 +9,8 @@ from pathlib import Path
 import msgspec
 
 from qdq.errors import UsageError
+from qdq.graph.float_types import FLOAT_TYPES
+from qdq.pipeline.float_sensitivity import FloatSensitivity
 from qdq.pipeline.sensitivity_analysis import Sensitivity
 from qdq.reports.bar_chart import Bar, BarChart, bar_chart_svg
 from qdq.reports.json_output import to_json
@@ -165,3 +167,19 @@ def _metric_bars(groups: Sequence[GroupSensitivity]) -> Iterator[Bar]:
             drop = group.metric.drop
             length = max(drop, 0.0) if math.isfinite(drop) else 0.0
             yield Bar(group.name, (length,), f"{drop:.4g}")
+
+
+def float_sensitivity_sections(sensitivity: FloatSensitivity) -> Iterator[Section]:
+    """Yield the section about the noise of a 16-bit type."""
+    label = FLOAT_TYPES[sensitivity.to].label
+    lines = (
+        f"signal-to-noise with all nodes in {label}: {sensitivity.all_snr_db:.1f} dB",
+        f"with those in FP32 that the rules keep: {sensitivity.cast_snr_db:.1f} dB",
+        f"measured on {count_noun(sensitivity.samples, 'sample')}, each node alone",
+    )
+    rows: list[tuple[str, str, str, str, str]] = []
+    for node in sensitivity.nodes:
+        row = (node.node, node.operator, f"{node.amax:.4g}", f"{node.snr_db:.1f}", node.kept)
+        rows.append(row)
+    headers = ("node", "operator", "largest value", "dB", "in FP32 by") if rows else ()
+    yield Section(f"{label} of {sensitivity.model}", lines, headers, tuple(rows))

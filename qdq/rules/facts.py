@@ -5,6 +5,7 @@ A fact about nodes is used under `from` and `into`, a fact about edges under `ed
 
 from __future__ import annotations
 
+from qdq.graph.aliases import find_producer_before_casts
 from qdq.graph.index import Edge, GraphIndex, Node
 from qdq.graph.layer_shapes import (
     Channels,
@@ -367,9 +368,9 @@ def constant_table(scene: Scene, edge: Edge) -> bool:
 
 @edge_fact
 def embedding_row(scene: Scene, edge: Edge) -> bool:
-    """A float row that a Gather reads from a constant table, on the path to a weighted operator."""
+    """A float row, perhaps cast, that a Gather reads from a table, before a weighted operator."""
     index = scene.index
-    producer = index.producers.get(edge.tensor)
+    producer = find_producer_before_casts(index, edge.tensor)
     if producer is None or not embedding(scene, producer):
         return False
     return index.is_float(edge.tensor) and edge.node not in tail_nodes(index)

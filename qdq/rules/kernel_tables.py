@@ -28,6 +28,9 @@ from qdq.target import Target
 #: Keys for which the nearest lower measured value stands in for a value that was not measured.
 _SIZES = ("kernel", "stride", "dilation", "channels", "outputs", "rows", "alpha", "beta")
 
+#: The end of what the compiler said about a layer that it refuses without Q/DQ too.
+_REFUSED_AS_FLOAT = "(nor without Q/DQ)"
+
 _Form = dict[str, Any]
 
 
@@ -197,6 +200,22 @@ def _format_value(value: Any) -> str:
     if isinstance(value, list):
         return f"[{', '.join(map(str, value))}]"
     return str(value)
+
+
+def explain_refusal(index: GraphIndex, node: Node, target: Target) -> str:
+    """Return the reason why a target does not build a layer in its type, "" where it may.
+
+    The layer is refused without Q/DQ too.
+    """
+    form = describe_layer_form(index, node)
+    table = read_kernel_table(target)
+    if form is None or table is None:
+        return ""
+    for row in find_deciding_rows(table.int8, form):
+        if row.runs == "refused" and row.seen.endswith(_REFUSED_AS_FLOAT):
+            reason = row.seen.removesuffix(_REFUSED_AS_FLOAT).strip()
+            return f"{table.compiler} on sm{table.sm}: {reason}"
+    return ""
 
 
 def find_deciding_rows(table: Iterable[KernelRow], form: _Form) -> list[KernelRow]:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections import deque
 
+from onnx import TensorProto
+
+from qdq.graph.aliases import is_float_cast
 from qdq.graph.compiler_view import CompilerView
 from qdq.graph.index import Edge, Node
 from qdq.graph.operators import MOVES_VALUES
@@ -12,7 +15,8 @@ from qdq.graph.operators import MOVES_VALUES
 def find_pool_ends(index: CompilerView, pool: Node) -> tuple[Edge, ...]:
     """Return the edges that a pool's output reaches through moves; for a MaxPool also Concat.
 
-    Empty where the output reaches a graph output or a body.
+    Casts from float32 are passed too: they are behind a pair with scales in float32. Empty where
+    the output reaches a graph output or a body.
     """
     through: tuple[str, ...] = MOVES_VALUES
     if pool.op == "MaxPool":
@@ -62,8 +66,13 @@ def _is_read_in_body(index: CompilerView, tensor: str) -> bool:
 
 
 def _passes_on(index: CompilerView, edge: Edge, through: tuple[str, ...]) -> bool:
-    """Whether a node passes on the values of an edge: of moves the first input, of Concat all."""
+    """Whether a node passes on the values of an edge: of moves the first input, of Concat all.
+
+    A Cast from float32 to another float type passes on them too.
+    """
     node = index.node(edge)
+    if is_float_cast(index, node):
+        return index.elem_type(edge.tensor) == TensorProto.FLOAT
     if node.op not in through:
         return False
     return edge.slot == 0 or node.op == "Concat"

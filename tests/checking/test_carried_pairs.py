@@ -10,7 +10,12 @@ from tests.support.cast_models import CastModel, cast_conv
 
 
 def findings(model: onnx.ModelProto) -> list[tuple[str, str]]:
-    return [(finding.code, str(finding.where)) for finding in check(model, weights=False)]
+    """Return what is wrong with the pairs, without notes about Casts that cancel."""
+    return [
+        (finding.code, str(finding.where))
+        for finding in check(model, weights=False)
+        if finding.code != "cancelling-casts"
+    ]
 
 
 @pytest.mark.parametrize(

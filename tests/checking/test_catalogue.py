@@ -41,6 +41,7 @@ from tests.support.defects import (
     without_zero_point,
     zero_in_channel_scales,
 )
+from tests.support.float_models import between, cast_back, paired_product, product
 from tests.support.graphs import Array, build, convolution, initializer, node, noise, value
 
 SM86 = parse_target("rtx:sm86")
@@ -436,6 +437,11 @@ MODELS: dict[str, tuple[Callable[[], Model], Callable[[], Model]]] = {
     "lone-dequantize": (lambda: damaged(lone_dequantize), lambda: damaged(integer_input)),
     "duplicate-pair": (lambda: damaged(twice), good),
     "unequal-halves": (lambda: damaged(unequal), lambda: damaged(equal_by_another_name)),
+    "fp32-refused": (lambda: product("float"), lambda: product("float16")),
+    "fp32-layers": (lambda: between("Relu", "float"), lambda: between("Relu", "float16")),
+    "fp32-island": (lambda: between("MaxPool", cast=True), lambda: between("Sigmoid", cast=True)),
+    "cancelling-casts": (lambda: cast_back("float16"), lambda: cast_back("float")),
+    "scale-float-type": (lambda: paired_product(1), lambda: paired_product(10)),
 }
 #: Codes that only a build gives.
 BUILT = {"engine-refuses", "engine-float", "engine-kernel"}
@@ -451,6 +457,8 @@ def targets_of(code: str) -> tuple[Target, ...]:
     return {
         "element-type": (parse_target("rtx:sm89"),),
         "pool-in-float": (parse_target("rtx:sm120"),),
+        "fp32-refused": (parse_target("rtx:sm75"),),
+        "fp32-layers": (parse_target("rtx:sm75"),),
     }.get(code, (SM86,))
 
 
@@ -485,6 +493,8 @@ def test_each_model_has_no_findings_but_its_own() -> None:
         "element-type",
         "saturated-weights",
         "no-kernel",
+        "fp32-island",
+        "cancelling-casts",
     }
     for code, (with_it, _) in MODELS.items():
         if code not in alone:

@@ -332,3 +332,34 @@ def test_shares_that_are_none_are_named(repository: Path, content: str, expected
     message = refused(repository, "plan", repository / "model.onnx")
 
     assert f"qdq.yaml:1: {expected}" in message
+
+
+def test_the_float_options_come_from_the_project_file(repository: Path) -> None:
+    (repository / "qdq.yaml").write_text("float: fp16\nio: fp16\nscales: fp32\nkeep_fp32: gemm\n")
+    model, out = repository / "model.onnx", repository / "out.onnx"
+
+    code, text, err = run("quantize", model, "-o", out, "--data", repository / "samples")
+    assert (code, err) == (0, "project file ../qdq.yaml: float, io, scales\n")
+    assert "FP16" in text
+
+    err = run("cast", model, "-o", out, "--force")[2]
+    assert err == "project file ../qdq.yaml: io, scales, keep_fp32\n"
+    code, text, err = run("explain", model, "gemm")
+    assert err == "project file ../qdq.yaml: float\n"
+    assert "compute in FP16" in text
+    assert "--keep-fp32 gemm" in run("explain", out, "gemm")[1]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("float: fp8", "'float': float: 'fp8' is no float type"),
+        ("scales: fp16", "'scales': scales: 'fp16' is unknown. Pass float or fp32."),
+        ("io: int8", "'io': io: 'int8' is unknown. Pass keep or fp16."),
+        ("keep_fp32:", "'keep_fp32': the value is None. Write a text"),
+    ],
+)
+def test_wrong_float_options_are_refused(repository: Path, line: str, message: str) -> None:
+    (repository / "qdq.yaml").write_text(f"{line}\n")
+    _, _, err = run("explain", repository / "model.onnx", "gemm")
+    assert message in err

@@ -308,3 +308,10 @@ def test_external_data_is_read_and_written_inside(tmp_path: Path) -> None:
 def test_wrong_arguments_are_named(options: dict[str, str], message: str) -> None:
     with pytest.raises(qdq.QdqError, match=message):
         qdq.cast(parse(CHAIN), **options)  # type: ignore[arg-type]
+
+
+def test_the_record_names_a_kept_node_whose_result_is_cast() -> None:
+    model = qdq.cast(parse(CHAIN), io="fp16", keep_fp32="sum").model
+    again = qdq.cast(model, io="fp16")
+    assert ("sum", "--keep-fp32 sum") in [(kept.node, kept.because) for kept in again.plan.kept]
+    assert canonical_bytes(again.model) == canonical_bytes(model)
