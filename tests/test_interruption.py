@@ -77,14 +77,23 @@ def run_python(script: str, *arguments: object) -> subprocess.CompletedProcess[s
     )
 
 
-@pytest.mark.parametrize("module", ["click", "numpy", "onnxruntime", "onnx", "qdq.cli.plan"])
+@pytest.mark.parametrize(
+    ("module", "command"),
+    [
+        ("click", "plan"),
+        ("numpy", "plan"),
+        ("onnxruntime", "validate"),
+        ("onnx", "plan"),
+        ("qdq.cli.plan", "plan"),
+    ],
+)
 @pytest.mark.parametrize("number", ENDINGS)
 def test_a_signal_during_an_import_ends_with_one_line(
-    tmp_path: Path, module: str, number: signal.Signals
+    tmp_path: Path, module: str, command: str, number: signal.Signals
 ) -> None:
     model = save(tiny_model(), tmp_path / "m.onnx")
 
-    ended = run_python(SIGNALLED_IMPORT, int(number), module, "plan", model)
+    ended = run_python(SIGNALLED_IMPORT, int(number), module, command, model)
 
     assert (ended.returncode, ended.stderr) == ENDINGS[number]
 

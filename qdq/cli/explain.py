@@ -29,8 +29,8 @@ class ExplainAnswer(msgspec.Struct, frozen=True):
     #: The node or tensor that was asked about.
     name: str
     explanations: tuple[Explanation, ...]
-    #: The decisions about the float type of the nodes; empty where the float part stays FP32.
-    floats: tuple[FloatExplanation, ...] = ()
+    #: The decisions about the float type of the nodes; absent where the float part stays FP32.
+    floats: tuple[FloatExplanation, ...] | msgspec.UnsetType = msgspec.UNSET
 
 
 @click.command("explain")
@@ -53,7 +53,7 @@ def command(model: Path, name: str, plan: PlanOptions, float_type: str | None, l
     """
     answer = _explain(model, name, plan, float_type)
     sections = [_explanation_section(explanation) for explanation in answer.explanations]
-    sections += [_float_section(explanation) for explanation in answer.floats]
+    sections += [_float_section(explanation) for explanation in answer.floats or ()]
     if not sections:
         sections = [Section(name, ("no node reads it",))]
     print_record(layout, answer, sections)
@@ -74,7 +74,7 @@ def _explain(model: Path, name: str, plan: PlanOptions, float_type: str | None) 
     require_float_model(source)
     request = msgspec.structs.replace(request, float_type=chosen_type)
     _, decisions = plan_source(source, request)
-    return ExplainAnswer(name, explain(source, decisions, rules, name), floats)
+    return ExplainAnswer(name, explain(source, decisions, rules, name), floats or msgspec.UNSET)
 
 
 def _explanation_section(explanation: Explanation) -> Section:
