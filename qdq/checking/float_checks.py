@@ -28,6 +28,11 @@ _WIDER: dict[int, tuple[int, ...]] = {
     TensorProto.FLOAT: (TensorProto.DOUBLE,),
 }
 
+#: The codes of findings about the float part.
+FLOAT_CODES = frozenset(
+    ("cancelling-casts", "scale-float-type", "fp32-island", "fp32-refused", "fp32-layers")
+)
+
 
 def check_float_part(comparison: Comparison) -> Iterator[Finding]:
     """Yield the findings about the Casts and the layers in float32."""

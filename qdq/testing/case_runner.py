@@ -15,6 +15,7 @@ from qdq.calibration.methods import Method
 from qdq.calibration.scale_choice import choose_scales
 from qdq.calibration.scales import Scales
 from qdq.checking.checker import check, compare_with_plan
+from qdq.checking.float_checks import FLOAT_CODES
 from qdq.data.feeds import NOISE, open_feeds
 from qdq.errors import QdqError, UsageError, first_line
 from qdq.graph.bodies import captured_names, node_bodies
@@ -270,7 +271,9 @@ def _rewrite_failures(
     second_model = apply_plan(GraphIndex(source), plan, scales)
     if canonical_bytes(second_model) != canonical_bytes(model):
         failures.append("applying the plan again changes the result")
-    if check(rewritten, rules=rules, targets=case.targets, leave_float=()):
+    findings = check(rewritten, rules=rules, targets=case.targets, leave_float=())
+    # a case is about pairs: its network may be float32 for a target that refuses that
+    if any(finding.code not in FLOAT_CODES for finding in findings):
         failures.append("checking the result yields findings")
     if not _finds_all_placements(case, source, plan, rules):
         failures.append("checking the float graph does not find each placement")
