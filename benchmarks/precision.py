@@ -86,7 +86,7 @@ def make_rows(subject: Subject, options: argparse.Namespace, compiler: Compiler)
         for target in options.targets.split(","):
             try:
                 model, kept = make_form(subject, form, target, options.other)
-            except qdq.QdqError as error:
+            except (qdq.QdqError, OSError) as error:
                 print(markdown_row((subject.name, form, target, str(error)[:80], *"-----")))
                 continue
             engine = compiler.build(model, qdq.parse_target(target), shapes)
