@@ -127,7 +127,7 @@ def quantize(  # noqa: PLR0913 keyword arguments of the public function
 
     `existing` is "keep", "repair" or "replace"; pairs that stay keep their scales. `given` are
     known ranges. `planned` is called with the plan. `until_it_builds` leaves in float what does not
-    build. `store_weights` is "float", "quantized" or "gptq". Raises the errors of the stages.
+    build, `float_type` is its type. `store_weights` is "float", "quantized" or "gptq".
     """
     request = QuantizeRequest(
         model,
