@@ -18,7 +18,7 @@ from qdq.pipeline.matching_edges import EdgeMatcher
 from qdq.pipeline.pair_locations import sort_placements
 from qdq.pipeline.requantize import make_existing_placement
 from qdq.planning.decisions import Placement, Plan
-from qdq.planning.planner import source_at_plan_opset
+from qdq.planning.plan_opset import source_at_plan_opset
 from qdq.quantized.converter import find_unconverted
 from qdq.quantized.model import QuantizedEdge, QuantizedModel
 from qdq.quantized.symmetry import measure_coarsening, pair_amax, pair_type

@@ -25,7 +25,7 @@ from qdq.pipeline.buildable import (
     make_build_function,
     search_buildable_plan,
 )
-from qdq.pipeline.float_cast import build_cast_models, cast_rewritten, raise_for_cast
+from qdq.pipeline.float_cast import build_cast_models, cast_rewritten
 from qdq.pipeline.float_options import FloatOptions, to_float_options
 from qdq.pipeline.pair_locations import keep_locations
 from qdq.pipeline.quantize_request import (
@@ -60,6 +60,7 @@ from qdq.pipeline.unfilled_tensors import (
 )
 from qdq.pipeline.weight_storage import store_planned_weights
 from qdq.planning.decisions import Placement, Plan, SensitiveLayer
+from qdq.planning.plan_opset import raise_for_cast
 from qdq.planning.plan_request import PlanRequest, exact_globs
 from qdq.planning.planner import find_quantized_nodes, plan_source
 from qdq.precision.cast_model import CastReport

@@ -13,11 +13,12 @@ from qdq.graph.index import GraphIndex, Node
 from qdq.graph.metadata import FLOAT_KEY
 from qdq.graph.source import Source
 from qdq.planning.planner import find_quantized_nodes
-from qdq.precision.cast_model import choose_float_rules, read_kept_nodes
+from qdq.precision.cast_model import read_kept_nodes
 from qdq.precision.float_plan import FloatRequest, KeptNode, plan_float
 from qdq.quantized.stripper import strip_model
 from qdq.rules.matcher import glob_names
 from qdq.rules.rule import Rule, RuleSet
+from qdq.rules.rule_files import choose_float_rules
 from qdq.target import Target
 
 

@@ -9,6 +9,7 @@ from onnx import TensorProto
 
 from qdq.graph.bodies import qualified_name
 from qdq.graph.compiler_view import CompilerView
+from qdq.graph.float_nodes import has_float32, is_type_cast
 from qdq.graph.float_types import FloatType
 from qdq.graph.index import GraphIndex, Node
 from qdq.graph.neighbors import find_input_producer, has_constant_input, list_readers
@@ -111,14 +112,6 @@ def plan_float(index: GraphIndex, request: FloatRequest) -> FloatPlan:
     return FloatPlan(request.float_type.name, tuple(kept), cast, checked)
 
 
-def has_float32(index: GraphIndex, node: Node) -> bool:
-    """Whether a node that computes reads or writes float32, as far as types are known."""
-    if node.op == "Constant":
-        return False
-    names = (*node.inputs, *node.outputs)
-    return any(index.elem_type(name) == TensorProto.FLOAT for name in names if name)
-
-
 def _decide_graph(
     scope: GraphIndex, view: CompilerView, request: FloatRequest
 ) -> dict[str, KeptNode]:
@@ -161,14 +154,6 @@ def _decide_node(
     if qualified_name(scope.path, node.label) in request.paired:
         return PAIRS, "It runs in INT8 between pairs with scales in float32, which Casts prevent."
     return _explain_type(scope, node, request.float_type)
-
-
-def is_type_cast(scope: GraphIndex, node: Node, float_type: FloatType) -> bool:
-    """Whether a node casts between float32 and the short type."""
-    if node.op != "Cast":
-        return False
-    ends = {scope.elem_type(node.inputs[0]), node.attribute("to", 0)}
-    return ends <= {TensorProto.FLOAT, float_type.code}
 
 
 def _explain_body(scope: GraphIndex) -> str:
