@@ -31,10 +31,11 @@ from qdq.graph.metadata import (
 )
 from qdq.graph.shape_profiles import Profile, parse_profile
 from qdq.graph.source import ModelLike, Source
-from qdq.planning.decisions import SensitiveLayer, parse_sensitive_layer
+from qdq.planning.decisions import Plan, SensitiveLayer, parse_sensitive_layer
 from qdq.planning.plan_request import PlanRequest, to_globs
 from qdq.planning.planner import find_quantized_nodes, plan_index
 from qdq.quantized.model import QuantizedModel
+from qdq.rules.rule import RuleSet
 from qdq.rules.rule_files import RulesLike, load_rules, to_rule_set
 from qdq.rules.shipped import default_rule_sets, shipped_sets
 from qdq.target import Target, TargetsLike, parse_target, to_targets
@@ -75,6 +76,17 @@ def check(
             return findings
         raise
     return tuple(_check_comparison(comparison, operator_findings, weights))
+
+
+def check_applied(source: Source, plan: Plan, rules: RuleSet) -> tuple[Finding, ...]:
+    """Return the findings about a model that a plan was applied to, without those about weights.
+
+    The float graph must be the one that was planned: `apply_plan` verifies it. So it is not planned
+    again.
+    """
+    operator_findings = tuple(check_operators(source))
+    comparison = compare_pairs(QuantizedModel(source), plan, rules)
+    return tuple(_check_comparison(comparison, operator_findings, weights=False))
 
 
 def read_plan_request(

@@ -11,7 +11,7 @@ from qdq.calibration.calibrator import gather_ranges
 from qdq.calibration.methods import DEFAULT_METHOD, parse_method
 from qdq.calibration.scale_choice import choose_scales, find_unfilled
 from qdq.calibration.scales import Scales
-from qdq.checking.checker import check, recorded_sensitive_layers
+from qdq.checking.checker import check, check_applied, recorded_sensitive_layers
 from qdq.checking.finding import Finding
 from qdq.data.feeds import DataLike
 from qdq.graph.loader import load
@@ -359,7 +359,7 @@ def _rewrite(
         source=planned.index.source,
         plan=plan,
         scales=scales,
-        findings=_check_result(prepared, plan, model),
+        findings=_check_result(prepared, plan, model, cast_model is not None),
         build_search=planned.build_search,
         ranges=calibrated.ranges,
         existing=existing,
@@ -370,11 +370,15 @@ def _rewrite(
 
 
 def _check_result(
-    prepared: PreparedModel, plan: Plan, model: onnx.ModelProto
+    prepared: PreparedModel, plan: Plan, model: onnx.ModelProto, is_cast: bool
 ) -> tuple[Finding, ...]:
+    """Return the findings about the result; a cast changes tensors, so that it is planned again."""
     source = prepared.source
+    written = Source(source.path, light_copy(model), source.digest)
+    if not is_cast:
+        return check_applied(written, plan, prepared.rules)
     return check(
-        Source(source.path, light_copy(model), source.digest),
+        written,
         rules=prepared.rules,
         targets=plan.targets,
         leave_float=plan.leave_float,
