@@ -20,7 +20,7 @@ from qdq.checking.scale_checks import check_pair_types, check_scale_axes, check_
 from qdq.checking.structure_checks import check_structure
 from qdq.checking.weight_checks import check_weight_scales
 from qdq.errors import ModelError, UsageError
-from qdq.graph.index import Edge
+from qdq.graph.index import Edge, GraphIndex
 from qdq.graph.loader import load
 from qdq.graph.metadata import (
     LEAVE_FLOAT_KEY,
@@ -78,14 +78,16 @@ def check(
     return tuple(_check_comparison(comparison, operator_findings, weights))
 
 
-def check_applied(source: Source, plan: Plan, rules: RuleSet) -> tuple[Finding, ...]:
+def check_applied(
+    source: Source, float_index: GraphIndex, plan: Plan, rules: RuleSet
+) -> tuple[Finding, ...]:
     """Return the findings about a model that a plan was applied to, without those about weights.
 
-    The float graph must be the one that was planned: `apply_plan` verifies it. So it is not planned
-    again.
+    `float_index` is that of the planned model. `apply_plan` verified that stripping restores it, so
+    that nothing is stripped or planned again.
     """
     operator_findings = tuple(check_operators(source))
-    comparison = compare_pairs(QuantizedModel(source), plan, rules)
+    comparison = compare_pairs(QuantizedModel(source, float_index), plan, rules)
     return tuple(_check_comparison(comparison, operator_findings, weights=False))
 
 

@@ -359,7 +359,7 @@ def _rewrite(
         source=planned.index.source,
         plan=plan,
         scales=scales,
-        findings=_check_result(prepared, plan, model, cast_model is not None),
+        findings=_check_result(prepared, planned, model),
         build_search=planned.build_search,
         ranges=calibrated.ranges,
         existing=existing,
@@ -370,17 +370,21 @@ def _rewrite(
 
 
 def _check_result(
-    prepared: PreparedModel, plan: Plan, model: onnx.ModelProto, is_cast: bool
+    prepared: PreparedModel, planned: PlannedModel, model: onnx.ModelProto
 ) -> tuple[Finding, ...]:
-    """Return the findings about the result; a cast changes tensors, so that it is planned again."""
+    """Return the findings about the result.
+
+    It is planned again where rules did not decide alone: where pairs were there before, and where a
+    cast changed tensors.
+    """
     source = prepared.source
     written = Source(source.path, light_copy(model), source.digest)
-    if not is_cast:
-        return check_applied(written, plan, prepared.rules)
+    if prepared.quantized_model is None and not planned.plan.float_type:
+        return check_applied(written, planned.index, planned.plan, prepared.rules)
     return check(
         written,
         rules=prepared.rules,
-        targets=plan.targets,
-        leave_float=plan.leave_float,
+        targets=planned.plan.targets,
+        leave_float=planned.plan.leave_float,
         weights=False,
     )
