@@ -12,7 +12,8 @@ from qdq.graph.float_types import FloatType
 from qdq.graph.index import GraphIndex, Node
 from qdq.graph.operators import WEIGHTED
 from qdq.precision.cast_model import choose_float_rules, read_kept_nodes
-from qdq.precision.float_plan import FloatRequest, has_float32, is_type_cast, plan_float
+from qdq.precision.float_neighbors import has_float32, is_type_cast
+from qdq.precision.float_plan import FloatRequest, plan_float
 from qdq.quantized.model import QuantizedModel
 from qdq.rules.rule import RuleSet
 from qdq.target import Target

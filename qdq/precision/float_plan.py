@@ -12,9 +12,10 @@ from qdq.graph.compiler_view import CompilerView
 from qdq.graph.float_types import FloatType
 from qdq.graph.index import GraphIndex, Node
 from qdq.graph.neighbors import find_input_producer, has_constant_input, list_readers
-from qdq.graph.operators import MOVES_VALUES, PICKS_VALUES, PLANNED_BODIES
+from qdq.graph.operators import PLANNED_BODIES
 from qdq.graph.opset import default_opset
 from qdq.graph.patterns import decomposed_normalization_nodes
+from qdq.precision.float_neighbors import FloatNeighbors, has_float32, is_type_cast
 from qdq.precision.node_types import find_node_types
 from qdq.rules.facts import Scene
 from qdq.rules.matcher import match_kept_nodes
@@ -31,17 +32,6 @@ NORMALIZATION = "normalization"
 PAIRS = "pairs"
 
 _GRAPH_REASONS = (TYPE, OPERATOR, UNKNOWN_TYPE, BODY, BETWEEN, NORMALIZATION, PAIRS)
-
-#: Operators that only move or create values, so that they are as good in either type.
-_NEUTRAL = (
-    *MOVES_VALUES,
-    *PICKS_VALUES,
-    "Cast",
-    "Concat",
-    "ConstantOfShape",
-    "Pad",
-    "Where",
-)
 
 
 class KeptNode(msgspec.Struct, frozen=True):
@@ -111,14 +101,6 @@ def plan_float(index: GraphIndex, request: FloatRequest) -> FloatPlan:
     return FloatPlan(request.float_type.name, tuple(kept), cast, checked)
 
 
-def has_float32(index: GraphIndex, node: Node) -> bool:
-    """Whether a node that computes reads or writes float32, as far as types are known."""
-    if node.op == "Constant":
-        return False
-    names = (*node.inputs, *node.outputs)
-    return any(index.elem_type(name) == TensorProto.FLOAT for name in names if name)
-
-
 def _decide_graph(
     scope: GraphIndex, view: CompilerView, request: FloatRequest
 ) -> dict[str, KeptNode]:
@@ -135,8 +117,12 @@ def _decide_graph(
     for node in _find_normalization_ends(scope, view, kept, request):
         reason = "It scales or shifts a normalization of float32."
         kept[node.label] = _make_kept(scope, node, NORMALIZATION, reason)
-    for node in _find_between(scope, kept, request):
-        reason = "It moves values between nodes in float32."
+    neighbors = FloatNeighbors(scope, request.float_type, request.casts_ends)
+    for node in neighbors.list_between(kept.keys()):
+        reason = "It computes or moves values between nodes in float32."
+        kept[node.label] = _make_kept(scope, node, BETWEEN, reason)
+    for node in neighbors.list_before(kept.keys()):
+        reason = "It cuts values for nodes in float32, which read one Cast before it."
         kept[node.label] = _make_kept(scope, node, BETWEEN, reason)
     return kept
 
@@ -161,14 +147,6 @@ def _decide_node(
     if qualified_name(scope.path, node.label) in request.paired:
         return PAIRS, "It runs in INT8 between pairs with scales in float32, which Casts prevent."
     return _explain_type(scope, node, request.float_type)
-
-
-def is_type_cast(scope: GraphIndex, node: Node, float_type: FloatType) -> bool:
-    """Whether a node casts between float32 and the short type."""
-    if node.op != "Cast":
-        return False
-    ends = {scope.elem_type(node.inputs[0]), node.attribute("to", 0)}
-    return ends <= {TensorProto.FLOAT, float_type.code}
 
 
 def _explain_body(scope: GraphIndex) -> str:
@@ -198,34 +176,6 @@ def _explain_type(scope: GraphIndex, node: Node, float_type: FloatType) -> tuple
     if is_allowed or not has_float32(scope, node):
         return "", ""
     return TYPE, f"{node.op} of opset {opset} has no {float_type.onnx_name}."
-
-
-def _find_between(
-    scope: GraphIndex, kept: Mapping[str, KeptNode], request: FloatRequest
-) -> Iterator[Node]:
-    """Yield the nodes that only move values from and to kept nodes.
-
-    At the ends of the main graph the values are float32, unless these are cast too.
-    """
-    neutral: dict[str, Node] = {}
-    for node in scope.nodes:
-        if node.op not in _NEUTRAL or node.label in kept:
-            continue
-        if not is_type_cast(scope, node, request.float_type):
-            neutral[node.label] = node
-    inner = {label for label, node in neutral.items() if _has_neighbors(scope, node)}
-    has_ends = scope.outer is None and not request.casts_ends
-    pending = True
-    while pending:
-        around = inner | kept.keys()
-        removed = {
-            label for label in inner if not _is_inside(scope, neutral[label], around, has_ends)
-        }
-        inner -= removed
-        pending = bool(removed)
-    for label, node in neutral.items():
-        if label in inner:
-            yield node
 
 
 def _find_normalization_ends(
@@ -258,26 +208,3 @@ def _is_wide(
     if producer is None:
         return tensor in scope.inputs and scope.outer is None and not request.casts_ends
     return producer.label in kept
-
-
-def _has_neighbors(scope: GraphIndex, node: Node) -> bool:
-    """Whether a node has a float32 result, which others may read."""
-    return any(scope.elem_type(name) == TensorProto.FLOAT for name in node.outputs if name)
-
-
-def _is_inside(scope: GraphIndex, node: Node, around: set[str], has_ends: bool) -> bool:
-    """Whether all float32 neighbours of a node are in a set of labels, or ends of the model."""
-    for name in node.inputs:
-        if not name or scope.elem_type(name) != TensorProto.FLOAT or scope.is_constant(name):
-            continue
-        producer = scope.producers.get(name)
-        is_end = has_ends and name in scope.inputs
-        if not is_end and (producer is None or producer.label not in around):
-            return False
-    for name in node.outputs:
-        if name in scope.outputs and not has_ends:
-            return False
-        for reader, slot in scope.consumers.get(name, ()):
-            if slot < 0 or reader.label not in around:
-                return False
-    return True

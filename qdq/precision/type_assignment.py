@@ -13,7 +13,7 @@ from qdq.graph.pairs import find_pairs, stored_tensors
 from qdq.graph.unique_names import UniqueNames
 from qdq.precision.body_links import BodyLink, list_body_links
 from qdq.precision.cast_scope import CastPair, CastScope, StoredFloats
-from qdq.precision.float_plan import is_type_cast
+from qdq.precision.float_neighbors import is_type_cast
 from qdq.precision.node_types import NodeTypes, find_node_types
 from qdq.quantized.model import label_by_float_graph
 from qdq.quantizer import ELEMENT_TYPES, ElementType
