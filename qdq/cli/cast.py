@@ -7,8 +7,7 @@ from pathlib import Path
 import click
 import msgspec
 
-from qdq.calibration.range_sources import read_given
-from qdq.cli.float_options import io_option, scales_option
+from qdq.cli.float_options import extremes_option, io_option, read_extremes, scales_option
 from qdq.cli.messages import print_record, print_written
 from qdq.cli.options import FILE, collect_options, format_option, output_options
 from qdq.cli.plan_options import make_rules_option, target_option
@@ -16,8 +15,6 @@ from qdq.files.output import check_output
 from qdq.graph.float_types import SHORT_TYPES
 from qdq.graph.loader import load
 from qdq.precision.cast_model import CastModel, cast
-from qdq.ranges.known_ranges import KnownRanges
-from qdq.ranges.tensor_ranges import Ranges
 from qdq.reports.cast_sections import cast_sections
 from qdq.rewriting.model_file import plan_external_copies, save
 from qdq.rules.rule_files import load_rules
@@ -60,13 +57,7 @@ class CastArguments(msgspec.Struct, frozen=True):
     help="Compute the nodes of these names in FP32; repeat for several.",
 )
 @click.option("--allow-unmatched", is_flag=True, help="Accept globs that match nothing.")
-@click.option(
-    "--ranges",
-    type=FILE,
-    metavar="FILE",
-    help="Ranges of activations, as 'qdq quantize --save-ranges' or a calibration cache has them: "
-    "what overflows stays in FP32.",
-)
+@extremes_option
 @scales_option
 @io_option
 @format_option
@@ -94,7 +85,6 @@ def command(options: CastArguments) -> None:
 def _cast(options: CastArguments) -> CastModel:
     source = load(options.model)
     plan_external_copies(source, options.output, options.force)
-    known_ranges = None if options.ranges is None else read_given(options.ranges)
     return cast(
         source,
         options.to,
@@ -102,16 +92,7 @@ def _cast(options: CastArguments) -> CastModel:
         targets=options.targets,
         keep_fp32=options.keep_fp32,
         allow_unmatched=options.allow_unmatched,
-        amax=_list_extremes(known_ranges),
+        amax=read_extremes(options.ranges),
         scales=options.scales,
         io=options.io,
     )
-
-
-def _list_extremes(known_ranges: KnownRanges | None) -> dict[str, float]:
-    """Return the largest absolute value of each tensor with a range."""
-    if known_ranges is None:
-        return {}
-    if isinstance(known_ranges, Ranges):
-        return {item.tensor: item.amax for item in known_ranges.by_tensor if item.seen}
-    return {item.tensor: item.amax for item in known_ranges.by_tensor}
