@@ -54,6 +54,16 @@ class KeptNode(msgspec.Struct, frozen=True):
         return self.because not in _GRAPH_REASONS
 
 
+class OverflowingTensor(msgspec.Struct, frozen=True):
+    """A tensor that overflows by its range, around a node that no rule keeps in float32."""
+
+    tensor: str
+    #: The label of the node that reads or writes it, after the path of its body.
+    node: str
+    #: Its largest absolute value.
+    largest: float
+
+
 class FloatPlan(msgspec.Struct, frozen=True):
     """Every decision about the float part of a model."""
 
@@ -64,6 +74,8 @@ class FloatPlan(msgspec.Struct, frozen=True):
     cast: int
     #: The number of tensors whose extremes were checked; 0 where no ranges are known.
     checked: int = 0
+    #: What overflows all the same; none with the shipped rules.
+    overflowing: tuple[OverflowingTensor, ...] = ()
 
 
 class FloatRequest(msgspec.Struct, frozen=True):
@@ -85,28 +97,38 @@ class FloatRequest(msgspec.Struct, frozen=True):
 def plan_float(index: GraphIndex, request: FloatRequest) -> FloatPlan:
     """Return which nodes of a float model keep float32 when it is cast, in graph order."""
     kept: list[KeptNode] = []
+    overflowing: list[OverflowingTensor] = []
     cast = 0
     view = CompilerView(index)
     for path, scope in index.scopes.items():
-        decisions = _decide_graph(scope, view.scopes[path], request)
+        scene = Scene(view.scopes[path], request.targets, request.float_type, request.amax)
+        decisions = _decide_graph(scope, scene, request)
         for node in scope.nodes:
             if not has_float32(scope, node) or is_type_cast(scope, node, request.float_type):
                 continue
             decision = decisions.get(node.label)
             if decision is None:
                 cast += 1
+                overflowing.extend(_find_overflowing(scope, node, scene))
             else:
                 kept.append(decision)
     checked = len(request.amax)
-    return FloatPlan(request.float_type.name, tuple(kept), cast, checked)
+    plan = FloatPlan(request.float_type.name, tuple(kept), cast, checked)
+    return msgspec.structs.replace(plan, overflowing=tuple(overflowing))
 
 
-def _decide_graph(
-    scope: GraphIndex, view: CompilerView, request: FloatRequest
-) -> dict[str, KeptNode]:
+def _find_overflowing(scope: GraphIndex, node: Node, scene: Scene) -> Iterator[OverflowingTensor]:
+    """Yield the tensors around a node that its new type does not hold."""
+    for name in (*node.inputs, *node.outputs):
+        largest = scene.largest_value(name)
+        if largest is not None and largest > scene.float_type.largest:
+            label = qualified_name(scope.path, node.label)
+            yield OverflowingTensor(qualified_name(scope.path, name), label, largest)
+
+
+def _decide_graph(scope: GraphIndex, scene: Scene, request: FloatRequest) -> dict[str, KeptNode]:
     """Return the nodes of one graph that are kept, by label."""
     kept: dict[str, KeptNode] = {}
-    scene = Scene(view, request.targets, request.float_type, request.amax)
     by_rule = match_kept_nodes(scene, request.rules)
     for node in scope.nodes:
         if not has_float32(scope, node) or is_type_cast(scope, node, request.float_type):
@@ -114,7 +136,7 @@ def _decide_graph(
         because, reason = _decide_node(scope, node, by_rule.get(node.label, ()), request)
         if because:
             kept[node.label] = _make_kept(scope, node, because, reason)
-    for node in _find_normalization_ends(scope, view, kept, request):
+    for node in _find_normalization_ends(scope, scene.index, kept, request):
         reason = "It scales or shifts a normalization of float32."
         kept[node.label] = _make_kept(scope, node, NORMALIZATION, reason)
     neighbors = FloatNeighbors(scope, request.float_type, request.casts_ends)
