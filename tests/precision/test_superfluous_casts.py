@@ -154,36 +154,48 @@ def test_bodies_lose_theirs_too() -> None:
         run_both(parse(text), {**feed, "c": np.array(condition)})
 
 
-@settings(max_examples=30, deadline=None)
+TARGETS = st.sampled_from(
+    [TensorProto.INT32, TensorProto.INT64, TensorProto.INT8, TensorProto.BOOL]
+)
+
+
+@settings(max_examples=40, deadline=None)
 @given(
-    targets=st.lists(
-        st.sampled_from([TensorProto.INT32, TensorProto.INT64, TensorProto.INT8, TensorProto.BOOL]),
-        min_size=1,
-        max_size=5,
-    ),
+    outside=st.lists(TARGETS, max_size=3),
+    inside=st.lists(TARGETS, min_size=1, max_size=3),
     values=st.lists(st.integers(-300, 300), min_size=2, max_size=2),
     is_stored=st.booleans(),
 )
 def test_chains_of_casts_keep_their_values(
-    targets: list[int], values: list[int], is_stored: bool
+    outside: list[int], inside: list[int], values: list[int], is_stored: bool
 ) -> None:
-    """Casts of an input or a constant, one after the other, each of them an output of its own."""
-    lines: list[str] = []
-    tensor = "n"
-    for position, target in enumerate(targets):
-        lines.append(f"c{position} = Cast <to = {target}> ({tensor})")
-        tensor = f"c{position}"
-    inputs = "float[2] x" if is_stored else "float[2] x, int64[2] n"
+    """Casts of an input or a constant, one after the other, in the main graph and in a body."""
+    lines, tensor = chain("n", "a", outside)
+    inner_lines, result = chain(tensor, "b", inside)
+    inputs = "float[2] x, bool c" if is_stored else "float[2] x, bool c, int64[2] n"
     stored = f"<int64[2] n = {{{values[0]}, {values[1]}}}>" if is_stored else ""
     text = f"""
     g ({inputs}) => (float[2] y, int64[2] z)
     {stored}
-    {{ {" ".join(lines)}
+    {{ {lines}
       y = Relu (x)
-      last = Cast <to = 7> ({tensor})
-      z = Add (last, last) }}
+      z = If (c) <
+        then_branch = t () => (int64[2] d) {{ {inner_lines}
+          last = Cast <to = 7> ({result})  again = Cast <to = 7> ({result})
+          d = Add (last, again) }},
+        else_branch = e () => (int64[2] f) {{ f = Cast <to = 7> ({tensor}) }}> }}
     """
-    feed = {"x": np.array([1, 2], np.float32)}
+    feed: dict[str, np.ndarray] = {"x": np.array([1, 2], np.float32)}
     if not is_stored:
         feed["n"] = np.array(values, np.int64)
-    run_both(parse(text), feed)
+    for condition in (True, False):
+        run_both(parse(text), {**feed, "c": np.array(condition)})
+
+
+def chain(tensor: str, letter: str, targets: list[int]) -> tuple[str, str]:
+    """Return the Casts to some types, one after the other, and the last result."""
+    lines: list[str] = []
+    for position, target in enumerate(targets):
+        lines.append(f"{letter}{position} = Cast <to = {target}> ({tensor})")
+        tensor = f"{letter}{position}"
+    return "\n".join(lines), tensor
