@@ -24,6 +24,7 @@ from qdq.precision.float_plan import FloatPlan, FloatRequest, KeptNode, plan_flo
 from qdq.precision.graph_caster import GraphCaster
 from qdq.precision.paired_pools import find_paired_pools
 from qdq.precision.stored_floats import ModelFiles, WeightLoss
+from qdq.precision.superfluous_casts import remove_superfluous_casts
 from qdq.precision.type_assignment import CastOptions
 from qdq.quantized.corrected_biases import read_corrected_biases
 from qdq.quantized.stripper import strip_model
@@ -154,6 +155,7 @@ def cast_source(source: Source, request: CastRequest) -> CastModel:
     )
     records = caster.run(read_corrected_biases(source.model, source.name))
     files = ModelFiles(source.name, source.folder)
+    remove_superfluous_casts(model.graph, index, request.float_type, files)
     write_bias_records(model, records, caster.copies, request.float_type, files)
     _write_record(model, plan)
     losses = sorted(caster.losses, key=lambda loss: (loss.snr_db, loss.tensor))

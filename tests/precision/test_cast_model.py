@@ -13,6 +13,8 @@ import qdq
 from qdq.data.feeds import NOISE
 from qdq.graph.bodies import all_nodes
 from qdq.graph.source import canonical_bytes
+from qdq.reports.cast_sections import cast_sections
+from qdq.rules.rule import keep_fp32_rule, make_rule_set
 from tests.support.graphs import run
 
 HEADER = '<ir_version: 10, opset_import: ["" : 21]>'
@@ -315,3 +317,27 @@ def test_the_record_names_a_kept_node_whose_result_is_cast() -> None:
     again = qdq.cast(model, io="fp16")
     assert ("sum", "--keep-fp32 sum") in [(kept.node, kept.because) for kept in again.plan.kept]
     assert canonical_bytes(again.model) == canonical_bytes(model)
+
+
+def test_what_overflows_all_the_same_is_named() -> None:
+    model = parse(CHAIN)
+    own = make_rule_set(("own",), (keep_fp32_rule("exp"),))
+    amax = {"x": 3.0, "p": 70000.0}
+
+    plan = qdq.cast(model, rules=own, amax=amax).plan
+
+    nodes = [(item.tensor, item.node, item.largest) for item in plan.overflowing]
+    assert nodes == [("p", "product", 70000.0), ("p", "sum", 70000.0)]
+    assert qdq.cast(model, amax=amax).plan.overflowing == ()
+
+
+def test_a_report_names_what_overflows() -> None:
+    own = make_rule_set(("own",), (keep_fp32_rule("exp"),))
+    report = qdq.cast(parse(CHAIN), rules=own, amax={"p": 70000.0}).report
+
+    (section, *_) = cast_sections(report)
+
+    assert section.lines[-1] == (
+        "values up to 7e+04 overflow FP16 in product, sum, which no rule keeps in FP32. "
+        "Add --rules float, or --keep-fp32 of these nodes."
+    )
