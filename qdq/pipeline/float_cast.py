@@ -8,6 +8,7 @@ from onnx import ModelProto
 from qdq.graph.float_types import FloatType
 from qdq.graph.loader import raise_source_opset
 from qdq.graph.opset import FLOAT16_OPSET
+from qdq.graph.row_products import write_row_products
 from qdq.graph.source import Source
 from qdq.pipeline.bisection import CompilerRefusal
 from qdq.pipeline.buildable import BuildFunction
@@ -44,7 +45,9 @@ def cast_rewritten(
     cast_request = _make_request(float_type, plan, rules, options)
     cast_request = msgspec.structs.replace(cast_request, amax=extremes)
     rewritten = msgspec.structs.replace(source, model=model, stamp=None)
-    return cast_source(rewritten, cast_request)
+    cast_model = cast_source(rewritten, cast_request)
+    cast_source_model = msgspec.structs.replace(source, model=cast_model.model, stamp=None)
+    return msgspec.structs.replace(cast_model, model=write_row_products(cast_source_model))
 
 
 def _make_request(

@@ -19,6 +19,7 @@ from qdq.graph.loader import load
 from qdq.graph.metadata import FLOAT_KEY
 from qdq.graph.opset import FLOAT16_OPSET
 from qdq.graph.pairs import PAIR_OPERATORS, QdqPair, find_pairs, stored_tensors
+from qdq.graph.row_products import find_row_products
 from qdq.graph.source import ModelLike, Source
 from qdq.quantized.converter import convert_to_qdq
 from qdq.quantized.stripper import find_renamed_outputs, strip_model
@@ -237,6 +238,7 @@ def _map_labels(graph: GraphProto, index: GraphIndex) -> dict[str, str]:
             labels[output] = node.label
     constants = index.outer.constants if index.outer else ()
     renamed = find_renamed_outputs(graph, find_pairs(graph, constants))
+    renamed.update(find_row_products(graph))
     moved: dict[str, str] = {}
     for tensor, output in renamed.items():
         if output in labels:
