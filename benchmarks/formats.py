@@ -1,7 +1,7 @@
 """Measure INT4 weights and FP8 on a network of Gemms, a sentence encoder and a language model.
 
     pip install tokenizers                                  # what the task needs
-    python benchmarks/formats.py --shared ../shared [--language FOLDER]
+    python benchmarks/formats.py --shared ../shared --language FOLDER
 
 `--shared` names a folder with `models/minilm_l6_legacy.onnx` and `tasks/`, `--language` that of
 `language_model.py`. Engines are compiled without a GPU. The output is Markdown.
@@ -268,18 +268,21 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--shared", type=Path, required=True)
-    parser.add_argument("--language", type=Path, help="folder of the language model")
+    parser.add_argument("--language", type=Path, required=True)
     parser.add_argument("--only", nargs="*", help="names of models")
     arguments = parser.parse_args()
     print(markdown_head(HEADERS))
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        subjects = [make_gemm_network(folder), make_encoder(arguments.shared)]
-        if arguments.language is not None:
-            subjects.append(make_language_model(arguments.language))
-        for subject in subjects:
-            if arguments.only and subject.name not in arguments.only:
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        makers = {
+            GEMMS: lambda: make_gemm_network(folder),
+            ENCODER: lambda: make_encoder(arguments.shared),
+            LANGUAGE: lambda: make_language_model(arguments.language),
+        }
+        for name, make_subject in makers.items():
+            if arguments.only and name not in arguments.only:
                 continue
+            subject = make_subject()
             float_score = subject.measure(open_model(subject.path))
             for chosen in FORMATS:
                 row = measure_format(subject, chosen, float_score, folder)

@@ -136,3 +136,10 @@ def test_the_engine_keeps_the_weight_in_int4() -> None:
         kept.append(sum(layer.int4 for layer in engine.layers))
         assert (engine.broken_promises == ()) == (candidate is model)
     assert kept == [4, 3]
+
+
+def test_a_second_cast_changes_nothing() -> None:
+    model = quantize(attention())
+    again = qdq.cast(model, "fp16", targets=[SM86]).model
+    assert again.graph == model.graph
+    assert list(find_row_products(again.graph)) == list(find_row_products(model.graph))
