@@ -22,8 +22,9 @@ from qdq.graph.quantized_operators import DEQUANTIZE
 from qdq.graph.source import Source
 from qdq.graph.unique_names import UniqueNames
 
-#: The rank of the products that are written otherwise, and the axis of one element.
-_RANK = 3
+#: The ranks of the products that are written otherwise, and the axis of one element. Exports that
+#: compute the shape of a Reshape leave the rank unknown; the form is right for any.
+_RANKS = (3, None)
 _AXIS = -2
 
 _OPERAND_COUNT = 2
@@ -55,7 +56,7 @@ def write_row_products(source: Source) -> ModelProto:
 
 def _is_behind_attention(index: GraphIndex, node: Node) -> bool:
     """Whether a node multiplies an attention's result in 16 bits with a weight in blocks."""
-    if node.op != "MatMul" or index.rank(node.inputs[0]) != _RANK:
+    if node.op != "MatMul" or index.rank(node.inputs[0]) not in _RANKS:
         return False
     if index.elem_type(node.inputs[0]) not in _SHORT_TYPES:
         return False

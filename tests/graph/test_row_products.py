@@ -27,8 +27,13 @@ needs_compiler = pytest.mark.skipif(
 )
 
 
-def attention(width: int = 256, heads: int = 8, *, is_transposed: bool = True) -> ModelProto:
-    """Return an attention of one head size, and the products around it."""
+def attention(
+    width: int = 256, heads: int = 8, *, is_transposed: bool = True, is_computed: bool = False
+) -> ModelProto:
+    """Return an attention of one head size, and the products around it.
+
+    With `is_computed` the shape of the last Reshape is computed, as exporters of torch leave it.
+    """
     size = width // heads
     nodes = []
     for name, order in (("q", [0, 2, 1, 3]), ("k", [0, 2, 3, 1]), ("v", [0, 2, 1, 3])):
@@ -46,12 +51,22 @@ def attention(width: int = 256, heads: int = 8, *, is_transposed: bool = True) -
     if is_transposed:
         nodes.append(node("Transpose", ["mixed"], "moved", perm=[0, 2, 1, 3]))
         moved = "moved"
+    join = "join"
+    if is_computed:
+        nodes += [node("Shape", ["x"], "dims"), node("Gather", ["dims", "first"], "row_count")]
+        nodes.append(node("Unsqueeze", ["row_count", "zero"], "rows"))
+        nodes.append(node("Concat", ["one", "rows", "rest"], "computed", axis=0))
+        join = "computed"
     nodes += [
-        node("Reshape", [moved, "join"], "joined"),
+        node("Reshape", [moved, join], "joined"),
         node("MatMul", ["joined", "wo"], "y", OUT),
     ]
     weights = {f"w{name}": 0.1 * noise(width, width) for name in "qkvo"}
     shapes = {"split": np.array([1, 16, heads, size]), "join": np.array([1, 16, width])}
+    if is_computed:
+        shapes |= {"first": np.array(1), "zero": np.array([0]), "one": np.array([1])}
+        shapes["rest"] = np.array([width])
+        del shapes["join"]
     return build(nodes, {"x": [1, 16, width]}, {"y": [1, 16, width]}, weights | shapes)
 
 
@@ -72,6 +87,14 @@ def test_the_output_projection_gets_a_matrix_for_each_row(float_type: str, store
     assert output == ("y_float16" if float_type == "fp16" else "y_bfloat16")
     onnx.checker.check_model(model, full_check=True)
     assert qdq.check(model) == ()
+
+
+def test_a_computed_shape_changes_nothing() -> None:
+    model = quantize(attention(is_computed=True))
+    assert len(find_row_products(model.graph)) == 1
+    feed = random_feed(attention())
+    expected = run(quantize(attention()), feed)[0]
+    np.testing.assert_allclose(run(model, feed)[0], expected, rtol=0.01, atol=0.01)
 
 
 @pytest.mark.parametrize(
