@@ -31,6 +31,7 @@ from qdq.graph.metadata import (
 )
 from qdq.graph.shape_profiles import Profile, parse_profile
 from qdq.graph.source import ModelLike, Source
+from qdq.planning.block_pairs import keep_block_pairs
 from qdq.planning.decisions import Plan, SensitiveLayer, parse_sensitive_layer
 from qdq.planning.plan_request import PlanRequest, to_globs
 from qdq.planning.planner import find_quantized_nodes, plan_index
@@ -134,6 +135,7 @@ def compare_with_plan(
     quantized = QuantizedModel(model)
     request = read_plan_request(quantized, rules=rules, targets=targets, leave_float=leave_float)
     plan = plan_index(quantized.index, request)
+    plan = keep_block_pairs(quantized, plan, request.rules)
     return compare_pairs(quantized, plan, request.rules)
 
 

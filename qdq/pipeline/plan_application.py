@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import msgspec
 from onnx import ModelProto
 
 from qdq.arguments import require_type
@@ -11,11 +10,12 @@ from qdq.graph.float_types import FLOAT_TYPES
 from qdq.graph.index import GraphIndex
 from qdq.graph.loader import load
 from qdq.graph.source import ModelLike
+from qdq.pipeline.float_cast import cast_pairs
 from qdq.pipeline.float_options import FloatOptions
 from qdq.planning.decisions import Plan
 from qdq.planning.plan_edits import require_plan
 from qdq.planning.plan_opset import source_at_plan_opset
-from qdq.precision.cast_model import CastModel, CastRequest, cast_source
+from qdq.precision.cast_model import CastModel, CastRequest
 from qdq.rewriting.inserter import apply_plan
 
 
@@ -55,8 +55,7 @@ def cast_applied(
         casts_ends=options.casts_ends,
         kept=plan.keep_fp32 or (),
     )
-    source = msgspec.structs.replace(index.source, model=rewritten, stamp=None)
-    return cast_source(source, request)
+    return cast_pairs(index.source, rewritten, request)
 
 
 def _list_ranges(scales: Scales) -> dict[str, float]:

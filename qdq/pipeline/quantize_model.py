@@ -59,6 +59,7 @@ from qdq.pipeline.unfilled_tensors import (
     make_filled_request,
 )
 from qdq.pipeline.weight_storage import store_planned_weights
+from qdq.planning.block_pairs import keep_block_pairs
 from qdq.planning.decisions import Placement, Plan, SensitiveLayer
 from qdq.planning.plan_opset import raise_for_cast
 from qdq.planning.plan_request import PlanRequest, exact_globs
@@ -217,7 +218,7 @@ def _keep_pairs(request: QuantizeRequest, prepared: PreparedModel, plan: Plan) -
         return plan
     plan = keep_locations(prepared.quantized_model, plan)
     if request.existing != KEEP:
-        return plan
+        return keep_block_pairs(prepared.quantized_model, plan, prepared.rules)
     return keep_existing_pairs(prepared.quantized_model, plan)
 
 

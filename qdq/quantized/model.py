@@ -19,6 +19,7 @@ from qdq.graph.loader import load
 from qdq.graph.metadata import FLOAT_KEY
 from qdq.graph.opset import FLOAT16_OPSET
 from qdq.graph.pairs import PAIR_OPERATORS, QdqPair, find_pairs, stored_tensors
+from qdq.graph.row_products import find_row_products
 from qdq.graph.source import ModelLike, Source
 from qdq.quantized.converter import convert_to_qdq
 from qdq.quantized.stripper import find_renamed_outputs, strip_model
@@ -249,6 +250,7 @@ def _map_labels(graph: GraphProto, index: GraphIndex, pairs: Iterable[QdqPair]) 
         for output in filter(None, node.outputs):
             labels[output] = node.label
     renamed = find_renamed_outputs(graph, pairs)
+    renamed.update(find_row_products(graph))
     moved: dict[str, str] = {}
     for tensor, output in renamed.items():
         if output in labels:

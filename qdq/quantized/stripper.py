@@ -19,6 +19,7 @@ from qdq.graph.index import GraphIndex
 from qdq.graph.loader import load
 from qdq.graph.metadata import CAST_KEYS, EQUALIZATION_KEY, FLOAT_KEY, remove_metadata
 from qdq.graph.pairs import QdqPair, count_readers, find_pairs, stored_tensors
+from qdq.graph.row_products import remove_row_products
 from qdq.graph.source import ModelLike, Source
 from qdq.quantized.converter import convert_to_qdq, find_unconverted
 from qdq.quantized.corrected_biases import restore_biases
@@ -60,6 +61,7 @@ def strip_model(model: ModelProto, name: str = "model", folder: Path | None = No
     """
     stripped = ModelProto()
     stripped.CopyFrom(model)
+    remove_row_products(stripped)
     location = _ModelLocation(name, folder)
     restore_biases(stripped, name, location.read_values)
     _strip_graph(stripped.graph, {}, location)
