@@ -48,7 +48,7 @@ def choose_scales(
         method = method.without_data
     own_amax = _choose_amax(plan, ranges, method, summary)
     amax, shared = share_ranges(plan.scale_groups, own_amax)
-    scaler = PairScaler(index, ranges, amax, method.weights, summary, weights)
+    scaler = PairScaler(index, ranges, amax, method, summary, weights)
     threads = min(os.cpu_count() or 1, _MOST_THREADS)
     with ThreadPoolExecutor(threads) as pool:
         groups = group_by_pair(plan).values()
