@@ -5,25 +5,25 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from qdq.checking.baseline import BaselineEntry, make_entries, read_baseline
 from qdq.checking.checker import check, recorded_targets
-from qdq.checking.engine_checks import check_engines
 from qdq.checking.finding import Finding
 from qdq.checking.selection import Selection, relative_posix_path
 from qdq.cli.messages import print_line
-from qdq.engines.rtx_compiler import Compiler
 from qdq.errors import QdqError, UsageError
 from qdq.graph.loader import load
 from qdq.graph.source import Source
 from qdq.printable import encodable_name
-from qdq.reports.changes import fixed_lines
 from qdq.reports.sarif import CheckedModel
-from qdq.rewriting.model_file import save_in_place
 from qdq.rules.rule import RuleSet
 from qdq.target import Target
+
+if TYPE_CHECKING:
+    from qdq.engines.rtx_compiler import Compiler
 
 
 class CheckSettings(msgspec.Struct, frozen=True):
@@ -83,7 +83,7 @@ class CheckSession:
         A model that cannot be checked is also reported on standard error.
         """
         with ExitStack() as stack:
-            compiler = stack.enter_context(Compiler()) if self.settings.engine else None
+            compiler = stack.enter_context(_open_compiler()) if self.settings.engine else None
             for model in models:
                 try:
                     yield self._check_model(model, compiler)
@@ -121,7 +121,9 @@ class CheckSession:
 
     def _fix_model(self, model: Path, findings: tuple[Finding, ...]) -> list[str]:
         """Fix a model in place and return the changes, none where there was nothing to fix."""
-        from qdq.pipeline.fixer import fix  # with it comes ONNX Runtime
+        from qdq.pipeline.fixer import fix
+        from qdq.reports.changes import fixed_lines
+        from qdq.rewriting.model_file import save_in_place
 
         settings = self.settings
         fixed = fix(
@@ -151,9 +153,17 @@ class CheckSession:
         )
         is_float = any(finding.code == "not-quantized" for finding in findings)
         if compiler is not None and not is_float:
+            from qdq.checking.engine_checks import check_engines
+
             targets = _select_rtx_targets(settings.targets or recorded_targets(source), model)
             findings += tuple(check_engines(source, targets, compiler, findings))
         return settings.selection.of(model, findings)
+
+
+def _open_compiler() -> Compiler:
+    from qdq.engines.rtx_compiler import Compiler
+
+    return Compiler()
 
 
 def _select_rtx_targets(targets: Sequence[Target], model: Path) -> tuple[Target, ...]:

@@ -29,6 +29,7 @@ from qdq.graph.loader import load
 from qdq.graph.source import Source, canonical_bytes
 from qdq.interruption import DelayedEnd
 from qdq.observers.collection import CollectionJob, Observing, collect_locally, open_checkpoint
+from qdq.optional_packages import require_package
 from qdq.planning.decisions import Plan
 from qdq.planning.planner import source_at_plan_opset
 from qdq.ranges.tensor_ranges import Part, Ranges, merge
@@ -214,13 +215,9 @@ def _open_client(observing: Observing) -> Iterator[tuple[Client, int]]:
 
     The cluster is that at `observing.scheduler`, or one that is started on this machine.
     """
-    try:
-        from distributed import Client
-    except ImportError as error:
-        raise UsageError(
-            f"--workers and --scheduler need Dask: {_get_first_line(error)}. "
-            "Install it with pip install 'qdq[dask]'."
-        ) from error
+    require_package("distributed")
+    from distributed import Client
+
     if observing.scheduler is None:
         with (
             work_folder() as folder,

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TypeAlias
 
 import msgspec
-import onnxruntime as ort
 
 from qdq.arrays import Array, Feed
 from qdq.errors import ModelError
@@ -27,6 +26,7 @@ from qdq.observers.tensor_statistics import (
     TensorKey,
     TensorStatistics,
 )
+from qdq.optional_packages import onnxruntime as ort
 from qdq.planning.decisions import Placement, Plan
 from qdq.ranges.channel_importance import ChannelGrades, channel_grades
 from qdq.ranges.tensor_ranges import TensorRange

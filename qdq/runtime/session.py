@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 
 from qdq.arrays import Array, Feed
 from qdq.errors import DataError, ModelError, QdqError, runtime_line
@@ -18,6 +17,7 @@ from qdq.graph.index import GraphIndex
 from qdq.graph.plugins import list_missing_imports
 from qdq.graph.source import Source, canonical_bytes
 from qdq.graph.subgraph import extract_subgraph
+from qdq.optional_packages import onnxruntime as ort
 from qdq.runtime.devices import CPU
 from qdq.runtime.runnable import require_runnable
 from qdq.runtime.timed_session import TimedSession
