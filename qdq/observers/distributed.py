@@ -7,7 +7,6 @@ distributed documentation, Resilience).
 from __future__ import annotations
 
 import logging
-import os
 import signal
 import sys
 import warnings
@@ -21,6 +20,7 @@ from typing import TYPE_CHECKING
 import msgspec
 import onnx
 
+from qdq.cores import count_cores
 from qdq.data.feeds import DataLike, with_absolute_paths
 from qdq.errors import DataError, ModelError, QdqError, UsageError, first_line
 from qdq.files.temporary import work_folder
@@ -154,7 +154,7 @@ def _make_task(job: CollectionJob, observing: Observing, workers: int) -> _Worke
     max_memory = observing.max_memory
     cores = None
     if observing.workers:
-        cores = max((os.cpu_count() or 1) // workers, 1)
+        cores = max(count_cores() // workers, 1)
         if max_memory:
             max_memory //= workers
     return _WorkerTask(

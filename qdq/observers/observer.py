@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,6 +13,7 @@ from typing import TypeAlias
 import msgspec
 
 from qdq.arrays import Array, Feed
+from qdq.cores import count_cores
 from qdq.errors import ModelError
 from qdq.graph.aliases import find_origin
 from qdq.graph.compiler_view import CompilerView
@@ -74,7 +74,7 @@ class RunSettings(msgspec.Struct, frozen=True):
 
     #: ONNX Runtime's names of execution providers.
     providers: tuple[str, ...] = CPU
-    cores: int = os.cpu_count() or 1
+    cores: int = msgspec.field(default_factory=count_cores)
     #: The number of samples that are computed at the same time.
     parallel_samples: int = 2
     #: Libraries of custom operators.
