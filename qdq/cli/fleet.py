@@ -143,14 +143,11 @@ def _list_jobs(
 
 
 def name_outputs(models: Sequence[Path], out_dir: Path) -> list[Path]:
-    """Return a file in a folder for each model: its name, or where names repeat its path.
+    """Return a file in a folder for each model: its path below the folder that all are in.
 
-    That is the path below the folder which all models have in common. Raises UsageError for a
-    model that is passed twice.
+    Models of several folders keep theirs: their names, and those of their external data, may be the
+    same. Raises UsageError for a model that is passed twice.
     """
-    names = {model.name for model in models}
-    if len(names) == len(models):
-        return [out_dir / model.name for model in models]
     absolute = [Path(os.path.abspath(model)) for model in models]
     for i, path in enumerate(absolute):
         if path in absolute[:i]:

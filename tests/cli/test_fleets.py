@@ -144,10 +144,11 @@ def test_a_fleet_that_cannot_be_is_refused(
     assert expected in refused(tmp_path, "quantize", *argv, "--data", "noise")
 
 
-def test_outputs_keep_the_folders_of_models_with_one_name(tmp_path: Path) -> None:
+def test_outputs_keep_the_folders_of_models(tmp_path: Path) -> None:
     models = [Path("zoo/a/model.onnx"), Path("zoo/b/model.onnx"), Path("zoo/c.onnx")]
     out = Path("int8")
-    assert name_outputs(models[1:], out) == [out / "model.onnx", out / "c.onnx"]
+    assert name_outputs(models[:1], out) == [out / "model.onnx"]
+    assert name_outputs([Path("zoo/d.onnx"), models[2]], out) == [out / "d.onnx", out / "c.onnx"]
     assert name_outputs(models, out) == [out / "a/model.onnx", out / "b/model.onnx", out / "c.onnx"]
     with pytest.raises(UsageError, match="passed twice"):
         name_outputs([models[0], Path("zoo/../zoo/a/model.onnx")], out)
