@@ -82,7 +82,7 @@ COMMANDS = (
     ),
     Command(
         "quantize --out-dir",
-        "quantize IN/m.onnx --out-dir OUT --jobs 2 --data IN/d.npz",
+        "quantize IN/m.onnx --out-dir OUT/. --jobs 2 --data IN/d.npz",
         ("m.onnx", "w.bin"),
     ),
     Command("plan", "plan IN/m.onnx -o OUT/p.yaml", ("p.yaml",)),
