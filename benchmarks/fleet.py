@@ -61,9 +61,11 @@ def main() -> None:
         folder = Path(name)
         models = copy_models(arguments.models, arguments.count, folder)
         qdq = [sys.executable, "-m", "qdq"]
-        check = [*qdq, "check", str(models[0])]
-        wall, cpu = measure(check, 3 * arguments.repeats)
-        print(f"check of one model: {wall:.3f} s, {cpu:.3f} CPU s")
+        first = str(models[0])
+        strip = ["strip", first, "-o", str(folder / "stripped.onnx"), "--force"]
+        for words in (["check", first], ["diff", first, first], strip):
+            wall, cpu = measure([*qdq, *words], 3 * arguments.repeats)
+            print(f"{words[0]} of one model: {wall:.3f} s, {cpu:.3f} CPU s")
         report("check", [*qdq, "check", *map(str, models)], len(models), arguments)
         quantized = models[: arguments.quantized]
         quantize = [*qdq, "quantize", *map(str, quantized), "--data", "noise", "--force"]

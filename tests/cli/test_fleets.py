@@ -43,6 +43,16 @@ def test_jobs_check_as_one_process_does(tmp_path: Path, layout: str) -> None:
     assert serial[2].startswith(f"qdq: {paths[2]}: the file is not an ONNX file")
 
 
+def test_processes_that_begin_as_copies_check_the_same(tmp_path: Path) -> None:
+    """In a process of its own, where ONNX Runtime is not loaded, Linux copies the process."""
+    paths = check_models(tmp_path)
+    words = ("check", *map(str, paths), "--jobs", "3")
+    done = subprocess.run(
+        [sys.executable, "-m", "qdq", *words], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == run("check", *paths)
+
+
 def test_jobs_use_the_baseline_and_fix(tmp_path: Path) -> None:
     paths = check_models(tmp_path)[:2]
     baseline = tmp_path / "baseline.json"
