@@ -21,6 +21,7 @@ from qdq.graph.index import GraphIndex, Node
 from qdq.graph.operators import PASSES_SCORES, SCORING
 from qdq.metrics.metric import Metric, MetricComparison, MetricItem, MetricScores
 from qdq.metrics.output_errors import ErrorSums, OutputError
+from qdq.optional_packages import require_package
 from qdq.runtime.session import (
     Progress,
     open_partial_session,
@@ -71,6 +72,7 @@ def compare_outputs(
     any processor. Raises ModelError where the two models have different inputs or outputs,
     DataError where ONNX Runtime fails on a sample, MetricError where the metric does.
     """
+    require_package("polygraphy")
     from polygraphy.backend.onnxrt import OnnxrtRunner
     from polygraphy.logger import G_LOGGER
 
