@@ -26,7 +26,7 @@ from qdq.calibration.scales import Scales
 from qdq.data.feeds import open_feeds
 from qdq.graph.index import GraphIndex
 from qdq.graph.loader import load
-from qdq.planning.planner import source_at_plan_opset
+from qdq.planning.plan_opset import source_at_plan_opset
 from qdq.recovery import apply_refinements, refine_ranges
 
 HEADS = (

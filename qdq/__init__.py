@@ -35,7 +35,9 @@ if TYPE_CHECKING:
     from qdq.observers.collection import Observing as Observing
     from qdq.pipeline.fixer import Fixed as Fixed
     from qdq.pipeline.fixer import fix as fix
+    from qdq.pipeline.float_extremes import measure_extremes as measure_extremes
     from qdq.pipeline.float_options import FloatOptions as FloatOptions
+    from qdq.pipeline.plan_application import apply as apply
     from qdq.pipeline.quantize_model import Quantized as Quantized
     from qdq.pipeline.quantize_model import quantize as quantize
     from qdq.pipeline.recovery_options import Recovery as Recovery
@@ -54,7 +56,6 @@ if TYPE_CHECKING:
     from qdq.ranges.tensor_ranges import Part as Part
     from qdq.ranges.tensor_ranges import Ranges as Ranges
     from qdq.ranges.tensor_ranges import merge as merge
-    from qdq.rewriting.inserter import apply as apply
     from qdq.rewriting.model_file import save as save
     from qdq.rules.rule_files import load_rules as load_rules
     from qdq.sensitivity.budget import Budget as Budget
@@ -92,7 +93,7 @@ _HOME = {
     "Target": "qdq.target",
     "Thresholds": "qdq.validation.validator",
     "Validation": "qdq.validation.validator",
-    "apply": "qdq.rewriting.inserter",
+    "apply": "qdq.pipeline.plan_application",
     "calibrate": "qdq.calibration.calibrator",
     "cast": "qdq.precision.cast_model",
     "check": "qdq.checking.checker",
@@ -102,6 +103,7 @@ _HOME = {
     "given_by_hand": "qdq.ranges.given_ranges",
     "load": "qdq.graph.loader",
     "load_rules": "qdq.rules.rule_files",
+    "measure_extremes": "qdq.pipeline.float_extremes",
     "measure_sensitivity": "qdq.pipeline.sensitivity_analysis",
     "merge": "qdq.ranges.tensor_ranges",
     "misses": "qdq.validation.validator",

@@ -15,7 +15,7 @@ from qdq.observers.collection import DEFAULT_OBSERVING, CollectionJob, Observing
 from qdq.observers.distributed import collect_ranges
 from qdq.planning.decisions import Plan
 from qdq.planning.plan_edits import require_model, require_plan
-from qdq.planning.planner import source_at_plan_opset
+from qdq.planning.plan_opset import source_at_plan_opset
 from qdq.ranges.given_ranges import (
     GivenRanges,
     GivenSummary,

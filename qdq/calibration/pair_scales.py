@@ -17,6 +17,7 @@ from qdq.graph.operands import channel_amax, reshape_by_channels, split_blocks
 from qdq.planning.decisions import Placement
 from qdq.quantizer import Quantizer
 from qdq.ranges.given_ranges import GivenSummary
+from qdq.ranges.given_weights import make_weight_key
 from qdq.ranges.tensor_ranges import Ranges
 
 #: The range of a tensor or channel that is zero throughout. Any scale would do; this one is
@@ -76,19 +77,18 @@ class PairScaler:
         if quantizer.calibrated:
             amax = self._amax[tensor, quantizer.dtype]
             return np.array([amax])
-        given_amax = self._given_weights.get((tensor, quantizer.axis))
-        if quantizer.block_size:
-            return self._compute_block_amax(placement.edge, quantizer)
+        given_amax = self._given_weights.get(make_weight_key(placement))
         if given_amax is None:
             return self._compute_weight_amax(placement.edge, quantizer, readers)
         if all(given_amax):
             return np.array(given_amax)
-        weight = self._read_weight(placement.edge)
-        largest = channel_amax(weight, quantizer.axis)
+        largest = self._find_largest(placement.edge, quantizer)
         return np.where(np.array(given_amax) > 0.0, given_amax, largest)
 
     def _compute_weight_amax(self, edge: Edge, quantizer: Quantizer, readers: int) -> Array:
         """Return the amax of a weight, per channel where the quantizer has an axis."""
+        if quantizer.block_size:
+            return self._compute_block_amax(edge, quantizer)
         weight = self._read_weight(edge)
         if self._weight_method == "mse":
             return least_error_amax(weight, quantizer.axis, quantizer.element)
@@ -100,10 +100,18 @@ class PairScaler:
 
     def _compute_block_amax(self, edge: Edge, quantizer: Quantizer) -> Array:
         """Return the amax of each block of a weight, in the order of its scales."""
-        rows = split_blocks(self._read_weight(edge), quantizer.axis or 0, quantizer.block_size)
         if self._weight_method == "max":
-            return channel_amax(rows, 0)
+            return self._find_largest(edge, quantizer)
+        rows = split_blocks(self._read_weight(edge), quantizer.axis or 0, quantizer.block_size)
         return least_error_amax(rows, 0, quantizer.element)
+
+    def _find_largest(self, edge: Edge, quantizer: Quantizer) -> Array:
+        """Return the largest absolute value for each scale of a weight."""
+        weight = self._read_weight(edge)
+        if not quantizer.block_size:
+            return channel_amax(weight, quantizer.axis)
+        rows = split_blocks(weight, quantizer.axis or 0, quantizer.block_size)
+        return channel_amax(rows, 0)
 
     def _read_weight(self, edge: Edge) -> Array:
         """Return a weight's values as float32; raises ModelError where one is NaN or Inf."""

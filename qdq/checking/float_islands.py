@@ -8,13 +8,15 @@ import msgspec
 from onnx import TensorProto
 
 from qdq.graph.bodies import qualified_name
+from qdq.graph.float_nodes import has_float32, is_type_cast
 from qdq.graph.float_types import FloatType
 from qdq.graph.index import GraphIndex, Node
 from qdq.graph.operators import WEIGHTED
-from qdq.precision.cast_model import choose_float_rules, read_kept_nodes
-from qdq.precision.float_plan import FloatRequest, has_float32, is_type_cast, plan_float
+from qdq.precision.cast_model import read_kept_nodes
+from qdq.precision.float_plan import FloatRequest, plan_float
 from qdq.quantized.model import QuantizedModel
 from qdq.rules.rule import RuleSet
+from qdq.rules.rule_files import choose_float_rules
 from qdq.target import Target
 
 #: Operators that cost kernels or bytes in float32. Built with TensorRT-RTX 1.7.1 for sm86 and sm75,

@@ -32,7 +32,7 @@ from qdq.observers.collection import CollectionJob, Observing
 from qdq.planning.plan_document import PlanFile
 from qdq.planning.plan_edits import require_edits
 from qdq.planning.plan_file import read_plan_file
-from qdq.planning.planner import source_at_plan_opset
+from qdq.planning.plan_opset import source_at_plan_opset
 from qdq.ranges.known_ranges import KnownRanges
 from qdq.ranges.range_file import write_ranges
 from qdq.reports.scales_sections import ranges_summary, scales_summary

@@ -7,17 +7,17 @@ from pathlib import Path
 import click
 import msgspec
 
-from qdq.calibration.range_sources import read_given
-from qdq.cli.float_options import io_option, scales_option
+from qdq.cli.data_options import DataOptions, data_options
+from qdq.cli.float_options import extremes_option, io_option, read_extremes, scales_option
 from qdq.cli.messages import print_record, print_written
 from qdq.cli.options import FILE, collect_options, format_option, output_options
 from qdq.cli.plan_options import make_rules_option, target_option
 from qdq.files.output import check_output
 from qdq.graph.float_types import SHORT_TYPES
 from qdq.graph.loader import load
+from qdq.graph.source import Source
+from qdq.pipeline.float_extremes import measure_extremes
 from qdq.precision.cast_model import CastModel, cast
-from qdq.ranges.known_ranges import KnownRanges
-from qdq.ranges.tensor_ranges import Ranges
 from qdq.reports.cast_sections import cast_sections
 from qdq.rewriting.model_file import plan_external_copies, save
 from qdq.rules.rule_files import load_rules
@@ -36,6 +36,7 @@ class CastArguments(msgspec.Struct, frozen=True):
     keep_fp32: tuple[str, ...]
     allow_unmatched: bool
     ranges: Path | None
+    data: DataOptions
     scales: str
     io: str
     layout: str
@@ -60,13 +61,8 @@ class CastArguments(msgspec.Struct, frozen=True):
     help="Compute the nodes of these names in FP32; repeat for several.",
 )
 @click.option("--allow-unmatched", is_flag=True, help="Accept globs that match nothing.")
-@click.option(
-    "--ranges",
-    type=FILE,
-    metavar="FILE",
-    help="Ranges of activations, as 'qdq quantize --save-ranges' or a calibration cache has them: "
-    "what overflows stays in FP32.",
-)
+@extremes_option
+@data_options
 @scales_option
 @io_option
 @format_option
@@ -74,13 +70,15 @@ class CastArguments(msgspec.Struct, frozen=True):
 def command(options: CastArguments) -> None:
     """Write MODEL, float or with Q/DQ pairs, in FP16 or BF16.
 
-    Rules with 'then: keep-fp32' decide what computes in FP32 all the same. Casts are only where
-    types meet. A model that was cast already is written unchanged.
+    Rules with 'then: keep-fp32' decide what computes in FP32 all the same, and so do the values
+    that --data and --ranges show. Casts are only where types meet. A model that was cast already is
+    written unchanged.
 
     \b
     Example:
       qdq cast resnet50.onnx -o resnet50.fp16.onnx
       qdq cast resnet50.int8.onnx -o resnet50.int8.fp16.onnx --ranges resnet50.ranges
+      qdq cast resnet50.onnx -o resnet50.fp16.onnx --data samples/ --samples 8
       qdq cast bert.onnx -o bert.bf16.onnx --to bf16 --keep-fp32 '/pooler/*'
     """
     check_output(options.output, options.force)
@@ -94,7 +92,6 @@ def command(options: CastArguments) -> None:
 def _cast(options: CastArguments) -> CastModel:
     source = load(options.model)
     plan_external_copies(source, options.output, options.force)
-    known_ranges = None if options.ranges is None else read_given(options.ranges)
     return cast(
         source,
         options.to,
@@ -102,16 +99,18 @@ def _cast(options: CastArguments) -> CastModel:
         targets=options.targets,
         keep_fp32=options.keep_fp32,
         allow_unmatched=options.allow_unmatched,
-        amax=_list_extremes(known_ranges),
+        amax=_find_extremes(source, options),
         scales=options.scales,
         io=options.io,
     )
 
 
-def _list_extremes(known_ranges: KnownRanges | None) -> dict[str, float]:
-    """Return the largest absolute value of each tensor with a range."""
-    if known_ranges is None:
-        return {}
-    if isinstance(known_ranges, Ranges):
-        return {item.tensor: item.amax for item in known_ranges.by_tensor if item.seen}
-    return {item.tensor: item.amax for item in known_ranges.by_tensor}
+def _find_extremes(source: Source, options: CastArguments) -> dict[str, float]:
+    """Return the largest absolute value of each tensor, by the ranges and on the samples."""
+    extremes = dict(read_extremes(options.ranges))
+    if options.data.source is None:
+        return extremes
+    measured = measure_extremes(source, options.data.source, batch=options.data.batch)
+    for name, amax in measured.items():
+        extremes[name] = max(amax, extremes.get(name, 0.0))
+    return extremes

@@ -8,14 +8,17 @@ from pathlib import Path
 import click
 import msgspec
 
+from qdq.cli.float_options import float_type_option
 from qdq.cli.messages import print_record
 from qdq.cli.options import FILE, OUTPUT_FILE, collect_options, force_option, format_option
 from qdq.cli.plan_options import PlanOptions, plan_options, read_rule_sets
 from qdq.files.output import check_output, write_atomic
 from qdq.graph.loader import load
 from qdq.planning.decisions import Plan, ScaleGroup
+from qdq.planning.kept_nodes import state_kept_nodes
 from qdq.planning.plan_diff import PlanDiff, diff_plans
 from qdq.planning.plan_file import plan_to_yaml, read_plan
+from qdq.planning.plan_request import choose_float_type
 from qdq.planning.planner import plan_source, require_float_model
 from qdq.reports.plan_sections import plan_sections
 from qdq.reports.sections import Section
@@ -31,6 +34,7 @@ class PlanCommandOptions(msgspec.Struct, frozen=True):
     force: bool
     older: Path | None
     plan: PlanOptions
+    float_type: str | None
     layout: str
 
 
@@ -52,6 +56,7 @@ class PlanCommandOptions(msgspec.Struct, frozen=True):
     help="Print the changes since this older plan file; exit 1 if there are any.",
 )
 @plan_options
+@float_type_option
 @format_option
 @click.pass_context
 @collect_options(PlanCommandOptions)
@@ -64,6 +69,7 @@ def command(ctx: click.Context, options: PlanCommandOptions) -> None:
     \b
     Example:
       qdq plan resnet50.onnx --target rtx:sm86 -o resnet50.plan.yaml
+      qdq plan bert.onnx --target rtx:sm86 --float fp16 -o bert.plan.yaml
       qdq plan resnet50.onnx --target rtx:sm86 --diff resnet50.plan.yaml
     """
     if options.output:
@@ -83,8 +89,11 @@ def _make_plan(options: PlanCommandOptions) -> Plan:
     """Return the plan, and write it where the options name a file."""
     source = load(options.model)
     require_float_model(source)
-    rules = read_rule_sets(options.plan.rule_sets)
-    index, plan = plan_source(source, options.plan.parse(rules))
+    request = options.plan.parse(read_rule_sets(options.plan.rule_sets))
+    float_type = choose_float_type(options.float_type, request.targets)
+    request = msgspec.structs.replace(request, float_type=float_type)
+    index, plan = plan_source(source, request)
+    plan = state_kept_nodes(plan, index, request)
     if options.output:
         write_atomic(options.output, plan_to_yaml(plan, index).encode())
     return plan
@@ -100,6 +109,10 @@ def _format_diff(diff: PlanDiff) -> Iterator[str]:
         yield "the older plan is of another model, by digest"
     for name, old_value, new_value in diff.context:
         yield f"{name}: {old_value or 'none'} -> {new_value or 'none'}"
+    for name in diff.kept_gained:
+        yield f"+ {name}  FP32"
+    for name in diff.kept_lost:
+        yield f"- {name}  FP32"
     for change in diff.edges:
         decisions = f"{change.old or 'nothing'} -> {change.new or 'nothing'}"
         yield f"{_SIGNS[change.kind]} {change.edge}  {decisions}"

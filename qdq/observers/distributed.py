@@ -31,7 +31,7 @@ from qdq.interruption import DelayedEnd
 from qdq.observers.collection import CollectionJob, Observing, collect_locally, open_checkpoint
 from qdq.optional_packages import require_package
 from qdq.planning.decisions import Plan
-from qdq.planning.planner import source_at_plan_opset
+from qdq.planning.plan_opset import source_at_plan_opset
 from qdq.ranges.tensor_ranges import Part, Ranges, merge
 from qdq.runtime.session import Progress
 

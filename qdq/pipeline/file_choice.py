@@ -18,7 +18,8 @@ from qdq.errors import QdqError
 from qdq.graph.metadata import FLOAT_KEY
 from qdq.graph.source import Source
 from qdq.optional_packages import explain_missing
-from qdq.precision.cast_model import CastRequest, cast_source, choose_float_rules
+from qdq.precision.cast_model import CastRequest, cast_source
+from qdq.rules.rule_files import choose_float_rules
 from qdq.target import Target
 from qdq.validation.engine_report import EngineReport
 

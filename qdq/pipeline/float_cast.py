@@ -6,26 +6,19 @@ import msgspec
 from onnx import ModelProto
 
 from qdq.graph.float_types import FloatType
-from qdq.graph.loader import raise_source_opset
-from qdq.graph.opset import FLOAT16_OPSET
+from qdq.graph.row_products import write_row_products
 from qdq.graph.source import Source
 from qdq.pipeline.bisection import CompilerRefusal
 from qdq.pipeline.buildable import BuildFunction
-from qdq.pipeline.float_extremes import measure_extremes
+from qdq.pipeline.float_extremes import sample_extremes
 from qdq.pipeline.float_options import FloatOptions
 from qdq.pipeline.quantize_request import QuantizeRequest
 from qdq.pipeline.quantize_stages import CalibratedModel
 from qdq.planning.decisions import Plan
-from qdq.precision.cast_model import CastModel, CastRequest, cast_source, choose_float_rules
+from qdq.precision.cast_model import CastModel, CastRequest, cast_source
 from qdq.ranges.tensor_ranges import Ranges
 from qdq.rules.rule import RuleSet
-
-
-def raise_for_cast(source: Source, float_type: FloatType) -> Source:
-    """Return a source at the opset that a cast of its quantized copy needs."""
-    if not float_type.is_short:
-        return source
-    return raise_source_opset(source, max(float_type.opset, FLOAT16_OPSET), float_type.label)
+from qdq.rules.rule_files import choose_float_rules
 
 
 def cast_rewritten(
@@ -38,13 +31,20 @@ def cast_rewritten(
     if not float_type.is_short:
         return None
     source = calibrated.planned.index.source
-    extremes = measure_extremes(calibrated.planned.index, request.calibration)
+    extremes = sample_extremes(calibrated.planned.index, request.calibration)
     for name, amax in list_extremes(calibrated.ranges).items():
         extremes[name] = max(amax, extremes.get(name, 0.0))
     cast_request = _make_request(float_type, plan, rules, options)
     cast_request = msgspec.structs.replace(cast_request, amax=extremes)
+    return cast_pairs(source, model, cast_request)
+
+
+def cast_pairs(source: Source, model: ModelProto, request: CastRequest) -> CastModel:
+    """Return the cast copy of a model with pairs, with its products as compilers keep INT4."""
     rewritten = msgspec.structs.replace(source, model=model, stamp=None)
-    return cast_source(rewritten, cast_request)
+    cast_model = cast_source(rewritten, request)
+    cast_copy = msgspec.structs.replace(source, model=cast_model.model, stamp=None)
+    return msgspec.structs.replace(cast_model, model=write_row_products(cast_copy))
 
 
 def _make_request(

@@ -1,47 +1,76 @@
-"""The largest absolute values of the tensors that get no pair, measured on a few samples."""
+"""The largest absolute values of the tensors of a model, measured on samples."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 import numpy as np
 from onnx import TensorProto
 
-from qdq.arrays import Array
+from qdq.arrays import Array, Feed
+from qdq.data.feeds import DataLike, open_feeds
 from qdq.data.sample_recorder import read_samples_again
 from qdq.errors import QdqError
 from qdq.graph.index import GraphIndex
+from qdq.graph.loader import load
+from qdq.graph.source import ModelLike
 from qdq.pipeline.quantize_request import CalibrationOptions
 from qdq.runtime.session import open_session, run_sample
 
-#: The samples that are run: those of the guard, as far as they go.
+#: The samples of calibration that are run: those of the guard, as far as they go.
 _SAMPLES = 4
 
 #: The tensors that are read in one run, so that memory holds a part of the activations.
 _TENSORS_AT_ONCE = 64
 
 
-def measure_extremes(index: GraphIndex, options: CalibrationOptions) -> dict[str, float]:
+def measure_extremes(
+    model: ModelLike,
+    data: DataLike,
+    *,
+    batch: int | None = None,
+    ort_libraries: Iterable[str | Path] = (),
+) -> dict[str, float]:
     """Return the largest absolute value of each float32 tensor of the main graph, by name.
 
-    The samples are a few of those of calibration. The result is empty without samples, and where
-    ONNX Runtime cannot run the model with all tensors as outputs.
+    All samples are run. It is what `qdq.cast` takes as `amax`. Raises ModelError where ONNX Runtime
+    cannot run the model, and DataError for samples that do not fit.
+    """
+    index = GraphIndex(load(model))
+    feeds = open_feeds(index, data, batch)
+    return _run_samples(index, feeds, [Path(path) for path in ort_libraries])
+
+
+def sample_extremes(index: GraphIndex, options: CalibrationOptions) -> dict[str, float]:
+    """Return the same on a few of the samples of calibration.
+
+    The result is empty without samples, and where ONNX Runtime cannot run the model with all
+    tensors as outputs.
     """
     if options.data is None:
         return {}
-    names = list(_list_tensors(index))
-    extremes: dict[str, float] = {}
     try:
         samples = read_samples_again(index, options.data, options.batch, _SAMPLES)
-        libraries = options.observing.ort_libraries
-        session = open_session(index, names, libraries=libraries)
-        for sample in samples:
-            for start in range(0, len(names), _TENSORS_AT_ONCE):
-                part = names[start : start + _TENSORS_AT_ONCE]
-                for name, values in run_sample(session, index, part, sample.feed):
-                    extremes[name] = max(extremes.get(name, 0.0), _find_largest(values))
+        feeds = (sample.feed for sample in samples)
+        return _run_samples(index, feeds, options.observing.ort_libraries)
     except QdqError:
         return {}
+
+
+def _run_samples(
+    index: GraphIndex, feeds: Iterable[Feed], libraries: Iterable[Path]
+) -> dict[str, float]:
+    names = list(_list_tensors(index))
+    extremes: dict[str, float] = {}
+    session = open_session(
+        index, [name for name in names if name not in index.outputs], libraries=libraries
+    )
+    for feed in feeds:
+        for start in range(0, len(names), _TENSORS_AT_ONCE):
+            part = names[start : start + _TENSORS_AT_ONCE]
+            for name, values in run_sample(session, index, part, feed):
+                extremes[name] = max(extremes.get(name, 0.0), _find_largest(values))
     return extremes
 
 
@@ -49,7 +78,7 @@ def _list_tensors(index: GraphIndex) -> Iterator[str]:
     """Yield the float32 tensors that nodes of the main graph compute from the inputs."""
     for node in index.nodes:
         for name in node.outputs:
-            is_computed = name and not index.is_constant(name) and name not in index.outputs
+            is_computed = name and not index.is_constant(name)
             if is_computed and index.elem_type(name) == TensorProto.FLOAT:
                 yield name
 

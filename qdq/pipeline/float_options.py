@@ -7,9 +7,10 @@ from collections.abc import Iterable
 import msgspec
 
 from qdq.arguments import require_type
-from qdq.graph.float_types import FP16, FP32, FloatType, parse_float_type
+from qdq.graph.float_types import FloatType, parse_float_type
+from qdq.planning.plan_request import choose_float_type
 from qdq.precision.cast_model import ENDS, SCALES, require_choice
-from qdq.target import Target, needs_fp16
+from qdq.target import Target
 
 
 class FloatOptions(msgspec.Struct, frozen=True):
@@ -40,9 +41,7 @@ class FloatOptions(msgspec.Struct, frozen=True):
 
     def choose(self, targets: Iterable[Target]) -> FloatType:
         """Return the type of the float part: FP16 where a target builds no Gemm in FP32."""
-        if self.float_type is not None:
-            return parse_float_type(self.float_type)
-        return FP16 if any(map(needs_fp16, targets)) else FP32
+        return choose_float_type(self.float_type, targets)
 
 
 def to_float_options(float_type: str | FloatOptions | None) -> FloatOptions:

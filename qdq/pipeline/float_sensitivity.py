@@ -18,14 +18,13 @@ from qdq.graph.index import GraphIndex, Node
 from qdq.graph.loader import load
 from qdq.graph.source import ModelLike
 from qdq.observers.collection import DEFAULT_OBSERVING
-from qdq.pipeline.float_extremes import measure_extremes
+from qdq.pipeline.float_extremes import sample_extremes
 from qdq.pipeline.quantize_request import to_calibration_options
 from qdq.planning.planner import require_float_model
-from qdq.precision.cast_model import choose_float_rules
 from qdq.precision.float_plan import FloatRequest, plan_float
 from qdq.precision.node_rounding import round_nodes
 from qdq.recovery.output_snr import OutputSnr
-from qdq.rules.rule_files import RulesLike
+from qdq.rules.rule_files import RulesLike, choose_float_rules
 
 #: The samples that the noise is measured with.
 _SAMPLES = 8
@@ -80,7 +79,7 @@ def measure_float_sensitivity(
     )
     samples = read_samples_again(index, options.data or data, None, _SAMPLES)
     snr = OutputSnr(index, [sample.feed for sample in samples])
-    extremes = measure_extremes(index, options)
+    extremes = sample_extremes(index, options)
     measurement = _Measurement(index, snr, float_type, extremes)
     request = FloatRequest(float_type, choose_float_rules(rules), amax=extremes)
     kept = {node.node: node.because for node in plan_float(index, request).kept}

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Mapping
 
 import msgspec
 
 from qdq.errors import UsageError
-from qdq.graph.index import Edge
+from qdq.graph.index import Edge, GraphIndex
 from qdq.graph.shape_profiles import Profile
 from qdq.quantizer import Quantizer
 from qdq.target import Target
@@ -90,6 +91,17 @@ class LeftFloat(msgspec.Struct, frozen=True):
     reason: str
 
 
+class KeptFp32(msgspec.Struct, frozen=True):
+    """A node that computes in FP32 where the float part becomes FP16 or BF16."""
+
+    #: Label of the node, after the path of its subgraph.
+    node: str
+    #: The names of the rules that keep it.
+    because: str
+    #: The sentence of the first of them.
+    reason: str
+
+
 class ScaleGroup(msgspec.Struct, frozen=True, order=True):
     """Tensors that share one range, and the rules that connect them."""
 
@@ -125,12 +137,24 @@ class Plan(msgspec.Struct, frozen=True):
     sensitive: tuple[SensitiveLayer, ...] | msgspec.UnsetType = msgspec.UNSET
     #: The type that the float part gets, ``fp16`` or ``bf16``; absent where it stays float32.
     float_type: str | msgspec.UnsetType = msgspec.UNSET
+    #: The nodes that rules keep in FP32 then, without ranges; absent where there are none.
+    keep_fp32: tuple[KeptFp32, ...] | msgspec.UnsetType = msgspec.UNSET
 
     @property
     def key(self) -> str:
         """SHA-256 of the plan, by which its scales refer to it."""
         content = msgspec.json.encode(self)
         return hashlib.sha256(content).hexdigest()
+
+
+def sort_placements(
+    index: GraphIndex, placements: Mapping[Edge, Placement]
+) -> tuple[Placement, ...]:
+    """Return placements in the order of their edges in a graph and its bodies."""
+    ordered: list[Placement] = []
+    for scope in index.scopes.values():
+        ordered += [placements[edge] for edge in scope.edges() if edge in placements]
+    return tuple(ordered)
 
 
 def group_by_pair(plan: Plan) -> dict[tuple[str, Quantizer], tuple[Placement, ...]]:
@@ -157,6 +181,11 @@ def placement_lines(plan: Plan) -> list[str]:
         rules = ", ".join(group.because)
         lines.append(f"{tensors}  share-scale  {rules}")
     return lines
+
+
+def keep_fp32_lines(plan: Plan) -> list[str]:
+    """Return one line per node that a plan keeps in FP32: node, rules."""
+    return [f"{kept.node}  {kept.because}" for kept in plan.keep_fp32 or ()]
 
 
 def left_float_lines(plan: Plan) -> list[str]:

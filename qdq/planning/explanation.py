@@ -14,7 +14,8 @@ from qdq.graph.loader import load
 from qdq.graph.source import ModelLike
 from qdq.planning.decisions import NO_RULE, LeftFloat, Placement, Plan
 from qdq.planning.plan_edits import require_plan
-from qdq.planning.planner import source_at_plan_opset, with_leave_float
+from qdq.planning.plan_opset import source_at_plan_opset
+from qdq.planning.planner import with_leave_float
 from qdq.rules.matcher import glob_names
 from qdq.rules.rule import Rule
 from qdq.rules.rule_files import RulesLike, to_rule_set

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 
 import msgspec
 
+from qdq.graph.float_types import FP32
 from qdq.graph.index import Edge
 from qdq.planning.decisions import LeftFloat, Placement, Plan, ScaleGroup
 
@@ -39,9 +40,14 @@ class PlanDiff(msgspec.Struct, frozen=True):
     edges: tuple[EdgeChange, ...]
     groups_gained: tuple[ScaleGroup, ...]
     groups_lost: tuple[ScaleGroup, ...]
+    #: Nodes that only the newer plan keeps in FP32.
+    kept_gained: tuple[str, ...] = ()
+    #: Nodes that only the older plan keeps in FP32.
+    kept_lost: tuple[str, ...] = ()
 
     def __bool__(self) -> bool:
-        return bool(self.edges or self.groups_gained or self.groups_lost)
+        groups = self.groups_gained or self.groups_lost
+        return bool(self.edges or groups or self.kept_gained or self.kept_lost)
 
 
 def diff_plans(old: Plan, new: Plan) -> PlanDiff:
@@ -60,7 +66,15 @@ def diff_plans(old: Plan, new: Plan) -> PlanDiff:
         edges=tuple(edges),
         groups_gained=tuple(groups_gained),
         groups_lost=tuple(sorted(groups_lost)),
+        kept_gained=_list_kept_only_by(new, old),
+        kept_lost=_list_kept_only_by(old, new),
     )
+
+
+def _list_kept_only_by(plan: Plan, other: Plan) -> tuple[str, ...]:
+    """Return the nodes that one plan keeps in FP32 and the other does not."""
+    others = {kept.node for kept in other.keep_fp32 or ()}
+    return tuple(kept.node for kept in plan.keep_fp32 or () if kept.node not in others)
 
 
 def _decisions_by_location(plan: Plan) -> _Decisions:
@@ -88,6 +102,8 @@ def _rename_tensors(group: ScaleGroup, names: dict[str, str]) -> ScaleGroup:
 
 
 def _context_changes(old: Plan, new: Plan) -> Iterator[tuple[str, str, str]]:
+    if old.float_type != new.float_type:
+        yield "float_type", old.float_type or FP32.name, new.float_type or FP32.name
     for key in ("targets", "rule_sets", "leave_float", "sensitive", "profiles"):
         old_text = _join_texts(getattr(old, key) or ())
         new_text = _join_texts(getattr(new, key) or ())

@@ -10,9 +10,11 @@ import msgspec
 
 from qdq.errors import PlanError, QdqError
 from qdq.files.strict_yaml import LocatedMapping, read_choice, require_known_keys
+from qdq.graph.float_types import SHORT_TYPES
 from qdq.graph.index import Edge
 from qdq.graph.shape_profiles import parse_profile
 from qdq.planning.decisions import (
+    KeptFp32,
     LeftFloat,
     Placement,
     Plan,
@@ -33,15 +35,18 @@ _KEYS = (
     "targets",
     "rule_sets",
     "leave_float",
+    "float_type",
     "sensitive",
     "profiles",
     "reasons",
     "layers",
     "scale_groups",
+    "keep_fp32",
 )
 _REQUIRED_KEYS = ("qdq_plan", "model", "digest", "targets", "layers")
 _LAYER_KEYS = ("node", "graph", "op", "edges")
 _EDGE_KEYS = ("slot", "tensor", "quantize", "axis", "because", "float", "why")
+_KEPT_KEYS = ("node", "because", "why")
 _GROUP_KEYS = ("tensors", "because", "ratio_at_most")
 
 _Item = TypeVar("_Item")
@@ -58,6 +63,8 @@ class PlanFile(msgspec.Struct, frozen=True):
     nodes: dict[tuple[str, str], tuple[str, int]]
     #: The line of each scale group.
     groups: tuple[int, ...]
+    #: The line of each node that stays in FP32.
+    kept: tuple[int, ...] = ()
 
     def place(self, line: int) -> str:
         """Return a line of the file as ``file:line``."""
@@ -80,8 +87,10 @@ class _Layers(msgspec.Struct):
 def parse_plan_file(path: Path, content: LocatedMapping) -> PlanFile:
     """Return the plan that a file's content states; raises QdqError that begins with the line."""
     require_known_keys(content, _KEYS, _REQUIRED_KEYS)
-    layers = _parse_layers(content, _read_reasons(content))
+    reasons = _read_reasons(content)
+    layers = _parse_layers(content, reasons)
     groups = list(_read_mappings(content, "scale_groups", _GROUP_KEYS, ("tensors",)))
+    kept = list(_read_mappings(content, "keep_fp32", _KEPT_KEYS, ("node",)))
     plan = Plan(
         model=_read_text(content, "model"),
         digest=_read_text(content, "digest"),
@@ -94,9 +103,29 @@ def parse_plan_file(path: Path, content: LocatedMapping) -> PlanFile:
         left_float=tuple(layers.left_float),
         scale_groups=tuple(_parse_scale_group(group) for group in groups),
         sensitive=_parse_texts(content, "sensitive", parse_sensitive_layer) or msgspec.UNSET,
+        float_type=_read_float_type(content),
+        keep_fp32=tuple(_parse_kept(entry, reasons) for entry in kept) or msgspec.UNSET,
     )
+    if plan.keep_fp32 and not plan.float_type:
+        problem = "'keep_fp32' needs 'float_type': without it all nodes stay in FP32. Add it."
+        raise _mistake(content, "keep_fp32", problem)
     group_lines = tuple(group.line for group in groups)
-    return PlanFile(path, plan, layers.lines, layers.nodes, group_lines)
+    kept_lines = tuple(entry.line for entry in kept)
+    return PlanFile(path, plan, layers.lines, layers.nodes, group_lines, kept_lines)
+
+
+def _read_float_type(content: LocatedMapping) -> str | msgspec.UnsetType:
+    """Return the type of the float part; raises PlanError for one that has not 16 bits."""
+    if "float_type" not in content:
+        return msgspec.UNSET
+    name: str = read_choice(content, "float_type", SHORT_TYPES)
+    return name
+
+
+def _parse_kept(entry: LocatedMapping, reasons: dict[str, str]) -> KeptFp32:
+    rule = _read_text(entry, "because", BY_HAND)
+    reason = _read_text(entry, "why", reasons.get(rule, ""))
+    return KeptFp32(_read_text(entry, "node"), rule, reason)
 
 
 def _read_reasons(content: LocatedMapping) -> dict[str, str]:

@@ -6,6 +6,7 @@ import msgspec
 
 from qdq.arguments import require_type
 from qdq.errors import PlanError, did_you_mean
+from qdq.graph.bodies import qualified_name
 from qdq.graph.compiler_view import CompilerView
 from qdq.graph.index import Edge, GraphIndex, Node
 from qdq.graph.operands import block_axis, channel_axis, has_whole_blocks
@@ -30,6 +31,7 @@ def require_edits(file: PlanFile, index: GraphIndex) -> None:
     for placement in file.plan.placements:
         _require_format(file, index, placement)
     _require_groups(file, index)
+    _require_kept(file, index)
     _require_model_of_file(file, file.plan, index)
     for scope in CompilerView(index).scopes.values():
         _require_needs(file, scope)
@@ -139,6 +141,20 @@ def _require_groups(file: PlanFile, index: GraphIndex) -> None:
                 hint = did_you_mean(tensor, quantized) or "."
                 problem = f"which is no tensor of {index.source.name}{hint}"
             raise PlanError(f"{place}: the scale group names {tensor!r}, {problem}")
+
+
+def _require_kept(file: PlanFile, index: GraphIndex) -> None:
+    labels = {
+        qualified_name(path, label)
+        for path, scope in index.scopes.items()
+        for label in scope.by_label
+    }
+    for kept, line in zip(file.plan.keep_fp32 or (), file.kept, strict=True):
+        if kept.node not in labels:
+            hint = did_you_mean(kept.node, labels) or "."
+            raise PlanError(
+                f"{file.place(line)}: {index.source.name} has no node {kept.node!r}{hint}"
+            )
 
 
 def _quantized_tensors(plan: Plan) -> set[str]:

@@ -13,7 +13,14 @@ from qdq.errors import PlanError, QdqError, RuleError, first_line
 from qdq.files.command_files import note_input
 from qdq.files.strict_yaml import LocatedMapping, parse_text_yaml
 from qdq.graph.index import Edge, GraphIndex, Node
-from qdq.planning.decisions import GRAPH_REASONS, LeftFloat, Placement, Plan, ScaleGroup
+from qdq.planning.decisions import (
+    GRAPH_REASONS,
+    KeptFp32,
+    LeftFloat,
+    Placement,
+    Plan,
+    ScaleGroup,
+)
 from qdq.planning.plan_document import PlanFile, parse_plan_file
 
 #: Version of the plan file's layout.
@@ -38,7 +45,7 @@ def plan_to_yaml(plan: Plan, index: GraphIndex | None = None) -> str:
     With the model's index the blocks are in graph order and name their operators; without it they
     are in plan order.
     """
-    reasons = _common_reasons(plan.left_float)
+    reasons = _common_reasons((*plan.left_float, *(plan.keep_fp32 or ())))
     lines_by_node = _edge_lines_by_node(plan, reasons)
     if index is not None:
         lines_by_node = _sort_by_graph_order(lines_by_node, index)
@@ -52,6 +59,9 @@ def plan_to_yaml(plan: Plan, index: GraphIndex | None = None) -> str:
         _format_list("layers", layers),
         _format_list("scale_groups", groups),
     ]
+    if plan.float_type:
+        kept = [_format_kept(node, reasons) for node in plan.keep_fp32 or ()]
+        parts.append(_format_list("keep_fp32", kept))
     return "".join(parts)
 
 
@@ -65,6 +75,8 @@ def _format_head(plan: Plan, reasons: dict[str, str]) -> str:
         "rule_sets": list(plan.rule_sets),
         "leave_float": list(plan.leave_float),
     }
+    if plan.float_type:
+        head["float_type"] = plan.float_type
     if plan.sensitive:
         head["sensitive"] = list(map(str, plan.sensitive))
     if plan.profiles:
@@ -81,10 +93,10 @@ def _format_list(key: str, entries: list[str]) -> str:
     return f"\n{key}:\n{text}"
 
 
-def _common_reasons(left_float: Iterable[LeftFloat]) -> dict[str, str]:
-    """Return the reason of each rule that leaves edges in float, where all edges have the same."""
+def _common_reasons(decisions: Iterable[LeftFloat | KeptFp32]) -> dict[str, str]:
+    """Return the reason of each rule that keeps something in float, where it is always the same."""
     reasons_by_rule: dict[str, set[str]] = {}
-    for item in left_float:
+    for item in decisions:
         reasons = reasons_by_rule.setdefault(item.because, set())
         reasons.add(item.reason)
     common: dict[str, str] = {}
@@ -129,6 +141,15 @@ def _format_left_float(item: LeftFloat, reasons: dict[str, str]) -> str:
         return f"float: {rule}"
     reason = _quote(item.reason)
     return f"float: {rule}, why: {reason}"
+
+
+def _format_kept(kept: KeptFp32, reasons: dict[str, str]) -> str:
+    node = _quote(kept.node)
+    rule = _quote(kept.because)
+    if reasons.get(kept.because) == kept.reason:
+        return f"- {{node: {node}, because: {rule}}}\n"
+    reason = _quote(kept.reason)
+    return f"- {{node: {node}, because: {rule}, why: {reason}}}\n"
 
 
 def _sort_by_graph_order(

@@ -8,11 +8,11 @@ from collections.abc import Iterable
 import msgspec
 
 from qdq.arguments import list_texts
-from qdq.graph.float_types import FP32, FloatType
+from qdq.graph.float_types import FP16, FP32, FloatType, parse_float_type
 from qdq.graph.shape_profiles import Profile
 from qdq.planning.decisions import SensitiveLayer
 from qdq.rules.rule import RuleSet
-from qdq.target import Target
+from qdq.target import Target, needs_fp16
 
 
 class PlanRequest(msgspec.Struct, frozen=True):
@@ -33,6 +33,16 @@ class PlanRequest(msgspec.Struct, frozen=True):
     sensitive: tuple[SensitiveLayer, ...] = ()
     #: The type that the float part of the model gets after its pairs are inserted.
     float_type: FloatType = FP32
+
+
+def choose_float_type(name: str | None, targets: Iterable[Target]) -> FloatType:
+    """Return the type of the float part: without a name FP16 where a target builds no FP32 Gemm.
+
+    Raises UsageError for an unknown name.
+    """
+    if name is not None:
+        return parse_float_type(name, "float_type")
+    return FP16 if any(map(needs_fp16, targets)) else FP32
 
 
 def to_globs(globs: str | Iterable[str]) -> tuple[str, ...]:

@@ -5,17 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 
 import msgspec
-from onnx import TensorProto
 
 from qdq.arguments import require_type
 from qdq.errors import ModelError, RuleError
 from qdq.graph.bodies import all_nodes, qualified_name
 from qdq.graph.compiler_view import CompilerView
 from qdq.graph.index import Edge, GraphIndex, Node
-from qdq.graph.loader import load, raise_source_opset
+from qdq.graph.loader import load
 from qdq.graph.operands import block_axis, channel_axis, has_whole_blocks, operands
 from qdq.graph.operators import PLANNED_BODIES
-from qdq.graph.opset import FLOAT16_OPSET, default_opset, holds_short_floats
 from qdq.graph.quantized_operators import is_quantized
 from qdq.graph.shape_profiles import (
     ProfilesLike,
@@ -42,11 +40,13 @@ from qdq.planning.graph_reasons import (
     find_graph_reason,
     find_hidden_operands,
 )
+from qdq.planning.kept_nodes import state_kept_nodes
 from qdq.planning.kernel_reasons import state_kernel_rows
 from qdq.planning.pair_dependencies import unmet_needs
-from qdq.planning.plan_request import PlanRequest, exact_globs, to_globs
+from qdq.planning.plan_opset import source_at_plan_opset
+from qdq.planning.plan_request import PlanRequest, choose_float_type, exact_globs, to_globs
 from qdq.planning.scale_groups import find_scale_groups
-from qdq.quantizer import ELEMENT_TYPES, FORMATS, INT8, Quantizer
+from qdq.quantizer import FORMATS, Quantizer
 from qdq.rules.facts import Scene
 from qdq.rules.kernel_tables import describe_borrowed_tables
 from qdq.rules.matcher import Verdict, match_rules, require_matches
@@ -55,7 +55,7 @@ from qdq.rules.rule_files import RulesLike, load_rules, to_rule_set
 from qdq.target import DEFAULT_TARGET, TargetsLike, to_targets
 
 
-def plan(
+def plan(  # noqa: PLR0913 keyword arguments of the public function
     model: ModelLike,
     *,
     rules: RulesLike | None = None,
@@ -63,12 +63,14 @@ def plan(
     leave_float: str | Iterable[str] = (),
     allow_unmatched: bool = False,
     profiles: ProfilesLike = (),
+    float_type: str | None = None,
 ) -> Plan:
     """Return the plan that the rules make for a float model.
 
     `leave_float` holds globs of node names to keep in float. Without targets the plan is for
     TensorRT on SM 8.0 and up. Rules about shapes use `profiles` where the model leaves a dimension
-    open. Raises ModelError for a model that already holds Q/DQ, RuleError where rules disagree,
+    open. `float_type` is what the float part becomes, as in `quantize`; None where the targets
+    decide. Raises ModelError for a model that already holds Q/DQ, RuleError where rules disagree,
     UsageError for a glob that nothing matches.
     """
     source = load(model)
@@ -80,9 +82,10 @@ def plan(
         to_globs(leave_float),
         allow_unmatched,
         to_profiles(profiles),
+        float_type=choose_float_type(float_type, to_targets(targets)),
     )
-    _, plan = plan_source(source, request)
-    return plan
+    index, plan = plan_source(source, request)
+    return state_kept_nodes(plan, index, request)
 
 
 def plan_source(source: Source, request: PlanRequest) -> tuple[GraphIndex, Plan]:
@@ -94,31 +97,6 @@ def plan_source(source: Source, request: PlanRequest) -> tuple[GraphIndex, Plan]
         return index, plan
     raised_index = GraphIndex(raised_source)
     return raised_index, plan_index(raised_index, request)
-
-
-def source_at_plan_opset(source: Source, plan: Plan, index: GraphIndex | None = None) -> Source:
-    """Return a model at the opset that a plan's pairs need, by their element and float types.
-
-    `index` is the model's, where there is one already.
-    """
-    elements = {p.quantizer.element for p in plan.placements}
-    newest = max(elements, key=lambda element: element.opset, default=ELEMENT_TYPES[INT8])
-    raised = raise_source_opset(source, newest.opset if elements else 0, newest.label)
-    is_old = default_opset(raised.model) < FLOAT16_OPSET
-    if is_old and holds_short_floats(source.model) and _has_short_float_pair(index or source, plan):
-        raised = raise_source_opset(raised, FLOAT16_OPSET, "16-bit")
-    return raised
-
-
-def _has_short_float_pair(model: GraphIndex | Source, plan: Plan) -> bool:
-    """Whether a pair of a plan is on a float16 or bfloat16 tensor."""
-    index = GraphIndex(model) if isinstance(model, Source) else model
-    scopes = index.scopes
-    for placement in plan.placements:
-        scope = scopes.get(placement.edge.graph, index)
-        if scope.elem_type(placement.edge.tensor) in (TensorProto.FLOAT16, TensorProto.BFLOAT16):
-            return True
-    return False
 
 
 def plan_index(index: GraphIndex, request: PlanRequest) -> Plan:

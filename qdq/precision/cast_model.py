@@ -10,26 +10,27 @@ from onnx import ModelProto
 
 from qdq.arguments import list_texts, require_type
 from qdq.errors import ModelError, UsageError
-from qdq.graph.bodies import all_nodes
+from qdq.graph.bodies import all_nodes, qualified_name
 from qdq.graph.float_types import FP16, FloatType, parse_float_type
 from qdq.graph.index import GraphIndex
 from qdq.graph.loader import load, raise_source_opset
 from qdq.graph.metadata import CAST_KEYS, FLOAT_KEY, KEEP_FP32_KEY
 from qdq.graph.opset import FLOAT16_OPSET
 from qdq.graph.source import ModelLike, Source
+from qdq.planning.decisions import KeptFp32
 from qdq.planning.planner import find_quantized_nodes
 from qdq.precision.bias_records import write_bias_records
 from qdq.precision.float_plan import FloatPlan, FloatRequest, KeptNode, plan_float
 from qdq.precision.graph_caster import GraphCaster
 from qdq.precision.paired_pools import find_paired_pools
 from qdq.precision.stored_floats import ModelFiles, WeightLoss
+from qdq.precision.superfluous_casts import remove_superfluous_casts
 from qdq.precision.type_assignment import CastOptions
 from qdq.quantized.corrected_biases import read_corrected_biases
 from qdq.quantized.stripper import strip_model
 from qdq.rules.matcher import require_matches
 from qdq.rules.rule import KEEP_FP32, RuleSet, keep_fp32_rule, make_rule_set
-from qdq.rules.rule_files import RulesLike, load_rules, to_rule_set
-from qdq.rules.shipped import FLOAT_SET
+from qdq.rules.rule_files import RulesLike, choose_float_rules
 from qdq.target import Target, TargetsLike, to_targets
 
 #: The types of the scales of pairs: those of the layers, or float32.
@@ -118,6 +119,8 @@ class CastRequest(msgspec.Struct, frozen=True):
     keeps_scales: bool = False
     casts_ends: bool = False
     allow_unmatched: bool = True
+    #: The nodes that a plan keeps in FP32.
+    kept: tuple[KeptFp32, ...] = ()
 
 
 def require_choice(text: str, choices: tuple[str, ...], option: str) -> str:
@@ -126,14 +129,6 @@ def require_choice(text: str, choices: tuple[str, ...], option: str) -> str:
         names = " or ".join(choices)
         raise UsageError(f"{option}: {text!r} is unknown. Pass {names}.")
     return text
-
-
-def choose_float_rules(rules: RulesLike | None) -> RuleSet:
-    """Return the keep-fp32 rules of some rules; those of the shipped set where there are none."""
-    rule_set = None if rules is None else to_rule_set(rules)
-    if rule_set is None or not any(rule.then == KEEP_FP32 for rule in rule_set.rules):
-        return load_rules(FLOAT_SET)
-    return rule_set
 
 
 def with_keep_fp32(rules: RuleSet, globs: Iterable[str]) -> RuleSet:
@@ -160,6 +155,7 @@ def cast_source(source: Source, request: CastRequest) -> CastModel:
     )
     records = caster.run(read_corrected_biases(source.model, source.name))
     files = ModelFiles(source.name, source.folder)
+    remove_superfluous_casts(model.graph, index, request.float_type, files)
     write_bias_records(model, records, caster.copies, request.float_type, files)
     _write_record(model, plan)
     losses = sorted(caster.losses, key=lambda loss: (loss.snr_db, loss.tensor))
@@ -176,11 +172,24 @@ def _plan(float_index: GraphIndex, request: CastRequest, paired: frozenset[str])
         request.rules,
         request.targets,
         request.amax,
-        read_kept_nodes(float_index.source.model, request.float_type),
+        _find_decided_nodes(float_index, request),
         request.casts_ends,
         paired,
     )
     return plan_float(float_index, float_request)
+
+
+def _find_decided_nodes(float_index: GraphIndex, request: CastRequest) -> dict[str, KeptNode]:
+    """Return the nodes that an earlier cast or the plan keeps, by first output."""
+    nodes = read_kept_nodes(float_index.source.model, request.float_type)
+    kept_by_label = {kept.node: kept for kept in request.kept}
+    for path, scope in float_index.scopes.items():
+        for node in scope.nodes:
+            kept = kept_by_label.get(qualified_name(path, node.label))
+            if kept is not None:
+                output = node.outputs[0]
+                nodes[output] = KeptNode("", node.op, kept.because, kept.reason, output)
+    return nodes
 
 
 def _raise_opset(source: Source, request: CastRequest) -> Source:

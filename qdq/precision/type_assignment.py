@@ -6,6 +6,7 @@ import msgspec
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
 from qdq.graph.bodies import node_bodies, qualified_name
+from qdq.graph.float_nodes import is_type_cast
 from qdq.graph.float_types import FloatType
 from qdq.graph.index import GraphIndex, Node
 from qdq.graph.opset import default_opset
@@ -13,7 +14,6 @@ from qdq.graph.pairs import find_pairs, stored_tensors
 from qdq.graph.unique_names import UniqueNames
 from qdq.precision.body_links import BodyLink, list_body_links
 from qdq.precision.cast_scope import CastPair, CastScope, StoredFloats
-from qdq.precision.float_plan import is_type_cast
 from qdq.precision.node_types import NodeTypes, find_node_types
 from qdq.quantized.model import label_by_float_graph
 from qdq.quantizer import ELEMENT_TYPES, ElementType
@@ -188,11 +188,9 @@ class TypeAssignment:
             return False
         available = owner.type_of(tensor)
         if result in scope.index.outputs:
-            is_removed = self._replace_output_cast(scope, owner, tensor, result, available)
+            is_removed = self._replace_output_cast(scope, owner, node, available)
         elif ends[1] == TensorProto.FLOAT or available in (0, self._short):
-            scope.aliases[result] = tensor
-            if owner is scope and available not in (0, ends[1]):
-                scope.known_casts.setdefault((tensor, ends[1]), node.proto)
+            _alias_result(scope, owner, node, available)
             is_removed = True
         else:
             is_removed = self._reuse_cast(scope, owner, tensor, result, self._short)
@@ -214,12 +212,13 @@ class TypeAssignment:
         return True
 
     def _replace_output_cast(
-        self, scope: CastScope, owner: CastScope, tensor: str, result: str, available: int
+        self, scope: CastScope, owner: CastScope, cast: Node, available: int
     ) -> bool:
         """Remove a Cast to an output where the node before can compute the output itself."""
+        tensor, result = cast.inputs[0], cast.outputs[0]
         if scope.outer is not None:
             if owner is scope:
-                scope.aliases[result] = tensor
+                _alias_result(scope, owner, cast, available)
             return owner is scope
         wanted = output_type(scope, result, self._options)
         if available != wanted:
@@ -235,6 +234,14 @@ class TypeAssignment:
         scope.renamed[tensor] = result
         scope.aliases[result] = tensor
         return True
+
+
+def _alias_result(scope: CastScope, owner: CastScope, cast: Node, available: int) -> None:
+    """Let others read the tensor before a Cast, which stays known where its type is needed."""
+    tensor, to = cast.inputs[0], int(cast.attribute("to", 0))
+    scope.aliases[cast.outputs[0]] = tensor
+    if owner is scope and available not in (0, to):
+        scope.known_casts.setdefault((tensor, to), cast.proto)
 
 
 def output_type(scope: CastScope, name: str, options: CastOptions) -> int:

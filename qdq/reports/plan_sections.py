@@ -6,7 +6,14 @@ from collections import Counter
 
 from qdq.graph.float_types import FLOAT_TYPES, FP32
 from qdq.pipeline.bisection import BisectionResult
-from qdq.planning.decisions import BODY, FUNCTION, Plan, left_float_lines, placement_lines
+from qdq.planning.decisions import (
+    BODY,
+    FUNCTION,
+    Plan,
+    keep_fp32_lines,
+    left_float_lines,
+    placement_lines,
+)
 from qdq.reports.sections import Section, count_noun
 from qdq.target import needs_fp16
 
@@ -41,11 +48,14 @@ def _describe_float_type(plan: Plan) -> str:
 
 def plan_sections(plan: Plan, *, is_target_default: bool) -> list[Section]:
     """Return a plan in full; `is_target_default` states that the user passed no target."""
-    return [
+    sections = [
         plan_summary(plan, is_target_default=is_target_default),
         Section("Quantized", tuple(placement_lines(plan))),
         Section("Left in float", tuple(left_float_lines(plan))),
     ]
+    if plan.float_type:
+        sections.append(Section("Computed in FP32", tuple(keep_fp32_lines(plan))))
+    return sections
 
 
 def build_search_section(result: BisectionResult) -> Section:

@@ -13,12 +13,10 @@ from typing import Any
 import numpy as np
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from qdq.arguments import require_type
 from qdq.calibration.scales import PairScale, Scales
 from qdq.errors import ModelError, PlanError
 from qdq.graph.bodies import node_bodies, qualified_name
 from qdq.graph.index import GraphIndex
-from qdq.graph.loader import load
 from qdq.graph.metadata import (
     BATCH_KEY,
     CAST_KEYS,
@@ -36,29 +34,16 @@ from qdq.graph.metadata import (
 )
 from qdq.graph.quantized_operators import DEQUANTIZE, QUANTIZE
 from qdq.graph.shape_inference import known_sizes
-from qdq.graph.source import ModelLike, canonical_bytes, light_copy
+from qdq.graph.source import canonical_bytes, light_copy
 from qdq.graph.unique_names import UniqueNames
 from qdq.planning.decisions import Placement, Plan, group_by_pair
-from qdq.planning.plan_edits import require_model, require_plan
-from qdq.planning.planner import source_at_plan_opset
+from qdq.planning.plan_edits import require_model
 from qdq.quantized.corrected_biases import read_original_initializers
 from qdq.quantized.stripper import strip_model
 from qdq.quantizer import Quantizer
 from qdq.rewriting.stored_scales import store_scales
 
 _LARGEST_SCALE = float(np.finfo(np.float32).max)
-
-
-def apply(model: ModelLike, plan: Plan, scales: Scales) -> ModelProto:
-    """Return a copy of the model with a Q/DQ pair on every planned edge.
-
-    Raises PlanError where plan, scales and model do not belong together, and ModelError where
-    stripping the result does not restore the model byte for byte. `qdq.save` runs onnx.checker.
-    """
-    require_plan(plan)
-    require_type(scales, Scales, "scales", "what qdq.calibrate returns")
-    index = GraphIndex(source_at_plan_opset(load(model), plan))
-    return apply_plan(index, plan, scales)
 
 
 def apply_plan(index: GraphIndex, plan: Plan, scales: Scales) -> ModelProto:

@@ -5,7 +5,7 @@ A fact about nodes is used under `from` and `into`, a fact about edges under `ed
 
 from __future__ import annotations
 
-from qdq.graph.aliases import find_producer_before_casts
+from qdq.graph.aliases import find_producer_before_casts, find_tensor_before_casts
 from qdq.graph.index import Edge, GraphIndex, Node
 from qdq.graph.layer_shapes import (
     Channels,
@@ -342,7 +342,8 @@ def residual_product_branch(scene: Scene, edge: Edge) -> bool:
         return False
     if not is_skip(index, node, edge.slot, MATRIX_PRODUCTS):
         return False
-    return edge.tensor in multiplied_tensors(index)
+    multiplied = {find_tensor_before_casts(index, tensor) for tensor in multiplied_tensors(index)}
+    return find_tensor_before_casts(index, edge.tensor) in multiplied
 
 
 @edge_fact

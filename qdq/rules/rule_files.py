@@ -22,9 +22,9 @@ from qdq.files.strict_yaml import (
     require_known_keys,
 )
 from qdq.printable import encodable_name
-from qdq.rules.rule import Rule, RuleSet, make_rule_set
+from qdq.rules.rule import KEEP_FP32, Rule, RuleSet, make_rule_set
 from qdq.rules.rule_document import parse_rule
-from qdq.rules.shipped import DEFAULT_SET, shipped_rules_folder, shipped_sets
+from qdq.rules.shipped import DEFAULT_SET, FLOAT_SET, shipped_rules_folder, shipped_sets
 
 #: The file of a set that takes rules from other sets.
 SET_FILE = "set.yaml"
@@ -43,6 +43,14 @@ _ADVICE = "names of rule sets, folders and files, or what qdq.load_rules returns
 def to_rule_set(rules: RulesLike) -> RuleSet:
     """Return rules, of names as `load_rules` does."""
     return rules if isinstance(rules, RuleSet) else load_rules(rules)
+
+
+def choose_float_rules(rules: RulesLike | None) -> RuleSet:
+    """Return the keep-fp32 rules of some rules; those of the shipped set where there are none."""
+    rule_set = None if rules is None else to_rule_set(rules)
+    if rule_set is None or not any(rule.then == KEEP_FP32 for rule in rule_set.rules):
+        return load_rules(FLOAT_SET)
+    return rule_set
 
 
 def load_rules(names: str | Path | Iterable[str | Path] = (DEFAULT_SET,)) -> RuleSet:

@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from qdq.arrays import Array
+from qdq.arrays import Array, Feed
 from qdq.data.feeds import Feeds, FeedSample
 from qdq.errors import ModelError
 from qdq.graph.aliases import find_origin
@@ -35,6 +35,7 @@ from qdq.validation.compared_tensors import (
     MissingOutputs,
     select_compared_tensors,
 )
+from qdq.validation.float_overflows import OVERFLOW_SAMPLES, FloatOverflow, find_float_overflows
 
 _BATCH_AND_CLASSES = 2
 
@@ -51,6 +52,8 @@ class Accuracy(msgspec.Struct, frozen=True):
     missing: MissingOutputs | msgspec.UnsetType = msgspec.UNSET
     #: The scores by the metric; absent without one.
     metric: MetricScores | msgspec.UnsetType = msgspec.UNSET
+    #: The FP16 tensors that overflow in the first samples; absent where none does.
+    overflows: tuple[FloatOverflow, ...] | msgspec.UnsetType = msgspec.UNSET
 
 
 def compare_outputs(
@@ -73,11 +76,11 @@ def compare_outputs(
     from polygraphy.backend.onnxrt import OnnxrtRunner
     from polygraphy.logger import G_LOGGER
 
-    # Polygraphy raises the errors that it logs as critical.
-    G_LOGGER.module_severity = G_LOGGER.CRITICAL + 1
+    G_LOGGER.module_severity = G_LOGGER.CRITICAL + 1  # it raises the errors that it logs so
     _require_same_inputs(float_index, quantized_index)
     compared = select_compared_tensors(float_index, quantized_index, libraries)
     comparison = _Comparison(float_index, quantized_index, compared, metric)
+    first: list[Feed] = []
     with (
         OnnxrtRunner(partial(compared.open_float_session, float_index)) as float_runner,
         OnnxrtRunner(partial(compared.open_quantized_session, quantized_index)) as quantized_runner,
@@ -86,9 +89,13 @@ def compare_outputs(
             float_outputs = _infer(float_runner, sample.feed, float_index)
             quantized_outputs = _infer(quantized_runner, sample.feed, quantized_index)
             comparison.add(sample, float_outputs, quantized_outputs)
+            if comparison.samples <= OVERFLOW_SAMPLES:
+                first.append(sample.feed)
             if progress:
                 progress(comparison.samples)
-    return comparison.result(feeds.name)
+    overflows = find_float_overflows(quantized_index, float_index, first, libraries)
+    result = comparison.result(feeds.name)
+    return msgspec.structs.replace(result, overflows=overflows or msgspec.UNSET)
 
 
 class _Comparison:

@@ -244,6 +244,13 @@ EDITS = {
     "group-ratio": ("scale_groups: []", "scale_groups:\n- tensors: [x]\n  ratio_at_most: ten", "ten", "'ratio_at_most' is 'ten'. Write a number above 0."),
     "group-ratio-below-0": ("scale_groups: []", "scale_groups:\n- tensors: [x]\n  ratio_at_most: -1", "-1", "'ratio_at_most' is '-1'. Write a number"),
     "target": ("- trt:sm80", "- rtx:sm90", "targets:", "unknown target 'rtx:sm90'"),
+    "float-type": ("layers:\n", "float_type: fp8\nlayers:\n", "float_type", "'float_type' is 'fp8'; it must be one of fp16, bf16"),
+    "kept-without-type": ("scale_groups: []", "keep_fp32:\n- node: relu", "keep_fp32", "'keep_fp32' needs 'float_type'"),
+    "kept-node": (
+        "layers:\n", "float_type: fp16\nkeep_fp32:\n- node: rleu\nlayers:\n", "node: rleu",
+        "model.onnx has no node 'rleu'. Did you mean 'relu'?",
+    ),
+    "kept-key": ("layers:\n", "float_type: fp16\nkeep_fp32:\n- {nod: relu}\nlayers:\n", "nod: relu", "unknown key 'nod'"),
     "top-key": ("notes: []", "nots: []", "nots", "unknown key 'nots'. Did you mean 'notes'?"),
     "repeated-key": ("notes: []", "notes: []\nmodel: x", "", "not a plan that qdq can read: "),
     "notes-a-mapping": ("notes: []", "notes: {a: b}", "notes", "'notes' must be a text or a list of texts"),

@@ -13,7 +13,7 @@ from qdq.calibration.scales import Scales
 from qdq.graph.index import GraphIndex
 from qdq.graph.loader import load
 from qdq.planning.decisions import Plan
-from qdq.planning.planner import source_at_plan_opset
+from qdq.planning.plan_opset import source_at_plan_opset
 from qdq.recovery.scaled_session import ErrorMeter, PairKey, ScaledSession, to_decibels
 from qdq.rewriting.inserter import insert_pairs
 from tests.support.body_models import branching

@@ -10,7 +10,7 @@ from qdq.calibration.scales import Scales
 from qdq.graph.index import GraphIndex
 from qdq.graph.loader import load
 from qdq.planning.decisions import Plan
-from qdq.planning.planner import source_at_plan_opset
+from qdq.planning.plan_opset import source_at_plan_opset
 from qdq.ranges.tensor_ranges import Ranges
 from tests.support.graphs import Array, run
 
