@@ -113,7 +113,8 @@ def _is_quick_to_build(result: Quantized) -> bool:
     source = result.source
     if source.external_files or len(source.model.graph.node) > MOST_UNASKED_NODES:
         return False
-    return source.model.ByteSize() <= MOST_UNASKED_BYTES
+    size: int = source.model.ByteSize()
+    return size <= MOST_UNASKED_BYTES
 
 
 def list_types(plan: Plan) -> str:
