@@ -83,7 +83,8 @@ class ConstantValues:
         stored = self._initializers.get(tensor)
         if stored is None or stored.data_location != TensorProto.EXTERNAL:
             return False
-        return math.prod(stored.dims) > _MOST_KEPT_VALUES
+        count: int = math.prod(stored.dims)
+        return count > _MOST_KEPT_VALUES
 
     def _evaluate(self, scope: ConstantScope, tensor: str) -> Array:
         try:
