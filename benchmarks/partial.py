@@ -30,10 +30,16 @@ from results import DRAWS, Subject
 import qdq
 from qdq.sensitivity.partial_result import PartialResult
 
-#: The ways to quantize: no guard and no recovery, the defaults, with ranges refined too, a budget,
-#: the defaults with FP16 around the INT8.
-WAYS = ("plain", "default", "refined", "budget", "fp16")
 BUDGET_DB = 22.0
+#: The ways to quantize with their headers: no guard and no recovery, the defaults, with ranges
+#: refined too, a budget, the defaults with FP16 around the INT8.
+WAYS = {
+    "plain": "all INT8",
+    "default": "default",
+    "refined": "with refine",
+    "budget": f"budget {BUDGET_DB:g} dB",
+    "fp16": "FP16 around",
+}
 
 Record = dict[str, Any]
 
@@ -102,13 +108,29 @@ def measure(arguments: argparse.Namespace) -> None:
                         file.write(json.dumps(record) + "\n")
 
 
+def list_ways(records: list[Record]) -> list[str]:
+    """Return the ways that were measured, in the order of the columns."""
+    measured = {record["way"] for record in records}
+    return [way for way in WAYS if way in measured]
+
+
+def make_headers(ways: list[str]) -> list[str]:
+    """Return the headers of the columns."""
+    headers = ["model", "draws"]
+    for way in ways:
+        headers.append(WAYS[way])
+        if way != "plain":
+            headers.append("of its work in INT8")
+    return headers
+
+
 def rows(records: list[Record]) -> Iterator[tuple[str, ...]]:
     """Yield one row per model."""
+    ways = list_ways(records)
     for model in sorted({record["model"] for record in records}):
-        by_way = {
-            way: [r for r in records if (r["model"], r["way"]) == (model, way)] for way in WAYS
-        }
-        cells = [model]
+        own = [record for record in records if record["model"] == model]
+        by_way = {way: [record for record in own if record["way"] == way] for way in ways}
+        cells = [model, str(len({record["draw"] for record in own}))]
         for way, draws in by_way.items():
             cells.append(format_scores([record["score"] for record in draws]))
             if way != "plain":
@@ -147,18 +169,9 @@ def main() -> None:
     if arguments.report is None:
         measure(arguments)
         return
-    headers = (
-        "model",
-        "all INT8",
-        "default",
-        "of its work in INT8",
-        "with refine",
-        "of its work in INT8",
-        f"budget {BUDGET_DB:g} dB",
-        "of its work in INT8",
-    )
-    print(markdown_head(headers))
-    for row in rows(read_records(arguments.report)):
+    records = read_records(arguments.report)
+    print(markdown_head(make_headers(list_ways(records))))
+    for row in rows(records):
         print(markdown_row(row))
 
 
