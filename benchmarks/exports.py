@@ -40,8 +40,8 @@ from qdq.runtime.session import exact_options, open_session, run_outputs
 
 TARGETS = ("rtx:sm75", "rtx:sm86", "rtx:sm120")
 TYPES = {"Int8": "INT8", "Half": "FP16", "Float": "FP32"}
-#: Nodes around the float part.
-OUTSIDE = ("QuantizeLinear", "DequantizeLinear", "Cast", "Constant")
+#: Nodes around the float part, and those that read no values.
+OUTSIDE = ("QuantizeLinear", "DequantizeLinear", "Cast", "Constant", "Shape", "Size")
 HEADERS = (
     "model",
     "target",
