@@ -33,9 +33,9 @@ from qdq.data.feeds import NOISE, open_feeds
 from qdq.engines.engine import NO_OP, REFORMAT, Engine
 from qdq.engines.rtx_compiler import Compiler
 from qdq.graph.bodies import qualified_name
-from qdq.graph.index import GraphIndex
+from qdq.graph.index import GraphIndex, Node
 from qdq.graph.loader import load
-from qdq.precision.float_plan import FloatPlan, has_float32
+from qdq.precision.float_plan import FloatPlan
 from qdq.runtime.session import exact_options, open_session, run_outputs
 
 TARGETS = ("rtx:sm75", "rtx:sm86", "rtx:sm120")
@@ -99,20 +99,34 @@ def count_weighted(engine: Engine) -> str:
     return " / ".join(str(counts[label]) for label in TYPES.values())
 
 
+def computes_float32(index: GraphIndex, node: Node) -> bool:
+    """Whether a node has float32 values that are no constants.
+
+    Resize and BatchNormalization of FP16 may read constants of float32.
+    """
+    names = (*node.inputs, *node.outputs)
+    return any(
+        index.elem_type(name) == onnx.TensorProto.FLOAT and not index.is_constant(name)
+        for name in names
+        if name
+    )
+
+
 def count_float_nodes(model: onnx.ModelProto, plan: FloatPlan) -> tuple[str, list[str]]:
     """Return the float32 nodes by who kept them, and the labels of those that no one kept.
 
     Pairs, Casts between types and constants are no nodes of the float part.
     """
     kept = {item.node: item.is_by_rule for item in plan.kept}
+    kept_outputs = {item.output: item.is_by_rule for item in plan.kept}  # labels may be positions
     counts: Counter[bool | None] = Counter()
     others: list[str] = []
     for path, scope in GraphIndex(load(model)).scopes.items():
         for node in scope.nodes:
-            if node.op in OUTSIDE or not has_float32(scope, node):
+            if node.op in OUTSIDE or not computes_float32(scope, node):
                 continue
             label = qualified_name(path, node.label)
-            reason = kept.get(label)
+            reason = kept.get(label, kept_outputs.get(node.outputs[0]))
             counts[reason] += 1
             if reason is None:
                 others.append(label)
