@@ -26,6 +26,7 @@ from qdq.cli.report_options import check_reports, report_option, write_reports
 from qdq.cli.viewer import open_model, open_option, require_viewer
 from qdq.errors import UsageError
 from qdq.files.output import check_output, write_atomic, written_together
+from qdq.graph.loader import note_model_files
 from qdq.reports.sarif import CheckedModel
 from qdq.rules.shipped import DEFAULT_SET, FP8_SET
 
@@ -60,6 +61,9 @@ class CheckOptions(msgspec.Struct, frozen=True):
                 "--report reports findings and --write-baseline accepts them. Pass one of them."
             )
         check_reports(self.report, self.force)
+        if self.report:
+            for model in self.models:
+                note_model_files(model)
         if self.is_opened:
             if len(self.models) != 1:
                 raise UsageError("--open shows one model. Pass one.")

@@ -14,6 +14,9 @@ from qdq.errors import UsageError
 
 _NETRON = "netron"
 
+#: The viewers that were started. They are not waited for.
+_viewers: list[subprocess.Popen[bytes]] = []
+
 #: Adds ``--open``, which the command receives as `is_opened`.
 open_option = click.option(
     "--open",
@@ -37,7 +40,7 @@ def open_model(path: Path) -> None:
     """Show a model in Netron, which keeps running after this process."""
     command = [*require_viewer(), "--browse", str(path.resolve())]
     try:
-        subprocess.Popen(
+        process = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
@@ -49,3 +52,4 @@ def open_model(path: Path) -> None:
         raise UsageError(
             f"{path}: Netron could not be started: {reason}. Open the file in it yourself."
         ) from error
+    _viewers.append(process)

@@ -164,17 +164,18 @@ def _fixed_sections(models: Sequence[CheckedModel]) -> list[Section]:
 def sensitivity_page(sensitivity: Sensitivity, graph: PageGraph | None, top: int) -> Page:
     """Return the page of `sensitivity`."""
     look: list[str] = []
+    ratio = f"{format_decibels(sensitivity.int8_snr_db)} with all groups in INT8"
     if sensitivity.int8_snr_db < WARN_BELOW_DB:
         worst = ", ".join(group.name for group in sensitivity.groups[:3])
         look.append(
-            f"The signal-to-noise ratio is {format_decibels(sensitivity.int8_snr_db)}; below "
+            f"The signal-to-noise ratio is {ratio}; below "
             f"{WARN_BELOW_DB:.0f} dB most tasks lose accuracy. These make most of the noise: "
             f"{worst}."
         )
     return Page(
         command="sensitivity",
         title=sensitivity.quantized or sensitivity.model,
-        verdict=make_verdict((), look),
+        verdict=make_verdict((), look, f"The signal-to-noise ratio is {ratio}"),
         figures=tuple(_sensitivity_figures(sensitivity)),
         graph=graph,
         bars=tuple(list_bars(sensitivity)),

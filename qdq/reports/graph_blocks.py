@@ -7,6 +7,7 @@ ends at a tensor which everything passes through, as between two residual blocks
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
@@ -39,7 +40,9 @@ def fold_to_blocks(
     most = min(max(len(names) // _BLOCKS, _LEAST_NODES), _MOST_NODES)
     paths = [tuple(filter(None, name.split("/")))[:-1] for name in names]
     folder = _Folder(paths, titles, set(cuts), most)
-    return sorted(folder.fold(list(range(len(names))), 0), key=_first_position)
+    blocks = sorted(folder.fold(list(range(len(names))), 0), key=_first_position)
+    _number_names(blocks)
+    return blocks
 
 
 class _Folder:
@@ -119,6 +122,15 @@ class _Folder:
             return "/".join(shared)
         first, last = self._titles[positions[0]], self._titles[positions[-1]]
         return first if first == last else f"{first} … {last}"
+
+
+def _number_names(blocks: Iterable[NodeBlock]) -> None:
+    """Add a number to the names of blocks that an earlier block has."""
+    counts = Counter[str]()
+    for block in blocks:
+        counts[block.name] += 1
+        if counts[block.name] > 1:
+            block.name += f" ({counts[block.name]})"
 
 
 def _first_position(block: NodeBlock) -> int:

@@ -27,6 +27,10 @@
   const BLOCK = { w: 186, h: 74 }, NODE = { w: 142, h: 44 };
   const GAP = { x: 34, y: 12, line: 26 }, MARGIN = 18, HEAD = 30;
   const MOST_HITS = 30, LEAST_ZOOM = 0.05, MOST_ZOOM = 3;
+  // Links over more columns than these are faint: a mask or a shape may lead to every layer.
+  const MOST_COLUMNS = 8;
+  // Below this zoom no text can be read: colours fill the boxes.
+  const FAR = 0.5;
 
   const $ = (id) => document.getElementById(id);
   const holder = $("graph"), panel = $("node"), search = $("search"), hits = $("hits");
@@ -103,7 +107,9 @@
     return { w: widest, h: y - GAP.line };
   }
 
-  function layout() {
+  // Sets the sizes and places of everything, in lines as wide as there is room at this zoom.
+  function arrange() {
+    lines = Math.max(holder.clientWidth / Math.min(zoom, 1) - 2 * MARGIN - 4, 420);
     for (const block of blocks) {
       Object.assign(block, BLOCK);
       if (!block.isOpen) continue;
@@ -114,22 +120,22 @@
     }
     const whole = place(blocks, lines, MARGIN, MARGIN + 6);
     size = { w: Math.max(whole.w, lines) + 2 * MARGIN, h: whole.h + 2 * MARGIN + 6 };
-    svg.setAttribute("viewBox", `0 0 ${size.w} ${size.h}`);
+  }
+
+  function layout() {
+    arrange();
     clear();
-    resize();
+    svg.setAttribute("viewBox", `0 0 ${size.w} ${size.h}`);
+    svg.setAttribute("width", size.w * zoom);
+    svg.setAttribute("height", size.h * zoom);
+    $("zoom").textContent = `${Math.round(zoom * 100)} %`;
+    paint();
   }
 
   function clear() {
     painted.clear();
     linkLayer.replaceChildren();
     itemLayer.replaceChildren();
-  }
-
-  function resize() {
-    svg.setAttribute("width", size.w * zoom);
-    svg.setAttribute("height", size.h * zoom);
-    $("zoom").textContent = `${Math.round(zoom * 100)} %`;
-    paint();
   }
 
   // The line from one item to another: straight to the next column, else around the line of items.
@@ -177,14 +183,17 @@
   function addLink(seen, id, a, b, dx, dy, isSeen) {
     const x = Math.min(a.x, b.x), y = Math.min(a.y, b.y, a.lineTop - 8);
     const w = Math.max(a.x + a.w, b.x + b.w) - x, h = Math.max(a.y + a.h, b.y + b.h, a.lineEnd) - y + GAP.line;
-    if (isSeen(x + dx, y + dy, w, h)) seen.set(id, () => make("path", { class: "link", d: route(a, b, dx, dy) }));
+    const kind = b.column - a.column > MOST_COLUMNS ? "link faint" : "link";
+    if (isSeen(x + dx, y + dy, w, h)) seen.set(id, () => make("path", { class: kind, d: route(a, b, dx, dy) }));
   }
 
   const heatOf = (snr) => HEAT.findIndex(([most]) => snr < most);
   const shadeOf = (node) => {
-    if (colour === "error") return node.snr_db === null ? "var(--other)" : `var(--heat${heatOf(node.snr_db)})`;
-    return PRECISIONS.includes(node.precision) ? `var(--${node.precision})` : "var(--other)";
+    if (colour === "precision") return paintOf(node.precision);
+    return node.snr_db === null ? "var(--other)" : `var(--heat${heatOf(node.snr_db)})`;
   };
+  // Other types, such as UINT8, are none that TensorRT computes in.
+  const paintOf = (precision) => `var(--${PRECISIONS.includes(precision) ? precision : "odd"})`;
   // The nodes with weights or pairs; all of them where there are none.
   const central = (block) => {
     const some = block.nodes.filter((node) => (colour === "error" ? node.snr_db !== null : node.is_central));
@@ -215,6 +224,10 @@
     group.setAttribute("aria-expanded", String(block.isOpen));
     group.append(make("rect", { class: block.isOpen ? "open" : "box", width: block.w, height: block.h, rx: 6 }));
     group.append(make("path", { class: "arrow", d: block.isOpen ? "M9 12h8l-4 6z" : "M10 11v8l6-4z" }));
+    if (zoom < FAR && !block.isOpen) {
+      group.append(...drawBar(block, 0, 0, block.w, block.h));
+      return group;
+    }
     const [first, last] = block.name.split(" … "), room = block.w - 32;
     if (block.isOpen) {
       group.append(make("text", { class: "name", x: 22, y: 20 }, trim(block.name, room, "name")));
@@ -224,22 +237,29 @@
     if (last) group.append(make("text", { class: "small", x: 22, y: 34 }, trim(`to ${last}`, room)));
     const about = summarize(block);
     group.append(make("text", { class: "small", x: 12, y: last ? 50 : 42 }, trim(`${count(block.nodes.length, "node")}${about ? ": " + about : ""}`, block.w - 20)));
-    let x = 12;
-    const list = central(block), width = block.w - 24;
-    for (const [shade, number] of tally(list, shadeOf)) {
-      const w = (width * number) / list.length;
-      const isLight = colour === "precision" && !list[0].is_central;
-      group.append(make("rect", { x, y: 58, width: w, height: 8, style: `fill:${shade}`, ...(isLight ? { class: "light" } : {}) }));
-      x += w;
-    }
+    group.append(...drawBar(block, 12, 58, block.w - 24, 8));
     return group;
+  }
+
+  // The shares of the colours in a block, side by side.
+  function drawBar(block, left, y, width, height) {
+    const list = central(block), kind = colour === "precision" && !list[0].is_central ? "light" : "";
+    let x = left;
+    return tally(list, shadeOf).map(([shade, number]) => {
+      const w = (width * number) / list.length;
+      const part = make("rect", { x, y, width: w, height, style: `fill:${shade}`, class: kind });
+      x += w;
+      return part;
+    });
   }
 
   function drawNode(node) {
     const block = node.block, kind = node.precision === "other" ? "" : node.precision;
     const group = startItem(node, block.x + node.x, block.y + node.y, `${node.name}: ${node.operator}${kind ? ", " + kind : ""}`);
     group.append(make("rect", { class: "box", width: node.w, height: node.h, rx: 5 }));
-    group.append(make("rect", { width: 6, height: node.h, rx: 3, style: `fill:${shadeOf(node)}`, ...(colour === "precision" && !node.is_central ? { class: "light" } : {}) }));
+    const isLight = colour === "precision" && !node.is_central;
+    group.append(make("rect", { width: zoom < FAR ? node.w : 6, height: node.h, rx: 3, style: `fill:${shadeOf(node)}`, class: isLight ? "light" : "" }));
+    if (zoom < FAR) return group;
     group.append(make("text", { class: "name", x: 13, y: 18 }, trim(node.operator, node.w - (kind ? 50 : 20), "name")));
     if (kind) group.append(make("text", { class: "small", x: node.w - 7, y: 18, "text-anchor": "end" }, kind));
     group.append(make("text", { class: "small", x: 13, y: 34 }, trim(node.name, node.w - 20)));
@@ -283,24 +303,35 @@
 
   function foldAll(isOpen) {
     for (const block of blocks) block.isOpen = isOpen;
+    if (!isOpen) zoom = 1;
     current = null;
     holder.removeAttribute("aria-activedescendant");
     layout();
   }
 
-  function setZoom(next, fromX = holder.clientWidth / 2, fromY = holder.clientHeight / 2) {
-    const wanted = Math.min(Math.max(next, LEAST_ZOOM), MOST_ZOOM), factor = wanted / zoom;
-    const left = (holder.scrollLeft + fromX) * factor - fromX, top = (holder.scrollTop + fromY) * factor - fromY;
-    zoom = wanted;
-    resize();
-    holder.scrollTo(left, top);
+  // Zooms, and keeps the item that is shown at a height of the view where it is.
+  function setZoom(next, height = 0) {
+    const middle = (holder.scrollTop + height) / zoom, left = holder.scrollLeft / zoom;
+    const fixed = current || blocks.find((block) => block.y + block.h > middle) || blocks[0];
+    const above = spotOf(fixed).y * zoom - holder.scrollTop;
+    zoom = Math.min(Math.max(next, LEAST_ZOOM), MOST_ZOOM);
+    layout();
+    holder.scrollTo(left * zoom, spotOf(fixed).y * zoom - above);
     paint();
   }
-  const fit = () => setZoom(Math.min(holder.clientWidth / size.w, holder.clientHeight / size.h, 1));
+
+  // Zooms out until everything is in sight: narrower at each step, since the lines get longer.
+  function fit() {
+    const height = Math.max(holder.clientHeight, 200);
+    zoom = 1;
+    for (arrange(); size.h * zoom > height && zoom > LEAST_ZOOM; arrange()) zoom *= 0.92;
+    layout();
+    holder.scrollTo(0, 0);
+  }
 
   function chip(name) {
     const element = html("span", name, "chip " + name);
-    element.style.background = PRECISIONS.includes(name) ? `var(--${name})` : "var(--other)";
+    element.style.background = paintOf(name);
     return element;
   }
 
@@ -374,12 +405,13 @@
   }
 
   function drawLegend() {
-    const shown = new Set(nodes.map((node) => node.precision));
-    const list = colour === "error" ? HEAT.map(([, text], i) => [`heat${i}`, text]) : PRECISIONS.filter((name) => shown.has(name) && name !== "other").map((name) => [name, name]);
-    list.push(["other", colour === "error" ? "not measured" : "no float"]);
-    $("legend").replaceChildren(...list.map(([name, text]) => {
+    const shown = [...new Set(nodes.map((node) => node.precision))].filter((name) => name !== "other");
+    shown.sort((a, b) => PRECISIONS.indexOf(a) - PRECISIONS.indexOf(b));
+    const list = colour === "error" ? HEAT.map(([, text], i) => [`var(--heat${i})`, text]) : shown.map((name) => [paintOf(name), name]);
+    list.push(["var(--other)", colour === "error" ? "not measured" : "no float"]);
+    $("legend").replaceChildren(...list.map(([paint, text]) => {
       const entry = html("span"), mark = html("i");
-      mark.style.background = `var(--${name})`;
+      mark.style.background = paint;
       entry.append(mark, text);
       return entry;
     }));
@@ -427,7 +459,7 @@
       node.block.isOpen = true;
       layout();
     }
-    if (zoom < 0.5) setZoom(1);
+    if (zoom < FAR) setZoom(1);
     select(node);
     holder.focus({ preventScroll: true });
     holder.scrollIntoView({ block: "nearest" });
@@ -461,7 +493,7 @@
     if (!event.ctrlKey) return;
     event.preventDefault();
     const frame = holder.getBoundingClientRect();
-    setZoom(zoom * Math.exp(-event.deltaY / 300), event.clientX - frame.left, event.clientY - frame.top);
+    setZoom(zoom * Math.exp(-event.deltaY / 300), event.clientY - frame.top);
   }, { passive: false });
   search.addEventListener("input", find);
   search.addEventListener("blur", () => { hits.hidden = true; mark(); });
@@ -491,11 +523,9 @@
     paint();
   });
   $("colouring").hidden = !nodes.some((node) => node.snr_db !== null);
-  const measure = () => { lines = Math.max(holder.clientWidth - 2 * MARGIN - 4, 420); };
-  addEventListener("resize", () => { measure(); layout(); });
+  addEventListener("resize", layout);
   addEventListener("beforeprint", () => paint(true));
   addEventListener("afterprint", () => { clear(); paint(); });
-  measure();
   drawLegend();
   layout();
 })();

@@ -20,6 +20,9 @@ from qdq.sensitivity.graph_blocks import find_cuts
 #: The precision of nodes without floats.
 OTHER = "other"
 
+#: Operators that do not read the values of their inputs.
+_READS_SHAPES = ("Shape", "Size")
+
 _FLOAT_LABELS: dict[int, str] = {
     TensorProto.FLOAT: "FP32",
     TensorProto.FLOAT16: "FP16",
@@ -301,6 +304,8 @@ def _find_precision(
 
 def _find_float_type(content: GraphContent, scope: GraphIndex, node: Node) -> str:
     """Return the type of a node's floats; `OTHER` where it has none."""
+    if node.op in _READS_SHAPES:
+        return OTHER
     tensors = [*filter(None, node.outputs), *filter(None, node.inputs)]
     for tensor in tensors:
         label = _FLOAT_LABELS.get(scope.elem_type(tensor))

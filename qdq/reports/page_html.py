@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 #: The histograms that are printed; the graph shows all.
 _MOST_HISTOGRAMS = 12
 
+#: The characters of a tensor's name that fit above its histogram.
+_MOST_CHARACTERS = 38
+
 #: The places of a finding that are listed.
 _MOST_PLACES = 50
 
@@ -47,7 +50,6 @@ def render_html(page: Page) -> str:
 
     content: dict[str, Any] = _escape_texts(msgspec.to_builtins(page))
     graph = content.pop("graph")
-    histograms = page.histograms[:_MOST_HISTOGRAMS]
     return _load_template().render(
         page=content,
         version=__version__,
@@ -56,9 +58,7 @@ def render_html(page: Page) -> str:
         style=Markup(_read(_STYLE)),
         script=Markup(_read(_SCRIPT)),
         curves=[(curve.title, Markup(curve_svg(curve))) for curve in page.curves],
-        histograms=[
-            (item.tensor, _describe(item), Markup(histogram_svg(item))) for item in histograms
-        ],
+        histograms=list(map(_draw_histogram, page.histograms[:_MOST_HISTOGRAMS])),
         targets=list(_group_engines(page.engines)),
         most_places=_MOST_PLACES,
     )
@@ -72,7 +72,6 @@ def _load_template() -> Template:
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters["plain"] = escape_unprintable
     return environment.from_string(_read(_TEMPLATE))
 
 
@@ -109,6 +108,16 @@ def _escape_texts(content: Any) -> Any:
     if isinstance(content, (list, tuple)):
         return list(map(_escape_texts, content))
     return escape_surrogates(content)
+
+
+def _draw_histogram(histogram: RangeHistogram) -> dict[str, Any]:
+    """Return a histogram with its title, which is the end of the name: there names differ."""
+    from markupsafe import Markup
+
+    name = escape_unprintable(histogram.tensor)
+    title = name if len(name) <= _MOST_CHARACTERS else f"…{name[1 - _MOST_CHARACTERS :]}"
+    drawing = Markup(histogram_svg(histogram))
+    return {"name": name, "title": title, "text": _describe(histogram), "drawing": drawing}
 
 
 def _describe(histogram: RangeHistogram) -> str:
