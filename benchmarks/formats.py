@@ -1,10 +1,10 @@
-"""Measure INT4 weights and FP8 on a network of Gemms and on a sentence encoder, as Markdown.
+"""Measure INT4 weights and FP8 on a network of Gemms, a sentence encoder and a language model.
 
     pip install tokenizers                                  # what the task needs
-    python benchmarks/formats.py --shared ../shared
+    python benchmarks/formats.py --shared ../shared --language FOLDER
 
-`--shared` names a folder with `models/minilm_l6_legacy.onnx` and `tasks/`. Engines are compiled
-without a GPU.
+`--shared` names a folder with `models/minilm_l6_legacy.onnx` and `tasks/`, `--language` that of
+`language_model.py`. Engines are compiled without a GPU. The output is Markdown.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ SAMPLES = 144
 #: Texts that measure the signal-to-noise ratio, after those of calibration.
 HELD_OUT = 48
 ENCODER = "minilm_l6_legacy"
+LANGUAGE = "language_model"
 
 #: The network of Gemms and its training.
 GEMMS = "digits_gemms"
@@ -63,6 +64,8 @@ class Format(msgspec.Struct, frozen=True):
     target: str
     store: str = "float"
     float_type: str = "fp32"
+    #: How the ranges of weights are chosen; None for the default.
+    weights: str | None = None
 
     @property
     def needs_data(self) -> bool:
@@ -72,20 +75,26 @@ class Format(msgspec.Struct, frozen=True):
 
 FORMATS = (
     Format("FP8", "tensorrt-fp8", "rtx:sm89", "quantized"),
-    Format("INT4, blocks of 128", "tensorrt-int4", "rtx:sm86", "quantized"),
-    Format("INT4, blocks of 64", "tensorrt-int4-block-64", "rtx:sm86", "quantized"),
-    Format("INT4, blocks of 128, GPTQ", "tensorrt-int4", "rtx:sm86", "gptq"),
-    Format("INT4, blocks of 64, GPTQ", "tensorrt-int4-block-64", "rtx:sm86", "gptq"),
-    Format("INT4, blocks of 128, FP16 around", "tensorrt-int4", "rtx:sm86", "quantized", "fp16"),
+    Format("INT4, blocks of 128", "tensorrt-int4", "rtx:sm86", "quantized", weights="max"),
+    Format("INT4, blocks of 64", "tensorrt-int4-block-64", "rtx:sm86", "quantized", weights="max"),
+    Format("INT4, blocks of 128, GPTQ", "tensorrt-int4", "rtx:sm86", "gptq", weights="max"),
+    Format("INT4, blocks of 64, GPTQ", "tensorrt-int4-block-64", "rtx:sm86", "gptq", weights="max"),
+    Format(
+        "INT4, blocks of 128, FP16 around", "tensorrt-int4", "rtx:sm86", "quantized", "fp16", "max"
+    ),
+    Format(
+        "INT4, blocks of 128, GPTQ, FP16 around", "tensorrt-int4", "rtx:sm86", "gptq", "fp16", "max"
+    ),
     Format("FP8, FP16 around", "tensorrt-fp8", "rtx:sm89", "quantized", "fp16"),
     Format("INT8", "tensorrt", "rtx:sm86", "quantized"),
+    Format("INT8, FP16 around", "tensorrt", "rtx:sm86", "quantized", "fp16"),
 )
 
 
 class Subject(msgspec.Struct, frozen=True):
     """A float model with its samples.
 
-    `measure` returns the share of texts found, or of images labelled correctly.
+    `measure` returns the share of texts found, of images labelled correctly, or the bits of a byte.
     """
 
     name: str
@@ -111,6 +120,26 @@ def make_encoder(shared: Path) -> Subject:
         return float(task.evaluate(session, str(path))["recall@1"])
 
     return Subject(ENCODER, path, feeds[:SAMPLES], feeds[SAMPLES:], find_texts)
+
+
+def make_language_model(folder: Path) -> Subject:
+    """Return the model of `language_model.py` with its windows of text."""
+    path = folder / f"{LANGUAGE}.onnx"
+    with np.load(folder / f"{LANGUAGE}.npz") as data:
+        calibration, held_out = data["calibration"], data["held_out"]
+    feeds: list[Feed] = [{"tokens": window[None]} for window in held_out]
+
+    def measure_bits(session: ort.InferenceSession) -> float:
+        losses = []
+        for window, feed in zip(held_out, feeds, strict=True):
+            logits = np.asarray(session.run(None, feed)[0][0], np.float64)
+            shifted = logits - logits.max(axis=1, keepdims=True)
+            logs = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+            losses.append(-logs[np.arange(len(window) - 1), window[1:]].mean())
+        return float(np.mean(losses) / np.log(2))
+
+    windows: list[Feed] = [{"tokens": window[None]} for window in calibration[:SAMPLES]]
+    return Subject(LANGUAGE, path, windows, feeds[:HELD_OUT], measure_bits)
 
 
 def make_gemm_network(folder: Path) -> Subject:
@@ -203,6 +232,7 @@ def measure_format(
         rules=chosen.rules,
         targets=[target],
         store_weights=chosen.store,
+        weights=chosen.weights,
         recovery=qdq.Recovery(guard=False),
         float_type=chosen.float_type,
     )
@@ -245,15 +275,21 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--shared", type=Path, required=True)
+    parser.add_argument("--language", type=Path, required=True)
     parser.add_argument("--only", nargs="*", help="names of models")
     arguments = parser.parse_args()
     print(markdown_head(HEADERS))
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        subjects = [make_gemm_network(folder), make_encoder(arguments.shared)]
-        for subject in subjects:
-            if arguments.only and subject.name not in arguments.only:
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        makers = {
+            GEMMS: lambda: make_gemm_network(folder),
+            ENCODER: lambda: make_encoder(arguments.shared),
+            LANGUAGE: lambda: make_language_model(arguments.language),
+        }
+        for name, make_subject in makers.items():
+            if arguments.only and name not in arguments.only:
                 continue
+            subject = make_subject()
             float_score = subject.measure(open_model(subject.path))
             for chosen in FORMATS:
                 row = measure_format(subject, chosen, float_score, folder)

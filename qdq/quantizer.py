@@ -254,6 +254,20 @@ FORMATS: dict[str, QuantizerFormat] = {
     "fp8-weight-per-channel": QuantizerFormat(
         E4M3, True, True, "FP8 E4M3, one scale per output channel of a constant"
     ),
+    "int4-weight-block-16": QuantizerFormat(
+        INT4,
+        False,
+        True,
+        "INT4, one scale per 16 values that the product sums over; the other operand stays float",
+        16,
+    ),
+    "int4-weight-block-32": QuantizerFormat(
+        INT4,
+        False,
+        True,
+        "INT4, one scale per 32 values that the product sums over; the other operand stays float",
+        32,
+    ),
     "int4-weight-block-64": QuantizerFormat(
         INT4,
         False,

@@ -82,7 +82,7 @@ def run_python(script: str, *arguments: object) -> subprocess.CompletedProcess[s
     [
         ("click", "plan"),
         ("numpy", "plan"),
-        ("onnxruntime", "validate"),
+        ("onnxruntime", "sensitivity --data noise"),
         ("onnx", "plan"),
         ("qdq.cli.plan", "plan"),
     ],
@@ -93,7 +93,7 @@ def test_a_signal_during_an_import_ends_with_one_line(
 ) -> None:
     model = save(tiny_model(), tmp_path / "m.onnx")
 
-    ended = run_python(SIGNALLED_IMPORT, int(number), module, command, model)
+    ended = run_python(SIGNALLED_IMPORT, int(number), module, *command.split(), model)
 
     assert (ended.returncode, ended.stderr) == ENDINGS[number]
 

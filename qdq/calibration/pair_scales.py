@@ -7,6 +7,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from qdq.arrays import Array
+from qdq.calibration.methods import Method
 from qdq.calibration.scales import PairScale
 from qdq.calibration.shared_scales import Amax
 from qdq.calibration.weight_scales import least_error_amax, least_shift_amax
@@ -17,6 +18,7 @@ from qdq.graph.operands import channel_amax, reshape_by_channels, split_blocks
 from qdq.planning.decisions import Placement
 from qdq.quantizer import Quantizer
 from qdq.ranges.given_ranges import GivenSummary
+from qdq.ranges.given_weights import make_weight_key
 from qdq.ranges.tensor_ranges import Ranges
 
 #: The range of a tensor or channel that is zero throughout. Any scale would do; this one is
@@ -37,7 +39,7 @@ class PairScaler:
         index: GraphIndex,
         ranges: Ranges,
         amax: Amax,
-        weight_method: str,
+        method: Method,
         summary: GivenSummary | None = None,
         known_weights: Iterable[PairScale] = (),
     ) -> None:
@@ -49,7 +51,7 @@ class PairScaler:
         self._index = index
         self._ranges = {item.tensor: item for item in ranges.by_tensor}
         self._amax = amax
-        self._weight_method = weight_method
+        self._method = method
         self._given_weights = summary.weight_amax if summary else {}
 
     def compute(self, placements: tuple[Placement, ...], readers: int) -> PairScale:
@@ -76,23 +78,22 @@ class PairScaler:
         if quantizer.calibrated:
             amax = self._amax[tensor, quantizer.dtype]
             return np.array([amax])
-        given_amax = self._given_weights.get((tensor, quantizer.axis))
-        if quantizer.block_size:
-            return self._compute_block_amax(placement.edge, quantizer)
+        given_amax = self._given_weights.get(make_weight_key(placement))
         if given_amax is None:
             return self._compute_weight_amax(placement.edge, quantizer, readers)
         if all(given_amax):
             return np.array(given_amax)
-        weight = self._read_weight(placement.edge)
-        largest = channel_amax(weight, quantizer.axis)
+        largest = self._find_largest(placement.edge, quantizer)
         return np.where(np.array(given_amax) > 0.0, given_amax, largest)
 
     def _compute_weight_amax(self, edge: Edge, quantizer: Quantizer, readers: int) -> Array:
         """Return the amax of a weight, per channel where the quantizer has an axis."""
+        if quantizer.block_size:
+            return self._compute_block_amax(edge, quantizer)
         weight = self._read_weight(edge)
-        if self._weight_method == "mse":
+        if self._method.weights == "mse":
             return least_error_amax(weight, quantizer.axis, quantizer.element)
-        if self._weight_method == "shift" and readers == 1:
+        if self._method.weights == "shift" and readers == 1:
             amax = self._compute_least_shift_amax(weight, edge, quantizer)
             if amax is not None:
                 return amax
@@ -100,10 +101,18 @@ class PairScaler:
 
     def _compute_block_amax(self, edge: Edge, quantizer: Quantizer) -> Array:
         """Return the amax of each block of a weight, in the order of its scales."""
+        if self._method.blocks == "max":
+            return self._find_largest(edge, quantizer)
         rows = split_blocks(self._read_weight(edge), quantizer.axis or 0, quantizer.block_size)
-        if self._weight_method == "max":
-            return channel_amax(rows, 0)
         return least_error_amax(rows, 0, quantizer.element)
+
+    def _find_largest(self, edge: Edge, quantizer: Quantizer) -> Array:
+        """Return the largest absolute value for each scale of a weight."""
+        weight = self._read_weight(edge)
+        if not quantizer.block_size:
+            return channel_amax(weight, quantizer.axis)
+        rows = split_blocks(weight, quantizer.axis or 0, quantizer.block_size)
+        return channel_amax(rows, 0)
 
     def _read_weight(self, edge: Edge) -> Array:
         """Return a weight's values as float32; raises ModelError where one is NaN or Inf."""

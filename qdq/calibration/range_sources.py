@@ -19,7 +19,8 @@ from qdq.graph.equalized_weights import read_equalizations
 from qdq.printable import encodable_name
 from qdq.quantized.model import QuantizedModel
 from qdq.quantizer import ELEMENT_TYPES, FORMATS, INT8_LEVELS
-from qdq.ranges.given_ranges import GivenRange, GivenRanges, GivenWeightRange
+from qdq.ranges.given_ranges import GivenRange, GivenRanges
+from qdq.ranges.given_weights import GivenWeightRange
 from qdq.ranges.handwritten import parse_handwritten_ranges
 from qdq.ranges.known_ranges import KnownRanges
 from qdq.ranges.model_ranges import read_pair_ranges
@@ -167,6 +168,8 @@ def _weight_content(weight: GivenWeightRange) -> dict[str, Any]:
     amax = [_shorten(value) for value in weight.amax]
     if weight.axis is None:
         return {"amax": amax}
+    if weight.block_size:
+        return {"axis": weight.axis, "block_size": weight.block_size, "amax": amax}
     return {"axis": weight.axis, "amax": amax}
 
 

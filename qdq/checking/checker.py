@@ -20,7 +20,7 @@ from qdq.checking.scale_checks import check_pair_types, check_scale_axes, check_
 from qdq.checking.structure_checks import check_structure
 from qdq.checking.weight_checks import check_weight_scales
 from qdq.errors import ModelError, UsageError
-from qdq.graph.index import Edge
+from qdq.graph.index import Edge, GraphIndex
 from qdq.graph.loader import load
 from qdq.graph.metadata import (
     LEAVE_FLOAT_KEY,
@@ -31,10 +31,12 @@ from qdq.graph.metadata import (
 )
 from qdq.graph.shape_profiles import Profile, parse_profile
 from qdq.graph.source import ModelLike, Source
-from qdq.planning.decisions import SensitiveLayer, parse_sensitive_layer
+from qdq.planning.block_pairs import keep_block_pairs
+from qdq.planning.decisions import Plan, SensitiveLayer, parse_sensitive_layer
 from qdq.planning.plan_request import PlanRequest, to_globs
 from qdq.planning.planner import find_quantized_nodes, plan_index
 from qdq.quantized.model import QuantizedModel
+from qdq.rules.rule import RuleSet
 from qdq.rules.rule_files import RulesLike, load_rules, to_rule_set
 from qdq.rules.shipped import default_rule_sets, shipped_sets
 from qdq.target import Target, TargetsLike, parse_target, to_targets
@@ -75,6 +77,19 @@ def check(
             return findings
         raise
     return tuple(_check_comparison(comparison, operator_findings, weights))
+
+
+def check_applied(
+    source: Source, float_index: GraphIndex, plan: Plan, rules: RuleSet
+) -> tuple[Finding, ...]:
+    """Return the findings about a model that a plan was applied to, without those about weights.
+
+    `float_index` is that of the planned model. `apply_plan` verified that stripping restores it, so
+    that nothing is stripped or planned again.
+    """
+    operator_findings = tuple(check_operators(source))
+    comparison = compare_pairs(QuantizedModel(source, float_index), plan, rules)
+    return tuple(_check_comparison(comparison, operator_findings, weights=False))
 
 
 def read_plan_request(
@@ -120,6 +135,7 @@ def compare_with_plan(
     quantized = QuantizedModel(model)
     request = read_plan_request(quantized, rules=rules, targets=targets, leave_float=leave_float)
     plan = plan_index(quantized.index, request)
+    plan = keep_block_pairs(quantized, plan, request.rules)
     return compare_pairs(quantized, plan, request.rules)
 
 

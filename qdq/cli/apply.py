@@ -7,21 +7,21 @@ from pathlib import Path
 import click
 import msgspec
 
-from qdq.calibration.scales import Scales, read_scales
+from qdq.calibration.scales import read_scales
 from qdq.cli.float_options import io_option, scales_option
 from qdq.cli.messages import name_files_in_errors, print_line
 from qdq.cli.options import FILE, collect_options, output_options
 from qdq.files.output import check_output
-from qdq.graph.float_types import FLOAT_TYPES, FP32
+from qdq.graph.float_types import FLOAT_TYPES
 from qdq.graph.index import GraphIndex
 from qdq.graph.loader import load
 from qdq.graph.onnx_checker import require_valid
 from qdq.pipeline.float_options import FloatOptions
-from qdq.pipeline.plan_application import cast_applied, find_overflows
-from qdq.planning.decisions import Plan
+from qdq.pipeline.plan_application import cast_applied
 from qdq.planning.plan_edits import require_edits
 from qdq.planning.plan_file import read_plan_file
 from qdq.planning.plan_opset import source_at_plan_opset
+from qdq.precision.float_plan import FloatPlan
 from qdq.rewriting.inserter import apply_plan
 from qdq.rewriting.model_file import save
 
@@ -65,16 +65,22 @@ def command(options: ApplyArguments) -> None:
     with name_files_in_errors(options.plan, options.scales_file):
         quantized_model = apply_plan(index, plan_file.plan, scales)
     floats = FloatOptions(scales=options.scales, io=options.io)
-    cast_model = cast_applied(index, plan_file.plan, quantized_model, floats)
+    cast_model = cast_applied(index, plan_file.plan, scales, quantized_model, floats)
     if cast_model is None:
         save(quantized_model, source, options.output, options.force)
     else:
-        _print_overflows(index, plan_file.plan, scales)
+        _print_overflowing(cast_model.report.plan)
         save(cast_model.model, cast_model.output_source, options.output, options.force)
     print_line(f"wrote {options.output}")
 
 
-def _print_overflows(index: GraphIndex, plan: Plan, scales: Scales) -> None:
-    float_type = FLOAT_TYPES[plan.float_type or FP32.name]
-    for overflow in find_overflows(index, plan, scales):
-        print_line(f"warning: {overflow.describe(float_type)}", err=True)
+def _print_overflowing(plan: FloatPlan) -> None:
+    """Warn of what the type does not hold, once a tensor."""
+    label = FLOAT_TYPES[plan.to].label
+    for tensor in {item.tensor: item for item in plan.overflowing}.values():
+        print_line(
+            f"warning: {tensor.tensor!r} reaches {tensor.largest:.6g}, which {label} does not "
+            f"hold. Add {tensor.node!r} and what else reads and writes it to 'keep_fp32' of the "
+            "plan.",
+            err=True,
+        )

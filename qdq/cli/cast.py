@@ -7,9 +7,8 @@ from pathlib import Path
 import click
 import msgspec
 
-from qdq.calibration.range_sources import read_given
 from qdq.cli.data_options import DataOptions, data_options
-from qdq.cli.float_options import io_option, scales_option
+from qdq.cli.float_options import extremes_option, io_option, read_extremes, scales_option
 from qdq.cli.messages import print_record, print_written
 from qdq.cli.options import FILE, collect_options, format_option, output_options
 from qdq.cli.plan_options import make_rules_option, target_option
@@ -19,8 +18,6 @@ from qdq.graph.loader import load
 from qdq.graph.source import Source
 from qdq.pipeline.float_extremes import measure_extremes
 from qdq.precision.cast_model import CastModel, cast
-from qdq.ranges.known_ranges import KnownRanges
-from qdq.ranges.tensor_ranges import Ranges
 from qdq.reports.cast_sections import cast_sections
 from qdq.rewriting.model_file import plan_external_copies, save
 from qdq.rules.rule_files import load_rules
@@ -60,17 +57,12 @@ class CastArguments(msgspec.Struct, frozen=True):
 @click.option(
     "--keep-fp32",
     multiple=True,
-    metavar="GLOB",
-    help="Compute the nodes of these names in FP32; repeat for several.",
+    metavar="NODES",
+    help="Compute nodes in FP32: a glob of names, op:OPERATOR or range:FIRST..LAST; repeat for "
+    "several.",
 )
 @click.option("--allow-unmatched", is_flag=True, help="Accept globs that match nothing.")
-@click.option(
-    "--ranges",
-    type=FILE,
-    metavar="FILE",
-    help="Ranges of activations, as 'qdq quantize --save-ranges' or a calibration cache has them: "
-    "what overflows stays in FP32.",
-)
+@extremes_option
 @data_options
 @scales_option
 @io_option
@@ -116,19 +108,10 @@ def _cast(options: CastArguments) -> CastModel:
 
 def _find_extremes(source: Source, options: CastArguments) -> dict[str, float]:
     """Return the largest absolute value of each tensor, by the ranges and on the samples."""
-    extremes = _list_extremes(None if options.ranges is None else read_given(options.ranges))
+    extremes = dict(read_extremes(options.ranges))
     if options.data.source is None:
         return extremes
     measured = measure_extremes(source, options.data.source, batch=options.data.batch)
     for name, amax in measured.items():
         extremes[name] = max(amax, extremes.get(name, 0.0))
     return extremes
-
-
-def _list_extremes(known_ranges: KnownRanges | None) -> dict[str, float]:
-    """Return the largest absolute value of each tensor with a range."""
-    if known_ranges is None:
-        return {}
-    if isinstance(known_ranges, Ranges):
-        return {item.tensor: item.amax for item in known_ranges.by_tensor if item.seen}
-    return {item.tensor: item.amax for item in known_ranges.by_tensor}

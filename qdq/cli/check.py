@@ -14,7 +14,7 @@ from qdq.checking.selection import Selection, parse_codes
 from qdq.cli.check_printers import PRINTERS, CheckAnswer, print_codes
 from qdq.cli.check_session import CheckSession, CheckSettings
 from qdq.cli.messages import print_line, print_written
-from qdq.cli.options import FILE, OUTPUT_FILE, PATH, collect_options, force_option
+from qdq.cli.options import FILE, OUTPUT_FILE, PATH, collect_options, force_option, jobs_option
 from qdq.cli.plan_options import (
     make_rules_option,
     parse_targets,
@@ -48,9 +48,12 @@ class CheckOptions(msgspec.Struct, frozen=True):
     is_opened: bool
     layout: str
     codes: bool
+    jobs: int
 
     def check_outputs(self) -> None:
         """Raise UsageError, before any work, for options that exclude each other, and outputs."""
+        if not self.models:
+            raise click.UsageError("Missing argument 'MODELS...'.")
         if self.fix and self.write_baseline:
             raise UsageError(
                 "--fix changes models and --write-baseline accepts them as they are. "
@@ -140,6 +143,7 @@ class CheckOptions(msgspec.Struct, frozen=True):
 @report_option
 @force_option
 @open_option
+@jobs_option
 @click.option("--codes", is_flag=True, help="List the codes with their meanings, and exit.")
 @click.pass_context
 @collect_options(CheckOptions)
@@ -156,14 +160,13 @@ def command(ctx: click.Context, options: CheckOptions) -> None:
       qdq check models/*.onnx --ignore note --format sarif > findings.sarif
       qdq check resnet50.int8.onnx --report check.html --report check.md
       qdq check --fix resnet50.ort.onnx
+      qdq check --jobs 8 zoo/*.onnx
     """
     if options.codes:
         print_codes(options.layout)
         return
-    if not options.models:
-        raise click.UsageError("Missing argument 'MODELS...'.")
     options.check_outputs()
-    session = _ReportedSession(options.parse_settings(ctx.obj))
+    session = _ReportedSession(options.parse_settings(ctx.obj), options.jobs)
     if options.write_baseline:
         ctx.exit(_write_baseline(options.write_baseline, options.models, session))
     PRINTERS[options.layout](session, options.models)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
 
-from qdq.cli.options import collect_options
+from qdq.calibration.range_sources import read_given
+from qdq.cli.options import FILE, collect_options
 from qdq.graph.float_types import FLOAT_TYPES
 from qdq.pipeline.float_options import FloatOptions
 from qdq.precision.cast_model import ENDS, SCALES
+from qdq.ranges.tensor_ranges import Ranges
 
 scales_option = click.option(
     "--scales",
@@ -33,6 +37,13 @@ float_type_option = click.option(
     "in FP32, else fp32]",
 )
 
+extremes_option = click.option(
+    "--ranges",
+    type=FILE,
+    metavar="FILE",
+    help="Ranges of activations, as 'qdq quantize --save-ranges' or a calibration cache has them: "
+    "what overflows stays in FP32.",
+)
 
 #: Adds ``--float``, ``--scales`` and ``--io``, which the command receives as one `floats`.
 float_options = collect_options(
@@ -42,3 +53,13 @@ float_options = collect_options(
     io_option,
     name="floats",
 )
+
+
+def read_extremes(path: Path | None) -> dict[str, float]:
+    """Return the largest absolute value of each tensor with a range in a file; none without it."""
+    if path is None:
+        return {}
+    known_ranges = read_given(path)
+    if isinstance(known_ranges, Ranges):
+        return {item.tensor: item.amax for item in known_ranges.by_tensor if item.seen}
+    return {item.tensor: item.amax for item in known_ranges.by_tensor}

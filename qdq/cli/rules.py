@@ -7,14 +7,12 @@ from pathlib import Path
 
 import click
 
-from qdq.cli.json_records import JSON_RECORDS
 from qdq.cli.messages import print_line, print_record
 from qdq.cli.options import PATH, force_option, format_option
 from qdq.cli.plan_options import read_rule_sets, rules_option
 from qdq.cli.rule_details import RuleDetails
 from qdq.errors import UsageError, did_you_mean
 from qdq.files.output import check_output, write_atomic, written_together
-from qdq.reports.json_reference import json_page
 from qdq.reports.reference_pages import (
     facts_page,
     find_beating_rules,
@@ -134,6 +132,9 @@ def _docs(names: tuple[str, ...], output: Path, force: bool) -> None:
     Example:
       qdq rules docs -o docs/ --force
     """
+    from qdq.cli.json_records import JSON_RECORDS  # with it come all commands
+    from qdq.reports.json_reference import json_page
+
     pages = {
         output / "rules.md": rules_page(names),
         output / "facts.md": facts_page(),

@@ -126,12 +126,18 @@ def find_origin(index: GraphIndex, tensor: str) -> str:
     return tensor
 
 
-def find_producer_before_casts(index: GraphIndex, tensor: str) -> Node | None:
-    """Return the node whose result, perhaps in another float type, is a tensor of the graph."""
+def find_tensor_before_casts(index: GraphIndex, tensor: str) -> str:
+    """Return the tensor of the graph whose values, perhaps in another float type, a tensor has."""
     producer = index.producers.get(tensor)
     while producer is not None and is_float_cast(index, producer):
-        producer = index.producers.get(producer.inputs[0])
-    return producer
+        tensor = producer.inputs[0]
+        producer = index.producers.get(tensor)
+    return tensor
+
+
+def find_producer_before_casts(index: GraphIndex, tensor: str) -> Node | None:
+    """Return the node whose result, perhaps in another float type, is a tensor of the graph."""
+    return index.producers.get(find_tensor_before_casts(index, tensor))
 
 
 def _is_cast(node: Node) -> bool:

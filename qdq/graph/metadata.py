@@ -12,6 +12,9 @@ METADATA_PREFIX = "qdq."
 #: The key of the rules on each Q and DQ.
 RULE_KEY = "qdq.rule"
 
+#: The key of the product on the Unsqueeze and the Squeeze around it.
+ROWS_KEY = "qdq.rows"
+
 #: The key of the smallest and largest integer of a pair that a Clip between Q and DQ narrows.
 LEVELS_KEY = "qdq.levels"
 

@@ -7,7 +7,6 @@ distributed documentation, Resilience).
 from __future__ import annotations
 
 import logging
-import os
 import signal
 import sys
 import warnings
@@ -21,6 +20,7 @@ from typing import TYPE_CHECKING
 import msgspec
 import onnx
 
+from qdq.cores import count_cores
 from qdq.data.feeds import DataLike, with_absolute_paths
 from qdq.errors import DataError, ModelError, QdqError, UsageError, first_line
 from qdq.files.temporary import work_folder
@@ -29,6 +29,7 @@ from qdq.graph.loader import load
 from qdq.graph.source import Source, canonical_bytes
 from qdq.interruption import DelayedEnd
 from qdq.observers.collection import CollectionJob, Observing, collect_locally, open_checkpoint
+from qdq.optional_packages import require_package
 from qdq.planning.decisions import Plan
 from qdq.planning.plan_opset import source_at_plan_opset
 from qdq.ranges.tensor_ranges import Part, Ranges, merge
@@ -153,7 +154,7 @@ def _make_task(job: CollectionJob, observing: Observing, workers: int) -> _Worke
     max_memory = observing.max_memory
     cores = None
     if observing.workers:
-        cores = max((os.cpu_count() or 1) // workers, 1)
+        cores = max(count_cores() // workers, 1)
         if max_memory:
             max_memory //= workers
     return _WorkerTask(
@@ -214,13 +215,9 @@ def _open_client(observing: Observing) -> Iterator[tuple[Client, int]]:
 
     The cluster is that at `observing.scheduler`, or one that is started on this machine.
     """
-    try:
-        from distributed import Client
-    except ImportError as error:
-        raise UsageError(
-            f"--workers and --scheduler need Dask: {_get_first_line(error)}. "
-            "Install it with pip install 'qdq[dask]'."
-        ) from error
+    require_package("distributed")
+    from distributed import Client
+
     if observing.scheduler is None:
         with (
             work_folder() as folder,

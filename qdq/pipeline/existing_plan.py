@@ -15,15 +15,16 @@ from qdq.graph.index import Edge, GraphIndex
 from qdq.graph.source import Source
 from qdq.observers.collection import CollectionJob
 from qdq.pipeline.matching_edges import EdgeMatcher
-from qdq.pipeline.pair_locations import sort_placements
 from qdq.pipeline.requantize import make_existing_placement
-from qdq.planning.decisions import Placement, Plan
+from qdq.planning.block_pairs import has_block_scales, read_block_quantizer
+from qdq.planning.decisions import Placement, Plan, sort_placements
 from qdq.planning.plan_opset import source_at_plan_opset
 from qdq.quantized.converter import find_unconverted
 from qdq.quantized.model import QuantizedEdge, QuantizedModel
 from qdq.quantized.symmetry import measure_coarsening, pair_amax, pair_type
 from qdq.quantizer import E4M3, INT8
-from qdq.ranges.given_ranges import GivenRange, GivenRanges, GivenWeightRange
+from qdq.ranges.given_ranges import GivenRange, GivenRanges
+from qdq.ranges.given_weights import GivenWeightRange
 from qdq.ranges.model_ranges import read_pair_ranges
 from qdq.ranges.range_limits import LARGEST_AMAX
 from qdq.sensitivity.plan_sensitivity import CalibratedPlan
@@ -133,12 +134,14 @@ def _find_placements(
 def _find_obstacle(quantized_model: QuantizedModel, quantized_edge: QuantizedEdge) -> str:
     """Return why a pair cannot be switched, as the end of a sentence; "" where it can."""
     edge, scales = quantized_edge.edge, quantized_edge.scales
+    if read_block_quantizer(quantized_model, quantized_edge) is not None:
+        return ""
     dtype = pair_type(quantized_edge)
     if dtype not in _SWITCHED_TYPES:
         return f"of type {dtype}"
     if scales is None:
         return "with computed scales"
-    if sum(size > 1 for size in scales.shape) > 1:
+    if has_block_scales(quantized_edge):
         return "with scales per block"
     if quantized_model.index.scope(edge).is_constant(edge.tensor):
         return ""

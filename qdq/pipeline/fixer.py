@@ -13,7 +13,7 @@ from qdq.checking.checker import read_plan_request
 from qdq.graph.index import Edge, GraphIndex
 from qdq.graph.source import ModelLike, Source
 from qdq.observers.collection import CollectionJob
-from qdq.pipeline.pair_locations import PairReach, keep_locations, sort_placements
+from qdq.pipeline.pair_locations import PairReach, keep_locations
 from qdq.pipeline.requantize import (
     REPAIR,
     Existing,
@@ -22,12 +22,14 @@ from qdq.pipeline.requantize import (
     make_float_source,
     merge_own_ranges,
 )
-from qdq.planning.decisions import Placement, Plan
+from qdq.planning.block_pairs import keep_block_pairs
+from qdq.planning.decisions import Placement, Plan, sort_placements
 from qdq.planning.pair_dependencies import remove_placements
 from qdq.planning.planner import plan_source
 from qdq.quantized.model import QuantizedEdge, QuantizedModel
 from qdq.quantized.symmetry import exact_weight_amax
 from qdq.ranges.given_ranges import GivenRanges, GivenSummary, match_given_ranges
+from qdq.ranges.given_weights import make_weight_key
 from qdq.rewriting.inserter import apply_plan
 from qdq.rules.rule_files import RulesLike
 from qdq.target import TargetsLike
@@ -73,12 +75,12 @@ def fix(
         quantized_model, rules=rules, targets=targets, leave_float=leave_float
     )
     index, full_plan = plan_source(source, request)
+    full_plan = keep_block_pairs(quantized_model, full_plan, request.rules)
     plan = _remove_unknown_ranges(index, full_plan, quantized_model, own_ranges)
     last_pairs = _find_last_pairs(quantized_model, full_plan, plan)
     if any(pair.scales is None for pair in last_pairs):
         return None
-    last_pairs = [pair for pair in last_pairs if _has_range(pair, own_ranges)]
-    plan = _add_pairs(quantized_model, plan, last_pairs)
+    plan = _add_pairs(quantized_model, plan, last_pairs, own_ranges)
     plan = keep_locations(quantized_model, plan)
     job = CollectionJob(index, plan, None, full=False)
     scales, _ = compute_scales(job, parse_method("max"), known_ranges=own_ranges)
@@ -135,7 +137,7 @@ def _find_kept_edges(
         edge, quantizer = placement.edge, placement.quantizer
         if edge not in existing_edges or placement in removed:
             continue
-        if quantizer.calibrated or (edge.qualified_tensor, quantizer.axis) in weight_amax:
+        if quantizer.calibrated or make_weight_key(placement) in weight_amax:
             edges.add(edge)
     return edges
 
@@ -173,11 +175,17 @@ def _has_range(pair: QuantizedEdge, own_ranges: GivenRanges) -> bool:
     return pair.edge.qualified_tensor in tensors
 
 
-def _add_pairs(quantized_model: QuantizedModel, plan: Plan, pairs: list[QuantizedEdge]) -> Plan:
-    """Return a plan with more pairs, where a model has them."""
+def _add_pairs(
+    quantized_model: QuantizedModel,
+    plan: Plan,
+    pairs: list[QuantizedEdge],
+    own_ranges: GivenRanges,
+) -> Plan:
+    """Return a plan with more pairs, where a model has them with a range."""
     placements = {placement.edge: placement for placement in plan.placements}
     for pair in pairs:
-        placements[pair.edge] = make_existing_placement(quantized_model, pair)
+        if _has_range(pair, own_ranges):
+            placements[pair.edge] = make_existing_placement(quantized_model, pair)
     return msgspec.structs.replace(
         plan,
         placements=sort_placements(quantized_model.index, placements),

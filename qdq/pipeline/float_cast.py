@@ -6,6 +6,7 @@ import msgspec
 from onnx import ModelProto
 
 from qdq.graph.float_types import FloatType
+from qdq.graph.row_products import write_row_products
 from qdq.graph.source import Source
 from qdq.pipeline.bisection import CompilerRefusal
 from qdq.pipeline.buildable import BuildFunction
@@ -35,8 +36,15 @@ def cast_rewritten(
         extremes[name] = max(amax, extremes.get(name, 0.0))
     cast_request = _make_request(float_type, plan, rules, options)
     cast_request = msgspec.structs.replace(cast_request, amax=extremes)
+    return cast_pairs(source, model, cast_request)
+
+
+def cast_pairs(source: Source, model: ModelProto, request: CastRequest) -> CastModel:
+    """Return the cast copy of a model with pairs, with its products as compilers keep INT4."""
     rewritten = msgspec.structs.replace(source, model=model, stamp=None)
-    return cast_source(rewritten, cast_request)
+    cast_model = cast_source(rewritten, request)
+    cast_copy = msgspec.structs.replace(source, model=cast_model.model, stamp=None)
+    return msgspec.structs.replace(cast_model, model=write_row_products(cast_copy))
 
 
 def _make_request(

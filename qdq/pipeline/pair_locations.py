@@ -15,7 +15,7 @@ from qdq.graph.bodies import qualified_name
 from qdq.graph.index import Edge, GraphIndex, Node
 from qdq.graph.operators import FUSED_AFTER_WEIGHTED
 from qdq.graph.patterns import carries_pairs, trace_axis_to_input
-from qdq.planning.decisions import Placement, Plan, ScaleGroup
+from qdq.planning.decisions import Placement, Plan, ScaleGroup, sort_placements
 from qdq.quantized.model import QuantizedModel
 from qdq.quantizer import Quantizer
 
@@ -153,14 +153,6 @@ def _rename_group(
     for tensor in group.tensors:
         renamed.add(tensor if tensor in kept_tensors else tensors.get(tensor, tensor))
     return msgspec.structs.replace(group, tensors=tuple(sorted(renamed)))
-
-
-def sort_placements(index: GraphIndex, placements: _Placements) -> tuple[Placement, ...]:
-    """Return placements in the order of their edges in a graph and its bodies."""
-    ordered: list[Placement] = []
-    for scope in index.scopes.values():
-        ordered += [placements[edge] for edge in scope.edges() if edge in placements]
-    return tuple(ordered)
 
 
 class PairReach:

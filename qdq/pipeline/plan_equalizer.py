@@ -17,14 +17,14 @@ from qdq.observers.collection import CollectionJob, Observing, collect_locally
 from qdq.pipeline.recovery_job import LEAST_GAIN_DB, RecoveryJob, repeat_request
 from qdq.planning.planner import plan_index
 from qdq.ranges.tensor_ranges import Ranges
-from qdq.recovery.equalization import EqualizationSearch, equalize
+from qdq.recovery.equalization import EqualizationSearch, require_restorable, scale_source
 from qdq.sensitivity.plan_sensitivity import CalibratedPlan, PlanSensitivity
 
 #: The samples that channels are measured with for their factors, and scales for a trial.
 _MOST_SAMPLES = 8
 
 #: The samples that show whether equalization may gain anything.
-_FIRST_SAMPLES = 2
+FIRST_SAMPLES = 2
 
 
 class EqualizedPlan(msgspec.Struct, frozen=True):
@@ -62,16 +62,24 @@ class PlanEqualizer:
         calibrated = self._calibrate(equalizations, feeds)
         return EqualizedPlan(calibrated, equalizations, has_all_samples)
 
-    def observe_all(self, equalized: EqualizedPlan) -> CalibratedPlan:
+    def observe_all(self, equalized: EqualizedPlan) -> EqualizedPlan:
         """Return the plan with the ranges of all samples."""
-        return self._calibrate(equalized.equalizations, repeatable_data(self._job.data))
+        equalizations = equalized.equalizations
+        calibrated = self._calibrate(equalizations, repeatable_data(self._job.data))
+        return EqualizedPlan(calibrated, equalizations, has_all_samples=True)
+
+    def require_restorable(self, equalized: EqualizedPlan) -> None:
+        """Raise ModelError where undoing does not restore the weights byte for byte."""
+        source = self._job.calibrated.index.source
+        equalized_source = equalized.calibrated.index.source
+        require_restorable(source, equalized_source, equalized.equalizations)
 
     def _measure_share(self, sensitivity: PlanSensitivity) -> float:
         """Return the share of the noise that the layers make whose inputs may get factors."""
         layers = {(edge.graph, edge.node) for edge in self._search.edges}
         pairs = [item for item in sensitivity.full if (item.edge.graph, item.edge.node) in layers]
         parts = [pairs, sensitivity.full]
-        alone, full = sensitivity.measurement.measure_all(parts, _FIRST_SAMPLES)
+        alone, full = sensitivity.measurement.measure_all(parts, FIRST_SAMPLES)
         return min(alone / full, 1.0) if full > 0.0 else 0.0
 
     def _calibrate(self, equalizations: tuple[Equalization, ...], data: DataLike) -> CalibratedPlan:
@@ -79,7 +87,7 @@ class PlanEqualizer:
         job = self._job
         before = job.calibrated
         assert before.ranges is not None
-        index = GraphIndex(equalize(before.index.source, equalizations))
+        index = GraphIndex(scale_source(before.index.source, equalizations))
         plan = plan_index(index, repeat_request(before.plan, job.rules))
         changed = {tensor for item in equalizations for tensor in item.tensors}
         observed = [item for item in plan.placements if item.edge.qualified_tensor in changed]

@@ -11,7 +11,7 @@ from qdq.calibration.calibrator import gather_ranges
 from qdq.calibration.methods import DEFAULT_METHOD, parse_method
 from qdq.calibration.scale_choice import choose_scales, find_unfilled
 from qdq.calibration.scales import Scales
-from qdq.checking.checker import check, recorded_sensitive_layers
+from qdq.checking.checker import check, check_applied, recorded_sensitive_layers
 from qdq.checking.finding import Finding
 from qdq.data.feeds import DataLike
 from qdq.graph.loader import load
@@ -59,6 +59,7 @@ from qdq.pipeline.unfilled_tensors import (
     make_filled_request,
 )
 from qdq.pipeline.weight_storage import store_planned_weights
+from qdq.planning.block_pairs import keep_block_pairs
 from qdq.planning.decisions import Placement, Plan, SensitiveLayer
 from qdq.planning.plan_opset import raise_for_cast
 from qdq.planning.plan_request import PlanRequest, exact_globs
@@ -217,7 +218,7 @@ def _keep_pairs(request: QuantizeRequest, prepared: PreparedModel, plan: Plan) -
         return plan
     plan = keep_locations(prepared.quantized_model, plan)
     if request.existing != KEEP:
-        return plan
+        return keep_block_pairs(prepared.quantized_model, plan, prepared.rules)
     return keep_existing_pairs(prepared.quantized_model, plan)
 
 
@@ -359,7 +360,7 @@ def _rewrite(
         source=planned.index.source,
         plan=plan,
         scales=scales,
-        findings=_check_result(prepared, plan, model),
+        findings=_check_result(prepared, planned, model),
         build_search=planned.build_search,
         ranges=calibrated.ranges,
         existing=existing,
@@ -370,13 +371,21 @@ def _rewrite(
 
 
 def _check_result(
-    prepared: PreparedModel, plan: Plan, model: onnx.ModelProto
+    prepared: PreparedModel, planned: PlannedModel, model: onnx.ModelProto
 ) -> tuple[Finding, ...]:
+    """Return the findings about the result.
+
+    It is planned again where rules did not decide alone: where pairs were there before, and where a
+    cast changed tensors.
+    """
     source = prepared.source
+    written = Source(source.path, light_copy(model), source.digest)
+    if prepared.quantized_model is None and not planned.plan.float_type:
+        return check_applied(written, planned.index, planned.plan, prepared.rules)
     return check(
-        Source(source.path, light_copy(model), source.digest),
+        written,
         rules=prepared.rules,
-        targets=plan.targets,
-        leave_float=plan.leave_float,
+        targets=planned.plan.targets,
+        leave_float=planned.plan.leave_float,
         weights=False,
     )

@@ -14,7 +14,12 @@ from qdq.data.feeds import FeedSample
 from qdq.errors import ModelError
 from qdq.graph.index import GraphIndex
 from qdq.memory import format_gigabytes
-from qdq.pipeline.plan_equalizer import PlanEqualizer, open_equalizer
+from qdq.pipeline.plan_equalizer import (
+    FIRST_SAMPLES,
+    EqualizedPlan,
+    PlanEqualizer,
+    open_equalizer,
+)
 from qdq.pipeline.recovery_job import LEAST_GAIN_DB, RecoveryJob, RecoveryStep, repeat_request
 from qdq.pipeline.recovery_options import CLIP, EQUALIZE, REFINE
 from qdq.planning.decisions import Plan
@@ -35,6 +40,9 @@ _MOST_GUARDED_BYTES = 1 << 29
 #: The samples that ranges are refined with, and how many times one of them is run at most.
 _REFINEMENT_SAMPLES = 8
 _REFINEMENT_RUNS = 256
+
+#: The gain in dB over the first samples for which equalization is tried with more of them.
+LEAST_FIRST_GAIN_DB = 0.5
 
 #: Other ranges cost nothing, and are kept for this gain in dB.
 _LEAST_RANGE_GAIN_DB = 0.25
@@ -93,13 +101,15 @@ class _Recovered(msgspec.Struct, frozen=True):
         places: int,
         tried: CalibratedPlan,
         least_gain_db: float = LEAST_GAIN_DB,
+        samples: int | None = None,
     ) -> _Recovered:
         """Return the better one of this plan and another one, with the step of its method.
 
-        Both are measured with all of their pairs.
+        Both are measured with all of their pairs, over the first samples or all.
         """
         sensitivity = self.sensitivity.with_plan(tried)
-        before_db, after_db = _measure_snr(self.sensitivity), _measure_snr(sensitivity)
+        before_db = _measure_snr(self.sensitivity, samples)
+        after_db = _measure_snr(sensitivity, samples)
         is_kept = after_db - before_db >= least_gain_db
         step = RecoveryStep(method, places, before_db, after_db, is_kept)
         if is_kept:
@@ -107,8 +117,8 @@ class _Recovered(msgspec.Struct, frozen=True):
         return _Recovered(self.calibrated, self.sensitivity, (*self.steps, step))
 
 
-def _measure_snr(sensitivity: PlanSensitivity) -> float:
-    return to_decibels(sensitivity.measurement.measure(sensitivity.full))
+def _measure_snr(sensitivity: PlanSensitivity, samples: int | None) -> float:
+    return to_decibels(sensitivity.measurement.measure(sensitivity.full, samples))
 
 
 def _equalize(
@@ -116,16 +126,37 @@ def _equalize(
 ) -> _Recovered:
     """Return the plan with equalized channels where that is better.
 
-    It is tried with ranges from a few samples first.
+    It is tried with factors and ranges from two samples first, then from a few, then with the
+    ranges of all. Most models end at the first trial.
     """
-    tried = equalizer.equalize(recovered.sensitivity, samples)
-    if tried is None:
+    first = equalizer.equalize(recovered.sensitivity, samples[:FIRST_SAMPLES])
+    if first is None:
         return recovered
-    places = len(tried.equalizations)
-    equalized = recovered.replace_plan(EQUALIZE, places, tried.calibrated)
-    if not equalized.steps[-1].is_kept or tried.has_all_samples:
-        return equalized
-    return recovered.replace_plan(EQUALIZE, places, equalizer.observe_all(tried))
+    tried = _try_equalized(recovered, first, LEAST_FIRST_GAIN_DB, FIRST_SAMPLES)
+    if not tried.steps[-1].is_kept:
+        return tried
+    second = equalizer.equalize(recovered.sensitivity, samples)
+    if second is None:
+        return recovered
+    tried = _try_equalized(recovered, second, LEAST_GAIN_DB)
+    if not tried.steps[-1].is_kept:
+        return tried
+    equalizer.require_restorable(second)
+    if second.has_all_samples:
+        return tried
+    return _try_equalized(recovered, equalizer.observe_all(second), LEAST_GAIN_DB)
+
+
+def _try_equalized(
+    recovered: _Recovered,
+    equalized: EqualizedPlan,
+    least_gain_db: float,
+    samples: int | None = None,
+) -> _Recovered:
+    places = len(equalized.equalizations)
+    return recovered.replace_plan(
+        EQUALIZE, places, equalized.calibrated, least_gain_db, samples=samples
+    )
 
 
 def _count_samples(budget: Budget | None) -> int | None:

@@ -17,8 +17,13 @@ from qdq.errors import ModelError, UsageError
 from qdq.graph.equalized_weights import undo_equalization
 from qdq.graph.index import GraphIndex
 from qdq.graph.source import Source, canonical_bytes
-from qdq.pipeline.pair_locations import sort_placements
-from qdq.planning.decisions import Placement, Plan
+from qdq.planning.block_pairs import (
+    EXISTING_RULE,
+    has_block_scales,
+    keep_block_pairs,
+    read_block_quantizer,
+)
+from qdq.planning.decisions import Placement, Plan, sort_placements
 from qdq.quantized.converter import find_unconverted
 from qdq.quantized.graph_writer import ConvertedNode
 from qdq.quantized.model import QuantizedEdge, QuantizedModel
@@ -29,9 +34,9 @@ from qdq.ranges.given_ranges import (
     GivenRange,
     GivenRanges,
     GivenSummary,
-    GivenWeightRange,
     match_given_ranges,
 )
+from qdq.ranges.given_weights import GivenWeightRange, make_weight_key
 from qdq.ranges.known_ranges import KnownRanges
 from qdq.ranges.model_ranges import find_coarser_activations, read_pair_ranges, scale_axis
 
@@ -39,9 +44,6 @@ from qdq.ranges.model_ranges import find_coarser_activations, read_pair_ranges, 
 #: as the rules require, or they are removed.
 KEEP, REPAIR, REPLACE = "keep", "repair", "replace"
 MODES = (KEEP, REPAIR, REPLACE)
-
-#: The reason of a pair that stays because the model has it.
-EXISTING_RULE = "existing"
 
 _Range = TypeVar("_Range", GivenRange, GivenWeightRange)
 
@@ -90,7 +92,8 @@ def make_float_source(quantized_model: QuantizedModel, mode: str) -> Source:
         )
     if mode != REPLACE:
         for quantized_edge in quantized_model.edges:
-            _require_plannable(name, quantized_edge)
+            if read_block_quantizer(quantized_model, quantized_edge) is None:
+                _require_plannable(name, quantized_edge)
     stripped = quantized_model.stripped
     if mode == REPLACE:
         stripped = ModelProto()
@@ -105,10 +108,10 @@ def _require_plannable(name: str, quantized_edge: QuantizedEdge) -> None:
     edge, pair, scales = quantized_edge.edge, quantized_edge.pair, quantized_edge.scales
     if scales is None:
         return
-    long_axes = [size for size in scales.shape if size > 1]
-    if len(long_axes) > 1:
+    if has_block_scales(quantized_edge):
         raise ModelError(
-            f"{name}: {edge}: the scales are per block, which qdq does not plan. "
+            f"{name}: {edge}: the scales are per block, and the pair is not in INT4 with zero "
+            "points 0 and whole blocks of 16, 32, 64 or 128, which qdq plans. "
             "Pass --existing replace, or keep the model as it is."
         )
     if pair.q is not None and pair.zero_point and quantized_edge.zero_points is None:
@@ -119,6 +122,7 @@ def _require_plannable(name: str, quantized_edge: QuantizedEdge) -> None:
 
 def keep_existing_pairs(quantized_model: QuantizedModel, plan: Plan) -> Plan:
     """Return a plan with every pair that a model has, in addition to those that the rules place."""
+    plan = keep_block_pairs(quantized_model, plan, None)
     placements = {placement.edge: placement for placement in plan.placements}
     existing_tensors = set()
     for quantized_edge in quantized_model.edges:
@@ -147,6 +151,9 @@ def make_existing_placement(
 def _read_quantizer(quantized_model: QuantizedModel, quantized_edge: QuantizedEdge) -> Quantizer:
     """Return the quantizer that describes a pair of a model."""
     edge = quantized_edge.edge
+    block_quantizer = read_block_quantizer(quantized_model, quantized_edge)
+    if block_quantizer is not None:
+        return block_quantizer
     dtype = E4M3 if pair_type(quantized_edge) == E4M3 else INT8
     prefix = "fp8" if dtype == E4M3 else "int8"
     if not quantized_model.index.scope(edge).is_constant(edge.tensor):
@@ -196,8 +203,9 @@ def has_all_ranges(index: GraphIndex, plan: Plan, known_ranges: KnownRanges) -> 
         return False
     weight_amax = summary.weight_amax
     for placement in plan.placements:
-        key = placement.edge.qualified_tensor, placement.quantizer.axis
-        if not placement.quantizer.calibrated and key not in weight_amax:
+        if placement.quantizer.calibrated:
+            continue
+        if make_weight_key(placement) not in weight_amax:
             return False
     return True
 
@@ -215,11 +223,15 @@ def find_rescaled_weights(
         quantized_edge = quantized_edges.get(placement.edge)
         if quantized_edge is None:
             continue
-        known_amax = weight_amax.get((tensor, axis))
+        known_amax = weight_amax.get(make_weight_key(placement))
         if known_amax is not None:
-            yield from _find_rescaled_channels(tensor, known_amax)
+            unit = "blocks" if placement.quantizer.block_size else "channels"
+            yield from _find_rescaled_channels(tensor, known_amax, unit)
             continue
-        if exact_weight_amax(quantized_edge) is None:
+        block_size = quantized_edge.pair.block_size
+        if has_block_scales(quantized_edge):
+            reason = f"had scales per block of {block_size}"
+        elif exact_weight_amax(quantized_edge) is None:
             reason = f"held {pair_type(quantized_edge)} that is not symmetric"
         else:
             old_axis = scale_axis(quantized_model, quantized_edge)
@@ -227,16 +239,18 @@ def find_rescaled_weights(
         yield RescaledWeight(tensor, reason)
 
 
-def _find_rescaled_channels(tensor: str, amax: tuple[float, ...]) -> Iterator[RescaledWeight]:
-    """Yield a weight of which some channels, or all, had no scale above 0."""
+def _find_rescaled_channels(
+    tensor: str, amax: tuple[float, ...], unit: str
+) -> Iterator[RescaledWeight]:
+    """Yield a weight of which some channels or blocks, or all, had no scale above 0."""
     channels = [channel for channel, value in enumerate(amax) if value == 0.0]
     if not channels:
         return
     reason = "had no scale above 0"
     if len(amax) > 1:
-        reason += f" in {len(channels)} of {len(amax)} channels, first in {channels[0]}"
+        reason += f" in {len(channels)} of {len(amax)} {unit}, first in {channels[0]}"
     if len(channels) < len(amax):
-        reason += "; the other channels keep theirs"
+        reason += f"; the other {unit} keep theirs"
     yield RescaledWeight(tensor, reason)
 
 

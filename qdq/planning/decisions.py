@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Mapping
 
 import msgspec
 
 from qdq.errors import UsageError
-from qdq.graph.index import Edge
+from qdq.graph.index import Edge, GraphIndex
 from qdq.graph.shape_profiles import Profile
 from qdq.quantizer import Quantizer
 from qdq.target import Target
@@ -144,6 +145,16 @@ class Plan(msgspec.Struct, frozen=True):
         """SHA-256 of the plan, by which its scales refer to it."""
         content = msgspec.json.encode(self)
         return hashlib.sha256(content).hexdigest()
+
+
+def sort_placements(
+    index: GraphIndex, placements: Mapping[Edge, Placement]
+) -> tuple[Placement, ...]:
+    """Return placements in the order of their edges in a graph and its bodies."""
+    ordered: list[Placement] = []
+    for scope in index.scopes.values():
+        ordered += [placements[edge] for edge in scope.edges() if edge in placements]
+    return tuple(ordered)
 
 
 def group_by_pair(plan: Plan) -> dict[tuple[str, Quantizer], tuple[Placement, ...]]:

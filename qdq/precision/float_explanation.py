@@ -8,6 +8,7 @@ import msgspec
 
 from qdq.errors import UsageError, did_you_mean
 from qdq.graph.bodies import qualified_name
+from qdq.graph.compiler_view import CompilerView
 from qdq.graph.float_types import SHORT_TYPES, FloatType
 from qdq.graph.index import GraphIndex, Node
 from qdq.graph.metadata import FLOAT_KEY
@@ -16,7 +17,8 @@ from qdq.planning.planner import find_quantized_nodes
 from qdq.precision.cast_model import read_kept_nodes
 from qdq.precision.float_plan import FloatRequest, KeptNode, plan_float
 from qdq.quantized.stripper import strip_model
-from qdq.rules.matcher import glob_names
+from qdq.rules.facts import Scene
+from qdq.rules.node_selection import glob_names, is_selection, list_selected, make_where
 from qdq.rules.rule import Rule, RuleSet
 from qdq.rules.rule_files import choose_float_rules
 from qdq.target import Target
@@ -40,6 +42,8 @@ class FloatExplanation(msgspec.Struct, frozen=True):
     see: str = ""
     #: A measurement.
     evidence: str = ""
+    #: The largest absolute value in the ranges of its inputs and results; None without ranges.
+    largest: float | None = None
 
 
 def find_recorded_type(source: Source) -> FloatType | None:
@@ -71,16 +75,27 @@ def explain_floats(
         read_kept_nodes(source.model, float_type),
     )
     kept = {node.node: node for node in plan_float(index, request).kept}
+    view = CompilerView(index)
     rules_by_name = {rule.name: rule for rule in float_rules.rules}
     explanations: list[FloatExplanation] = []
     for scope, node in _find_nodes(index, name):
         label = qualified_name(scope.path, node.label)
+        if label not in kept and not _has_floats(scope, node):
+            continue
+        says = "No rule keeps it in FP32."
+        explanation = FloatExplanation(label, node.op, float_type.name, "", says)
         if label in kept:
-            explanations.append(_explain_kept(kept[label], rules_by_name))
-        elif _has_floats(scope, node):
-            says = "No rule keeps it in FP32."
-            explanations.append(FloatExplanation(label, node.op, float_type.name, "", says))
+            explanation = _explain_kept(kept[label], rules_by_name)
+        scene = Scene(view.scopes[scope.path], targets, float_type, request.amax)
+        largest = _find_largest(scene, node)
+        explanations.append(msgspec.structs.replace(explanation, largest=largest))
     return tuple(explanations)
+
+
+def _find_largest(scene: Scene, node: Node) -> float | None:
+    """Return the largest value that was observed around a node."""
+    values = map(scene.largest_value, (*node.inputs, *node.outputs))
+    return max((value for value in values if value is not None), default=None)
 
 
 def _strip_source(source: Source) -> Source:
@@ -113,6 +128,9 @@ def _find_nodes(index: GraphIndex, name: str) -> list[tuple[GraphIndex, Node]]:
         nodes = [node for node in scope.nodes if name in glob_names(scope, node)]
         named += [(scope, node) for node in nodes]
     connected = named or list(_find_connected(index, name))
+    if not connected and is_selection(name):
+        where = make_where(index, name, "NAME", allow_unmatched=False)
+        connected = list_selected(index, where)
     if connected:
         return connected
     known = [label for scope in index.scopes.values() for label in scope.by_label]

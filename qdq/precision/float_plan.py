@@ -13,9 +13,10 @@ from qdq.graph.float_nodes import has_float32, is_type_cast
 from qdq.graph.float_types import FloatType
 from qdq.graph.index import GraphIndex, Node
 from qdq.graph.neighbors import find_input_producer, has_constant_input, list_readers
-from qdq.graph.operators import MOVES_VALUES, PICKS_VALUES, PLANNED_BODIES
+from qdq.graph.operators import PLANNED_BODIES
 from qdq.graph.opset import default_opset
 from qdq.graph.patterns import decomposed_normalization_nodes
+from qdq.precision.float_neighbors import FloatNeighbors
 from qdq.precision.node_types import find_node_types
 from qdq.rules.facts import Scene
 from qdq.rules.matcher import match_kept_nodes
@@ -32,17 +33,6 @@ NORMALIZATION = "normalization"
 PAIRS = "pairs"
 
 _GRAPH_REASONS = (TYPE, OPERATOR, UNKNOWN_TYPE, BODY, BETWEEN, NORMALIZATION, PAIRS)
-
-#: Operators that only move or create values, so that they are as good in either type.
-_NEUTRAL = (
-    *MOVES_VALUES,
-    *PICKS_VALUES,
-    "Cast",
-    "Concat",
-    "ConstantOfShape",
-    "Pad",
-    "Where",
-)
 
 
 class KeptNode(msgspec.Struct, frozen=True):
@@ -65,6 +55,16 @@ class KeptNode(msgspec.Struct, frozen=True):
         return self.because not in _GRAPH_REASONS
 
 
+class OverflowingTensor(msgspec.Struct, frozen=True):
+    """A tensor that overflows by its range, around a node that no rule keeps in float32."""
+
+    tensor: str
+    #: The label of the node that reads or writes it, after the path of its body.
+    node: str
+    #: Its largest absolute value.
+    largest: float
+
+
 class FloatPlan(msgspec.Struct, frozen=True):
     """Every decision about the float part of a model."""
 
@@ -75,6 +75,8 @@ class FloatPlan(msgspec.Struct, frozen=True):
     cast: int
     #: The number of tensors whose extremes were checked; 0 where no ranges are known.
     checked: int = 0
+    #: What overflows all the same; none with the shipped rules.
+    overflowing: tuple[OverflowingTensor, ...] = ()
 
 
 class FloatRequest(msgspec.Struct, frozen=True):
@@ -96,28 +98,38 @@ class FloatRequest(msgspec.Struct, frozen=True):
 def plan_float(index: GraphIndex, request: FloatRequest) -> FloatPlan:
     """Return which nodes of a float model keep float32 when it is cast, in graph order."""
     kept: list[KeptNode] = []
+    overflowing: list[OverflowingTensor] = []
     cast = 0
     view = CompilerView(index)
     for path, scope in index.scopes.items():
-        decisions = _decide_graph(scope, view.scopes[path], request)
+        scene = Scene(view.scopes[path], request.targets, request.float_type, request.amax)
+        decisions = _decide_graph(scope, scene, request)
         for node in scope.nodes:
             if not has_float32(scope, node) or is_type_cast(scope, node, request.float_type):
                 continue
             decision = decisions.get(node.label)
             if decision is None:
                 cast += 1
+                overflowing.extend(_find_overflowing(scope, node, scene))
             else:
                 kept.append(decision)
     checked = len(request.amax)
-    return FloatPlan(request.float_type.name, tuple(kept), cast, checked)
+    plan = FloatPlan(request.float_type.name, tuple(kept), cast, checked)
+    return msgspec.structs.replace(plan, overflowing=tuple(overflowing))
 
 
-def _decide_graph(
-    scope: GraphIndex, view: CompilerView, request: FloatRequest
-) -> dict[str, KeptNode]:
+def _find_overflowing(scope: GraphIndex, node: Node, scene: Scene) -> Iterator[OverflowingTensor]:
+    """Yield the tensors around a node that its new type does not hold."""
+    for name in (*node.inputs, *node.outputs):
+        largest = scene.largest_value(name)
+        if largest is not None and largest > scene.float_type.largest:
+            label = qualified_name(scope.path, node.label)
+            yield OverflowingTensor(qualified_name(scope.path, name), label, largest)
+
+
+def _decide_graph(scope: GraphIndex, scene: Scene, request: FloatRequest) -> dict[str, KeptNode]:
     """Return the nodes of one graph that are kept, by label."""
     kept: dict[str, KeptNode] = {}
-    scene = Scene(view, request.targets, request.float_type, request.amax)
     by_rule = match_kept_nodes(scene, request.rules)
     for node in scope.nodes:
         if not has_float32(scope, node) or is_type_cast(scope, node, request.float_type):
@@ -125,11 +137,15 @@ def _decide_graph(
         because, reason = _decide_node(scope, node, by_rule.get(node.label, ()), request)
         if because:
             kept[node.label] = _make_kept(scope, node, because, reason)
-    for node in _find_normalization_ends(scope, view, kept, request):
+    for node in _find_normalization_ends(scope, scene.index, kept, request):
         reason = "It scales or shifts a normalization of float32."
         kept[node.label] = _make_kept(scope, node, NORMALIZATION, reason)
-    for node in _find_between(scope, kept, request):
-        reason = "It moves values between nodes in float32."
+    neighbors = FloatNeighbors(scope, request.float_type, request.casts_ends)
+    for node in neighbors.list_between(kept.keys()):
+        reason = "It computes or moves values between nodes in float32."
+        kept[node.label] = _make_kept(scope, node, BETWEEN, reason)
+    for node in neighbors.list_before(kept.keys()):
+        reason = "It cuts values for nodes in float32, which read one Cast before it."
         kept[node.label] = _make_kept(scope, node, BETWEEN, reason)
     return kept
 
@@ -185,34 +201,6 @@ def _explain_type(scope: GraphIndex, node: Node, float_type: FloatType) -> tuple
     return TYPE, f"{node.op} of opset {opset} has no {float_type.onnx_name}."
 
 
-def _find_between(
-    scope: GraphIndex, kept: Mapping[str, KeptNode], request: FloatRequest
-) -> Iterator[Node]:
-    """Yield the nodes that only move values from and to kept nodes.
-
-    At the ends of the main graph the values are float32, unless these are cast too.
-    """
-    neutral: dict[str, Node] = {}
-    for node in scope.nodes:
-        if node.op not in _NEUTRAL or node.label in kept:
-            continue
-        if not is_type_cast(scope, node, request.float_type):
-            neutral[node.label] = node
-    inner = {label for label, node in neutral.items() if _has_neighbors(scope, node)}
-    has_ends = scope.outer is None and not request.casts_ends
-    pending = True
-    while pending:
-        around = inner | kept.keys()
-        removed = {
-            label for label in inner if not _is_inside(scope, neutral[label], around, has_ends)
-        }
-        inner -= removed
-        pending = bool(removed)
-    for label, node in neutral.items():
-        if label in inner:
-            yield node
-
-
 def _find_normalization_ends(
     scope: GraphIndex, view: CompilerView, kept: Mapping[str, KeptNode], request: FloatRequest
 ) -> Iterator[Node]:
@@ -243,26 +231,3 @@ def _is_wide(
     if producer is None:
         return tensor in scope.inputs and scope.outer is None and not request.casts_ends
     return producer.label in kept
-
-
-def _has_neighbors(scope: GraphIndex, node: Node) -> bool:
-    """Whether a node has a float32 result, which others may read."""
-    return any(scope.elem_type(name) == TensorProto.FLOAT for name in node.outputs if name)
-
-
-def _is_inside(scope: GraphIndex, node: Node, around: set[str], has_ends: bool) -> bool:
-    """Whether all float32 neighbours of a node are in a set of labels, or ends of the model."""
-    for name in node.inputs:
-        if not name or scope.elem_type(name) != TensorProto.FLOAT or scope.is_constant(name):
-            continue
-        producer = scope.producers.get(name)
-        is_end = has_ends and name in scope.inputs
-        if not is_end and (producer is None or producer.label not in around):
-            return False
-    for name in node.outputs:
-        if name in scope.outputs and not has_ends:
-            return False
-        for reader, slot in scope.consumers.get(name, ()):
-            if slot < 0 or reader.label not in around:
-                return False
-    return True

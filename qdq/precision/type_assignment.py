@@ -188,11 +188,9 @@ class TypeAssignment:
             return False
         available = owner.type_of(tensor)
         if result in scope.index.outputs:
-            is_removed = self._replace_output_cast(scope, owner, tensor, result, available)
+            is_removed = self._replace_output_cast(scope, owner, node, available)
         elif ends[1] == TensorProto.FLOAT or available in (0, self._short):
-            scope.aliases[result] = tensor
-            if owner is scope and available not in (0, ends[1]):
-                scope.known_casts.setdefault((tensor, ends[1]), node.proto)
+            _alias_result(scope, owner, node, available)
             is_removed = True
         else:
             is_removed = self._reuse_cast(scope, owner, tensor, result, self._short)
@@ -214,12 +212,13 @@ class TypeAssignment:
         return True
 
     def _replace_output_cast(
-        self, scope: CastScope, owner: CastScope, tensor: str, result: str, available: int
+        self, scope: CastScope, owner: CastScope, cast: Node, available: int
     ) -> bool:
         """Remove a Cast to an output where the node before can compute the output itself."""
+        tensor, result = cast.inputs[0], cast.outputs[0]
         if scope.outer is not None:
             if owner is scope:
-                scope.aliases[result] = tensor
+                _alias_result(scope, owner, cast, available)
             return owner is scope
         wanted = output_type(scope, result, self._options)
         if available != wanted:
@@ -235,6 +234,14 @@ class TypeAssignment:
         scope.renamed[tensor] = result
         scope.aliases[result] = tensor
         return True
+
+
+def _alias_result(scope: CastScope, owner: CastScope, cast: Node, available: int) -> None:
+    """Let others read the tensor before a Cast, which stays known where its type is needed."""
+    tensor, to = cast.inputs[0], int(cast.attribute("to", 0))
+    scope.aliases[cast.outputs[0]] = tensor
+    if owner is scope and available not in (0, to):
+        scope.known_casts.setdefault((tensor, to), cast.proto)
 
 
 def output_type(scope: CastScope, name: str, options: CastOptions) -> int:

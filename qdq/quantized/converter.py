@@ -26,6 +26,7 @@ from qdq.graph.quantized_operators import (
     is_quantized_operator,
     is_tensorrt_operator,
 )
+from qdq.graph.row_products import find_row_products, remove_row_products
 from qdq.graph.source import Source
 from qdq.quantized.graph_cleanup import remove_unused, store_constants
 from qdq.quantized.graph_writer import (
@@ -50,6 +51,7 @@ def convert_to_qdq(source: Source) -> tuple[Source, tuple[ConvertedNode, ...]]:
     stays as it is; `find_unconverted` names those.
     Raises ModelError for an operator whose attributes, scales or bias have no float equivalent.
     """
+    source = _without_row_products(source)
     writer = ModelWriter(source)
     try:
         graph = GraphWriter(writer, source.model.graph)
@@ -64,6 +66,16 @@ def convert_to_qdq(source: Source) -> tuple[Source, tuple[ConvertedNode, ...]]:
     model = _build_model(writer, nodes)
     converted = msgspec.structs.replace(source, model=model, stamp=None)
     return raise_source_opset(converted, _required_opset(graph), "FP8"), tuple(writer.converted)
+
+
+def _without_row_products(source: Source) -> Source:
+    """Return a source whose products are as they were before `write_row_products`."""
+    if not find_row_products(source.model.graph):
+        return source
+    model = ModelProto()
+    model.CopyFrom(source.model)
+    remove_row_products(model)
+    return msgspec.structs.replace(source, model=model, stamp=None)
 
 
 def _build_model(writer: ModelWriter, nodes: list[NodeProto]) -> ModelProto:

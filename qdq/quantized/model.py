@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cached_property
 
 import msgspec
@@ -19,6 +19,7 @@ from qdq.graph.loader import load
 from qdq.graph.metadata import FLOAT_KEY
 from qdq.graph.opset import FLOAT16_OPSET
 from qdq.graph.pairs import PAIR_OPERATORS, QdqPair, find_pairs, stored_tensors
+from qdq.graph.row_products import find_row_products
 from qdq.graph.source import ModelLike, Source
 from qdq.quantized.converter import convert_to_qdq
 from qdq.quantized.stripper import find_renamed_outputs, strip_model
@@ -45,15 +46,23 @@ class QuantizedEdge(msgspec.Struct, frozen=True):
 class QuantizedModel:
     """A quantized model, its float graph, and the quantized edges of that graph."""
 
-    def __init__(self, model: ModelLike) -> None:
+    def __init__(self, model: ModelLike, float_index: GraphIndex | None = None) -> None:
+        """`float_index` is that of the float model, where the pairs are known to be plain ones."""
         #: The model before its conversion to plain pairs, which `source` has.
         self.original = load(model)
-        self.source, self.converted = convert_to_qdq(self.original)
-        source = self.source
+        #: The index of the float model.
+        self.index: GraphIndex
+        if float_index is None:
+            self.source, self.converted = convert_to_qdq(self.original)
+            source = self.source
+            stripped = strip_model(source.model, source.name, source.folder)
+            self.index = GraphIndex(Source(source.path, stripped, source.digest))
+        else:
+            self.source, self.converted = self.original, ()
+            self.index = float_index
         #: The float model, with equalized weights as they are and the record of them.
-        self.stripped = strip_model(source.model, source.name, source.folder)
-        self.index = GraphIndex(Source(source.path, self.stripped, source.digest))
-        edges = tuple(_find_quantized_edges(source.model.graph, self.index, {}, {}))
+        self.stripped = self.index.source.model
+        edges = tuple(_find_quantized_edges(self.source.model.graph, self.index, {}, {}))
         self.edges = tuple(edge for edge, is_captured in edges if not is_captured)
         #: The edges in bodies that read the result of a pair outside of the body.
         self.captured_edges = tuple(edge for edge, is_captured in edges if is_captured)
@@ -137,7 +146,7 @@ def _find_quantized_edges(
     own_pairs = {pair.output: pair for pair in find_pairs(graph, outer_tensors)}
     pairs = outer_pairs | own_pairs
     parameters = _read_parameters(pairs, stored, index)
-    labels = label_by_float_graph(graph, index)
+    labels = label_by_float_graph(graph, index, own_pairs.values())
     for node, label in zip(graph.node, labels, strict=True):
         if label not in index.by_label or node.op_type in PAIR_OPERATORS:
             continue
@@ -200,12 +209,17 @@ def _type_name(tensor: TensorProto | None) -> str:
     return name.lower()
 
 
-def label_by_float_graph(graph: GraphProto, index: GraphIndex) -> list[str]:
+def label_by_float_graph(
+    graph: GraphProto, index: GraphIndex, pairs: Iterable[QdqPair] | None = None
+) -> list[str]:
     """Return a unique label for each node of a quantized graph.
 
-    It is the node's label in the float graph, or in its graph if the node was stripped.
+    It is the node's label in the float graph, or in its graph if the node was stripped. `pairs` are
+    those of the graph, where they are known.
     """
-    labels_by_output = _map_labels(graph, index)
+    if pairs is None:
+        pairs = find_pairs(graph, index.outer.constants if index.outer else ())
+    labels_by_output = _map_labels(graph, index, pairs)
     labels = node_labels(graph)
     for position, node in enumerate(graph.node):
         label = _find_label(node, labels_by_output)
@@ -229,14 +243,14 @@ def _make_unique(label: str, position: int, index: GraphIndex) -> str:
     return label
 
 
-def _map_labels(graph: GraphProto, index: GraphIndex) -> dict[str, str]:
+def _map_labels(graph: GraphProto, index: GraphIndex, pairs: Iterable[QdqPair]) -> dict[str, str]:
     """Return the label in the float graph of the node that computes each tensor."""
     labels: dict[str, str] = {}
     for node in index.nodes:
         for output in filter(None, node.outputs):
             labels[output] = node.label
-    constants = index.outer.constants if index.outer else ()
-    renamed = find_renamed_outputs(graph, find_pairs(graph, constants))
+    renamed = find_renamed_outputs(graph, pairs)
+    renamed.update(find_row_products(graph))
     moved: dict[str, str] = {}
     for tensor, output in renamed.items():
         if output in labels:

@@ -28,7 +28,7 @@ class PairFormat(NamedTuple):
 
 def read_format(quantized_edge: QuantizedEdge) -> PairFormat:
     """Return the format of a pair."""
-    dtype = quantized_edge.dtype
+    dtype = quantized_edge.dtype or quantized_edge.stored
     if not dtype and not quantized_edge.pair.zero_point:
         dtype = "uint8"
     axis = _read_axis(quantized_edge)

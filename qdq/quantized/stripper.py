@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import msgspec
@@ -19,6 +19,7 @@ from qdq.graph.index import GraphIndex
 from qdq.graph.loader import load
 from qdq.graph.metadata import CAST_KEYS, EQUALIZATION_KEY, FLOAT_KEY, remove_metadata
 from qdq.graph.pairs import QdqPair, count_readers, find_pairs, stored_tensors
+from qdq.graph.row_products import remove_row_products
 from qdq.graph.source import ModelLike, Source
 from qdq.quantized.converter import convert_to_qdq, find_unconverted
 from qdq.quantized.corrected_biases import restore_biases
@@ -60,6 +61,7 @@ def strip_model(model: ModelProto, name: str = "model", folder: Path | None = No
     """
     stripped = ModelProto()
     stripped.CopyFrom(model)
+    remove_row_products(stripped)
     location = _ModelLocation(name, folder)
     restore_biases(stripped, name, location.read_values)
     _strip_graph(stripped.graph, {}, location)
@@ -91,23 +93,19 @@ def _strip_graph(
     for node in graph.node:
         for _, body in node_bodies(node):
             unread |= _strip_graph(body, stored, location)
-    renamed = find_renamed_outputs(graph, find_pairs(graph, outer_tensors))
+    pairs = find_pairs(graph, outer_tensors)
+    if not pairs and not unread:
+        return set()
+    renamed = find_renamed_outputs(graph, pairs)
     if renamed:
         _rename_results(graph, renamed)
-    pairs = _find_removable_pairs(graph, outer_tensors)
+        pairs = find_pairs(graph, outer_tensors)
+    outputs = _names(graph.output)
+    pairs = tuple(pair for pair in pairs if pair.output not in outputs)
     origins = {pair.output: pair.tensor for pair in pairs if pair.q is not None}
     _redirect(graph, origins)
     _store_floats(graph, pairs, stored, location)
     return _remove_pairs(graph, pairs, unread)
-
-
-def _find_removable_pairs(
-    graph: GraphProto, outer_tensors: dict[str, TensorProto]
-) -> list[QdqPair]:
-    """Return the pairs whose output is not a graph output."""
-    outputs = _names(graph.output)
-    pairs = find_pairs(graph, outer_tensors)
-    return [pair for pair in pairs if pair.output not in outputs]
 
 
 def _names(
@@ -173,7 +171,7 @@ def _find_origin(origins: dict[str, str], name: str) -> str:
 
 def _store_floats(
     graph: GraphProto,
-    pairs: list[QdqPair],
+    pairs: Sequence[QdqPair],
     stored: dict[str, TensorProto],
     location: _ModelLocation,
 ) -> None:
@@ -238,7 +236,7 @@ def _align_channels(
     return scale.reshape(shape), zero_point.reshape(zero_point_shape)
 
 
-def _remove_pairs(graph: GraphProto, pairs: list[QdqPair], unread: set[str]) -> set[str]:
+def _remove_pairs(graph: GraphProto, pairs: Sequence[QdqPair], unread: set[str]) -> set[str]:
     """Remove the nodes of pairs, and the tensors that only they or nodes in `unread` bodies read.
 
     `unread` names the tensors that the nodes removed from bodies read. Returns the names among all
@@ -247,11 +245,11 @@ def _remove_pairs(graph: GraphProto, pairs: list[QdqPair], unread: set[str]) -> 
     defined = _results(graph)
     defined |= _names(graph.input)
     defined |= _names(graph.initializer)
-    removed = _find_removable_nodes(graph, pairs)
+    readers = count_readers(graph)
+    removed = _find_removable_nodes(graph, pairs, readers)
     operands = set(unread)
     for position in removed:
         operands.update(graph.node[position].input)
-    readers = count_remaining_readers(graph, removed)
     dead = {name for name in operands if readers[name] == 0}
     removed |= _find_dead_constants(graph, dead)
     _remove_tensors(graph, dead, removed)
@@ -259,9 +257,13 @@ def _remove_pairs(graph: GraphProto, pairs: list[QdqPair], unread: set[str]) -> 
     return operands - defined
 
 
-def _find_removable_nodes(graph: GraphProto, pairs: list[QdqPair]) -> set[int]:
-    """Return the positions of the Q and DQ nodes that are not needed any longer."""
-    readers = count_readers(graph)
+def _find_removable_nodes(
+    graph: GraphProto, pairs: Sequence[QdqPair], readers: Counter[str]
+) -> set[int]:
+    """Return the positions of the Q and DQ nodes that are not needed any longer.
+
+    Afterwards `readers` counts without them how often each tensor is read.
+    """
     stored = _names(graph.initializer)
     removable: set[int] = set()
     quantized: set[str] = set()
@@ -269,14 +271,16 @@ def _find_removable_nodes(graph: GraphProto, pairs: list[QdqPair]) -> set[int]:
         if pair.output in stored or readers[pair.output] == 0:
             removable.add(pair.dq)
             quantized.add(graph.node[pair.dq].input[0])
-    remaining = count_remaining_readers(graph, removable)
+    _subtract_readers(readers, graph, removable)
+    producers: set[int] = set()
     for pair in pairs:
         if pair.q is None:
             continue
         result = graph.node[pair.q].output[0]
-        if result in quantized and remaining[result] == 0:
-            removable.add(pair.q)
-    return removable
+        if result in quantized and readers[result] == 0:
+            producers.add(pair.q)
+    _subtract_readers(readers, graph, producers)
+    return removable | producers
 
 
 def _find_dead_constants(graph: GraphProto, dead: set[str]) -> set[int]:
@@ -303,9 +307,13 @@ def _remove_tensors(graph: GraphProto, dead: set[str], removed: set[int]) -> Non
 def count_remaining_readers(graph: GraphProto, removed: set[int]) -> Counter[str]:
     """Return how often each tensor is read when the nodes at some positions are removed."""
     readers = count_readers(graph)
+    _subtract_readers(readers, graph, removed)
+    return readers
+
+
+def _subtract_readers(readers: Counter[str], graph: GraphProto, removed: Iterable[int]) -> None:
     for position in removed:
         readers.subtract(graph.node[position].input)
-    return readers
 
 
 def _remove_named(items: list[TensorProto], names: set[str]) -> None:

@@ -7,18 +7,22 @@ joined takes the largest range of its parts.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Mapping, Set
 
 import msgspec
 import numpy as np
 
 from qdq.arguments import require_type, to_number
 from qdq.errors import DataError, did_you_mean
-from qdq.graph.aliases import keeps_values
 from qdq.graph.bodies import qualified_name
 from qdq.graph.index import Edge, GraphIndex
-from qdq.graph.patterns import trace_axis_to_input
 from qdq.planning.decisions import Plan
+from qdq.ranges.given_weights import (
+    AppliedWeightRange,
+    GivenWeightRange,
+    WeightKey,
+    find_applied_weights,
+)
 from qdq.ranges.range_limits import require_range, require_stated_range
 from qdq.ranges.value_holders import Location, find_sources
 
@@ -39,19 +43,6 @@ class GivenRange(msgspec.Struct, frozen=True):
     line: int = 0
     #: Whether it only bounds the range: where samples are run, the method may choose a smaller one.
     at_most: bool = False
-
-
-class GivenWeightRange(msgspec.Struct, frozen=True):
-    """The ranges of one weight."""
-
-    #: Its name as `Edge.read` gives it.
-    tensor: str
-    #: The axis with one range for each channel, None for one range.
-    axis: int | None
-    #: Absolute values, as in `GivenRange`; 0 for a channel whose range follows from its values.
-    amax: tuple[float, ...]
-    #: Its line in the file, 0 where that is not known.
-    line: int = 0
 
 
 class GivenRanges(msgspec.Struct, frozen=True):
@@ -84,18 +75,6 @@ class AppliedRange(msgspec.Struct, frozen=True):
     at_most: bool = False
 
 
-class AppliedWeightRange(msgspec.Struct, frozen=True):
-    """A planned weight with given ranges."""
-
-    #: The weight.
-    tensor: str
-    #: The axis it is quantized along, with one range for each channel; None for one range.
-    axis: int | None
-    #: The largest absolute value of each channel, or of the whole weight; 0 where the range
-    #: follows from the values.
-    amax: tuple[float, ...]
-
-
 class GivenSummary(msgspec.Struct, frozen=True):
     """Which of the given ranges apply to a plan, and which do not."""
 
@@ -112,9 +91,9 @@ class GivenSummary(msgspec.Struct, frozen=True):
     weights: tuple[AppliedWeightRange, ...] = ()
 
     @property
-    def weight_amax(self) -> dict[tuple[str, int | None], tuple[float, ...]]:
-        """The given ranges of each planned weight, by its name and axis."""
-        return {(weight.tensor, weight.axis): weight.amax for weight in self.weights}
+    def weight_amax(self) -> dict[WeightKey, tuple[float, ...]]:
+        """The given ranges of each planned weight, by its name, axis and size of blocks."""
+        return {weight.key: weight.amax for weight in self.weights}
 
     @property
     def bounded(self) -> frozenset[str]:
@@ -174,7 +153,7 @@ def match_given_ranges(index: GraphIndex, plan: Plan, given_ranges: GivenRanges)
         unknown=tuple(unknown),
         unplanned=tuple(name for name in names if name not in used),
         missing=tuple(missing),
-        weights=tuple(_iterate_applied_weights(index, plan, given_ranges)),
+        weights=tuple(find_applied_weights(index, plan, given_ranges.weights)),
     )
 
 
@@ -266,91 +245,6 @@ def _find_sources(
 def _apply_range(tensor: str, source: GivenRange) -> AppliedRange:
     source_tensor = "" if source.tensor == tensor else source.tensor
     return AppliedRange(tensor, source.amax, source_tensor, source.at_most)
-
-
-def _iterate_applied_weights(
-    index: GraphIndex, plan: Plan, given_ranges: GivenRanges
-) -> Iterator[AppliedWeightRange]:
-    """Yield the planned weights that have given ranges, along the axis they are quantized along."""
-    by_tensor: dict[str, list[GivenWeightRange]] = {}
-    for weight in given_ranges.weights:
-        by_tensor.setdefault(weight.tensor, []).append(weight)
-    if not by_tensor:
-        return
-    done: set[tuple[str, int | None]] = set()
-    for placement in plan.placements:
-        edge = placement.edge
-        axis = placement.quantizer.axis
-        key = (edge.qualified_tensor, axis)
-        if placement.quantizer.block_size or placement.quantizer.calibrated or key in done:
-            continue
-        done.add(key)
-        amax = _find_weight_amax(index.scope(edge), edge.tensor, axis, by_tensor)
-        if amax:
-            yield AppliedWeightRange(edge.qualified_tensor, axis, amax)
-
-
-def _find_weight_amax(
-    scope: GraphIndex,
-    tensor: str,
-    axis: int | None,
-    by_tensor: Mapping[str, list[GivenWeightRange]],
-) -> tuple[float, ...]:
-    """Return the given ranges of a constant along an axis, () where there are none that fit."""
-    weights, source_axis = _trace_to_ranges(scope, tensor, axis, by_tensor)
-    if axis is None:
-        return _join_channels(weights)
-    shape = scope.shape(tensor)
-    channels = shape[axis] if shape is not None else None
-    channels_first = sorted(weights, key=lambda weight: weight.axis is None)
-    for weight in channels_first:
-        if weight.axis not in (None, source_axis):
-            continue
-        amax = weight.amax
-        if weight.axis is None:
-            amax = amax * (channels or 1)
-        if len(amax) == channels:
-            return amax
-    return ()
-
-
-def _trace_to_ranges(
-    scope: GraphIndex,
-    tensor: str,
-    axis: int | None,
-    by_tensor: Mapping[str, list[GivenWeightRange]],
-) -> tuple[list[GivenWeightRange], int | None]:
-    """Return the ranges given for a constant, and the axis that the constant's axis is there.
-
-    Operators between the two keep the values. There are no ranges where none are given.
-    """
-    while True:
-        weights = by_tensor.get(qualified_name(scope.path, tensor)) or by_tensor.get(tensor)
-        if weights is not None:
-            return weights, axis
-        scope = scope.defining_scope(tensor)
-        producer = scope.producers.get(tensor)
-        if producer is None or not keeps_values(scope, producer):
-            return [], axis
-        if axis is not None:
-            axis = trace_axis_to_input(scope, producer, axis)
-            if axis is None:
-                return [], axis
-        tensor = producer.inputs[0]
-
-
-def _join_channels(weights: list[GivenWeightRange]) -> tuple[float, ...]:
-    """Return the one range of a weight: the given one, or the largest of its channels.
-
-    The result is 0 where the range of a channel is not known.
-    """
-    for weight in weights:
-        if weight.axis is None:
-            return weight.amax
-    if not weights:
-        return ()
-    amax = weights[0].amax
-    return (max(amax),) if all(amax) else (0.0,)
 
 
 def _describe_missing(index: GraphIndex, summary: GivenSummary, missing: list[str]) -> str:

@@ -12,8 +12,9 @@ import yaml
 from qdq.errors import DataError, RuleError, first_line
 from qdq.files.strict_yaml import LocatedMapping, parse_text_yaml
 from qdq.printable import encodable_name
-from qdq.quantizer import INT8_LEVELS
-from qdq.ranges.given_ranges import GivenRange, GivenWeightRange
+from qdq.quantizer import INT4_LEVELS, INT8_LEVELS
+from qdq.ranges.given_ranges import GivenRange
+from qdq.ranges.given_weights import GivenWeightRange
 from qdq.ranges.range_limits import LARGEST_AMAX, require_stated_range
 
 #: The keys of a range: the quantity that its number is.
@@ -21,6 +22,7 @@ _AMAX = "amax"
 _SCALE = "scale"
 _QUANTITIES = (_AMAX, _SCALE)
 _AXIS = "axis"
+_BLOCK_SIZE = "block_size"
 
 
 def parse_handwritten_ranges(
@@ -30,7 +32,8 @@ def parse_handwritten_ranges(
 
     A weight with one range is among both. A tensor is mapped to its amax, to ``{amax: ...}`` or to
     ``{scale: ...}``. A weight is mapped to one of these with a list in it, and for several ranges
-    their ``axis``. Raises DataError with the file and the line.
+    their ``axis``, with a ``block_size`` for ranges of INT4 blocks. Raises DataError with the
+    file and the line.
     """
     ranges: list[GivenRange] = []
     weights: list[GivenWeightRange] = []
@@ -42,9 +45,11 @@ def parse_handwritten_ranges(
         if quantity is None:
             ranges.append(GivenRange(tensor, _parse_range(value, location), line))
             continue
+        block_size = _parse_block_size(value, location)
         axis = _parse_axis(value, quantity, location)
-        amax = tuple(_parse_amax(quantity, text, location) for text in value[quantity])
-        weights.append(GivenWeightRange(tensor, axis, amax, line))
+        largest = INT4_LEVELS if block_size else INT8_LEVELS
+        amax = tuple(_parse_amax(quantity, text, location, largest) for text in value[quantity])
+        weights.append(GivenWeightRange(tensor, axis, amax, line, block_size))
         if len(amax) == 1 and axis is None:
             ranges.append(GivenRange(tensor, amax[0], line))
     return tuple(ranges), tuple(weights)
@@ -74,9 +79,22 @@ def _parse_range(value: Any, location: str) -> float:
     )
 
 
+def _parse_block_size(value: LocatedMapping, location: str) -> int:
+    """Return how many values share a range of a weight, 0 where all of a channel do."""
+    text = value.get(_BLOCK_SIZE)
+    if text is None:
+        return 0
+    if not str(text).isdecimal() or int(text) == 0 or _AXIS not in value:
+        raise DataError(
+            f"{location}: {_BLOCK_SIZE} {text!r} is not a number from 1 on beside an axis. "
+            f"Write both as in {{axis: 0, {_BLOCK_SIZE}: 128, amax: [...]}}."
+        )
+    return int(text)
+
+
 def _parse_axis(value: LocatedMapping, quantity: str, location: str) -> int | None:
     """Return the axis of a weight's ranges, None for one range."""
-    if set(value) - {quantity, _AXIS} or not value[quantity]:
+    if set(value) - {quantity, _AXIS, _BLOCK_SIZE} or not value[quantity]:
         raise DataError(
             f"{location}: the value is not the ranges of a weight. "
             "Write a list of numbers as amax or scale, and for several numbers their axis."
@@ -98,18 +116,18 @@ def _parse_axis(value: LocatedMapping, quantity: str, location: str) -> int | No
     return int(axis)
 
 
-def _parse_amax(quantity: str, text: Any, location: str) -> float:
-    """Return the amax of a number that is an amax or a scale."""
+def _parse_amax(quantity: str, text: Any, location: str, largest: int = INT8_LEVELS) -> float:
+    """Return the amax of a number that is an amax or a scale of a type with a largest value."""
     number = _parse_number(text, location)
     if quantity == _AMAX:
         amax = number
-    elif abs(number) * INT8_LEVELS > LARGEST_AMAX:
+    elif abs(number) * largest > LARGEST_AMAX:
         raise DataError(
-            f"{location}: the scale {text} is larger than a float32. Write amax / {INT8_LEVELS}."
+            f"{location}: the scale {text} is larger than a float32. Write amax / {largest}."
         )
     else:
         scale = float(np.float32(number)) or number
-        amax = scale * INT8_LEVELS
+        amax = scale * largest
     require_stated_range(amax, location)
     return amax
 

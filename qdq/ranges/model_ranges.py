@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 
 from qdq.arrays import Array
 from qdq.errors import ModelError
 from qdq.graph.bodies import qualified_name
 from qdq.graph.index import Edge
+from qdq.planning.block_pairs import has_block_scales, read_block_quantizer
 from qdq.quantized.model import QuantizedEdge, QuantizedModel
 from qdq.quantized.symmetry import (
     CoarserActivation,
@@ -15,7 +18,8 @@ from qdq.quantized.symmetry import (
     measure_coarsening,
     pair_amax,
 )
-from qdq.ranges.given_ranges import GivenRange, GivenRanges, GivenWeightRange
+from qdq.ranges.given_ranges import GivenRange, GivenRanges
+from qdq.ranges.given_weights import GivenWeightRange, WeightKey
 from qdq.ranges.range_limits import LARGEST_AMAX
 
 #: The most that the steps of a tensor may grow: 8 bits around any zero point take 2.01 times at
@@ -36,14 +40,13 @@ def read_pair_ranges(quantized_model: QuantizedModel) -> GivenRanges:
     names = _name_tensors(quantized_model)
     amax: dict[str, float] = {}
     bounds: set[str] = set()
-    weights: dict[tuple[str, int | None], GivenWeightRange] = {}
+    weights: dict[WeightKey, GivenWeightRange] = {}
     for quantized in (*quantized_model.edges, *quantized_model.captured_edges):
         tensor = names[quantized.edge]
         is_constant = _is_constant(quantized_model, quantized)
         if is_constant:
-            weight = _read_weight_range(quantized_model, quantized, tensor)
-            if weight is not None:
-                weights.setdefault((tensor, weight.axis), weight)
+            for weight in _read_weight_ranges(quantized_model, quantized, tensor):
+                weights.setdefault(weight.key, weight)
         ranges = pair_amax(quantized)
         if ranges is None or (is_constant and ranges.size != 1):
             continue
@@ -107,23 +110,31 @@ def _is_constant(quantized_model: QuantizedModel, quantized: QuantizedEdge) -> b
     return quantized_model.index.scope(edge).is_constant(edge.tensor)
 
 
-def _read_weight_range(
+def _read_weight_ranges(
     quantized_model: QuantizedModel, quantized: QuantizedEdge, tensor: str
-) -> GivenWeightRange | None:
-    """Return the ranges of a weight of a name, None where its integers are not symmetric.
+) -> Iterator[GivenWeightRange]:
+    """Yield the ranges of a weight of a name in blocks, and in channels.
 
-    None too where blocks have scales, which are no ranges of channels. The range is 0 where the
-    scale is 0 or no finite number.
+    There are none where its integers are not symmetric, and none of channels where blocks have
+    scales. The range is 0 where the scale is 0 or no finite number.
     """
-    amax = exact_weight_amax(quantized)
-    if amax is None or not amax.size:
-        return None
-    if quantized.pair.block_size and sum(size > 1 for size in amax.shape) > 1:
-        return None
+    quantizer = read_block_quantizer(quantized_model, quantized)
+    if quantizer is not None and quantized.scales is not None:
+        amax = quantized.scales.astype(np.float64) * quantizer.element.largest
+        size = quantizer.block_size
+        yield GivenWeightRange(tensor, quantizer.axis, _flatten_amax(amax), block_size=size)
+    channel_amax = exact_weight_amax(quantized)
+    if channel_amax is None or not channel_amax.size:
+        return
+    if quantized.pair.block_size and has_block_scales(quantized):
+        return
     axis = scale_axis(quantized_model, quantized)
+    yield GivenWeightRange(tensor, axis, _flatten_amax(channel_amax))
+
+
+def _flatten_amax(amax: Array) -> tuple[float, ...]:
     usable_amax = np.where(amax <= LARGEST_AMAX, amax, 0.0)
-    channels = tuple(map(float, usable_amax.reshape(-1)))
-    return GivenWeightRange(tensor, axis, channels)
+    return tuple(map(float, usable_amax.reshape(-1)))
 
 
 def _name_tensors(quantized_model: QuantizedModel) -> dict[Edge, str]:

@@ -102,6 +102,13 @@ def equalize(source: Source, equalizations: Iterable[Equalization]) -> Source:
     where undoing does not restore the weights byte for byte.
     """
     equalizations = tuple(equalizations)
+    equalized = scale_source(source, equalizations)
+    require_restorable(source, equalized, equalizations)
+    return equalized
+
+
+def scale_source(source: Source, equalizations: tuple[Equalization, ...]) -> Source:
+    """Return the same without the check that undoing restores the weights."""
     if not equalizations:
         return source
     if find_equalization_entry(source.model):
@@ -110,20 +117,19 @@ def equalize(source: Source, equalizations: Iterable[Equalization]) -> Source:
     model.CopyFrom(source.model)
     scale_weights(model, equalizations)
     write_equalizations(model, equalizations)
-    _require_restorable(source, model, equalizations)
     digest = hashlib.sha256(canonical_bytes(model)).hexdigest()
     notes = (*source.notes, f"{len(equalizations)} groups of channels were equalized.")
     return msgspec.structs.replace(source, model=model, digest=digest, notes=notes)
 
 
-def _require_restorable(
-    source: Source, model: ModelProto, equalizations: tuple[Equalization, ...]
+def require_restorable(
+    source: Source, equalized: Source, equalizations: tuple[Equalization, ...]
 ) -> None:
     """Raise ModelError where undoing does not restore every scaled weight byte for byte."""
     names = {weight.tensor for item in equalizations for weight in item.weights}
     restored = ModelProto()
     write_equalizations(restored, equalizations)
-    for name, tensor in map_stored_tensors(model.graph).items():
+    for name, tensor in map_stored_tensors(equalized.model.graph).items():
         if name in names:
             restored.graph.initializer.add().CopyFrom(tensor)
             restored.graph.initializer[-1].name = name

@@ -32,7 +32,8 @@ class LayerNoise:
         groups, _, inputs, taps = weight.shape
         magnitudes = np.abs(weight)
         #: The largest weights, as [groups, output channels, input channels].
-        self._largest: Floats = magnitudes.max(axis=3, initial=0.0).astype(np.float64)
+        self._largest = magnitudes.max(axis=3, initial=0.0)
+        self._scaled = np.empty_like(self._largest)
         squares = np.einsum("goit,goit->gi", weight, weight, dtype=np.float64)
         self._squares: Floats = squares.reshape(groups * inputs)
         self._groups = groups
@@ -43,7 +44,8 @@ class LayerNoise:
     @property
     def largest_weights(self) -> Floats:
         """The largest weight of each input channel."""
-        largest: Floats = self._largest.max(axis=1, initial=0.0).ravel()
+        by_group = self._largest.max(axis=1, initial=0.0)
+        largest: Floats = by_group.ravel().astype(np.float64)
         return largest
 
     def predict(self, exponents: Array) -> float:
@@ -64,8 +66,11 @@ class LayerNoise:
         return float(self._squares @ np.minimum(variance, self.mean_square))
 
     def _predict_weights(self, factors: Floats) -> float:
-        by_group = factors.reshape(self._groups, 1, -1)
-        steps = np.max(self._largest / by_group, axis=2, initial=0.0) / _LARGEST_INTEGER
+        # factors are powers of two: to multiply by their reciprocals is as exact, and faster
+        reciprocals = (1.0 / factors).astype(self._largest.dtype).reshape(self._groups, 1, -1)
+        np.multiply(self._largest, reciprocals, out=self._scaled)
+        largest = self._scaled.max(axis=2, initial=0.0).astype(np.float64)
+        steps = largest / _LARGEST_INTEGER
         variance = _ROUNDING_VARIANCE * (steps**2).sum(axis=1)
         energy = self.mean_square * factors**2
         energy_by_group = energy.reshape(self._groups, -1).sum(axis=1)

@@ -34,6 +34,13 @@ def _describe(report: CastReport, label: str) -> Iterator[str]:
         yield f"the ranges of {count_noun(plan.checked, 'tensor')} were checked for overflow"
     else:
         yield "no ranges are known, so no activation was checked for overflow"
+    if plan.overflowing:
+        largest = max(item.largest for item in plan.overflowing)
+        nodes = join_names(list(dict.fromkeys(item.node for item in plan.overflowing)))
+        yield (
+            f"values up to {largest:.4g} overflow {label} in {nodes}, which no rule keeps in FP32. "
+            "Add --rules float, or --keep-fp32 of these nodes."
+        )
     if report.losses:
         count = count_noun(len(report.losses), "stored tensor")
         yield f"{count} with values that {label} rounds to 0, to subnormals or to its largest"

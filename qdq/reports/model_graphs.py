@@ -47,9 +47,10 @@ def graph_quantized(
 ) -> PageGraph | None:
     """Return the network that `quantize` quantized, with its plan and scales."""
     plan = result.plan
-    all_rules = with_leave_float(rules, plan.leave_float, plan.sensitive or ())
+    index = GraphIndex(result.source)
+    all_rules = with_leave_float(index, rules, plan.leave_float, plan.sensitive or ())
     decisions = read_plan_decisions(plan, result.scales)
-    content = _make_content(GraphIndex(result.source), decisions, all_rules.rules, facts)
+    content = _make_content(index, decisions, all_rules.rules, facts)
     if cast is not None:
         kept = frozenset(node.node for node in cast.plan.kept)
         content = msgspec.structs.replace(content, float_type=cast.plan.to, kept_fp32=kept)
@@ -61,7 +62,7 @@ def graph_plan(
 ) -> PageGraph | None:
     """Return the network of a float model with the plan that is made for it."""
     index, plan = plan_source(source, request)
-    all_rules = with_leave_float(request.rules, plan.leave_float, plan.sensitive or ())
+    all_rules = with_leave_float(index, request.rules, plan.leave_float, plan.sensitive or ())
     decisions = read_plan_decisions(plan, None)
     return make_graph(_make_content(index, decisions, all_rules.rules, facts))
 
@@ -96,8 +97,8 @@ def _add_float_decisions(
         if decision.type:
             decision = EdgeDecision("", "", decision.because, _MISSING)  # noqa: PLW2901
         decisions.setdefault(edge, decision)
-    rules = with_leave_float(request.rules, plan.leave_float, plan.sensitive or ())
-    return rules.rules
+    index, sensitive = quantized.index, plan.sensitive or ()
+    return with_leave_float(index, request.rules, plan.leave_float, sensitive).rules
 
 
 def _make_content(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterator
 from functools import cache
 from importlib import resources
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from qdq import __version__
-from qdq.errors import UsageError
+from qdq.optional_packages import require_package
 from qdq.printable import escape_surrogates, escape_unprintable
 from qdq.reports.page import EngineRow, Page, RangeHistogram
 from qdq.reports.page_drawings import curve_svg, histogram_svg
@@ -34,18 +33,12 @@ _SCRIPT_ESCAPES = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026"}
 _TEMPLATE, _STYLE, _SCRIPT = "page_template.html", "page_style.css", "page_graph.js"
 
 
-def require_jinja() -> None:
-    """Raise UsageError where Jinja2 is not installed."""
-    if importlib.util.find_spec("jinja2") is None:
-        raise UsageError(
-            "Jinja2, which writes HTML reports, is not installed. "
-            "Install it with pip install 'qdq[report]'."
-        )
-
-
 def render_html(page: Page) -> str:
-    """Return a page as HTML, whatever names are in it; raises UsageError without Jinja2."""
-    require_jinja()
+    """Return a page as HTML, whatever names are in it.
+
+    Raises MissingPackageError without Jinja2.
+    """
+    require_package("jinja2")
     from markupsafe import Markup
 
     content: dict[str, Any] = _escape_texts(msgspec.to_builtins(page))

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qdq.errors import UsageError
+from qdq.optional_packages import require_package
 from qdq.reports.json_output import to_json
 from qdq.reports.sections import Section, sections_text
 
@@ -51,7 +52,10 @@ class ReportContent:
 
 
 def check_report_path(path: Path) -> None:
-    """Raise UsageError unless the path's suffix names a form that can be written."""
+    """Raise UsageError unless the path's suffix names a form.
+
+    Raises MissingPackageError where the form needs a package that is not installed.
+    """
     if path.suffix not in REPORT_SUFFIXES:
         suffixes = ", ".join(REPORT_SUFFIXES)
         raise UsageError(
@@ -59,6 +63,4 @@ def check_report_path(path: Path) -> None:
             f"Pass a file that ends in {suffixes}."
         )
     if path.suffix == _HTML:
-        from qdq.reports.page_html import require_jinja
-
-        require_jinja()
+        require_package("jinja2")

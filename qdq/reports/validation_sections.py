@@ -7,10 +7,11 @@ from typing import Any
 
 from qdq.metrics.metric import MetricScores
 from qdq.metrics.output_errors import OutputError
-from qdq.reports.sections import Section, count_noun
+from qdq.reports.sections import Section, count_noun, join_names
 from qdq.validation.accuracy import Accuracy
 from qdq.validation.compared_tensors import MissingOutputs
 from qdq.validation.engine_report import EngineReport, LayerVerdict
+from qdq.validation.float_overflows import FloatOverflow
 from qdq.validation.validator import Validation
 
 _MEGABYTE = 1e6
@@ -50,10 +51,21 @@ def accuracy_section(accuracy: Accuracy, against: str = "quantized") -> Section:
             lines.append(f"{output.name}: not compared in {samples} with another shape than float")
     if accuracy.missing:
         lines += _missing_lines(accuracy.missing)
+    if accuracy.overflows:
+        lines.append(_overflows_line(accuracy.overflows))
     if isinstance(accuracy.metric, MetricScores):
         lines.append(_metric_line(accuracy.metric))
     title = f"Accuracy in ONNX Runtime, float against {against}"
     return _errors_section(title, accuracy.outputs, *lines)
+
+
+def _overflows_line(overflows: tuple[FloatOverflow, ...]) -> str:
+    """Return which FP16 tensors become infinite, and what mends it."""
+    nodes = join_names([f"{item.operator} {item.node}" for item in overflows])
+    return (
+        f"{nodes}: the result is infinite in FP16, which the figures do not show, because "
+        "ONNX Runtime computes in FP32. Cast with --ranges, or with --keep-fp32 of these nodes."
+    )
 
 
 def _metric_line(scores: MetricScores) -> str:

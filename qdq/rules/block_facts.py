@@ -7,6 +7,9 @@ from qdq.graph.operands import has_whole_blocks, is_operand
 from qdq.rules.fact_registry import Scene, edge_fact
 from qdq.rules.kernel_tables import explain_missing_block_kernel
 
+#: The name of the fact about whole blocks.
+UNBLOCKED_WEIGHT = "unblocked-weight"
+
 #: The name of the fact that reads the INT4 rows of kernel tables.
 LACKS_INT4_KERNEL = "lacks-int4-kernel"
 
@@ -39,4 +42,4 @@ def lacks_int4_kernel(scene: Scene, edge: Edge, *, block_size: float) -> bool:
 
 
 #: All of them, by name.
-BLOCK_FACTS = ("unblocked-weight", LACKS_INT4_KERNEL)
+BLOCK_FACTS = (UNBLOCKED_WEIGHT, LACKS_INT4_KERNEL)

@@ -8,11 +8,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
 
-from qdq.arrays import Array
+from qdq.arrays import Array, Feed
 from qdq.data.feeds import Feeds, FeedSample
 from qdq.errors import ModelError
 from qdq.graph.aliases import find_origin
@@ -21,6 +22,7 @@ from qdq.graph.index import GraphIndex, Node
 from qdq.graph.operators import PASSES_SCORES, SCORING
 from qdq.metrics.metric import Metric, MetricComparison, MetricItem, MetricScores
 from qdq.metrics.output_errors import ErrorSums, OutputError
+from qdq.optional_packages import require_package
 from qdq.runtime.session import (
     Progress,
     open_partial_session,
@@ -34,6 +36,7 @@ from qdq.validation.compared_tensors import (
     MissingOutputs,
     select_compared_tensors,
 )
+from qdq.validation.float_overflows import OVERFLOW_SAMPLES, FloatOverflow, find_float_overflows
 
 _BATCH_AND_CLASSES = 2
 
@@ -50,6 +53,8 @@ class Accuracy(msgspec.Struct, frozen=True):
     missing: MissingOutputs | msgspec.UnsetType = msgspec.UNSET
     #: The scores by the metric; absent without one.
     metric: MetricScores | msgspec.UnsetType = msgspec.UNSET
+    #: The FP16 tensors that overflow in the first samples; absent where none does.
+    overflows: tuple[FloatOverflow, ...] | msgspec.UnsetType = msgspec.UNSET
 
 
 def compare_outputs(
@@ -68,25 +73,36 @@ def compare_outputs(
     any processor. Raises ModelError where the two models have different inputs or outputs,
     DataError where ONNX Runtime fails on a sample, MetricError where the metric does.
     """
-    from polygraphy.backend.onnxrt import OnnxrtRunner
-    from polygraphy.logger import G_LOGGER
-
-    # Polygraphy raises the errors that it logs as critical.
-    G_LOGGER.module_severity = G_LOGGER.CRITICAL + 1
+    runner = _import_runner()
     _require_same_inputs(float_index, quantized_index)
     compared = select_compared_tensors(float_index, quantized_index, libraries)
     comparison = _Comparison(float_index, quantized_index, compared, metric)
+    first: list[Feed] = []
     with (
-        OnnxrtRunner(partial(compared.open_float_session, float_index)) as float_runner,
-        OnnxrtRunner(partial(compared.open_quantized_session, quantized_index)) as quantized_runner,
+        runner(partial(compared.open_float_session, float_index)) as float_runner,
+        runner(partial(compared.open_quantized_session, quantized_index)) as quantized_runner,
     ):
         for sample in feeds.samples():
             float_outputs = _infer(float_runner, sample.feed, float_index)
             quantized_outputs = _infer(quantized_runner, sample.feed, quantized_index)
             comparison.add(sample, float_outputs, quantized_outputs)
+            if comparison.samples <= OVERFLOW_SAMPLES:
+                first.append(sample.feed)
             if progress:
                 progress(comparison.samples)
-    return comparison.result(feeds.name)
+    overflows = find_float_overflows(quantized_index, float_index, first, libraries)
+    result = comparison.result(feeds.name)
+    return msgspec.structs.replace(result, overflows=overflows or msgspec.UNSET)
+
+
+def _import_runner() -> Any:
+    """Return Polygraphy's runner, which logs no errors: it raises them too."""
+    require_package("polygraphy")
+    from polygraphy.backend.onnxrt import OnnxrtRunner
+    from polygraphy.logger import G_LOGGER
+
+    G_LOGGER.module_severity = G_LOGGER.CRITICAL + 1
+    return OnnxrtRunner
 
 
 class _Comparison:

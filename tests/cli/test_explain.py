@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 
 import qdq
+from qdq.ranges.range_file import write_ranges
 from tests.support.cli_runner import refused, run, save
 from tests.support.float_models import parse
 from tests.support.graphs import noise
@@ -59,7 +61,7 @@ def test_a_cast_model_is_explained_by_what_it_records(tmp_path: Path, has_pairs:
 
     (explanation,) = answer["floats"]
     assert (explanation["decision"], explanation["rule"]) == ("fp32", "--keep-fp32 sum")
-    assert bool(answer["explanations"]) != has_pairs
+    assert answer["explanations"]
 
 
 def test_a_tensor_names_the_nodes_that_compute_and_read_it(tmp_path: Path) -> None:
@@ -75,3 +77,23 @@ def test_unknown_names_are_refused(tmp_path: Path) -> None:
     message = refused(tmp_path, "explain", path, "prodct", "--float", "fp16")
     assert "the model has no node or tensor 'prodct'" in message
     assert "'product'" in message
+
+
+def test_extremes_decide_and_are_shown(tmp_path: Path) -> None:
+    path = save(model(), tmp_path / "m.onnx")
+    ranges = tmp_path / "m.ranges"
+    feeds = [{"x": np.full((2, 8), 1e5, np.float32)}]
+    write_ranges(ranges, qdq.observe(model(), qdq.plan(model()), feeds))
+
+    text = run("explain", path, "product", "--float", "fp16", "--ranges", ranges)[1]
+
+    assert "compute in FP32: overflowing-values" in text
+    assert "largest value that it reads or writes: 100000" in text
+    assert "compute in FP16" in run("explain", path, "product", "--float", "fp16")[1]
+
+
+def test_ranges_without_a_float_type_are_refused(tmp_path: Path) -> None:
+    path = save(model(), tmp_path / "m.onnx")
+    (tmp_path / "m.ranges").write_text("{}")
+    message = refused(tmp_path, "explain", path, "exp", "--ranges", tmp_path / "m.ranges")
+    assert "--ranges: pairs are planned without ranges. Pass --float fp16 with it." in message

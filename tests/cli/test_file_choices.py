@@ -9,8 +9,8 @@ from pathlib import Path
 import onnx
 import pytest
 
+from qdq import optional_packages
 from qdq.cli import file_choices
-from qdq.pipeline import file_choice
 from tests.support.cli_runner import run, save, tiny_model
 from tests.support.paths import ROOT
 
@@ -91,7 +91,7 @@ def test_without_the_compiler_quantize_says_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = save(tiny_model(), tmp_path / "m.onnx")
-    monkeypatch.setattr(file_choice.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(optional_packages, "is_installed", lambda name: False)
     options = ("--data", "noise", "--target", "rtx:sm86")
 
     code, output, _ = run("quantize", model, "-o", tmp_path / "q.onnx", *options)

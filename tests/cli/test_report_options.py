@@ -113,6 +113,16 @@ def test_two_reports_are_two_files(folder: Path, command: str) -> None:
     assert message == "qdq: r.md: two reports are the same file. Pass another file for one.\n"
 
 
+def test_every_model_of_several_gets_its_reports(folder: Path) -> None:
+    (folder / "n.onnx").symlink_to(folder / "m.onnx")
+    reports = ("--report", "{stem}.html", "--report", "{stem}.md")
+    code, _, errors = run(
+        "quantize", "m.onnx", "n.onnx", "--out-dir", "out", "--data", "d", *reports
+    )
+    assert code == 0, errors
+    assert {path.name for path in folder.glob("?.*")} >= {"m.html", "m.md", "n.html", "n.md"}
+
+
 def test_a_report_that_fails_leaves_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(page: object) -> str:
         raise UsageError("r.html: no. Pass another.")
@@ -191,4 +201,6 @@ def test_netron_as_a_module_is_enough(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_open_shows_one_model(folder: Path, netron: Path) -> None:
     message = refused(folder, "check", "q.onnx", "m.onnx", "--open")
     assert message == "qdq: --open shows one model. Pass one.\n"
+    message = refused(folder, "quantize", "m.onnx", "--out-dir", "out", "--open")
+    assert message == "qdq: --open shows one model. Pass one, with -o.\n"
     assert not netron.exists()

@@ -152,7 +152,6 @@ def test_a_fixed_peer_labels_as_many_digits_correctly_as_before(name: str) -> No
 
 #: What no symmetric INT8 pairs can be made of, and words of the one line that says so.
 REFUSED = {
-    "modelopt_language_int4": "the scales are per block",
     "vision/qdq-int16": "is quantized to int16",
 }
 

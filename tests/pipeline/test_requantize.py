@@ -577,7 +577,7 @@ def test_integers_that_go_by_blocks_are_refused_by_name() -> None:
     model = build(nodes, {"x": [2, 64]}, {"y": [2, 32]}, weights, opset=21, ir=10)
     with pytest.raises(
         ModelError,
-        match=r"wd -> y\[1\]: the scales are per block, which qdq does not plan. Pass --existing replace",
+        match=r"wd -> y\[1\]: the scales are per block, and the pair is not in INT4 .* Pass --existing replace",
     ):
         qdq.quantize(model, None)
     assert qdq.quantize(model, [{"x": noise(2, 64)}], existing="replace").plan.placements

@@ -13,6 +13,9 @@ import qdq
 from qdq.data.feeds import NOISE
 from qdq.graph.bodies import all_nodes
 from qdq.graph.source import canonical_bytes
+from qdq.reports.cast_sections import cast_sections
+from qdq.rules.rule import Where, keep_fp32_rule, make_rule_set
+from tests.support.body_models import branching, samples
 from tests.support.graphs import run
 
 HEADER = '<ir_version: 10, opset_import: ["" : 21]>'
@@ -266,6 +269,53 @@ def test_a_quantized_model_is_cast_around_its_pairs(scales: str) -> None:
     assert canonical_bytes(again) == canonical_bytes(result.model)
 
 
+def test_stripping_cancels_the_casts_around_pairs_in_bodies() -> None:
+    model = branching()
+    scales = qdq.FloatOptions("fp16", "fp32")
+    recovery = qdq.Recovery(methods="off", guard=False)
+    result = qdq.quantize(model, samples(model), float_type=scales, recovery=recovery)
+    casts_before = [to for _, _, to in casts(qdq.cast(result.source).model)]
+
+    stripped = qdq.strip(result.model)
+
+    assert casts(result.model) != casts(stripped)
+    assert [to for _, _, to in casts(stripped)] == casts_before
+
+
+def test_a_cast_to_the_output_of_a_body_keeps_its_name() -> None:
+    model = parse("""
+    g (float[2,4] x) => (float[2,4] y)
+    <int64 turns = {3}, bool go = {1}>
+    { [loop] y = Loop <body = b (int64 i, bool k, float[2,4] a) => (bool k2, float[2,4] a2) {
+        [same] k2 = Identity (k)
+        [half] a2 = Tanh (a) }> (turns, go, x) }
+    """)
+    first = qdq.cast(model, keep_fp32="loop").model
+
+    assert "a2_float32" in [result for _, result, _ in casts(first)]
+    assert canonical_bytes(qdq.cast(first).model) == canonical_bytes(first)
+
+
+def test_a_residual_sum_in_float32_keeps_the_plan_of_its_skip() -> None:
+    model = parse("""
+    g (float[2,16] x) => (float[2,16] y)
+    { [first] s = MatMul (x, w)
+      [wide] p = MatMul (s, w)
+      [narrow] q = MatMul (p, w)
+      [sum] r = Add (q, s)
+      [last] y = MatMul (r, w) }
+    """)
+    weight = np.random.default_rng(0).standard_normal((16, 16)).astype(np.float32)
+    model.graph.initializer.append(numpy_helper.from_array(weight / 4, "w"))
+    recovery = qdq.Recovery(methods="off", guard=False)
+    quantized = qdq.quantize(model, NOISE, recovery=recovery)
+    assert ("sum", 1) in [(p.edge.node, p.edge.slot) for p in quantized.plan.placements]
+
+    cast = qdq.cast(quantized.model, keep_fp32="sum").model
+
+    assert [finding for finding in qdq.check(cast) if finding.severity != "note"] == []
+
+
 def test_sm75_implies_fp16_and_says_so() -> None:
     model = parse(CHAIN.replace("4", "16").replace("w = {1,0,0,0, 0,1,0,0, 0,0,1,0, 0,0,0,1}", "w"))
     del model.graph.value_info[:]
@@ -315,3 +365,27 @@ def test_the_record_names_a_kept_node_whose_result_is_cast() -> None:
     again = qdq.cast(model, io="fp16")
     assert ("sum", "--keep-fp32 sum") in [(kept.node, kept.because) for kept in again.plan.kept]
     assert canonical_bytes(again.model) == canonical_bytes(model)
+
+
+def test_what_overflows_all_the_same_is_named() -> None:
+    model = parse(CHAIN)
+    own = make_rule_set(("own",), (keep_fp32_rule("exp", Where(named=("exp",)), "exp"),))
+    amax = {"x": 3.0, "p": 70000.0}
+
+    plan = qdq.cast(model, rules=own, amax=amax).plan
+
+    nodes = [(item.tensor, item.node, item.largest) for item in plan.overflowing]
+    assert nodes == [("p", "product", 70000.0), ("p", "sum", 70000.0)]
+    assert qdq.cast(model, amax=amax).plan.overflowing == ()
+
+
+def test_a_report_names_what_overflows() -> None:
+    own = make_rule_set(("own",), (keep_fp32_rule("exp", Where(named=("exp",)), "exp"),))
+    report = qdq.cast(parse(CHAIN), rules=own, amax={"p": 70000.0}).report
+
+    (section, *_) = cast_sections(report)
+
+    assert section.lines[-1] == (
+        "values up to 7e+04 overflow FP16 in product, sum, which no rule keeps in FP32. "
+        "Add --rules float, or --keep-fp32 of these nodes."
+    )

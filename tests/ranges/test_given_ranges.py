@@ -21,9 +21,9 @@ from qdq.graph.index import GraphIndex
 from qdq.ranges.given_ranges import (
     GivenRange,
     GivenRanges,
-    GivenWeightRange,
     match_given_ranges,
 )
+from qdq.ranges.given_weights import GivenWeightRange
 from qdq.ranges.tensorrt_cache import encode_cache, read_cache
 from tests.support.body_models import branching
 from tests.support.cli_runner import refused, run, samples, save, tiny_model
@@ -890,4 +890,4 @@ def test_a_range_for_each_channel_wins_over_one_for_the_whole_weight() -> None:
 
     summary = match_given_ranges(index, plan, given_ranges)
 
-    assert summary.weight_amax[weight, axis] == channels
+    assert summary.weight_amax[weight, axis, 0] == channels

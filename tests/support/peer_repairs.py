@@ -35,7 +35,7 @@ TRAINED = [
 ]
 
 
-WRITTEN = sorted({path.stem for path in FILES.glob("*.onnx")} - {"float", "modelopt_language_int4"})
+WRITTEN = sorted({path.stem for path in FILES.glob("*.onnx")} - {"float"})
 
 
 PEERS = [*ORT, "vision/dynamic", "vision/dynamic-per-channel", *TRAINED, *WRITTEN]
