@@ -209,7 +209,8 @@ def _print_report(
     sections = list(hints) + report_sections(report, is_target_default=not options.plan.targets)
     print_record(options.layout, report, sections)
     if options.layout == "text":
-        print_written([*written, options.save_ranges] if options.save_ranges else written)
+        ranges_file = filter(None, (options.save_ranges,))
+        print_written([*written, *options.report, *ranges_file])
     if options.is_opened:
         open_model(options.output)
 

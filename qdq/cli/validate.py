@@ -9,7 +9,7 @@ import msgspec
 
 from qdq.cli.data_options import DataOptions, labelled_data_options
 from qdq.cli.file_choices import cast_command, fix_input_shapes
-from qdq.cli.messages import print_record
+from qdq.cli.messages import print_record, print_written
 from qdq.cli.options import (
     FILE,
     collect_options,
@@ -129,6 +129,8 @@ def command(ctx: click.Context, options: ValidateOptions) -> None:
     )
     _write_reports(options, report)
     print_record(options.layout, report, report_sections(report))
+    if options.report and options.layout == "text":
+        print_written(options.report)
     if options.is_opened:
         open_model(options.quantized)
     ctx.exit(1 if report.misses else 0)

@@ -51,18 +51,19 @@
   };
   const count = (number, noun) => `${number} ${noun}${number === 1 ? "" : "s"}`;
   const pen = document.createElement("canvas").getContext("2d");
-  // The end of a text that is as wide as there is room: names differ at their ends.
   const FONTS = { name: "600 12px system-ui, sans-serif", small: "10.5px system-ui, sans-serif" };
-  function trim(text, room, kind = "small") {
+  // As much of a text as there is room for: the end of a name, in which names differ, or the start.
+  function trim(text, room, kind = "small", isEnd = true) {
     pen.font = FONTS[kind];
+    const cut = (left) => (isEnd ? "…" + text.slice(left) : text.slice(0, text.length - left) + "…");
     if (pen.measureText(text).width <= room) return text;
     let least = 0, most = text.length;
     while (least < most) {
       const middle = (least + most) >> 1;
-      if (pen.measureText("…" + text.slice(middle)).width <= room) most = middle;
+      if (pen.measureText(cut(middle)).width <= room) most = middle;
       else least = middle + 1;
     }
-    return "…" + text.slice(least);
+    return cut(least);
   }
 
   const svg = make("svg", { role: "presentation" });
@@ -260,7 +261,7 @@
     const isLight = colour === "precision" && !node.is_central;
     group.append(make("rect", { width: zoom < FAR ? node.w : 6, height: node.h, rx: 3, style: `fill:${shadeOf(node)}`, class: isLight ? "light" : "" }));
     if (zoom < FAR) return group;
-    group.append(make("text", { class: "name", x: 13, y: 18 }, trim(node.operator, node.w - (kind ? 50 : 20), "name")));
+    group.append(make("text", { class: "name", x: 13, y: 18 }, trim(node.operator, node.w - (kind ? 50 : 20), "name", false)));
     if (kind) group.append(make("text", { class: "small", x: node.w - 7, y: 18, "text-anchor": "end" }, kind));
     group.append(make("text", { class: "small", x: 13, y: 34 }, trim(node.name, node.w - 20)));
     if (node.is_entry) group.append(make("circle", { class: "port", cx: -5, cy: node.h / 2, r: 2.5 }));

@@ -165,7 +165,7 @@ def engine_figures(engines: Sequence[EngineRow]) -> Iterator[Figure]:
         quantized = next((row for row in rows if row.file not in ("float", "FP16 alone")), None)
         if quantized is None:
             continue
-        label = f"{target}, {quantized.kind}"
+        label = f"Moved on {target}, {quantized.kind}"
         if quantized.failure:
             yield Figure(label, "does not build", quantized.file)
             continue
@@ -176,4 +176,4 @@ def engine_figures(engines: Sequence[EngineRow]) -> Iterator[Figure]:
         ]
         kernels = count_noun(quantized.kernels, "kernel")
         note = "; ".join([f"{quantized.file}, {kernels}", *others])
-        yield Figure(label, f"{quantized.megabytes:.4g} MB moved", note)
+        yield Figure(label, f"{quantized.megabytes:.4g} MB", note)
