@@ -44,6 +44,9 @@ from qdq.sensitivity.partial_result import WARN_BELOW_DB
 #: The changed pairs that a page lists; the graph shows all.
 _MOST_CHANGES = 200
 
+#: The changed pairs above which their list is folded.
+_MANY_CHANGES = 15
+
 
 def quantize_page(
     report: Report, result: Quantized, rules: RuleSet, output: str, is_target_default: bool
@@ -204,6 +207,8 @@ def _sensitivity_figures(sensitivity: Sensitivity) -> list[Figure]:
 def diff_page(changes: PairDiff, new: ModelLike) -> Page:
     """Return the page of `diff`, with the network of the newer model."""
     facts: NodeFacts = collect_changes(changes)
+    sections = tuple(diff_sections(changes, _MOST_CHANGES))
+    is_long = len(changes.pairs) > _MANY_CHANGES
     kinds = dict.fromkeys(change.kind for change in changes.pairs)
     counts = [(kind, sum(change.kind == kind for change in changes.pairs)) for kind in kinds]
     verdict = Verdict("good", "Both models have the same pairs")
@@ -218,6 +223,7 @@ def diff_page(changes: PairDiff, new: ModelLike) -> Page:
             Figure("Quantized edges", str(changes.new_pairs), f"{changes.old_pairs} before"),
             *(Figure(f"Pairs {kind}", str(count)) for kind, count in counts),
         ),
-        results=tuple(diff_sections(changes, _MOST_CHANGES)),
+        results=() if is_long else sections,
         graph=graph_model(new, facts),
+        details=sections if is_long else (),
     )

@@ -209,7 +209,7 @@
     .map(([name, number]) => `${number} ${name}`).join(", ");
 
   function startItem(item, x, y, text) {
-    const group = make("g", { class: "item" + (item === current ? " current" : ""), id: item.id, role: "treeitem", transform: `translate(${x} ${y})`, "aria-label": text }, make("title", {}, text));
+    const group = make("g", { class: "item" + (item === current ? " current" : ""), id: item.id, role: "treeitem", "aria-level": item.isNode ? 2 : 1, transform: `translate(${x} ${y})`, "aria-label": text }, make("title", {}, text));
     if (item === current) group.setAttribute("aria-selected", "true");
     group.addEventListener("click", (event) => {
       event.stopPropagation();
