@@ -173,7 +173,7 @@ def command(ctx: click.Context, options: QuantizeOptions) -> None:
     One model is written to -o, several ones into --out-dir. A model that is quantized already, by
     any tool, keeps its scales. Data is only needed for pairs without a scale. For an rtx target the
     first lines compare bytes and kernels with FP16 alone and name the smallest file's command
-    (models up to 32 MB; larger ones with --validate).
+    (models up to 32 MB and 2,000 nodes; larger ones with --validate).
 
     \b
     Example:
