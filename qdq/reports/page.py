@@ -59,9 +59,8 @@ class FindingGroup(msgspec.Struct, frozen=True):
     cost: str
     #: The remedy, as an imperative.
     fix: str
-    #: The page of the documentation, and its URL; the URL is "" where none is known.
+    #: The page of the documentation: an address, or a path in the project.
     page: str
-    url: str
     #: What each finding says, with its place.
     places: tuple[str, ...]
     #: A document of others about it, "" where there is none.

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Sequence
 
 from qdq.checking.catalogue import PROBLEMS, SEVERITIES
 from qdq.checking.finding import Finding
-from qdq.reports.documentation import find_url
 from qdq.reports.page import FindingGroup
 from qdq.reports.sections import count_noun
 
@@ -32,10 +31,14 @@ def _make_group(findings: Sequence[Finding], model: str) -> FindingGroup:
         cost=first.cost,
         fix=first.fix,
         page=first.page,
-        url=find_url(first.page),
         places=tuple(map(_describe_place, findings)),
-        see=see if see.startswith("https://") else "",
+        see=see if is_address(see) else "",
     )
+
+
+def is_address(page: str) -> bool:
+    """Whether a page is the address of one, and no path in the project."""
+    return page.startswith("https://")
 
 
 def _describe_place(finding: Finding) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 from qdq.printable import encodable_name
 from qdq.reports.markdown import escape_text
 from qdq.reports.page import BAD, GOOD, LOOK, EngineRow, FindingGroup, Page
+from qdq.reports.page_findings import is_address
 from qdq.reports.sections import Section, count_noun
 
 #: The most bytes of a comment: GitHub accepts 65,536 characters.
@@ -73,7 +74,7 @@ def _format_engines(engines: Sequence[EngineRow]) -> str:
 
 
 def _format_finding(group: FindingGroup) -> str:
-    page = f"[documentation]({group.url})" if group.url else _clean(group.page)
+    page = f"<{group.page}>" if is_address(group.page) else _clean(group.page)
     head = f"{_clean(group.cost)}\n\n**Fix:** {_clean(group.fix)} ({page})"
     if group.model:
         head = f"{_clean(group.model)}\n\n{head}"

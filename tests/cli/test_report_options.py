@@ -83,7 +83,7 @@ def test_findings_are_on_the_page_of_a_check(folder: Path) -> None:
     page = (folder / "r.html").read_text()
     assert code == 1
     assert "Do not ship this yet" in page
-    assert "docs/findings.md#" in page
+    assert 'class="finding error"' in page
     assert "❌ **Do not ship this yet**" in (folder / "r.md").read_text()
 
 

@@ -103,7 +103,7 @@ def test_values_that_are_clipped_are_marked() -> None:
 
 def test_findings_link_to_their_documentation() -> None:
     page = full_page()
-    group = msgspec.structs.replace(page.findings[0], url="https://example.org/findings/#opset")
+    group = msgspec.structs.replace(page.findings[0], page="https://example.org/findings/#opset")
     linked = msgspec.structs.replace(page, findings=(group,))
     assert "docs/findings.md#opset" in render_html(page)
     assert Elements(render_html(linked)).links == ["https://example.org/findings/#opset"]

@@ -72,7 +72,7 @@ def full_page(name: str = "conv") -> Page:
     engine = EngineRow("rtx:sm86", "compiled", "INT8", "", 3, 1.5, 0.25, "2 of 3 in INT8", True)
     refused = EngineRow("rtx:sm86", "compiled", "float", f"no kernel for {name}")
     finding = FindingGroup(
-        "opset", "error", name, "It fails.", "raise it", "docs/findings.md#opset", "", (name,)
+        "opset", "error", name, "It fails.", "raise it", "docs/findings.md#opset", (name,)
     )
     section = Section(f"Plan {name}", (name,), ("node", "edges"), ((name, 3),))
     return Page(
