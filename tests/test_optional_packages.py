@@ -94,7 +94,11 @@ def test_a_late_package_is_the_package() -> None:
 @pytest.mark.parametrize(
     ("package", "arguments", "message"),
     [
-        ("distributed", ("--data", "noise", "--workers", 2), "Dask, which runs --workers and"),
+        (
+            "distributed",
+            ("--data", "noise", "--scheduler", "tcp://127.0.0.1:9"),
+            "Dask, which runs --workers and",
+        ),
         ("polygraphy", ("--data", "inputs.json"), "Polygraphy, which compares and builds models"),
     ],
 )
