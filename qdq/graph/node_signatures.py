@@ -104,8 +104,11 @@ def _describe_stored(index: GraphIndex, name: str) -> Hashable:
 def _hash_ancestors(index: GraphIndex, operators: list[int]) -> list[int]:
     """Return for each node a hash of itself and of all that it is computed from."""
     known: dict[str, Hashable] = {}
-    for name in index.inputs:
-        known[name] = ("input", index.elem_type(name), index.rank(name))
+    for graph_input in index.inputs.values():  # as declared, so that no shapes are inferred
+        tensor_type = graph_input.type.tensor_type
+        has_rank = tensor_type.HasField("shape")
+        rank = len(tensor_type.shape.dim) if has_rank else None
+        known[graph_input.name] = ("input", tensor_type.elem_type, rank)
     hashes = []
     for node, operator in zip(index.nodes, operators, strict=True):
         inputs: list[Hashable] = []

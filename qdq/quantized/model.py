@@ -12,11 +12,11 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 from qdq.arrays import Array
 from qdq.errors import ModelError
 from qdq.graph.aliases import is_alias_or_float_cast
-from qdq.graph.bodies import node_bodies, node_labels, qualified_name, read_tensor_values
+from qdq.graph.bodies import all_nodes, node_bodies, node_labels, qualified_name, read_tensor_values
 from qdq.graph.equalized_weights import find_equalization_entry, undo_equalization
 from qdq.graph.index import Edge, GraphIndex
 from qdq.graph.loader import load
-from qdq.graph.metadata import FLOAT_KEY
+from qdq.graph.metadata import FLOAT_KEY, METADATA_PREFIX
 from qdq.graph.opset import FLOAT16_OPSET
 from qdq.graph.pairs import PAIR_OPERATORS, QdqPair, find_pairs, stored_tensors
 from qdq.graph.row_products import find_row_products
@@ -55,7 +55,9 @@ class QuantizedModel:
         if float_index is None:
             self.source, self.converted = convert_to_qdq(self.original)
             source = self.source
-            stripped = strip_model(source.model, source.name, source.folder)
+            stripped = source.model
+            if not _is_float(stripped):
+                stripped = strip_model(stripped, source.name, source.folder)
             self.index = GraphIndex(Source(source.path, stripped, source.digest))
         else:
             self.source, self.converted = self.original, ()
@@ -105,6 +107,13 @@ class QuantizedModel:
         copy.CopyFrom(self.original.model)
         _name_by_labels(copy.graph, self.index)
         return copy
+
+
+def _is_float(model: ModelProto) -> bool:
+    """Whether stripping would change nothing: there are no pairs, and qdq wrote no metadata."""
+    if any(entry.key.startswith(METADATA_PREFIX) for entry in model.metadata_props):
+        return False
+    return not any(node.op_type in PAIR_OPERATORS for _, node in all_nodes(model.graph))
 
 
 def _reaches_bfloat16(scope: GraphIndex, edge: Edge) -> bool:
