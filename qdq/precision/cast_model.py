@@ -22,6 +22,7 @@ from qdq.planning.planner import find_quantized_nodes
 from qdq.precision.bias_records import write_bias_records
 from qdq.precision.float_plan import FloatPlan, FloatRequest, KeptNode, plan_float
 from qdq.precision.graph_caster import GraphCaster
+from qdq.precision.moved_labels import holds_positions, move_labels
 from qdq.precision.paired_pools import find_paired_pools
 from qdq.precision.stored_floats import ModelFiles, WeightLoss
 from qdq.precision.superfluous_casts import remove_superfluous_casts
@@ -174,6 +175,9 @@ def cast_source(source: Source, request: CastRequest) -> CastModel:
     remove_superfluous_casts(model.graph, index, request.float_type, files)
     write_bias_records(model, records, caster.copies, request.float_type, files)
     _write_record(model, plan)
+    if holds_positions(model):
+        cast_copy = msgspec.structs.replace(source, model=model, stamp=None)
+        move_labels(model, float_index, _index_float_model(cast_copy, GraphIndex(cast_copy)))
     losses = sorted(caster.losses, key=lambda loss: (loss.snr_db, loss.tensor))
     report = CastReport(plan, tuple(losses), _count_casts(model), _count_casts(source.model))
     return CastModel(model, source, report)
