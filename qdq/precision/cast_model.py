@@ -176,8 +176,7 @@ def cast_source(source: Source, request: CastRequest) -> CastModel:
     write_bias_records(model, records, caster.copies, request.float_type, files)
     _write_record(model, plan)
     if holds_positions(model):
-        cast_copy = msgspec.structs.replace(source, model=model, stamp=None)
-        move_labels(model, float_index, _index_float_model(cast_copy, GraphIndex(cast_copy)))
+        _move_records(model, source, float_index)
     losses = sorted(caster.losses, key=lambda loss: (loss.snr_db, loss.tensor))
     report = CastReport(plan, tuple(losses), _count_casts(model), _count_casts(source.model))
     return CastModel(model, source, report)
@@ -243,6 +242,12 @@ def read_kept_nodes(model: ModelProto, float_type: FloatType) -> dict[str, KeptN
             f"{name}: the metadata entry {KEEP_FP32_KEY!r} cannot be read. Remove it."
         ) from error
     return {output: KeptNode("", "", because, reason, output) for output, because, reason in rows}
+
+
+def _move_records(model: ModelProto, source: Source, float_index: GraphIndex) -> None:
+    """Write the labels of a cast model's own nodes into its metadata."""
+    cast_copy = msgspec.structs.replace(source, model=model, stamp=None)
+    move_labels(model, float_index, _index_float_model(cast_copy, GraphIndex(cast_copy)))
 
 
 def _write_record(model: ModelProto, plan: FloatPlan) -> None:
