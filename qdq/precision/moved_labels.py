@@ -40,8 +40,9 @@ def move_labels(model: ModelProto, before: GraphIndex, after: GraphIndex) -> Non
 
 
 def _move_line(line: str, separator: str, moved: dict[str, str]) -> str:
-    head, found, label = line.partition(separator) if separator else ("", "", line)
-    return f"{head}{found}{moved.get(label, label)}" if found == separator else line
+    start = line.find(separator) + len(separator) if separator else 0
+    label = line[start:]
+    return line[:start] + moved.get(label, label)
 
 
 def _list_labels(index: GraphIndex) -> list[tuple[str, str]]:
