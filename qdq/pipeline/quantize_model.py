@@ -386,6 +386,5 @@ def _check_result(
         written,
         rules=prepared.rules,
         targets=planned.plan.targets,
-        leave_float=planned.plan.leave_float,
         weights=False,
     )

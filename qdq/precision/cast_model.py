@@ -22,6 +22,7 @@ from qdq.planning.planner import find_quantized_nodes
 from qdq.precision.bias_records import write_bias_records
 from qdq.precision.float_plan import FloatPlan, FloatRequest, KeptNode, plan_float
 from qdq.precision.graph_caster import GraphCaster
+from qdq.precision.moved_labels import holds_positions, move_labels
 from qdq.precision.paired_pools import find_paired_pools
 from qdq.precision.stored_floats import ModelFiles, WeightLoss
 from qdq.precision.superfluous_casts import remove_superfluous_casts
@@ -174,6 +175,8 @@ def cast_source(source: Source, request: CastRequest) -> CastModel:
     remove_superfluous_casts(model.graph, index, request.float_type, files)
     write_bias_records(model, records, caster.copies, request.float_type, files)
     _write_record(model, plan)
+    if holds_positions(model):
+        _move_records(model, source, float_index)
     losses = sorted(caster.losses, key=lambda loss: (loss.snr_db, loss.tensor))
     report = CastReport(plan, tuple(losses), _count_casts(model), _count_casts(source.model))
     return CastModel(model, source, report)
@@ -239,6 +242,12 @@ def read_kept_nodes(model: ModelProto, float_type: FloatType) -> dict[str, KeptN
             f"{name}: the metadata entry {KEEP_FP32_KEY!r} cannot be read. Remove it."
         ) from error
     return {output: KeptNode("", "", because, reason, output) for output, because, reason in rows}
+
+
+def _move_records(model: ModelProto, source: Source, float_index: GraphIndex) -> None:
+    """Write the labels of a cast model's own nodes into its metadata."""
+    cast_copy = msgspec.structs.replace(source, model=model, stamp=None)
+    move_labels(model, float_index, _index_float_model(cast_copy, GraphIndex(cast_copy)))
 
 
 def _write_record(model: ModelProto, plan: FloatPlan) -> None:
