@@ -64,6 +64,8 @@ class Format(msgspec.Struct, frozen=True):
     target: str
     store: str = "float"
     float_type: str = "fp32"
+    #: How the ranges of weights are chosen; None for the default.
+    weights: str | None = None
 
     @property
     def needs_data(self) -> bool:
@@ -73,12 +75,16 @@ class Format(msgspec.Struct, frozen=True):
 
 FORMATS = (
     Format("FP8", "tensorrt-fp8", "rtx:sm89", "quantized"),
-    Format("INT4, blocks of 128", "tensorrt-int4", "rtx:sm86", "quantized"),
-    Format("INT4, blocks of 64", "tensorrt-int4-block-64", "rtx:sm86", "quantized"),
-    Format("INT4, blocks of 128, GPTQ", "tensorrt-int4", "rtx:sm86", "gptq"),
-    Format("INT4, blocks of 64, GPTQ", "tensorrt-int4-block-64", "rtx:sm86", "gptq"),
-    Format("INT4, blocks of 128, FP16 around", "tensorrt-int4", "rtx:sm86", "quantized", "fp16"),
-    Format("INT4, blocks of 128, GPTQ, FP16 around", "tensorrt-int4", "rtx:sm86", "gptq", "fp16"),
+    Format("INT4, blocks of 128", "tensorrt-int4", "rtx:sm86", "quantized", weights="max"),
+    Format("INT4, blocks of 64", "tensorrt-int4-block-64", "rtx:sm86", "quantized", weights="max"),
+    Format("INT4, blocks of 128, GPTQ", "tensorrt-int4", "rtx:sm86", "gptq", weights="max"),
+    Format("INT4, blocks of 64, GPTQ", "tensorrt-int4-block-64", "rtx:sm86", "gptq", weights="max"),
+    Format(
+        "INT4, blocks of 128, FP16 around", "tensorrt-int4", "rtx:sm86", "quantized", "fp16", "max"
+    ),
+    Format(
+        "INT4, blocks of 128, GPTQ, FP16 around", "tensorrt-int4", "rtx:sm86", "gptq", "fp16", "max"
+    ),
     Format("FP8, FP16 around", "tensorrt-fp8", "rtx:sm89", "quantized", "fp16"),
     Format("INT8", "tensorrt", "rtx:sm86", "quantized"),
     Format("INT8, FP16 around", "tensorrt", "rtx:sm86", "quantized", "fp16"),
@@ -226,6 +232,7 @@ def measure_format(
         rules=chosen.rules,
         targets=[target],
         store_weights=chosen.store,
+        weights=chosen.weights,
         recovery=qdq.Recovery(guard=False),
         float_type=chosen.float_type,
     )

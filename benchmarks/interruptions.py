@@ -80,6 +80,11 @@ COMMANDS = (
         " --save-ranges OUT/q.ranges --checkpoint-every 0",
         ("q.onnx", "w.bin", "q.json", "q.ranges"),
     ),
+    Command(
+        "quantize --out-dir",
+        "quantize IN/m.onnx --out-dir OUT/. --jobs 2 --data IN/d.npz",
+        ("m.onnx", "w.bin"),
+    ),
     Command("plan", "plan IN/m.onnx -o OUT/p.yaml", ("p.yaml",)),
     Command(
         "calibrate",

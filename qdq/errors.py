@@ -2,6 +2,7 @@
 
 * QdqError                 exit code 2: the run could not be completed
   + UsageError             the request itself cannot be met (an option, a target, an output path)
+    - MissingPackageError  the request needs an optional package that is not installed
   + ModelError             the model file is not one that can be read or quantized
   + RuleError              a rule file is wrong, or two rules disagree
   + DataError              calibration data is missing or does not fit the model
@@ -36,6 +37,10 @@ class QdqError(Exception):
 
 class UsageError(QdqError):
     """The request cannot be met: a bad option value, an output that may not be written."""
+
+
+class MissingPackageError(UsageError):
+    """The request needs an optional package; the message has the line that installs it."""
 
 
 class ModelError(QdqError):

@@ -37,6 +37,8 @@ class _Run:
     #: Whether the end waits for `DelayedEnd`, and the signal that came meanwhile, 0 for none.
     is_delayed = False
     pending = 0
+    #: Whether the end is silent.
+    is_quiet = False
 
 
 class DelayedEnd:
@@ -62,6 +64,16 @@ def end_on_signals() -> None:
     for number in _list_signals():
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _end)
+
+
+def end_quietly_on_signals() -> None:
+    """End this process on a signal as `end_on_signals` does, without a line on standard error.
+
+    The process may be a copy of one whose end was delayed.
+    """
+    _Run.is_quiet = True
+    _Run.is_delayed = False
+    end_on_signals()
 
 
 def clean_before_end(cleanup: Callable[[], None]) -> None:
@@ -90,7 +102,8 @@ def _end(number: int, frame: FrameType | None) -> None:
     try:
         for other in _list_signals():
             signal.signal(other, signal.SIG_IGN)
-        os.write(2, _describe_end(number).encode())
+        if not _Run.is_quiet:
+            os.write(2, _describe_end(number).encode())
     except (OSError, ValueError):
         pass  # nobody reads standard error, or this is another thread
     try:

@@ -37,6 +37,8 @@ class Method(msgspec.Struct, frozen=True):
     percent: float | None = None
     #: One of WEIGHT_METHODS.
     weights: str = "shift"
+    #: How the ranges of a weight's blocks are chosen: max or mse.
+    blocks: str = "mse"
 
     def __str__(self) -> str:
         name = self.name
@@ -69,10 +71,10 @@ class Method(msgspec.Struct, frozen=True):
         """The method where no data is run.
 
         Weights take their largest values, as in TensorRT with a calibration cache, except with
-        ``mse``.
+        ``mse``. Blocks of a weight need no data, so they keep their method.
         """
         weights = "mse" if self.weights == "mse" else "max"
-        return Method(GIVEN_METHOD, None, weights)
+        return Method(GIVEN_METHOD, None, weights, self.blocks)
 
 
 def parse_method(text: str, weights: str | None = None) -> Method:
@@ -93,14 +95,15 @@ def parse_method(text: str, weights: str | None = None) -> Method:
         require_type(weights, str, "weights", "the name of a method for weights")
     weight_method = weights or _default_weights(name)
     _require_weight_method(weight_method)
+    block_method = "max" if weight_method == "max" else "mse"
     if name != "percentile":
-        return Method(name, None, weight_method)
+        return Method(name, None, weight_method, block_method)
     percent = float(digits or DEFAULT_PERCENT)
     if not 0.0 < percent <= 100.0:  # noqa: PLR2004 percent
         raise UsageError(
             f"method {text!r}: {percent:g} is no percentile. Pass a number above 0 and up to 100."
         )
-    return Method(name, percent, weight_method)
+    return Method(name, percent, weight_method, block_method)
 
 
 def _require_weight_method(weight_method: str) -> None:

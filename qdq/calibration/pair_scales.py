@@ -7,6 +7,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from qdq.arrays import Array
+from qdq.calibration.methods import Method
 from qdq.calibration.scales import PairScale
 from qdq.calibration.shared_scales import Amax
 from qdq.calibration.weight_scales import least_error_amax, least_shift_amax
@@ -38,7 +39,7 @@ class PairScaler:
         index: GraphIndex,
         ranges: Ranges,
         amax: Amax,
-        weight_method: str,
+        method: Method,
         summary: GivenSummary | None = None,
         known_weights: Iterable[PairScale] = (),
     ) -> None:
@@ -50,7 +51,7 @@ class PairScaler:
         self._index = index
         self._ranges = {item.tensor: item for item in ranges.by_tensor}
         self._amax = amax
-        self._weight_method = weight_method
+        self._method = method
         self._given_weights = summary.weight_amax if summary else {}
 
     def compute(self, placements: tuple[Placement, ...], readers: int) -> PairScale:
@@ -90,9 +91,9 @@ class PairScaler:
         if quantizer.block_size:
             return self._compute_block_amax(edge, quantizer)
         weight = self._read_weight(edge)
-        if self._weight_method == "mse":
+        if self._method.weights == "mse":
             return least_error_amax(weight, quantizer.axis, quantizer.element)
-        if self._weight_method == "shift" and readers == 1:
+        if self._method.weights == "shift" and readers == 1:
             amax = self._compute_least_shift_amax(weight, edge, quantizer)
             if amax is not None:
                 return amax
@@ -100,7 +101,7 @@ class PairScaler:
 
     def _compute_block_amax(self, edge: Edge, quantizer: Quantizer) -> Array:
         """Return the amax of each block of a weight, in the order of its scales."""
-        if self._weight_method == "max":
+        if self._method.blocks == "max":
             return self._find_largest(edge, quantizer)
         rows = split_blocks(self._read_weight(edge), quantizer.axis or 0, quantizer.block_size)
         return least_error_amax(rows, 0, quantizer.element)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Set
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +11,7 @@ from qdq.calibration.methods import Method
 from qdq.calibration.pair_scales import DEAD_AMAX, PairScaler
 from qdq.calibration.scales import OutlierTensor, PairScale, Scales
 from qdq.calibration.shared_scales import Amax, share_ranges
+from qdq.cores import count_cores
 from qdq.errors import DataError, PlanError
 from qdq.graph.aliases import find_origin
 from qdq.graph.bodies import qualified_name
@@ -48,8 +48,8 @@ def choose_scales(
         method = method.without_data
     own_amax = _choose_amax(plan, ranges, method, summary)
     amax, shared = share_ranges(plan.scale_groups, own_amax)
-    scaler = PairScaler(index, ranges, amax, method.weights, summary, weights)
-    threads = min(os.cpu_count() or 1, _MOST_THREADS)
+    scaler = PairScaler(index, ranges, amax, method, summary, weights)
+    threads = min(count_cores(), _MOST_THREADS)
     with ThreadPoolExecutor(threads) as pool:
         groups = group_by_pair(plan).values()
         pairs = tuple(pool.map(scaler.compute, groups, _count_readers(index, groups)))

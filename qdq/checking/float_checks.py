@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from onnx import TensorProto
 
 from qdq.checking.finding import Finding, make_finding
-from qdq.checking.float_islands import find_islands
 from qdq.checking.pair_comparison import Comparison
 from qdq.graph.aliases import cast_type, is_float_cast, keeps_values
 from qdq.graph.bodies import all_nodes, qualified_name
@@ -131,6 +130,8 @@ def _check_islands(comparison: Comparison) -> Iterator[Finding]:
     float_type = find_float_type(quantized.index)
     if float_type is None:
         return
+    from qdq.checking.float_islands import find_islands  # with it comes the cast
+
     plan = comparison.plan
     for island in find_islands(quantized, float_type, comparison.rules, plan.targets):
         first = island.costly[0]

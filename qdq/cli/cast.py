@@ -57,8 +57,9 @@ class CastArguments(msgspec.Struct, frozen=True):
 @click.option(
     "--keep-fp32",
     multiple=True,
-    metavar="GLOB",
-    help="Compute the nodes of these names in FP32; repeat for several.",
+    metavar="NODES",
+    help="Compute nodes in FP32: a glob of names, op:OPERATOR or range:FIRST..LAST; repeat for "
+    "several.",
 )
 @click.option("--allow-unmatched", is_flag=True, help="Accept globs that match nothing.")
 @extremes_option

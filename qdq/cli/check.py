@@ -13,7 +13,7 @@ from qdq.checking.selection import Selection, parse_codes
 from qdq.cli.check_printers import PRINTERS, print_codes
 from qdq.cli.check_session import CheckSession, CheckSettings
 from qdq.cli.messages import print_line
-from qdq.cli.options import FILE, OUTPUT_FILE, PATH, collect_options
+from qdq.cli.options import FILE, OUTPUT_FILE, PATH, collect_options, jobs_option
 from qdq.cli.plan_options import (
     make_rules_option,
     parse_targets,
@@ -40,6 +40,7 @@ class CheckOptions(msgspec.Struct, frozen=True):
     engine: bool
     layout: str
     codes: bool
+    jobs: int
 
     def parse_settings(self, project: Project | None) -> CheckSettings:
         """Return how models are checked; raises UsageError for invalid options."""
@@ -109,6 +110,7 @@ class CheckOptions(msgspec.Struct, frozen=True):
     show_default=True,
     help="Output for people (text), programs (json), code scanning (sarif) or GitHub.",
 )
+@jobs_option
 @click.option("--codes", is_flag=True, help="List the codes with their meanings, and exit.")
 @click.pass_context
 @collect_options(CheckOptions)
@@ -124,6 +126,7 @@ def command(ctx: click.Context, options: CheckOptions) -> None:
       qdq check resnet50.int8.onnx
       qdq check models/*.onnx --ignore note --format sarif > findings.sarif
       qdq check --fix resnet50.ort.onnx
+      qdq check --jobs 8 zoo/*.onnx
     """
     if options.codes:
         print_codes(options.layout)
@@ -134,7 +137,7 @@ def command(ctx: click.Context, options: CheckOptions) -> None:
         raise UsageError(
             "--fix changes models and --write-baseline accepts them as they are. Pass one of them."
         )
-    session = CheckSession(options.parse_settings(ctx.obj))
+    session = CheckSession(options.parse_settings(ctx.obj), options.jobs)
     if options.write_baseline:
         ctx.exit(_write_baseline(options.write_baseline, options.models, session))
     PRINTERS[options.layout](session, options.models)

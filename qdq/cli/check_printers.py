@@ -17,6 +17,10 @@ from qdq.cli.check_session import CheckSession
 from qdq.cli.messages import print_line
 from qdq.reports.json_output import to_json
 from qdq.reports.sarif import CheckedModel, to_github, to_sarif
+from qdq.reports.sections import Section, sections_text
+
+#: Models with findings from which on a table sums them up.
+_LEAST_TABLE_MODELS = 2
 
 #: Findings of one code that the text shows.
 _MAX_FINDINGS = 12
@@ -50,10 +54,12 @@ def print_codes(layout: str) -> None:
 def _print_text(session: CheckSession, models: Sequence[Path]) -> None:
     counts: Counter[str] = Counter()
     clean_count = 0
+    codes = _CodeCounts()
     for checked in session.check_models(models):
         if checked.failure:
             continue
         counts.update(finding.severity for finding in checked.findings)
+        codes.add(checked.findings)
         if not checked.findings:
             clean_count += 1
         for line in _format_model(checked):
@@ -63,7 +69,36 @@ def _print_text(session: CheckSession, models: Sequence[Path]) -> None:
         if session.failure_count:
             summary = f"{summary}; {session.failure_count} could not be checked"
         print_line(f"{len(models)} models: {summary}")
+        codes.print_table()
     _print_stale_entries(session)
+
+
+class _CodeCounts:
+    """The findings of each code, and the models that have them."""
+
+    def __init__(self) -> None:
+        self._findings: Counter[str] = Counter()
+        self._models: Counter[str] = Counter()
+        self._model_count = 0
+
+    def add(self, findings: Sequence[Finding]) -> None:
+        """Count the findings in one model."""
+        codes = [finding.code for finding in findings]
+        self._findings.update(codes)
+        self._models.update(set(codes))
+        self._model_count += bool(codes)
+
+    def print_table(self) -> None:
+        """Print a row for each code, where several models have findings."""
+        if self._model_count < _LEAST_TABLE_MODELS:
+            return
+        rows = []
+        for severity in SEVERITIES:
+            for code in PROBLEMS:
+                if code in self._findings and PROBLEMS[code].severity == severity:
+                    rows.append((code, severity, self._findings[code], self._models[code]))
+        table = Section("", (), ("code", "severity", "findings", "models"), tuple(rows))
+        click.echo(sections_text([table]).lstrip("\n"), nl=False)
 
 
 def _format_model(checked: CheckedModel) -> Iterator[str]:

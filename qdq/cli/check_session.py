@@ -1,29 +1,30 @@
-"""The models of one `qdq check`, checked one after another."""
+"""The models of one `qdq check`, checked one after another or by several processes."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from qdq.checking.baseline import BaselineEntry, make_entries, read_baseline
 from qdq.checking.checker import check, recorded_targets
-from qdq.checking.engine_checks import check_engines
 from qdq.checking.finding import Finding
 from qdq.checking.selection import Selection, relative_posix_path
+from qdq.cli.failures import COULD_NOT_RUN
 from qdq.cli.messages import print_line
-from qdq.engines.rtx_compiler import Compiler
 from qdq.errors import QdqError, UsageError
 from qdq.graph.loader import load
 from qdq.graph.source import Source
 from qdq.printable import encodable_name
-from qdq.reports.changes import fixed_lines
 from qdq.reports.sarif import CheckedModel
-from qdq.rewriting.model_file import save_in_place
 from qdq.rules.rule import RuleSet
 from qdq.target import Target
+
+if TYPE_CHECKING:
+    from qdq.engines.rtx_compiler import Compiler
 
 
 class CheckSettings(msgspec.Struct, frozen=True):
@@ -71,27 +72,29 @@ class _Baseline:
 class CheckSession:
     """Checks models, and counts the findings and the models that could not be checked."""
 
-    def __init__(self, settings: CheckSettings) -> None:
+    def __init__(self, settings: CheckSettings, job_count: int = 1) -> None:
         self.settings = settings
         self.finding_count = 0
         self.failure_count = 0
+        self._job_count = job_count
+        self._worst_failure = 0
         self._baseline = _Baseline(settings.baseline) if settings.baseline else None
 
     def check_models(self, models: Sequence[Path]) -> Iterator[CheckedModel]:
-        """Yield the findings in each model as soon as it is checked.
+        """Yield the findings in each model as soon as it and those before it are checked.
 
         A model that cannot be checked is also reported on standard error.
         """
-        with ExitStack() as stack:
-            compiler = stack.enter_context(Compiler()) if self.settings.engine else None
-            for model in models:
-                try:
-                    yield self._check_model(model, compiler)
-                except QdqError as error:
-                    self.failure_count += 1
-                    message = " ".join(str(error).split())
-                    print_line(f"qdq: {message}", err=True)
-                    yield CheckedModel(str(model), failure=message)
+        is_parallel = self._job_count > 1 and len(models) > 1
+        results = self._check_parallel(models) if is_parallel else self._check_serially(models)
+        for model, checked in zip(models, results, strict=True):
+            if checked.failure:
+                self.failure_count += 1
+                self._worst_failure = max(self._worst_failure, COULD_NOT_RUN)
+                print_line(f"qdq: {checked.failure}", err=True)
+                yield checked
+            else:
+                yield self._select_findings(model, checked)
 
     @property
     def stale_entries(self) -> tuple[BaselineEntry, ...]:
@@ -103,27 +106,78 @@ class CheckSession:
     @property
     def exit_code(self) -> int:
         """The exit code for the models checked so far."""
-        if self.failure_count:
-            return 2
+        if self._worst_failure:
+            return self._worst_failure
         return 1 if self.finding_count else 0
 
-    def _check_model(self, model: Path, compiler: Compiler | None) -> CheckedModel:
-        findings = self._list_findings(model, load(model), compiler)
-        changes: list[str] = []
-        if findings and self.settings.fix:
-            changes = self._fix_model(model, findings)
-            if changes:
-                findings = self._list_findings(model, load(model), compiler)
+    def _select_findings(self, model: Path, checked: CheckedModel) -> CheckedModel:
+        """Return a result without the findings of the baseline, and count what is left."""
+        findings = checked.findings
         if self._baseline is not None:
             findings = self._baseline.select_new(model, findings)
         self.finding_count += len(findings)
+        return msgspec.structs.replace(checked, findings=findings)
+
+    def _check_serially(self, models: Sequence[Path]) -> Iterator[CheckedModel]:
+        with ModelChecker(self.settings) as checker:
+            for model in models:
+                yield checker.check(model)
+
+    def _check_parallel(self, models: Sequence[Path]) -> Iterator[CheckedModel]:
+        from qdq.cli.job_pool import JobFailure, run_jobs, sort_answers
+
+        answers = run_jobs(make_checker, self.settings, models, self._job_count)
+        results = zip(models, sort_answers(answers), strict=True)
+        for model, answer in results:
+            if isinstance(answer, JobFailure):
+                self._worst_failure = max(self._worst_failure, answer.exit_code)
+                yield CheckedModel(str(model), failure=f"{model}: {answer.message}")
+            else:
+                yield answer
+
+
+def make_checker(settings: CheckSettings) -> Callable[[Path], CheckedModel]:
+    """Return the function that checks one model in a process of its own."""
+    return ModelChecker(settings).check
+
+
+class ModelChecker:
+    """Checks one model after another, with one compiler. Use as a context manager."""
+
+    def __init__(self, settings: CheckSettings) -> None:
+        self._settings = settings
+        self._stack = ExitStack()
+        self._compiler: Compiler | None = None
+
+    def __enter__(self) -> ModelChecker:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def check(self, model: Path) -> CheckedModel:
+        """Return the findings in a model, of a baseline too, or why it could not be checked."""
+        try:
+            return self._check_model(model)
+        except QdqError as error:
+            return CheckedModel(str(model), failure=" ".join(str(error).split()))
+
+    def _check_model(self, model: Path) -> CheckedModel:
+        findings = self._list_findings(model, load(model))
+        changes: list[str] = []
+        if findings and self._settings.fix:
+            changes = self._fix_model(model, findings)
+            if changes:
+                findings = self._list_findings(model, load(model))
         return CheckedModel(str(model), findings, fixed=tuple(changes))
 
     def _fix_model(self, model: Path, findings: tuple[Finding, ...]) -> list[str]:
         """Fix a model in place and return the changes, none where there was nothing to fix."""
-        from qdq.pipeline.fixer import fix  # with it comes ONNX Runtime
+        from qdq.pipeline.fixer import fix
+        from qdq.reports.changes import fixed_lines
+        from qdq.rewriting.model_file import save_in_place
 
-        settings = self.settings
+        settings = self._settings
         fixed = fix(
             model,
             rules=settings.rules,
@@ -139,10 +193,8 @@ class CheckSession:
             save_in_place(fixed.model, fixed.source, model)
         return changes
 
-    def _list_findings(
-        self, model: Path, source: Source, compiler: Compiler | None
-    ) -> tuple[Finding, ...]:
-        settings = self.settings
+    def _list_findings(self, model: Path, source: Source) -> tuple[Finding, ...]:
+        settings = self._settings
         findings = check(
             source,
             rules=settings.rules,
@@ -150,10 +202,19 @@ class CheckSession:
             leave_float=settings.leave_float,
         )
         is_float = any(finding.code == "not-quantized" for finding in findings)
-        if compiler is not None and not is_float:
+        if settings.engine and not is_float:
+            from qdq.checking.engine_checks import check_engines
+
             targets = _select_rtx_targets(settings.targets or recorded_targets(source), model)
-            findings += tuple(check_engines(source, targets, compiler, findings))
+            findings += tuple(check_engines(source, targets, self._open_compiler(), findings))
         return settings.selection.of(model, findings)
+
+    def _open_compiler(self) -> Compiler:
+        if self._compiler is None:
+            from qdq.engines.rtx_compiler import Compiler
+
+            self._compiler = self._stack.enter_context(Compiler())
+        return self._compiler
 
 
 def _select_rtx_targets(targets: Sequence[Target], model: Path) -> tuple[Target, ...]:

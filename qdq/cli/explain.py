@@ -7,21 +7,25 @@ from pathlib import Path
 import click
 import msgspec
 
+from qdq.checking.checker import read_plan_request
 from qdq.cli.float_options import extremes_option, float_type_option, read_extremes
 from qdq.cli.messages import print_record
 from qdq.cli.options import FILE, collect_options, format_option
 from qdq.cli.plan_options import PlanOptions, plan_options, read_rule_sets
 from qdq.errors import UsageError
 from qdq.graph.loader import load
+from qdq.graph.source import Source
 from qdq.pipeline.float_options import FloatOptions
 from qdq.planning.explanation import Explanation, explain
-from qdq.planning.planner import find_quantized_nodes, plan_source, require_float_model
+from qdq.planning.planner import find_quantized_nodes, plan_index, plan_source
 from qdq.precision.float_explanation import (
     FloatExplanation,
     explain_floats,
     find_recorded_type,
 )
+from qdq.quantized.model import QuantizedModel
 from qdq.reports.sections import Section
+from qdq.rules.rule_files import load_rules
 
 
 class ExplainAnswer(msgspec.Struct, frozen=True):
@@ -57,12 +61,14 @@ def command(options: ExplainArguments) -> None:
     """Print the decision, the rule, its reason and its source for each input of the node NAME.
 
     If NAME is a tensor, print them for each node that reads it. A node without a name is given by
-    its position, as in '#17'. With --float, and for a model that 'qdq cast' wrote, print also why a
-    node stays in FP32.
+    its position, as in '#17'. NAME may also be a glob, 'op:Softmax' or 'range:FIRST..LAST'. Of a
+    quantized model the decisions about its float model are printed. With --float, and for a model
+    that 'qdq cast' wrote, print also why a node stays in FP32.
 
     \b
     Example:
       qdq explain resnet50.onnx /layer1/layer1.0/Add
+      qdq explain resnet50.int8.onnx 'op:*Pool'
       qdq explain bert.onnx /encoder/layer.0/LayerNorm/Pow --float fp16 --ranges bert.ranges
     """
     answer = _explain(options)
@@ -87,12 +93,27 @@ def _explain(options: ExplainArguments) -> ExplainAnswer:
     if chosen_type.is_short:
         amax = read_extremes(options.ranges)
         floats = explain_floats(source, name, chosen_type, rules, request.targets, amax)
-    if floats and find_quantized_nodes(source):  # its pairs are not planned
-        return ExplainAnswer(name, (), floats)
-    require_float_model(source)
+    if find_quantized_nodes(source):
+        return ExplainAnswer(name, _explain_pairs(options, source), floats or msgspec.UNSET)
     request = msgspec.structs.replace(request, float_type=chosen_type)
     _, decisions = plan_source(source, request)
     return ExplainAnswer(name, explain(source, decisions, rules, name), floats or msgspec.UNSET)
+
+
+def _explain_pairs(options: ExplainArguments, source: Source) -> tuple[Explanation, ...]:
+    """Return the decisions of the rules about the float model of a quantized one.
+
+    Rules and targets that are not passed are those that qdq wrote into the model.
+    """
+    quantized = QuantizedModel(source)
+    request = read_plan_request(
+        quantized,
+        rules=load_rules(options.plan.rule_sets) if options.plan.rule_sets else None,
+        targets=options.plan.targets,
+        leave_float=options.plan.leave_float or None,
+    )
+    plan = plan_index(quantized.index, request)
+    return explain(quantized.index.source, plan, request.rules, options.name)
 
 
 def _explanation_section(explanation: Explanation) -> Section:

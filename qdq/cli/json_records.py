@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import msgspec
 
 from qdq.calibration.scales import Scales
-from qdq.cli import check_printers, explain, facts, probe, test
+from qdq.cli import check_printers, explain, facts, fleet, probe, test
 from qdq.cli.rule_details import RuleDetails
 from qdq.pipeline.float_sensitivity import FloatSensitivity
 from qdq.pipeline.sensitivity_analysis import Sensitivity
@@ -20,6 +20,7 @@ from qdq.rules.rule import RuleSet
 #: The record of each command's JSON.
 JSON_RECORDS: Mapping[str, type[msgspec.Struct]] = {
     "qdq quantize": Report,
+    "qdq quantize --out-dir": fleet.FleetAnswer,
     "qdq validate": Report,
     "qdq plan": Plan,
     "qdq plan --diff": PlanDiff,

@@ -90,11 +90,35 @@ def is_on_command_line(ctx: click.Context, name: str) -> bool:
 #: Adds ``--force``.
 force_option = click.option("--force", is_flag=True, help="Replace existing files.")
 
+#: Adds ``--jobs``.
+jobs_option = click.option(
+    "--jobs",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Work on N models at the same time, each in a process of its own.",
+)
+
 #: Adds ``-o`` and ``--force``.
 output_options = combine_options(
     click.option(
         "-o", "--output", type=OUTPUT_FILE, required=True, metavar="OUT", help="File to write."
     ),
+    force_option,
+)
+
+#: Adds ``-o`` for one model, ``--out-dir`` and ``--jobs`` for several, and ``--force``.
+fleet_output_options = combine_options(
+    click.option("-o", "--output", type=OUTPUT_FILE, metavar="OUT", help="File to write."),
+    click.option(
+        "--out-dir",
+        type=PATH,
+        metavar="FOLDER",
+        help="Folder to write several models into, under their names. "
+        "{stem} and {folder} in other options stand for the name of each model and of its folder.",
+    ),
+    jobs_option,
     force_option,
 )
 

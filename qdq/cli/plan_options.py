@@ -76,8 +76,9 @@ shapes_option = click.option(
 _leave_float_option = click.option(
     "--leave-float",
     multiple=True,
-    metavar="GLOB",
-    help="Keep the nodes of these names in float; repeat for several.",
+    metavar="NODES",
+    help="Keep nodes in float: a glob of names, op:OPERATOR or range:FIRST..LAST; repeat for "
+    "several.",
 )
 _allow_unmatched_option = click.option(
     "--allow-unmatched", is_flag=True, help="Accept globs that match nothing."

@@ -50,7 +50,7 @@ def run_supervised(command: Callable[[], int]) -> NoReturn:
         signal.pthread_sigmask(signal.SIG_SETMASK, previous_mask)
         _end(command())
     if not child:
-        _end_with_parent(parent)
+        end_with_parent(parent)
         if not shares_terminal:
             os.setpgid(0, 0)  # a signal to the parent's group comes once, from the parent
         signal.pthread_sigmask(signal.SIG_SETMASK, previous_mask)
@@ -67,8 +67,11 @@ def _end(code: int) -> NoReturn:
     os._exit(code)
 
 
-def _end_with_parent(parent: int) -> None:
-    """Let the system end this process when its parent ends, even if that is killed."""
+def end_with_parent(parent: int) -> None:
+    """Let the system end this process when its parent ends, even if that is killed.
+
+    `parent` is the number of the process that started this one.
+    """
     with contextlib.suppress(AttributeError, OSError):
         ctypes.CDLL(None).prctl(_SET_PARENT_DEATH_SIGNAL, signal.SIGKILL)
     if os.getppid() != parent:
@@ -109,17 +112,25 @@ def _end_like_child(status: int) -> NoReturn:
     if os.WIFEXITED(status):
         os._exit(os.WEXITSTATUS(status))
     number = os.WTERMSIG(status)
-    name = signal.Signals(number).name
-    if number == signal.SIGKILL:
-        fact = "the system ended it (SIGKILL), as it does where memory runs out"
-        os._exit(print_failure(f"{_command_line()}: {fact}. Use a smaller batch or --max-memory."))
-    if number in (signal.SIGABRT, signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL):
-        fact = f"a library in C++ crashed ({name}), such as ONNX Runtime on a model it cannot run"
-        os._exit(print_failure(f"{_command_line()}: {fact}. Check the shapes in the model."))
+    reason = describe_end(number)
+    if reason:
+        os._exit(print_failure(f"{_command_line()}: {reason}"))
     signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {number})
     os.kill(os.getpid(), number)
     os._exit(128 + number)
+
+
+def describe_end(number: int) -> str:
+    """Return fact and fix of a process that a signal ended; "" for signals that users send."""
+    name = signal.Signals(number).name
+    if number == signal.SIGKILL:
+        fact = "the system ended it (SIGKILL), as it does where memory runs out"
+        return f"{fact}. Use a smaller batch or --max-memory."
+    if number in (signal.SIGABRT, signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL):
+        fact = f"a library in C++ crashed ({name}), such as ONNX Runtime on a model it cannot run"
+        return f"{fact}. Check the shapes in the model."
+    return ""
 
 
 def _command_line() -> str:

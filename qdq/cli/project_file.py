@@ -8,22 +8,17 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from qdq.cli.project_values import PROJECT_KEYS, TABLES, TOP_KEYS, Key
-from qdq.errors import QdqError, UsageError, did_you_mean
+from qdq.errors import QdqError, UsageError
 from qdq.files.command_files import note_input
-from qdq.files.strict_yaml import LocatedMapping, read_yaml
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
-
+if TYPE_CHECKING:
+    from qdq.files.strict_yaml import LocatedMapping
 
 YAML_FILE, TOML_FILE = "qdq.yaml", "pyproject.toml"
 
@@ -52,6 +47,8 @@ class Project(msgspec.Struct, frozen=True):
 
     def list_used_keys(self, option_names: set[str | None]) -> list[str]:
         """Return the keys that give a default to one of these options."""
+        from qdq.cli.project_values import PROJECT_KEYS, TABLES
+
         used = []
         for key in self.keys:
             keys = TABLES[key].values() if key in TABLES else [PROJECT_KEYS[key]]
@@ -82,7 +79,16 @@ def find_project(folder: Path) -> Project | None:
     return None
 
 
+def _make_project(path: Path, content: LocatedMapping) -> Project:
+    from qdq.cli.project_options import read_options  # most folders have no project file
+
+    return Project(path, tuple(content), read_options(path, content))
+
+
 def _read_yaml(path: Path) -> LocatedMapping:
+    from qdq.cli.project_values import TOP_KEYS
+    from qdq.files.strict_yaml import LocatedMapping, read_yaml
+
     try:
         content = read_yaml(path)
     except QdqError as error:
@@ -98,6 +104,11 @@ def _read_toml(path: Path) -> LocatedMapping | None:
     """Return the table [tool.qdq] with the lines of its keys; None without the file or table."""
     if not path.is_file():
         return None
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
+
     note_input(path)
     try:
         text = path.read_text(encoding="utf-8", errors="replace")
@@ -122,6 +133,8 @@ def _read_toml(path: Path) -> LocatedMapping | None:
 
 def _locate_keys(table: dict[str, Any], lines: Sequence[str]) -> LocatedMapping:
     """Return a TOML table with the lines of its keys, as far as they can be found."""
+    from qdq.files.strict_yaml import LocatedMapping
+
     located = LocatedMapping()
     start = _find_line(lines, _TABLE_HEADING) or 1
     for key, value in table.items():
@@ -139,50 +152,3 @@ def _find_line(lines: Sequence[str], pattern: re.Pattern[str], start: int = 1) -
         if pattern.match(line):
             return number
     return None
-
-
-def _make_project(path: Path, content: LocatedMapping) -> Project:
-    options: dict[str, Any] = {}
-    for key, value in content.items():
-        location = f"{path}:{content.lines[key]}"
-        if key in TABLES:
-            options |= _read_table(path, location, key, value)
-        elif key in PROJECT_KEYS:
-            options[PROJECT_KEYS[key].option] = _read_value(
-                path, location, key, PROJECT_KEYS[key], value
-            )
-        else:
-            raise _unknown_key(f"{location}: unknown key {key!r}", key, TOP_KEYS)
-    if "data" in content and "images" in content:
-        line = content.lines["images"]
-        raise UsageError(
-            f"{path}:{line}: 'data' and 'images' exclude each other. Keep one of them."
-        )
-    return Project(path, tuple(content), options)
-
-
-def _read_table(path: Path, location: str, table: str, content: Any) -> dict[str, Any]:
-    """Return the options that a table gives."""
-    keys = TABLES[table]
-    if not isinstance(content, LocatedMapping):
-        raise UsageError(f"{location}: {table!r} is {content!r}. Write some of {', '.join(keys)}.")
-    options: dict[str, Any] = {}
-    for key, value in content.items():
-        key_location = f"{path}:{content.lines[key]}"
-        if key not in keys:
-            raise _unknown_key(f"{key_location}: unknown key {key!r} of {table!r}", key, keys)
-        options[keys[key].option] = _read_value(path, key_location, key, keys[key], value)
-    return options
-
-
-def _read_value(path: Path, location: str, name: str, key: Key, value: Any) -> Any:
-    """Return the default that a key gives; raises UsageError with file and line."""
-    try:
-        return key.read(path.parent, value)
-    except QdqError as error:
-        raise UsageError(f"{location}: {name!r}: {error}") from error
-
-
-def _unknown_key(fact: str, key: str, known: Sequence[str] | Mapping[str, Key]) -> UsageError:
-    hint = did_you_mean(key, known)
-    return UsageError(f"{fact}{hint} Known keys are {', '.join(known)}.")

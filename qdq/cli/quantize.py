@@ -10,10 +10,18 @@ import msgspec
 
 from qdq.cli.data_options import DataOptions, labelled_data_options
 from qdq.cli.file_choices import QuantizedFiles
+from qdq.cli.fleet import FleetCommand
 from qdq.cli.float_options import float_options
 from qdq.cli.messages import name_files_in_errors, print_record, print_written
+from qdq.cli.model_options import existing_option, store_weights_option
 from qdq.cli.observing_options import observing_options
-from qdq.cli.options import FILE, collect_options, format_option, output_options, report_option
+from qdq.cli.options import (
+    FILE,
+    collect_options,
+    fleet_output_options,
+    format_option,
+    report_option,
+)
 from qdq.cli.partial_options import BUDGET_THRESHOLDS, PartialArguments, partial_options
 from qdq.cli.plan_options import PlanOptions, parse_profiles, plan_options, read_rule_sets
 from qdq.cli.progress import progress, resumable
@@ -44,8 +52,7 @@ from qdq.pipeline.buildable import RULE_FILE_SUFFIX, leave_float_yaml
 from qdq.pipeline.float_options import FloatOptions
 from qdq.pipeline.partial_rule_file import SENSITIVE_FILE_SUFFIX, sensitive_yaml
 from qdq.pipeline.quantize_model import Quantized, quantize
-from qdq.pipeline.quantize_request import FLOAT_WEIGHTS, WEIGHT_FORMS, BuildOptions
-from qdq.pipeline.requantize import MODES, REPAIR
+from qdq.pipeline.quantize_request import BuildOptions
 from qdq.planning.planner import find_quantized_nodes
 from qdq.quantizer import FORMATS
 from qdq.ranges.known_ranges import KnownRanges
@@ -128,23 +135,16 @@ class _Inputs(msgspec.Struct, frozen=True):
     budget: Budget | None
 
 
-@click.command("quantize")
-@click.argument("model", type=FILE)
-@output_options
+@click.command("quantize", cls=FleetCommand)
+@click.argument("models", type=FILE, nargs=-1, required=True)
+@fleet_output_options
 @labelled_data_options
 @plan_options
 @method_options
 @ranges_option
 @observing_options
 @save_ranges_option
-@click.option(
-    "--existing",
-    type=click.Choice(MODES),
-    default=REPAIR,
-    show_default=True,
-    help="Treatment of the Q/DQ that MODEL has: keep it all and add what is missing, "
-    "repair it as the rules require, or replace it. All but replace keep its scales.",
-)
+@existing_option
 @report_option
 @click.option(
     "--validate",
@@ -161,25 +161,18 @@ class _Inputs(msgspec.Struct, frozen=True):
 @metric_option
 @threshold_options
 @partial_options
-@click.option(
-    "--store-weights",
-    type=click.Choice(WEIGHT_FORMS),
-    default=FLOAT_WEIGHTS,
-    show_default=True,
-    help="Form of the weights in the file: float with pairs, which strips byte for byte, or "
-    "quantized (INT8, FP8, INT4) with a DequantizeLinear alone, a quarter of the size or less. "
-    "gptq: quantized, rounded so that the layers' outputs change least on samples.",
-)
+@store_weights_option
 @float_options
 @format_option
 @click.pass_context
 @collect_options(QuantizeOptions)
 def command(ctx: click.Context, options: QuantizeOptions) -> None:
-    """Write MODEL with Q/DQ pairs as the rules require and scales from your data, or from --ranges.
+    """Write MODELS with Q/DQ pairs as the rules require and scales from your data, or --ranges.
 
-    A model that is quantized already, by any tool, keeps its scales. Data is only needed for pairs
-    without a scale. For an rtx target the first lines compare bytes and kernels with FP16 alone
-    and name the smallest file's command (models up to 32 MB; larger ones with --validate).
+    One model is written to -o, several ones into --out-dir. A model that is quantized already, by
+    any tool, keeps its scales. Data is only needed for pairs without a scale. For an rtx target the
+    first lines compare bytes and kernels with FP16 alone and name the smallest file's command
+    (models up to 32 MB and 2,000 nodes; larger ones with --validate).
 
     \b
     Example:
@@ -192,6 +185,7 @@ def command(ctx: click.Context, options: QuantizeOptions) -> None:
       qdq quantize net.onnx -o net.int8.onnx --data d/ --min-snr 25dB --keep-float 5%
       qdq quantize resnet50.onnx -o resnet50.int8.onnx --ranges resnet50.cache
       qdq quantize resnet50.qat.onnx -o resnet50.int8.onnx --existing repair
+      qdq quantize zoo/*.onnx --out-dir int8/ --jobs 4 --data 'samples/{stem}'
     """
     options.check_outputs()
     options.refuse_unused(ctx)

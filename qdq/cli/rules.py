@@ -7,7 +7,6 @@ from pathlib import Path
 
 import click
 
-from qdq.cli.json_records import JSON_RECORDS
 from qdq.cli.messages import print_line, print_record
 from qdq.cli.options import PATH, force_option, format_option
 from qdq.cli.plan_options import read_rule_sets, rules_option
@@ -15,8 +14,6 @@ from qdq.cli.rule_details import RuleDetails
 from qdq.documentation import locate_page
 from qdq.errors import UsageError, did_you_mean
 from qdq.files.output import check_output, write_atomic, written_together
-from qdq.reports.command_reference import commands_page
-from qdq.reports.json_reference import json_page
 from qdq.reports.reference_pages import (
     facts_page,
     find_beating_rules,
@@ -143,6 +140,10 @@ def _docs(names: tuple[str, ...], output: Path, force: bool) -> None:
     Example:
       qdq rules docs -o docs/ --force
     """
+    from qdq.cli.json_records import JSON_RECORDS  # with it come all commands
+    from qdq.reports.command_reference import commands_page
+    from qdq.reports.json_reference import json_page
+
     pages = {
         output / "rules.md": rules_page(names),
         output / "facts.md": facts_page(),

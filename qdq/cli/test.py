@@ -9,8 +9,9 @@ import msgspec
 
 from qdq.cli.messages import print_line
 from qdq.cli.options import FILE, format_option
+from qdq.optional_packages import explain_missing
 from qdq.reports.json_output import to_json
-from qdq.testing.case_runner import CaseResult, run_cases
+from qdq.testing.case_runner import CaseResult, can_run_models, run_cases
 
 
 class TestAnswer(msgspec.Struct, frozen=True):
@@ -41,6 +42,9 @@ def command(
     Example:
       qdq test rules/
     """
+    if not can_run_models():
+        reason = explain_missing("onnxruntime")
+        print_line(f"qdq: the cases are planned, but their models are not run. {reason}", err=True)
     results = []
     failure_count = 0
     for result in run_cases(path, cases, engines=not no_engines):

@@ -22,6 +22,7 @@ from qdq.data.preprocessing import (
 )
 from qdq.errors import DataError, did_you_mean, first_line
 from qdq.files.command_files import note_input
+from qdq.optional_packages import require_package
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -224,6 +225,7 @@ def _read_input(picture_input: _PictureInput, path: Path) -> Array:
 
 def _open(path: Path, channels: str) -> Image.Image:
     """Return a picture in RGB or grey."""
+    require_package("PIL")
     from PIL import Image
 
     note_input(path)

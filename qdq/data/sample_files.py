@@ -29,6 +29,7 @@ from qdq.data.scripts import is_script, load_function, script_failure, split_scr
 from qdq.errors import DataError, first_line
 from qdq.files.command_files import note_input
 from qdq.memory import format_gigabytes, total_memory
+from qdq.optional_packages import require_package
 
 DATA_FORMS = (
     "Pass --data with a folder of .npz or .npy files, one .npz or .npy, inputs that Polygraphy "
@@ -247,6 +248,7 @@ def _read_saved_inputs(path: Path) -> Iterator[Named]:
 
     ``polygraphy run --save-inputs`` and ``polygraphy.json.save_json`` write such files.
     """
+    require_package("polygraphy")
     from polygraphy.exception import PolygraphyException
     from polygraphy.json import from_json
     from polygraphy.logger import G_LOGGER

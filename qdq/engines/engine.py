@@ -45,6 +45,10 @@ _PRODUCT_STEPS = ("Corr", "Fc")
 _CAST_STEP = "Cast"
 _ROUND_STEP = "Roun"
 
+#: A kernel of both products of an attention, whose masks may come before query, key and value.
+_ATTENTION = "_mha_"
+_ATTENTION_OPERANDS = 3
+
 #: Type of a layer that only gives memory another name or shape.
 NO_OP = "NoOp"
 
@@ -119,6 +123,8 @@ class EngineLayer(msgspec.Struct, frozen=True):
             if step == _CAST_STEP and previous != _ROUND_STEP:
                 return False
         types = [tensor.dtype for tensor in self.inputs if tensor.dtype in _VALUE_TYPES]
+        if _ATTENTION in self.name:
+            types = _leave_out_masks(types)
         if _CAST_STEP not in steps and types[:1] != [dtype]:
             return False
         if types[1:2] == [dtype]:
@@ -158,6 +164,14 @@ class Engine(msgspec.Struct, frozen=True):
     def bytes(self) -> float:
         """Bytes that all layers read and write in one inference."""
         return sum(layer.bytes for layer in self.layers)
+
+
+def _leave_out_masks(types: list[str]) -> list[str]:
+    """Return the types of an attention's inputs from the one on that query, key and value have."""
+    for position, dtype in enumerate(types):
+        if types[position:].count(dtype) >= _ATTENTION_OPERANDS:
+            return types[position:]
+    return types
 
 
 def read_layers(text: str, labels: list[str]) -> Iterator[EngineLayer]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import os
 import re
 import subprocess
@@ -24,9 +23,8 @@ from qdq.graph.bodies import all_nodes
 from qdq.graph.plugins import list_plugins
 from qdq.graph.source import Source
 from qdq.interruption import clean_before_end
+from qdq.optional_packages import explain_missing
 from qdq.target import Target
-
-_NOT_INSTALLED = "TensorRT-RTX is not installed. Install it with 'pip install tensorrt-rtx-cu12'."
 
 #: The place in the compiler's own sources that a message comes from, which does not help the user.
 _SOURCE_PLACE = re.compile(
@@ -92,8 +90,9 @@ class Compiler:
         shapes: Mapping[str, tuple[int, ...]] | None = None,
     ) -> Engine:
         """Return the engine of a model as `build_engine` does."""
-        if importlib.util.find_spec("tensorrt_rtx") is None:
-            raise CompilerError(f"target {target}: {_NOT_INSTALLED}")
+        reason = explain_missing("tensorrt_rtx", "polygraphy")
+        if reason:
+            raise CompilerError(f"target {target}: {reason}")
         proto = model.model if isinstance(model, Source) else model
         labels = [label for label, _ in all_nodes(proto.graph)]
         with work_folder() as folder:

@@ -6,7 +6,6 @@ Written against the documented API and untested where this project is developed:
 from __future__ import annotations
 
 import ctypes
-import importlib.util
 import json
 import sys
 import time
@@ -25,6 +24,7 @@ from qdq.errors import CompilerError, first_line
 from qdq.files.temporary import work_folder
 from qdq.graph.bodies import all_nodes
 from qdq.graph.source import Source
+from qdq.optional_packages import is_installed, require_package
 from qdq.target import Target
 
 _REQUIREMENTS = (
@@ -90,7 +90,7 @@ def compile_tensorrt(model: onnx.ModelProto, target: Target) -> Engine:
 
 def is_gpu_present() -> bool:
     """Whether TensorRT is installed and there is a GPU that CUDA can use."""
-    if importlib.util.find_spec("tensorrt") is None:
+    if not is_installed("tensorrt"):
         return False
     library = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
     try:
@@ -118,8 +118,9 @@ def read_engine_information(content: Mapping[str, Any], labels: list[str]) -> It
 
 
 def _require_tensorrt(target: Target) -> None:
-    if importlib.util.find_spec("tensorrt") is None:
+    if not is_installed("tensorrt"):
         raise CompilerError(f"target {target}: TensorRT is not installed. {_REQUIREMENTS}")
+    require_package("polygraphy")
 
 
 def _describe_failure(target: Target, error: Exception) -> str:

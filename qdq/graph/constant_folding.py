@@ -24,6 +24,12 @@ from qdq.graph.plugins import DEFAULT_DOMAINS, is_default_plugin, iterate_nodes
 #: The reference evaluator has no DequantizeLinear of earlier opsets, which computes the same.
 _FIRST_EVALUABLE_PAIR = 19
 
+#: Operators of every opset that the reference evaluator implements for all types: to load it takes
+#: as long as to check a small model.
+_EVALUABLE = frozenset(
+    ("QuantizeLinear", "DequantizeLinear", "Identity", "Cast", "Reshape", "Transpose", "Unsqueeze")
+)
+
 _RANDOM_PREFIXES = ("Random", "Multinomial", "Bernoulli")
 
 
@@ -47,6 +53,8 @@ def _is_defined_by_inputs(node: NodeProto, opset: int) -> bool:
 
 def is_evaluable(node: NodeProto, opset_imports: Iterable[OperatorSetIdProto]) -> bool:
     """Whether ONNX's reference evaluator implements the operator of a node and of its bodies."""
+    if node.domain in DEFAULT_DOMAINS and node.op_type in _EVALUABLE:
+        return True
     from onnx.reference import ReferenceEvaluator
 
     inputs: list[ValueInfoProto] = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -154,9 +155,8 @@ def _find_own_opset(model: ModelProto, normalized: ModelProto) -> int:
 
 
 def _from_graphsurgeon(graph: gs.Graph) -> ModelProto:
-    import onnx_graphsurgeon as gs
-
-    if not isinstance(graph, gs.Graph):
+    gs = sys.modules.get("onnx_graphsurgeon")  # who has a Graph has imported it
+    if gs is None or not isinstance(graph, gs.Graph):
         raise ModelError(
             f"A model cannot be loaded from {type(graph).__name__}. "
             "Pass a path, an onnx.ModelProto or a graphsurgeon Graph."

@@ -13,7 +13,12 @@ from functools import wraps
 from typing import TypeVar
 from weakref import WeakKeyDictionary
 
-from qdq.graph.aliases import is_alias, is_alias_or_float_cast, is_float_cast
+from qdq.graph.aliases import (
+    find_tensor_before_casts,
+    is_alias,
+    is_alias_or_float_cast,
+    is_float_cast,
+)
 from qdq.graph.compiler_view import CompilerView
 from qdq.graph.decompositions import find_decomposed_gelu, find_decomposed_normalization
 from qdq.graph.index import Edge, GraphIndex, Node
@@ -66,11 +71,15 @@ def cached_per_graph(
 
 @cached_per_graph
 def multiplied_tensors(index: CompilerView) -> dict[str, Edge]:
-    """Return the tensors that weighted operators multiply, each with the first such edge."""
+    """Return the tensors that weighted operators multiply, each with the first such edge.
+
+    Of a tensor that is cast to another float type it is the one before the Cast.
+    """
     first_edges: dict[str, Edge] = {}
     for node in index.nodes:
         for edge in operands(index, node):
-            first_edges.setdefault(edge.tensor, edge)
+            tensor = find_tensor_before_casts(index, edge.tensor)
+            first_edges.setdefault(tensor, edge)
     return first_edges
 
 

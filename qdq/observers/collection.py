@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Sequence, Set
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -14,6 +13,7 @@ from typing import TypeAlias
 import msgspec
 
 from qdq.arguments import require_type, to_count, to_path
+from qdq.cores import count_cores
 from qdq.data.feeds import DataLike, Feeds, data_files, open_feeds
 from qdq.graph.index import GraphIndex
 from qdq.observers.checkpoint import CheckpointWriter
@@ -195,7 +195,7 @@ def _plan_passes(
     """Return how samples are run, and the tensors of each pass that is not begun yet."""
     settings = RunSettings(
         providers=execution_providers(observing.device),
-        cores=min(observing.cores or os.cpu_count() or 1, _MOST_CORES),
+        cores=min(observing.cores or count_cores(), _MOST_CORES),
         libraries=observing.ort_libraries,
     )
     require_computable(job.index, job.plan, job.observed_tensors, observing.ort_libraries)

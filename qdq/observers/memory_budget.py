@@ -6,7 +6,6 @@ import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-import psutil
 from onnx import TensorProto, helper
 
 from qdq.arrays import Feed
@@ -119,6 +118,8 @@ def _infer_bytes(sample_index: GraphIndex, tensor: ObservedTensor) -> int | None
 
 def _measure_resident_memory(index: GraphIndex, feed: Feed, settings: RunSettings) -> int:
     """Return the bytes of this process while the model runs: ONNX Runtime's arena keeps them."""
+    import psutil
+
     process = psutil.Process()
     unknown = find_unknown_operators(index.source.model, settings.libraries)
     outputs = find_computed_outputs(index, unknown).names

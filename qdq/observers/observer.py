@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -12,9 +11,9 @@ from pathlib import Path
 from typing import TypeAlias
 
 import msgspec
-import onnxruntime as ort
 
 from qdq.arrays import Array, Feed
+from qdq.cores import count_cores
 from qdq.errors import ModelError
 from qdq.graph.aliases import find_origin
 from qdq.graph.compiler_view import CompilerView
@@ -27,6 +26,7 @@ from qdq.observers.tensor_statistics import (
     TensorKey,
     TensorStatistics,
 )
+from qdq.optional_packages import onnxruntime as ort
 from qdq.planning.decisions import Placement, Plan
 from qdq.ranges.channel_importance import ChannelGrades, channel_grades
 from qdq.ranges.tensor_ranges import TensorRange
@@ -74,7 +74,7 @@ class RunSettings(msgspec.Struct, frozen=True):
 
     #: ONNX Runtime's names of execution providers.
     providers: tuple[str, ...] = CPU
-    cores: int = os.cpu_count() or 1
+    cores: int = msgspec.field(default_factory=count_cores)
     #: The number of samples that are computed at the same time.
     parallel_samples: int = 2
     #: Libraries of custom operators.

@@ -6,7 +6,6 @@ So each file is compiled for the rtx target, and predicted for TensorRT on the s
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 
@@ -18,6 +17,7 @@ from qdq.engines.rtx_compiler import Compiler
 from qdq.errors import QdqError
 from qdq.graph.metadata import FLOAT_KEY
 from qdq.graph.source import Source
+from qdq.optional_packages import explain_missing
 from qdq.precision.cast_model import CastRequest, cast_source
 from qdq.rules.rule_files import choose_float_rules
 from qdq.target import Target
@@ -95,7 +95,7 @@ class FileChoice(msgspec.Struct, frozen=True):
 def can_choose_files(targets: Iterable[Target]) -> bool:
     """Whether there is an rtx target and the compiler for it."""
     has_rtx = any(target.backend == "rtx" for target in targets)
-    return has_rtx and importlib.util.find_spec("tensorrt_rtx") is not None
+    return has_rtx and not explain_missing("tensorrt_rtx", "polygraphy")
 
 
 class FilePair(msgspec.Struct, frozen=True):

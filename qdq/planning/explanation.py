@@ -16,7 +16,7 @@ from qdq.planning.decisions import NO_RULE, LeftFloat, Placement, Plan
 from qdq.planning.plan_edits import require_plan
 from qdq.planning.plan_opset import source_at_plan_opset
 from qdq.planning.planner import with_leave_float
-from qdq.rules.matcher import glob_names
+from qdq.rules.node_selection import glob_names, is_selection, list_selected, make_where
 from qdq.rules.rule import Rule
 from qdq.rules.rule_files import RulesLike, to_rule_set
 
@@ -44,7 +44,8 @@ class Explanation(msgspec.Struct, frozen=True):
 def explain(model: ModelLike, plan: Plan, rules: RulesLike, name: str) -> tuple[Explanation, ...]:
     """Return the explanations for a node's inputs or a tensor's readers, by their name.
 
-    An edge that several rules decided has one explanation per rule. Raises UsageError for a name
+    `name` may also select several nodes: a glob, `op:OPERATOR` or `range:FIRST..LAST`. An edge that
+    several rules decided has one explanation per rule. Raises UsageError for a name
     that is neither a node's nor a tensor's.
     """
     require_plan(plan)
@@ -52,7 +53,8 @@ def explain(model: ModelLike, plan: Plan, rules: RulesLike, name: str) -> tuple[
     source = source_at_plan_opset(load(model), plan)
     index = GraphIndex(source)
     edges = _find_edges(index, name)
-    all_rules = with_leave_float(to_rule_set(rules), plan.leave_float, plan.sensitive or ())
+    sensitive = plan.sensitive or ()
+    all_rules = with_leave_float(index, to_rule_set(rules), plan.leave_float, sensitive)
     rules_by_name = {rule.name: rule for rule in all_rules.rules}
     _require_rules(plan, rules_by_name)
     placed = {placement.edge: placement for placement in plan.placements}
@@ -102,26 +104,48 @@ def _quote_rule(edge: Edge, decision: str, rule: Rule) -> Explanation:
 
 
 def _find_edges(index: GraphIndex, name: str) -> tuple[Edge, ...]:
-    """Return the edges into the nodes of a name, in all graphs, else those from its tensors."""
+    """Return the edges into the nodes of a name, in all graphs, else those from its tensors.
+
+    The name may also be a glob, an operator or a range, as `make_where` reads it.
+    """
+    for find in (_find_edges_into, _find_edges_from, _find_selected_edges):
+        edges = find(index, name)
+        if edges is not None:
+            return edges
+    hint = did_you_mean(name, _known_names(index)) or "."
+    raise UsageError(f"{index.source.name}: the model has no node or tensor {name!r}{hint}")
+
+
+def _find_edges_into(index: GraphIndex, name: str) -> tuple[Edge, ...] | None:
+    """Return the edges into the nodes of a name; None where there are no such nodes."""
     edges: list[Edge] = []
     is_known = False
     for scope in index.scopes.values():
-        if name in scope.by_label:
-            is_known = True
+        is_known = is_known or name in scope.by_label
         for node in scope.nodes:
             if name in glob_names(scope, node):
                 edges += scope.edges_into(node)
-    if edges or is_known:
-        return tuple(edges)
+    return tuple(edges) if edges or is_known else None
+
+
+def _find_edges_from(index: GraphIndex, name: str) -> tuple[Edge, ...] | None:
+    """Return the edges from the tensors of a name; None where there are no such tensors."""
+    edges: list[Edge] = []
+    is_known = False
     for scope in index.scopes.values():
-        if _has_tensor(scope, name):
-            is_known = True
+        is_known = is_known or _has_tensor(scope, name)
         edges += scope.edges_from(name)
-    if is_known:
-        return tuple(edges)
-    known_names = _known_names(index)
-    hint = did_you_mean(name, known_names) or "."
-    raise UsageError(f"{index.source.name}: the model has no node or tensor {name!r}{hint}")
+    return tuple(edges) if is_known else None
+
+
+def _find_selected_edges(index: GraphIndex, text: str) -> tuple[Edge, ...] | None:
+    """Return the edges into the nodes that a text selects; None where it selects none."""
+    if not is_selection(text):
+        return None
+    selected = list_selected(index, make_where(index, text, "NAME", allow_unmatched=False))
+    if not selected:
+        return None
+    return tuple(edge for scope, node in selected for edge in scope.edges_into(node))
 
 
 def _has_tensor(scope: GraphIndex, name: str) -> bool:

@@ -6,6 +6,7 @@ from collections.abc import Container, Iterable, Iterator
 
 import msgspec
 
+from qdq.graph.aliases import find_tensor_before_casts
 from qdq.graph.compiler_view import CompilerView
 from qdq.graph.index import Edge, GraphIndex, Node
 from qdq.graph.operands import operands
@@ -144,5 +145,6 @@ def _edges_of_layer(index: CompilerView, node: Node, edge: Edge) -> tuple[Edge, 
     if residual is None or edge.slot not in residual.skips:
         return ()
     required = operands(index, residual.backbone)
-    reader = multiplied_tensors(index).get(edge.tensor)
+    tensor = find_tensor_before_casts(index, edge.tensor)
+    reader = multiplied_tensors(index).get(tensor)
     return required if reader is None else (*required, reader)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 
 import msgspec
@@ -11,6 +10,7 @@ from qdq.arguments import list_texts
 from qdq.graph.float_types import FP16, FP32, FloatType, parse_float_type
 from qdq.graph.shape_profiles import Profile
 from qdq.planning.decisions import SensitiveLayer
+from qdq.rules.node_selection import exact_glob
 from qdq.rules.rule import RuleSet
 from qdq.target import Target, needs_fp16
 
@@ -52,4 +52,4 @@ def to_globs(globs: str | Iterable[str]) -> tuple[str, ...]:
 
 def exact_globs(labels: Iterable[str]) -> tuple[str, ...]:
     """Return one glob per label that matches this label alone, in order of the labels."""
-    return tuple(re.sub(r"([\[*?])", r"[\1]", label) for label in sorted(labels))
+    return tuple(map(exact_glob, sorted(labels)))

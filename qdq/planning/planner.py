@@ -50,7 +50,15 @@ from qdq.quantizer import FORMATS, Quantizer
 from qdq.rules.facts import Scene
 from qdq.rules.kernel_tables import describe_borrowed_tables
 from qdq.rules.matcher import Verdict, match_rules, require_matches
-from qdq.rules.rule import RuleSet, leave_float_rule, make_rule_set, sensitive_rule
+from qdq.rules.node_selection import describe_selection, make_where
+from qdq.rules.rule import (
+    LEAVE_FLOAT_OPTION,
+    Rule,
+    RuleSet,
+    leave_float_rule,
+    make_rule_set,
+    sensitive_rule,
+)
 from qdq.rules.rule_files import RulesLike, load_rules, to_rule_set
 from qdq.target import DEFAULT_TARGET, TargetsLike, to_targets
 
@@ -107,7 +115,7 @@ def plan_index(index: GraphIndex, request: PlanRequest) -> Plan:
     inside the body. If the pair of a tensor from outside is outside too, Conv and Gemm in the
     branches of an If run in float.
     """
-    request = _with_defaults(request)
+    request = _with_defaults(index, request)
     if not request.allow_unmatched:
         require_matches(index, request.rules.rules)
     shapes, float_type = optimal_shapes(request.profiles), request.float_type
@@ -154,20 +162,35 @@ def _state_gains(
             yield item
 
 
-def _with_defaults(request: PlanRequest) -> PlanRequest:
+def _with_defaults(index: GraphIndex, request: PlanRequest) -> PlanRequest:
     """Return a request with the default target, and with its globs as rules."""
-    return msgspec.structs.replace(
-        request,
-        targets=request.targets or (DEFAULT_TARGET,),
-        rules=with_leave_float(request.rules, request.leave_float, request.sensitive),
+    rules = with_leave_float(
+        index,
+        request.rules,
+        request.leave_float,
+        request.sensitive,
+        allow_unmatched=request.allow_unmatched,
     )
+    targets = request.targets or (DEFAULT_TARGET,)
+    return msgspec.structs.replace(request, targets=targets, rules=rules)
 
 
 def with_leave_float(
-    rules: RuleSet, globs: Iterable[str], sensitive: Iterable[SensitiveLayer] = ()
+    index: GraphIndex,
+    rules: RuleSet,
+    texts: Iterable[str],
+    sensitive: Iterable[SensitiveLayer] = (),
+    *,
+    allow_unmatched: bool = True,
 ) -> RuleSet:
-    """Return the rule set with a rule for each `--leave-float` glob, and for sensitive layers."""
-    more_rules = [leave_float_rule(glob) for glob in globs]
+    """Return the rule set with a rule for each `--leave-float` text, and for sensitive layers.
+
+    Raises UsageError for an operator or a range that the model has not, unless `allow_unmatched`.
+    """
+    more_rules: list[Rule] = []
+    for text in texts:
+        where = make_where(index, text, LEAVE_FLOAT_OPTION, allow_unmatched)
+        more_rules.append(leave_float_rule(text, where, describe_selection(text)))
     labels = [layer.node for layer in sensitive]
     if labels:
         more_rules.append(sensitive_rule(SENSITIVE, exact_globs(labels)))

@@ -29,7 +29,15 @@ from qdq.precision.type_assignment import CastOptions
 from qdq.quantized.corrected_biases import read_corrected_biases
 from qdq.quantized.stripper import strip_model
 from qdq.rules.matcher import require_matches
-from qdq.rules.rule import KEEP_FP32, RuleSet, keep_fp32_rule, make_rule_set
+from qdq.rules.node_selection import describe_selection, make_where
+from qdq.rules.rule import (
+    KEEP_FP32,
+    KEEP_FP32_OPTION,
+    Rule,
+    RuleSet,
+    keep_fp32_rule,
+    make_rule_set,
+)
 from qdq.rules.rule_files import RulesLike, choose_float_rules
 from qdq.target import Target, TargetsLike, to_targets
 
@@ -95,15 +103,15 @@ def cast(  # noqa: PLR0913 keyword arguments of the public function
     if not float_type.is_short:
         raise UsageError(f"to: {to!r} is the type that the model has. Pass fp16 or bf16.")
     globs = list_texts(keep_fp32, "keep_fp32", "globs of node names, such as '/head/*'")
-    rule_set = with_keep_fp32(choose_float_rules(rules), globs)
     request = CastRequest(
         float_type,
-        rule_set,
+        choose_float_rules(rules),
         to_targets(targets),
         dict(amax or {}),
         require_choice(scales, SCALES, "scales") == "fp32",
         require_choice(io, ENDS, "io") == "fp16",
         allow_unmatched,
+        keep_fp32=globs,
     )
     return cast_source(load(model), request)
 
@@ -119,6 +127,8 @@ class CastRequest(msgspec.Struct, frozen=True):
     keeps_scales: bool = False
     casts_ends: bool = False
     allow_unmatched: bool = True
+    #: Nodes to compute in FP32, as `--keep-fp32` selects them.
+    keep_fp32: tuple[str, ...] = ()
     #: The nodes that a plan keeps in FP32.
     kept: tuple[KeptFp32, ...] = ()
 
@@ -131,10 +141,16 @@ def require_choice(text: str, choices: tuple[str, ...], option: str) -> str:
     return text
 
 
-def with_keep_fp32(rules: RuleSet, globs: Iterable[str]) -> RuleSet:
-    """Return the rule set with a rule for each `--keep-fp32` glob."""
-    more_rules = [keep_fp32_rule(glob) for glob in globs]
-    return make_rule_set(rules.names, (*rules.rules, *more_rules))
+def _with_keep_fp32(index: GraphIndex, request: CastRequest) -> RuleSet:
+    """Return the rules with one for each `--keep-fp32` text.
+
+    Raises UsageError for an operator or a range that the model has not, unless that is allowed.
+    """
+    more_rules: list[Rule] = []
+    for text in request.keep_fp32:
+        where = make_where(index, text, KEEP_FP32_OPTION, request.allow_unmatched)
+        more_rules.append(keep_fp32_rule(text, where, describe_selection(text)))
+    return make_rule_set(request.rules.names, (*request.rules.rules, *more_rules))
 
 
 def cast_source(source: Source, request: CastRequest) -> CastModel:
@@ -164,12 +180,13 @@ def cast_source(source: Source, request: CastRequest) -> CastModel:
 
 
 def _plan(float_index: GraphIndex, request: CastRequest, paired: frozenset[str]) -> FloatPlan:
+    rules = _with_keep_fp32(float_index, request)
     if not request.allow_unmatched:
-        keeping_rules = [rule for rule in request.rules.rules if rule.then == KEEP_FP32]
+        keeping_rules = [rule for rule in rules.rules if rule.then == KEEP_FP32]
         require_matches(float_index, keeping_rules)
     float_request = FloatRequest(
         request.float_type,
-        request.rules,
+        rules,
         request.targets,
         request.amax,
         _find_decided_nodes(float_index, request),

@@ -18,7 +18,7 @@ from qdq.precision.cast_model import read_kept_nodes
 from qdq.precision.float_plan import FloatRequest, KeptNode, plan_float
 from qdq.quantized.stripper import strip_model
 from qdq.rules.facts import Scene
-from qdq.rules.matcher import glob_names
+from qdq.rules.node_selection import glob_names, is_selection, list_selected, make_where
 from qdq.rules.rule import Rule, RuleSet
 from qdq.rules.rule_files import choose_float_rules
 from qdq.target import Target
@@ -128,6 +128,9 @@ def _find_nodes(index: GraphIndex, name: str) -> list[tuple[GraphIndex, Node]]:
         nodes = [node for node in scope.nodes if name in glob_names(scope, node)]
         named += [(scope, node) for node in nodes]
     connected = named or list(_find_connected(index, name))
+    if not connected and is_selection(name):
+        where = make_where(index, name, "NAME", allow_unmatched=False)
+        connected = list_selected(index, where)
     if connected:
         return connected
     known = [label for scope in index.scopes.values() for label in scope.by_label]

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from qdq.arrays import Feed, Floats
@@ -20,6 +19,7 @@ from qdq.graph.index import GraphIndex
 from qdq.graph.plugins import own_opset
 from qdq.graph.source import Source
 from qdq.graph.unique_names import UniqueNames
+from qdq.optional_packages import onnxruntime as ort
 from qdq.recovery.bias_slots import BiasSlot
 from qdq.runtime.devices import CPU
 from qdq.runtime.session import exact_options, open_partial_session, run_outputs, sample_errors

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 from onnx import GraphProto, NodeProto, TensorProto, helper, numpy_helper
 
 from qdq.arrays import Array, Feed, Floats
@@ -20,6 +19,7 @@ from qdq.graph.index import GraphIndex
 from qdq.graph.quantized_operators import DEQUANTIZE, QUANTIZE
 from qdq.graph.source import Source
 from qdq.graph.unique_names import UniqueNames
+from qdq.optional_packages import onnxruntime as ort
 from qdq.planning.decisions import Plan
 from qdq.quantizer import Quantizer
 from qdq.recovery.measured_tensors import find_measured_tensors

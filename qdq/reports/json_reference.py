@@ -27,8 +27,8 @@ _EXIT_CODES = (
     (
         "2",
         "the command could not run: one line on standard error names the place, the fact and the "
-        "fix, and nothing is written. `check` continues with the other models. A full or closed "
-        "standard output and a crash of a library in C++ end so too",
+        "fix, and nothing is written. `check`, and `quantize --out-dir`, continue with the other "
+        "models. A full or closed standard output and a crash of a library in C++ end so too",
     ),
     (
         "3",

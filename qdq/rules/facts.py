@@ -90,7 +90,7 @@ def max_pool_beside_weighted(scene: Scene, node: Node) -> bool:
     index = scene.index
     if node.op != "MaxPool":
         return False
-    if node.inputs[0] not in multiplied_tensors(index):
+    if find_tensor_before_casts(index, node.inputs[0]) not in multiplied_tensors(index):
         return False
     readers = find_pool_ends(index, node)
     if not readers:
@@ -342,8 +342,7 @@ def residual_product_branch(scene: Scene, edge: Edge) -> bool:
         return False
     if not is_skip(index, node, edge.slot, MATRIX_PRODUCTS):
         return False
-    multiplied = {find_tensor_before_casts(index, tensor) for tensor in multiplied_tensors(index)}
-    return find_tensor_before_casts(index, edge.tensor) in multiplied
+    return find_tensor_before_casts(index, edge.tensor) in multiplied_tensors(index)
 
 
 @edge_fact

@@ -9,9 +9,9 @@ from functools import partial
 import msgspec
 
 from qdq.errors import RuleError, UsageError, did_you_mean
-from qdq.graph.bodies import qualified_name
 from qdq.graph.index import Edge, GraphIndex, Node
 from qdq.rules.facts import EDGE_FACTS, NODE_FACTS, Scene, fact_parameters
+from qdq.rules.node_selection import glob_names, split_literal_globs
 from qdq.rules.rule import (
     KEEP_FP32,
     KEEP_FP32_OPTION,
@@ -200,7 +200,8 @@ def _make_edge_tests(rule: Rule) -> list[EdgeTest]:
     where = rule.where
     tests: list[EdgeTest] = []
     if where.named:
-        test = partial(_is_into_named_node, where.named)
+        names, globs = split_literal_globs(where.named)
+        test = partial(_is_into_named_node, names, globs)
         tests.append(test)
     if where.tensor:
         test = partial(_is_of_named_tensor, where.tensor)
@@ -216,9 +217,13 @@ def _make_edge_tests(rule: Rule) -> list[EdgeTest]:
     return tests
 
 
-def _is_into_named_node(globs: tuple[str, ...], scene: Scene, edge: Edge) -> bool:
+def _is_into_named_node(
+    literal_names: frozenset[str], globs: tuple[str, ...], scene: Scene, edge: Edge
+) -> bool:
     node = scene.index.node(edge)
     names = glob_names(scene.index, node)
+    if not literal_names.isdisjoint(names):
+        return True
     return any(_matches_glob(name, globs) for name in names)
 
 
@@ -261,16 +266,6 @@ def _matches_glob(name: str, globs: Iterable[str]) -> bool:
     return any(fnmatchcase(name, glob) for glob in globs)
 
 
-def glob_names(index: GraphIndex, node: Node) -> set[str]:
-    """Return the names of a node that a glob may match.
-
-    They are its label, its name, and in a body the label after the body's path.
-    """
-    name = node.proto.name or node.label
-    qualified_label = qualified_name(index.path, node.label)
-    return {node.label, name, qualified_label}
-
-
 def require_matches(index: GraphIndex, rules: Iterable[Rule]) -> None:
     """Raise UsageError for a glob that no name of the graph or of its bodies matches."""
     node_names: list[str] = []
@@ -287,7 +282,11 @@ def require_matches(index: GraphIndex, rules: Iterable[Rule]) -> None:
 def _require_rule_matches(
     index: GraphIndex, rule: Rule, key: str, globs: Iterable[str], names: Sequence[str]
 ) -> None:
-    unmatched = [glob for glob in globs if not any(fnmatchcase(name, glob) for name in names)]
+    known = set(names)
+    unmatched: list[str] = []
+    for glob in globs:
+        if glob not in known and not any(fnmatchcase(name, glob) for name in names):
+            unmatched.append(glob)
     if not unmatched:
         return
     option = KEEP_FP32_OPTION if rule.then == KEEP_FP32 else LEAVE_FLOAT_OPTION

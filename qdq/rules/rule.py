@@ -170,12 +170,15 @@ def _find_circle(start: Rule, known: dict[str, Rule]) -> list[str]:
     return []
 
 
-def leave_float_rule(glob: str) -> Rule:
-    """Return the rule of a user's `--leave-float GLOB`; it beats all others."""
+def leave_float_rule(text: str, where: Where, nodes: str) -> Rule:
+    """Return the rule of a user's `--leave-float TEXT`; it beats all others.
+
+    `nodes` states in words which nodes `where` selects.
+    """
     return Rule(
-        name=f"{LEAVE_FLOAT_OPTION} {glob}",
-        says=f"Leave in float every input of the nodes named {glob}.",
-        where=Where(named=(glob,)),
+        name=f"{LEAVE_FLOAT_OPTION} {text}",
+        says=f"Leave in float every input of {nodes}.",
+        where=where,
         then="leave-float",
         because="The user requested it.",
         see="qdq quantize --help",
@@ -183,12 +186,12 @@ def leave_float_rule(glob: str) -> Rule:
     )
 
 
-def keep_fp32_rule(glob: str) -> Rule:
-    """Return the rule of a user's `--keep-fp32 GLOB`."""
+def keep_fp32_rule(text: str, where: Where, nodes: str) -> Rule:
+    """Return the rule of a user's `--keep-fp32 TEXT`; `nodes` states in words what it selects."""
     return Rule(
-        name=f"{KEEP_FP32_OPTION} {glob}",
-        says=f"Compute the nodes named {glob} in float32.",
-        where=Where(named=(glob,)),
+        name=f"{KEEP_FP32_OPTION} {text}",
+        says=f"Compute {nodes} in float32.",
+        where=where,
         then="keep-fp32",
         because="The user requested it.",
         see="qdq cast --help",

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from functools import cache
 
-import onnxruntime as ort
 from onnx import TensorProto, helper
 
 from qdq.errors import UsageError, did_you_mean, first_line
+from qdq.optional_packages import onnxruntime as ort
 
 _CPU_PROVIDER = "CPUExecutionProvider"
 _CUDA_PROVIDER = "CUDAExecutionProvider"

@@ -10,14 +10,15 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 
 from qdq.arrays import Array, Feed
+from qdq.cores import read_core_limit
 from qdq.errors import DataError, ModelError, QdqError, runtime_line
 from qdq.graph.index import GraphIndex
 from qdq.graph.plugins import list_missing_imports
 from qdq.graph.source import Source, canonical_bytes
 from qdq.graph.subgraph import extract_subgraph
+from qdq.optional_packages import onnxruntime as ort
 from qdq.runtime.devices import CPU
 from qdq.runtime.runnable import require_runnable
 from qdq.runtime.timed_session import TimedSession
@@ -54,6 +55,9 @@ def open_session(
     require_runnable(index)
     options = options or ort.SessionOptions()
     options.log_severity_level = _FATAL_LEVEL
+    core_limit = read_core_limit()
+    if core_limit and not options.intra_op_num_threads:
+        options.intra_op_num_threads = core_limit
     register_libraries(options, libraries)
     source = index.source
     if source.folder is not None and source.external_files:

@@ -14,9 +14,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-import onnxruntime as ort
-
 from qdq.errors import ModelError, UsageError
+from qdq.optional_packages import onnxruntime as ort
 
 #: The environment variable with the limit in seconds; worker processes inherit it.
 TIME_LIMIT_VARIABLE = "QDQ_TIME_LIMIT"
@@ -75,11 +74,14 @@ class _Watch:
 _watch = _Watch()
 
 
-class TimedSession(ort.InferenceSession):  # type: ignore[misc] # onnxruntime has no types
-    """A session that ends a run which takes too long, or whose caller is interrupted."""
+class TimedSession:
+    """A session that ends a run which takes too long, or whose caller is interrupted.
+
+    It has all methods of `InferenceSession`.
+    """
 
     def __init__(self, name: str, *args: Any, **keywords: Any) -> None:
-        super().__init__(*args, **keywords)
+        self._session = ort.InferenceSession(*args, **keywords)
         self._model_name = name
         self._limit = read_time_limit()
         self._active: set[_Run] = set()
@@ -87,16 +89,19 @@ class TimedSession(ort.InferenceSession):  # type: ignore[misc] # onnxruntime ha
         #: Runs what the main thread asks for, which waits and handles signals meanwhile.
         self._pool = ThreadPoolExecutor(1)
 
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["_session"], name)
+
     def run(self, output_names: Any, input_feed: Any, run_options: Any = None) -> Any:
         """Return outputs as `InferenceSession` does; raises ModelError after the time limit."""
-        run = super().run
+        run = self._session.run
         return self._limit_run(lambda options: run(output_names, input_feed, options))
 
     def run_with_ort_values(
         self, output_names: Any, input_dict_ort_values: Any, run_options: Any = None
     ) -> Any:
         """Return outputs as `InferenceSession` does; raises ModelError after the time limit."""
-        run = super().run_with_ort_values
+        run = self._session.run_with_ort_values
         return self._limit_run(lambda options: run(output_names, input_dict_ort_values, options))
 
     def stop_runs(self) -> None:

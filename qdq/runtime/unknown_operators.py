@@ -7,7 +7,6 @@ from pathlib import Path
 
 import msgspec
 import onnx
-import onnxruntime as ort
 from onnx import ModelProto, NodeProto, TensorProto
 
 from qdq.errors import UsageError, runtime_line
@@ -20,6 +19,7 @@ from qdq.graph.plugins import (
     list_plugins,
 )
 from qdq.graph.subgraph import iterate_needed_nodes
+from qdq.optional_packages import onnxruntime as ort
 from qdq.runtime.devices import CPU
 
 #: Errors of ONNX Runtime (1.31): about an operator in a domain of its own that it does not know,

@@ -7,12 +7,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from pathlib import Path
 
 import msgspec
-import onnxruntime as ort
 
 from qdq.data.feeds import FeedSample
 from qdq.graph.index import GraphIndex, Node
 from qdq.graph.pairs import find_pairs
 from qdq.metrics.output_errors import EnergySums
+from qdq.optional_packages import onnxruntime as ort
 from qdq.quantized.model import QuantizedModel
 from qdq.quantized.stripper import find_renamed_outputs
 from qdq.runtime.session import (

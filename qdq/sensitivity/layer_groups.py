@@ -16,7 +16,7 @@ from qdq.graph.bodies import qualified_name
 from qdq.graph.index import Edge, GraphIndex
 from qdq.planning.decisions import Placement, Plan, ScaleGroup
 from qdq.planning.pair_dependencies import find_dependents
-from qdq.rules.matcher import glob_names
+from qdq.rules.node_selection import glob_names
 from qdq.sensitivity.graph_blocks import find_blocks
 
 #: A layer alone; a tensor or scale group with all its readers; a part between two tensors that

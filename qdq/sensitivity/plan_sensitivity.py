@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterable, Sequence
 from copy import copy
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 import msgspec
 
 from qdq.calibration.scales import Scales
+from qdq.cores import count_cores
 from qdq.data.feeds import FeedSample
 from qdq.graph.index import GraphIndex
 from qdq.planning.decisions import Plan
@@ -75,7 +75,7 @@ class PlanSensitivity:
             self._scored,
             self.outputs,
             samples,
-            os.cpu_count() or 1,
+            count_cores(),
             progress,
         )
         shapes = measure_shapes(index, self.outputs, samples[0].feed, libraries)

@@ -10,12 +10,12 @@ from pathlib import Path
 from threading import Lock
 
 import numpy as np
-import onnxruntime as ort
 from onnx import GraphProto, ModelProto, TensorProto, helper
 
 from qdq.arrays import Array
 from qdq.graph.index import GraphIndex
 from qdq.graph.source import Source
+from qdq.optional_packages import onnxruntime as ort
 from qdq.quantizer import INT8, Quantizer
 from qdq.runtime.session import exact_options, open_session
 from qdq.sensitivity.switchable_pairs import SwitchablePair

@@ -10,20 +10,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from threading import Lock
+from typing import TypeAlias
 
 import numpy as np
-import onnxruntime as ort
 from onnx import ModelProto, NodeProto
 
 from qdq.graph.bodies import node_bodies, qualified_name
 from qdq.graph.index import GraphIndex, Node
+from qdq.optional_packages import onnxruntime as ort
 from qdq.planning.decisions import Placement
 from qdq.sensitivity.graph_segments import Segment, extract_segment
 from qdq.sensitivity.shared_weights import SharedWeights
 from qdq.sensitivity.switchable_pairs import SwitchablePair
 
 #: Values by tensor.
-Values = Mapping[str, ort.OrtValue]
+Values: TypeAlias = "Mapping[str, ort.OrtValue]"
 
 #: An input of a node: graph, label of the node, slot.
 _Slot = tuple[str, str, int]

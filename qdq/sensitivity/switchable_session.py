@@ -11,11 +11,11 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-import onnxruntime as ort
 
 from qdq.arrays import Array, Feed
 from qdq.calibration.scales import Scales
 from qdq.graph.index import GraphIndex
+from qdq.optional_packages import onnxruntime as ort
 from qdq.planning.decisions import Placement, Plan
 from qdq.runtime.session import sample_errors
 from qdq.sensitivity.graph_segments import split_graph

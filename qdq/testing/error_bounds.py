@@ -13,12 +13,12 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 
 from qdq.arrays import Array
 from qdq.calibration.scales import Scales
 from qdq.graph.index import Edge, GraphIndex, Node
 from qdq.graph.operators import PRODUCTS, RECURRENT
+from qdq.optional_packages import onnxruntime as ort
 from qdq.planning.decisions import Plan
 from qdq.quantized.integer_values import spread_scale
 from qdq.quantizer import Quantizer

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -21,6 +22,7 @@ from qdq.graph.index import GraphIndex, Node
 from qdq.graph.operators import PASSES_SCORES, SCORING
 from qdq.metrics.metric import Metric, MetricComparison, MetricItem, MetricScores
 from qdq.metrics.output_errors import ErrorSums, OutputError
+from qdq.optional_packages import require_package
 from qdq.runtime.session import (
     Progress,
     open_partial_session,
@@ -71,18 +73,14 @@ def compare_outputs(
     any processor. Raises ModelError where the two models have different inputs or outputs,
     DataError where ONNX Runtime fails on a sample, MetricError where the metric does.
     """
-    from polygraphy.backend.onnxrt import OnnxrtRunner
-    from polygraphy.logger import G_LOGGER
-
-    # Polygraphy raises the errors that it logs as critical.
-    G_LOGGER.module_severity = G_LOGGER.CRITICAL + 1
+    runner = _import_runner()
     _require_same_inputs(float_index, quantized_index)
     compared = select_compared_tensors(float_index, quantized_index, libraries)
     comparison = _Comparison(float_index, quantized_index, compared, metric)
     first: list[Feed] = []
     with (
-        OnnxrtRunner(partial(compared.open_float_session, float_index)) as float_runner,
-        OnnxrtRunner(partial(compared.open_quantized_session, quantized_index)) as quantized_runner,
+        runner(partial(compared.open_float_session, float_index)) as float_runner,
+        runner(partial(compared.open_quantized_session, quantized_index)) as quantized_runner,
     ):
         for sample in feeds.samples():
             float_outputs = _infer(float_runner, sample.feed, float_index)
@@ -93,8 +91,18 @@ def compare_outputs(
             if progress:
                 progress(comparison.samples)
     overflows = find_float_overflows(quantized_index, float_index, first, libraries)
-    accuracy = comparison.result(feeds.name)
-    return msgspec.structs.replace(accuracy, overflows=overflows or msgspec.UNSET)
+    result = comparison.result(feeds.name)
+    return msgspec.structs.replace(result, overflows=overflows or msgspec.UNSET)
+
+
+def _import_runner() -> Any:
+    """Return Polygraphy's runner, which logs no errors: it raises them too."""
+    require_package("polygraphy")
+    from polygraphy.backend.onnxrt import OnnxrtRunner
+    from polygraphy.logger import G_LOGGER
+
+    G_LOGGER.module_severity = G_LOGGER.CRITICAL + 1
+    return OnnxrtRunner
 
 
 class _Comparison:

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
-import onnxruntime as ort
 
 from qdq.errors import ModelError
 from qdq.graph.index import GraphIndex
+from qdq.optional_packages import onnxruntime as ort
 from qdq.runtime.session import exact_options, open_partial_session, open_session
 from qdq.runtime.unknown_operators import (
     ComputedOutputs,

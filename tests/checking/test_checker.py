@@ -91,7 +91,7 @@ def test_defects_are_found_from_the_command_line_with_exit_code_1(tmp_path: Path
     assert f"{paths['uint8']}: 1 error\n  error uint8: " in out
     assert "\n    x -> first[0]: the tensor is quantized to UINT8" in out
     assert f"{paths['missing pair']}: 1 warning\n" in out
-    assert out.endswith("3 models: 1 error, 1 warning; 1 without findings\n")
+    assert "\n3 models: 1 error, 1 warning; 1 without findings\n" in out
 
 
 def codes(findings: tuple[Finding, ...]) -> set[str]:

@@ -61,7 +61,7 @@ def test_a_cast_model_is_explained_by_what_it_records(tmp_path: Path, has_pairs:
 
     (explanation,) = answer["floats"]
     assert (explanation["decision"], explanation["rule"]) == ("fp32", "--keep-fp32 sum")
-    assert bool(answer["explanations"]) != has_pairs
+    assert answer["explanations"]
 
 
 def test_a_tensor_names_the_nodes_that_compute_and_read_it(tmp_path: Path) -> None:

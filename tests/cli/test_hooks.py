@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -18,7 +19,7 @@ import pytest
 
 from tests.support.defects import DEFECTS, good
 from tests.support.lfs import POINTER
-from tests.support.paths import ROOT
+from tests.support.paths import NETWORKS, PEERS, ROOT
 
 #: Messages of pip without network.
 OFFLINE = (
@@ -29,6 +30,9 @@ OFFLINE = (
 )
 #: Enough models for pre-commit to start several processes of at least four files.
 MANY = 24
+
+#: Files of pip itself.
+PIP = re.compile(r"/site-packages/(pip|setuptools|pkg_resources|wheel)\b")
 
 
 class Repository:
@@ -112,6 +116,25 @@ class Repository:
             pytest.skip("pip cannot fetch what qdq needs")
         return done.returncode, done.stdout
 
+    @property
+    def environment_folder(self) -> Path:
+        """The environment that pre-commit installed qdq into, with its dependencies and no extra."""
+        (command,) = (self.folder.parent / "home").glob("*/py_env-*/bin/qdq")
+        return command.parents[1]
+
+    def qdq(self, *arguments: object) -> tuple[int, str, str]:
+        """Run a command of the installed qdq in the repository's folder."""
+        done = subprocess.run(
+            [self.environment_folder / "bin" / "qdq", *map(str, arguments)],
+            cwd=self.folder,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+        return done.returncode, done.stdout, done.stderr
+
 
 def model(defect: str = "") -> onnx.ModelProto:
     """Return the good model, or one with a defect."""
@@ -136,6 +159,9 @@ def test_the_hooks_in_a_real_repository(tmp_path: Path) -> None:
     several_processes(repository, folder)
     the_project_file(repository, folder)
     fixing(repository, folder)
+    commands_of_the_core(repository, folder)
+    the_line_that_installs_more(repository, folder)
+    the_size_of_the_core(repository)
 
 
 def only_what_it_should(repository: Repository, folder: Path) -> None:
@@ -209,3 +235,50 @@ def fixing(repository: Repository, folder: Path) -> None:
     code, out = repository.run()
     assert code == 0, out
     assert onnx.load(folder / "good.onnx") == model()
+
+
+def commands_of_the_core(repository: Repository, folder: Path) -> None:
+    """`pip install qdq` brings what these commands need."""
+    for package in ("onnxruntime", "polygraphy", "PIL", "onnx_graphsurgeon", "tensorrt_rtx"):
+        assert not list(repository.environment_folder.rglob(f"site-packages/{package}"))
+    float_model = NETWORKS / "digits_cnn.onnx"
+    peer = PEERS / "torch_script.onnx"
+
+    assert repository.qdq("plan", float_model, "-o", "plan.yaml", "--force")[0] == 0
+    assert repository.qdq("strip", peer, "-o", "stripped.onnx")[::2] == (0, "")
+    assert repository.qdq("check", "good.onnx") == (0, "good.onnx: no findings\n", "")
+    assert repository.qdq("check", "--fix", "good.onnx")[0] == 0
+    assert repository.qdq("diff", peer, peer)[::2] == (0, "")
+    assert repository.qdq("explain", float_model, "logits")[::2] == (0, "")
+    assert repository.qdq("rules", "show", "residual-inputs")[::2] == (0, "")
+    assert repository.qdq("facts")[::2] == (0, "")
+    assert repository.qdq("new-rule", "my-rule", "--rules", "rules")[::2] == (0, "")
+    code, out, err = repository.qdq("test", "rules")
+    assert (code, out.splitlines()[-1]) == (0, "3 of 3 hold")
+    assert err.startswith("qdq: the cases are planned, but their models are not run. ")
+    assert (folder / "stripped.onnx").exists()
+
+
+def the_line_that_installs_more(repository: Repository, folder: Path) -> None:
+    model = NETWORKS / "digits_cnn.onnx"
+    quantize = ("quantize", model, "-o", "q.onnx", "--data", "noise")
+    runtime = (
+        "qdq: ONNX Runtime, which runs models on samples, is not installed. "
+        "Install it with pip install 'qdq[run]'.\n"
+    )
+    assert repository.qdq(*quantize) == (2, "", runtime)
+    assert not (folder / "q.onnx").exists()
+    assert repository.qdq("sensitivity", model, "--data", "noise") == (2, "", runtime)
+    code, _, err = repository.qdq("check", "good.onnx", "--engine", "--target", "rtx:sm86")
+    assert code == 2
+    assert err.endswith("is not installed. Install it with pip install 'qdq[rtx]'.\n")
+
+
+def the_size_of_the_core(repository: Repository) -> None:
+    """What pip installs for `qdq`, with the compiled bytecode and without pip itself."""
+    sizes = [
+        path.stat().st_size
+        for path in repository.environment_folder.rglob("*")
+        if path.is_file() and not path.is_symlink() and not PIP.search(str(path))
+    ]
+    assert sum(sizes) <= 150_000_000

@@ -23,7 +23,7 @@ RTX = "rtx:sm75, rtx:sm80, rtx:sm86, rtx:sm89, rtx:sm120, rtx:sm121"
         (["calibrat", "x"], "no command 'calibrat'. Did you mean 'calibrate'"),
         (["frobnicate"], "no command 'frobnicate'. 'qdq --help' lists the commands."),
         ([], "Missing command. Run 'qdq --help' for help."),
-        (["quantize"], "Missing argument 'MODEL'. Run 'qdq quantize --help' for help."),
+        (["quantize"], "Missing argument 'MODELS...'. Run 'qdq quantize --help' for help."),
         (
             ["quantize", "MODEL"],
             "Missing option '-o' / '--output'. Run 'qdq quantize --help' for help.",

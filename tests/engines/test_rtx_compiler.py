@@ -216,6 +216,24 @@ def test_a_generated_kernel_that_casts_before_its_product_does_not_multiply_int8
 
 
 @pytest.mark.parametrize(
+    ("types", "dtype"),
+    [
+        ("Half Half Int8 Int8 Int8", "Int8"),
+        ("Half Half Half Half Half", "Half"),
+        ("Half Half Float Half Half", "Half"),
+        ("Int8 Int8 Half", "Int8"),
+    ],
+)
+def test_masks_before_query_key_and_value_do_not_decide_the_type_of_an_attention(
+    types: str, dtype: str
+) -> None:
+    inputs = tuple(LayerTensor("t", (6, 49, 32), name) for name in types.split())
+    outputs = (LayerTensor("y", (6, 49, 32), "Int8"),)
+    layer = EngineLayer("_gemm_mha_v2_myl0_3", "kgen", inputs, (), outputs, ("mha",))
+    assert [name for name in ("Int8", "Half", "Float") if layer.multiplies(name)] == [dtype]
+
+
+@pytest.mark.parametrize(
     ("name", "int8"),
     [
         ("__myl_MulMinMaxRounCastConcCorr_myl0_0", True),

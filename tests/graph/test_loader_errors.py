@@ -366,7 +366,7 @@ def test_operators_of_onnx_without_an_opset_of_onnx_are_refused(
     )
 
 
-@pytest.mark.parametrize("command", ["plan", "explain", "calibrate"])
+@pytest.mark.parametrize("command", ["plan", "calibrate"])
 def test_a_quantized_model_is_sent_to_strip(tmp_path: Path, command: str) -> None:
     good, quantized, plan = (
         save(tiny_model(), tmp_path / "good.onnx"),
@@ -376,7 +376,6 @@ def test_a_quantized_model_is_sent_to_strip(tmp_path: Path, command: str) -> Non
     assert run("quantize", good, "-o", quantized, "--data", "noise")[0] == 0
     run("plan", good, "-o", plan)
     more = {
-        "explain": ["conv"],
         "calibrate": [plan, "-o", tmp_path / "s.json", "--data", "noise"],
     }
 

@@ -124,7 +124,7 @@ def test_both_forms_compute_the_rounded_weights(rules: str, is_stored: bool) -> 
         scale = np.float32(scales[placement.edge.tensor, quantizer])
         scale = scale.reshape(quantizer.scale_shape(weight.shape))
         scale = scale.repeat(quantizer.block_size, axis=quantizer.axis)
-        values = ELEMENT_TYPES[INT4].round(weight / scale) * scale
+        values = np.clip(np.rint(weight / scale), -8, 7) * scale
         tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
     feed = random_feed(products())
     np.testing.assert_allclose(run(model, feed)[0], run(rounded, feed)[0], rtol=1e-4, atol=1e-2)
@@ -167,6 +167,21 @@ def test_the_chosen_ranges_make_less_error_than_the_largest_values() -> None:
         return float(np.square(element.round(rows / step) * step - rows).sum())
 
     assert measure(least_error_amax(rows, 0, element)) < 0.9 * measure(channel_amax(rows, 0))
+
+
+def test_blocks_take_the_range_of_least_error_unless_max_is_requested() -> None:
+    weight = numpy_helper.to_array(products().graph.initializer[0])
+    rows = split_blocks(weight, 0, 128)
+    element = ELEMENT_TYPES[INT4]
+    least = least_error_amax(rows, 0, element)
+    largest = channel_amax(rows, 0)
+    for options, expected in (
+        ({}, least),
+        ({"weights": "max"}, largest),
+        ({"method": "max"}, largest),
+    ):
+        scales = quantize(**options).scales.by_pair[0].scales
+        np.testing.assert_allclose(scales, expected / element.largest, rtol=1e-6)
 
 
 def test_onnx_runtime_quantizes_blocks_as_the_file_states_them() -> None:

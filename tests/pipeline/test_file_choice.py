@@ -12,6 +12,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import qdq
+from qdq import optional_packages
 from qdq.graph.loader import load
 from qdq.pipeline import file_choice
 from qdq.pipeline.file_choice import (
@@ -129,7 +130,7 @@ def test_fp16_alone_is_named_where_fp32_does_not_build() -> None:
 
 def test_without_the_compiler_nothing_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
     pair = pair_of(gemm_network())
-    monkeypatch.setattr(file_choice.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(optional_packages, "is_installed", lambda name: False)
 
     assert not can_choose_files([SM86])
     assert choose_files(pair, [SM86]) == ()

@@ -14,7 +14,7 @@ from qdq.data.feeds import NOISE
 from qdq.graph.bodies import all_nodes
 from qdq.graph.source import canonical_bytes
 from qdq.reports.cast_sections import cast_sections
-from qdq.rules.rule import keep_fp32_rule, make_rule_set
+from qdq.rules.rule import Where, keep_fp32_rule, make_rule_set
 from tests.support.body_models import branching, samples
 from tests.support.graphs import run
 
@@ -369,7 +369,7 @@ def test_the_record_names_a_kept_node_whose_result_is_cast() -> None:
 
 def test_what_overflows_all_the_same_is_named() -> None:
     model = parse(CHAIN)
-    own = make_rule_set(("own",), (keep_fp32_rule("exp"),))
+    own = make_rule_set(("own",), (keep_fp32_rule("exp", Where(named=("exp",)), "exp"),))
     amax = {"x": 3.0, "p": 70000.0}
 
     plan = qdq.cast(model, rules=own, amax=amax).plan
@@ -380,7 +380,7 @@ def test_what_overflows_all_the_same_is_named() -> None:
 
 
 def test_a_report_names_what_overflows() -> None:
-    own = make_rule_set(("own",), (keep_fp32_rule("exp"),))
+    own = make_rule_set(("own",), (keep_fp32_rule("exp", Where(named=("exp",)), "exp"),))
     report = qdq.cast(parse(CHAIN), rules=own, amax={"p": 70000.0}).report
 
     (section, *_) = cast_sections(report)
