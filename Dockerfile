@@ -2,7 +2,8 @@
 #
 # Linted, but not built yet: the project's machines have no container runtime.
 FROM python:3.12-slim AS build
-# hadolint ignore=DL3008 -- Debian keeps one version of a package, so that a pinned one is gone with the next update
+# Debian keeps one version of a package: a pinned one is gone with the next update.
+# hadolint ignore=DL3008
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends gcc libc6-dev \
     && rm -rf /var/lib/apt/lists/*

@@ -18,8 +18,9 @@ LIBRARY_PAGE = "reference/library.md"
 _ADDRESS = re.compile(r'^Documentation = "(\S+)"$', re.MULTILINE)
 _INTRODUCTION = """# Library reference
 
-The names of `qdq.__all__`, from their docstrings. They are stable across releases; every other name may move.
-[The library](../library.md) is the introduction, and [a converter](../how-to/converter.md) an example.
+The names of `qdq.__all__`, from their docstrings. They are stable across releases; every other name
+may move. [The library](../library.md) is the introduction, and
+[a converter](../how-to/converter.md) an example.
 """
 
 
@@ -39,7 +40,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def library_page() -> str:
-    """Return a section for the functions and one for the records, with a directive for each name."""
+    """Return a section for functions and one for records, with a directive for each name."""
     homes = read_public_names()
     functions = [name for name in homes if name[0].islower()]
     records = [name for name in homes if name[0].isupper()]

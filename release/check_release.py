@@ -40,8 +40,8 @@ def find_problems(root: Path, tag: str, folder: Path | None) -> Iterator[str]:
         yield f"CHANGELOG.md: its first section is not {version}. Name it so."
     if PLACEHOLDER in (root / "qdq" / "documentation.py").read_text("utf-8"):
         yield (
-            "pyproject.toml: the address of the documentation is a placeholder. Put the address of the "
-            "site there and into qdq/documentation.py, and run make docs."
+            "pyproject.toml: the address of the documentation is a placeholder. Put the address of "
+            "the site there and into qdq/documentation.py, and run make docs."
         )
     if folder is not None:
         yield from _find_missing_files(folder, version)
