@@ -1,4 +1,4 @@
-"""The build hook: compiles qdq/compiled/compiled.c where a C compiler is there.
+"""The build hook: adds the pages of docs/, and compiles qdq/compiled/compiled.c with a C compiler.
 
 Without one, or where it fails, the package is built without the library; qdq then calculates with
 numpy. CC names another compiler, and QDQ_COMPILE=0 leaves the library out.
@@ -17,6 +17,9 @@ _FOLDER = Path("qdq", "compiled")
 _SOURCE = _FOLDER / "compiled.c"
 _LIBRARY = _FOLDER / "libqdq.so"
 
+#: Where `qdq docs` finds the pages in a wheel. An installation in place reads docs/.
+_PAGES = Path("qdq", "shipped_docs")
+
 
 class CompiledPartHook(BuildHookInterface):
     """Adds the library to a wheel, or puts it beside its source for an installation in place."""
@@ -26,6 +29,8 @@ class CompiledPartHook(BuildHookInterface):
         if self.target_name != "wheel":
             return
         root = Path(self.root)
+        if version != "editable":
+            build_data["force_include"].update(_list_pages(root / "docs"))
         # Importing it as a part of qdq would need qdq's dependencies.
         compilation = runpy.run_path(str(root / _FOLDER / "compilation.py"))
         problem = compilation["compile_library"](root / _SOURCE, root / _LIBRARY)
@@ -39,6 +44,12 @@ class CompiledPartHook(BuildHookInterface):
     def clean(self, versions: list[str]) -> None:
         """Remove the library."""
         Path(self.root, _LIBRARY).unlink(missing_ok=True)
+
+
+def _list_pages(folder: Path) -> dict[str, str]:
+    """Return the pages in Markdown, and the place of each in the wheel."""
+    pages = sorted(folder.rglob("*.md"))
+    return {str(page): str(_PAGES / page.relative_to(folder)) for page in pages}
 
 
 def _name_platform() -> str:

@@ -147,7 +147,7 @@ COMMANDS = (
     Command(
         "rules docs",
         "rules docs -o OUT/",
-        ("rules.md", "facts.md", "findings.md", "json.md"),
+        ("rules.md", "facts.md", "findings.md", "json.md", "commands.md"),
         "",
     ),
     Command(

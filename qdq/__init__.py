@@ -66,7 +66,7 @@ if TYPE_CHECKING:
     from qdq.validation.validator import misses as misses
     from qdq.validation.validator import validate as validate
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 #: The module of each public name, imported on first use so that `qdq --help` stays fast.
 _HOME = {

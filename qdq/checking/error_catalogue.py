@@ -7,6 +7,7 @@ from qdq.checking.problem import (
     ERROR,
     EXPLICIT,
     PARSER,
+    PRECISION_PAGE,
     REPAIR_FIX,
     RTX,
     SPECIFICATION,
@@ -168,7 +169,7 @@ ERROR_PROBLEMS = (
             "one-layer networks built with TensorRT-RTX 1.7.1 for rtx:sm75 (docs/kernels.md): "
             '"FP32 GEMM is not supported"'
         ),
-        see="docs/precision.md",
+        see=PRECISION_PAGE,
     ),
     Problem(
         code="engine-refuses",

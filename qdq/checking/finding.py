@@ -12,7 +12,7 @@ from qdq.graph.index import Edge
 class Finding(msgspec.Struct, frozen=True):
     """One problem at one place of a model."""
 
-    #: Stable name of the kind of finding; docs/findings.md describes each.
+    #: Stable name of the kind of finding; `qdq docs CODE` describes it.
     code: str
     #: ``error``, ``warning`` or ``note``.
     severity: str
@@ -30,7 +30,7 @@ class Finding(msgspec.Struct, frozen=True):
     rule_text: str
     #: The remedy, as an imperative without a capital and a full stop.
     fix: str
-    #: Documentation page, relative to the project's folder.
+    #: The address of its description in the documentation.
     page: str
 
     def __str__(self) -> str:

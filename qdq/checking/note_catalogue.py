@@ -6,6 +6,7 @@ from qdq.checking.problem import (
     BUILT_ENGINE,
     EXPLICIT,
     NOTE,
+    PRECISION_PAGE,
     REPAIR_FIX,
     RTX,
     SPECIFICATION,
@@ -141,6 +142,6 @@ NOTE_PROBLEMS = (
             "built with TensorRT-RTX 1.7.1 for rtx:sm75: a 3x3 convolution of 32 channels at 28x28 "
             "moves 639 kB in FP32, 319 kB in FP16"
         ),
-        see="docs/precision.md",
+        see=PRECISION_PAGE,
     ),
 )

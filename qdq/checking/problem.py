@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import msgspec
 
+from qdq.documentation import locate_page
+
 ERROR = "error"
 WARNING = "warning"
 NOTE = "note"
 SEVERITIES = (ERROR, WARNING, NOTE)
 
 #: The documentation page that is generated from the catalogue.
-PAGE = "docs/findings.md"
+_PAGE = "findings"
+
+#: The pages that entries of the catalogue cite.
+PRECISION_PAGE = locate_page("precision")
 
 #: Sources that several entries of the catalogue cite.
 RTX = "built with TensorRT-RTX 1.7.1 for rtx:sm86"
@@ -50,5 +55,5 @@ class Problem(msgspec.Struct, frozen=True):
 
     @property
     def page(self) -> str:
-        """Where the documentation describes it, relative to the project's folder."""
-        return f"{PAGE}#{self.code}"
+        """The address of its section in the documentation; `qdq docs CODE` prints it."""
+        return locate_page(_PAGE, self.code)

@@ -6,6 +6,7 @@ from qdq.checking.problem import (
     BUILT_ENGINE,
     ENGINES,
     EXPLICIT,
+    PRECISION_PAGE,
     REPAIR_FIX,
     RTX,
     SPECIFICATION,
@@ -179,7 +180,7 @@ WARNING_PROBLEMS = (
             "840 kB, in FP16 5 and 539 kB; around activations, Softmax and LayerNormalization the "
             "Casts cost nothing and are not reported"
         ),
-        see="docs/precision.md",
+        see=PRECISION_PAGE,
     ),
     Problem(
         code="engine-float",

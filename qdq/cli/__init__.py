@@ -38,6 +38,7 @@ COMMANDS = {
     "facts": "List the facts and formats that rules may use.",
     "rules": "List or show rules with their reasons; write their schema and documentation.",
     "new-rule": "Write a new rule and its test cases as a starting point.",
+    "docs": "Print what the documentation says about a finding, rule, command or page.",
 }
 
 #: Commands that a project file gives defaults to.

@@ -144,7 +144,7 @@ _SOURCE_OPTIONS = (
     click.option(
         "--preprocess",
         metavar="HOW|FILE",
-        help="Conversion of pictures into inputs: imagenet, yolo or a YAML file (docs/data.md).",
+        help="Conversion of pictures into inputs: imagenet, yolo or a YAML file (qdq docs data).",
     ),
 )
 

@@ -11,6 +11,7 @@ from qdq.cli.messages import print_line, print_record
 from qdq.cli.options import PATH, force_option, format_option
 from qdq.cli.plan_options import read_rule_sets, rules_option
 from qdq.cli.rule_details import RuleDetails
+from qdq.documentation import locate_page
 from qdq.errors import UsageError, did_you_mean
 from qdq.files.output import check_output, write_atomic, written_together
 from qdq.reports.reference_pages import (
@@ -81,10 +82,17 @@ def _show(name: str, rule_sets: tuple[str, ...], layout: str) -> None:
     rule = _find_rule(name, rules)
     details = RuleDetails(rule, find_beating_rules(rule, rules), case_names(rule))
     beaten_by = ", ".join(details.beaten_by) or "none of these sets"
-    lines = (*rule_lines(rule), f"beaten by: {beaten_by}", f"file: {rule.file}")
+    lines = [*rule_lines(rule), f"beaten by: {beaten_by}", f"file: {rule.file}"]
+    _add_line(lines, "page", _find_page(rule, rules))
     cases = tuple(f"{case}: {sentence}" for case, sentence in details.cases)
-    sections = [_rule_section(rule), Section("Decides", lines), Section("Cases", cases)]
+    sections = [_rule_section(rule), Section("Decides", tuple(lines)), Section("Cases", cases)]
     print_record(layout, details, sections)
+
+
+def _find_page(rule: Rule, rules: RuleSet) -> str:
+    """Return the address of a shipped rule's description, "" for a rule of the user."""
+    is_shipped = set(rules.names) <= set(shipped_sets())
+    return locate_page("rules", rule.name) if is_shipped else ""
 
 
 def _find_rule(name: str, rules: RuleSet) -> Rule:
@@ -120,11 +128,11 @@ def _schema() -> None:
     type=PATH,
     required=True,
     metavar="FOLDER",
-    help="Folder for rules.md, facts.md, findings.md and json.md.",
+    help="Folder for rules.md, facts.md, findings.md, json.md and commands.md.",
 )
 @force_option
 def _docs(names: tuple[str, ...], output: Path, force: bool) -> None:
-    """Write rules.md, facts.md, findings.md and json.md: the generated reference pages.
+    """Write the generated pages: rules.md, facts.md, findings.md, json.md, commands.md.
 
     Without SET, rules.md has the rules of all shipped sets.
 
@@ -133,6 +141,7 @@ def _docs(names: tuple[str, ...], output: Path, force: bool) -> None:
       qdq rules docs -o docs/ --force
     """
     from qdq.cli.json_records import JSON_RECORDS  # with it come all commands
+    from qdq.reports.command_reference import commands_page
     from qdq.reports.json_reference import json_page
 
     pages = {
@@ -140,6 +149,7 @@ def _docs(names: tuple[str, ...], output: Path, force: bool) -> None:
         output / "facts.md": facts_page(),
         output / "findings.md": findings_page(),
         output / "json.md": json_page(JSON_RECORDS),
+        output / "commands.md": commands_page(_find_root_group()),
     }
     for path in pages:
         check_output(path, force)
@@ -148,6 +158,13 @@ def _docs(names: tuple[str, ...], output: Path, force: bool) -> None:
             write_atomic(path, content.encode())
     for path in pages:
         print_line(f"wrote {path}")
+
+
+def _find_root_group() -> click.Group:
+    """Return the group of all commands."""
+    root = click.get_current_context().find_root().command
+    assert isinstance(root, click.Group)
+    return root
 
 
 def _rule_section(rule: Rule) -> Section:

@@ -148,7 +148,7 @@ class SensitivityOptions(msgspec.Struct, frozen=True):
     "--metric",
     metavar="NAME|FILE",
     help="Rank by the drop of a score instead of noise: top1, or a function of yours as "
-    "FILE.py:FUNCTION (docs/metrics.md).",
+    "FILE.py:FUNCTION (qdq docs metrics).",
 )
 @click.option(
     "--measure",

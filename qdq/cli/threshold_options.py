@@ -48,7 +48,7 @@ metric_option = click.option(
     "--metric",
     metavar="NAME|FILE",
     help="Score both models on the data: top1 (labels, or agreement with float), snr, "
-    "or a function of yours as FILE.py:FUNCTION (docs/metrics.md).",
+    "or a function of yours as FILE.py:FUNCTION (qdq docs metrics).",
 )
 
 #: Adds ``--min-snr``, ``--min-cosine``, ``--min-top1``, ``--min-metric`` and ``--max-drop``, which

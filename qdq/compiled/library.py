@@ -100,7 +100,7 @@ def describe_path() -> str:
         return f"numpy ({SWITCH}=0)"
     if LIBRARY.exists():
         return "numpy (the compiled part is of another version; install qdq again)"
-    return "numpy (no compiled part; docs/calibration.md)"
+    return "numpy (no compiled part; qdq docs calibration)"
 
 
 def address(array: Array | None) -> int | None:

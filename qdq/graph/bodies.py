@@ -156,6 +156,10 @@ def read_tensor_values(tensor: TensorProto, model: str, folder: Path | None) -> 
 
     Raises ModelError where they cannot be read.
     """
+    if tensor.data_location == TensorProto.EXTERNAL:
+        external = tensor
+        tensor = TensorProto()  # up to onnx 1.21, to_array stores what the file holds in it
+        tensor.CopyFrom(external)
     try:
         return numpy_helper.to_array(tensor, base_dir=str(folder) if folder else "")
     except (ValueError, TypeError, KeyError, RuntimeError, OSError) as error:

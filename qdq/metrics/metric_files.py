@@ -17,7 +17,7 @@ from qdq.metrics.user_function import make_function_metric
 DEFAULT_FUNCTION = "metric"
 
 _FORMS = (
-    "Pass snr, top1, top1:OUTPUT, or a function of yours as FILE.py:FUNCTION (docs/metrics.md)."
+    "Pass snr, top1, top1:OUTPUT, or a function of yours as FILE.py:FUNCTION (qdq docs metrics)."
 )
 
 #: A metric, its name, or a function with the parameters that docs/metrics.md describes.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
+from qdq.documentation import SITE
 from qdq.printable import escape_unprintable
 
 #: Characters that begin markup.
@@ -52,7 +53,13 @@ def escape_prose(text: str) -> str:
 
 
 def format_source(source: str) -> str:
-    """Return a source as a link where it is a URL, else as text."""
+    """Return a source as a link where it is a URL, else as text.
+
+    A page of the documentation is linked by its file, as from the other pages.
+    """
+    if source.startswith(SITE):
+        file = source.removeprefix(SITE).rstrip("/") + ".md"
+        return f"[{file}]({file})"
     if source.startswith("http") and " " not in source:
         return f"<{source}>"
     return escape(source)

@@ -108,6 +108,7 @@ def _make_rule(problem: Problem) -> _Json:
         "name": name,
         "shortDescription": {"text": problem.title},
         "fullDescription": {"text": text},
+        "helpUri": page,
         "help": {"text": text, "markdown": markdown},
         "defaultConfiguration": {"level": problem.severity},
         "properties": {"page": page},

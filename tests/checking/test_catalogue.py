@@ -15,6 +15,7 @@ import qdq
 from qdq.checking.catalogue import ERROR, PROBLEMS
 from qdq.checking.finding import Finding
 from qdq.checking.weight_checks import check_weight_scales
+from qdq.documentation import locate_page
 from qdq.engines.engine import Engine
 from qdq.engines.rtx_compiler import Compiler
 from qdq.quantized.model import QuantizedModel
@@ -478,7 +479,7 @@ def test_a_code_is_found_where_it_is_and_not_in_a_near_miss(code: str) -> None:
         assert (finding.severity, finding.cost, finding.page) == (
             problem.severity,
             problem.cost,
-            f"docs/findings.md#{code}",
+            locate_page("findings", code),
         )
         assert "\n" not in str(finding)
         assert finding.problem

@@ -22,6 +22,7 @@ from onnx import helper, numpy_helper
 
 import qdq
 from qdq.checking.catalogue import PROBLEMS
+from qdq.documentation import locate_page
 from qdq.graph.loader import load
 from tests.support.cli_runner import contents, refused, run
 from tests.support.defects import DEFECTS, good, made_by, store
@@ -216,7 +217,7 @@ def test_json_holds_what_docs_json_md_says(folder: Path) -> None:
         "x -> first[0]",
         "first",
     )
-    assert finding["page"] == "docs/findings.md#uint8"
+    assert finding["page"] == locate_page("findings", "uint8")
 
 
 def test_the_library_returns_the_same(folder: Path) -> None:

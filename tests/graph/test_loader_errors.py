@@ -17,6 +17,9 @@ from tests.support.cli_runner import contents, refused, run, samples, save, tiny
 from tests.support.lfs import POINTER
 from tests.support.paths import NETWORKS
 
+#: The version of onnx.
+ONNX = tuple(map(int, onnx.__version__.split(".")[:2]))
+
 DIGITS = NETWORKS / "digits_cnn.onnx"
 PNG = b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR\x00\x00\x01\x00\x00\x00\x01\x00\x08\x06\x00\x00\x00"
 
@@ -203,7 +206,14 @@ def with_external(folder: Path, location: str, data: bytes | None = None, **more
             {"offset": 4096},
             "external data file 'weights.bin' ends before tensor 'gemm.weight': it is truncated. Download or export it again.",
         ),
-        ("weights.bin", {"offset": -4}, "external data of tensor 'gemm.weight' cannot be found"),
+        pytest.param(
+            "weights.bin",
+            {"offset": -4},
+            "external data of tensor 'gemm.weight' cannot be found",
+            marks=pytest.mark.skipif(
+                ONNX < (1, 21), reason="onnx accepts the offset before 1.21, and fails later"
+            ),
+        ),
         (
             "weights.bin",
             {"offset": "many"},

@@ -24,7 +24,10 @@ from tests.support.graphs import Array
 INT8, FP8, INT4 = TensorProto.INT8, TensorProto.FLOAT8E4M3FN, TensorProto.INT4
 
 #: Dividing by a scale of a few bits makes ties, which must round to even.
-SCALES = st.sampled_from([2.0**-9, 0.01, 0.25, 1.0, 1.5, 3.0])
+#: The version of ONNX Runtime.
+RUNTIME = tuple(map(int, ort.__version__.split(".")[:2]))
+
+SCALES = st.sampled_from([2.0**-9, float(np.float32(0.01)), 0.25, 1.0, 1.5, 3.0])
 
 
 def runtime_tensor(values: Array, scale: Array, code: int, **attributes: int) -> Array:
@@ -82,6 +85,9 @@ def assert_same_bits(actual: Array, expected: Array) -> None:
     np.testing.assert_array_equal(np.signbit(actual), np.signbit(expected))
 
 
+@pytest.mark.skipif(
+    RUNTIME < (1, 31), reason="ONNX Runtime 1.23 rounds FP16 towards 0 (-1.9 to -1); 1.31 does not"
+)
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(
     values=arrays.arrays(np.float32, (4, 6), elements=st.floats(-1000, 1000, width=32)),
