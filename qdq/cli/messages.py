@@ -25,7 +25,12 @@ def print_record(layout: str, record: Any, sections: Sequence[Section]) -> None:
     if layout == "json":
         click.echo(to_json(record), nl=False)
     else:
-        click.echo(sections_text(sections), nl=False)
+        print_sections(sections)
+
+
+def print_sections(sections: Sequence[Section]) -> None:
+    """Print sections as text; the title of a section that is a table alone may be empty."""
+    click.echo(sections_text(sections).lstrip("\n"), nl=False)
 
 
 def print_written(paths: Sequence[Path]) -> None:
