@@ -30,6 +30,7 @@ COMMANDS = {
     "cast": "Write a float or Q/DQ model in FP16 or BF16, with FP32 where rules require it.",
     "strip": "Remove the Q/DQ pairs from a model.",
     "check": "Find Q/DQ that differs from the rules, or that TensorRT would refuse.",
+    "inspect": "Print inputs, operators, precision of layers, pairs and sizes of a model.",
     "diff": "Print the pairs in which two models differ: added, removed, moved and rescaled.",
     "validate": "Compare float and quantized model in ONNX Runtime and in TensorRT's engines.",
     "sensitivity": "Rank layers by the error that their INT8 makes, and by the gain in float.",

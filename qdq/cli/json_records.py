@@ -22,6 +22,7 @@ from qdq.pipeline.float_sensitivity import FloatSensitivity
 from qdq.pipeline.sensitivity_analysis import Sensitivity
 from qdq.planning.decisions import Plan
 from qdq.planning.plan_diff import PlanDiff
+from qdq.quantized.inspection import Inspection
 from qdq.quantized.pair_diff import PairDiff
 from qdq.reports.report import Report
 from qdq.rules.rule import RuleSet
@@ -38,6 +39,7 @@ JSON_RECORDS: Mapping[str, type[msgspec.Struct]] = {
     "qdq check": check_printers.CheckAnswer,
     "qdq check --statistics": check_statistics.CheckStatistics,
     "qdq check --codes": check_codes.Codes,
+    "qdq inspect": Inspection,
     "qdq diff": PairDiff,
     "qdq sensitivity": Sensitivity,
     "qdq sensitivity --float": FloatSensitivity,

@@ -136,6 +136,8 @@ def _summary_line(diff: PairDiff) -> str:
             changes.append(f"{count} {adjective}")
     summary = ", ".join(changes) or "the same pairs"
     edges = f"{diff.old_pairs} quantized edges, then {diff.new_pairs}"
+    if diff.tolerance:
+        summary += f", scales within {100 * diff.tolerance:g} % counted as the same"
     return f"{diff.old} -> {diff.new}: {edges}: {summary}"
 
 

@@ -342,6 +342,7 @@ def test_every_file_that_a_command_opens_is_recorded_as_its_input(
         ["plan", "m.onnx", "--diff", "p.yaml"],
         ["explain", "m.onnx", "conv"],
         ["diff", "m.onnx", "i.onnx"],
+        ["inspect", "i.onnx"],
         ["check", "i.onnx", "--baseline", "b.json"],
         ["ranges", "merge", "all.ranges", "-o", "OUT"],
         ["rules", "list", "rules"],
