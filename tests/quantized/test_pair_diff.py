@@ -480,6 +480,7 @@ def test_its_json_has_its_keys(tmp_path: Path) -> None:
         "nodes_removed",
         "weights",
         "metadata",
+        "tolerance",
     }
     assert set(content["pairs"][0]) == {
         "kind",
