@@ -14,7 +14,7 @@ from qdq.cli.check_codes import print_codes
 from qdq.cli.check_options import answer_options, fix_options, selection_options
 from qdq.cli.check_printers import DIFF_PRINTERS, PRINTERS, STATISTICS_PRINTERS, Printer
 from qdq.cli.check_session import CheckSession, CheckSettings
-from qdq.cli.messages import print_line
+from qdq.cli.messages import print_error, print_summary_line
 from qdq.cli.options import (
     FILE,
     collect_options,
@@ -175,13 +175,13 @@ def _write_baseline(path: Path, models: tuple[Path, ...], session: CheckSession)
     for checked in session.check_models(models):
         entries.update(make_entries(Path(checked.model), path, checked.findings))
     if session.failure_count:
-        print_line(
+        print_error(
             f"qdq: {path}: the baseline was not written, since {session.failure_count} of "
-            f"{len(models)} models could not be checked. Fix or skip them.",
-            err=True,
+            f"{len(models)} models could not be checked. Fix or skip them."
         )
         return session.exit_code
     write_atomic(path, encode_baseline(entries))
     model_count = len({entry.model for entry in entries})
-    print_line(f"wrote {path}: {len(entries)} findings in {model_count} of {len(models)} models")
+    counts = f"{len(entries)} findings in {model_count} of {len(models)} models"
+    print_summary_line(f"wrote {path}: {counts}")
     return 0

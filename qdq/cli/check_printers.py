@@ -15,7 +15,7 @@ from qdq.checking.catalogue import PROBLEMS, SEVERITIES
 from qdq.checking.finding import Finding
 from qdq.cli.check_session import CheckSession
 from qdq.cli.check_statistics import CheckStatistics, CodeCounter
-from qdq.cli.messages import print_line, print_sections
+from qdq.cli.messages import print_line, print_note, print_sections
 from qdq.reports.json_output import to_json
 from qdq.reports.sarif import CheckedModel, to_github, to_sarif
 from qdq.reports.sections import count_noun
@@ -138,10 +138,9 @@ def _print_stale_entries(session: CheckSession) -> None:
         return
     first = entries[0]
     example = f"{first.model}: {first.code} {first.where}".strip()
-    print_line(
+    print_note(
         f"{session.settings.baseline}: {len(entries)} of its findings no longer exist, such as "
-        f"{example}. Write it again with --write-baseline.",
-        err=True,
+        f"{example}. Write it again with --write-baseline."
     )
 
 

@@ -14,7 +14,7 @@ from qdq.checking.checker import check, recorded_targets
 from qdq.checking.finding import Finding
 from qdq.checking.selection import Selection, relative_posix_path
 from qdq.cli.failures import COULD_NOT_RUN
-from qdq.cli.messages import print_line
+from qdq.cli.messages import print_error
 from qdq.errors import QdqError, UsageError
 from qdq.graph.loader import load
 from qdq.graph.source import Source
@@ -101,7 +101,7 @@ class CheckSession:
             if checked.failure:
                 self.failure_count += 1
                 self._worst_failure = max(self._worst_failure, COULD_NOT_RUN)
-                print_line(f"qdq: {checked.failure}", err=True)
+                print_error(f"qdq: {checked.failure}")
                 yield checked
             else:
                 yield self._select_findings(model, checked)

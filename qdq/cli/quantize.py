@@ -14,6 +14,7 @@ from qdq.cli.fleet import FleetCommand
 from qdq.cli.float_options import float_options
 from qdq.cli.messages import name_files_in_errors, print_record, print_written
 from qdq.cli.model_options import existing_option, store_weights_option
+from qdq.cli.next_steps import list_next_steps, print_wrong
 from qdq.cli.observing_options import observing_options
 from qdq.cli.options import (
     FILE,
@@ -39,6 +40,7 @@ from qdq.cli.threshold_options import (
     refuse_unused_thresholds,
     threshold_options,
 )
+from qdq.cli.verbosity import is_quiet
 from qdq.data.feeds import open_feeds
 from qdq.errors import ModelError, UsageError
 from qdq.files.output import check_output, write_atomic, written_together
@@ -58,6 +60,7 @@ from qdq.quantizer import FORMATS
 from qdq.ranges.known_ranges import KnownRanges
 from qdq.ranges.range_file import write_ranges
 from qdq.reports.report import Report, check_report_path, render, report_sections
+from qdq.reports.result_section import result_section
 from qdq.reports.sections import Section
 from qdq.rewriting.model_file import plan_external_copies, save
 from qdq.rules.rule import RuleSet
@@ -198,17 +201,20 @@ def command(ctx: click.Context, options: QuantizeOptions) -> None:
         with written_together():
             written = _write_outputs(options, inputs, result, report)
     hints = _name_files(options, inputs).make_hint(result, report.validation)
-    _print_report(options, report, written, hints)
+    _print_report(options, report, hints)
+    if options.layout == "text":
+        print_written(written, list_next_steps(ctx, options.output, result, report))
     ctx.exit(1 if report.findings or report.misses else 0)
 
 
-def _print_report(
-    options: QuantizeOptions, report: Report, written: list[Path], hints: Iterable[Section]
-) -> None:
-    sections = list(hints) + report_sections(report, is_target_default=not options.plan.targets)
+def _print_report(options: QuantizeOptions, report: Report, hints: Iterable[Section]) -> None:
+    """Print the result first; `--quiet` prints what is wrong with it alone."""
+    if is_quiet() and options.layout == "text":
+        print_wrong(report)
+        return
+    sections = [result_section(report, options.output.name), *hints]
+    sections += report_sections(report, is_target_default=not options.plan.targets)
     print_record(options.layout, report, sections)
-    if options.layout == "text":
-        print_written([*written, options.save_ranges] if options.save_ranges else written)
 
 
 def _read_inputs(ctx: click.Context, options: QuantizeOptions) -> _Inputs:
@@ -358,7 +364,7 @@ def _write_outputs(
 ) -> list[Path]:
     """Write the model and rule files, and the report and the ranges where the options name files.
 
-    Returns the paths of the model and the rule files.
+    Returns the paths of the model, the rule files and the ranges.
     """
     save(result.model, result.source, options.output, options.force)
     if options.report:
@@ -367,7 +373,8 @@ def _write_outputs(
         write_atomic(options.report, text.encode())
     if options.save_ranges and result.ranges:
         write_ranges(options.save_ranges, result.ranges)
-    return [options.output, *_write_rule_files(options, result, inputs)]
+    written = [options.output, *_write_rule_files(options, result, inputs)]
+    return [*written, options.save_ranges] if options.save_ranges else written
 
 
 def _write_rule_files(options: QuantizeOptions, result: Quantized, inputs: _Inputs) -> list[Path]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from qdq.cli.messages import print_line, print_record
+from qdq.cli.messages import print_record, print_summary_line
 from qdq.cli.options import PATH, force_option, format_option
 from qdq.cli.plan_options import read_rule_sets, rules_option
 from qdq.cli.rule_details import RuleDetails
@@ -147,7 +147,7 @@ def _docs(names: tuple[str, ...], output: Path, force: bool) -> None:
         for path, content in pages.items():
             write_atomic(path, content.encode())
     for path in pages:
-        print_line(f"wrote {path}")
+        print_summary_line(f"wrote {path}")
 
 
 def _rule_section(rule: Rule) -> Section:
