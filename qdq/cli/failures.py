@@ -10,7 +10,6 @@ import click
 
 from qdq.errors import QdqError, first_line
 from qdq.printable import escape_unprintable, shorten
-from qdq.stage_log import LOGGER
 
 COULD_NOT_RUN = 2
 UNFORESEEN = 3
@@ -47,6 +46,8 @@ def report_failure(error: BaseException, debug: bool = False) -> int:
 
 def print_failure(message: str, code: int = COULD_NOT_RUN) -> int:
     """Print a message in one line on standard error, if it is open, and return an exit code."""
+    from qdq.stage_log import LOGGER  # whose import would be time of `qdq --help`
+
     line = shorten(escape_unprintable(message))
     LOGGER.error("%s", line)
     with contextlib.suppress(OSError, ValueError):

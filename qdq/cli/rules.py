@@ -31,7 +31,8 @@ class _RulesGroup(click.Group):
     """A group whose default is `list`: `qdq rules tensorrt` is `qdq rules list tensorrt`."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        if not args or args[0] not in (*self.commands, "-h", "--help"):
+        is_default = not args or args[0] not in (*self.commands, "-h", "--help")
+        if is_default and not ctx.resilient_parsing:  # the shell completes `list` and `show`
             args = ["list", *args]
         return super().parse_args(ctx, args)
 

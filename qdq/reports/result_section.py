@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator
 
-from qdq.pipeline.file_choice import FP16, QUANTIZED
+from qdq.pipeline.file_choice import QUANTIZED, FileChoice
 from qdq.planning.decisions import Plan
 from qdq.quantizer import ELEMENT_TYPES
 from qdq.reports.partial_sections import format_decibels
@@ -65,14 +65,19 @@ def _list_warnings(report: Report) -> Iterator[str]:
     ratio = find_ratio(report)
     if ratio is not None and ratio < WARN_BELOW_DB:
         yield f"warning: below {WARN_BELOW_DB:g} dB most tasks lose accuracy"
+    targets: dict[str, list[str]] = {}
     for choice in report.file_choices or ():
-        quantized, fp16 = choice.find(QUANTIZED), choice.find(FP16)
-        if not choice.is_larger or quantized is None or fp16 is None:
-            continue
-        if quantized.failure:
-            yield f"warning: for {choice.target} the {choice.types} model does not build"
-        else:
-            yield (
-                f"warning: for {choice.target} the {choice.types} engine is larger than that of "
-                "FP16 alone"
-            )
+        targets.setdefault(_describe_choice(choice), []).append(choice.target)
+    for fact, names in targets.items():
+        if fact:
+            yield f"warning: for {', '.join(names)} {fact}"
+
+
+def _describe_choice(choice: FileChoice) -> str:
+    """Return why a quantized file is no choice for its target, "" where it is one."""
+    quantized = choice.find(QUANTIZED)
+    if not choice.is_larger or quantized is None:
+        return ""
+    if quantized.failure:
+        return f"the {choice.types} model does not build"
+    return f"the {choice.types} engine is larger than that of FP16 alone"
