@@ -15,11 +15,12 @@ import msgspec
 
 from qdq.cli.failures import COULD_NOT_RUN
 from qdq.cli.job_pool import JobFailure, run_jobs, sort_answers
-from qdq.cli.messages import print_error, print_line, print_note, print_sections
+from qdq.cli.messages import print_error, print_line, print_sections
 from qdq.cli.progress import progress
 from qdq.cli.verbosity import VERBOSITY_PARAMETERS, is_quiet, verbosity_words
 from qdq.errors import UsageError
 from qdq.files.command_files import note_output
+from qdq.printable import escape_unprintable
 from qdq.reports.json_output import to_json
 from qdq.reports.report import Report
 from qdq.reports.sections import Section, count_noun
@@ -263,13 +264,19 @@ def _print_run(file: QuantizedFile, run: _Run | JobFailure, is_text: bool) -> No
         for line in run.errors.splitlines():
             is_known = line == f"{_PREFIX}{file.failure}" or line.startswith("project file ")
             if not is_known and not file.failure.endswith(line.removeprefix(_PREFIX)):
-                print_note(line)
+                _pass_on(line)
     if file.failure:
         print_error(f"{_PREFIX}{file.failure}")
     elif is_text and not is_quiet():
         pairs = count_noun(_count_pairs(file), "pair")
         seconds = f"{file.seconds:.1f} s"
         print_line(f"{file.model}: wrote {file.output}: {pairs}, {_state(file)}, {seconds}")
+
+
+def _pass_on(line: str) -> None:
+    """Print a line that a run wrote to standard error, which has recorded it already."""
+    if not is_quiet():
+        click.echo(escape_unprintable(line), err=True)
 
 
 def _content(file: QuantizedFile) -> Mapping[str, Any]:

@@ -185,7 +185,6 @@ def _prepare(request: QuantizeRequest) -> PreparedModel:
     return PreparedModel(source, quantized_model, rules, method, sensitive, known_ranges)
 
 
-@timed_stage("planning")
 def _make_plan(request: QuantizeRequest, prepared: PreparedModel) -> PlannedModel:
     """Plan the float model; search for a plan that builds where that is requested."""
     options = request.planning
