@@ -12,12 +12,14 @@ Markdown table and judges nothing.
 from __future__ import annotations
 
 import argparse
+import shlex
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import onnx
-from harness import Run, markdown_head, markdown_row, measure_python
+from harness import Ended, Run, markdown_head, markdown_row, measure
 from planning import network
 
 import qdq
@@ -65,7 +67,11 @@ def _measure_commands(folder: Path, nodes: int) -> Iterator[tuple[str, Run]]:
         "diff": ("diff", model, quantized),
     }
     for name, command in commands.items():
-        yield name, measure_python(["-m", "qdq", *map(str, command)])
+        line = [sys.executable, "-m", "qdq", *map(str, command)]
+        run = measure(["sh", "-c", f"{shlex.join(line)}; test $? -le 1"])
+        if isinstance(run, Ended):
+            sys.exit(f"{shlex.join(line)}: {run.reason}")
+        yield name, run
 
 
 def _write_ranges(model: Path, path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import click
@@ -12,14 +13,16 @@ from qdq.checking.catalogue import PROBLEMS
 from qdq.checking.selection import Selection, parse_codes
 from qdq.cli.check_codes import print_codes
 from qdq.cli.check_options import answer_options, fix_options, selection_options
-from qdq.cli.check_printers import DIFF_PRINTERS, PRINTERS, STATISTICS_PRINTERS, Printer
-from qdq.cli.check_session import CheckSession, CheckSettings
-from qdq.cli.messages import print_error, print_summary_line
-from qdq.cli.options import (
-    FILE,
-    collect_options,
-    jobs_option,
+from qdq.cli.check_printers import (
+    DIFF_PRINTERS,
+    PRINTERS,
+    STATISTICS_PRINTERS,
+    CheckAnswer,
+    Printer,
 )
+from qdq.cli.check_session import CheckSession, CheckSettings
+from qdq.cli.messages import print_error, print_summary_line, print_written
+from qdq.cli.options import FILE, collect_options, jobs_option
 from qdq.cli.plan_options import (
     make_rules_option,
     parse_targets,
@@ -27,8 +30,12 @@ from qdq.cli.plan_options import (
     target_option,
 )
 from qdq.cli.project_file import Project
+from qdq.cli.report_options import check_reports, report_option, write_reports
+from qdq.cli.viewer import open_model, open_option, require_viewer
 from qdq.errors import UsageError
-from qdq.files.output import check_output, write_atomic
+from qdq.files.output import check_output, write_atomic, written_together
+from qdq.graph.loader import note_model_files
+from qdq.reports.sarif import CheckedModel
 from qdq.rules.shipped import DEFAULT_SET, FP8_SET
 
 #: Why these options do not go together with --write-baseline.
@@ -57,9 +64,29 @@ class CheckOptions(msgspec.Struct, frozen=True):
     engine: bool
     statistics: bool
     exit_zero: bool
+    report: tuple[Path, ...]
+    is_opened: bool
     layout: str
     codes: str | None
     jobs: int
+
+    def check_outputs(self) -> None:
+        """Raise UsageError, before any work, for options that exclude each other, and outputs."""
+        if not self.models:
+            raise click.UsageError("Missing argument 'MODELS...'.")
+        self._check_modes()
+        if self.report and self.write_baseline:
+            raise UsageError(
+                "--report reports findings and --write-baseline accepts them. Pass one of them."
+            )
+        check_reports(self.report, self.force)
+        if self.report:
+            for model in self.models:
+                note_model_files(model)
+        if self.is_opened:
+            if len(self.models) != 1:
+                raise UsageError("--open shows one model. Pass one.")
+            require_viewer()
 
     def parse_settings(self, project: Project | None) -> CheckSettings:
         """Return how models are checked; raises UsageError for invalid options."""
@@ -78,8 +105,7 @@ class CheckOptions(msgspec.Struct, frozen=True):
             exit_zero=self.exit_zero,
         )
 
-    def check(self) -> None:
-        """Raise UsageError for options that exclude each other."""
+    def _check_modes(self) -> None:
         if self.write_baseline:
             for option in ("fix", "diff", "statistics"):
                 if getattr(self, option):
@@ -130,6 +156,8 @@ class CheckOptions(msgspec.Struct, frozen=True):
     help="Also build each model for its rtx targets, without a GPU, "
     "and report where the engine differs.",
 )
+@report_option
+@open_option
 @jobs_option
 @answer_options
 @click.pass_context
@@ -145,6 +173,7 @@ def command(ctx: click.Context, options: CheckOptions) -> None:
     Example:
       qdq check resnet50.int8.onnx
       qdq check models/*.onnx --ignore note --format sarif > findings.sarif
+      qdq check resnet50.int8.onnx --report check.html --report check.md
       qdq check --fix resnet50.ort.onnx
       qdq check --jobs 8 zoo/*.onnx
       qdq check --diff resnet50.ort.onnx
@@ -154,15 +183,48 @@ def command(ctx: click.Context, options: CheckOptions) -> None:
     if options.codes is not None:
         print_codes(options.codes, options.layout)
         return
-    if not options.models:
-        raise click.UsageError("Missing argument 'MODELS...'.")
-    options.check()
+    options.check_outputs()
     print_answer = options.choose_printer()
-    session = CheckSession(options.parse_settings(ctx.obj), options.jobs)
+    session = _ReportedSession(options.parse_settings(ctx.obj), options.jobs)
     if options.write_baseline:
         ctx.exit(_write_baseline(options.write_baseline, options.models, session))
     print_answer(session, options.models)
+    _finish(options, session)
     ctx.exit(session.exit_code)
+
+
+class _ReportedSession(CheckSession):
+    """A session that keeps its results for reports."""
+
+    #: The models checked so far.
+    results: tuple[CheckedModel, ...] = ()
+
+    def check_models(self, models: Sequence[Path]) -> Iterator[CheckedModel]:
+        """Yield the findings in each model, as the session without reports does."""
+        for checked in super().check_models(models):
+            self.results = (*self.results, checked)
+            yield checked
+
+
+def _finish(options: CheckOptions, session: _ReportedSession) -> None:
+    """Write the reports and open the model, where the options request that."""
+    if options.report:
+        _write_reports(options, session)
+    if options.is_opened:
+        open_model(options.output or options.models[0])
+
+
+def _write_reports(options: CheckOptions, session: _ReportedSession) -> None:
+    from qdq.reports.command_pages import check_page, check_sections
+    from qdq.reports.report_files import ReportContent
+
+    results = session.results
+    answer = CheckAnswer(results, session.stale_entries)
+    content = ReportContent(answer, lambda: check_sections(results), lambda: check_page(results))
+    with written_together():
+        write_reports(options.report, content)
+    if options.layout == "text":
+        print_written(options.report)
 
 
 def _write_baseline(path: Path, models: tuple[Path, ...], session: CheckSession) -> int:

@@ -138,7 +138,7 @@ observing_options = collect_options(
         "--workers",
         type=click.IntRange(min=1),
         metavar="N",
-        help="Distribute the samples over N processes (Dask).",
+        help="Distribute the samples over up to N processes (Dask), where that is faster.",
     ),
     click.option(
         "--scheduler",

@@ -16,9 +16,9 @@ from qdq.cli.options import (
     collect_options,
     force_option,
     format_option,
-    report_option,
 )
 from qdq.cli.plan_options import PlanOptions, plan_options, read_rule_sets
+from qdq.errors import UsageError
 from qdq.files.output import check_output, write_atomic, written_together
 from qdq.graph.loader import load
 from qdq.planning.decisions import Plan, ScaleGroup
@@ -29,8 +29,9 @@ from qdq.planning.plan_request import choose_float_type
 from qdq.planning.planner import plan_source, require_float_model
 from qdq.reports.json_output import to_json
 from qdq.reports.plan_sections import plan_sections, plan_summary
-from qdq.reports.report import check_report_path
 from qdq.reports.sections import Section, sections_text
+
+_REPORT_SUFFIXES = (".json", ".md", ".txt")
 
 _SIGNS = {"gained": "+", "lost": "-", "format": "~", "reason": "~"}
 
@@ -57,7 +58,12 @@ class PlanCommandOptions(msgspec.Struct, frozen=True):
     metavar="PLAN",
     help="Write the plan here as YAML, for review and for 'qdq apply'.",
 )
-@report_option
+@click.option(
+    "--report",
+    type=OUTPUT_FILE,
+    metavar="FILE",
+    help="Also write the whole plan as .txt, .md, or .json as --format json prints it.",
+)
 @force_option
 @click.option(
     "--diff",
@@ -89,7 +95,7 @@ def command(ctx: click.Context, options: PlanCommandOptions) -> None:
     if options.output:
         check_output(options.output, options.force)
     if options.report:
-        check_report_path(options.report)
+        _require_suffix(options.report)
         check_output(options.report, options.force)
     older_plan = read_plan(options.older) if options.older else None
     plan = _make_plan(options)
@@ -99,6 +105,16 @@ def command(ctx: click.Context, options: PlanCommandOptions) -> None:
     diff = diff_plans(older_plan, plan)
     print_record(options.layout, diff, [_diff_section(diff, str(options.older))])
     ctx.exit(1 if diff else 0)
+
+
+def _require_suffix(report: Path) -> None:
+    """Raise UsageError unless a report's suffix names a format of plans."""
+    if report.suffix not in _REPORT_SUFFIXES:
+        suffixes = ", ".join(_REPORT_SUFFIXES)
+        raise UsageError(
+            f"{report}: the suffix chooses the format, and {report.suffix!r} names none for plans. "
+            f"Pass a file that ends in {suffixes}."
+        )
 
 
 def _print_plan(options: PlanCommandOptions, plan: Plan) -> None:

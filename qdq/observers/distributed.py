@@ -7,6 +7,7 @@ distributed documentation, Resilience).
 from __future__ import annotations
 
 import logging
+import math
 import signal
 import sys
 import warnings
@@ -15,19 +16,21 @@ from contextlib import contextmanager
 from functools import lru_cache
 from multiprocessing import resource_tracker
 from pathlib import Path
+from time import perf_counter
 from typing import TYPE_CHECKING
 
 import msgspec
 import onnx
 
 from qdq.cores import count_cores
-from qdq.data.feeds import DataLike, with_absolute_paths
+from qdq.data.feeds import DataLike, Feeds, with_absolute_paths
 from qdq.errors import DataError, ModelError, QdqError, UsageError, first_line
 from qdq.files.temporary import work_folder
 from qdq.graph.index import GraphIndex
 from qdq.graph.loader import load
 from qdq.graph.source import Source, canonical_bytes
 from qdq.interruption import DelayedEnd
+from qdq.observers.checkpoint import CheckpointWriter
 from qdq.observers.collection import CollectionJob, Observing, collect_locally, open_checkpoint
 from qdq.optional_packages import require_package
 from qdq.planning.decisions import Plan
@@ -46,6 +49,12 @@ _PARTS_PER_WORKER = 4
 #: The least samples of a part of a process on this machine, where there are enough for all: each
 #: part starts a session.
 _LOCAL_SAMPLES = 32
+
+#: The cores that one process keeps busy: it runs samples beside each other, and counts meanwhile.
+_CORES_OF_A_PROCESS = 2
+
+#: The seconds of work in one process below which processes, which start in about five, are slower.
+_START_SECONDS = 10.0
 
 #: Option for the warnings of new processes. The tracker of semaphores of `multiprocessing`, one
 #: of them, outlives a process that was killed, and would warn that it removes its semaphores.
@@ -87,7 +96,8 @@ def collect_distributed(
 ) -> Ranges:
     """Return the same ranges as `collect_locally`, computed by several processes.
 
-    These are `observing.workers` processes, or the workers of `observing.scheduler`. Raises
+    These are at most `observing.workers` processes on this machine, which start where they finish
+    earlier than this one, or the workers of `observing.scheduler`. Raises
     UsageError where Dask is not installed or the scheduler cannot be reached, DataError for samples
     that can be read only once, and the errors of `collect_locally`.
     """
@@ -98,20 +108,86 @@ def collect_distributed(
             "samples. Pass a list, a path or a script."
         )
     writer = open_checkpoint(job, observing, feeds)
-    part = observing.part
-    total = writer.passes[0] if writer.passes else None
-    with _open_client(observing) as (client, workers):
-        count = feeds.left(part.number - 1, part.of)
-        least = _LOCAL_SAMPLES if observing.workers else 1
-        parts = _split_part(part, total, count, workers, least)
-        for ranges in _iterate_results(client, _make_task(job, observing, workers), parts):
-            total = merge((total, ranges)) if total else ranges
-            if progress:
-                progress(total.samples)
-            if writer.is_due:
-                writer.write(total)
-    assert total is not None  # there is at least one part
-    return msgspec.structs.replace(total, data=feeds.name, of=part.of, parts=(part.number,))
+    total = _Total(observing.part, writer, progress)
+    if observing.workers:
+        _collect_on_this_machine(job, observing, feeds, total)
+    else:
+        with _open_client(observing) as (client, workers):
+            parts = total.split(feeds, workers, least=1)
+            task = _make_task(job, observing, workers)
+            for ranges in _iterate_results(client, task, parts):
+                total.add(ranges)
+    return total.result(feeds.name)
+
+
+def _collect_on_this_machine(
+    job: CollectionJob, observing: Observing, feeds: Feeds, total: _Total
+) -> None:
+    """Observe the parts here until processes finish the rest earlier; then in processes."""
+    most = observing.workers or 1
+    if _count_processes(most, math.inf) > 1:
+        require_package("distributed")
+    parts = total.split(feeds, most, _LOCAL_SAMPLES)
+    while parts:
+        start = perf_counter()
+        total.add(_observe_here(job, observing, parts.pop(0), total))
+        seconds_left = (perf_counter() - start) * len(parts)
+        workers = _count_processes(most, seconds_left)
+        if parts and workers > 1:
+            observing = msgspec.structs.replace(observing, workers=workers)
+            with _open_client(observing) as (client, _):
+                task = _make_task(job, observing, workers)
+                for ranges in _iterate_results(client, task, parts):
+                    total.add(ranges)
+            return
+
+
+def _count_processes(most: int, seconds_left: float) -> int:
+    """Return how many processes finish a rest earlier than this one, which takes some seconds."""
+    if seconds_left < _START_SECONDS:
+        return 1
+    return min(most, count_cores() // _CORES_OF_A_PROCESS)
+
+
+def _observe_here(job: CollectionJob, observing: Observing, part: Part, total: _Total) -> Ranges:
+    local = msgspec.structs.replace(
+        observing, part=part, workers=None, checkpoint=None, resume=False
+    )
+    return collect_locally(job, local, total.make_part_progress())
+
+
+class _Total:
+    """The ranges of the parts that are finished, with their checkpoint and progress."""
+
+    def __init__(self, part: Part, writer: CheckpointWriter, progress: Progress | None) -> None:
+        self._part = part
+        self._writer = writer
+        self._progress = progress
+        self._ranges = writer.passes[0] if writer.passes else None
+
+    def split(self, feeds: Feeds, workers: int, least: int) -> list[Part]:
+        """Return the parts that remain to be observed."""
+        count = feeds.left(self._part.number - 1, self._part.of)
+        return _split_part(self._part, self._ranges, count, workers, least)
+
+    def make_part_progress(self) -> Progress | None:
+        """Return the progress of a part that is observed here."""
+        report, samples = self._progress, self._ranges.samples if self._ranges else 0
+        return (lambda done: report(samples + done)) if report else None
+
+    def add(self, ranges: Ranges) -> None:
+        """Add the ranges of a part."""
+        self._ranges = merge((self._ranges, ranges)) if self._ranges else ranges
+        if self._progress:
+            self._progress(self._ranges.samples)
+        if self._writer.is_due:
+            self._writer.write(self._ranges)
+
+    def result(self, data: str) -> Ranges:
+        """Return the ranges of all parts, as of one."""
+        assert self._ranges is not None  # there is at least one part
+        part = self._part
+        return msgspec.structs.replace(self._ranges, data=data, of=part.of, parts=(part.number,))
 
 
 def _iterate_results(client: Client, task: _WorkerTask, parts: list[Part]) -> Iterator[Ranges]:

@@ -74,12 +74,15 @@ def test_the_commands_for_a_model_that_was_quantized_strip_it_first(tmp_path: Pa
 
 
 @needs_compiler
+@pytest.mark.parametrize(
+    ("limit", "most"), [("MOST_UNASKED_BYTES", 100), ("MOST_UNASKED_NODES", 3)]
+)
 def test_a_large_model_gets_a_command_unless_it_is_validated(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str, most: int
 ) -> None:
     model = save(tiny_model(), tmp_path / "m.onnx")
     out = tmp_path / "q.onnx"
-    monkeypatch.setattr(file_choices, "MOST_UNASKED_BYTES", 100)
+    monkeypatch.setattr(file_choices, limit, most)
     options = ("--data", "noise", "--target", "rtx:sm86", "--force")
 
     _, output, _ = run("quantize", model, "-o", out, *options)

@@ -142,6 +142,14 @@ def test_a_shared_run_goes_on_from_its_checkpoint(cluster: LocalCluster, tmp_pat
     assert progress[0] > kept.samples
 
 
+@pytest.fixture
+def many_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make every rest worth processes, as long work on a machine of eight cores is."""
+    monkeypatch.setattr("qdq.observers.distributed.count_cores", lambda: 8)
+    monkeypatch.setattr("qdq.observers.distributed._START_SECONDS", 0.0)
+
+
+@pytest.mark.usefixtures("many_cores")
 def test_workers_of_the_command_line(tmp_path: Path) -> None:
     model, data = save(tiny_model(), tmp_path / "model.onnx"), samples(tmp_path / "samples", 6)
     assert run("quantize", model, "--data", data, "-o", tmp_path / "one.onnx")[0] == 0
@@ -174,11 +182,51 @@ def run_text(folder: Path) -> tuple[str, str]:
     return out.replace("one.onnx", "two.onnx"), err
 
 
-def test_processes_that_do_not_start_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: Any, **__: Any) -> None:
-        raise RuntimeError("Cluster failed to start")
+def refuse_processes(*_: Any, **__: Any) -> None:
+    raise RuntimeError("Cluster failed to start")
 
-    monkeypatch.setattr("distributed.LocalCluster", fail)
+
+@pytest.mark.parametrize("cores", [1, 2, 3])
+def test_no_process_starts_where_one_keeps_the_cores_busy(
+    monkeypatch: pytest.MonkeyPatch, cores: int
+) -> None:
+    monkeypatch.setattr("qdq.observers.distributed.count_cores", lambda: cores)
+    monkeypatch.setattr("qdq.observers.distributed._START_SECONDS", 0.0)
+    monkeypatch.setattr("distributed.LocalCluster", refuse_processes)
+    job = job_of(NETWORKS / "digits_cnn.onnx", str(NETWORKS / "digits-calibration.npz"))
+    progress = list[int]()
+
+    observed = collect_ranges(job, Observing(workers=2), progress.append)
+
+    assert encode_ranges(observed) == encode_ranges(collect_locally(job))
+    assert progress == sorted(progress)
+    assert progress[-1] == 64
+
+
+def test_no_process_starts_for_a_few_seconds_of_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("qdq.observers.distributed.count_cores", lambda: 64)
+    monkeypatch.setattr("distributed.LocalCluster", refuse_processes)
+    job = job_of(NETWORKS / "digits_cnn.onnx", str(NETWORKS / "digits-calibration.npz"))
+
+    observed = collect_ranges(job, Observing(workers=4))
+
+    assert encode_ranges(observed) == encode_ranges(collect_locally(job))
+
+
+def test_processes_finish_what_one_process_began(many_cores: None) -> None:
+    job = job_of(NETWORKS / "digits_cnn.onnx", str(NETWORKS / "digits-calibration.npz"))
+    progress = list[int]()
+
+    observed = collect_ranges(job, Observing(workers=2), progress.append)
+
+    assert encode_ranges(observed) == encode_ranges(collect_locally(job))
+    assert progress[-1] == 64
+
+
+def test_processes_that_do_not_start_are_one_line(
+    many_cores: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("distributed.LocalCluster", refuse_processes)
     with pytest.raises(
         UsageError,
         match=r"Dask could not start 2 processes: RuntimeError: Cluster failed to start\. Pass a",
@@ -196,6 +244,7 @@ def test_no_scheduler_and_no_dask_are_one_line(
     with pytest.raises(UsageError, match="no Dask scheduler"):
         collect_ranges(job, Observing(scheduler="nowhere"))
     monkeypatch.setitem(sys.modules, "distributed", None)
+    monkeypatch.setattr("qdq.observers.distributed.count_cores", lambda: 8)
     with pytest.raises(UsageError, match=r"pip install 'qdq\[dask\]'"):
         collect_ranges(job, Observing(workers=2))
 
