@@ -355,7 +355,9 @@ def test_every_file_that_a_command_opens_is_recorded_as_its_input(
         ["test", "rules", "--no-engines"],
     ]
     for position, command in enumerate(commands):
-        suffix = ".html" if "--report" in command else ".out"
+        suffix = ".out"
+        if "--report" in command:
+            suffix = ".json" if command[0] == "plan" else ".html"
         commands[position] = [word.replace("OUT", f"{position}{suffix}") for word in command]
 
     answer = subprocess.run(
