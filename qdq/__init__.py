@@ -48,6 +48,8 @@ if TYPE_CHECKING:
     from qdq.planning.planner import plan as plan
     from qdq.precision.cast_model import CastModel as CastModel
     from qdq.precision.cast_model import cast as cast
+    from qdq.quantized.inspection import Inspection as Inspection
+    from qdq.quantized.inspection import inspect as inspect
     from qdq.quantized.pair_diff import PairDiff as PairDiff
     from qdq.quantized.pair_diff import diff as diff
     from qdq.quantized.stripper import strip as strip
@@ -77,6 +79,7 @@ _HOME = {
     "FloatOptions": "qdq.pipeline.float_options",
     "GivenRanges": "qdq.ranges.given_ranges",
     "Images": "qdq.data.images",
+    "Inspection": "qdq.quantized.inspection",
     "Observing": "qdq.observers.collection",
     "PairDiff": "qdq.quantized.pair_diff",
     "Part": "qdq.ranges.tensor_ranges",
@@ -101,6 +104,7 @@ _HOME = {
     "explain": "qdq.planning.explanation",
     "fix": "qdq.pipeline.fixer",
     "given_by_hand": "qdq.ranges.given_ranges",
+    "inspect": "qdq.quantized.inspection",
     "load": "qdq.graph.loader",
     "load_rules": "qdq.rules.rule_files",
     "measure_extremes": "qdq.pipeline.float_extremes",

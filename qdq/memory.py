@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from functools import cache
 from pathlib import Path
 
+_MEGABYTE = 1_000_000
 GIGABYTE = 1_000_000_000
 
 #: The files of a container's memory limit in bytes, or "max" (Linux control groups, 2 and 1).
@@ -34,3 +36,13 @@ def total_memory() -> int:
 def format_gigabytes(size: int) -> str:
     """Return a number of bytes for a message."""
     return f"{size / GIGABYTE:.3g} GB"
+
+
+def read_peak_memory() -> int:
+    """Return the peak memory of this process in MB; 0 where the system does not report it."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit // _MEGABYTE

@@ -10,11 +10,11 @@ import pytest
 import qdq
 
 PUBLIC = {
-    "Budget", "CastModel", "Finding", "Fixed", "FloatOptions", "GivenRanges", "Images", "Observing", "PairDiff", "Part", "Plan",
+    "Budget", "CastModel", "Finding", "Fixed", "FloatOptions", "GivenRanges", "Images", "Inspection", "Observing", "PairDiff", "Part", "Plan",
     "Profile", "QdqError", "Quantized", "Ranges", "Recovery", "Scales", "Sensitivity", "Source",
     "Subset", "Target", "Thresholds",
     "Validation", "__version__", "apply", "calibrate", "cast", "check", "diff", "explain", "fix",
-    "given_by_hand", "load", "load_rules", "measure_extremes", "measure_sensitivity", "merge", "misses", "observe", "parse_profile",
+    "given_by_hand", "inspect", "load", "load_rules", "measure_extremes", "measure_sensitivity", "merge", "misses", "observe", "parse_profile",
     "parse_target", "plan", "quantize", "read_given", "save", "strip", "validate",
 }  # fmt: skip
 #: The command line and its data are no library.

@@ -20,6 +20,7 @@ from qdq.planning.decisions import Placement, Plan, group_by_pair
 from qdq.quantizer import ELEMENT_TYPES, INT8, Quantizer
 from qdq.ranges.given_ranges import GivenSummary
 from qdq.ranges.tensor_ranges import Part, Ranges
+from qdq.stage_log import timed_stage
 
 #: A tensor that reaches this many times its range is reported: its largest values are outliers
 #: and are clipped.
@@ -30,6 +31,7 @@ OUTLIER_RATIO = 8.0
 _MOST_THREADS = 4
 
 
+@timed_stage("choosing scales")
 def choose_scales(
     index: GraphIndex,
     plan: Plan,

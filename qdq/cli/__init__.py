@@ -14,6 +14,13 @@ import click
 from qdq import __version__
 from qdq.cli.failures import print_failure, report_failure
 from qdq.cli.process import open_streams, run_supervised
+from qdq.cli.verbosity import (
+    COMMAND_LINE,
+    add_verbosity,
+    end_record,
+    make_verbosity_options,
+    protect_log,
+)
 from qdq.interruption import end_on_signals
 
 if TYPE_CHECKING:
@@ -30,6 +37,7 @@ COMMANDS = {
     "cast": "Write a float or Q/DQ model in FP16 or BF16, with FP32 where rules require it.",
     "strip": "Remove the Q/DQ pairs from a model.",
     "check": "Find Q/DQ that differs from the rules, or that TensorRT would refuse.",
+    "inspect": "Print inputs, operators, precision of layers, pairs and sizes of a model.",
     "diff": "Print the pairs in which two models differ: added, removed, moved and rescaled.",
     "validate": "Compare float and quantized model in ONNX Runtime and in TensorRT's engines.",
     "sensitivity": "Rank layers by the error that their INT8 makes, and by the gain in float.",
@@ -63,6 +71,7 @@ class _LazyGroup(click.Group):
     """A group whose commands are in modules of their names."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        ctx.meta[COMMAND_LINE] = tuple(args)
         ctx.meta[_HELP] = "-h" in args or "--help" in args
         return super().parse_args(ctx, args)
 
@@ -83,10 +92,10 @@ class _LazyGroup(click.Group):
             return
         keys = project.list_used_keys({parameter.name for parameter in command.params})
         if keys:
-            from qdq.cli.messages import print_line
+            from qdq.cli.messages import print_note
 
             path = os.path.relpath(project.path)
-            print_line(f"project file {path}: {', '.join(keys)}", err=True)
+            print_note(f"project file {path}: {', '.join(keys)}")
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -95,8 +104,7 @@ class _LazyGroup(click.Group):
         if name not in COMMANDS:
             return None
         module = importlib.import_module(f"qdq.cli.{name.replace('-', '_')}")
-        command: click.Command = module.command
-        return command
+        return add_verbosity(module.command)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
@@ -123,6 +131,12 @@ def _print_version(context: click.Context, _parameter: click.Parameter, is_asked
     context.exit()
 
 
+def _add_verbosity_options(group: click.Group) -> click.Group:
+    group.params += make_verbosity_options()
+    return group
+
+
+@_add_verbosity_options
 @click.group(
     cls=_LazyGroup,
     no_args_is_help=False,
@@ -155,6 +169,7 @@ def cli(ctx: click.Context, no_project: bool, debug: bool) -> None:
     from qdq.files.command_files import command_files
 
     ctx.with_resource(command_files())
+    protect_log(ctx)
     if ctx.invoked_subcommand not in PROJECT_COMMANDS or no_project or ctx.meta[_HELP]:
         return
     from qdq.cli.project_file import find_project
@@ -168,6 +183,12 @@ def cli(ctx: click.Context, no_project: bool, debug: bool) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code. Errors become one line on standard error."""
     args = sys.argv[1:] if argv is None else list(argv)
+    code = _run_words(args)
+    end_record(code)
+    return code
+
+
+def _run_words(args: list[str]) -> int:
     try:
         code = cli.main(args=args, prog_name="qdq", standalone_mode=False)
     except BrokenPipeError:

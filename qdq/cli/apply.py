@@ -9,7 +9,7 @@ import msgspec
 
 from qdq.calibration.scales import read_scales
 from qdq.cli.float_options import io_option, scales_option
-from qdq.cli.messages import name_files_in_errors, print_line
+from qdq.cli.messages import name_files_in_errors, print_note, print_summary_line
 from qdq.cli.options import FILE, collect_options, output_options
 from qdq.files.output import check_output
 from qdq.graph.float_types import FLOAT_TYPES
@@ -71,16 +71,15 @@ def command(options: ApplyArguments) -> None:
     else:
         _print_overflowing(cast_model.report.plan)
         save(cast_model.model, cast_model.output_source, options.output, options.force)
-    print_line(f"wrote {options.output}")
+    print_summary_line(f"wrote {options.output}")
 
 
 def _print_overflowing(plan: FloatPlan) -> None:
     """Warn of what the type does not hold, once a tensor."""
     label = FLOAT_TYPES[plan.to].label
     for tensor in {item.tensor: item for item in plan.overflowing}.values():
-        print_line(
+        print_note(
             f"warning: {tensor.tensor!r} reaches {tensor.largest:.6g}, which {label} does not "
             f"hold. Add {tensor.node!r} and what else reads and writes it to 'keep_fp32' of the "
-            "plan.",
-            err=True,
+            "plan."
         )

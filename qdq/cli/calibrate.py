@@ -11,7 +11,7 @@ from qdq.calibration.calibrator import compute_scales, observe_job
 from qdq.calibration.methods import Method
 from qdq.calibration.scales import scales_to_json
 from qdq.cli.data_options import DataOptions, data_options
-from qdq.cli.messages import name_files_in_errors, print_written
+from qdq.cli.messages import name_files_in_errors, print_summary, print_written
 from qdq.cli.observing_options import observing_options
 from qdq.cli.options import FILE, collect_options, output_options
 from qdq.cli.progress import progress, resumable
@@ -36,7 +36,7 @@ from qdq.planning.plan_opset import source_at_plan_opset
 from qdq.ranges.known_ranges import KnownRanges
 from qdq.ranges.range_file import write_ranges
 from qdq.reports.scales_sections import ranges_summary, scales_summary
-from qdq.reports.sections import Section, sections_text
+from qdq.reports.sections import Section
 
 
 class CalibrateOptions(msgspec.Struct, frozen=True):
@@ -104,7 +104,7 @@ def command(ctx: click.Context, options: CalibrateOptions) -> None:
     method = options.method.parse()
     job = _make_job(options, plan_file, method)
     summary = _calibrate(options, job, method, known_ranges)
-    click.echo(sections_text([summary]), nl=False)
+    print_summary("text", None, [summary])
     written = [options.output]
     if options.save_ranges:
         written.append(options.save_ranges)

@@ -9,7 +9,7 @@ import msgspec
 
 from qdq.cli.data_options import DataOptions, data_options
 from qdq.cli.float_options import extremes_option, io_option, read_extremes, scales_option
-from qdq.cli.messages import print_record, print_written
+from qdq.cli.messages import print_summary, print_written
 from qdq.cli.options import FILE, collect_options, format_option, output_options
 from qdq.cli.plan_options import make_rules_option, target_option
 from qdq.files.output import check_output
@@ -85,7 +85,7 @@ def command(options: CastArguments) -> None:
     check_output(options.output, options.force)
     result = _cast(options)
     save(result.model, result.output_source, options.output, options.force)
-    print_record(options.layout, result.report, list(cast_sections(result.report)))
+    print_summary(options.layout, result.report, list(cast_sections(result.report)))
     if options.layout == "text":
         print_written([options.output])
 

@@ -11,10 +11,18 @@ import msgspec
 from qdq.checking.baseline import BaselineEntry, encode_baseline, is_baseline, make_entries
 from qdq.checking.catalogue import PROBLEMS
 from qdq.checking.selection import Selection, parse_codes
-from qdq.cli.check_printers import PRINTERS, CheckAnswer, print_codes
+from qdq.cli.check_codes import print_codes
+from qdq.cli.check_options import answer_options, fix_options, selection_options
+from qdq.cli.check_printers import (
+    DIFF_PRINTERS,
+    PRINTERS,
+    STATISTICS_PRINTERS,
+    CheckAnswer,
+    Printer,
+)
 from qdq.cli.check_session import CheckSession, CheckSettings
-from qdq.cli.messages import print_line, print_written
-from qdq.cli.options import FILE, OUTPUT_FILE, PATH, collect_options, force_option, jobs_option
+from qdq.cli.messages import print_error, print_summary_line, print_written
+from qdq.cli.options import FILE, collect_options, jobs_option
 from qdq.cli.plan_options import (
     make_rules_option,
     parse_targets,
@@ -30,6 +38,13 @@ from qdq.graph.loader import note_model_files
 from qdq.reports.sarif import CheckedModel
 from qdq.rules.shipped import DEFAULT_SET, FP8_SET
 
+#: Why these options do not go together with --write-baseline.
+_BASELINE_CONFLICTS = {
+    "fix": "--fix changes models and --write-baseline accepts them as they are",
+    "diff": "--diff prints changes and --write-baseline writes findings",
+    "statistics": "--statistics counts findings and --write-baseline writes them",
+}
+
 
 class CheckOptions(msgspec.Struct, frozen=True):
     """The arguments and options of the command."""
@@ -42,23 +57,24 @@ class CheckOptions(msgspec.Struct, frozen=True):
     baseline: Path | None
     write_baseline: Path | None
     fix: bool
-    engine: bool
-    report: tuple[Path, ...]
+    output: Path | None
+    out_dir: Path | None
     force: bool
+    diff: bool
+    engine: bool
+    statistics: bool
+    exit_zero: bool
+    report: tuple[Path, ...]
     is_opened: bool
     layout: str
-    codes: bool
+    codes: str | None
     jobs: int
 
     def check_outputs(self) -> None:
         """Raise UsageError, before any work, for options that exclude each other, and outputs."""
         if not self.models:
             raise click.UsageError("Missing argument 'MODELS...'.")
-        if self.fix and self.write_baseline:
-            raise UsageError(
-                "--fix changes models and --write-baseline accepts them as they are. "
-                "Pass one of them."
-            )
+        self._check_modes()
         if self.report and self.write_baseline:
             raise UsageError(
                 "--report reports findings and --write-baseline accepts them. Pass one of them."
@@ -83,7 +99,40 @@ class CheckOptions(msgspec.Struct, frozen=True):
             baseline=None if self.write_baseline else self.baseline,
             engine=self.engine,
             fix=self.fix,
+            outputs=self._name_outputs(),
+            force=self.force,
+            diff=self.diff,
+            exit_zero=self.exit_zero,
         )
+
+    def _check_modes(self) -> None:
+        if self.write_baseline:
+            for option in ("fix", "diff", "statistics"):
+                if getattr(self, option):
+                    raise UsageError(f"{_BASELINE_CONFLICTS[option]}. Pass one of them.")
+        if self.diff and self.statistics:
+            raise UsageError("--diff and --statistics exclude each other. Pass one of them.")
+        if (self.output or self.out_dir) and (self.diff or not self.fix):
+            raise UsageError(
+                "-o and --out-dir are for fixed models. Pass --fix with them, without --diff."
+            )
+
+    def choose_printer(self) -> Printer:
+        """Return the printer of the result; raises UsageError for a format that it lacks."""
+        if not self.diff and not self.statistics:
+            return PRINTERS[self.layout]
+        printers = DIFF_PRINTERS if self.diff else STATISTICS_PRINTERS
+        if self.layout not in printers:
+            option = "--diff" if self.diff else "--statistics"
+            raise UsageError(f"{option} has no {self.layout} format. Pass --format text or json.")
+        return printers[self.layout]
+
+    def _name_outputs(self) -> dict[Path, Path]:
+        if self.output is None and self.out_dir is None:
+            return {}
+        from qdq.cli.check_fixes import name_fixed_files
+
+        return name_fixed_files(self.models, self.output, self.out_dir, self.force)
 
     def _parse_selection(self, project: Project | None) -> Selection:
         select = frozenset(PROBLEMS)
@@ -99,52 +148,18 @@ class CheckOptions(msgspec.Struct, frozen=True):
 @click.argument("models", type=FILE, nargs=-1)
 @make_rules_option(f"those recorded in the model, else {DEFAULT_SET}, or {FP8_SET} for FP8")
 @target_option
-@click.option(
-    "--select",
-    multiple=True,
-    metavar="CODE",
-    help="Report only these codes or severities; comma-separated or repeated.",
-)
-@click.option(
-    "--ignore",
-    multiple=True,
-    metavar="CODE",
-    help="Do not report these codes or severities; comma-separated or repeated.",
-)
-@click.option(
-    "--baseline", type=PATH, metavar="FILE", help="Do not report the findings in this file."
-)
-@click.option(
-    "--write-baseline",
-    type=OUTPUT_FILE,
-    metavar="FILE",
-    help="Write the findings to a file for --baseline instead of reporting them.",
-)
-@click.option(
-    "--fix",
-    is_flag=True,
-    help="First fix, in place, what has one correct fix: "
-    "formats, and pairs whose scales are in the model.",
-)
+@selection_options
+@fix_options
 @click.option(
     "--engine",
     is_flag=True,
     help="Also build each model for its rtx targets, without a GPU, "
     "and report where the engine differs.",
 )
-@click.option(
-    "--format",
-    "layout",
-    type=click.Choice(tuple(PRINTERS)),
-    default="text",
-    show_default=True,
-    help="Output for people (text), programs (json), code scanning (sarif) or GitHub.",
-)
 @report_option
-@force_option
 @open_option
 @jobs_option
-@click.option("--codes", is_flag=True, help="List the codes with their meanings, and exit.")
+@answer_options
 @click.pass_context
 @collect_options(CheckOptions)
 def command(ctx: click.Context, options: CheckOptions) -> None:
@@ -161,15 +176,19 @@ def command(ctx: click.Context, options: CheckOptions) -> None:
       qdq check resnet50.int8.onnx --report check.html --report check.md
       qdq check --fix resnet50.ort.onnx
       qdq check --jobs 8 zoo/*.onnx
+      qdq check --diff resnet50.ort.onnx
+      qdq check --fix resnet50.ort.onnx -o resnet50.fixed.onnx
+      qdq check --codes uint8,wrong-axis
     """
-    if options.codes:
-        print_codes(options.layout)
+    if options.codes is not None:
+        print_codes(options.codes, options.layout)
         return
     options.check_outputs()
+    print_answer = options.choose_printer()
     session = _ReportedSession(options.parse_settings(ctx.obj), options.jobs)
     if options.write_baseline:
         ctx.exit(_write_baseline(options.write_baseline, options.models, session))
-    PRINTERS[options.layout](session, options.models)
+    print_answer(session, options.models)
     _finish(options, session)
     ctx.exit(session.exit_code)
 
@@ -192,7 +211,7 @@ def _finish(options: CheckOptions, session: _ReportedSession) -> None:
     if options.report:
         _write_reports(options, session)
     if options.is_opened:
-        open_model(options.models[0])
+        open_model(options.output or options.models[0])
 
 
 def _write_reports(options: CheckOptions, session: _ReportedSession) -> None:
@@ -218,13 +237,13 @@ def _write_baseline(path: Path, models: tuple[Path, ...], session: CheckSession)
     for checked in session.check_models(models):
         entries.update(make_entries(Path(checked.model), path, checked.findings))
     if session.failure_count:
-        print_line(
+        print_error(
             f"qdq: {path}: the baseline was not written, since {session.failure_count} of "
-            f"{len(models)} models could not be checked. Fix or skip them.",
-            err=True,
+            f"{len(models)} models could not be checked. Fix or skip them."
         )
         return session.exit_code
     write_atomic(path, encode_baseline(entries))
     model_count = len({entry.model for entry in entries})
-    print_line(f"wrote {path}: {len(entries)} findings in {model_count} of {len(models)} models")
+    counts = f"{len(entries)} findings in {model_count} of {len(models)} models"
+    print_summary_line(f"wrote {path}: {counts}")
     return 0

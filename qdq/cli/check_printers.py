@@ -11,13 +11,14 @@ import msgspec
 
 from qdq import __version__
 from qdq.checking.baseline import BaselineEntry
-from qdq.checking.catalogue import PROBLEMS, SEVERITIES, Problem
+from qdq.checking.catalogue import PROBLEMS, SEVERITIES
 from qdq.checking.finding import Finding
 from qdq.cli.check_session import CheckSession
-from qdq.cli.messages import print_line
+from qdq.cli.check_statistics import CheckStatistics, CodeCounter
+from qdq.cli.messages import print_line, print_note, print_sections
 from qdq.reports.json_output import to_json
 from qdq.reports.sarif import CheckedModel, to_github, to_sarif
-from qdq.reports.sections import Section, sections_text
+from qdq.reports.sections import count_noun
 
 #: Models with findings from which on a table sums them up.
 _LEAST_TABLE_MODELS = 2
@@ -34,27 +35,10 @@ class CheckAnswer(msgspec.Struct, frozen=True):
     stale: tuple[BaselineEntry, ...] = ()
 
 
-class Codes(msgspec.Struct, frozen=True):
-    """The catalogue of findings."""
-
-    codes: tuple[Problem, ...]
-
-
-def print_codes(layout: str) -> None:
-    """Print the codes of findings, as text sorted by severity."""
-    if layout == "json":
-        click.echo(to_json(Codes(tuple(PROBLEMS.values()))), nl=False)
-        return
-    for severity in SEVERITIES:
-        for problem in PROBLEMS.values():
-            if problem.severity == severity:
-                print_line(f"{severity:8}{problem.code}: {problem.title}")
-
-
 def _print_text(session: CheckSession, models: Sequence[Path]) -> None:
     counts: Counter[str] = Counter()
     clean_count = 0
-    codes = _CodeCounts()
+    codes = CodeCounter()
     for checked in session.check_models(models):
         if checked.failure:
             continue
@@ -69,42 +53,17 @@ def _print_text(session: CheckSession, models: Sequence[Path]) -> None:
         if session.failure_count:
             summary = f"{summary}; {session.failure_count} could not be checked"
         print_line(f"{len(models)} models: {summary}")
-        codes.print_table()
+        if codes.model_count >= _LEAST_TABLE_MODELS:
+            print_sections([codes.make_table()])
     _print_stale_entries(session)
-
-
-class _CodeCounts:
-    """The findings of each code, and the models that have them."""
-
-    def __init__(self) -> None:
-        self._findings: Counter[str] = Counter()
-        self._models: Counter[str] = Counter()
-        self._model_count = 0
-
-    def add(self, findings: Sequence[Finding]) -> None:
-        """Count the findings in one model."""
-        codes = [finding.code for finding in findings]
-        self._findings.update(codes)
-        self._models.update(set(codes))
-        self._model_count += bool(codes)
-
-    def print_table(self) -> None:
-        """Print a row for each code, where several models have findings."""
-        if self._model_count < _LEAST_TABLE_MODELS:
-            return
-        rows = []
-        for severity in SEVERITIES:
-            for code in PROBLEMS:
-                if code in self._findings and PROBLEMS[code].severity == severity:
-                    rows.append((code, severity, self._findings[code], self._models[code]))
-        table = Section("", (), ("code", "severity", "findings", "models"), tuple(rows))
-        click.echo(sections_text([table]).lstrip("\n"), nl=False)
 
 
 def _format_model(checked: CheckedModel) -> Iterator[str]:
     """Yield the lines about one model. Findings of one code are together, errors come first."""
     for change in checked.fixed:
         yield f"{checked.model}: fixed: {change}"
+    if checked.output:
+        yield f"{checked.model}: wrote {checked.output}"
     counts = Counter(finding.severity for finding in checked.findings)
     yield f"{checked.model}: {_format_counts(counts)}"
     for findings in _group_findings(checked.findings):
@@ -179,17 +138,71 @@ def _print_stale_entries(session: CheckSession) -> None:
         return
     first = entries[0]
     example = f"{first.model}: {first.code} {first.where}".strip()
-    print_line(
+    print_note(
         f"{session.settings.baseline}: {len(entries)} of its findings no longer exist, such as "
-        f"{example}. Write it again with --write-baseline.",
-        err=True,
+        f"{example}. Write it again with --write-baseline."
     )
 
 
-#: Checks models and prints the findings, by output format.
-PRINTERS: Mapping[str, Callable[[CheckSession, Sequence[Path]], None]] = {
+def _print_differences(session: CheckSession, models: Sequence[Path]) -> None:
+    """Print the changes that `--fix` would make, as `qdq diff` shows them."""
+    for checked in session.check_models(models):
+        if checked.failure:
+            continue
+        changes = checked.would_fix or ()
+        counted = count_noun(len(changes), "change") if changes else "no change"
+        print_line(f"{checked.model}: {counted} by --fix")
+        for change in changes:
+            print_line(f"  {change}")
+    if len(models) > 1:
+        print_line(f"--fix would change {session.fixable_count} of {len(models)} models")
+
+
+def _print_statistics(session: CheckSession, models: Sequence[Path]) -> None:
+    codes = _count_codes(session, models)
+    print_line(_format_statistics(session, codes, len(models)))
+    if codes.model_count:
+        print_sections([codes.make_table()])
+    _print_stale_entries(session)
+
+
+def _format_statistics(session: CheckSession, codes: CodeCounter, model_count: int) -> str:
+    counts: Counter[str] = Counter()
+    for count in codes.list_counts():
+        counts[count.severity] += count.findings
+    line = f"{count_noun(model_count, 'model')}: {_format_counts(counts)}"
+    if session.failure_count:
+        line = f"{line}; {session.failure_count} could not be checked"
+    return line
+
+
+def _print_json_statistics(session: CheckSession, models: Sequence[Path]) -> None:
+    codes = _count_codes(session, models)
+    statistics = CheckStatistics(codes.list_counts(), len(models), session.failure_count)
+    click.echo(to_json(statistics), nl=False)
+
+
+def _count_codes(session: CheckSession, models: Sequence[Path]) -> CodeCounter:
+    codes = CodeCounter()
+    for checked in session.check_models(models):
+        codes.add(checked.findings)
+    return codes
+
+
+#: Checks models and prints some of what was found.
+Printer = Callable[[CheckSession, Sequence[Path]], None]
+
+#: Prints the findings, by output format.
+PRINTERS: Mapping[str, Printer] = {
     "text": _print_text,
     "json": _print_json,
     "sarif": _print_sarif,
     "github": _print_github,
+}
+
+#: Prints what a fix changes, and the findings by code.
+DIFF_PRINTERS: Mapping[str, Printer] = {"text": _print_differences, "json": _print_json}
+STATISTICS_PRINTERS: Mapping[str, Printer] = {
+    "text": _print_statistics,
+    "json": _print_json_statistics,
 }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +14,7 @@ from qdq.checking.checker import check, recorded_targets
 from qdq.checking.finding import Finding
 from qdq.checking.selection import Selection, relative_posix_path
 from qdq.cli.failures import COULD_NOT_RUN
-from qdq.cli.messages import print_line
+from qdq.cli.messages import print_error
 from qdq.errors import QdqError, UsageError
 from qdq.graph.loader import load
 from qdq.graph.source import Source
@@ -42,8 +42,16 @@ class CheckSettings(msgspec.Struct, frozen=True):
     baseline: Path | None
     #: Whether engines are built.
     engine: bool
-    #: Whether models are fixed in place.
+    #: Whether models are fixed.
     fix: bool
+    #: The file that each fixed model is written to; empty for in place.
+    outputs: Mapping[Path, Path]
+    #: Whether these files may replace others.
+    force: bool
+    #: Whether the changes of a fix are shown, and nothing is written.
+    diff: bool
+    #: Whether findings leave the exit code at 0.
+    exit_zero: bool
 
 
 class _Baseline:
@@ -75,6 +83,8 @@ class CheckSession:
     def __init__(self, settings: CheckSettings, job_count: int = 1) -> None:
         self.settings = settings
         self.finding_count = 0
+        #: How many models `--fix` would change.
+        self.fixable_count = 0
         self.failure_count = 0
         self._job_count = job_count
         self._worst_failure = 0
@@ -91,7 +101,7 @@ class CheckSession:
             if checked.failure:
                 self.failure_count += 1
                 self._worst_failure = max(self._worst_failure, COULD_NOT_RUN)
-                print_line(f"qdq: {checked.failure}", err=True)
+                print_error(f"qdq: {checked.failure}")
                 yield checked
             else:
                 yield self._select_findings(model, checked)
@@ -106,9 +116,10 @@ class CheckSession:
     @property
     def exit_code(self) -> int:
         """The exit code for the models checked so far."""
-        if self._worst_failure:
+        if self._worst_failure or self.settings.exit_zero:
             return self._worst_failure
-        return 1 if self.finding_count else 0
+        count = self.fixable_count if self.settings.diff else self.finding_count
+        return 1 if count else 0
 
     def _select_findings(self, model: Path, checked: CheckedModel) -> CheckedModel:
         """Return a result without the findings of the baseline, and count what is left."""
@@ -116,6 +127,7 @@ class CheckSession:
         if self._baseline is not None:
             findings = self._baseline.select_new(model, findings)
         self.finding_count += len(findings)
+        self.fixable_count += bool(checked.would_fix)
         return msgspec.structs.replace(checked, findings=findings)
 
     def _check_serially(self, models: Sequence[Path]) -> Iterator[CheckedModel]:
@@ -163,35 +175,38 @@ class ModelChecker:
             return CheckedModel(str(model), failure=" ".join(str(error).split()))
 
     def _check_model(self, model: Path) -> CheckedModel:
-        findings = self._list_findings(model, load(model))
-        changes: list[str] = []
-        if findings and self._settings.fix:
-            changes = self._fix_model(model, findings)
-            if changes:
-                findings = self._list_findings(model, load(model))
-        return CheckedModel(str(model), findings, fixed=tuple(changes))
+        source = load(model)
+        findings = self._list_findings(model, source)
+        if not self._settings.fix and not self._settings.diff:
+            return CheckedModel(str(model), findings)
+        return self._fix_model(model, source, findings)
 
-    def _fix_model(self, model: Path, findings: tuple[Finding, ...]) -> list[str]:
-        """Fix a model in place and return the changes, none where there was nothing to fix."""
-        from qdq.pipeline.fixer import fix
-        from qdq.reports.changes import fixed_lines
-        from qdq.rewriting.model_file import save_in_place
+    def _fix_model(
+        self, model: Path, source: Source, findings: tuple[Finding, ...]
+    ) -> CheckedModel:
+        """Fix a model, or state the changes, and return the findings that are left."""
+        from qdq.cli.check_fixes import find_fix, write_fix, write_fixed_copy
 
         settings = self._settings
-        fixed = fix(
+        model_fix = find_fix(
             model,
+            findings,
             rules=settings.rules,
             targets=settings.targets,
             leave_float=settings.leave_float,
         )
-        if fixed is None:
-            return []
-        changes = fixed_lines(fixed.existing)
-        if any(finding.code == "opset" for finding in findings):
-            changes += fixed.source.notes
-        if changes:
-            save_in_place(fixed.model, fixed.source, model)
-        return changes
+        if settings.diff:
+            return CheckedModel(str(model), findings, would_fix=model_fix.differences)
+        output = settings.outputs.get(model)
+        if output is None:
+            write_fix(model_fix, model)
+        else:
+            write_fixed_copy(model_fix, source, output, settings.force)
+        if model_fix.changes:
+            result = load(model) if output is None else model_fix.result
+            findings = self._list_findings(model, result)
+        written = msgspec.UNSET if output is None else str(output)
+        return CheckedModel(str(model), findings, fixed=model_fix.changes, output=written)
 
     def _list_findings(self, model: Path, source: Source) -> tuple[Finding, ...]:
         settings = self._settings

@@ -21,6 +21,7 @@ class DiffOptions(msgspec.Struct, frozen=True):
 
     old: Path
     new: Path
+    tolerance: float
     report: tuple[Path, ...]
     force: bool
     layout: str
@@ -29,6 +30,13 @@ class DiffOptions(msgspec.Struct, frozen=True):
 @click.command("diff")
 @click.argument("old", type=FILE)
 @click.argument("new", type=FILE)
+@click.option(
+    "--tolerance",
+    type=click.FloatRange(min=0.0),
+    default=0.0,
+    metavar="REL",
+    help="Scales count as the same that differ by at most this share of the older one, as 0.01.",
+)
 @report_option
 @force_option
 @format_option
@@ -38,16 +46,17 @@ def command(ctx: click.Context, options: DiffOptions) -> None:
     """Print the Q/DQ pairs that only OLD or only NEW has, that moved, or that have other scales.
 
     Either may be a float model. Both may come from other tools, or from exports that name nodes
-    differently. Exit 0 if they have the same pairs, 1 if not.
+    differently. Exit 0 if they have the same pairs, within the tolerance, 1 if not.
 
     \b
     Example:
       qdq diff resnet50.int8.onnx resnet50.repaired.onnx
       qdq diff resnet50.onnx resnet50.int8.onnx --format json
+      qdq diff monday.int8.onnx tuesday.int8.onnx --tolerance 0.02
       qdq diff resnet50.int8.onnx resnet50.repaired.onnx --report diff.html
     """
     check_reports(options.report, options.force)
-    changes = diff(options.old, options.new)
+    changes = diff(options.old, options.new, tolerance=options.tolerance)
     sections = list(diff_sections(changes))
     if options.report:
         _write_reports(options, changes, sections)

@@ -46,8 +46,12 @@ def report_failure(error: BaseException, debug: bool = False) -> int:
 
 def print_failure(message: str, code: int = COULD_NOT_RUN) -> int:
     """Print a message in one line on standard error, if it is open, and return an exit code."""
+    from qdq.stage_log import LOGGER  # whose import would be time of `qdq --help`
+
+    line = shorten(escape_unprintable(message))
+    LOGGER.error("%s", line)
     with contextlib.suppress(OSError, ValueError):
-        click.echo(f"qdq: {shorten(escape_unprintable(message))}", err=True)
+        click.echo(f"qdq: {line}", err=True)
     return code
 
 

@@ -15,19 +15,21 @@ import msgspec
 
 from qdq.cli.failures import COULD_NOT_RUN
 from qdq.cli.job_pool import JobFailure, run_jobs, sort_answers
-from qdq.cli.messages import print_line
+from qdq.cli.messages import print_error, print_line, print_sections
 from qdq.cli.progress import progress
+from qdq.cli.verbosity import VERBOSITY_PARAMETERS, is_quiet, verbosity_words
 from qdq.errors import UsageError
 from qdq.files.command_files import note_output
+from qdq.printable import escape_unprintable
 from qdq.reports.json_output import to_json
 from qdq.reports.report import Report
-from qdq.reports.sections import Section, count_noun, sections_text
+from qdq.reports.sections import Section, count_noun
 
 #: Key of click's `meta`: the words after the command.
 _WORDS = "qdq.words"
 
 #: Parameters of a whole fleet, which the run of one model does not get.
-_FLEET_PARAMETERS = ("models", "output", "out_dir", "jobs", "layout")
+_FLEET_PARAMETERS = ("models", "output", "out_dir", "jobs", "layout", *VERBOSITY_PARAMETERS)
 
 #: Parameters that name a file to write.
 _OUTPUT_PARAMETERS = ("report", "save_ranges")
@@ -130,6 +132,7 @@ def _list_jobs(
                 output,
                 (
                     *_read_global_flags(ctx),
+                    *verbosity_words(ctx),
                     str(command.name),
                     *own_words,
                     f"--output={output}",
@@ -218,7 +221,9 @@ def _run_fleet(jobs: Sequence[_Job], job_count: int, layout: str) -> int:
             _print_run(file, run, is_text)
             advance(len(files))
     if is_text:
-        click.echo("\n" + sections_text([_summarize(files)]), nl=False)
+        if not is_quiet():
+            click.echo()
+            print_sections([_summarize(files)])
     else:
         click.echo(to_json(FleetAnswer(tuple(files))), nl=False)
     return max(file.exit_code for file in files)
@@ -261,13 +266,19 @@ def _print_run(file: QuantizedFile, run: _Run | JobFailure, is_text: bool) -> No
         for line in run.errors.splitlines():
             is_known = line == f"{_PREFIX}{file.failure}" or line.startswith("project file ")
             if not is_known and not file.failure.endswith(line.removeprefix(_PREFIX)):
-                print_line(line, err=True)
+                _pass_on(line)
     if file.failure:
-        print_line(f"{_PREFIX}{file.failure}", err=True)
-    elif is_text:
+        print_error(f"{_PREFIX}{file.failure}")
+    elif is_text and not is_quiet():
         pairs = count_noun(_count_pairs(file), "pair")
         seconds = f"{file.seconds:.1f} s"
         print_line(f"{file.model}: wrote {file.output}: {pairs}, {_state(file)}, {seconds}")
+
+
+def _pass_on(line: str) -> None:
+    """Print a line that a run wrote to standard error, which has recorded it already."""
+    if not is_quiet():
+        click.echo(escape_unprintable(line), err=True)
 
 
 def _content(file: QuantizedFile) -> Mapping[str, Any]:

@@ -7,12 +7,22 @@ from collections.abc import Mapping
 import msgspec
 
 from qdq.calibration.scales import Scales
-from qdq.cli import check_printers, explain, facts, fleet, probe, test
+from qdq.cli import (
+    check_codes,
+    check_printers,
+    check_statistics,
+    explain,
+    facts,
+    fleet,
+    probe,
+    test,
+)
 from qdq.cli.rule_details import RuleDetails
 from qdq.pipeline.float_sensitivity import FloatSensitivity
 from qdq.pipeline.sensitivity_analysis import Sensitivity
 from qdq.planning.decisions import Plan
 from qdq.planning.plan_diff import PlanDiff
+from qdq.quantized.inspection import Inspection
 from qdq.quantized.pair_diff import PairDiff
 from qdq.reports.report import Report
 from qdq.rules.rule import RuleSet
@@ -27,7 +37,9 @@ JSON_RECORDS: Mapping[str, type[msgspec.Struct]] = {
     "qdq calibrate -o FILE": Scales,
     "qdq explain": explain.ExplainAnswer,
     "qdq check": check_printers.CheckAnswer,
-    "qdq check --codes": check_printers.Codes,
+    "qdq check --statistics": check_statistics.CheckStatistics,
+    "qdq check --codes": check_codes.Codes,
+    "qdq inspect": Inspection,
     "qdq diff": PairDiff,
     "qdq sensitivity": Sensitivity,
     "qdq sensitivity --float": FloatSensitivity,

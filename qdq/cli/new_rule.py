@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from qdq.cli.messages import print_line
+from qdq.cli.messages import print_summary_line
 from qdq.cli.options import PATH
 from qdq.errors import UsageError
 from qdq.files.output import check_output, write_atomic, written_together
@@ -91,9 +91,9 @@ def command(name: str, folder: Path) -> None:
         for path, content in files.items():
             write_atomic(path, content.encode())
     for path in files:
-        print_line(f"wrote {path}")
-    click.echo()
-    print_line(f"edit both files, then run: qdq test {folder}")
+        print_summary_line(f"wrote {path}")
+    print_summary_line("")
+    print_summary_line(f"edit both files, then run: qdq test {folder}")
 
 
 def _render_files(name: str, folder: Path, cases: Path) -> dict[Path, str]:

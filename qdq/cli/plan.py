@@ -9,10 +9,17 @@ import click
 import msgspec
 
 from qdq.cli.float_options import float_type_option
-from qdq.cli.messages import print_record
-from qdq.cli.options import FILE, OUTPUT_FILE, collect_options, force_option, format_option
+from qdq.cli.messages import print_record, print_summary, print_written
+from qdq.cli.options import (
+    FILE,
+    OUTPUT_FILE,
+    collect_options,
+    force_option,
+    format_option,
+)
 from qdq.cli.plan_options import PlanOptions, plan_options, read_rule_sets
-from qdq.files.output import check_output, write_atomic
+from qdq.errors import UsageError
+from qdq.files.output import check_output, write_atomic, written_together
 from qdq.graph.loader import load
 from qdq.planning.decisions import Plan, ScaleGroup
 from qdq.planning.kept_nodes import state_kept_nodes
@@ -20,8 +27,11 @@ from qdq.planning.plan_diff import PlanDiff, diff_plans
 from qdq.planning.plan_file import plan_to_yaml, read_plan
 from qdq.planning.plan_request import choose_float_type
 from qdq.planning.planner import plan_source, require_float_model
-from qdq.reports.plan_sections import plan_sections
-from qdq.reports.sections import Section
+from qdq.reports.json_output import to_json
+from qdq.reports.plan_sections import plan_sections, plan_summary
+from qdq.reports.sections import Section, sections_text
+
+_REPORT_SUFFIXES = (".json", ".md", ".txt")
 
 _SIGNS = {"gained": "+", "lost": "-", "format": "~", "reason": "~"}
 
@@ -32,6 +42,7 @@ class PlanCommandOptions(msgspec.Struct, frozen=True):
     model: Path
     output: Path | None
     force: bool
+    report: Path | None
     older: Path | None
     plan: PlanOptions
     float_type: str | None
@@ -46,6 +57,12 @@ class PlanCommandOptions(msgspec.Struct, frozen=True):
     type=OUTPUT_FILE,
     metavar="PLAN",
     help="Write the plan here as YAML, for review and for 'qdq apply'.",
+)
+@click.option(
+    "--report",
+    type=OUTPUT_FILE,
+    metavar="FILE",
+    help="Also write the whole plan as .txt, .md, or .json as --format json prints it.",
 )
 @force_option
 @click.option(
@@ -63,6 +80,9 @@ class PlanCommandOptions(msgspec.Struct, frozen=True):
 def command(ctx: click.Context, options: PlanCommandOptions) -> None:
     """Print for every edge of MODEL whether it gets a pair, and by which rule.
 
+    With -o, the plan is written and its summary printed. --report writes what is printed otherwise,
+    or as .json what --format json prints.
+
     With --diff, print the changes since an older plan instead. The older plan may be of another
     export of the model: edges are matched by the names of nodes and their input slots.
 
@@ -74,19 +94,52 @@ def command(ctx: click.Context, options: PlanCommandOptions) -> None:
     """
     if options.output:
         check_output(options.output, options.force)
+    if options.report:
+        _require_suffix(options.report)
+        check_output(options.report, options.force)
     older_plan = read_plan(options.older) if options.older else None
     plan = _make_plan(options)
     if older_plan is None:
-        sections = plan_sections(plan, is_target_default=not options.plan.targets)
-        print_record(options.layout, plan, sections)
+        _print_plan(options, plan)
         return
     diff = diff_plans(older_plan, plan)
     print_record(options.layout, diff, [_diff_section(diff, str(options.older))])
     ctx.exit(1 if diff else 0)
 
 
+def _require_suffix(report: Path) -> None:
+    """Raise UsageError unless a report's suffix names a format of plans."""
+    if report.suffix not in _REPORT_SUFFIXES:
+        suffixes = ", ".join(_REPORT_SUFFIXES)
+        raise UsageError(
+            f"{report}: the suffix chooses the format, and {report.suffix!r} names none for plans. "
+            f"Pass a file that ends in {suffixes}."
+        )
+
+
+def _print_plan(options: PlanCommandOptions, plan: Plan) -> None:
+    """Print a plan in full, or the summary of one that was written."""
+    is_default = not options.plan.targets
+    written = [path for path in (options.output, options.report) if path is not None]
+    if not written:
+        print_record(options.layout, plan, plan_sections(plan, is_target_default=is_default))
+        return
+    summary = plan_summary(plan, is_target_default=is_default)
+    print_summary(options.layout, plan, [summary])
+    if options.layout == "text":
+        print_written(written)
+
+
+def _render_plan(options: PlanCommandOptions, plan: Plan, suffix: str) -> str:
+    """Return a plan as a report that ends in `.json`, `.md` or `.txt`."""
+    if suffix == ".json":
+        return to_json(plan)
+    sections = plan_sections(plan, is_target_default=not options.plan.targets)
+    return sections_text(sections, markdown=suffix == ".md")
+
+
 def _make_plan(options: PlanCommandOptions) -> Plan:
-    """Return the plan, and write it where the options name a file."""
+    """Return the plan, and write it and its report where the options name files."""
     source = load(options.model)
     require_float_model(source)
     request = options.plan.parse(read_rule_sets(options.plan.rule_sets))
@@ -94,8 +147,12 @@ def _make_plan(options: PlanCommandOptions) -> Plan:
     request = msgspec.structs.replace(request, float_type=float_type)
     index, plan = plan_source(source, request)
     plan = state_kept_nodes(plan, index, request)
-    if options.output:
-        write_atomic(options.output, plan_to_yaml(plan, index).encode())
+    with written_together():
+        if options.output:
+            write_atomic(options.output, plan_to_yaml(plan, index).encode())
+        if options.report:
+            content = _render_plan(options, plan, options.report.suffix)
+            write_atomic(options.report, content.encode())
     return plan
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 import msgspec
 
-from qdq.cli.messages import print_line
+from qdq.cli.messages import print_summary_line
 from qdq.cli.options import OUTPUT_FILE, PATH, collect_options, force_option, format_option
 from qdq.cli.plan_options import parse_targets
 from qdq.cli.progress import progress
@@ -148,4 +148,5 @@ def _print_tables(layout: str, tables: Sequence[KernelTable], paths: Sequence[Pa
         return
     for path, table in zip(paths, tables, strict=True):
         row_count = len(table.int8) + len(table.fp8)
-        print_line(f"{path}: {row_count} rows from {table.networks} networks, {table.compiler}")
+        rows = f"{row_count} rows from {table.networks} networks"
+        print_summary_line(f"{path}: {rows}, {table.compiler}")

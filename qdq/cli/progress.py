@@ -6,14 +6,22 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TextIO
 
 import click
 
+from qdq.cli.verbosity import is_quiet
 from qdq.files.output import remove_output
 from qdq.interruption import advise_resuming, set_checkpoint
+from qdq.memory import read_peak_memory
 from qdq.observers.collection import Observing
+from qdq.stage_log import LOGGER
 
-_MEGA = 1_000_000
+#: Seconds after which a line is due where standard error is no terminal, and the share of the work
+#: after which one is due earlier, though not before some seconds.
+_LINE_SECONDS = 30.0
+_LINE_SHARE = 0.1
+_LEAST_LINE_SECONDS = 5.0
 
 #: Clears the line of a terminal, from its beginning and from the cursor on.
 _CLEAR_LINE = "\r\033[K"
@@ -39,38 +47,85 @@ def resumable(observing: Observing) -> Iterator[None]:
 def progress(
     label: str, total: int | None = None, unit: str = "samples", resumed: bool = False
 ) -> Iterator[Callable[..., None]]:
-    """Give a callback that shows a count on standard error while that is a terminal.
+    """Give a callback that shows a count on standard error.
 
-    The callback takes the count, and the total where `total` is not known beforehand. After the
-    count follow the estimated time that remains and the peak memory of the process. In a run that
-    is `resumed`, the first count is what earlier runs did.
+    A terminal shows it in place. Elsewhere a long run prints a line now and then. `--quiet` shows
+    none, and `--log` records those lines. The callback takes the count, and the total where `total`
+    is not known beforehand. After the count follow the estimated time that remains and the peak
+    memory of the process. In a run that is `resumed`, the first count is what earlier runs did.
     """
-    is_shown = sys.stderr.isatty()
-    start = time.monotonic()
-    first_count = None if resumed else 0
+    shown = _Progress(label, total, unit, resumed)
+    try:
+        yield shown.advance
+    finally:
+        shown.end()
 
-    def advance(done: int, of: int | None = total) -> None:
-        nonlocal first_count
-        if first_count is None:
-            first_count = done
-        if not is_shown:
+
+class _Progress:
+    """A count of work that is shown as it grows."""
+
+    def __init__(self, label: str, total: int | None, unit: str, is_resumed: bool) -> None:
+        self._label = label
+        self._total = total
+        self._unit = unit
+        self._is_in_place = sys.stderr.isatty() and not is_quiet()
+        self._has_lines = not self._is_in_place and _is_file(sys.stderr) and not is_quiet()
+        self._start = time.monotonic()
+        self._first_count = None if is_resumed else 0
+        #: When the last line was printed, and the count in it.
+        self._last_line = self._start
+        self._last_count = 0
+
+    def advance(self, done: int, of: int | None = None) -> None:
+        """Show how much of the work is done."""
+        of = self._total if of is None else of
+        if self._first_count is None:
+            self._first_count = self._last_count = done
+        now = time.monotonic()
+        is_due = self._is_line_due(done, of, now)
+        if not is_due and not self._is_in_place:
             return
+        text = self._describe(done, of, now)
+        if self._is_in_place:
+            click.echo(f"\r{text}{_CLEAR_REST}", err=True, nl=False)
+        if is_due:
+            self._last_line, self._last_count = now, done
+            LOGGER.debug("%s", text)
+            if self._has_lines:
+                click.echo(text, err=True)
+
+    def end(self) -> None:
+        """Remove the count from a terminal."""
+        if self._is_in_place:
+            click.echo(_CLEAR_LINE, err=True, nl=False)
+
+    def _is_line_due(self, done: int, of: int | None, now: float) -> bool:
+        seconds = now - self._last_line
+        if seconds >= _LINE_SECONDS:
+            return True
+        has_advanced = bool(of) and done - self._last_count >= _LINE_SHARE * (of or 0)
+        return has_advanced and seconds >= _LEAST_LINE_SECONDS
+
+    def _describe(self, done: int, of: int | None, now: float) -> str:
         count = f"{done} of {of}" if of else f"{done}"
-        parts = [f"{label}: {count} {unit}"]
-        new_count = done - first_count
+        parts = [f"{self._label}: {count} {self._unit}"]
+        new_count = done - (self._first_count or 0)
         if of and new_count > 0:
-            seconds_each = (time.monotonic() - start) / new_count
+            seconds_each = (now - self._start) / new_count
             parts.append(_format_remaining(seconds_each * (of - done)))
-        memory = _peak_memory()
+        memory = read_peak_memory()
         if memory:
             parts.append(f"{memory} MB at most")
-        click.echo(f"\r{', '.join(parts)}{_CLEAR_REST}", err=True, nl=False)
+        return ", ".join(parts)
 
+
+def _is_file(stream: TextIO) -> bool:
+    """Whether a stream is one of the system, and not text that is kept in memory."""
     try:
-        yield advance
-    finally:
-        if is_shown:
-            click.echo(_CLEAR_LINE, err=True, nl=False)
+        stream.fileno()
+    except (OSError, ValueError, AttributeError):
+        return False
+    return True
 
 
 def _format_remaining(seconds: float) -> str:
@@ -78,13 +133,3 @@ def _format_remaining(seconds: float) -> str:
     if minutes:
         return f"{minutes} min {rest} s left"
     return f"{rest} s left"
-
-
-def _peak_memory() -> int:
-    """Return the peak memory of this process in MB; 0 where the system does not report it."""
-    try:
-        import resource
-    except ImportError:  # Windows
-        return 0
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit // _MEGA

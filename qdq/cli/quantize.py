@@ -14,6 +14,7 @@ from qdq.cli.fleet import FleetCommand
 from qdq.cli.float_options import float_options
 from qdq.cli.messages import name_files_in_errors, print_record, print_written
 from qdq.cli.model_options import existing_option, store_weights_option
+from qdq.cli.next_steps import list_next_steps, print_wrong
 from qdq.cli.observing_options import observing_options
 from qdq.cli.options import FILE, collect_options, fleet_output_options, format_option
 from qdq.cli.partial_options import BUDGET_THRESHOLDS, PartialArguments, partial_options
@@ -35,6 +36,7 @@ from qdq.cli.threshold_options import (
     refuse_unused_thresholds,
     threshold_options,
 )
+from qdq.cli.verbosity import is_quiet
 from qdq.cli.viewer import open_model, open_option, require_viewer
 from qdq.data.feeds import open_feeds
 from qdq.errors import ModelError, UsageError
@@ -57,6 +59,7 @@ from qdq.ranges.range_file import write_ranges
 from qdq.reports.command_pages import quantize_page
 from qdq.reports.report import Report, full_sections, report_sections
 from qdq.reports.report_files import ReportContent
+from qdq.reports.result_section import result_section
 from qdq.reports.sections import Section
 from qdq.rewriting.model_file import plan_external_copies, save
 from qdq.rules.rule import RuleSet
@@ -199,20 +202,27 @@ def command(ctx: click.Context, options: QuantizeOptions) -> None:
         with written_together():
             written = _write_outputs(options, inputs, result, report)
     hints = _name_files(options, inputs).make_hint(result, report.validation)
-    _print_report(options, report, written, hints)
+    _print_report(options, report, hints)
+    _finish(options, written, list_next_steps(ctx, options.output, result, report))
     ctx.exit(1 if report.findings or report.misses else 0)
 
 
-def _print_report(
-    options: QuantizeOptions, report: Report, written: list[Path], hints: Iterable[Section]
-) -> None:
-    sections = list(hints) + report_sections(report, is_target_default=not options.plan.targets)
-    print_record(options.layout, report, sections)
+def _finish(options: QuantizeOptions, written: list[Path], steps: list[str]) -> None:
+    """Print what was written and the next commands, and open the model where that is requested."""
     if options.layout == "text":
-        ranges_file = filter(None, (options.save_ranges,))
-        print_written([*written, *options.report, *ranges_file])
+        print_written(written, steps)
     if options.is_opened:
         open_model(options.output)
+
+
+def _print_report(options: QuantizeOptions, report: Report, hints: Iterable[Section]) -> None:
+    """Print the result first; `--quiet` prints what is wrong with it alone."""
+    if is_quiet() and options.layout == "text":
+        print_wrong(report)
+        return
+    sections = [result_section(report, options.output.name), *hints]
+    sections += report_sections(report, is_target_default=not options.plan.targets)
+    print_record(options.layout, report, sections)
 
 
 def _read_inputs(ctx: click.Context, options: QuantizeOptions) -> _Inputs:
@@ -362,7 +372,7 @@ def _write_outputs(
 ) -> list[Path]:
     """Write the model and rule files, and the report and the ranges where the options name files.
 
-    Returns the paths of the model and the rule files.
+    Returns the paths of the files.
     """
     save(result.model, result.source, options.output, options.force)
     write_reports(options.report, _make_content(options, inputs, result, report))
@@ -370,7 +380,8 @@ def _write_outputs(
         write_ranges(options.save_ranges, result.ranges)
     budget_file = options.sensitive_file if inputs.budget else None
     rule_files = write_rule_files(result, inputs.rules, options.rule_file, budget_file)
-    return [options.output, *rule_files]
+    ranges_file = filter(None, (options.save_ranges,))
+    return [options.output, *rule_files, *options.report, *ranges_file]
 
 
 def _make_content(

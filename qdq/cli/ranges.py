@@ -13,7 +13,7 @@ from qdq.calibration.range_sources import (
     encode_given_ranges,
     read_exportable_ranges,
 )
-from qdq.cli.messages import join_paths, print_line, print_written
+from qdq.cli.messages import join_paths, print_summary, print_summary_line, print_written
 from qdq.cli.options import FILE, output_options
 from qdq.errors import DataError, UsageError
 from qdq.files.output import check_output, write_atomic
@@ -21,7 +21,6 @@ from qdq.ranges.range_file import read_ranges, write_ranges
 from qdq.ranges.tensor_ranges import merge
 from qdq.ranges.tensorrt_cache import CACHE_VERSION
 from qdq.reports.scales_sections import ranges_summary
-from qdq.reports.sections import sections_text
 
 
 @click.group("ranges", no_args_is_help=False)
@@ -56,7 +55,7 @@ def _merge(parts: tuple[Path, ...], output: Path, force: bool) -> None:
     except DataError as error:
         raise DataError(f"{join_paths(parts)}: {error}") from error
     write_ranges(output, merged)
-    click.echo(sections_text([ranges_summary(merged)]), nl=False)
+    print_summary("text", None, [ranges_summary(merged)])
     print_written([output])
 
 
@@ -105,4 +104,4 @@ def _export(
         )
     ranges = read_exportable_ranges(source, parse_method(method) if method else None)
     write_atomic(output, encode_given_ranges(ranges, layout, version))
-    print_line(f"wrote the ranges of {len(ranges.by_tensor)} tensors to {output}")
+    print_summary_line(f"wrote the ranges of {len(ranges.by_tensor)} tensors to {output}")

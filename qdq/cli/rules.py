@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from qdq.cli.messages import print_line, print_record
+from qdq.cli.messages import print_record, print_summary_line
 from qdq.cli.options import PATH, force_option, format_option
 from qdq.cli.plan_options import read_rule_sets, rules_option
 from qdq.cli.rule_details import RuleDetails
@@ -32,7 +32,8 @@ class _RulesGroup(click.Group):
     """A group whose default is `list`: `qdq rules tensorrt` is `qdq rules list tensorrt`."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        if not args or args[0] not in (*self.commands, "-h", "--help"):
+        is_default = not args or args[0] not in (*self.commands, "-h", "--help")
+        if is_default and not ctx.resilient_parsing:  # the shell completes `list` and `show`
             args = ["list", *args]
         return super().parse_args(ctx, args)
 
@@ -157,7 +158,7 @@ def _docs(names: tuple[str, ...], output: Path, force: bool) -> None:
         for path, content in pages.items():
             write_atomic(path, content.encode())
     for path in pages:
-        print_line(f"wrote {path}")
+        print_summary_line(f"wrote {path}")
 
 
 def _find_root_group() -> click.Group:

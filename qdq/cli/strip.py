@@ -9,7 +9,7 @@ import click
 import onnx
 
 from qdq.calibration.range_sources import CACHE, JSON, YAML, encode_given_ranges, read_model_ranges
-from qdq.cli.messages import join_paths, print_line
+from qdq.cli.messages import join_paths, print_summary_line
 from qdq.cli.options import FILE, OUTPUT_FILE, output_options
 from qdq.files.output import check_output, write_atomic, written_together
 from qdq.graph.bodies import all_graphs, all_nodes
@@ -56,7 +56,7 @@ def command(model: Path, ranges: Path | None, output: Path, force: bool) -> None
             layout = _LAYOUTS.get(ranges.suffix, YAML)
             write_atomic(ranges, encode_given_ranges(model_ranges, layout))
     summary = _summarize(source.model.graph, float_model.graph)
-    print_line(f"{summary}; wrote {join_paths(written)}")
+    print_summary_line(f"{summary}; wrote {join_paths(written)}")
 
 
 def _summarize(quantized_graph: onnx.GraphProto, float_graph: onnx.GraphProto) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 import msgspec
 
-from qdq.cli.messages import print_line
+from qdq.cli.messages import print_line, print_note
 from qdq.cli.options import FILE, format_option
 from qdq.optional_packages import explain_missing
 from qdq.reports.json_output import to_json
@@ -44,7 +44,7 @@ def command(
     """
     if not can_run_models():
         reason = explain_missing("onnxruntime")
-        print_line(f"qdq: the cases are planned, but their models are not run. {reason}", err=True)
+        print_note(f"qdq: the cases are planned, but their models are not run. {reason}")
     results = []
     failure_count = 0
     for result in run_cases(path, cases, engines=not no_engines):

@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from qdq.graph.plugins import list_plugins
 from qdq.graph.source import Source
 from qdq.interruption import clean_before_end
 from qdq.optional_packages import explain_missing
+from qdq.stage_log import LOGGER
 from qdq.target import Target
 
 #: The place in the compiler's own sources that a message comes from, which does not help the user.
@@ -98,7 +100,11 @@ class Compiler:
         with work_folder() as folder:
             path = write_compilable(model, shapes or {}, folder)
             request = CompileRequest(str(path), str(folder / "answer.json"), target.sm)
+            start = time.monotonic()
             answer = self._compile(request, target)
+        seconds = time.monotonic() - start
+        outcome = "refused" if answer.failure else "built"
+        LOGGER.info("engine for %s: %s in %.2f s (%s)", target, outcome, seconds, answer.compiler)
         failure = replace_tokens(_remove_source_places(answer.failure), labels)
         if _PLUGIN_REFUSAL in failure:
             failure = _name_plugins(proto) or failure

@@ -22,6 +22,7 @@ from qdq.graph.opset import default_opset, raise_opset
 from qdq.graph.source import ModelLike, Source, canonical_bytes, external_locations, file_stamp
 from qdq.graph.tensorrt_pairs import convert_tensorrt_pairs, holds_tensorrt_pairs
 from qdq.graph.topological_sort import order_nodes
+from qdq.stage_log import timed_stage
 
 if TYPE_CHECKING:
     import onnx_graphsurgeon as gs
@@ -65,6 +66,7 @@ def raise_source_opset(source: Source, opset: int, kind: str = "") -> Source:
     return msgspec.structs.replace(source, model=model, notes=(*source.notes, *notes))
 
 
+@timed_stage("reading the model")
 def _load_path(path: Path) -> Source:
     stamp = file_stamp(path)
     content = read_file(path)

@@ -37,6 +37,7 @@ from qdq.planning.decisions import Plan
 from qdq.planning.plan_opset import source_at_plan_opset
 from qdq.ranges.tensor_ranges import Part, Ranges, merge
 from qdq.runtime.session import Progress
+from qdq.stage_log import timed_stage
 
 if TYPE_CHECKING:
     from distributed import Client, Future, LocalCluster
@@ -76,6 +77,7 @@ class _WorkerTask(msgspec.Struct, frozen=True):
     observing: Observing
 
 
+@timed_stage("observing samples")
 def collect_ranges(
     job: CollectionJob, observing: Observing, progress: Progress | None = None
 ) -> Ranges:

@@ -75,6 +75,7 @@ from qdq.rules.shipped import default_rule_sets
 from qdq.runtime.session import Progress
 from qdq.sensitivity.partial_result import PartialResult
 from qdq.sensitivity.plan_sensitivity import CalibratedPlan
+from qdq.stage_log import timed_stage
 from qdq.target import TargetsLike
 
 
@@ -161,6 +162,7 @@ def plan_and_calibrate(request: QuantizeRequest) -> tuple[PreparedModel, Calibra
     return prepared, _calibrate(request, prepared, planned)
 
 
+@timed_stage("preparing")
 def _prepare(request: QuantizeRequest) -> PreparedModel:
     """Load the model, and read its pairs where it is quantized already."""
     require_mode(request.existing)
@@ -244,6 +246,7 @@ def _search_buildable(
     return PlannedModel(index, plan, build, build_search)
 
 
+@timed_stage("calibrating")
 def _calibrate(
     request: QuantizeRequest, prepared: PreparedModel, planned: PlannedModel
 ) -> CalibratedModel:
@@ -262,6 +265,7 @@ def _calibrate(
     return CalibratedModel(planned, scales, ranges, summary)
 
 
+@timed_stage("measuring and recovering accuracy")
 def _recover(
     request: QuantizeRequest, prepared: PreparedModel, calibrated: CalibratedModel
 ) -> CalibratedModel:
@@ -335,6 +339,7 @@ def _match_again(
     return match_given_ranges(planned.index, planned.plan, known_ranges)
 
 
+@timed_stage("rewriting")
 def _rewrite(
     request: QuantizeRequest, prepared: PreparedModel, calibrated: CalibratedModel
 ) -> Quantized:
@@ -370,6 +375,7 @@ def _rewrite(
     )
 
 
+@timed_stage("checking")
 def _check_result(
     prepared: PreparedModel, planned: PlannedModel, model: onnx.ModelProto
 ) -> tuple[Finding, ...]:

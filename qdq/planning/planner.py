@@ -60,6 +60,7 @@ from qdq.rules.rule import (
     sensitive_rule,
 )
 from qdq.rules.rule_files import RulesLike, load_rules, to_rule_set
+from qdq.stage_log import timed_stage
 from qdq.target import DEFAULT_TARGET, TargetsLike, to_targets
 
 
@@ -96,6 +97,7 @@ def plan(  # noqa: PLR0913 keyword arguments of the public function
     return state_kept_nodes(plan, index, request)
 
 
+@timed_stage("planning")
 def plan_source(source: Source, request: PlanRequest) -> tuple[GraphIndex, Plan]:
     """Return the plan for a model, and the index of the model at the opset that the plan needs."""
     index = GraphIndex(source)

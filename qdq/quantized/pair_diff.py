@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Container, Iterator
 
 import msgspec
 
+from qdq.arguments import to_number
+from qdq.errors import UsageError
 from qdq.graph.bodies import qualified_name
 from qdq.graph.index import Edge, GraphIndex
 from qdq.graph.metadata import BIASES_KEY, METADATA_PREFIX
@@ -70,25 +73,32 @@ class PairDiff(msgspec.Struct, frozen=True):
     weights: tuple[WeightChange, ...]
     #: The metadata of qdq that differs: key, old, new.
     metadata: tuple[tuple[str, str, str], ...]
+    #: The relative difference up to which two scales counted as the same.
+    tolerance: float = 0.0
 
     def __bool__(self) -> bool:
         return bool(self.pairs)
 
 
-def diff(old: ModelLike, new: ModelLike) -> PairDiff:
+def diff(old: ModelLike, new: ModelLike, *, tolerance: float = 0.0) -> PairDiff:
     """Return the changes from an older model's Q/DQ to a newer one's; either may have none.
 
-    Raises ModelError for a model that cannot be read.
+    Scales whose difference is at most `tolerance` times the older one count as the same. Raises
+    ModelError for a model that cannot be read, and UsageError for a tolerance that is no number
+    from 0.
     """
-    return diff_pairs(QuantizedModel(old), QuantizedModel(new))
+    tolerance = to_number(tolerance, "tolerance")
+    if not 0.0 <= tolerance < math.inf:
+        raise UsageError(f"tolerance: {tolerance:g} is no tolerance. Pass a number from 0.")
+    return diff_pairs(QuantizedModel(old), QuantizedModel(new), tolerance)
 
 
-def diff_pairs(old: QuantizedModel, new: QuantizedModel) -> PairDiff:
+def diff_pairs(old: QuantizedModel, new: QuantizedModel, tolerance: float = 0.0) -> PairDiff:
     """Return the changes from one quantized model to another, which may be of another export.
 
     Edges are matched by slot and node, as `match_nodes` matches nodes. A pair has moved if it was
     removed from one edge and added to another that reads the same tensor, or a tensor that comes
-    from it through operators that commute with quantization.
+    from it through operators that commute with quantization. `tolerance` is as for `diff`.
     """
     places = match_nodes(old.index, new.index)
     return PairDiff(
@@ -96,22 +106,23 @@ def diff_pairs(old: QuantizedModel, new: QuantizedModel) -> PairDiff:
         new=new.source.name,
         old_pairs=len(old.edges),
         new_pairs=len(new.edges),
-        pairs=tuple(_find_changes(match_pairs(old, new, places))),
+        pairs=tuple(_find_changes(match_pairs(old, new, places), tolerance)),
         nodes_added=tuple(_unmatched_nodes(new.index, places.keys())),
         nodes_removed=tuple(_unmatched_nodes(old.index, set(places.values()))),
         weights=tuple(compare_weights(old.restored_index, new.restored_index, places)),
         metadata=tuple(_compare_metadata(old, new)),
+        tolerance=tolerance,
     )
 
 
-def _find_changes(matches: Iterator[PairMatch]) -> Iterator[PairChange]:
+def _find_changes(matches: Iterator[PairMatch], tolerance: float) -> Iterator[PairChange]:
     for match in matches:
-        kind = _classify(match)
+        kind = _classify(match, tolerance)
         if kind:
             yield _make_change(kind, match)
 
 
-def _classify(match: PairMatch) -> str:
+def _classify(match: PairMatch, tolerance: float) -> str:
     """Return the kind of a change, "" for an unchanged pair."""
     if match.old is None:
         return ADDED
@@ -121,7 +132,7 @@ def _classify(match: PairMatch) -> str:
         return MOVED
     if read_format(match.old) != read_format(match.new):
         return FORMAT
-    return "" if has_same_scales(match.old, match.new) else RESCALED
+    return "" if has_same_scales(match.old, match.new, tolerance) else RESCALED
 
 
 def _make_change(kind: str, match: PairMatch) -> PairChange:
@@ -156,8 +167,8 @@ def _unmatched_nodes(index: GraphIndex, matched: Container[NodePlace]) -> Iterat
 
 def _compare_metadata(old: QuantizedModel, new: QuantizedModel) -> Iterator[tuple[str, str, str]]:
     """Yield key, old and new value of the metadata that differs."""
-    old_metadata = _read_metadata(old)
-    new_metadata = _read_metadata(new)
+    old_metadata = read_metadata(old)
+    new_metadata = read_metadata(new)
     for key in sorted(old_metadata.keys() | new_metadata.keys()):
         old_value = old_metadata.get(key, "")
         new_value = new_metadata.get(key, "")
@@ -165,7 +176,7 @@ def _compare_metadata(old: QuantizedModel, new: QuantizedModel) -> Iterator[tupl
             yield key, old_value, new_value
 
 
-def _read_metadata(quantized: QuantizedModel) -> dict[str, str]:
+def read_metadata(quantized: QuantizedModel) -> dict[str, str]:
     """Return the metadata that qdq wrote into a model."""
     metadata: dict[str, str] = {}
     for entry in quantized.source.model.metadata_props:

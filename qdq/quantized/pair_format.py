@@ -47,14 +47,21 @@ def _read_axis(quantized_edge: QuantizedEdge) -> int | None:
     return _DEFAULT_AXIS if axis is None else axis
 
 
-def has_same_scales(old: QuantizedEdge, new: QuantizedEdge) -> bool:
-    """Whether two pairs have equal scales, or both have unknown ones."""
+def has_same_scales(old: QuantizedEdge, new: QuantizedEdge, tolerance: float = 0.0) -> bool:
+    """Whether two pairs have equal scales, or both have unknown ones.
+
+    Scales whose difference is at most `tolerance` times the older one count as equal.
+    """
     if old.scales is None or new.scales is None:
         return old.scales is new.scales
     old_scales = old.scales.reshape(-1)
     new_scales = new.scales.reshape(-1)
     can_be_nan = old_scales.dtype.kind == new_scales.dtype.kind == "f"
-    return np.array_equal(old_scales, new_scales, equal_nan=can_be_nan)
+    if not tolerance or old_scales.size != new_scales.size or not can_be_nan:
+        return np.array_equal(old_scales, new_scales, equal_nan=can_be_nan)
+    old_scales = old_scales.astype(np.float64)
+    new_scales = new_scales.astype(np.float64)
+    return np.allclose(new_scales, old_scales, rtol=tolerance, atol=0.0, equal_nan=True)
 
 
 def find_scale_ratio(old: QuantizedEdge, new: QuantizedEdge) -> float | None:

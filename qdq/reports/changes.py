@@ -84,11 +84,14 @@ def existing_sections(existing: Existing) -> list[Section]:
     return [section, *changes]
 
 
+def fix_diff_lines(existing: Existing) -> list[str]:
+    """Return the conversions of nodes that a fix needs, and its pairs as `diff_sections` has."""
+    return [*_conversion_lines(existing), *map(change_line, existing.changes.pairs)]
+
+
 def fixed_lines(existing: Existing) -> list[str]:
     """Return the changes of a model that was fixed, one sentence per change."""
-    lines = []
-    for node in existing.converted:
-        lines.append(f"{node.node}: {node.op} {node.conversion}")
+    lines = _conversion_lines(existing)
     lines += map(_coarser_line, existing.coarser)
     lines += map(_rescaled_line, existing.weights)
     coarser_tensors = {activation.tensor for activation in existing.coarser}
@@ -98,6 +101,10 @@ def fixed_lines(existing: Existing) -> list[str]:
         if change.kind != FORMAT or not is_described:
             lines.append(change_line(change))
     return lines
+
+
+def _conversion_lines(existing: Existing) -> list[str]:
+    return [f"{node.node}: {node.op} {node.conversion}" for node in existing.converted]
 
 
 def _describe_pair(old: str, new: str) -> str:
@@ -129,6 +136,8 @@ def _summary_line(diff: PairDiff) -> str:
             changes.append(f"{count} {adjective}")
     summary = ", ".join(changes) or "the same pairs"
     edges = f"{diff.old_pairs} quantized edges, then {diff.new_pairs}"
+    if diff.tolerance:
+        summary += f", scales within {100 * diff.tolerance:g} % counted as the same"
     return f"{diff.old} -> {diff.new}: {edges}: {summary}"
 
 

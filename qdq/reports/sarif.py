@@ -39,6 +39,10 @@ class CheckedModel(msgspec.Struct, frozen=True):
     failure: str = ""
     #: The changes that `--fix` made, one sentence per change.
     fixed: tuple[str, ...] = ()
+    #: The file that `--fix` wrote; absent where it changes models in place.
+    output: str | msgspec.UnsetType = msgspec.UNSET
+    #: The changes that `--fix` would make, one line per change; absent without `--diff`.
+    would_fix: tuple[str, ...] | msgspec.UnsetType = msgspec.UNSET
 
 
 def to_sarif(models: Iterable[CheckedModel], version: str) -> str:

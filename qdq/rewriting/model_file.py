@@ -16,6 +16,7 @@ from qdq.files.output import atomic_file, check_in_place, check_place, copy_atom
 from qdq.files.temporary import fill_file
 from qdq.graph.onnx_checker import find_complaint
 from qdq.graph.source import Source, canonical_bytes
+from qdq.stage_log import timed_stage
 
 
 def check_onnx(model: onnx.ModelProto, content: bytes, name: Path) -> None:
@@ -54,6 +55,7 @@ def save_in_place(model: onnx.ModelProto, source: Source, path: Path) -> None:
     _write(model, source, path, {})
 
 
+@timed_stage("writing")
 def _write(model: onnx.ModelProto, source: Source, path: Path, copies: Mapping[Path, Path]) -> None:
     """Write a model to `path`, and the files in `copies` to their destinations."""
     content = canonical_bytes(model)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -28,6 +29,7 @@ from qdq.runtime.unknown_operators import (
     find_unknown_operators,
     register_libraries,
 )
+from qdq.stage_log import LOGGER
 
 #: Called after each sample with the number of samples done.
 Progress = Callable[[int], None]
@@ -81,8 +83,9 @@ def _open_optimized_session(
     It loses the output of a convolution that it fuses with the addition of another one, where that
     output is a result too (1.31): "Failed to find node output".
     """
+    start = time.monotonic()
     try:
-        return TimedSession(name, content, options, providers=providers)
+        session = TimedSession(name, content, options, providers=providers)
     except Exception:
         if options.graph_optimization_level != ort.GraphOptimizationLevel.ORT_ENABLE_ALL:
             raise
@@ -90,6 +93,10 @@ def _open_optimized_session(
         with suppress(Exception):
             return TimedSession(name, content, options, providers=providers)
         raise
+    seconds = time.monotonic() - start
+    runtime = f"ONNX Runtime {ort.__version__}, {', '.join(providers)}"
+    LOGGER.info("session of %s, %d bytes: %.2f s (%s)", name, len(content), seconds, runtime)
+    return session
 
 
 def open_partial_session(

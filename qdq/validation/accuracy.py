@@ -31,6 +31,7 @@ from qdq.runtime.session import (
     sample_errors,
 )
 from qdq.runtime.unknown_operators import find_computed_outputs, find_unknown_operators
+from qdq.stage_log import timed_stage
 from qdq.validation.compared_tensors import (
     ComparedTensors,
     MissingOutputs,
@@ -57,6 +58,7 @@ class Accuracy(msgspec.Struct, frozen=True):
     overflows: tuple[FloatOverflow, ...] | msgspec.UnsetType = msgspec.UNSET
 
 
+@timed_stage("comparing outputs")
 def compare_outputs(
     float_index: GraphIndex,
     quantized_index: GraphIndex,

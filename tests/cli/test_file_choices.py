@@ -30,12 +30,16 @@ def test_both_commands_begin_with_the_choice_and_its_command_works(tmp_path: Pat
     _, quantized, _ = run("quantize", model, "-o", out, "--data", "noise", *target)
     _, validated, _ = run("validate", model, out, *target)
 
-    lines = quantized.splitlines()
+    result, choice = (section.splitlines() for section in quantized.split("\n\n")[:2])
+    assert result[0] == "Result"
+    assert result[2].startswith("  warning: for rtx:sm86 the INT8 engine is larger than")
+    lines = choice
     assert lines[0] == "INT8 or FP16"
     assert lines[1].startswith("  rtx:sm86: INT8 moves ")
     assert validated.splitlines()[:4] == lines[:4]
     command = f"qdq cast {model} -o {tmp_path / 'net.fp16.onnx'}"
     assert lines[3] == f"  for rtx:sm86 use: {command}"
+    assert f"next: {command}  # the smallest engine for rtx:sm86" in quantized.splitlines()
     assert run(*command.split()[1:])[0] == 0
 
 
@@ -85,9 +89,10 @@ def test_a_large_model_gets_a_command_unless_it_is_validated(
     _, validated, _ = run("quantize", model, "-o", out, *options, "--validate")
 
     command = f"qdq validate {model} {out} --target=rtx:sm86 --shapes=x=1x4x8x8"
-    assert output.splitlines()[1].endswith(f"to compare: {command}")
-    assert validated.splitlines()[1].startswith("  rtx:sm86: INT8 moves ")
-    assert run(*command.split()[1:])[1].splitlines()[:2] == validated.splitlines()[:2]
+    choice, validated_choice = (text.split("\n\n")[1] for text in (output, validated))
+    assert choice.splitlines()[1].endswith(f"to compare: {command}")
+    assert validated_choice.splitlines()[1].startswith("  rtx:sm86: INT8 moves ")
+    assert run(*command.split()[1:])[1].startswith(f"{validated_choice}\n")
 
 
 def test_without_the_compiler_quantize_says_nothing(
@@ -100,4 +105,5 @@ def test_without_the_compiler_quantize_says_nothing(
     code, output, _ = run("quantize", model, "-o", tmp_path / "q.onnx", *options)
 
     assert code == 0
-    assert output.startswith("Plan\n")
+    titles = [section.splitlines()[0] for section in output.split("\n\n")[:2]]
+    assert titles == ["Result", "Plan"]

@@ -64,6 +64,8 @@ WRITING = (
     f"{QUANTIZE} -o new.onnx --report",
     "plan m.onnx -o",
     "plan m.onnx --format json -o",
+    "plan m.onnx --report",
+    "check i.onnx --fix -o",
     "calibrate m.onnx p.yaml --data d -o",
     "calibrate m.onnx p.yaml --data d --shard 1/2 -o",
     "calibrate m.onnx p.yaml --data d -o new.json --save-ranges",
@@ -344,13 +346,18 @@ def test_every_file_that_a_command_opens_is_recorded_as_its_input(
         ["plan", "m.onnx", "--diff", "p.yaml"],
         ["explain", "m.onnx", "conv"],
         ["diff", "m.onnx", "i.onnx"],
+        ["inspect", "i.onnx"],
+        ["check", "i.onnx", "--diff"],
+        ["check", "i.onnx", "--fix", "--out-dir", "fixed"],
         ["check", "i.onnx", "--baseline", "b.json"],
         ["ranges", "merge", "all.ranges", "-o", "OUT"],
         ["rules", "list", "rules"],
         ["test", "rules", "--no-engines"],
     ]
     for position, command in enumerate(commands):
-        suffix = ".html" if "--report" in command else ".out"
+        suffix = ".out"
+        if "--report" in command:
+            suffix = ".json" if command[0] == "plan" else ".html"
         commands[position] = [word.replace("OUT", f"{position}{suffix}") for word in command]
 
     answer = subprocess.run(

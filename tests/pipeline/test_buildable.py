@@ -275,7 +275,7 @@ def test_one_layer_in_fp8_on_sm_86_goes_to_float_and_the_rest_stays_in_int8(tmp_
     assert "the model builds; the search took 4 builds" in text
     assert "12 of 13" in text
     rule = tmp_path / "q.leave-float.yaml"
-    assert text.endswith(f"wrote {out}, {rule}\n")
+    assert f"\nwrote {out}, {rule}\n" in text
     plan = qdq.plan(
         model, rules=load_rules(["tensorrt", str(fp8_rules), str(rule)]), targets=[SM86]
     )

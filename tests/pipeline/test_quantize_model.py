@@ -56,7 +56,7 @@ def test_the_fixture_networks_keep_their_accuracy(tmp_path: Path, name: str, met
     code, text, error = cli("quantize", model, "-o", out, "--data", CALIBRATION, "--method", method)
     assert (code, error) == (0, "")
     assert "no findings" in text
-    assert text.endswith(f"wrote {out}\n")
+    assert f"\nwrote {out}\n\nnext: qdq validate " in text
     assert top1(out) >= ACCURACY[model.name]["float_top1"] - 0.015
     onnx.checker.check_model(onnx.load(out), full_check=True)
     assert cli("check", out) == (0, f"{out}: no findings\n", "")

@@ -74,6 +74,46 @@ def test_another_scale_is_told_with_the_ratio() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("tolerance", "kinds"), [(0.0, ["rescaled"]), (0.74, ["rescaled"]), (0.75, []), (10.0, [])]
+)
+def test_scales_within_the_tolerance_are_the_same(tolerance: float, kinds: list[str]) -> None:
+    old, new = small(x="x_dq"), small(x="x_dq", pairs={"x": ("t", "z")})
+    changes = diff(old, new, tolerance=tolerance)
+    assert [change.kind for change in changes.pairs] == kinds
+    assert changes.tolerance == tolerance
+    assert bool(changes) == bool(kinds)
+
+
+def test_one_channel_beyond_the_tolerance_is_a_change() -> None:
+    old, new = small(weight=("ws", "wz")), small(weight=("wt", "wz"))
+    assert diff(old, new, tolerance=2.9).pairs
+    assert not diff(old, new, tolerance=3.0).pairs
+
+
+def test_a_tolerance_hides_no_added_pair() -> None:
+    assert diff(small(), small(x="x_dq"), tolerance=100.0).pairs
+
+
+@pytest.mark.parametrize("tolerance", [-0.1, float("nan"), float("inf")])
+def test_a_tolerance_is_a_number_from_0(tolerance: float) -> None:
+    with pytest.raises(qdq.QdqError, match="tolerance"):
+        diff(small(), small(), tolerance=tolerance)
+
+
+def test_the_command_exits_by_the_tolerance_and_states_it(tmp_path: Path) -> None:
+    old, new = tmp_path / "old.onnx", tmp_path / "new.onnx"
+    onnx.save(small(x="x_dq"), old)
+    onnx.save(small(x="x_dq", pairs={"x": ("t", "z")}), new)
+    assert cli("diff", old, new)[0] == 1
+    code, out, _ = cli("diff", old, new, "--tolerance", "0.75")
+    assert code == 0
+    assert "the same pairs, scales within 75 % counted as the same" in out
+    answer = json.loads(cli("diff", old, new, "--tolerance", "0.5", "--format", "json")[1])
+    assert (answer["tolerance"], len(answer["pairs"])) == (0.5, 1)
+    assert "--tolerance" in refused(tmp_path, "diff", old, new, "--tolerance", "-1")
+
+
 def test_of_channels_the_ratio_farthest_from_one_is_told() -> None:
     change = only(small(weight=("ws", "wz")), small(weight=("wt", "wz")))
     assert (change.kind, str(change.edge), change.ratio) == ("rescaled", "w -> first[1]", 4.0)
@@ -440,6 +480,7 @@ def test_its_json_has_its_keys(tmp_path: Path) -> None:
         "nodes_removed",
         "weights",
         "metadata",
+        "tolerance",
     }
     assert set(content["pairs"][0]) == {
         "kind",
