@@ -15,6 +15,7 @@ import itertools
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -64,8 +65,6 @@ class Format(msgspec.Struct, frozen=True):
     target: str
     store: str = "float"
     float_type: str = "fp32"
-    #: How the ranges of weights are chosen; None for the default.
-    weights: str | None = None
 
     @property
     def needs_data(self) -> bool:
@@ -75,16 +74,12 @@ class Format(msgspec.Struct, frozen=True):
 
 FORMATS = (
     Format("FP8", "tensorrt-fp8", "rtx:sm89", "quantized"),
-    Format("INT4, blocks of 128", "tensorrt-int4", "rtx:sm86", "quantized", weights="max"),
-    Format("INT4, blocks of 64", "tensorrt-int4-block-64", "rtx:sm86", "quantized", weights="max"),
-    Format("INT4, blocks of 128, GPTQ", "tensorrt-int4", "rtx:sm86", "gptq", weights="max"),
-    Format("INT4, blocks of 64, GPTQ", "tensorrt-int4-block-64", "rtx:sm86", "gptq", weights="max"),
-    Format(
-        "INT4, blocks of 128, FP16 around", "tensorrt-int4", "rtx:sm86", "quantized", "fp16", "max"
-    ),
-    Format(
-        "INT4, blocks of 128, GPTQ, FP16 around", "tensorrt-int4", "rtx:sm86", "gptq", "fp16", "max"
-    ),
+    Format("INT4, blocks of 128", "tensorrt-int4", "rtx:sm86", "quantized"),
+    Format("INT4, blocks of 64", "tensorrt-int4-block-64", "rtx:sm86", "quantized"),
+    Format("INT4, blocks of 128, GPTQ", "tensorrt-int4", "rtx:sm86", "gptq"),
+    Format("INT4, blocks of 64, GPTQ", "tensorrt-int4-block-64", "rtx:sm86", "gptq"),
+    Format("INT4, blocks of 128, FP16 around", "tensorrt-int4", "rtx:sm86", "quantized", "fp16"),
+    Format("INT4, blocks of 128, GPTQ, FP16 around", "tensorrt-int4", "rtx:sm86", "gptq", "fp16"),
     Format("FP8, FP16 around", "tensorrt-fp8", "rtx:sm89", "quantized", "fp16"),
     Format("INT8", "tensorrt", "rtx:sm86", "quantized"),
     Format("INT8, FP16 around", "tensorrt", "rtx:sm86", "quantized", "fp16"),
@@ -232,7 +227,6 @@ def measure_format(
         rules=chosen.rules,
         targets=[target],
         store_weights=chosen.store,
-        weights=chosen.weights,
         recovery=qdq.Recovery(guard=False),
         float_type=chosen.float_type,
     )
@@ -277,6 +271,7 @@ def main() -> None:
     parser.add_argument("--shared", type=Path, required=True)
     parser.add_argument("--language", type=Path, required=True)
     parser.add_argument("--only", nargs="*", help="names of models")
+    parser.add_argument("--formats", default="*", help="a glob of labels, such as 'INT4*'")
     arguments = parser.parse_args()
     print(markdown_head(HEADERS))
     with tempfile.TemporaryDirectory() as temporary:
@@ -292,6 +287,8 @@ def main() -> None:
             subject = make_subject()
             float_score = subject.measure(open_model(subject.path))
             for chosen in FORMATS:
+                if not fnmatchcase(chosen.label, arguments.formats):
+                    continue
                 row = measure_format(subject, chosen, float_score, folder)
                 print(markdown_row(row), flush=True)
 

@@ -77,8 +77,8 @@ COMMANDS = (
     Command(
         "quantize",
         "quantize IN/m.onnx --data IN/d.npz -o OUT/q.onnx --report OUT/q.json"
-        " --save-ranges OUT/q.ranges --checkpoint-every 0",
-        ("q.onnx", "w.bin", "q.json", "q.ranges"),
+        " --report OUT/q.html --save-ranges OUT/q.ranges --checkpoint-every 0",
+        ("q.onnx", "w.bin", "q.json", "q.html", "q.ranges"),
     ),
     Command(
         "quantize --out-dir",
@@ -136,6 +136,13 @@ COMMANDS = (
         "validate IN/m.onnx IN/q.onnx --data IN/d.npz --report OUT/v.json",
         ("v.json",),
     ),
+    Command(
+        "check --report",
+        "check IN/q.onnx --report OUT/c.html --report OUT/c.md",
+        ("c.html", "c.md"),
+        source="q.onnx",
+    ),
+    Command("diff --report", "diff IN/m.onnx IN/q.onnx --report OUT/d.html", ("d.html",)),
     Command("probe", "probe --target rtx:sm86 --operators Add -o OUT/t.yaml", ("t.yaml",), ""),
     Command(
         "rules docs",

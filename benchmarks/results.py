@@ -19,9 +19,11 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
+import onnxruntime as ort
 from harness import markdown_head, markdown_row
 
 import qdq
+from qdq.runtime.session import exact_options
 
 SAMPLES = 32
 METHODS = ("auto", "mse", "percentile", "entropy", "max")
@@ -93,9 +95,9 @@ class Subject:
             return list(self.task.feeds(self.session, SAMPLES * DRAWS)[draw::DRAWS])
         return list(self.task.feeds(self.session, SAMPLES, 1 + 100 * draw, str(self.path)))
 
-    def score(self, model: Path) -> dict[str, float]:
-        """Return the task's figures for a model file."""
-        session = self.tasklib.session(str(model))
+    def score(self, model: Path, *, exact: bool = False) -> dict[str, float]:
+        """Return the task's figures for a model file, computed as it is written where `exact`."""
+        session = open_exact(model) if exact else self.tasklib.session(str(model))
         if self.name == PAGES:
             return text_masks(self.session, session, [page(self.ocr, i) for i in range(24)])
         if self.name in TASKS:
@@ -103,6 +105,13 @@ class Subject:
             return {SCORES[self.task.__name__]: result[SCORES[self.task.__name__]]}
         result = self.task.compare(self.session, session, str(self.path))
         return {"top-1 agreement": result["top1_agree"], "dB": result["snr_db"]}
+
+
+def open_exact(model: Path) -> ort.InferenceSession:
+    """Return a session of one thread, as the tasks', that computes every Q and DQ."""
+    options = exact_options()
+    options.intra_op_num_threads = 1
+    return ort.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
 
 
 def page(ocr: ModuleType, seed: int) -> Any:

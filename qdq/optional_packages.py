@@ -35,6 +35,7 @@ _PACKAGES: Mapping[str, _Package] = {
     "PIL": _Package("Pillow", "reads pictures", "run"),
     "tensorrt_rtx": _Package("TensorRT-RTX", "compiles engines without a GPU", "rtx"),
     "tensorrt": _Package("TensorRT", "builds engines on a GPU", "tensorrt"),
+    "jinja2": _Package("Jinja2", "writes HTML reports", "report"),
     "distributed": _Package("Dask", "runs --workers and --scheduler", "dask"),
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import click
@@ -10,10 +11,10 @@ import msgspec
 from qdq.checking.baseline import BaselineEntry, encode_baseline, is_baseline, make_entries
 from qdq.checking.catalogue import PROBLEMS
 from qdq.checking.selection import Selection, parse_codes
-from qdq.cli.check_printers import PRINTERS, print_codes
+from qdq.cli.check_printers import PRINTERS, CheckAnswer, print_codes
 from qdq.cli.check_session import CheckSession, CheckSettings
-from qdq.cli.messages import print_line
-from qdq.cli.options import FILE, OUTPUT_FILE, PATH, collect_options, jobs_option
+from qdq.cli.messages import print_line, print_written
+from qdq.cli.options import FILE, OUTPUT_FILE, PATH, collect_options, force_option, jobs_option
 from qdq.cli.plan_options import (
     make_rules_option,
     parse_targets,
@@ -21,8 +22,12 @@ from qdq.cli.plan_options import (
     target_option,
 )
 from qdq.cli.project_file import Project
+from qdq.cli.report_options import check_reports, report_option, write_reports
+from qdq.cli.viewer import open_model, open_option, require_viewer
 from qdq.errors import UsageError
-from qdq.files.output import check_output, write_atomic
+from qdq.files.output import check_output, write_atomic, written_together
+from qdq.graph.loader import note_model_files
+from qdq.reports.sarif import CheckedModel
 from qdq.rules.shipped import DEFAULT_SET, FP8_SET
 
 
@@ -38,9 +43,34 @@ class CheckOptions(msgspec.Struct, frozen=True):
     write_baseline: Path | None
     fix: bool
     engine: bool
+    report: tuple[Path, ...]
+    force: bool
+    is_opened: bool
     layout: str
     codes: bool
     jobs: int
+
+    def check_outputs(self) -> None:
+        """Raise UsageError, before any work, for options that exclude each other, and outputs."""
+        if not self.models:
+            raise click.UsageError("Missing argument 'MODELS...'.")
+        if self.fix and self.write_baseline:
+            raise UsageError(
+                "--fix changes models and --write-baseline accepts them as they are. "
+                "Pass one of them."
+            )
+        if self.report and self.write_baseline:
+            raise UsageError(
+                "--report reports findings and --write-baseline accepts them. Pass one of them."
+            )
+        check_reports(self.report, self.force)
+        if self.report:
+            for model in self.models:
+                note_model_files(model)
+        if self.is_opened:
+            if len(self.models) != 1:
+                raise UsageError("--open shows one model. Pass one.")
+            require_viewer()
 
     def parse_settings(self, project: Project | None) -> CheckSettings:
         """Return how models are checked; raises UsageError for invalid options."""
@@ -110,6 +140,9 @@ class CheckOptions(msgspec.Struct, frozen=True):
     show_default=True,
     help="Output for people (text), programs (json), code scanning (sarif) or GitHub.",
 )
+@report_option
+@force_option
+@open_option
 @jobs_option
 @click.option("--codes", is_flag=True, help="List the codes with their meanings, and exit.")
 @click.pass_context
@@ -125,23 +158,54 @@ def command(ctx: click.Context, options: CheckOptions) -> None:
     Example:
       qdq check resnet50.int8.onnx
       qdq check models/*.onnx --ignore note --format sarif > findings.sarif
+      qdq check resnet50.int8.onnx --report check.html --report check.md
       qdq check --fix resnet50.ort.onnx
       qdq check --jobs 8 zoo/*.onnx
     """
     if options.codes:
         print_codes(options.layout)
         return
-    if not options.models:
-        raise click.UsageError("Missing argument 'MODELS...'.")
-    if options.fix and options.write_baseline:
-        raise UsageError(
-            "--fix changes models and --write-baseline accepts them as they are. Pass one of them."
-        )
-    session = CheckSession(options.parse_settings(ctx.obj), options.jobs)
+    options.check_outputs()
+    session = _ReportedSession(options.parse_settings(ctx.obj), options.jobs)
     if options.write_baseline:
         ctx.exit(_write_baseline(options.write_baseline, options.models, session))
     PRINTERS[options.layout](session, options.models)
+    _finish(options, session)
     ctx.exit(session.exit_code)
+
+
+class _ReportedSession(CheckSession):
+    """A session that keeps its results for reports."""
+
+    #: The models checked so far.
+    results: tuple[CheckedModel, ...] = ()
+
+    def check_models(self, models: Sequence[Path]) -> Iterator[CheckedModel]:
+        """Yield the findings in each model, as the session without reports does."""
+        for checked in super().check_models(models):
+            self.results = (*self.results, checked)
+            yield checked
+
+
+def _finish(options: CheckOptions, session: _ReportedSession) -> None:
+    """Write the reports and open the model, where the options request that."""
+    if options.report:
+        _write_reports(options, session)
+    if options.is_opened:
+        open_model(options.models[0])
+
+
+def _write_reports(options: CheckOptions, session: _ReportedSession) -> None:
+    from qdq.reports.command_pages import check_page, check_sections
+    from qdq.reports.report_files import ReportContent
+
+    results = session.results
+    answer = CheckAnswer(results, session.stale_entries)
+    content = ReportContent(answer, lambda: check_sections(results), lambda: check_page(results))
+    with written_together():
+        write_reports(options.report, content)
+    if options.layout == "text":
+        print_written(options.report)
 
 
 def _write_baseline(path: Path, models: tuple[Path, ...], session: CheckSession) -> int:

@@ -93,6 +93,8 @@ class FleetCommand(click.Command):
             return super().invoke(self._choose_one(ctx, models))
         if ctx.params["output"] is not None:
             raise UsageError("-o and --out-dir exclude each other. Pass one of them.")
+        if ctx.params["is_opened"]:
+            raise UsageError("--open shows one model. Pass one, with -o.")
         jobs = _list_jobs(self, ctx, models, out_dir)
         ctx.exit(_run_fleet(jobs, ctx.params["jobs"], ctx.params["layout"]))
 

@@ -132,11 +132,6 @@ format_option = click.option(
     help="Output for people (text) or for programs (json).",
 )
 
-#: Adds ``--report``.
-report_option = click.option(
-    "--report", type=OUTPUT_FILE, metavar="FILE", help="Also write a report: .json, .md or .txt."
-)
-
 #: Adds ``--ort-library``, which the command receives as `ort_library`.
 ort_library_option = click.option(
     "--ort-library",

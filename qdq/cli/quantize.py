@@ -15,13 +15,7 @@ from qdq.cli.float_options import float_options
 from qdq.cli.messages import name_files_in_errors, print_record, print_written
 from qdq.cli.model_options import existing_option, store_weights_option
 from qdq.cli.observing_options import observing_options
-from qdq.cli.options import (
-    FILE,
-    collect_options,
-    fleet_output_options,
-    format_option,
-    report_option,
-)
+from qdq.cli.options import FILE, collect_options, fleet_output_options, format_option
 from qdq.cli.partial_options import BUDGET_THRESHOLDS, PartialArguments, partial_options
 from qdq.cli.plan_options import PlanOptions, parse_profiles, plan_options, read_rule_sets
 from qdq.cli.progress import progress, resumable
@@ -33,31 +27,36 @@ from qdq.cli.ranges_options import (
     read_known_ranges,
     save_ranges_option,
 )
+from qdq.cli.report_options import check_reports, report_option, write_reports
+from qdq.cli.rule_files import write_rule_files
 from qdq.cli.threshold_options import (
     metric_option,
     read_metric,
     refuse_unused_thresholds,
     threshold_options,
 )
+from qdq.cli.viewer import open_model, open_option, require_viewer
 from qdq.data.feeds import open_feeds
 from qdq.errors import ModelError, UsageError
-from qdq.files.output import check_output, write_atomic, written_together
+from qdq.files.output import check_output, written_together
 from qdq.graph.index import GraphIndex
 from qdq.graph.loader import load
 from qdq.graph.shape_profiles import Shape, optimal_shapes, require_shapes
 from qdq.graph.source import Source
 from qdq.metrics.metric import Metric
 from qdq.observers.collection import Observing
-from qdq.pipeline.buildable import RULE_FILE_SUFFIX, leave_float_yaml
+from qdq.pipeline.buildable import RULE_FILE_SUFFIX
 from qdq.pipeline.float_options import FloatOptions
-from qdq.pipeline.partial_rule_file import SENSITIVE_FILE_SUFFIX, sensitive_yaml
+from qdq.pipeline.partial_rule_file import SENSITIVE_FILE_SUFFIX
 from qdq.pipeline.quantize_model import Quantized, quantize
 from qdq.pipeline.quantize_request import BuildOptions
 from qdq.planning.planner import find_quantized_nodes
 from qdq.quantizer import FORMATS
 from qdq.ranges.known_ranges import KnownRanges
 from qdq.ranges.range_file import write_ranges
-from qdq.reports.report import Report, check_report_path, render, report_sections
+from qdq.reports.command_pages import quantize_page
+from qdq.reports.report import Report, full_sections, report_sections
+from qdq.reports.report_files import ReportContent
 from qdq.reports.sections import Section
 from qdq.rewriting.model_file import plan_external_copies, save
 from qdq.rules.rule import RuleSet
@@ -81,7 +80,7 @@ class QuantizeOptions(msgspec.Struct, frozen=True):
     observing: Observing
     save_ranges: Path | None
     existing: str
-    report: Path | None
+    report: tuple[Path, ...]
     validate: bool
     until_it_builds: bool
     metric: str | None
@@ -89,6 +88,7 @@ class QuantizeOptions(msgspec.Struct, frozen=True):
     partial: PartialArguments
     store_weights: str
     floats: FloatOptions
+    is_opened: bool
     layout: str
 
     @property
@@ -114,11 +114,11 @@ class QuantizeOptions(msgspec.Struct, frozen=True):
             check_output(self.rule_file, self.force, "the rule file of --until-it-builds")
         if self.partial.has_budget:
             check_output(self.sensitive_file, self.force, "the rule file of the budget")
-        if self.report:
-            check_report_path(self.report)
-            check_output(self.report, self.force)
+        check_reports(self.report, self.force)
         if self.save_ranges:
             check_output(self.save_ranges, self.force)
+        if self.is_opened:
+            require_viewer()
 
 
 class _Inputs(msgspec.Struct, frozen=True):
@@ -163,6 +163,7 @@ class _Inputs(msgspec.Struct, frozen=True):
 @partial_options
 @store_weights_option
 @float_options
+@open_option
 @format_option
 @click.pass_context
 @collect_options(QuantizeOptions)
@@ -208,7 +209,10 @@ def _print_report(
     sections = list(hints) + report_sections(report, is_target_default=not options.plan.targets)
     print_record(options.layout, report, sections)
     if options.layout == "text":
-        print_written([*written, options.save_ranges] if options.save_ranges else written)
+        ranges_file = filter(None, (options.save_ranges,))
+        print_written([*written, *options.report, *ranges_file])
+    if options.is_opened:
+        open_model(options.output)
 
 
 def _read_inputs(ctx: click.Context, options: QuantizeOptions) -> _Inputs:
@@ -361,31 +365,20 @@ def _write_outputs(
     Returns the paths of the model and the rule files.
     """
     save(result.model, result.source, options.output, options.force)
-    if options.report:
-        is_default = not options.plan.targets
-        text = render(report, options.report.suffix, is_target_default=is_default)
-        write_atomic(options.report, text.encode())
+    write_reports(options.report, _make_content(options, inputs, result, report))
     if options.save_ranges and result.ranges:
         write_ranges(options.save_ranges, result.ranges)
-    return [options.output, *_write_rule_files(options, result, inputs)]
+    budget_file = options.sensitive_file if inputs.budget else None
+    rule_files = write_rule_files(result, inputs.rules, options.rule_file, budget_file)
+    return [options.output, *rule_files]
 
 
-def _write_rule_files(options: QuantizeOptions, result: Quantized, inputs: _Inputs) -> list[Path]:
-    """Write the layers that a search left in float as rule files, and return the files.
-
-    Nothing is written or returned where a search left none.
-    """
-    written: list[Path] = []
-    search = result.build_search
-    if search and search.groups:
-        path = options.rule_file
-        content = leave_float_yaml(path.stem, result.source.name, search, inputs.rules)
-        write_atomic(path, content.encode())
-        written.append(path)
-    partial = result.partial
-    if inputs.budget and isinstance(partial, PartialResult) and partial.sensitive:
-        path = options.sensitive_file
-        content = sensitive_yaml(path.stem, result.source.name, partial, inputs.rules)
-        write_atomic(path, content.encode())
-        written.append(path)
-    return written
+def _make_content(
+    options: QuantizeOptions, inputs: _Inputs, result: Quantized, report: Report
+) -> ReportContent:
+    is_default = not options.plan.targets
+    return ReportContent(
+        report,
+        lambda: full_sections(report, is_target_default=is_default),
+        lambda: quantize_page(report, result, inputs.rules, options.output.name, is_default),
+    )

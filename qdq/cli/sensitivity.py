@@ -18,7 +18,6 @@ from qdq.cli.options import (
     format_option,
     is_on_command_line,
     ort_library_option,
-    report_option,
 )
 from qdq.cli.plan_options import PlanOptions, plan_options, read_rule_sets
 from qdq.cli.progress import progress
@@ -28,6 +27,7 @@ from qdq.cli.ranges_options import (
     method_options,
     ranges_option,
 )
+from qdq.cli.report_options import check_reports, report_option, write_reports
 from qdq.errors import UsageError
 from qdq.files.output import check_output, write_atomic, written_together
 from qdq.graph.float_types import SHORT_TYPES
@@ -37,11 +37,14 @@ from qdq.observers.collection import Observing
 from qdq.pipeline.float_sensitivity import measure_float_sensitivity
 from qdq.pipeline.sensitivity_analysis import DEFAULT_MEASURED, Sensitivity, measure_sensitivity
 from qdq.ranges.known_ranges import KnownRanges
-from qdq.reports.report import check_report_path
+from qdq.reports.command_pages import sensitivity_page
+from qdq.reports.model_graphs import graph_model, graph_plan
+from qdq.reports.node_facts import collect_sensitivity_facts
+from qdq.reports.page_graph import PageGraph
+from qdq.reports.report_files import ReportContent, check_report_path
 from qdq.reports.sensitivity_sections import (
     check_chart_path,
     float_sensitivity_sections,
-    render_sensitivity,
     sensitivity_chart,
     sensitivity_sections,
 )
@@ -91,14 +94,14 @@ class SensitivityOptions(msgspec.Struct, frozen=True):
     plot: Path | None
     short_type: str | None
     ort_library: tuple[Path, ...]
-    report: Path | None
+    report: tuple[Path, ...]
     force: bool
     layout: str
 
     @property
     def outputs(self) -> list[Path]:
         """The files that the command writes."""
-        return [path for path in (self.plot, self.report) if path is not None]
+        return [*filter(None, (self.plot,)), *self.report]
 
     def check(self, ctx: click.Context) -> None:
         """Raise UsageError for options without effect, and for outputs that cannot be written."""
@@ -106,15 +109,16 @@ class SensitivityOptions(msgspec.Struct, frozen=True):
             raise UsageError("sensitivity is measured on samples. Pass --data or --images.")
         if self.plot:
             check_chart_path(self.plot)
-        if self.report:
-            check_report_path(self.report)
+        for path in self.report:
+            check_report_path(path)
         if self.short_type and (self.quantized or self.metric or self.outputs):
             raise UsageError(
                 "--float ranks the nodes of FLOAT by noise alone. Drop QUANTIZED, --metric, --plot "
                 "and --report."
             )
-        for path in self.outputs:
-            check_output(path, self.force)
+        if self.plot:
+            check_output(self.plot, self.force)
+        check_reports(self.report, self.force)
         if self.quantized is None:
             return
         for name, option in _PLAN_OPTIONS.items():
@@ -248,6 +252,21 @@ def _write_outputs(options: SensitivityOptions, sensitivity: Sensitivity) -> Non
         if options.plot:
             chart = sensitivity_chart(sensitivity, options.top)
             write_atomic(options.plot, chart.encode())
-        if options.report:
-            text = render_sensitivity(sensitivity, options.report.suffix, options.top)
-            write_atomic(options.report, text.encode())
+        write_reports(options.report, _make_content(options, sensitivity))
+
+
+def _make_content(options: SensitivityOptions, sensitivity: Sensitivity) -> ReportContent:
+    return ReportContent(
+        sensitivity,
+        lambda: sensitivity_sections(sensitivity, options.top),
+        lambda: sensitivity_page(sensitivity, _make_graph(options, sensitivity), options.top),
+    )
+
+
+def _make_graph(options: SensitivityOptions, sensitivity: Sensitivity) -> PageGraph | None:
+    """Return the network of the pairs that were measured: of QUANTIZED, else of the plan."""
+    facts = collect_sensitivity_facts(sensitivity)
+    if options.quantized is not None:
+        return graph_model(options.quantized, facts)
+    request = options.plan.parse(read_rule_sets(options.plan.rule_sets))
+    return graph_plan(load(options.model), request, facts)

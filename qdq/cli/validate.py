@@ -9,19 +9,20 @@ import msgspec
 
 from qdq.cli.data_options import DataOptions, labelled_data_options
 from qdq.cli.file_choices import cast_command, fix_input_shapes
-from qdq.cli.messages import print_record
+from qdq.cli.messages import print_record, print_written
 from qdq.cli.options import (
     FILE,
     collect_options,
     format_option,
     ort_library_option,
-    report_option,
 )
 from qdq.cli.plan_options import parse_profiles, parse_targets, shapes_option, target_option
 from qdq.cli.progress import progress
+from qdq.cli.report_options import check_reports, report_option, write_reports
 from qdq.cli.threshold_options import metric_option, read_metric, threshold_options
+from qdq.cli.viewer import open_model, open_option, require_viewer
 from qdq.errors import UsageError
-from qdq.files.output import check_output, write_atomic
+from qdq.files.output import written_together
 from qdq.graph.loader import load
 from qdq.graph.shape_profiles import optimal_shapes
 from qdq.metrics.metric import Metric
@@ -33,7 +34,9 @@ from qdq.pipeline.file_choice import (
     choose_files,
 )
 from qdq.quantized.model import QuantizedModel
-from qdq.reports.report import Report, check_report_path, render, report_sections
+from qdq.reports.command_pages import validation_page
+from qdq.reports.report import Report, full_sections, report_sections
+from qdq.reports.report_files import ReportContent
 from qdq.validation.validator import Thresholds, Validation, misses, validate
 
 
@@ -50,9 +53,10 @@ class ValidateOptions(msgspec.Struct, frozen=True):
     ort_library: tuple[Path, ...]
     metric: str | None
     thresholds: Thresholds
-    report: Path | None
+    report: tuple[Path, ...]
     force: bool
     layout: str
+    is_opened: bool
 
     def check(self) -> None:
         """Raise UsageError where nothing is validated, or the report could not be written."""
@@ -61,9 +65,9 @@ class ValidateOptions(msgspec.Struct, frozen=True):
                 "nothing to validate. Pass --data or --images for accuracy, --target for engines, "
                 "or --layers for an existing engine."
             )
-        if self.report:
-            check_report_path(self.report)
-            check_output(self.report, self.force)
+        check_reports(self.report, self.force)
+        if self.is_opened:
+            require_viewer()
 
 
 @click.command("validate")
@@ -90,7 +94,8 @@ class ValidateOptions(msgspec.Struct, frozen=True):
 @metric_option
 @threshold_options
 @report_option
-@click.option("--force", is_flag=True, help="Replace the report if it exists.")
+@click.option("--force", is_flag=True, help="Replace reports that exist.")
+@open_option
 @format_option
 @click.pass_context
 @collect_options(ValidateOptions)
@@ -122,10 +127,21 @@ def command(ctx: click.Context, options: ValidateOptions) -> None:
         misses=misses(validation, options.thresholds),
         file_choices=_choose_files(options, validation) or msgspec.UNSET,
     )
-    if options.report:
-        write_atomic(options.report, render(report, options.report.suffix).encode())
+    _write_reports(options, report)
     print_record(options.layout, report, report_sections(report))
+    if options.report and options.layout == "text":
+        print_written(options.report)
+    if options.is_opened:
+        open_model(options.quantized)
     ctx.exit(1 if report.misses else 0)
+
+
+def _write_reports(options: ValidateOptions, report: Report) -> None:
+    content = ReportContent(
+        report, lambda: full_sections(report), lambda: validation_page(report, options.quantized)
+    )
+    with written_together():
+        write_reports(options.report, content)
 
 
 def _validate(options: ValidateOptions, metric: Metric | None) -> Validation:

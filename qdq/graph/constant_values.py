@@ -7,7 +7,7 @@ from collections import Counter
 from typing import Protocol
 
 import numpy as np
-from onnx import GraphProto, NodeProto
+from onnx import GraphProto, NodeProto, TensorProto
 
 from qdq.arrays import Array
 from qdq.errors import ModelError, first_line
@@ -24,6 +24,9 @@ from qdq.graph.source import Source
 
 #: Values up to this many bytes on the way to a constant stay in memory.
 _LARGEST_KEPT_BYTES = 1 << 16
+
+#: Tensors of more values, in other files, are read again where they are needed.
+_MOST_KEPT_VALUES = 1 << 18
 
 
 class ConstantScope(Protocol):
@@ -64,9 +67,24 @@ class ConstantValues:
 
         Raises ModelError where its data cannot be read or computed.
         """
-        if tensor not in self._values:
-            self._values[tensor] = self._evaluate(scope, tensor)
-        return self._values[tensor]
+        if tensor in self._values:
+            return self._values[tensor]
+        value = self._evaluate(scope, tensor)
+        if not self._is_large_file_part(tensor):
+            self._values[tensor] = value
+        return value
+
+    def _is_large_file_part(self, tensor: str) -> bool:
+        """Whether a tensor is a large part of another file, which is read again when needed.
+
+        Those of a model of gigabytes would all be in memory. Stored in the model, they are there
+        already.
+        """
+        stored = self._initializers.get(tensor)
+        if stored is None or stored.data_location != TensorProto.EXTERNAL:
+            return False
+        count: int = math.prod(stored.dims)
+        return count > _MOST_KEPT_VALUES
 
     def _evaluate(self, scope: ConstantScope, tensor: str) -> Array:
         try:

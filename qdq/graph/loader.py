@@ -80,6 +80,19 @@ def _load_path(path: Path) -> Source:
     return Source(path, normalized, digest.hexdigest(), notes, stamp, given_opset)
 
 
+def note_model_files(path: Path) -> None:
+    """Record the files of a model as inputs of the command, before it is loaded.
+
+    A file that is no model has none. Raises UsageError where the command writes one of them.
+    """
+    try:
+        model = parse_model(read_file(path), path)
+    except ModelError:
+        return
+    for location in external_locations(model):
+        note_input(path.parent / location)
+
+
 def read_file(path: Path) -> bytes:
     """Return the file's bytes.
 

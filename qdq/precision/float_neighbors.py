@@ -52,13 +52,17 @@ class FloatNeighbors:
         """
         operators = (*_NEUTRAL, *_ELEMENTWISE)
         nodes = [node for node in self._nodes if node.op in operators and node.label not in kept]
-        inner = {node.label for node in nodes}
+        around = {*kept, *(node.label for node in nodes)}
         pending = True
         while pending:
-            computed = self._list_computed(kept, inner)
-            outer = {n.label for n in nodes if not self._is_between(n, inner | kept, computed)}
-            pending = not inner.isdisjoint(outer)
-            inner -= outer
+            count = len(around)
+            computed = self._list_computed(kept, around - kept)
+            # both ways, so that a chain of any length is left in one turn
+            for node in (*nodes, *reversed(nodes)):
+                if node.label in around and not self._is_between(node, around, computed):
+                    around.remove(node.label)
+            pending = len(around) < count
+        inner = around - kept
         return tuple(node for node in nodes if node.label in inner)
 
     def _list_computed(self, kept: Set[str], inner: Set[str]) -> set[str]:
@@ -80,7 +84,8 @@ class FloatNeighbors:
         for node in reversed(self._nodes):
             if node.label in cuts and self._are_readers_in(node, around, False):
                 around.add(node.label)
-        candidates = tuple(cuts[label] for label in cuts if label in around - kept)
+        around -= kept
+        candidates = tuple(cuts[label] for label in cuts if label in around)
         roots = self._find_roots(candidates)
         saved: Counter[str] = Counter()
         for node in candidates:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import msgspec
 
 from qdq.calibration.scales import Scales
 from qdq.checking.finding import Finding
-from qdq.errors import UsageError
 from qdq.pipeline.bisection import BisectionResult
 from qdq.pipeline.file_choice import FileChoice
 from qdq.pipeline.recovery_job import RecoveryStep
@@ -19,11 +17,10 @@ from qdq.precision.cast_model import CastReport
 from qdq.reports.cast_sections import cast_sections
 from qdq.reports.changes import existing_sections
 from qdq.reports.file_choice_sections import file_choice_sections
-from qdq.reports.json_output import to_json
 from qdq.reports.partial_sections import partial_sections, recovery_sections
 from qdq.reports.plan_sections import build_search_section, plan_summary
 from qdq.reports.scales_sections import scales_summary
-from qdq.reports.sections import Section, sections_text
+from qdq.reports.sections import Section
 from qdq.reports.validation_sections import (
     accuracy_section,
     layers_section,
@@ -32,9 +29,6 @@ from qdq.reports.validation_sections import (
 from qdq.sensitivity.partial_result import PartialResult
 from qdq.validation.accuracy import Accuracy
 from qdq.validation.validator import Validation
-
-#: The suffixes of reports, which choose the format.
-REPORT_SUFFIXES = (".json", ".md", ".txt")
 
 
 class Report(msgspec.Struct, frozen=True):
@@ -66,29 +60,17 @@ class Report(msgspec.Struct, frozen=True):
     file_choices: tuple[FileChoice, ...] | msgspec.UnsetType = msgspec.UNSET
 
 
-def check_report_path(path: Path) -> None:
-    """Raise UsageError unless the path's suffix names a format of reports."""
-    if path.suffix not in REPORT_SUFFIXES:
-        suffixes = ", ".join(REPORT_SUFFIXES)
-        raise UsageError(
-            f"{path}: the suffix chooses the format, and {path.suffix!r} names none. "
-            f"Pass a file that ends in {suffixes}."
-        )
-
-
-def render(report: Report, suffix: str, *, is_target_default: bool = False) -> str:
-    """Return a report as ``.json``, ``.md`` or ``.txt``.
+def full_sections(report: Report, *, is_target_default: bool = False) -> list[Section]:
+    """Return a report's sections, and the layers of its engines.
 
     `is_target_default` states that the user passed no target.
     """
-    if suffix == ".json":
-        return to_json(report)
     sections = report_sections(report, is_target_default=is_target_default)
     if report.validation:
         for engine in report.validation.engines:
             if engine.layers:
                 sections.append(layers_section(engine))
-    return sections_text(sections, markdown=suffix == ".md")
+    return sections
 
 
 def report_sections(report: Report, *, is_target_default: bool = False) -> list[Section]:

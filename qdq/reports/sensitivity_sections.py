@@ -13,9 +13,8 @@ from qdq.graph.float_types import FLOAT_TYPES
 from qdq.pipeline.float_sensitivity import FloatSensitivity
 from qdq.pipeline.sensitivity_analysis import Sensitivity
 from qdq.reports.bar_chart import Bar, BarChart, bar_chart_svg
-from qdq.reports.json_output import to_json
 from qdq.reports.partial_sections import format_decibels
-from qdq.reports.sections import Section, count_noun, sections_text
+from qdq.reports.sections import Section, count_noun
 from qdq.sensitivity.group_ranking import GroupSensitivity, MetricLoss
 from qdq.sensitivity.layer_errors import LayerError
 
@@ -29,14 +28,6 @@ def check_chart_path(path: Path) -> None:
     """Raise UsageError unless a path's suffix is that of a chart."""
     if path.suffix != CHART_SUFFIX:
         raise UsageError(f"{path}: a chart is SVG. Pass a file that ends in {CHART_SUFFIX}.")
-
-
-def render_sensitivity(sensitivity: Sensitivity, suffix: str, top: int) -> str:
-    """Return a sensitivity as ``.json``, ``.md`` or ``.txt``, as text with the `top` groups."""
-    if suffix == ".json":
-        return to_json(sensitivity)
-    sections = sensitivity_sections(sensitivity, top)
-    return sections_text(sections, markdown=suffix == ".md")
 
 
 def sensitivity_sections(sensitivity: Sensitivity, top: int) -> list[Section]:

@@ -186,7 +186,8 @@ def exact_options() -> ort.SessionOptions:
 
     ONNX Runtime otherwise fuses it into integer kernels, which round in other places and reject
     models that TensorRT accepts, such as a three-dimensional MatMul weight with channel scales or
-    FP8 operands of a MatMul (1.31). It also drops a Relu before an FP8 QuantizeLinear, as if FP8
+    FP8 operands of a MatMul (1.31). Biases it divides by the product of two scales for that, which
+    overflows where these are FP16. It also drops a Relu before an FP8 QuantizeLinear, as if FP8
     had no sign, and fails at a Clip there.
     """
     options = ort.SessionOptions()

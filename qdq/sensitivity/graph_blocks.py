@@ -17,7 +17,7 @@ def find_blocks(index: GraphIndex, labels: Iterable[str]) -> Iterator[list[str]]
 
     Labels are those of `qualified_name`.
     """
-    cuts = _find_cuts(index)
+    cuts = find_cuts(index)
     blocks: dict[int, list[str]] = {}
     in_bodies: list[str] = []
     for label in labels:
@@ -33,7 +33,7 @@ def find_blocks(index: GraphIndex, labels: Iterable[str]) -> Iterator[list[str]]
         yield [label]
 
 
-def _find_cuts(index: GraphIndex) -> list[int]:
+def find_cuts(index: GraphIndex) -> list[int]:
     """Return the positions of nodes after which a single computed tensor is still needed."""
     last_reads: dict[str, int] = {}
     for node in index.nodes:

@@ -15,7 +15,7 @@ from qdq.precision.cast_model import CastRequest, cast_source
 from qdq.precision.float_plan import FloatRequest, plan_float
 from qdq.rewriting.model_file import check_onnx
 from qdq.rules.rule import KEEP_FP32, RuleSet
-from qdq.runtime.session import open_session, run_outputs
+from qdq.runtime.session import exact_options, open_session, run_outputs
 from qdq.testing.case_files import Case, parse_case
 
 #: The difference that FP16 may make to an output of a case, relative to the output's largest value:
@@ -55,8 +55,8 @@ def _compare_outputs(source: Source, cast_model: Source) -> list[str]:
     cast_index = GraphIndex(cast_model)
     feed = open_feeds(index, NOISE).first()
     names = [name for name in index.outputs if index.is_float(name)]
-    expected = run_outputs(open_session(index, []), index, names, feed)
-    actual = run_outputs(open_session(cast_index, []), cast_index, names, feed)
+    expected = run_outputs(open_session(index, [], exact_options()), index, names, feed)
+    actual = run_outputs(open_session(cast_index, [], exact_options()), cast_index, names, feed)
     failures: list[str] = []
     for name, before, after in zip(names, expected, actual, strict=True):
         difference = np.max(np.abs(before - after), initial=0.0)

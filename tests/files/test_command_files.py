@@ -74,6 +74,8 @@ WRITING = (
     "ranges export i.onnx --format yaml -o",
     "validate m.onnx i.onnx --data d --report",
     "sensitivity m.onnx --data d --report",
+    "check m.onnx --report",
+    "diff m.onnx i.onnx --report",
 )
 
 
@@ -348,7 +350,7 @@ def test_every_file_that_a_command_opens_is_recorded_as_its_input(
         ["test", "rules", "--no-engines"],
     ]
     for position, command in enumerate(commands):
-        suffix = ".json" if "--report" in command else ".out"
+        suffix = ".html" if "--report" in command else ".out"
         commands[position] = [word.replace("OUT", f"{position}{suffix}") for word in command]
 
     answer = subprocess.run(

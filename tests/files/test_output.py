@@ -185,7 +185,7 @@ def test_a_failed_report_leaves_no_model(tmp_path: Path, monkeypatch: pytest.Mon
     def fail(*_: object, **options: object) -> str:
         raise UsageError("no space left")
 
-    monkeypatch.setattr("qdq.cli.quantize.render", fail)
+    monkeypatch.setattr("qdq.reports.page_markdown.render_markdown", fail)
     quantize = ("quantize", model, "--data", samples(tmp_path / "d"), "-o", out / "q.onnx")
 
     assert run(*quantize, "--report", out / "r.md")[0] == 2

@@ -240,7 +240,7 @@ def test_model_and_report_cannot_be_one_file(tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("name", ["report.html", "report", "report.JSON", ".md"])
+@pytest.mark.parametrize("name", ["report.pdf", "report", "report.JSON", ".md"])
 @pytest.mark.parametrize("command", ["report", "validate"], indirect=True)
 def test_a_report_needs_a_suffix_that_names_its_format(
     tmp_path: Path, command: str, name: str
@@ -249,7 +249,7 @@ def test_a_report_needs_a_suffix_that_names_its_format(
 
     assert (
         refused(tmp_path, *writing(tmp_path, command), path)
-        == f"qdq: {path}: the suffix chooses the format, and {path.suffix!r} names none. Pass a file that ends in .json, .md, .txt.\n"
+        == f"qdq: {path}: the suffix chooses the format, and {path.suffix!r} names none. Pass a file that ends in .html, .md, .json, .txt.\n"
     )
 
 

@@ -178,7 +178,7 @@ def test_chart_and_report_are_written_once(folder: Path) -> None:
     assert chart.tag == "{http://www.w3.org/2000/svg}svg"
     labels = [item.text for item in chart.iter("{http://www.w3.org/2000/svg}title")]
     assert next(iter(labels)) == "c2"
-    assert "## Groups" in (folder / "s.md").read_text()
+    assert "<summary>Groups</summary>" in (folder / "s.md").read_text()
 
     message = refused(folder, "sensitivity", "m.onnx", "--data", "d.npz", "--plot", "s.svg")
 
