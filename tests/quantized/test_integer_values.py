@@ -23,10 +23,10 @@ from tests.support.graphs import Array
 
 INT8, FP8, INT4 = TensorProto.INT8, TensorProto.FLOAT8E4M3FN, TensorProto.INT4
 
-#: Dividing by a scale of a few bits makes ties, which must round to even.
 #: The version of ONNX Runtime.
 RUNTIME = tuple(map(int, ort.__version__.split(".")[:2]))
 
+#: Dividing by a scale of a few bits makes ties, which must round to even.
 SCALES = st.sampled_from([2.0**-9, float(np.float32(0.01)), 0.25, 1.0, 1.5, 3.0])
 
 

@@ -28,7 +28,7 @@ _FLOOR = re.compile(r"^([\w-]+)>=([\w.]+)")
 def read_floors() -> dict[str, str]:
     """Return the oldest version of each package that users install, as pyproject.toml states it."""
     extras = PROJECT["project"]["optional-dependencies"]
-    users = [extras[name] for name in ("run", "rtx", "dask", "all")]
+    users = [extras[name] for name in ("run", "rtx", "dask", "report", "all")]
     floors = {}
     for requirement in sum(users, PROJECT["project"]["dependencies"]):
         match = _FLOOR.match(requirement)
