@@ -16,6 +16,7 @@ import shlex
 import sys
 import tempfile
 from collections.abc import Iterator
+from multiprocessing import get_context
 from pathlib import Path
 
 import onnx
@@ -51,10 +52,10 @@ def main() -> None:
 
 def _measure_commands(folder: Path, nodes: int) -> Iterator[tuple[str, Run]]:
     model, quantized = folder / "model.onnx", folder / "quantized.onnx"
-    onnx.save(network(nodes), model)
     ranges = folder / "ranges.yaml"
-    _write_ranges(model, ranges)
-    label = onnx.load(model).graph.node[nodes // 2].name
+    # in another process: a child counts the memory of this one as its own until it starts a program
+    with get_context("spawn").Pool(1) as pool:
+        label = pool.apply(_write_files, (model, ranges, nodes))
     output = ("-o", str(folder / "out"), "--force")
     commands = {
         "plan": ("plan", model, *_TARGET, *output),
@@ -74,11 +75,14 @@ def _measure_commands(folder: Path, nodes: int) -> Iterator[tuple[str, Run]]:
         yield name, run
 
 
-def _write_ranges(model: Path, path: Path) -> None:
-    """Write a range for every tensor that a plan quantizes."""
+def _write_files(model: Path, path: Path, nodes: int) -> str:
+    """Write a model, and a range for every tensor that a plan quantizes; return a node's name."""
+    network_model = network(nodes)
+    onnx.save(network_model, model)
     plan = qdq.plan(model, targets=_TARGET[1])
     tensors = {p.edge.qualified_tensor for p in plan.placements if p.quantizer.calibrated}
     path.write_text("".join(f"{tensor}: {_AMAX}\n" for tensor in sorted(tensors)))
+    return str(network_model.graph.node[nodes // 2].name)
 
 
 if __name__ == "__main__":
