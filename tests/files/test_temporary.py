@@ -118,7 +118,8 @@ def test_the_next_work_folder_removes_those_of_killed_processes(
 ) -> None:
     _, rest = leave_behind(tmp_path / "file")
     assert (rest / "file").exists()
-    link = tmp_path / f"qdq-work-{rest.name.removeprefix('qdq-work-')[:-1]}0"
+    other_digit = "1" if rest.name.endswith("0") else "0"
+    link = tmp_path / f"{rest.name[:-1]}{other_digit}"
     kept = tmp_path / "kept"
     kept.mkdir()
     link.symlink_to(kept)
