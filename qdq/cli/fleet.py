@@ -212,14 +212,15 @@ def _run_fleet(jobs: Sequence[_Job], job_count: int, layout: str) -> int:
     files: list[QuantizedFile] = []
     ready = run_jobs(make_runner, None, [job.words for job in jobs], job_count)
     with contextlib.ExitStack() as stack:
-        advance: Callable[..., None] = lambda done: None  # noqa: E731 lines show the progress
-        if not is_text:
+        advance: Callable[..., None] | None = None
+        if not is_text:  # in text the lines of the models show the progress
             advance = stack.enter_context(progress("quantizing", len(jobs), unit="models"))
         for job, run in zip(jobs, sort_answers(ready), strict=True):
             file = _describe_run(job, run)
             files.append(file)
             _print_run(file, run, is_text)
-            advance(len(files))
+            if advance is not None:
+                advance(len(files))
     if is_text:
         if not is_quiet():
             click.echo()
