@@ -1,12 +1,15 @@
-"""Time and memory of `qdq quantize` on ResNet-50, against ONNX Runtime's quantize_static; and what
-a bare `qdq --help` costs.
+"""Time and memory of `qdq quantize`, against ONNX Runtime's quantize_static; and what a bare
+`qdq --help` costs.
 
 Run it from anywhere, with the interpreter that has qdq's dependencies (and nothing more: see
 `static.py`):
 
-    python benchmarks/quantize.py [--samples 16] [--repeats 3]
+    python benchmarks/quantize.py [MODEL.onnx[:48x320] ...] [--samples 16] [--repeats 3]
 
-Every measurement is a whole process, started in turns: one of each, then again, after a first turn
+Without a model it makes ResNet-50 with random weights. Behind a colon stand the lengths of a
+model's dynamic dimensions but the first, as in `calibration.py`; its samples are seeded noise.
+The row with the guard and the recovery of accuracy measures the model, which quantize_static does
+not do. Every measurement is a whole process, started in turns: one of each, then again, after a first turn
 that does not count. Python keeps its bytecode meanwhile, as it does of installed packages, in a
 temporary folder. Peak memory is the process's own, from wait4. It prints and judges nothing: the
 exit code is 0 unless one of the commands fails, whose words are then shown.
@@ -20,6 +23,7 @@ import tempfile
 from multiprocessing import get_context
 from pathlib import Path
 
+from calibration import Model, write_samples
 from harness import (
     HERE,
     PLAIN,
@@ -32,7 +36,7 @@ from harness import (
 )
 
 _REFERENCE = "quantize_static, MinMax"
-_METHODS = ("max", "auto", "percentile")
+_METHODS = ("max", "auto")
 _SIDE, _COARSE = 224, 8
 _STARTS = 10
 _MILLI = 1000.0
@@ -44,23 +48,34 @@ def main() -> None:
     arguments = _parser().parse_args()
     with tempfile.TemporaryDirectory(prefix="qdq-benchmark-") as name:
         folder = Path(name)
-        _prepare(folder, arguments.samples)
         environment = _environment(folder)
 
         def run(command: list[str]) -> Run:
             return measure_python(command, environment)
 
-        runs = alternate(_commands(folder), arguments.repeats, run)
-        starts = alternate(_START_COMMANDS, _STARTS, run)
-    setting = f"{arguments.samples} samples, {arguments.repeats} runs of each in turns"
-    print(f"ResNet-50, {setting}, {count_cores()} cores\n")
-    _print_table(runs)
-    _print_starts(starts)
+        setting = f"{arguments.samples} samples, {arguments.repeats} runs of each in turns"
+        for number, model in enumerate(arguments.models or [None]):
+            work = folder / str(number)
+            work.mkdir()
+            _prepare(work, arguments.samples, model)
+            path = model.path if model else work / "model.onnx"
+            runs = alternate(_commands(path, work), arguments.repeats, run)
+            title = model.path.stem if model else "ResNet-50"
+            print(f"{title}, {setting}, {count_cores()} cores\n")
+            _print_table(runs)
+        _print_starts(alternate(_START_COMMANDS, _STARTS, run))
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        description="Measure qdq quantize against ONNX Runtime's quantize_static on ResNet-50."
+        description="Measure qdq quantize against ONNX Runtime's quantize_static."
+    )
+    parser.add_argument(
+        "models",
+        nargs="*",
+        type=Model.parse,
+        metavar="MODEL.onnx[:48x320]",
+        help="models to measure (default: ResNet-50 with random weights)",
     )
     parser.add_argument(
         "--samples", type=int, default=16, help="calibration samples (default: %(default)s)"
@@ -72,7 +87,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def make_inputs(folder: Path, samples: int) -> None:
-    """Write the model, and one .npz of a smooth normalised image for each sample."""
+    """Write ResNet-50, and one .npz of a smooth normalised image for each sample."""
     import numpy as np
     from networks import resnet50
 
@@ -87,24 +102,29 @@ def make_inputs(folder: Path, samples: int) -> None:
         np.savez(folder / "samples" / f"{i:04}.npz", image=image[None].astype(np.float32))
 
 
-def _prepare(folder: Path, samples: int) -> None:
+def _prepare(folder: Path, samples: int, model: Model | None) -> None:
     """Make the inputs in a process of their own: what this one holds would count as its children's
     peak.
     """
-    process = get_context("spawn").Process(target=make_inputs, args=(folder, samples))
+    spawn = get_context("spawn")
+    if model is None:
+        process = spawn.Process(target=make_inputs, args=(folder, samples))
+    else:
+        process = spawn.Process(target=write_samples, args=(str(model), str(folder), str(samples)))
     process.start()
     process.join()
     if process.exitcode:
         sys.exit(process.exitcode)
 
 
-def _commands(folder: Path) -> dict[str, list[str]]:
+def _commands(model: Path, folder: Path) -> dict[str, list[str]]:
     """Return the arguments of Python for each row: the reference first."""
-    model, out, data = (str(folder / name) for name in ("model.onnx", "out.onnx", "samples"))
-    commands = {_REFERENCE: [str(HERE / "static.py"), model, out, data]}
-    quantize = ["-m", "qdq", "quantize", model, "-o", out, "--data", data, "--force", *PLAIN]
+    out, data = str(folder / "out.onnx"), str(folder / "samples")
+    commands = {_REFERENCE: [str(HERE / "static.py"), str(model), out, data]}
+    quantize = ["-m", "qdq", "quantize", str(model), "-o", out, "--data", data, "--force"]
     for method in _METHODS:
-        commands[f"qdq --method {method}"] = [*quantize, "--method", method]
+        commands[f"qdq --method {method}, guard off"] = [*quantize, *PLAIN, "--method", method]
+    commands["qdq, with guard and recovery"] = quantize
     return commands
 
 
@@ -117,25 +137,28 @@ def _environment(folder: Path) -> dict[str, str]:
 
 def _print_table(runs: dict[str, list[Run]]) -> None:
     """Print wall times, the peak over all runs, and the ratios of medians to the reference's."""
-    head = ("min s", "median s", "peak MiB", "time ratio", "memory ratio")
-    print(f"{'':<26}" + "".join(f"{title:>14}" for title in head))
+    head = ("min s", "median s", "CPU s", "peak MiB", "time ratio", "CPU ratio", "more MiB")
+    print(f"{'':<32}" + "".join(f"{title:>14}" for title in head))
     reference = median(runs[_REFERENCE])
     for row, measured in runs.items():
         typical = median(measured)
         cells = (
             f"{min(run.seconds for run in measured):.2f}",
             f"{typical.seconds:.2f}",
+            f"{typical.processor_seconds:.2f}",
             f"{max(run.mebibytes for run in measured):.0f}",
             f"{typical.seconds / reference.seconds:.2f}",
-            f"{typical.mebibytes / reference.mebibytes:.2f}",
+            f"{typical.processor_seconds / reference.processor_seconds:.2f}",
+            f"{typical.mebibytes - reference.mebibytes:.0f}",
         )
-        print(f"{row:<26}" + "".join(f"{cell:>14}" for cell in cells))
+        print(f"{row:<32}" + "".join(f"{cell:>14}" for cell in cells), flush=True)
+    print()
 
 
 def _print_starts(starts: dict[str, list[Run]]) -> None:
     bare, helped = (median(runs).seconds * _MILLI for runs in starts.values())
     times = f"python -c pass {bare:.0f} ms, qdq --help {helped:.0f} ms"
-    print(f"\n{times}: {helped - bare:.0f} ms more (medians of {_STARTS})")
+    print(f"{times}: {helped - bare:.0f} ms more (medians of {_STARTS})")
 
 
 if __name__ == "__main__":
