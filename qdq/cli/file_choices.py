@@ -10,8 +10,10 @@ import msgspec
 
 from qdq.cli.data_options import DataOptions
 from qdq.errors import CompilerError
+from qdq.graph.bodies import all_tensors
 from qdq.graph.index import GraphIndex
 from qdq.graph.source import Source
+from qdq.graph.tensor_sizes import count_value_bytes
 from qdq.pipeline.file_choice import (
     FileChoice,
     FileCommands,
@@ -26,8 +28,8 @@ from qdq.reports.file_choice_sections import file_choice_title
 from qdq.reports.sections import Section
 from qdq.validation.validator import Validation, fix_shapes
 
-#: The most bytes of a float model whose engines `quantize` compiles unasked. Larger ones take
-#: longer to compile than to calibrate (docs/targets.md).
+#: The most bytes of weights of a float model whose engines `quantize` compiles unasked. Larger
+#: models take longer to compile than to calibrate (docs/targets.md).
 MOST_UNASKED_BYTES = 32_000_000
 
 #: The most nodes of such a model: an engine of 2,000 nodes takes seconds, of 10,000 minutes.
@@ -113,7 +115,7 @@ def _is_quick_to_build(result: Quantized) -> bool:
     source = result.source
     if source.external_files or len(source.model.graph.node) > MOST_UNASKED_NODES:
         return False
-    size: int = source.model.ByteSize()
+    size = sum(count_value_bytes(tensor) for tensor in all_tensors(source.model.graph))
     return size <= MOST_UNASKED_BYTES
 
 

@@ -111,7 +111,7 @@ def write_atomic(path: Path, content: bytes) -> None:
     Raises UsageError where the system refuses.
     """
     with atomic_file(path) as temporary:
-        fill_file(temporary, content)
+        fill_file(temporary, (content,))
 
 
 def copy_atomic(source: Path, path: Path) -> None:

@@ -17,7 +17,7 @@ import stat
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -60,13 +60,14 @@ def temporary_file(path: Path) -> Iterator[Path]:
         _live.discard(temporary)
 
 
-def fill_file(temporary: Path, content: bytes) -> None:
-    """Write the content of a temporary file that exists.
+def fill_file(temporary: Path, content: Iterable[bytes]) -> None:
+    """Write the content of a temporary file that exists, piece by piece.
 
     A thread that begins to write while a signal ends the process does not create it again.
     """
     with temporary.open("r+b") as file:
-        file.write(content)
+        for piece in content:
+            file.write(piece)
 
 
 @contextmanager

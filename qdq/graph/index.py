@@ -33,6 +33,7 @@ from qdq.graph.shape_inference import (
     infer_types,
 )
 from qdq.graph.source import Source
+from qdq.graph.tensor_sizes import count_value_bytes
 
 #: A node that reads a tensor, and the input slot that it reads it at.
 Reader = tuple["Node", int]
@@ -308,7 +309,7 @@ class GraphIndex:
         for name in sorted(captured_names(body)):
             stored = outer.defining_scope(name).initializers.get(name)
             elem_type = outer.elem_type(name)
-            if stored is not None and stored.ByteSize() <= LARGEST_FOLDED_BYTES:
+            if stored is not None and count_value_bytes(stored) <= LARGEST_FOLDED_BYTES:
                 body.initializer.append(stored)
             elif elem_type:
                 shape = outer.shape(name)

@@ -34,9 +34,8 @@ _ITEM_BYTES: dict[int, int] = {
     TensorProto.INT32: 4,
 }
 
-#: Fields of a tensor's message that can hold its values.
-_DATA_FIELDS = (
-    "raw_data",
+#: Fields of a tensor's message that can hold its values instead of `raw_data`.
+_LISTS_OF_VALUES = (
     "float_data",
     "int32_data",
     "int64_data",
@@ -164,19 +163,21 @@ def check_weights(model: ModelProto) -> None:
         if tensor.data_type not in known_types:
             raise _damaged(f"weight {tensor.name!r} has the unknown type {tensor.data_type}")
         size = math.prod(tensor.dims)
-        if size > 0 and not _has_values(tensor):
+        raw_bytes = len(tensor.raw_data)
+        if size > 0 and not raw_bytes and not _has_other_values(tensor):
             raise _damaged(f"weight {tensor.name!r} holds no values")
         needed = size * _ITEM_BYTES.get(tensor.data_type, 0)
-        if tensor.HasField("raw_data") and tensor.ByteSize() < needed:
+        if tensor.HasField("raw_data") and raw_bytes < needed:
             raise _damaged(
                 f"weight {tensor.name!r} holds less than the {needed} bytes of its dimensions"
             )
 
 
-def _has_values(tensor: TensorProto) -> bool:
+def _has_other_values(tensor: TensorProto) -> bool:
+    """Whether a tensor has values in another place than `raw_data`."""
     if uses_external_data(tensor):
         return True
-    return any(getattr(tensor, field) for field in _DATA_FIELDS)
+    return any(getattr(tensor, field) for field in _LISTS_OF_VALUES)
 
 
 def check_external_data(model: ModelProto, path: Path) -> None:

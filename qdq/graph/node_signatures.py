@@ -11,6 +11,7 @@ from onnx import AttributeProto, TensorProto
 
 from qdq.graph.bodies import all_nodes, attribute_bodies
 from qdq.graph.index import GraphIndex, Node
+from qdq.graph.tensor_sizes import count_value_bytes
 
 #: Stored integers up to this many bytes, such as axes and shapes, are hashed by their values.
 LARGEST_VALUE_BYTES = 256
@@ -81,7 +82,7 @@ def _describe_tensor(tensor: TensorProto) -> tuple[Hashable, ...]:
     Values of weights are left out: training may have changed them.
     """
     dims = tuple(tensor.dims)
-    if tensor.data_type not in _INTEGER_FIELDS or tensor.ByteSize() > LARGEST_VALUE_BYTES:
+    if tensor.data_type not in _INTEGER_FIELDS or count_value_bytes(tensor) > LARGEST_VALUE_BYTES:
         return tensor.data_type, dims
     field, dtype = _INTEGER_FIELDS[tensor.data_type]
     listed = np.array(getattr(tensor, field), dtype)

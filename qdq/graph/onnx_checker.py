@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 import onnx
 from onnx import ModelProto, TensorProto
-from onnx.external_data_helper import uses_external_data
 
 from qdq.errors import ModelError
 from qdq.graph.plugins import declare_plugins
-from qdq.graph.source import Source, canonical_bytes, external_tensors
+from qdq.graph.source import Source, canonical_bytes, copy_fields, external_tensors
+from qdq.graph.tensor_sizes import count_value_bytes
+
+#: The bytes of values above which the checker gets an empty tensor.
+_LARGEST_CHECKED = 1 << 12
 
 #: How the checker names the node of its complaint.
 _CONTEXT = re.compile(r"Bad node spec for node\. Name: (.*) OpType: (\w+)")
@@ -22,9 +24,7 @@ def require_valid(source: Source) -> None:
 
     Plugins are no reason: the checker does not know them.
     """
-    # The file first: it need not be serialised, and by its path the checker reads external data.
-    serialised = source.path or canonical_bytes(source.model)
-    complaint = find_complaint(source.model, serialised)
+    complaint = find_complaint(source.model)
     if complaint:
         raise ModelError(
             f"{source.path or source.name}: onnx.checker rejects the model: {complaint}. "
@@ -32,22 +32,21 @@ def require_valid(source: Source) -> None:
         )
 
 
-def find_complaint(model: ModelProto, serialised: bytes | Path) -> str:
+def find_complaint(model: ModelProto) -> str:
     """Return the complaint of onnx.checker about a model, "" where it has none.
 
-    `serialised` is its content, or a file with the model before it was normalized. The model is
-    serialised again only where the checker rejects that.
+    It gets the model without the values of its weights, at which it does not look: the loader has
+    compared them with their dimensions.
     """
-    if not _run_checker(serialised):
+    light_model = _without_values(model)
+    if not _run_checker(light_model):
         return ""
-    checkable = _with_typed_outputs(_without_external_data(declare_plugins(model)))
-    return _run_checker(canonical_bytes(checkable))
+    return _run_checker(_with_typed_outputs(declare_plugins(light_model)))
 
 
-def _run_checker(serialised: bytes | Path) -> str:
-    content = serialised if isinstance(serialised, bytes) else str(serialised)
+def _run_checker(model: ModelProto) -> str:
     try:
-        onnx.checker.check_model(content)
+        onnx.checker.check_model(canonical_bytes(model))
     except Exception as error:  # noqa: BLE001 it throws errors of other parts of ONNX, too
         return _describe_complaint(error)
     return ""
@@ -76,20 +75,19 @@ def _with_typed_outputs(model: ModelProto) -> ModelProto:
     return copy
 
 
-def _without_external_data(model: ModelProto) -> ModelProto:
-    """Return a copy with empty tensors for those with external data, else the model itself."""
-    if not any(True for _ in external_tensors(model)):
-        return model
+def _without_values(model: ModelProto) -> ModelProto:
+    """Return a copy with empty tensors for the large initializers, and for external data."""
     copy = ModelProto()
-    copy.CopyFrom(model)
+    copy_fields(model, copy, excluded="graph")
+    copy_fields(model.graph, copy.graph, excluded="initializer")
+    for tensor in model.graph.initializer:
+        if count_value_bytes(tensor) > _LARGEST_CHECKED:
+            copy.graph.initializer.add(name=tensor.name, data_type=tensor.data_type, dims=[0])
+        else:
+            copy.graph.initializer.append(tensor)
     for tensor in external_tensors(copy):
-        _empty_tensor(tensor)
-    return copy
-
-
-def _empty_tensor(tensor: TensorProto) -> None:
-    if uses_external_data(tensor):
         tensor.ClearField("external_data")
         tensor.data_location = TensorProto.DEFAULT
         tensor.ClearField("dims")
         tensor.dims.append(0)
+    return copy

@@ -16,6 +16,7 @@ from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 from qdq.errors import ModelError
 from qdq.graph.bodies import all_graphs, all_tensors, node_tensors
 from qdq.graph.quantized_operators import DEQUANTIZE, QUANTIZE
+from qdq.graph.tensor_sizes import count_value_bytes
 from qdq.printable import encodable_name
 
 if TYPE_CHECKING:
@@ -92,11 +93,16 @@ def canonical_bytes(model: ModelProto) -> bytes:
     try:
         content: bytes = model.SerializeToString()
     except ValueError as error:
-        raise ModelError(
-            f"{model.graph.name or 'model'}: the model is larger than 2 GiB in memory. "
-            "Save its weights as external data first."
-        ) from error
+        raise too_large(model) from error
     return content
+
+
+def too_large(model: ModelProto) -> ModelError:
+    """Return the error for a model that protobuf cannot serialise."""
+    return ModelError(
+        f"{model.graph.name or 'model'}: the model is larger than 2 GiB in memory. "
+        "Save its weights as external data first."
+    )
 
 
 def light_copy(model: ModelProto) -> ModelProto:
@@ -109,7 +115,7 @@ def light_copy(model: ModelProto) -> ModelProto:
     copy_fields(model.graph, copy.graph, excluded="initializer")
     scales = _find_scales(model.graph)
     for tensor in model.graph.initializer:
-        is_small = len(tensor.dims) <= 1 or tensor.ByteSize() <= _LARGEST_LIGHT_BYTES
+        is_small = len(tensor.dims) <= 1 or count_value_bytes(tensor) <= _LARGEST_LIGHT_BYTES
         is_float = tensor.data_type in _FLOAT_TYPES
         if is_small or not is_float or tensor.name in scales:
             copy.graph.initializer.append(tensor)

@@ -14,17 +14,18 @@ from qdq.errors import ModelError, UsageError
 from qdq.files.command_files import CommandFiles, note_output
 from qdq.files.output import atomic_file, check_in_place, check_place, copy_atomic
 from qdq.files.temporary import fill_file
+from qdq.graph.model_content import iterate_content
 from qdq.graph.onnx_checker import find_complaint
-from qdq.graph.source import Source, canonical_bytes
+from qdq.graph.source import Source
 from qdq.stage_log import timed_stage
 
 
-def check_onnx(model: onnx.ModelProto, content: bytes, name: Path) -> None:
+def check_onnx(model: onnx.ModelProto, name: Path) -> None:
     """Raise ModelError, for the output `name`, where onnx.checker rejects a model.
 
-    `content` is its serialisation. Plugins are no reason.
+    Plugins are no reason.
     """
-    complaint = find_complaint(model, content)
+    complaint = find_complaint(model)
     if complaint:
         raise ModelError(
             f"{name}: onnx.checker rejects the result: {complaint}."
@@ -58,10 +59,9 @@ def save_in_place(model: onnx.ModelProto, source: Source, path: Path) -> None:
 @timed_stage("writing")
 def _write(model: onnx.ModelProto, source: Source, path: Path, copies: Mapping[Path, Path]) -> None:
     """Write a model to `path`, and the files in `copies` to their destinations."""
-    content = canonical_bytes(model)
     with atomic_file(path) as temporary, ThreadPoolExecutor(1) as pool:
-        writing = pool.submit(fill_file, temporary, content)
-        check_onnx(model, content, path)
+        writing = pool.submit(fill_file, temporary, iterate_content(model))
+        check_onnx(model, path)
         for origin, copy in copies.items():
             copy_atomic(origin, copy)
         writing.result()
