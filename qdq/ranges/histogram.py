@@ -81,9 +81,10 @@ class Histogram:
             return
         scale = np.float32(math.ldexp(1.0, -self.exponent))
         counters = self._lanes.reshape(-1)
+        scratch = _find_scratch()
         for start in range(0, flat.size, _BLOCK):
             block = flat[start : start + _BLOCK]
-            positions = _SCRATCH.find_counters(block, scale)
+            positions = scratch.find_counters(block, scale)
             np.add.at(counters, positions, _INCREMENT)
 
     def add_counts(self, sample: BinCounts) -> None:
@@ -210,7 +211,7 @@ class Histogram:
         self.amax = largest
 
 
-class _Scratch(threading.local):
+class _Scratch:
     """Arrays that one thread calculates in: to allocate them for each block costs too much."""
 
     def __init__(self) -> None:
@@ -237,7 +238,15 @@ class _Scratch(threading.local):
         return counters
 
 
-_SCRATCH = _Scratch()
+_THREAD = threading.local()
+
+
+def _find_scratch() -> _Scratch:
+    """Return the arrays of this thread, which it makes when it first counts without compiled code."""
+    scratch: _Scratch | None = getattr(_THREAD, "scratch", None)
+    if scratch is None:
+        scratch = _THREAD.scratch = _Scratch()
+    return scratch
 
 
 def find_least_error_amax(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from xml.sax.saxutils import escape, quoteattr
+from html import escape
 
 import msgspec
 
@@ -84,7 +84,7 @@ def _draw_bar(bar: Bar, y: int, scale: float) -> Iterator[str]:
     title = f"<title>{escape(label)}</title>"
     yield (
         f'<text x="{_LABEL_WIDTH - 8}" y="{baseline}" text-anchor="end" '
-        f"aria-label={quoteattr(label)}>{title}{escape(shown)}</text>"
+        f'aria-label="{escape(label)}">{title}{escape(shown)}</text>'
     )
     x = float(_LABEL_WIDTH)
     for number, part in enumerate(bar.parts):
