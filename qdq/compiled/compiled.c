@@ -93,7 +93,19 @@ typedef struct {
     int level;
 } Halves;
 
-/* A tensor and its results; `grades` and `sums` may be null. */
+/* What is known of a tensor after some samples. */
+typedef struct {
+    int64_t *counts;    /* [grades, BINS], or null where nothing is counted */
+    int32_t *exponents; /* [grades], log2 of the bin width; meaningless where `largest` is 0 */
+    float *largest;     /* [grades], the largest magnitude */
+    int64_t grade_count;
+    int64_t *sums, *squares; /* exact sums [limbs, channels], or null */
+} Totals;
+
+/* Why a sample, or a part of it, was not added. */
+enum { NOT_FINITE = 1, SUMS_NOT_FINITE = 2 };
+
+/* A tensor and its results; `sums` may be null. */
 typedef struct {
     const float *values;
     int64_t outer, channels, inner;
@@ -397,6 +409,101 @@ INLINE void measure_columns(const Tensor *tensor)
     }
 }
 
+INLINE int are_finite(const Grade *grades, int64_t count)
+{
+    for (int64_t i = 0; i < count; i++)
+        if (grades[i].largest >= INFINITE)
+            return 0;
+    return 1;
+}
+
+/* Join each 2**doublings neighbouring bins of a total. */
+INLINE void fold_total(int64_t *counts, int32_t doublings)
+{
+    int shift = doublings < LOG_BINS ? doublings : LOG_BINS;
+    for (int bin = 1; bin < BINS; bin++) {
+        int64_t count = counts[bin];
+        counts[bin] = 0;
+        counts[bin >> shift] += count;
+    }
+}
+
+/* Add the counts of one grade of a sample to a total whose bins are 2**doublings as wide, and leave
+the counters zero. No bin after `last` was counted in. */
+INLINE void add_counters(int64_t *restrict total, uint32_t *restrict counters, int32_t doublings,
+                         int last)
+{
+    int shift = doublings < LOG_BINS ? doublings : LOG_BINS;
+    if (shift == 0)
+        for (int bin = 0; bin <= last; bin++)
+            total[bin] += (int64_t)(counters[bin] + counters[BINS + bin] +
+                                    counters[2 * BINS + bin] + counters[3 * BINS + bin]);
+    else
+        for (int bin = 0; bin <= last; bin++)
+            total[bin >> shift] += (int64_t)(counters[bin] + counters[BINS + bin] +
+                                             counters[2 * BINS + bin] + counters[3 * BINS + bin]);
+    for (int i = 0; i < COUNTERS; i++)
+        memset(counters + i * BINS, 0, (size_t)(last + 1) * sizeof(uint32_t));
+}
+
+/* Add the grades of one sample, all finite, to the totals. */
+INLINE void add_grades(const Totals *totals, const Grade *grades)
+{
+    for (int64_t i = 0; i < totals->grade_count; i++) {
+        Grade grade = grades[i];
+        int64_t *total = totals->counts ? totals->counts + i * BINS : 0;
+        int32_t *exponent = totals->exponents + i;
+        if (grade.largest > to_bits(totals->largest[i])) {
+            if (totals->largest[i] == 0.0f) {
+                *exponent = grade.exponent;
+            } else if (grade.exponent > *exponent) {
+                if (total)
+                    fold_total(total, grade.exponent - *exponent);
+                *exponent = grade.exponent;
+            }
+            totals->largest[i] = from_bits(grade.largest);
+        }
+        if (!total)
+            continue;
+        if (grade.largest == 0) {
+            add_counters(total, grade.counters, 0, 0);
+        } else {
+            float scale = power_of_two(-grade.exponent);
+            int last = (int)(from_bits(grade.largest) * scale);
+            add_counters(total, grade.counters, *exponent - grade.exponent, last);
+        }
+    }
+}
+
+/* Add float32 vectors [count, size] to exact sums [limbs, size], as qdq/ranges/exact_sum.py does;
+all values must be finite. */
+INLINE void add_exactly(int64_t *limbs, const float *vectors, int64_t count, int64_t size)
+{
+    const uint64_t low_bits = 0xffffffff;
+    const int32_t fraction_bits = (1 << MANTISSA_BITS) - 1;
+    for (int64_t row = 0; row < count; row++) {
+        for (int64_t i = 0; i < size; i++) {
+            int32_t bits = to_bits(vectors[row * size + i]);
+            int32_t exponent = (bits & MAGNITUDE) >> MANTISSA_BITS;
+            int32_t mantissa = bits & fraction_bits;
+            if (exponent > 0)
+                mantissa |= 1 << MANTISSA_BITS;
+            else
+                exponent = 1;
+            int32_t place = exponent + 22; /* the unit is 2**-172 */
+            uint64_t integer = (uint64_t)mantissa << (place % 32);
+            int64_t *limb = limbs + (place / 32) * size + i;
+            if (bits < 0) {
+                limb[0] += (int64_t)((0 - integer) & low_bits);
+                limb[size] -= (int64_t)((integer + low_bits) >> 32);
+            } else {
+                limb[0] += (int64_t)(integer & low_bits);
+                limb[size] += (int64_t)(integer >> 32);
+            }
+        }
+    }
+}
+
 /* Weights, and what their scales are chosen by. */
 typedef struct {
     const float *rows;
@@ -506,12 +613,20 @@ INLINE void search_rows(const Weights *all, int element)
 
 static void measure_rows_portable(const Tensor *tensor) { measure_rows(tensor); }
 static void measure_columns_portable(const Tensor *tensor) { measure_columns(tensor); }
+static void add_grades_portable(const Totals *totals, const Grade *grades)
+{
+    add_grades(totals, grades);
+}
 static void search_int8_portable(const Weights *all) { search_rows(all, ELEMENT_INT8); }
 static void search_e4m3_portable(const Weights *all) { search_rows(all, ELEMENT_E4M3); }
 
 #if HAS_AVX2_BUILD
 AVX2 static void measure_rows_avx2(const Tensor *tensor) { measure_rows(tensor); }
 AVX2 static void measure_columns_avx2(const Tensor *tensor) { measure_columns(tensor); }
+AVX2 static void add_grades_avx2(const Totals *totals, const Grade *grades)
+{
+    add_grades(totals, grades);
+}
 AVX2 static void search_int8_avx2(const Weights *all) { search_rows(all, ELEMENT_INT8); }
 AVX2 static void search_e4m3_avx2(const Weights *all) { search_rows(all, ELEMENT_E4M3); }
 
@@ -527,82 +642,48 @@ EXPORT const char *qdq_source_digest(void) { return SOURCE_DIGEST; }
 /* Whether the processor has AVX2, and the functions are compiled for it. */
 EXPORT int32_t qdq_has_avx2(void) { return has_avx2(); }
 
-/* Measure a tensor of finite or other floats.
+/* Add one sample of a tensor to its totals; return what prevented it, or a part of it.
 
 `values` is [outer, channels, inner], or [outer, inner, channels] where `is_transposed`.
-`grade_of_channel` is null for one grade. `largest` and `exponents` are [grades]. `counts` is
-[grades, BINS], or null where nothing is counted; a grade is not counted where its largest magnitude
-is not finite. `sums` is [2, outer, channels], or null: of values and of their squares. `counters`
-[grades, COUNTERS, BINS] are to calculate in. */
-EXPORT void qdq_measure_tensor(const float *values, int64_t outer, int64_t channels, int64_t inner,
-                               int32_t is_transposed, const int32_t *grade_of_channel,
-                               int64_t grade_count, float *largest, int32_t *exponents,
-                               uint32_t *counts, float *sums, uint32_t *counters,
-                               int32_t use_avx2)
+`grade_of_channel` is null where all channels are of the first grade. `counters` are [grades,
+COUNTERS, BINS] zeros, before and after. `sums` [2, outer, channels] is to calculate in, and null
+where nothing is summed. */
+EXPORT int32_t qdq_add_tensor(const Totals *totals, const float *values, int64_t outer,
+                              int64_t channels, int64_t inner, int32_t is_transposed,
+                              const int32_t *grade_of_channel, uint32_t *counters, float *sums,
+                              int32_t use_avx2)
 {
     enum { MOST_GRADES = 64 };
     Grade grades[MOST_GRADES];
+    int64_t grade_count = totals->grade_count;
     if (grade_count > MOST_GRADES)
-        return;
-    for (int64_t i = 0; i < grade_count; i++) {
-        grades[i].counters = counts ? counters + i * COUNTERS * BINS : 0;
-        grades[i].exponent = 0;
-        grades[i].largest = 0;
-    }
-    if (counts)
-        memset(counters, 0, (size_t)grade_count * COUNTERS * BINS * sizeof(uint32_t));
-    Tensor tensor = {values, outer, channels, inner, grade_of_channel, grades, counts != 0,
-                     sums, sums ? sums + outer * channels : 0};
+        return NOT_FINITE;
+    for (int64_t i = 0; i < grade_count; i++)
+        grades[i] = (Grade){counters + i * COUNTERS * BINS, 0, 0};
+    Tensor tensor = {values, outer, channels, inner, grade_of_channel, grades,
+                     totals->counts != 0, sums, sums ? sums + outer * channels : 0};
     if (is_transposed)
         CHOOSE(use_avx2, measure_columns)(&tensor);
     else
         CHOOSE(use_avx2, measure_rows)(&tensor);
-    for (int64_t i = 0; i < grade_count; i++) {
-        largest[i] = from_bits(grades[i].largest);
-        exponents[i] = grades[i].exponent;
-        for (int64_t bin = 0; counts && bin < BINS; bin++) {
-            const uint32_t *counter = grades[i].counters + bin;
-            counts[i * BINS + bin] =
-                counter[0] + counter[BINS] + counter[2 * BINS] + counter[3 * BINS];
-        }
+    if (!are_finite(grades, grade_count)) {
+        memset(counters, 0, (size_t)grade_count * COUNTERS * BINS * sizeof(uint32_t));
+        return NOT_FINITE;
     }
+    CHOOSE(use_avx2, add_grades)(totals, grades);
+    if (!sums)
+        return 0;
+    if (find_largest(sums, 2 * outer * channels) >= INFINITE)
+        return SUMS_NOT_FINITE;
+    add_exactly(totals->sums, tensor.sums, outer, channels);
+    add_exactly(totals->squares, tensor.squares, outer, channels);
+    return 0;
 }
 
-/* Add counts [BINS] to totals [BINS] whose bins are 2**doublings as wide. */
-EXPORT void qdq_add_counts(int64_t *totals, const uint32_t *counts, int32_t doublings)
-{
-    int shift = doublings < LOG_BINS ? doublings : LOG_BINS;
-    for (int bin = 0; bin < BINS; bin++)
-        totals[bin >> shift] += (int64_t)counts[bin];
-}
-
-/* Add float32 vectors [count, size] to exact sums [limbs, size], as qdq/ranges/exact_sum.py does;
-all values must be finite. */
+/* Add float32 vectors [count, size] to exact sums [limbs, size]; all values must be finite. */
 EXPORT void qdq_add_exactly(int64_t *limbs, const float *vectors, int64_t count, int64_t size)
 {
-    const uint64_t low_bits = 0xffffffff;
-    const int32_t fraction_bits = (1 << MANTISSA_BITS) - 1;
-    for (int64_t row = 0; row < count; row++) {
-        for (int64_t i = 0; i < size; i++) {
-            int32_t bits = to_bits(vectors[row * size + i]);
-            int32_t exponent = (bits & MAGNITUDE) >> MANTISSA_BITS;
-            int32_t mantissa = bits & fraction_bits;
-            if (exponent > 0)
-                mantissa |= 1 << MANTISSA_BITS;
-            else
-                exponent = 1;
-            int32_t place = exponent + 22; /* the unit is 2**-172 */
-            uint64_t integer = (uint64_t)mantissa << (place % 32);
-            int64_t *limb = limbs + (place / 32) * size + i;
-            if (bits < 0) {
-                limb[0] += (int64_t)((0 - integer) & low_bits);
-                limb[size] -= (int64_t)((integer + low_bits) >> 32);
-            } else {
-                limb[0] += (int64_t)(integer & low_bits);
-                limb[size] += (int64_t)(integer >> 32);
-            }
-        }
-    }
+    add_exactly(limbs, vectors, count, size);
 }
 
 /* Choose the amax of each row of weights [count, width] with the least cost. */

@@ -257,9 +257,10 @@ class _Pass:
         if skipped:
             self._progress(skipped)
         done = 0
-        for done in observer.run(self._feeds.named(start + skipped * step, step)):
+        samples = self._feeds.named(start + skipped * step, step)
+        for done in observer.run(samples, must_settle=lambda: writer.is_due):
             self._progress(skipped + done)
-            if writer.is_due:
+            if writer.is_due and observer.is_settled:
                 writer.write(self._collect(observer, done, before, finished=False))
         return self._collect(observer, done, before, finished=True)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,6 +108,8 @@ class Observer:
         """`constants` adds the tensors that no sample changes: once in all parts of a run."""
         self._observed = observed
         self._settings = settings
+        #: The samples that are begun and not done.
+        self._pending: deque[tuple[str, Future[_Measured]]] = deque()
         self._model = build_observed_model(index, {tensor.source for tensor in observed})
         flat = self._model.flat_tensors
         self._statistics: dict[TensorKey, TensorStatistics] = {}
@@ -121,22 +123,37 @@ class Observer:
         for path, tensor in self._model.constants:
             statistics = self._statistics[path, tensor]
             values = index.scopes[path].constant(tensor)
-            statistics.add(statistics.measure(values), "the model")
+            sample = statistics.measure(values)
+            if sample is not None:
+                statistics.add(sample, "the model")
 
-    def run(self, samples: Iterable[tuple[str, Feed]]) -> Iterator[int]:
+    def run(
+        self,
+        samples: Iterable[tuple[str, Feed]],
+        must_settle: Callable[[], bool] = lambda: False,
+    ) -> Iterator[int]:
         """Yield the number of samples that are done after each.
 
+        The statistics may hold a part of the samples after those. Where `must_settle`, no further
+        one is begun until all are done, and `is_settled` tells when.
         Raises DataError where a sample gives NaN or Inf in an observed tensor, and ModelError where
         ONNX Runtime refuses the model.
         """
-        for done, (name, measured) in enumerate(self._measure_all(samples), 1):
+        for done, (name, measured) in enumerate(self._measure_all(samples, must_settle), 1):
             while measured:
                 statistics, sample = measured.pop()
                 statistics.add(sample, name)
             yield done
 
-    def _measure_all(self, samples: Iterable[tuple[str, Feed]]) -> Iterator[tuple[str, _Measured]]:
-        """Yield the name of each sample and its statistics, in order.
+    @property
+    def is_settled(self) -> bool:
+        """Whether the statistics are those of the samples that are done, and of no other."""
+        return not self._pending
+
+    def _measure_all(
+        self, samples: Iterable[tuple[str, Feed]], must_settle: Callable[[], bool]
+    ) -> Iterator[tuple[str, _Measured]]:
+        """Yield the name of each sample and those of its statistics that are to be added, in order.
 
         The next samples are computed meanwhile: two samples on half the cores each take less time
         than one after the other on all of them.
@@ -144,33 +161,43 @@ class Observer:
         settings = self._settings
         workers = min(settings.cores, settings.parallel_samples)
         session = open_observing_session(self._model.index, self._model.outputs, settings)
+        pending = self._pending
         with ThreadPoolExecutor(workers) as pool, stop_on_error(session):
-            pending: deque[tuple[str, Future[_Measured]]] = deque()
             for name, feed in samples:
                 future = pool.submit(self._measure_sample, session, feed)
                 pending.append((name, future))
-                if len(pending) > workers:
-                    first_name, first = pending.popleft()
-                    yield first_name, first.result()
+                most = 0 if must_settle() else workers
+                while len(pending) > most:
+                    yield self._await_first()
             while pending:
-                first_name, first = pending.popleft()
-                yield first_name, first.result()
+                yield self._await_first()
+
+    def _await_first(self) -> tuple[str, _Measured]:
+        """Return the name of the first sample that is not done, and what was measured in it."""
+        name, future = self._pending.popleft()
+        return name, future.result()
 
     def _measure_sample(self, session: ort.InferenceSession | None, feed: Feed) -> _Measured:
-        """Run one sample and measure each observed tensor, once for each time it was computed."""
+        """Run one sample and measure each observed tensor, once for each time it was computed.
+
+        Return the statistics that are to be added in the order of samples.
+        """
         model = self._model
         results = run_sample(session, model.index, model.outputs, feed)
         measured: _Measured = []
         while results:  # a tensor whose values were copied is not held twice
             source, iterations = model.locate_output(*results.pop())
             statistics = self._statistics.get(source)
-            if statistics is not None:
-                for values in iterations:
-                    measured.append((statistics, statistics.measure(values)))
+            if statistics is None:
+                continue
+            for values in iterations:
+                sample = statistics.measure(values)
+                if sample is not None:
+                    measured.append((statistics, sample))
         return measured
 
     def by_tensor(self) -> tuple[TensorRange, ...]:
-        """Return the ranges of the tensors over all samples so far."""
+        """Return the ranges of the tensors over all samples so far; `is_settled` must be true."""
         ranges: list[TensorRange] = []
         for tensor in self._observed:
             ranges.append(self._statistics[tensor.source].to_range(tensor.read))

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import functools
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
+from threading import Lock
 
 import msgspec
 import numpy as np
@@ -11,11 +14,12 @@ import numpy.typing as npt
 
 from qdq.arrays import Array
 from qdq.compiled.library import Library, find_library
-from qdq.compiled.tensor_measurement import (
-    BinCounts,
-    can_measure,
+from qdq.compiled.tensor_totals import (
+    Outcome,
+    TensorTotals,
+    arrange_channels,
+    can_add,
     is_last_axis,
-    measure_tensor,
 )
 from qdq.errors import DataError, ModelError
 from qdq.ordered_sums import sum_rows
@@ -52,12 +56,16 @@ class SampleStatistics(msgspec.Struct, frozen=True):
     size: int
     #: The largest absolute value; NaN where the tensor holds one.
     largest: float
-    #: The values to count, or their counts, and the largest absolute value, for each grade. All
-    #: values are of one grade where channels are not known.
-    parts: tuple[tuple[int, Array | BinCounts, float], ...]
+    #: The values to count and the largest absolute value, for each grade. All values are of one
+    #: grade where channels are not known.
+    parts: tuple[tuple[int, Array, float], ...]
     #: The sums of its channels and those of their squares, float32 [2, entries, channels], where
     #: moments are required.
     sums: Array | None
+
+
+#: A sample that the compiled library refused to add.
+_NOT_FINITE = SampleStatistics(0, math.nan, (), None)
 
 
 class TensorStatistics:
@@ -68,13 +76,18 @@ class TensorStatistics:
         self._tensor = observed.source[1]
         self._axis = None if is_flat else observed.axis
         self._grades: ChannelGrades | None = None
+        #: The grades that are counted.
+        self._used_grades: tuple[int, ...] = ()
         self._histograms: dict[int, Histogram] = {}
         #: The positions of the channels of each grade.
         self._channels: dict[int, npt.NDArray[np.intp]] = {}
-        #: The position of each channel's grade in `_histograms`.
+        #: The position of each channel's grade in `_used_grades`.
         self._grade_positions: npt.NDArray[np.int32] | None = None
         if observed.histogram:
-            self._prepare_histograms(None if is_flat else observed.grades)
+            self._prepare_grades(None if is_flat else observed.grades)
+        #: What the compiled library has added, and the lock of these totals.
+        self._totals: TensorTotals | None = None
+        self._lock = Lock()
         self._seen = False
         self._filled = False
         self._amax = 0.0
@@ -83,68 +96,87 @@ class TensorStatistics:
         self._squares: ExactSum | None = None
         self._moments_lost = False
 
-    def _prepare_histograms(self, grades: ChannelGrades | None) -> None:
-        """Make a histogram for each grade of channels, or one for all."""
+    def _prepare_grades(self, grades: ChannelGrades | None) -> None:
+        """Find the grades of channels, for a histogram of each, or one of all."""
         self._grades = grades
         if grades is None:
-            self._histograms[0] = Histogram()
+            self._used_grades = (0,)
             return
         of_channel = np.array(grades.of_channel)
         used_grades, positions = np.unique(of_channel, return_inverse=True)
         self._grade_positions = positions.astype(np.int32)
-        for grade in map(int, used_grades):
-            self._histograms[grade] = Histogram()
+        self._used_grades = tuple(map(int, used_grades))
+        for grade in self._used_grades:
             self._channels[grade] = np.flatnonzero(of_channel == grade)
 
-    def measure(self, values: Array) -> SampleStatistics:
-        """Return the statistics of one sample's values; raises ModelError unless they are float."""
+    def measure(self, values: Array) -> SampleStatistics | None:
+        """Return the statistics of one sample's values, which `add` takes; None where they are in.
+
+        Several threads may measure at a time. The compiled library adds what it measures at once:
+        the order of samples does not change a total. Raises ModelError unless values are float.
+        """
         if values.dtype.kind != "f":
             raise ModelError(
                 f"tensor {self._tensor!r} holds {values.dtype} and cannot be quantized. "
                 "Fix the rule that selects it."
             )
         library = find_library()
-        if library is not None and can_measure(values):
-            return self._measure_compiled(library, values)
+        if library is not None and can_add(values, len(self._used_grades)):
+            with self._lock:
+                return self._add_to_totals(library, values)
         sums = None
         if self._axis is not None and values.size:
             sums = _sum_channels(values, self._axis)
         if self._grades is not None and _has_channels(values, self._grades):
             return self._measure_grades(values, self._grades.axis, sums)
         largest = _find_largest(values)
-        grades = list(self._histograms)[:1]
-        parts = tuple((grade, values, largest) for grade in grades)
+        parts = tuple((grade, values, largest) for grade in self._used_grades[:1])
         return SampleStatistics(values.size, largest, parts, sums)
 
-    def _measure_compiled(self, library: Library, values: Array) -> SampleStatistics:
-        """Return the statistics of one sample's values, counted, by the compiled library."""
+    def _add_to_totals(self, library: Library, values: Array) -> SampleStatistics | None:
+        """Add one sample by the compiled library; return it where a value is not finite."""
         has_grades = self._grades is not None and _has_channels(values, self._grades)
         axis = self._axis
         if has_grades and self._grades is not None:
             axis = self._grades.axis
-        is_summing = self._axis is not None and _same_axis(values, self._axis, axis)
-        measurement = measure_tensor(
-            library,
-            values,
-            axis,
-            self._grade_positions if has_grades else None,
-            is_counting=bool(self._histograms),
-            is_summing=is_summing,
-        )
-        sums = measurement.sums
-        if sums is None and self._axis is not None:
-            sums = _sum_channels(values, self._axis)
-        grades = list(self._histograms)
-        parts: list[tuple[int, Array | BinCounts, float]] = []
-        for grade, counts in zip(grades, measurement.split_counts(), strict=False):
-            parts.append((grade, counts, counts.largest))
-        largest = float(measurement.largest.max())
-        return SampleStatistics(values.size, largest, tuple(parts), sums)
+        is_same_axis = self._axis is not None and _same_axis(values, self._axis, axis)
+        arranged, layout = arrange_channels(values, axis)
+        totals = self._find_totals(library)
+        is_summing = is_same_axis and self._open_moments(totals, layout.channels)
+        outcome = totals.add(arranged, layout, has_grades, is_summing)
+        if outcome & Outcome.NOT_FINITE:
+            return _NOT_FINITE
+        self._seen = self._filled = True
+        if outcome & Outcome.SUMS_NOT_FINITE:
+            self._moments_lost = True
+        elif is_summing:
+            self._count += values.size // layout.channels
+        elif self._axis is not None and not is_same_axis:
+            self._add_moments(values.size, _sum_channels(values, self._axis))
+        return None
+
+    def _find_totals(self, library: Library) -> TensorTotals:
+        if self._totals is None:
+            grades = max(len(self._used_grades), 1)
+            is_counting = bool(self._used_grades)
+            self._totals = TensorTotals(library, grades, self._grade_positions, is_counting)
+        return self._totals
+
+    def _open_moments(self, totals: TensorTotals, channels: int) -> bool:
+        """Whether the sums of some channels can be added to the totals."""
+        if self._sums is None or self._squares is None:
+            self._sums = ExactSum(channels)
+            self._squares = ExactSum(channels)
+        if self._sums.size != channels:
+            self._moments_lost = True
+            return False
+        totals.add_moments_to(self._sums.limbs, self._squares.limbs)
+        return True
 
     def _measure_grades(self, values: Array, axis: int, sums: Array | None) -> SampleStatistics:
         """Return the statistics of one sample's values with a part for each grade."""
         by_channel = _find_largest_by_channel(values, axis)
-        parts: list[tuple[int, Array | BinCounts, float]] = []
+        parts: list[tuple[int, Array, float]] = []
         for grade, channels in self._channels.items():
             part = values.take(channels, axis)
             part_largest = float(by_channel[channels].max())
@@ -163,10 +195,7 @@ class TensorStatistics:
         self._filled = self._filled or sample.size > 0
         self._amax = max(self._amax, sample.largest)
         for grade, values, largest in sample.parts:
-            if isinstance(values, BinCounts):
-                self._histograms[grade].add_counts(values)
-            else:
-                self._histograms[grade].add(values, largest)
+            self._histograms.setdefault(grade, Histogram()).add(values, largest)
         if sample.sums is not None:
             self._add_moments(sample.size, sample.sums)
 
@@ -183,22 +212,37 @@ class TensorStatistics:
         self._squares.add(sums[1])
 
     def to_range(self, read: str) -> TensorRange:
-        """Return the statistics so far, under the name that edges read the tensor by."""
+        """Return the statistics so far, under the name that edges read the tensor by.
+
+        No thread may measure the tensor meanwhile.
+        """
+        histograms = dict(self._join_histograms())
+        histogram = functools.reduce(Histogram.merged, histograms.values()) if histograms else None
+        largest = self._amax
+        if self._totals is not None:
+            largest = max(largest, float(self._totals.largest.max()))
         return TensorRange(
             tensor=read,
-            amax=self._amax,
-            histogram=self._join_histograms(),
+            amax=largest,
+            histogram=histogram,
             moments=self._join_moments(),
             seen=self._seen,
             moments_lost=self._moments_lost,
-            by_grade=tuple(self._histograms.items()) if self._grades else (),
+            by_grade=tuple(histograms.items()) if self._grades else (),
             filled=self._filled,
         )
 
-    def _join_histograms(self) -> Histogram | None:
-        if not self._histograms:
-            return None
-        return functools.reduce(Histogram.merged, self._histograms.values())
+    def _join_histograms(self) -> Iterator[tuple[int, Histogram]]:
+        """Yield each grade with the histogram of all its values."""
+        totals = self._totals
+        for position, grade in enumerate(self._used_grades):
+            histogram = self._histograms.get(grade, Histogram())
+            if totals is not None and totals.counts is not None:
+                exponent = int(totals.exponents[position])
+                amax = float(totals.largest[position])
+                counted = Histogram.from_counts(totals.counts[position], exponent, amax)
+                histogram = histogram.merged(counted)
+            yield grade, histogram
 
     def _join_moments(self) -> Moments | None:
         if self._sums is None or self._squares is None or self._moments_lost:

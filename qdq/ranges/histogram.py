@@ -18,8 +18,6 @@ import numpy as np
 import numpy.typing as npt
 
 from qdq.arrays import Array, Floats
-from qdq.compiled.library import find_library
-from qdq.compiled.tensor_measurement import BinCounts, add_counts
 from qdq.quantizer import ElementType
 from qdq.ranges.divergence import find_least_divergence_edge
 from qdq.ranges.square_error import SquareErrorSums
@@ -87,16 +85,6 @@ class Histogram:
             positions = scratch.find_counters(block, scale)
             np.add.at(counters, positions, _INCREMENT)
 
-    def add_counts(self, sample: BinCounts) -> None:
-        """Add values that were counted already, in bins of the width for their largest."""
-        self._extend(sample.largest)
-        doublings = self.exponent - sample.exponent if sample.largest > 0.0 else 0
-        library = find_library()
-        if library is None:
-            self._lanes[0] += _fold(sample.counts.astype(np.int64), doublings)
-        else:
-            add_counts(library, self._lanes[0], sample.counts, doublings)
-
     def merged(self, other: Histogram) -> Histogram:
         """Return the histogram of the values of this histogram and another one."""
         total = Histogram()
@@ -120,6 +108,14 @@ class Histogram:
         width = _count_bytes(int(counts.max(initial=0)))
         head = struct.pack(_HEAD, self.exponent, self.amax, width)
         return head + counts.astype(f"<i{width}").tobytes()
+
+    @classmethod
+    def from_counts(cls, counts: Counts, exponent: int, amax: float) -> Histogram:
+        """Return the histogram of counts [BINS] that were made elsewhere."""
+        histogram = cls()
+        histogram._lanes[0] = counts
+        histogram.exponent, histogram.amax = exponent, amax
+        return histogram
 
     @classmethod
     def from_bytes(cls, content: bytes) -> Histogram:
@@ -242,7 +238,7 @@ _THREAD = threading.local()
 
 
 def _find_scratch() -> _Scratch:
-    """Return the arrays of this thread, which it makes when it first counts without compiled code."""
+    """Return the arrays of this thread, which are made when they are first used."""
     scratch: _Scratch | None = getattr(_THREAD, "scratch", None)
     if scratch is None:
         scratch = _THREAD.scratch = _Scratch()

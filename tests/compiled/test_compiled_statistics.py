@@ -63,7 +63,9 @@ def _observe(
         ObservedTensor("t", ("", "t"), histogram, axis, grades), is_flat=False
     )
     for values in samples:
-        statistics.add(statistics.measure(values), "sample")
+        sample = statistics.measure(values)
+        if sample is not None:
+            statistics.add(sample, "sample")
     result = statistics.to_range("t")
     moments = result.moments
     return (
@@ -186,7 +188,9 @@ def test_a_histogram_in_counts_is_that_of_the_values() -> None:
         statistics = TensorStatistics(
             ObservedTensor("t", ("", "t"), True, None, None), is_flat=False
         )
-        statistics.add(statistics.measure(values), "sample")
+        sample = statistics.measure(values)
+        if sample is not None:
+            statistics.add(sample, "sample")
     histogram = statistics.to_range("t").histogram
 
     assert isinstance(histogram, Histogram)

@@ -39,7 +39,6 @@ def calculating(path: str) -> Iterator[None]:
     chosen = {"numpy": None, "compiled": compiled_library(), "portable": _portable()}[path]
     with (
         mock.patch("qdq.observers.tensor_statistics.find_library", return_value=chosen),
-        mock.patch("qdq.ranges.histogram.find_library", return_value=chosen),
         mock.patch("qdq.ranges.exact_sum.find_library", return_value=chosen),
         mock.patch("qdq.calibration.weight_scales.find_library", return_value=chosen),
     ):
