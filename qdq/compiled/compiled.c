@@ -46,6 +46,10 @@ without -ffast-math and with -ffp-contract=off. */
 counter is incremented twice in a row. */
 #define COUNTERS 4
 
+/* The counters of a lane: those of one bin are not a multiple of 4096 bytes apart, for which a core
+takes the load of one to depend on the store of another. */
+#define LANE (BINS + 80)
+
 /* As in qdq/ordered_sums.py: the values of a row that are added in float. */
 #define SPAN 4096
 
@@ -55,8 +59,10 @@ added to lanes in turn, and a larger sum is that of two halves. */
 #define LEAF 128
 #define MOST_LEVELS 8
 
-/* The values that are measured at a time, few enough for the fastest cache. */
-#define BLOCK 1024
+/* The values that are measured at a time, few enough for the fastest cache, and those that a line of
+it holds. */
+#define BLOCK 512
+#define LINE 16
 
 /* The rows and columns that are transposed at a time: a line of a cache is 16 columns. */
 #define TILE_ROWS 256
@@ -76,7 +82,7 @@ enum { ELEMENT_INT8 = 0, ELEMENT_E4M3 = 1 };
 
 /* The values of one grade so far: those of the channels of about the same importance. */
 typedef struct {
-    uint32_t *counters; /* [COUNTERS][BINS] */
+    uint32_t *counters; /* [COUNTERS][LANE] */
     int32_t exponent;   /* log2 of the bin width; meaningless while `largest` is 0 */
     int32_t largest;    /* the bits of the largest magnitude */
 } Grade;
@@ -168,7 +174,7 @@ INLINE void extend_bins(Grade *grade, int32_t largest)
         grade->exponent = exponent;
     } else if (exponent > grade->exponent) {
         for (int i = 0; i < COUNTERS; i++)
-            fold_bins(grade->counters + i * BINS, exponent - grade->exponent);
+            fold_bins(grade->counters + i * LANE, exponent - grade->exponent);
         grade->exponent = exponent;
     }
 }
@@ -177,15 +183,15 @@ INLINE void extend_bins(Grade *grade, int32_t largest)
 INLINE void count_block(const float *restrict values, int64_t size, float scale,
                         uint32_t *restrict counters)
 {
-    int32_t bins[BLOCK];
+    uint16_t bins[BLOCK];
     for (int64_t i = 0; i < size; i++)
-        bins[i] = (int32_t)(fabsf(values[i]) * scale);
+        bins[i] = (uint16_t)(int32_t)(fabsf(values[i]) * scale);
     int64_t i = 0;
     for (; i + COUNTERS <= size; i += COUNTERS) {
         counters[bins[i]]++;
-        counters[BINS + bins[i + 1]]++;
-        counters[2 * BINS + bins[i + 2]]++;
-        counters[3 * BINS + bins[i + 3]]++;
+        counters[LANE + bins[i + 1]]++;
+        counters[2 * LANE + bins[i + 2]]++;
+        counters[3 * LANE + bins[i + 3]]++;
     }
     for (; i < size; i++)
         counters[bins[i]]++;
@@ -278,10 +284,22 @@ INLINE Sums sum_span(const float *values, int64_t size)
     return sums;
 }
 
+/* Read values ahead; there need not be any at this address. */
+INLINE void prefetch(const float *values, int64_t size)
+{
+#if defined(__GNUC__)
+    for (int64_t i = 0; i < size; i += LINE)
+        __builtin_prefetch(values + i);
+#else
+    (void)values, (void)size;
+#endif
+}
+
 /* Measure the largest magnitude of values, and count them. */
 INLINE void measure_block(const float *values, int64_t size, Grade *grade, int is_counting)
 {
     int32_t largest = find_largest(values, size);
+    prefetch(values + size, size);
     if (largest > grade->largest) {
         if (is_counting && largest < INFINITE)
             extend_bins(grade, largest);
@@ -436,14 +454,14 @@ INLINE void add_counters(int64_t *restrict total, uint32_t *restrict counters, i
     int shift = doublings < LOG_BINS ? doublings : LOG_BINS;
     if (shift == 0)
         for (int bin = 0; bin <= last; bin++)
-            total[bin] += (int64_t)(counters[bin] + counters[BINS + bin] +
-                                    counters[2 * BINS + bin] + counters[3 * BINS + bin]);
+            total[bin] += (int64_t)(counters[bin] + counters[LANE + bin] +
+                                    counters[2 * LANE + bin] + counters[3 * LANE + bin]);
     else
         for (int bin = 0; bin <= last; bin++)
-            total[bin >> shift] += (int64_t)(counters[bin] + counters[BINS + bin] +
-                                             counters[2 * BINS + bin] + counters[3 * BINS + bin]);
+            total[bin >> shift] += (int64_t)(counters[bin] + counters[LANE + bin] +
+                                             counters[2 * LANE + bin] + counters[3 * LANE + bin]);
     for (int i = 0; i < COUNTERS; i++)
-        memset(counters + i * BINS, 0, (size_t)(last + 1) * sizeof(uint32_t));
+        memset(counters + i * LANE, 0, (size_t)(last + 1) * sizeof(uint32_t));
 }
 
 /* Add the grades of one sample, all finite, to the totals. */
@@ -646,7 +664,7 @@ EXPORT int32_t qdq_has_avx2(void) { return has_avx2(); }
 
 `values` is [outer, channels, inner], or [outer, inner, channels] where `is_transposed`.
 `grade_of_channel` is null where all channels are of the first grade. `counters` are [grades,
-COUNTERS, BINS] zeros, before and after. `sums` [2, outer, channels] is to calculate in, and null
+COUNTERS, LANE] zeros, before and after. `sums` [2, outer, channels] is to calculate in, and null
 where nothing is summed. */
 EXPORT int32_t qdq_add_tensor(const Totals *totals, const float *values, int64_t outer,
                               int64_t channels, int64_t inner, int32_t is_transposed,
@@ -659,7 +677,7 @@ EXPORT int32_t qdq_add_tensor(const Totals *totals, const float *values, int64_t
     if (grade_count > MOST_GRADES)
         return NOT_FINITE;
     for (int64_t i = 0; i < grade_count; i++)
-        grades[i] = (Grade){counters + i * COUNTERS * BINS, 0, 0};
+        grades[i] = (Grade){counters + i * COUNTERS * LANE, 0, 0};
     Tensor tensor = {values, outer, channels, inner, grade_of_channel, grades,
                      totals->counts != 0, sums, sums ? sums + outer * channels : 0};
     if (is_transposed)
@@ -667,7 +685,7 @@ EXPORT int32_t qdq_add_tensor(const Totals *totals, const float *values, int64_t
     else
         CHOOSE(use_avx2, measure_rows)(&tensor);
     if (!are_finite(grades, grade_count)) {
-        memset(counters, 0, (size_t)grade_count * COUNTERS * BINS * sizeof(uint32_t));
+        memset(counters, 0, (size_t)grade_count * COUNTERS * LANE * sizeof(uint32_t));
         return NOT_FINITE;
     }
     CHOOSE(use_avx2, add_grades)(totals, grades);

@@ -20,6 +20,7 @@ from qdq.compiled.library import Library, address
 #: As in `compiled.c`.
 BINS = 4096
 _COUNTERS = 4
+_LANE = BINS + 80
 _MOST_GRADES = 64
 
 #: A counter of one sample has 32 bits.
@@ -131,7 +132,7 @@ class _Scratch(threading.local):
 
         The library leaves the counters zero.
         """
-        counters = grades * _COUNTERS * BINS
+        counters = grades * _COUNTERS * _LANE
         if self._counters.size < counters or self._sums.size < 2 * rows:
             self._counters = np.zeros(max(counters, self._counters.size), np.uint32)
             self._sums = np.empty(max(2 * rows, self._sums.size), np.float32)

@@ -9,6 +9,7 @@ test_other_processors.py compares those of two processors. */
 
 #define BINS 4096
 #define COUNTERS 4
+#define LANE (BINS + 80)
 #define LIMBS 12
 #define FIRST_HASH 14695981039346656037u
 
@@ -85,7 +86,7 @@ static void print_totals(int64_t outer, int64_t channels, int64_t inner, int is_
     float largest[8] = {0};
     int32_t exponents[8] = {0};
     int64_t *counts = calloc((size_t)grade_count * BINS, sizeof(int64_t));
-    uint32_t *counters = calloc((size_t)grade_count * COUNTERS * BINS, sizeof(uint32_t));
+    uint32_t *counters = calloc((size_t)grade_count * COUNTERS * LANE, sizeof(uint32_t));
     int64_t *limbs = calloc((size_t)(2 * LIMBS * channels), sizeof(int64_t));
     float *sums = malloc((size_t)(2 * outer * channels) * sizeof(float));
     Totals totals = {counts, exponents, largest, grade_count, limbs, limbs + LIMBS * channels};
@@ -99,7 +100,7 @@ static void print_totals(int64_t outer, int64_t channels, int64_t inner, int is_
         hash = digest(hash, &outcome, sizeof outcome, 0);
         free(values);
     }
-    for (int64_t i = 0; i < grade_count * COUNTERS * BINS; i++)
+    for (int64_t i = 0; i < grade_count * COUNTERS * LANE; i++)
         if (counters[i])
             printf("counters are not zero\n");
     hash = digest(hash, largest, sizeof largest, 1);
