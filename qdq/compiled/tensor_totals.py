@@ -73,6 +73,11 @@ class TensorTotals:
         )
         self._moments: tuple[_Exact, ...] = ()
 
+    @property
+    def has_moments(self) -> bool:
+        """Whether `add` can sum channels."""
+        return bool(self._moments)
+
     def add_moments_to(self, sums: _Exact, squares: _Exact) -> None:
         """Name the exact sums [limbs, channels] that `add` adds those of channels to."""
         self._moments = (sums, squares)  # the structure holds addresses only

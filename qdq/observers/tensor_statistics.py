@@ -170,7 +170,8 @@ class TensorStatistics:
         if self._sums.size != channels:
             self._moments_lost = True
             return False
-        totals.add_moments_to(self._sums.limbs, self._squares.limbs)
+        if not totals.has_moments:
+            totals.add_moments_to(self._sums.limbs, self._squares.limbs)
         return True
 
     def _measure_grades(self, values: Array, axis: int, sums: Array | None) -> SampleStatistics:
