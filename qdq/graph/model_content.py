@@ -8,14 +8,14 @@ value; the value of a message or of bytes begins with its length).
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple, TypeAlias
 
 from google.protobuf.message import Message
 from google.protobuf.unknown_fields import UnknownFieldSet
 from onnx import GraphProto, ModelProto, TensorProto
 
-from qdq.graph.source import canonical_bytes, copy_fields, too_large
+from qdq.graph.source import canonical_bytes, copy_fields, copy_with_initializers, too_large
 from qdq.graph.tensor_sizes import count_value_bytes
 
 #: The least bytes of values that become a piece of their own.
@@ -69,7 +69,7 @@ def iterate_content(model: ModelProto) -> Iterator[bytes]:
     if not large or _has_unknown_fields(messages):
         yield canonical_bytes(model)
         return
-    outline = canonical_bytes(_copy_without_values(model, large))
+    outline = canonical_bytes(_copy_without_values(model))
     pieces = _insert_values(outline, large)
     if _count_bytes(pieces) > _LARGEST_MESSAGE:
         raise too_large(model)
@@ -86,19 +86,18 @@ def _has_unknown_fields(messages: Iterable[Message]) -> bool:
     return any(len(UnknownFieldSet(message)) for message in messages)
 
 
-def _copy_without_values(model: ModelProto, large: Container[int]) -> ModelProto:
+def _copy_without_values(model: ModelProto) -> ModelProto:
     """Return a copy of a model in which the values of large weights are empty."""
-    copy = ModelProto()
-    copy_fields(model, copy, excluded="graph")
-    copy_fields(model.graph, copy.graph, excluded="initializer")
-    for position, tensor in enumerate(model.graph.initializer):
-        if position in large:
-            emptied = copy.graph.initializer.add()
-            copy_fields(tensor, emptied, excluded="raw_data")
-            emptied.raw_data = b""
-        else:
-            copy.graph.initializer.append(tensor)
-    return copy
+
+    def empty(tensor: TensorProto) -> TensorProto:
+        if not _is_large(tensor):
+            return tensor
+        emptied = TensorProto()
+        copy_fields(tensor, emptied, excluded="raw_data")
+        emptied.raw_data = b""
+        return emptied
+
+    return copy_with_initializers(model, empty)
 
 
 def _insert_values(outline: bytes, large: Mapping[int, _Values]) -> list[_Piece]:

@@ -9,7 +9,7 @@ from onnx import ModelProto, TensorProto
 
 from qdq.errors import ModelError
 from qdq.graph.plugins import declare_plugins
-from qdq.graph.source import Source, canonical_bytes, copy_fields, external_tensors
+from qdq.graph.source import Source, canonical_bytes, copy_with_initializers, external_tensors
 from qdq.graph.tensor_sizes import count_value_bytes
 
 #: The bytes of values above which the checker gets an empty tensor.
@@ -24,7 +24,10 @@ def require_valid(source: Source) -> None:
 
     Plugins are no reason: the checker does not know them.
     """
+    # By the path of a file the checker finds external data.
     complaint = find_complaint(source.model)
+    if complaint and source.path and source.external_files:
+        complaint = _run_checker(str(source.path))
     if complaint:
         raise ModelError(
             f"{source.path or source.name}: onnx.checker rejects the model: {complaint}. "
@@ -39,14 +42,16 @@ def find_complaint(model: ModelProto) -> str:
     compared them with their dimensions.
     """
     light_model = _without_values(model)
-    if not _run_checker(light_model):
+    if not _run_checker(canonical_bytes(light_model)):
         return ""
-    return _run_checker(_with_typed_outputs(declare_plugins(light_model)))
+    checkable = _with_typed_outputs(declare_plugins(light_model))
+    return _run_checker(canonical_bytes(checkable))
 
 
-def _run_checker(model: ModelProto) -> str:
+def _run_checker(content: bytes | str) -> str:
+    """Return the complaint about a serialised model or about the file at a path."""
     try:
-        onnx.checker.check_model(canonical_bytes(model))
+        onnx.checker.check_model(content)
     except Exception as error:  # noqa: BLE001 it throws errors of other parts of ONNX, too
         return _describe_complaint(error)
     return ""
@@ -77,14 +82,13 @@ def _with_typed_outputs(model: ModelProto) -> ModelProto:
 
 def _without_values(model: ModelProto) -> ModelProto:
     """Return a copy with empty tensors for the large initializers, and for external data."""
-    copy = ModelProto()
-    copy_fields(model, copy, excluded="graph")
-    copy_fields(model.graph, copy.graph, excluded="initializer")
-    for tensor in model.graph.initializer:
-        if count_value_bytes(tensor) > _LARGEST_CHECKED:
-            copy.graph.initializer.add(name=tensor.name, data_type=tensor.data_type, dims=[0])
-        else:
-            copy.graph.initializer.append(tensor)
+
+    def empty(tensor: TensorProto) -> TensorProto:
+        if count_value_bytes(tensor) <= _LARGEST_CHECKED:
+            return tensor
+        return TensorProto(name=tensor.name, data_type=tensor.data_type, dims=[0])
+
+    copy = copy_with_initializers(model, empty)
     for tensor in external_tensors(copy):
         tensor.ClearField("external_data")
         tensor.data_location = TensorProto.DEFAULT

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import mmap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Union
@@ -64,20 +63,6 @@ class Source(msgspec.Struct, frozen=True):
         """The folder that external data is relative to."""
         return self.path.parent if self.path else None
 
-    def bytes_with(self, addition: ModelProto) -> bytes:
-        """Return the serialised model with the fields of `addition` merged into it.
-
-        Protobuf reads two messages in a row as one merged message (protobuf encoding, "last one
-        wins"). The file's bytes are used where the file and the loaded model are unchanged.
-        """
-        if self.path is None or self.notes or self.stamp != file_stamp(self.path):
-            return canonical_bytes(self.model) + canonical_bytes(addition)
-        with (
-            self.path.open("rb") as file,
-            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
-        ):
-            return b"".join((content, canonical_bytes(addition)))
-
     @property
     def external_files(self) -> tuple[str, ...]:
         """Relative paths of the files that hold external data of the model's tensors."""
@@ -110,20 +95,29 @@ def light_copy(model: ModelProto) -> ModelProto:
 
     Their names, types and dimensions stay. Stripping reads the values of other weights, and scales.
     """
-    copy = ModelProto()
-    copy_fields(model, copy, excluded="graph")
-    copy_fields(model.graph, copy.graph, excluded="initializer")
     scales = _find_scales(model.graph)
-    for tensor in model.graph.initializer:
+
+    def lighten(tensor: TensorProto) -> TensorProto:
         is_small = len(tensor.dims) <= 1 or count_value_bytes(tensor) <= _LARGEST_LIGHT_BYTES
         is_float = tensor.data_type in _FLOAT_TYPES
         if is_small or not is_float or tensor.name in scales:
-            copy.graph.initializer.append(tensor)
-        else:
-            light_tensor = copy.graph.initializer.add()
-            light_tensor.name = tensor.name
-            light_tensor.data_type = tensor.data_type
-            light_tensor.dims.extend(tensor.dims)
+            return tensor
+        return TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
+
+    return copy_with_initializers(model, lighten)
+
+
+def copy_with_initializers(
+    model: ModelProto, replace: Callable[[TensorProto], TensorProto]
+) -> ModelProto:
+    """Return a copy of a model with what `replace` returns for each initializer of its graph.
+
+    The values of an initializer that is replaced are not copied.
+    """
+    copy = ModelProto()
+    copy_fields(model, copy, excluded="graph")
+    copy_fields(model.graph, copy.graph, excluded="initializer")
+    copy.graph.initializer.extend(map(replace, model.graph.initializer))
     return copy
 
 

@@ -21,6 +21,7 @@ from qdq.graph.source import Source, canonical_bytes
 from qdq.graph.subgraph import extract_subgraph
 from qdq.optional_packages import onnxruntime as ort
 from qdq.runtime.devices import CPU
+from qdq.runtime.memory_weights import take_out_weights
 from qdq.runtime.runnable import require_runnable
 from qdq.runtime.timed_session import TimedSession
 from qdq.runtime.unknown_operators import (
@@ -66,8 +67,13 @@ def open_session(
         options.add_session_config_entry(_EXTERNAL_FOLDER, str(source.folder.resolve()))
     new_outputs = [name for name in extra_outputs if name not in index.outputs]
     try:
-        content = _serialise(index, new_outputs)
-        return _open_optimized_session(source.name, content, options, list(providers))
+        model, weights = take_out_weights(source.model)
+        if weights:
+            options.add_external_initializers(list(weights), list(weights.values()))
+        content = _serialise(model, new_outputs)
+        session = _open_optimized_session(source.name, content, options, list(providers))
+        session.keep(weights)
+        return session
     except QdqError:
         raise
     except Exception as error:
@@ -124,17 +130,13 @@ def open_partial_session(
     return open_session(GraphIndex(partial_source), [], options, providers, libraries)
 
 
-def _serialise(index: GraphIndex, new_outputs: Iterable[str]) -> bytes:
-    """Return a serialised model with more outputs."""
-    outputs = [onnx.ValueInfoProto(name=name) for name in new_outputs]
-    model = index.source.model
-    imports = list_missing_imports(model.graph.node, model.opset_import)
-    addition = onnx.ModelProto(graph=onnx.GraphProto(output=outputs), opset_import=imports)
-    runnable = _with_unique_names(model)
-    if runnable is model:
-        return index.source.bytes_with(addition)
-    extra: bytes = addition.SerializeToString()
-    return canonical_bytes(runnable) + extra
+def _serialise(model: onnx.ModelProto, new_outputs: Iterable[str]) -> bytes:
+    """Return a serialised model with more outputs; the model may change."""
+    for name in new_outputs:
+        model.graph.output.add(name=name)
+    model.opset_import.extend(list_missing_imports(model.graph.node, model.opset_import))
+    _make_names_unique(model)
+    return canonical_bytes(model)
 
 
 def _explain_refusal(error: Exception, index: GraphIndex) -> str:
@@ -173,19 +175,16 @@ def _find_node_type(index: GraphIndex, op: str, name: str) -> str:
     return ""
 
 
-def _with_unique_names(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return the model, or a copy without node names where two nodes share one.
+def _make_names_unique(model: onnx.ModelProto) -> None:
+    """Remove the names of nodes where two nodes share one.
 
     ONNX allows equal names, ONNX Runtime does not (1.31).
     """
     names = [node.name for node in model.graph.node if node.name]
     if len(set(names)) == len(names):
-        return model
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
-    for node in copy.graph.node:
+        return
+    for node in model.graph.node:
         node.name = ""
-    return copy
 
 
 def exact_options() -> ort.SessionOptions:

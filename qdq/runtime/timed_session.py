@@ -86,11 +86,17 @@ class TimedSession:
         self._limit = read_time_limit()
         self._active: set[_Run] = set()
         self._is_stopped = False
+        #: What the session reads, and does not own.
+        self._kept: object = None
         #: Runs what the main thread asks for, which waits and handles signals meanwhile.
         self._pool = ThreadPoolExecutor(1)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.__dict__["_session"], name)
+
+    def keep(self, memory: object) -> None:
+        """Keep what the session reads from memory that it does not own, as long as the session."""
+        self._kept = memory
 
     def run(self, output_names: Any, input_feed: Any, run_options: Any = None) -> Any:
         """Return outputs as `InferenceSession` does; raises ModelError after the time limit."""

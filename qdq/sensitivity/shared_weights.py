@@ -17,14 +17,12 @@ from qdq.graph.index import GraphIndex
 from qdq.graph.source import Source
 from qdq.optional_packages import onnxruntime as ort
 from qdq.quantizer import INT8, Quantizer
+from qdq.runtime.memory_weights import declare_weight
 from qdq.runtime.session import exact_options, open_session
 from qdq.sensitivity.switchable_pairs import SwitchablePair
 
 #: Smaller tensors are stored in each model.
 _LEAST_BYTES = 1024
-
-#: The file that a declaration names; nothing reads it.
-_LOCATION = "memory"
 
 _LEAST_INT8, _LARGEST_INT8 = -128, 127
 
@@ -42,7 +40,9 @@ class SharedWeights:
         self.declared: dict[str, TensorProto] = {}
         for tensor in index.source.model.graph.initializer:
             if len(tensor.raw_data) >= _LEAST_BYTES:
-                self.declared[tensor.name] = _declare(tensor.name, tensor.data_type, tensor.dims)
+                self.declared[tensor.name] = declare_weight(
+                    tensor.name, tensor.data_type, tensor.dims
+                )
         self._values: dict[tuple[str, str], ort.OrtValue] = {}
         self._rounded: dict[_Rounding, ort.OrtValue] = {}
         self._lock = Lock()
@@ -82,7 +82,7 @@ class SharedWeights:
         """Return the declaration of a pair's rounded weight, by the name of the pair."""
         edge = pair.edge
         shape = self._index.scope(edge).constant(edge.tensor).shape
-        return _declare(pair.input_name, pair.elem_type, shape)
+        return declare_weight(pair.input_name, pair.elem_type, shape)
 
     def open_session(
         self, model: ModelProto, rounded: Mapping[str, ort.OrtValue]
@@ -154,14 +154,3 @@ def round_weight(pair: SwitchablePair, values: Array) -> Array:
 
 def _name_rounding(pair: SwitchablePair) -> _Rounding:
     return (pair.edge.graph, pair.edge.tensor), pair.quantizer
-
-
-def _declare(name: str, elem_type: int, shape: Sequence[int]) -> TensorProto:
-    """Return a tensor whose values are in memory: external data, as onnx.proto has it."""
-    size = int(np.prod(shape)) * helper.tensor_dtype_to_np_dtype(elem_type).itemsize
-    tensor = TensorProto(
-        name=name, data_type=elem_type, dims=shape, data_location=TensorProto.EXTERNAL
-    )
-    for key, value in (("location", _LOCATION), ("offset", "0"), ("length", str(size))):
-        tensor.external_data.add(key=key, value=value)
-    return tensor
