@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Set
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 
 from qdq.calibration.methods import Method
 from qdq.calibration.pair_scales import DEAD_AMAX, PairScaler
@@ -17,7 +17,7 @@ from qdq.graph.aliases import find_origin
 from qdq.graph.bodies import qualified_name
 from qdq.graph.index import GraphIndex
 from qdq.planning.decisions import Placement, Plan, group_by_pair
-from qdq.quantizer import ELEMENT_TYPES, INT8, Quantizer
+from qdq.quantizer import ELEMENT_TYPES, INT8, ElementType, Quantizer
 from qdq.ranges.given_ranges import GivenSummary
 from qdq.ranges.tensor_ranges import Part, Ranges
 from qdq.stage_log import timed_stage
@@ -48,11 +48,11 @@ def choose_scales(
     """
     if not ranges.samples:
         method = method.without_data
-    own_amax = _choose_amax(plan, ranges, method, summary)
-    amax, shared = share_ranges(plan.scale_groups, own_amax)
-    scaler = PairScaler(index, ranges, amax, method, summary, weights)
     threads = min(count_cores(), _MOST_THREADS)
     with ThreadPoolExecutor(threads) as pool:
+        own_amax = _choose_amax(plan, ranges, method, summary, pool)
+        amax, shared = share_ranges(plan.scale_groups, own_amax)
+        scaler = PairScaler(index, ranges, amax, method, summary, weights)
         groups = group_by_pair(plan).values()
         pairs = tuple(pool.map(scaler.compute, groups, _count_readers(index, groups)))
     index.forget_constants()
@@ -102,7 +102,9 @@ def choose_ranges(ranges: Ranges, method: Method) -> dict[str, float]:
     return {tensor: amax or DEAD_AMAX for (tensor, _), amax in shared_amax.items()}
 
 
-def _choose_amax(plan: Plan, ranges: Ranges, method: Method, summary: GivenSummary | None) -> Amax:
+def _choose_amax(
+    plan: Plan, ranges: Ranges, method: Method, summary: GivenSummary | None, pool: Executor
+) -> Amax:
     """Return the range of each planned activation alone, by tensor and element type."""
     elements = {}
     for tensor, quantizer in group_by_pair(plan):
@@ -116,15 +118,15 @@ def _choose_amax(plan: Plan, ranges: Ranges, method: Method, summary: GivenSumma
     bounded = summary.bounded if summary and ranges.samples else frozenset[str]()
     bounded -= _unfilled_tensors(ranges)
     by_tensor = {item.tensor: item for item in ranges.by_tensor}
-    amax = {}
-    for (tensor, dtype), element in elements.items():
+
+    def choose(key: tuple[str, str], element: ElementType) -> float:
+        tensor, _ = key
         bound = given_amax.get(tensor, math.inf)
         if tensor in given_amax and tensor not in bounded:
-            amax[tensor, dtype] = bound
-        else:
-            chosen_amax = method.amax(by_tensor[tensor], element)
-            amax[tensor, dtype] = min(chosen_amax, bound)
-    return amax
+            return bound
+        return min(method.amax(by_tensor[tensor], element), bound)
+
+    return dict(zip(elements, pool.map(choose, elements, elements.values()), strict=True))
 
 
 def _find_dead_tensors(ranges: Ranges, summary: GivenSummary | None) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import os
 import sys
@@ -62,6 +63,12 @@ PROJECT_COMMANDS = (
 )
 
 _DEBUG_OPTION = "--debug"
+
+#: log2 of the cycles that a thread of OpenBLAS waits for work in a loop.
+_LOG_WAITING_CYCLES = "16"
+
+#: The new objects of each generation after which garbage is collected; Python's first is 700.
+_COLLECTION_THRESHOLDS = (50_000, 20, 20)
 
 #: Key of click's `meta`: whether help is requested.
 _HELP = "qdq.help"
@@ -188,6 +195,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     return code
 
 
+def _spare_processor() -> None:
+    """Spare what the start of a process costs beyond its work: a quarter of a small command's time.
+
+    Threads of numpy's OpenBLAS wait 2**26 cycles for work in a loop, when numpy is imported, before
+    they sleep. The garbage collector looks at the classes of all modules again and again.
+    """
+    os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", _LOG_WAITING_CYCLES)
+    gc.set_threshold(*_COLLECTION_THRESHOLDS)
+
+
 def _run_words(args: list[str]) -> int:
     try:
         code = cli.main(args=args, prog_name="qdq", standalone_mode=False)
@@ -201,6 +218,7 @@ def _run_words(args: list[str]) -> int:
 
 def run() -> None:
     """Run the command line and end the process."""
+    _spare_processor()
     end_on_signals()
     is_open = sys.stdout is not None
     open_streams()
