@@ -13,9 +13,8 @@ import onnx
 
 from qdq.arrays import Array, Floats
 from qdq.checking.finding import Finding, make_finding
-from qdq.graph.bodies import read_tensor_values
+from qdq.checking.scale_comparison import are_positive
 from qdq.graph.constant_chains import explain_unknown_value
-from qdq.graph.pairs import stored_tensors
 from qdq.quantized.model import QuantizedEdge, QuantizedModel
 from qdq.quantizer import INT8, INT8_LEVELS
 
@@ -57,7 +56,7 @@ class _WeightSpread(msgspec.Struct, frozen=True):
 
 def check_weight_scales(quantized: QuantizedModel) -> Iterator[Finding]:
     """Yield the suspicious scales of stored INT8 weights, one finding per pair."""
-    stored = stored_tensors(quantized.source.model.graph)
+    stored = quantized.graph.stored
     checked: set[str] = set()
     for edge in quantized.edges:
         output = edge.pair.output
@@ -79,9 +78,7 @@ def _plain_scales(edge: QuantizedEdge) -> Floats | None:
         return None
     if edge.pair.block_size or edge.pair.levels:
         return None
-    if (edge.dtype or edge.stored) != INT8 or not (scales > 0).all():
-        return None
-    if not np.isfinite(scales.astype(np.float64)).all():
+    if (edge.dtype or edge.stored) != INT8 or not are_positive(scales):
         return None
     return scales.astype(np.float64).reshape(-1)
 
@@ -106,7 +103,7 @@ def _read_weight(
     tensor = stored.get(edge.pair.tensor)
     if tensor is None:
         return quantized.index.scope(edge.edge).constant(edge.edge.tensor)
-    return read_tensor_values(tensor, quantized.source.name, quantized.source.folder)
+    return quantized.graph.location.read_values(tensor)
 
 
 def _fits_shape(scales: Floats, axis: int, values: Array) -> bool:
@@ -124,8 +121,8 @@ def _measure_spread(scales: Floats, axis: int, values: Array) -> _WeightSpread:
         other_axes = tuple(i for i in range(values.ndim) if i != channel_axis)
     is_integer = values.dtype == np.int8
     unit = np.ones_like(scales) if is_integer else scales
-    top = np.atleast_1d(np.max(values, axis=other_axes)).astype(np.float64) / unit
-    bottom = np.atleast_1d(np.min(values, axis=other_axes)).astype(np.float64) / unit
+    top = np.atleast_1d(values.max(axis=other_axes)).astype(np.float64) / unit
+    bottom = np.atleast_1d(values.min(axis=other_axes)).astype(np.float64) / unit
     largest = np.maximum(top, -bottom)
     saturated = 0
     if (largest >= INT8_LEVELS - 0.5).any():

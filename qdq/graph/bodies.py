@@ -27,6 +27,18 @@ _PLAIN_TYPES = frozenset(AttributeProto.AttributeType.values()) - {
     AttributeProto.GRAPHS,
 }
 
+#: The types of attributes that are numbers or text.
+_NUMBER_TYPES = frozenset(
+    (
+        AttributeProto.FLOAT,
+        AttributeProto.INT,
+        AttributeProto.STRING,
+        AttributeProto.FLOATS,
+        AttributeProto.INTS,
+        AttributeProto.STRINGS,
+    )
+)
+
 _Named = NodeProto | TensorProto | ValueInfoProto | AttributeProto
 
 
@@ -82,6 +94,8 @@ def node_tensors(nodes: Iterable[NodeProto]) -> Iterator[TensorProto]:
     """Yield every tensor in the attributes of some nodes, those in their bodies included."""
     for node in nodes:
         for attribute in node.attribute:
+            if attribute.type in _NUMBER_TYPES:
+                continue
             if attribute.HasField("t"):
                 yield attribute.t
             yield from attribute.tensors
@@ -118,11 +132,18 @@ def node_labels(graph: GraphProto) -> list[str]:
 
     A node whose name is empty or occurs more than once is labelled by its position too.
     """
-    occurrences = Counter(list_names(graph.node))
-    taken = set(occurrences)
+    return make_labels(list_names(graph.node))
+
+
+def make_labels(names: list[str]) -> list[str]:
+    """Return the unique labels of nodes of some names, as `node_labels` does."""
+    taken = set(names)
+    if len(taken) == len(names) and "" not in taken:
+        return names
+    occurrences = Counter(names)
     labels: list[str] = []
-    for i, node in enumerate(graph.node):
-        label = node.name
+    for i, name in enumerate(names):
+        label = name
         if not label or occurrences[label] > 1:
             label = f"{label}#{i}"
             while label in taken:

@@ -15,6 +15,7 @@ from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 
 from qdq.errors import ModelError
 from qdq.graph.bodies import all_graphs, all_tensors, node_tensors
+from qdq.graph.model_location import ModelLocation
 from qdq.graph.quantized_operators import DEQUANTIZE, QUANTIZE
 from qdq.printable import encodable_name
 
@@ -62,6 +63,11 @@ class Source(msgspec.Struct, frozen=True):
     def folder(self) -> Path | None:
         """The folder that external data is relative to."""
         return self.path.parent if self.path else None
+
+    @property
+    def location(self) -> ModelLocation:
+        """The name and the folder, as the reading of stored tensors takes them."""
+        return ModelLocation(self.name, self.folder)
 
     def bytes_with(self, addition: ModelProto) -> bytes:
         """Return the serialised model with the fields of `addition` merged into it.
