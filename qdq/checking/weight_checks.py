@@ -120,27 +120,28 @@ def _measure_spread(scales: Floats, axis: int, values: Array) -> _WeightSpread:
         channel_axis = axis % values.ndim
         other_axes = tuple(i for i in range(values.ndim) if i != channel_axis)
     is_integer = values.dtype == np.int8
-    unit = np.ones_like(scales) if is_integer else scales
-    top = np.atleast_1d(values.max(axis=other_axes)).astype(np.float64) / unit
-    bottom = np.atleast_1d(values.min(axis=other_axes)).astype(np.float64) / unit
+    top = np.atleast_1d(values.max(axis=other_axes)).astype(np.float64)
+    bottom = np.atleast_1d(values.min(axis=other_axes)).astype(np.float64)
     largest = np.maximum(top, -bottom)
+    if not is_integer:
+        largest = largest / scales
     saturated = 0
     if (largest >= INT8_LEVELS - 0.5).any():
-        saturated = _count_saturated(values, unit, axis)
+        saturated = _count_saturated(values, scales, axis)
     if is_integer:
         saturated = max(saturated - scales.size, 0)
     return _WeightSpread(scales, largest, saturated, values.size)
 
 
-def _count_saturated(values: Array, unit: Floats, axis: int) -> int:
+def _count_saturated(values: Array, scales: Floats, axis: int) -> int:
     """Return how many weights INT8 clips, or for stored integers how many are 127 or -127."""
     if values.dtype == np.int8:
         at_top = np.count_nonzero(values == INT8_LEVELS)
         at_bottom = np.count_nonzero(values <= -INT8_LEVELS)
         return int(at_top + at_bottom)
     shape = [1] * values.ndim
-    shape[axis % values.ndim] = unit.size
-    limit = (unit * (INT8_LEVELS + 0.5)).astype(np.float32).reshape(shape)
+    shape[axis % values.ndim] = scales.size
+    limit = (scales * (INT8_LEVELS + 0.5)).astype(np.float32).reshape(shape)
     above = np.count_nonzero(values >= limit)
     below = np.count_nonzero(values <= -limit)
     return int(above + below)

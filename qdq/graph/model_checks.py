@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import onnx
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto
@@ -47,6 +48,29 @@ _DATA_FIELDS = (
 )
 
 
+class _NodeContent(NamedTuple):
+    """The fields of a node, each read once."""
+
+    operator: str
+    domain: str
+    name: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    attributes: tuple[AttributeProto, ...]
+
+    @classmethod
+    def read(cls, node: NodeProto) -> _NodeContent:
+        """Return the content of a node."""
+        inputs, outputs = tuple(node.input), tuple(node.output)
+        return cls(node.op_type, node.domain, node.name, inputs, outputs, tuple(node.attribute))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All names in the node."""
+        attributes = list_names(self.attributes)
+        return (self.operator, self.domain, self.name, *self.inputs, *self.outputs, *attributes)
+
+
 def check_nodes(model: ModelProto) -> None:
     """Raise ModelError for a node that its operator's definition rules out.
 
@@ -75,11 +99,10 @@ def _check_graph(graph: GraphProto, prefix: str, opset: int) -> None:
     """Check the nodes of a graph, then those of its bodies; `prefix` is before their names."""
     _require_text(_names_of_values(graph), "it")
     for i, node in enumerate(graph.node):
-        inputs, outputs = tuple(node.input), tuple(node.output)
-        names = (node.op_type, node.domain, node.name, *inputs, *outputs)
-        if not _are_text((*names, *list_names(node.attribute))):
+        content = _NodeContent.read(node)
+        if not _are_text(content.names):
             raise _damaged(f"node {prefix}#{i} holds a name that is not text")
-        defect = _find_defect(node, inputs, outputs, opset)
+        defect = _find_defect(content, opset)
         if defect:
             title = f"{prefix}{node_title(node, i)}"
             raise _damaged(f"node {title} ({node.op_type}) has {defect}")
@@ -109,30 +132,28 @@ def _damaged(fact: str) -> ModelError:
     return ModelError(f"the model is damaged: {fact}. Export or download it again.")
 
 
-def _find_defect(
-    node: NodeProto, inputs: tuple[str, ...], outputs: tuple[str, ...], opset: int
-) -> str:
+def _find_defect(node: _NodeContent, opset: int) -> str:
     """Return how a node deviates from its operator's definition, "" where it does not."""
-    defect = _find_odd_attribute(node)
+    defect = _find_odd_attribute(node.attributes)
     if defect or node.domain not in DEFAULT_DOMAINS:
         return defect
-    schema = find_schema(node.op_type, opset)
+    schema = find_schema(node.operator, opset)
     if schema is None:
         return ""
-    if len(inputs) < schema.min_input:
-        return f"{len(inputs)} inputs, but the operator needs {schema.min_input}"
-    if len(outputs) < schema.min_output:
-        return f"{len(outputs)} outputs, but the operator returns {schema.min_output}"
+    if len(node.inputs) < schema.min_input:
+        return f"{len(node.inputs)} inputs, but the operator needs {schema.min_input}"
+    if len(node.outputs) < schema.min_output:
+        return f"{len(node.outputs)} outputs, but the operator returns {schema.min_output}"
     return (
-        _find_unnamed("input", inputs, schema)
-        or _find_unnamed("output", outputs, schema)
+        _find_unnamed("input", node.inputs, schema)
+        or _find_unnamed("output", node.outputs, schema)
         or _find_wrong_attribute(node, opset)
     )
 
 
-def _find_odd_attribute(node: NodeProto) -> str:
+def _find_odd_attribute(attributes: tuple[AttributeProto, ...]) -> str:
     names: set[str] = set()
-    for attribute in node.attribute:
+    for attribute in attributes:
         if attribute.ref_attr_name:
             return f"{attribute.name!r} by reference, as only the nodes of functions may have it"
         if attribute.name in names:
@@ -151,9 +172,9 @@ def _find_unnamed(kind: str, names: tuple[str, ...], schema: _OpSchema) -> str:
     return ""
 
 
-def _find_wrong_attribute(node: NodeProto, opset: int) -> str:
-    for attribute in node.attribute:
-        required_type = _list_attribute_types(node.op_type, opset).get(attribute.name)
+def _find_wrong_attribute(node: _NodeContent, opset: int) -> str:
+    for attribute in node.attributes:
+        required_type = _list_attribute_types(node.operator, opset).get(attribute.name)
         if required_type is None:
             continue
         if attribute.type != required_type:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Container, Iterable, Mapping
 from itertools import chain
+from typing import NamedTuple
 
 import msgspec
 from onnx import GraphProto, NodeProto, TensorProto
@@ -42,22 +43,30 @@ class QdqPair(msgspec.Struct, frozen=True):
     levels: tuple[int, int] | None = None
 
 
+class HalfNode(NamedTuple):
+    """A Q or DQ node, with its operator and inputs."""
+
+    node: NodeProto
+    operator: str
+    inputs: tuple[str, ...]
+
+
 def find_pairs(graph: GraphProto, around: Collection[str] = ()) -> tuple[QdqPair, ...]:
     """Return the pairs of a graph in node order; bodies are not entered.
 
     `around` names the constants of the graphs around it.
     """
     producers: dict[str, int] = {}
-    halves: dict[int, NodeProto] = {}
+    halves: dict[int, HalfNode] = {}
     for i, node in enumerate(graph.node):
         producers.update(dict.fromkeys(node.output, i))
         if node.op_type in PAIR_OPERATORS:
-            halves[i] = node
+            halves[i] = HalfNode(node, node.op_type, tuple(node.input))
     return match_halves(halves, producers, {*stored_tensors(graph), *around})
 
 
 def match_halves(
-    halves: Mapping[int, NodeProto], producers: Mapping[str, int], constants: Container[str]
+    halves: Mapping[int, HalfNode], producers: Mapping[str, int], constants: Container[str]
 ) -> tuple[QdqPair, ...]:
     """Return the pairs that some Q and DQ nodes form, in node order.
 
@@ -66,18 +75,15 @@ def match_halves(
     store.
     """
     pairs: list[QdqPair] = []
-    for position, node in halves.items():
-        if node.op_type != DEQUANTIZE:
+    for position, dq in halves.items():
+        if dq.operator != DEQUANTIZE or len(dq.inputs) < 2:  # noqa: PLR2004 data and scale
             continue
-        inputs = tuple(node.input)
-        if len(inputs) < 2:  # noqa: PLR2004 data and scale
-            continue
-        producer = producers.get(inputs[0], -1)
-        half = halves.get(producer)
-        if half is not None and half.op_type == QUANTIZE:
-            pairs.append(_make_pair(node, position, inputs, tuple(half.input), producer))
-        elif inputs[0] in constants:
-            pairs.append(_make_pair(node, position, inputs, (), None))
+        producer = producers.get(dq.inputs[0], -1)
+        q = halves.get(producer)
+        if q is not None and q.operator == QUANTIZE:
+            pairs.append(_make_pair(position, dq, producer, q.inputs))
+        elif dq.inputs[0] in constants:
+            pairs.append(_make_pair(position, dq, None, ()))
     return tuple(pairs)
 
 
@@ -126,22 +132,18 @@ def count_readers(graph: GraphProto) -> Counter[str]:
 
 
 def _make_pair(
-    dq: NodeProto,
-    dq_position: int,
-    dq_inputs: tuple[str, ...],
-    q_inputs: tuple[str, ...],
-    q_position: int | None,
+    dq_position: int, dq: HalfNode, q_position: int | None, q_inputs: tuple[str, ...]
 ) -> QdqPair:
     """Return a pair; one of stored integers has no Q, whose inputs are () then."""
-    metadata = {entry.key: entry.value for entry in dq.metadata_props}
-    integers = {attribute.name: attribute.i for attribute in dq.attribute}
+    metadata = {entry.key: entry.value for entry in dq.node.metadata_props}
+    integers = {attribute.name: attribute.i for attribute in dq.node.attribute}
     return QdqPair(
         q=q_position,
         dq=dq_position,
-        tensor=dq_inputs[0] if q_position is None else q_inputs[0],
-        output=dq.output[0],
-        scale=dq_inputs[1],
-        zero_point=_name_at(dq_inputs, 2),
+        tensor=dq.inputs[0] if q_position is None else q_inputs[0],
+        output=dq.node.output[0],
+        scale=dq.inputs[1],
+        zero_point=_name_at(dq.inputs, 2),
         q_scale=_name_at(q_inputs, 1),
         q_zero_point=_name_at(q_inputs, 2),
         axis=integers.get("axis"),

@@ -17,7 +17,7 @@ from onnx import GraphProto, NodeProto, TensorProto
 from qdq.arrays import Array
 from qdq.graph.bodies import list_names, make_labels, node_bodies, qualified_name
 from qdq.graph.model_location import ModelLocation
-from qdq.graph.pairs import PAIR_OPERATORS, QdqPair, match_halves, read_constants
+from qdq.graph.pairs import PAIR_OPERATORS, HalfNode, QdqPair, match_halves, read_constants
 
 
 class QdqGraph:
@@ -64,9 +64,10 @@ class QdqGraph:
         return stored | read_constants(constants) if constants else stored
 
     def _find_pairs(self) -> tuple[QdqPair, ...]:
-        halves: dict[int, NodeProto] = {}
+        halves: dict[int, HalfNode] = {}
         for position in self.half_positions:
-            halves[position] = self.nodes[position]
+            node, inputs = self.nodes[position], self.inputs[position]
+            halves[position] = HalfNode(node, self.operators[position], inputs)
         return match_halves(halves, self.producers, self.stored)
 
     def _read_bodies(self) -> Iterator[tuple[int, tuple[tuple[str, QdqGraph], ...]]]:
