@@ -109,9 +109,12 @@ class FormatCheck:
         self, graph: QdqGraph, positions: tuple[int, ...], pair: QdqPair | None
     ) -> Iterator[Finding]:
         """Yield the findings about a pair, or about lone halves where `pair` is None."""
-        edges = self._find_edges(graph.path, graph.outputs[positions[-1]][0])
-        halves = [self._reader.read(graph, position, edges) for position in positions]
-        location: Edge | str = edges[0] if edges else halves[-1].label
+        last = positions[-1]
+        edges = self._find_edges(graph.path, graph.outputs[last][0])
+        location: Edge | str = edges[0] if edges else graph.qualified_label(last)
+        halves = [self._reader.read(graph, positions[0], edges)]
+        if len(positions) > 1 and not _repeats_quantize(graph, pair, halves[0]):
+            halves.append(self._reader.read(graph, last, edges))
         is_clean = True
         for finding in self._check_each_half(halves, location, pair):
             is_clean = False
@@ -156,6 +159,18 @@ class FormatCheck:
             return edges
         scope = self.float_index.scopes.get(path) if self.float_index is not None else None
         return scope.edges_from(tensor) if scope is not None else ()
+
+
+def _repeats_quantize(graph: QdqGraph, pair: QdqPair | None, quantize: PairHalf) -> bool:
+    """Whether the DQ of a pair has the parameters of its Q, and no other problems.
+
+    Each problem of a pair is reported once. INT32 is one that a DQ has alone.
+    """
+    if pair is None or quantize.attributes or quantize.dtype == onnx.TensorProto.INT32:
+        return False
+    parameters = pair.scale, pair.zero_point
+    is_same = parameters == (pair.q_scale, pair.q_zero_point)
+    return is_same and not graph.nodes[pair.dq].attribute
 
 
 def _dynamic_outputs(graph: QdqGraph) -> set[str]:

@@ -29,8 +29,6 @@ class PairHalf(msgspec.Struct, frozen=True):
 
     #: The operator of the node.
     operator: str
-    #: The node's label, after the path of its graph.
-    label: str
     #: Names of the scale and the zero point, "" for no zero point.
     scale: str
     zero_point: str
@@ -90,7 +88,6 @@ class HalfReader:
         zeros = self._read_values(zero_name, graph) if zero_name else None
         return PairHalf(
             operator=operator,
-            label=graph.qualified_label(position),
             scale=inputs[1],
             zero_point=zero_name,
             scales=scales,

@@ -153,8 +153,11 @@ def _check_spread(edge: QuantizedEdge, spread: _WeightSpread) -> Iterator[Findin
         problem = f"{share:.0%} of its {spread.size} weights are at the ends of the range"
         yield make_finding("saturated-weights", edge.edge, problem)
         return
-    if spread.largest.max() < _NARROW_STEPS:
+    least, most = float(spread.largest.min()), float(spread.largest.max())
+    if most < _NARROW_STEPS:
         return
+    if least >= INT8_LEVELS / _MOST_RATIO and most <= INT8_LEVELS * _MOST_RATIO:
+        return  # in every channel
     ratios = _range_ratios(spread)
     channel = int(np.argmax(np.abs(np.log(ratios))))
     ratio = ratios[channel]

@@ -147,13 +147,13 @@ def _normalize(path: Path | None, model: ModelProto) -> tuple[ModelProto, tuple[
     Its nodes are sorted, its functions inlined, its opset raised, and Q/DQ of TensorRT are ONNX's.
     """
     try:
-        check_nodes(model)
+        operators = check_nodes(model)
         check_weights(model)
         ordered, order_notes = order_nodes(model)
         inlined, inlining_notes = inline_functions(ordered)
         if inlined is not ordered:
-            check_nodes(inlined)
-        plain, pair_notes = convert_tensorrt_pairs(inlined)
+            operators = check_nodes(inlined)
+        plain, pair_notes = convert_tensorrt_pairs(inlined, operators)
         raised, opset_notes = raise_opset(plain)
     except ModelError as error:
         place = path or model.graph.name or "model"

@@ -10,12 +10,12 @@ from typing import NamedTuple
 
 import onnx
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto
-from onnx.external_data_helper import ExternalDataInfo, uses_external_data
+from onnx.external_data_helper import ExternalDataInfo
 
 from qdq.errors import ModelError, first_line
 from qdq.graph.bodies import all_tensors, list_names, node_bodies, node_title
 from qdq.graph.opset import default_opset
-from qdq.graph.plugins import DEFAULT_DOMAINS, find_schema
+from qdq.graph.plugins import DEFAULT_DOMAINS, OperatorId, find_schema
 from qdq.graph.source import external_tensors
 
 _OpSchema = onnx.defs.OpSchema
@@ -71,17 +71,20 @@ class _NodeContent(NamedTuple):
         return (self.operator, self.domain, self.name, *self.inputs, *self.outputs, *attributes)
 
 
-def check_nodes(model: ModelProto) -> None:
-    """Raise ModelError for a node that its operator's definition rules out.
+def check_nodes(model: ModelProto) -> frozenset[OperatorId]:
+    """Return the operators of a model's nodes and those in bodies, by domain and name.
 
-    Such a node has too few inputs or outputs, or an attribute of another type. Operators that
-    ONNX does not know, such as TensorRT's plugins, pass.
+    Raises ModelError for a node that its operator's definition rules out. Such a node has too few
+    inputs or outputs, or an attribute of another type. Operators that ONNX does not know, such as
+    TensorRT's plugins, pass.
     """
     _check_opsets(model)
     opset = default_opset(model)
     for entry in model.metadata_props:
         _require_text((entry.key, entry.value), "it")
-    _check_graph(model.graph, "", opset)
+    operators: set[OperatorId] = set()
+    _check_graph(model.graph, "", opset, operators)
+    return frozenset(operators)
 
 
 def _check_opsets(model: ModelProto) -> None:
@@ -95,8 +98,11 @@ def _check_opsets(model: ModelProto) -> None:
             raise _damaged(f"it imports version {entry.version} of an opset")
 
 
-def _check_graph(graph: GraphProto, prefix: str, opset: int) -> None:
-    """Check the nodes of a graph, then those of its bodies; `prefix` is before their names."""
+def _check_graph(graph: GraphProto, prefix: str, opset: int, operators: set[OperatorId]) -> None:
+    """Check the nodes of a graph, then those of its bodies, and add their operators.
+
+    `prefix` is before the names of nodes.
+    """
     _require_text(_names_of_values(graph), "it")
     for i, node in enumerate(graph.node):
         content = _NodeContent.read(node)
@@ -106,9 +112,10 @@ def _check_graph(graph: GraphProto, prefix: str, opset: int) -> None:
         if defect:
             title = f"{prefix}{node_title(node, i)}"
             raise _damaged(f"node {title} ({node.op_type}) has {defect}")
+        operators.add((content.domain, content.operator))
     for i, node in enumerate(graph.node):
         for name, body in node_bodies(node):
-            _check_graph(body, f"{prefix}{node_title(node, i)}.{name}/", opset)
+            _check_graph(body, f"{prefix}{node_title(node, i)}.{name}/", opset, operators)
 
 
 def _names_of_values(graph: GraphProto) -> Iterator[str]:
@@ -222,7 +229,7 @@ def check_weights(model: ModelProto) -> None:
 
 
 def _has_values(tensor: TensorProto) -> bool:
-    if uses_external_data(tensor):
+    if tensor.data_location == TensorProto.EXTERNAL:
         return True
     return any(getattr(tensor, field) for field in _DATA_FIELDS)
 

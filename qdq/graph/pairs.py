@@ -44,11 +44,12 @@ class QdqPair(msgspec.Struct, frozen=True):
 
 
 class HalfNode(NamedTuple):
-    """A Q or DQ node, with its operator and inputs."""
+    """A Q or DQ node, with its operator, inputs and outputs."""
 
     node: NodeProto
     operator: str
     inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
 
 
 def find_pairs(graph: GraphProto, around: Collection[str] = ()) -> tuple[QdqPair, ...]:
@@ -61,7 +62,7 @@ def find_pairs(graph: GraphProto, around: Collection[str] = ()) -> tuple[QdqPair
     for i, node in enumerate(graph.node):
         producers.update(dict.fromkeys(node.output, i))
         if node.op_type in PAIR_OPERATORS:
-            halves[i] = HalfNode(node, node.op_type, tuple(node.input))
+            halves[i] = HalfNode(node, node.op_type, tuple(node.input), tuple(node.output))
     return match_halves(halves, producers, {*stored_tensors(graph), *around})
 
 
@@ -141,7 +142,7 @@ def _make_pair(
         q=q_position,
         dq=dq_position,
         tensor=dq.inputs[0] if q_position is None else q_inputs[0],
-        output=dq.node.output[0],
+        output=dq.outputs[0],
         scale=dq.inputs[1],
         zero_point=_name_at(dq.inputs, 2),
         q_scale=_name_at(q_inputs, 1),

@@ -66,8 +66,12 @@ class QdqGraph:
     def _find_pairs(self) -> tuple[QdqPair, ...]:
         halves: dict[int, HalfNode] = {}
         for position in self.half_positions:
-            node, inputs = self.nodes[position], self.inputs[position]
-            halves[position] = HalfNode(node, self.operators[position], inputs)
+            halves[position] = HalfNode(
+                self.nodes[position],
+                self.operators[position],
+                self.inputs[position],
+                self.outputs[position],
+            )
         return match_halves(halves, self.producers, self.stored)
 
     def _read_bodies(self) -> Iterator[tuple[int, tuple[tuple[str, QdqGraph], ...]]]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Union
 import msgspec
 from google.protobuf.message import Message
 from onnx import GraphProto, ModelProto, TensorProto
-from onnx.external_data_helper import ExternalDataInfo, uses_external_data
+from onnx.external_data_helper import ExternalDataInfo
 
 from qdq.errors import ModelError
 from qdq.graph.bodies import all_graphs, all_tensors, node_tensors
@@ -154,7 +154,7 @@ def external_tensors(model: ModelProto) -> Iterator[TensorProto]:
     """Yield every tensor of a model, its bodies and functions whose data is in another file."""
     function_nodes = chain.from_iterable(function.node for function in model.functions)
     for tensor in chain(all_tensors(model.graph), node_tensors(function_nodes)):
-        if uses_external_data(tensor):
+        if tensor.data_location == TensorProto.EXTERNAL:
             yield tensor
 
 

@@ -8,14 +8,14 @@ domain, into models whose opset has no Q/DQ of that type.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
 from qdq.graph.bodies import all_graphs
 from qdq.graph.opset import raise_opset
 from qdq.graph.pairs import stored_tensors
-from qdq.graph.plugins import iterate_nodes
+from qdq.graph.plugins import OperatorId, iterate_nodes
 from qdq.graph.quantized_operators import DEQUANTIZE, QUANTIZE
 from qdq.graph.unique_names import UniqueNames
 
@@ -40,12 +40,16 @@ _SCALE_SLOT = 1
 _OPERANDS = 2
 
 
-def convert_tensorrt_pairs(model: ModelProto) -> tuple[ModelProto, tuple[str, ...]]:
+def convert_tensorrt_pairs(
+    model: ModelProto, operators: Iterable[OperatorId]
+) -> tuple[ModelProto, tuple[str, ...]]:
     """Return a model with ONNX's Q/DQ in place of TensorRT's, and a note for each change.
 
-    Its opset is raised to one that has Q/DQ of their types. The model itself comes back where it
-    has none of them.
+    `operators` are those of its nodes, by domain and name. Its opset is raised to one that has Q/DQ
+    of their types. The model itself comes back where it has none of them.
     """
+    if not any(domain == _DOMAIN or operator in _OPERATORS for domain, operator in operators):
+        return model, ()
     count = sum(map(_is_tensorrt_half, iterate_nodes(model.graph.node)))
     if not count:
         return model, ()
