@@ -16,6 +16,7 @@ from onnx import (
     ValueInfoProto,
     numpy_helper,
 )
+from onnx.checker import ValidationError
 
 from qdq.arrays import Array
 from qdq.errors import ModelError, first_line
@@ -183,7 +184,7 @@ def read_tensor_values(tensor: TensorProto, model: str, folder: Path | None) -> 
         tensor.CopyFrom(external)
     try:
         return numpy_helper.to_array(tensor, base_dir=str(folder) if folder else "")
-    except (ValueError, TypeError, KeyError, RuntimeError, OSError) as error:
+    except (ValueError, TypeError, KeyError, RuntimeError, OSError, ValidationError) as error:
         raise ModelError(
             f"{model}: the values of {tensor.name!r} cannot be read: {first_line(error)}. "
             "Export the model again."
