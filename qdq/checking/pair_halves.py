@@ -129,7 +129,11 @@ class HalfReader:
 
     def _read_values(self, name: str, graph: QdqGraph) -> Array | None:
         """Return the values of a constant; None for what is computed or holds no numbers."""
-        if name in graph.stored:
+        stored = graph.stored.get(name)
+        if stored is not None and stored.data_type == onnx.TensorProto.STRING:
+            graph.location.read_values(stored)  # raises for a damaged one
+            return None
+        if stored is not None:
             return graph.read_parameter(name)
         scope = self.index.scopes.get(graph.path)
         if scope is None or not scope.is_constant(name):

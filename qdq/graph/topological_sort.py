@@ -61,7 +61,8 @@ def _copy_node(node: NodeProto) -> NodeProto:
 
 def _find_order(graph: GraphProto) -> list[int]:
     """Return the positions of a graph's nodes in topological order."""
-    predecessors = dict(enumerate(_find_predecessors(graph)))
+    # sorted: the order of a set of numbers depends on that in which names were added
+    predecessors = dict(enumerate(map(sorted, _find_predecessors(graph))))
     try:
         return list(TopologicalSorter(predecessors).static_order())
     except CycleError as error:
