@@ -29,12 +29,14 @@ from qdq.graph.metadata import (
     SHAPES_KEY,
     TARGETS_KEY,
 )
+from qdq.graph.qdq_graph import QdqGraph
+from qdq.graph.quantized_operators import is_quantized_id
 from qdq.graph.shape_profiles import Profile, parse_profile
 from qdq.graph.source import ModelLike, Source
 from qdq.planning.block_pairs import keep_block_pairs
 from qdq.planning.decisions import Plan, SensitiveLayer, parse_sensitive_layer
 from qdq.planning.plan_request import PlanRequest, to_globs
-from qdq.planning.planner import find_quantized_nodes, plan_index
+from qdq.planning.planner import plan_index
 from qdq.quantized.model import QuantizedModel
 from qdq.rules.rule import RuleSet
 from qdq.rules.rule_files import RulesLike, load_rules, to_rule_set
@@ -66,13 +68,14 @@ def check(
     """
     require_type(weights, bool, "weights", "True or False")
     source = load(model)
-    operator_findings = tuple(check_operators(source))
+    graph = QdqGraph(source.model.graph, source.location)
+    operator_findings = tuple(check_operators(graph))
     try:
         comparison = compare_with_plan(
-            source, rules=rules, targets=targets, leave_float=leave_float
+            source, rules=rules, targets=targets, leave_float=leave_float, graph=graph
         )
     except ModelError:
-        findings = (*operator_findings, *FormatCheck(source, {}, None).findings())
+        findings = (*operator_findings, *FormatCheck(source, graph, {}, None).findings())
         if any(finding.severity == ERROR for finding in findings):
             return findings
         raise
@@ -87,8 +90,9 @@ def check_applied(
     `float_index` is that of the planned model. `apply_plan` verified that stripping restores it, so
     that nothing is stripped or planned again.
     """
-    operator_findings = tuple(check_operators(source))
-    comparison = compare_pairs(QuantizedModel(source, float_index), plan, rules)
+    quantized = QuantizedModel(source, float_index)
+    operator_findings = tuple(check_operators(quantized.original_graph))
+    comparison = compare_pairs(quantized, plan, rules)
     return tuple(_check_comparison(comparison, operator_findings, weights=False))
 
 
@@ -127,12 +131,13 @@ def compare_with_plan(
     rules: RulesLike | None = None,
     targets: TargetsLike = (),
     leave_float: str | Iterable[str] | None = None,
+    graph: QdqGraph | None = None,
 ) -> Comparison:
     """Return the comparison of a model with the plan of its float graph.
 
-    The defaults are those of `check`.
+    The defaults are those of `check`. `graph` is the model's main graph where it was read before.
     """
-    quantized = QuantizedModel(model)
+    quantized = QuantizedModel(model, graph=graph)
     request = read_plan_request(quantized, rules=rules, targets=targets, leave_float=leave_float)
     plan = plan_index(quantized.index, request)
     plan = keep_block_pairs(quantized, plan, request.rules)
@@ -201,12 +206,14 @@ def _check_comparison(
 ) -> Iterator[Finding]:
     """Yield all findings about a model, with those about unsupported operators first."""
     quantized = comparison.quantized
-    if not find_quantized_nodes(quantized.original):
+    if not any(is_quantized_id(*operator) for operator in quantized.original_graph.all_operators):
         yield from _check_float_model(comparison)
         yield from check_float_part(comparison)
         return
     yield from operator_findings
-    format_check = FormatCheck(quantized.original, _edges_by_pair(quantized), quantized.index)
+    format_check = FormatCheck(
+        quantized.original, quantized.original_graph, _edges_by_pair(quantized), quantized.index
+    )
     format_findings = tuple(format_check.findings())
     yield from format_findings
     if operator_findings:  # a pair that such an operator is converted to is not in the file

@@ -10,12 +10,13 @@ from onnx import TensorProto
 from qdq.checking.finding import Finding, make_finding
 from qdq.checking.pair_comparison import Comparison
 from qdq.graph.aliases import cast_type, is_float_cast, keeps_values
-from qdq.graph.bodies import all_nodes, qualified_name
+from qdq.graph.bodies import qualified_name
 from qdq.graph.float_types import BF16, FP16, SHORT_TYPES, FloatType
 from qdq.graph.index import GraphIndex, Node
 from qdq.graph.metadata import FLOAT_KEY
 from qdq.graph.operands import operands
 from qdq.graph.operators import MATRIX_PRODUCTS, WEIGHTED
+from qdq.graph.qdq_graph import QdqGraph
 from qdq.graph.source import Source
 from qdq.rules.kernel_tables import explain_refusal
 from qdq.target import needs_fp16
@@ -36,7 +37,7 @@ FLOAT_CODES = frozenset(
 def check_float_part(comparison: Comparison) -> Iterator[Finding]:
     """Yield the findings about the Casts and the layers in float32."""
     quantized = comparison.quantized
-    if _has_casts(quantized.source):
+    if _has_casts(quantized.graph):
         index = GraphIndex(quantized.source)
         yield from _check_cancelling(index)
         if not _is_cast_by_qdq(quantized.source):
@@ -45,8 +46,8 @@ def check_float_part(comparison: Comparison) -> Iterator[Finding]:
     yield from _check_layers(comparison)
 
 
-def _has_casts(source: Source) -> bool:
-    return any(node.op_type in ("Cast", "CastLike") for _, node in all_nodes(source.model.graph))
+def _has_casts(graph: QdqGraph) -> bool:
+    return any(operator in ("Cast", "CastLike") for _, operator in graph.all_operators)
 
 
 def _is_cast_by_qdq(source: Source) -> bool:

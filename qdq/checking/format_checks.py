@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-import msgspec
 import onnx
 
 from qdq.checking.finding import Finding, make_finding
@@ -14,17 +13,19 @@ from qdq.checking.half_checks import (
     find_unequal_scales,
     required_opsets,
 )
-from qdq.checking.pair_halves import HalfReader, PairHalf, find_lone_halves, paired_positions
+from qdq.checking.pair_halves import HalfReader, PairHalf, find_lone_halves
 from qdq.checking.problem import REPAIR_FIX
-from qdq.graph.bodies import all_nodes, node_bodies, node_labels, qualified_name
+from qdq.graph.bodies import all_nodes
 from qdq.graph.index import Edge, GraphIndex
 from qdq.graph.opset import default_opset
-from qdq.graph.pairs import QdqPair, find_pairs, stored_tensors
+from qdq.graph.pairs import QdqPair
+from qdq.graph.qdq_graph import QdqGraph
 from qdq.graph.quantized_operators import (
     DEQUANTIZE,
     DYNAMIC_OPERATORS,
     QUANTIZE,
     is_quantized_operator,
+    is_quantized_operator_id,
     is_tensorrt_operator,
 )
 from qdq.graph.source import Source
@@ -46,35 +47,29 @@ _FEED_FLOATS = (
 )
 
 
-def check_operators(source: Source) -> Iterator[Finding]:
+def check_operators(graph: QdqGraph) -> Iterator[Finding]:
     """Yield one finding for each quantized operator that TensorRT lacks."""
-    for label, node in all_nodes(source.model.graph):
+    if not any(is_quantized_operator_id(*operator) for operator in graph.all_operators):
+        return
+    for label, node in all_nodes(graph.graph):
         if is_quantized_operator(node):
             fix = _QUANTIZE_STATICALLY if node.op_type in DYNAMIC_OPERATORS else ""
             problem = f"TensorRT has no operator {node.op_type}"
             yield make_finding("unsupported-operator", label, problem, fix=fix)
 
 
-class _GraphContents(msgspec.Struct, frozen=True):
-    """A graph or body with its path, and what is read from it once."""
-
-    graph: onnx.GraphProto
-    path: str
-    #: Labels of the nodes, after the path.
-    labels: list[str]
-    #: The tensors that this graph and those around it store.
-    stored: Mapping[str, onnx.TensorProto]
-
-
 class FormatCheck:
     """The findings about every Q and DQ of a model.
 
-    `edges` maps each pair to the edges of the float graph that it is on, and `float_index` is the
-    index of that graph; empty and None where the model could not be converted to a float one.
+    `graph` is the main graph of the model. `edges` maps each pair to the edges of the float graph
+    that it is on, and `float_index` is the index of that graph; empty and None where the model
+    could not be converted to a float one.
     """
 
-    def __init__(self, source: Source, edges: PairEdges, float_index: GraphIndex | None) -> None:
-        self.source = source
+    def __init__(
+        self, source: Source, graph: QdqGraph, edges: PairEdges, float_index: GraphIndex | None
+    ) -> None:
+        self.graph = graph
         self.edges = edges
         self.float_index = float_index
         self.opset = source.given_opset or default_opset(source.model)
@@ -83,52 +78,43 @@ class FormatCheck:
         self.rescaled: set[str] = set()
         self._reader = HalfReader(source, float_index)
         #: Scales of dynamic operators, which have separate findings.
-        self._dynamic_scales = _dynamic_outputs(source.model.graph)
-        #: Opsets that the pairs require, each with the feature that requires it and its location.
-        self._requirements: list[tuple[int, str, Edge | str]] = []
+        self._dynamic_scales = _dynamic_outputs(graph)
+        #: The opset that the pairs require, the feature that requires it and its location.
+        self._requirement: tuple[int, str, Edge | str] = (0, "", "")
 
     def findings(self) -> Iterator[Finding]:
         """Yield the findings in the order of the nodes, and the one about the opset last."""
-        yield from self._check_graph(self.source.model.graph, {}, "")
-        if not self._requirements:
-            return
-        opset, feature, location = max(self._requirements, key=lambda required: required[0])
+        yield from self._check_graph(self.graph)
+        opset, feature, location = self._requirement
         if opset > self.opset:
             problem = f"the model has opset {self.opset}; {feature} needs {opset}"
             fix = f"export with opset {opset} or newer, or {REPAIR_FIX}"
             yield make_finding("opset", location, problem, fix=fix)
 
-    def _check_graph(
-        self, graph: onnx.GraphProto, outer_constants: dict[str, onnx.TensorProto], path: str
-    ) -> Iterator[Finding]:
-        stored = outer_constants | stored_tensors(graph)
-        labels = [qualified_name(path, label) for label in node_labels(graph)]
-        contents = _GraphContents(graph, path, labels, stored)
-        pairs = find_pairs(graph, outer_constants)
-        for pair in pairs:
+    def _check_graph(self, graph: QdqGraph) -> Iterator[Finding]:
+        for pair in graph.pairs:
             pair_positions = (pair.dq,) if pair.q is None else (pair.q, pair.dq)
-            yield from self._check_halves(contents, pair_positions, pair)
-        for positions in find_lone_halves(graph, paired_positions(pairs)):
-            yield from self._check_halves(contents, positions, None)
-        for label, node in zip(labels, graph.node, strict=True):
-            problem = _describe_constant_misuse(node, stored)
-            if problem:
-                yield make_finding("stored-integers", label, problem)
-            for name, body in node_bodies(node):
-                yield from self._check_graph(body, stored, f"{label}.{name}")
+            yield from self._check_halves(graph, pair_positions, pair)
+        for positions in find_lone_halves(graph):
+            yield from self._check_halves(graph, positions, None)
+        misused = _find_misused_constants(graph)
+        for position in sorted({*misused, *graph.bodies}):
+            if position in misused:
+                label = graph.qualified_label(position)
+                yield make_finding("stored-integers", label, misused[position])
+            for _, body in graph.bodies.get(position, ()):
+                yield from self._check_graph(body)
 
     def _check_halves(
-        self, contents: _GraphContents, positions: tuple[int, ...], pair: QdqPair | None
+        self, graph: QdqGraph, positions: tuple[int, ...], pair: QdqPair | None
     ) -> Iterator[Finding]:
         """Yield the findings about a pair, or about lone halves where `pair` is None."""
-        nodes = [contents.graph.node[position] for position in positions]
-        edges = self._find_edges(contents.path, nodes[-1].output[0])
-        halves: list[PairHalf] = []
-        for position, node in zip(positions, nodes, strict=True):
-            label = contents.labels[position]
-            half = self._reader.read(node, label, contents.path, contents.stored, edges)
-            halves.append(half)
-        location: Edge | str = edges[0] if edges else halves[-1].label
+        last = positions[-1]
+        edges = self._find_edges(graph.path, graph.outputs[last][0])
+        location: Edge | str = edges[0] if edges else graph.qualified_label(last)
+        halves = [self._reader.read(graph, positions[0], edges)]
+        if len(positions) > 1 and not _repeats_quantize(graph, pair, halves[0]):
+            halves.append(self._reader.read(graph, last, edges))
         is_clean = True
         for finding in self._check_each_half(halves, location, pair):
             is_clean = False
@@ -153,7 +139,8 @@ class FormatCheck:
         codes: set[str] = set()
         for half in halves:
             for opset, feature in required_opsets(half):
-                self._requirements.append((opset, feature, location))
+                if opset > self._requirement[0]:
+                    self._requirement = (opset, feature, location)
             if half.scale in self._dynamic_scales:
                 continue
             for code, problem in check_half(half, self.opset):
@@ -174,26 +161,48 @@ class FormatCheck:
         return scope.edges_from(tensor) if scope is not None else ()
 
 
-def _dynamic_outputs(graph: onnx.GraphProto) -> set[str]:
+def _repeats_quantize(graph: QdqGraph, pair: QdqPair | None, quantize: PairHalf) -> bool:
+    """Whether the DQ of a pair has the parameters of its Q, and no other problems.
+
+    Each problem of a pair is reported once. INT32 is one that a DQ has alone.
+    """
+    if pair is None or quantize.attributes or quantize.dtype == onnx.TensorProto.INT32:
+        return False
+    parameters = pair.scale, pair.zero_point
+    is_same = parameters == (pair.q_scale, pair.q_zero_point)
+    return is_same and not graph.nodes[pair.dq].attribute
+
+
+def _dynamic_outputs(graph: QdqGraph) -> set[str]:
     """Return the results of the operators that compute scales while the model runs."""
     outputs: set[str] = set()
-    for _, node in all_nodes(graph):
-        if node.op_type in DYNAMIC_OPERATORS:
-            outputs.update(node.output)
+    for part in graph.graphs:
+        for position, operator in enumerate(part.operators):
+            if operator in DYNAMIC_OPERATORS:
+                outputs.update(part.outputs[position])
     return outputs
 
 
-def _describe_constant_misuse(node: onnx.NodeProto, stored: Mapping[str, onnx.TensorProto]) -> str:
-    """Return the problem of a node that reads stored quantized values, "" where there is none.
+def _find_misused_constants(graph: QdqGraph) -> dict[int, str]:
+    """Return the problems of nodes that read stored quantized values, by position.
 
     Only a DequantizeLinear may read them, and no scalar; the bounds of a Clip are allowed.
     """
+    problems: dict[int, str] = {}
+    for position, names in enumerate(graph.inputs):
+        tensor = graph.stored.get(names[0]) if names else None
+        if tensor is None or tensor.data_type not in QUANTIZED_CONSTANT_TYPES:
+            continue
+        problem = _describe_misuse(graph.nodes[position], tensor, names[0])
+        if problem:
+            problems[position] = problem
+    return problems
+
+
+def _describe_misuse(node: onnx.NodeProto, tensor: onnx.TensorProto, name: str) -> str:
+    """Return the problem of a node whose first input is stored as quantized values, "" for none."""
     if is_quantized_operator(node) or is_tensorrt_operator(node) or node.op_type == QUANTIZE:
         return ""
-    tensor = stored.get(node.input[0]) if node.input else None
-    if tensor is None or tensor.data_type not in QUANTIZED_CONSTANT_TYPES:
-        return ""
-    name = node.input[0]
     type_name = onnx.TensorProto.DataType.Name(tensor.data_type)
     if node.op_type != DEQUANTIZE:
         return f"this {node.op_type} reads {name!r}, which is stored as {type_name}"

@@ -9,6 +9,7 @@ import onnx
 
 from qdq.arrays import Array
 from qdq.checking.pair_halves import PairHalf
+from qdq.checking.scale_comparison import are_positive
 
 _TYPES = onnx.TensorProto.DataType
 _UINT8 = _TYPES.Value("UINT8")
@@ -85,10 +86,10 @@ def _check_scale_values(half: PairHalf) -> Iterator[CodedProblem]:
     scales = half.scales
     if scales is None:
         yield "scale-not-constant", f"the scale {half.scale!r} is computed"
-    elif not (scales > 0).all() or not np.isfinite(scales.astype(np.float64)).all():
+    elif not are_positive(scales):
         yield "scale-not-positive", f"the scale {half.scale!r} is {_describe_worst(scales)}"
     elif scales.size:
-        least = float(scales.min())
+        least = float(scales.min()) if scales.size > 1 else scales.item()
         if least < _LEAST_NORMAL:
             yield "tiny-scale", f"the scale {half.scale!r} is {least:.3g}"
 
@@ -152,7 +153,7 @@ def _check_quantized_type(half: PairHalf) -> Iterator[CodedProblem]:
 
 def _find_nonzero(zeros: Array | None) -> str | None:
     """Return the first zero point that is not 0, as text; None where there is none."""
-    if zeros is None:
+    if zeros is None or (zeros.dtype.kind in "iu" and not np.count_nonzero(zeros)):
         return None
     positions = np.flatnonzero(zeros.astype(np.float32))
     return str(zeros.reshape(-1)[positions[0]]) if positions.size else None
@@ -168,17 +169,10 @@ def _check_scale_type(half: PairHalf) -> Iterator[CodedProblem]:
     """Yield the problem of a Q whose scale has another float type than its input."""
     if not half.is_quantize:
         return
-    scale_name = _FLOAT_TYPES.get(_scale_type(half))
+    scale_name = _FLOAT_TYPES.get(half.scale_type)
     input_name = _FLOAT_TYPES.get(half.input_type)
     if scale_name and input_name and scale_name != input_name:
         yield "scale-type", f"the scale is {scale_name}, but the tensor is {input_name}"
-
-
-def _scale_type(half: PairHalf) -> int:
-    """Return the ONNX type of the scales, 0 where they are computed."""
-    if half.scales is None:
-        return 0
-    return int(onnx.helper.np_dtype_to_tensor_dtype(half.scales.dtype))
 
 
 def required_opsets(half: PairHalf) -> Iterator[tuple[int, str]]:
@@ -189,12 +183,12 @@ def required_opsets(half: PairHalf) -> Iterator[tuple[int, str]]:
     opset = _TYPE_OPSETS.get(half.dtype, 0)
     if opset > _AXIS_OPSET:
         yield opset, _TYPES.Name(half.dtype)
-    for code in (_scale_type(half), half.input_type):
+    for code in (half.scale_type, half.input_type):
         if code in _SHORT_FLOATS:
-            yield _SHORT_FLOAT_OPSET, f"{half.node.op_type} of {_SHORT_FLOATS[code]}"
-    for attribute in half.node.attribute:
-        if attribute.name in _ATTRIBUTE_OPSETS:
-            yield _ATTRIBUTE_OPSETS[attribute.name], f"the attribute {attribute.name}"
+            yield _SHORT_FLOAT_OPSET, f"{half.operator} of {_SHORT_FLOATS[code]}"
+    for attribute in half.attributes:
+        if attribute in _ATTRIBUTE_OPSETS:
+            yield _ATTRIBUTE_OPSETS[attribute], f"the attribute {attribute}"
 
 
 def find_unequal_scales(halves: list[PairHalf]) -> tuple[float, float] | None:

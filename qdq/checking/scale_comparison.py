@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 import numpy as np
 
+from qdq.arrays import Array
 from qdq.graph.index import GraphIndex
 from qdq.quantized.model import QuantizedEdge, largest_scale
 
@@ -24,6 +26,15 @@ def pair_scale_axis(pair: QuantizedEdge, scope: GraphIndex) -> int | None:
     if axis < 0:
         axis += scope.rank(pair.edge.tensor) or 0
     return axis
+
+
+def are_positive(scales: Array) -> bool:
+    """Whether all scales are finite and above 0."""
+    if scales.dtype != np.float32 or not scales.size:
+        return bool((scales > 0).all() and np.isfinite(scales.astype(np.float64)).all())
+    if scales.size == 1:  # most pairs: numpy's reductions cost fifty times as much as this
+        return 0.0 < float(scales.item()) < math.inf
+    return bool(scales.min() > 0.0 and scales.max() < math.inf)  # a NaN is the least
 
 
 def has_one_scale(pair: QuantizedEdge) -> bool:

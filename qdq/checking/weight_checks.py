@@ -13,9 +13,8 @@ import onnx
 
 from qdq.arrays import Array, Floats
 from qdq.checking.finding import Finding, make_finding
-from qdq.graph.bodies import read_tensor_values
+from qdq.checking.scale_comparison import are_positive
 from qdq.graph.constant_chains import explain_unknown_value
-from qdq.graph.pairs import stored_tensors
 from qdq.quantized.model import QuantizedEdge, QuantizedModel
 from qdq.quantizer import INT8, INT8_LEVELS
 
@@ -57,7 +56,7 @@ class _WeightSpread(msgspec.Struct, frozen=True):
 
 def check_weight_scales(quantized: QuantizedModel) -> Iterator[Finding]:
     """Yield the suspicious scales of stored INT8 weights, one finding per pair."""
-    stored = stored_tensors(quantized.source.model.graph)
+    stored = quantized.graph.stored
     checked: set[str] = set()
     for edge in quantized.edges:
         output = edge.pair.output
@@ -79,9 +78,7 @@ def _plain_scales(edge: QuantizedEdge) -> Floats | None:
         return None
     if edge.pair.block_size or edge.pair.levels:
         return None
-    if (edge.dtype or edge.stored) != INT8 or not (scales > 0).all():
-        return None
-    if not np.isfinite(scales.astype(np.float64)).all():
+    if (edge.dtype or edge.stored) != INT8 or not are_positive(scales):
         return None
     return scales.astype(np.float64).reshape(-1)
 
@@ -106,7 +103,7 @@ def _read_weight(
     tensor = stored.get(edge.pair.tensor)
     if tensor is None:
         return quantized.index.scope(edge.edge).constant(edge.edge.tensor)
-    return read_tensor_values(tensor, quantized.source.name, quantized.source.folder)
+    return quantized.graph.location.read_values(tensor)
 
 
 def _fits_shape(scales: Floats, axis: int, values: Array) -> bool:
@@ -123,27 +120,28 @@ def _measure_spread(scales: Floats, axis: int, values: Array) -> _WeightSpread:
         channel_axis = axis % values.ndim
         other_axes = tuple(i for i in range(values.ndim) if i != channel_axis)
     is_integer = values.dtype == np.int8
-    unit = np.ones_like(scales) if is_integer else scales
-    top = np.atleast_1d(np.max(values, axis=other_axes)).astype(np.float64) / unit
-    bottom = np.atleast_1d(np.min(values, axis=other_axes)).astype(np.float64) / unit
+    top = np.atleast_1d(values.max(axis=other_axes)).astype(np.float64)
+    bottom = np.atleast_1d(values.min(axis=other_axes)).astype(np.float64)
     largest = np.maximum(top, -bottom)
+    if not is_integer:
+        largest = largest / scales
     saturated = 0
     if (largest >= INT8_LEVELS - 0.5).any():
-        saturated = _count_saturated(values, unit, axis)
+        saturated = _count_saturated(values, scales, axis)
     if is_integer:
         saturated = max(saturated - scales.size, 0)
     return _WeightSpread(scales, largest, saturated, values.size)
 
 
-def _count_saturated(values: Array, unit: Floats, axis: int) -> int:
+def _count_saturated(values: Array, scales: Floats, axis: int) -> int:
     """Return how many weights INT8 clips, or for stored integers how many are 127 or -127."""
     if values.dtype == np.int8:
         at_top = np.count_nonzero(values == INT8_LEVELS)
         at_bottom = np.count_nonzero(values <= -INT8_LEVELS)
         return int(at_top + at_bottom)
     shape = [1] * values.ndim
-    shape[axis % values.ndim] = unit.size
-    limit = (unit * (INT8_LEVELS + 0.5)).astype(np.float32).reshape(shape)
+    shape[axis % values.ndim] = scales.size
+    limit = (scales * (INT8_LEVELS + 0.5)).astype(np.float32).reshape(shape)
     above = np.count_nonzero(values >= limit)
     below = np.count_nonzero(values <= -limit)
     return int(above + below)
@@ -155,8 +153,11 @@ def _check_spread(edge: QuantizedEdge, spread: _WeightSpread) -> Iterator[Findin
         problem = f"{share:.0%} of its {spread.size} weights are at the ends of the range"
         yield make_finding("saturated-weights", edge.edge, problem)
         return
-    if spread.largest.max() < _NARROW_STEPS:
+    least, most = float(spread.largest.min()), float(spread.largest.max())
+    if most < _NARROW_STEPS:
         return
+    if least >= INT8_LEVELS / _MOST_RATIO and most <= INT8_LEVELS * _MOST_RATIO:
+        return  # in every channel
     ratios = _range_ratios(spread)
     channel = int(np.argmax(np.abs(np.log(ratios))))
     ratio = ratios[channel]

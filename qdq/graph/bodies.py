@@ -16,6 +16,7 @@ from onnx import (
     ValueInfoProto,
     numpy_helper,
 )
+from onnx.checker import ValidationError
 
 from qdq.arrays import Array
 from qdq.errors import ModelError, first_line
@@ -26,6 +27,18 @@ _PLAIN_TYPES = frozenset(AttributeProto.AttributeType.values()) - {
     AttributeProto.GRAPH,
     AttributeProto.GRAPHS,
 }
+
+#: The types of attributes that are numbers or text.
+_NUMBER_TYPES = frozenset(
+    (
+        AttributeProto.FLOAT,
+        AttributeProto.INT,
+        AttributeProto.STRING,
+        AttributeProto.FLOATS,
+        AttributeProto.INTS,
+        AttributeProto.STRINGS,
+    )
+)
 
 _Named = NodeProto | TensorProto | ValueInfoProto | AttributeProto
 
@@ -82,6 +95,8 @@ def node_tensors(nodes: Iterable[NodeProto]) -> Iterator[TensorProto]:
     """Yield every tensor in the attributes of some nodes, those in their bodies included."""
     for node in nodes:
         for attribute in node.attribute:
+            if attribute.type in _NUMBER_TYPES:
+                continue
             if attribute.HasField("t"):
                 yield attribute.t
             yield from attribute.tensors
@@ -118,11 +133,18 @@ def node_labels(graph: GraphProto) -> list[str]:
 
     A node whose name is empty or occurs more than once is labelled by its position too.
     """
-    occurrences = Counter(list_names(graph.node))
-    taken = set(occurrences)
+    return make_labels(list_names(graph.node))
+
+
+def make_labels(names: list[str]) -> list[str]:
+    """Return the unique labels of nodes of some names, as `node_labels` does."""
+    taken = set(names)
+    if len(taken) == len(names) and "" not in taken:
+        return names
+    occurrences = Counter(names)
     labels: list[str] = []
-    for i, node in enumerate(graph.node):
-        label = node.name
+    for i, name in enumerate(names):
+        label = name
         if not label or occurrences[label] > 1:
             label = f"{label}#{i}"
             while label in taken:
@@ -162,7 +184,7 @@ def read_tensor_values(tensor: TensorProto, model: str, folder: Path | None) -> 
         tensor.CopyFrom(external)
     try:
         return numpy_helper.to_array(tensor, base_dir=str(folder) if folder else "")
-    except (ValueError, TypeError, KeyError, RuntimeError, OSError) as error:
+    except (ValueError, TypeError, KeyError, RuntimeError, OSError, ValidationError) as error:
         raise ModelError(
             f"{model}: the values of {tensor.name!r} cannot be read: {first_line(error)}. "
             "Export the model again."

@@ -40,6 +40,8 @@ def inline_functions(model: ModelProto) -> tuple[ModelProto, tuple[str, ...]]:
     Raises ModelError for functions that call each other in a circle or too deeply, and for more
     nodes than a model can have.
     """
+    if not model.functions:
+        return model, ()
     functions = {(f.domain, f.name): f for f in model.functions}
     calls = {key: Counter(_node_operators(function.node)) for key, function in functions.items()}
     order = _sort_functions(calls)

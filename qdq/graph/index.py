@@ -274,6 +274,11 @@ class GraphIndex:
         """Whether a tensor holds float32, float16 or bfloat16, as far as inference can tell."""
         return self.elem_type(tensor) in _FLOAT_TYPES
 
+    @property
+    def elem_types(self) -> set[int]:
+        """The ONNX element types of the tensors of this graph."""
+        return {elem_type for elem_type, _ in self._types.values()}
+
     def _type(self, tensor: str) -> TensorType:
         return self.defining_scope(tensor)._types.get(tensor, (0, None))
 

@@ -73,10 +73,10 @@ def _load_path(path: Path) -> Source:
     with ThreadPoolExecutor(1) as pool:
         hashing = pool.submit(hashlib.sha256, content)
         model = parse_model(content, path)
-        check_external_data(model, path)
+        external_files = check_external_data(model, path)
         normalized, notes = _normalize(path, model)
     digest = hashing.result()
-    for location in external_locations(model):
+    for location in external_files:
         _hash_file(digest, path.parent / location)
     given_opset = _find_own_opset(model, normalized)
     return Source(path, normalized, digest.hexdigest(), notes, stamp, given_opset)
@@ -147,13 +147,13 @@ def _normalize(path: Path | None, model: ModelProto) -> tuple[ModelProto, tuple[
     Its nodes are sorted, its functions inlined, its opset raised, and Q/DQ of TensorRT are ONNX's.
     """
     try:
-        check_nodes(model)
+        operators = check_nodes(model)
         check_weights(model)
         ordered, order_notes = order_nodes(model)
         inlined, inlining_notes = inline_functions(ordered)
         if inlined is not ordered:
-            check_nodes(inlined)
-        plain, pair_notes = convert_tensorrt_pairs(inlined)
+            operators = check_nodes(inlined)
+        plain, pair_notes = convert_tensorrt_pairs(inlined, operators)
         raised, opset_notes = raise_opset(plain)
     except ModelError as error:
         place = path or model.graph.name or "model"
@@ -166,7 +166,9 @@ def _find_own_opset(model: ModelProto, normalized: ModelProto) -> int:
 
     TensorRT's own Q/DQ need none, so with them it is the opset that ONNX's need.
     """
-    return default_opset(normalized if holds_tensorrt_pairs(model) else model)
+    if normalized is model or not holds_tensorrt_pairs(model):
+        return default_opset(model)
+    return default_opset(normalized)
 
 
 def _from_graphsurgeon(graph: gs.Graph) -> ModelProto:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import chain
+
 import onnx
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, version_converter
 
@@ -109,18 +112,27 @@ def _find_scan(main_graph: GraphProto) -> str:
 
 def _find_qdq_opset(model: ModelProto) -> int:
     """Return the oldest opset with per-channel Q/DQ of the types of a model's scales."""
-    scales: set[str] = set()
-    types: dict[str, int] = {}
-    for graph in all_graphs(model.graph):
-        types.update((tensor.name, tensor.data_type) for tensor in graph.initializer)
-        types.update((value.name, value.type.tensor_type.elem_type) for value in graph.input)
-        for node in graph.node:
-            if node.op_type in (QUANTIZE, DEQUANTIZE):
-                scales.update(node.input[1:2])
-            elif node.op_type in ("Cast", "Constant"):
-                types.update(dict.fromkeys(node.output, _attribute_type(node)))
-    has_short_scale = any(types.get(name, 0) in _SHORT_FLOATS for name in scales)
-    return FLOAT16_OPSET if has_short_scale else PER_CHANNEL_OPSET
+    graphs = list(all_graphs(model.graph))
+    short_tensors = set(chain.from_iterable(map(_list_short_tensors, graphs)))
+    if not short_tensors:
+        return PER_CHANNEL_OPSET
+    for node in chain.from_iterable(graph.node for graph in graphs):
+        if node.op_type in (QUANTIZE, DEQUANTIZE) and short_tensors.intersection(node.input[1:2]):
+            return FLOAT16_OPSET
+    return PER_CHANNEL_OPSET
+
+
+def _list_short_tensors(graph: GraphProto) -> Iterator[str]:
+    """Yield the tensors of a graph that are declared or stored as float16 or bfloat16."""
+    for tensor in graph.initializer:
+        if tensor.data_type in _SHORT_FLOATS:
+            yield tensor.name
+    for value in graph.input:
+        if value.type.tensor_type.elem_type in _SHORT_FLOATS:
+            yield value.name
+    for node in graph.node:
+        if node.op_type in ("Cast", "Constant") and _attribute_type(node) in _SHORT_FLOATS:
+            yield from node.output
 
 
 def holds_short_floats(model: ModelProto) -> bool:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Container, Iterable, Mapping
+from itertools import chain
+from typing import NamedTuple
 
 import msgspec
 from onnx import GraphProto, NodeProto, TensorProto
@@ -41,38 +43,65 @@ class QdqPair(msgspec.Struct, frozen=True):
     levels: tuple[int, int] | None = None
 
 
+class HalfNode(NamedTuple):
+    """A Q or DQ node, with its operator, inputs and outputs."""
+
+    node: NodeProto
+    operator: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+
 def find_pairs(graph: GraphProto, around: Collection[str] = ()) -> tuple[QdqPair, ...]:
     """Return the pairs of a graph in node order; bodies are not entered.
 
     `around` names the constants of the graphs around it.
     """
     producers: dict[str, int] = {}
+    halves: dict[int, HalfNode] = {}
     for i, node in enumerate(graph.node):
-        producers.update((name, i) for name in node.output)
-    stored = {*stored_tensors(graph), *around}
-    pairs = []
-    for i, node in enumerate(graph.node):
-        if node.op_type != DEQUANTIZE or len(node.input) < 2:  # noqa: PLR2004 data and scale
+        producers.update(dict.fromkeys(node.output, i))
+        if node.op_type in PAIR_OPERATORS:
+            halves[i] = HalfNode(node, node.op_type, tuple(node.input), tuple(node.output))
+    return match_halves(halves, producers, {*stored_tensors(graph), *around})
+
+
+def match_halves(
+    halves: Mapping[int, HalfNode], producers: Mapping[str, int], constants: Container[str]
+) -> tuple[QdqPair, ...]:
+    """Return the pairs that some Q and DQ nodes form, in node order.
+
+    `halves` holds the nodes by position, `producers` the position of the node that computes each
+    tensor of the graph, and `constants` the names of the tensors that the graph and those around it
+    store.
+    """
+    pairs: list[QdqPair] = []
+    for position, dq in halves.items():
+        if dq.operator != DEQUANTIZE or len(dq.inputs) < 2:  # noqa: PLR2004 data and scale
             continue
-        tensor = node.input[0]
-        producer = producers.get(tensor)
-        if producer is not None and graph.node[producer].op_type == QUANTIZE:
-            pairs.append(_make_pair(node, i, graph.node[producer], producer))
-        elif tensor in stored:
-            pairs.append(_make_pair(node, i, None, None))
+        producer = producers.get(dq.inputs[0], -1)
+        q = halves.get(producer)
+        if q is not None and q.operator == QUANTIZE:
+            pairs.append(_make_pair(position, dq, producer, q.inputs))
+        elif dq.inputs[0] in constants:
+            pairs.append(_make_pair(position, dq, None, ()))
     return tuple(pairs)
 
 
 def stored_tensors(graph: GraphProto) -> dict[str, TensorProto]:
     """Return the tensors that a graph stores by name: initializers and values of Constants."""
     stored = {tensor.name: tensor for tensor in graph.initializer}
-    for node in graph.node:
-        if node.op_type != "Constant" or not node.attribute:
-            continue
-        value = node.attribute[0]
-        if value.HasField("t"):
-            stored[node.output[0]] = value.t
+    stored.update(read_constants(node for node in graph.node if node.op_type == "Constant"))
     return stored
+
+
+def read_constants(constants: Iterable[NodeProto]) -> dict[str, TensorProto]:
+    """Return the tensors that some Constants hold as their value, by name."""
+    values: dict[str, TensorProto] = {}
+    for node in constants:
+        if node.attribute and node.attribute[0].HasField("t"):
+            values[node.output[0]] = node.attribute[0].t
+    return values
 
 
 def find_dangling_halves(graph: GraphProto, around: Collection[str] = ()) -> tuple[str, ...]:
@@ -99,30 +128,29 @@ def count_readers(graph: GraphProto) -> Counter[str]:
     count: Counter[str] = Counter()
     for scope in all_graphs(graph):
         count.update(list_names(scope.output))
-        for node in scope.node:
-            count.update(node.input)
+        count.update(chain.from_iterable(node.input for node in scope.node))
     return count
 
 
 def _make_pair(
-    dq: NodeProto, dq_position: int, q: NodeProto | None, q_position: int | None
+    dq_position: int, dq: HalfNode, q_position: int | None, q_inputs: tuple[str, ...]
 ) -> QdqPair:
-    metadata = {entry.key: entry.value for entry in dq.metadata_props}
-    integers = {attribute.name: attribute.i for attribute in dq.attribute}
-    first = dq if q is None else q
+    """Return a pair; one of stored integers has no Q, whose inputs are () then."""
+    metadata = {entry.key: entry.value for entry in dq.node.metadata_props}
+    integers = {attribute.name: attribute.i for attribute in dq.node.attribute}
     return QdqPair(
         q=q_position,
         dq=dq_position,
-        tensor=first.input[0],
-        output=dq.output[0],
-        scale=dq.input[1],
-        zero_point=_input_name(dq, 2),
-        q_scale=_input_name(q, 1),
-        q_zero_point=_input_name(q, 2),
+        tensor=dq.inputs[0] if q_position is None else q_inputs[0],
+        output=dq.outputs[0],
+        scale=dq.inputs[1],
+        zero_point=_name_at(dq.inputs, 2),
+        q_scale=_name_at(q_inputs, 1),
+        q_zero_point=_name_at(q_inputs, 2),
         axis=integers.get("axis"),
         block_size=integers.get("block_size", 0),
         rules=metadata.get(RULE_KEY, ""),
-        levels=_parse_levels(metadata.get(LEVELS_KEY, "")),
+        levels=_parse_levels(metadata[LEVELS_KEY]) if LEVELS_KEY in metadata else None,
     )
 
 
@@ -134,8 +162,6 @@ def _parse_levels(text: str) -> tuple[int, int] | None:
     return low, high
 
 
-def _input_name(node: NodeProto | None, slot: int) -> str:
-    """Return the tensor at an input slot, "" where the node or the input is absent."""
-    if node is None or len(node.input) <= slot:
-        return ""
-    return str(node.input[slot])
+def _name_at(names: tuple[str, ...], slot: int) -> str:
+    """Return the name at a slot, "" where there is none."""
+    return names[slot] if len(names) > slot else ""

@@ -111,10 +111,14 @@ _GEMM_RESULT_SCALE = 7
 
 def is_quantized_operator(node: NodeProto) -> bool:
     """Whether a node computes on quantized tensors by an operator that TensorRT lacks."""
-    operator = node.op_type
+    return is_quantized_operator_id(node.domain, node.op_type)
+
+
+def is_quantized_operator_id(domain: str, operator: str) -> bool:
+    """Whether an operator of a domain computes on quantized tensors, and TensorRT lacks it."""
     if operator in _FORMS or operator in INTEGER_PRODUCTS or operator in DYNAMIC_OPERATORS:
         return True
-    return node.domain == MICROSOFT and (operator in _VARIABLE or operator in _OTHERS)
+    return domain == MICROSOFT and (operator in _VARIABLE or operator in _OTHERS)
 
 
 def is_tensorrt_operator(node: NodeProto) -> bool:
@@ -127,9 +131,14 @@ def is_tensorrt_operator(node: NodeProto) -> bool:
 
 def is_quantized(node: NodeProto) -> bool:
     """Whether only a quantized model contains such a node."""
-    if node.op_type in (QUANTIZE, DEQUANTIZE) or is_tensorrt_operator(node):
+    return is_quantized_id(node.domain, node.op_type)
+
+
+def is_quantized_id(domain: str, operator: str) -> bool:
+    """Whether only a quantized model contains an operator of a domain."""
+    if operator in (QUANTIZE, DEQUANTIZE) or _TENSORRT_OPERATOR.fullmatch(operator) is not None:
         return True
-    return is_quantized_operator(node)
+    return is_quantized_operator_id(domain, operator)
 
 
 def find_float_form(node: NodeProto) -> FloatForm | None:

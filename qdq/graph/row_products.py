@@ -18,6 +18,7 @@ from qdq.graph.index import GraphIndex, Node
 from qdq.graph.metadata import ROWS_KEY
 from qdq.graph.operators import MOVES_VALUES
 from qdq.graph.pairs import count_readers
+from qdq.graph.qdq_graph import QdqGraph
 from qdq.graph.quantized_operators import DEQUANTIZE
 from qdq.graph.source import Source
 from qdq.graph.unique_names import UniqueNames
@@ -28,6 +29,9 @@ _RANKS = (3, None)
 _AXIS = -2
 
 _OPERAND_COUNT = 2
+
+#: The domain and the operator of a node that is written before a product.
+_MARKED = ("", "Unsqueeze")
 _SHORT_TYPES = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
 
 
@@ -101,9 +105,11 @@ def _write_rows(node: NodeProto, axis: str, names: UniqueNames) -> list[NodeProt
     return [unsqueeze, product, squeeze]
 
 
-def find_row_products(graph: GraphProto) -> dict[str, str]:
+def find_row_products(graph: QdqGraph) -> dict[str, str]:
     """Return the results of products that were written for each row, and their first names."""
-    return {squeeze.input[0]: squeeze.output[0] for _, _, squeeze in _find_parts(graph)}
+    if _MARKED not in graph.all_operators:
+        return {}
+    return {squeeze.input[0]: squeeze.output[0] for _, _, squeeze in _find_parts(graph.graph)}
 
 
 def remove_row_products(model: ModelProto) -> None:

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Union
 import msgspec
 from google.protobuf.message import Message
 from onnx import GraphProto, ModelProto, TensorProto
-from onnx.external_data_helper import ExternalDataInfo, uses_external_data
+from onnx.external_data_helper import ExternalDataInfo
 
 from qdq.errors import ModelError
 from qdq.graph.bodies import all_graphs, all_tensors, node_tensors
+from qdq.graph.model_location import ModelLocation
 from qdq.graph.quantized_operators import DEQUANTIZE, QUANTIZE
 from qdq.graph.tensor_sizes import count_value_bytes
 from qdq.printable import encodable_name
@@ -62,6 +63,11 @@ class Source(msgspec.Struct, frozen=True):
     def folder(self) -> Path | None:
         """The folder that external data is relative to."""
         return self.path.parent if self.path else None
+
+    @property
+    def location(self) -> ModelLocation:
+        """The name and the folder, as the reading of stored tensors takes them."""
+        return ModelLocation(self.name, self.folder)
 
     @property
     def external_files(self) -> tuple[str, ...]:
@@ -148,7 +154,7 @@ def external_tensors(model: ModelProto) -> Iterator[TensorProto]:
     """Yield every tensor of a model, its bodies and functions whose data is in another file."""
     function_nodes = chain.from_iterable(function.node for function in model.functions)
     for tensor in chain(all_tensors(model.graph), node_tensors(function_nodes)):
-        if uses_external_data(tensor):
+        if tensor.data_location == TensorProto.EXTERNAL:
             yield tensor
 
 

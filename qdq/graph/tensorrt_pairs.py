@@ -8,13 +8,14 @@ domain, into models whose opset has no Q/DQ of that type.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
-from qdq.graph.bodies import all_graphs, all_nodes
+from qdq.graph.bodies import all_graphs
 from qdq.graph.opset import raise_opset
 from qdq.graph.pairs import stored_tensors
+from qdq.graph.plugins import OperatorId, iterate_nodes
 from qdq.graph.quantized_operators import DEQUANTIZE, QUANTIZE
 from qdq.graph.unique_names import UniqueNames
 
@@ -39,13 +40,17 @@ _SCALE_SLOT = 1
 _OPERANDS = 2
 
 
-def convert_tensorrt_pairs(model: ModelProto) -> tuple[ModelProto, tuple[str, ...]]:
+def convert_tensorrt_pairs(
+    model: ModelProto, operators: Iterable[OperatorId]
+) -> tuple[ModelProto, tuple[str, ...]]:
     """Return a model with ONNX's Q/DQ in place of TensorRT's, and a note for each change.
 
-    Its opset is raised to one that has Q/DQ of their types. The model itself comes back where it
-    has none of them.
+    `operators` are those of its nodes, by domain and name. Its opset is raised to one that has Q/DQ
+    of their types. The model itself comes back where it has none of them.
     """
-    count = sum(_is_tensorrt_half(node) for _, node in all_nodes(model.graph))
+    if not any(domain == _DOMAIN or operator in _OPERATORS for domain, operator in operators):
+        return model, ()
+    count = sum(map(_is_tensorrt_half, iterate_nodes(model.graph.node)))
     if not count:
         return model, ()
     element = max(_element_types(model.graph), key=lambda code: _TYPE_OPSETS.get(code, 0))
@@ -63,15 +68,14 @@ def convert_tensorrt_pairs(model: ModelProto) -> tuple[ModelProto, tuple[str, ..
 
 def holds_tensorrt_pairs(model: ModelProto) -> bool:
     """Whether a model holds Q/DQ operators of TensorRT."""
-    return any(_is_tensorrt_half(node) for _, node in all_nodes(model.graph))
+    return any(map(_is_tensorrt_half, iterate_nodes(model.graph.node)))
 
 
 def _is_tensorrt_half(node: NodeProto) -> bool:
     """Whether a node is a Q or DQ of TensorRT with its operands."""
-    if len(node.input) < _OPERANDS:
-        return False
-    is_pair_operator = node.op_type in (QUANTIZE, DEQUANTIZE)
-    return node.op_type in _OPERATORS or (node.domain == _DOMAIN and is_pair_operator)
+    operator = node.op_type
+    is_pair_operator = operator in (QUANTIZE, DEQUANTIZE) and node.domain == _DOMAIN
+    return (is_pair_operator or operator in _OPERATORS) and len(node.input) >= _OPERANDS
 
 
 def _element_types(graph: GraphProto) -> Iterator[int]:
@@ -113,7 +117,7 @@ def _make_zero_point(dims: list[int], element: int, names: UniqueNames) -> Tenso
 
 
 def _remove_unused_domain(model: ModelProto) -> None:
-    if any(node.domain == _DOMAIN for _, node in all_nodes(model.graph)):
+    if any(node.domain == _DOMAIN for node in iterate_nodes(model.graph.node)):
         return
     for position in reversed(range(len(model.opset_import))):
         if model.opset_import[position].domain == _DOMAIN:

@@ -10,7 +10,7 @@ from graphlib import CycleError, TopologicalSorter
 from onnx import GraphProto, ModelProto, NodeProto
 
 from qdq.errors import ModelError
-from qdq.graph.bodies import all_graphs, names_captured_by, node_bodies, node_title
+from qdq.graph.bodies import captured_names, names_captured_by, node_bodies, node_title
 
 
 def order_nodes(model: ModelProto) -> tuple[ModelProto, tuple[str, ...]]:
@@ -19,7 +19,7 @@ def order_nodes(model: ModelProto) -> tuple[ModelProto, tuple[str, ...]]:
     The model itself comes back, without a note, where its nodes are in order.
     Raises ModelError for nodes that need each other's results.
     """
-    if all(_is_sorted(graph) for graph in all_graphs(model.graph)):
+    if _is_sorted(model.graph):
         return model, ()
     ordered = ModelProto()
     ordered.CopyFrom(model)
@@ -28,8 +28,18 @@ def order_nodes(model: ModelProto) -> tuple[ModelProto, tuple[str, ...]]:
 
 
 def _is_sorted(graph: GraphProto) -> bool:
-    predecessors = enumerate(_find_predecessors(graph))
-    return all(max(earlier, default=-1) < position for position, earlier in predecessors)
+    """Whether the nodes of a graph and of its bodies are in order."""
+    producers = _map_producers(graph)
+    for position, node in enumerate(graph.node):
+        for name in node.input:
+            if producers.get(name, -1) >= position:
+                return False
+        for _, body in node_bodies(node):
+            names = captured_names(body)
+            is_behind = all(producers.get(name, -1) < position for name in names)
+            if not is_behind or not _is_sorted(body):
+                return False
+    return True
 
 
 def _sort_nodes(graph: GraphProto) -> None:
@@ -51,7 +61,8 @@ def _copy_node(node: NodeProto) -> NodeProto:
 
 def _find_order(graph: GraphProto) -> list[int]:
     """Return the positions of a graph's nodes in topological order."""
-    predecessors = dict(enumerate(_find_predecessors(graph)))
+    # sorted: the order of a set of numbers depends on that in which names were added
+    predecessors = dict(enumerate(map(sorted, _find_predecessors(graph))))
     try:
         return list(TopologicalSorter(predecessors).static_order())
     except CycleError as error:
@@ -64,11 +75,19 @@ def _find_order(graph: GraphProto) -> list[int]:
 
 def _find_predecessors(graph: GraphProto) -> list[set[int]]:
     """Return for each node of a graph the positions of the nodes whose results it reads."""
-    producers: dict[str, int] = {}
-    for i, node in enumerate(graph.node):
-        producers.update((name, i) for name in node.output if name)
+    producers = _map_producers(graph)
     predecessors = []
     for node in graph.node:
         names = names_captured_by(node).union(node.input)
         predecessors.append({producers[name] for name in names if name in producers})
     return predecessors
+
+
+def _map_producers(graph: GraphProto) -> dict[str, int]:
+    """Return the position of the node that computes each tensor of a graph."""
+    producers: dict[str, int] = {}
+    for position, node in enumerate(graph.node):
+        for name in node.output:
+            producers[name] = position
+    producers.pop("", None)  # an output that is left out
+    return producers

@@ -224,7 +224,7 @@ def _index_float_model(source: Source, index: GraphIndex) -> GraphIndex:
     """Return the index of the model without pairs."""
     if not find_quantized_nodes(source):
         return index
-    stripped = strip_model(source.model, source.name, source.folder)
+    stripped = strip_model(source.model, source.location)
     return GraphIndex(msgspec.structs.replace(source, model=stripped, stamp=None))
 
 

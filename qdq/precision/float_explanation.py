@@ -102,7 +102,7 @@ def _strip_source(source: Source) -> Source:
     """Return the source of the model without its pairs."""
     if not find_quantized_nodes(source):
         return source
-    stripped = strip_model(source.model, source.name, source.folder)
+    stripped = strip_model(source.model, source.location)
     return msgspec.structs.replace(source, model=stripped, stamp=None)
 
 

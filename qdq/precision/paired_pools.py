@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 from qdq.graph.index import GraphIndex, Node
 from qdq.graph.operators import MOVES_VALUES, QUANTIZABLE_POOLS
+from qdq.graph.qdq_graph import QdqGraph
 from qdq.graph.quantized_operators import DEQUANTIZE, QUANTIZE
 from qdq.quantized.model import label_by_float_graph
 
@@ -20,7 +21,7 @@ def find_paired_pools(index: GraphIndex, float_index: GraphIndex) -> frozenset[s
     `index` is that of the main graph with its pairs, and the labels are those in the float graph
     of `float_index`.
     """
-    labels = label_by_float_graph(index.graph, float_index)
+    labels = label_by_float_graph(QdqGraph(index.graph), float_index)
     paired: set[str] = set()
     for node in index.nodes:
         if node.op not in QUANTIZABLE_POOLS:

@@ -11,6 +11,7 @@ from qdq.graph.float_types import FloatType
 from qdq.graph.index import GraphIndex, Node
 from qdq.graph.opset import default_opset
 from qdq.graph.pairs import find_pairs, stored_tensors
+from qdq.graph.qdq_graph import QdqGraph
 from qdq.graph.unique_names import UniqueNames
 from qdq.precision.body_links import BodyLink, list_body_links
 from qdq.precision.cast_scope import CastPair, CastScope, StoredFloats
@@ -68,7 +69,7 @@ class TypeAssignment:
     ) -> CastScope:
         """Return the scope of a graph, whose path in the float graph is `path`."""
         float_scope = self._float_scopes[path]
-        labels = label_by_float_graph(graph, float_scope)
+        labels = label_by_float_graph(QdqGraph(graph), float_scope)
         qualified = [qualified_name(path, label) for label in labels]
         scope = CastScope(index, graph, qualified, self._names, outer)
         for name, tensor in index.initializers.items():

@@ -17,6 +17,7 @@ from qdq.errors import ModelError
 from qdq.graph.bodies import all_nodes, node_bodies
 from qdq.graph.loader import raise_source_opset
 from qdq.graph.pairs import PAIR_OPERATORS, count_readers
+from qdq.graph.qdq_graph import QdqGraph
 from qdq.graph.quantized_operators import (
     DEQUANTIZE,
     INTEGER_PRODUCTS,
@@ -40,18 +41,30 @@ from qdq.quantized.graph_writer import (
 from qdq.quantized.integer_conversion import convert_dynamic_product, convert_integer_product
 from qdq.quantized.operator_conversion import convert_operator, require_operands
 from qdq.quantized.passthrough_conversion import SCALE_KEEPING_SLOTS, convert_passthrough
+from qdq.quantized.plain_pairs import holds_plain_pairs_alone
 from qdq.quantized.qdq_conversion import read_integer_format, write_dequantize, write_quantize
 from qdq.quantizer import required_opset
 
 
-def convert_to_qdq(source: Source) -> tuple[Source, tuple[ConvertedNode, ...]]:
+def convert_to_qdq(
+    source: Source, graph: QdqGraph | None = None
+) -> tuple[Source, tuple[ConvertedNode, ...]]:
     """Return a model whose quantization is all in plain pairs, and its converted nodes.
 
     A model of plain pairs is returned itself. A quantized operator that no pairs can represent
-    stays as it is; `find_unconverted` names those.
+    stays as it is; `find_unconverted` names those. `graph` is the main graph where it was read
+    before.
     Raises ModelError for an operator whose attributes, scales or bias have no float equivalent.
     """
-    source = _without_row_products(source)
+    graph = graph or QdqGraph(source.model.graph, source.location)
+    if find_row_products(graph):
+        source = _without_row_products(source)
+        graph = QdqGraph(source.model.graph, source.location)
+    return (source, ()) if holds_plain_pairs_alone(graph) else convert_graphs(source)
+
+
+def convert_graphs(source: Source) -> tuple[Source, tuple[ConvertedNode, ...]]:
+    """Return a model and its converted nodes, after a look at every node; the source for none."""
     writer = ModelWriter(source)
     try:
         graph = GraphWriter(writer, source.model.graph)
@@ -70,8 +83,6 @@ def convert_to_qdq(source: Source) -> tuple[Source, tuple[ConvertedNode, ...]]:
 
 def _without_row_products(source: Source) -> Source:
     """Return a source whose products are as they were before `write_row_products`."""
-    if not find_row_products(source.model.graph):
-        return source
     model = ModelProto()
     model.CopyFrom(source.model)
     remove_row_products(model)

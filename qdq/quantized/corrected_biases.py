@@ -7,7 +7,6 @@ the originals are in the model's `metadata_props`.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable
 
 import msgspec
 from google.protobuf.message import DecodeError
@@ -16,6 +15,7 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 from qdq.arrays import Array
 from qdq.errors import ModelError
 from qdq.graph.metadata import BIASES_KEY
+from qdq.graph.model_location import ModelLocation
 from qdq.graph.pairs import stored_tensors
 
 _FIX = "Quantize the float model again."
@@ -74,22 +74,21 @@ def read_corrected_biases(model: ModelProto, name: str) -> tuple[CorrectedBias, 
     return ()
 
 
-def restore_biases(
-    model: ModelProto, name: str, read_values: Callable[[TensorProto], Array]
-) -> None:
-    """Give a model the biases that it had before their correction.
+def restore_biases(model: ModelProto, location: ModelLocation) -> bool:
+    """Give a model the biases that it had before their correction; return whether it had others.
 
-    Raises ModelError, beginning with `name`, where they do not fit the model any longer.
+    Raises ModelError, beginning with the model's name, where they do not fit it any longer.
     """
+    name = location.name
     biases = read_corrected_biases(model, name)
     if not biases:
-        return
+        return False
     graph = model.graph
     stored = stored_tensors(graph)
     producers = {node.output[0]: node for node in graph.node if node.output}
     added: set[str] = set()
     for bias in biases:
-        _require_unchanged(stored.get(bias.tensor), bias, name, read_values)
+        _require_unchanged(stored.get(bias.tensor), bias, location)
         if isinstance(bias, AddedBias):
             _restore_input(producers.get(bias.node), bias, name)
             added.add(bias.tensor)
@@ -99,6 +98,7 @@ def restore_biases(
     if len(kept.initializer) < len(graph.initializer):
         del graph.initializer[:]
         graph.initializer.extend(kept.initializer)
+    return True
 
 
 def describe_corrected_biases(value: str) -> str:
@@ -143,19 +143,16 @@ def _restore_tensor(
 
 
 def _require_unchanged(
-    tensor: TensorProto | None,
-    bias: CorrectedBias,
-    name: str,
-    read_values: Callable[[TensorProto], Array],
+    tensor: TensorProto | None, bias: CorrectedBias, location: ModelLocation
 ) -> None:
     """Raise ModelError unless a bias has its corrected values, or none as in a light copy."""
     if tensor is None:
-        raise _misfit(name, bias.tensor, "is not in the graph")
+        raise _misfit(location.name, bias.tensor, "is not in the graph")
     is_light = not any(field.name.endswith("data") for field, _ in tensor.ListFields())
     if is_light:
         return
-    if checksum_values(read_values(tensor)) != bias.checksum:
-        raise _misfit(name, bias.tensor, "has changed since its correction")
+    if checksum_values(location.read_values(tensor)) != bias.checksum:
+        raise _misfit(location.name, bias.tensor, "has changed since its correction")
 
 
 def _restore_input(node: NodeProto | None, bias: AddedBias, name: str) -> None:

@@ -41,7 +41,7 @@ def _find_computed_operands(graph: GraphWriter) -> dict[str, NodeProto]:
         if node.op_type in PAIR_OPERATORS:
             operands.extend(node.input[1:3])
         if node.op_type == DEQUANTIZE:
-            operands.append(node.input[0])
+            operands.extend(node.input[:1])
     computed: dict[str, NodeProto] = {}
     for name in operands:
         producer = graph.producers.get(name)

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from functools import cached_property
+from collections.abc import Iterator
+from functools import cache, cached_property
 
 import msgspec
 import numpy as np
-from onnx import GraphProto, ModelProto, NodeProto, TensorProto
+from onnx import GraphProto, ModelProto, TensorProto
 
 from qdq.arrays import Array
 from qdq.errors import ModelError
 from qdq.graph.aliases import is_alias_or_float_cast
-from qdq.graph.bodies import all_nodes, node_bodies, node_labels, qualified_name, read_tensor_values
+from qdq.graph.bodies import node_bodies, qualified_name
 from qdq.graph.equalized_weights import find_equalization_entry, undo_equalization
 from qdq.graph.index import Edge, GraphIndex
 from qdq.graph.loader import load
 from qdq.graph.metadata import FLOAT_KEY, METADATA_PREFIX
 from qdq.graph.opset import FLOAT16_OPSET
-from qdq.graph.pairs import PAIR_OPERATORS, QdqPair, find_pairs, stored_tensors
+from qdq.graph.pairs import PAIR_OPERATORS, QdqPair
+from qdq.graph.qdq_graph import QdqGraph
 from qdq.graph.row_products import find_row_products
 from qdq.graph.source import ModelLike, Source
 from qdq.quantized.converter import convert_to_qdq
@@ -46,25 +47,36 @@ class QuantizedEdge(msgspec.Struct, frozen=True):
 class QuantizedModel:
     """A quantized model, its float graph, and the quantized edges of that graph."""
 
-    def __init__(self, model: ModelLike, float_index: GraphIndex | None = None) -> None:
-        """`float_index` is that of the float model, where the pairs are known to be plain ones."""
+    def __init__(
+        self,
+        model: ModelLike,
+        float_index: GraphIndex | None = None,
+        graph: QdqGraph | None = None,
+    ) -> None:
+        """`float_index` is that of the float model, where the pairs are known to be plain ones.
+
+        `graph` is the main graph of the model where it was read before.
+        """
         #: The model before its conversion to plain pairs, which `source` has.
         self.original = load(model)
+        source = self.original
+        #: The main graph of that model, with its pairs.
+        self.original_graph = graph or QdqGraph(source.model.graph, source.location)
         #: The index of the float model.
         self.index: GraphIndex
+        #: The main graph of `source`.
+        self.graph = self.original_graph
         if float_index is None:
-            self.source, self.converted = convert_to_qdq(self.original)
-            source = self.source
-            stripped = source.model
-            if not _is_float(stripped):
-                stripped = strip_model(stripped, source.name, source.folder)
-            self.index = GraphIndex(Source(source.path, stripped, source.digest))
+            self.source, self.converted = convert_to_qdq(source, self.original_graph)
+            if self.source is not source:
+                self.graph = QdqGraph(self.source.model.graph, self.source.location)
+            self.index = self._index_float_model()
         else:
-            self.source, self.converted = self.original, ()
+            self.source, self.converted = source, ()
             self.index = float_index
         #: The float model, with equalized weights as they are and the record of them.
         self.stripped = self.index.source.model
-        edges = tuple(_find_quantized_edges(self.source.model.graph, self.index, {}, {}))
+        edges = tuple(_find_quantized_edges(self.graph, self.index, {}))
         self.edges = tuple(edge for edge, is_captured in edges if not is_captured)
         #: The edges in bodies that read the result of a pair outside of the body.
         self.captured_edges = tuple(edge for edge, is_captured in edges if is_captured)
@@ -96,6 +108,8 @@ class QuantizedModel:
     def has_bfloat16_layers(self) -> bool:
         """Whether it has a pair on a bfloat16 tensor, or before Casts to one."""
         scopes = self.index.scopes
+        if all(TensorProto.BFLOAT16 not in scope.elem_types for scope in scopes.values()):
+            return False
         return any(_reaches_bfloat16(scopes[pair.edge.graph], pair.edge) for pair in self.edges)
 
     def labelled(self) -> ModelProto:
@@ -105,15 +119,22 @@ class QuantizedModel:
         """
         copy = ModelProto()
         copy.CopyFrom(self.original.model)
-        _name_by_labels(copy.graph, self.index)
+        _name_by_labels(self.original_graph, copy.graph, self.index)
         return copy
 
+    def _index_float_model(self) -> GraphIndex:
+        source = self.source
+        stripped = source.model
+        if not _is_float(stripped, self.graph):
+            stripped = strip_model(stripped, source.location, self.graph)
+        return GraphIndex(Source(source.path, stripped, source.digest))
 
-def _is_float(model: ModelProto) -> bool:
+
+def _is_float(model: ModelProto, graph: QdqGraph) -> bool:
     """Whether stripping would change nothing: there are no pairs, and qdq wrote no metadata."""
     if any(entry.key.startswith(METADATA_PREFIX) for entry in model.metadata_props):
         return False
-    return not any(node.op_type in PAIR_OPERATORS for _, node in all_nodes(model.graph))
+    return not any(part.half_positions for part in graph.graphs)
 
 
 def _reaches_bfloat16(scope: GraphIndex, edge: Edge) -> bool:
@@ -129,82 +150,54 @@ def _reaches_bfloat16(scope: GraphIndex, edge: Edge) -> bool:
     return False
 
 
-def _name_by_labels(graph: GraphProto, index: GraphIndex) -> None:
+def _name_by_labels(graph: QdqGraph, copy: GraphProto, index: GraphIndex) -> None:
+    """Name the nodes of a copy of a graph by their labels."""
     labels = label_by_float_graph(graph, index)
-    for node, label in zip(graph.node, labels, strict=True):
+    for node, label in zip(copy.node, labels, strict=True):
         node.name = label
-        for name, body in node_bodies(node):
-            path = qualified_name(index.path, f"{label}.{name}")
-            scope = index.scopes.get(path)
+    for position, bodies in graph.bodies.items():
+        copies = node_bodies(copy.node[position])
+        for (name, body), (_, body_copy) in zip(bodies, copies, strict=True):
+            scope = index.scopes.get(qualified_name(index.path, f"{labels[position]}.{name}"))
             if scope is not None:
-                _name_by_labels(body, scope)
+                _name_by_labels(body, body_copy, scope)
 
 
 def _find_quantized_edges(
-    graph: GraphProto,
-    index: GraphIndex,
-    outer_tensors: dict[str, TensorProto],
-    outer_pairs: dict[str, QdqPair],
+    graph: QdqGraph, index: GraphIndex, outer_pairs: dict[str, QdqPair]
 ) -> Iterator[tuple[QuantizedEdge, bool]]:
     """Yield the quantized edges of a graph and of its bodies, and whether the pair is outside.
 
-    `outer_tensors` and `outer_pairs` hold what the graphs around it store, and their pairs by
-    result.
+    `outer_pairs` holds the pairs of the graphs around it by result.
     """
-    stored = outer_tensors | stored_tensors(graph)
-    own_pairs = {pair.output: pair for pair in find_pairs(graph, outer_tensors)}
+    own_pairs = {pair.output: pair for pair in graph.pairs}
     pairs = outer_pairs | own_pairs
-    parameters = _read_parameters(pairs, stored, index)
-    labels = label_by_float_graph(graph, index, own_pairs.values())
-    for node, label in zip(graph.node, labels, strict=True):
-        if label not in index.by_label or node.op_type in PAIR_OPERATORS:
+    labels = label_by_float_graph(graph, index)
+    for position, label in enumerate(labels):
+        if graph.operators[position] in PAIR_OPERATORS:
             continue
-        for edge, pair in _edges_with_pairs(node, label, index, pairs):
-            is_captured = pair.output not in own_pairs
-            yield _make_quantized_edge(edge, pair, parameters, stored), is_captured
-        for name, body in node_bodies(node):
-            path = qualified_name(index.path, f"{label}.{name}")
-            scope = index.scopes.get(path)
+        float_node = index.by_label.get(label)
+        if float_node is None:
+            continue
+        names = graph.inputs[position][: len(float_node.inputs)]
+        for slot, name in enumerate(names):
+            pair = pairs.get(name)
+            if pair is not None:
+                edge = index.edge(float_node, slot)
+                yield _make_quantized_edge(edge, pair, graph), pair.output not in own_pairs
+        for name, body in graph.bodies.get(position, ()):
+            scope = index.scopes.get(qualified_name(index.path, f"{label}.{name}"))
             if scope is not None:  # in a damaged model, a pair in it may have bodies too
-                yield from _find_quantized_edges(body, scope, stored, pairs)
+                yield from _find_quantized_edges(body, scope, pairs)
 
 
-def _read_parameters(
-    pairs: dict[str, QdqPair], stored: dict[str, TensorProto], index: GraphIndex
-) -> dict[str, Array]:
-    """Return the values of the stored scales and zero points of pairs by name."""
-    names: set[str] = set()
-    for pair in pairs.values():
-        names.update((pair.scale, pair.zero_point))
-    values: dict[str, Array] = {}
-    source = index.source
-    for name in names & stored.keys():
-        tensor = stored[name]
-        if tensor.data_type != TensorProto.STRING:
-            values[name] = read_tensor_values(tensor, source.name, source.folder)
-    return values
-
-
-def _edges_with_pairs(
-    node: NodeProto, label: str, index: GraphIndex, pairs: dict[str, QdqPair]
-) -> Iterator[tuple[Edge, QdqPair]]:
-    """Yield the edges of the float graph into a node that have pairs, in slot order."""
-    float_node = index.by_label[label]
-    inputs = node.input[: len(float_node.inputs)]
-    for slot, name in enumerate(inputs):
-        pair = pairs.get(name)
-        if pair is not None:
-            yield index.edge(float_node, slot), pair
-
-
-def _make_quantized_edge(
-    edge: Edge, pair: QdqPair, parameters: dict[str, Array], stored: dict[str, TensorProto]
-) -> QuantizedEdge:
+def _make_quantized_edge(edge: Edge, pair: QdqPair, graph: QdqGraph) -> QuantizedEdge:
+    stored = graph.stored
     return QuantizedEdge(
         edge,
         pair,
-        scales=parameters.get(pair.scale),
-        zero_points=parameters.get(pair.zero_point),
+        scales=graph.read_parameter(pair.scale),
+        zero_points=graph.read_parameter(pair.zero_point),
         dtype=_type_name(stored.get(pair.zero_point)),
         stored=_type_name(stored.get(pair.tensor)) if pair.q is None else "",
     )
@@ -214,32 +207,32 @@ def _type_name(tensor: TensorProto | None) -> str:
     """Return the type of a stored tensor, ONNX's name in lower case; "" for none."""
     if tensor is None:
         return ""
-    name: str = TensorProto.DataType.Name(tensor.data_type)
+    return _name_element_type(tensor.data_type)
+
+
+@cache
+def _name_element_type(code: int) -> str:
+    name: str = TensorProto.DataType.Name(code)
     return name.lower()
 
 
-def label_by_float_graph(
-    graph: GraphProto, index: GraphIndex, pairs: Iterable[QdqPair] | None = None
-) -> list[str]:
+def label_by_float_graph(graph: QdqGraph, index: GraphIndex) -> list[str]:
     """Return a unique label for each node of a quantized graph.
 
-    It is the node's label in the float graph, or in its graph if the node was stripped. `pairs` are
-    those of the graph, where they are known.
+    It is the node's label in the float graph, or in its graph if the node was stripped.
     """
-    if pairs is None:
-        pairs = find_pairs(graph, index.outer.constants if index.outer else ())
-    labels_by_output = _map_labels(graph, index, pairs)
-    labels = node_labels(graph)
-    for position, node in enumerate(graph.node):
-        label = _find_label(node, labels_by_output)
+    labels_by_output = _map_labels(graph, index)
+    labels: list[str] = []
+    for position, outputs in enumerate(graph.outputs):
+        label = _find_label(outputs, labels_by_output)
         if not label:
-            label = _make_unique(labels[position], position, index)
-        labels[position] = label
+            label = _make_unique(graph.labels[position], position, index)
+        labels.append(label)
     return labels
 
 
-def _find_label(node: NodeProto, labels_by_output: dict[str, str]) -> str:
-    for output in node.output:
+def _find_label(outputs: tuple[str, ...], labels_by_output: dict[str, str]) -> str:
+    for output in outputs:
         if output in labels_by_output:
             return labels_by_output[output]
     return ""
@@ -252,13 +245,13 @@ def _make_unique(label: str, position: int, index: GraphIndex) -> str:
     return label
 
 
-def _map_labels(graph: GraphProto, index: GraphIndex, pairs: Iterable[QdqPair]) -> dict[str, str]:
+def _map_labels(graph: QdqGraph, index: GraphIndex) -> dict[str, str]:
     """Return the label in the float graph of the node that computes each tensor."""
     labels: dict[str, str] = {}
     for node in index.nodes:
         for output in filter(None, node.outputs):
             labels[output] = node.label
-    renamed = find_renamed_outputs(graph, pairs)
+    renamed = find_renamed_outputs(graph)
     renamed.update(find_row_products(graph))
     moved: dict[str, str] = {}
     for tensor, output in renamed.items():

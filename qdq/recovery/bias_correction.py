@@ -20,6 +20,7 @@ from qdq.arrays import Array, Feed, Floats
 from qdq.calibration.scales import Scales
 from qdq.errors import ModelError
 from qdq.graph.index import GraphIndex
+from qdq.graph.model_location import ModelLocation
 from qdq.graph.pairs import count_readers, stored_tensors
 from qdq.graph.source import Source, canonical_bytes, light_copy
 from qdq.graph.unique_names import UniqueNames
@@ -163,8 +164,9 @@ def apply_bias_corrections(
         writer.correct(correction)
     if writer.biases:
         write_corrected_biases(corrected, tuple(writer.biases))
-    restored = strip_model(light_copy(corrected), name, folder)
-    expected = strip_model(light_copy(model), name, folder)
+    location = ModelLocation(name, folder)
+    restored = strip_model(light_copy(corrected), location)
+    expected = strip_model(light_copy(model), location)
     if canonical_bytes(light_copy(restored)) != canonical_bytes(light_copy(expected)):
         raise ModelError(
             f"{name}: stripping the corrected model does not restore its biases."

@@ -10,7 +10,7 @@ import msgspec
 
 from qdq.data.feeds import FeedSample
 from qdq.graph.index import GraphIndex, Node
-from qdq.graph.pairs import find_pairs
+from qdq.graph.qdq_graph import QdqGraph
 from qdq.metrics.output_errors import EnergySums
 from qdq.optional_packages import onnxruntime as ort
 from qdq.quantized.model import QuantizedModel
@@ -128,11 +128,10 @@ class _ResultFinder:
     def __init__(self, index: GraphIndex, quantized_index: GraphIndex) -> None:
         self._index = index
         self._quantized_index = quantized_index
-        graph = quantized_index.graph
-        pairs = find_pairs(graph, ())
-        renamed = find_renamed_outputs(graph, pairs)
+        graph = QdqGraph(quantized_index.graph)
+        renamed = find_renamed_outputs(graph)
         self._names = {output: tensor for tensor, output in renamed.items()}
-        self._dequantized = {pair.tensor: pair.output for pair in reversed(pairs)}
+        self._dequantized = {pair.tensor: pair.output for pair in reversed(graph.pairs)}
 
     def find_layers(self, labels: Set[str]) -> Iterator[_ComparedLayer]:
         """Yield the labelled nodes, and those that compute outputs, with a result in both."""
