@@ -110,3 +110,9 @@ def test_rules_show_links_a_shipped_rule_and_no_other(tmp_path: Path) -> None:
     shown = run("rules", "show", "mine", "--rules", "tensorrt", "--rules", tmp_path)[1]
 
     assert "page: " not in shown
+
+
+def test_comments_of_pages_are_not_printed() -> None:
+    for page in list_pages():
+        (section,) = [item for item in find_sections(f"{page}.md") if item.page == page]
+        assert "<!-- " not in section.text, page
