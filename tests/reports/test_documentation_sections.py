@@ -62,7 +62,8 @@ def test_every_shipped_rule_and_fact_has_a_section() -> None:
 def test_a_page_is_found_by_its_path_and_by_its_name(name: str) -> None:
     (section,) = find_sections(name)
 
-    assert section.text == (ROOT / "docs" / "how-to" / "images.md").read_text()
+    assert section.text.startswith("# PTQ of an image model from a folder of pictures\n")
+    assert "\n2. Quantize. `--samples 32` takes 32 pictures" in section.text
     assert section.address == locate_page("how-to/images")
 
 
