@@ -129,8 +129,10 @@ def _find_broken(engines: Sequence[EngineReport]) -> str:
 
 
 def _find_float_layer(engines: Sequence[EngineReport]) -> str:
-    """Return a weighted layer without pairs, "" where all have them."""
+    """Return a weighted layer without pairs, "" where all have them or none has."""
     for engine in engines:
+        if not any(layer.promised for layer in engine.layers):
+            continue
         for layer in engine.layers:
             if not layer.promised and layer.node not in engine.unmapped:
                 return layer.node
