@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Iterator
 
 from qdq.data.feeds import NOISE
 from qdq.metrics.metric import MetricScores
-from qdq.reports.page_verdict import judge_report
+from qdq.reports.engine_layers import count_layers
+from qdq.reports.page_verdict import describe_low_score, judge_report
 from qdq.reports.partial_sections import format_decibels
 from qdq.reports.report import Report
 from qdq.reports.result_section import find_ratio, list_warnings
@@ -31,6 +31,7 @@ def validation_result_section(report: Report, name: str, thresholds: Thresholds)
     lines = [f"{name}: {'; '.join(parts)}", *_describe_engines(report.validation)]
     if accuracy is not None and accuracy.data == NOISE:
         lines.append("warning: the data is noise, so the accuracy on real inputs is not known")
+    lines += [f"warning: {sentence}" for sentence in describe_low_score(accuracy)]
     lines += list_warnings(report)
     lines.append(f"verdict: {judge_report(report).headline}")
     return Section("Result", tuple(lines))
@@ -40,7 +41,7 @@ def describe_engine(engine: EngineReport) -> str:
     """Return the layers of an engine by type, and its cost against that of the float engine."""
     if engine.failure:
         return "does not build"
-    return "; ".join([_count_layers(engine), *_describe_cost(engine)])
+    return "; ".join([count_layers(engine), *_describe_cost(engine)])
 
 
 def _describe_accuracy(report: Report, accuracy: Accuracy | None) -> Iterator[str]:
@@ -70,28 +71,6 @@ def _describe_engines(validation: Validation | None) -> Iterator[str]:
         targets.setdefault((engine.kind, describe_engine(engine)), []).append(engine.target)
     for (kind, text), names in targets.items():
         yield f"{', '.join(names)} ({kind}): {text}"
-
-
-def _count_layers(engine: EngineReport) -> str:
-    """Return how many weighted layers run in each type, the quantized ones first."""
-    if not engine.layers:
-        return "no weighted layer"
-    counts = Counter(layer.precision for layer in engine.layers)
-    unnamed = counts.pop("", 0)
-    quantized = sum(layer.int8 or layer.fp8 or layer.int4 for layer in engine.layers)
-    parts: list[str] = []
-    if not quantized:
-        parts.append(f"no weighted layer of {len(engine.layers)} in {engine.types}")
-    total = f" of {count_noun(len(engine.layers), 'weighted layer')}"
-    for precision in sorted(counts, key=_order_precision):
-        parts.append(f"{counts[precision]}{'' if parts else total} in {precision}")
-    if unnamed:
-        parts.append(f"{unnamed} that no layer of the engine names")
-    return ", ".join(parts)
-
-
-def _order_precision(precision: str) -> tuple[bool, str]:
-    return precision not in ("INT8", "FP8", "INT4"), precision
 
 
 def _describe_cost(engine: EngineReport) -> Iterator[str]:

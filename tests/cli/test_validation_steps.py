@@ -6,7 +6,9 @@ import importlib.util
 import shlex
 from pathlib import Path
 
+import numpy as np
 import onnx
+import onnxruntime
 import pytest
 
 from tests.support.cli_runner import run, samples, save, tiny_model
@@ -95,6 +97,21 @@ def test_a_metric_is_in_the_first_line(folder: Path) -> None:
     out = run("validate", "m.onnx", "q.onnx", *DATA, "--metric", "top1")[1]
     assert find_result(out)[0].startswith("q.onnx: top1 1 (float 1); ")
     assert find_steps(out)[0] == "qdq check q.onnx"
+
+
+def test_a_float_model_that_is_wrong_about_its_labels_is_named(folder: Path) -> None:
+    wrong = folder / "wrong"
+    wrong.mkdir()
+    session = onnxruntime.InferenceSession("m.onnx")
+    for path in sorted((folder / "d").glob("*.npz")):
+        x = np.load(path)["x"]
+        label = (session.run(None, {"x": x})[0].argmax(1) + 1) % 5
+        np.savez(wrong / path.name, x=x, label=label)
+    words = ("--data", "wrong", "--metric", "top1", "--report", "r.md")
+    out = run("validate", "m.onnx", "q.onnx", *words)[1]
+    start = "The float model itself has top1 0 by these labels. If it should be better,"
+    assert any(line.startswith(f"warning: {start}") for line in find_result(out))
+    assert start in (folder / "r.md").read_text()
 
 
 def test_without_samples_or_with_noise_the_accuracy_is_unknown(folder: Path) -> None:

@@ -41,6 +41,7 @@ NOT_RUN = {
     "tutorial.md": [
         "it installs packages; tests/cli/test_hooks.py and .ci/run install the project",
         "the setup of this page makes the same files",
+        "it needs the command-line tool of TensorRT-RTX",
     ],
     "machines.md": ["it needs a Dask scheduler and workers on other machines"],
     "README.md": [
