@@ -68,11 +68,12 @@ def print_summary_line(text: str) -> None:
 
 
 def print_written(paths: Sequence[Path], following: Sequence[str] = ()) -> None:
-    """Print the names of the files that a command wrote, and then lines on what follows."""
+    """Print the names of the files that a command wrote, if any, then lines on what follows."""
     if is_quiet():
         return
-    click.echo()
-    print_line(f"wrote {join_paths(paths)}")
+    if paths:
+        click.echo()
+        print_line(f"wrote {join_paths(paths)}")
     if following:
         click.echo()
     for line in following:

@@ -1,9 +1,9 @@
-"""The commands to run after `qdq quantize`, which its text ends with."""
+"""The commands to run after `qdq quantize`, which its text ends with, and how such lines look."""
 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 
@@ -39,8 +39,33 @@ def list_next_steps(
 ) -> list[str]:
     """Return lines with the commands that fit a result, at most three, each with its purpose."""
     model = str(ctx.params["model"])
-    steps = _find_steps(ctx, model, str(output), result, report)
+    return format_steps(_find_steps(ctx, model, str(output), result, report))
+
+
+def format_steps(steps: Iterable[tuple[str, str]]) -> list[str]:
+    """Return a line for each of the first commands, with its purpose."""
     return [f"next: {command}  # {purpose}" for command, purpose in islice(steps, _MOST_STEPS)]
+
+
+def join_command(command: str, *words: str) -> str:
+    """Return a command of qdq as a shell reads it."""
+    return shlex.join(("qdq", command, *words))
+
+
+def repeat_options(ctx: click.Context) -> Iterator[str]:
+    """Yield the options of the data; those of the project file apply to later commands too."""
+    for name, option in _DATA_OPTIONS.items():
+        if ctx.params.get(name) is not None and is_on_command_line(ctx, name):
+            yield f"{option}={ctx.params[name]}"
+
+
+def find_smallest(report: Report) -> Iterator[tuple[str, str]]:
+    """Yield the command for the file with the smallest engine, where it is another one."""
+    for choice in report.file_choices or ():
+        smallest = choice.find(choice.smallest)
+        if smallest is not None and smallest.command and _GAP not in smallest.command:
+            yield smallest.command, f"the smallest engine for {choice.target}"
+            return
 
 
 def print_wrong(report: Report) -> None:
@@ -58,37 +83,22 @@ def _find_steps(
     ctx: click.Context, model: str, output: str, result: Quantized, report: Report
 ) -> Iterator[tuple[str, str]]:
     """Yield commands with their purposes, the most urgent first."""
-    data = list(_repeat_options(ctx))
+    data = list(repeat_options(ctx))
     targets = [f"--target={target}" for target in result.plan.targets]
     if result.findings:
         count = count_noun(len(result.findings), "finding")
-        yield _join("check", output), f"what {count} cost, and the fixes"
-    for choice in report.file_choices or ():
-        smallest = choice.find(choice.smallest)
-        if smallest is not None and smallest.command and _GAP not in smallest.command:
-            yield smallest.command, f"the smallest engine for {choice.target}"
-            break
+        yield join_command("check", output), f"what {count} cost, and the fixes"
+    yield from find_smallest(report)
     if result.existing:
-        yield _join("diff", model, output), "the pairs that changed"
+        yield join_command("diff", model, output), "the pairs that changed"
         return
     if is_inaccurate(report) and data:
-        yield _join("sensitivity", model, *data, *targets), "which layers lose accuracy"
+        yield join_command("sensitivity", model, *data, *targets), "which layers lose accuracy"
     if report.validation is None and (data or result.scales.samples):
-        yield _join("validate", model, output, *data, *targets), "accuracy and engines"
+        yield join_command("validate", model, output, *data, *targets), "accuracy and engines"
     node = _find_float_node(result)
     if node:
-        yield _join("explain", output, node), "why a layer stays in float"
-
-
-def _join(command: str, *words: str) -> str:
-    return shlex.join(("qdq", command, *words))
-
-
-def _repeat_options(ctx: click.Context) -> Iterator[str]:
-    """Yield the options of the data; those of the project file apply to later commands too."""
-    for name, option in _DATA_OPTIONS.items():
-        if ctx.params.get(name) is not None and is_on_command_line(ctx, name):
-            yield f"{option}={ctx.params[name]}"
+        yield join_command("explain", output, node), "why a layer stays in float"
 
 
 def _find_float_node(result: Quantized) -> str:

@@ -28,20 +28,23 @@ from qdq.cli.ranges_options import (
     ranges_option,
 )
 from qdq.cli.report_options import check_reports, report_option, write_reports
+from qdq.cli.sensitivity_steps import list_float_steps, list_sensitivity_steps
 from qdq.errors import UsageError
 from qdq.files.output import check_output, write_atomic, written_together
 from qdq.graph.float_types import SHORT_TYPES
 from qdq.graph.loader import load
+from qdq.graph.source import Source
 from qdq.metrics.metric_files import load_metric
 from qdq.observers.collection import Observing
-from qdq.pipeline.float_sensitivity import measure_float_sensitivity
+from qdq.pipeline.float_sensitivity import FloatSensitivity, measure_float_sensitivity
 from qdq.pipeline.sensitivity_analysis import DEFAULT_MEASURED, Sensitivity, measure_sensitivity
 from qdq.ranges.known_ranges import KnownRanges
-from qdq.reports.command_pages import sensitivity_page
-from qdq.reports.model_graphs import graph_model, graph_plan
-from qdq.reports.node_facts import collect_sensitivity_facts
+from qdq.reports.command_pages import float_sensitivity_page, sensitivity_page
+from qdq.reports.model_graphs import graph_float, graph_model, graph_plan
+from qdq.reports.node_facts import collect_float_facts, collect_sensitivity_facts
 from qdq.reports.page_graph import PageGraph
 from qdq.reports.report_files import ReportContent, check_report_path
+from qdq.reports.sensitivity_result import float_result_section, sensitivity_result_section
 from qdq.reports.sensitivity_sections import (
     check_chart_path,
     float_sensitivity_sections,
@@ -111,10 +114,10 @@ class SensitivityOptions(msgspec.Struct, frozen=True):
             check_chart_path(self.plot)
         for path in self.report:
             check_report_path(path)
-        if self.short_type and (self.quantized or self.metric or self.outputs):
+        if self.short_type and (self.quantized or self.metric or self.plot):
             raise UsageError(
-                "--float ranks the nodes of FLOAT by noise alone. Drop QUANTIZED, --metric, --plot "
-                "and --report."
+                "--float ranks the nodes of FLOAT by noise alone. Drop QUANTIZED, --metric and "
+                "--plot; --report draws the noise."
             )
         if self.plot:
             check_output(self.plot, self.force)
@@ -191,16 +194,23 @@ def command(ctx: click.Context, options: SensitivityOptions) -> None:
     """
     options.check(ctx)
     if options.short_type:
-        _print_floats(options, options.short_type)
+        _rank_floats(ctx, options, options.short_type)
         return
     known_ranges = None if options.ranges is None else read_given(options.ranges)
     named_files = list_observed_files(options.ranges, known_ranges)
     with name_files_in_errors(*named_files):
         sensitivity = _measure(options, known_ranges)
     _write_outputs(options, sensitivity)
-    print_record(options.layout, sensitivity, sensitivity_sections(sensitivity, options.top))
-    if options.outputs and options.layout == "text":
-        print_written(options.outputs)
+    _print_sensitivity(ctx, options, sensitivity)
+
+
+def _print_sensitivity(
+    ctx: click.Context, options: SensitivityOptions, sensitivity: Sensitivity
+) -> None:
+    sections = sensitivity_sections(sensitivity, options.top)
+    print_record(options.layout, sensitivity, [sensitivity_result_section(sensitivity), *sections])
+    if options.layout == "text":
+        print_written(options.outputs, list_sensitivity_steps(ctx, sensitivity))
 
 
 def _measure(options: SensitivityOptions, known_ranges: KnownRanges | None) -> Sensitivity:
@@ -236,14 +246,30 @@ def _measure(options: SensitivityOptions, known_ranges: KnownRanges | None) -> S
         )
 
 
-def _print_floats(options: SensitivityOptions, short_type: str) -> None:
+def _rank_floats(ctx: click.Context, options: SensitivityOptions, short_type: str) -> None:
+    """Rank the nodes by the noise of a 16-bit type, write the reports and print the result."""
     if options.data.source is None:
         raise UsageError("sensitivity is measured on samples. Pass --data or --images.")
     rules = load_rules(options.plan.rule_sets or FLOAT_SET)
+    source = load(options.model)
     floats = measure_float_sensitivity(
-        load(options.model), options.data.source, short_type, rules=rules, most=options.top
+        source, options.data.source, short_type, rules=rules, most=options.top
     )
-    print_record(options.layout, floats, list(float_sensitivity_sections(floats)))
+    content = ReportContent(
+        floats,
+        lambda: list(float_sensitivity_sections(floats)),
+        lambda: float_sensitivity_page(floats, _graph_floats(source, floats)),
+    )
+    with written_together():
+        write_reports(options.report, content)
+    sections = [float_result_section(floats), *float_sensitivity_sections(floats)]
+    print_record(options.layout, floats, sections)
+    if options.layout == "text":
+        print_written(options.report, list_float_steps(ctx, floats))
+
+
+def _graph_floats(source: Source, floats: FloatSensitivity) -> PageGraph | None:
+    return graph_float(source, floats.to, floats.kept, collect_float_facts(floats))
 
 
 def _write_outputs(options: SensitivityOptions, sensitivity: Sensitivity) -> None:

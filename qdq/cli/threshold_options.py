@@ -47,7 +47,8 @@ def _collect_thresholds(
 metric_option = click.option(
     "--metric",
     metavar="NAME|FILE",
-    help="Score both models on the data: top1 (labels, or agreement with float), snr, "
+    help="Score both models on the data: top1 (labels, or agreement with float; classes of "
+    "pictures are numbered by the order of their folders, else by --labels), snr, "
     "or a function of yours as FILE.py:FUNCTION (qdq docs metrics).",
 )
 

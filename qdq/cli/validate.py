@@ -20,6 +20,7 @@ from qdq.cli.plan_options import parse_profiles, parse_targets, shapes_option, t
 from qdq.cli.progress import progress
 from qdq.cli.report_options import check_reports, report_option, write_reports
 from qdq.cli.threshold_options import metric_option, read_metric, threshold_options
+from qdq.cli.validation_steps import list_validation_steps
 from qdq.cli.viewer import open_model, open_option, require_viewer
 from qdq.errors import UsageError
 from qdq.files.output import written_together
@@ -37,6 +38,7 @@ from qdq.quantized.model import QuantizedModel
 from qdq.reports.command_pages import validation_page
 from qdq.reports.report import Report, full_sections, report_sections
 from qdq.reports.report_files import ReportContent
+from qdq.reports.validation_result import validation_result_section
 from qdq.validation.validator import Thresholds, Validation, misses, validate
 
 
@@ -128,9 +130,10 @@ def command(ctx: click.Context, options: ValidateOptions) -> None:
         file_choices=_choose_files(options, validation) or msgspec.UNSET,
     )
     _write_reports(options, report)
-    print_record(options.layout, report, report_sections(report))
-    if options.report and options.layout == "text":
-        print_written(options.report)
+    result = validation_result_section(report, options.quantized.name, options.thresholds)
+    print_record(options.layout, report, [result, *report_sections(report)])
+    if options.layout == "text":
+        print_written(options.report, list_validation_steps(ctx, report))
     if options.is_opened:
         open_model(options.quantized)
     ctx.exit(1 if report.misses else 0)

@@ -192,4 +192,4 @@ def check_array(spec: InputSpec, sample: Sample, location: str) -> Array:
         raise DataError(f"{location}: input {spec.name!r} is empty. Remove the sample.")
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         raise DataError(f"{location}: input {spec.name!r} holds NaN or Inf. Fix the data.")
-    return np.ascontiguousarray(array)
+    return np.asarray(array, order="C")  # np.ascontiguousarray makes a vector of a scalar

@@ -48,7 +48,14 @@ def load(model: ModelLike) -> Source:
     proto = model if isinstance(model, ModelProto) else _from_graphsurgeon(model)
     normalized, notes = _normalize(None, proto)
     digest = hashlib.sha256(canonical_bytes(proto)).hexdigest()
-    return Source(None, normalized, digest, notes, given_opset=_find_own_opset(proto, normalized))
+    return Source(
+        None,
+        normalized,
+        digest,
+        notes,
+        given_opset=_find_own_opset(proto, normalized),
+        given_ir_version=proto.ir_version,
+    )
 
 
 def raise_source_opset(source: Source, opset: int, kind: str = "") -> Source:
@@ -74,12 +81,13 @@ def _load_path(path: Path) -> Source:
         hashing = pool.submit(hashlib.sha256, content)
         model = parse_model(content, path)
         external_files = check_external_data(model, path)
+        given_ir_version = model.ir_version
         normalized, notes = _normalize(path, model)
     digest = hashing.result()
     for location in external_files:
         _hash_file(digest, path.parent / location)
     given_opset = _find_own_opset(model, normalized)
-    return Source(path, normalized, digest.hexdigest(), notes, stamp, given_opset)
+    return Source(path, normalized, digest.hexdigest(), notes, stamp, given_opset, given_ir_version)
 
 
 def note_model_files(path: Path) -> None:

@@ -51,6 +51,8 @@ class Source(msgspec.Struct, frozen=True):
     stamp: tuple[int, int] | None = None
     #: The opset of the model before it was raised, 0 where that is not known.
     given_opset: int = 0
+    #: The IR version of the model before it was raised, 0 where that is not known.
+    given_ir_version: int = 0
 
     @property
     def name(self) -> str:

@@ -17,6 +17,9 @@ TOP1 = "top1"
 #: The arrays of a sample that may hold its labels, the first of them that is there.
 LABEL_NAMES = (LABEL, "labels")
 
+#: The basis of scores by labels.
+LABELS = "labels"
+
 _LEAST_CLASSES = 2
 #: Axes after the first, of more than one entry: classes, or positions and classes.
 _MOST_AXES = 2
@@ -83,7 +86,7 @@ class _RunningShare(RunningScore):
                 f"{item.name}: {fact}. Label every sample, or none, for --metric {self._name}."
             )
         self._has_labels = has_labels
-        self.basis = "labels" if has_labels else "float outputs"
+        self.basis = LABELS if has_labels else "float outputs"
 
     def _select_output(self, item: MetricItem) -> str:
         candidates = list(_list_class_outputs(item.float_outputs))

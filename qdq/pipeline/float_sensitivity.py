@@ -53,6 +53,8 @@ class FloatSensitivity(msgspec.Struct, frozen=True):
     all_snr_db: float
     cast_snr_db: float
     nodes: tuple[NodeNoise, ...]
+    #: The labels of the nodes of the main graph that the rules keep in FP32.
+    kept: tuple[str, ...] = ()
 
 
 def measure_float_sensitivity(
@@ -91,6 +93,7 @@ def measure_float_sensitivity(
         measurement.measure(labels),
         measurement.measure(labels - kept.keys()),
         measurement.rank_nodes(most, kept),
+        tuple(sorted(labels & kept.keys())),
     )
 
 

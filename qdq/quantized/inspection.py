@@ -90,7 +90,7 @@ class Inspection(msgspec.Struct, frozen=True):
     external_data: tuple[ExternalFile, ...]
     #: SHA-256 of the file and its external data.
     digest: str
-    #: As `qdq` loads the file; a note says where that raised it.
+    #: As the file has it, like the operator sets; a note says where loading raises it.
     ir_version: int
     #: The version of each operator set by domain; "ai.onnx" is ONNX's own.
     opsets: Mapping[str, int]
@@ -129,7 +129,7 @@ def inspect(model: ModelLike) -> Inspection:
         file_bytes=_file_bytes(source),
         external_data=tuple(_list_external_files(source)),
         digest=source.digest,
-        ir_version=proto.ir_version,
+        ir_version=source.given_ir_version or proto.ir_version,
         opsets=_read_opsets(source),
         producer=f"{proto.producer_name} {proto.producer_version}".strip(),
         inputs=_list_inputs(proto),

@@ -8,7 +8,9 @@ from pathlib import Path
 import msgspec
 
 from qdq.checking.problem import ERROR
+from qdq.graph.float_types import FLOAT_TYPES
 from qdq.graph.source import ModelLike
+from qdq.pipeline.float_sensitivity import FloatSensitivity
 from qdq.pipeline.quantize_model import Quantized
 from qdq.pipeline.sensitivity_analysis import Sensitivity
 from qdq.quantized.pair_diff import PairDiff
@@ -18,6 +20,7 @@ from qdq.reports.node_facts import collect_changes, collect_report_facts
 from qdq.reports.page import Figure, Page, Verdict
 from qdq.reports.page_charts import (
     list_bars,
+    list_float_bars,
     list_histograms,
     list_layer_curves,
     list_trade_offs,
@@ -36,10 +39,13 @@ from qdq.reports.partial_sections import format_decibels
 from qdq.reports.report import Report, full_sections
 from qdq.reports.sarif import CheckedModel
 from qdq.reports.sections import Section, count_noun
-from qdq.reports.sensitivity_sections import sensitivity_sections
+from qdq.reports.sensitivity_sections import float_sensitivity_sections, sensitivity_sections
 from qdq.reports.validation_sections import accuracy_section
 from qdq.rules.rule import RuleSet
 from qdq.sensitivity.partial_result import WARN_BELOW_DB
+
+#: The worst groups or nodes that a verdict names.
+_MOST_NAMED = 3
 
 #: The changed pairs that a page lists; the graph shows all.
 _MOST_CHANGES = 200
@@ -169,7 +175,7 @@ def sensitivity_page(sensitivity: Sensitivity, graph: PageGraph | None, top: int
     look: list[str] = []
     ratio = f"{format_decibels(sensitivity.int8_snr_db)} with all groups in INT8"
     if sensitivity.int8_snr_db < WARN_BELOW_DB:
-        worst = ", ".join(group.name for group in sensitivity.groups[:3])
+        worst = ", ".join(group.name for group in sensitivity.groups[:_MOST_NAMED])
         look.append(
             f"The signal-to-noise ratio is {ratio}; below "
             f"{WARN_BELOW_DB:.0f} dB most tasks lose accuracy. These make most of the noise: "
@@ -202,6 +208,38 @@ def _sensitivity_figures(sensitivity: Sensitivity) -> list[Figure]:
         note = f"float {metric.float_model:.4g}, drop {metric.float_model - metric.int8:.4g}"
         figures.insert(0, Figure(f"Score: {metric.name}", f"{metric.int8:.4g}", note))
     return figures
+
+
+def float_sensitivity_page(sensitivity: FloatSensitivity, graph: PageGraph | None) -> Page:
+    """Return the page of `sensitivity --float`."""
+    label = FLOAT_TYPES[sensitivity.to].label
+    ratio = f"{format_decibels(sensitivity.cast_snr_db)} in {label}"
+    look: list[str] = []
+    if sensitivity.cast_snr_db < WARN_BELOW_DB:
+        worst = ", ".join(node.node for node in sensitivity.nodes[:_MOST_NAMED] if not node.kept)
+        look.append(
+            f"The signal-to-noise ratio is {ratio}; below {WARN_BELOW_DB:.0f} dB most tasks lose "
+            f"accuracy. Keep the worst nodes in FP32 (--keep-fp32): {worst or 'none was measured'}."
+        )
+    samples = count_noun(sensitivity.samples, "sample")
+    title = f"Signal-to-noise, all nodes in {label}"
+    kept = count_noun(len(sensitivity.kept), "node")
+    return Page(
+        command="sensitivity",
+        title=sensitivity.model,
+        verdict=make_verdict((), look, f"The signal-to-noise ratio is {ratio}"),
+        figures=(
+            Figure(title, format_decibels(sensitivity.all_snr_db), samples),
+            Figure(
+                "With those kept that the rules keep",
+                format_decibels(sensitivity.cast_snr_db),
+                kept,
+            ),
+        ),
+        graph=graph,
+        bars=tuple(list_float_bars(sensitivity)),
+        details=tuple(float_sensitivity_sections(sensitivity)),
+    )
 
 
 def diff_page(changes: PairDiff, new: ModelLike) -> Page:

@@ -22,6 +22,9 @@ _FACT_ITEM = re.compile(r"^- (?:\*\*)?`([a-z0-9-]+)`")
 _HEADING = re.compile(r"^(#+) (.*)$")
 _FENCE = "```"
 
+#: Comments on lines of their own, with the empty line after them.
+_COMMENTS = re.compile(r"(?:^<!-- .* -->\n)+\n?", re.MULTILINE)
+
 #: What headings of commands begin with.
 _PROGRAM = "qdq "
 
@@ -111,8 +114,9 @@ def _make_section(page: str, heading: str, lines: list[str]) -> DocumentationSec
 
 
 def _read_page(page: str) -> str:
+    """Return the text of a page without comments, which no reader of the site sees either."""
     path = Path(pages_folder(), f"{page}{_SUFFIX}")
-    return path.read_text("utf-8")
+    return _COMMENTS.sub("", path.read_text("utf-8"))
 
 
 def _read_heading(text: str) -> str:

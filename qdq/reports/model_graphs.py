@@ -67,6 +67,15 @@ def graph_plan(
     return make_graph(_make_content(index, decisions, all_rules.rules, facts))
 
 
+def graph_float(
+    source: Source, to: str, kept: Iterable[str], facts: NodeFacts = NO_FACTS
+) -> PageGraph | None:
+    """Return the network of a float model whose nodes become a type, but for those kept in FP32."""
+    content = _make_content(GraphIndex(source), {}, (), facts)
+    content = msgspec.structs.replace(content, float_type=to, kept_fp32=frozenset(kept))
+    return make_graph(content)
+
+
 def graph_model(model: ModelLike, facts: NodeFacts = NO_FACTS) -> PageGraph | None:
     """Return the network of a model with the pairs that it has, and the plan for the other edges.
 

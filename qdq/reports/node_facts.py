@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from qdq.graph.bodies import qualified_name
+from qdq.graph.float_types import FLOAT_TYPES
+from qdq.pipeline.float_sensitivity import FloatSensitivity
 from qdq.pipeline.sensitivity_analysis import Sensitivity
 from qdq.quantized.pair_diff import PairDiff
 from qdq.reports.changes import change_line
@@ -60,6 +62,19 @@ def collect_sensitivity_facts(sensitivity: Sensitivity) -> NodeFacts:
             notes, layer.node, f"at its result, all in INT8: {format_decibels(layer.snr_db)}{fall}"
         )
     return NodeFacts(notes, snr_db, f"with its {sensitivity.by} alone in INT8")
+
+
+def collect_float_facts(sensitivity: FloatSensitivity) -> NodeFacts:
+    """Return the noise of a 16-bit type that was measured at nodes."""
+    label = FLOAT_TYPES[sensitivity.to].label
+    notes: dict[str, list[str]] = {}
+    snr_db: dict[str, float] = {}
+    for node in sensitivity.nodes:
+        snr_db[node.node] = node.snr_db
+        kept = f", kept in FP32 by {node.kept}" if node.kept else ""
+        text = f"alone in {label}: {format_decibels(node.snr_db)}{kept}"
+        _add(notes, node.node, text)
+    return NodeFacts(notes, snr_db, f"with the node alone in {label}")
 
 
 def collect_changes(changes: PairDiff) -> NodeFacts:

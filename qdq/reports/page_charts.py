@@ -9,6 +9,8 @@ import msgspec
 import numpy as np
 
 from qdq.calibration.scales import Scales
+from qdq.graph.float_types import FLOAT_TYPES
+from qdq.pipeline.float_sensitivity import FloatSensitivity
 from qdq.pipeline.sensitivity_analysis import Sensitivity
 from qdq.ranges.histogram import Histogram
 from qdq.ranges.tensor_ranges import Ranges
@@ -109,6 +111,18 @@ def list_bars(sensitivity: Sensitivity) -> Iterator[Bars]:
     if metric_rows:
         name = sensitivity.metric.name
         yield Bars(f"Drop of {name} with one {sensitivity.by} alone in INT8", (), metric_rows)
+
+
+def list_float_bars(sensitivity: FloatSensitivity) -> Iterator[Bars]:
+    """Yield the noise of the measured nodes, each alone in a 16-bit type."""
+    rows: list[tuple[str, tuple[float, ...], str]] = []
+    for node in sensitivity.nodes[:_MOST_BARS]:
+        noise = 10 ** (-node.snr_db / 10) if math.isfinite(node.snr_db) else 0.0
+        rows.append((node.node, (noise,), format_decibels(node.snr_db)))
+    if rows:
+        label = FLOAT_TYPES[sensitivity.to].label
+        note = "nodes with the most extreme values; the bar is noise, not dB"
+        yield Bars(f"Noise with one node alone in {label}", (), _scale_rows(rows), note)
 
 
 def list_worst_bars(result: PartialResult | str | msgspec.UnsetType | None) -> Iterator[Bars]:

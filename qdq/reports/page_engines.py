@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import msgspec
 
 from qdq.pipeline.file_choice import FP16, QUANTIZED, QUANTIZED_FP16, FileChoice, FileEngine
+from qdq.reports.engine_layers import count_layers
 from qdq.reports.page import EngineRow
 from qdq.validation.engine_report import EngineReport
 
@@ -41,7 +42,6 @@ def _list_reported(report: EngineReport) -> Iterator[EngineRow]:
             report.float_bytes / _MEGABYTE,
             report.float_milliseconds,
         )
-    count = sum(layer.int8 or layer.fp8 or layer.int4 for layer in report.layers)
     yield EngineRow(
         report.target,
         report.kind,
@@ -50,7 +50,7 @@ def _list_reported(report: EngineReport) -> Iterator[EngineRow]:
         report.kernels,
         report.bytes / _MEGABYTE,
         report.milliseconds,
-        f"{count} of {len(report.layers)} weighted nodes in {report.types}",
+        "" if report.failure else count_layers(report),
     )
 
 

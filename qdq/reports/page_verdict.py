@@ -10,6 +10,7 @@ from qdq.checking.problem import ERROR, NOTE
 from qdq.data.feeds import NOISE
 from qdq.metrics.metric import MetricScores
 from qdq.metrics.output_errors import OutputError
+from qdq.metrics.top1 import LABELS
 from qdq.pipeline.file_choice import FileChoice
 from qdq.reports.page import BAD, GOOD, LOOK, EngineRow, Figure, Verdict
 from qdq.reports.page_engines import name_file
@@ -19,6 +20,9 @@ from qdq.reports.report import Report
 from qdq.reports.sections import count_noun
 from qdq.sensitivity.partial_result import WARN_BELOW_DB, PartialResult
 from qdq.validation.accuracy import Accuracy
+
+#: The share of labels below which a float model needs a look.
+_FEW_RIGHT = 0.5
 
 _HEADLINES = {
     GOOD: "Nothing measured here speaks against shipping",
@@ -61,6 +65,7 @@ def _judge_accuracy(report: Report) -> Iterator[str]:
     data = accuracy.data if accuracy else report.scales.data if report.scales else ""
     if data == NOISE:
         yield "The data is noise: accuracy on real inputs is not known."
+    yield from describe_low_score(accuracy)
     partial = report.partial
     worst = _find_worst(accuracy)
     if worst is not None:
@@ -78,6 +83,19 @@ def _judge_accuracy(report: Report) -> Iterator[str]:
             )
     else:
         yield "The accuracy was not measured here: qdq validate --data does."
+
+
+def describe_low_score(accuracy: Accuracy | None) -> Iterator[str]:
+    """Yield a sentence where the float model itself is wrong about most labels."""
+    scores = accuracy.metric if accuracy is not None else None
+    if not isinstance(scores, MetricScores) or scores.basis != LABELS:
+        return
+    if scores.float_model is not None and scores.float_model < _FEW_RIGHT:
+        yield (
+            f"The float model itself has {scores.name} {scores.float_model:.4g} by these labels. "
+            "If it should be better, its classes have another order (--labels), or the "
+            "preprocessing is not that of its training."
+        )
 
 
 def _judge_engines(report: Report) -> Iterator[str]:

@@ -24,7 +24,7 @@ def result_section(report: Report, name: str) -> Section:
     if report.misses:
         parts.append(f"{len(report.misses)} missed")
     line = f"{name}: {'; '.join(filter(None, parts))}"
-    return Section("Result", (line, *_list_warnings(report)))
+    return Section("Result", (line, *list_warnings(report)))
 
 
 def find_ratio(report: Report) -> float | None:
@@ -46,6 +46,19 @@ def is_inaccurate(report: Report) -> bool:
     return bool(report.misses) or (ratio is not None and ratio < WARN_BELOW_DB)
 
 
+def list_warnings(report: Report) -> Iterator[str]:
+    """Yield what speaks against the result: a low ratio, and engines larger than those of FP16."""
+    ratio = find_ratio(report)
+    if ratio is not None and ratio < WARN_BELOW_DB:
+        yield f"warning: below {WARN_BELOW_DB:g} dB most tasks lose accuracy"
+    targets: dict[str, list[str]] = {}
+    for choice in report.file_choices or ():
+        targets.setdefault(_describe_choice(choice), []).append(choice.target)
+    for fact, names in targets.items():
+        if fact:
+            yield f"warning: for {', '.join(names)} {fact}"
+
+
 def _count_edges(plan: Plan | None) -> str:
     placements = plan.placements if plan is not None else ()
     counts = Counter(ELEMENT_TYPES[item.quantizer.dtype].label for item in placements)
@@ -59,18 +72,6 @@ def _describe_accuracy(report: Report) -> str:
         return "accuracy not measured"
     text = format_decibels(ratio)
     return text if math.isinf(ratio) else f"{text} signal-to-noise"
-
-
-def _list_warnings(report: Report) -> Iterator[str]:
-    ratio = find_ratio(report)
-    if ratio is not None and ratio < WARN_BELOW_DB:
-        yield f"warning: below {WARN_BELOW_DB:g} dB most tasks lose accuracy"
-    targets: dict[str, list[str]] = {}
-    for choice in report.file_choices or ():
-        targets.setdefault(_describe_choice(choice), []).append(choice.target)
-    for fact, names in targets.items():
-        if fact:
-            yield f"warning: for {', '.join(names)} {fact}"
 
 
 def _describe_choice(choice: FileChoice) -> str:

@@ -129,7 +129,7 @@ class SharedWeights:
 
 def _to_value(array: Array) -> ort.OrtValue:
     """Return values in memory that ONNX Runtime does not own, as external initializers must be."""
-    return ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array))
+    return ort.OrtValue.ortvalue_from_numpy(np.asarray(array, order="C"))
 
 
 def can_round(pair: SwitchablePair, values: Array) -> bool:

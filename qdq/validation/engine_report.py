@@ -33,6 +33,15 @@ _INT8_LABEL = ELEMENT_TYPES[INT8].label
 _FP8_LABEL = ELEMENT_TYPES[E4M3].label
 _INT4_LABEL = ELEMENT_TYPES[INT4].label
 
+#: The compiler's names of the types that a layer multiplies, with their labels.
+_PRECISIONS = {
+    "Int8": _INT8_LABEL,
+    "FP8": _FP8_LABEL,
+    "Half": "FP16",
+    "BFloat16": "BF16",
+    "Float": "FP32",
+}
+
 
 class LayerVerdict(msgspec.Struct, frozen=True):
     """The types in which an engine runs one weighted node."""
@@ -59,6 +68,10 @@ class LayerVerdict(msgspec.Struct, frozen=True):
     fusion_rule: str = ""
     #: Whether the engine keeps its weight in INT4.
     int4: bool = False
+    #: The type that it multiplies, such as ``INT8`` or ``FP16``; ``INT4`` for a weight kept in it,
+    #: ``float`` where the layer's kernel casts its operands itself, "" where no layer names the
+    #: node.
+    precision: str = ""
 
     @property
     def is_kept(self) -> bool:
@@ -311,4 +324,15 @@ def _judge_node(
         expected_type=expected_type,
         fusion_rule=layer.fusion_rule if layer else "",
         int4=layer is not None and layer.reads_constant("Int4"),
+        precision=_find_precision(layer) if layer else "",
     )
+
+
+def _find_precision(layer: EngineLayer) -> str:
+    """Return the type that a layer multiplies, as a `LayerVerdict` names it."""
+    if layer.reads_constant("Int4"):
+        return _INT4_LABEL
+    for dtype, label in _PRECISIONS.items():
+        if layer.multiplies(dtype):
+            return label
+    return "float"

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 from polygraphy.json import save_json
 
 import qdq
@@ -463,3 +463,46 @@ def test_progress_on_a_terminal_shows_samples_time_and_memory(
         r"calibrating: 16 of 64 samples, 1 min 30 s left(, [1-9]\d* MB at most)?\x1b\[K", shown
     )
     assert cleared == "\x1b[K"
+
+
+# --- inputs of rank 0 --------------------------------------------------------------------------------------------------
+
+
+def with_index() -> onnx.ModelProto:
+    """Return a model whose input `i` is a scalar: it takes one row, so that the rank counts."""
+    model = onnx.parser.parse_model(
+        """
+        <ir_version: 8, opset_import: ["" : 17]>
+        g (float[4,8] x, int64 i) => (float[8] y) <float[8,8] w> {
+            m = MatMul(x, w)
+            y = Gather<axis=0>(m, i)
+        }
+        """
+    )
+    weight = np.random.default_rng(0).normal(size=(8, 8)).astype(np.float32)
+    del model.graph.initializer[:]
+    model.graph.initializer.append(numpy_helper.from_array(weight, "w"))
+    return model
+
+
+@pytest.mark.parametrize("form", ["folder", "npz"])
+def test_a_scalar_keeps_its_rank(tmp_path: Path, form: str) -> None:
+    x = np.random.default_rng(1).normal(size=(COUNT, 4, 8)).astype(np.float32)
+    index = np.arange(COUNT, dtype=np.int64) % 4
+    data = tmp_path / "d"
+    if form == "npz":
+        data = tmp_path / "d.npz"
+        np.savez(data, x=x.reshape(COUNT * 4, 8), i=index)
+    else:
+        data.mkdir()
+        for number in range(COUNT):
+            np.savez(data / f"{number}.npz", x=x[number], i=index[number])
+    model = save(with_index(), tmp_path / "m.onnx")
+
+    assert [feed["i"].shape for feed in feeds_of(str(data), with_index())] == [()] * COUNT
+    out = tmp_path / "q.onnx"
+    assert run("quantize", model, "-o", out, "--data", data)[0] == 0
+    code, text, errors = run("validate", model, out, "--data", data)
+    assert (code, errors) == (0, "")
+    assert f"{COUNT} samples of {data.name}" in text
+    assert run("sensitivity", model, "--data", data)[0] == 0

@@ -1,7 +1,7 @@
 """Every `qdq` command in the documentation exists, with the options that it is shown with.
 
-The guides are run (test_pages.py). The commands of the other pages are for files of the reader; they are parsed by
-the command line itself, without running it.
+Commands in fences are run (test_pages.py). Those in sentences and in generated pages are parsed by the command line
+itself, without running it.
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ import click
 import pytest
 
 from qdq.cli import cli
+from tests.support.page_runner import read_blocks
 from tests.support.paths import ROOT
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
-#: A command alone on its line, indented or after a prompt, or in code within a sentence.
-_LINES = re.compile(r"^(?: {4,}|\$ | *\$ )(qdq .*)$", re.MULTILINE)
+#: A command alone on its line, in a fence or after a prompt, or in code within a sentence.
+_LINES = re.compile(r"^ *\$ (qdq .*)$", re.MULTILINE)
 _CODE = re.compile(r"(?<!`)`(qdq [^`\n]+)`")
 
 #: What ends a command of a shell.
@@ -28,7 +29,10 @@ _ENDS = {"|", ">", ";", "&&"}
 
 def list_commands(page: Path) -> list[str]:
     text = page.read_text()
-    return [*_LINES.findall(text), *_CODE.findall(text)]
+    fences = [block.text for block in read_blocks(page) if block.kind in ("shell", "")]
+    alternatives = [line for fence in fences for line in fence.splitlines()]
+    in_fences = [line for line in alternatives if line.startswith("qdq ")]
+    return [*_LINES.findall(text), *in_fences, *_CODE.findall(text)]
 
 
 def split_words(line: str) -> list[str]:

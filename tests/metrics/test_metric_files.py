@@ -225,7 +225,8 @@ def test_no_items_are_refused(metric: str | Callable[..., Any]) -> None:
 
 
 def test_the_functions_of_the_documentation_score_items(tmp_path: Path) -> None:
-    code = (ROOT / "docs" / "metrics.md").read_text().split("```python\n")[1].split("```")[0]
+    code = (ROOT / "docs" / "metrics.md").read_text().split('title="metrics.py"\n')[1]
+    code = code.split("```", maxsplit=1)[0]
     (tmp_path / "metrics.py").write_text(code)
     outputs = {"logits": np.eye(3), "embedding": np.eye(3), "mask": np.full(2, 0.75)}
     sample = {"label": np.array([0, 1, 1]), "group": np.zeros(3)}

@@ -17,7 +17,7 @@ from qdq.quantized.inspection import inspect
 from qdq.reports.inspection_sections import format_bytes
 from tests.support.cli_runner import refused, run, samples, save, tiny_model
 from tests.support.defects import good
-from tests.support.paths import PEERS
+from tests.support.paths import NETWORKS, PEERS
 
 
 def test_a_float_model_has_its_interface_operators_and_bytes(tmp_path: Path) -> None:
@@ -155,3 +155,12 @@ def test_it_needs_no_onnx_runtime(tmp_path: Path) -> None:
 )
 def test_bytes_are_in_the_largest_unit_that_fits(count: int, text: str) -> None:
     assert format_bytes(count) == text
+
+
+def test_the_versions_are_those_of_the_file(tmp_path: Path) -> None:
+    model = onnx.load(NETWORKS / "digits_plain.onnx")
+    path = save(model, tmp_path / "old.onnx")
+    for inspection in (qdq.inspect(path), qdq.inspect(model)):
+        assert (inspection.opsets["ai.onnx"], inspection.ir_version) == (11, 6)
+        assert "IR version raised from 6 to 7" in inspection.notes
+    assert "opset: ai.onnx 11; IR version 6" in run("inspect", path)[1]

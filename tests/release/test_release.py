@@ -112,3 +112,10 @@ def test_the_changes_of_this_version_come_first() -> None:
     problems = list(CHECKS["find_problems"](ROOT, "", None))
 
     assert not [problem for problem in problems if problem.startswith("CHANGELOG")]
+
+
+def test_every_run_builds_the_distributions_twice() -> None:
+    commands = (ROOT / ".ci" / "run").read_text().splitlines()
+
+    assert "make dist" in commands
+    assert "compare_builds.py" in (ROOT / "Makefile").read_text()

@@ -3,12 +3,15 @@
 A page is Markdown. In it, in this order of the page:
 
 * a fence ``console`` holds commands after ``$ ``, each followed by what it prints. A line ``...``
-  stands for any lines, ``...`` in a line for any text. What a command without lines below it prints
+  stands for any lines, ``...`` in a line for any text, and numbers with a point may differ by a tenth. What a command without lines below it prints
   is not compared. ``$ echo $?`` after a command shows its exit code; without it the code is 0;
+* a fence ``shell`` holds commands without their output. They are alternatives: each exits with 0, or with 1 where it
+  finds something, and replaces the files that an earlier one wrote;
 * a fence ``python`` is a snippet; all snippets of a page share their names;
 * a fence with ``title="FILE"`` is the content of that file;
 * a comment ``<!-- fixture: TARGET = SOURCE -->`` copies a file of the checkout into the folder,
-  and ``<!-- setup: NAME -->`` calls a function of this module that makes files;
+  ``<!-- setup: NAME -->`` calls a function of `page_files` that makes files, and ``<!-- run: COMMAND -->`` runs a
+  command that the reader does not see;
 * a comment ``<!-- not run: REASON -->`` before a fence leaves it out.
 
 A fence in any other language is text.
@@ -28,18 +31,21 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-from PIL import Image
-
 from qdq.cli import main
-from tests.support.paths import NETWORKS, ROOT
+from tests.support.page_files import SETUPS
+from tests.support.paths import ROOT
 
 _FENCE = re.compile(r"^( *)```(\w*)(.*)$")
 _TITLE = re.compile(r'title="([^"]+)"')
-_COMMENT = re.compile(r"^<!-- (fixture|setup|not run): (.*?) -->$")
+_COMMENT = re.compile(r"^<!-- (fixture|setup|run|not run): (.*?) -->$")
 _PROMPT = "$ "
 _ANY = "..."
 _EXIT_CODE = "echo $?"
+_EXISTS = re.compile(r"^qdq: (?:\S+: )?(\S+): the file exists\.", re.MULTILINE)
+_DECIMAL = re.compile(r"(?<![\d.])\d+\.\d+(?![\d.]*\.\d)")
+#: By how much such a number may differ: it depends on the processor.
+_TOLERANCE = 0.1
+_REMARK = re.compile(r"\s+# .*$")
 _SHELL = set("|><&;$*`(){}")
 
 
@@ -105,8 +111,11 @@ def split_commands(block: Block) -> list[Command]:
     return commands
 
 
-def run_page(page: Path, folder: Path) -> list[str]:
-    """Run a page in an empty folder and return what differs from it, one text per difference."""
+def run_page(page: Path, folder: Path, compares: bool = True) -> list[str]:
+    """Run a page in an empty folder and return what differs from it, one text per difference.
+
+    Unless it `compares`, what commands print is not compared with the page.
+    """
     names: dict[str, object] = {"__name__": "page"}
     problems: list[str] = []
     for block in read_blocks(page):
@@ -118,15 +127,34 @@ def run_page(page: Path, folder: Path) -> list[str]:
             _copy(ROOT / source, folder / target)
         elif block.kind == "setup":
             SETUPS[block.text](folder)
+        elif block.kind == "run":
+            code, output = run_command(block.text, folder)
+            assert code in (0, 1), f"{where}: {output}"
         elif block.title:
             target_file = folder / block.title
             target_file.parent.mkdir(parents=True, exist_ok=True)
             target_file.write_text(block.text)
         elif block.kind == "python":
-            exec(compile(block.text, where, "exec"), names)
+            with _importing_from(folder):
+                exec(compile(block.text, where, "exec"), names)
         elif block.kind == "console":
-            problems += _run_console(page, block, folder)
+            problems += _run_console(page, block, folder, compares)
+        elif block.kind == "shell":
+            problems += _run_alternatives(page, block, folder)
     return problems
+
+
+@contextlib.contextmanager
+def _importing_from(folder: Path) -> Iterator[None]:
+    """Let imports find the files of a page, and forget them at the end."""
+    sys.path.insert(0, str(folder))
+    try:
+        yield
+    finally:
+        sys.path.remove(str(folder))
+        for name, module in list(sys.modules.items()):
+            if Path(getattr(module, "__file__", None) or "/").parent == folder:
+                del sys.modules[name]
 
 
 def _copy(source: Path, target: Path) -> None:
@@ -137,7 +165,20 @@ def _copy(source: Path, target: Path) -> None:
         shutil.copy2(source, target)
 
 
-def _run_console(page: Path, block: Block, folder: Path) -> Iterator[str]:
+def _run_alternatives(page: Path, block: Block, folder: Path) -> Iterator[str]:
+    """Run each command of a fence and yield the failures."""
+    for number, line in enumerate(block.text.splitlines(), block.line + 1):
+        if not line.strip():
+            continue
+        code, output = run_command(line, folder)
+        while existing := _EXISTS.search(output):
+            (folder / existing[1]).unlink()
+            code, output = run_command(line, folder)
+        if code not in (0, 1):
+            yield f"{page.name}:{number}: {line}\n  exit code {code}\n{output}"
+
+
+def _run_console(page: Path, block: Block, folder: Path, compares: bool) -> Iterator[str]:
     """Run the commands of a fence and yield the differences."""
     commands = split_commands(block)
     code = 0
@@ -150,7 +191,7 @@ def _run_console(page: Path, block: Block, folder: Path) -> Iterator[str]:
         code, output = run_command(command.text, folder)
         if code and (after is None or after.text != _EXIT_CODE):
             yield f"{where}\n  exit code {code}\n{output}"
-        if command.output and not match_lines(command.output, output.splitlines()):
+        if compares and command.output and not match_lines(command.output, output.splitlines()):
             expected = "\n".join(command.output)
             yield f"{where}\n--- page\n{expected}\n--- printed\n{output}"
 
@@ -160,6 +201,7 @@ def run_command(text: str, folder: Path) -> tuple[int, str]:
 
     `qdq` runs in this process; other commands, and what needs a shell, run in one.
     """
+    text = _REMARK.sub("", text)
     words = shlex.split(text)
     if words[0] == "qdq" and not _SHELL & set(text):
         streams = io.StringIO()
@@ -173,7 +215,12 @@ def run_command(text: str, folder: Path) -> tuple[int, str]:
             f'qdq() {{ "$QDQ_PYTHON" -m qdq "$@"; }}; python() {{ "$QDQ_PYTHON" "$@"; }}; {text}',
         ],
         cwd=folder,
-        env={**os.environ, "QDQ_PYTHON": sys.executable, "PYTHONPATH": str(ROOT)},
+        env={
+            **os.environ,
+            "QDQ_PYTHON": sys.executable,
+            "PYTHONPATH": str(ROOT),
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        },
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -189,65 +236,17 @@ def match_lines(expected: list[str], printed: list[str]) -> bool:
         if line.strip() == _ANY:
             pattern.append(r"(?:.*\n)*?")
         else:
-            parts = map(re.escape, line.rstrip().split(_ANY))
+            parts = map(_escape_text, line.rstrip().split(_ANY))
             pattern.append(".*".join(parts) + r"\n")
     text = "".join(f"{line.rstrip()}\n" for line in printed)
-    return re.fullmatch("".join(pattern), text.lstrip("\n")) is not None
+    match = re.fullmatch("".join(pattern), text.lstrip("\n"))
+    if match is None:
+        return False
+    numbers = [float(number) for line in expected for number in _DECIMAL.findall(line)]
+    pairs = zip(numbers, map(float, match.groups()), strict=True)
+    return all(abs(shown - actual) <= _TOLERANCE * abs(shown) for shown, actual in pairs)
 
 
-# --- files for pages ---------------------------------------------------------------------------------------------------
-
-
-def make_digits(folder: Path) -> None:
-    """Write pictures of digits: 64 in ``photos/``, 100 in a folder of ``val/`` for each class."""
-    calibration = np.load(NETWORKS / "digits-calibration.npz")["image"]
-    for number, image in enumerate(calibration):
-        _write_picture(folder / "photos" / f"{number:03}.png", image)
-    evaluation = np.load(NETWORKS / "digits-evaluation.npz")
-    for number in range(100):
-        label = evaluation["label"][number]
-        _write_picture(
-            folder / "val" / str(label) / f"{number:03}.png", evaluation["image"][number]
-        )
-
-
-def _write_picture(path: Path, image: np.ndarray) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.round(image[0] * 255).astype(np.uint8)).save(path)
-
-
-def make_samples(folder: Path) -> None:
-    """Write the calibration digits as ``samples/NUMBER.npz``, one sample per file."""
-    (folder / "samples").mkdir()
-    for number, image in enumerate(np.load(NETWORKS / "digits-calibration.npz")["image"]):
-        np.savez(folder / "samples" / f"{number:03}.npz", image=image[None])
-
-
-def make_cache(folder: Path) -> None:
-    """Write ``net.cache``, a TensorRT calibration cache of ``net.onnx``."""
-    source, scales = folder / "net.onnx", folder / "net.scales.json"
-    plan = folder / "net.plan.yaml"
-    data = str(NETWORKS / "digits-calibration.npz")
-    _run_quietly("plan", str(source), "-o", str(plan))
-    _run_quietly("calibrate", str(source), str(plan), "--data", data, "-o", str(scales))
-    cache = str(folder / "net.cache")
-    _run_quietly("ranges", "export", str(scales), "--format", "tensorrt-cache", "-o", cache)
-
-
-def _run_quietly(*words: str) -> None:
-    with contextlib.redirect_stdout(io.StringIO()):
-        code = main(words)
-    assert code == 0, words
-
-
-def make_repository(folder: Path) -> None:
-    """Make the folder a git repository without commits."""
-    subprocess.run(["git", "init", "-q"], cwd=folder, check=True)
-
-
-SETUPS = {
-    "digits": make_digits,
-    "samples": make_samples,
-    "cache": make_cache,
-    "git": make_repository,
-}
+def _escape_text(text: str) -> str:
+    """Return a pattern for a text, in which numbers with a point are groups."""
+    return rf"({_DECIMAL.pattern})".join(map(re.escape, _DECIMAL.split(text)))
