@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
 import sys
 from functools import cache
 from pathlib import Path
@@ -14,6 +16,11 @@ _LIMIT_FILES = (
     Path("/sys/fs/cgroup/memory.max"),
     Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
 )
+
+
+#: Options of mallopt(3): the size from which a block is mapped alone, the free memory at the end of
+#: the heap that is given back, and the number of arenas.
+_MALLOC_OPTIONS = ((-3, 1 << 30), (-1, (1 << 31) - 1), (-8, 1))
 
 
 @cache
@@ -31,6 +38,22 @@ def total_memory() -> int:
         if text.isdigit():
             limits.append(int(text))
     return min(limits)
+
+
+def keep_freed_memory() -> None:
+    """Let this process keep the memory that it frees, for its next large blocks.
+
+    By default glibc gives it back, and the system clears each page again that a new block touches:
+    a seventh of the time of `qdq quantize` of a model of 100 MB. One arena, so that blocks that a
+    thread frees serve the others. Does nothing with another C library.
+    """
+    if os.name == "nt":
+        return
+    library = ctypes.CDLL(None)
+    if not hasattr(library, "gnu_get_libc_version"):
+        return
+    for option, value in _MALLOC_OPTIONS:
+        library.mallopt(option, value)
 
 
 def format_gigabytes(size: int) -> str:

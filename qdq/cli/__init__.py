@@ -23,6 +23,7 @@ from qdq.cli.verbosity import (
     protect_log,
 )
 from qdq.interruption import end_on_signals
+from qdq.memory import keep_freed_memory
 
 if TYPE_CHECKING:
     from qdq.cli.project_file import Project
@@ -199,10 +200,12 @@ def _spare_processor() -> None:
     """Spare what the start of a process costs beyond its work: a quarter of a small command's time.
 
     Threads of numpy's OpenBLAS wait 2**26 cycles for work in a loop, when numpy is imported, before
-    they sleep. The garbage collector looks at the classes of all modules again and again.
+    they sleep. The garbage collector looks at the classes of all modules again and again. glibc
+    gives large blocks back to the system, which clears each page of the next one.
     """
     os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", _LOG_WAITING_CYCLES)
     gc.set_threshold(*_COLLECTION_THRESHOLDS)
+    keep_freed_memory()
 
 
 def _run_words(args: list[str]) -> int:

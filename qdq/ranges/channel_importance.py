@@ -149,9 +149,13 @@ def _measure_weight(index: GraphIndex, node: Node, output: _Importance | None) -
     weight_by_channels = reshape_by_channels(node, weight)
     if weight_by_channels is None:
         return None
-    squares = np.einsum("oit,oit->oi", weight_by_channels, weight_by_channels, dtype=np.float64)
-    outputs = len(squares)
     group = int(node.attribute("group", 1))
+    operands = (weight_by_channels, weight_by_channels)
+    if group == 1:
+        sums: Floats = np.einsum("oit,oit->i", *operands, dtype=np.float64)
+        return sums
+    squares = np.einsum("oit,oit->oi", *operands, dtype=np.float64)
+    outputs = len(squares)
     if group < 1 or outputs % group:
         return None
     if group > 1 and output is not None and output.size == outputs:
