@@ -2,12 +2,12 @@
 
 Run it from anywhere, with the interpreter that has qdq's dependencies:
 
-    python benchmarks/large_transformer.py [--layers 16] [--folder FOLDER]
+    python benchmarks/large_transformer.py [--layers 16] [--half] [--folder FOLDER]
 
 The model has random weights in external data: blocks of six matrices of 2048 values (attention and
-feed-forward), 134 MB in all. `max` is `quantize --method max --weights max` without the guard and
-recovery; the other rows are beside it. Each row is one whole process. It prints a Markdown table
-and judges nothing.
+feed-forward), 134 MB in all. With --half it is FP16, and each weight is in a file of its own.
+`max` is `quantize --method max --weights max` without the guard and recovery; the other rows are
+beside it. Each row is one whole process. It prints a Markdown table and judges nothing.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 from harness import PLAIN, Ended, Run, markdown_head, markdown_row, measure
-from onnx import TensorProto, helper
+from onnx import helper
 
 _WIDTH, _INNER, _TOKENS, _HEADS = 2048, 4096, 64, 16
 _SAMPLES = 4
@@ -33,12 +33,14 @@ def main() -> None:
     """Print one row for each command."""
     parser = argparse.ArgumentParser(description="Measure qdq on a large transformer.")
     parser.add_argument("--layers", type=int, default=16, help="blocks of 134 MB (default: 16)")
+    parser.add_argument("--half", action="store_true", help="FP16, with a file for each weight")
     parser.add_argument("--folder", type=Path, help="work here and keep the files")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="qdq-transformer-") as name:
         folder = arguments.folder or Path(name)
-        model = _prepare(folder, arguments.layers)
-        size = sum(path.stat().st_size for path in folder.glob("model.onnx*"))
+        model = _prepare(folder, arguments.layers, arguments.half)
+        files = [path for path in folder.rglob("*") if path.name != "samples.npz"]
+        size = sum(path.stat().st_size for path in files)
         print(f"{size / _MEGABYTE:.0f} MB, {_SAMPLES} samples\n")
         print(markdown_head(("command", "processor s", "of max", "peak MiB", "of the model")))
         reference = 0.0
@@ -84,24 +86,26 @@ def _measure(command: tuple[object, ...]) -> Run:
     return run
 
 
-def _prepare(folder: Path, layers: int) -> Path:
+def _prepare(folder: Path, layers: int, is_half: bool) -> Path:
     """Write the model, unless it is there, and the samples."""
     # in another process: a child counts the memory of this one as its own until it starts a program
     with get_context("spawn").Pool(1) as pool:
-        return pool.apply(_write, (folder, layers))
+        return pool.apply(_write, (folder, layers, is_half))
 
 
-def _write(folder: Path, layers: int) -> Path:
+def _write(folder: Path, layers: int, is_half: bool) -> Path:
     model = folder / "model.onnx"
     rng = np.random.default_rng(0)
     samples = rng.standard_normal((_SAMPLES, _TOKENS, _WIDTH), np.float32)
-    np.savez(folder / "samples.npz", x=samples)
+    dtype = np.float16 if is_half else np.float32
+    np.savez(folder / "samples.npz", x=samples.astype(dtype))
     if not model.exists():
         onnx.save_model(
-            _Transformer(rng).build(layers),
+            _Transformer(rng, np.dtype(dtype)).build(layers),
             model,
             save_as_external_data=True,
-            location="model.onnx.data",
+            all_tensors_to_one_file=not is_half,
+            location=None if is_half else "model.onnx.data",
         )
     return model
 
@@ -109,14 +113,15 @@ def _write(folder: Path, layers: int) -> Path:
 class _Transformer:
     """The nodes and weights of a decoder without embeddings."""
 
-    def __init__(self, rng: np.random.Generator) -> None:
+    def __init__(self, rng: np.random.Generator, dtype: np.dtype[np.floating]) -> None:
         self._rng = rng
+        self._dtype = dtype
         self._nodes: list[onnx.NodeProto] = []
         self._weights: list[onnx.TensorProto] = []
 
     def build(self, layers: int) -> onnx.ModelProto:
         """Return the model of `layers` blocks."""
-        self._weights.append(onnx.numpy_helper.from_array(np.ones(_WIDTH, np.float32), "ones"))
+        self._weights.append(onnx.numpy_helper.from_array(np.ones(_WIDTH, self._dtype), "ones"))
         shape = np.array([0, 0, _HEADS, _WIDTH // _HEADS])
         self._weights.append(onnx.numpy_helper.from_array(shape, "heads"))
         joined = np.array([0, 0, _WIDTH])
@@ -126,11 +131,12 @@ class _Transformer:
             tensor = self._add_attention(tensor, f"layer{layer}/attention")
             tensor = self._add_feed_forward(tensor, f"layer{layer}/feed_forward")
         dims = [1, _TOKENS, _WIDTH]
+        elem_type = helper.np_dtype_to_tensor_dtype(self._dtype)
         graph = helper.make_graph(
             self._nodes,
             "transformer",
-            [helper.make_tensor_value_info("x", TensorProto.FLOAT, dims)],
-            [helper.make_tensor_value_info(tensor, TensorProto.FLOAT, dims)],
+            [helper.make_tensor_value_info("x", elem_type, dims)],
+            [helper.make_tensor_value_info(tensor, elem_type, dims)],
             self._weights,
         )
         return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
@@ -141,7 +147,8 @@ class _Transformer:
 
     def _add_product(self, tensor: str, name: str, rows: int, columns: int) -> str:
         values = self._rng.standard_normal((rows, columns), np.float32) / np.float32(rows**0.5)
-        self._weights.append(onnx.numpy_helper.from_array(values, f"{name}/weight"))
+        weight = values.astype(self._dtype)
+        self._weights.append(onnx.numpy_helper.from_array(weight, f"{name}/weight"))
         return self._add("MatMul", [tensor, f"{name}/weight"], name)
 
     def _add_attention(self, tensor: str, name: str) -> str:

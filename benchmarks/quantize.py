@@ -9,7 +9,9 @@ Run it from anywhere, with the interpreter that has qdq's dependencies (and noth
 Without a model it makes ResNet-50 with random weights. Behind a colon stand the lengths of a
 model's dynamic dimensions but the first, as in `calibration.py`; its samples are seeded noise.
 The row with the guard and the recovery of accuracy measures the model, which quantize_static does
-not do. Every measurement is a whole process, started in turns: one of each, then again, after a first turn
+not do.
+
+Every measurement is a whole process, started in turns: one of each, then again, after a first turn
 that does not count. Python keeps its bytecode meanwhile, as it does of installed packages, in a
 temporary folder. Peak memory is the process's own, from wait4. It prints and judges nothing: the
 exit code is 0 unless one of the commands fails, whose words are then shown.
