@@ -522,6 +522,76 @@ INLINE void add_exactly(int64_t *limbs, const float *vectors, int64_t count, int
     }
 }
 
+/* Counted values in ascending order, and running sums [count + 1] of their weights and of these
+times the values and their squares. */
+typedef struct {
+    const double *values;
+    int64_t count;
+    const double *weights, *sums, *squares;
+} Counted;
+
+/* Find the values below each integer: `below[i]` are less than i. */
+INLINE void count_below(const Counted *counted, int32_t *below)
+{
+    int32_t position = 0;
+    for (int32_t integer = 0; integer <= BINS; integer++) {
+        while (position < counted->count && counted->values[position] < (double)integer)
+            position++;
+        below[integer] = position;
+    }
+}
+
+/* Return the number of values below a limit; the values are less than BINS. */
+INLINE int64_t find_cut(const Counted *counted, const int32_t *below, double limit)
+{
+    if (limit >= (double)BINS)
+        return counted->count;
+    int64_t cut = below[(int32_t)limit];
+    while (cut < counted->count && counted->values[cut] < limit)
+        cut++;
+    return cut;
+}
+
+/* Return the sum of at most LEAF numbers, as numpy's pairwise summation adds them. */
+INLINE double sum_doubles(const double *numbers, int64_t size)
+{
+    double lanes[LANES];
+    double sum = 0.0;
+    int64_t whole = size - size % LANES;
+    if (whole > 0) {
+        memcpy(lanes, numbers, sizeof lanes);
+        for (int64_t i = LANES; i < whole; i += LANES)
+            for (int lane = 0; lane < LANES; lane++)
+                lanes[lane] += numbers[i + lane];
+        sum = ((lanes[0] + lanes[1]) + (lanes[2] + lanes[3])) +
+              ((lanes[4] + lanes[5]) + (lanes[6] + lanes[7]));
+    }
+    for (int64_t i = whole; i < size; i++)
+        sum += numbers[i];
+    return sum;
+}
+
+/* Return the square error of rounding the values to at most LEAF levels times a scale. */
+INLINE double measure_levels(const Counted *counted, const int32_t *below, const double *levels,
+                             int64_t level_count, double scale)
+{
+    double errors[LEAF];
+    int64_t start = 0;
+    for (int64_t i = 0; i < level_count; i++) {
+        double level = levels[i] * scale;
+        int64_t end = counted->count;
+        if (i + 1 < level_count)
+            end = find_cut(counted, below, (level + levels[i + 1] * scale) / 2.0);
+        double weight = counted->weights[end] - counted->weights[start];
+        double sum = counted->sums[end] - counted->sums[start];
+        double square = counted->squares[end] - counted->squares[start];
+        double error = square - 2.0 * level * sum + level * level * weight;
+        errors[i] = error > 0.0 ? error : 0.0;
+        start = end;
+    }
+    return sum_doubles(errors, level_count);
+}
+
 /* Weights, and what their scales are chosen by. */
 typedef struct {
     const float *rows;
@@ -702,6 +772,31 @@ EXPORT int32_t qdq_add_tensor(const Totals *totals, const float *values, int64_t
 EXPORT void qdq_add_exactly(int64_t *limbs, const float *vectors, int64_t count, int64_t size)
 {
     add_exactly(limbs, vectors, count, size);
+}
+
+/* Return the position of the candidate amax with the least square error of rounding counted values
+to levels, the first of several.
+
+`values` [count] are ascending and less than BINS; `moments` [3, count + 1] are running sums of their
+weights, and of these times the values and their squares. There are at most LEAF levels. */
+EXPORT int64_t qdq_search_levels(const double *values, int64_t count, const double *moments,
+                                 const double *levels, int64_t level_count,
+                                 const int64_t *candidates, int64_t candidate_count)
+{
+    Counted counted = {values, count, moments, moments + (count + 1), moments + 2 * (count + 1)};
+    int32_t below[BINS + 1];
+    int64_t best = 0;
+    double least = INFINITY;
+    count_below(&counted, below);
+    for (int64_t i = 0; i < candidate_count; i++) {
+        double scale = (double)candidates[i] / levels[level_count - 1];
+        double error = measure_levels(&counted, below, levels, level_count, scale);
+        if (error < least) {
+            least = error;
+            best = i;
+        }
+    }
+    return best;
 }
 
 /* Choose the amax of each row of weights [count, width] with the least cost. */

@@ -24,6 +24,8 @@ typedef struct {
 int32_t qdq_add_tensor(const Totals *, const float *, int64_t, int64_t, int64_t, int32_t,
                        const int32_t *, uint32_t *, float *, int32_t);
 void qdq_add_exactly(int64_t *, const float *, int64_t, int64_t);
+int64_t qdq_search_levels(const double *, int64_t, const double *, const double *, int64_t,
+                          const int64_t *, int64_t);
 void qdq_search_scales(const float *, int64_t, int64_t, const float *, const float *,
                        const int64_t *, const float *, int64_t, int64_t, float, int32_t, float *,
                        int32_t);
@@ -123,6 +125,31 @@ static void print_sums(int64_t count, int64_t size)
     free(vectors), free(limbs);
 }
 
+static void print_levels(int64_t count, int64_t level_count)
+{
+    enum { CANDIDATES = 50 };
+    double *values = malloc((size_t)count * sizeof(double));
+    double *moments = calloc((size_t)(3 * (count + 1)), sizeof(double));
+    double levels[128];
+    int64_t candidates[CANDIDATES];
+    double value = 0.0;
+    for (int64_t i = 0; i < count; i++) {
+        value += (double)(next_bits() % 1000) * 4.0 / (double)count;
+        values[i] = value;
+        double weight = (double)(next_bits() % 100) / (1.0 + value);
+        for (int64_t power = 0; power < 3; power++, weight *= value)
+            moments[power * (count + 1) + i + 1] = moments[power * (count + 1) + i] + weight;
+    }
+    for (int64_t i = 0; i < level_count; i++)
+        levels[i] = (double)i;
+    for (int64_t i = 0; i < CANDIDATES; i++)
+        candidates[i] = 4000 - 70 * i;
+    int64_t best = qdq_search_levels(values, count, moments, levels, level_count, candidates,
+                                     CANDIDATES);
+    printf("levels %lld %lld: %lld\n", (long long)count, (long long)level_count, (long long)best);
+    free(values), free(moments);
+}
+
 static void print_search(int64_t count, int64_t width, int is_e4m3)
 {
     enum { CANDIDATES = 21 };
@@ -156,6 +183,9 @@ int main(void)
                          form & 4 ? 3 : 1);
     for (int64_t count = 1; count < 40; count += 3)
         print_sums(count, 7 * count);
+    for (int64_t count = 1; count < 4000; count = 2 * count + 1)
+        for (int64_t level_count = 8; level_count <= 128; level_count *= 4)
+            print_levels(count, level_count);
     for (int64_t width = 1; width < 600; width += 61)
         for (int is_e4m3 = 0; is_e4m3 < 2; is_e4m3++)
             print_search(9, width, is_e4m3);

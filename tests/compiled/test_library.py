@@ -22,6 +22,7 @@ import sys
 from pathlib import Path
 import numpy as np
 from qdq.compiled.library import load_library
+from qdq.compiled.level_search import search_levels
 from qdq.compiled.scale_search import search_scales
 from qdq.compiled.tensor_totals import TensorTotals, arrange_channels
 library = load_library(Path(sys.argv[1]))
@@ -44,6 +45,10 @@ for has_avx2 in {library.has_avx2, False}:
                 limbs = np.zeros((10, 3), np.int64)
                 vectors = np.array([[1e-45, -3.4e38, -0.0]], np.float32)
                 library.add_exactly(limbs.ctypes.data, vectors.ctypes.data, 1, 3)
+    for histogram in (np.zeros(0), np.arange(4000) + 0.5):
+        moments = np.ones((3, histogram.size + 1))
+        edges = np.arange(4096, 255, -1)
+        search_levels(library, histogram, moments, np.arange(128.0), edges)
     for width in (1, 9, 1025, (1 << 20) + 1):
         rows = np.resize(np.array([1e-45, -1, 3e38, 2], np.float32), (2, width))
         moments = (rows[:1] * 0, rows[:1] * 0 + 1, np.zeros(2, np.int64))

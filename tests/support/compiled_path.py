@@ -40,6 +40,7 @@ def calculating(path: str) -> Iterator[None]:
     with (
         mock.patch("qdq.observers.tensor_statistics.find_library", return_value=chosen),
         mock.patch("qdq.ranges.exact_sum.find_library", return_value=chosen),
+        mock.patch("qdq.ranges.square_error.find_library", return_value=chosen),
         mock.patch("qdq.calibration.weight_scales.find_library", return_value=chosen),
     ):
         yield
