@@ -663,6 +663,94 @@ INLINE float measure_cost(const Weights *all, const float *weights, float step, 
     return mean ? whole_shift * whole_shift + (float)spread : (float)spread;
 }
 
+/* The results of comparisons of lanes: all bits of a lane or none. */
+typedef int32_t Bits __attribute__((vector_size(LANES * sizeof(int32_t))));
+
+/* Write `chosen` to lanes where bits are set. Vectors are passed by their addresses, as C passes
+those of AVX in another way where it is not enabled. */
+INLINE void replace_lanes(const Bits *bits, const Lanes *chosen, Lanes *lanes)
+{
+    *lanes = (Lanes)((*bits & (Bits)*chosen) | (~*bits & (Bits)*lanes));
+}
+
+/* Add the errors of one weight to sums, for a candidate in each lane. */
+INLINE void add_errors(float weight, const Lanes *inverse_steps, const float *mean,
+                       const float *variance, float levels, Lanes *shifts, Lanes *spreads)
+{
+    const Lanes zeros = {0.0f};
+    Lanes highest = zeros + levels, lowest = zeros - levels;
+    Lanes scaled = weight * *inverse_steps;
+    Lanes rounded = (scaled + ROUNDER) - ROUNDER;
+    Bits is_above = rounded > highest, is_below = rounded < lowest;
+    replace_lanes(&is_above, &highest, &rounded);
+    replace_lanes(&is_below, &lowest, &rounded);
+    Lanes error = rounded - scaled;
+    *shifts += mean ? error * *mean : error;
+    *spreads += mean ? error * error * *variance : error * error;
+}
+
+/* Join the sums of weights that a row's own lanes would hold. */
+INLINE void join_sums(const Lanes *sums, Lanes *total)
+{
+    *total = ((sums[0] + sums[1]) + (sums[2] + sums[3])) +
+             ((sums[4] + sums[5]) + (sums[6] + sums[7]));
+}
+
+/* Write the cost of a candidate in each lane for a row of at most LEAF weights in INT8, as
+`measure_cost` has it: there may be fewer weights than lanes. */
+INLINE void measure_group(const Weights *all, const float *weights, const float *candidate_steps,
+                          const float *mean, const float *variance, float *costs)
+{
+    Lanes steps, cost, shift, spread;
+    memcpy(&steps, candidate_steps, sizeof steps);
+    Lanes shifts[LANES] = {{0.0f}}, spreads[LANES] = {{0.0f}};
+    Lanes inverse_steps = 1.0f / steps;
+    int64_t whole = all->width - all->width % LANES;
+    for (int64_t start = 0; start < whole; start += LANES)
+        for (int64_t j = 0; j < LANES; j++)
+            add_errors(weights[start + j], &inverse_steps, mean ? mean + start + j : 0,
+                       mean ? variance + start + j : 0, all->levels, shifts + j, spreads + j);
+    join_sums(shifts, &shift);
+    join_sums(spreads, &spread);
+    for (int64_t j = whole; j < all->width; j++)
+        add_errors(weights[j], &inverse_steps, mean ? mean + j : 0, mean ? variance + j : 0,
+                   all->levels, &shift, &spread);
+    cost = mean ? shift * shift + spread : spread;
+    memcpy(costs, &cost, sizeof cost);
+}
+
+INLINE float find_step(const Weights *all, float largest, float candidate)
+{
+    float step = largest * (candidate / all->levels);
+    return step > FLT_MIN ? step : FLT_MIN;
+}
+
+/* Search for one row as `search_row` does, for a row of at most LEAF weights in INT8. */
+INLINE void search_narrow_row(const Weights *all, int64_t row, const float *mean,
+                              const float *variance, float largest)
+{
+    const float *weights = all->rows + row * all->width;
+    const float *candidates = all->candidates + (all->candidate_stride > 1 ? row : 0);
+    float least = INFINITY;
+    for (int64_t first = 0; first < all->candidate_count; first += LANES) {
+        float tried[LANES], steps[LANES], costs[LANES];
+        int count = (int)smaller(LANES, all->candidate_count - first);
+        for (int i = 0; i < LANES; i++) {
+            int64_t position = first + (i < count ? i : 0);
+            tried[i] = candidates[position * all->candidate_stride];
+            steps[i] = find_step(all, largest, tried[i]);
+        }
+        measure_group(all, weights, steps, mean, variance, costs);
+        for (int i = 0; i < count; i++) {
+            float cost = costs[i] * (tried[i] * tried[i]); /* of the square of the largest weight */
+            if (cost < least) {
+                least = cost;
+                all->amax[row] = largest * tried[i];
+            }
+        }
+    }
+}
+
 INLINE void search_row(const Weights *all, int64_t row, const float *mean, const float *variance,
                        int element)
 {
@@ -673,10 +761,13 @@ INLINE void search_row(const Weights *all, int64_t row, const float *mean, const
     all->amax[row] = largest;
     if (!(largest < INFINITY))
         return;
+    if (element == ELEMENT_INT8 && all->width <= LEAF) {
+        search_narrow_row(all, row, mean, variance, largest);
+        return;
+    }
     for (int64_t i = 0; i < all->candidate_count; i++) {
         float candidate = candidates[i * all->candidate_stride];
-        float step = largest * (candidate / all->levels);
-        step = step > FLT_MIN ? step : FLT_MIN;
+        float step = find_step(all, largest, candidate);
         float cost = measure_cost(all, weights, step, mean, variance, element);
         cost *= candidate * candidate; /* relative to the square of the largest weight */
         if (cost < least) {
