@@ -196,7 +196,9 @@ class TensorStatistics:
         self._filled = self._filled or sample.size > 0
         self._amax = max(self._amax, sample.largest)
         for grade, values, largest in sample.parts:
-            self._histograms.setdefault(grade, Histogram()).add(values, largest)
+            if grade not in self._histograms:
+                self._histograms[grade] = Histogram()
+            self._histograms[grade].add(values, largest)
         if sample.sums is not None:
             self._add_moments(sample.size, sample.sums)
 
@@ -237,7 +239,7 @@ class TensorStatistics:
         """Yield each grade with the histogram of all its values."""
         totals = self._totals
         for position, grade in enumerate(self._used_grades):
-            histogram = self._histograms.get(grade, Histogram())
+            histogram = self._histograms.get(grade) or Histogram()
             if totals is not None and totals.counts is not None:
                 exponent = int(totals.exponents[position])
                 amax = float(totals.largest[position])
