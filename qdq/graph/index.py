@@ -285,7 +285,8 @@ class GraphIndex:
     @cached_property
     def _types(self) -> dict[str, TensorType]:
         types: dict[str, TensorType] = {}
-        inferred = self._inferred_graph
+        # the indexes of bodies need it again; it is as large as the graph
+        inferred = self._inferred_graph if self.bodies else self._infer_graph()
         for value in (*inferred.value_info, *inferred.input, *inferred.output):
             types[value.name] = declared_type(value)
         for name, tensor in self.initializers.items():
@@ -294,7 +295,10 @@ class GraphIndex:
 
     @cached_property
     def _inferred_graph(self) -> GraphProto:
-        """This graph with inferred types."""
+        return self._infer_graph()
+
+    def _infer_graph(self) -> GraphProto:
+        """Return this graph with inferred types."""
         if self.outer is None:
             return infer_types(self.source.model, self.graph, self.input_shapes)
         if self.owner is not None and self.owner.op == "Loop":

@@ -48,16 +48,24 @@ def infer_types(
     skeleton.opset_import.extend(list_missing_imports(graph.node, model.opset_import))
     _set_input_shapes(skeleton.graph, shapes)
     _add_weights(skeleton.graph, graph)
-    declared = ModelProto()
-    declared.CopyFrom(skeleton)
+    try:
+        return onnx.shape_inference.infer_shapes(skeleton, data_prop=True).graph
+    except _INFERENCE_ERRORS:
+        return _infer_without_declared(skeleton)
+
+
+def _infer_without_declared(skeleton: ModelProto) -> GraphProto:
+    """Return a graph with types that are inferred from its inputs, else with those declared.
+
+    Types that an exporter or another quantizer declared may contradict the operators' results.
+    """
+    declared = GraphProto(value_info=skeleton.graph.value_info)
     del skeleton.graph.value_info[:]
-    # Types that an exporter or another quantizer declared may contradict the operators' results.
-    for candidate in (declared, skeleton):
-        try:
-            return onnx.shape_inference.infer_shapes(candidate, data_prop=True).graph
-        except _INFERENCE_ERRORS:
-            continue
-    return declared.graph
+    try:
+        return onnx.shape_inference.infer_shapes(skeleton, data_prop=True).graph
+    except _INFERENCE_ERRORS:
+        skeleton.graph.value_info.extend(declared.value_info)
+        return skeleton.graph
 
 
 def _clear_negative_sizes(graph: GraphProto) -> None:
