@@ -7,15 +7,15 @@ import numpy.typing as npt
 
 from qdq.arrays import Floats
 from qdq.compiled.library import Library, address
+from qdq.compiled.tensor_totals import BINS
 
-#: As in `compiled.c`.
-_BINS = 4096
+#: As LEAF in `compiled.c`.
 _MOST_LEVELS = 128
 
 
 def can_search_levels(values: Floats, levels: Floats) -> bool:
     """Whether the library searches for these ascending values and as many levels."""
-    return levels.size <= _MOST_LEVELS and (values.size == 0 or values[-1] < _BINS)
+    return levels.size <= _MOST_LEVELS and (values.size == 0 or values[-1] < BINS)
 
 
 def search_levels(

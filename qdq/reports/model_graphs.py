@@ -102,9 +102,9 @@ def _add_float_decisions(
         plan = plan_index(quantized.index, request)
     except QdqError:
         return ()
-    for edge, decision in read_plan_decisions(plan, None).items():
-        if decision.type:
-            decision = EdgeDecision("", "", decision.because, _MISSING)  # noqa: PLW2901
+    for edge, planned in read_plan_decisions(plan, None).items():
+        is_missing = bool(planned.type)
+        decision = EdgeDecision("", "", planned.because, _MISSING) if is_missing else planned
         decisions.setdefault(edge, decision)
     index, sensitive = quantized.index, plan.sensitive or ()
     return with_leave_float(index, request.rules, plan.leave_float, sensitive).rules
