@@ -26,8 +26,9 @@ without -ffast-math and with -ffp-contract=off. */
 #endif
 
 #if defined(__x86_64__) && defined(__GNUC__)
+#include <immintrin.h>
 #define HAS_AVX2_BUILD 1
-#define AVX2 __attribute__((target("avx2")))
+#define AVX2 __attribute__((target("avx2,popcnt")))
 #else
 #define HAS_AVX2_BUILD 0
 #endif
@@ -43,12 +44,15 @@ without -ffast-math and with -ffp-contract=off. */
 #define LEAST_EXPONENT (-120)
 
 /* The counters of each bin, which neighbouring values take in turn: a core waits where the same
-counter is incremented twice in a row. */
-#define COUNTERS 4
+counter is incremented twice in a row. All of them fit into the fastest cache. */
+#define COUNTERS 2
 
 /* The counters of a lane: those of one bin are not a multiple of 4096 bytes apart, for which a core
 takes the load of one to depend on the store of another. */
 #define LANE (BINS + 80)
+
+/* The most values that a lane may count. */
+#define MOST_COUNTED 0xffff
 
 /* As in qdq/ordered_sums.py: the values of a row that are added in float. */
 #define SPAN 4096
@@ -80,11 +84,20 @@ it. */
 
 enum { ELEMENT_INT8 = 0, ELEMENT_E4M3 = 1 };
 
-/* The values of one grade so far: those of the channels of about the same importance. */
+/* Where the values of one grade of a sample are counted: zeros before and after. */
 typedef struct {
-    uint32_t *counters; /* [COUNTERS][LANE] */
-    int32_t exponent;   /* log2 of the bin width; meaningless while `largest` is 0 */
-    int32_t largest;    /* the bits of the largest magnitude */
+    uint16_t lanes[COUNTERS][LANE];
+    int64_t moved[BINS]; /* the counts that were in the lanes before */
+} Workspace;
+
+/* The values of one grade of a sample so far: those of the channels of about the same importance. */
+typedef struct {
+    Workspace *workspace;
+    int64_t zeros;     /* values that are in no counter */
+    int32_t room;      /* the number of values that each lane may still count */
+    int32_t has_moved; /* whether any counts were moved */
+    int32_t exponent;  /* log2 of the bin width */
+    int32_t largest;   /* the bits of the largest magnitude */
 } Grade;
 
 /* Two sums that are taken together. */
@@ -117,7 +130,7 @@ typedef struct {
     int64_t outer, channels, inner;
     const int32_t *grade_of_channel;
     Grade *grades;
-    int is_counting;
+    int is_counting, use_avx2;
     float *sums, *squares; /* [outer, channels] */
 } Tensor;
 
@@ -154,47 +167,122 @@ INLINE int32_t find_largest(const float *values, int64_t size)
 }
 
 /* Join each 2**doublings neighbouring bins. */
-INLINE void fold_bins(uint32_t *counts, int32_t doublings)
+INLINE void fold_bins(int64_t *counts, int32_t doublings)
 {
     int shift = doublings < LOG_BINS ? doublings : LOG_BINS;
     for (int bin = 1; bin < BINS; bin++) {
-        uint32_t count = counts[bin];
+        int64_t count = counts[bin];
         counts[bin] = 0;
         counts[bin >> shift] += count;
     }
+}
+
+/* Add the counters of a grade to counts with bins of the same width, and leave them zero. */
+INLINE void move_counters(Grade *grade, int64_t *restrict counts)
+{
+    int last = (int)(from_bits(grade->largest) * power_of_two(-grade->exponent));
+    uint16_t *restrict first = grade->workspace->lanes[0];
+    uint16_t *restrict second = grade->workspace->lanes[1];
+    for (int bin = 0; bin <= last; bin++)
+        counts[bin] += (int64_t)first[bin] + second[bin];
+    memset(first, 0, (size_t)(last + 1) * sizeof(uint16_t));
+    memset(second, 0, (size_t)(last + 1) * sizeof(uint16_t));
+    grade->room = MOST_COUNTED;
+}
+
+/* Empty the lanes of a grade. */
+INLINE void empty_lanes(Grade *grade)
+{
+    move_counters(grade, grade->workspace->moved);
+    grade->has_moved = 1;
 }
 
 /* Widen the bins of a grade until a finite value fits. */
 INLINE void extend_bins(Grade *grade, int32_t largest)
 {
     int32_t exponent = (largest >> MANTISSA_BITS) - (EXPONENT_BIAS - 1) - LOG_BINS;
-    if (exponent < LEAST_EXPONENT)
-        exponent = LEAST_EXPONENT;
-    if (grade->largest == 0) {
-        grade->exponent = exponent;
-    } else if (exponent > grade->exponent) {
-        for (int i = 0; i < COUNTERS; i++)
-            fold_bins(grade->counters + i * LANE, exponent - grade->exponent);
-        grade->exponent = exponent;
+    if (exponent <= grade->exponent)
+        return;
+    if (grade->largest > 0) {
+        empty_lanes(grade);
+        fold_bins(grade->workspace->moved, exponent - grade->exponent);
     }
+    grade->exponent = exponent;
 }
 
-/* Count at most BLOCK values; each magnitude times the scale is below BINS. */
-INLINE void count_block(const float *restrict values, int64_t size, float scale,
-                        uint32_t *restrict counters)
+#if HAS_AVX2_BUILD
+/* Remove the bins 0 where they are many, as after a Relu; return how many bins are left. */
+AVX2 static int64_t drop_zeros(uint16_t *bins, int64_t size)
 {
+    /* The bytes of those of four bins whose bits are set. */
+    static const uint8_t bytes_of_bins[16][8] = {
+        {0}, {0, 1}, {2, 3}, {0, 1, 2, 3},
+        {4, 5}, {0, 1, 4, 5}, {2, 3, 4, 5}, {0, 1, 2, 3, 4, 5},
+        {6, 7}, {0, 1, 6, 7}, {2, 3, 6, 7}, {0, 1, 2, 3, 6, 7},
+        {4, 5, 6, 7}, {0, 1, 4, 5, 6, 7}, {2, 3, 4, 5, 6, 7}, {0, 1, 2, 3, 4, 5, 6, 7},
+    };
+    const __m128i zero = _mm_setzero_si128();
+    uint16_t zeros = 0;
+    for (int64_t i = 0; i < size; i++)
+        zeros = (uint16_t)(zeros + (bins[i] == 0));
+    if (zeros * 4 < size)
+        return size;
+    int64_t left = 0, i = 0;
+    for (; i + 8 <= size; i += 8) { /* eight are read before any is written over them */
+        __m128i eight = _mm_loadu_si128((const __m128i *)(bins + i));
+        __m128i is_zero = _mm_packs_epi16(_mm_cmpeq_epi16(eight, zero), zero);
+        unsigned kept = ~(unsigned)_mm_movemask_epi8(is_zero) & 0xff;
+        for (int half = 0; half < 2; half++, kept >>= 4, eight = _mm_srli_si128(eight, 8)) {
+            __m128i bytes = _mm_loadl_epi64((const __m128i *)bytes_of_bins[kept & 15]);
+            _mm_storel_epi64((__m128i *)(bins + left), _mm_shuffle_epi8(eight, bytes));
+            left += __builtin_popcount(kept & 15);
+        }
+    }
+    for (; i < size; i++)
+        bins[left++] = bins[i];
+    return left;
+}
+#else
+static int64_t drop_zeros(uint16_t *bins, int64_t size)
+{
+    (void)bins;
+    return size;
+}
+#endif
+
+/* Read values ahead; there need not be any at this address. */
+INLINE void prefetch(const float *values, int64_t size)
+{
+#if defined(__GNUC__)
+    for (int64_t i = 0; i < size; i += LINE)
+        __builtin_prefetch(values + i);
+#else
+    (void)values, (void)size;
+#endif
+}
+
+/* Count at most BLOCK values of a grade whose bins they fit into, and read the next ones ahead. */
+INLINE void count_block(const float *restrict values, int64_t size, Grade *grade, int use_avx2)
+{
+    float scale = power_of_two(-grade->exponent);
     uint16_t bins[BLOCK];
     for (int64_t i = 0; i < size; i++)
         bins[i] = (uint16_t)(int32_t)(fabsf(values[i]) * scale);
-    int64_t i = 0;
-    for (; i + COUNTERS <= size; i += COUNTERS) {
-        counters[bins[i]]++;
-        counters[LANE + bins[i + 1]]++;
-        counters[2 * LANE + bins[i + 2]]++;
-        counters[3 * LANE + bins[i + 3]]++;
+    int64_t left = use_avx2 ? drop_zeros(bins, size) : size;
+    grade->zeros += size - left;
+    int32_t most = (int32_t)(left + 1) / COUNTERS;
+    if (grade->room < most)
+        empty_lanes(grade);
+    grade->room -= most;
+    prefetch(values + size, size);
+    uint16_t *restrict first = grade->workspace->lanes[0];
+    uint16_t *restrict second = grade->workspace->lanes[1];
+    for (int64_t i = 0; i + 1 < left; i += COUNTERS) {
+        first[bins[i]]++;
+        second[bins[i + 1]]++;
     }
-    for (; i < size; i++)
-        counters[bins[i]]++;
+    if (left % COUNTERS)
+        first[bins[left - 1]]++;
 }
 
 /* Return the size of the first leaf of some values, and note the halves after it. */
@@ -284,33 +372,27 @@ INLINE Sums sum_span(const float *values, int64_t size)
     return sums;
 }
 
-/* Read values ahead; there need not be any at this address. */
-INLINE void prefetch(const float *values, int64_t size)
-{
-#if defined(__GNUC__)
-    for (int64_t i = 0; i < size; i += LINE)
-        __builtin_prefetch(values + i);
-#else
-    (void)values, (void)size;
-#endif
-}
-
-/* Measure the largest magnitude of values, and count them. */
-INLINE void measure_block(const float *values, int64_t size, Grade *grade, int is_counting)
+/* Measure the largest magnitude of values of a tensor, and count them. */
+INLINE void measure_block(const Tensor *tensor, const float *values, int64_t size, Grade *grade)
 {
     int32_t largest = find_largest(values, size);
-    prefetch(values + size, size);
     if (largest > grade->largest) {
-        if (is_counting && largest < INFINITE)
+        if (tensor->is_counting && largest < INFINITE)
             extend_bins(grade, largest);
         grade->largest = largest;
     }
-    if (!is_counting || grade->largest >= INFINITE)
+    if (!tensor->is_counting || grade->largest >= INFINITE)
         return;
     if (grade->largest == 0)
-        grade->counters[0] += (uint32_t)size;
+        grade->zeros += size;
     else
-        count_block(values, size, power_of_two(-grade->exponent), grade->counters);
+        count_block(values, size, grade, tensor->use_avx2);
+}
+
+INLINE void measure_values(const Tensor *tensor, const float *values, int64_t size, Grade *grade)
+{
+    for (int64_t i = 0; i < size; i += BLOCK)
+        measure_block(tensor, values + i, smaller(BLOCK, size - i), grade);
 }
 
 INLINE Grade *find_grade(const Tensor *tensor, int64_t channel)
@@ -319,16 +401,15 @@ INLINE Grade *find_grade(const Tensor *tensor, int64_t channel)
 }
 
 /* Measure a row that is longer than a block, a span at a time. */
-INLINE void measure_long_row(const Tensor *tensor, const float *values, int64_t row)
+INLINE void measure_long_row(const Tensor *tensor, int64_t row, Grade *grade)
 {
-    Grade *grade = find_grade(tensor, row % tensor->channels);
+    const float *values = tensor->values + row * tensor->inner;
     double sum = 0.0, square = 0.0;
     for (int64_t start = 0; start < tensor->inner; start += SPAN) {
-        int64_t end = smaller(start + SPAN, tensor->inner);
-        for (int64_t i = start; i < end; i += BLOCK)
-            measure_block(values + i, smaller(BLOCK, end - i), grade, tensor->is_counting);
+        int64_t size = smaller(SPAN, tensor->inner - start);
+        measure_values(tensor, values + start, size, grade);
         if (tensor->sums) {
-            Sums sums = sum_span(values + start, end - start);
+            Sums sums = sum_span(values + start, size);
             sum += (double)sums.first;
             square += (double)sums.second;
         }
@@ -339,13 +420,12 @@ INLINE void measure_long_row(const Tensor *tensor, const float *values, int64_t 
     }
 }
 
-/* Measure rows that fit into a block together; they have one grade. */
-INLINE void measure_short_rows(const Tensor *tensor, const float *values, int64_t first,
-                               int64_t count)
+/* Measure rows that fit into a block together. */
+INLINE void measure_short_rows(const Tensor *tensor, int64_t first, int64_t count, Grade *grade)
 {
     int64_t inner = tensor->inner;
-    measure_block(values, count * inner, find_grade(tensor, first % tensor->channels),
-                  tensor->is_counting);
+    const float *values = tensor->values + first * inner;
+    measure_values(tensor, values, count * inner, grade);
     for (int64_t row = first; tensor->sums && row < first + count; row++, values += inner) {
         Sums sums = sum_span(values, inner);
         tensor->sums[row] = sums.first;
@@ -357,20 +437,19 @@ INLINE void measure_short_rows(const Tensor *tensor, const float *values, int64_
 INLINE void measure_rows(const Tensor *tensor)
 {
     int64_t rows = tensor->outer * tensor->channels;
-    int64_t most = tensor->inner > 0 ? BLOCK / tensor->inner : 0;
+    int64_t most = BLOCK / tensor->inner;
     int64_t count;
     for (int64_t row = 0; row < rows; row += count) {
-        const float *values = tensor->values + row * tensor->inner;
+        Grade *grade = find_grade(tensor, row % tensor->channels);
         count = 1;
         if (most == 0) {
-            measure_long_row(tensor, values, row);
+            measure_long_row(tensor, row, grade);
             continue;
         }
-        Grade *grade = find_grade(tensor, row % tensor->channels);
         while (count < most && row + count < rows &&
                find_grade(tensor, (row + count) % tensor->channels) == grade)
             count++;
-        measure_short_rows(tensor, values, row, count);
+        measure_short_rows(tensor, row, count, grade);
     }
 }
 
@@ -397,8 +476,7 @@ INLINE void measure_tiles(const Tensor *tensor, const float *values, int64_t cou
             for (int64_t column = 0; column < width; column++)
                 tile[column][i] = values[i * channels + first + column];
         for (int64_t column = 0; column < width; column++)
-            measure_block(tile[column], count, find_grade(tensor, first + column),
-                          tensor->is_counting);
+            measure_block(tensor, tile[column], count, find_grade(tensor, first + column));
     }
 }
 
@@ -419,9 +497,7 @@ INLINE void measure_columns(const Tensor *tensor)
             if (tensor->grade_of_channel)
                 measure_tiles(tensor, values, count);
             else
-                for (int64_t i = 0; i < size; i += BLOCK)
-                    measure_block(values + i, smaller(BLOCK, size - i), tensor->grades,
-                                  tensor->is_counting);
+                measure_values(tensor, values, size, tensor->grades);
             values += size;
         }
     }
@@ -435,61 +511,46 @@ INLINE int are_finite(const Grade *grades, int64_t count)
     return 1;
 }
 
-/* Join each 2**doublings neighbouring bins of a total. */
-INLINE void fold_total(int64_t *counts, int32_t doublings)
+/* Set the grades of a sample before it is measured. Their bins are those of the totals, which a
+sample seldom widens. */
+INLINE void begin_grades(const Totals *totals, Workspace *workspaces, Grade *grades)
 {
-    int shift = doublings < LOG_BINS ? doublings : LOG_BINS;
-    for (int bin = 1; bin < BINS; bin++) {
-        int64_t count = counts[bin];
-        counts[bin] = 0;
-        counts[bin >> shift] += count;
+    for (int64_t i = 0; i < totals->grade_count; i++) {
+        int32_t exponent = totals->largest[i] > 0.0f ? totals->exponents[i] : LEAST_EXPONENT;
+        Grade grade = {.workspace = workspaces + i, .room = MOST_COUNTED, .exponent = exponent};
+        grades[i] = grade;
     }
 }
 
-/* Add the counts of one grade of a sample to a total whose bins are 2**doublings as wide, and leave
-the counters zero. No bin after `last` was counted in. */
-INLINE void add_counters(int64_t *restrict total, uint32_t *restrict counters, int32_t doublings,
-                         int last)
+/* Add the counts of one grade of a sample to a total with bins of the same width, and leave them
+zero. */
+INLINE void add_counts(int64_t *restrict total, Grade *grade)
 {
-    int shift = doublings < LOG_BINS ? doublings : LOG_BINS;
-    if (shift == 0)
-        for (int bin = 0; bin <= last; bin++)
-            total[bin] += (int64_t)(counters[bin] + counters[LANE + bin] +
-                                    counters[2 * LANE + bin] + counters[3 * LANE + bin]);
-    else
-        for (int bin = 0; bin <= last; bin++)
-            total[bin >> shift] += (int64_t)(counters[bin] + counters[LANE + bin] +
-                                             counters[2 * LANE + bin] + counters[3 * LANE + bin]);
-    for (int i = 0; i < COUNTERS; i++)
-        memset(counters + i * LANE, 0, (size_t)(last + 1) * sizeof(uint32_t));
+    total[0] += grade->zeros;
+    move_counters(grade, total);
+    if (!grade->has_moved)
+        return;
+    int64_t *restrict moved = grade->workspace->moved;
+    for (int bin = 0; bin < BINS; bin++)
+        total[bin] += moved[bin];
+    memset(moved, 0, sizeof grade->workspace->moved);
 }
 
 /* Add the grades of one sample, all finite, to the totals. */
-INLINE void add_grades(const Totals *totals, const Grade *grades)
+INLINE void add_grades(const Totals *totals, Grade *grades)
 {
     for (int64_t i = 0; i < totals->grade_count; i++) {
-        Grade grade = grades[i];
+        Grade *grade = grades + i;
         int64_t *total = totals->counts ? totals->counts + i * BINS : 0;
-        int32_t *exponent = totals->exponents + i;
-        if (grade.largest > to_bits(totals->largest[i])) {
-            if (totals->largest[i] == 0.0f) {
-                *exponent = grade.exponent;
-            } else if (grade.exponent > *exponent) {
-                if (total)
-                    fold_total(total, grade.exponent - *exponent);
-                *exponent = grade.exponent;
-            }
-            totals->largest[i] = from_bits(grade.largest);
+        if (grade->largest > 0) {
+            int32_t doublings = grade->exponent - totals->exponents[i];
+            if (total && totals->largest[i] > 0.0f && doublings > 0)
+                fold_bins(total, doublings);
+            totals->exponents[i] = grade->exponent;
+            totals->largest[i] = fmaxf(totals->largest[i], from_bits(grade->largest));
         }
-        if (!total)
-            continue;
-        if (grade.largest == 0) {
-            add_counters(total, grade.counters, 0, 0);
-        } else {
-            float scale = power_of_two(-grade.exponent);
-            int last = (int)(from_bits(grade.largest) * scale);
-            add_counters(total, grade.counters, *exponent - grade.exponent, last);
-        }
+        if (total)
+            add_counts(total, grade);
     }
 }
 
@@ -792,7 +853,7 @@ INLINE void search_rows(const Weights *all, int element)
 
 static void measure_rows_portable(const Tensor *tensor) { measure_rows(tensor); }
 static void measure_columns_portable(const Tensor *tensor) { measure_columns(tensor); }
-static void add_grades_portable(const Totals *totals, const Grade *grades)
+static void add_grades_portable(const Totals *totals, Grade *grades)
 {
     add_grades(totals, grades);
 }
@@ -802,7 +863,7 @@ static void search_e4m3_portable(const Weights *all) { search_rows(all, ELEMENT_
 #if HAS_AVX2_BUILD
 AVX2 static void measure_rows_avx2(const Tensor *tensor) { measure_rows(tensor); }
 AVX2 static void measure_columns_avx2(const Tensor *tensor) { measure_columns(tensor); }
-AVX2 static void add_grades_avx2(const Totals *totals, const Grade *grades)
+AVX2 static void add_grades_avx2(const Totals *totals, Grade *grades)
 {
     add_grades(totals, grades);
 }
@@ -821,32 +882,33 @@ EXPORT const char *qdq_source_digest(void) { return SOURCE_DIGEST; }
 /* Whether the processor has AVX2, and the functions are compiled for it. */
 EXPORT int32_t qdq_has_avx2(void) { return has_avx2(); }
 
+/* The bytes that `qdq_add_tensor` counts a grade in. */
+EXPORT int64_t qdq_size_of_workspace(void) { return sizeof(Workspace); }
+
 /* Add one sample of a tensor to its totals; return what prevented it, or a part of it.
 
 `values` is [outer, channels, inner], or [outer, inner, channels] where `is_transposed`.
-`grade_of_channel` is null where all channels are of the first grade. `counters` are [grades,
-COUNTERS, LANE] zeros, before and after. `sums` [2, outer, channels] is to calculate in, and null
-where nothing is summed. */
+`grade_of_channel` is null where all channels are of the first grade. `workspaces` [grades] are zero,
+before and after. `sums` [2, outer, channels] is to calculate in, and null where nothing is summed. */
 EXPORT int32_t qdq_add_tensor(const Totals *totals, const float *values, int64_t outer,
                               int64_t channels, int64_t inner, int32_t is_transposed,
-                              const int32_t *grade_of_channel, uint32_t *counters, float *sums,
-                              int32_t use_avx2)
+                              const int32_t *grade_of_channel, Workspace *workspaces,
+                              float *sums, int32_t use_avx2)
 {
     enum { MOST_GRADES = 64 };
     Grade grades[MOST_GRADES];
     int64_t grade_count = totals->grade_count;
     if (grade_count > MOST_GRADES)
         return NOT_FINITE;
-    for (int64_t i = 0; i < grade_count; i++)
-        grades[i] = (Grade){counters + i * COUNTERS * LANE, 0, 0};
+    begin_grades(totals, workspaces, grades);
     Tensor tensor = {values, outer, channels, inner, grade_of_channel, grades,
-                     totals->counts != 0, sums, sums ? sums + outer * channels : 0};
+                     totals->counts != 0, use_avx2, sums, sums ? sums + outer * channels : 0};
     if (is_transposed)
         CHOOSE(use_avx2, measure_columns)(&tensor);
     else
         CHOOSE(use_avx2, measure_rows)(&tensor);
     if (!are_finite(grades, grade_count)) {
-        memset(counters, 0, (size_t)grade_count * COUNTERS * LANE * sizeof(uint32_t));
+        memset(workspaces, 0, (size_t)grade_count * sizeof *workspaces);
         return NOT_FINITE;
     }
     CHOOSE(use_avx2, add_grades)(totals, grades);

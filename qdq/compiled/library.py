@@ -59,6 +59,9 @@ class Library:
         self.search_levels.restype = _COUNT
         self.search_scales = functions.qdq_search_scales
         self.has_avx2 = bool(functions.qdq_has_avx2())
+        functions.qdq_size_of_workspace.restype = _COUNT
+        #: The bytes that `add_tensor` counts a grade in.
+        self.size_of_workspace: int = functions.qdq_size_of_workspace()
 
     @property
     def instructions(self) -> str:

@@ -19,8 +19,6 @@ from qdq.compiled.library import Library, address
 
 #: As in `compiled.c`.
 BINS = 4096
-_COUNTERS = 4
-_LANE = BINS + 80
 _MOST_GRADES = 64
 
 #: A counter of one sample has 32 bits.
@@ -67,7 +65,7 @@ class TensorTotals:
         self.exponents = np.zeros(grades, np.int32)
         #: The largest magnitude of each grade.
         self.largest = np.zeros(grades, np.float32)
-        self._grades = grades
+        self._workspace_size = grades * library.size_of_workspace
         self._struct = _Totals(
             address(self.counts), address(self.exponents), address(self.largest), grades, None, None
         )
@@ -95,7 +93,8 @@ class TensorTotals:
         Without grades all of its channels are of the first one.
         """
         outer, channels, inner, is_transposed = layout
-        counters, sums = _SCRATCH.find_arrays(self._grades, outer * channels if is_summing else 0)
+        rows = outer * channels if is_summing else 0
+        workspaces, sums = _SCRATCH.find_arrays(self._workspace_size, rows)
         outcome: int = self._library.add_tensor(
             ctypes.byref(self._struct),
             address(values),
@@ -104,7 +103,7 @@ class TensorTotals:
             inner,
             is_transposed,
             self._grades_address if has_grades else None,
-            counters,
+            workspaces,
             sums,
             self._library.has_avx2,
         )
@@ -128,20 +127,19 @@ class _Scratch(threading.local):
     """Arrays that one thread calculates in: to allocate them for each tensor costs too much."""
 
     def __init__(self) -> None:
-        self._counters = np.empty(0, np.uint32)
+        self._workspaces = np.empty(0, np.uint8)
         self._sums = np.empty(0, np.float32)
         self._addresses = (0, 0)
 
-    def find_arrays(self, grades: int, rows: int) -> tuple[int, int | None]:
-        """Return the addresses of zero counters, and of two sums a row or None without rows.
+    def find_arrays(self, workspace_size: int, rows: int) -> tuple[int, int | None]:
+        """Return the addresses of as many zero bytes, and of two sums a row or None without rows.
 
-        The library leaves the counters zero.
+        The library leaves the bytes zero.
         """
-        counters = grades * _COUNTERS * _LANE
-        if self._counters.size < counters or self._sums.size < 2 * rows:
-            self._counters = np.zeros(max(counters, self._counters.size), np.uint32)
+        if self._workspaces.size < workspace_size or self._sums.size < 2 * rows:
+            self._workspaces = np.zeros(max(workspace_size, self._workspaces.size), np.uint8)
             self._sums = np.empty(max(2 * rows, self._sums.size), np.float32)
-            self._addresses = (self._counters.ctypes.data, self._sums.ctypes.data)
+            self._addresses = (self._workspaces.ctypes.data, self._sums.ctypes.data)
         return self._addresses[0], self._addresses[1] if rows else None
 
 

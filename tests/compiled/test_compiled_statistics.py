@@ -109,6 +109,32 @@ def test_columns_of_any_length_are_the_same(inner: int) -> None:
     _assert_same([values], 2, ChannelGrades(2, (1, 0, 1)))
 
 
+_MANY = 300_001
+
+
+def _make_repeated() -> dict[str, Array]:
+    """Return tensors with more values in one bin than a counter of 16 bits holds."""
+    normal = np.random.default_rng(1).standard_normal(_MANY)
+    ones = np.ones(_MANY)
+    return {
+        "one value": ones,
+        "zeros": np.zeros(_MANY),
+        "after a Relu": np.maximum(normal, 0),
+        "a zero in five": np.where(np.arange(_MANY) % 5, normal, 0),
+        "clipped": np.clip(normal, -0.1, 0.1),
+        "small ones, then a large one": np.append(ones, 1000.0),
+        "zeros, then others": np.append(np.zeros(_MANY), ones),
+    }
+
+
+@pytest.mark.parametrize("name", list(_make_repeated()))
+@pytest.mark.parametrize("shape", [(1, 1, -1), (1, -1, 1)])
+def test_values_that_repeat_are_the_same(name: str, shape: tuple[int, ...]) -> None:
+    values = _make_repeated()[name].astype(np.float32).reshape(shape)
+
+    _assert_same([values, values], 1, None)
+
+
 def _make_views() -> dict[str, Array]:
     random = np.random.default_rng(0)
     base = random.standard_normal((6, 8, 10)).astype(np.float32)
