@@ -63,13 +63,16 @@ PROJECT_COMMANDS = (
     "sensitivity",
 )
 
+#: Commands that do without numpy and onnx.
+_TEXT_COMMANDS = ("docs",)
+
 _DEBUG_OPTION = "--debug"
 
 #: log2 of the cycles that a thread of OpenBLAS waits for work in a loop.
 _LOG_WAITING_CYCLES = "16"
 
 #: The new objects of each generation after which garbage is collected; Python's first is 700.
-_COLLECTION_THRESHOLDS = (50_000, 20, 20)
+_COLLECTION_THRESHOLDS = (200_000, 20, 20)
 
 #: Key of click's `meta`: whether help is requested.
 _HELP = "qdq.help"
@@ -111,6 +114,8 @@ class _LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         if name not in COMMANDS:
             return None
+        if name not in _TEXT_COMMANDS:
+            _import_early()
         module = importlib.import_module(f"qdq.cli.{name.replace('-', '_')}")
         return add_verbosity(module.command)
 
@@ -128,6 +133,16 @@ class _LazyGroup(click.Group):
             hint = did_you_mean(name, COMMANDS)
             raise click.UsageError(f"no command {name!r}{hint} 'qdq --help' lists the commands.")
         return super().resolve_command(ctx, args)
+
+
+def _import_early() -> None:
+    """Import numpy and onnx while the stack is short.
+
+    Below a hundred calls, as where modules import one another, CPython may ask the system for a
+    further block of stack in each call, and give it back: it did 3,000 times.
+    """
+    for name in ("numpy", "onnx"):
+        importlib.import_module(name)
 
 
 def _print_version(context: click.Context, _parameter: click.Parameter, is_asked: bool) -> None:

@@ -57,6 +57,17 @@ takes the load of one to depend on the store of another. */
 /* As in qdq/ordered_sums.py: the values of a row that are added in float. */
 #define SPAN 4096
 
+/* As in qdq/ranges/exact_sum.py: the limbs of an exact sum, the bits that they are apart, and log2
+of its unit. */
+#define LIMBS 10
+#define LIMB_BITS 32
+#define LIMB_MASK INT64_C(0xffffffff)
+#define EXACT_EXPONENT (-172)
+
+/* The digits of a quotient behind its unit: the least sum has bit 23, and a count up to 32 bits, so
+that 64 bits are left. */
+#define SPARE 3
+
 /* numpy's pairwise summation (numpy/core/src/umath/loops_utils.h.src): the values of a leaf are
 added to lanes in turn, and a larger sum is that of two halves. */
 #define LANES 8
@@ -90,7 +101,7 @@ typedef struct {
     int64_t moved[BINS]; /* the counts that were in the lanes before */
 } Workspace;
 
-/* The values of one grade of a sample so far: those of the channels of about the same importance. */
+/* The values of one grade of a sample so far: those of the channels of about one importance. */
 typedef struct {
     Workspace *workspace;
     int64_t zeros;     /* values that are in no counter */
@@ -558,7 +569,7 @@ INLINE void add_grades(const Totals *totals, Grade *grades)
 all values must be finite. */
 INLINE void add_exactly(int64_t *limbs, const float *vectors, int64_t count, int64_t size)
 {
-    const uint64_t low_bits = 0xffffffff;
+    const uint64_t low_bits = LIMB_MASK;
     const int32_t fraction_bits = (1 << MANTISSA_BITS) - 1;
     for (int64_t row = 0; row < count; row++) {
         for (int64_t i = 0; i < size; i++) {
@@ -569,9 +580,9 @@ INLINE void add_exactly(int64_t *limbs, const float *vectors, int64_t count, int
                 mantissa |= 1 << MANTISSA_BITS;
             else
                 exponent = 1;
-            int32_t place = exponent + 22; /* the unit is 2**-172 */
-            uint64_t integer = (uint64_t)mantissa << (place % 32);
-            int64_t *limb = limbs + (place / 32) * size + i;
+            int32_t place = exponent - EXPONENT_BIAS - MANTISSA_BITS - EXACT_EXPONENT;
+            uint64_t integer = (uint64_t)mantissa << (place % LIMB_BITS);
+            int64_t *limb = limbs + (place / LIMB_BITS) * size + i;
             if (bits < 0) {
                 limb[0] += (int64_t)((0 - integer) & low_bits);
                 limb[size] -= (int64_t)((integer + low_bits) >> 32);
@@ -581,6 +592,69 @@ INLINE void add_exactly(int64_t *limbs, const float *vectors, int64_t count, int
             }
         }
     }
+}
+
+/* Write the magnitude of an exact sum as digits in units of 2**EXACT_EXPONENT, lowest first; return
+whether the sum is negative. `limbs` are those of one value, `stride` apart. */
+INLINE int find_digits(const int64_t *limbs, int64_t stride, uint32_t *digits)
+{
+    int64_t carry = 0;
+    for (int i = 0; i < LIMBS; i++) {
+        int64_t total = limbs[i * stride] + carry;
+        digits[i] = (uint32_t)(total & LIMB_MASK);
+        carry = (total - digits[i]) / (LIMB_MASK + 1);
+    }
+    digits[LIMBS] = (uint32_t)(carry & LIMB_MASK);
+    if (carry >= 0)
+        return 0;
+    uint64_t next = 1; /* two's complement */
+    for (int i = 0; i <= LIMBS; i++) {
+        next += (uint32_t)~digits[i];
+        digits[i] = (uint32_t)next;
+        next >>= LIMB_BITS;
+    }
+    return 1;
+}
+
+/* Divide digits by a count; the quotient has SPARE further digits before them. Return the
+remainder. */
+INLINE uint64_t divide_digits(const uint32_t *digits, uint64_t count, uint32_t *quotient)
+{
+    uint64_t rest = 0;
+    for (int i = SPARE + LIMBS; i >= 0; i--) {
+        rest = rest << LIMB_BITS | (i >= SPARE ? digits[i - SPARE] : 0);
+        quotient[i] = (uint32_t)(rest / count);
+        rest %= count;
+    }
+    return rest;
+}
+
+/* Return digits as a double, rounded to nearest, ties to even; `has_rest` tells whether the exact
+value is larger. It is 0 or has more than two digits. */
+INLINE double round_digits(const uint32_t *digits, int has_rest)
+{
+    enum { SHIFT = 11 }; /* 64 bits are rounded to the 53 of a double */
+    const uint64_t half = 1u << (SHIFT - 1);
+    int top = SPARE + LIMBS;
+    while (top >= 0 && digits[top] == 0)
+        top--;
+    if (top < 0)
+        return 0.0;
+    int left = 0;
+    while (!(digits[top] << left >> (LIMB_BITS - 1)))
+        left++;
+    uint64_t bits = ((uint64_t)digits[top] << LIMB_BITS | digits[top - 1]) << left;
+    uint64_t lower = (uint64_t)digits[top - 2] << left;
+    bits |= lower >> LIMB_BITS;
+    has_rest |= (uint32_t)lower != 0;
+    for (int i = 0; i < top - 2; i++)
+        has_rest |= digits[i] != 0;
+    uint64_t cut = bits & (2 * half - 1);
+    bits >>= SHIFT;
+    if (cut > half || (cut == half && (has_rest || bits & 1)))
+        bits++;
+    int exponent = LIMB_BITS * (top - 1 - SPARE) - left + SHIFT + EXACT_EXPONENT;
+    return ldexp((double)bits, exponent);
 }
 
 /* Counted values in ascending order, and running sums [count + 1] of their weights and of these
@@ -888,8 +962,9 @@ EXPORT int64_t qdq_size_of_workspace(void) { return sizeof(Workspace); }
 /* Add one sample of a tensor to its totals; return what prevented it, or a part of it.
 
 `values` is [outer, channels, inner], or [outer, inner, channels] where `is_transposed`.
-`grade_of_channel` is null where all channels are of the first grade. `workspaces` [grades] are zero,
-before and after. `sums` [2, outer, channels] is to calculate in, and null where nothing is summed. */
+`grade_of_channel` is null where all channels are of the first grade. `workspaces` [grades] are
+zero, before and after. `sums` [2, outer, channels] is to calculate in, and null where nothing is
+summed. */
 EXPORT int32_t qdq_add_tensor(const Totals *totals, const float *values, int64_t outer,
                               int64_t channels, int64_t inner, int32_t is_transposed,
                               const int32_t *grade_of_channel, Workspace *workspaces,
@@ -925,6 +1000,18 @@ EXPORT int32_t qdq_add_tensor(const Totals *totals, const float *values, int64_t
 EXPORT void qdq_add_exactly(int64_t *limbs, const float *vectors, int64_t count, int64_t size)
 {
     add_exactly(limbs, vectors, count, size);
+}
+
+/* Divide exact sums [limbs, size] by a count of at most 32 bits; each quotient is rounded once. */
+EXPORT void qdq_divide_exactly(const int64_t *limbs, int64_t size, int64_t count, double *quotients)
+{
+    for (int64_t i = 0; i < size; i++) {
+        uint32_t digits[LIMBS + 1], quotient[SPARE + LIMBS + 1];
+        int is_negative = find_digits(limbs + i, size, digits);
+        uint64_t rest = divide_digits(digits, (uint64_t)count, quotient);
+        double magnitude = round_digits(quotient, rest != 0);
+        quotients[i] = is_negative ? -magnitude : magnitude;
+    }
 }
 
 /* Return the position of the candidate amax with the least square error of rounding counted values

@@ -35,6 +35,7 @@ _ARGUMENTS: dict[str, tuple[type, ...]] = {
         _TOTALS, _FLOATS, _COUNT, _COUNT, _COUNT, _FLAG, _INTEGERS, _INTEGERS, _FLOATS, _FLAG,
     ),
     "qdq_add_exactly": (_INTEGERS, _FLOATS, _COUNT, _COUNT),
+    "qdq_divide_exactly": (_INTEGERS, _COUNT, _COUNT, _FLOATS),
     "qdq_search_levels": (_FLOATS, _COUNT, _FLOATS, _FLOATS, _COUNT, _INTEGERS, _COUNT),
     "qdq_search_scales": (
         _FLOATS, _COUNT, _COUNT, _FLOATS, _FLOATS, _INTEGERS, _FLOATS, _COUNT, _COUNT,
@@ -55,6 +56,7 @@ class Library:
         self.add_tensor = functions.qdq_add_tensor
         self.add_tensor.restype = ctypes.c_int32
         self.add_exactly = functions.qdq_add_exactly
+        self.divide_exactly = functions.qdq_divide_exactly
         self.search_levels = functions.qdq_search_levels
         self.search_levels.restype = _COUNT
         self.search_scales = functions.qdq_search_scales

@@ -114,6 +114,14 @@ class ExactSum:
 
     def divided(self, count: int) -> Floats:
         """Return the sum divided by a count, rounded once to float64."""
+        library = find_library()
+        if library is None or count > _LOW:
+            return self._divide(count)
+        quotients = np.empty(self.size)
+        library.divide_exactly(address(self.limbs), self.size, count, address(quotients))
+        return quotients
+
+    def _divide(self, count: int) -> Floats:
         content = self._to_digits().astype("<u4").tobytes()
         width = np.dtype(np.uint32).itemsize * (_LIMBS + 1)
         divisor = count << (_MANTISSA - _LEAST_EXPONENT)

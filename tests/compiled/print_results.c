@@ -23,6 +23,7 @@ int64_t qdq_size_of_workspace(void);
 int32_t qdq_add_tensor(const Totals *, const float *, int64_t, int64_t, int64_t, int32_t,
                        const int32_t *, void *, float *, int32_t);
 void qdq_add_exactly(int64_t *, const float *, int64_t, int64_t);
+void qdq_divide_exactly(const int64_t *, int64_t, int64_t, double *);
 int64_t qdq_search_levels(const double *, int64_t, const double *, const double *, int64_t,
                           const int64_t *, int64_t);
 void qdq_search_scales(const float *, int64_t, int64_t, const float *, const float *,
@@ -116,9 +117,12 @@ static void print_sums(int64_t count, int64_t size)
     int64_t *limbs = calloc((size_t)(LIMBS * size), sizeof(int64_t));
     qdq_add_exactly(limbs, vectors, count, size);
     uint64_t hash = digest(FIRST_HASH, limbs, (size_t)(LIMBS * size) * sizeof(int64_t), 0);
+    double *means = malloc((size_t)size * sizeof(double));
+    qdq_divide_exactly(limbs, size, count, means);
+    hash = digest(hash, means, (size_t)size * sizeof(double), 0);
     printf("sums %lld %lld: %016llx\n", (long long)count, (long long)size,
            (unsigned long long)hash);
-    free(vectors), free(limbs);
+    free(vectors), free(limbs), free(means);
 }
 
 static void print_levels(int64_t count, int64_t level_count)

@@ -207,6 +207,40 @@ def test_exact_sums_are_the_same(rows: int, size: int, seed: int) -> None:
     assert contents[1] == contents[0]
 
 
+def _assert_same_quotients(limbs: npt.NDArray[np.int64], count: int) -> None:
+    total = ExactSum.from_bytes(limbs.astype("<i8").tobytes())
+    quotients = []
+    for path in ("numpy", "compiled"):
+        with calculating(path):
+            quotients.append(total.divided(count).tobytes())
+
+    assert quotients[1] == quotients[0]
+
+
+@settings(max_examples=200)
+@given(
+    st.lists(st.integers(-(1 << 62), 1 << 62), min_size=10, max_size=10),
+    st.integers(0, 9),
+    st.one_of(st.integers(1, 20), st.integers(1, (1 << 33))),
+)
+def test_means_are_the_same(limbs: list[int], lowest: int, count: int) -> None:
+    vector = np.array(limbs, np.int64)
+    vector[:lowest] = 0
+
+    _assert_same_quotients(np.stack([vector, -vector], axis=1), count)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 1 << 31, (1 << 32) - 1, 1 << 32])
+@pytest.mark.parametrize("unit", [0, 3, 9])
+def test_means_between_two_floats_are_the_same(unit: int, count: int) -> None:
+    """Beside a power of two, 2**-53 of it is half of the distance of two floats."""
+    limbs = np.zeros((10, 6), np.int64)
+    limbs[unit] = [1 << 54, (1 << 54) + 2, (1 << 54) + 6, (1 << 54) - 1, 3, 0]
+    limbs[0, :3] += [1, 0, 0]
+
+    _assert_same_quotients(limbs, count)
+
+
 def test_a_histogram_in_counts_is_that_of_the_values() -> None:
     """Counting agrees with a plain count, not only with the other path."""
     values = np.random.default_rng(3).standard_normal((1, 4, 3000)).astype(np.float32)
