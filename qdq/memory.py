@@ -9,6 +9,9 @@ from functools import cache
 from pathlib import Path
 
 _MEGABYTE = 1_000_000
+
+#: Bytes that fit into the memory of every machine.
+_SMALL = 16 * _MEGABYTE
 GIGABYTE = 1_000_000_000
 
 #: The files of a container's memory limit in bytes, or "max" (Linux control groups, 2 and 1).
@@ -38,6 +41,11 @@ def total_memory() -> int:
         if text.isdigit():
             limits.append(int(text))
     return min(limits)
+
+
+def exceeds_memory(size: int) -> bool:
+    """Whether as many bytes are more than a process can take."""
+    return size > _SMALL and size > total_memory()
 
 
 def keep_freed_memory() -> None:

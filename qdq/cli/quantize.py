@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 
 import click
@@ -56,7 +57,7 @@ from qdq.planning.planner import find_quantized_nodes
 from qdq.quantizer import FORMATS
 from qdq.ranges.known_ranges import KnownRanges
 from qdq.ranges.range_file import write_ranges
-from qdq.reports.command_pages import quantize_page
+from qdq.reports.page import Page
 from qdq.reports.report import Report, full_sections, report_sections
 from qdq.reports.report_files import ReportContent
 from qdq.reports.result_section import result_section
@@ -388,8 +389,11 @@ def _make_content(
     options: QuantizeOptions, inputs: _Inputs, result: Quantized, report: Report
 ) -> ReportContent:
     is_default = not options.plan.targets
-    return ReportContent(
-        report,
-        lambda: full_sections(report, is_target_default=is_default),
-        lambda: quantize_page(report, result, inputs.rules, options.output.name, is_default),
-    )
+
+    def make_page() -> Page:
+        from qdq.reports.command_pages import quantize_page
+
+        return quantize_page(report, result, inputs.rules, options.output.name, is_default)
+
+    sections = partial(full_sections, report, is_target_default=is_default)
+    return ReportContent(report, sections, make_page)

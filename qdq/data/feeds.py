@@ -32,7 +32,7 @@ from qdq.data.preprocessing import preprocess_path
 from qdq.data.sample_files import DATA_FORMS, list_sample_files, open_arrays, open_series
 from qdq.errors import DataError
 from qdq.graph.index import GraphIndex
-from qdq.memory import format_gigabytes, total_memory
+from qdq.memory import exceeds_memory, format_gigabytes
 from qdq.printable import encodable_name
 
 NOISE = "noise"
@@ -331,7 +331,7 @@ def _make_random(generator: np.random.Generator, spec: InputSpec, batch: int) ->
 def _require_memory(spec: InputSpec, shape: tuple[int, ...]) -> None:
     """Raise DataError for an input that the machine's memory cannot hold."""
     size = math.prod(shape) * np.dtype(np.float64).itemsize
-    if size > total_memory():
+    if exceeds_memory(size):
         raise DataError(
             f"{NOISE}: input {spec.name!r} ({spec}) takes {format_gigabytes(size)}, more than the "
             "memory of this machine. Pass a smaller model or other data."

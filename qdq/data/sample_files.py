@@ -28,7 +28,7 @@ from qdq.data.input_specs import (
 from qdq.data.scripts import is_script, load_function, script_failure, split_script_name
 from qdq.errors import DataError, first_line
 from qdq.files.command_files import note_input
-from qdq.memory import format_gigabytes, total_memory
+from qdq.memory import exceeds_memory, format_gigabytes
 from qdq.optional_packages import require_package
 
 DATA_FORMS = (
@@ -210,7 +210,7 @@ def _read_npz(path: Path) -> Sample:
 def _require_memory(path: Path, archive: zipfile.ZipFile) -> None:
     """Raise DataError for an array that unpacks to more than the machine's memory."""
     for member in archive.infolist():
-        if member.file_size > total_memory():
+        if exceeds_memory(member.file_size):
             raise DataError(
                 f"{path}: {member.filename} unpacks to {format_gigabytes(member.file_size)}, more "
                 "than the memory of this machine. Write one .npz per sample."

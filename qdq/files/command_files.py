@@ -34,10 +34,10 @@ class _Output(msgspec.Struct):
 
     def is_at(self, path: Path) -> bool:
         """Whether it is the file at a path, which may not exist yet."""
-        if os.path.realpath(self.path) == os.path.realpath(path):
-            return True
-        identity = _identify(path)
-        return identity is not None and identity == _identify(self.path)
+        identity, other = _identify(self.path), _identify(path)
+        if identity is None and other is None:
+            return os.path.realpath(self.path) == os.path.realpath(path)
+        return identity == other
 
 
 class CommandFiles:

@@ -283,10 +283,15 @@ def _open_partial_session(
 
 
 def _thread_options(settings: RunSettings) -> ort.SessionOptions:
-    """Return session options with the cores of one of the samples that run at the same time."""
+    """Return session options with the cores of one of the samples that run at the same time.
+
+    ONNX Runtime would plan the memory of a second run from the first one, and take it beside the
+    memory that it has: nearly all tensors are results here, and leave no memory to reuse.
+    """
     parallel = min(settings.cores, settings.parallel_samples)
     options = ort.SessionOptions()
     options.intra_op_num_threads = max(settings.cores // parallel, 1)
+    options.enable_mem_pattern = False
     return options
 
 

@@ -15,7 +15,7 @@ from onnx import GraphProto
 from qdq.errors import ModelError
 from qdq.graph.index import GraphIndex, Node
 from qdq.graph.shape_inference import known_sizes
-from qdq.memory import format_gigabytes, total_memory
+from qdq.memory import exceeds_memory, format_gigabytes
 
 #: Iterations that no run comes to the end of.
 _ENDLESS = 1 << 40
@@ -42,7 +42,7 @@ def _require_memory(index: GraphIndex, tensor: str) -> None:
     if sizes is None:
         return
     size = math.prod(sizes) * _item_bytes(index.elem_type(tensor))
-    if size > total_memory():
+    if exceeds_memory(size):
         raise ModelError(
             f"{index.source.name}: tensor {tensor!r} takes {format_gigabytes(size)}, more than the "
             "memory of this machine. Fix the shapes in the model, or use a smaller input."

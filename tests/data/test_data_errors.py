@@ -541,7 +541,7 @@ def test_an_array_that_unpacks_to_more_than_the_memory_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = npz(tmp_path, x=values(1))
-    monkeypatch.setattr("qdq.data.sample_files.total_memory", lambda: 1000)
+    monkeypatch.setattr("qdq.data.sample_files.exceeds_memory", lambda size: size > 1000)
     message = quantize(tmp_path, path)
     assert f"{path}: x.npy unpacks to " in message
     assert "more than the memory of this machine" in message

@@ -142,8 +142,8 @@ def test_a_tensor_larger_than_the_memory_is_refused(tmp_path: Path) -> None:
 
 def test_the_size_counts_the_type(monkeypatch: pytest.MonkeyPatch) -> None:
     index = GraphIndex(load(doubled(0)))
-    monkeypatch.setattr(runnable, "total_memory", lambda: 2 * 3 * 8 * 8 * 4)
+    monkeypatch.setattr(runnable, "exceeds_memory", lambda size: size > 2 * 3 * 8 * 8 * 4)
     require_runnable(index)
-    monkeypatch.setattr(runnable, "total_memory", lambda: 2 * 3 * 8 * 8 * 4 - 1)
+    monkeypatch.setattr(runnable, "exceeds_memory", lambda size: size >= 2 * 3 * 8 * 8 * 4)
     with pytest.raises(ModelError, match="tensor 'p0' takes"):
         require_runnable(index)
