@@ -138,9 +138,9 @@ class PairScaler:
         if moments is None or channels is None:
             return None
         group = int(node.attribute("group", 1))
-        mean, variance = moments.mean, moments.variance
-        if channels.shape[1] * group != mean.size:
+        if channels.shape[1] * group != moments.sums.size:
             return None
+        mean, variance = moments.mean_and_variance()
         return least_shift_amax(channels, mean, variance, group, quantizer.element)
 
 

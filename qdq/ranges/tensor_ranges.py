@@ -48,7 +48,13 @@ class Moments(msgspec.Struct, frozen=True):
     @property
     def variance(self) -> Floats:
         """The variance of each channel, a float64 vector."""
-        return np.maximum(self.squares.divided(self.count) - self.mean**2, 0.0)
+        _, variance = self.mean_and_variance()
+        return variance
+
+    def mean_and_variance(self) -> tuple[Floats, Floats]:
+        """Return the mean and the variance of each channel; the mean is calculated once."""
+        mean = self.mean
+        return mean, np.maximum(self.squares.divided(self.count) - mean**2, 0.0)
 
     def merged(self, other: Moments) -> Moments:
         """Return the moments of all values; both must have as many channels."""

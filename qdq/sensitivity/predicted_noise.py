@@ -69,7 +69,7 @@ class NoisePredictor:
         if channels is None or item is None or item.moments is None:
             return None
         groups = int(node.attribute("group", 1))
-        if channels.shape[1] * groups != item.moments.mean.size:
+        if channels.shape[1] * groups != item.moments.sums.size:
             return None
         error, _ = self._square_error(data, item)
         steps = np.asarray(self._find_scale(weight).scales)
@@ -120,8 +120,8 @@ def _predict_channels(
     outputs = len(weight)
     per_group = np.arange(outputs) // max(1, outputs // groups)
     squares = (weight**2).sum(axis=2)
-    variance = _spread(moments.variance, groups)[per_group]
-    energy = variance + _spread(moments.mean, groups)[per_group] ** 2
+    mean, variance = (_spread(values, groups)[per_group] for values in moments.mean_and_variance())
+    energy = variance + mean**2
     signal = (squares * variance).sum(axis=1)
     from_data = squares.sum(axis=1) * error
     from_weight = steps**2 / 12 * energy.sum(axis=1) * weight.shape[2]
