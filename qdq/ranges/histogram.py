@@ -43,6 +43,9 @@ _COUNT_BYTES = (1, 2, 4, 8)
 #: The number of values that are counted at a time, few enough to stay in a core's cache.
 _BLOCK = 1 << 17
 
+#: The values from which `numpy.bincount` takes less time, though it makes an array of all counters.
+_MANY = 1 << 14
+
 #: The number of counters of each bin.
 _LANES = 2
 _INCREMENT = np.int64(1)
@@ -83,7 +86,10 @@ class Histogram:
         for start in range(0, flat.size, _BLOCK):
             block = flat[start : start + _BLOCK]
             positions = scratch.find_counters(block, scale)
-            np.add.at(counters, positions, _INCREMENT)
+            if block.size < _MANY:
+                np.add.at(counters, positions, _INCREMENT)
+            else:
+                counters += np.bincount(positions, minlength=counters.size)
 
     def merged(self, other: Histogram) -> Histogram:
         """Return the histogram of the values of this histogram and another one."""
