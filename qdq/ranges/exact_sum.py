@@ -115,7 +115,7 @@ class ExactSum:
     def divided(self, count: int) -> Floats:
         """Return the sum divided by a count, rounded once to float64."""
         library = find_library()
-        if library is None or count > _LOW:
+        if library is None or not 0 < count <= _LOW:
             return self._divide(count)
         quotients = np.empty(self.size)
         library.divide_exactly(address(self.limbs), self.size, count, address(quotients))

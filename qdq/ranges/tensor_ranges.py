@@ -36,7 +36,7 @@ class Moments(msgspec.Struct, frozen=True):
     """The exact sums of each channel of a tensor: the order of the samples does not matter."""
 
     #: The number of values of each channel.
-    count: int
+    count: Annotated[int, msgspec.Meta(gt=0)]
     sums: ExactSum
     squares: ExactSum
 

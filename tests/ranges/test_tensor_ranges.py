@@ -215,6 +215,18 @@ def test_a_file_of_ranges_with_a_grade_that_does_not_exist_is_refused(grade: int
         decode_ranges(encode_ranges(damaged), "d.ranges")
 
 
+@pytest.mark.parametrize("count", [0, -1])
+def test_a_file_of_ranges_with_channels_of_no_values_is_refused(count: int) -> None:
+    ranges = part_of(job_of(two_layers(), "noise"), 1, 1)
+    (first, *others) = ranges.by_tensor
+    assert first.moments is not None
+    moments = msgspec.structs.replace(first.moments, count=count)
+    empty = msgspec.structs.replace(first, moments=moments)
+    damaged = msgspec.structs.replace(ranges, by_tensor=(empty, *others))
+    with pytest.raises(DataError, match=r"d\.ranges: the file does not hold ranges"):
+        decode_ranges(encode_ranges(damaged), "d.ranges")
+
+
 def test_a_checkpoint_is_no_file_of_ranges_and_the_other_way_round(tmp_path: Path) -> None:
     ranges = collect_locally(job_of(convolution(), "noise"))
     write_ranges(tmp_path / "c", Checkpoint("run", (ranges,)))
