@@ -10,9 +10,10 @@ from pathlib import Path
 
 _MEGABYTE = 1_000_000
 
-#: Bytes that fit into the memory of every machine.
-_SMALL = 16 * _MEGABYTE
 GIGABYTE = 1_000_000_000
+
+#: Bytes that fit into the memory of every machine, so that psutil need not be imported to ask.
+_SMALL = 16 * _MEGABYTE
 
 #: The files of a container's memory limit in bytes, or "max" (Linux control groups, 2 and 1).
 _LIMIT_FILES = (

@@ -1,12 +1,13 @@
-/* Statistics of tensors, and the search for the scales of weights.
+/* Statistics of tensors, and the searches for ranges and for the scales of weights.
 
-The functions give the same bytes as the numpy code of qdq/observers/tensor_statistics.py and
-qdq/calibration/weight_scales.py, which is in use where this file is not compiled. They are C11,
-need no other library, and keep no state: a call with arrays of its own is safe in any thread.
+The functions give the same bytes as the numpy code of qdq/observers/tensor_statistics.py,
+qdq/ranges/exact_sum.py, qdq/ranges/square_error.py and qdq/calibration/weight_scales.py, which is
+in use where this file is not compiled. They are C11, need no other library, and keep no state: a
+call with arrays of its own is safe in any thread.
 
 Every body is compiled once for any processor, and on x86-64 once more for AVX2. Both have the same
-operations in the same order, so the processor does not change a result. The file must be compiled
-without -ffast-math and with -ffp-contract=off. */
+float operations in the same order, so the processor does not change a result. The file must be
+compiled without -ffast-math and with -ffp-contract=off. */
 
 #include <float.h>
 #include <math.h>
@@ -43,12 +44,10 @@ without -ffast-math and with -ffp-contract=off. */
 #define LOG_BINS 12
 #define LEAST_EXPONENT (-120)
 
-/* The counters of each bin, which neighbouring values take in turn: a core waits where the same
-counter is incremented twice in a row. All of them fit into the fastest cache. */
-#define COUNTERS 2
-
-/* The counters of a lane: those of one bin are not a multiple of 4096 bytes apart, for which a core
-takes the load of one to depend on the store of another. */
+/* The counters of a lane. Each bin has one in both lanes, which neighbouring values take in turn: a
+core waits where the same counter is incremented twice in a row. Two lanes fit into the fastest
+cache. The counters of a bin are not a multiple of 4096 bytes apart, for which a core takes the load
+of one to depend on the store of the other. */
 #define LANE (BINS + 80)
 
 /* The most values that a lane may count. */
@@ -97,7 +96,7 @@ enum { ELEMENT_INT8 = 0, ELEMENT_E4M3 = 1 };
 
 /* Where the values of one grade of a sample are counted: zeros before and after. */
 typedef struct {
-    uint16_t lanes[COUNTERS][LANE];
+    uint16_t first[LANE], second[LANE];
     int64_t moved[BINS]; /* the counts that were in the lanes before */
 } Workspace;
 
@@ -192,8 +191,8 @@ INLINE void fold_bins(int64_t *counts, int32_t doublings)
 INLINE void move_counters(Grade *grade, int64_t *restrict counts)
 {
     int last = (int)(from_bits(grade->largest) * power_of_two(-grade->exponent));
-    uint16_t *restrict first = grade->workspace->lanes[0];
-    uint16_t *restrict second = grade->workspace->lanes[1];
+    uint16_t *restrict first = grade->workspace->first;
+    uint16_t *restrict second = grade->workspace->second;
     for (int bin = 0; bin <= last; bin++)
         counts[bin] += (int64_t)first[bin] + second[bin];
     memset(first, 0, (size_t)(last + 1) * sizeof(uint16_t));
@@ -281,18 +280,18 @@ INLINE void count_block(const float *restrict values, int64_t size, Grade *grade
         bins[i] = (uint16_t)(int32_t)(fabsf(values[i]) * scale);
     int64_t left = use_avx2 ? drop_zeros(bins, size) : size;
     grade->zeros += size - left;
-    int32_t most = (int32_t)(left + 1) / COUNTERS;
+    int32_t most = (int32_t)(left + 1) / 2;
     if (grade->room < most)
         empty_lanes(grade);
     grade->room -= most;
     prefetch(values + size, size);
-    uint16_t *restrict first = grade->workspace->lanes[0];
-    uint16_t *restrict second = grade->workspace->lanes[1];
-    for (int64_t i = 0; i + 1 < left; i += COUNTERS) {
+    uint16_t *restrict first = grade->workspace->first;
+    uint16_t *restrict second = grade->workspace->second;
+    for (int64_t i = 0; i + 1 < left; i += 2) {
         first[bins[i]]++;
         second[bins[i + 1]]++;
     }
-    if (left % COUNTERS)
+    if (left % 2)
         first[bins[left - 1]]++;
 }
 

@@ -21,9 +21,6 @@ from qdq.compiled.library import Library, address
 BINS = 4096
 _MOST_GRADES = 64
 
-#: A counter of one sample has 32 bits.
-_MOST_VALUES = (1 << 32) - 1
-
 _Exact = npt.NDArray[np.int64]
 
 
@@ -132,9 +129,9 @@ class _Scratch(threading.local):
         self._addresses = (0, 0)
 
     def find_arrays(self, workspace_size: int, rows: int) -> tuple[int, int | None]:
-        """Return the addresses of as many zero bytes, and of two sums a row or None without rows.
+        """Return the addresses of workspaces, and of two sums a row or None without rows.
 
-        The library leaves the bytes zero.
+        `workspace_size` is the bytes of all workspaces; the library finds and leaves zeros there.
         """
         if self._workspaces.size < workspace_size or self._sums.size < 2 * rows:
             self._workspaces = np.zeros(max(workspace_size, self._workspaces.size), np.uint8)
@@ -147,9 +144,9 @@ _SCRATCH = _Scratch()
 
 
 def can_add(values: Array, grades: int = 1) -> bool:
-    """Whether the library adds values of this type and number."""
+    """Whether the library adds values of this type, of as many grades."""
     is_narrow = values.dtype.kind == "f" and values.dtype.itemsize <= np.dtype(np.float32).itemsize
-    return is_narrow and 0 < values.size <= _MOST_VALUES and grades <= _MOST_GRADES
+    return is_narrow and values.size > 0 and grades <= _MOST_GRADES
 
 
 def is_last_axis(values: Array, axis: int) -> bool:
